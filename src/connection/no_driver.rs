@@ -1,0 +1,73 @@
+//! Stands in for the drivers where none is built in: only pass-through sessions exist then.
+
+use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
+
+use crate::error::Kind;
+
+/// No driver, no connection.
+pub(crate) enum Driver {
+    Gone,
+}
+
+/// Where a stream's rows go.
+#[cfg(feature = "stream")]
+pub(crate) type Rows = tokio::sync::mpsc::Sender<Result<QueryResult, DbErr>>;
+
+impl Driver {
+    pub(crate) async fn execute(&mut self, _: Statement) -> Result<ExecResult, DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn execute_unprepared(&mut self, _: String) -> Result<ExecResult, DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn query_one(&mut self, _: Statement) -> Result<Option<QueryResult>, DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn query_all(&mut self, _: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        Err(lost())
+    }
+
+    #[cfg(feature = "stream")]
+    pub(crate) async fn stream(&mut self, _: Statement, _: &Rows) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn drain(&mut self) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn ping(&mut self) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn begin(&mut self, _: Option<String>) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn commit(&mut self) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn rollback(&mut self) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        0
+    }
+
+    pub(crate) async fn return_to_pool(&mut self) {}
+
+    pub(crate) fn close_on_drop(&mut self) {}
+}
+
+fn lost() -> DbErr {
+    Kind::ConnectionLost.into_db_err()
+}
+
+pub(crate) fn is_fatal(_: &DbErr) -> bool {
+    false
+}

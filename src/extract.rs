@@ -1,0 +1,57 @@
+//! Sessions as axum handler arguments (feature `axum`).
+
+use std::convert::Infallible;
+
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request::Parts};
+
+use crate::{DbSession, Error, SessionPool};
+
+/// The rejection of a session argument where no layer gives one: status 500, with a static text
+/// that names the layer. Also written to the log.
+#[derive(Debug, Clone)]
+pub struct MissingSession(Error);
+
+impl IntoResponse for MissingSession {
+    fn into_response(self) -> Response {
+        tracing::error!(target: "tower_sea_orm", "{}", self.0);
+        (StatusCode::INTERNAL_SERVER_ERROR, self.0.to_string()).into_response()
+    }
+}
+
+impl std::fmt::Display for MissingSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for MissingSession {}
+
+impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbSession<Tag> {
+    type Rejection = MissingSession;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
+        Self::from_extensions(&parts.extensions).map_err(MissingSession)
+    }
+}
+
+impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbSession<Tag> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(Self::from_extensions(&parts.extensions).ok())
+    }
+}
+
+/// The pool of the request's [`DbSession`].
+impl<S: Sync> FromRequestParts<S> for SessionPool {
+    type Rejection = MissingSession;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
+        let session: DbSession = DbSession::from_extensions(&parts.extensions).map_err(MissingSession)?;
+        Ok(session.pool().clone())
+    }
+}

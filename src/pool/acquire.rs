@@ -1,0 +1,144 @@
+//! Acquiring: waiting in the queue, fetching from the driver, and telling why it failed.
+
+use std::time::{Duration, Instant};
+
+use sea_orm::{ConnAcquireErr, DbErr};
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+
+use super::{SessionPool, queue::Ticket};
+use crate::{
+    connection::PinnedConnection,
+    error::{Error, Kind},
+};
+
+/// How long the probe that tells *down* from *exhausted* may take, and how long its result holds.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// Who a connection comes from: the rules for handing it on differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hand {
+    /// Just fetched from the driver for somebody who waits here.
+    Fetched,
+    /// Released by another session: the plain users of the driver's pool have their share of these.
+    Over,
+}
+
+/// The result of one attempt to connect.
+pub(super) struct Probe {
+    at: Instant,
+    failure: Option<Error>,
+}
+
+/// A connection on its way to a session; dropped before it arrives, it goes back clean.
+pub(crate) struct Lease(Option<PinnedConnection>);
+
+impl Lease {
+    pub(super) fn new(connection: PinnedConnection) -> Self {
+        Self(Some(connection))
+    }
+
+    pub(crate) fn into_connection(mut self) -> Option<PinnedConnection> {
+        self.0.take()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            connection.pool().clone().put_back(connection);
+        }
+    }
+}
+
+impl SessionPool {
+    /// Waits for a connection, at most `acquire_timeout`.
+    pub(crate) async fn acquire(&self) -> Result<Lease, Error> {
+        if self.shared.source.is_closed() {
+            return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
+        }
+        let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        let started = Instant::now();
+        let mut waiting = Waiting { receiver: self.shared.queue.join(self, runtime), pool: self, done: false };
+        let result = timeout(self.settings.acquire_timeout, &mut waiting.receiver).await;
+        waiting.done = matches!(result, Ok(Ok(_)));
+        drop(waiting);
+        match result {
+            Ok(Ok(Ok(lease))) => {
+                self.pressure().relieved();
+                Ok(lease)
+            }
+            Ok(Ok(Err(error))) => Err(self.fail(error, started.elapsed())),
+            // The waiter was dropped unanswered: its runtime is shutting down.
+            Ok(Err(_)) => Err(self.fail(Kind::Closing.into(), started.elapsed())),
+            Err(_) => {
+                let waited = started.elapsed();
+                let error = self.diagnose().await;
+                Err(self.fail(error, waited))
+            }
+        }
+    }
+
+    fn fail(&self, error: Error, waited: Duration) -> Error {
+        self.pressure().failed(&error, self.status(), waited);
+        error
+    }
+
+    /// Why nobody came: *down* if a connection cannot be made at all, *exhausted* otherwise.
+    async fn diagnose(&self) -> Error {
+        if self.shared.source.is_closed() {
+            return Kind::Closing.into();
+        }
+        if self.status().acquiring == 0 {
+            // Every connection is in a session's hands: the server has nothing to do with it.
+            return Kind::Exhausted.into();
+        }
+        let mut last = self.shared.probe.lock().await;
+        if last.as_ref().is_none_or(|probe| probe.at.elapsed() >= PROBE) {
+            let pool = self.clone();
+            let attempt = tokio::spawn(async move { timeout(PROBE, pool.shared.source.connect_once()).await });
+            let failure = match attempt.await {
+                Ok(Ok(Ok(()))) | Err(_) => None,
+                Ok(Ok(Err(error))) => Some(error),
+                Ok(Err(_)) => Some(Kind::Down.into()),
+            };
+            *last = Some(Probe { at: Instant::now(), failure });
+        }
+        last.as_ref().and_then(|probe| probe.failure.clone()).unwrap_or_else(|| Kind::Exhausted.into())
+    }
+}
+
+/// A place in the queue.
+struct Waiting<'p> {
+    receiver: oneshot::Receiver<Result<Lease, Error>>,
+    pool: &'p SessionPool,
+    done: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.receiver.close();
+            self.pool.shared.queue.leave();
+        }
+    }
+}
+
+/// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter.
+pub(super) async fn fetch(ticket: Ticket, runtime: Handle) {
+    let pool = ticket.pool.clone();
+    match pool.shared.source.acquire().await {
+        Ok(driver) => {
+            let connection = PinnedConnection::new(driver, runtime, ticket.redeem());
+            if let Some(connection) = pool.shared.queue.hand_over(connection, Hand::Fetched) {
+                connection.return_to_driver();
+            }
+        }
+        // The driver says so whether the pool is empty or the server is down. Those who still
+        // wait have time left: dropping the ticket sends for another one.
+        Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
+        Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
+            pool.shared.queue.refuse(Kind::Closing.into());
+        }
+        Err(error) => pool.shared.queue.refuse(Error::with_source(Kind::Down, error)),
+    }
+}

@@ -1,0 +1,192 @@
+//! The queue: who waits, and how many connections are out.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Handle, sync::oneshot};
+
+use super::{
+    SessionPool, Status,
+    acquire::{self, Hand, Lease},
+};
+use crate::{connection::PinnedConnection, error::Error};
+
+/// How often, pool-wide, a released connection passes those who wait here and visits the driver's
+/// pool, where users of the plain `DatabaseConnection` may be waiting.
+const PLAIN_SHARE: Duration = Duration::from_millis(50);
+
+#[derive(Default)]
+pub(super) struct Queue(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    waiters: VecDeque<Waiter>,
+    /// Waiters in the queue that have given up; swept when they are the majority.
+    gone: usize,
+    /// Connections that sessions hold.
+    out: u32,
+    /// Tasks that are in the driver's `acquire()`.
+    acquiring: u32,
+    last_visit: Option<Instant>,
+}
+
+struct Waiter {
+    sender: oneshot::Sender<Result<Lease, Error>>,
+    pool: SessionPool,
+    runtime: Handle,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let state = self.lock();
+        Status {
+            limit: 0,
+            in_use: state.out,
+            acquiring: state.acquiring,
+            waiting: state.waiters.len().saturating_sub(state.gone),
+        }
+    }
+
+    /// Joins the queue and sends for a connection if the limit allows one more.
+    pub(super) fn join(&self, pool: &SessionPool, runtime: Handle) -> oneshot::Receiver<Result<Lease, Error>> {
+        let (sender, receiver) = oneshot::channel();
+        self.lock().waiters.push_back(Waiter { sender, pool: pool.clone(), runtime });
+        self.fill();
+        receiver
+    }
+
+    /// A waiter has given up; its receiver is closed.
+    pub(super) fn leave(&self) {
+        let mut state = self.lock();
+        state.gone += 1;
+        if state.gone * 2 > state.waiters.len() {
+            state.waiters.retain(|waiter| !waiter.sender.is_closed());
+            state.gone = 0;
+        }
+    }
+
+    /// Sends for as many connections as there are waiters and the limit allows.
+    pub(super) fn fill(&self) {
+        loop {
+            let mut state = self.lock();
+            let State { waiters, out, acquiring, .. } = &mut *state;
+            let live = waiters.iter().filter(|waiter| !waiter.sender.is_closed());
+            let Some(waiter) = live.take(*acquiring as usize + 1).nth(*acquiring as usize) else { return };
+            if *out + *acquiring >= waiter.pool.limit() {
+                return;
+            }
+            *acquiring += 1;
+            let (pool, runtime) = (waiter.pool.clone(), waiter.runtime.clone());
+            drop(state);
+            // Made before the task, so that the count is right even if the task never runs.
+            let ticket = Ticket { pool, armed: true };
+            runtime.clone().spawn(acquire::fetch(ticket, runtime));
+        }
+    }
+
+    /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
+    pub(super) fn hand_over(&self, mut connection: PinnedConnection, how: Hand) -> Option<PinnedConnection> {
+        loop {
+            let waiter = {
+                let mut state = self.lock();
+                if how == Hand::Over && state.plain_users_turn() {
+                    return Some(connection);
+                }
+                state.oldest()
+            };
+            let Some(waiter) = waiter else { return Some(connection) };
+            match waiter.sender.send(Ok(Lease::new(connection))) {
+                Ok(()) => return None,
+                Err(Ok(lease)) => connection = lease.into_connection()?,
+                Err(Err(_)) => return None,
+            }
+        }
+    }
+
+    /// Tells the oldest live waiter why it gets no connection.
+    pub(super) fn refuse(&self, error: Error) {
+        let oldest = self.lock().oldest();
+        if let Some(waiter) = oldest {
+            let _ = waiter.sender.send(Err(error));
+        }
+    }
+}
+
+impl State {
+    fn oldest(&mut self) -> Option<Waiter> {
+        while let Some(waiter) = self.waiters.pop_front() {
+            if !waiter.sender.is_closed() {
+                return Some(waiter);
+            }
+            self.gone = self.gone.saturating_sub(1);
+        }
+        None
+    }
+
+    fn plain_users_turn(&mut self) -> bool {
+        let due = self.last_visit.is_none_or(|last| last.elapsed() >= PLAIN_SHARE);
+        if due {
+            self.last_visit = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// The right to fetch one connection; a connection that arrives turns it into a [`SlotGuard`].
+pub(super) struct Ticket {
+    pub(super) pool: SessionPool,
+    armed: bool,
+}
+
+impl Ticket {
+    pub(super) fn redeem(mut self) -> SlotGuard {
+        self.armed = false;
+        let mut state = self.pool.shared.queue.lock();
+        state.acquiring -= 1;
+        state.out += 1;
+        drop(state);
+        SlotGuard { pool: self.pool.clone(), armed: true }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.armed {
+            self.pool.shared.queue.lock().acquiring -= 1;
+            self.pool.shared.queue.fill();
+        }
+    }
+}
+
+/// One connection that is out; dropping it frees the slot for the next waiter.
+pub(crate) struct SlotGuard {
+    pool: SessionPool,
+    armed: bool,
+}
+
+impl SlotGuard {
+    pub(crate) fn pool(&self) -> &SessionPool {
+        &self.pool
+    }
+
+    /// Moves the slot out, leaving a guard that frees nothing.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { pool: self.pool.clone(), armed: std::mem::replace(&mut self.armed, false) }
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        if self.armed {
+            self.pool.shared.queue.lock().out -= 1;
+            self.pool.shared.queue.fill();
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The driver's pool underneath.
+
+use std::time::Duration;
+
+#[cfg(feature = "_sqlx")]
+use sea_orm::{ConnAcquireErr, RuntimeErr, sqlx};
+use sea_orm::{DatabaseConnection, DatabaseConnectionType, DbErr};
+
+use crate::{
+    connection::Driver,
+    error::{Error, Kind},
+};
+
+/// Where connections come from.
+pub(crate) enum Source {
+    #[cfg(feature = "sqlx-postgres")]
+    Postgres(sqlx::PgPool),
+    #[cfg(feature = "sqlx-mysql")]
+    MySql(sqlx::MySqlPool),
+    #[cfg(feature = "sqlx-sqlite")]
+    Sqlite { pool: sqlx::SqlitePool, in_memory: bool },
+    /// Nothing to pin: statements go to the `DatabaseConnection` itself.
+    Direct,
+}
+
+/// Runs `$body` with `$pool` bound to sqlx's pool.
+macro_rules! dispatch {
+    ($source:expr, $pool:ident => $body:expr, direct => $direct:expr) => {
+        match $source {
+            #[cfg(feature = "sqlx-postgres")]
+            Source::Postgres($pool) => $body,
+            #[cfg(feature = "sqlx-mysql")]
+            Source::MySql($pool) => $body,
+            #[cfg(feature = "sqlx-sqlite")]
+            Source::Sqlite { pool: $pool, .. } => $body,
+            Source::Direct => $direct,
+        }
+    };
+}
+
+impl Source {
+    pub(super) fn of(database: &DatabaseConnection) -> Result<Self, Error> {
+        match &database.inner {
+            #[cfg(feature = "sqlx-postgres")]
+            DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {
+                Ok(Self::Postgres(database.get_postgres_connection_pool().clone()))
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            DatabaseConnectionType::SqlxMySqlPoolConnection(_) => {
+                Ok(Self::MySql(database.get_mysql_connection_pool().clone()))
+            }
+            #[cfg(feature = "sqlx-sqlite")]
+            DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
+                let pool = database.get_sqlite_connection_pool().clone();
+                let name = pool.connect_options().get_filename().to_string_lossy().into_owned();
+                // sqlx gives an in-memory database a name of this form.
+                let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"].iter().any(|mark| name.contains(mark));
+                Ok(Self::Sqlite { pool, in_memory })
+            }
+            #[cfg(feature = "mock")]
+            DatabaseConnectionType::MockDatabaseConnection(_) => Ok(Self::Direct),
+            #[cfg(feature = "proxy")]
+            DatabaseConnectionType::ProxyDatabaseConnection(_) => Ok(Self::Direct),
+            DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
+            // SeaORM may be built with drivers that this crate is not.
+            #[allow(unreachable_patterns)]
+            other => Err(Kind::DriverNotEnabled(feature_of(&format!("{other:?}"))).into()),
+        }
+    }
+
+    pub(super) fn max_connections(&self) -> Option<u32> {
+        dispatch!(self, pool => Some(pool.options().get_max_connections()), direct => None)
+    }
+
+    pub(super) fn acquire_timeout(&self) -> Option<Duration> {
+        dispatch!(self, pool => Some(pool.options().get_acquire_timeout()), direct => None)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        dispatch!(self, pool => pool.is_closed(), direct => false)
+    }
+
+    pub(super) fn is_in_memory(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { in_memory, .. } => *in_memory,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// The driver's own `acquire()`. Never to be dropped before it ends.
+    pub(super) async fn acquire(&self) -> Result<Driver, DbErr> {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(pool) => pool.acquire().await.map(Driver::Postgres).map_err(acquire_error),
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(pool) => pool.acquire().await.map(Driver::MySql).map_err(acquire_error),
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { pool, .. } => pool.acquire().await.map(Driver::Sqlite).map_err(acquire_error),
+            Self::Direct => Ok(Driver::Gone),
+        }
+    }
+
+    /// Opens one connection beside the pool and closes it again.
+    pub(super) async fn connect_once(&self) -> Result<(), Error> {
+        #[cfg(feature = "_sqlx")]
+        use sqlx::{ConnectOptions, Connection};
+        dispatch!(self, pool => {
+            let options = pool.connect_options();
+            match options.connect().await {
+                Ok(connection) => {
+                    let _ = connection.close().await;
+                    Ok(())
+                }
+                // The server answers, but has no connection to spare: exhausted, not down.
+                Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("53300" | "08004")) => Ok(()),
+                Err(error) => Err(Error::with_source(Kind::Down, error)),
+            }
+        }, direct => Ok(()))
+    }
+}
+
+#[cfg(feature = "_sqlx")]
+fn acquire_error(error: sqlx::Error) -> DbErr {
+    match error {
+        sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+        sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+        error => DbErr::Conn(RuntimeErr::SqlxError(error.into())),
+    }
+}
+
+/// The feature that builds in the driver of a `DatabaseConnection`, by the name SeaORM prints.
+fn feature_of(variant: &str) -> &'static str {
+    match variant {
+        "SqlxPostgresPoolConnection" => "sqlx-postgres",
+        "SqlxMySqlPoolConnection" => "sqlx-mysql",
+        "SqlxSqlitePoolConnection" => "sqlx-sqlite",
+        "MockDatabaseConnection" => "mock",
+        "ProxyDatabaseConnection" => "proxy",
+        _ => "sqlx-sqlite (rusqlite connections are not supported)",
+    }
+}

@@ -1,0 +1,103 @@
+//! [`DbSessionService`]: one session per request.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use crate::{
+    DbSession, DbSessionLayer, Main, SessionPool,
+    future::ResponseFuture,
+    layer::Policy,
+    respond::{EmptyBody, OnError},
+};
+
+/// The service that a [`DbSessionLayer`] makes.
+///
+/// The inner service that was polled ready is the one that is called. A request that already
+/// carries a live session of the same tag passes through: nested layers share one session.
+pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
+    inner: S,
+    pool: SessionPool,
+    policy: Policy,
+    respond: Respond,
+    tag: PhantomData<fn() -> Tag>,
+}
+
+impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
+    pub(crate) fn new(inner: S, layer: &DbSessionLayer<Tag, Respond>) -> Self
+    where
+        Respond: Clone,
+    {
+        Self {
+            inner,
+            pool: layer.pool.clone(),
+            policy: layer.policy.clone(),
+            respond: layer.respond.clone(),
+            tag: PhantomData,
+        }
+    }
+
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>> for DbSessionService<S, Tag, Respond>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    Respond: OnError<ResBody> + Clone,
+    Tag: 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, ReqBody, Tag, Respond>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        // The clone has not been polled ready: it stays, and the ready one goes.
+        let next = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, next);
+        let has_session = request.extensions().get::<DbSession<Tag>>().is_some_and(|session| !session.is_closed());
+        if has_session {
+            return ResponseFuture::pass(inner, request, self.respond.clone());
+        }
+        ResponseFuture::new(inner, request, &self.pool, &self.policy, self.respond.clone())
+    }
+}
+
+impl<S: Clone, Tag, Respond: Clone> Clone for DbSessionService<S, Tag, Respond> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            pool: self.pool.clone(),
+            policy: self.policy.clone(),
+            respond: self.respond.clone(),
+            tag: PhantomData,
+        }
+    }
+}
+
+impl<S: fmt::Debug, Tag, Respond> fmt::Debug for DbSessionService<S, Tag, Respond> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DbSessionService").field("inner", &self.inner).field("pool", &self.pool).finish_non_exhaustive()
+    }
+}

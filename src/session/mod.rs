@@ -1,0 +1,201 @@
+//! [`DbSession`]: the handle that a handler uses.
+
+mod call;
+mod core;
+mod executor;
+mod guard;
+#[cfg(feature = "_sqlx")]
+mod raw;
+mod savepoint;
+#[cfg(feature = "stream")]
+mod stream;
+
+use std::{fmt, marker::PhantomData, sync::Arc};
+
+use http::Extensions;
+use sea_orm::{
+    AccessMode, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder, TransactionError,
+    TransactionTrait,
+};
+
+pub use self::savepoint::SessionTransaction;
+#[cfg(feature = "stream")]
+pub use self::stream::SessionStream;
+pub(crate) use self::{core::Core, guard::SessionGuard};
+use crate::{
+    connection::Operation,
+    error::{Error, Kind},
+    pool::SessionPool,
+};
+
+/// The tag of a service's one and only, or most important, database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Main {}
+
+/// A request's database session: one connection, lent to the handler.
+///
+/// It implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait`, so it stands
+/// wherever a `&DatabaseConnection` stands in generic code: `Item::find().all(&session)`.
+///
+/// Clones are handles to the same session. Statements of one session run one after the other, on
+/// one connection to the server; concurrent ones queue. When the request ends, the handles die:
+/// their statements answer *session closed*, and can never reach another request's connection.
+///
+/// `Tag` tells several databases of one service apart; `DbSession` is `DbSession<Main>`.
+///
+/// # Cancel safety
+///
+/// Dropping the future of a statement, for example in `select!`, is safe. The statement runs to its
+/// end on the server in a task of this crate, and the session's next statement waits for it.
+pub struct DbSession<Tag = Main> {
+    core: Arc<Core>,
+    tag: PhantomData<fn() -> Tag>,
+}
+
+impl<Tag> DbSession<Tag> {
+    pub(crate) fn guarded(core: Arc<Core>) -> (Self, SessionGuard) {
+        let guard = SessionGuard::new(core.clone());
+        (Self { core, tag: PhantomData }, guard)
+    }
+
+    /// The session of a request, from the extensions where the layer put it.
+    ///
+    /// # Errors
+    ///
+    /// [`is_missing_layer`](Error::is_missing_layer) if there is none.
+    pub fn from_extensions(extensions: &Extensions) -> Result<Self, Error>
+    where
+        Tag: 'static,
+    {
+        extensions.get::<Self>().cloned().ok_or_else(|| Kind::MissingLayer.into())
+    }
+
+    /// The pool the session comes from, for work that outlives the request.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # fn handler(session: tower_sea_orm::DbSession) {
+    /// let pool = session.pool().clone();
+    /// tokio::spawn(async move {
+    ///     let session = pool.session().await?;
+    ///     // ... statements on a session of its own
+    ///     Ok::<(), tower_sea_orm::Error>(())
+    /// });
+    /// # }
+    /// ```
+    pub fn pool(&self) -> &SessionPool {
+        self.core.pool()
+    }
+
+    /// The database's kind.
+    pub fn backend(&self) -> DbBackend {
+        self.pool().backend()
+    }
+
+    /// The database's kind, by the name that SeaORM's own types use.
+    pub fn get_database_backend(&self) -> DbBackend {
+        self.backend()
+    }
+
+    /// A builder for schema statements in the database's dialect.
+    pub fn get_schema_builder(&self) -> SchemaBuilder {
+        Schema::new(self.backend()).builder()
+    }
+
+    /// Whether the request that the session belongs to has ended.
+    pub fn is_closed(&self) -> bool {
+        self.core.is_over()
+    }
+
+    /// Gives the connection back before the request ends. The next statement checks one out again.
+    ///
+    /// Use it around slow work that needs no database, such as a call to another service: the
+    /// connection serves other requests meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If a transaction or a stream of the session is still open.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it resolves, the session keeps its connection.
+    pub async fn release(&self) -> Result<(), DbErr> {
+        if self.pool().is_direct() {
+            return self.core.check_open();
+        }
+        self.core.release().await
+    }
+
+    /// Checks that the connection answers.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says, or this crate's own failures to have a connection.
+    pub async fn ping(&self) -> Result<(), DbErr> {
+        if self.pool().is_direct() {
+            self.core.check_open()?;
+            return self.pool().database().ping().await;
+        }
+        self.core.run(None, Operation::Ping).await.map(drop)
+    }
+
+    /// Runs `callback` in a transaction: committed if it returns `Ok`, rolled back otherwise.
+    ///
+    /// # Errors
+    ///
+    /// The callback's own error, or that of BEGIN, COMMIT or ROLLBACK.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before COMMIT was sent, the transaction is rolled back. A COMMIT that was sent is
+    /// seen through.
+    pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c SessionTransaction) -> Result<T, E> + Send,
+        T: Send,
+        E: fmt::Display + fmt::Debug + Send,
+    {
+        let transaction = self.begin().await?;
+        transaction.run_async(callback).await
+    }
+
+    /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode.
+    ///
+    /// # Errors
+    ///
+    /// As [`transaction_async`](Self::transaction_async).
+    pub async fn transaction_with_config_async<F, T, E>(
+        &self,
+        callback: F,
+        isolation_level: Option<IsolationLevel>,
+        access_mode: Option<AccessMode>,
+    ) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c SessionTransaction) -> Result<T, E> + Send,
+        T: Send,
+        E: fmt::Display + fmt::Debug + Send,
+    {
+        let transaction = self.begin_with_config(isolation_level, access_mode).await?;
+        transaction.run_async(callback).await
+    }
+}
+
+impl<Tag> Clone for DbSession<Tag> {
+    fn clone(&self) -> Self {
+        Self { core: self.core.clone(), tag: PhantomData }
+    }
+}
+
+impl<Tag> fmt::Debug for DbSession<Tag> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DbSession").field("closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}
+
+/// A pass-through handle: every statement takes a connection of its own from `database`, as it
+/// would without this crate. For unit tests and for migrating a service step by step.
+impl From<DatabaseConnection> for DbSession {
+    fn from(database: DatabaseConnection) -> Self {
+        Self { core: Core::new(SessionPool::pass_through(database), None), tag: PhantomData }
+    }
+}

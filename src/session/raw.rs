@@ -1,0 +1,64 @@
+//! Raw access: a closure on the driver's own connection.
+
+use futures_util::future::BoxFuture;
+use sea_orm::{DbErr, sqlx};
+use tokio::sync::oneshot;
+
+use super::DbSession;
+use crate::{
+    connection::{Driver, Operation, Raw},
+    error::Kind,
+};
+
+macro_rules! raw_access {
+    ($(#[$attribute:meta])* $method:ident, $variant:ident, $connection:ty, $name:literal) => {
+        #[doc = concat!("Runs `code` on the session's own ", $name, " connection, for what SeaORM has no words for.")]
+        ///
+        /// The session does not see what the code does: afterwards a transaction that it left open
+        /// is rolled back, and a ROLLBACK precedes the connection's return.
+        ///
+        /// # Errors
+        ///
+        /// If the session's database is another one, or no connection can be had. The code's own
+        /// errors are part of `T`.
+        ///
+        /// # Cancel safety
+        ///
+        /// The code is not carried on when the future is dropped: it is dropped as well, and the
+        /// connection is closed (an in-memory SQLite database keeps its connection).
+        $(#[$attribute])*
+        pub async fn $method<T, F>(&self, code: F) -> Result<T, DbErr>
+        where
+            F: for<'c> FnOnce(&'c mut $connection) -> BoxFuture<'c, T> + Send + 'static,
+            T: Send + 'static,
+        {
+            let (sender, receiver) = oneshot::channel();
+            let raw: Raw = Box::new(move |driver| {
+                Box::pin(async move {
+                    match driver {
+                        Driver::$variant(connection) => {
+                            let _ = sender.send(code(connection).await);
+                            Ok(())
+                        }
+                        #[allow(unreachable_patterns)]
+                        _ => Err(Kind::WrongDriver.into_db_err()),
+                    }
+                })
+            });
+            if self.pool().is_direct() {
+                return Err(Kind::WrongDriver.into_db_err());
+            }
+            self.core.run(None, Operation::Raw(raw)).await?;
+            receiver.await.map_err(|_| Kind::ConnectionLost.into_db_err())
+        }
+    };
+}
+
+impl<Tag> DbSession<Tag> {
+    #[cfg(feature = "sqlx-postgres")]
+    raw_access!(with_postgres, Postgres, sqlx::PgConnection, "PostgreSQL");
+    #[cfg(feature = "sqlx-mysql")]
+    raw_access!(with_mysql, MySql, sqlx::MySqlConnection, "MySQL");
+    #[cfg(feature = "sqlx-sqlite")]
+    raw_access!(with_sqlite, Sqlite, sqlx::SqliteConnection, "SQLite");
+}

@@ -1,0 +1,212 @@
+//! [`SessionTransaction`]: a transaction begun by the handler, and the savepoints inside of it.
+
+use std::{fmt, sync::Arc};
+
+use sea_orm::{
+    AccessMode, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
+    TransactionError, TransactionOptions, TransactionTrait,
+};
+
+use super::core::{Core, Level};
+use crate::{connection::Operation, pool::SessionPool};
+
+/// A transaction of a session, from [`TransactionTrait::begin`] or `transaction`.
+///
+/// Transactions of one session are a stack: while one is open, only the innermost handle runs
+/// statements, and only that may be ended; anything else is an error that says so. One begun inside
+/// of another is a savepoint.
+///
+/// Dropped without `commit()`, it is rolled back.
+#[must_use = "a transaction is rolled back when it is dropped"]
+pub struct SessionTransaction(Inner);
+
+enum Inner {
+    Pinned { core: Arc<Core>, level: Level },
+    Direct { core: Arc<Core>, transaction: DatabaseTransaction },
+}
+
+/// What a handle speaks to.
+pub(super) enum Handle<'a> {
+    Pinned(&'a Arc<Core>, Option<Level>),
+    Plain(&'a Arc<Core>, &'a DatabaseConnection),
+    Direct(&'a Arc<Core>, &'a DatabaseTransaction),
+}
+
+impl SessionTransaction {
+    pub(super) async fn open(handle: Handle<'_>, options: TransactionOptions) -> Result<Self, DbErr> {
+        match handle {
+            Handle::Plain(core, database) => {
+                core.check_open()?;
+                let transaction = database.begin_with_options(options).await?;
+                Ok(Self(Inner::Direct { core: core.clone(), transaction }))
+            }
+            Handle::Direct(core, outer) => {
+                core.check_open()?;
+                let transaction = outer.begin_with_options(options).await?;
+                Ok(Self(Inner::Direct { core: core.clone(), transaction }))
+            }
+            Handle::Pinned(core, who) => {
+                // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back.
+                let level = core.new_level();
+                let transaction = Self(Inner::Pinned { core: core.clone(), level });
+                core.start(who, Some(level), Operation::Begin(options)).await?.await?;
+                Ok(transaction)
+            }
+        }
+    }
+
+    pub(super) fn handle(&self) -> Handle<'_> {
+        match &self.0 {
+            Inner::Pinned { core, level } => Handle::Pinned(core, Some(*level)),
+            Inner::Direct { core, transaction } => Handle::Direct(core, transaction),
+        }
+    }
+
+    /// Commits the transaction, or releases the savepoint.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses, if a transaction begun inside of this one is still open, or if one
+    /// around it has ended. In each case this transaction is rolled back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once sent, a COMMIT is seen through even if this future is dropped.
+    pub async fn commit(mut self) -> Result<(), DbErr> {
+        match &mut self.0 {
+            Inner::Pinned { core, level } => core.run(Some(*level), Operation::Commit).await.map(drop),
+            Inner::Direct { .. } => match self.into_direct() {
+                Some(transaction) => transaction.commit().await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Rolls the transaction back, or rolls back to the savepoint and releases it.
+    ///
+    /// # Errors
+    ///
+    /// If a transaction begun inside of this one is still open, if one around it has ended, or what
+    /// the server says. This transaction is rolled back nevertheless.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at any point, the transaction is rolled back.
+    pub async fn rollback(mut self) -> Result<(), DbErr> {
+        match &mut self.0 {
+            Inner::Pinned { core, level } => core.run(Some(*level), Operation::Rollback).await.map(drop),
+            Inner::Direct { .. } => match self.into_direct() {
+                Some(transaction) => transaction.rollback().await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Runs `callback` in a transaction inside of this one.
+    ///
+    /// # Errors
+    ///
+    /// The callback's own error, or that of the savepoint's statements.
+    pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c Self) -> Result<T, E> + Send,
+        T: Send,
+        E: fmt::Display + fmt::Debug + Send,
+    {
+        let transaction = self.begin().await?;
+        transaction.run_async(callback).await
+    }
+
+    /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode, which
+    /// a savepoint cannot have: an error where the server tells them apart.
+    ///
+    /// # Errors
+    ///
+    /// As [`transaction_async`](Self::transaction_async).
+    pub async fn transaction_with_config_async<F, T, E>(
+        &self,
+        callback: F,
+        isolation_level: Option<IsolationLevel>,
+        access_mode: Option<AccessMode>,
+    ) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c Self) -> Result<T, E> + Send,
+        T: Send,
+        E: fmt::Display + fmt::Debug + Send,
+    {
+        let transaction = self.begin_with_config(isolation_level, access_mode).await?;
+        transaction.run_async(callback).await
+    }
+
+    /// The pool the session comes from.
+    pub fn pool(&self) -> &SessionPool {
+        self.core().pool()
+    }
+
+    /// The database's kind.
+    pub fn backend(&self) -> DbBackend {
+        self.pool().backend()
+    }
+
+    /// The database's kind, by the name that SeaORM's own types use.
+    pub fn get_database_backend(&self) -> DbBackend {
+        self.backend()
+    }
+
+    /// A builder for schema statements in the database's dialect.
+    pub fn get_schema_builder(&self) -> SchemaBuilder {
+        Schema::new(self.backend()).builder()
+    }
+
+    pub(super) async fn run_async<F, T, E>(self, callback: F) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c Self) -> Result<T, E> + Send,
+        E: fmt::Display + fmt::Debug,
+    {
+        let outcome = callback(&self).await;
+        self.end_with(outcome).await
+    }
+
+    /// Commits what succeeded, rolls back what failed.
+    pub(super) async fn end_with<T, E>(self, outcome: Result<T, E>) -> Result<T, TransactionError<E>>
+    where
+        E: fmt::Display + fmt::Debug,
+    {
+        match outcome {
+            Ok(value) => self.commit().await.map(|()| value).map_err(TransactionError::Connection),
+            Err(error) => match self.rollback().await {
+                Ok(()) => Err(TransactionError::Transaction(error)),
+                Err(rollback) => Err(TransactionError::Connection(rollback)),
+            },
+        }
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        match &self.0 {
+            Inner::Pinned { core, .. } | Inner::Direct { core, .. } => core,
+        }
+    }
+
+    /// Moves SeaORM's transaction out; what stays behind belongs to no level.
+    fn into_direct(mut self) -> Option<DatabaseTransaction> {
+        let core = self.core().clone();
+        match std::mem::replace(&mut self.0, Inner::Pinned { core, level: 0 }) {
+            Inner::Direct { transaction, .. } => Some(transaction),
+            Inner::Pinned { .. } => None,
+        }
+    }
+}
+
+impl Drop for SessionTransaction {
+    fn drop(&mut self) {
+        if let Inner::Pinned { core, level } = &self.0 {
+            core.abandon(*level);
+        }
+    }
+}
+
+impl fmt::Debug for SessionTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionTransaction").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,92 @@
+//! [`SessionStream`]: rows as they arrive.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use sea_orm::{DbErr, QueryResult, QueryStream, Statement, StreamTrait, TransactionStream};
+use tokio::sync::mpsc;
+
+use super::{call::Call, savepoint::Handle};
+use crate::connection::Operation;
+
+/// Rows that may wait between the driver and the reader.
+const BUFFERED: usize = 16;
+
+/// The rows of one statement, from [`StreamTrait::stream`].
+///
+/// While it is open, other statements of its session are refused at once: read it to its end or
+/// drop it first. Dropped half-read, it is read to its end in a task (within `release_timeout`), and
+/// the session's next statement waits for that.
+#[must_use = "streams do nothing unless polled"]
+pub struct SessionStream<'a>(Inner<'a>);
+
+enum Inner<'a> {
+    /// The call runs the statement and sends its rows; both are polled here.
+    Pinned {
+        call: Option<Call>,
+        rows: mpsc::Receiver<Result<QueryResult, DbErr>>,
+    },
+    Plain(Box<QueryStream>),
+    Direct(Box<TransactionStream<'a>>),
+}
+
+impl<'a> SessionStream<'a> {
+    pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
+        match handle {
+            Handle::Plain(core, database) => {
+                core.check_open()?;
+                Ok(Self(Inner::Plain(Box::new(database.stream_raw(statement).await?))))
+            }
+            Handle::Direct(core, transaction) => {
+                core.check_open()?;
+                Ok(Self(Inner::Direct(Box::new(transaction.stream_raw(statement).await?))))
+            }
+            Handle::Pinned(core, who) => {
+                let (sender, rows) = mpsc::channel(BUFFERED);
+                let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
+                Ok(Self(Inner::Pinned { call: Some(call), rows }))
+            }
+        }
+    }
+}
+
+impl Stream for SessionStream<'_> {
+    type Item = Result<QueryResult, DbErr>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let (call, rows) = match &mut self.0 {
+            Inner::Plain(stream) => return Pin::new(stream).poll_next(cx),
+            Inner::Direct(stream) => return Pin::new(stream).poll_next(cx),
+            Inner::Pinned { call, rows } => (call, rows),
+        };
+        // Rows first, then the call that makes more of them, then what it has just made.
+        if let Poll::Ready(row) = rows.poll_recv(cx) {
+            if let Some(row) = row {
+                return Poll::Ready(Some(row));
+            }
+        }
+        let Some(running) = call else { return Poll::Ready(None) };
+        let mut failure = None;
+        if let Poll::Ready(output) = Pin::new(running).poll(cx) {
+            *call = None;
+            failure = output.err();
+        }
+        match rows.poll_recv(cx) {
+            Poll::Ready(Some(row)) => Poll::Ready(Some(row)),
+            // A failure of the statement was sent as its last row; what is left is the call's own.
+            Poll::Ready(None) => Poll::Ready(failure.map(Err)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl fmt::Debug for SessionStream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionStream").finish_non_exhaustive()
+    }
+}

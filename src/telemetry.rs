@@ -1,0 +1,106 @@
+//! What the crate says about itself: one span per session, and failures to acquire.
+//!
+//! | target | level | what |
+//! |---|---|---|
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` |
+//! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
+//! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
+//! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made |
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{Span, field::Empty};
+
+use crate::{error::Error, pool::Status};
+
+/// The span of one session.
+pub(crate) struct SessionSpan {
+    span: Span,
+    waited: Duration,
+    held: Duration,
+    since: Option<Instant>,
+    statements: u64,
+}
+
+impl SessionSpan {
+    pub(crate) fn open() -> Self {
+        let span = tracing::debug_span!(
+            target: "tower_sea_orm::session", "db_session",
+            waited_ms = Empty, held_ms = Empty, statements = Empty, outcome = Empty,
+        );
+        Self { span, waited: Duration::ZERO, held: Duration::ZERO, since: None, statements: 0 }
+    }
+
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    pub(crate) fn checked_out(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    pub(crate) fn released(&mut self) {
+        self.held += self.since.take().map(|since| since.elapsed()).unwrap_or_default();
+    }
+
+    pub(crate) fn count(&mut self) {
+        self.statements += 1;
+    }
+
+    /// Records what is known and closes the span.
+    pub(crate) fn close(&mut self, rolled_back: bool) {
+        self.released();
+        let span = std::mem::replace(&mut self.span, Span::none());
+        if !span.is_disabled() {
+            span.record("waited_ms", self.waited.as_secs_f64() * 1e3);
+            span.record("held_ms", self.held.as_secs_f64() * 1e3);
+            span.record("statements", self.statements);
+            span.record("outcome", if rolled_back { "rolled back" } else { "released" });
+        }
+    }
+}
+
+/// Tells the log about failures to acquire without drowning it.
+#[derive(Default)]
+pub(crate) struct Pressure(Mutex<Burst>);
+
+#[derive(Default)]
+struct Burst {
+    /// When the log was last told; `None` while all is well.
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Pressure {
+    pub(crate) fn failed(&self, error: &Error, status: Status, waited: Duration) {
+        let mut burst = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if burst.told.is_some_and(|told| told.elapsed() < Duration::from_secs(1)) {
+            burst.untold += 1;
+            return;
+        }
+        burst.told = Some(Instant::now());
+        let suppressed = std::mem::take(&mut burst.untold);
+        drop(burst);
+        tracing::warn!(
+            target: "tower_sea_orm::pool",
+            in_use = status.in_use, waiting = status.waiting, limit = status.limit,
+            waited_ms = waited.as_secs_f64() * 1e3, suppressed,
+            cause = std::error::Error::source(error).map(tracing::field::display),
+            "{error}",
+        );
+    }
+
+    pub(crate) fn relieved(&self) {
+        let mut burst = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if burst.told.is_some_and(|told| told.elapsed() >= Duration::from_secs(1)) {
+            burst.told = None;
+            let suppressed = std::mem::take(&mut burst.untold);
+            drop(burst);
+            tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are to be had again");
+        }
+    }
+}

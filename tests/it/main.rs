@@ -1,0 +1,12 @@
+//! The integration tests: one binary, so that it links once.
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test may panic, and nothing is public in a test"
+)]
+
+mod exits;
+mod smoke;
+mod support;

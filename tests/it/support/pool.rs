@@ -1,0 +1,132 @@
+//! The check that a pool is whole: nothing leaked, nothing left open.
+
+use std::time::Duration;
+
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, Statement,
+    sqlx::{Database, Executor, Pool},
+};
+
+use super::{
+    database::{Kind, TestDb, count_items, insert_item, unique_name},
+    wait::{eventually, eventually_within},
+};
+
+/// How long a whole pool may take to give all its connections.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// Asserts that `db`, a pool on `test_db`, is whole: all its connections come
+/// back, `size` of them can be had at the same time and work, no transaction
+/// of this database is left open on the server, and an insert through `db` is
+/// seen by others.
+///
+/// Call it when nothing else uses the database. A pool of an in-memory
+/// database has one connection, whatever `size` says.
+///
+/// # Panics
+///
+/// When one of these does not hold; the message says which.
+pub async fn assert_whole(test_db: &TestDb, db: &DatabaseConnection, size: u32) {
+    match test_db.kind {
+        Kind::Postgres => assert_gives(db.get_postgres_connection_pool(), size).await,
+        Kind::MySql => assert_gives(db.get_mysql_connection_pool(), size).await,
+        Kind::SqliteFile => assert_gives(db.get_sqlite_connection_pool(), size).await,
+        Kind::SqliteMemory => assert_gives(db.get_sqlite_connection_pool(), 1).await,
+    }
+
+    let observer = test_db.observer().await;
+    let name = unique_name();
+    if let Some(observer) = &observer {
+        eventually_within(BOUND, "no transaction is left open", async || open_transactions(observer).await == 0).await;
+    }
+    insert_item(db, &name).await;
+    let view = observer.as_ref().unwrap_or(db);
+    assert_eq!(count_items(view, &name).await, 1, "the insert is seen");
+    if let Some(observer) = observer {
+        let _ = observer.close().await;
+    }
+}
+
+/// Asserts that all of the pool's connections come back, and that `size` of
+/// them can be had at the same time and work.
+async fn assert_gives<DB>(pool: &Pool<DB>, size: u32)
+where
+    DB: Database,
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    eventually("all connections came back to the pool", async || usize::try_from(pool.size()) == Ok(pool.num_idle()))
+        .await;
+    let max = pool.options().get_max_connections();
+    assert!(pool.size() <= max, "{} of {max} connections", pool.size());
+
+    let all = async {
+        let mut held = Vec::new();
+        for taken in 0..size {
+            match pool.acquire().await {
+                Ok(connection) => held.push(connection),
+                Err(error) => panic!("connection {} of {size}: {error}", taken + 1),
+            }
+        }
+        for connection in &mut held {
+            let ran = (&mut **connection).execute("SELECT 1").await;
+            ran.expect("a connection of the pool works");
+        }
+    };
+    let all = tokio::time::timeout(BOUND, all).await;
+    assert!(all.is_ok(), "{size} connections within {BOUND:?}");
+    eventually("all connections came back to the pool again", async || {
+        usize::try_from(pool.size()) == Ok(pool.num_idle())
+    })
+    .await;
+}
+
+/// How many transactions are open on the observer's database, other than the
+/// observer's own.
+pub async fn open_transactions(observer: &DatabaseConnection) -> usize {
+    let backend = observer.get_database_backend();
+    let rows = async |sql: &str| {
+        let rows = observer.query_all_raw(Statement::from_string(backend, sql));
+        rows.await.expect("the observer's query works")
+    };
+    match backend {
+        DbBackend::Postgres => rows(
+            "SELECT pid FROM pg_stat_activity \
+             WHERE datname = current_database() AND state LIKE 'idle in transaction%'",
+        )
+        .await
+        .len(),
+        DbBackend::MySql => {
+            // Not information_schema.innodb_trx: it shows what was true when
+            // it was last read, unless nobody read it for 0.1 seconds.
+            let threads = rows(
+                "SELECT id FROM information_schema.processlist \
+                 WHERE db = database() AND id <> connection_id()",
+            )
+            .await;
+            let ours: Vec<String> = threads
+                .iter()
+                .map(|row| {
+                    let id = row.try_get_by_index::<i64>(0);
+                    let id = id.or_else(|_| row.try_get_by_index::<u64>(0).map(|id| id as i64));
+                    format!(" thread id {},", id.expect("a thread's id"))
+                })
+                .collect();
+            let status = rows("SHOW ENGINE INNODB STATUS").await;
+            let status: String = status[0].try_get_by_index(2).expect("InnoDB's status");
+            status
+                .split("---TRANSACTION ")
+                .skip(1)
+                .filter(|transaction| transaction.lines().next().is_some_and(is_active))
+                .filter(|transaction| ours.iter().any(|id| transaction.contains(id)))
+                .count()
+        }
+        // A transaction left open on a file shows as a lock on the insert.
+        _ => 0,
+    }
+}
+
+/// Whether the first line about a transaction in InnoDB's status says that it
+/// has begun.
+fn is_active(line: &str) -> bool {
+    line.contains(", ACTIVE")
+}

@@ -1,0 +1,278 @@
+//! A TCP proxy in front of a database server: to make the network slow,
+//! silent or broken, and to count round trips.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// A TCP proxy on a free loopback port in front of a server's port.
+///
+/// Dropping it closes its port and its connections.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+/// What the proxy's handle and its connections share.
+#[derive(Debug)]
+struct Shared {
+    target_port: u16,
+    delay_micros: AtomicU64,
+    refuse: AtomicBool,
+    requests: AtomicU64,
+    connections: AtomicU64,
+    frozen: watch::Sender<bool>,
+    /// How often the connections were cut.
+    cuts: watch::Sender<u64>,
+}
+
+impl Proxy {
+    /// Starts a proxy in front of `127.0.0.1:target_port`.
+    pub async fn start(target_port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free loopback port");
+        let port = listener.local_addr().expect("a bound listener").port();
+        let shared = Arc::new(Shared {
+            target_port,
+            delay_micros: AtomicU64::new(0),
+            refuse: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            frozen: watch::Sender::new(false),
+            cuts: watch::Sender::new(0),
+        });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
+        Self { port, shared, accepting }
+    }
+
+    /// The port that clients connect to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `db_url` with its host and port replaced by the proxy's.
+    pub fn url(&self, db_url: &str) -> String {
+        let (scheme, rest) = db_url.split_once("://").expect("a URL with ://");
+        let (authority, path) = match rest.find(['/', '?']) {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        let user = match authority.rsplit_once('@') {
+            Some((user, _)) => format!("{user}@"),
+            None => String::new(),
+        };
+        format!("{scheme}://{user}127.0.0.1:{}{path}", self.port)
+    }
+
+    /// From now on, holds each chunk from server to client back for `delay`.
+    pub fn delay_replies(&self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).expect("a delay that fits");
+        self.shared.delay_micros.store(micros, Ordering::SeqCst);
+    }
+
+    /// Stops forwarding both ways, without closing anything.
+    pub fn freeze(&self) {
+        self.shared.frozen.send_replace(true);
+    }
+
+    /// Forwards again, first of all what was held back.
+    pub fn thaw(&self) {
+        self.shared.frozen.send_replace(false);
+    }
+
+    /// Closes all current connections, to the clients and to the server.
+    pub fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Whether new connections are closed at once.
+    pub fn refuse(&self, refuse: bool) {
+        self.shared.refuse.store(refuse, Ordering::SeqCst);
+    }
+
+    /// How many bursts went from clients to the server: the number of round
+    /// trips.
+    ///
+    /// Log-ins and goodbyes are not counted; the statements that a driver
+    /// sends to set a new connection up are: see [`Proxy::reset_count`].
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// Sets [`Proxy::requests`] back to 0, after a warm-up.
+    pub fn reset_count(&self) {
+        self.shared.requests.store(0, Ordering::SeqCst);
+    }
+
+    /// How many connections are open now.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut();
+    }
+}
+
+/// Accepts clients until aborted.
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if shared.refuse.load(Ordering::SeqCst) {
+            continue;
+        }
+        let shared = Arc::clone(&shared);
+        let mut cuts = shared.cuts.subscribe();
+        tokio::spawn(async move {
+            shared.connections.fetch_add(1, Ordering::SeqCst);
+            tokio::select! {
+                _ = cuts.changed() => {}
+                _ = serve(client, &shared) => {}
+            }
+            shared.connections.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Serves one client until the server's side ends.
+async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.target_port)).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let talk = Mutex::new(Talk::default());
+    let up = async {
+        let _ = upstream(from_client, to_server, shared, &talk).await;
+        // The client's end is no reason to lose the server's last words.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = up => Ok(()),
+        down = downstream(from_server, to_client, shared, &talk) => down,
+    }
+}
+
+/// Forwards from client to server.
+async fn upstream(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    talk: &Mutex<Talk>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        thawed(shared).await;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        let chunk = &buffer[..read];
+        if lock(talk).client_says(chunk) {
+            shared.requests.fetch_add(1, Ordering::SeqCst);
+        }
+        to.write_all(chunk).await?;
+    }
+}
+
+/// Forwards from server to client.
+async fn downstream(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    talk: &Mutex<Talk>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        let delay = shared.delay_micros.load(Ordering::SeqCst);
+        if delay > 0 {
+            tokio::time::sleep(Duration::from_micros(delay)).await;
+        }
+        thawed(shared).await;
+        if read == 0 {
+            return Ok(());
+        }
+        let chunk = &buffer[..read];
+        lock(talk).server_says(chunk);
+        to.write_all(chunk).await?;
+    }
+}
+
+/// Waits until the proxy is not frozen.
+async fn thawed(shared: &Shared) {
+    let mut frozen = shared.frozen.subscribe();
+    let _ = frozen.wait_for(|frozen| !frozen).await;
+}
+
+/// Locks `talk`, which no panic leaves half-changed.
+fn lock(talk: &Mutex<Talk>) -> std::sync::MutexGuard<'_, Talk> {
+    talk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who spoke last on one connection, and whether the log-in is over.
+#[derive(Debug, Default)]
+struct Talk {
+    client_spoke_last: bool,
+    log_in: LogIn,
+}
+
+/// How far the log-in is, by the protocol that the first chunk gives away:
+/// only MySQL's server speaks first.
+#[derive(Debug, Default)]
+enum LogIn {
+    #[default]
+    NotBegun,
+    Postgres,
+    MySql,
+    Over,
+}
+
+impl Talk {
+    /// Notes what the client sends; true if this begins a burst that counts.
+    fn client_says(&mut self, chunk: &[u8]) -> bool {
+        if matches!(self.log_in, LogIn::NotBegun) {
+            self.log_in = LogIn::Postgres;
+        }
+        // PostgreSQL's Terminate and MySQL's COM_QUIT.
+        let goodbye = matches!(chunk, [b'X', 0, 0, 0, 4] | [1, 0, 0, 0, 1]);
+        if goodbye || !matches!(self.log_in, LogIn::Over) {
+            return false;
+        }
+        !std::mem::replace(&mut self.client_spoke_last, true)
+    }
+
+    /// Notes what the server sends.
+    fn server_says(&mut self, chunk: &[u8]) {
+        self.client_spoke_last = false;
+        match self.log_in {
+            LogIn::NotBegun => self.log_in = LogIn::MySql,
+            // ReadyForQuery.
+            LogIn::Postgres if chunk.ends_with(b"Z\0\0\0\x05I") => self.log_in = LogIn::Over,
+            // An OK packet that answers the client's log-in.
+            LogIn::MySql if matches!(chunk, [_, _, _, number, 0, ..] if *number >= 2) => {
+                self.log_in = LogIn::Over;
+            }
+            _ => {}
+        }
+    }
+}
