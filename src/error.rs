@@ -18,7 +18,7 @@ pub struct Error {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // only a server has conflicts
+#[allow(dead_code)] // each driver has its own conflicts
 pub(crate) enum Kind {
     Exhausted,
     Down,

@@ -9,10 +9,10 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, request::Parts};
+use http::{Request, Response, header, request::Parts};
 use pin_project::pin_project;
 use tokio::{sync::oneshot, time::Timeout};
-use tower_service::Service;
+use tower::Service;
 
 use crate::{
     DbSession, Error, Main, SessionPool,
@@ -121,22 +121,25 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                StateProj::Acquiring { acquire, .. } => match ready!(acquire.as_mut().poll(cx)) {
-                    Ok((session, guard)) => {
-                        let StateOwned::Acquiring { mut inner, mut request, .. } =
-                            this.state.as_mut().project_replace(State::Done)
-                        else {
-                            return Poll::Pending;
-                        };
-                        request.extensions_mut().insert(session);
-                        State::Serving { future: inner.call(request), guard: Some(guard) }
+                StateProj::Acquiring { acquire, .. } => {
+                    let acquired = ready!(acquire.as_mut().poll(cx));
+                    match acquired {
+                        Ok((session, guard)) => {
+                            let StateOwned::Acquiring { mut inner, mut request, .. } =
+                                this.state.as_mut().project_replace(State::Done)
+                            else {
+                                return Poll::Pending;
+                            };
+                            request.extensions_mut().insert(session);
+                            State::Serving { future: inner.call(request), guard: Some(guard) }
+                        }
+                        Err(error) => {
+                            this.state.set(State::Done);
+                            let answer = this.parts.take().map(|parts| this.respond.response(&error, &parts));
+                            return answer.map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
+                        }
                     }
-                    Err(error) => {
-                        this.state.set(State::Done);
-                        let answer = this.parts.take().map(|parts| this.respond.response(&error, &parts));
-                        return answer.map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
-                    }
-                },
+                }
                 StateProj::Serving { future, guard } => {
                     let result = ready!(future.poll(cx));
                     let Some(guard) = guard.take() else {
@@ -182,13 +185,18 @@ where
     }
 }
 
-/// What an answer of the layer's own may depend on: everything but the extensions.
+/// What an answer of the layer's own may depend on. A clone of all headers would cost every request
+/// several allocations, for the sake of the few that fail.
 fn answer_parts(parts: &Parts) -> Parts {
     let (mut kept, ()) = Request::new(()).into_parts();
     kept.method.clone_from(&parts.method);
     kept.uri.clone_from(&parts.uri);
     kept.version = parts.version;
-    kept.headers.clone_from(&parts.headers);
+    for name in [header::ACCEPT, header::CONTENT_TYPE] {
+        if let Some(value) = parts.headers.get(&name) {
+            kept.headers.insert(name, value.clone());
+        }
+    }
     kept
 }
 

@@ -6,6 +6,7 @@ use crate::Error;
 
 /// Makes the layer's own answers. Closures `Fn(&Error, &Parts) -> Response<B>` implement it.
 ///
+/// Of the request's parts it sees method, URI, version and the headers `accept` and `content-type`.
 /// The client learns a status; the cause is for the log. [`error_response`] gives the status and
 /// `Retry-After` to start from.
 pub trait OnError<B> {
@@ -68,6 +69,9 @@ impl<B: From<String>> OnError<B> for ProblemJson {
 pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     let mut response = Response::new(body);
     let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::error!(target: "tower_sea_orm", "{error}");
+    }
     let headers = response.headers_mut();
     if kind.starts_with(b"application/grpc") {
         let code = if error.is_retryable() { "14" } else { "13" };
@@ -80,8 +84,5 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
     }
     *response.status_mut() = error.status();
-    if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(target: "tower_sea_orm", "{error}");
-    }
     response
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use tower_service::Service;
+use tower::Service;
 
 use crate::{
     DbSession, DbSessionLayer, Main, SessionPool,

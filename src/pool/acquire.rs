@@ -124,8 +124,9 @@ impl Drop for Waiting<'_> {
 }
 
 /// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter.
-pub(super) async fn fetch(ticket: Ticket, runtime: Handle) {
-    let pool = ticket.pool.clone();
+pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
+    ticket.begin();
+    let pool = ticket.pool().clone();
     match pool.shared.source.acquire().await {
         Ok(driver) => {
             let connection = PinnedConnection::new(driver, runtime, ticket.redeem());

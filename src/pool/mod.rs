@@ -9,7 +9,11 @@ mod acquire;
 mod queue;
 mod source;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 
@@ -214,12 +218,13 @@ impl SessionPool {
         if self.is_direct() {
             return Ok(self.lazy_session());
         }
+        let started = Instant::now();
         let lease = self.acquire().await?;
-        Ok(DbSession::guarded(Core::new(self.clone(), Some(lease))))
+        Ok(DbSession::guarded(Core::with_connection(self.clone(), lease, started.elapsed())))
     }
 
     pub(crate) fn lazy_session<Tag>(&self) -> (DbSession<Tag>, SessionGuard) {
-        DbSession::guarded(Core::new(self.clone(), None))
+        DbSession::guarded(Core::new(self.clone()))
     }
 
     pub(crate) fn settings(&self) -> &Settings {

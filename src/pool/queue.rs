@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,8 +27,10 @@ pub(super) struct Queue(Mutex<State>);
 #[derive(Default)]
 struct State {
     waiters: VecDeque<Waiter>,
-    /// Waiters in the queue that have given up; swept when they are the majority.
+    /// About how many waiters in the queue have given up; swept when they are the majority.
     gone: usize,
+    /// Names the next waiter.
+    next: u64,
     /// Connections that sessions hold.
     out: u32,
     /// Tasks that are in the driver's `acquire()`.
@@ -34,6 +39,7 @@ struct State {
 }
 
 struct Waiter {
+    id: u64,
     sender: oneshot::Sender<Result<Lease, Error>>,
     pool: SessionPool,
     runtime: Handle,
@@ -50,14 +56,18 @@ impl Queue {
             limit: 0,
             in_use: state.out,
             acquiring: state.acquiring,
-            waiting: state.waiters.len().saturating_sub(state.gone),
+            waiting: state.waiters.iter().filter(|waiter| waiter.is_live()).count(),
         }
     }
 
     /// Joins the queue and sends for a connection if the limit allows one more.
     pub(super) fn join(&self, pool: &SessionPool, runtime: Handle) -> oneshot::Receiver<Result<Lease, Error>> {
         let (sender, receiver) = oneshot::channel();
-        self.lock().waiters.push_back(Waiter { sender, pool: pool.clone(), runtime });
+        let mut state = self.lock();
+        state.next += 1;
+        let id = state.next;
+        state.waiters.push_back(Waiter { id, sender, pool: pool.clone(), runtime });
+        drop(state);
         self.fill();
         receiver
     }
@@ -67,28 +77,32 @@ impl Queue {
         let mut state = self.lock();
         state.gone += 1;
         if state.gone * 2 > state.waiters.len() {
-            state.waiters.retain(|waiter| !waiter.sender.is_closed());
+            state.waiters.retain(|waiter| waiter.is_live());
             state.gone = 0;
         }
     }
 
     /// Sends for as many connections as there are waiters and the limit allows.
     pub(super) fn fill(&self) {
-        loop {
-            let mut state = self.lock();
-            let State { waiters, out, acquiring, .. } = &mut *state;
-            let live = waiters.iter().filter(|waiter| !waiter.sender.is_closed());
-            let Some(waiter) = live.take(*acquiring as usize + 1).nth(*acquiring as usize) else { return };
-            if *out + *acquiring >= waiter.pool.limit() {
-                return;
-            }
-            *acquiring += 1;
-            let (pool, runtime) = (waiter.pool.clone(), waiter.runtime.clone());
-            drop(state);
+        while let Some((waiter, pool, runtime)) = self.next_to_fetch_for() {
+            let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
-            let ticket = Ticket { pool, armed: true };
-            runtime.clone().spawn(acquire::fetch(ticket, runtime));
+            let ticket = Ticket { pool, waiter, stage: Stage::Spawned(spawning.clone()) };
+            runtime.spawn(acquire::fetch(ticket, runtime.clone()));
+            spawning.store(false, Ordering::Release);
         }
+    }
+
+    /// The first waiter that no fetch is under way for, if one more connection may be out.
+    fn next_to_fetch_for(&self) -> Option<(u64, SessionPool, Handle)> {
+        let mut state = self.lock();
+        let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(state.acquiring as usize)?;
+        if state.out + state.acquiring >= waiter.pool.limit() {
+            return None;
+        }
+        let found = (waiter.id, waiter.pool.clone(), waiter.runtime.clone());
+        state.acquiring += 1;
+        Some(found)
     }
 
     /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
@@ -122,7 +136,7 @@ impl Queue {
 impl State {
     fn oldest(&mut self) -> Option<Waiter> {
         while let Some(waiter) = self.waiters.pop_front() {
-            if !waiter.sender.is_closed() {
+            if waiter.is_live() {
                 return Some(waiter);
             }
             self.gone = self.gone.saturating_sub(1);
@@ -139,15 +153,40 @@ impl State {
     }
 }
 
+impl Waiter {
+    fn is_live(&self) -> bool {
+        !self.sender.is_closed()
+    }
+}
+
 /// The right to fetch one connection; a connection that arrives turns it into a [`SlotGuard`].
 pub(super) struct Ticket {
-    pub(super) pool: SessionPool,
-    armed: bool,
+    pool: SessionPool,
+    /// Whose runtime the fetch runs on.
+    waiter: u64,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Given to a runtime; the flag stands while `fill` is still at it.
+    Spawned(Arc<AtomicBool>),
+    /// The driver is at work.
+    Fetching,
+    /// A connection has come of it.
+    Redeemed,
 }
 
 impl Ticket {
+    pub(super) fn pool(&self) -> &SessionPool {
+        &self.pool
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.stage = Stage::Fetching;
+    }
+
     pub(super) fn redeem(mut self) -> SlotGuard {
-        self.armed = false;
+        self.stage = Stage::Redeemed;
         let mut state = self.pool.shared.queue.lock();
         state.acquiring -= 1;
         state.out += 1;
@@ -158,9 +197,23 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if self.armed {
-            self.pool.shared.queue.lock().acquiring -= 1;
-            self.pool.shared.queue.fill();
+        let queue = &self.pool.shared.queue;
+        match &self.stage {
+            Stage::Redeemed => {}
+            Stage::Fetching => {
+                queue.lock().acquiring -= 1;
+                queue.fill();
+            }
+            Stage::Spawned(spawning) => {
+                // The runtime is shutting down and took no task: its waiter can get nothing.
+                let mut state = queue.lock();
+                state.acquiring -= 1;
+                state.waiters.retain(|waiter| waiter.id != self.waiter);
+                drop(state);
+                if !spawning.load(Ordering::Acquire) {
+                    queue.fill();
+                }
+            }
         }
     }
 }

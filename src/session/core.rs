@@ -99,16 +99,29 @@ struct OpenLevel {
 }
 
 impl Core {
-    pub(crate) fn new(pool: SessionPool, lease: Option<Lease>) -> Arc<Self> {
-        let span = SessionSpan::open();
-        let state =
-            State { slot: Slot::Empty, levels: Vec::new(), next: 0, over: false, released: None, failure: None, span };
-        let core =
-            Self { pool, turn: Arc::new(Semaphore::new(1)), stream_opened: Notify::new(), state: Mutex::new(state) };
-        if let Some(lease) = lease {
-            core.install(lease);
-        }
-        Arc::new(core)
+    pub(crate) fn new(pool: SessionPool) -> Arc<Self> {
+        let state = State {
+            slot: Slot::Empty,
+            levels: Vec::new(),
+            next: 0,
+            over: false,
+            released: None,
+            failure: None,
+            span: SessionSpan::open(),
+        };
+        Arc::new(Self {
+            pool,
+            turn: Arc::new(Semaphore::new(1)),
+            stream_opened: Notify::new(),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// A session that has its connection, after having waited for it.
+    pub(crate) fn with_connection(pool: SessionPool, lease: Lease, waited: Duration) -> Arc<Self> {
+        let core = Self::new(pool);
+        core.install(lease, waited);
+        core
     }
 
     pub(crate) fn pool(&self) -> &SessionPool {
@@ -188,8 +201,7 @@ impl Core {
         let started = Instant::now();
         match self.pool.acquire().await {
             Ok(lease) => {
-                self.lock().span.waited(started.elapsed());
-                self.install(lease);
+                self.install(lease, started.elapsed());
                 Ok(())
             }
             Err(error) => {
@@ -201,8 +213,9 @@ impl Core {
     }
 
     /// Puts a connection into the slot; into a session that has ended meanwhile, none goes.
-    fn install(&self, lease: Lease) {
+    fn install(&self, lease: Lease, waited: Duration) {
         let mut state = self.lock();
+        state.span.waited(waited);
         if state.over {
             drop(state);
             drop(lease);

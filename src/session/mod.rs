@@ -196,6 +196,6 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
 /// would without this crate. For unit tests and for migrating a service step by step.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
-        Self { core: Core::new(SessionPool::pass_through(database), None), tag: PhantomData }
+        Self { core: Core::new(SessionPool::pass_through(database)), tag: PhantomData }
     }
 }

@@ -65,10 +65,8 @@ impl Stream for SessionStream<'_> {
             Inner::Pinned { call, rows } => (call, rows),
         };
         // Rows first, then the call that makes more of them, then what it has just made.
-        if let Poll::Ready(row) = rows.poll_recv(cx) {
-            if let Some(row) = row {
-                return Poll::Ready(Some(row));
-            }
+        if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {
+            return Poll::Ready(Some(row));
         }
         let Some(running) = call else { return Poll::Ready(None) };
         let mut failure = None;

@@ -10,3 +10,4 @@
 mod exits;
 mod smoke;
 mod support;
+mod telemetry;

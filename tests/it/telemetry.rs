@@ -1,0 +1,126 @@
+//! What the log learns, and what the client does not.
+
+use std::{
+    fmt::{self, Write},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, routing::get};
+use http::Request;
+use tower::ServiceExt;
+use tower_sea_orm::{DbSession, DbSessionLayer};
+use tracing::{
+    Event, Id, Subscriber,
+    field::{Field, Visit},
+    span::Record,
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan};
+
+use crate::support::database::{Kind, TestDb, insert_item, unique_name};
+
+/// Keeps every line of this crate's targets, one per event or recorded set of span fields.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, " {}={value:?}", field.name()).unwrap();
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        if metadata.target().starts_with("tower_sea_orm") {
+            let mut text = Text(format!("{} {}", metadata.level(), metadata.target()));
+            event.record(&mut text);
+            self.0.lock().unwrap().push(text.0);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let mut text = Text(format!("span {}", context.span(id).unwrap().name()));
+        values.record(&mut text);
+        self.0.lock().unwrap().push(text.0);
+    }
+}
+
+impl Log {
+    fn start() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+        (log, guard)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn count(&self, part: &str) -> usize {
+        self.lines().iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+async fn call(app: &Router) -> http::Response<Body> {
+    app.clone().oneshot(Request::new(Body::empty())).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_session_says_how_long_it_waited_and_held_and_what_became_of_it() {
+    let (log, _guard) = Log::start();
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let app = Router::new()
+        .route(
+            "/",
+            get(async |db: DbSession| {
+                insert_item(&db, &unique_name()).await;
+                insert_item(&db, &unique_name()).await;
+            }),
+        )
+        .route_layer(DbSessionLayer::new(test.connect(1).await));
+    assert_eq!(call(&app).await.status(), 200);
+    let lines = log.lines().join("\n");
+    for part in ["span db_session waited_ms=", "span db_session held_ms=", "statements=2", "outcome=\"released\""] {
+        assert!(lines.contains(part), "no {part} in\n{lines}");
+    }
+}
+
+#[tokio::test]
+async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_is_over() {
+    let (log, _guard) = Log::start();
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let layer = DbSessionLayer::new(test.connect(1).await).acquire_timeout(Duration::from_millis(30));
+    let pool = layer.pool().clone();
+    let app = Router::new().route("/", get(async |_: DbSession| ())).route_layer(layer);
+    let holder = pool.session().await.unwrap();
+    for _ in 0..5 {
+        let response = call(&app).await;
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key("retry-after"));
+    }
+    let warnings: Vec<_> =
+        log.lines().into_iter().filter(|line| line.starts_with("WARN tower_sea_orm::pool")).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for part in ["in_use=1", "waiting=0", "limit=1", "waited_ms="] {
+        assert!(warnings[0].contains(part), "no {part} in {}", warnings[0]);
+    }
+    drop(holder);
+    crate::support::wait::eventually("the log says that connections are to be had again", async || {
+        assert_eq!(call(&app).await.status(), 200);
+        log.count("to be had again") == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_missing_layer_is_an_error_in_the_log() {
+    let (log, _guard) = Log::start();
+    let app = Router::new().route("/", get(async |_: DbSession| ()));
+    let response = call(&app).await;
+    assert_eq!(response.status(), 500);
+    assert_eq!(log.count("ERROR tower_sea_orm message=no database session in this request"), 1, "{:?}", log.lines());
+}
