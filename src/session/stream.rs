@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_core::Stream;
+use futures_util::Stream;
 use sea_orm::{DbErr, QueryResult, QueryStream, Statement, StreamTrait, TransactionStream};
 use tokio::sync::mpsc;
 
