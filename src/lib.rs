@@ -21,8 +21,8 @@ pub use self::{
     error::Error,
     future::ResponseFuture,
     layer::DbSessionLayer,
-    pool::{PoolSession, SessionPool, Status},
+    pool::{SessionPool, Status},
     respond::{EmptyBody, OnError, ProblemJson, error_response},
     service::DbSessionService,
-    session::{DbSession, Main, SessionTransaction},
+    session::{DbSession, Main, PoolSession, SessionTransaction},
 };

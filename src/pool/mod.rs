@@ -9,21 +9,15 @@ mod acquire;
 mod queue;
 mod source;
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 
 pub(crate) use self::{acquire::Lease, queue::SlotGuard};
 use self::{queue::Queue, source::Source};
 use crate::{
-    DbSession,
     connection::PinnedConnection,
     error::{Error, Kind},
-    session::{Core, SessionGuard},
     telemetry::Pressure,
 };
 
@@ -187,21 +181,6 @@ impl SessionPool {
         self
     }
 
-    /// Opens a session: acquires a connection and pins it until the returned handle is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`is_exhausted`](Error::is_exhausted), [`is_down`](Error::is_down) or
-    /// [`is_closing`](Error::is_closing).
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future gives up the place in the queue; no connection is lost.
-    pub async fn session(&self) -> Result<PoolSession, Error> {
-        let (session, guard) = self.eager_session().await?;
-        Ok(PoolSession { session, _guard: guard })
-    }
-
     /// The SeaORM connection underneath, for code that must have it.
     pub fn database(&self) -> &DatabaseConnection {
         &self.shared.database
@@ -212,19 +191,6 @@ impl SessionPool {
         let mut status = self.shared.queue.status();
         status.limit = self.limit();
         status
-    }
-
-    pub(crate) async fn eager_session<Tag>(&self) -> Result<(DbSession<Tag>, SessionGuard), Error> {
-        if self.is_direct() {
-            return Ok(self.lazy_session());
-        }
-        let started = Instant::now();
-        let lease = self.acquire().await?;
-        Ok(DbSession::guarded(Core::with_connection(self.clone(), lease, started.elapsed())))
-    }
-
-    pub(crate) fn lazy_session<Tag>(&self) -> (DbSession<Tag>, SessionGuard) {
-        DbSession::guarded(Core::new(self.clone()))
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -273,24 +239,5 @@ impl fmt::Debug for SessionPool {
             .field("settings", &self.settings)
             .field("status", &self.status())
             .finish_non_exhaustive()
-    }
-}
-
-/// A session taken from a [`SessionPool`] outside of a request.
-///
-/// It is a [`DbSession`] by [`Deref`](std::ops::Deref), and ends when it is dropped: what is not
-/// committed is rolled back and the connection returns.
-#[derive(Debug)]
-#[must_use = "the session ends when it is dropped"]
-pub struct PoolSession {
-    session: DbSession,
-    _guard: SessionGuard,
-}
-
-impl std::ops::Deref for PoolSession {
-    type Target = DbSession;
-
-    fn deref(&self) -> &DbSession {
-        &self.session
     }
 }

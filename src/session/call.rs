@@ -9,7 +9,10 @@ use std::{
 
 use sea_orm::DbErr;
 
-use super::core::{Core, Manner, Slot};
+use super::{
+    core::Core,
+    slot::{Manner, Slot},
+};
 use crate::{connection::Output, error::Kind};
 
 /// Polls the session's running call. The call itself lives in the session's slot, so that the

@@ -3,10 +3,13 @@
 mod call;
 mod core;
 mod executor;
+mod exit;
 mod guard;
+mod open;
 #[cfg(feature = "_sqlx")]
 mod raw;
 mod savepoint;
+mod slot;
 #[cfg(feature = "stream")]
 mod stream;
 
@@ -18,10 +21,11 @@ use sea_orm::{
     TransactionTrait,
 };
 
-pub use self::savepoint::SessionTransaction;
+use self::core::Core;
+pub(crate) use self::guard::SessionGuard;
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
-pub(crate) use self::{core::Core, guard::SessionGuard};
+pub use self::{open::PoolSession, savepoint::SessionTransaction};
 use crate::{
     connection::Operation,
     error::{Error, Kind},
@@ -53,7 +57,7 @@ pub struct DbSession<Tag = Main> {
 }
 
 impl<Tag> DbSession<Tag> {
-    pub(crate) fn guarded(core: Arc<Core>) -> (Self, SessionGuard) {
+    fn guarded(core: Arc<Core>) -> (Self, SessionGuard) {
         let guard = SessionGuard::new(core.clone());
         (Self { core, tag: PhantomData }, guard)
     }

@@ -7,7 +7,7 @@ use sea_orm::{
     TransactionError, TransactionOptions, TransactionTrait,
 };
 
-use super::core::{Core, Level};
+use super::{core::Core, slot::Level};
 use crate::{connection::Operation, pool::SessionPool};
 
 /// A transaction of a session, from [`TransactionTrait::begin`] or `transaction`.

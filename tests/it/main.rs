@@ -8,6 +8,7 @@
 )]
 
 mod exits;
+mod hazards;
 mod smoke;
 mod support;
 mod telemetry;

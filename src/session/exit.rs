@@ -1,0 +1,175 @@
+//! The ways out: a call left behind, a transaction abandoned, a session released or ended.
+
+use std::{sync::Arc, time::Duration};
+
+use sea_orm::DbErr;
+use tokio::{runtime::Handle, sync::oneshot};
+
+use super::{
+    core::Core,
+    slot::{CallFuture, Level, Manner, Slot},
+};
+use crate::{
+    connection::{Operation, PinnedConnection},
+    error::Kind,
+};
+
+impl Core {
+    /// Runs a call that nobody waits for to its end, in a task of its own.
+    pub(super) fn drain(self: &Arc<Self>, future: CallFuture, runtime: &Handle, patience: Option<Duration>) {
+        let mut guard = Abandoned(Some(self.clone()));
+        let draining = async move {
+            let finished = match patience {
+                None => Some(future.await),
+                Some(bound) => tokio::time::timeout(bound, future).await.ok(),
+            };
+            match finished {
+                Some(finished) => drop(guard.0.take().map(|core| core.finish(finished))),
+                None => {
+                    tracing::warn!(target: "tower_sea_orm::session", "closed a connection whose statement did not end within the release timeout");
+                }
+            }
+        };
+        runtime.spawn(draining);
+    }
+
+    /// The running call is gone and its connection with it.
+    pub(super) fn break_running(&self) {
+        let mut state = self.lock();
+        if let Slot::Running(_) = state.slot {
+            let ended = std::mem::replace(&mut state.slot, Slot::Broken);
+            let released = state.released.take();
+            drop(state);
+            drop((ended, released));
+        }
+    }
+
+    /// Marks a transaction whose handle was dropped, and starts its rollback if nothing runs.
+    pub(super) fn abandon(self: &Arc<Self>, level: Level) {
+        {
+            let mut state = self.lock();
+            let Some(position) = state.levels.iter().position(|open| open.id == level) else { return };
+            for open in &mut state.levels[position..] {
+                open.abandoned = true;
+            }
+        }
+        let Ok(turn) = self.turn().clone().try_acquire_owned() else { return };
+        // Who could use the session next: what remains when the abandoned are gone.
+        let who = self.lock().remaining();
+        if let Ok(call) = self.launch(turn, who, None, Operation::Settle) {
+            // Dropped unpolled, the call moves to a task.
+            drop(call);
+        }
+    }
+
+    /// Gives the connection back before the request ends; the next statement checks out again.
+    pub(super) async fn release(self: &Arc<Self>) -> Result<(), DbErr> {
+        let _turn = self.take_turn().await?;
+        let mut state = self.lock();
+        state.admit(None).map_err(Kind::into_db_err)?;
+        if let Slot::Idle(connection) = std::mem::replace(&mut state.slot, Slot::Empty) {
+            state.span.released();
+            drop(state);
+            give_back(connection, None);
+        }
+        Ok(())
+    }
+
+    /// Ends the session: its handles are dead from here on, its connection goes back.
+    ///
+    /// The receiver is there when a transaction is open: it resolves when that is rolled back.
+    pub(super) fn end(self: &Arc<Self>) -> Option<oneshot::Receiver<()>> {
+        self.turn().close();
+        let mut state = self.lock();
+        if state.over {
+            return None;
+        }
+        state.over = true;
+        let open = !state.levels.is_empty();
+        state.span.close(open);
+        let receiver = open.then(|| {
+            let (sender, receiver) = oneshot::channel();
+            state.released = Some(sender);
+            receiver
+        });
+        match std::mem::replace(&mut state.slot, Slot::Empty) {
+            Slot::Idle(connection) => {
+                let released = state.released.take();
+                drop(state);
+                give_back(connection, released);
+            }
+            Slot::Running(mut running) => {
+                let stolen = running.future.take();
+                let waker = running.waker.take();
+                let (runtime, patience, manner) = (running.runtime.clone(), running.patience, running.manner);
+                if stolen.is_some() {
+                    running.manner = Manner::Draining;
+                }
+                state.slot = Slot::Running(running);
+                drop(state);
+                if let Some(future) = stolen {
+                    self.leave_behind(future, &runtime, patience, manner);
+                }
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            other => {
+                state.slot = other;
+                state.released = None;
+            }
+        }
+        receiver
+    }
+
+    /// What becomes of a call that is ended early.
+    pub(super) fn leave_behind(
+        self: &Arc<Self>,
+        future: CallFuture,
+        runtime: &Handle,
+        patience: Option<Duration>,
+        manner: Manner,
+    ) {
+        if manner == Manner::Raw {
+            drop(future);
+            self.break_running();
+        } else {
+            self.drain(future, runtime, patience);
+        }
+    }
+}
+
+/// The one way a connection leaves a session: clean at once, cleaned in a task, or closed.
+pub(super) fn give_back(mut connection: PinnedConnection, released: Option<oneshot::Sender<()>>) {
+    if connection.is_broken() {
+        drop(connection);
+    } else if connection.is_clean() {
+        connection.pool().clone().put_back(connection);
+    } else {
+        let runtime = connection.runtime().clone();
+        runtime.spawn(async move {
+            let cleaned = match connection.patience() {
+                None => connection.clean().await.is_ok(),
+                Some(bound) => matches!(tokio::time::timeout(bound, connection.clean()).await, Ok(Ok(()))),
+            };
+            if cleaned {
+                connection.pool().clone().put_back(connection);
+            } else {
+                tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back within the release timeout");
+                drop(connection);
+            }
+            drop(released);
+        });
+    }
+}
+
+/// Stands for a call in a task: whatever ends that task early, the session does not wait for it.
+struct Abandoned(Option<Arc<Core>>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.take() {
+            core.break_running();
+        }
+    }
+}
