@@ -1,64 +1,28 @@
 //! [`PinnedConnection`]: one connection, checked out of the driver's pool, that knows its state.
 //!
-//! It moves by value: a running call owns it and gives it back with the result. Dropped without
-//! having been proven clean, it closes itself and frees its slot, on whatever thread that happens.
+//! Dropped without having been handed back, it closes itself, on whatever thread that happens.
 
+mod begin;
 #[cfg(feature = "_sqlx")]
 mod driver;
 #[cfg(not(feature = "_sqlx"))]
 #[path = "no_driver.rs"]
 mod driver;
+mod operation;
 mod text;
 
-use std::time::Duration;
-
-use futures_util::future::BoxFuture;
-use sea_orm::{AccessMode, DbBackend, DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
+use sea_orm::{DbBackend, DbErr, TransactionOptions};
 use tokio::runtime::Handle;
 
-pub(crate) use self::driver::Driver;
+use self::begin::begin_statement;
 #[cfg(feature = "stream")]
 pub(crate) use self::driver::Rows;
-use crate::{
-    error::Kind,
-    pool::{SessionPool, SlotGuard},
+#[cfg(feature = "_sqlx")]
+pub(crate) use self::operation::Raw;
+pub(crate) use self::{
+    driver::Driver,
+    operation::{Operation, Output},
 };
-
-/// What a session asks of its connection.
-#[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // raw access needs a driver
-pub(crate) enum Operation {
-    Execute(Statement),
-    Unprepared(String),
-    One(Statement),
-    All(Statement),
-    #[cfg(feature = "stream")]
-    Stream(Statement, Rows),
-    Begin(TransactionOptions),
-    Commit,
-    Rollback,
-    Ping,
-    /// Nothing of its own: rolls back what is abandoned.
-    Settle,
-    /// User code on the driver's connection; its value leaves through a channel of its own.
-    Raw(Raw),
-}
-
-/// User code that runs on the driver's own connection.
-pub(crate) type Raw = Box<dyn for<'c> FnOnce(&'c mut Driver) -> BoxFuture<'c, Result<(), DbErr>> + Send>;
-
-/// What an [`Operation`] yields.
-pub(crate) enum Output {
-    Executed(ExecResult),
-    Row(Option<QueryResult>),
-    Rows(Vec<QueryResult>),
-    Done,
-}
-
-/// A call's end: the connection comes back with the result.
-pub(crate) struct Finished {
-    pub(crate) connection: PinnedConnection,
-    pub(crate) output: Result<Output, DbErr>,
-}
 
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
@@ -66,8 +30,8 @@ pub(crate) struct PinnedConnection {
     backend: DbBackend,
     /// The runtime whose I/O driver serves the connection; `Drop` may run outside of it.
     runtime: Handle,
-    /// The slot of the session pool. After `driver`, so that it is freed last.
-    slot: SlotGuard,
+    /// Closing the connection would destroy its database.
+    in_memory: bool,
     state: State,
 }
 
@@ -85,13 +49,8 @@ enum State {
 }
 
 impl PinnedConnection {
-    pub(crate) fn new(driver: Driver, runtime: Handle, slot: SlotGuard) -> Self {
-        let backend = slot.pool().backend();
-        Self { driver, backend, runtime, slot, state: State::Known }
-    }
-
-    pub(crate) fn pool(&self) -> &SessionPool {
-        self.slot.pool()
+    pub(crate) fn new(driver: Driver, backend: DbBackend, runtime: Handle, in_memory: bool) -> Self {
+        Self { driver, backend, runtime, in_memory, state: State::Known }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -111,15 +70,8 @@ impl PinnedConnection {
         self.state == State::Known && self.depth() == 0
     }
 
-    /// How long a call that nobody waits for may still run before the connection is closed.
-    ///
-    /// `None`, without a bound, where closing it would destroy an in-memory database.
-    pub(crate) fn patience(&self) -> Option<Duration> {
-        (!self.pool().is_in_memory()).then(|| self.pool().settings().release_timeout)
-    }
-
     /// Rolls back to `depth` open transactions, then runs `operation`, then reads all there is.
-    pub(crate) async fn call(mut self, depth: usize, operation: Operation) -> Finished {
+    pub(crate) async fn call(&mut self, depth: usize, operation: Operation) -> Result<Output, DbErr> {
         self.state = if self.state == State::Known { State::Busy } else { self.state };
         let suspect = self.state == State::Suspect || operation.may_leave_transaction();
         let mut output = match self.roll_back_to(depth).await {
@@ -130,7 +82,7 @@ impl PinnedConnection {
             }
         };
         let fatal = output.as_ref().err().is_some_and(driver::is_fatal);
-        if fatal && !self.pool().is_in_memory() {
+        if fatal && !self.in_memory {
             self.state = State::Broken;
         }
         if self.state != State::Broken {
@@ -142,7 +94,7 @@ impl PinnedConnection {
                 }
             }
         }
-        Finished { connection: self, output }
+        output
     }
 
     async fn perform(&mut self, operation: Operation) -> Result<Output, DbErr> {
@@ -208,46 +160,17 @@ impl PinnedConnection {
         Ok(())
     }
 
-    /// Gives a clean connection back to sqlx's pool and frees the slot when sqlx has it.
-    pub(crate) fn return_to_driver(mut self) {
-        let runtime = self.runtime.clone();
-        runtime.spawn(async move {
-            let patience = self.patience();
-            let returning = self.driver.return_to_pool();
-            let returned = match patience {
-                Some(bound) => tokio::time::timeout(bound, returning).await.is_ok(),
-                None => {
-                    returning.await;
-                    true
-                }
-            };
-            if !returned {
-                tracing::warn!(target: "tower_sea_orm::pool", "closed a connection that could not be returned within the release timeout");
-            }
-            self.driver.discard_empty();
-        });
+    /// Gives a clean connection back to sqlx's pool, through its ping.
+    pub(crate) async fn return_to_driver(&mut self) {
+        self.driver.return_to_pool().await;
+        // What is left is the empty shell; sqlx may want a runtime even to drop that.
+        drop(std::mem::replace(&mut self.driver, Driver::Gone));
     }
-}
 
-impl Driver {
-    /// Drops the shell that is left when the connection itself has gone back.
-    fn discard_empty(&mut self) {
-        drop(std::mem::replace(self, Self::Gone));
-    }
-}
-
-impl Operation {
-    fn may_leave_transaction(&self) -> bool {
-        match self {
-            Self::Execute(statement) | Self::One(statement) | Self::All(statement) => {
-                text::may_leave_transaction(&statement.sql)
-            }
-            #[cfg(feature = "stream")]
-            Self::Stream(statement, _) => text::may_leave_transaction(&statement.sql),
-            Self::Unprepared(sql) => text::may_leave_transaction(sql),
-            Self::Raw(_) => true,
-            Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle => false,
-        }
+    /// Whether a call that was dropped half-way leaves the connection usable, and must not close it:
+    /// SQLite's worker is safe against that, and an in-memory database dies with its connection.
+    pub(crate) fn survives_cancel(&self) -> bool {
+        self.in_memory && self.state != State::Broken && !matches!(self.driver, Driver::Gone)
     }
 }
 
@@ -255,19 +178,6 @@ impl Drop for PinnedConnection {
     fn drop(&mut self) {
         let mut driver = std::mem::replace(&mut self.driver, Driver::Gone);
         if matches!(driver, Driver::Gone) {
-            return;
-        }
-        if self.pool().is_in_memory() && !self.is_broken() {
-            // A call was dropped inside of its future. SQLite's worker is safe against that, and
-            // closing the connection would destroy the database: clean it instead, and only once.
-            let slot = self.slot.take();
-            let mut survivor =
-                Self { driver, backend: self.backend, runtime: self.runtime.clone(), slot, state: State::Broken };
-            self.runtime.spawn(async move {
-                if survivor.clean().await.is_ok() {
-                    survivor.slot.pool().clone().put_back(survivor);
-                }
-            });
             return;
         }
         driver.close_on_drop();
@@ -282,60 +192,5 @@ impl Drop for PinnedConnection {
             let _entered = self.runtime.enter();
             drop(driver);
         }
-    }
-}
-
-/// The text that opens a transaction, or `None` for the driver's own `BEGIN` or `SAVEPOINT`.
-fn begin_statement(backend: DbBackend, options: TransactionOptions, depth: usize) -> Result<Option<String>, DbErr> {
-    let TransactionOptions { isolation_level, access_mode, sqlite_transaction_mode } = options;
-    if backend == DbBackend::Sqlite {
-        if isolation_level.is_some() || access_mode.is_some() {
-            tracing::warn!(target: "tower_sea_orm::session", "SQLite has no isolation levels and no access modes: ignored");
-        }
-        let mode = sqlite_transaction_mode.filter(|_| depth == 0);
-        return Ok(mode.map(|mode| format!("BEGIN {}", mode.sqlite_keyword())));
-    }
-    if isolation_level.is_none() && access_mode.is_none() {
-        return Ok(None);
-    }
-    if depth > 0 {
-        return Err(Kind::NestedOptions.into_db_err());
-    }
-    let isolation = isolation_level.map(|level| format!(" ISOLATION LEVEL {level}"));
-    let access = access_mode.map(|mode| match mode {
-        AccessMode::ReadOnly => " READ ONLY",
-        AccessMode::ReadWrite => " READ WRITE",
-    });
-    let (isolation, access) = (isolation.unwrap_or_default(), access.unwrap_or_default());
-    Ok(Some(match backend {
-        DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
-        DbBackend::MySql => format!("SET TRANSACTION{isolation}; START TRANSACTION{access}"),
-        _ => format!("BEGIN{isolation}{access}"),
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use sea_orm::{AccessMode, DbBackend, IsolationLevel, TransactionOptions};
-
-    use super::begin_statement;
-
-    #[test]
-    fn begin_carries_its_options_in_one_text() {
-        let options = TransactionOptions {
-            isolation_level: Some(IsolationLevel::Serializable),
-            access_mode: Some(AccessMode::ReadOnly),
-            sqlite_transaction_mode: None,
-        };
-        let text = |backend| begin_statement(backend, options, 0).ok().flatten().unwrap_or_default();
-        assert_eq!(text(DbBackend::Postgres), "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY");
-        assert_eq!(text(DbBackend::MySql), "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY");
-        assert_eq!(text(DbBackend::Sqlite), "");
-    }
-
-    #[test]
-    fn a_savepoint_refuses_options_of_its_own() {
-        let options = TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() };
-        assert!(begin_statement(DbBackend::Postgres, options, 1).is_err());
     }
 }

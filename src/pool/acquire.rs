@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{ConnAcquireErr, DbErr};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
-use super::{SessionPool, queue::Ticket};
+use super::{SessionPool, checkout::CheckedOut, queue::Ticket};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -30,14 +30,14 @@ pub(super) struct Probe {
 }
 
 /// A connection on its way to a session; dropped before it arrives, it goes back clean.
-pub(crate) struct Lease(Option<PinnedConnection>);
+pub(crate) struct Lease(Option<CheckedOut>);
 
 impl Lease {
-    pub(super) fn new(connection: PinnedConnection) -> Self {
+    pub(super) fn new(connection: CheckedOut) -> Self {
         Self(Some(connection))
     }
 
-    pub(crate) fn into_connection(mut self) -> Option<PinnedConnection> {
+    pub(crate) fn into_connection(mut self) -> Option<CheckedOut> {
         self.0.take()
     }
 }
@@ -45,7 +45,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
-            connection.pool().clone().put_back(connection);
+            connection.put_back();
         }
     }
 }
@@ -129,7 +129,8 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     let pool = ticket.pool().clone();
     match pool.shared.source.acquire().await {
         Ok(driver) => {
-            let connection = PinnedConnection::new(driver, runtime, ticket.redeem());
+            let connection = PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory());
+            let connection = CheckedOut::new(connection, ticket.redeem());
             if let Some(connection) = pool.shared.queue.hand_over(connection, Hand::Fetched) {
                 connection.return_to_driver();
             }

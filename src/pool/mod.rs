@@ -6,6 +6,7 @@
 //! acquired, goes to the oldest waiter that is still there.
 
 mod acquire;
+mod checkout;
 mod queue;
 mod source;
 
@@ -13,10 +14,12 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 
-pub(crate) use self::{acquire::Lease, queue::SlotGuard};
+pub(crate) use self::{
+    acquire::Lease,
+    checkout::{CheckedOut, Finished},
+};
 use self::{queue::Queue, source::Source};
 use crate::{
-    connection::PinnedConnection,
     error::{Error, Kind},
     telemetry::Pressure,
 };
@@ -214,18 +217,6 @@ impl SessionPool {
 
     pub(crate) fn backend(&self) -> DbBackend {
         self.shared.database.get_database_backend()
-    }
-
-    /// Takes back a connection that is proven clean.
-    pub(crate) fn put_back(&self, connection: PinnedConnection) {
-        let connection = if self.settings.warm && !self.shared.source.is_closed() {
-            self.shared.queue.hand_over(connection, acquire::Hand::Over)
-        } else {
-            Some(connection)
-        };
-        if let Some(connection) = connection {
-            connection.return_to_driver();
-        }
     }
 
     pub(crate) fn pressure(&self) -> &Pressure {

@@ -14,8 +14,9 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     SessionPool, Status,
     acquire::{self, Hand, Lease},
+    checkout::CheckedOut,
 };
-use crate::{connection::PinnedConnection, error::Error};
+use crate::error::Error;
 
 /// How often, pool-wide, a released connection passes those who wait here and visits the driver's
 /// pool, where users of the plain `DatabaseConnection` may be waiting.
@@ -106,7 +107,7 @@ impl Queue {
     }
 
     /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
-    pub(super) fn hand_over(&self, mut connection: PinnedConnection, how: Hand) -> Option<PinnedConnection> {
+    pub(super) fn hand_over(&self, mut connection: CheckedOut, how: Hand) -> Option<CheckedOut> {
         loop {
             let waiter = {
                 let mut state = self.lock();
@@ -219,18 +220,18 @@ impl Drop for Ticket {
 }
 
 /// One connection that is out; dropping it frees the slot for the next waiter.
-pub(crate) struct SlotGuard {
+pub(super) struct SlotGuard {
     pool: SessionPool,
     armed: bool,
 }
 
 impl SlotGuard {
-    pub(crate) fn pool(&self) -> &SessionPool {
+    pub(super) fn pool(&self) -> &SessionPool {
         &self.pool
     }
 
     /// Moves the slot out, leaving a guard that frees nothing.
-    pub(crate) fn take(&mut self) -> Self {
+    pub(super) fn take(&mut self) -> Self {
         Self { pool: self.pool.clone(), armed: std::mem::replace(&mut self.armed, false) }
     }
 }

@@ -16,13 +16,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use super::{
     call::Call,
-    exit::give_back,
     slot::{Level, Manner, OpenLevel, Running, Slot, State},
 };
 use crate::{
-    connection::{Finished, Operation, Output},
+    connection::{Operation, Output},
     error::{Error, Kind},
-    pool::{Lease, SessionPool},
+    pool::{Finished, Lease, SessionPool},
 };
 
 pub(crate) struct Core {
@@ -204,7 +203,7 @@ impl Core {
         if connection.is_broken() || state.over {
             let released = state.released.take();
             drop(state);
-            give_back(connection, released);
+            connection.give_back(move || drop(released));
         } else {
             state.slot = Slot::Idle(connection);
             drop(state);

@@ -9,10 +9,7 @@ use super::{
     core::Core,
     slot::{CallFuture, Level, Manner, Slot},
 };
-use crate::{
-    connection::{Operation, PinnedConnection},
-    error::Kind,
-};
+use crate::{connection::Operation, error::Kind};
 
 impl Core {
     /// Runs a call that nobody waits for to its end, in a task of its own.
@@ -70,7 +67,7 @@ impl Core {
         if let Slot::Idle(connection) = std::mem::replace(&mut state.slot, Slot::Empty) {
             state.span.released();
             drop(state);
-            give_back(connection, None);
+            connection.give_back(|| ());
         }
         Ok(())
     }
@@ -96,7 +93,7 @@ impl Core {
             Slot::Idle(connection) => {
                 let released = state.released.take();
                 drop(state);
-                give_back(connection, released);
+                connection.give_back(move || drop(released));
             }
             Slot::Running(mut running) => {
                 let stolen = running.future.take();
@@ -136,30 +133,6 @@ impl Core {
         } else {
             self.drain(future, runtime, patience);
         }
-    }
-}
-
-/// The one way a connection leaves a session: clean at once, cleaned in a task, or closed.
-pub(super) fn give_back(mut connection: PinnedConnection, released: Option<oneshot::Sender<()>>) {
-    if connection.is_broken() {
-        drop(connection);
-    } else if connection.is_clean() {
-        connection.pool().clone().put_back(connection);
-    } else {
-        let runtime = connection.runtime().clone();
-        runtime.spawn(async move {
-            let cleaned = match connection.patience() {
-                None => connection.clean().await.is_ok(),
-                Some(bound) => matches!(tokio::time::timeout(bound, connection.clean()).await, Ok(Ok(()))),
-            };
-            if cleaned {
-                connection.pool().clone().put_back(connection);
-            } else {
-                tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back within the release timeout");
-                drop(connection);
-            }
-            drop(released);
-        });
     }
 }
 

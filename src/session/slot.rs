@@ -8,8 +8,9 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Finished, Operation, PinnedConnection},
+    connection::Operation,
     error::{Error, Kind},
+    pool::{CheckedOut, Finished},
     telemetry::SessionSpan,
 };
 
@@ -38,7 +39,7 @@ pub(super) enum Slot {
     /// Not checked out: not yet, or no more.
     Empty,
     /// At rest; the next call takes it.
-    Idle(PinnedConnection),
+    Idle(CheckedOut),
     /// Owned by a call.
     Running(Running),
     /// Lost or closed; the session has no other.

@@ -1,0 +1,162 @@
+//! [`CheckedOut`]: a pinned connection together with its slot in the session pool.
+
+use std::time::Duration;
+
+use sea_orm::DbErr;
+use tokio::{runtime::Handle, time::timeout};
+
+use super::{SessionPool, queue::SlotGuard};
+use crate::connection::{Operation, Output, PinnedConnection};
+
+/// A connection in a session's hands.
+///
+/// It moves by value: a running call owns it and gives it back with the result. Dropped on the way,
+/// it closes the connection and frees the slot.
+pub(crate) struct CheckedOut {
+    /// `None` once it has moved on. Before `slot`, so that the slot is freed last.
+    connection: Option<PinnedConnection>,
+    /// The runtime that serves the connection.
+    runtime: Handle,
+    slot: SlotGuard,
+}
+
+/// A call's end: the connection comes back with the result.
+pub(crate) struct Finished {
+    pub(crate) connection: CheckedOut,
+    pub(crate) output: Result<Output, DbErr>,
+}
+
+impl CheckedOut {
+    pub(super) fn new(connection: PinnedConnection, slot: SlotGuard) -> Self {
+        Self { runtime: connection.runtime().clone(), connection: Some(connection), slot }
+    }
+
+    /// Rolls back to `depth` open transactions, then runs `operation` to its end.
+    pub(crate) async fn call(mut self, depth: usize, operation: Operation) -> Finished {
+        let output = match &mut self.connection {
+            Some(connection) => connection.call(depth, operation).await,
+            None => Ok(Output::Done),
+        };
+        Finished { connection: self, output }
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.connection.as_ref().map_or(0, PinnedConnection::depth)
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.connection.as_ref().is_none_or(PinnedConnection::is_broken)
+    }
+
+    /// The runtime that serves the connection.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// How long a call that nobody waits for may still run before the connection is closed.
+    ///
+    /// `None`, without a bound, where closing it would destroy an in-memory database.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let pool = self.slot.pool();
+        (!pool.is_in_memory()).then(|| pool.settings().release_timeout)
+    }
+
+    /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
+    /// not, never if it is broken. `then` runs when it has left.
+    pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
+        let Some(connection) = &self.connection else { return then() };
+        if connection.is_broken() {
+            drop(self);
+            then();
+        } else if connection.is_clean() {
+            self.put_back();
+            then();
+        } else {
+            let runtime = self.runtime.clone();
+            runtime.spawn(async move {
+                if self.clean().await {
+                    self.put_back();
+                } else {
+                    tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back within the release timeout");
+                    drop(self);
+                }
+                then();
+            });
+        }
+    }
+
+    async fn clean(&mut self) -> bool {
+        let patience = self.patience();
+        let Some(connection) = &mut self.connection else { return false };
+        match patience {
+            None => connection.clean().await.is_ok(),
+            Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
+        }
+    }
+
+    /// Hands a clean connection to the next waiter, or to the driver's pool.
+    pub(super) fn put_back(self) {
+        let pool = self.slot.pool().clone();
+        if let Some(left) = pool.hand_over(self) {
+            left.return_to_driver();
+        }
+    }
+
+    /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
+    pub(super) fn return_to_driver(mut self) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            let patience = self.patience();
+            let Some(connection) = &mut self.connection else { return };
+            match patience {
+                None => connection.return_to_driver().await,
+                Some(bound) => {
+                    if timeout(bound, connection.return_to_driver()).await.is_err() {
+                        tracing::warn!(target: "tower_sea_orm::pool", "closed a connection that could not be returned within the release timeout");
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Drop for CheckedOut {
+    fn drop(&mut self) {
+        if !self.connection.as_ref().is_some_and(PinnedConnection::survives_cancel) {
+            return;
+        }
+        let Some(connection) = self.connection.take() else { return };
+        let runtime = self.runtime.clone();
+        let mut survivor = Survivor(Some(Self::new(connection, self.slot.take())));
+        runtime.spawn(async move {
+            if let Some(checked_out) = &mut survivor.0
+                && checked_out.clean().await
+                && let Some(clean) = survivor.0.take()
+            {
+                clean.put_back();
+            }
+        });
+    }
+}
+
+/// An in-memory connection being cleaned. Its runtime may drop it unrun: then nothing can save it.
+struct Survivor(Option<CheckedOut>);
+
+impl Drop for Survivor {
+    fn drop(&mut self) {
+        if let Some(mut lost) = self.0.take() {
+            drop(lost.connection.take());
+        }
+    }
+}
+
+impl SessionPool {
+    /// Gives a clean connection to the oldest waiter, if there is one and it may go there warm.
+    fn hand_over(&self, connection: CheckedOut) -> Option<CheckedOut> {
+        if self.settings.warm && !self.shared.source.is_closed() {
+            self.shared.queue.hand_over(connection, super::acquire::Hand::Over)
+        } else {
+            Some(connection)
+        }
+    }
+}
