@@ -1,5 +1,225 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//! A request-scoped SeaORM session for every tower service.
+//! A request-scoped [SeaORM](sea_orm) session for every [tower] service.
+//!
+//! A [`DbSessionLayer`] gives every request one connection of the pool, as a [`DbSession`], and takes
+//! it back whatever happens to the request: answer, error, panic, time-out, client gone.
+//!
+//! ```
+//! use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
+//! use sea_orm::{ActiveModelTrait, ActiveValue::Set, Database, EntityTrait, IntoActiveModel};
+//! use tower_sea_orm::{DbSession, DbSessionLayer};
+//! # mod item {
+//! #     use sea_orm::entity::prelude::*;
+//! #     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, serde::Serialize)]
+//! #     #[sea_orm(table_name = "item")]
+//! #     pub struct Model { #[sea_orm(primary_key)] pub id: i32, pub name: String }
+//! #     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+//! #     pub enum Relation {}
+//! #     impl ActiveModelBehavior for ActiveModel {}
+//! # }
+//! # use item::Entity as Item;
+//! # #[derive(Debug)]
+//! # enum AppError { NotFound, Database(sea_orm::DbErr) }
+//! # impl std::fmt::Display for AppError {
+//! #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{self:?}") }
+//! # }
+//! # impl From<sea_orm::DbErr> for AppError {
+//! #     fn from(error: sea_orm::DbErr) -> Self { Self::Database(error) }
+//! # }
+//! # impl From<sea_orm::TransactionError<AppError>> for AppError {
+//! #     fn from(error: sea_orm::TransactionError<AppError>) -> Self {
+//! #         match error {
+//! #             sea_orm::TransactionError::Connection(error) => Self::Database(error),
+//! #             sea_orm::TransactionError::Transaction(error) => error,
+//! #         }
+//! #     }
+//! # }
+//! # impl axum::response::IntoResponse for AppError {
+//! #     fn into_response(self) -> axum::response::Response {
+//! #         match self { Self::NotFound => StatusCode::NOT_FOUND, _ => StatusCode::INTERNAL_SERVER_ERROR }.into_response()
+//! #     }
+//! # }
+//! # async fn translate(name: &str) -> String { name.to_uppercase() }
+//!
+//! async fn read(db: DbSession, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+//!     Ok(Json(Item::find_by_id(id).one(&db).await?.ok_or(AppError::NotFound)?))
+//! }
+//!
+//! // `Ok` commits, `Err` rolls back; so do a panic and a client that leaves.
+//! async fn rename(db: DbSession, Path(id): Path<i32>, name: String) -> Result<StatusCode, AppError> {
+//!     db.transaction_async(async |tx| {
+//!         let mut item = Item::find_by_id(id).one(tx).await?.ok_or(AppError::NotFound)?.into_active_model();
+//!         item.name = Set(name);
+//!         item.update(tx).await?;
+//!         Ok::<_, AppError>(())
+//!     })
+//!     .await?;
+//!     Ok(StatusCode::NO_CONTENT)
+//! }
+//!
+//! // Around a slow call to somebody else, the connection serves other requests.
+//! async fn translated(db: DbSession, Path(id): Path<i32>) -> Result<String, AppError> {
+//!     let item = Item::find_by_id(id).one(&db).await?.ok_or(AppError::NotFound)?;
+//!     db.release().await?;
+//!     let name = translate(&item.name).await;
+//!     // The next statement, if there is one, checks a connection out again.
+//!     Ok(name)
+//! }
+//!
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! let db = Database::connect("sqlite::memory:").await?; // SeaORM, unchanged
+//! # {
+//! #     use sea_orm::ConnectionTrait;
+//! #     db.execute_unprepared("CREATE TABLE item (id integer PRIMARY KEY, name text NOT NULL)").await?;
+//! #     db.execute_unprepared("INSERT INTO item VALUES (1, 'lamp')").await?;
+//! # }
+//! let app = Router::new()
+//!     .route("/items/{id}", get(read).put(rename))
+//!     .route("/items/{id}/translated", get(translated))
+//!     .route_layer(DbSessionLayer::new(db).lazy()); // lazy: no statement, no connection
+//! # use tower::ServiceExt;
+//! # let send = |method: &str, path: &str, body: &'static str| {
+//! #     let request = http::Request::builder().method(method).uri(path).body(axum::body::Body::from(body)).unwrap();
+//! #     let app = app.clone();
+//! #     async move {
+//! #         let response = app.oneshot(request).await.unwrap();
+//! #         let status = response.status().as_u16();
+//! #         (status, axum::body::to_bytes(response.into_body(), 1000).await.unwrap())
+//! #     }
+//! # };
+//! # assert_eq!(send("PUT", "/items/1", "desk lamp").await.0, 204);
+//! # assert_eq!(send("GET", "/items/1", "").await, (200, r#"{"id":1,"name":"desk lamp"}"#.into()));
+//! # assert_eq!(send("GET", "/items/1/translated", "").await, (200, "DESK LAMP".into()));
+//! # assert_eq!(send("GET", "/items/2", "").await.0, 404);
+//! # Ok::<(), sea_orm::DbErr>(())
+//! # }).unwrap();
+//! ```
+//!
+//! Code that is generic over SeaORM's `ConnectionTrait`, `StreamTrait` or `TransactionTrait` takes a
+//! `&DbSession` as it is. Without axum, the session is in the request's extensions:
+//! [`DbSession::from_extensions`]. Outside of requests, sessions come from a [`SessionPool`].
+//!
+//! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
+//! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) moves a service over
+//! step by step.
+//!
+//! # The flow
+//!
+//! ```text
+//! request ─▶ DbSessionLayer ─▶ DbSessionService ─▶ ResponseFuture ──────────────────▶ response
+//!             wraps once        per request         Acquiring ▸ Serving ▸ Settling
+//!                                   │                    │ owns
+//!                               SessionPool          the guard: whoever ends the future ends it,
+//!                               one queue of         and it gives the connection back
+//!                               waiters                  │ lends
+//!                                                    DbSession, the handle in the extensions
+//! ```
+//!
+//! The request carries a handle, the future carries the guard. A handle can be cloned and kept; it
+//! dies with the request. A session checks out before the handler runs, or with
+//! [`lazy`](DbSessionLayer::lazy) at its first statement.
+//!
+//! # What is guaranteed
+//!
+//! | | |
+//! |---|---|
+//! | **Acquire first** | The handler is not called before a connection is checked out. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
+//! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
+//! | **Released on every exit** | Any status, an error of the inner service, a panic, the future dropped at any await, the client gone, a time-out layer above or below, extensions cloned, a handle kept by a task. |
+//! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. What is not clean within the [`release_timeout`](SessionPool::release_timeout) is closed and its slot freed. No cancelled request destroys an in-memory SQLite database. |
+//! | **No driver call is cancelled half-way** | A driver call once started, acquiring included, runs to its end: in the request if it still waits, in a task of this crate if not. |
+//! | **A handle that outlives its request is dead** | Its statements answer *session closed* and say what to do instead. It never touches another request's connection. |
+//! | **Exhaustion is an answer, not a hang** | Waiting is bounded by [`acquire_timeout`](SessionPool::acquire_timeout); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
+//! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
+//! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
+//! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
+//! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
+//!
+//! # Cancel safety
+//!
+//! hyper drops the handler's future when the client goes away, and so do time-out layers and
+//! `select!`. This is what happens to what was running:
+//!
+//! | dropped | what happens |
+//! |---|---|
+//! | a statement | It runs to its end on the server, in a task of this crate. The session's next statement waits for it; a session that is over gives its connection back after it. |
+//! | a stream, half-read | What is left is read and thrown away in a task. The next statement waits for it. |
+//! | a transaction, or the future of `transaction_async` | Rolled back before anything else happens on the connection. The statement that was running ends first. |
+//! | `commit()` | A COMMIT that was sent is seen through. One that was not is a rollback. |
+//! | the code of a raw closure (`with_postgres`, …) | Dropped as well, and the connection is closed: nobody knows what it was doing. An in-memory SQLite database keeps its connection. |
+//! | a wait for a connection | The place in the queue is given up. No connection is lost. |
+//! | the whole request | All of the above; the handles die, then the connection goes back. |
+//!
+//! Each of these waits at most the `release_timeout` (5 s), then the connection is closed. An
+//! in-memory SQLite database is waited for without a bound: it would die with its connection.
+//!
+//! # Limits
+//!
+//! - **`Drop` cannot wait.** When a request is dropped, its connection is back a moment later, not at
+//!   once. An answer that went out has waited for the rollback of a transaction that the handler
+//!   left open.
+//! - **A streamed body has no session.** The session ends when the response's head is there. A body
+//!   that reads rows as it goes needs [a session of its own](SessionPool::session), from
+//!   `session.pool()`.
+//! - **A running statement is not cancelled on the server.** It ends by itself, or its connection is
+//!   closed.
+//! - **There is no transaction per request.** A handler begins its own.
+//! - **The runtime's shutdown ends the crate's tasks.** What they were reading or rolling back is
+//!   closed instead, and the server rolls back. Let the requests end first, as in the `items` example.
+//! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight
+//!   to the next waiter, and so is sqlx's ping. If you rely on them: [`warm(false)`](SessionPool::warm).
+//! - **A handler that uses its session and the plain `DatabaseConnection`** can deadlock with others
+//!   like it: each holds a connection and waits for another one, until the acquire time-out. The ways
+//!   out: run everything on the session; [`lazy`](DbSessionLayer::lazy) and
+//!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPool::reserve)
+//!   connections for the plain users. The same goes for a second session from `pool()`.
+//! - **Statements of one session run one after the other.** `join!` of two is not parallel.
+//! - **SeaORM's metric callbacks and RBAC are not seen.** They belong to `DatabaseConnection`, and
+//!   statements of a session do not pass through it.
+//!
+//! # Statuses
+//!
+//! | what happened | the layer's answer | `Retry-After` |
+//! |---|---|---|
+//! | no connection within `acquire_timeout`, database down, pool closed | 503 | 1–3 s, random |
+//! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random |
+//! | a session argument, but no layer | 500, with a text that names the layer | – |
+//! | anything else | the handler's own answer | – |
+//!
+//! The body is empty; [`on_error`](DbSessionLayer::on_error) makes another answer, [`ProblemJson`] one
+//! of `application/problem+json`. A gRPC request gets status 200 with `grpc-status` 14 or 13.
+//!
+//! A statement's error is SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and
+//! the server's errors that a retry may cure (serialization failure, deadlock, lock time-out): ask it for
+//! the [`status`](Error::status) and [`retry_after`](Error::retry_after) of your answer.
+//!
+//! # The log
+//!
+//! | target | level | what |
+//! |---|---|---|
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` when it closes |
+//! | `tower_sea_orm::session` | WARN | a connection that had to be closed; options of a transaction that SQLite does not have |
+//! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
+//! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made |
+//!
+//! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm=debug`, each session is
+//! one line. [`SessionPool::status`] gives the numbers of this moment.
+//!
+//! # Features
+//!
+//! | feature | default | what |
+//! |---|---|---|
+//! | `axum` | yes | [`DbSession`], `Option<DbSession>` and [`SessionPool`] as handler arguments |
+//! | `stream` | yes | SeaORM's `StreamTrait` for sessions |
+//! | `sqlx-postgres` | | PostgreSQL |
+//! | `sqlx-mysql` | | MySQL and MariaDB |
+//! | `sqlx-sqlite` | | SQLite |
+//! | `mock` | | SeaORM's `MockDatabase` |
+//! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
+//!
+//! Turn on the driver here that you turn on in SeaORM. TLS is SeaORM's choice: its feature
+//! `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
 
 mod connection;
 mod error;
@@ -26,3 +246,17 @@ pub use self::{
     service::DbSessionService,
     session::{DbSession, Main, PoolSession, SessionTransaction},
 };
+
+/// Guides for those who come from elsewhere.
+pub mod guide {
+    #[doc = include_str!("guide/from_fastapi.md")]
+    pub mod from_fastapi {}
+
+    #[doc = include_str!("guide/from_state.md")]
+    pub mod from_state {}
+}
+
+/// The README's examples are tests as well.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

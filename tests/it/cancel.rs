@@ -2,6 +2,7 @@
 //! seen, and a transaction is there in full or not at all.
 
 use std::{
+    collections::BTreeSet,
     future::poll_fn,
     sync::{
         Arc,
@@ -12,7 +13,10 @@ use std::{
 };
 
 use axum::{Router, body::Body, routing::any};
-use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all},
+};
 use http::{Request, StatusCode};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, StreamTrait, TransactionTrait};
 use tokio::time::timeout;
@@ -260,6 +264,14 @@ impl Case {
         unreachable!("a request ends")
     }
 
+    /// The marks of all the pool's connections.
+    async fn marks(&self) -> BTreeSet<i64> {
+        let pool = self.layer.pool();
+        let sessions = join_all((0..pool.status().limit).map(|_| pool.session())).await;
+        let sessions: Vec<_> = sessions.into_iter().map(Result::unwrap).collect();
+        join_all(sessions.iter().map(|session| mark(&**session))).await.into_iter().collect()
+    }
+
     async fn check(&self, scenario: Scenario, work: &Work, when: &str) {
         let pool = self.layer.pool();
         eventually("the session's connection came back", async || {
@@ -309,13 +321,38 @@ async fn dropped_at_every_point(scenario: Scenario) {
     for kind in Kind::ALL {
         let mut case = Case::new(kind, SIZE).await;
         for (lazy, fresh) in [(false, true), (false, false), (true, true), (true, false)] {
+            let before = if fresh { None } else { Some(case.marks().await) };
             let points = case.drop_everywhere(lazy, fresh, scenario).await;
             eprintln!("{kind:?}, lazy: {lazy}, fresh: {fresh}: {points} points");
             // SQLite may answer before it is waited for; a server behind a slow network does not.
             assert!(points > 1 || case.proxy.is_none(), "{points} points are not enough");
+            if let Some(before) = before {
+                assert_eq!(case.marks().await, before, "{kind:?}: a dropped request cost a connection");
+            }
         }
         assert_whole(&case.test, &case.db, SIZE).await;
     }
+}
+
+/// What tells one connection to the server from another, for as long as it lives.
+async fn mark<C: ConnectionTrait>(db: &C) -> i64 {
+    let backend = db.get_database_backend();
+    let sql = match backend {
+        DbBackend::Postgres => "SELECT CAST(pg_backend_pid() AS bigint)",
+        DbBackend::MySql => "SELECT CAST(CONNECTION_ID() AS SIGNED)",
+        _ => {
+            // Temporary tables are the connection's own.
+            db.execute_unprepared(
+                "CREATE TEMPORARY TABLE IF NOT EXISTS mark (id integer); \
+                 INSERT INTO mark SELECT abs(random() / 2) WHERE NOT EXISTS (SELECT 1 FROM mark)",
+            )
+            .await
+            .unwrap();
+            "SELECT id FROM mark"
+        }
+    };
+    let row = db.query_one_raw(Statement::from_string(backend, sql)).await.expect("a mark");
+    row.unwrap().try_get_by_index(0).unwrap()
 }
 
 #[tokio::test]
@@ -382,27 +419,6 @@ async fn a_statement_dropped_at_every_point_never_ends_its_transaction() {
     }
 }
 
-/// Something that tells one connection to the server from another, left on the only one.
-async fn mark<C: ConnectionTrait>(db: &C) -> i64 {
-    let backend = db.get_database_backend();
-    if backend == DbBackend::Sqlite {
-        db.execute_unprepared("CREATE TEMPORARY TABLE mark (id integer)").await.unwrap();
-    }
-    marked(db).await
-}
-
-/// What [`mark`] said, if this is the same connection.
-async fn marked<C: ConnectionTrait>(db: &C) -> i64 {
-    let backend = db.get_database_backend();
-    let sql = match backend {
-        DbBackend::Postgres => "SELECT CAST(pg_backend_pid() AS bigint)",
-        DbBackend::MySql => "SELECT CAST(CONNECTION_ID() AS SIGNED)",
-        _ => "SELECT count(*) FROM mark",
-    };
-    let row = db.query_one_raw(Statement::from_string(backend, sql)).await.expect("the marked connection");
-    row.unwrap().try_get_by_index(0).unwrap()
-}
-
 #[tokio::test]
 async fn requests_dropped_while_they_wait_for_a_connection_cost_none() {
     for kind in Kind::ALL {
@@ -416,7 +432,7 @@ async fn requests_dropped_while_they_wait_for_a_connection_cost_none() {
         assert_eq!(case.layer.pool().status().waiting, 0);
         drop(session);
         let session = case.layer.pool().session().await.unwrap();
-        assert_eq!(marked(&*session).await, before, "{kind:?}");
+        assert_eq!(mark(&*session).await, before, "{kind:?}");
         drop(session);
         assert_whole(&case.test, &case.db, 1).await;
     }
@@ -441,7 +457,7 @@ async fn requests_dropped_while_the_driver_acquires_cost_no_connection() {
             }
         }
         let session = timeout(BOUND, case.layer.pool().session()).await.expect("a connection").unwrap();
-        assert_eq!(marked(&*session).await, before, "{kind:?}");
+        assert_eq!(mark(&*session).await, before, "{kind:?}");
         drop(session);
         assert_whole(&case.test, &case.db, 1).await;
     }

@@ -7,8 +7,12 @@
     reason = "a test may panic, and nothing is public in a test"
 )]
 
+mod cancel;
+mod contract;
 mod exits;
 mod hazards;
+mod orm;
+mod property;
 mod smoke;
 mod support;
 mod telemetry;

@@ -1,0 +1,183 @@
+//! A service for items: a session for every request, a transaction where one is needed.
+//!
+//! ```text
+//! cargo run --example items                                   # SQLite in memory
+//! DATABASE_URL=postgres://user:password@localhost/db cargo run --example items
+//! ```
+//!
+//! It listens on 127.0.0.1, port 3000 or `PORT`. The log has one line per session: how long the
+//! request waited for its connection, how long it held it, and how many statements it ran.
+
+use std::{env, error::Error, fmt};
+
+use axum::{
+    Json, Router,
+    extract::Path,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ConnectOptions, ConnectionTrait, Database, DbErr, EntityTrait, IntoActiveModel,
+    QueryOrder, Schema, TransactionError,
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+mod item {
+    use sea_orm::entity::prelude::*;
+    use serde::Serialize;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, Serialize)]
+    #[sea_orm(table_name = "item")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key)]
+        pub(crate) id: i32,
+        pub(crate) name: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
+    // With `CLOSE`, every session is a line of the log when it ends.
+    tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE).init();
+
+    let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
+    let mut options = ConnectOptions::new(url);
+    options.sqlx_logging(false);
+    let pool = SessionPool::new(Database::connect(options).await?);
+    create_table(&pool).await?;
+
+    let app = Router::new()
+        .route("/items", get(list).post(create))
+        .route("/items/{item_id}", get(read).put(rename).delete(remove))
+        .route_layer(DbSessionLayer::with_pool(pool.clone()).lazy());
+
+    let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    tracing::info!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
+
+    tracing::info!("no request is left: closing the database connections");
+    pool.database().close_by_ref().await?;
+    Ok(())
+}
+
+/// Outside of a request a session comes from the pool.
+async fn create_table(pool: &SessionPool) -> Result<(), Box<dyn Error>> {
+    let session = pool.session().await?;
+    let mut table = Schema::new(session.backend()).create_table_from_entity(item::Entity);
+    session.execute(table.if_not_exists()).await?;
+    Ok(())
+}
+
+async fn interrupted() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::error!("cannot listen for ctrl-c: {error}");
+        std::future::pending::<()>().await;
+    }
+}
+
+#[derive(Deserialize)]
+struct NewItem {
+    name: String,
+}
+
+#[derive(Serialize)]
+struct Renamed {
+    before: String,
+    item: item::Model,
+}
+
+async fn read(db: DbSession, Path(item_id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+    let item = item::Entity::find_by_id(item_id).one(&db).await?;
+    item.map(Json).ok_or(AppError::NotFound)
+}
+
+async fn list(db: DbSession) -> Result<Json<Vec<item::Model>>, AppError> {
+    Ok(Json(item::Entity::find().order_by_asc(item::Column::Id).all(&db).await?))
+}
+
+async fn create(db: DbSession, Json(new): Json<NewItem>) -> Result<impl IntoResponse, AppError> {
+    let item = item::ActiveModel { name: Set(new.name), ..Default::default() }.insert(&db).await?;
+    let location = format!("/items/{}", item.id);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(item)))
+}
+
+/// Reads and writes in one transaction: `Ok` commits, `Err` rolls back, a client that leaves does too.
+async fn rename(db: DbSession, Path(item_id): Path<i32>, Json(new): Json<NewItem>) -> Result<Json<Renamed>, AppError> {
+    let renamed = db
+        .transaction_async(async |tx| {
+            let found = item::Entity::find_by_id(item_id).one(tx).await?.ok_or(AppError::NotFound)?;
+            let before = found.name.clone();
+            let mut item = found.into_active_model();
+            item.name = Set(new.name);
+            Ok::<_, AppError>(Renamed { before, item: item.update(tx).await? })
+        })
+        .await?;
+    Ok(Json(renamed))
+}
+
+async fn remove(db: DbSession, Path(item_id): Path<i32>) -> Result<StatusCode, AppError> {
+    let deleted = item::Entity::delete_by_id(item_id).exec(&db).await?;
+    if deleted.rows_affected == 0 { Err(AppError::NotFound) } else { Ok(StatusCode::NO_CONTENT) }
+}
+
+#[derive(Debug)]
+enum AppError {
+    NotFound,
+    Database(DbErr),
+}
+
+impl IntoResponse for AppError {
+    fn into_response(self) -> Response {
+        let error = match self {
+            Self::NotFound => return (StatusCode::NOT_FOUND, "no such item").into_response(),
+            Self::Database(error) => error,
+        };
+        // The client learns a status, the log learns the cause.
+        tracing::error!("{error}");
+        let Some(known) = tower_sea_orm::Error::of(&error) else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
+        let mut response = known.status().into_response();
+        if let Some(wait) = known.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().into());
+        }
+        response
+    }
+}
+
+impl From<DbErr> for AppError {
+    fn from(error: DbErr) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<TransactionError<Self>> for AppError {
+    fn from(error: TransactionError<Self>) -> Self {
+        match error {
+            TransactionError::Connection(error) => Self::Database(error),
+            TransactionError::Transaction(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for AppError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("no such item"),
+            Self::Database(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for AppError {}
