@@ -23,7 +23,9 @@ use sea_orm::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tower_http::trace::{DefaultMakeSpan, TraceLayer};
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 mod item {
@@ -59,7 +61,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new()
         .route("/items", get(list).post(create))
         .route("/items/{item_id}", get(read).put(rename).delete(remove))
-        .route_layer(DbSessionLayer::with_pool(pool.clone()).lazy());
+        .route_layer(DbSessionLayer::with_pool(pool.clone()).lazy())
+        // Outermost: its span gives each session's line of the log the method and the path.
+        .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)));
 
     let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;

@@ -217,6 +217,13 @@ impl Kind {
     }
 }
 
+/// So that `?` works on both in code that returns SeaORM's error. [`Error::of`] finds it again.
+impl From<Error> for DbErr {
+    fn from(error: Error) -> Self {
+        error.to_db_err()
+    }
+}
+
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Self {
         Self { kind, source: None }

@@ -157,7 +157,14 @@ where
                     let failure =
                         guard.failure().filter(|_| response.status().is_server_error() && !*this.keep_handler_errors);
                     let response = match (failure, this.parts.take()) {
-                        (Some(error), Some(parts)) => this.respond.response(&error, &parts),
+                        (Some(error), Some(parts)) => {
+                            let mut answer = this.respond.response(&error, &parts);
+                            if guard.has_run() {
+                                // What came before may stand: sent again, it would happen twice.
+                                answer.headers_mut().remove(header::RETRY_AFTER);
+                            }
+                            answer
+                        }
                         _ => response,
                     };
                     match rollback {

@@ -182,7 +182,7 @@
 //! | what happened | the layer's answer | `Retry-After` |
 //! |---|---|---|
 //! | no connection within `acquire_timeout`, database down, pool closed | 503 | 1–3 s, random |
-//! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random |
+//! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random; none if the session had run a statement before |
 //! | a session argument, but no layer | 500, with a text that names the layer | – |
 //! | anything else | the handler's own answer | – |
 //!

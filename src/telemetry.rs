@@ -51,13 +51,17 @@ impl SessionSpan {
         self.statements += 1;
     }
 
+    pub(crate) fn has_counted(&self) -> bool {
+        self.statements > 0
+    }
+
     /// Records what is known and closes the span.
     pub(crate) fn close(&mut self, rolled_back: bool) {
         self.released();
         let span = std::mem::replace(&mut self.span, Span::none());
         if !span.is_disabled() {
-            span.record("waited_ms", self.waited.as_secs_f64() * 1e3);
-            span.record("held_ms", self.held.as_secs_f64() * 1e3);
+            span.record("waited_ms", milliseconds(self.waited));
+            span.record("held_ms", milliseconds(self.held));
             span.record("statements", self.statements);
             span.record("outcome", if rolled_back { "rolled back" } else { "released" });
         }
@@ -88,7 +92,7 @@ impl Pressure {
         tracing::warn!(
             target: "tower_sea_orm::pool",
             in_use = status.in_use, waiting = status.waiting, limit = status.limit,
-            waited_ms = waited.as_secs_f64() * 1e3, suppressed,
+            waited_ms = milliseconds(waited), suppressed,
             cause = std::error::Error::source(error).map(tracing::field::display),
             "{error}",
         );
@@ -103,4 +107,9 @@ impl Pressure {
             tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are to be had again");
         }
     }
+}
+
+/// In whole microseconds: a float's last digits would only be noise in the log.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
 }

@@ -72,6 +72,10 @@ impl Core {
         if self.is_over() { Err(Kind::SessionClosed.into_db_err()) } else { Ok(()) }
     }
 
+    pub(crate) fn has_run(&self) -> bool {
+        self.lock().span.has_counted()
+    }
+
     pub(crate) fn failure(&self) -> Option<Error> {
         self.lock().failure.clone()
     }

@@ -22,6 +22,11 @@ impl SessionGuard {
         self.0.end()
     }
 
+    /// Whether the session ran a statement, so that the request may have changed something.
+    pub(crate) fn has_run(&self) -> bool {
+        self.0.has_run()
+    }
+
     /// Why the session got no connection, if it did not.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.0.failure()

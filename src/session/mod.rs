@@ -135,6 +135,10 @@ impl<Tag> DbSession<Tag> {
     /// # Errors
     ///
     /// What the driver says, or this crate's own failures to have a connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for any statement.
     pub async fn ping(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
             self.core.check_open()?;

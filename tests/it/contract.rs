@@ -609,6 +609,35 @@ async fn fifty_clients_that_mix_session_and_plain_connection_are_all_served() {
     }
 }
 
+#[tokio::test]
+async fn the_pool_counts_those_who_wait() {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(1).await;
+    let pool = SessionPool::new(db.clone());
+    let holder = pool.session().await.unwrap();
+    let mut waiting: Vec<_> = (0..6).map(|_| Box::pin(pool.session())).collect();
+    for wait in &mut waiting {
+        assert!(poll!(wait).is_pending());
+    }
+    assert_eq!((pool.status().in_use, pool.status().waiting, pool.status().limit), (1, 6, 1));
+    drop(waiting.pop());
+    assert_eq!(pool.status().waiting, 5);
+    drop(holder);
+    eventually("the oldest has its connection", async || pool.status().waiting == 4).await;
+    // It goes without having looked: the next one's turn.
+    drop(waiting.remove(0));
+    eventually("the next has it", async || pool.status().waiting == 3 && pool.status().in_use == 1).await;
+    for _ in 0..100 {
+        assert_eq!((pool.status().waiting, pool.status().in_use), (3, 1));
+        tokio::task::yield_now().await;
+    }
+    for wait in waiting {
+        drop(wait.await.unwrap());
+    }
+    assert_eq!(pool.status().waiting, 0);
+    assert_whole(&test, &db, 1).await;
+}
+
 #[test]
 fn errors_answer_questions() {
     let failure = DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout);
