@@ -209,8 +209,11 @@ impl Drop for Ticket {
                 // The runtime is shutting down and took no task: its waiter can get nothing.
                 let mut state = queue.lock();
                 state.acquiring -= 1;
-                state.waiters.retain(|waiter| waiter.id != self.waiter);
+                let position = state.waiters.iter().position(|waiter| waiter.id == self.waiter);
+                let waiter = position.and_then(|position| state.waiters.remove(position));
                 drop(state);
+                // Wakes it, which must not happen under the lock.
+                drop(waiter);
                 if !spawning.load(Ordering::Acquire) {
                     queue.fill();
                 }

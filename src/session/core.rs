@@ -111,17 +111,13 @@ impl Core {
         }
         let mut opened = pin!(self.stream_opened.notified());
         opened.as_mut().enable();
-        if self.is_streaming() {
+        if self.lock().streaming {
             return Err(Kind::StreamOpen.into_db_err());
         }
         match select(pin!(self.turn.clone().acquire_owned()), opened).await {
             Either::Left((turn, _)) => turn.map_err(|_| Kind::SessionClosed.into_db_err()),
             Either::Right(((), _)) => Err(Kind::StreamOpen.into_db_err()),
         }
-    }
-
-    fn is_streaming(&self) -> bool {
-        matches!(&self.lock().slot, Slot::Running(running) if running.manner == Manner::Stream)
     }
 
     /// Acquires a connection if the session has none yet.
@@ -181,6 +177,7 @@ impl Core {
         let call = state.next;
         state.levels.extend(opens.map(|id| OpenLevel { id, abandoned: false }));
         state.span.count();
+        state.streaming = manner == Manner::Stream;
         state.slot = Slot::Running(Running {
             call,
             manner,

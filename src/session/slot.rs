@@ -25,6 +25,8 @@ pub(super) struct State {
     /// The open transactions, outermost first.
     pub(super) levels: Vec<OpenLevel>,
     pub(super) next: u64,
+    /// A stream is open: its reader has neither come to the end nor dropped it.
+    pub(super) streaming: bool,
     /// The request has ended.
     pub(super) over: bool,
     /// Told when the connection has left the session.
@@ -62,7 +64,7 @@ pub(super) struct Running {
 pub(super) enum Manner {
     /// The next one waits; ended early, it runs on in a task.
     Statement,
-    /// The next one is refused; ended early, it is read to its end in a task.
+    /// Ended early, it is read to its end in a task.
     Stream,
     /// User code: ended early, it is dropped and the connection closed.
     Raw,
@@ -82,6 +84,7 @@ impl State {
             slot: Slot::Empty,
             levels: Vec::new(),
             next: 0,
+            streaming: false,
             over: false,
             released: None,
             failure: None,
@@ -93,6 +96,9 @@ impl State {
     pub(super) fn admit(&mut self, who: Option<Level>) -> Result<usize, Kind> {
         if self.over {
             return Err(Kind::SessionClosed);
+        }
+        if self.streaming {
+            return Err(Kind::StreamOpen);
         }
         if let Some(first) = self.levels.iter().position(|open| open.abandoned) {
             self.levels.truncate(first);

@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -11,7 +12,7 @@ use futures_util::Stream;
 use sea_orm::{DbErr, QueryResult, QueryStream, Statement, StreamTrait, TransactionStream};
 use tokio::sync::mpsc;
 
-use super::{call::Call, savepoint::Handle};
+use super::{call::Call, core::Core, savepoint::Handle};
 use crate::connection::Operation;
 
 /// Rows that may wait between the driver and the reader.
@@ -30,9 +31,20 @@ enum Inner<'a> {
     Pinned {
         call: Option<Call>,
         rows: mpsc::Receiver<Result<QueryResult, DbErr>>,
+        /// `None` once the end was read.
+        open: Option<Open>,
     },
     Plain(Box<QueryStream>),
     Direct(Box<TransactionStream<'a>>),
+}
+
+/// Stands for a stream that may still be read; other statements are refused meanwhile.
+struct Open(Arc<Core>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().streaming = false;
+    }
 }
 
 impl<'a> SessionStream<'a> {
@@ -49,7 +61,7 @@ impl<'a> SessionStream<'a> {
             Handle::Pinned(core, who) => {
                 let (sender, rows) = mpsc::channel(BUFFERED);
                 let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
-                Ok(Self(Inner::Pinned { call: Some(call), rows }))
+                Ok(Self(Inner::Pinned { call: Some(call), rows, open: Some(Open(core.clone())) }))
             }
         }
     }
@@ -59,16 +71,19 @@ impl Stream for SessionStream<'_> {
     type Item = Result<QueryResult, DbErr>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let (call, rows) = match &mut self.0 {
+        let (call, rows, open) = match &mut self.0 {
             Inner::Plain(stream) => return Pin::new(stream).poll_next(cx),
             Inner::Direct(stream) => return Pin::new(stream).poll_next(cx),
-            Inner::Pinned { call, rows } => (call, rows),
+            Inner::Pinned { call, rows, open } => (call, rows, open),
         };
         // Rows first, then the call that makes more of them, then what it has just made.
         if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {
             return Poll::Ready(Some(row));
         }
-        let Some(running) = call else { return Poll::Ready(None) };
+        let Some(running) = call else {
+            *open = None;
+            return Poll::Ready(None);
+        };
         let mut failure = None;
         if let Poll::Ready(output) = Pin::new(running).poll(cx) {
             *call = None;
@@ -77,7 +92,10 @@ impl Stream for SessionStream<'_> {
         match rows.poll_recv(cx) {
             Poll::Ready(Some(row)) => Poll::Ready(Some(row)),
             // A failure of the statement was sent as its last row; what is left is the call's own.
-            Poll::Ready(None) => Poll::Ready(failure.map(Err)),
+            Poll::Ready(None) => {
+                *open = None;
+                Poll::Ready(failure.map(Err))
+            }
             Poll::Pending => Poll::Pending,
         }
     }

@@ -2,7 +2,6 @@
 //! seen, and a transaction is there in full or not at all.
 
 use std::{
-    collections::BTreeSet,
     future::poll_fn,
     sync::{
         Arc,
@@ -13,21 +12,21 @@ use std::{
 };
 
 use axum::{Router, body::Body, routing::any};
-use futures_util::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, join_all},
-};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use http::{Request, StatusCode};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, StreamTrait, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer};
 
-use crate::support::{
-    database::{Kind, TestDb, count_items, insert_item, unique_name},
-    pool::{assert_whole, open_transactions},
-    wait::eventually,
-    wire::Proxy,
+use crate::{
+    exits::{mark, marks},
+    support::{
+        database::{Kind, TestDb, count_items, insert_item, unique_name},
+        pool::{assert_whole, open_transactions},
+        wait::eventually,
+        wire::Proxy,
+    },
 };
 
 /// How many connections the pools have.
@@ -264,14 +263,6 @@ impl Case {
         unreachable!("a request ends")
     }
 
-    /// The marks of all the pool's connections.
-    async fn marks(&self) -> BTreeSet<i64> {
-        let pool = self.layer.pool();
-        let sessions = join_all((0..pool.status().limit).map(|_| pool.session())).await;
-        let sessions: Vec<_> = sessions.into_iter().map(Result::unwrap).collect();
-        join_all(sessions.iter().map(|session| mark(&**session))).await.into_iter().collect()
-    }
-
     async fn check(&self, scenario: Scenario, work: &Work, when: &str) {
         let pool = self.layer.pool();
         eventually("the session's connection came back", async || {
@@ -282,6 +273,9 @@ impl Case {
         if let Some(observer) = &self.observer {
             assert_eq!(open_transactions(observer).await, 0, "{when}: a transaction is open");
         }
+        let plain = unique_name();
+        insert_item(&self.db, &plain).await;
+        assert_eq!(count_items(self.view(), &plain).await, 1, "{when}: what a plain user of the pool wrote");
         let next = Work::new();
         let answer = self.app(false, AUTOCOMMIT, &next).oneshot(request());
         let answer = timeout(BOUND, answer).await.expect("a connection for the next request").unwrap();
@@ -321,38 +315,17 @@ async fn dropped_at_every_point(scenario: Scenario) {
     for kind in Kind::ALL {
         let mut case = Case::new(kind, SIZE).await;
         for (lazy, fresh) in [(false, true), (false, false), (true, true), (true, false)] {
-            let before = if fresh { None } else { Some(case.marks().await) };
+            let before = if fresh { None } else { Some(marks(case.layer.pool()).await) };
             let points = case.drop_everywhere(lazy, fresh, scenario).await;
             eprintln!("{kind:?}, lazy: {lazy}, fresh: {fresh}: {points} points");
             // SQLite may answer before it is waited for; a server behind a slow network does not.
             assert!(points > 1 || case.proxy.is_none(), "{points} points are not enough");
             if let Some(before) = before {
-                assert_eq!(case.marks().await, before, "{kind:?}: a dropped request cost a connection");
+                assert_eq!(marks(case.layer.pool()).await, before, "{kind:?}: a dropped request cost a connection");
             }
         }
         assert_whole(&case.test, &case.db, SIZE).await;
     }
-}
-
-/// What tells one connection to the server from another, for as long as it lives.
-async fn mark<C: ConnectionTrait>(db: &C) -> i64 {
-    let backend = db.get_database_backend();
-    let sql = match backend {
-        DbBackend::Postgres => "SELECT CAST(pg_backend_pid() AS bigint)",
-        DbBackend::MySql => "SELECT CAST(CONNECTION_ID() AS SIGNED)",
-        _ => {
-            // Temporary tables are the connection's own.
-            db.execute_unprepared(
-                "CREATE TEMPORARY TABLE IF NOT EXISTS mark (id integer); \
-                 INSERT INTO mark SELECT abs(random() / 2) WHERE NOT EXISTS (SELECT 1 FROM mark)",
-            )
-            .await
-            .unwrap();
-            "SELECT id FROM mark"
-        }
-    };
-    let row = db.query_one_raw(Statement::from_string(backend, sql)).await.expect("a mark");
-    row.unwrap().try_get_by_index(0).unwrap()
 }
 
 #[tokio::test]
@@ -431,6 +404,15 @@ async fn requests_dropped_while_they_wait_for_a_connection_cost_none() {
         }
         assert_eq!(case.layer.pool().status().waiting, 0);
         drop(session);
+        for waits in 0..200 {
+            let session = case.layer.pool().session().await.unwrap();
+            let app = case.app(waits % 2 == 0, READ, &Work::new());
+            let mut waiting = Box::pin(app.oneshot(request()));
+            assert!(poll_fn(|cx| Poll::Ready(waiting.poll_unpin(cx).is_pending())).await);
+            // The connection is handed to somebody who never looks at it.
+            drop(session);
+            drop(waiting);
+        }
         let session = case.layer.pool().session().await.unwrap();
         assert_eq!(mark(&*session).await, before, "{kind:?}");
         drop(session);

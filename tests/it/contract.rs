@@ -652,3 +652,22 @@ fn errors_answer_questions() {
     assert!(Error::of(&closed).unwrap().is_closing());
     assert!(Error::of(&DbErr::RecordNotFound(String::new())).is_none());
 }
+
+#[tokio::test]
+async fn a_request_that_has_run_a_statement_is_not_told_to_come_back() {
+    async fn writes_and_waits(session: DbSession, State(held): State<Held>) -> Result<(), StatusCode> {
+        insert_item(&session, "written").await;
+        session.release().await.unwrap();
+        let holder = session.pool().session().await.unwrap();
+        held.lock().unwrap().push(holder);
+        session.execute_unprepared("SELECT 1").await.map(drop).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+    }
+    type Held = Arc<Mutex<Vec<PoolSession>>>;
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let layer = DbSessionLayer::new(test.connect(1).await).acquire_timeout(Duration::from_millis(200));
+    let app = Router::new().route("/", get(writes_and_waits)).with_state(Held::default()).layer(layer);
+
+    let answer = send(&app, "/").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!answer.headers().contains_key(header::RETRY_AFTER), "what it wrote would be written twice");
+}

@@ -307,7 +307,7 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
         insert_item(&db, "a").await;
         let pool = SessionPool::new(db.clone());
         let session = pool.session().await.unwrap();
-        // More rows than are buffered anywhere: a result that has arrived completely is in nobody's way.
+        // More rows than are buffered anywhere.
         let all = || {
             let sql = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 900) SELECT n FROM t";
             Statement::from_string(kind.backend(), sql)
@@ -336,6 +336,17 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
         assert_eq!(rest, 899);
         drop(stream);
         tx.commit().await.unwrap();
+
+        // The size of the result makes no difference: three rows have all arrived, and still the stream is open.
+        let few = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 3) SELECT n FROM t";
+        let mut stream = session.stream_raw(Statement::from_string(kind.backend(), few)).await.unwrap();
+        for _ in 0..3 {
+            stream.next().await.unwrap().unwrap();
+            assert_out_of_turn(timeout(SLACK, session.execute_unprepared("SELECT 1")).await.expect("at once"));
+        }
+        assert!(stream.next().await.is_none());
+        session.execute_unprepared("SELECT 1").await.unwrap();
+        drop(stream);
 
         // One that already queues when a stream opens does not wait for it either.
         let queued = async {
