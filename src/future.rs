@@ -35,7 +35,7 @@ where
     state: State<S, ReqBody, S::Future, S::Response, Tag>,
     respond: Respond,
     /// The request's parts, for an answer of the layer's own.
-    parts: Option<Parts>,
+    parts: Parts,
     keep_handler_errors: bool,
     release_timeout: Duration,
 }
@@ -91,7 +91,7 @@ where
         Self {
             state,
             respond,
-            parts: Some(kept),
+            parts: kept,
             keep_handler_errors: policy.keep_handler_errors,
             release_timeout: pool.settings().release_timeout,
         }
@@ -99,10 +99,13 @@ where
 
     /// For a request that has its session from a layer further out.
     pub(crate) fn pass(mut inner: S, request: Request<ReqBody>, respond: Respond) -> Self {
+        let (parts, body) = request.into_parts();
+        let kept = answer_parts(&parts);
+        let request = Request::from_parts(parts, body);
         Self {
             state: State::Serving { future: inner.call(request), guard: None },
             respond,
-            parts: None,
+            parts: kept,
             keep_handler_errors: true,
             release_timeout: Duration::ZERO,
         }
@@ -128,15 +131,14 @@ where
                             let StateOwned::Acquiring { mut inner, mut request, .. } =
                                 this.state.as_mut().project_replace(State::Done)
                             else {
-                                return Poll::Pending;
+                                polled_after_completion()
                             };
                             request.extensions_mut().insert(session);
                             State::Serving { future: inner.call(request), guard: Some(guard) }
                         }
                         Err(error) => {
                             this.state.set(State::Done);
-                            let answer = this.parts.take().map(|parts| this.respond.response(&error, &parts));
-                            return answer.map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)));
+                            return Poll::Ready(Ok(this.respond.response(&error, this.parts)));
                         }
                     }
                 }
@@ -156,16 +158,16 @@ where
                     };
                     let failure =
                         guard.failure().filter(|_| response.status().is_server_error() && !*this.keep_handler_errors);
-                    let response = match (failure, this.parts.take()) {
-                        (Some(error), Some(parts)) => {
-                            let mut answer = this.respond.response(&error, &parts);
+                    let response = match failure {
+                        Some(error) => {
+                            let mut answer = this.respond.response(&error, this.parts);
                             if guard.has_run() {
                                 // What came before may stand: sent again, it would happen twice.
                                 answer.headers_mut().remove(header::RETRY_AFTER);
                             }
                             answer
                         }
-                        _ => response,
+                        None => response,
                     };
                     match rollback {
                         Some(rollback) => State::Settling {
@@ -183,13 +185,17 @@ where
                     let _ = ready!(rollback.poll(cx));
                     let response = response.take();
                     this.state.set(State::Done);
-                    return response.map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+                    return response.map_or_else(|| polled_after_completion(), |response| Poll::Ready(Ok(response)));
                 }
-                StateProj::Done => panic!("ResponseFuture polled after completion"),
+                StateProj::Done => polled_after_completion(),
             };
             this.state.set(next);
         }
     }
+}
+
+fn polled_after_completion() -> ! {
+    panic!("ResponseFuture polled after completion")
 }
 
 /// What an answer of the layer's own may depend on. A clone of all headers would cost every request
