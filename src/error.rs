@@ -26,6 +26,7 @@ pub(crate) enum Kind {
     SessionClosed,
     NestedOpen,
     TransactionOver,
+    Aborted,
     NestedOptions,
     StreamOpen,
     ConnectionLost,
@@ -41,11 +42,12 @@ pub(crate) enum Kind {
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-const IN_DB_ERR: [Kind; 9] = [
+const IN_DB_ERR: [Kind; 10] = [
     Kind::Down,
     Kind::SessionClosed,
     Kind::NestedOpen,
     Kind::TransactionOver,
+    Kind::Aborted,
     Kind::NestedOptions,
     Kind::StreamOpen,
     Kind::ConnectionLost,
@@ -140,6 +142,12 @@ impl Error {
         matches!(self.kind, Kind::Serialization | Kind::Deadlock | Kind::LockTimeout)
     }
 
+    /// Whether a transaction could not be committed because a statement in it had failed and the
+    /// server had given it up.
+    pub fn is_aborted(&self) -> bool {
+        self.kind == Kind::Aborted
+    }
+
     /// Whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.
     pub fn is_missing_layer(&self) -> bool {
         self.kind == Kind::MissingLayer
@@ -190,6 +198,9 @@ impl Kind {
             }
             Self::TransactionOver => {
                 "this transaction has ended: it, or one around it, was committed, rolled back or dropped"
+            }
+            Self::Aborted => {
+                "the server has given this transaction up after a failed statement, and nothing of it is committed: put what may fail into a nested transaction of its own"
             }
             Self::NestedOptions => {
                 "isolation level and access mode belong to the outermost transaction: a nested one is a savepoint and cannot change them"

@@ -131,6 +131,7 @@
 //! | **A handle that outlives its request is dead** | Its statements answer *session closed* and say what to do instead. It never touches another request's connection. |
 //! | **Exhaustion is an answer, not a hang** | Waiting is bounded by [`acquire_timeout`](SessionPool::acquire_timeout); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
+//! | **A commit is a commit** | Where the server has given a transaction up after a failed statement (PostgreSQL after any error, MySQL after a deadlock, SQLite when the disk is full), `commit()` is an error even if the handler swallowed the first one, and nothing autocommits meanwhile. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |

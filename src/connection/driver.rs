@@ -3,7 +3,7 @@
 //! Values go in through `sea-query-sqlx`, rows come out through SeaORM's public `From`
 //! conversions, and errors are wrapped as SeaORM wraps them.
 
-use sea_orm::{DbErr, ExecResult, QueryResult, RuntimeErr, Statement, sqlx};
+use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, sqlx};
 use sea_orm::{
     sea_query::Values,
     sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr, SqlStr, pool::PoolConnection},
@@ -206,4 +206,27 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
             | sqlx::Error::InvalidSavePointStatement
             | sqlx::Error::BeginFailed
     )
+}
+
+/// Whether the server has given up the open transaction, or a part of it, with this error.
+pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    let Some(error) = error.as_database_error() else { return false };
+    match backend {
+        // Every error of the server, until a rollback to a savepoint from before.
+        DbBackend::Postgres => true,
+        // ER_LOCK_DEADLOCK: the whole transaction is gone, and what follows would autocommit.
+        #[cfg(feature = "sqlx-mysql")]
+        DbBackend::MySql => {
+            error.try_downcast_ref::<sea_orm::SqlxMySqlError>().is_some_and(|error| error.number() == 1213)
+        }
+        // SQLITE_NOMEM, _INTERRUPT, _IOERR, _FULL, by the low byte: the same.
+        DbBackend::Sqlite => {
+            let code = error.code().and_then(|code| code.parse::<i32>().ok());
+            code.is_some_and(|code| matches!(code & 0xff, 7 | 9 | 10 | 13))
+        }
+        _ => false,
+    }
 }

@@ -24,6 +24,8 @@ pub(crate) use self::{
     operation::{Operation, Output},
 };
 
+use crate::error::Kind;
+
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
     driver: Driver,
@@ -33,6 +35,8 @@ pub(crate) struct PinnedConnection {
     /// Closing the connection would destroy its database.
     in_memory: bool,
     state: State,
+    /// The depth of the transaction that the server gave up after a failed statement.
+    aborted: Option<usize>,
 }
 
 /// What is known of a connection between two calls.
@@ -50,7 +54,7 @@ enum State {
 
 impl PinnedConnection {
     pub(crate) fn new(driver: Driver, backend: DbBackend, runtime: Handle, in_memory: bool) -> Self {
-        Self { driver, backend, runtime, in_memory, state: State::Known }
+        Self { driver, backend, runtime, in_memory, state: State::Known, aborted: None }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -75,7 +79,7 @@ impl PinnedConnection {
         self.state = if self.state == State::Known { State::Busy } else { self.state };
         let suspect = self.state == State::Suspect || operation.may_leave_transaction();
         let mut output = match self.roll_back_to(depth).await {
-            Ok(()) => self.perform(operation).await,
+            Ok(()) => self.perform_honestly(operation).await,
             Err(error) => {
                 self.state = State::Broken;
                 Err(error)
@@ -93,6 +97,28 @@ impl PinnedConnection {
                     output = output.and(Err(error));
                 }
             }
+        }
+        output
+    }
+
+    /// Performs `operation` unless it would pretend that a transaction goes on which the server has
+    /// given up: sqlx does not tell that a COMMIT was answered with ROLLBACK.
+    async fn perform_honestly(&mut self, operation: Operation) -> Result<Output, DbErr> {
+        let refused = match operation {
+            Operation::Commit => self.aborted.is_some(),
+            Operation::Rollback | Operation::Settle | Operation::Ping => false,
+            // PostgreSQL refuses by itself; the others would autocommit.
+            _ => self.aborted.is_some() && self.backend != DbBackend::Postgres,
+        };
+        if refused {
+            return Err(Kind::Aborted.into_db_err());
+        }
+        let depth = self.depth();
+        let output = self.perform(operation).await;
+        if depth > 0 && output.as_ref().is_err_and(|error| driver::aborts(self.backend, error)) {
+            // PostgreSQL loses the innermost level, the others the whole transaction.
+            let lost = if self.backend == DbBackend::Postgres { depth } else { 1 };
+            self.aborted = Some(self.aborted.unwrap_or(lost));
         }
         output
     }
@@ -129,12 +155,25 @@ impl PinnedConnection {
     /// would stay, and a loop would pile them up. MySQL replaces a savepoint of the same name.
     async fn roll_back_one(&mut self) -> Result<(), DbErr> {
         let depth = self.depth();
+        if self.aborted.is_some() && self.backend != DbBackend::Postgres {
+            self.reopen(depth).await;
+        }
         self.driver.rollback().await?;
+        self.aborted = self.aborted.filter(|aborted| *aborted < depth);
         if depth > 1 && self.backend != DbBackend::MySql {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", depth - 1);
             self.driver.execute_unprepared(release).await?;
         }
         Ok(())
+    }
+
+    /// Gives a transaction that the server ended by itself a shape that sqlx's count can be rolled
+    /// back by.
+    async fn reopen(&mut self, depth: usize) {
+        let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
+        let text = std::iter::once("BEGIN".to_owned()).chain(savepoints).collect();
+        // SQLite may not have ended it after all, and says so.
+        let _ = self.driver.execute_unprepared(text).await;
     }
 
     async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {

@@ -1,6 +1,6 @@
 //! Stands in for the drivers where none is built in: only pass-through sessions exist then.
 
-use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
+use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, Statement};
 
 use crate::error::Kind;
 
@@ -69,5 +69,9 @@ fn lost() -> DbErr {
 }
 
 pub(crate) fn is_fatal(_: &DbErr) -> bool {
+    false
+}
+
+pub(crate) fn aborts(_: DbBackend, _: &DbErr) -> bool {
     false
 }

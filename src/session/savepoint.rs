@@ -66,8 +66,9 @@ impl SessionTransaction {
     ///
     /// # Errors
     ///
-    /// If the server refuses, if a transaction begun inside of this one is still open, or if one
-    /// around it has ended. In each case this transaction is rolled back.
+    /// If the server refuses, if it has given the transaction up after a failed statement
+    /// ([`is_aborted`](crate::Error::is_aborted)), if a transaction begun inside of this one is still
+    /// open, or if one around it has ended. In each case this transaction is rolled back.
     ///
     /// # Cancel safety
     ///

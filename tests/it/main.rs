@@ -16,3 +16,4 @@ mod property;
 mod smoke;
 mod support;
 mod telemetry;
+mod truth;
