@@ -6,7 +6,6 @@ use tower_sea_orm::{Error, SessionPool, SessionTransaction};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
-    wait::eventually,
 };
 
 fn assert_aborted<T>(result: Result<T, DbErr>) {
@@ -93,18 +92,10 @@ async fn h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits() {
     let outer = first.begin().await.unwrap();
     let inner = outer.begin().await.unwrap();
     inner.execute_unprepared(&lock("one")).await.unwrap();
-    let one = lock("one");
-    let (blocked, victim) = futures_util::join!(other.execute_unprepared(&one), async {
-        eventually("the other one waits for its lock", async || {
-            let waits = "SELECT COUNT(*) AS n FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
-            let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::MySql, waits);
-            let row = test.observer().await.unwrap().query_one_raw(statement).await.unwrap().unwrap();
-            row.try_get::<i64>("", "n").unwrap() > 0
-        })
-        .await;
-        inner.execute_unprepared(&lock("two")).await
-    });
-    blocked.unwrap();
+    // Whichever comes last closes the circle: the lighter one is the victim.
+    let (one, two) = (lock("one"), lock("two"));
+    let (heavier, victim) = futures_util::join!(other.execute_unprepared(&one), inner.execute_unprepared(&two));
+    heavier.unwrap();
     let error = Error::of(&victim.unwrap_err()).unwrap();
     assert!(error.is_conflict());
 

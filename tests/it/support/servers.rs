@@ -353,7 +353,10 @@ impl Account {
     /// A command of this account, in `dir`.
     fn command(&self, program: &Path, dir: &Path) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(dir).env("HOME", dir);
+        // A MariaDB that starts removes all `#sql*` files of its temporary
+        // directory, and one whose temporary table vanishes under it crashes:
+        // each has a directory of its own.
+        command.current_dir(dir).env("HOME", dir).env("TMPDIR", dir);
         if let Some((user, group)) = self.other {
             command.uid(user).gid(group);
         }
