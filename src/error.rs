@@ -5,6 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
+use crate::connection::Control;
+
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
 /// The text says what to do about it. It holds no database text, SQL or URL; the cause, where
@@ -27,6 +29,18 @@ pub(crate) enum Kind {
     NestedOpen,
     TransactionOver,
     Aborted,
+    EndedElsewhere,
+    CommitFailed,
+    OutcomeUnknown,
+    LeftOpen,
+    StillRunning,
+    RollbackOnly,
+    NoTransaction,
+    TransactionBegun,
+    TransactionOpen,
+    MustBeTransaction,
+    Control(Control),
+    CommitsImplicitly,
     NestedOptions,
     StreamOpen,
     ConnectionLost,
@@ -36,18 +50,37 @@ pub(crate) enum Kind {
     Disconnected,
     DriverNotEnabled(&'static str),
     InvalidReserve,
+    CannotClose,
+    NoSession,
     Serialization,
     Deadlock,
     LockTimeout,
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-const IN_DB_ERR: [Kind; 10] = [
+const IN_DB_ERR: [Kind; 27] = [
     Kind::Down,
     Kind::SessionClosed,
     Kind::NestedOpen,
     Kind::TransactionOver,
     Kind::Aborted,
+    Kind::EndedElsewhere,
+    Kind::CommitFailed,
+    Kind::OutcomeUnknown,
+    Kind::LeftOpen,
+    Kind::StillRunning,
+    Kind::RollbackOnly,
+    Kind::NoTransaction,
+    Kind::TransactionBegun,
+    Kind::TransactionOpen,
+    Kind::MustBeTransaction,
+    Kind::Control(Control::Begin),
+    Kind::Control(Control::Commit),
+    Kind::Control(Control::Rollback),
+    Kind::Control(Control::Savepoint),
+    Kind::Control(Control::SetTransaction),
+    Kind::Control(Control::TwoPhase),
+    Kind::CommitsImplicitly,
     Kind::NestedOptions,
     Kind::StreamOpen,
     Kind::ConnectionLost,
@@ -148,18 +181,50 @@ impl Error {
         self.kind == Kind::Aborted
     }
 
+    /// Whether the server refused the COMMIT: nothing of the transaction is there. A conflict with
+    /// another transaction is not meant: [`is_conflict`](Self::is_conflict).
+    pub fn is_commit_failed(&self) -> bool {
+        self.kind == Kind::CommitFailed
+    }
+
+    /// Whether the connection was lost during COMMIT, or the server did not answer it in time: the
+    /// transaction may be committed or not. Never retried, neither here nor by a `Retry-After`.
+    pub fn is_outcome_unknown(&self) -> bool {
+        self.kind == Kind::OutcomeUnknown
+    }
+
+    /// Whether a request could not commit because something of it was not at its end: a nested
+    /// transaction still open, or a statement still running in another task.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(self.kind, Kind::LeftOpen | Kind::StillRunning)
+    }
+
+    /// Whether a statement was refused because it controls transactions behind the session's back,
+    /// or because MySQL would commit by it.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.kind, Kind::Control(_) | Kind::CommitsImplicitly)
+    }
+
     /// Whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.
     pub fn is_missing_layer(&self) -> bool {
-        self.kind == Kind::MissingLayer
+        matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
     }
 
     pub(crate) fn with_source(kind: Kind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { kind, source: Some(Arc::new(source)) }
     }
 
-    /// SeaORM's own variant where it has one.
+    /// What the failure of a COMMIT means.
+    pub(crate) fn of_commit(error: DbErr) -> Self {
+        let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
+        Self::with_source(kind, error)
+    }
+
+    /// What SeaORM said, where that is the cause; else SeaORM's own variant where it has one.
     pub(crate) fn to_db_err(&self) -> DbErr {
-        self.kind.into_db_err()
+        let is_servers = self.is_commit_failed() || self.is_conflict();
+        let cause = self.source.as_ref().filter(|_| is_servers).and_then(|source| source.downcast_ref::<DbErr>());
+        cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
     }
 
     /// The words that a client may read.
@@ -183,7 +248,7 @@ impl Kind {
         }
     }
 
-    fn text(&self) -> &'static str {
+    fn text(self) -> &'static str {
         match self {
             Self::Exhausted => {
                 "no connection became free within the acquire timeout: raise max_connections, or hold sessions for less time (`.lazy()`, `release()`)"
@@ -201,6 +266,34 @@ impl Kind {
             }
             Self::Aborted => {
                 "the server has given this transaction up after a failed statement, and nothing of it is committed: put what may fail into a nested transaction of its own"
+            }
+            Self::EndedElsewhere => {
+                "raw code ended this transaction behind the session's back: leave its BEGIN, COMMIT and ROLLBACK to the session"
+            }
+            Self::CommitFailed => "the server refused to commit: nothing of the transaction is there",
+            Self::OutcomeUnknown => {
+                "the connection was lost while COMMIT was under way, or it was not answered in time: the transaction may be committed or not"
+            }
+            Self::LeftOpen => {
+                "a transaction begun by the handler was still open when it answered, so everything was rolled back: commit or drop it before you answer"
+            }
+            Self::StillRunning => {
+                "a statement of this session was still running when the handler answered, so everything was rolled back: await what you spawn"
+            }
+            Self::RollbackOnly => "this session was set to roll back only: it cannot commit any more",
+            Self::NoTransaction => {
+                "this session commits each statement by itself: take a `DbTx`, or put `.transaction()` on the layer"
+            }
+            Self::TransactionBegun => {
+                "the session's transaction has begun with other options: set them before its first statement"
+            }
+            Self::TransactionOpen => "a transaction is open: `commit()` or `rollback()` before you `release()`",
+            Self::MustBeTransaction => {
+                "the session layer's `on_begin` needs a transaction: a route inside of it cannot do without"
+            }
+            Self::Control(control) => control.text(),
+            Self::CommitsImplicitly => {
+                "MySQL and MariaDB commit the open transaction by this statement: run it in a session without one"
             }
             Self::NestedOptions => {
                 "isolation level and access mode belong to the outermost transaction: a nested one is a savepoint and cannot change them"
@@ -221,9 +314,39 @@ impl Kind {
             Self::InvalidReserve => {
                 "`reserve` leaves no connection for sessions: it must be smaller than max_connections"
             }
+            Self::CannotClose => {
+                "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`"
+            }
+            Self::NoSession => {
+                "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it"
+            }
             Self::Serialization => "the transaction could not be serialized with a concurrent one: run it again",
             Self::Deadlock => "the transaction lost a deadlock: run it again",
             Self::LockTimeout => "the statement waited too long for a lock: run the transaction again",
+        }
+    }
+}
+
+impl Control {
+    /// What to use instead.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Begin => {
+                "raw BEGIN is refused: use `begin()`, `transaction_async()` or a `DbTx`, so that the session knows of the transaction"
+            }
+            Self::Commit => {
+                "raw COMMIT is refused: use `commit()` of the session or of its transaction, which says whether it worked"
+            }
+            Self::Rollback => "raw ROLLBACK is refused: use `rollback()` of the session or of its transaction",
+            Self::Savepoint => {
+                "raw SAVEPOINT, RELEASE and ROLLBACK TO are refused: use `begin()` on the transaction, then `commit()` or `rollback()` of what it returns"
+            }
+            Self::SetTransaction => {
+                "this setting would change transactions behind the session's back: use `begin_with_options()`, `tx_with()` or the layer's `transaction_with()`"
+            }
+            Self::TwoPhase => {
+                "two-phase commit in raw SQL is refused: use `with_postgres()` or `with_mysql()` on a session without a transaction"
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{DbSession, Error, SessionPool};
+use crate::{DbSession, DbTx, Error, SessionPool};
 
 /// The rejection of a session argument where no layer gives one: status 500, with a static text
 /// that names the layer. Also written to the log.
@@ -39,6 +39,23 @@ impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbSession<Tag> {
 }
 
 impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbSession<Tag> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(Self::from_extensions(&parts.extensions).ok())
+    }
+}
+
+/// Puts the request's session into a transaction.
+impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbTx<Tag> {
+    type Rejection = MissingSession;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
+        Self::from_extensions(&parts.extensions).map_err(MissingSession)
+    }
+}
+
+impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbTx<Tag> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {

@@ -3,22 +3,22 @@
 use std::{
     fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, header, request::Parts};
+use http::{Request, Response, Version, header, request::Parts};
 use pin_project::pin_project;
-use tokio::{sync::oneshot, time::Timeout};
 use tower::Service;
 
 use crate::{
-    DbSession, Error, Main, SessionPool,
+    DbSession, Error, Main, Outcome, SessionPool,
     layer::Policy,
     respond::{EmptyBody, OnError},
-    session::SessionGuard,
+    session::{Decision, Ended, SessionGuard, Settlement},
+    telemetry,
 };
 
 /// The future of a [`DbSessionService`](crate::DbSessionService).
@@ -32,32 +32,24 @@ where
     S: Service<Request<ReqBody>>,
 {
     #[pin]
-    state: State<S, ReqBody, S::Future, S::Response, Tag>,
-    respond: Respond,
-    /// The request's parts, for an answer of the layer's own.
-    parts: Parts,
-    keep_handler_errors: bool,
-    release_timeout: Duration,
+    state: State<S, ReqBody, S::Future, S::Response, S::Error, Tag>,
+    answer: Answer<Tag, Respond>,
 }
 
 #[pin_project(project = StateProj, project_replace = StateOwned)]
-enum State<S, ReqBody, F, R, Tag> {
+#[allow(clippy::large_enum_variant, reason = "a box would cost every request an allocation")]
+enum State<S, ReqBody, F, R, E, Tag> {
     /// Waiting for a connection; the ready service and the request wait along.
     Acquiring { inner: S, request: Request<ReqBody>, acquire: Acquire<Tag> },
     /// The inner service is at work.
     Serving {
         #[pin]
         future: F,
+        /// `None` if a layer further out has the session.
         guard: Option<SessionGuard>,
     },
-    /// The answer is there; a transaction that was left open is being rolled back.
-    Settling {
-        response: Option<R>,
-        #[pin]
-        rollback: Timeout<oneshot::Receiver<()>>,
-        /// Ended already; it stays until the rollback has.
-        _guard: SessionGuard,
-    },
+    /// The answer is there; the transaction is being committed or rolled back.
+    Settling { result: Option<Result<R, E>>, settlement: BoxFuture<'static, Ended>, guard: SessionGuard },
     /// Answered.
     Done,
 }
@@ -78,37 +70,26 @@ where
     ) -> Self {
         let (parts, body) = request.into_parts();
         let eager = policy.checkout.is_eager(&parts) && !pool.is_direct();
-        let kept = answer_parts(&parts);
+        let plan = policy.plan(&parts);
+        let answer = Answer::new(respond, &parts, policy.keep_handler_errors);
         let mut request = Request::from_parts(parts, body);
         let state = if eager {
             let pool = pool.clone();
-            State::Acquiring { inner, request, acquire: Box::pin(async move { pool.eager_session().await }) }
+            State::Acquiring { inner, request, acquire: Box::pin(async move { pool.eager_session(plan).await }) }
         } else {
-            let (session, guard) = pool.lazy_session::<Tag>();
+            let (session, guard) = pool.lazy_session::<Tag>(plan);
             request.extensions_mut().insert(session);
             State::Serving { future: inner.call(request), guard: Some(guard) }
         };
-        Self {
-            state,
-            respond,
-            parts: kept,
-            keep_handler_errors: policy.keep_handler_errors,
-            release_timeout: pool.settings().release_timeout,
-        }
+        Self { state, answer }
     }
 
     /// For a request that has its session from a layer further out.
     pub(crate) fn pass(mut inner: S, request: Request<ReqBody>, respond: Respond) -> Self {
         let (parts, body) = request.into_parts();
-        let kept = answer_parts(&parts);
+        let answer = Answer::new(respond, &parts, true);
         let request = Request::from_parts(parts, body);
-        Self {
-            state: State::Serving { future: inner.call(request), guard: None },
-            respond,
-            parts: kept,
-            keep_handler_errors: true,
-            release_timeout: Duration::ZERO,
-        }
+        Self { state: State::Serving { future: inner.call(request), guard: None }, answer }
     }
 }
 
@@ -126,20 +107,17 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquire, .. } => {
                     let acquired = ready!(acquire.as_mut().poll(cx));
+                    let StateOwned::Acquiring { mut inner, mut request, .. } =
+                        this.state.as_mut().project_replace(State::Done)
+                    else {
+                        polled_after_completion()
+                    };
                     match acquired {
                         Ok((session, guard)) => {
-                            let StateOwned::Acquiring { mut inner, mut request, .. } =
-                                this.state.as_mut().project_replace(State::Done)
-                            else {
-                                polled_after_completion()
-                            };
                             request.extensions_mut().insert(session);
                             State::Serving { future: inner.call(request), guard: Some(guard) }
                         }
-                        Err(error) => {
-                            this.state.set(State::Done);
-                            return Poll::Ready(Ok(this.respond.response(&error, this.parts)));
-                        }
+                        Err(error) => return Poll::Ready(Ok(this.answer.error(&error))),
                     }
                 }
                 StateProj::Serving { future, guard } => {
@@ -148,44 +126,27 @@ where
                         this.state.set(State::Done);
                         return Poll::Ready(result);
                     };
-                    let rollback = guard.settle();
-                    let response = match result {
-                        Ok(response) => response,
-                        Err(error) => {
+                    let (result, decision, guard) = match decide(guard, result, this.answer.parts.version) {
+                        Fate::Head(result, decision, guard) => (result, decision, guard),
+                        Fate::Body(response) => {
                             this.state.set(State::Done);
-                            return Poll::Ready(Err(error));
+                            return Poll::Ready(Ok(this.answer.pending(response)));
                         }
                     };
-                    let failure =
-                        guard.failure().filter(|_| response.status().is_server_error() && !*this.keep_handler_errors);
-                    let response = match failure {
-                        Some(error) => {
-                            let mut answer = this.respond.response(&error, this.parts);
-                            if guard.has_run() {
-                                // What came before may stand: sent again, it would happen twice.
-                                answer.headers_mut().remove(header::RETRY_AFTER);
-                            }
-                            answer
-                        }
-                        None => response,
-                    };
-                    match rollback {
-                        Some(rollback) => State::Settling {
-                            response: Some(response),
-                            rollback: tokio::time::timeout(*this.release_timeout, rollback),
-                            _guard: guard,
-                        },
-                        None => {
+                    match guard.settle(decision) {
+                        Settlement::Now(ended) => {
                             this.state.set(State::Done);
-                            return Poll::Ready(Ok(response));
+                            return Poll::Ready(result.map(|response| this.answer.conclude(response, ended, &guard)));
                         }
+                        Settlement::Later(settlement) => State::Settling { result: Some(result), settlement, guard },
                     }
                 }
-                StateProj::Settling { response, rollback, .. } => {
-                    let _ = ready!(rollback.poll(cx));
-                    let response = response.take();
+                StateProj::Settling { result, settlement, guard } => {
+                    let ended = ready!(settlement.as_mut().poll(cx));
+                    let Some(result) = result.take() else { polled_after_completion() };
+                    let result = result.map(|response| this.answer.conclude(response, ended, guard));
                     this.state.set(State::Done);
-                    return response.map_or_else(|| polled_after_completion(), |response| Poll::Ready(Ok(response)));
+                    return Poll::Ready(result);
                 }
                 StateProj::Done => polled_after_completion(),
             };
@@ -194,23 +155,110 @@ where
     }
 }
 
-fn polled_after_completion() -> ! {
-    panic!("ResponseFuture polled after completion")
+/// Where an answer's fate is decided.
+enum Fate<B, E> {
+    /// Now.
+    Head(Result<Response<B>, E>, Decision, SessionGuard),
+    /// At the end of the body, which has the guard.
+    Body(Response<B>),
 }
 
-/// What an answer of the layer's own may depend on. A clone of all headers would cost every request
-/// several allocations, for the sake of the few that fail.
-fn answer_parts(parts: &Parts) -> Parts {
-    let (mut kept, ()) = Request::new(()).into_parts();
-    kept.method.clone_from(&parts.method);
-    kept.uri.clone_from(&parts.uri);
-    kept.version = parts.version;
-    for name in [header::ACCEPT, header::CONTENT_TYPE] {
-        if let Some(value) = parts.headers.get(&name) {
-            kept.headers.insert(name, value.clone());
+/// What the answer means for the session's transaction.
+fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>, version: Version) -> Fate<B, E> {
+    let response = match result {
+        Ok(response) => response,
+        Err(error) => return Fate::Head(Err(error), Decision::RollBack, guard),
+    };
+    let (head, body) = response.into_parts();
+    let mut decision = guard.decide(&head);
+    let mut guard = guard;
+    if let Some(hold) = guard.hold() {
+        if hold.has_failed() {
+            decision = Decision::RollBack;
+        }
+        if decision == Decision::RollBack {
+            hold.pass();
+        } else {
+            guard = match guard.leave_to(&hold, &head, version) {
+                Ok(()) => return Fate::Body(Response::from_parts(head, body)),
+                Err(guard) => guard,
+            };
         }
     }
-    kept
+    Fate::Head(Ok(Response::from_parts(head, body)), decision, guard)
+}
+
+/// Makes answers of the layer's own.
+struct Answer<Tag, Respond> {
+    respond: Respond,
+    /// The request's parts, as far as an answer may depend on them.
+    parts: Parts,
+    keep_handler_errors: bool,
+    tag: PhantomData<fn() -> Tag>,
+}
+
+impl<Tag: 'static, Respond> Answer<Tag, Respond> {
+    /// A clone of all headers would cost every request several allocations, for the sake of the few
+    /// that fail.
+    fn new(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self {
+        let (mut kept, ()) = Request::new(()).into_parts();
+        kept.method.clone_from(&parts.method);
+        kept.uri.clone_from(&parts.uri);
+        kept.version = parts.version;
+        for name in [header::ACCEPT, header::CONTENT_TYPE] {
+            if let Some(value) = parts.headers.get(&name) {
+                kept.headers.insert(name, value.clone());
+            }
+        }
+        Self { respond, parts: kept, keep_handler_errors, tag: PhantomData }
+    }
+
+    fn error<B>(&self, error: &Error) -> Response<B>
+    where
+        Respond: OnError<B>,
+    {
+        telemetry::answered(error);
+        self.respond.response(error, &self.parts)
+    }
+
+    /// The handler's answer, whose body decides.
+    fn pending<B>(&self, mut response: Response<B>) -> Response<B> {
+        if let Some(outcome) = Outcome::<Tag>::of(Ended::Pending) {
+            response.extensions_mut().insert(outcome);
+        }
+        response
+    }
+
+    /// The handler's answer, or the layer's where the handler's would not be true.
+    fn conclude<B>(&self, response: Response<B>, ended: Ended, guard: &SessionGuard) -> Response<B>
+    where
+        Respond: OnError<B>,
+    {
+        let failure = match &ended {
+            Ended::Failed(error) => Some(error.clone()),
+            _ if !response.status().is_server_error() || self.keep_handler_errors => None,
+            _ => guard.failure(),
+        };
+        let mut response = match failure {
+            None => response,
+            Some(error) => {
+                let mut answer = self.error(&error);
+                if guard.may_have_committed() {
+                    // What came before may stand: sent again, it would happen twice.
+                    answer.headers_mut().remove(header::RETRY_AFTER);
+                }
+                answer
+            }
+        };
+        if let Some(outcome) = Outcome::<Tag>::of(ended) {
+            response.extensions_mut().insert(outcome);
+        }
+        response
+    }
+}
+
+fn polled_after_completion() -> ! {
+    panic!("ResponseFuture polled after completion")
 }
 
 impl<S, ReqBody, Tag, Respond> fmt::Debug for ResponseFuture<S, ReqBody, Tag, Respond>

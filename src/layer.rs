@@ -2,11 +2,16 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use http::request::Parts;
-use sea_orm::DatabaseConnection;
-use tower_layer::Layer;
+use http::{request::Parts, response};
+use sea_orm::{AccessMode, DatabaseConnection, Statement, TransactionOptions};
+use tower_layer::{Layer, Stack};
 
-use crate::{DbSessionService, Error, Main, SessionPool, respond::EmptyBody};
+use crate::{
+    DbSessionService, Error, HoldLayer, Main, SessionPool,
+    error::Kind,
+    respond::EmptyBody,
+    session::{CommitWhen, Mode, Plan},
+};
 
 /// Gives every request of the service it wraps a [`DbSession`](crate::DbSession), and takes the
 /// connection back whatever happens to the request.
@@ -18,25 +23,76 @@ use crate::{DbSessionService, Error, Main, SessionPool, respond::EmptyBody};
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DbSessionLayer<Tag = Main, Respond = EmptyBody> {
     pub(crate) pool: SessionPool,
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) respond: Respond,
     tag: PhantomData<fn() -> Tag>,
 }
 
 /// What the layer was told, shared with every service it wraps.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Policy {
     pub(crate) checkout: Checkout,
     pub(crate) keep_handler_errors: bool,
+    transactions: Transactions,
+    options: TransactionOptions,
+    read_only_otherwise: bool,
+    commit_when: Option<CommitWhen>,
+    on_begin: Option<SetUp>,
+    on_acquire: Option<SetUp>,
+}
+
+/// Which requests run in a transaction.
+#[derive(Clone, Default)]
+enum Transactions {
+    #[default]
+    None,
+    All,
+    If(Predicate),
+}
+
+type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+
+/// Statements that prepare a connection or a transaction for a request.
+pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
+
+impl Policy {
+    /// What a request's session is told.
+    pub(crate) fn plan(&self, parts: &Parts) -> Plan {
+        let picked = match &self.transactions {
+            Transactions::None => self.on_begin.is_some(),
+            Transactions::All => true,
+            Transactions::If(predicate) => predicate(parts) || self.on_begin.is_some(),
+        };
+        let read_only = TransactionOptions { access_mode: Some(AccessMode::ReadOnly), ..self.options };
+        let mode = match (picked, self.read_only_otherwise) {
+            (true, _) => Mode::Transaction(self.options),
+            (false, true) => Mode::Transaction(read_only),
+            (false, false) => Mode::Autocommit,
+        };
+        Plan {
+            mode,
+            commit_when: self.commit_when.clone(),
+            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts).into()),
+            on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts).into()),
+            is_head: parts.method == http::Method::HEAD,
+        }
+    }
+}
+
+/// Whether a request's method is one that may change something: anything but GET, HEAD, OPTIONS and
+/// TRACE, which RFC 9110 calls safe. For [`DbSessionLayer::transaction_if`].
+pub fn unsafe_methods(parts: &Parts) -> bool {
+    !parts.method.is_safe()
 }
 
 /// When a request's connection is checked out.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) enum Checkout {
+    #[default]
     Eager,
     Lazy,
     /// Eager where the predicate says so.
-    EagerIf(Arc<dyn Fn(&Parts) -> bool + Send + Sync>),
+    EagerIf(Predicate),
 }
 
 impl Checkout {
@@ -101,8 +157,7 @@ impl<Tag> DbSessionLayer<Tag> {
     /// # let _ = layer; }
     /// ```
     pub fn tagged(pool: SessionPool) -> Self {
-        let policy = Policy { checkout: Checkout::Eager, keep_handler_errors: false };
-        Self { pool, policy, respond: EmptyBody, tag: PhantomData }
+        Self { pool, policy: Arc::default(), respond: EmptyBody, tag: PhantomData }
     }
 }
 
@@ -110,7 +165,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// Checks out at the first statement instead of before the handler: a request that runs none
     /// costs the pool nothing.
     pub fn lazy(mut self) -> Self {
-        self.policy.checkout = Checkout::Lazy;
+        self.policy().checkout = Checkout::Lazy;
         self
     }
 
@@ -131,7 +186,124 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         P: Fn(&Parts) -> bool + Send + Sync + 'static,
     {
-        self.policy.checkout = Checkout::EagerIf(Arc::new(predicate));
+        self.policy().checkout = Checkout::EagerIf(Arc::new(predicate));
+        self
+    }
+
+    /// Puts every request into a transaction: one BEGIN before its first statement, COMMIT before a
+    /// successful answer leaves, ROLLBACK before any other. A request that runs no statement costs
+    /// nothing on the wire.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower_sea_orm::{DbSessionLayer, unsafe_methods};
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// // Reads commit by themselves, everything that may write is a transaction.
+    /// let layer = DbSessionLayer::new(db).transaction_if(unsafe_methods);
+    /// # let _ = layer; }
+    /// ```
+    pub fn transaction(mut self) -> Self {
+        self.policy().transactions = Transactions::All;
+        self
+    }
+
+    /// [`transaction`](Self::transaction) with an isolation level, an access mode, or SQLite's
+    /// transaction mode. They hold for the requests that
+    /// [`transaction_if`](Self::transaction_if) picks as well.
+    ///
+    /// The options travel with BEGIN, in one round trip. SQLite has no isolation levels (its
+    /// transactions are serializable), and gets `PRAGMA query_only` for `READ ONLY`.
+    pub fn transaction_with(mut self, options: TransactionOptions) -> Self {
+        let policy = self.policy();
+        policy.options = options;
+        if matches!(policy.transactions, Transactions::None) {
+            policy.transactions = Transactions::All;
+        }
+        self
+    }
+
+    /// Puts the requests that `predicate` picks into a [`transaction`](Self::transaction);
+    /// [`unsafe_methods`] picks all but GET, HEAD, OPTIONS and TRACE. The statements of the others
+    /// commit by themselves.
+    pub fn transaction_if<P>(mut self, predicate: P) -> Self
+    where
+        P: Fn(&Parts) -> bool + Send + Sync + 'static,
+    {
+        self.policy().transactions = Transactions::If(Arc::new(predicate));
+        self
+    }
+
+    /// Puts the requests that [`transaction_if`](Self::transaction_if) does not pick into a READ ONLY
+    /// transaction, so that the server refuses their writes.
+    pub fn read_only_otherwise(mut self) -> Self {
+        self.policy().read_only_otherwise = true;
+        self
+    }
+
+    /// Says which answers commit a request's transaction, by their head. Default: a status below 400,
+    /// and for gRPC a `grpc-status` of 0 or none.
+    ///
+    /// For a body that is [held until its end](crate::DbSession::hold_until_body_end) the rule is asked a
+    /// second time, with the trailers among the headers.
+    pub fn commit_when<P>(mut self, rule: P) -> Self
+    where
+        P: Fn(&response::Parts) -> bool + Send + Sync + 'static,
+    {
+        self.policy().commit_when = Some(Arc::new(rule));
+        self
+    }
+
+    /// Runs statements after each BEGIN of a session's transaction, made from the request's parts:
+    /// for row-level security, say. With it every request runs in a transaction.
+    ///
+    /// Give values as values, never inside of the SQL. A layer further out may leave them in the
+    /// request's extensions; if it did not, return a statement that fails or sets what may see nothing.
+    /// They run again when a transaction begins after an early commit or rollback. If one fails, the
+    /// transaction is rolled back and the handler's statement returns that error.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use sea_orm::{DbBackend, MockDatabase, Statement};
+    /// # use tower_sea_orm::DbSessionLayer;
+    /// # #[derive(Clone)] struct Tenant(String);
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db).on_begin(|parts| {
+    ///     let tenant = parts.extensions.get::<Tenant>().map(|tenant| tenant.0.clone()).unwrap_or_default();
+    ///     // `true`: until the end of the transaction, so that the next request starts without.
+    ///     let sql = "SELECT set_config('app.tenant', $1, true)";
+    ///     vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, [tenant.into()])]
+    /// });
+    /// # let _ = layer; }
+    /// ```
+    pub fn on_begin<F>(mut self, set_up: F) -> Self
+    where
+        F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
+    {
+        self.policy().on_begin = Some(Arc::new(set_up));
+        self
+    }
+
+    /// Runs statements on a request's connection before its first statement, made from the request's
+    /// parts, and again after [`release`](crate::DbSession::release). Give values as values, never
+    /// inside of the SQL.
+    ///
+    /// What they set outlives the transaction. So that no other request gets it, the connection is
+    /// closed after the request: that costs a new one each time. Prefer [`on_begin`](Self::on_begin)
+    /// with settings that end with the transaction.
+    ///
+    /// # Panics
+    ///
+    /// If the database is SQLite in memory, which dies with its connection.
+    #[track_caller]
+    pub fn on_acquire<F>(mut self, set_up: F) -> Self
+    where
+        F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
+    {
+        if self.pool.is_in_memory() || self.pool.is_direct() {
+            panic!("{}", Error::from(Kind::CannotClose));
+        }
+        self.policy().on_acquire = Some(Arc::new(set_up));
         self
     }
 
@@ -167,7 +339,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// Lets a handler's own 5xx answer stand when its session had got no connection. By default the
     /// layer answers instead, because only it knows that 503 and `Retry-After` are right.
     pub fn keep_handler_errors(mut self) -> Self {
-        self.policy.keep_handler_errors = true;
+        self.policy().keep_handler_errors = true;
         self
     }
 
@@ -175,6 +347,18 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// parts to a response, or [`ProblemJson`](crate::ProblemJson). Default: an empty body.
     pub fn on_error<R>(self, respond: R) -> DbSessionLayer<Tag, R> {
         DbSessionLayer { pool: self.pool, policy: self.policy, respond, tag: PhantomData }
+    }
+
+    /// Keeps every request's session until the end of its response's body instead of its head, as
+    /// [`DbSession::hold_until_body_end`](crate::DbSession::hold_until_body_end) does for one request: for
+    /// bodies that read rows as they go. The last call on the layer: it becomes a stack of two, and
+    /// responses have a [`SessionBody`](crate::SessionBody).
+    pub fn hold_until_body_end(self) -> Stack<HoldLayer<Tag>, Self> {
+        Stack::new(HoldLayer::tagged(), self)
+    }
+
+    fn policy(&mut self) -> &mut Policy {
+        Arc::make_mut(&mut self.policy)
     }
 
     /// The pool that the sessions come from.

@@ -222,6 +222,7 @@
 //! Turn on the driver here that you turn on in SeaORM. TLS is SeaORM's choice: its feature
 //! `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
 
+mod body;
 mod connection;
 mod error;
 #[cfg(feature = "axum")]
@@ -233,19 +234,22 @@ mod respond;
 mod service;
 mod session;
 mod telemetry;
+mod transaction;
 
 #[cfg(feature = "axum")]
 pub use self::extract::MissingSession;
 #[cfg(feature = "stream")]
 pub use self::session::SessionStream;
 pub use self::{
+    body::{HoldFuture, HoldLayer, HoldService, SessionBody},
     error::Error,
     future::ResponseFuture,
-    layer::DbSessionLayer,
+    layer::{DbSessionLayer, unsafe_methods},
     pool::{SessionPool, Status},
     respond::{EmptyBody, OnError, ProblemJson, error_response},
     service::DbSessionService,
-    session::{DbSession, Main, PoolSession, SessionTransaction},
+    session::{DbSession, DbTx, Main, PoolSession, SessionTransaction},
+    transaction::{Outcome, TransactionLayer, TransactionService},
 };
 
 /// Guides for those who come from elsewhere.

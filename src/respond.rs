@@ -1,6 +1,6 @@
 //! The answer when no connection can be had.
 
-use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Response, header, request::Parts};
 
 use crate::Error;
 
@@ -69,9 +69,6 @@ impl<B: From<String>> OnError<B> for ProblemJson {
 pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     let mut response = Response::new(body);
     let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(target: "tower_sea_orm", "{error}");
-    }
     let headers = response.headers_mut();
     if kind.starts_with(b"application/grpc") {
         let code = if error.is_retryable() { "14" } else { "13" };

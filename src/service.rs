@@ -3,6 +3,7 @@
 use std::{
     fmt,
     marker::PhantomData,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -23,7 +24,7 @@ use crate::{
 pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
     inner: S,
     pool: SessionPool,
-    policy: Policy,
+    policy: Arc<Policy>,
     respond: Respond,
     tag: PhantomData<fn() -> Tag>,
 }

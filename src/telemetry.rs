@@ -6,7 +6,8 @@
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
-//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made |
+//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
+//! | `tower_sea_orm` | WARN | an answer of 503 after a serialization failure or a deadlock |
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -51,10 +52,6 @@ impl SessionSpan {
         self.statements += 1;
     }
 
-    pub(crate) fn has_counted(&self) -> bool {
-        self.statements > 0
-    }
-
     /// Records what is known and closes the span.
     pub(crate) fn close(&mut self, rolled_back: bool) {
         self.released();
@@ -65,6 +62,16 @@ impl SessionSpan {
             span.record("statements", self.statements);
             span.record("outcome", if rolled_back { "rolled back" } else { "released" });
         }
+    }
+}
+
+/// Tells the log why the crate answers with an error. Failures to acquire were told already.
+pub(crate) fn answered(error: &Error) {
+    let cause = std::error::Error::source(error).map(tracing::field::display);
+    if error.is_conflict() {
+        tracing::warn!(target: "tower_sea_orm", cause, "{error}");
+    } else if !error.is_acquire() {
+        tracing::error!(target: "tower_sea_orm", cause, "{error}");
     }
 }
 

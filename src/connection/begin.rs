@@ -4,37 +4,50 @@ use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
 use crate::error::Kind;
 
-/// The text that opens a transaction, or `None` for the driver's own `BEGIN` or `SAVEPOINT`.
+/// How to open a transaction.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct BeginStatement {
+    /// The text, or `None` for the driver's own `BEGIN` or `SAVEPOINT`.
+    pub(super) statement: Option<String>,
+    /// SQLite's transactions have no access mode: the connection gets one instead.
+    pub(super) query_only: bool,
+}
+
+/// How to open a transaction with `options` inside of `depth` others.
+///
+/// SQLite has no isolation levels: its transactions are serializable, which is what any of them asks
+/// for or more.
 pub(super) fn begin_statement(
     backend: DbBackend,
     options: TransactionOptions,
     depth: usize,
-) -> Result<Option<String>, DbErr> {
+) -> Result<BeginStatement, DbErr> {
     let TransactionOptions { isolation_level, access_mode, sqlite_transaction_mode } = options;
+    if depth > 0 {
+        let has_own = isolation_level.is_some() || access_mode.is_some();
+        return if has_own { Err(Kind::NestedOptions.into_db_err()) } else { Ok(BeginStatement::default()) };
+    }
     if backend == DbBackend::Sqlite {
-        if isolation_level.is_some() || access_mode.is_some() {
-            tracing::warn!(target: "tower_sea_orm::session", "SQLite has no isolation levels and no access modes: ignored");
-        }
-        let mode = sqlite_transaction_mode.filter(|_| depth == 0);
-        return Ok(mode.map(|mode| format!("BEGIN {}", mode.sqlite_keyword())));
+        return Ok(BeginStatement {
+            statement: sqlite_transaction_mode.map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
+            query_only: matches!(access_mode, Some(AccessMode::ReadOnly)),
+        });
     }
     if isolation_level.is_none() && access_mode.is_none() {
-        return Ok(None);
+        return Ok(BeginStatement::default());
     }
-    if depth > 0 {
-        return Err(Kind::NestedOptions.into_db_err());
-    }
-    let isolation = isolation_level.map(|level| format!(" ISOLATION LEVEL {level}"));
-    let access = access_mode.map(|mode| match mode {
-        AccessMode::ReadOnly => " READ ONLY",
-        AccessMode::ReadWrite => " READ WRITE",
-    });
-    let (isolation, access) = (isolation.unwrap_or_default(), access.unwrap_or_default());
-    Ok(Some(match backend {
+    let isolation = isolation_level.map(|level| format!(" ISOLATION LEVEL {level}")).unwrap_or_default();
+    let access = match access_mode {
+        None => "",
+        Some(AccessMode::ReadOnly) => " READ ONLY",
+        Some(AccessMode::ReadWrite) => " READ WRITE",
+    };
+    let statement = match backend {
         DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
         DbBackend::MySql => format!("SET TRANSACTION{isolation}; START TRANSACTION{access}"),
         _ => format!("BEGIN{isolation}{access}"),
-    }))
+    };
+    Ok(BeginStatement { statement: Some(statement), query_only: false })
 }
 
 #[cfg(test)]
@@ -50,10 +63,12 @@ mod tests {
             access_mode: Some(AccessMode::ReadOnly),
             sqlite_transaction_mode: None,
         };
-        let text = |backend| begin_statement(backend, options, 0).ok().flatten().unwrap_or_default();
-        assert_eq!(text(DbBackend::Postgres), "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY");
-        assert_eq!(text(DbBackend::MySql), "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY");
-        assert_eq!(text(DbBackend::Sqlite), "");
+        let text = |backend| begin_statement(backend, options, 0).unwrap_or_default();
+        let sql = |backend| text(backend).statement.unwrap_or_default();
+        assert_eq!(sql(DbBackend::Postgres), "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY");
+        assert_eq!(sql(DbBackend::MySql), "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY");
+        assert_eq!(sql(DbBackend::Sqlite), "");
+        assert!(text(DbBackend::Sqlite).query_only);
     }
 
     #[test]

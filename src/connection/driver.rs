@@ -194,10 +194,12 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     else {
         return false;
     };
+    if let sqlx::Error::Database(error) = &**error {
+        return ends_connection(&**error);
+    }
     !matches!(
         **error,
-        sqlx::Error::Database(_)
-            | sqlx::Error::RowNotFound
+        sqlx::Error::RowNotFound
             | sqlx::Error::Encode(_)
             | sqlx::Error::Decode(_)
             | sqlx::Error::ColumnDecode { .. }
@@ -206,6 +208,27 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
             | sqlx::Error::InvalidSavePointStatement
             | sqlx::Error::BeginFailed
     )
+}
+
+/// Whether the server says farewell with this error.
+fn ends_connection(error: &dyn sqlx_core::error::DatabaseError) -> bool {
+    #[cfg(feature = "sqlx-mysql")]
+    if let Some(error) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
+        // ER_SERVER_SHUTDOWN, MariaDB's ER_CONNECTION_KILLED, ER_CLIENT_INTERACTION_TIMEOUT.
+        return matches!(error.number(), 1053 | 1927 | 4031);
+    }
+    // Shutdown, crash of another backend, cannot connect now, database dropped, idle sessions; and
+    // PostgreSQL's class of connection errors. SQLite has no such codes.
+    error.code().is_some_and(|code| code.len() == 5 && (code.starts_with("57P0") || code.starts_with("08")))
+        || error.code().is_some_and(|code| matches!(&*code, "25P03" | "25P04"))
+}
+
+/// Whether PostgreSQL refused a statement because an earlier one had failed.
+pub(crate) fn is_aborted(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "25P02")
 }
 
 /// Whether the server has given up the open transaction, or a part of it, with this error.

@@ -3,27 +3,28 @@
 //! Dropped without having been handed back, it closes itself, on whatever thread that happens.
 
 mod begin;
+mod call;
+mod control;
 #[cfg(feature = "_sqlx")]
 mod driver;
 #[cfg(not(feature = "_sqlx"))]
 #[path = "no_driver.rs"]
 mod driver;
 mod operation;
-mod text;
+mod rollback;
 
-use sea_orm::{DbBackend, DbErr, TransactionOptions};
+use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
-use self::begin::begin_statement;
 #[cfg(feature = "stream")]
 pub(crate) use self::driver::Rows;
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
 pub(crate) use self::{
+    control::{Control, Effect, effect},
     driver::Driver,
-    operation::{Operation, Output},
+    operation::{Begin, Operation, Output, Task},
 };
-
 use crate::error::Kind;
 
 /// One checked-out driver connection.
@@ -35,8 +36,14 @@ pub(crate) struct PinnedConnection {
     /// Closing the connection would destroy its database.
     in_memory: bool,
     state: State,
-    /// The depth of the transaction that the server gave up after a failed statement.
-    aborted: Option<usize>,
+    /// What became of the open transaction where sqlx does not tell.
+    failed: Option<Failed>,
+    /// SQLite's stand-in for a transaction that only reads.
+    query_only: bool,
+    /// Its session-level settings are no longer those of a new connection.
+    altered: bool,
+    /// Transactions around all sessions, which none of them may end; only tests have one.
+    base: usize,
 }
 
 /// What is known of a connection between two calls.
@@ -52,17 +59,37 @@ enum State {
     Broken,
 }
 
+/// How the open transaction failed.
+#[derive(Clone, Copy)]
+enum Failed {
+    /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
+    Aborted(usize),
+    /// All of it is gone from the server: what followed would commit by itself.
+    Ended(Kind),
+}
+
 impl PinnedConnection {
     pub(crate) fn new(driver: Driver, backend: DbBackend, runtime: Handle, in_memory: bool) -> Self {
-        Self { driver, backend, runtime, in_memory, state: State::Known, aborted: None }
+        Self {
+            driver,
+            backend,
+            runtime,
+            in_memory,
+            state: State::Known,
+            failed: None,
+            query_only: false,
+            altered: false,
+            base: 0,
+        }
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
+    /// How many transactions (the outermost and its savepoints) the session has open.
     pub(crate) fn depth(&self) -> usize {
-        self.driver.depth()
+        self.driver.depth().saturating_sub(self.base)
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -71,123 +98,19 @@ impl PinnedConnection {
 
     /// Whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
-        self.state == State::Known && self.depth() == 0
+        self.state == State::Known && self.depth() == 0 && !self.query_only && !self.altered
     }
 
-    /// Rolls back to `depth` open transactions, then runs `operation`, then reads all there is.
-    pub(crate) async fn call(&mut self, depth: usize, operation: Operation) -> Result<Output, DbErr> {
-        self.state = if self.state == State::Known { State::Busy } else { self.state };
-        let suspect = self.state == State::Suspect || operation.may_leave_transaction();
-        let mut output = match self.roll_back_to(depth).await {
-            Ok(()) => self.perform_honestly(operation).await,
-            Err(error) => {
-                self.state = State::Broken;
-                Err(error)
-            }
-        };
-        let fatal = output.as_ref().err().is_some_and(driver::is_fatal);
-        if fatal && !self.in_memory {
-            self.state = State::Broken;
-        }
-        if self.state != State::Broken {
-            match self.driver.drain().await {
-                Ok(()) => self.state = if suspect { State::Suspect } else { State::Known },
-                Err(error) => {
-                    self.state = State::Broken;
-                    output = output.and(Err(error));
-                }
-            }
-        }
-        output
-    }
-
-    /// Performs `operation` unless it would pretend that a transaction goes on which the server has
-    /// given up: sqlx does not tell that a COMMIT was answered with ROLLBACK.
-    async fn perform_honestly(&mut self, operation: Operation) -> Result<Output, DbErr> {
-        let refused = match operation {
-            Operation::Commit => self.aborted.is_some(),
-            Operation::Rollback | Operation::Settle | Operation::Ping => false,
-            // PostgreSQL refuses by itself; the others would autocommit.
-            _ => self.aborted.is_some() && self.backend != DbBackend::Postgres,
-        };
-        if refused {
-            return Err(Kind::Aborted.into_db_err());
-        }
-        let depth = self.depth();
-        let output = self.perform(operation).await;
-        if depth > 0 && output.as_ref().is_err_and(|error| driver::aborts(self.backend, error)) {
-            // PostgreSQL loses the innermost level, the others the whole transaction.
-            let lost = if self.backend == DbBackend::Postgres { depth } else { 1 };
-            self.aborted = Some(self.aborted.unwrap_or(lost));
-        }
-        output
-    }
-
-    async fn perform(&mut self, operation: Operation) -> Result<Output, DbErr> {
-        match operation {
-            Operation::Execute(statement) => self.driver.execute(statement).await.map(Output::Executed),
-            Operation::Unprepared(sql) => self.driver.execute_unprepared(sql).await.map(Output::Executed),
-            Operation::One(statement) => self.driver.query_one(statement).await.map(Output::Row),
-            Operation::All(statement) => self.driver.query_all(statement).await.map(Output::Rows),
-            #[cfg(feature = "stream")]
-            Operation::Stream(statement, rows) => self.driver.stream(statement, &rows).await.map(|()| Output::Done),
-            Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
-            Operation::Commit => self.driver.commit().await.map(|()| Output::Done),
-            Operation::Rollback => self.roll_back_one().await.map(|()| Output::Done),
-            Operation::Ping => self.driver.ping().await.map(|()| Output::Done),
-            Operation::Settle => Ok(Output::Done),
-            Operation::Raw(code) => code(&mut self.driver).await.map(|()| Output::Done),
-        }
-    }
-
-    async fn begin(&mut self, options: TransactionOptions) -> Result<(), DbErr> {
-        let statement = begin_statement(self.backend, options, self.depth())?;
-        let several = statement.as_ref().is_some_and(|sql| sql.contains(';'));
-        let begun = self.driver.begin(statement).await;
-        if begun.is_err() && several {
-            // The first half may have taken effect: the next transaction must not inherit it.
-            self.state = State::Broken;
-        }
-        begun
-    }
-
-    /// Rolls back the innermost transaction. A savepoint is released as well: rolled back only, it
-    /// would stay, and a loop would pile them up. MySQL replaces a savepoint of the same name.
-    async fn roll_back_one(&mut self) -> Result<(), DbErr> {
-        let depth = self.depth();
-        if self.aborted.is_some() && self.backend != DbBackend::Postgres {
-            self.reopen(depth).await;
-        }
-        self.driver.rollback().await?;
-        self.aborted = self.aborted.filter(|aborted| *aborted < depth);
-        if depth > 1 && self.backend != DbBackend::MySql {
-            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", depth - 1);
-            self.driver.execute_unprepared(release).await?;
-        }
-        Ok(())
-    }
-
-    /// Gives a transaction that the server ended by itself a shape that sqlx's count can be rolled
-    /// back by.
-    async fn reopen(&mut self, depth: usize) {
-        let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
-        let text = std::iter::once("BEGIN".to_owned()).chain(savepoints).collect();
-        // SQLite may not have ended it after all, and says so.
-        let _ = self.driver.execute_unprepared(text).await;
-    }
-
-    async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {
-        while self.depth() > depth {
-            self.roll_back_one().await?;
-        }
-        Ok(())
+    /// Whether the connection has to be closed once it is clean.
+    pub(crate) fn is_altered(&self) -> bool {
+        self.altered
     }
 
     /// Proves the connection clean: reads what is unread, rolls back what is open.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
         self.driver.drain().await?;
         self.roll_back_to(0).await?;
-        if self.state != State::Known {
+        if self.state != State::Known && self.base == 0 {
             let rolled_back = self.driver.execute_unprepared("ROLLBACK".to_owned()).await;
             // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
             if self.backend != DbBackend::Sqlite {

@@ -72,6 +72,10 @@ pub(crate) fn is_fatal(_: &DbErr) -> bool {
     false
 }
 
+pub(crate) fn is_aborted(_: &DbErr) -> bool {
+    false
+}
+
 pub(crate) fn aborts(_: DbBackend, _: &DbErr) -> bool {
     false
 }

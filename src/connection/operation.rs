@@ -1,11 +1,32 @@
 //! What a session asks of its connection, and what it gets.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use sea_orm::{DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
 
+use super::Driver;
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Driver, text};
+
+/// One call on a connection.
+pub(crate) struct Task {
+    /// How many transactions are open around it; what is open beyond is rolled back first.
+    pub(crate) depth: usize,
+    /// Prepares a connection that has just been checked out.
+    pub(crate) on_acquire: Option<Arc<[Statement]>>,
+    /// Opens the session's own transaction first.
+    pub(crate) begin: Option<Begin>,
+    pub(crate) operation: Operation,
+    /// What the operation does to the transaction around it cannot be told from its text.
+    pub(crate) doubtful: bool,
+}
+
+/// How a session's own transaction begins.
+pub(crate) struct Begin {
+    pub(crate) options: TransactionOptions,
+    pub(crate) set_up: Arc<[Statement]>,
+}
 
 /// What a session asks of its connection.
 #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // raw access needs a driver
@@ -38,16 +59,23 @@ pub(crate) enum Output {
 }
 
 impl Operation {
-    pub(super) fn may_leave_transaction(&self) -> bool {
+    /// The user's own SQL, if it is some.
+    pub(crate) fn text(&self) -> Option<&str> {
         match self {
-            Self::Execute(statement) | Self::One(statement) | Self::All(statement) => {
-                text::may_leave_transaction(&statement.sql)
-            }
+            Self::Execute(statement) | Self::One(statement) | Self::All(statement) => Some(&statement.sql),
             #[cfg(feature = "stream")]
-            Self::Stream(statement, _) => text::may_leave_transaction(&statement.sql),
-            Self::Unprepared(sql) => text::may_leave_transaction(sql),
-            Self::Raw(_) => true,
-            Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle => false,
+            Self::Stream(statement, _) => Some(&statement.sql),
+            Self::Unprepared(sql) => Some(sql),
+            Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle | Self::Raw(_) => None,
         }
+    }
+
+    /// Whether it is user's work, which belongs into the session's transaction.
+    pub(crate) fn is_work(&self) -> bool {
+        !matches!(self, Self::Commit | Self::Rollback | Self::Ping | Self::Settle)
+    }
+
+    pub(super) fn is_statement(&self) -> bool {
+        self.text().is_some() || matches!(self, Self::Raw(_))
     }
 }

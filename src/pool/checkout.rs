@@ -6,7 +6,7 @@ use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{SessionPool, queue::SlotGuard};
-use crate::connection::{Operation, Output, PinnedConnection};
+use crate::connection::{Output, PinnedConnection, Task};
 
 /// A connection in a session's hands.
 ///
@@ -31,10 +31,10 @@ impl CheckedOut {
         Self { runtime: connection.runtime().clone(), connection: Some(connection), slot }
     }
 
-    /// Rolls back to `depth` open transactions, then runs `operation` to its end.
-    pub(crate) async fn call(mut self, depth: usize, operation: Operation) -> Finished {
+    /// Runs `task` to its end.
+    pub(crate) async fn call(mut self, task: Task) -> Finished {
         let output = match &mut self.connection {
-            Some(connection) => connection.call(depth, operation).await,
+            Some(connection) => connection.call(task).await,
             None => Ok(Output::Done),
         };
         Finished { connection: self, output }
@@ -75,7 +75,11 @@ impl CheckedOut {
             let runtime = self.runtime.clone();
             runtime.spawn(async move {
                 if self.clean().await {
-                    self.put_back();
+                    match &self.connection {
+                        // Its settings are this session's: nobody else may have it.
+                        Some(connection) if connection.is_altered() => drop(self),
+                        _ => self.put_back(),
+                    }
                 } else {
                     tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back within the release timeout");
                     drop(self);

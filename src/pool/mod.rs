@@ -21,6 +21,7 @@ pub(crate) use self::{
 use self::{queue::Queue, source::Source};
 use crate::{
     error::{Error, Kind},
+    session::Hook,
     telemetry::Pressure,
 };
 
@@ -209,6 +210,16 @@ impl SessionPool {
     /// Whether sessions pass their statements through (mock, proxy, plain handles).
     pub(crate) fn is_direct(&self) -> bool {
         matches!(self.shared.source, Source::Direct)
+    }
+
+    /// Whether its sessions live inside of a test's transaction.
+    pub(crate) fn is_test(&self) -> bool {
+        false
+    }
+
+    /// Keeps a session's hooks for a test, or gives them back to be run.
+    pub(crate) fn keep_hooks(&self, hooks: Vec<Hook>) -> Option<Vec<Hook>> {
+        Some(hooks)
     }
 
     pub(crate) fn is_in_memory(&self) -> bool {

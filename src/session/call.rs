@@ -51,7 +51,7 @@ impl Future for Call {
             }
             Poll::Pending => {
                 let mut state = self.core.lock();
-                let over = state.over;
+                let over = state.is_over();
                 if let Slot::Running(running) = &mut state.slot {
                     if over {
                         let (runtime, patience, manner) = (running.runtime.clone(), running.patience, running.manner);

@@ -16,11 +16,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use super::{
     call::Call,
-    slot::{Level, Manner, OpenLevel, Running, Slot, State},
+    plan::Plan,
+    slot::{Level, Manner, OpenLevel, Phase, Purpose, Running, Slot, State, Who},
 };
 use crate::{
-    connection::{Operation, Output},
-    error::{Error, Kind},
+    connection::{Effect, Operation, Output, Task, effect},
+    error::Kind,
     pool::{Finished, Lease, SessionPool},
 };
 
@@ -34,18 +35,18 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(pool: SessionPool) -> Arc<Self> {
+    pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
         Arc::new(Self {
             pool,
             turn: Arc::new(Semaphore::new(1)),
             stream_opened: Notify::new(),
-            state: Mutex::new(State::new()),
+            state: Mutex::new(State::new(plan)),
         })
     }
 
     /// A session that has its connection, after having waited for it.
-    pub(crate) fn with_connection(pool: SessionPool, lease: Lease, waited: Duration) -> Arc<Self> {
-        let core = Self::new(pool);
+    pub(crate) fn with_connection(pool: SessionPool, plan: Plan, lease: Lease, waited: Duration) -> Arc<Self> {
+        let core = Self::new(pool, plan);
         core.install(lease, waited);
         core
     }
@@ -64,20 +65,12 @@ impl Core {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.lock().over
+        self.lock().is_over()
     }
 
     /// For pass-through sessions: an error when the request has ended.
     pub(crate) fn check_open(&self) -> Result<(), DbErr> {
         if self.is_over() { Err(Kind::SessionClosed.into_db_err()) } else { Ok(()) }
-    }
-
-    pub(crate) fn has_run(&self) -> bool {
-        self.lock().span.has_counted()
-    }
-
-    pub(crate) fn failure(&self) -> Option<Error> {
-        self.lock().failure.clone()
     }
 
     pub(super) fn new_level(&self) -> Level {
@@ -86,21 +79,38 @@ impl Core {
         state.next
     }
 
-    /// Runs `operation` for the transaction `who` (`None`: for the session itself) to its end.
-    pub(super) async fn run(self: &Arc<Self>, who: Option<Level>, operation: Operation) -> Result<Output, DbErr> {
+    /// Runs `operation` for `who` to its end.
+    pub(super) async fn run(self: &Arc<Self>, who: Who, operation: Operation) -> Result<Output, DbErr> {
         self.start(who, None, operation).await?.await
     }
 
     /// Waits for the turn and a connection, then starts `operation`, which may open the level `opens`.
     pub(super) async fn start(
         self: &Arc<Self>,
-        who: Option<Level>,
+        who: Who,
         opens: Option<Level>,
         operation: Operation,
     ) -> Result<Call, DbErr> {
+        let doubtful = match operation.text() {
+            Some(sql) => self.vet(who, sql)?,
+            None => matches!(operation, Operation::Raw(_)),
+        };
         let turn = self.take_turn().await?;
         self.check_out(who).await?;
-        self.launch(turn, who, opens, operation)
+        self.launch(turn, who, opens, operation, doubtful)
+    }
+
+    /// Refuses SQL that would control transactions behind the session's back; tells whether it might.
+    pub(super) fn vet(&self, who: Who, sql: &str) -> Result<bool, DbErr> {
+        match effect(self.pool.backend(), sql) {
+            Effect::None => Ok(false),
+            Effect::Unknown => Ok(true),
+            Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
+            Effect::CommitsImplicitly => {
+                let inside = self.pool.is_test() || matches!(who, Who::Level(_)) || self.lock().surrounding() > 0;
+                if inside { Err(Kind::CommitsImplicitly.into_db_err()) } else { Ok(false) }
+            }
+        }
     }
 
     pub(super) async fn take_turn(&self) -> Result<OwnedSemaphorePermit, DbErr> {
@@ -121,7 +131,7 @@ impl Core {
     }
 
     /// Acquires a connection if the session has none yet.
-    async fn check_out(&self, who: Option<Level>) -> Result<(), DbErr> {
+    async fn check_out(&self, who: Who) -> Result<(), DbErr> {
         {
             let mut state = self.lock();
             state.admit(who).map_err(Kind::into_db_err)?;
@@ -147,11 +157,12 @@ impl Core {
     fn install(&self, lease: Lease, waited: Duration) {
         let mut state = self.lock();
         state.span.waited(waited);
-        if state.over {
+        if state.phase != Phase::Open {
             drop(state);
             drop(lease);
         } else if let Some(connection) = lease.into_connection() {
             state.span.checked_out();
+            state.fresh = true;
             state.slot = Slot::Idle(connection);
         }
     }
@@ -159,13 +170,14 @@ impl Core {
     pub(super) fn launch(
         self: &Arc<Self>,
         turn: OwnedSemaphorePermit,
-        who: Option<Level>,
+        who: Who,
         opens: Option<Level>,
         operation: Operation,
+        doubtful: bool,
     ) -> Result<Call, DbErr> {
         let manner = Manner::of(&operation);
         let mut state = self.lock();
-        let depth = state.admit(who).map_err(Kind::into_db_err)?;
+        state.admit(who).map_err(Kind::into_db_err)?;
         let connection = match std::mem::replace(&mut state.slot, Slot::Broken) {
             Slot::Idle(connection) => connection,
             other => {
@@ -173,6 +185,11 @@ impl Core {
                 return Err(Kind::ConnectionLost.into_db_err());
             }
         };
+        let depth = state.levels.len();
+        let begin = state.begin_for(&operation);
+        let purpose = Purpose::of(&operation, begin.is_some());
+        let on_acquire = state.plan.on_acquire.clone().filter(|_| std::mem::take(&mut state.fresh));
+        let task = Task { depth, on_acquire, begin, operation, doubtful };
         state.next += 1;
         let call = state.next;
         state.levels.extend(opens.map(|id| OpenLevel { id, abandoned: false }));
@@ -181,9 +198,10 @@ impl Core {
         state.slot = Slot::Running(Running {
             call,
             manner,
+            purpose,
             runtime: connection.runtime().clone(),
             patience: connection.patience(),
-            future: Some(Box::pin(connection.call(depth, operation))),
+            future: Some(Box::pin(connection.call(task))),
             waker: None,
             _turn: turn,
         });
@@ -198,16 +216,35 @@ impl Core {
     pub(super) fn finish(&self, finished: Finished) -> Result<Output, DbErr> {
         let Finished { connection, output } = finished;
         let mut state = self.lock();
-        state.levels.truncate(connection.depth());
         let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
         let ended = std::mem::replace(&mut state.slot, next);
-        if connection.is_broken() || state.over {
+        if let Slot::Running(running) = &ended {
+            let result = output.as_ref().map(drop);
+            state.account(running.purpose, connection.depth(), connection.is_broken(), result);
+        }
+        let due = match state.phase {
+            Phase::Open => Some(state.hooks.take_due()),
+            // They wait for the connection's return.
+            Phase::Settling => None,
+            Phase::Over => Some(state.roll_back_all()),
+        };
+        let runtime = connection.runtime().clone();
+        if connection.is_broken() || state.is_over() {
             let released = state.released.take();
             drop(state);
-            connection.give_back(move || drop(released));
+            let pool = self.pool.clone();
+            connection.give_back(move || {
+                drop(released);
+                if let Some(due) = due {
+                    due.run(Some(&runtime), &pool);
+                }
+            });
         } else {
             state.slot = Slot::Idle(connection);
             drop(state);
+            if let Some(due) = due {
+                due.run(Some(&runtime), &self.pool);
+            }
         }
         // The turn passes on here, when the connection is in its place.
         drop(ended);

@@ -9,8 +9,9 @@ use sea_orm::{
 };
 
 use super::{
-    DbSession,
+    DbSession, DbTx,
     savepoint::{Handle, SessionTransaction},
+    slot::Who,
 };
 use crate::{
     connection::{Operation, Output},
@@ -19,15 +20,19 @@ use crate::{
 
 /// Runs an operation on the pinned connection, or the same method on what is underneath.
 macro_rules! on {
-    ($self:ident, $direct:ident => $through:expr, $operation:expr, $variant:ident) => {
+    ($self:ident, $sql:expr, $direct:ident => $through:expr, $operation:expr, $variant:ident) => {
         match $self.handle() {
             Handle::Direct(core, $direct) => {
                 core.check_open()?;
+                core.vet(Who::Session, $sql)?;
                 $through
             }
             Handle::Plain(core, $direct) => {
-                core.check_open()?;
-                $through
+                core.vet(Who::Session, $sql)?;
+                match core.direct_transaction().await? {
+                    Some($direct) => $through,
+                    None => $through,
+                }
             }
             Handle::Pinned(core, level) => match core.run(level, $operation).await? {
                 Output::$variant(output) => Ok(output),
@@ -46,19 +51,19 @@ macro_rules! connection_trait {
             }
 
             async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-                on!(self, direct => direct.execute_raw(statement).await, Operation::Execute(statement), Executed)
+                on!(self, &statement.sql, direct => direct.execute_raw(statement).await, Operation::Execute(statement), Executed)
             }
 
             async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-                on!(self, direct => direct.execute_unprepared(sql).await, Operation::Unprepared(sql.to_owned()), Executed)
+                on!(self, sql, direct => direct.execute_unprepared(sql).await, Operation::Unprepared(sql.to_owned()), Executed)
             }
 
             async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-                on!(self, direct => direct.query_one_raw(statement).await, Operation::One(statement), Row)
+                on!(self, &statement.sql, direct => direct.query_one_raw(statement).await, Operation::One(statement), Row)
             }
 
             async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-                on!(self, direct => direct.query_all_raw(statement).await, Operation::All(statement), Rows)
+                on!(self, &statement.sql, direct => direct.query_all_raw(statement).await, Operation::All(statement), Rows)
             }
 
             fn support_returning(&self) -> bool {
@@ -144,14 +149,15 @@ macro_rules! connection_trait {
 }
 
 connection_trait!(DbSession<Tag>, Tag);
+connection_trait!(DbTx<Tag>, Tag);
 connection_trait!(SessionTransaction);
 
 impl<Tag> DbSession<Tag> {
-    fn handle(&self) -> Handle<'_> {
+    pub(super) fn handle(&self) -> Handle<'_> {
         if self.pool().is_direct() {
             Handle::Plain(&self.core, self.pool().database())
         } else {
-            Handle::Pinned(&self.core, None)
+            Handle::Pinned(&self.core, Who::Session)
         }
     }
 }

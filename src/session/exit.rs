@@ -7,7 +7,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     core::Core,
-    slot::{CallFuture, Level, Manner, Slot},
+    slot::{CallFuture, Level, Manner, Phase, Purpose, Slot, Who},
 };
 use crate::{connection::Operation, error::Kind};
 
@@ -33,11 +33,20 @@ impl Core {
     /// The running call is gone and its connection with it.
     pub(super) fn break_running(&self) {
         let mut state = self.lock();
-        if let Slot::Running(_) = state.slot {
-            let ended = std::mem::replace(&mut state.slot, Slot::Broken);
-            let released = state.released.take();
-            drop(state);
-            drop((ended, released));
+        let Slot::Running(running) = &state.slot else { return };
+        if running.purpose == Purpose::Commit {
+            state.commit_lost();
+        }
+        let runtime = match std::mem::replace(&mut state.slot, Slot::Broken) {
+            Slot::Running(running) => running.runtime,
+            _ => return,
+        };
+        let released = state.released.take();
+        let due = state.is_over().then(|| state.roll_back_all());
+        drop(state);
+        drop(released);
+        if let Some(due) = due {
+            due.run(Some(&runtime), self.pool());
         }
     }
 
@@ -53,7 +62,7 @@ impl Core {
         let Ok(turn) = self.turn().clone().try_acquire_owned() else { return };
         // Who could use the session next: what remains when the abandoned are gone.
         let who = self.lock().remaining();
-        if let Ok(call) = self.launch(turn, who, None, Operation::Settle) {
+        if let Ok(call) = self.launch(turn, who, None, Operation::Settle, false) {
             // Dropped unpolled, the call moves to a task.
             drop(call);
         }
@@ -63,7 +72,9 @@ impl Core {
     pub(super) async fn release(self: &Arc<Self>) -> Result<(), DbErr> {
         let _turn = self.take_turn().await?;
         let mut state = self.lock();
-        state.admit(None).map_err(Kind::into_db_err)?;
+        if state.admit(Who::Session).map_err(Kind::into_db_err)? > 0 {
+            return Err(Kind::TransactionOpen.into_db_err());
+        }
         if let Slot::Idle(connection) = std::mem::replace(&mut state.slot, Slot::Empty) {
             state.span.released();
             drop(state);
@@ -78,12 +89,15 @@ impl Core {
     pub(super) fn end(self: &Arc<Self>) -> Option<oneshot::Receiver<()>> {
         self.turn().close();
         let mut state = self.lock();
-        if state.over {
+        if state.is_over() {
             return None;
         }
-        state.over = true;
+        state.phase = Phase::Over;
         let open = !state.levels.is_empty();
         state.span.close(open);
+        // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
+        let running = matches!(state.slot, Slot::Running(_));
+        let due = if running { state.hooks.take_due() } else { state.roll_back_all() };
         let receiver = open.then(|| {
             let (sender, receiver) = oneshot::channel();
             state.released = Some(sender);
@@ -93,7 +107,11 @@ impl Core {
             Slot::Idle(connection) => {
                 let released = state.released.take();
                 drop(state);
-                connection.give_back(move || drop(released));
+                let (runtime, pool) = (connection.runtime().clone(), self.pool().clone());
+                connection.give_back(move || {
+                    drop(released);
+                    due.run(Some(&runtime), &pool);
+                });
             }
             Slot::Running(mut running) => {
                 let stolen = running.future.take();
@@ -110,10 +128,13 @@ impl Core {
                 if let Some(waker) = waker {
                     waker.wake();
                 }
+                due.run(Some(&runtime), self.pool());
             }
             other => {
                 state.slot = other;
                 state.released = None;
+                drop(state);
+                due.run(None, self.pool());
             }
         }
         receiver

@@ -2,16 +2,22 @@
 
 mod call;
 mod core;
+mod direct;
 mod executor;
 mod exit;
 mod guard;
+mod held;
+mod hooks;
 mod open;
+mod plan;
 #[cfg(feature = "_sqlx")]
 mod raw;
 mod savepoint;
+mod settle;
 mod slot;
 #[cfg(feature = "stream")]
 mod stream;
+mod tx;
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -21,11 +27,16 @@ use sea_orm::{
     TransactionTrait,
 };
 
-use self::core::Core;
-pub(crate) use self::guard::SessionGuard;
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
-pub use self::{open::PoolSession, savepoint::SessionTransaction};
+use self::{core::Core, slot::Who};
+pub(crate) use self::{
+    guard::SessionGuard,
+    hooks::Hook,
+    plan::{CommitWhen, Mode, Plan},
+    settle::{Decision, Ended, Settlement},
+};
+pub use self::{open::PoolSession, savepoint::SessionTransaction, tx::DbTx};
 use crate::{
     connection::Operation,
     error::{Error, Kind},
@@ -118,14 +129,15 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// If a transaction or a stream of the session is still open.
+    /// If a transaction or a stream of the session is still open: [`commit`](Self::commit) or
+    /// [`rollback`](Self::rollback) first.
     ///
     /// # Cancel safety
     ///
     /// Dropped before it resolves, the session keeps its connection.
     pub async fn release(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
-            return self.core.check_open();
+            return self.core.release_direct();
         }
         self.core.release().await
     }
@@ -144,7 +156,7 @@ impl<Tag> DbSession<Tag> {
             self.core.check_open()?;
             return self.pool().database().ping().await;
         }
-        self.core.run(None, Operation::Ping).await.map(drop)
+        self.core.run(Who::Session, Operation::Ping).await.map(drop)
     }
 
     /// Runs `callback` in a transaction: committed if it returns `Ok`, rolled back otherwise.
@@ -204,6 +216,6 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
 /// would without this crate. For unit tests and for migrating a service step by step.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
-        Self { core: Core::new(SessionPool::pass_through(database)), tag: PhantomData }
+        Self { core: Core::new(SessionPool::pass_through(database), Plan::default()), tag: PhantomData }
     }
 }

@@ -1,8 +1,10 @@
 //! Opening sessions, for requests and for work outside of them.
 
-use std::time::Instant;
+use std::{fmt, time::Instant};
 
-use super::{DbSession, core::Core, guard::SessionGuard};
+use sea_orm::{TransactionError, TransactionOptions};
+
+use super::{DbSession, DbTx, Decision, Ended, Plan, core::Core, guard::SessionGuard};
 use crate::{Error, SessionPool};
 
 impl SessionPool {
@@ -17,21 +19,90 @@ impl SessionPool {
     ///
     /// Dropping the future gives up the place in the queue; no connection is lost.
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        let (session, guard) = self.eager_session().await?;
+        let (session, guard) = self.eager_session(Plan::default()).await?;
         Ok(PoolSession { session, _guard: guard })
     }
 
-    pub(crate) async fn eager_session<Tag>(&self) -> Result<(DbSession<Tag>, SessionGuard), Error> {
+    /// Runs `work` in a transaction: committed if it returns `Ok`, rolled back otherwise. For background
+    /// jobs and command-line code; it keeps the promises that a request's transaction gets.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectionTrait, Database, DbErr};
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// # pool.database().execute_unprepared("CREATE TABLE item (id integer)").await?;
+    /// let inserted = pool
+    ///     .transaction(async |tx| {
+    ///         let result = tx.execute_unprepared("INSERT INTO item VALUES (1), (2)").await?;
+    ///         Ok::<_, DbErr>(result.rows_affected())
+    ///     })
+    ///     .await
+    ///     .unwrap();
+    /// assert_eq!(inserted, 2); // committed
+    /// # Ok::<(), DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `TransactionError::Transaction` with the error of `work`; `TransactionError::Connection` if no
+    /// connection can be had or the transaction could not be committed ([`Error::of`] tells more).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before COMMIT was sent, everything is rolled back. A COMMIT that was sent is seen
+    /// through.
+    pub async fn transaction<F, T, E>(&self, work: F) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
+        E: fmt::Display + fmt::Debug,
+    {
+        self.transaction_with(TransactionOptions::default(), work).await
+    }
+
+    /// [`transaction`](Self::transaction) with an isolation level, an access mode, or SQLite's
+    /// transaction mode.
+    ///
+    /// # Errors
+    ///
+    /// As [`transaction`](Self::transaction).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`transaction`](Self::transaction).
+    pub async fn transaction_with<F, T, E>(
+        &self,
+        options: TransactionOptions,
+        work: F,
+    ) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
+        E: fmt::Display + fmt::Debug,
+    {
+        let opened = self.eager_session(Plan::transaction(options)).await;
+        let (session, guard) = opened.map_err(|error| TransactionError::Connection(error.into()))?;
+        let outcome = work(&session.tx()).await;
+        let decision = if outcome.is_ok() { Decision::Commit } else { Decision::RollBack };
+        match (outcome, guard.settle(decision).resolve().await) {
+            (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
+            (outcome, _) => outcome.map_err(TransactionError::Transaction),
+        }
+    }
+
+    pub(crate) async fn eager_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Error> {
         if self.is_direct() {
-            return Ok(self.lazy_session());
+            return Ok(self.lazy_session(plan));
         }
         let started = Instant::now();
         let lease = self.acquire().await?;
-        Ok(DbSession::guarded(Core::with_connection(self.clone(), lease, started.elapsed())))
+        Ok(DbSession::guarded(Core::with_connection(self.clone(), plan, lease, started.elapsed())))
     }
 
-    pub(crate) fn lazy_session<Tag>(&self) -> (DbSession<Tag>, SessionGuard) {
-        DbSession::guarded(Core::new(self.clone()))
+    pub(crate) fn lazy_session<Tag>(&self, plan: Plan) -> (DbSession<Tag>, SessionGuard) {
+        DbSession::guarded(Core::new(self.clone(), plan))
     }
 }
 

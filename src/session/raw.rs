@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use sea_orm::{DbErr, sqlx};
 use tokio::sync::oneshot;
 
-use super::DbSession;
+use super::{DbSession, slot::Who};
 use crate::{
     connection::{Driver, Operation, Raw},
     error::Kind,
@@ -15,7 +15,9 @@ macro_rules! raw_access {
         #[doc = concat!("Runs `code` on the session's own ", $name, " connection, for what SeaORM has no words for.")]
         ///
         /// The session does not see what the code does: afterwards a transaction that it left open
-        /// is rolled back, and a ROLLBACK precedes the connection's return.
+        /// is rolled back, and a ROLLBACK precedes the connection's return. Inside of a transaction
+        /// the code is put between a savepoint and its release (two more round trips): if the code
+        /// ended the transaction, nothing runs in it any more and it cannot be committed.
         ///
         /// # Errors
         ///
@@ -48,7 +50,7 @@ macro_rules! raw_access {
             if self.pool().is_direct() {
                 return Err(Kind::WrongDriver.into_db_err());
             }
-            self.core.run(None, Operation::Raw(raw)).await?;
+            self.core.run(Who::Session, Operation::Raw(raw)).await?;
             receiver.await.map_err(|_| Kind::ConnectionLost.into_db_err())
         }
     };

@@ -1,13 +1,17 @@
 //! [`SessionTransaction`]: a transaction begun by the handler, and the savepoints inside of it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, future::Future, sync::Arc};
 
 use sea_orm::{
     AccessMode, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
     TransactionError, TransactionOptions, TransactionTrait,
 };
 
-use super::{core::Core, slot::Level};
+use super::{
+    core::Core,
+    hooks::After,
+    slot::{Level, Who},
+};
 use crate::{connection::Operation, pool::SessionPool};
 
 /// A transaction of a session, from [`TransactionTrait::begin`] or `transaction`.
@@ -21,13 +25,23 @@ use crate::{connection::Operation, pool::SessionPool};
 pub struct SessionTransaction(Inner);
 
 enum Inner {
-    Pinned { core: Arc<Core>, level: Level },
-    Direct { core: Arc<Core>, transaction: DatabaseTransaction },
+    Pinned {
+        core: Arc<Core>,
+        level: Level,
+    },
+    Direct {
+        core: Arc<Core>,
+        transaction: DatabaseTransaction,
+    },
+    /// Committed or rolled back.
+    Ended {
+        core: Arc<Core>,
+    },
 }
 
 /// What a handle speaks to.
 pub(super) enum Handle<'a> {
-    Pinned(&'a Arc<Core>, Option<Level>),
+    Pinned(&'a Arc<Core>, Who),
     Plain(&'a Arc<Core>, &'a DatabaseConnection),
     Direct(&'a Arc<Core>, &'a DatabaseTransaction),
 }
@@ -36,8 +50,11 @@ impl SessionTransaction {
     pub(super) async fn open(handle: Handle<'_>, options: TransactionOptions) -> Result<Self, DbErr> {
         match handle {
             Handle::Plain(core, database) => {
-                core.check_open()?;
-                let transaction = database.begin_with_options(options).await?;
+                let outer = core.direct_transaction().await?;
+                let transaction = match &outer {
+                    Some(outer) => outer.begin_with_options(options).await?,
+                    None => database.begin_with_options(options).await?,
+                };
                 Ok(Self(Inner::Direct { core: core.clone(), transaction }))
             }
             Handle::Direct(core, outer) => {
@@ -57,8 +74,10 @@ impl SessionTransaction {
 
     pub(super) fn handle(&self) -> Handle<'_> {
         match &self.0 {
-            Inner::Pinned { core, level } => Handle::Pinned(core, Some(*level)),
+            Inner::Pinned { core, level } => Handle::Pinned(core, Who::Level(*level)),
             Inner::Direct { core, transaction } => Handle::Direct(core, transaction),
+            // Whoever ends it consumes it.
+            Inner::Ended { core } => Handle::Pinned(core, Who::Level(Level::MAX)),
         }
     }
 
@@ -75,8 +94,8 @@ impl SessionTransaction {
     /// Once sent, a COMMIT is seen through even if this future is dropped.
     pub async fn commit(mut self) -> Result<(), DbErr> {
         match &mut self.0 {
-            Inner::Pinned { core, level } => core.run(Some(*level), Operation::Commit).await.map(drop),
-            Inner::Direct { .. } => match self.into_direct() {
+            Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Commit).await.map(drop),
+            Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
                 Some(transaction) => transaction.commit().await,
                 None => Ok(()),
             },
@@ -95,8 +114,8 @@ impl SessionTransaction {
     /// Dropped at any point, the transaction is rolled back.
     pub async fn rollback(mut self) -> Result<(), DbErr> {
         match &mut self.0 {
-            Inner::Pinned { core, level } => core.run(Some(*level), Operation::Rollback).await.map(drop),
-            Inner::Direct { .. } => match self.into_direct() {
+            Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Rollback).await.map(drop),
+            Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
                 Some(transaction) => transaction.rollback().await,
                 None => Ok(()),
             },
@@ -137,6 +156,34 @@ impl SessionTransaction {
     {
         let transaction = self.begin_with_config(isolation_level, access_mode).await?;
         transaction.run_async(callback).await
+    }
+
+    /// Runs `hook` after the session's whole transaction was committed, as
+    /// [`DbSession::after_commit`](crate::DbSession::after_commit) does; not at all if this transaction, or a
+    /// savepoint around it, is rolled back.
+    ///
+    /// # Errors
+    ///
+    /// If the transaction or the request has ended.
+    pub fn after_commit(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
+        self.core().hook(self.who(), After::Commit, hook)
+    }
+
+    /// Runs `hook` after the session's whole transaction was rolled back, as
+    /// [`DbSession::after_rollback`](crate::DbSession::after_rollback) does; not at all if only a savepoint is.
+    ///
+    /// # Errors
+    ///
+    /// If the transaction or the request has ended.
+    pub fn after_rollback(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
+        self.core().hook(self.who(), After::Rollback, hook)
+    }
+
+    fn who(&self) -> Who {
+        match &self.0 {
+            Inner::Pinned { level, .. } => Who::Level(*level),
+            Inner::Direct { .. } | Inner::Ended { .. } => Who::Session,
+        }
     }
 
     /// The pool the session comes from.
@@ -184,16 +231,16 @@ impl SessionTransaction {
 
     fn core(&self) -> &Arc<Core> {
         match &self.0 {
-            Inner::Pinned { core, .. } | Inner::Direct { core, .. } => core,
+            Inner::Pinned { core, .. } | Inner::Direct { core, .. } | Inner::Ended { core } => core,
         }
     }
 
-    /// Moves SeaORM's transaction out; what stays behind belongs to no level.
+    /// Moves SeaORM's transaction out.
     fn into_direct(mut self) -> Option<DatabaseTransaction> {
         let core = self.core().clone();
-        match std::mem::replace(&mut self.0, Inner::Pinned { core, level: 0 }) {
+        match std::mem::replace(&mut self.0, Inner::Ended { core }) {
             Inner::Direct { transaction, .. } => Some(transaction),
-            Inner::Pinned { .. } => None,
+            Inner::Pinned { .. } | Inner::Ended { .. } => None,
         }
     }
 }

@@ -1,14 +1,20 @@
 //! Where the session's connection is, and whose turn it is to use it.
 
-use std::{future::Future, pin::Pin, task::Waker, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, task::Waker, time::Duration};
 
+use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
 };
 
+use super::{
+    hooks::{Due, Hooks},
+    plan::{Mode, Plan},
+};
 use crate::{
-    connection::Operation,
+    body::Hold,
+    connection::{Begin, Operation},
     error::{Error, Kind},
     pool::{CheckedOut, Finished},
     telemetry::SessionSpan,
@@ -16,6 +22,20 @@ use crate::{
 
 /// Names a transaction of a session; never used twice.
 pub(super) type Level = u64;
+
+/// The session's own transaction, which has no handle of its own.
+const OWN: Level = 0;
+
+/// Who wants to use the connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// The session itself.
+    Session,
+    /// A transaction that the handler began.
+    Level(Level),
+    /// The end of the request.
+    Settlement,
+}
 
 /// A driver call that owns its connection.
 pub(super) type CallFuture = Pin<Box<dyn Future<Output = Finished> + Send>>;
@@ -27,13 +47,37 @@ pub(super) struct State {
     pub(super) next: u64,
     /// A stream is open: its reader has neither come to the end nor dropped it.
     pub(super) streaming: bool,
-    /// The request has ended.
-    pub(super) over: bool,
+    pub(super) phase: Phase,
+    pub(super) plan: Plan,
+    /// Whatever the response says, the session's transaction is rolled back.
+    pub(super) rollback_only: bool,
+    /// Something of this session may stand, whatever happens from here on.
+    pub(super) committed: bool,
+    /// The connection has not been set up yet.
+    pub(super) fresh: bool,
+    pub(super) hooks: Hooks,
+    /// The transaction of a session that passes its statements through.
+    pub(super) direct: Option<Arc<DatabaseTransaction>>,
+    /// A body that wants to live as long as the session.
+    pub(super) hold: Option<Hold>,
     /// Told when the connection has left the session.
     pub(super) released: Option<oneshot::Sender<()>>,
-    /// The first failure to acquire, which the layer answers for.
+    /// The failure that the layer answers for when the handler gives up: to acquire, or a conflict.
     pub(super) failure: Option<Error>,
+    /// A COMMIT of the handler's that failed, and that nothing has made good since.
+    pub(super) unsettled: Option<Error>,
     pub(super) span: SessionSpan,
+}
+
+/// Where the session is on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The handler is at work.
+    Open,
+    /// The handler has answered; the transaction is being committed.
+    Settling,
+    /// The request has ended.
+    Over,
 }
 
 /// Where the session's connection is.
@@ -51,6 +95,7 @@ pub(super) enum Slot {
 pub(super) struct Running {
     pub(super) call: u64,
     pub(super) manner: Manner,
+    pub(super) purpose: Purpose,
     /// `None` while it is being polled, or after it moved to a task.
     pub(super) future: Option<CallFuture>,
     pub(super) waker: Option<Waker>,
@@ -72,6 +117,17 @@ pub(super) enum Manner {
     Draining,
 }
 
+/// What a running call does to the transactions around it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A statement, which commits by itself if no transaction is open.
+    Work,
+    /// Opens the session's own transaction, then works in it.
+    BeginAndWork,
+    Commit,
+    Other,
+}
+
 pub(super) struct OpenLevel {
     pub(super) id: Level,
     /// Its handle was dropped without an end: rolled back before anything else happens.
@@ -79,40 +135,173 @@ pub(super) struct OpenLevel {
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(plan: Plan) -> Self {
         Self {
             slot: Slot::Empty,
             levels: Vec::new(),
-            next: 0,
+            next: OWN,
             streaming: false,
-            over: false,
+            phase: Phase::Open,
+            plan,
+            rollback_only: false,
+            committed: false,
+            fresh: false,
+            hooks: Hooks::default(),
+            direct: None,
+            hold: None,
             released: None,
             failure: None,
+            unsettled: None,
             span: SessionSpan::open(),
         }
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// What the running call does, if there is one.
+    pub(super) fn running(&self) -> Option<Purpose> {
+        match &self.slot {
+            Slot::Running(running) => Some(running.purpose),
+            _ => None,
+        }
+    }
+
     /// Whether `who` may use the connection now, and how many transactions are open around it.
-    pub(super) fn admit(&mut self, who: Option<Level>) -> Result<usize, Kind> {
-        if self.over {
+    pub(super) fn admit(&mut self, who: Who) -> Result<usize, Kind> {
+        let last_call = self.phase == Phase::Settling && who == Who::Settlement;
+        if self.phase != Phase::Open && !last_call {
             return Err(Kind::SessionClosed);
         }
-        if self.streaming {
+        if self.streaming && !last_call {
             return Err(Kind::StreamOpen);
         }
-        if let Some(first) = self.levels.iter().position(|open| open.abandoned) {
-            self.levels.truncate(first);
-        }
+        self.drop_abandoned();
         let innermost = self.levels.last().map(|open| open.id);
         match who {
-            _ if who == innermost => Ok(self.levels.len()),
-            Some(id) if !self.levels.iter().any(|open| open.id == id) => Err(Kind::TransactionOver),
+            Who::Level(id) if innermost == Some(id) => Ok(self.levels.len()),
+            Who::Level(id) if !self.levels.iter().any(|open| open.id == id) => Err(Kind::TransactionOver),
+            Who::Session | Who::Settlement if innermost.is_none_or(|id| id == OWN) => Ok(self.levels.len()),
             _ => Err(Kind::NestedOpen),
         }
     }
 
-    pub(super) fn remaining(&self) -> Option<Level> {
-        self.levels.iter().take_while(|open| !open.abandoned).last().map(|open| open.id)
+    /// Forgets transactions whose handles are gone; the next call rolls them back first.
+    pub(super) fn drop_abandoned(&mut self) {
+        if let Some(first) = self.levels.iter().position(|open| open.abandoned) {
+            self.levels.truncate(first);
+            self.hooks.rolled_back_to(first);
+        }
+    }
+
+    /// Who may use the connection when the abandoned are gone.
+    pub(super) fn remaining(&self) -> Who {
+        match self.levels.iter().take_while(|open| !open.abandoned).last() {
+            Some(open) if open.id != OWN => Who::Level(open.id),
+            _ => Who::Session,
+        }
+    }
+
+    /// The session's own transaction is still to begin, and `operation` belongs into it.
+    pub(super) fn begin_for(&mut self, operation: &Operation) -> Option<Begin> {
+        let Mode::Transaction(options) = self.plan.mode else { return None };
+        if !self.levels.is_empty() || !operation.is_work() {
+            return None;
+        }
+        self.levels.push(OpenLevel { id: OWN, abandoned: false });
+        let set_up = self.plan.on_begin.clone().unwrap_or_default();
+        Some(Begin { options, set_up })
+    }
+
+    /// Draws the conclusions from a call that has ended and left `depth` transactions open.
+    pub(super) fn account(&mut self, purpose: Purpose, depth: usize, broken: bool, result: Result<(), &DbErr>) {
+        let before = self.levels.len();
+        match (purpose, result) {
+            (Purpose::Commit, Ok(())) => {
+                self.levels.truncate(before.saturating_sub(1));
+                self.hooks.committed(before);
+                if before == 1 {
+                    self.committed = true;
+                    self.unsettled = None;
+                }
+            }
+            (Purpose::Commit, Err(error)) => {
+                let error = Error::of_commit(error.clone());
+                if before == 1 && error.is_outcome_unknown() {
+                    self.committed = true;
+                    self.hooks.forget();
+                }
+                if before == 1 && self.has_begun() {
+                    self.unsettled = Some(error);
+                }
+                // What is left of it goes before anything else may run.
+                if let Some(open) = self.levels.last_mut() {
+                    open.abandoned = true;
+                }
+            }
+            // With the connection, the transactions are lost: the session must not go on without.
+            _ if broken => {}
+            // It did not come to a transaction.
+            (Purpose::BeginAndWork, _) if depth == 0 => self.levels.clear(),
+            _ if before > depth => {
+                self.levels.truncate(depth);
+                self.hooks.rolled_back_to(depth);
+            }
+            (Purpose::Work, _) if before == 0 => self.committed = true,
+            _ => {}
+        }
+        if let Err(error) = result
+            && self.is_transactional()
+            && let Some(conflict) = Error::of(error).filter(Error::is_conflict)
+        {
+            self.failure.get_or_insert(conflict);
+        }
+    }
+
+    /// The call with the COMMIT was dropped, and the connection closed.
+    pub(super) fn commit_lost(&mut self) {
+        self.hooks.forget();
+        self.committed = true;
+        self.unsettled = Some(Kind::OutcomeUnknown.into());
+    }
+
+    /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
+    pub(super) fn roll_back_all(&mut self) -> Due {
+        self.levels.clear();
+        self.hooks.rolled_back_to(0);
+        self.hooks.take_due()
+    }
+
+    /// Whether the session's own transaction has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.levels.first().is_some_and(|open| open.id == OWN)
+    }
+
+    /// Whether a transaction that the handler began is still open and its handle held.
+    pub(super) fn has_left_open(&self) -> bool {
+        self.levels.iter().any(|open| open.id != OWN && !open.abandoned)
+    }
+
+    pub(super) fn is_transactional(&self) -> bool {
+        self.plan.mode != Mode::Autocommit
+    }
+
+    /// How many transactions are, or will be, around the next statement of the session.
+    pub(super) fn surrounding(&self) -> usize {
+        let open = self.levels.iter().take_while(|open| !open.abandoned).count();
+        open.max(usize::from(self.is_transactional()))
+    }
+}
+
+impl Purpose {
+    pub(super) fn of(operation: &Operation, begins: bool) -> Self {
+        match operation {
+            Operation::Commit => Self::Commit,
+            _ if begins => Self::BeginAndWork,
+            _ if operation.is_work() => Self::Work,
+            _ => Self::Other,
+        }
     }
 }
 

@@ -9,10 +9,12 @@ use std::{
 };
 
 use futures_util::Stream;
-use sea_orm::{DbErr, QueryResult, QueryStream, Statement, StreamTrait, TransactionStream};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, QueryStream, Statement, StreamTrait, TransactionStream,
+};
 use tokio::sync::mpsc;
 
-use super::{call::Call, core::Core, savepoint::Handle};
+use super::{DbSession, call::Call, core::Core, savepoint::Handle, slot::Who};
 use crate::connection::Operation;
 
 /// Rows that may wait between the driver and the reader.
@@ -35,6 +37,7 @@ enum Inner<'a> {
         open: Option<Open>,
     },
     Plain(Box<QueryStream>),
+    Read(std::vec::IntoIter<QueryResult>),
     Direct(Box<TransactionStream<'a>>),
 }
 
@@ -50,19 +53,54 @@ impl Drop for Open {
 impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
         match handle {
-            Handle::Plain(core, database) => {
-                core.check_open()?;
-                Ok(Self(Inner::Plain(Box::new(database.stream_raw(statement).await?))))
-            }
             Handle::Direct(core, transaction) => {
                 core.check_open()?;
+                core.vet(Who::Session, &statement.sql)?;
                 Ok(Self(Inner::Direct(Box::new(transaction.stream_raw(statement).await?))))
             }
-            Handle::Pinned(core, who) => {
-                let (sender, rows) = mpsc::channel(BUFFERED);
-                let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
-                Ok(Self(Inner::Pinned { call: Some(call), rows, open: Some(Open(core.clone())) }))
-            }
+            Handle::Plain(core, database) => Self::open_plain(core, database, statement).await,
+            Handle::Pinned(core, who) => Self::open_pinned(core, who, statement).await,
+        }
+    }
+
+    async fn open_plain(core: &Core, database: &DatabaseConnection, statement: Statement) -> Result<Self, DbErr> {
+        core.vet(Who::Session, &statement.sql)?;
+        let transaction = core.direct_transaction().await?;
+        Ok(Self(match &transaction {
+            // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
+            Some(transaction) => Inner::Read(transaction.query_all_raw(statement).await?.into_iter()),
+            None => Inner::Plain(Box::new(database.stream_raw(statement).await?)),
+        }))
+    }
+
+    async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
+        let (sender, rows) = mpsc::channel(BUFFERED);
+        let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
+        Ok(Self(Inner::Pinned { call: Some(call), rows, open: Some(Open(core.clone())) }))
+    }
+}
+
+impl<Tag> DbSession<Tag> {
+    /// The rows of one statement as they arrive, in a stream that borrows nothing: for a response's
+    /// body, which outlives the handler.
+    ///
+    /// A body that reads rows as it goes needs its session to live as long:
+    /// [`hold_until_body_end`](Self::hold_until_body_end).
+    ///
+    /// # Errors
+    ///
+    /// If no connection can be had, or the session is used out of turn. What the server says comes as
+    /// an item.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-read, the stream is read to its end in a task, and the session's next statement
+    /// waits for that.
+    pub async fn rows(&self, statement: Statement) -> Result<SessionStream<'static>, DbErr> {
+        if self.pool().is_direct() {
+            SessionStream::open_plain(&self.core, self.pool().database(), statement).await
+        } else {
+            SessionStream::open_pinned(&self.core, Who::Session, statement).await
         }
     }
 }
@@ -73,6 +111,7 @@ impl Stream for SessionStream<'_> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let (call, rows, open) = match &mut self.0 {
             Inner::Plain(stream) => return Pin::new(stream).poll_next(cx),
+            Inner::Read(rows) => return Poll::Ready(rows.next().map(Ok)),
             Inner::Direct(stream) => return Pin::new(stream).poll_next(cx),
             Inner::Pinned { call, rows, open } => (call, rows, open),
         };

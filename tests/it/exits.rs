@@ -699,7 +699,8 @@ async fn a_handle_that_outlives_its_request_is_dead() {
             out.send(task).unwrap();
         });
         let answer = app.oneshot(request()).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
+        // Its transaction is not committed: an OK would be untrue.
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         // Others have all the connections there are: the dead handle must not reach theirs.
         let limit = case.layer.pool().status().limit;
         let others = join_all((0..limit).map(|_| case.layer.pool().session())).await;
@@ -731,7 +732,8 @@ async fn a_statement_that_outlives_its_request_gets_an_answer() {
             running.notified().await;
         });
         let answer = app.oneshot(request()).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
+        // Its transaction is not committed: an OK would be untrue.
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let task = tasks.recv().await.unwrap();
         let (first, second) = timeout(BOUND, task).await.expect("an answer for the stray statement").unwrap();
         assert!(is_closed(&first), "{first:?}");
@@ -924,7 +926,8 @@ async fn a_transaction_held_by_a_task_is_rolled_back_with_the_request() {
             .unwrap();
         });
         let answer = app.oneshot(request()).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
+        // Its transaction is not committed: an OK would be untrue.
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         case.assert_whole().await;
         held.recv().await.unwrap().abort();
     })
@@ -944,7 +947,8 @@ async fn handles_dropped_on_a_plain_thread_give_the_connection_back() {
             out.send((db.begin().await.unwrap(), db)).unwrap();
         });
         let answer = app.oneshot(request()).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
+        // Its transaction is not committed: an OK would be untrue.
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         // After it: the last handles.
         let kept = kept.recv().await.unwrap();
         thread::spawn(move || drop(kept)).join().unwrap();

@@ -22,7 +22,9 @@ use futures_util::{
     future::{Either, join_all, select},
 };
 use http::{Request, StatusCode, header};
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, StreamTrait, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, StreamTrait, TransactionTrait, sqlx::Executor,
+};
 use tokio::{runtime::Runtime, time::timeout};
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -660,16 +662,31 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
         let db = test.connect(1).await;
         let pool = SessionPool::new(db.clone());
         let session = pool.session().await.unwrap();
-        let outer = session.begin().await.unwrap();
+        let outer = session.tx();
         for round in 0..1000 {
             let inner = outer.begin().await.unwrap();
             if round % 2 == 0 { inner.rollback().await.unwrap() } else { drop(inner) }
         }
         // Each success takes one savepoint of that name away.
-        let mut left = 0;
-        while outer.execute_unprepared("RELEASE SAVEPOINT _sqlx_savepoint_1").await.is_ok() {
-            left += 1;
+        macro_rules! release_all {
+            ($with:ident) => {
+                outer.$with(|connection| {
+                    Box::pin(async move {
+                        let mut left = 0;
+                        while connection.execute("RELEASE SAVEPOINT _sqlx_savepoint_1").await.is_ok() {
+                            left += 1;
+                        }
+                        left
+                    })
+                })
+            };
         }
+        let left = match kind {
+            Kind::Postgres => release_all!(with_postgres).await,
+            Kind::MySql => release_all!(with_mysql).await,
+            Kind::SqliteFile | Kind::SqliteMemory => release_all!(with_sqlite).await,
+        };
+        let left = left.unwrap();
         assert!(left <= 1, "{kind:?}: {left} savepoints");
         outer.rollback().await.unwrap();
         drop(session);

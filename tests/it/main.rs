@@ -16,4 +16,5 @@ mod property;
 mod smoke;
 mod support;
 mod telemetry;
+mod transactions;
 mod truth;

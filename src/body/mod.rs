@@ -1,0 +1,285 @@
+//! [`SessionBody`]: a response body that ends when its transaction is committed.
+//!
+//! A server drops a body without polling it to its end once `Content-Length` is met, and never polls
+//! one whose `is_end_stream()` is true. So the frame after which nothing more would be asked for is
+//! withheld until COMMIT is acknowledged; if that fails, the client never gets it.
+
+use std::{
+    cmp::Ordering,
+    fmt, mem,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Buf;
+use futures_util::future::BoxFuture;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use self::{
+    error::BodyError,
+    hold::{HoldGuard, Seen},
+    withheld::Withheld,
+};
+
+mod error;
+mod hold;
+mod layer;
+#[cfg(test)]
+mod tests;
+mod withheld;
+
+// The response future's side.
+pub(crate) use self::hold::{End, Finish, Hold};
+pub use self::layer::{HoldFuture, HoldLayer, HoldService};
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A response body that is produced while a transaction is open, and ends when it is committed.
+///
+/// The frames of the inner body go through as they come. Its end does not: the frame that completes
+/// the declared length or is known to be the last one, the trailers, and the end itself wait until
+/// the transaction is settled. Where COMMIT fails, the body fails instead of ending, and the client
+/// sees an incomplete answer. An error of the inner body, a body that is shorter or longer than its
+/// length, and one that is dropped before its end roll back.
+///
+/// Where the answer's fate is known at its head (an answer to HEAD, one without a body, one that a
+/// middleware has read to its end or replaced), the transaction is settled there and the body is
+/// passed on as it is.
+///
+/// An HTTP/1.0 answer without `Content-Length` ends with its connection. Its reader cannot tell a
+/// complete one from an incomplete one.
+#[pin_project]
+#[must_use = "a body that is dropped rolls its transaction back"]
+pub struct SessionBody<B: Body> {
+    /// Dropped at its end: what it borrowed from the session must not be in COMMIT's way. Declared
+    /// before `state`, so that it goes before the transaction is rolled back.
+    #[pin]
+    inner: Option<B>,
+    /// What the inner body has yielded, in bytes.
+    read: u64,
+    /// The length that the inner body gave for itself.
+    exact: Option<u64>,
+    withheld: Withheld<B::Data>,
+    state: State,
+}
+
+enum State {
+    /// The inner body is read. Its end goes through as well unless the hold is engaged; without a
+    /// hold there is nothing to wait for.
+    Reading(Option<HoldGuard>),
+    /// The inner body has ended, the transaction is being settled. The mutex is never locked, it
+    /// makes the future `Sync`.
+    Settling(Mutex<BoxFuture<'static, Result<(), BoxError>>>),
+    /// Settled; what was withheld is handed out.
+    Delivering,
+    /// An error was handed out. Nothing comes after it, and that is not the body's end.
+    Failed,
+}
+
+impl<B: Body> SessionBody<B> {
+    /// A body, and the hold by which the response future gives it something to wait for.
+    pub(crate) fn new(inner: B) -> (Self, Hold) {
+        let (hold, guard) = Hold::new(inner.is_end_stream());
+        (Self::with_state(inner, State::Reading(Some(guard))), hold)
+    }
+
+    /// A body that no transaction waits for.
+    ///
+    /// For a handler that holds its transaction in one branch only: both have the same type.
+    pub fn plain(inner: B) -> Self {
+        Self::with_state(inner, State::Reading(None))
+    }
+
+    fn with_state(inner: B, state: State) -> Self {
+        let exact = inner.size_hint().exact();
+        Self { inner: Some(inner), read: 0, exact, withheld: Withheld::default(), state }
+    }
+}
+
+impl<B> Body for SessionBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        loop {
+            let this = self.as_mut().project();
+            match this.state {
+                State::Reading(_) => match ready!(self.as_mut().poll_inner(cx)) {
+                    Read::Through(item) => return Poll::Ready(item.map(|frame| frame.map_err(Into::into))),
+                    Read::Withheld => {}
+                    Read::Ended => self.as_mut().settle(),
+                    Read::Failed(error) => {
+                        self.fail();
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                },
+                State::Settling(future) => {
+                    let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
+                    match ready!(future.as_mut().poll(cx)) {
+                        Ok(()) => *this.state = State::Delivering,
+                        Err(error) => {
+                            self.fail();
+                            return Poll::Ready(Some(Err(BodyError::not_committed(error))));
+                        }
+                    }
+                }
+                State::Delivering => return Poll::Ready(this.withheld.take().map(Ok)),
+                State::Failed => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Reading(guard) => !is_open(guard) && self.inner.as_ref().is_none_or(Body::is_end_stream),
+            State::Delivering => self.withheld.is_empty(),
+            State::Settling(_) | State::Failed => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let inner = match &self.state {
+            State::Reading(guard) => {
+                let hint = self.inner.as_ref().map_or_else(SizeHint::default, Body::size_hint);
+                if !is_open(guard) {
+                    return hint;
+                }
+                hint
+            }
+            State::Settling(_) => SizeHint::with_exact(0),
+            State::Delivering => return SizeHint::with_exact(self.withheld.len()),
+            State::Failed => return SizeHint::default(),
+        };
+        let hint = self.withheld.added_to(&inner);
+        // A server does not poll for the end of what is exactly empty.
+        if hint.exact() == Some(0) { SizeHint::default() } else { hint }
+    }
+}
+
+/// What came of a poll of the inner body.
+enum Read<D, E> {
+    /// It goes on to whoever reads this body.
+    Through(Option<Result<Frame<D>, E>>),
+    /// It waits for the transaction; there is more to read.
+    Withheld,
+    /// That was the end.
+    Ended,
+    /// It is not to be completed.
+    Failed(BoxError),
+}
+
+impl<B> SessionBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    fn poll_inner(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Read<B::Data, B::Error>> {
+        let this = self.project();
+        let (State::Reading(guard), Some(mut inner)) = (this.state, this.inner.as_pin_mut()) else {
+            return Poll::Ready(Read::Through(None));
+        };
+        let item = ready!(inner.as_mut().poll_frame(cx));
+        let ended = match &item {
+            None => true,
+            Some(Ok(frame)) => {
+                let len = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                *this.read = this.read.saturating_add(len);
+                frame.is_trailers() || inner.is_end_stream()
+            }
+            Some(Err(_)) => false,
+        };
+        let seen = match &item {
+            Some(Err(_)) => Seen::Error,
+            _ if ended || Some(*this.read) == *this.exact => Seen::End,
+            _ => Seen::More,
+        };
+        // Asked when the frame is there, and not before: the head may have gone out in between.
+        let Some(terms) = guard.as_ref().and_then(|guard| guard.report(*this.read, seen)) else {
+            return Poll::Ready(Read::Through(item));
+        };
+        let frame = match item {
+            Some(Err(error)) => return Poll::Ready(Read::Failed(error.into())),
+            Some(Ok(frame)) => Some(frame),
+            None => None,
+        };
+        let length = terms.content_length.or(*this.exact);
+        if let Some(error) = length.and_then(|length| belies(length, *this.read, ended)) {
+            return Poll::Ready(Read::Failed(error));
+        }
+        let complete = ended || length == Some(*this.read);
+        let through = frame.and_then(|frame| if complete { this.withheld.put(frame) } else { Some(frame) });
+        Poll::Ready(match through {
+            Some(frame) => Read::Through(Some(Ok(frame))),
+            None if ended => Read::Ended,
+            None => Read::Withheld,
+        })
+    }
+
+    /// The inner body has ended well: what comes of the answer is `finish`'s to say.
+    fn settle(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        this.inner.set(None);
+        // Failed until there is a future to wait for, if this panics.
+        let State::Reading(Some(guard)) = mem::replace(this.state, State::Failed) else { return };
+        if let Some(finish) = guard.finish() {
+            *this.state = State::Settling(Mutex::new(finish(End { trailers: this.withheld.trailers.clone() })));
+        }
+    }
+
+    /// The end will not be handed out. If `finish` was not called yet, it is dropped: a rollback.
+    fn fail(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        this.inner.set(None);
+        *this.withheld = Withheld::default();
+        *this.state = State::Failed;
+    }
+}
+
+impl<B: Body + Default> Default for SessionBody<B> {
+    /// A [`plain`](Self::plain) one.
+    fn default() -> Self {
+        Self::plain(B::default())
+    }
+}
+
+impl<B: Body + From<String>> From<String> for SessionBody<B> {
+    /// A [`plain`](Self::plain) one.
+    fn from(text: String) -> Self {
+        Self::plain(B::from(text))
+    }
+}
+
+impl<B: Body> fmt::Debug for SessionBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Reading(_) => "reading",
+            State::Settling(_) => "settling",
+            State::Delivering => "delivering",
+            State::Failed => "failed",
+        };
+        f.debug_struct("SessionBody").field("state", &state).field("read", &self.read).finish_non_exhaustive()
+    }
+}
+
+/// Whether the end is, or may still be, something to wait for.
+fn is_open(guard: &Option<HoldGuard>) -> bool {
+    guard.as_ref().is_some_and(HoldGuard::is_open)
+}
+
+/// A server sends no more than the length, and takes less for an error of its own.
+fn belies(length: u64, read: u64, ended: bool) -> Option<BoxError> {
+    match read.cmp(&length) {
+        Ordering::Greater => Some(BodyError::too_long()),
+        Ordering::Less if ended => Some(BodyError::too_short()),
+        _ => None,
+    }
+}

@@ -1,0 +1,381 @@
+//! Frame by frame, with inner bodies that play a script.
+
+use futures_util::poll;
+use http_body_util::{BodyExt, Full};
+use static_assertions::assert_impl_all;
+
+use super::*;
+
+assert_impl_all!(SessionBody<Full<Bytes>>: Send, Sync, Unpin);
+assert_impl_all!(Hold: Send, Sync);
+assert_impl_all!(http::Response<SessionBody<axum::body::Body>>: axum::response::IntoResponse);
+
+/// Reads a body whose `finish` answers at once; the frames and what happened.
+async fn run(script: Script, log: &Log, content_length: Option<u64>) -> Vec<String> {
+    let (mut body, hold) = SessionBody::new(script);
+    engaged(&hold, finish(log, Ok(())), content_length);
+    assert!(!body.is_end_stream());
+    let frames = all(&mut body).await;
+    assert_eq!(next(&mut body).await, "end");
+    frames
+}
+
+#[tokio::test]
+async fn the_last_frame_waits_for_the_commit_however_its_end_is_known() {
+    let script = |log: &Log| Script::new(log, [data("one"), Step::Pending, data("last")]);
+    type Shape = fn(Script) -> Script;
+    let shapes: [(Shape, Option<u64>); 5] = [
+        (|script| script.knowing_its_end(), None),
+        (|script| script.of_exactly(7), None),
+        (|script| script, Some(7)),
+        (|script| script.knowing_its_end(), Some(7)),
+        (|script| script.knowing_its_end().of_exactly(7), Some(7)),
+    ];
+    for (shape, content_length) in shapes {
+        let log = Log::default();
+        let (mut body, hold) = SessionBody::new(shape(script(&log)));
+        let Finishing { finish, mut called, outcome } = finishing(&log);
+        engaged(&hold, finish, content_length);
+        assert!(!body.is_end_stream());
+        assert_eq!(next(&mut body).await, "data:one");
+
+        {
+            let mut last = Box::pin(next(&mut body));
+            while called.try_recv().is_err() {
+                assert!(poll!(&mut last).is_pending());
+            }
+        }
+        assert!(!body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(4));
+        assert_eq!(log.events(), ["inner dropped", "finish called"]);
+
+        outcome.send(Ok(())).unwrap();
+        assert_eq!(next(&mut body).await, "data:last");
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+        assert_eq!(next(&mut body).await, "end");
+        drop(body);
+        assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_announced_waits_for_the_commit() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
+    let Finishing { finish, mut called, outcome } = finishing(&log);
+    engaged(&hold, finish, None);
+    assert_eq!(next(&mut body).await, "data:one");
+    assert_eq!(next(&mut body).await, "data:last");
+    assert!(poll!(Box::pin(next(&mut body))).is_pending());
+    assert!(called.try_recv().unwrap().is_none());
+    assert!(!body.is_end_stream());
+    assert_eq!(body.size_hint().exact(), None);
+    outcome.send(Ok(())).unwrap();
+    assert_eq!(next(&mut body).await, "end");
+    assert!(body.is_end_stream());
+}
+
+#[tokio::test]
+async fn trailers_are_shown_and_wait_with_the_data_before_them() {
+    for (exact, content_length) in [(None, None), (Some(3), None), (None, Some(3))] {
+        let log = Log::default();
+        let mut script = Script::new(&log, [data("one"), Step::Pending, trailers("7")]);
+        script.exact = exact;
+        let (mut body, hold) = SessionBody::new(script);
+        let Finishing { finish, called, outcome } = finishing(&log);
+        engaged(&hold, finish, content_length);
+        outcome.send(Ok(())).unwrap();
+        assert_eq!(next(&mut body).await, "data:one");
+        assert!(!body.is_end_stream());
+        assert_eq!(called.now_or_never().is_some(), exact.or(content_length).is_some());
+        assert_eq!(next(&mut body).await, "trailers:7");
+        assert!(body.is_end_stream());
+        assert_eq!(next(&mut body).await, "end");
+        assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+    }
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [trailers("7")]));
+    let Finishing { finish, mut called, outcome: _outcome } = finishing(&log);
+    engaged(&hold, finish, None);
+    assert!(poll!(Box::pin(next(&mut body))).is_pending());
+    assert_eq!(called.try_recv().unwrap(), Some(trailer_map("7")));
+}
+
+#[tokio::test]
+async fn a_body_that_belies_its_length_is_broken_off_and_rolled_back() {
+    let cases: Vec<(Vec<Step>, bool, &[&str])> = vec![
+        (vec![data("123456")], false, &[TOO_LONG]),
+        (vec![data("123"), data("456")], true, &["data:123", TOO_LONG]),
+        (vec![data("12345"), Step::Pending, data("6")], false, &[TOO_LONG]),
+        (vec![data("123")], false, &["data:123", TOO_SHORT]),
+        (vec![data("123")], true, &[TOO_SHORT]),
+        (vec![data("123"), trailers("7")], false, &["data:123", TOO_SHORT]),
+        (vec![], false, &[TOO_SHORT]),
+    ];
+    for (steps, knows_end, expected) in cases {
+        let log = Log::default();
+        let mut script = Script::new(&log, steps);
+        script.knows_end = knows_end && !script.steps.is_empty();
+        assert_eq!(run(script, &log, Some(5)).await, expected);
+        assert_eq!(log.events(), ["inner dropped", "rolled back"]);
+    }
+}
+
+#[tokio::test]
+async fn empty_frames_neither_complete_nor_lengthen_a_body() {
+    let log = Log::default();
+    let script = Script::new(&log, [data(""), data("12345"), data(""), Step::Pending, data("")]);
+    assert_eq!(run(script, &log, Some(5)).await, ["data:", "data:12345", "end"]);
+
+    let script = Script::new(&log, [data("12345"), data("")]).knowing_its_end();
+    assert_eq!(run(script, &log, Some(5)).await, ["data:12345", "end"]);
+
+    let script = Script::new(&log, [data("12345"), data("")]).knowing_its_end();
+    assert_eq!(run(script, &log, None).await, ["data:12345", "data:", "end"]);
+
+    let script = Script::new(&log, [data("")]);
+    assert_eq!(run(script, &log, None).await, ["data:", "end"]);
+}
+
+#[tokio::test]
+async fn a_large_only_frame_is_counted_while_it_is_withheld() {
+    let log = Log::default();
+    let large = Bytes::from(vec![b'x'; 32 << 20]);
+    let (mut body, hold) = SessionBody::new(Full::new(large.clone()));
+    let Finishing { finish, outcome, .. } = finishing(&log);
+    engaged(&hold, finish, None);
+    assert_eq!(body.size_hint().exact(), Some(32 << 20));
+    assert!(poll!(body.frame()).is_pending());
+    assert_eq!(body.size_hint().exact(), Some(32 << 20));
+    outcome.send(Ok(())).unwrap();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), large);
+    assert!(body.is_end_stream());
+}
+
+#[tokio::test]
+async fn a_body_without_bytes_but_with_trailers_is_read_all_the_same() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [trailers("7")]).of_exactly(0));
+    assert_eq!(body.size_hint().exact(), None, "a server would not poll it");
+    engaged(&hold, finish(&log, Ok(())), None);
+    assert_eq!(body.size_hint().exact(), None);
+    assert_eq!(all(&mut body).await, ["trailers:7", "end"]);
+}
+
+#[tokio::test]
+async fn an_error_of_the_inner_body_goes_through_and_rolls_back() {
+    for content_length in [None, Some(3)] {
+        let log = Log::default();
+        let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), Step::Fail]));
+        engaged(&hold, finish(&log, Ok(())), content_length);
+        let frames = all(&mut body).await;
+        assert_eq!(frames.last().unwrap(), "error:broken");
+        assert_eq!(frames.len(), if content_length.is_some() { 1 } else { 2 });
+        assert_eq!(log.events(), ["inner dropped", "rolled back"]);
+        assert_eq!(next(&mut body).await, "end");
+        assert!(!body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_commit_is_an_error_and_the_end_is_never_handed_out() {
+    type Shape = fn(Script) -> Script;
+    let shapes: [(Shape, Option<u64>, &[&str]); 4] = [
+        (|script| script, None, &["data:one", "data:last", NOT_COMMITTED]),
+        (|script| script.knowing_its_end(), None, &["data:one", NOT_COMMITTED]),
+        (|script| script.of_exactly(7), None, &["data:one", NOT_COMMITTED]),
+        (|script| script, Some(7), &["data:one", NOT_COMMITTED]),
+    ];
+    for (shape, content_length, expected) in shapes {
+        let log = Log::default();
+        let (mut body, hold) = SessionBody::new(shape(Script::new(&log, [data("one"), data("last")])));
+        engaged(&hold, finish(&log, Err("no quorum".into())), content_length);
+        assert_eq!(all(&mut body).await, expected);
+        assert_eq!(log.events(), ["inner dropped", "finish called", "failed"]);
+        assert_eq!(next(&mut body).await, "end");
+        assert!(!body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), None);
+    }
+
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Full::new(Bytes::from_static(b"one")));
+    engaged(&hold, finish(&log, Err("no quorum".into())), None);
+    let error = body.frame().await.unwrap().unwrap_err();
+    assert_eq!(error.source().unwrap().to_string(), "no quorum");
+}
+
+#[tokio::test]
+async fn a_body_dropped_before_its_end_rolls_back() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
+    engaged(&hold, finish(&log, Ok(())), None);
+    assert_eq!(next(&mut body).await, "data:one");
+    drop(body);
+    assert_eq!(log.events(), ["inner dropped", "rolled back"]);
+    assert!(!hold.is_wanted());
+}
+
+#[tokio::test]
+async fn a_body_dropped_while_it_settles_drops_the_future() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("last")]));
+    let Finishing { finish, outcome: _outcome, .. } = finishing(&log);
+    engaged(&hold, finish, Some(4));
+    assert!(poll!(Box::pin(next(&mut body))).is_pending());
+    drop(body);
+    assert_eq!(log.events(), ["inner dropped", "finish called", "finish dropped"]);
+}
+
+#[tokio::test]
+async fn a_body_that_is_gone_gives_finish_back() {
+    let log = Log::default();
+    let (body, hold) = SessionBody::new(Script::new(&log, [data("one")]));
+    assert!(hold.is_wanted());
+    drop(body);
+    assert!(!hold.is_wanted() && !hold.has_failed());
+    let finish = hold.engage(finish(&log, Ok(())), None).unwrap_err();
+    assert_eq!(log.events(), ["inner dropped"]);
+    drop(finish);
+}
+
+#[tokio::test]
+async fn a_body_read_below_the_layer_goes_through_and_gives_finish_back() {
+    type Shape = fn(Script) -> Script;
+    let shapes: [(Shape, bool); 3] =
+        [(|script| script, false), (|script| script.knowing_its_end(), true), (|script| script.of_exactly(7), true)];
+    for (shape, knows) in shapes {
+        let log = Log::default();
+        let (mut body, hold) = SessionBody::new(shape(Script::new(&log, [data("one"), data("last")])));
+        assert_eq!(next(&mut body).await, "data:one");
+        assert!(hold.is_wanted());
+        assert_eq!(next(&mut body).await, "data:last");
+        // Who knows the length or asks for the end has all of it now.
+        assert_eq!(hold.is_wanted(), !knows, "{knows}");
+        if !body.is_end_stream() {
+            assert_eq!(next(&mut body).await, "end");
+        }
+        assert!(!hold.is_wanted() && !hold.has_failed());
+        assert!(refused(hold.engage(finish(&log, Ok(())), None)));
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_below_the_layer_counts() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
+    assert_eq!(next(&mut body).await, "data:one");
+    engaged(&hold, finish(&log, Ok(())), Some(7));
+    assert_eq!(all(&mut body).await, ["data:last", "end"]);
+
+    // A server that has all of it already does not ask for its end.
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
+    assert_eq!(next(&mut body).await, "data:one");
+    assert!(refused(hold.engage(finish(&log, Ok(())), Some(3))));
+    assert_eq!(all(&mut body).await, ["data:last", "end"]);
+}
+
+#[tokio::test]
+async fn a_body_that_failed_below_the_layer_says_so() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), Step::Fail]));
+    assert_eq!(all(&mut body).await, ["data:one", "error:broken"]);
+    assert!(!hold.is_wanted() && hold.has_failed());
+    drop(body);
+    assert!(hold.has_failed());
+    assert!(refused(hold.engage(finish(&log, Ok(())), None)));
+}
+
+#[tokio::test]
+async fn the_head_may_go_out_while_the_first_frame_is_awaited() {
+    let log = Log::default();
+    let (go, wait) = oneshot::channel();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [Step::Wait(wait), data("last")]).knowing_its_end());
+    {
+        let mut frame = Box::pin(next(&mut body));
+        assert!(poll!(&mut frame).is_pending());
+        engaged(&hold, finish(&log, Err("no quorum".into())), None);
+        go.send(()).unwrap();
+        assert_eq!(frame.await, NOT_COMMITTED);
+    }
+    assert_eq!(log.events(), ["inner dropped", "finish called", "failed"]);
+}
+
+#[tokio::test]
+async fn the_head_may_go_out_while_a_task_reads_the_last_frame() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, []));
+    let finish = finish(&log, Err("no quorum".into()));
+    let head = Step::Meanwhile(Box::new(move || engaged(&hold, finish, None)));
+    let inner = body.inner.as_mut().unwrap();
+    inner.steps.extend([head, data("last")]);
+    inner.knows_end = true;
+    assert_eq!(next(&mut body).await, NOT_COMMITTED);
+    assert_eq!(log.events(), ["inner dropped", "finish called", "failed"]);
+}
+
+#[tokio::test]
+async fn a_body_settled_at_its_head_passes() {
+    let log = Log::default();
+    let script = Script::new(&log, [data("one"), data("last")]).knowing_its_end().of_exactly(7);
+    let (mut body, hold) = SessionBody::new(script);
+    hold.pass();
+    assert!(!hold.is_wanted());
+    assert_eq!(body.size_hint().exact(), Some(7));
+    assert_eq!(next(&mut body).await, "data:one");
+    assert_eq!(body.size_hint().exact(), Some(4));
+    assert!(!body.is_end_stream());
+    assert_eq!(next(&mut body).await, "data:last");
+    assert!(body.is_end_stream());
+    assert!(refused(hold.engage(finish(&log, Ok(())), None)));
+}
+
+#[tokio::test]
+async fn passing_an_engaged_body_changes_nothing() {
+    let log = Log::default();
+    let (mut body, hold) = SessionBody::new(Script::new(&log, [data("last")]));
+    engaged(&hold, finish(&log, Ok(())), Some(4));
+    hold.pass();
+    assert!(refused(hold.engage(finish(&Log::default(), Ok(())), None)));
+    assert_eq!(all(&mut body).await, ["data:last", "end"]);
+    assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+}
+
+#[tokio::test]
+async fn an_empty_body_is_settled_at_its_head() {
+    let log = Log::default();
+    let (body, hold) = SessionBody::new(Full::new(Bytes::new()));
+    assert!(body.is_end_stream() && !hold.is_wanted());
+    assert_eq!(body.size_hint().exact(), Some(0));
+    assert!(refused(hold.engage(finish(&log, Ok(())), None)));
+
+    let (body, hold) = SessionBody::new(Script::new(&log, [data("one")]));
+    assert!(refused(hold.engage(finish(&log, Ok(())), Some(0))));
+    assert!(!hold.is_wanted() && !body.is_end_stream());
+}
+
+#[tokio::test]
+async fn a_body_that_turned_out_empty_after_the_head_is_settled_at_its_end() {
+    let log = Log::default();
+    let (go, wait) = oneshot::channel();
+    let script = Script::new(&log, [Step::Wait(wait)]).knowing_its_end();
+    let (mut body, hold) = SessionBody::new(script);
+    engaged(&hold, finish(&log, Ok(())), None);
+    body.inner.as_mut().unwrap().steps.clear();
+    assert!(!body.is_end_stream(), "a server would not poll it");
+    assert_eq!(all(&mut body).await, ["end"]);
+    assert!(body.is_end_stream());
+    drop(go);
+    assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+}
+
+#[tokio::test]
+async fn a_plain_body_passes() {
+    let mut body = SessionBody::<Full<Bytes>>::from(String::from("text"));
+    assert_eq!(body.size_hint().exact(), Some(4));
+    assert_eq!(next(&mut body).await, "data:text");
+    assert!(body.is_end_stream());
+    assert!(SessionBody::<Full<Bytes>>::default().is_end_stream());
+    assert_eq!(format!("{body:?}"), r#"SessionBody { state: "reading", read: 4, .. }"#);
+}

@@ -1,0 +1,184 @@
+//! One call: what comes before the operation, the operation, and what its result means.
+
+use std::sync::Arc;
+
+use sea_orm::{DbErr, Statement, TransactionOptions};
+
+use super::{Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, driver};
+use crate::error::Kind;
+
+impl PinnedConnection {
+    /// Rolls back to the task's depth, makes the connection ready, runs the operation, then reads
+    /// all there is.
+    pub(crate) async fn call(&mut self, task: Task) -> Result<Output, DbErr> {
+        let Task { depth, on_acquire, begin, operation, doubtful } = task;
+        let commits = matches!(operation, Operation::Commit) && depth == 1;
+        self.state = if self.state == State::Known { State::Busy } else { self.state };
+        let suspect = self.state == State::Suspect || doubtful;
+        let mut output = match self.arrange(depth, on_acquire, begin).await {
+            Ok(()) => self.perform_honestly(operation, doubtful).await,
+            Err(error) => Err(error),
+        };
+        let fatal = output.as_ref().err().filter(|error| driver::is_fatal(error));
+        if let Some(error) = fatal {
+            if commits {
+                tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
+            }
+            self.state = if self.in_memory { self.state } else { State::Broken };
+            output = if commits { Err(Kind::OutcomeUnknown.into_db_err()) } else { output };
+        }
+        if self.state != State::Broken {
+            match self.driver.drain().await {
+                Ok(()) => self.state = if suspect { State::Suspect } else { State::Known },
+                Err(error) => {
+                    self.state = State::Broken;
+                    // A COMMIT that was acknowledged stays true.
+                    output = if commits { output } else { output.and(Err(error)) };
+                }
+            }
+        }
+        output
+    }
+
+    /// Everything that has to be there before the operation.
+    async fn arrange(
+        &mut self,
+        depth: usize,
+        on_acquire: Option<Arc<[Statement]>>,
+        begin: Option<super::Begin>,
+    ) -> Result<(), DbErr> {
+        if let Err(error) = self.roll_back_to(depth).await {
+            self.state = State::Broken;
+            return Err(error);
+        }
+        if let Some(statements) = on_acquire {
+            self.altered = true;
+            if let Err(error) = self.set_up(&statements).await {
+                // Half set up, it must serve nobody.
+                self.state = State::Broken;
+                return Err(error);
+            }
+        }
+        if let Some(begin) = begin {
+            self.begin(begin.options).await?;
+            if let Err(error) = self.set_up(&begin.set_up).await {
+                if self.roll_back_to(depth).await.is_err() {
+                    self.state = State::Broken;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_up(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
+        for statement in statements {
+            self.driver.execute(statement.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Performs `operation` unless it would pretend that a transaction goes on which the server has
+    /// given up, and notes whether it has now.
+    async fn perform_honestly(&mut self, operation: Operation, doubtful: bool) -> Result<Output, DbErr> {
+        if let Some(kind) = self.refuses(&operation) {
+            return Err(kind.into_db_err());
+        }
+        let depth = self.depth();
+        let commits = matches!(operation, Operation::Commit) && depth == 1;
+        // In a test's transaction a statement that fails must not spoil what surrounds it.
+        let isolated = self.base > 0 && depth == 0 && operation.is_statement();
+        if isolated {
+            return self.perform_isolated(operation).await;
+        }
+        let guarded = doubtful && depth > 0;
+        if guarded {
+            self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
+        }
+        let output = self.perform(operation).await;
+        if let Err(error) = &output
+            && depth > 0
+        {
+            self.note_failure(error, depth, commits);
+        }
+        if guarded && !output.as_ref().is_err_and(driver::is_fatal) {
+            self.check_guard(depth).await;
+        }
+        output
+    }
+
+    /// Whether the transaction that was open before an opaque operation is still the same: then the
+    /// savepoint from before it is still there.
+    async fn check_guard(&mut self, depth: usize) {
+        if self.depth() < depth || self.roll_back_to(depth).await.is_err() {
+            self.state = State::Broken;
+            return;
+        }
+        let Err(error) = self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await else { return };
+        if driver::is_fatal(&error) {
+            self.state = State::Broken;
+        } else if driver::is_aborted(&error) {
+            self.failed.get_or_insert(Failed::Aborted(depth));
+        } else {
+            self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
+        }
+    }
+
+    async fn perform_isolated(&mut self, operation: Operation) -> Result<Output, DbErr> {
+        self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
+        let output = self.perform(operation).await;
+        self.driver.drain().await?;
+        if output.is_err() {
+            self.driver.execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
+        }
+        self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await?;
+        output
+    }
+
+    async fn perform(&mut self, operation: Operation) -> Result<Output, DbErr> {
+        match operation {
+            Operation::Execute(statement) => self.driver.execute(statement).await.map(Output::Executed),
+            Operation::Unprepared(sql) => self.driver.execute_unprepared(sql).await.map(Output::Executed),
+            Operation::One(statement) => self.driver.query_one(statement).await.map(Output::Row),
+            Operation::All(statement) => self.driver.query_all(statement).await.map(Output::Rows),
+            #[cfg(feature = "stream")]
+            Operation::Stream(statement, rows) => self.driver.stream(statement, &rows).await.map(|()| Output::Done),
+            Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
+            Operation::Commit => self.commit().await.map(|()| Output::Done),
+            Operation::Rollback => self.roll_back_one().await.map(|()| Output::Done),
+            Operation::Ping => self.driver.ping().await.map(|()| Output::Done),
+            Operation::Settle => Ok(Output::Done),
+            Operation::Raw(code) => code(&mut self.driver).await.map(|()| Output::Done),
+        }
+    }
+
+    async fn begin(&mut self, options: TransactionOptions) -> Result<(), DbErr> {
+        // A test's sessions have a savepoint where others have a transaction.
+        let options = if self.base > 0 && self.depth() == 0 { TransactionOptions::default() } else { options };
+        let begin = begin_statement(self.backend, options, self.driver.depth())?;
+        let several = begin.statement.as_ref().is_some_and(|sql| sql.contains(';'));
+        let begun = self.driver.begin(begin.statement).await;
+        if begun.is_err() && several {
+            // The first half may have taken effect: the next transaction must not inherit it.
+            self.state = State::Broken;
+        }
+        begun?;
+        if begin.query_only {
+            self.query_only = true;
+            self.driver.execute_unprepared("PRAGMA query_only = 1".to_owned()).await?;
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), DbErr> {
+        self.driver.commit().await?;
+        if self.end_query_only().await.is_err() {
+            // Committed it is nevertheless.
+            self.state = State::Broken;
+        }
+        Ok(())
+    }
+}
+
+/// Names the savepoint around code that cannot be looked into.
+const GUARD: &str = "tower_sea_orm_guard";

@@ -1,0 +1,40 @@
+//! [`Plan`]: what the layers have told a session about its transactions.
+
+use std::sync::Arc;
+
+use http::response;
+use sea_orm::{Statement, TransactionOptions};
+
+/// Whether a response's head (or, at the end of a held body, the head with the trailers) commits.
+pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+
+/// What the layers have told a session.
+#[derive(Clone, Default)]
+pub(crate) struct Plan {
+    pub(crate) mode: Mode,
+    /// `None`: the default rule.
+    pub(crate) commit_when: Option<CommitWhen>,
+    /// Run after each BEGIN of the session's own transaction; the session is transactional for good.
+    pub(crate) on_begin: Option<Arc<[Statement]>>,
+    /// Run on each connection before its first statement.
+    pub(crate) on_acquire: Option<Arc<[Statement]>>,
+    /// A response to this request never has a body.
+    pub(crate) is_head: bool,
+}
+
+/// What a statement of the session itself runs in.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Each commits by itself.
+    #[default]
+    Autocommit,
+    /// The session's own transaction, which begins with the first one.
+    Transaction(TransactionOptions),
+}
+
+impl Plan {
+    /// A plan for a session in a transaction of its own.
+    pub(crate) fn transaction(options: TransactionOptions) -> Self {
+        Self { mode: Mode::Transaction(options), ..Self::default() }
+    }
+}

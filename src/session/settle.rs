@@ -1,0 +1,224 @@
+//! The end of a session's transaction: early, by the handler, or with the response.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use sea_orm::DbErr;
+use tokio::time::timeout;
+
+use super::{
+    core::Core,
+    slot::{Manner, Phase, Purpose, Slot, Who},
+};
+use crate::{
+    connection::{Operation, Output},
+    error::{Error, Kind},
+};
+
+/// How long the end of a request waits for a statement that is still running.
+const STRAY_WAIT: Duration = Duration::from_secs(1);
+
+/// What shall become of a session's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Commit,
+    RollBack,
+}
+
+/// What became of it.
+#[derive(Debug, Clone)]
+pub(crate) enum Ended {
+    /// There was none: each statement committed by itself.
+    Autocommit,
+    /// There was nothing to commit or roll back.
+    Untouched,
+    Committed,
+    RolledBack,
+    /// The end of the response's body decides.
+    Pending,
+    /// It should have been committed; it is rolled back, or nobody knows.
+    Failed(Error),
+}
+
+/// The end of a session: there already, or to be waited for.
+pub(crate) enum Settlement {
+    Now(Ended),
+    Later(BoxFuture<'static, Ended>),
+}
+
+impl Settlement {
+    pub(crate) async fn resolve(self) -> Ended {
+        match self {
+            Self::Now(ended) => ended,
+            Self::Later(settlement) => settlement.await,
+        }
+    }
+}
+
+impl Core {
+    /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
+    pub(super) fn settle(self: &Arc<Self>, decision: Decision) -> Settlement {
+        let mut state = self.lock();
+        if state.is_over() {
+            return Settlement::Now(Ended::RolledBack);
+        }
+        let decision = if state.rollback_only { Decision::RollBack } else { decision };
+        let left_open = state.has_left_open();
+        let at_work = state.is_transactional()
+            && (!state.levels.is_empty() || state.direct.is_some() || state.running().is_some());
+        if decision == Decision::Commit && (at_work || left_open) {
+            state.phase = Phase::Settling;
+            drop(state);
+            return Settlement::Later(Box::pin(self.clone().commit_at_end()));
+        }
+        let ended = match (decision, state.unsettled.take()) {
+            _ if !state.is_transactional() => Ended::Autocommit,
+            (Decision::RollBack, _) => Ended::RolledBack,
+            (Decision::Commit, Some(error)) => Ended::Failed(error),
+            (Decision::Commit, None) => {
+                state.hooks.committed(1);
+                if state.committed { Ended::Committed } else { Ended::Untouched }
+            }
+        };
+        let direct = state.direct.take();
+        drop(state);
+        match (self.end(), direct) {
+            (None, None) => Settlement::Now(ended),
+            (rollback, direct) => {
+                let bound = self.pool().settings().release_timeout;
+                Settlement::Later(Box::pin(async move {
+                    if let Some(rollback) = rollback {
+                        let _ = timeout(bound, rollback).await;
+                    }
+                    if let Some(transaction) = direct.and_then(Arc::into_inner) {
+                        let _ = timeout(bound, transaction.rollback()).await;
+                    }
+                    ended
+                }))
+            }
+        }
+    }
+
+    /// Commits at the end of the request, or rolls back and says why.
+    async fn commit_at_end(self: Arc<Self>) -> Ended {
+        let result = self.last_commit().await;
+        let rollback = self.end();
+        match result {
+            Ok(()) => Ended::Committed,
+            Err(error) => {
+                if let Some(rollback) = rollback.filter(|_| !error.is_outcome_unknown()) {
+                    let _ = timeout(self.pool().settings().release_timeout, rollback).await;
+                }
+                Ended::Failed(self.lock().failure.clone().filter(|_| error.is_aborted()).unwrap_or(error))
+            }
+        }
+    }
+
+    async fn last_commit(self: &Arc<Self>) -> Result<(), Error> {
+        self.end_stream();
+        let bound = self.pool().settings().release_timeout;
+        let (running, left_open) = {
+            let state = self.lock();
+            (state.running(), state.has_left_open())
+        };
+        let (patience, otherwise) = match running {
+            // Whoever runs it: only its end tells whether the answer is true.
+            Some(Purpose::Commit) => (bound, Kind::OutcomeUnknown),
+            _ if left_open => return Err(Kind::LeftOpen.into()),
+            _ => (STRAY_WAIT, Kind::StillRunning),
+        };
+        let turn = timeout(patience, self.turn().clone().acquire_owned()).await.map_err(|_| otherwise)?;
+        let turn = turn.map_err(|_| Kind::SessionClosed)?;
+        let direct = {
+            let mut state = self.lock();
+            if state.has_left_open() {
+                return Err(Kind::LeftOpen.into());
+            }
+            state.drop_abandoned();
+            if state.levels.is_empty() && state.direct.is_none() {
+                state.hooks.committed(1);
+                return state.unsettled.take().map_or(Ok(()), Err);
+            }
+            state.direct.take()
+        };
+        if let Some(transaction) = direct {
+            let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
+            let committed = timeout(bound, transaction.commit()).await.map_err(|_| Kind::OutcomeUnknown)?;
+            committed.map_err(Error::of_commit)?;
+            self.lock().hooks.committed(1);
+            return Ok(());
+        }
+        let call = self.launch(turn, Who::Settlement, None, Operation::Commit, false).map_err(Error::of_commit)?;
+        match timeout(bound, call).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Error::of_commit(error)),
+            Err(_) => Err(Kind::OutcomeUnknown.into()),
+        }
+    }
+
+    /// A stream that is held but not read would never end: what is left of it is read in a task.
+    fn end_stream(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let Slot::Running(running) = &mut state.slot else { return };
+        if running.manner != Manner::Stream {
+            return;
+        }
+        let Some(future) = running.future.take() else { return };
+        running.manner = Manner::Draining;
+        let (runtime, patience, waker) = (running.runtime.clone(), running.patience, running.waker.take());
+        drop(state);
+        self.drain(future, &runtime, patience);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Commits what the session did so far; its next statement begins another transaction.
+    pub(super) async fn commit(self: &Arc<Self>) -> Result<(), DbErr> {
+        self.end_early(Operation::Commit).await
+    }
+
+    /// Rolls back what the session did so far; its next statement begins another transaction.
+    pub(super) async fn roll_back(self: &Arc<Self>) -> Result<(), DbErr> {
+        self.end_early(Operation::Rollback).await
+    }
+
+    async fn end_early(self: &Arc<Self>, operation: Operation) -> Result<(), DbErr> {
+        let turn = self.take_turn().await?;
+        let commits = matches!(operation, Operation::Commit);
+        let direct = {
+            let mut state = self.lock();
+            let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
+            if !state.is_transactional() {
+                return Err(Kind::NoTransaction.into_db_err());
+            }
+            if commits && state.rollback_only {
+                return Err(Kind::RollbackOnly.into_db_err());
+            }
+            if !commits {
+                state.unsettled = None;
+            }
+            if open == 0 && state.direct.is_none() {
+                if commits {
+                    state.hooks.committed(1);
+                } else {
+                    state.hooks.rolled_back_to(0);
+                }
+                let due = state.hooks.take_due();
+                drop(state);
+                due.run(None, self.pool());
+                return Ok(());
+            }
+            state.direct.take()
+        };
+        if let Some(transaction) = direct {
+            return self.end_direct(transaction, commits).await;
+        }
+        let ended = self.launch(turn, Who::Session, None, operation, false)?.await;
+        if ended.is_err() {
+            // What is left of it holds locks: it goes now. The first error is the one that counts.
+            let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
+        }
+        ended.map(drop)
+    }
+}

@@ -1,0 +1,134 @@
+//! [`TransactionLayer`]: a transaction for single routes.
+
+use std::{fmt, marker::PhantomData, sync::Arc};
+
+use http::{request, response};
+use sea_orm::{Statement, TransactionOptions};
+use tower_layer::Layer;
+
+use super::service::TransactionService;
+use crate::{
+    Main,
+    layer::SetUp,
+    respond::EmptyBody,
+    session::{CommitWhen, Mode},
+};
+
+/// Puts the requests of single routes into a transaction, or takes them out of the one that the
+/// [`DbSessionLayer`](crate::DbSessionLayer) around it says. It opens nothing itself: it only tells the
+/// session. Of several, the innermost wins.
+///
+/// ```
+/// # #[cfg(all(feature = "axum", feature = "mock"))] {
+/// # use axum::{Router, routing::{get, post}};
+/// # use sea_orm::{DbBackend, IsolationLevel, MockDatabase, TransactionOptions};
+/// # use tower_sea_orm::{DbSessionLayer, TransactionLayer};
+/// # async fn read() {}
+/// # async fn transfer() {}
+/// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+/// let serializable =
+///     TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() };
+/// let app: Router = Router::new()
+///     .route("/transfers", post(transfer).layer(TransactionLayer::with(serializable)))
+///     .route("/items", get(read))
+///     .route_layer(DbSessionLayer::new(db));
+/// # let _ = app; }
+/// ```
+///
+/// Without a session layer around it, a request is answered with 500 and a line in the log that says
+/// so.
+#[must_use = "a layer does nothing until it wraps a service"]
+pub struct TransactionLayer<Tag = Main, Respond = EmptyBody> {
+    pub(super) order: Order,
+    pub(super) respond: Respond,
+    tag: PhantomData<fn() -> Tag>,
+}
+
+/// What the session is told.
+#[derive(Clone)]
+pub(super) struct Order {
+    pub(super) mode: Mode,
+    pub(super) commit_when: Option<CommitWhen>,
+    pub(super) on_begin: Option<SetUp>,
+}
+
+impl TransactionLayer {
+    /// A transaction with the database's default options.
+    pub fn new() -> Self {
+        Self::tagged(Some(TransactionOptions::default()))
+    }
+
+    /// A transaction with an isolation level, an access mode, or SQLite's transaction mode.
+    pub fn with(options: TransactionOptions) -> Self {
+        Self::tagged(Some(options))
+    }
+
+    /// No transaction: each statement commits by itself, whatever the layers around say.
+    pub fn autocommit() -> Self {
+        Self::tagged(None)
+    }
+}
+
+impl<Tag> TransactionLayer<Tag> {
+    /// A layer for the sessions of a tag, for services with several databases; `None` is
+    /// [`autocommit`](TransactionLayer::autocommit).
+    pub fn tagged(options: Option<TransactionOptions>) -> Self {
+        let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
+        let order = Order { mode, commit_when: None, on_begin: None };
+        Self { order, respond: EmptyBody, tag: PhantomData }
+    }
+}
+
+impl<Tag, Respond> TransactionLayer<Tag, Respond> {
+    /// Says which answers commit, as [`DbSessionLayer::commit_when`](crate::DbSessionLayer::commit_when) does.
+    pub fn commit_when<P>(mut self, rule: P) -> Self
+    where
+        P: Fn(&response::Parts) -> bool + Send + Sync + 'static,
+    {
+        self.order.commit_when = Some(Arc::new(rule));
+        self
+    }
+
+    /// Runs statements after each BEGIN, as
+    /// [`DbSessionLayer::on_begin`](crate::DbSessionLayer::on_begin) does; they come after those of the
+    /// layers around.
+    pub fn on_begin<F>(mut self, set_up: F) -> Self
+    where
+        F: Fn(&request::Parts) -> Vec<Statement> + Send + Sync + 'static,
+    {
+        self.order.on_begin = Some(Arc::new(set_up));
+        self
+    }
+
+    /// Makes the answer when the session cannot do as told, as
+    /// [`DbSessionLayer::on_error`](crate::DbSessionLayer::on_error) does.
+    pub fn on_error<R>(self, respond: R) -> TransactionLayer<Tag, R> {
+        TransactionLayer { order: self.order, respond, tag: PhantomData }
+    }
+}
+
+impl Default for TransactionLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
+    type Service = TransactionService<S, Tag, Respond>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        TransactionService::new(inner, self.clone())
+    }
+}
+
+impl<Tag, Respond: Clone> Clone for TransactionLayer<Tag, Respond> {
+    fn clone(&self) -> Self {
+        Self { order: self.order.clone(), respond: self.respond.clone(), tag: PhantomData }
+    }
+}
+
+impl<Tag, Respond> fmt::Debug for TransactionLayer<Tag, Respond> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionLayer").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,92 @@
+//! [`TransactionService`]: tells the session, then serves.
+
+use std::{
+    fmt,
+    future::{Ready, ready},
+    task::{Context, Poll},
+};
+
+use futures_util::future::Either;
+use http::{Request, Response};
+use tower::Service;
+
+use super::{TransactionLayer, layer::Order};
+use crate::{
+    DbSession, Error, Main,
+    error::Kind,
+    respond::{EmptyBody, OnError},
+    telemetry,
+};
+
+/// The service that a [`TransactionLayer`] makes.
+pub struct TransactionService<S, Tag = Main, Respond = EmptyBody> {
+    inner: S,
+    layer: TransactionLayer<Tag, Respond>,
+}
+
+impl<S, Tag, Respond> TransactionService<S, Tag, Respond> {
+    pub(super) fn new(inner: S, layer: TransactionLayer<Tag, Respond>) -> Self {
+        Self { inner, layer }
+    }
+
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>> for TransactionService<S, Tag, Respond>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    Respond: OnError<ResBody>,
+    Tag: 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        match tell::<Tag>(&self.layer.order, &parts) {
+            Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
+            Err(error) => {
+                telemetry::answered(&error);
+                Either::Right(ready(Ok(self.layer.respond.response(&error, &parts))))
+            }
+        }
+    }
+}
+
+/// Tells the request's session.
+fn tell<Tag: 'static>(order: &Order, parts: &http::request::Parts) -> Result<(), Error> {
+    let session = parts.extensions.get::<DbSession<Tag>>().filter(|session| !session.is_closed());
+    let session = session.ok_or(Kind::NoSession)?;
+    let set_up = order.on_begin.as_ref().map(|set_up| set_up(parts)).unwrap_or_default();
+    session.order(order.mode, order.commit_when.clone(), set_up)
+}
+
+impl<S: Clone, Tag, Respond: Clone> Clone for TransactionService<S, Tag, Respond> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S: fmt::Debug, Tag, Respond> fmt::Debug for TransactionService<S, Tag, Respond> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionService").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
