@@ -19,16 +19,16 @@ use axum::{
 };
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ConnectOptions, ConnectionTrait, Database, DbErr, EntityTrait, IntoActiveModel,
-    QueryOrder, Schema, TransactionError,
+    QueryOrder, Schema,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_http::trace::{DefaultMakeSpan, TraceLayer};
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
-mod item {
+pub(crate) mod item {
     use sea_orm::entity::prelude::*;
     use serde::Serialize;
 
@@ -58,25 +58,28 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let pool = SessionPool::new(Database::connect(options).await?);
     create_table(&pool).await?;
 
-    let app = Router::new()
-        .route("/items", get(list).post(create))
-        .route("/items/{item_id}", get(read).put(rename).delete(remove))
-        .route_layer(DbSessionLayer::with_pool(pool.clone()).lazy())
-        // Outermost: its span gives each session's line of the log the method and the path.
-        .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)));
-
     let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
+    axum::serve(listener, app(pool.clone())).with_graceful_shutdown(interrupted()).await?;
 
     tracing::info!("no request is left: closing the database connections");
     pool.database().close_by_ref().await?;
     Ok(())
 }
 
+/// The service. Its tests give it a pool of their own.
+pub(crate) fn app(pool: SessionPool) -> Router {
+    Router::new()
+        .route("/items", get(list).post(create))
+        .route("/items/{item_id}", get(read).put(rename).delete(remove))
+        .route_layer(DbSessionLayer::with_pool(pool).lazy())
+        // Outermost: its span gives each session's line of the log the method and the path.
+        .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)))
+}
+
 /// Outside of a request a session comes from the pool.
-async fn create_table(pool: &SessionPool) -> Result<(), Box<dyn Error>> {
+pub(crate) async fn create_table(pool: &SessionPool) -> Result<(), Box<dyn Error>> {
     let session = pool.session().await?;
     let mut table = Schema::new(session.backend()).create_table_from_entity(item::Entity);
     session.execute(table.if_not_exists()).await?;
@@ -116,18 +119,14 @@ async fn create(db: DbSession, Json(new): Json<NewItem>) -> Result<impl IntoResp
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(item)))
 }
 
-/// Reads and writes in one transaction: `Ok` commits, `Err` rolls back, a client that leaves does too.
-async fn rename(db: DbSession, Path(item_id): Path<i32>, Json(new): Json<NewItem>) -> Result<Json<Renamed>, AppError> {
-    let renamed = db
-        .transaction_async(async |tx| {
-            let found = item::Entity::find_by_id(item_id).one(tx).await?.ok_or(AppError::NotFound)?;
-            let before = found.name.clone();
-            let mut item = found.into_active_model();
-            item.name = Set(new.name);
-            Ok::<_, AppError>(Renamed { before, item: item.update(tx).await? })
-        })
-        .await?;
-    Ok(Json(renamed))
+/// Reads and writes in one transaction. It is committed before a success leaves; any other answer rolls
+/// back, and so does a client that leaves.
+async fn rename(tx: DbTx, Path(item_id): Path<i32>, Json(new): Json<NewItem>) -> Result<Json<Renamed>, AppError> {
+    let found = item::Entity::find_by_id(item_id).one(&tx).await?.ok_or(AppError::NotFound)?;
+    let before = found.name.clone();
+    let mut item = found.into_active_model();
+    item.name = Set(new.name);
+    Ok(Json(Renamed { before, item: item.update(&tx).await? }))
 }
 
 async fn remove(db: DbSession, Path(item_id): Path<i32>) -> Result<StatusCode, AppError> {
@@ -163,15 +162,6 @@ impl IntoResponse for AppError {
 impl From<DbErr> for AppError {
     fn from(error: DbErr) -> Self {
         Self::Database(error)
-    }
-}
-
-impl From<TransactionError<Self>> for AppError {
-    fn from(error: TransactionError<Self>) -> Self {
-        match error {
-            TransactionError::Connection(error) => Self::Database(error),
-            TransactionError::Transaction(error) => error,
-        }
     }
 }
 

@@ -51,6 +51,7 @@ pub(crate) enum Kind {
     DriverNotEnabled(&'static str),
     InvalidReserve,
     CannotClose,
+    NothingToRollBack,
     NoSession,
     Serialization,
     Deadlock,
@@ -316,6 +317,9 @@ impl Kind {
             }
             Self::CannotClose => {
                 "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`"
+            }
+            Self::NothingToRollBack => {
+                "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`"
             }
             Self::NoSession => {
                 "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it"

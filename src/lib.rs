@@ -217,6 +217,7 @@
 //! | `sqlx-mysql` | | MySQL and MariaDB |
 //! | `sqlx-sqlite` | | SQLite |
 //! | `mock` | | SeaORM's `MockDatabase` |
+//! | `testing` | | [`testing::TestPool`]: sessions inside of a transaction that is rolled back after the test |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Turn on the driver here that you turn on in SeaORM. TLS is SeaORM's choice: its feature
@@ -234,6 +235,8 @@ mod respond;
 mod service;
 mod session;
 mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transaction;
 
 #[cfg(feature = "axum")]

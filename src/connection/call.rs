@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sea_orm::{DbErr, Statement, TransactionOptions};
+use sea_orm::{DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, driver};
 use crate::error::Kind;
@@ -171,6 +171,9 @@ impl PinnedConnection {
     }
 
     async fn commit(&mut self) -> Result<(), DbErr> {
+        if self.base > 0 && self.depth() == 1 && self.backend == DbBackend::Postgres {
+            self.driver.execute_unprepared(CHECK_CONSTRAINTS.to_owned()).await?;
+        }
         self.driver.commit().await?;
         if self.end_query_only().await.is_err() {
             // Committed it is nevertheless.
@@ -182,3 +185,8 @@ impl PinnedConnection {
 
 /// Names the savepoint around code that cannot be looked into.
 const GUARD: &str = "tower_sea_orm_guard";
+
+/// Checks deferred constraints, as the COMMIT that a test's sessions do not send would, and leaves
+/// them deferred.
+const CHECK_CONSTRAINTS: &str = "SAVEPOINT tower_sea_orm_check; SET CONSTRAINTS ALL IMMEDIATE; \
+     ROLLBACK TO SAVEPOINT tower_sea_orm_check; RELEASE SAVEPOINT tower_sea_orm_check";

@@ -122,6 +122,19 @@ impl PinnedConnection {
         Ok(())
     }
 
+    /// Opens the transaction around a test's sessions.
+    pub(crate) async fn begin_outer(&mut self) -> Result<(), DbErr> {
+        self.driver.begin(None).await?;
+        self.base = 1;
+        Ok(())
+    }
+
+    /// Rolls back everything, the transaction around a test's sessions included.
+    pub(crate) async fn end_outer(&mut self) -> Result<(), DbErr> {
+        self.base = 0;
+        self.clean().await
+    }
+
     /// Gives a clean connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_driver(&mut self) {
         self.driver.return_to_pool().await;

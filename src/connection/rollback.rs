@@ -20,7 +20,8 @@ impl PinnedConnection {
     /// Notes what a failed call did to the transaction around it. A COMMIT that failed has ended it,
     /// or it is about to be rolled back.
     pub(super) fn note_failure(&mut self, error: &DbErr, depth: usize, commits: bool) {
-        let failed = if commits {
+        // A test's COMMIT is the release of a savepoint.
+        let failed = if commits && self.base == 0 {
             Failed::Ended(Kind::Aborted)
         } else if !driver::aborts(self.backend, error) {
             return;

@@ -127,9 +127,15 @@ impl Drop for Waiting<'_> {
 pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     ticket.begin();
     let pool = ticket.pool().clone();
-    match pool.shared.source.acquire().await {
-        Ok(driver) => {
-            let connection = PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory());
+    let fetched = match &pool.shared.outer {
+        Some(outer) => outer.take(),
+        None => {
+            let driver = pool.shared.source.acquire().await;
+            driver.map(|driver| PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()))
+        }
+    };
+    match fetched {
+        Ok(connection) => {
             let connection = CheckedOut::new(connection, ticket.redeem());
             if let Some(connection) = pool.shared.queue.hand_over(connection, Hand::Fetched) {
                 connection.return_to_driver();

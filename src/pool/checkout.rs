@@ -40,6 +40,11 @@ impl CheckedOut {
         Finished { connection: self, output }
     }
 
+    /// Takes the connection out of the pool's hands; the slot is free.
+    pub(super) fn into_connection(mut self) -> Option<PinnedConnection> {
+        self.connection.take()
+    }
+
     pub(crate) fn depth(&self) -> usize {
         self.connection.as_ref().map_or(0, PinnedConnection::depth)
     }
@@ -108,6 +113,12 @@ impl CheckedOut {
 
     /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
     pub(super) fn return_to_driver(mut self) {
+        if let Some(outer) = &self.slot.pool().clone().shared.outer {
+            if let Some(connection) = self.connection.take() {
+                outer.put(connection);
+            }
+            return;
+        }
         let runtime = self.runtime.clone();
         runtime.spawn(async move {
             let patience = self.patience();

@@ -7,6 +7,8 @@
 
 mod acquire;
 mod checkout;
+#[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
+mod outer;
 mod queue;
 mod source;
 
@@ -18,10 +20,9 @@ pub(crate) use self::{
     acquire::Lease,
     checkout::{CheckedOut, Finished},
 };
-use self::{queue::Queue, source::Source};
+use self::{outer::Outer, queue::Queue, source::Source};
 use crate::{
     error::{Error, Kind},
-    session::Hook,
     telemetry::Pressure,
 };
 
@@ -62,6 +63,8 @@ struct Shared {
     queue: Queue,
     pressure: Pressure,
     probe: tokio::sync::Mutex<Option<acquire::Probe>>,
+    /// Only a test's pool has one.
+    outer: Option<Outer>,
 }
 
 /// What a handle of the pool asks for; a clone may ask for something else.
@@ -118,6 +121,10 @@ impl SessionPool {
     }
 
     fn over(database: DatabaseConnection, source: Source) -> Self {
+        Self::assemble(database, source, None)
+    }
+
+    fn assemble(database: DatabaseConnection, source: Source, outer: Option<Outer>) -> Self {
         let driver_timeout = source.acquire_timeout().unwrap_or(ACQUIRE_TIMEOUT);
         let settings = Settings {
             acquire_timeout: driver_timeout.min(ACQUIRE_TIMEOUT),
@@ -131,6 +138,7 @@ impl SessionPool {
             queue: Queue::default(),
             pressure: Pressure::default(),
             probe: tokio::sync::Mutex::new(None),
+            outer,
         };
         Self { shared: Arc::new(shared), settings }
     }
@@ -203,6 +211,9 @@ impl SessionPool {
 
     /// How many connections sessions of this handle may hold at the same time.
     pub(crate) fn limit(&self) -> u32 {
+        if self.is_test() {
+            return 1;
+        }
         let max = self.shared.source.max_connections().unwrap_or(u32::MAX);
         max.saturating_sub(self.settings.reserve).max(1)
     }
@@ -210,16 +221,6 @@ impl SessionPool {
     /// Whether sessions pass their statements through (mock, proxy, plain handles).
     pub(crate) fn is_direct(&self) -> bool {
         matches!(self.shared.source, Source::Direct)
-    }
-
-    /// Whether its sessions live inside of a test's transaction.
-    pub(crate) fn is_test(&self) -> bool {
-        false
-    }
-
-    /// Keeps a session's hooks for a test, or gives them back to be run.
-    pub(crate) fn keep_hooks(&self, hooks: Vec<Hook>) -> Option<Vec<Hook>> {
-        Some(hooks)
     }
 
     pub(crate) fn is_in_memory(&self) -> bool {

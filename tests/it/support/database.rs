@@ -47,7 +47,7 @@ impl Kind {
     }
 
     /// The statements that make the standard table, `item`.
-    fn schema(self) -> [&'static str; 2] {
+    pub fn schema(self) -> [&'static str; 2] {
         let table = match self {
             Self::Postgres => {
                 "CREATE TABLE item (id serial PRIMARY KEY, name varchar(100) NOT NULL, \

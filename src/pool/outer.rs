@@ -1,0 +1,128 @@
+//! [`Outer`]: the transaction around all sessions of a test's pool.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sea_orm::{DatabaseConnection, DbErr};
+use tokio::runtime::Handle;
+
+use super::{CheckedOut, SessionPool, Settings, source::Source};
+use crate::{
+    connection::PinnedConnection,
+    error::{Error, Kind},
+    session::Hook,
+};
+
+/// The one connection of a test's pool, inside of a transaction that is never committed.
+#[derive(Default)]
+pub(super) struct Outer(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// `None` while a session has it, or when it is lost.
+    connection: Option<PinnedConnection>,
+    hooks: Vec<Hook>,
+    /// The test is over: the connection goes back to where it came from.
+    over: bool,
+}
+
+impl Outer {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take(&self) -> Result<PinnedConnection, DbErr> {
+        self.lock().connection.take().ok_or_else(|| Kind::ConnectionLost.into_db_err())
+    }
+
+    pub(super) fn put(&self, connection: PinnedConnection) {
+        let mut state = self.lock();
+        if state.over {
+            drop(state);
+            return_in_task(connection);
+        } else {
+            state.connection = Some(connection);
+        }
+    }
+
+    pub(super) fn keep(&self, hooks: Vec<Hook>) {
+        self.lock().hooks.extend(hooks);
+    }
+}
+
+impl SessionPool {
+    /// A pool whose sessions all run inside of one transaction on one connection of `database`.
+    pub(crate) async fn inside_a_transaction(database: DatabaseConnection) -> Result<Self, Error> {
+        let outside = Self::try_new(database.clone())?;
+        if outside.is_direct() {
+            return Err(Kind::NothingToRollBack.into());
+        }
+        let lease = outside.acquire().await?;
+        let connection = lease.into_connection().and_then(CheckedOut::into_connection);
+        let mut connection = connection.ok_or(Kind::ConnectionLost)?;
+        connection.begin_outer().await.map_err(|error| Error::with_source(Kind::ConnectionLost, error))?;
+        let outer = Outer::default();
+        outer.put(connection);
+        let source = Source::of(&database)?;
+        Ok(Self::assemble(database, source, Some(outer)))
+    }
+
+    /// Whether its sessions live inside of a test's transaction.
+    pub(crate) fn is_test(&self) -> bool {
+        self.shared.outer.is_some()
+    }
+
+    /// Keeps a session's hooks for a test, or gives them back to be run.
+    pub(crate) fn keep_hooks(&self, hooks: Vec<Hook>) -> Option<Vec<Hook>> {
+        match &self.shared.outer {
+            Some(outer) => {
+                outer.keep(hooks);
+                None
+            }
+            None => Some(hooks),
+        }
+    }
+
+    pub(crate) fn kept_hooks(&self) -> usize {
+        self.shared.outer.as_ref().map_or(0, |outer| outer.lock().hooks.len())
+    }
+
+    pub(crate) fn take_hooks(&self) -> Vec<Hook> {
+        self.shared.outer.as_ref().map(|outer| std::mem::take(&mut outer.lock().hooks)).unwrap_or_default()
+    }
+
+    /// Rolls the test's transaction back, now or when its last session ends.
+    pub(crate) fn end_outer(&self) {
+        let Some(outer) = &self.shared.outer else { return };
+        let mut state = outer.lock();
+        state.over = true;
+        let connection = state.connection.take();
+        drop(state);
+        if let Some(connection) = connection {
+            return_in_task(connection);
+        }
+    }
+
+    /// Waits for the connection, rolls the test's transaction back and returns it.
+    pub(crate) async fn roll_back_outer(&self) -> Result<(), Error> {
+        let connection = self.acquire().await?.into_connection().and_then(CheckedOut::into_connection);
+        let mut connection = connection.ok_or(Kind::ConnectionLost)?;
+        let settings: &Settings = self.settings();
+        let rolled_back = tokio::time::timeout(settings.release_timeout, connection.end_outer()).await;
+        match rolled_back {
+            Ok(Ok(())) => connection.return_to_driver().await,
+            Ok(Err(error)) => return Err(Error::with_source(Kind::ConnectionLost, error)),
+            Err(_) => return Err(Kind::ConnectionLost.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Without a runtime, or when it ends first, the connection is closed and the server rolls back.
+fn return_in_task(mut connection: PinnedConnection) {
+    let runtime: Handle = connection.runtime().clone();
+    runtime.spawn(async move {
+        if connection.end_outer().await.is_ok() {
+            connection.return_to_driver().await;
+        }
+    });
+}

@@ -1,0 +1,150 @@
+//! Tests on a real database that leave nothing behind (feature `testing`).
+//!
+//! A [`TestPool`] runs all its sessions inside of one transaction that is rolled back at the end. What
+//! a service commits becomes a savepoint, so that its commits and rollbacks can be told apart as in
+//! production, and tests run side by side on one database without seeing each other.
+//!
+//! ```
+//! # #[cfg(all(feature = "sqlx-sqlite", feature = "axum"))]
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use axum::{Router, http::StatusCode, routing::post};
+//! use sea_orm::{ConnectionTrait, Database};
+//! use tower::ServiceExt;
+//! use tower_sea_orm::{DbSessionLayer, DbTx, testing::TestPool};
+//!
+//! // The service under test takes its pool as an argument.
+//! fn app(pool: tower_sea_orm::SessionPool) -> Router {
+//!     Router::new().route("/items", post(create)).layer(DbSessionLayer::with_pool(pool))
+//! }
+//! async fn create(tx: DbTx) -> StatusCode {
+//!     tx.execute_unprepared("INSERT INTO item VALUES (1)").await.unwrap();
+//!     tx.after_commit(async { /* ... send a mail */ }).unwrap();
+//!     StatusCode::CREATED
+//! }
+//!
+//! let db = Database::connect("sqlite::memory:").await?; // in your tests: TEST_DATABASE_URL
+//! # db.execute_unprepared("CREATE TABLE item (id integer PRIMARY KEY)").await?;
+//! let test = TestPool::begin(db.clone()).await?;
+//! let request = http::Request::post("/items").body(axum::body::Body::empty()).unwrap();
+//! let response = app(test.pool()).oneshot(request).await.unwrap();
+//! assert_eq!(response.status(), StatusCode::CREATED);
+//!
+//! // The test sees what the service committed,
+//! let session = test.session().await?;
+//! assert_eq!(session.execute_unprepared("UPDATE item SET id = 2").await?.rows_affected(), 1);
+//! drop(session);
+//! // and what it would have sent.
+//! assert_eq!(test.hooks(), 1);
+//! test.roll_back().await?;
+//! // Nothing of it is left.
+//! assert_eq!(db.execute_unprepared("DELETE FROM item").await?.rows_affected(), 0);
+//! # Ok::<(), sea_orm::DbErr>(())
+//! # }).unwrap();
+//! ```
+//!
+//! What is not as in production:
+//!
+//! - There is one connection, and sessions take turns. A request that waits for a second session while
+//!   it holds one waits until the `acquire_timeout`. What works on the plain `DatabaseConnection`, beside
+//!   the pool, sees nothing of the test.
+//! - Isolation levels and access modes are those of the outer transaction, the database's default.
+//! - A statement that fails outside of a transaction of its session is rolled back to a savepoint,
+//!   which makes every such statement three.
+//! - Deferred constraints are checked at a COMMIT on PostgreSQL; SQLite checks them never, because it
+//!   does so at the end of the outermost transaction.
+//! - On MySQL and MariaDB, statements that commit implicitly (DDL) are refused: make the tables before.
+//!   There a deadlock ends the outer transaction as well.
+//! - Hooks are not run: see [`TestPool::hooks`].
+//! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
+
+use std::fmt;
+
+use sea_orm::DatabaseConnection;
+
+use crate::{Error, PoolSession, SessionPool};
+
+/// A [`SessionPool`] whose every session runs inside of one transaction, which is rolled back at the end.
+///
+/// Dropped, it rolls back in a task, or closes the connection if the runtime ends first;
+/// [`roll_back`](Self::roll_back) waits for that.
+#[must_use = "the transaction is rolled back when it is dropped"]
+pub struct TestPool(SessionPool);
+
+impl TestPool {
+    /// Takes a connection of `database` and opens the transaction.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection to be had, or `database` is a mock or a proxy.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, the connection is returned or closed.
+    pub async fn begin(database: DatabaseConnection) -> Result<Self, Error> {
+        SessionPool::inside_a_transaction(database).await.map(Self)
+    }
+
+    /// The pool for the service under test.
+    pub fn pool(&self) -> SessionPool {
+        self.0.clone()
+    }
+
+    /// A session for the test itself, to prepare data and to look at what the service did. Drop it
+    /// before the service is called: there is one connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionPool::session`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`SessionPool::session`].
+    pub async fn session(&self) -> Result<PoolSession, Error> {
+        self.0.session().await
+    }
+
+    /// How many `after_commit` and `after_rollback` hooks would have run by now.
+    pub fn hooks(&self) -> usize {
+        self.0.kept_hooks()
+    }
+
+    /// Runs the hooks that would have run by now, in order, and returns how many there were.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, the hooks that have not run are lost.
+    pub async fn run_hooks(&self) -> usize {
+        let hooks = self.0.take_hooks();
+        let count = hooks.len();
+        for hook in hooks {
+            hook.await;
+        }
+        count
+    }
+
+    /// Waits for the last session's end, rolls everything back and returns the connection.
+    ///
+    /// # Errors
+    ///
+    /// If a session is still open after the `acquire_timeout`, or the connection is lost. Then it is
+    /// closed, and the server rolls back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, the connection is closed, and the server rolls back.
+    pub async fn roll_back(self) -> Result<(), Error> {
+        self.0.roll_back_outer().await
+    }
+}
+
+impl Drop for TestPool {
+    fn drop(&mut self) {
+        self.0.end_outer();
+    }
+}
+
+impl fmt::Debug for TestPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TestPool").field(&self.0).finish()
+    }
+}

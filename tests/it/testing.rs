@@ -1,0 +1,193 @@
+//! `TestPool`: tests on a real database that leave nothing behind.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use axum::{Router, body::Body, extract::Path, routing::post};
+use futures_util::future::join;
+use http::{Request, StatusCode};
+use sea_orm::{ConnectionTrait, DbErr, IsolationLevel, TransactionOptions, TransactionTrait};
+use tower::ServiceExt;
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool, testing::TestPool};
+
+use crate::support::{
+    database::{Kind, TestDb, count_items, insert_item, unique_name},
+    pool::assert_whole,
+    wait::eventually,
+};
+
+/// Inserts an item of this name in a transaction, then answers with this status.
+fn app(pool: SessionPool) -> Router {
+    let options =
+        TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..TransactionOptions::default() };
+    let create = async |tx: DbTx, Path((name, status)): Path<(String, u16)>| {
+        insert_item(&tx, &name).await;
+        StatusCode::from_u16(status).unwrap()
+    };
+    Router::new()
+        .route("/{name}/{status}", post(create))
+        .layer(DbSessionLayer::with_pool(pool).transaction_with(options))
+}
+
+async fn call(app: &Router, name: &str, status: u16) -> Outcome {
+    let request = Request::post(format!("/{name}/{status}")).body(Body::empty()).unwrap();
+    let response = app.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status().as_u16(), status);
+    response.extensions().get::<Outcome>().unwrap().clone()
+}
+
+#[tokio::test]
+async fn commits_and_rollbacks_are_told_apart_and_nothing_is_left() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let db = database.connect(2).await;
+        let (kept, lost) = (unique_name(), unique_name());
+        let test = TestPool::begin(db.clone()).await.unwrap();
+        let app = app(test.pool());
+        assert!(call(&app, &kept, 201).await.is_committed());
+        assert!(call(&app, &lost, 404).await.is_rolled_back());
+        let session = test.session().await.unwrap();
+        assert_eq!(count_items(&*session, &kept).await, 1, "{kind:?}");
+        assert_eq!(count_items(&*session, &lost).await, 0, "{kind:?}");
+        if let Some(observer) = database.observer().await.filter(|_| kind != Kind::SqliteFile) {
+            assert_eq!(count_items(&observer, &kept).await, 0, "{kind:?}: not committed");
+        }
+        drop(session);
+        test.roll_back().await.unwrap();
+        assert_eq!(count_items(&db, &kept).await, 0, "{kind:?}: nothing is left");
+        assert_whole(&database, &db, 2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_failed_statement_spoils_neither_the_session_nor_the_test() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let db = database.connect(1).await;
+        let test = TestPool::begin(db.clone()).await.unwrap();
+        let session = test.session().await.unwrap();
+        insert_item(&*session, "first").await;
+        session.execute_unprepared("INSERT INTO item (name) VALUES ('first')").await.unwrap_err();
+        session.execute_unprepared("INSERT INTO nowhere VALUES (1)").await.unwrap_err();
+        insert_item(&*session, "second").await;
+        // In a transaction of its own it does, as in production.
+        let tx = session.begin().await.unwrap();
+        tx.execute_unprepared("INSERT INTO item (name) VALUES ('first')").await.unwrap_err();
+        assert_eq!(tx.commit().await.is_err(), kind == Kind::Postgres, "{kind:?}");
+        assert_eq!(count_items(&*session, "first").await + count_items(&*session, "second").await, 2, "{kind:?}");
+        drop(session);
+        test.roll_back().await.unwrap();
+        assert_whole(&database, &db, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deferred_constraint_is_checked_at_commit_on_postgres() {
+    let database = TestDb::new(Kind::Postgres).await;
+    let db = database.connect(1).await;
+    db.execute_unprepared("CREATE TABLE part (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)").await.unwrap();
+    let test = TestPool::begin(db.clone()).await.unwrap();
+    let pool = test.pool();
+    let twice = async |tx: &DbTx| tx.execute_unprepared("INSERT INTO part VALUES (1), (1)").await.map(drop);
+    pool.transaction(twice).await.unwrap_err();
+    // Deferred still: the duplicate may be made good before COMMIT.
+    let made_good = async |tx: &DbTx| -> Result<(), DbErr> {
+        tx.execute_unprepared("INSERT INTO part VALUES (2), (2)").await?;
+        tx.execute_unprepared("DELETE FROM part WHERE ctid = (SELECT min(ctid) FROM part)").await?;
+        Ok(())
+    };
+    pool.transaction(made_good).await.unwrap();
+    test.roll_back().await.unwrap();
+    assert_whole(&database, &db, 1).await;
+}
+
+#[tokio::test]
+async fn tests_side_by_side_on_one_postgres_do_not_see_each_other() {
+    let database = TestDb::new(Kind::Postgres).await;
+    let db = database.connect(2).await;
+    let one = async |name: &'static str, other: &'static str| {
+        let test = TestPool::begin(db.clone()).await.unwrap();
+        let app = app(test.pool());
+        // Requests of one test take turns.
+        let names = [format!("{name}1"), format!("{name}2")];
+        join(call(&app, &names[0], 200), call(&app, &names[1], 200)).await;
+        let session = test.session().await.unwrap();
+        assert_eq!(count_items(&*session, &names[0]).await, 1);
+        assert_eq!(count_items(&*session, &format!("{other}1")).await, 0);
+        drop(session);
+        test.roll_back().await.unwrap();
+    };
+    join(one("a", "b"), one("b", "a")).await;
+    assert_whole(&database, &db, 2).await;
+}
+
+#[tokio::test]
+async fn hooks_are_kept_for_the_test() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let db = database.connect(1).await;
+        let test = TestPool::begin(db.clone()).await.unwrap();
+        let ran = Arc::new(AtomicU32::new(0));
+        let hook = |ran: &Arc<AtomicU32>| {
+            let ran = ran.clone();
+            async move {
+                ran.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let work = async |tx: &DbTx| {
+            tx.execute_unprepared("INSERT INTO item (name) VALUES ('one')").await?;
+            tx.after_rollback(hook(&ran))?;
+            tx.after_commit(hook(&ran))
+        };
+        test.pool().transaction(work).await.unwrap();
+        assert_eq!((test.hooks(), ran.load(Ordering::SeqCst)), (1, 0));
+        assert_eq!((test.run_hooks().await, ran.load(Ordering::SeqCst), test.hooks()), (1, 1, 0));
+        test.roll_back().await.unwrap();
+        assert_whole(&database, &db, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_test_pool_that_is_dropped_rolls_back() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let db = database.connect(1).await;
+        for session_outlives in [false, true] {
+            let name = unique_name();
+            let test = TestPool::begin(db.clone()).await.unwrap();
+            let session = test.session().await.unwrap();
+            insert_item(&*session, &name).await;
+            let session = session_outlives.then_some(session);
+            drop(test);
+            drop(session);
+            eventually("the connection is back", async || {
+                tokio::time::timeout(std::time::Duration::from_secs(5), db.ping()).await.is_ok()
+            })
+            .await;
+            assert_eq!(count_items(&db, &name).await, 0, "{kind:?}");
+        }
+        assert_whole(&database, &db, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn what_mysql_commits_implicitly_is_refused_in_a_test() {
+    let database = TestDb::new(Kind::MySql).await;
+    let db = database.connect(1).await;
+    let test = TestPool::begin(db.clone()).await.unwrap();
+    let session = test.session().await.unwrap();
+    let refused = session.execute_unprepared("CREATE TABLE other (id int)").await.unwrap_err();
+    assert!(tower_sea_orm::Error::of(&refused).unwrap().is_refused());
+    drop(session);
+    test.roll_back().await.unwrap();
+    assert_whole(&database, &db, 1).await;
+}
+
+#[tokio::test]
+async fn a_mock_has_nothing_to_roll_back() {
+    let db = sea_orm::MockDatabase::new(sea_orm::DbBackend::Postgres).into_connection();
+    assert!(TestPool::begin(db.clone()).await.unwrap_err().to_string().contains("mock"));
+    assert!(!DbSession::from(db).is_closed());
+}
