@@ -7,7 +7,7 @@
 //! ```
 //! use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
 //! use sea_orm::{ActiveModelTrait, ActiveValue::Set, Database, EntityTrait, IntoActiveModel};
-//! use tower_sea_orm::{DbSession, DbSessionLayer};
+//! use tower_sea_orm::{DbSession, DbSessionLayer, DbTx};
 //! # mod item {
 //! #     use sea_orm::entity::prelude::*;
 //! #     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, serde::Serialize)]
@@ -20,19 +20,8 @@
 //! # use item::Entity as Item;
 //! # #[derive(Debug)]
 //! # enum AppError { NotFound, Database(sea_orm::DbErr) }
-//! # impl std::fmt::Display for AppError {
-//! #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{self:?}") }
-//! # }
 //! # impl From<sea_orm::DbErr> for AppError {
 //! #     fn from(error: sea_orm::DbErr) -> Self { Self::Database(error) }
-//! # }
-//! # impl From<sea_orm::TransactionError<AppError>> for AppError {
-//! #     fn from(error: sea_orm::TransactionError<AppError>) -> Self {
-//! #         match error {
-//! #             sea_orm::TransactionError::Connection(error) => Self::Database(error),
-//! #             sea_orm::TransactionError::Transaction(error) => error,
-//! #         }
-//! #     }
 //! # }
 //! # impl axum::response::IntoResponse for AppError {
 //! #     fn into_response(self) -> axum::response::Response {
@@ -45,15 +34,12 @@
 //!     Ok(Json(Item::find_by_id(id).one(&db).await?.ok_or(AppError::NotFound)?))
 //! }
 //!
-//! // `Ok` commits, `Err` rolls back; so do a panic and a client that leaves.
-//! async fn rename(db: DbSession, Path(id): Path<i32>, name: String) -> Result<StatusCode, AppError> {
-//!     db.transaction_async(async |tx| {
-//!         let mut item = Item::find_by_id(id).one(tx).await?.ok_or(AppError::NotFound)?.into_active_model();
-//!         item.name = Set(name);
-//!         item.update(tx).await?;
-//!         Ok::<_, AppError>(())
-//!     })
-//!     .await?;
+//! // One transaction: committed before a success leaves. A 4xx, a 5xx, a panic and a client that
+//! // leaves roll back.
+//! async fn rename(tx: DbTx, Path(id): Path<i32>, name: String) -> Result<StatusCode, AppError> {
+//!     let mut item = Item::find_by_id(id).one(&tx).await?.ok_or(AppError::NotFound)?.into_active_model();
+//!     item.name = Set(name);
+//!     item.update(&tx).await?;
 //!     Ok(StatusCode::NO_CONTENT)
 //! }
 //!
@@ -99,6 +85,10 @@
 //! `&DbSession` as it is. Without axum, the session is in the request's extensions:
 //! [`DbSession::from_extensions`]. Outside of requests, sessions come from a [`SessionPool`].
 //!
+//! A request's transaction is one argument, [`DbTx`], or one word on the layer:
+//! [Transactions](guide::transactions) has the modes and a table of what happens when. Tests on a real
+//! database leave nothing behind with the feature `testing`.
+//!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) moves a service over
 //! step by step.
@@ -131,7 +121,8 @@
 //! | **A handle that outlives its request is dead** | Its statements answer *session closed* and say what to do instead. It never touches another request's connection. |
 //! | **Exhaustion is an answer, not a hang** | Waiting is bounded by [`acquire_timeout`](SessionPool::acquire_timeout); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
-//! | **A commit is a commit** | Where the server has given a transaction up after a failed statement (PostgreSQL after any error, MySQL after a deadlock, SQLite when the disk is full), `commit()` is an error even if the handler swallowed the first one, and nothing autocommits meanwhile. |
+//! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, nobody knows the outcome; that is an error of its own, and never retried. |
+//! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
@@ -146,7 +137,8 @@
 //! | a statement | It runs to its end on the server, in a task of this crate. The session's next statement waits for it; a session that is over gives its connection back after it. |
 //! | a stream, half-read | What is left is read and thrown away in a task. The next statement waits for it. |
 //! | a transaction, or the future of `transaction_async` | Rolled back before anything else happens on the connection. The statement that was running ends first. |
-//! | `commit()` | A COMMIT that was sent is seen through. One that was not is a rollback. |
+//! | `commit()`, or the request while it is committing | A COMMIT that was sent is seen through, and its hooks run. One that was not is a rollback. |
+//! | a body that is held until its end | Its transaction is rolled back, unless COMMIT was sent. |
 //! | the code of a raw closure (`with_postgres`, …) | Dropped as well, and the connection is closed: nobody knows what it was doing. An in-memory SQLite database keeps its connection. |
 //! | a wait for a connection | The place in the queue is given up. No connection is lost. |
 //! | the whole request | All of the above; the handles die, then the connection goes back. |
@@ -159,12 +151,14 @@
 //! - **`Drop` cannot wait.** When a request is dropped, its connection is back a moment later, not at
 //!   once. An answer that went out has waited for the rollback of a transaction that the handler
 //!   left open.
-//! - **A streamed body has no session.** The session ends when the response's head is there. A body
-//!   that reads rows as it goes needs [a session of its own](SessionPool::session), from
-//!   `session.pool()`.
+//! - **A streamed body has no session** unless it is
+//!   [held until its end](DbSession::hold_until_body_end): a session ends when the response's head is there.
 //! - **A running statement is not cancelled on the server.** It ends by itself, or its connection is
 //!   closed.
-//! - **There is no transaction per request.** A handler begins its own.
+//! - **An early answer is a promise.** What a handler has spawned and not awaited is no part of it: its
+//!   next statement answers *session closed*.
+//! - **Hooks live in memory.** A process that ends between COMMIT and `after_commit` loses them. For what
+//!   must not be lost, write a row in the same transaction and send it from there.
 //! - **The runtime's shutdown ends the crate's tasks.** What they were reading or rolling back is
 //!   closed instead, and the server rolls back. Let the requests end first, as in the `items` example.
 //! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight
@@ -184,7 +178,9 @@
 //! |---|---|---|
 //! | no connection within `acquire_timeout`, database down, pool closed | 503 | 1–3 s, random |
 //! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random; none if the session had run a statement before |
-//! | a session argument, but no layer | 500, with a text that names the layer | – |
+//! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if something of the request was committed |
+//! | COMMIT failed for good or its outcome is unknown, the transaction was given up, something of it is still open or running | 500 | – |
+//! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
 //! | anything else | the handler's own answer | – |
 //!
 //! The body is empty; [`on_error`](DbSessionLayer::on_error) makes another answer, [`ProblemJson`] one
@@ -199,10 +195,11 @@
 //! | target | level | what |
 //! |---|---|---|
 //! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` when it closes |
-//! | `tower_sea_orm::session` | WARN | a connection that had to be closed; options of a transaction that SQLite does not have |
+//! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
-//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made |
+//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
+//! | `tower_sea_orm` | WARN | an answer of 503 after a conflict |
 //!
 //! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm=debug`, each session is
 //! one line. [`SessionPool::status`] gives the numbers of this moment.
@@ -211,7 +208,7 @@
 //!
 //! | feature | default | what |
 //! |---|---|---|
-//! | `axum` | yes | [`DbSession`], `Option<DbSession>` and [`SessionPool`] as handler arguments |
+//! | `axum` | yes | [`DbSession`], [`DbTx`], each also as an `Option`, and [`SessionPool`] as handler arguments |
 //! | `stream` | yes | SeaORM's `StreamTrait` for sessions |
 //! | `sqlx-postgres` | | PostgreSQL |
 //! | `sqlx-mysql` | | MySQL and MariaDB |
@@ -255,10 +252,13 @@ pub use self::{
     transaction::{Outcome, TransactionLayer, TransactionService},
 };
 
-/// Guides for those who come from elsewhere.
+/// Transactions in full, and guides for those who come from elsewhere.
 pub mod guide {
     #[doc = include_str!("guide/from_fastapi.md")]
     pub mod from_fastapi {}
+
+    #[doc = include_str!("guide/transactions.md")]
+    pub mod transactions {}
 
     #[doc = include_str!("guide/from_state.md")]
     pub mod from_state {}

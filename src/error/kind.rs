@@ -1,0 +1,190 @@
+//! [`Kind`]: what can go wrong, and the words for it.
+
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
+
+use crate::connection::Control;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code)] // each driver has its own conflicts
+pub(crate) enum Kind {
+    Exhausted,
+    Down,
+    Closing,
+    SessionClosed,
+    NestedOpen,
+    TransactionOver,
+    Aborted,
+    EndedElsewhere,
+    CommitFailed,
+    OutcomeUnknown,
+    LeftOpen,
+    StillRunning,
+    RollbackOnly,
+    NoTransaction,
+    TransactionBegun,
+    TransactionOpen,
+    MustBeTransaction,
+    Control(Control),
+    CommitsImplicitly,
+    NestedOptions,
+    StreamOpen,
+    ConnectionLost,
+    WrongDriver,
+    NoRuntime,
+    MissingLayer,
+    Disconnected,
+    DriverNotEnabled(&'static str),
+    InvalidReserve,
+    CannotClose,
+    NothingToRollBack,
+    NoSession,
+    Serialization,
+    Deadlock,
+    LockTimeout,
+}
+
+/// Every kind that can stand in a [`DbErr`] as text.
+pub(super) const IN_DB_ERR: [Kind; 27] = [
+    Kind::Down,
+    Kind::SessionClosed,
+    Kind::NestedOpen,
+    Kind::TransactionOver,
+    Kind::Aborted,
+    Kind::EndedElsewhere,
+    Kind::CommitFailed,
+    Kind::OutcomeUnknown,
+    Kind::LeftOpen,
+    Kind::StillRunning,
+    Kind::RollbackOnly,
+    Kind::NoTransaction,
+    Kind::TransactionBegun,
+    Kind::TransactionOpen,
+    Kind::MustBeTransaction,
+    Kind::Control(Control::Begin),
+    Kind::Control(Control::Commit),
+    Kind::Control(Control::Rollback),
+    Kind::Control(Control::Savepoint),
+    Kind::Control(Control::SetTransaction),
+    Kind::Control(Control::TwoPhase),
+    Kind::CommitsImplicitly,
+    Kind::NestedOptions,
+    Kind::StreamOpen,
+    Kind::ConnectionLost,
+    Kind::WrongDriver,
+    Kind::NoRuntime,
+];
+
+impl Kind {
+    pub(crate) fn into_db_err(self) -> DbErr {
+        match self {
+            Self::Exhausted => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+            Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+            kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
+        }
+    }
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Exhausted => {
+                "no connection became free within the acquire timeout: raise max_connections, or hold sessions for less time (`.lazy()`, `release()`)"
+            }
+            Self::Down => "the database cannot be reached: see the log for the cause",
+            Self::Closing => "the connection pool is closed",
+            Self::SessionClosed => {
+                "session closed: its request has ended; for work that outlives the request take `session.pool()` and open a session of its own"
+            }
+            Self::NestedOpen => {
+                "a nested transaction is open: use its handle, and commit or roll it back before you use the one around it"
+            }
+            Self::TransactionOver => {
+                "this transaction has ended: it, or one around it, was committed, rolled back or dropped"
+            }
+            Self::Aborted => {
+                "the server has given this transaction up after a failed statement, and nothing of it is committed: put what may fail into a nested transaction of its own"
+            }
+            Self::EndedElsewhere => {
+                "raw code ended this transaction behind the session's back: leave its BEGIN, COMMIT and ROLLBACK to the session"
+            }
+            Self::CommitFailed => "the server refused to commit: nothing of the transaction is there",
+            Self::OutcomeUnknown => {
+                "the connection was lost while COMMIT was under way, or it was not answered in time: the transaction may be committed or not"
+            }
+            Self::LeftOpen => {
+                "a transaction begun by the handler was still open when it answered, so everything was rolled back: commit or drop it before you answer"
+            }
+            Self::StillRunning => {
+                "a statement of this session was still running when the handler answered, so everything was rolled back: await what you spawn"
+            }
+            Self::RollbackOnly => "this session was set to roll back only: it cannot commit any more",
+            Self::NoTransaction => {
+                "this session commits each statement by itself: take a `DbTx`, or put `.transaction()` on the layer"
+            }
+            Self::TransactionBegun => {
+                "the session's transaction has begun with other options: set them before its first statement"
+            }
+            Self::TransactionOpen => "a transaction is open: `commit()` or `rollback()` before you `release()`",
+            Self::MustBeTransaction => {
+                "the session layer's `on_begin` needs a transaction: a route inside of it cannot do without"
+            }
+            Self::Control(control) => control.text(),
+            Self::CommitsImplicitly => {
+                "MySQL and MariaDB commit the open transaction by this statement: run it in a session without one"
+            }
+            Self::NestedOptions => {
+                "isolation level and access mode belong to the outermost transaction: a nested one is a savepoint and cannot change them"
+            }
+            Self::StreamOpen => {
+                "a stream of this session is open: read it to its end or drop it before the next statement"
+            }
+            Self::ConnectionLost => "the session's connection is lost: this request cannot go on with it",
+            Self::WrongDriver => "the session's connection belongs to another driver: check `backend()` first",
+            Self::NoRuntime => "there is no tokio runtime here: a session needs one to acquire its connection",
+            Self::MissingLayer => {
+                "no database session in this request: add `tower_sea_orm::DbSessionLayer` around the route (with the same tag, if the session has one)"
+            }
+            Self::Disconnected => {
+                "the DatabaseConnection is disconnected: connect it before you build a DbSessionLayer or SessionPool"
+            }
+            Self::DriverNotEnabled(_) => "the DatabaseConnection's driver is not built into tower-sea-orm",
+            Self::InvalidReserve => {
+                "`reserve` leaves no connection for sessions: it must be smaller than max_connections"
+            }
+            Self::CannotClose => {
+                "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`"
+            }
+            Self::NothingToRollBack => {
+                "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`"
+            }
+            Self::NoSession => {
+                "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it"
+            }
+            Self::Serialization => "the transaction could not be serialized with a concurrent one: run it again",
+            Self::Deadlock => "the transaction lost a deadlock: run it again",
+            Self::LockTimeout => "the statement waited too long for a lock: run the transaction again",
+        }
+    }
+}
+
+impl Control {
+    /// What to use instead.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Begin => {
+                "raw BEGIN is refused: use `begin()`, `transaction_async()` or a `DbTx`, so that the session knows of the transaction"
+            }
+            Self::Commit => {
+                "raw COMMIT is refused: use `commit()` of the session or of its transaction, which says whether it worked"
+            }
+            Self::Rollback => "raw ROLLBACK is refused: use `rollback()` of the session or of its transaction",
+            Self::Savepoint => {
+                "raw SAVEPOINT, RELEASE and ROLLBACK TO are refused: use `begin()` on the transaction, then `commit()` or `rollback()` of what it returns"
+            }
+            Self::SetTransaction => {
+                "this setting would change transactions behind the session's back: use `begin_with_options()`, `tx_with()` or the layer's `transaction_with()`"
+            }
+            Self::TwoPhase => {
+                "two-phase commit in raw SQL is refused: use `with_postgres()` or `with_mysql()` on a session without a transaction"
+            }
+        }
+    }
+}

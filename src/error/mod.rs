@@ -1,0 +1,228 @@
+//! [`Error`]: what went wrong, as questions to ask.
+
+#[cfg(feature = "_sqlx")]
+mod conflict;
+mod kind;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
+
+use self::kind::IN_DB_ERR;
+pub(crate) use self::kind::Kind;
+
+/// A failure of this crate's own, or one of the server's that is worth retrying.
+///
+/// The text says what to do about it. It holds no database text, SQL or URL; the cause, where
+/// there is one, is behind [`source`](std::error::Error::source) and belongs into a log.
+///
+/// Statements return SeaORM's [`DbErr`]; [`Error::of`] finds the `Error` in it.
+#[derive(Clone)]
+pub struct Error {
+    kind: Kind,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// Finds this crate's error in a statement's [`DbErr`].
+    ///
+    /// Besides the crate's own failures it recognises the server errors that a retry of the whole
+    /// transaction may cure: serialization failures (`40001`), deadlocks (`40P01`, MySQL 1213),
+    /// lock wait time-outs (MySQL 1205) and `SQLITE_BUSY`. Everything else is `None`.
+    ///
+    /// ```
+    /// use sea_orm::{ConnAcquireErr, DbErr};
+    /// use tower_sea_orm::Error;
+    ///
+    /// let error = Error::of(&DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)).unwrap();
+    /// assert!(error.is_exhausted());
+    /// assert_eq!(error.status(), 503);
+    /// assert!(Error::of(&DbErr::Custom("no such item".into())).is_none());
+    /// ```
+    pub fn of(error: &DbErr) -> Option<Self> {
+        let kind = match error {
+            DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
+            DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
+            DbErr::Conn(RuntimeErr::Internal(text)) => *IN_DB_ERR.iter().find(|kind| kind.text() == text)?,
+            #[cfg(feature = "_sqlx")]
+            DbErr::Conn(RuntimeErr::SqlxError(error))
+            | DbErr::Exec(RuntimeErr::SqlxError(error))
+            | DbErr::Query(RuntimeErr::SqlxError(error)) => conflict::conflict(error.as_database_error()?)?,
+            _ => return None,
+        };
+        Some(kind.into())
+    }
+
+    /// The status that the layer answers with: 503 for what may pass, 500 for the rest.
+    pub fn status(&self) -> StatusCode {
+        if self.is_retryable() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR }
+    }
+
+    /// When to come back, for a `Retry-After` header; `None` where coming back is no cure.
+    ///
+    /// A random 1 to 3 s for a pool that had no connection, so that the rejected do not return all
+    /// at once; 1 s after a serialization failure or a deadlock.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.kind {
+            Kind::Exhausted | Kind::Down | Kind::Closing => Some(Duration::from_secs(jitter())),
+            Kind::Serialization | Kind::Deadlock | Kind::LockTimeout => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request may succeed when it is sent again.
+    pub fn is_retryable(&self) -> bool {
+        self.is_acquire() || self.is_conflict()
+    }
+
+    /// Whether no connection could be had: exhausted, down or closing.
+    pub fn is_acquire(&self) -> bool {
+        matches!(self.kind, Kind::Exhausted | Kind::Down | Kind::Closing)
+    }
+
+    /// Whether all connections were in use for the whole `acquire_timeout`.
+    pub fn is_exhausted(&self) -> bool {
+        self.kind == Kind::Exhausted
+    }
+
+    /// Whether the database could not be reached.
+    pub fn is_down(&self) -> bool {
+        self.kind == Kind::Down
+    }
+
+    /// Whether the pool is closed.
+    pub fn is_closing(&self) -> bool {
+        self.kind == Kind::Closing
+    }
+
+    /// Whether a handle was used after its request had ended.
+    pub fn is_session_closed(&self) -> bool {
+        self.kind == Kind::SessionClosed
+    }
+
+    /// Whether a handle was used out of turn: beside an open transaction or stream, after its end, or
+    /// for what the session's mode does not allow.
+    pub fn is_out_of_turn(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::NestedOpen
+                | Kind::TransactionOver
+                | Kind::StreamOpen
+                | Kind::TransactionOpen
+                | Kind::TransactionBegun
+                | Kind::NoTransaction
+                | Kind::RollbackOnly
+                | Kind::MustBeTransaction
+        )
+    }
+
+    /// Whether the server gave up the transaction for another one's sake.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.kind, Kind::Serialization | Kind::Deadlock | Kind::LockTimeout)
+    }
+
+    /// Whether a transaction could not go on or be committed because the server had given it up after
+    /// a failed statement, or because raw code had ended it.
+    pub fn is_aborted(&self) -> bool {
+        matches!(self.kind, Kind::Aborted | Kind::EndedElsewhere)
+    }
+
+    /// Whether the server refused the COMMIT: nothing of the transaction is there. A conflict with
+    /// another transaction is not meant: [`is_conflict`](Self::is_conflict).
+    pub fn is_commit_failed(&self) -> bool {
+        self.kind == Kind::CommitFailed
+    }
+
+    /// Whether the connection was lost during COMMIT, or the server did not answer it in time: the
+    /// transaction may be committed or not. Never retried, neither here nor by a `Retry-After`.
+    pub fn is_outcome_unknown(&self) -> bool {
+        self.kind == Kind::OutcomeUnknown
+    }
+
+    /// Whether a request could not commit because something of it was not at its end: a nested
+    /// transaction still open, or a statement still running in another task.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(self.kind, Kind::LeftOpen | Kind::StillRunning)
+    }
+
+    /// Whether a statement was refused because it controls transactions behind the session's back,
+    /// or because MySQL would commit by it.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.kind, Kind::Control(_) | Kind::CommitsImplicitly)
+    }
+
+    /// Whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.
+    pub fn is_missing_layer(&self) -> bool {
+        matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
+    }
+
+    pub(crate) fn with_source(kind: Kind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { kind, source: Some(Arc::new(source)) }
+    }
+
+    /// What the failure of a COMMIT means.
+    pub(crate) fn of_commit(error: DbErr) -> Self {
+        let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
+        Self::with_source(kind, error)
+    }
+
+    /// What SeaORM said, where that is the cause; else SeaORM's own variant where it has one.
+    pub(crate) fn to_db_err(&self) -> DbErr {
+        let is_servers = self.is_commit_failed() || self.is_conflict();
+        let cause = self.source.as_ref().filter(|_| is_servers).and_then(|source| source.downcast_ref::<DbErr>());
+        cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
+    }
+
+    /// The words that a client may read.
+    pub(crate) fn title(&self) -> &'static str {
+        match self.kind {
+            Kind::Exhausted => "the service is busy",
+            Kind::Down => "the database cannot be reached",
+            Kind::Closing => "the service is shutting down",
+            Kind::Serialization | Kind::Deadlock | Kind::LockTimeout => "the request met a concurrent one",
+            _ => "internal error",
+        }
+    }
+}
+
+/// So that `?` works on both in code that returns SeaORM's error. [`Error::of`] finds it again.
+impl From<Error> for DbErr {
+    fn from(error: Error) -> Self {
+        error.to_db_err()
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Self { kind, source: None }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.text())?;
+        match self.kind {
+            Kind::DriverNotEnabled(feature) => write!(f, ": enable its feature `{feature}`"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error").field("kind", &self.kind).field("source", &self.source).finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// A random number from 1 to 3.
+fn jitter() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() % 3 + 1
+}
