@@ -2,7 +2,7 @@
 //!
 //! | target | level | what |
 //! |---|---|---|
-//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` |
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` (released, committed, rolled back, unknown) |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
@@ -53,14 +53,14 @@ impl SessionSpan {
     }
 
     /// Records what is known and closes the span.
-    pub(crate) fn close(&mut self, rolled_back: bool) {
+    pub(crate) fn close(&mut self, outcome: &'static str) {
         self.released();
         let span = std::mem::replace(&mut self.span, Span::none());
         if !span.is_disabled() {
             span.record("waited_ms", milliseconds(self.waited));
             span.record("held_ms", milliseconds(self.held));
             span.record("statements", self.statements);
-            span.record("outcome", if rolled_back { "rolled back" } else { "released" });
+            span.record("outcome", outcome);
         }
     }
 }

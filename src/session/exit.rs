@@ -94,7 +94,8 @@ impl Core {
         }
         state.phase = Phase::Over;
         let open = !state.levels.is_empty();
-        state.span.close(open);
+        let outcome = state.outcome();
+        state.span.close(outcome);
         // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
         let running = matches!(state.slot, Slot::Running(_));
         let due = if running { state.hooks.take_due() } else { state.roll_back_all() };

@@ -266,6 +266,19 @@ impl State {
         self.unsettled = Some(Kind::OutcomeUnknown.into());
     }
 
+    /// How the session ends, for the log.
+    pub(super) fn outcome(&self) -> &'static str {
+        if self.unsettled.as_ref().is_some_and(Error::is_outcome_unknown) {
+            "unknown"
+        } else if !self.levels.is_empty() {
+            "rolled back"
+        } else if self.is_transactional() && self.committed {
+            "committed"
+        } else {
+            "released"
+        }
+    }
+
     /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
     pub(super) fn roll_back_all(&mut self) -> Due {
         self.levels.clear();
