@@ -59,14 +59,21 @@ impl Policy {
     /// What a request's session is told.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
         let picked = match &self.transactions {
-            Transactions::None => self.on_begin.is_some(),
+            Transactions::None => false,
             Transactions::All => true,
-            Transactions::If(predicate) => predicate(parts) || self.on_begin.is_some(),
+            Transactions::If(predicate) => predicate(parts),
         };
-        let read_only = TransactionOptions { access_mode: Some(AccessMode::ReadOnly), ..self.options };
+        // What only reads has no use for SQLite's lock for writers.
+        let read_only = TransactionOptions {
+            access_mode: Some(AccessMode::ReadOnly),
+            sqlite_transaction_mode: None,
+            ..self.options
+        };
         let mode = match (picked, self.read_only_otherwise) {
             (true, _) => Mode::Transaction(self.options),
             (false, true) => Mode::Transaction(read_only),
+            // What it sets must not outlive the request.
+            (false, false) if self.on_begin.is_some() => Mode::Transaction(self.options),
             (false, false) => Mode::Autocommit,
         };
         Plan {

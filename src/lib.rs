@@ -198,6 +198,7 @@
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: a server that is waited for at the start, and when it is there |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
 //! | `tower_sea_orm` | WARN | an answer of 503 after a conflict |
 //!
@@ -215,12 +216,15 @@
 //! | `sqlx-sqlite` | | SQLite |
 //! | `mock` | | SeaORM's `MockDatabase` |
 //! | `testing` | | [`testing::TestPool`]: sessions inside of a transaction that is rolled back after the test |
+//! | `config` | | `PoolConfig`: the pool's settings from the environment or a file, under SeaORM's and SQLAlchemy's names |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Turn on the driver here that you turn on in SeaORM. TLS is SeaORM's choice: its feature
 //! `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
 
 mod body;
+#[cfg(feature = "config")]
+mod config;
 mod connection;
 mod error;
 #[cfg(feature = "axum")]
@@ -236,6 +240,8 @@ mod telemetry;
 pub mod testing;
 mod transaction;
 
+#[cfg(feature = "config")]
+pub use self::config::{ConfigError, PoolConfig};
 #[cfg(feature = "axum")]
 pub use self::extract::MissingSession;
 #[cfg(feature = "stream")]

@@ -14,8 +14,9 @@ impl PinnedConnection {
         let Task { depth, on_acquire, begin, operation, doubtful } = task;
         let commits = matches!(operation, Operation::Commit) && depth == 1;
         self.state = if self.state == State::Known { State::Busy } else { self.state };
-        let suspect = self.state == State::Suspect || doubtful;
-        let mut output = match self.arrange(depth, on_acquire, begin).await {
+        let stray = self.state == State::Suspect && depth == 0;
+        let suspect = self.state == State::Suspect && !stray || doubtful;
+        let mut output = match self.arrange(depth, stray, on_acquire, begin).await {
             Ok(()) => self.perform_honestly(operation, doubtful).await,
             Err(error) => Err(error),
         };
@@ -29,7 +30,13 @@ impl PinnedConnection {
         }
         if self.state != State::Broken {
             match self.driver.drain().await {
-                Ok(()) => self.state = if suspect { State::Suspect } else { State::Known },
+                Ok(unread) => {
+                    self.state = if suspect { State::Suspect } else { State::Known };
+                    // Nobody has seen it, and PostgreSQL has aborted the transaction by it all the same.
+                    if let Some(error) = unread.filter(|_| self.depth() > 0) {
+                        self.note_failure(&error, self.depth(), false);
+                    }
+                }
                 Err(error) => {
                     self.state = State::Broken;
                     // A COMMIT that was acknowledged stays true.
@@ -44,10 +51,16 @@ impl PinnedConnection {
     async fn arrange(
         &mut self,
         depth: usize,
+        stray: bool,
         on_acquire: Option<Arc<[Statement]>>,
         begin: Option<super::Begin>,
     ) -> Result<(), DbErr> {
-        if let Err(error) = self.roll_back_to(depth).await {
+        let mut cleared = self.roll_back_to(depth).await;
+        if cleared.is_ok() && stray {
+            // Raw code may have left a transaction open, and what follows is to commit by itself.
+            cleared = self.end_stray().await;
+        }
+        if let Err(error) = cleared {
             self.state = State::Broken;
             return Err(error);
         }
@@ -100,6 +113,9 @@ impl PinnedConnection {
             && depth > 0
         {
             self.note_failure(error, depth, commits);
+            if self.failed.is_none() && !driver::is_fatal(error) && self.has_vanished(error).await {
+                self.failed = Some(Failed::Ended(Kind::Aborted));
+            }
         }
         if guarded && !output.as_ref().is_err_and(driver::is_fatal) {
             self.check_guard(depth).await;
@@ -127,8 +143,8 @@ impl PinnedConnection {
     async fn perform_isolated(&mut self, operation: Operation) -> Result<Output, DbErr> {
         self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
         let output = self.perform(operation).await;
-        self.driver.drain().await?;
-        if output.is_err() {
+        let unread = self.driver.drain().await?;
+        if output.is_err() || unread.is_some() {
             self.driver.execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
         }
         self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await?;

@@ -97,13 +97,8 @@ impl Driver {
             let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values));
             let mut results = query.fetch(&mut **c);
             while let Some(row) = results.next().await {
-                let row = row.map(QueryResult::from).map_err(query_error);
-                let failure = row.as_ref().err().cloned();
-                if rows.send(row).await.is_err() {
+                if rows.send(row.map_err(query_error)?.into()).await.is_err() {
                     break;
-                }
-                if let Some(error) = failure {
-                    return Err(error);
                 }
             }
             Ok(())
@@ -111,14 +106,19 @@ impl Driver {
     }
 
     /// Reads what the server has sent for a call that ended early, without a round trip of its own.
-    pub(crate) async fn drain(&mut self) -> Result<(), DbErr> {
-        // An error left unread belongs to the call that ended; what counts is reaching the end.
+    ///
+    /// An error left unread belongs to the call that ended. It is no failure to reach the end, but may
+    /// have cost the transaction: the first one is returned.
+    pub(crate) async fn drain(&mut self) -> Result<Option<DbErr>, DbErr> {
+        let mut unread = None;
         // Each failing read takes one message, and a call leaves only a few.
         for _ in 0..8 {
             let drained = dispatch!(self, DB, c => c.flush().await, gone => return Err(lost()));
             match drained {
-                Ok(()) => return Ok(()),
-                Err(sqlx::Error::Database(_)) => {}
+                Ok(()) => return Ok(unread),
+                Err(error @ sqlx::Error::Database(_)) => {
+                    unread.get_or_insert_with(|| query_error(error));
+                }
                 Err(error) => return Err(connection_error(error)),
             }
         }
@@ -161,7 +161,7 @@ impl Driver {
 
 /// Where a stream's rows go.
 #[cfg(feature = "stream")]
-pub(crate) type Rows = tokio::sync::mpsc::Sender<Result<QueryResult, DbErr>>;
+pub(crate) type Rows = tokio::sync::mpsc::Sender<QueryResult>;
 
 fn values(values: Option<Values>) -> SqlxValues {
     SqlxValues(values.unwrap_or_else(|| Values(Vec::new())))
@@ -231,6 +231,17 @@ pub(crate) fn is_aborted(error: &DbErr) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "25P02")
 }
 
+/// Whether a statement of MySQL waited too long for a lock (ER_LOCK_WAIT_TIMEOUT).
+pub(crate) fn is_lock_timeout(error: &DbErr) -> bool {
+    #[cfg(feature = "sqlx-mysql")]
+    if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) = error {
+        let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<sea_orm::SqlxMySqlError>());
+        return error.is_some_and(|error| error.number() == 1205);
+    }
+    let _ = error;
+    false
+}
+
 /// Whether the server has given up the open transaction, or a part of it, with this error.
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
@@ -240,11 +251,12 @@ pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     match backend {
         // Every error of the server, until a rollback to a savepoint from before.
         DbBackend::Postgres => true,
-        // ER_LOCK_DEADLOCK: the whole transaction is gone, and what follows would autocommit.
+        // ER_LOCK_DEADLOCK, and ER_CHECKREAD of MariaDB's `innodb_snapshot_isolation` (on from 11.6): the
+        // whole transaction is gone, and what follows would autocommit.
         #[cfg(feature = "sqlx-mysql")]
-        DbBackend::MySql => {
-            error.try_downcast_ref::<sea_orm::SqlxMySqlError>().is_some_and(|error| error.number() == 1213)
-        }
+        DbBackend::MySql => error
+            .try_downcast_ref::<sea_orm::SqlxMySqlError>()
+            .is_some_and(|error| matches!(error.number(), 1020 | 1213)),
         // SQLITE_NOMEM, _INTERRUPT, _IOERR, _FULL, by the low byte: the same.
         DbBackend::Sqlite => {
             let code = error.code().and_then(|code| code.parse::<i32>().ok());

@@ -110,13 +110,8 @@ impl PinnedConnection {
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
         self.driver.drain().await?;
         self.roll_back_to(0).await?;
-        if self.state != State::Known && self.base == 0 {
-            let rolled_back = self.driver.execute_unprepared("ROLLBACK".to_owned()).await;
-            // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
-            if self.backend != DbBackend::Sqlite {
-                rolled_back?;
-            }
-            self.driver.drain().await?;
+        if self.state != State::Known {
+            self.end_stray().await?;
         }
         self.state = State::Known;
         Ok(())

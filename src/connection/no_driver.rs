@@ -11,7 +11,7 @@ pub(crate) enum Driver {
 
 /// Where a stream's rows go.
 #[cfg(feature = "stream")]
-pub(crate) type Rows = tokio::sync::mpsc::Sender<Result<QueryResult, DbErr>>;
+pub(crate) type Rows = tokio::sync::mpsc::Sender<QueryResult>;
 
 impl Driver {
     pub(crate) async fn execute(&mut self, _: Statement) -> Result<ExecResult, DbErr> {
@@ -35,7 +35,7 @@ impl Driver {
         Err(lost())
     }
 
-    pub(crate) async fn drain(&mut self) -> Result<(), DbErr> {
+    pub(crate) async fn drain(&mut self) -> Result<Option<DbErr>, DbErr> {
         Err(lost())
     }
 
@@ -73,6 +73,10 @@ pub(crate) fn is_fatal(_: &DbErr) -> bool {
 }
 
 pub(crate) fn is_aborted(_: &DbErr) -> bool {
+    false
+}
+
+pub(crate) fn is_lock_timeout(_: &DbErr) -> bool {
     false
 }
 

@@ -1,6 +1,6 @@
 //! Rolling back, also where the server has ended the transaction already.
 
-use sea_orm::{DbBackend, DbErr};
+use sea_orm::{DbBackend, DbErr, Statement};
 
 use super::{Failed, Operation, PinnedConnection, driver};
 use crate::error::Kind;
@@ -31,6 +31,40 @@ impl PinnedConnection {
             Failed::Ended(Kind::Aborted)
         };
         self.failed.get_or_insert(failed);
+    }
+
+    /// Whether a statement's failure has ended the whole transaction where its error alone does not tell.
+    pub(super) async fn has_vanished(&mut self, error: &DbErr) -> bool {
+        match self.backend {
+            // By a conflict clause or a trigger that says ROLLBACK. Inside of a transaction, BEGIN fails.
+            DbBackend::Sqlite => {
+                let vanished = self.driver.execute_unprepared("BEGIN".to_owned()).await.is_ok();
+                if vanished {
+                    let _ = self.driver.execute_unprepared("ROLLBACK".to_owned()).await;
+                }
+                vanished
+            }
+            // The server is told at its start what a lock's time-out ends: the statement or all.
+            DbBackend::MySql if driver::is_lock_timeout(error) => {
+                let sql = "SELECT CAST(@@innodb_rollback_on_timeout AS SIGNED)";
+                let row = self.driver.query_one(Statement::from_string(self.backend, sql)).await;
+                !matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0) == Ok(0))
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends a transaction that may be open without the driver's knowledge.
+    pub(super) async fn end_stray(&mut self) -> Result<(), DbErr> {
+        if self.base > 0 {
+            return Ok(());
+        }
+        let rolled_back = self.driver.execute_unprepared("ROLLBACK".to_owned()).await;
+        // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
+        if self.backend != DbBackend::Sqlite {
+            rolled_back?;
+        }
+        self.driver.drain().await.map(drop)
     }
 
     pub(super) async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {

@@ -7,6 +7,7 @@ pub(super) fn conflict(error: &dyn sqlx_core::error::DatabaseError) -> Option<Ki
     #[cfg(feature = "sqlx-mysql")]
     if let Some(error) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
         return match error.number() {
+            1020 => Some(Kind::Serialization),
             1213 => Some(Kind::Deadlock),
             1205 => Some(Kind::LockTimeout),
             _ => None,

@@ -28,7 +28,7 @@ impl Error {
     /// Finds this crate's error in a statement's [`DbErr`].
     ///
     /// Besides the crate's own failures it recognises the server errors that a retry of the whole
-    /// transaction may cure: serialization failures (`40001`), deadlocks (`40P01`, MySQL 1213),
+    /// transaction may cure: serialization failures (`40001`, MariaDB 1020), deadlocks (`40P01`, MySQL 1213),
     /// lock wait time-outs (MySQL 1205) and `SQLITE_BUSY`. Everything else is `None`.
     ///
     /// ```

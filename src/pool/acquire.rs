@@ -78,6 +78,12 @@ impl SessionPool {
         }
     }
 
+    /// Opens one connection beside the pool and closes it again.
+    #[cfg(feature = "config")]
+    pub(crate) async fn probe(&self) -> Result<(), DbErr> {
+        self.shared.source.connect_once().await
+    }
+
     fn fail(&self, error: Error, waited: Duration) -> Error {
         self.pressure().failed(&error, self.status(), waited);
         error
@@ -98,7 +104,7 @@ impl SessionPool {
             let attempt = tokio::spawn(async move { timeout(PROBE, pool.shared.source.connect_once()).await });
             let failure = match attempt.await {
                 Ok(Ok(Ok(()))) | Err(_) => None,
-                Ok(Ok(Err(error))) => Some(error),
+                Ok(Ok(Err(error))) => Some(Error::with_source(Kind::Down, error)),
                 Ok(Err(_)) => Some(Kind::Down.into()),
             };
             *last = Some(Probe { at: Instant::now(), failure });

@@ -103,7 +103,7 @@ impl Source {
     }
 
     /// Opens one connection beside the pool and closes it again.
-    pub(super) async fn connect_once(&self) -> Result<(), Error> {
+    pub(super) async fn connect_once(&self) -> Result<(), DbErr> {
         #[cfg(feature = "_sqlx")]
         use sqlx::{ConnectOptions, Connection};
         dispatch!(self, pool => {
@@ -115,7 +115,7 @@ impl Source {
                 }
                 // The server answers, but has no connection to spare: exhausted, not down.
                 Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("53300" | "08004")) => Ok(()),
-                Err(error) => Err(Error::with_source(Kind::Down, error)),
+                Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
             }
         }, direct => Ok(()))
     }

@@ -190,6 +190,10 @@ impl Core {
         let purpose = Purpose::of(&operation, begin.is_some());
         let on_acquire = state.plan.on_acquire.clone().filter(|_| std::mem::take(&mut state.fresh));
         let task = Task { depth, on_acquire, begin, operation, doubtful };
+        if purpose == Purpose::Commit {
+            state.hooks.seal_if_outermost(depth.saturating_sub(1));
+        }
+        state.runtime.get_or_insert_with(|| connection.runtime().clone());
         state.next += 1;
         let call = state.next;
         state.levels.extend(opens.map(|id| OpenLevel { id, abandoned: false }));
@@ -213,7 +217,7 @@ impl Core {
     }
 
     /// Takes the connection back from a call that has ended.
-    pub(super) fn finish(&self, finished: Finished) -> Result<Output, DbErr> {
+    pub(super) fn finish(self: &Arc<Self>, finished: Finished) -> Result<Output, DbErr> {
         let Finished { connection, output } = finished;
         let mut state = self.lock();
         let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
@@ -222,28 +226,24 @@ impl Core {
             let result = output.as_ref().map(drop);
             state.account(running.purpose, connection.depth(), connection.is_broken(), result);
         }
-        let due = match state.phase {
-            Phase::Open => Some(state.hooks.take_due()),
-            // They wait for the connection's return.
-            Phase::Settling => None,
-            Phase::Over => Some(state.roll_back_all()),
-        };
-        let runtime = connection.runtime().clone();
+        if state.is_over() {
+            state.roll_back_all();
+        }
         if connection.is_broken() || state.is_over() {
             let released = state.released.take();
             drop(state);
-            let pool = self.pool.clone();
+            let core = self.clone();
             connection.give_back(move || {
                 drop(released);
-                if let Some(due) = due {
-                    due.run(Some(&runtime), &pool);
-                }
+                core.run_hooks();
             });
         } else {
             state.slot = Slot::Idle(connection);
+            // At the end of the request they wait for the connection's return.
+            let at_once = state.phase == Phase::Open;
             drop(state);
-            if let Some(due) = due {
-                due.run(Some(&runtime), &self.pool);
+            if at_once {
+                self.run_hooks();
             }
         }
         // The turn passes on here, when the connection is in its place.

@@ -31,7 +31,7 @@ impl Core {
             transaction.execute_raw(statement.clone()).await?;
         }
         let transaction = Arc::new(transaction);
-        self.lock().direct = Some(transaction.clone());
+        self.lock().open_own(transaction.clone());
         Ok(Some(transaction))
     }
 
@@ -42,7 +42,11 @@ impl Core {
         if is_open { Err(Kind::TransactionOpen.into_db_err()) } else { Ok(()) }
     }
 
-    pub(super) async fn end_direct(&self, transaction: Arc<DatabaseTransaction>, commits: bool) -> Result<(), DbErr> {
+    pub(super) async fn end_direct(
+        self: &Arc<Self>,
+        transaction: Arc<DatabaseTransaction>,
+        commits: bool,
+    ) -> Result<(), DbErr> {
         let transaction = Arc::into_inner(transaction).ok_or_else(|| Kind::StillRunning.into_db_err())?;
         let ended = if commits { transaction.commit().await } else { transaction.rollback().await };
         let mut state = self.lock();
@@ -50,14 +54,14 @@ impl Core {
             (Ok(()), true) => {
                 state.committed = true;
                 state.unsettled = None;
+                state.hooks.seal();
                 state.hooks.committed(1);
             }
             (Err(error), true) => state.unsettled = Some(Error::of_commit(error.clone())),
             (_, false) => state.hooks.rolled_back_to(0),
         }
-        let due = state.hooks.take_due();
         drop(state);
-        due.run(None, self.pool());
+        self.run_hooks();
         ended
     }
 }

@@ -31,22 +31,22 @@ impl Core {
     }
 
     /// The running call is gone and its connection with it.
-    pub(super) fn break_running(&self) {
+    pub(super) fn break_running(self: &Arc<Self>) {
         let mut state = self.lock();
         let Slot::Running(running) = &state.slot else { return };
         if running.purpose == Purpose::Commit {
             state.commit_lost();
         }
-        let runtime = match std::mem::replace(&mut state.slot, Slot::Broken) {
-            Slot::Running(running) => running.runtime,
-            _ => return,
-        };
+        let ended = std::mem::replace(&mut state.slot, Slot::Broken);
         let released = state.released.take();
-        let due = state.is_over().then(|| state.roll_back_all());
+        let over = state.is_over();
+        if over {
+            state.roll_back_all();
+        }
         drop(state);
-        drop(released);
-        if let Some(due) = due {
-            due.run(Some(&runtime), self.pool());
+        drop((ended, released));
+        if over {
+            self.run_hooks();
         }
     }
 
@@ -85,7 +85,8 @@ impl Core {
 
     /// Ends the session: its handles are dead from here on, its connection goes back.
     ///
-    /// The receiver is there when a transaction is open: it resolves when that is rolled back.
+    /// The receiver is there when a transaction is open, or on its way back: it resolves when that is
+    /// rolled back.
     pub(super) fn end(self: &Arc<Self>) -> Option<oneshot::Receiver<()>> {
         self.turn().close();
         let mut state = self.lock();
@@ -93,12 +94,19 @@ impl Core {
             return None;
         }
         state.phase = Phase::Over;
-        let open = !state.levels.is_empty();
+        // What the handler dropped is being rolled back: that counts as open until it is done.
+        let unclean = match &state.slot {
+            Slot::Idle(connection) => connection.depth() > 0,
+            Slot::Running(running) => running.purpose == Purpose::Other,
+            Slot::Empty | Slot::Broken => false,
+        };
+        let open = !state.levels.is_empty() || unclean;
         let outcome = state.outcome();
         state.span.close(outcome);
         // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
-        let running = matches!(state.slot, Slot::Running(_));
-        let due = if running { state.hooks.take_due() } else { state.roll_back_all() };
+        if !matches!(state.slot, Slot::Running(_)) {
+            state.roll_back_all();
+        }
         let receiver = open.then(|| {
             let (sender, receiver) = oneshot::channel();
             state.released = Some(sender);
@@ -108,10 +116,10 @@ impl Core {
             Slot::Idle(connection) => {
                 let released = state.released.take();
                 drop(state);
-                let (runtime, pool) = (connection.runtime().clone(), self.pool().clone());
+                let core = self.clone();
                 connection.give_back(move || {
                     drop(released);
-                    due.run(Some(&runtime), &pool);
+                    core.run_hooks();
                 });
             }
             Slot::Running(mut running) => {
@@ -129,13 +137,13 @@ impl Core {
                 if let Some(waker) = waker {
                     waker.wake();
                 }
-                due.run(Some(&runtime), self.pool());
+                self.run_hooks();
             }
             other => {
                 state.slot = other;
                 state.released = None;
                 drop(state);
-                due.run(None, self.pool());
+                self.run_hooks();
             }
         }
         receiver

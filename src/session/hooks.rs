@@ -1,11 +1,11 @@
 //! [`Hooks`]: what a session was asked to do after its transaction.
 
-use std::future::Future;
+use std::{collections::VecDeque, future::Future, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::runtime::Handle;
 
-use crate::SessionPool;
+use super::core::Core;
 
 /// Work for after the transaction.
 pub(crate) type Hook = BoxFuture<'static, ()>;
@@ -14,8 +14,13 @@ pub(crate) type Hook = BoxFuture<'static, ()>;
 #[derive(Default)]
 pub(super) struct Hooks {
     waiting: Vec<Waiting>,
-    /// Their time has come; the connection is not back yet.
+    /// Those that belong to a COMMIT which is under way; later ones belong to what comes after it.
+    sealed: Vec<Waiting>,
+    /// Their time has come; the connection may not be back yet.
     due: Vec<Hook>,
+    /// In the hands of the task that runs them.
+    queue: VecDeque<Hook>,
+    is_running: bool,
 }
 
 struct Waiting {
@@ -43,6 +48,18 @@ impl Hooks {
         }
     }
 
+    /// The COMMIT of the outermost transaction is about to be sent.
+    pub(super) fn seal(&mut self) {
+        self.sealed.append(&mut self.waiting);
+    }
+
+    /// [`seal`](Self::seal), if nothing is open around.
+    pub(super) fn seal_if_outermost(&mut self, around: usize) {
+        if around == 0 {
+            self.seal();
+        }
+    }
+
     /// The innermost transaction, of `depth`, was committed; a savepoint's hooks go to what is around.
     pub(super) fn committed(&mut self, depth: usize) {
         match depth {
@@ -56,52 +73,68 @@ impl Hooks {
         }
     }
 
+    /// A sealed COMMIT has failed.
+    pub(super) fn not_committed(&mut self) {
+        self.fire(After::Rollback);
+    }
+
     /// What was open beyond `depth` was rolled back.
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         if depth == 0 {
+            self.seal();
             self.fire(After::Rollback);
         } else {
             self.waiting.retain(|waiting| waiting.depth <= depth);
         }
     }
 
-    /// Nobody knows whether the transaction was committed.
+    /// Nobody knows whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
-        self.waiting.clear();
+        self.sealed.clear();
     }
 
     fn fire(&mut self, event: After) {
-        let fired = std::mem::take(&mut self.waiting).into_iter().filter(|waiting| waiting.after == event);
+        let fired = self.sealed.drain(..).filter(|waiting| waiting.after == event);
         self.due.extend(fired.map(|waiting| waiting.hook));
-    }
-
-    pub(super) fn take_due(&mut self) -> Due {
-        Due(std::mem::take(&mut self.due))
     }
 }
 
-/// Hooks to be run, once the connection is back.
-#[must_use]
-pub(super) struct Due(Vec<Hook>);
-
-impl Due {
-    /// Runs them one after the other in a task; the pool of a test keeps them instead.
-    pub(super) fn run(self, runtime: Option<&Handle>, pool: &SessionPool) {
-        if self.0.is_empty() {
+impl Core {
+    /// Runs the hooks that are due, one after the other in a task; the pool of a test keeps them
+    /// instead.
+    pub(super) fn run_hooks(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let due = std::mem::take(&mut state.hooks.due);
+        if due.is_empty() {
             return;
         }
-        let Some(hooks) = pool.keep_hooks(self.0) else { return };
-        let Some(runtime) = runtime.cloned().or_else(|| Handle::try_current().ok()) else {
+        let runtime = state.runtime.clone();
+        drop(state);
+        let Some(due) = self.pool().keep_hooks(due) else { return };
+        let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
             tracing::error!(target: "tower_sea_orm::session", "hooks are lost: there is no tokio runtime here");
             return;
         };
-        runtime.spawn(async move {
-            for hook in hooks {
-                // In a task of its own, so that its panic is its own.
-                if tokio::spawn(hook).await.is_err_and(|error| error.is_panic()) {
-                    tracing::error!(target: "tower_sea_orm::session", "a hook panicked; those after it run nevertheless");
+        let mut state = self.lock();
+        state.hooks.queue.extend(due);
+        if !std::mem::replace(&mut state.hooks.is_running, true) {
+            drop(state);
+            let core = self.clone();
+            runtime.spawn(async move {
+                while let Some(hook) = core.next_hook() {
+                    // In a task of its own, so that its panic is its own.
+                    if tokio::spawn(hook).await.is_err_and(|error| error.is_panic()) {
+                        tracing::error!(target: "tower_sea_orm::session", "a hook panicked; those after it run nevertheless");
+                    }
                 }
-            }
-        });
+            });
+        }
+    }
+
+    fn next_hook(&self) -> Option<Hook> {
+        let hooks = &mut self.lock().hooks;
+        let next = hooks.queue.pop_front();
+        hooks.is_running = next.is_some();
+        next
     }
 }

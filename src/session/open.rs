@@ -49,7 +49,8 @@ impl SessionPool {
     /// # Errors
     ///
     /// `TransactionError::Transaction` with the error of `work`; `TransactionError::Connection` if no
-    /// connection can be had or the transaction could not be committed ([`Error::of`] tells more).
+    /// connection can be had or the transaction could not be committed: with the server's own error if it
+    /// refused, else with one that [`Error::of`] finds.
     ///
     /// # Cancel safety
     ///

@@ -31,6 +31,7 @@ enum Inner {
     },
     Direct {
         core: Arc<Core>,
+        level: Level,
         transaction: DatabaseTransaction,
     },
     /// Committed or rolled back.
@@ -55,12 +56,12 @@ impl SessionTransaction {
                     Some(outer) => outer.begin_with_options(options).await?,
                     None => database.begin_with_options(options).await?,
                 };
-                Ok(Self(Inner::Direct { core: core.clone(), transaction }))
+                Ok(Self::direct(core, transaction))
             }
             Handle::Direct(core, outer) => {
                 core.check_open()?;
                 let transaction = outer.begin_with_options(options).await?;
-                Ok(Self(Inner::Direct { core: core.clone(), transaction }))
+                Ok(Self::direct(core, transaction))
             }
             Handle::Pinned(core, who) => {
                 // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back.
@@ -72,10 +73,16 @@ impl SessionTransaction {
         }
     }
 
+    fn direct(core: &Arc<Core>, transaction: DatabaseTransaction) -> Self {
+        let level = core.new_level();
+        core.lock().open_level(level);
+        Self(Inner::Direct { core: core.clone(), level, transaction })
+    }
+
     pub(super) fn handle(&self) -> Handle<'_> {
         match &self.0 {
             Inner::Pinned { core, level } => Handle::Pinned(core, Who::Level(*level)),
-            Inner::Direct { core, transaction } => Handle::Direct(core, transaction),
+            Inner::Direct { core, transaction, .. } => Handle::Direct(core, transaction),
             // Whoever ends it consumes it.
             Inner::Ended { core } => Handle::Pinned(core, Who::Level(Level::MAX)),
         }
@@ -96,7 +103,12 @@ impl SessionTransaction {
         match &mut self.0 {
             Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Commit).await.map(drop),
             Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
-                Some(transaction) => transaction.commit().await,
+                Some((core, level, transaction)) => {
+                    let committed = transaction.commit().await;
+                    core.lock().close_level(level, committed.is_ok());
+                    core.run_hooks();
+                    committed
+                }
                 None => Ok(()),
             },
         }
@@ -116,7 +128,12 @@ impl SessionTransaction {
         match &mut self.0 {
             Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Rollback).await.map(drop),
             Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
-                Some(transaction) => transaction.rollback().await,
+                Some((core, level, transaction)) => {
+                    let rolled_back = transaction.rollback().await;
+                    core.lock().close_level(level, false);
+                    core.run_hooks();
+                    rolled_back
+                }
                 None => Ok(()),
             },
         }
@@ -181,8 +198,8 @@ impl SessionTransaction {
 
     fn who(&self) -> Who {
         match &self.0 {
-            Inner::Pinned { level, .. } => Who::Level(*level),
-            Inner::Direct { .. } | Inner::Ended { .. } => Who::Session,
+            Inner::Pinned { level, .. } | Inner::Direct { level, .. } => Who::Level(*level),
+            Inner::Ended { .. } => Who::Level(Level::MAX),
         }
     }
 
@@ -236,10 +253,10 @@ impl SessionTransaction {
     }
 
     /// Moves SeaORM's transaction out.
-    fn into_direct(mut self) -> Option<DatabaseTransaction> {
+    fn into_direct(mut self) -> Option<(Arc<Core>, Level, DatabaseTransaction)> {
         let core = self.core().clone();
         match std::mem::replace(&mut self.0, Inner::Ended { core }) {
-            Inner::Direct { transaction, .. } => Some(transaction),
+            Inner::Direct { core, level, transaction } => Some((core, level, transaction)),
             Inner::Pinned { .. } | Inner::Ended { .. } => None,
         }
     }
@@ -247,8 +264,11 @@ impl SessionTransaction {
 
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
-        if let Inner::Pinned { core, level } = &self.0 {
-            core.abandon(*level);
+        match &self.0 {
+            Inner::Pinned { core, level } => core.abandon(*level),
+            // SeaORM rolls it back.
+            Inner::Direct { core, level, .. } => core.lock().close_level(*level, false),
+            Inner::Ended { .. } => {}
         }
     }
 }

@@ -73,14 +73,16 @@ impl Core {
         }
         let ended = match (decision, state.unsettled.take()) {
             _ if !state.is_transactional() => Ended::Autocommit,
-            (Decision::RollBack, _) => Ended::RolledBack,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
             (Decision::Commit, None) => {
+                state.hooks.seal();
                 state.hooks.committed(1);
                 if state.committed { Ended::Committed } else { Ended::Untouched }
             }
+            (Decision::RollBack, _) if state.is_untouched() => Ended::Untouched,
+            (Decision::RollBack, _) => Ended::RolledBack,
         };
-        let direct = state.direct.take();
+        let direct = state.take_direct();
         drop(state);
         match (self.end(), direct) {
             (None, None) => Settlement::Now(ended),
@@ -135,17 +137,24 @@ impl Core {
                 return Err(Kind::LeftOpen.into());
             }
             state.drop_abandoned();
+            if let Some(error) = state.untold() {
+                return Err(error);
+            }
             if state.levels.is_empty() && state.direct.is_none() {
+                state.hooks.seal();
                 state.hooks.committed(1);
                 return state.unsettled.take().map_or(Ok(()), Err);
             }
-            state.direct.take()
+            state.take_direct()
         };
         if let Some(transaction) = direct {
             let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
             let committed = timeout(bound, transaction.commit()).await.map_err(|_| Kind::OutcomeUnknown)?;
             committed.map_err(Error::of_commit)?;
-            self.lock().hooks.committed(1);
+            let mut state = self.lock();
+            state.committed = true;
+            state.hooks.seal();
+            state.hooks.committed(1);
             return Ok(());
         }
         let call = self.launch(turn, Who::Settlement, None, Operation::Commit, false).map_err(Error::of_commit)?;
@@ -197,28 +206,35 @@ impl Core {
             }
             if !commits {
                 state.unsettled = None;
+                state.untold = false;
+            } else if let Some(error) = state.untold() {
+                return Err(error.to_db_err());
             }
             if open == 0 && state.direct.is_none() {
                 if commits {
+                    state.hooks.seal();
                     state.hooks.committed(1);
                 } else {
                     state.hooks.rolled_back_to(0);
                 }
-                let due = state.hooks.take_due();
                 drop(state);
-                due.run(None, self.pool());
+                self.run_hooks();
                 return Ok(());
             }
-            state.direct.take()
+            state.take_direct()
         };
         if let Some(transaction) = direct {
             return self.end_direct(transaction, commits).await;
         }
-        let ended = self.launch(turn, Who::Session, None, operation, false)?.await;
+        let call = self.launch(turn, Who::Session, None, operation, false)?;
+        // Until the handler has heard how a COMMIT ended, only a rollback makes its failure good.
+        self.lock().untold |= commits;
+        let ended = call.await;
         if ended.is_err() {
             // What is left of it holds locks: it goes now. The first error is the one that counts.
             let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
         }
+        self.lock().untold = false;
         ended.map(drop)
     }
 }

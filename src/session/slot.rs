@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    hooks::{Due, Hooks},
+    hooks::Hooks,
     plan::{Mode, Plan},
 };
 use crate::{
@@ -56,6 +56,8 @@ pub(super) struct State {
     /// The connection has not been set up yet.
     pub(super) fresh: bool,
     pub(super) hooks: Hooks,
+    /// Where hooks run, known from the first connection on.
+    pub(super) runtime: Option<Handle>,
     /// The transaction of a session that passes its statements through.
     pub(super) direct: Option<Arc<DatabaseTransaction>>,
     /// A body that wants to live as long as the session.
@@ -66,6 +68,8 @@ pub(super) struct State {
     pub(super) failure: Option<Error>,
     /// A COMMIT of the handler's that failed, and that nothing has made good since.
     pub(super) unsettled: Option<Error>,
+    /// The handler was not there to see it fail: only a rollback makes it good.
+    pub(super) untold: bool,
     pub(super) span: SessionSpan,
 }
 
@@ -147,11 +151,13 @@ impl State {
             committed: false,
             fresh: false,
             hooks: Hooks::default(),
+            runtime: None,
             direct: None,
             hold: None,
             released: None,
             failure: None,
             unsettled: None,
+            untold: false,
             span: SessionSpan::open(),
         }
     }
@@ -224,6 +230,7 @@ impl State {
                 if before == 1 {
                     self.committed = true;
                     self.unsettled = None;
+                    self.untold = false;
                 }
             }
             (Purpose::Commit, Err(error)) => {
@@ -231,12 +238,19 @@ impl State {
                 if before == 1 && error.is_outcome_unknown() {
                     self.committed = true;
                     self.hooks.forget();
+                } else if before == 1 {
+                    self.hooks.not_committed();
                 }
-                if before == 1 && self.has_begun() {
+                // A COMMIT that outlasted its handler belongs to the answer, whoever began it.
+                let at_the_end = self.phase == Phase::Settling;
+                if before == 1 && self.has_begun() || at_the_end {
                     self.unsettled = Some(error);
+                    self.untold |= at_the_end;
                 }
                 // What is left of it goes before anything else may run.
-                if let Some(open) = self.levels.last_mut() {
+                if before == 1 && self.has_begun() {
+                    self.levels.clear();
+                } else if let Some(open) = self.levels.last_mut() {
                     open.abandoned = true;
                 }
             }
@@ -245,6 +259,11 @@ impl State {
             // It did not come to a transaction.
             (Purpose::BeginAndWork, _) if depth == 0 => self.levels.clear(),
             _ if before > depth => {
+                // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
+                if depth == 0 && purpose == Purpose::Work && self.has_begun() {
+                    self.unsettled = Some(Kind::Aborted.into());
+                    self.untold = true;
+                }
                 self.levels.truncate(depth);
                 self.hooks.rolled_back_to(depth);
             }
@@ -266,6 +285,11 @@ impl State {
         self.unsettled = Some(Kind::OutcomeUnknown.into());
     }
 
+    /// Whether the session was never used.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.next == OWN
+    }
+
     /// How the session ends, for the log.
     pub(super) fn outcome(&self) -> &'static str {
         if self.unsettled.as_ref().is_some_and(Error::is_outcome_unknown) {
@@ -279,11 +303,47 @@ impl State {
         }
     }
 
+    /// The failure of an earlier COMMIT that the handler does not know of.
+    pub(super) fn untold(&self) -> Option<Error> {
+        self.unsettled.clone().filter(|_| self.untold)
+    }
+
     /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
-    pub(super) fn roll_back_all(&mut self) -> Due {
+    pub(super) fn roll_back_all(&mut self) {
         self.levels.clear();
         self.hooks.rolled_back_to(0);
-        self.hooks.take_due()
+    }
+
+    /// The own transaction of a session that passes its statements through has begun.
+    pub(super) fn open_own(&mut self, transaction: Arc<DatabaseTransaction>) {
+        self.next += 1;
+        self.direct = Some(transaction);
+        self.levels.push(OpenLevel { id: OWN, abandoned: false });
+    }
+
+    /// Takes it out, to be ended.
+    pub(super) fn take_direct(&mut self) -> Option<Arc<DatabaseTransaction>> {
+        let direct = self.direct.take()?;
+        self.levels.clear();
+        Some(direct)
+    }
+
+    /// Opens a level for a transaction that the driver is not asked about.
+    pub(super) fn open_level(&mut self, id: Level) {
+        self.levels.push(OpenLevel { id, abandoned: false });
+    }
+
+    /// Ends a level, and those inside of it, that the driver is not asked about.
+    pub(super) fn close_level(&mut self, id: Level, committed: bool) {
+        let Some(position) = self.levels.iter().position(|open| open.id == id) else { return };
+        let innermost = position + 1 == self.levels.len();
+        self.levels.truncate(position);
+        if committed && innermost {
+            self.hooks.seal_if_outermost(position);
+            self.hooks.committed(position + 1);
+        } else {
+            self.hooks.rolled_back_to(position);
+        }
     }
 
     /// Whether the session's own transaction has begun.

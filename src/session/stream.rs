@@ -32,7 +32,9 @@ enum Inner<'a> {
     /// The call runs the statement and sends its rows; both are polled here.
     Pinned {
         call: Option<Call>,
-        rows: mpsc::Receiver<Result<QueryResult, DbErr>>,
+        rows: mpsc::Receiver<QueryResult>,
+        /// What the call ended with, to be told after the last row.
+        failure: Option<DbErr>,
         /// `None` once the end was read.
         open: Option<Open>,
     },
@@ -76,7 +78,7 @@ impl<'a> SessionStream<'a> {
     async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
         let (sender, rows) = mpsc::channel(BUFFERED);
         let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
-        Ok(Self(Inner::Pinned { call: Some(call), rows, open: Some(Open(core.clone())) }))
+        Ok(Self(Inner::Pinned { call: Some(call), rows, failure: None, open: Some(Open(core.clone())) }))
     }
 }
 
@@ -109,33 +111,33 @@ impl Stream for SessionStream<'_> {
     type Item = Result<QueryResult, DbErr>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let (call, rows, open) = match &mut self.0 {
+        let (call, rows, failure, open) = match &mut self.0 {
             Inner::Plain(stream) => return Pin::new(stream).poll_next(cx),
             Inner::Read(rows) => return Poll::Ready(rows.next().map(Ok)),
             Inner::Direct(stream) => return Pin::new(stream).poll_next(cx),
-            Inner::Pinned { call, rows, open } => (call, rows, open),
+            Inner::Pinned { call, rows, failure, open } => (call, rows, failure, open),
         };
-        // Rows first, then the call that makes more of them, then what it has just made.
-        if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {
-            return Poll::Ready(Some(row));
-        }
-        let Some(running) = call else {
-            *open = None;
-            return Poll::Ready(None);
-        };
-        let mut failure = None;
-        if let Poll::Ready(output) = Pin::new(running).poll(cx) {
-            *call = None;
-            failure = output.err();
-        }
-        match rows.poll_recv(cx) {
-            Poll::Ready(Some(row)) => Poll::Ready(Some(row)),
-            // A failure of the statement was sent as its last row; what is left is the call's own.
-            Poll::Ready(None) => {
-                *open = None;
-                Poll::Ready(failure.map(Err))
+        // Rows first, then the call that makes more of them, then what it has just made. That none
+        // comes out does not mean that none is there: tokio has a task that reads much yield. Only the
+        // channel's own end, after the call's, is the end.
+        loop {
+            match rows.poll_recv(cx) {
+                Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),
+                Poll::Ready(None) if call.is_none() => {
+                    *open = None;
+                    return Poll::Ready(failure.take().map(Err));
+                }
+                Poll::Ready(None) | Poll::Pending => {}
             }
-            Poll::Pending => Poll::Pending,
+            let Some(running) = call else { return Poll::Pending };
+            if let Poll::Ready(output) = Pin::new(running).poll(cx) {
+                *call = None;
+                *failure = output.err();
+            } else if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {
+                return Poll::Ready(Some(Ok(row)));
+            } else {
+                return Poll::Pending;
+            }
         }
     }
 }

@@ -92,6 +92,9 @@ impl<Tag> DbSession<Tag> {
         commit_when: Option<CommitWhen>,
         on_begin: Vec<Statement>,
     ) -> Result<(), Error> {
+        if mode == Mode::Autocommit && !on_begin.is_empty() {
+            return Err(Kind::MustBeTransaction.into());
+        }
         self.core.set_mode(mode)?;
         let mut state = self.core.lock();
         if !on_begin.is_empty() {
@@ -151,8 +154,9 @@ impl<Tag> DbSession<Tag> {
     /// What the server says; [`is_aborted`](Error::is_aborted) if it has given the transaction up after
     /// a failed statement; [`is_outcome_unknown`](Error::is_outcome_unknown) if the connection was lost
     /// meanwhile. Except for that, the transaction is rolled back then. If nothing makes a failed
-    /// COMMIT good (another commit that succeeds, or a [`rollback`](Self::rollback) that says it was
-    /// meant), the response becomes an error as well.
+    /// COMMIT good (a [`rollback`](Self::rollback) that says it was meant, or another commit that succeeds),
+    /// the response becomes an error as well. If the future was dropped before it told of the failure,
+    /// only a `rollback` does.
     ///
     /// Also if the session is not in a transaction, is set to [roll back only](Self::set_rollback_only),
     /// or has a nested transaction open.
@@ -251,9 +255,8 @@ impl Core {
         }
         let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
         state.hooks.register(depth, after, hook);
-        let due = state.hooks.take_due();
         drop(state);
-        due.run(None, self.pool());
+        self.run_hooks();
         Ok(())
     }
 }

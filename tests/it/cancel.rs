@@ -41,7 +41,7 @@ const DELAY: Duration = Duration::from_millis(1);
 /// Polls `future` until it is ready or has been pending `pendings` times; `None` if it was dropped.
 ///
 /// Between two polls it waits to be woken.
-async fn drop_at<F: Future>(pendings: usize, future: F) -> Option<F::Output> {
+pub async fn drop_at<F: Future>(pendings: usize, future: F) -> Option<F::Output> {
     let mut future = Box::pin(future);
     let mut seen = 0;
     let driven = poll_fn(move |cx| match future.poll_unpin(cx) {

@@ -5,5 +5,7 @@
 pub mod database;
 pub mod pool;
 pub mod servers;
+pub mod site;
 pub mod wait;
 pub mod wire;
+pub mod world;

@@ -144,7 +144,7 @@ impl OwnServer {
     ///
     /// When PostgreSQL is not installed or does not start.
     pub fn postgres() -> Self {
-        Self::new(Engine::Postgres)
+        Self::new(Engine::Postgres, &[])
     }
 
     /// Starts a private MariaDB.
@@ -153,7 +153,12 @@ impl OwnServer {
     ///
     /// When MariaDB is not installed or does not start.
     pub fn mysql() -> Self {
-        Self::new(Engine::MySql)
+        Self::mysql_with(&[])
+    }
+
+    /// Starts a private MariaDB with more options.
+    pub fn mysql_with(options: &[&str]) -> Self {
+        Self::new(Engine::MySql, options)
     }
 
     /// The admin URL.
@@ -222,10 +227,10 @@ impl OwnServer {
     }
 
     /// Makes a data directory and starts a server in it.
-    fn new(engine: Engine) -> Self {
+    fn new(engine: Engine, options: &[&str]) -> Self {
         let mut last_log = String::new();
         for _ in 0..START_TRIES {
-            let mut server = Self::stopped(engine);
+            let mut server = Self::stopped(engine, options);
             match server.try_start() {
                 Ok(()) => return server,
                 Err(log) => last_log = log,
@@ -235,7 +240,7 @@ impl OwnServer {
     }
 
     /// Makes a data directory and a keeper, but does not start the server.
-    fn stopped(engine: Engine) -> Self {
+    fn stopped(engine: Engine, options: &[&str]) -> Self {
         let account = Account::of(engine);
         let dir = new_dir(&account);
         let port = free_port();
@@ -252,6 +257,7 @@ impl OwnServer {
                 Engine::MySql => binary(engine, "mariadb-install-db"),
             })
             .args(server_command(engine, &dir, port))
+            .args(options)
             // Not in the group that a test runner signals.
             .process_group(0)
             .stdin(Stdio::piped())

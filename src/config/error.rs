@@ -1,0 +1,40 @@
+//! [`ConfigError`]: which setting is wrong, and what is right.
+
+use std::fmt;
+
+/// A setting that a [`PoolConfig`](super::PoolConfig) refuses.
+///
+/// The text names the key as it was written, and what is allowed. It shows a value only where that
+/// is harmless, and nothing of a URL.
+///
+/// ```
+/// use tower_sea_orm::PoolConfig;
+///
+/// let error = PoolConfig::from_vars([("DB_POOL_SZIE", "10")]).unwrap_err();
+/// assert_eq!(error.key(), "DB_POOL_SZIE");
+/// assert!(error.to_string().contains("did you mean `DB_POOL_SIZE`?"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    key: String,
+    problem: String,
+}
+
+impl ConfigError {
+    pub(super) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into() }
+    }
+
+    /// The key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.key, self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}

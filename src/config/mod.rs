@@ -1,0 +1,236 @@
+//! [`PoolConfig`]: the pool's settings from the environment or a file.
+
+mod de;
+mod env;
+mod error;
+mod names;
+mod settings;
+mod startup;
+#[cfg(test)]
+mod tests;
+mod url;
+mod value;
+
+use std::{fmt, time::Duration};
+
+use log::LevelFilter;
+use sea_orm::{ConnectOptions, DatabaseConnection};
+
+pub use self::error::ConfigError;
+use self::url::DatabaseUrl;
+use crate::{Error, SessionPool, error::Kind};
+
+/// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, from the environment
+/// ([`from_env`](Self::from_env)) or by serde from a file of your format.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sea_orm::PoolConfig;
+///
+/// # if cfg!(feature = "sqlx-postgres") {
+/// let config: PoolConfig = serde_json::from_str(r#"{
+///     "url": "postgres://app:secret@localhost/shop",
+///     "pool_size": 10,
+///     "max_overflow": 5,
+///     "pool_timeout": 3,
+///     "pool_recycle": "30min",
+///     "echo": false,
+///     "startup_timeout": "30s"
+/// }"#)?;
+///
+/// let options = config.connect_options();
+/// assert_eq!((options.get_min_connections(), options.get_max_connections()), (Some(10), Some(15)));
+/// assert_eq!(options.get_acquire_timeout(), Some(Duration::from_secs(3)));
+/// assert_eq!(options.get_max_lifetime(), Some(Some(Duration::from_secs(1800))));
+/// assert!(!options.get_sqlx_logging());
+/// // let pool: SessionPool = config.connect().await?;
+///
+/// let no_limit = r#"{ "url": "postgres://localhost/shop", "max_overflow": -1 }"#;
+/// let error = serde_json::from_str::<PoolConfig>(no_limit).unwrap_err();
+/// assert!(error.to_string().starts_with("`max_overflow`: \"-1\" is refused: no limit in SQLAlchemy"));
+/// # }
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+///
+/// # The settings
+///
+/// In the environment each is written with `DB_` before it, in capitals: `DB_POOL_SIZE`. What is not
+/// given stays at its default.
+///
+/// | setting | SQLAlchemy's name | value | default | what |
+/// |---|---|---|---|---|
+/// | `url` | the first argument | URL | – | `DATABASE_URL` or `DB_URL` in the environment. |
+/// | `min_connections` | `pool_size` | number | 0 | Connections that are kept open, and opened at the start; SQLAlchemy opens them when they are needed. |
+/// | `max_connections` | `pool_size` + `max_overflow` | number | 10; SQLite: 1 | The limit. |
+/// | `acquire_timeout` | `pool_timeout` | time | 5 s (SQLAlchemy: 30 s) | How long a session waits for its connection. For the driver's pool as well, whose default is 30 s. |
+/// | `connect_timeout` | | time | | What the driver's pool has for its `acquire_timeout`, if that is not given. |
+/// | `idle_timeout` | | time, `never` | 10 min | When a connection above `min_connections` that nobody uses is closed. |
+/// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never) | The age at which a connection that is not in use is closed. |
+/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | A ping before a connection of the driver's pool is used. One that goes straight from a session to the next has none; see `warm`. |
+/// | `connect_lazy` | | switch | false | Connect at the first session. SQLAlchemy always does. |
+/// | `sqlx_logging` | `echo` | switch | true (SQLAlchemy: false) | Statements in the log, under the target `sqlx::query`, without their values. |
+/// | `sqlx_logging_level` | | level | info | Their level. |
+/// | `sqlx_slow_statements_logging_level` | | level | off; warn if the next one is given | The level of slow ones. |
+/// | `sqlx_slow_statements_logging_threshold` | | time | 1 s | What is slow. |
+/// | `schema_search_path` | | text | | PostgreSQL's, without effect elsewhere; and so are the next two. |
+/// | `application_name` | | text | | What `pg_stat_activity` shows. |
+/// | `statement_timeout` | | time | | When the server gives a statement up. |
+/// | `reserve` | | number | 0 | [`SessionPool::reserve`] |
+/// | `release_timeout` | | time | 5 s | [`SessionPool::release_timeout`] |
+/// | `warm` | | switch | true | [`SessionPool::warm`] |
+/// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
+///
+/// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit: `250ms`, `30s`, `5min`,
+/// `1h`, `1d`. A **switch** is `true` or `false` (also `1`, `yes`, `on`, `0`, `no`, `off`). A **level** is
+/// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+///
+/// Where it is not as in SQLAlchemy:
+///
+/// - `pool_size` without `max_overflow` has SQLAlchemy's overflow of 10, and `max_overflow` without
+///   `pool_size` its size of 5. Give `max_connections` with `pool_size` to set the limit itself.
+/// - SQLAlchemy closes an overflow connection as soon as it comes back. Here it is closed when it was
+///   idle for the `idle_timeout`.
+/// - `pool_size=0` and `max_overflow=-1`, no limit, are refused: no server has as many.
+/// - A URL names no driver: `postgresql://`, not `postgresql+asyncpg://`. A file's path in
+///   `sqlite:///path` begins at the root; `sqlite://path` is relative.
+///
+/// # What is refused
+///
+/// An unknown name, with the nearest known one; a value that is none, or impossible; two names of one
+/// setting that do not say the same; more `min_connections` than `max_connections`; a `reserve` that
+/// leaves nothing; a URL of a driver that is not built in. [`ConfigError`] says which and what is right.
+///
+/// # Secrets
+///
+/// `Debug` and `Display` show scheme, user, host and database of the URL: never its password, and
+/// nothing of its query. An error shows nothing of a URL. [`connect_options`](Self::connect_options) are
+/// SeaORM's, whose `Debug` shows the URL as a whole. The error of a file format may quote the line that
+/// it is about; log its message alone if that may be the URL's line.
+#[derive(Clone, PartialEq)]
+pub struct PoolConfig {
+    url: DatabaseUrl,
+    /// Whether a part of `max_connections` is SQLAlchemy's overflow.
+    overflows: bool,
+    options: Options,
+}
+
+/// What may be given or not.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Options {
+    max_connections: Option<u32>,
+    min_connections: Option<u32>,
+    connect_timeout: Option<Duration>,
+    acquire_timeout: Option<Duration>,
+    idle_timeout: Option<Option<Duration>>,
+    max_lifetime: Option<Option<Duration>>,
+    test_before_acquire: Option<bool>,
+    connect_lazy: Option<bool>,
+    sqlx_logging: Option<bool>,
+    sqlx_logging_level: Option<LevelFilter>,
+    slow_level: Option<LevelFilter>,
+    slow_threshold: Option<Duration>,
+    schema_search_path: Option<String>,
+    application_name: Option<String>,
+    statement_timeout: Option<Duration>,
+    reserve: Option<u32>,
+    release_timeout: Option<Duration>,
+    warm: Option<bool>,
+    startup_timeout: Option<Duration>,
+}
+
+impl PoolConfig {
+    /// SeaORM's options, to change what has no setting here. [`session_pool`](Self::session_pool) then
+    /// makes the pool of sessions.
+    ///
+    /// Their URL is whole: their `Debug` shows its password, and so do SeaORM's spans (at the level
+    /// TRACE) when you connect with them.
+    ///
+    /// ```
+    /// use sea_orm::Database;
+    /// use tower_sea_orm::PoolConfig;
+    ///
+    /// # if cfg!(feature = "sqlx-sqlite") {
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let config = PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:"), ("DB_ECHO", "false")])?;
+    /// let mut options = config.connect_options();
+    /// options.after_connect(|db| Box::pin(async move { db.ping().await }));
+    /// let pool = config.session_pool(Database::connect(options).await?)?;
+    /// assert_eq!(pool.status().limit, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// # }
+    /// # Ok::<(), tower_sea_orm::ConfigError>(())
+    /// ```
+    pub fn connect_options(&self) -> ConnectOptions {
+        self.with_settings(self.url.options())
+    }
+
+    /// A pool of sessions over `database`, with this configuration's `acquire_timeout`, `release_timeout`,
+    /// `reserve` and `warm`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SessionPool::try_new`]; and if `database` was made with other options and has no more
+    /// connections than the `reserve`.
+    pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
+        let mut pool = SessionPool::try_new(database)?;
+        if let Some(time) = self.options.acquire_timeout {
+            pool = pool.acquire_timeout(time);
+        }
+        if let Some(time) = self.options.release_timeout {
+            pool = pool.release_timeout(time);
+        }
+        if let Some(reserve) = self.options.reserve {
+            if reserve >= pool.limit() {
+                return Err(Kind::InvalidReserve.into());
+            }
+            pool = pool.reserve(reserve);
+        }
+        Ok(pool.warm(self.options.warm.unwrap_or(true)))
+    }
+
+    fn with_settings(&self, mut options: ConnectOptions) -> ConnectOptions {
+        /// Calls the setter for what was given.
+        macro_rules! set {
+            ($($name:ident => $setter:ident),* $(,)?) => {
+                $(if let Some(value) = &self.options.$name { options.$setter(value.clone()); })*
+            };
+        }
+        set! {
+            max_connections => max_connections,
+            min_connections => min_connections,
+            connect_timeout => connect_timeout,
+            acquire_timeout => acquire_timeout,
+            idle_timeout => idle_timeout,
+            max_lifetime => max_lifetime,
+            test_before_acquire => test_before_acquire,
+            connect_lazy => connect_lazy,
+            sqlx_logging => sqlx_logging,
+            sqlx_logging_level => sqlx_logging_level,
+            schema_search_path => set_schema_search_path,
+            application_name => set_application_name,
+            statement_timeout => statement_timeout,
+        }
+        let (level, threshold) = options.get_sqlx_slow_statements_logging_settings();
+        let level = match (self.options.slow_level, self.options.slow_threshold) {
+            (Some(level), _) => level,
+            (None, Some(_)) => LevelFilter::Warn,
+            (None, None) => level,
+        };
+        options.sqlx_slow_statements_logging_settings(level, self.options.slow_threshold.unwrap_or(threshold));
+        options
+    }
+}
+
+/// The URL as a log may show it: without password and query.
+impl fmt::Display for PoolConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+impl fmt::Debug for PoolConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolConfig").field("url", &self.url).field("options", &self.options).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,100 @@
+//! Names: all of them, wrong ones, and two of one setting.
+
+use super::{super::names::NAMES, PoolConfig, URL, env, json};
+
+fn example(name: &str) -> &'static str {
+    match name {
+        "url" => URL,
+        "reserve" => "0",
+        name if name.starts_with("max_") || name.ends_with("_connections") || name == "pool_size" => "5",
+        name if name.ends_with("_level") => "debug",
+        "test_before_acquire" | "pool_pre_ping" | "connect_lazy" | "sqlx_logging" | "echo" | "warm" => "false",
+        _ => "30",
+    }
+}
+
+#[test]
+fn every_name_is_known_to_the_environment_and_to_files_and_stands_in_the_documentation() {
+    let documentation = include_str!("../mod.rs");
+    for name in NAMES {
+        let value = example(name);
+        env([(name, value)]).unwrap_or_else(|error| panic!("{error}"));
+        if name != "url" {
+            let file = json(&format!("\"{name}\": \"{value}\"")).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(file, env([(name, value)]).unwrap(), "{name}");
+        }
+        assert!(documentation.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
+fn an_unknown_name_is_refused_with_the_nearest_one() {
+    for (wrong, meant) in [
+        ("POOL_SZIE", "`DB_POOL_SIZE`"),
+        ("POOLSIZE", "`DB_POOL_SIZE`"),
+        ("MAX_CONECTION", "`DB_MAX_CONNECTIONS`"),
+        ("POOL_RECYLCE", "`DB_POOL_RECYCLE`"),
+        ("ECHOO", "`DB_ECHO`"),
+        ("SQLX_SLOW_STATEMENT_LOGGING_TRESHOLD", "`DB_SQLX_SLOW_STATEMENTS_LOGGING_THRESHOLD`"),
+    ] {
+        let error = env([(wrong, "secret")]).unwrap_err();
+        assert_eq!(error.key(), format!("DB_{wrong}"));
+        assert!(error.to_string().contains(&format!("did you mean {meant}?")), "{error}");
+        assert!(error.to_string().contains("from_prefixed_vars"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
+    }
+    let error = json("\"pool-size\": 3").unwrap_err().to_string();
+    assert!(error.starts_with("`pool-size`: no such setting: did you mean `pool_size`?"), "{error}");
+    assert!(!error.contains("from_prefixed_vars"), "{error}");
+    let error = env([("COLOUR", "red")]).unwrap_err().to_string();
+    assert!(error.contains("there are DB_URL, DB_MAX_CONNECTIONS, "), "{error}");
+}
+
+#[test]
+fn what_others_call_the_parts_of_a_url_is_left_alone_unless_the_prefix_is_ours() {
+    env([("HOST", "db"), ("USER", "app"), ("PASSWORD", "hunter2"), ("NAME", "shop")]).unwrap();
+    let without_url = [("DB_HOST", "db"), ("DB_PASSWORD", "hunter2")];
+    let error = PoolConfig::from_vars(without_url).unwrap_err();
+    assert_eq!(error.key(), "DATABASE_URL");
+    assert!(error.to_string().contains("`DB_HOST`, `DB_PASSWORD` are not read"), "{error}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+
+    let error = PoolConfig::from_prefixed_vars("STOCK_", [("STOCK_HOST", "db")]).unwrap_err();
+    assert!(error.to_string().contains("`STOCK_URL`"), "{error}");
+    assert!(json("\"password\": \"hunter2\"").unwrap_err().to_string().contains("write it to `url`"));
+}
+
+#[test]
+fn a_prefix_of_its_own_reads_nothing_else() {
+    let vars = [("STOCK_DB_URL", URL), ("STOCK_DB_ECHO", "no"), ("DB_ECHO", "what"), ("DATABASE_URL", "what")];
+    assert_eq!(PoolConfig::from_prefixed_vars("STOCK_DB_", vars), env([("ECHO", "no")]));
+    let error = PoolConfig::from_prefixed_vars("STOCK_DB_", [("DATABASE_URL", URL)]).unwrap_err();
+    assert_eq!(error.key(), "STOCK_DB_URL");
+}
+
+#[test]
+fn two_names_of_one_setting_have_to_say_the_same() {
+    for (one, other, same, different) in [
+        ("pool_timeout", "acquire_timeout", ("30", "30s"), ("30", "31")),
+        ("pool_recycle", "max_lifetime", ("-1", "never"), ("-1", "1h")),
+        ("pool_pre_ping", "test_before_acquire", ("true", "1"), ("true", "0")),
+        ("echo", "sqlx_logging", ("off", "false"), ("on", "false")),
+        ("url", "url", (URL, URL), (URL, "sqlite://other")),
+    ] {
+        env([(one, same.0), (other, same.1)]).unwrap();
+        let error = env([(one, different.0), (other, different.1)]).unwrap_err().to_string();
+        if one != "url" {
+            let first = format!("`DB_{}`", one.to_uppercase());
+            assert!(error.starts_with(&format!("`DB_{}`: {first} is another name", other.to_uppercase())), "{error}");
+            assert!(json(&format!("\"{one}\": \"{}\", \"{other}\": \"{}\"", different.0, different.1)).is_err());
+        }
+    }
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    assert_eq!(env([("POOL_SIZE", ""), ("ECHO", " ")]), env([]));
+    assert!(env([("POOL_SZIE", "")]).is_err());
+    assert_eq!(PoolConfig::from_vars([("DATABASE_URL", "")]).unwrap_err().key(), "DATABASE_URL");
+    assert_eq!(json("\"pool_size\": null").unwrap(), json("").unwrap());
+}

@@ -1,0 +1,139 @@
+//! URLs: which are refused, and that none shows its password.
+
+use super::PoolConfig;
+
+fn config(url: &str) -> Result<PoolConfig, super::ConfigError> {
+    PoolConfig::from_vars([("DATABASE_URL", url)])
+}
+
+/// Every URL has this in it, whole or in part.
+const SECRETS: [&str; 6] = ["hunter2", "hunter", "unter2", "%68unter2", "hunter%32", "h%75nter2"];
+
+#[cfg(all(feature = "sqlx-postgres", feature = "sqlx-mysql", feature = "sqlx-sqlite"))]
+#[test]
+fn no_url_shows_its_password() {
+    let mut accepted = 0;
+    for url in [
+        "postgres://app:hunter2@db.example/shop",
+        "postgresql://app:%68unter2@db.example:5433/shop?sslmode=disable",
+        "postgres://:hunter2@db.example/shop",
+        "postgres://app:p@hunter2@db.example/shop",
+        "postgres://app:12/hunter2@db.example/shop",
+        "postgres://app:12?hunter2@db.example/shop",
+        "postgres://app:12#hunter2@db.example/shop",
+        "postgres://app:hun/ter2@db.example/shop",
+        "postgres://db.example/shop?user=app&password=hunter2",
+        "postgres://db.example/shop?p%61ssword=h%75nter2",
+        "postgres://db.example/shop?PASSWORD=hunter2",
+        "postgres://db.example/shop?sslkey=k&sslpassword=hunter2",
+        "postgres://db.example/shop?passwd=hunter%32#frag",
+        "postgres://db.example/shop?password=hunter2&password=hunter2",
+        "postgres://app:hunter2@[::1]:5432/shop",
+        "postgres://app:hunter2@/shop?host=/tmp",
+        "postgres:app:hunter2@db.example/shop",
+        " postgres://app:hunter2@db.example/shop\n",
+        "postgres://app:hunter2@db.example:99999/shop",
+        "postgres://app:hunter2@db exam ple/shop",
+        "postgres//app:hunter2@db.example/shop",
+        "app:hunter2@db.example/shop",
+        "://app:hunter2@db.example",
+        "postgres://app:hunter2%ff@db.example/shop",
+        "postgres://app:%ffhunter2@db.example/shop?password=x",
+        "postgresql+asyncpg://app:hunter2@db.example/shop",
+        "mysql://app:hunter2@db.example/shop",
+        "mysql://db.example/shop?ssl-mode=disabled&password=hunter2",
+        "MySQL://app:hunter2@db.example/shop",
+        "mariadb://app:hunter2@db.example/shop",
+        "mssql://app:hunter2@db.example/shop",
+        "sqlite://app:hunter2@db.example/shop",
+        "sqlite://shop.db?key=hunter2",
+        "sqlite://shop.db?password=hunter2",
+        "sqlite:shop.db?vfs=hunter2",
+        "hunter2",
+        "hunter2://",
+    ] {
+        let shown = match config(url) {
+            Ok(config) => {
+                accepted += 1;
+                let guarded = config.with_settings(config.url.guarded_options());
+                // What SQLite's has in its query is no password of a database's.
+                let guarded = if url.starts_with("sqlite") { String::new() } else { format!("{guarded:?}") };
+                format!("{config} {config:?} {config:#?} {guarded}")
+            }
+            Err(error) => format!("{error} {error:?}"),
+        };
+        for secret in SECRETS {
+            assert!(!shown.contains(secret), "{url}: {shown}");
+        }
+    }
+    assert!(accepted >= 11, "{accepted} of these are well-formed");
+}
+
+#[cfg(all(feature = "sqlx-postgres", feature = "sqlx-sqlite"))]
+#[test]
+fn user_host_and_database_are_shown() {
+    for (url, shown) in [
+        ("postgres://app:hunter2@db.example:5433/shop?sslmode=disable", "postgres://app:***@db.example:5433/shop?…"),
+        ("postgresql://app@[::1]/shop", "postgresql://app@[::1]/shop"),
+        ("postgres://db.example", "postgres://db.example"),
+        ("postgres:///shop?host=/tmp", "postgres:///shop?…"),
+        ("sqlite://app@home/shop.db#1", "sqlite:…"),
+        ("sqlite::memory:", "sqlite::memory:"),
+        ("sqlite:///tmp/shop.db?mode=rwc", "sqlite:///tmp/shop.db?…"),
+        ("sqlite://shop.db", "sqlite://shop.db"),
+    ] {
+        let config = config(url).unwrap();
+        assert_eq!(config.to_string(), shown);
+        assert!(format!("{config:?}").starts_with(&format!("PoolConfig {{ url: \"{shown}\"")), "{config:?}");
+    }
+}
+
+#[test]
+fn a_url_that_cannot_be_is_refused_with_what_to_write() {
+    for (url, part) in [
+        ("db.example/shop", "write `postgres://user:password@host/database`"),
+        ("postgresql+asyncpg://db.example/shop", "write `postgresql://…`"),
+        ("mysql+aiomysql://db.example/shop", "write `mysql://…`"),
+        ("mariadb+asyncmy://db.example/shop", "write `mysql://…`"),
+        ("sqlite+aiosqlite:///shop.db", "write `sqlite://…`"),
+        ("mariadb://db.example/shop", "write `mysql://…`"),
+        ("mssql://db.example/shop", "`postgres://…`, `mysql://…` or `sqlite://…`"),
+        ("postgres:db.example/shop", "`//` is missing"),
+        ("postgres://app:12/x@db.example/shop", "`%2F`"),
+        ("postgres://app:12#x@db.example/shop", "`%23`"),
+        ("mysql://db.example/shop?password=x", "write it before the host"),
+        ("postgres://db.example/shop?sslpassword=x", "write it before the host"),
+        ("postgres://app:%ff@db.example/shop", "not UTF-8"),
+        ("sqlite://app:x@db.example/shop", "has no password"),
+        ("", "not set"),
+    ] {
+        let error = config(url).unwrap_err();
+        assert_eq!(error.key(), "DATABASE_URL");
+        assert!(error.to_string().contains(part), "{url}: {error}");
+    }
+}
+
+#[test]
+fn a_driver_that_is_not_built_in_is_refused_with_its_feature() {
+    for (url, feature, is_built_in) in [
+        ("postgres://db.example/shop", "sqlx-postgres", cfg!(feature = "sqlx-postgres")),
+        ("mysql://db.example/shop", "sqlx-mysql", cfg!(feature = "sqlx-mysql")),
+        ("sqlite://shop.db", "sqlx-sqlite", cfg!(feature = "sqlx-sqlite")),
+    ] {
+        match config(url) {
+            Ok(_) => assert!(is_built_in, "{url}"),
+            Err(error) => assert!(!is_built_in && error.to_string().contains(&format!("`{feature}`")), "{error}"),
+        }
+    }
+}
+
+#[cfg(feature = "sqlx-postgres")]
+#[test]
+fn what_is_no_secret_stays_in_the_query() {
+    let url =
+        "postgres://app:x@h/shop?sslmode=disable&password=y&options[search_path]=a%20b&application_name=caf%C3%A9";
+    let options = config(url).unwrap().url.guarded_options();
+    let parsed = url::Url::parse(options.get_url()).unwrap();
+    let rest: Vec<_> = parsed.query_pairs().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(rest, ["sslmode=disable", "options[search_path]=a b", "application_name=café"]);
+}
