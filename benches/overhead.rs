@@ -9,11 +9,13 @@
 //! ```
 #![allow(clippy::expect_used, missing_docs, reason = "a benchmark may panic, and criterion's macros have no docs")]
 
-use std::{convert::Infallible, hint::black_box};
+use std::{convert::Infallible, hint::black_box, path::Path};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{Request, Response};
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, MockDatabase, Statement};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, MockDatabase, Statement, TransactionTrait,
+};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_sea_orm::{DbSession, DbSessionLayer};
@@ -24,53 +26,68 @@ type Row = (&'static str, BoxCloneService<Request<()>, Response<String>, Infalli
 const WARM_UP: u32 = 200;
 const COUNTED: u32 = 1000;
 
-fn rows(runtime: &Runtime) -> Vec<Row> {
+fn rows(runtime: &Runtime, file: &Path) -> Vec<Row> {
     let mock = || MockDatabase::new(DbBackend::Sqlite).into_connection();
-    let sqlite = || runtime.block_on(connect());
+    let sqlite = || runtime.block_on(connect(file));
     let untouched = service_fn(untouched);
     let plain = {
         let db = sqlite();
         service_fn(move |_: Request<()>| {
             let db = db.clone();
-            async move { Ok(select(&db).await) }
+            async move { Ok(select(&db, 1).await) }
         })
     };
+    let transaction = |statements| {
+        let db = sqlite();
+        service_fn(move |_: Request<()>| {
+            let db = db.clone();
+            async move {
+                let tx = db.begin().await.expect("a transaction");
+                let response = select(&tx, statements).await;
+                tx.commit().await.expect("a commit");
+                Ok(response)
+            }
+        })
+    };
+    let layer = || DbSessionLayer::new(sqlite());
+    let selecting = |statements| service_fn(move |request| selecting(request, statements));
     vec![
         ("no layer", BoxCloneService::new(untouched)),
         ("mock", BoxCloneService::new(DbSessionLayer::new(mock()).layer(untouched))),
-        ("SQLite, lazy, untouched", BoxCloneService::new(DbSessionLayer::new(sqlite()).lazy().layer(untouched))),
-        ("SQLite, eager, untouched", BoxCloneService::new(DbSessionLayer::new(sqlite()).layer(untouched))),
-        ("SQLite, one SELECT, SeaORM's pool", BoxCloneService::new(plain)),
-        (
-            "SQLite, one SELECT, lazy session",
-            BoxCloneService::new(DbSessionLayer::new(sqlite()).lazy().layer(service_fn(selecting))),
-        ),
-        (
-            "SQLite, one SELECT, eager session",
-            BoxCloneService::new(DbSessionLayer::new(sqlite()).layer(service_fn(selecting))),
-        ),
+        ("lazy, untouched", BoxCloneService::new(layer().lazy().layer(untouched))),
+        ("eager, untouched", BoxCloneService::new(layer().layer(untouched))),
+        ("one SELECT, SeaORM's pool", BoxCloneService::new(plain)),
+        ("one SELECT, lazy session", BoxCloneService::new(layer().lazy().layer(selecting(1)))),
+        ("one SELECT, eager session", BoxCloneService::new(layer().layer(selecting(1)))),
+        ("transaction of 1, SeaORM's", BoxCloneService::new(transaction(1))),
+        ("transaction of 11, SeaORM's", BoxCloneService::new(transaction(11))),
+        ("transaction of 1, session's", BoxCloneService::new(layer().transaction().layer(selecting(1)))),
+        ("transaction of 11, session's", BoxCloneService::new(layer().transaction().layer(selecting(11)))),
     ]
 }
 
-async fn connect() -> DatabaseConnection {
-    let mut options = ConnectOptions::new("sqlite::memory:");
-    options.sqlx_logging(false);
-    Database::connect(options).await.expect("a database in memory")
+/// Two connections: the last free one of a pool stays with the driver.
+async fn connect(file: &Path) -> DatabaseConnection {
+    let mut options = ConnectOptions::new(format!("sqlite://{}?mode=rwc", file.display()));
+    options.sqlx_logging(false).max_connections(2);
+    Database::connect(options).await.expect("a database in a file")
 }
 
 async fn untouched(_: Request<()>) -> Result<Response<String>, Infallible> {
     Ok(Response::new(String::new()))
 }
 
-async fn selecting(request: Request<()>) -> Result<Response<String>, Infallible> {
+async fn selecting(request: Request<()>, statements: u32) -> Result<Response<String>, Infallible> {
     let session: DbSession = DbSession::from_extensions(request.extensions()).expect("a layer");
-    Ok(select(&session).await)
+    Ok(select(&session, statements).await)
 }
 
-async fn select(db: &impl ConnectionTrait) -> Response<String> {
-    let statement = Statement::from_string(DbBackend::Sqlite, "SELECT 1");
-    let row = db.query_one_raw(statement).await.expect("an answer");
-    black_box(row);
+async fn select(db: &impl ConnectionTrait, times: u32) -> Response<String> {
+    for _ in 0..times {
+        let statement = Statement::from_string(DbBackend::Sqlite, "SELECT 1");
+        let row = db.query_one_raw(statement).await.expect("an answer");
+        black_box(row);
+    }
     Response::new(String::new())
 }
 
@@ -82,7 +99,8 @@ async fn request(service: &mut BoxCloneService<Request<()>, Response<String>, In
 
 fn overhead(criterion: &mut Criterion) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let mut rows = rows(&runtime);
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rows = rows(&runtime, &dir.path().join("items"));
 
     eprintln!("{:<36} {:>12} {:>10}", "allocations per request", "count", "bytes");
     for (name, service) in &mut rows {

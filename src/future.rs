@@ -62,30 +62,39 @@ where
     Tag: 'static,
 {
     pub(crate) fn new(
-        mut inner: S,
+        inner: &mut S,
         request: Request<ReqBody>,
         pool: &SessionPool,
         policy: &Policy,
         respond: Respond,
-    ) -> Self {
+    ) -> Self
+    where
+        S: Clone,
+    {
         let (parts, body) = request.into_parts();
         let eager = policy.checkout.is_eager(&parts) && !pool.is_direct();
         let plan = policy.plan(&parts);
         let answer = Answer::new(respond, &parts, policy.keep_handler_errors);
         let mut request = Request::from_parts(parts, body);
-        let state = if eager {
-            let pool = pool.clone();
-            State::Acquiring { inner, request, acquire: Box::pin(async move { pool.eager_session(plan).await }) }
-        } else {
-            let (session, guard) = pool.lazy_session::<Tag>(plan);
-            request.extensions_mut().insert(session);
-            State::Serving { future: inner.call(request), guard: Some(guard) }
+        let opened = if eager { pool.try_session::<Tag>(plan) } else { Ok(pool.lazy_session::<Tag>(plan)) };
+        let state = match opened {
+            Ok((session, guard)) => {
+                request.extensions_mut().insert(session);
+                State::Serving { future: inner.call(request), guard: Some(guard) }
+            }
+            Err(plan) => {
+                let pool = pool.clone();
+                // The clone has not been polled ready: it stays, and the ready one goes.
+                let next = inner.clone();
+                let inner = std::mem::replace(inner, next);
+                State::Acquiring { inner, request, acquire: Box::pin(async move { pool.eager_session(plan).await }) }
+            }
         };
         Self { state, answer }
     }
 
     /// For a request that has its session from a layer further out.
-    pub(crate) fn pass(mut inner: S, request: Request<ReqBody>, respond: Respond) -> Self {
+    pub(crate) fn pass(inner: &mut S, request: Request<ReqBody>, respond: Respond) -> Self {
         let (parts, body) = request.into_parts();
         let answer = Answer::new(respond, &parts, true);
         let request = Request::from_parts(parts, body);

@@ -162,7 +162,9 @@
 //! - **The runtime's shutdown ends the crate's tasks.** What they were reading or rolling back is
 //!   closed instead, and the server rolls back. Let the requests end first, as in the `items` example.
 //! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight
-//!   to the next waiter, and so is sqlx's ping. If you rely on them: [`warm(false)`](SessionPool::warm).
+//!   to the next session, and so is sqlx's ping. If you rely on them: [`warm(false)`](SessionPool::warm).
+//!   At least every 10 s (or `max_lifetime`, if that is shorter) each connection passes through sqlx's
+//!   pool, which looks at its age.
 //! - **A handler that uses its session and the plain `DatabaseConnection`** can deadlock with others
 //!   like it: each holds a connection and waits for another one, until the acquire time-out. The ways
 //!   out: run everything on the session; [`lazy`](DbSessionLayer::lazy) and

@@ -74,14 +74,11 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        // The clone has not been polled ready: it stays, and the ready one goes.
-        let next = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, next);
         let has_session = request.extensions().get::<DbSession<Tag>>().is_some_and(|session| !session.is_closed());
         if has_session {
-            return ResponseFuture::pass(inner, request, self.respond.clone());
+            return ResponseFuture::pass(&mut self.inner, request, self.respond.clone());
         }
-        ResponseFuture::new(inner, request, &self.pool, &self.policy, self.respond.clone())
+        ResponseFuture::new(&mut self.inner, request, &self.pool, &self.policy, self.respond.clone())
     }
 }
 

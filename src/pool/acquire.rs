@@ -14,15 +14,6 @@ use crate::{
 /// How long the probe that tells *down* from *exhausted* may take, and how long its result holds.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// Who a connection comes from: the rules for handing it on differ.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hand {
-    /// Just fetched from the driver for somebody who waits here.
-    Fetched,
-    /// Released by another session: the plain users of the driver's pool have their share of these.
-    Over,
-}
-
 /// The result of one attempt to connect.
 pub(super) struct Probe {
     at: Instant,
@@ -55,6 +46,9 @@ impl SessionPool {
     pub(crate) async fn acquire(&self) -> Result<Lease, Error> {
         if self.shared.source.is_closed() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
+        }
+        if let Some(lease) = self.try_acquire() {
+            return Ok(lease);
         }
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let started = Instant::now();
@@ -143,8 +137,8 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     match fetched {
         Ok(connection) => {
             let connection = CheckedOut::new(connection, ticket.redeem());
-            if let Some(connection) = pool.shared.queue.hand_over(connection, Hand::Fetched) {
-                connection.return_to_driver();
+            if let Some(connection) = pool.shared.queue.hand_over(connection) {
+                connection.put_back();
             }
         }
         // The driver says so whether the pool is empty or the server is down. Those who still

@@ -1,12 +1,15 @@
 //! [`CheckedOut`]: a pinned connection together with its slot in the session pool.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{SessionPool, queue::SlotGuard};
+use super::queue::SlotGuard;
 use crate::connection::{Output, PinnedConnection, Task};
+
+/// How long a connection may go from session to session before the driver's pool sees it again.
+const VISIT: Duration = Duration::from_secs(10);
 
 /// A connection in a session's hands.
 ///
@@ -17,6 +20,8 @@ pub(crate) struct CheckedOut {
     connection: Option<PinnedConnection>,
     /// The runtime that serves the connection.
     runtime: Handle,
+    /// When the driver's pool saw it last.
+    fetched: Instant,
     slot: SlotGuard,
 }
 
@@ -28,7 +33,7 @@ pub(crate) struct Finished {
 
 impl CheckedOut {
     pub(super) fn new(connection: PinnedConnection, slot: SlotGuard) -> Self {
-        Self { runtime: connection.runtime().clone(), connection: Some(connection), slot }
+        Self { runtime: connection.runtime().clone(), connection: Some(connection), fetched: Instant::now(), slot }
     }
 
     /// Runs `task` to its end.
@@ -71,6 +76,8 @@ impl CheckedOut {
     pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
         let Some(connection) = &self.connection else { return then() };
         if connection.is_broken() {
+            // What killed it may have killed the others.
+            self.slot.pool().cool_down();
             drop(self);
             then();
         } else if connection.is_clean() {
@@ -103,12 +110,17 @@ impl CheckedOut {
         }
     }
 
-    /// Hands a clean connection to the next waiter, or to the driver's pool.
+    /// Hands a clean connection to the next waiter, keeps it warm, or returns it to the driver's pool.
     pub(super) fn put_back(self) {
         let pool = self.slot.pool().clone();
-        if let Some(left) = pool.hand_over(self) {
+        if let Some(left) = pool.place(self) {
             left.return_to_driver();
         }
+    }
+
+    /// Whether the driver's pool should see the connection again, to look at its age for example.
+    pub(super) fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
+        self.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
     }
 
     /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
@@ -122,6 +134,7 @@ impl CheckedOut {
         let runtime = self.runtime.clone();
         runtime.spawn(async move {
             let patience = self.patience();
+            let pool = self.slot.pool().clone();
             let Some(connection) = &mut self.connection else { return };
             match patience {
                 None => connection.return_to_driver().await,
@@ -131,6 +144,8 @@ impl CheckedOut {
                     }
                 }
             }
+            // Before the slot is free: what sessions wait for must not be taken for a plain user.
+            pool.shared.queue.returned(pool.shared.source.has_idle());
         });
     }
 }
@@ -161,17 +176,6 @@ impl Drop for Survivor {
     fn drop(&mut self) {
         if let Some(mut lost) = self.0.take() {
             drop(lost.connection.take());
-        }
-    }
-}
-
-impl SessionPool {
-    /// Gives a clean connection to the oldest waiter, if there is one and it may go there warm.
-    fn hand_over(&self, connection: CheckedOut) -> Option<CheckedOut> {
-        if self.settings.warm && !self.shared.source.is_closed() {
-            self.shared.queue.hand_over(connection, super::acquire::Hand::Over)
-        } else {
-            Some(connection)
         }
     }
 }

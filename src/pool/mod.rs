@@ -11,6 +11,7 @@ mod checkout;
 mod outer;
 mod queue;
 mod source;
+mod warm;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -84,6 +85,8 @@ pub struct Status {
     pub limit: u32,
     /// Connections that sessions hold, those on their way back included.
     pub in_use: u32,
+    /// Connections that came back a moment ago and wait for the next session.
+    pub warm: usize,
     /// Connections being fetched from the driver's pool for somebody who waits.
     pub acquiring: u32,
     /// Requests that wait for a connection.
@@ -182,7 +185,8 @@ impl SessionPool {
         self
     }
 
-    /// Whether a clean connection goes straight to the next waiter. Default: yes.
+    /// Whether a clean connection goes straight to the next session: to one that waits, or to one that
+    /// comes within a second. Default: yes.
     ///
     /// Handed over warm, a connection skips the driver pool's pings and also sqlx's
     /// `before_acquire` and `after_release` hooks, which cannot be seen from here: say `false` if

@@ -13,13 +13,15 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     SessionPool, Status,
-    acquire::{self, Hand, Lease},
+    acquire::{self, Lease},
     checkout::CheckedOut,
+    warm::Warm,
 };
 use crate::error::Error;
 
 /// How often, pool-wide, a released connection passes those who wait here and visits the driver's
-/// pool, where users of the plain `DatabaseConnection` may be waiting.
+/// pool, where users of the plain `DatabaseConnection` may be waiting, while sessions have all there
+/// are.
 const PLAIN_SHARE: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
@@ -37,6 +39,20 @@ struct State {
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
     last_visit: Option<Instant>,
+    /// Somebody took the connection that was returned last: there may be more who wait for one.
+    plain_users_wait: bool,
+    warm: Warm,
+}
+
+/// Where a released connection went.
+#[allow(clippy::large_enum_variant, reason = "it is matched where it is made")]
+pub(super) enum Placed {
+    /// To somebody who waited.
+    HandedOver,
+    /// Nowhere yet: it is warm, and needs a keeper if there is none.
+    Warm { unkept: bool },
+    /// Back to the caller, for the driver's pool.
+    Left(CheckedOut),
 }
 
 struct Waiter {
@@ -56,6 +72,7 @@ impl Queue {
         Status {
             limit: 0,
             in_use: state.out,
+            warm: state.warm.len(),
             acquiring: state.acquiring,
             waiting: state.waiters.iter().filter(|waiter| waiter.is_live()).count(),
         }
@@ -85,6 +102,11 @@ impl Queue {
 
     /// Sends for as many connections as there are waiters and the limit allows.
     pub(super) fn fill(&self) {
+        while let Some(connection) = self.warm_for_a_waiter() {
+            if let Some(connection) = self.hand_over(connection) {
+                connection.put_back();
+            }
+        }
         while let Some((waiter, pool, runtime)) = self.next_to_fetch_for() {
             let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
@@ -107,21 +129,89 @@ impl Queue {
     }
 
     /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
-    pub(super) fn hand_over(&self, mut connection: CheckedOut, how: Hand) -> Option<CheckedOut> {
+    pub(super) fn hand_over(&self, mut connection: CheckedOut) -> Option<CheckedOut> {
         loop {
-            let waiter = {
-                let mut state = self.lock();
-                if how == Hand::Over && state.plain_users_turn() {
-                    return Some(connection);
-                }
-                state.oldest()
-            };
-            let Some(waiter) = waiter else { return Some(connection) };
-            match waiter.sender.send(Ok(Lease::new(connection))) {
-                Ok(()) => return None,
-                Err(Ok(lease)) => connection = lease.into_connection()?,
-                Err(Err(_)) => return None,
+            let Some(waiter) = self.lock().oldest() else { return Some(connection) };
+            connection = waiter.give(connection)?;
+        }
+    }
+
+    /// Gives a released connection to the oldest live waiter, or keeps it warm for the next one;
+    /// unless users of the driver's pool, `max` connections in all, have a turn.
+    pub(super) fn place(&self, mut connection: CheckedOut, max: u32) -> Placed {
+        loop {
+            let mut state = self.lock();
+            if state.is_plain_users_turn(max) {
+                return Placed::Left(connection);
             }
+            let Some(waiter) = state.oldest() else {
+                if max < 2 {
+                    return Placed::Left(connection);
+                }
+                state.out -= 1;
+                return Placed::Warm { unkept: state.warm.push(connection) };
+            };
+            drop(state);
+            match waiter.give(connection) {
+                Some(left) => connection = left,
+                None => return Placed::HandedOver,
+            }
+        }
+    }
+
+    /// A fresh warm connection, unless somebody waits before or `limit` are out.
+    pub(super) fn pop_warm(&self, limit: u32) -> Option<CheckedOut> {
+        let mut state = self.lock();
+        if state.out >= limit || state.waiters.iter().any(Waiter::is_live) {
+            return None;
+        }
+        let connection = state.warm.pop()?;
+        state.out += 1;
+        Some(connection)
+    }
+
+    fn warm_for_a_waiter(&self) -> Option<CheckedOut> {
+        let mut state = self.lock();
+        let limit = state.waiters.iter().find(|waiter| waiter.is_live())?.pool.limit();
+        if state.out >= limit {
+            return None;
+        }
+        let connection = state.warm.pop()?;
+        state.out += 1;
+        Some(connection)
+    }
+
+    /// Takes the connections that are warm no longer, and one more where the driver's pool of `max`
+    /// has none left for others; and tells whether the keeper may go.
+    pub(super) fn take_stale(&self, max: u32) -> (Vec<CheckedOut>, bool) {
+        let mut state = self.lock();
+        let taken = state.out + state.acquiring + state.warm.len() as u32;
+        let stale = state.warm.take_stale(taken >= max);
+        state.out += stale.len() as u32;
+        (stale, state.warm.rest())
+    }
+
+    /// Takes all warm connections.
+    pub(super) fn take_warm(&self) -> Vec<CheckedOut> {
+        let mut state = self.lock();
+        let connections = state.warm.take_all();
+        state.out += connections.len() as u32;
+        connections
+    }
+
+    /// Takes all warm connections, because nobody looks after them any more.
+    pub(super) fn abandon_warm(&self) -> Vec<CheckedOut> {
+        let connections = self.take_warm();
+        self.lock().warm.rest();
+        connections
+    }
+
+    /// Notes whether a connection that was just returned to the driver's pool is idle there.
+    pub(super) fn returned(&self, is_idle: bool) {
+        let mut state = self.lock();
+        // A fetch of our own may have taken it.
+        if state.acquiring == 0 || is_idle {
+            state.plain_users_wait = !is_idle;
         }
     }
 
@@ -145,8 +235,13 @@ impl State {
         None
     }
 
-    fn plain_users_turn(&mut self) -> bool {
-        let due = self.last_visit.is_none_or(|last| last.elapsed() >= PLAIN_SHARE);
+    /// Whether the next released connection is for the users of the driver's pool.
+    fn is_plain_users_turn(&mut self, max: u32) -> bool {
+        if self.plain_users_wait {
+            return true;
+        }
+        let nothing_left = self.out + self.acquiring + self.warm.len() as u32 >= max;
+        let due = nothing_left && self.last_visit.is_none_or(|last| last.elapsed() >= PLAIN_SHARE);
         if due {
             self.last_visit = Some(Instant::now());
         }
@@ -157,6 +252,14 @@ impl State {
 impl Waiter {
     fn is_live(&self) -> bool {
         !self.sender.is_closed()
+    }
+
+    /// Gives it a connection, or that back if the waiter has gone.
+    fn give(self, connection: CheckedOut) -> Option<CheckedOut> {
+        match self.sender.send(Ok(Lease::new(connection))) {
+            Err(Ok(lease)) => lease.into_connection(),
+            _ => None,
+        }
     }
 }
 

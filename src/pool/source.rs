@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 #[cfg(feature = "_sqlx")]
 use sea_orm::{ConnAcquireErr, RuntimeErr, sqlx};
 use sea_orm::{DatabaseConnection, DatabaseConnectionType, DbErr};
@@ -78,6 +79,20 @@ impl Source {
 
     pub(super) fn is_closed(&self) -> bool {
         dispatch!(self, pool => pool.is_closed(), direct => false)
+    }
+
+    pub(super) fn max_lifetime(&self) -> Option<Duration> {
+        dispatch!(self, pool => pool.options().get_max_lifetime(), direct => None)
+    }
+
+    /// Whether the pool could serve somebody at once, by an idle connection or a new one.
+    pub(super) fn has_idle(&self) -> bool {
+        dispatch!(self, pool => pool.num_idle() > 0 || pool.size() < pool.options().get_max_connections(), direct => true)
+    }
+
+    /// Resolves when the pool is closed.
+    pub(super) fn closed(&self) -> BoxFuture<'static, ()> {
+        dispatch!(self, pool => Box::pin(pool.close_event()), direct => Box::pin(std::future::pending()))
     }
 
     pub(super) fn is_in_memory(&self) -> bool {

@@ -12,12 +12,13 @@ use std::{
 
 use futures_util::future::{Either, select};
 use sea_orm::DbErr;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{Notify, Semaphore, TryAcquireError};
 
 use super::{
     call::Call,
     plan::Plan,
     slot::{Level, Manner, OpenLevel, Phase, Purpose, Running, Slot, State, Who},
+    turn::Turn,
 };
 use crate::{
     connection::{Effect, Operation, Output, Task, effect},
@@ -28,7 +29,7 @@ use crate::{
 pub(crate) struct Core {
     pool: SessionPool,
     /// One permit: whose turn it is to use the connection.
-    turn: Arc<Semaphore>,
+    turn: Semaphore,
     /// Tells those who queue that a stream has begun, which they must not wait for.
     stream_opened: Notify,
     state: Mutex<State>,
@@ -38,7 +39,7 @@ impl Core {
     pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
         Arc::new(Self {
             pool,
-            turn: Arc::new(Semaphore::new(1)),
+            turn: Semaphore::new(1),
             stream_opened: Notify::new(),
             state: Mutex::new(State::new(plan)),
         })
@@ -56,7 +57,7 @@ impl Core {
     }
 
     /// Whose turn it is to use the connection.
-    pub(super) fn turn(&self) -> &Arc<Semaphore> {
+    pub(super) fn turn(&self) -> &Semaphore {
         &self.turn
     }
 
@@ -113,8 +114,8 @@ impl Core {
         }
     }
 
-    pub(super) async fn take_turn(&self) -> Result<OwnedSemaphorePermit, DbErr> {
-        match self.turn.clone().try_acquire_owned() {
+    pub(super) async fn take_turn(self: &Arc<Self>) -> Result<Turn, DbErr> {
+        match self.try_turn() {
             Ok(turn) => return Ok(turn),
             Err(TryAcquireError::Closed) => return Err(Kind::SessionClosed.into_db_err()),
             Err(TryAcquireError::NoPermits) => {}
@@ -124,7 +125,7 @@ impl Core {
         if self.lock().streaming {
             return Err(Kind::StreamOpen.into_db_err());
         }
-        match select(pin!(self.turn.clone().acquire_owned()), opened).await {
+        match select(pin!(self.next_turn()), opened).await {
             Either::Left((turn, _)) => turn.map_err(|_| Kind::SessionClosed.into_db_err()),
             Either::Right(((), _)) => Err(Kind::StreamOpen.into_db_err()),
         }
@@ -147,7 +148,9 @@ impl Core {
             }
             Err(error) => {
                 let answer = error.to_db_err();
-                self.lock().failure.get_or_insert(error);
+                let mut state = self.lock();
+                state.span.waited(started.elapsed());
+                state.failure.get_or_insert(error);
                 Err(answer)
             }
         }
@@ -169,7 +172,7 @@ impl Core {
 
     pub(super) fn launch(
         self: &Arc<Self>,
-        turn: OwnedSemaphorePermit,
+        turn: Turn,
         who: Who,
         opens: Option<Level>,
         operation: Operation,

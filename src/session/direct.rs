@@ -10,7 +10,7 @@ use crate::error::{Error, Kind};
 
 impl Core {
     /// The session's own transaction, begun if it has not been; `None` in autocommit.
-    pub(super) async fn direct_transaction(&self) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
+    pub(super) async fn direct_transaction(self: &Arc<Self>) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
         if !self.lock().is_transactional() {
             self.check_open()?;
             self.lock().committed = true;

@@ -59,7 +59,7 @@ impl Core {
                 open.abandoned = true;
             }
         }
-        let Ok(turn) = self.turn().clone().try_acquire_owned() else { return };
+        let Ok(turn) = self.try_turn() else { return };
         // Who could use the session next: what remains when the abandoned are gone.
         let who = self.lock().remaining();
         if let Ok(call) = self.launch(turn, who, None, Operation::Settle, false) {

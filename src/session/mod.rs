@@ -17,6 +17,7 @@ mod settle;
 mod slot;
 #[cfg(feature = "stream")]
 mod stream;
+mod turn;
 mod tx;
 
 use std::{fmt, marker::PhantomData, sync::Arc};

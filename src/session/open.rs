@@ -1,6 +1,9 @@
 //! Opening sessions, for requests and for work outside of them.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use sea_orm::{TransactionError, TransactionOptions};
 
@@ -100,6 +103,14 @@ impl SessionPool {
         let started = Instant::now();
         let lease = self.acquire().await?;
         Ok(DbSession::guarded(Core::with_connection(self.clone(), plan, lease, started.elapsed())))
+    }
+
+    /// An eager session without a wait, if there is a warm connection; else the plan comes back.
+    pub(crate) fn try_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
+        match self.try_acquire() {
+            Some(lease) => Ok(DbSession::guarded(Core::with_connection(self.clone(), plan, lease, Duration::ZERO))),
+            None => Err(plan),
+        }
     }
 
     pub(crate) fn lazy_session<Tag>(&self, plan: Plan) -> (DbSession<Tag>, SessionGuard) {

@@ -129,7 +129,7 @@ impl Core {
             _ if left_open => return Err(Kind::LeftOpen.into()),
             _ => (STRAY_WAIT, Kind::StillRunning),
         };
-        let turn = timeout(patience, self.turn().clone().acquire_owned()).await.map_err(|_| otherwise)?;
+        let turn = timeout(patience, self.next_turn()).await.map_err(|_| otherwise)?;
         let turn = turn.map_err(|_| Kind::SessionClosed)?;
         let direct = {
             let mut state = self.lock();

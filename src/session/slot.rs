@@ -3,14 +3,12 @@
 use std::{future::Future, pin::Pin, sync::Arc, task::Waker, time::Duration};
 
 use sea_orm::{DatabaseTransaction, DbErr};
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, oneshot},
-};
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     hooks::Hooks,
     plan::{Mode, Plan},
+    turn::Turn,
 };
 use crate::{
     body::Hold,
@@ -105,7 +103,7 @@ pub(super) struct Running {
     pub(super) waker: Option<Waker>,
     pub(super) runtime: Handle,
     pub(super) patience: Option<Duration>,
-    pub(super) _turn: OwnedSemaphorePermit,
+    pub(super) _turn: Turn,
 }
 
 /// How a running call treats those who come next, and its own early end.

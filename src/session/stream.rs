@@ -65,7 +65,7 @@ impl<'a> SessionStream<'a> {
         }
     }
 
-    async fn open_plain(core: &Core, database: &DatabaseConnection, statement: Statement) -> Result<Self, DbErr> {
+    async fn open_plain(core: &Arc<Core>, database: &DatabaseConnection, statement: Statement) -> Result<Self, DbErr> {
         core.vet(Who::Session, &statement.sql)?;
         let transaction = core.direct_transaction().await?;
         Ok(Self(match &transaction {

@@ -1,0 +1,247 @@
+//! Warm connections: what a session pays on the wire, and what they must not cost anybody else.
+
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
+use tokio::{runtime::Runtime, time::timeout};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+
+use crate::support::{
+    database::{Kind, TestDb, insert_item},
+    pool::assert_whole,
+    servers::{OwnServer, mysql_url, postgres_url},
+    wait::eventually,
+    wire::Proxy,
+};
+
+/// A hang bound.
+const BOUND: Duration = Duration::from_secs(20);
+
+type App = BoxCloneService<Request<()>, Response<String>, Infallible>;
+
+/// A service whose requests run so many SELECTs, and one UPDATE after them.
+fn app(layer: DbSessionLayer, selects: usize, update: bool) -> App {
+    let handler = service_fn(move |request: Request<()>| async move {
+        let db: DbSession = DbSession::from_extensions(request.extensions()).unwrap();
+        let mut response = Response::new(String::new());
+        if work(&db, selects, update).await.is_err() {
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        }
+        Ok(response)
+    });
+    BoxCloneService::new(layer.layer(handler))
+}
+
+async fn work(db: &DbSession, selects: usize, update: bool) -> Result<(), DbErr> {
+    for _ in 0..selects {
+        db.query_one_raw(Statement::from_string(db.backend(), "SELECT 1")).await?;
+    }
+    if update {
+        db.execute_raw(Statement::from_string(db.backend(), "UPDATE item SET hits = hits + 1")).await?;
+    }
+    Ok(())
+}
+
+async fn call(app: &mut App) -> StatusCode {
+    timeout(BOUND, app.ready().await.unwrap().call(Request::new(()))).await.expect("an answer").unwrap().status()
+}
+
+/// A database on the shared server, reached through a proxy that counts.
+async fn proxied(kind: Kind, connections: u32) -> (TestDb, Proxy, DatabaseConnection) {
+    let test = TestDb::new(kind).await;
+    let url = if kind == Kind::Postgres { postgres_url() } else { mysql_url() };
+    let port = url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(port).await;
+    let mut options = ConnectOptions::new(proxy.url(test.options(connections).get_url()));
+    options.max_connections(connections).sqlx_logging(false);
+    (test, proxy, Database::connect(options).await.unwrap())
+}
+
+#[tokio::test]
+async fn requests_one_after_the_other_pay_for_their_own_statements_only() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (test, proxy, db) = proxied(kind, 4).await;
+        insert_item(&db, "one").await;
+        let layer = || DbSessionLayer::new(db.clone());
+        let cases = [
+            (app(layer(), 1, false), 1),
+            (app(layer(), 5, false), 5),
+            (app(layer().lazy(), 5, false), 5),
+            (app(layer().transaction(), 1, true), 4),
+            (app(layer().transaction(), 0, false), 0),
+        ];
+        for (mut app, statements) in cases {
+            // The first one fetches from the driver, and prepares the statements.
+            for _ in 0..3 {
+                assert_eq!(call(&mut app).await, StatusCode::OK);
+            }
+            proxy.reset_count();
+            for _ in 0..20 {
+                assert_eq!(call(&mut app).await, StatusCode::OK);
+            }
+            assert_eq!(proxy.requests(), 20 * statements, "{kind:?}: round trips");
+        }
+        db.close().await.unwrap();
+        let db = test.connect(2).await;
+        assert_whole(&test, &db, 2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_saturated_pool_pays_for_little_more_than_the_statements() {
+    const REQUESTS: u64 = 2_000;
+    let (_test, proxy, db) = proxied(Kind::Postgres, 2).await;
+    let pool = SessionPool::new(db.clone());
+    let app = app(DbSessionLayer::with_pool(pool), 1, false);
+    let clients = |requests: u64| {
+        join_all((0..16).map(|_| {
+            let mut app = app.clone();
+            async move {
+                for _ in 0..requests / 16 {
+                    assert_eq!(call(&mut app).await, StatusCode::OK);
+                }
+            }
+        }))
+    };
+    clients(64).await;
+    proxy.reset_count();
+    let started = Instant::now();
+    clients(REQUESTS).await;
+    // Every 50 ms one connection visits the driver's pool, which pings it twice.
+    let visits = started.elapsed().as_millis() as u64 / 50 + 2;
+    let extra = proxy.requests() - REQUESTS;
+    assert!(extra <= 2 * visits, "{extra} round trips for {visits} visits");
+}
+
+#[tokio::test]
+async fn users_of_the_plain_pool_are_served_while_sessions_rest_and_while_they_crowd() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let pool = SessionPool::new(db.clone());
+        let app = app(DbSessionLayer::with_pool(pool.clone()), 3, false);
+        let busy: Vec<_> = (0..8)
+            .map(|_| {
+                let mut app = app.clone();
+                tokio::spawn(async move {
+                    loop {
+                        assert_eq!(call(&mut app).await, StatusCode::OK);
+                    }
+                })
+            })
+            .collect();
+        eventually("sessions wait", async || pool.status().waiting > 0).await;
+        for _ in 0..10 {
+            timeout(BOUND, db.execute_unprepared("SELECT 1")).await.expect("a turn").unwrap();
+        }
+        for task in busy {
+            task.abort();
+        }
+        eventually("the sessions rest", async || pool.status().in_use == 0).await;
+        timeout(BOUND, db.execute_unprepared("SELECT 1")).await.expect("a connection").unwrap();
+        assert_whole(&test, &db, 2).await;
+    }
+}
+
+#[tokio::test]
+async fn h26_the_drivers_pool_closes_while_connections_are_warm() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(3).await;
+        let pool = SessionPool::new(db.clone());
+        let mut app = app(DbSessionLayer::with_pool(pool.clone()), 1, false);
+        assert_eq!(call(&mut app).await, StatusCode::OK);
+        assert_eq!(pool.status().warm, 1, "{kind:?}");
+        timeout(BOUND, db.close_by_ref()).await.expect("it closes").unwrap();
+        assert_eq!((pool.status().warm, pool.status().in_use), (0, 0), "{kind:?}");
+        assert_eq!(call(&mut app).await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+#[tokio::test]
+async fn warm_connections_return_to_the_drivers_pool_by_themselves() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(3).await;
+        let pool = SessionPool::new(db.clone());
+        drop(pool.session().await.unwrap());
+        // The only connection of a pool stays with the driver.
+        let warm = usize::from(kind != Kind::SqliteMemory);
+        assert_eq!(pool.status().warm, warm, "{kind:?}");
+        drop(pool.clone().warm(false).session().await.unwrap());
+        eventually("none is warm any more", async || pool.status().warm == 0).await;
+        assert_whole(&test, &db, 3).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_while_nobody_calls_costs_no_request() {
+    for start in [OwnServer::postgres, OwnServer::mysql] {
+        let mut server = start();
+        let test = TestDb::on(&server).await;
+        let db = test.connect(4).await;
+        let pool = SessionPool::new(db.clone());
+        let mut app = app(DbSessionLayer::with_pool(pool.clone()), 1, false);
+        assert_eq!(call(&mut app).await, StatusCode::OK);
+        eventually("none is warm any more", async || pool.status().warm == 0).await;
+        server.stop();
+        server.start();
+        for _ in 0..10 {
+            assert_eq!(call(&mut app).await, StatusCode::OK);
+        }
+        assert_whole(&test, &db, 4).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_under_warm_connections_costs_one_request_at_most() {
+    for start in [OwnServer::postgres, OwnServer::mysql] {
+        let mut server = start();
+        let test = TestDb::on(&server).await;
+        let db = test.connect(4).await;
+        let pool = SessionPool::new(db.clone());
+        let mut app = app(DbSessionLayer::with_pool(pool.clone()), 1, false);
+        drop(join_all((0..3).map(|_| pool.session())).await);
+        assert!(pool.status().warm > 0);
+        server.stop();
+        server.start();
+        let mut failed = 0;
+        for _ in 0..10 {
+            failed += usize::from(call(&mut app).await != StatusCode::OK);
+        }
+        // The first connection found dead empties the warm ones.
+        assert!(failed <= 1, "{failed} requests failed");
+        assert_whole(&test, &db, 4).await;
+    }
+}
+
+#[test]
+fn warm_connections_end_with_their_runtime() {
+    let outer = Runtime::new().unwrap();
+    let test = outer.block_on(TestDb::new(Kind::Postgres));
+    let inner = Runtime::new().unwrap();
+    let pool = inner.block_on(async {
+        let pool = SessionPool::new(test.connect(3).await);
+        drop(pool.session().await.unwrap());
+        assert_eq!(pool.status().warm, 1);
+        pool
+    });
+    drop(inner);
+    assert_eq!((pool.status().warm, pool.status().in_use), (0, 0));
+    drop(pool);
+    outer.block_on(async {
+        let observer = test.observer().await.unwrap();
+        let others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        eventually("the server has no connection of it", async || {
+            let rows = observer.query_all_raw(Statement::from_string(DbBackend::Postgres, others)).await;
+            rows.unwrap().is_empty()
+        })
+        .await;
+    });
+}
