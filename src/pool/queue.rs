@@ -39,8 +39,8 @@ struct State {
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
     last_visit: Option<Instant>,
-    /// Somebody took the connection that was returned last: there may be more who wait for one.
-    plain_users_wait: bool,
+    /// Somebody took a connection that was just returned: until then there may be more who wait.
+    plain_users_until: Option<Instant>,
     warm: Warm,
 }
 
@@ -209,9 +209,11 @@ impl Queue {
     /// Notes whether a connection that was just returned to the driver's pool is idle there.
     pub(super) fn returned(&self, is_idle: bool) {
         let mut state = self.lock();
-        // A fetch of our own may have taken it.
-        if state.acquiring == 0 || is_idle {
-            state.plain_users_wait = !is_idle;
+        if is_idle {
+            state.plain_users_until = None;
+        } else if state.acquiring == 0 {
+            // Not a fetch of our own. Only for a while: what is taken while we fetch tells nothing.
+            state.plain_users_until = Some(Instant::now() + PLAIN_SHARE);
         }
     }
 
@@ -237,7 +239,7 @@ impl State {
 
     /// Whether the next released connection is for the users of the driver's pool.
     fn is_plain_users_turn(&mut self, max: u32) -> bool {
-        if self.plain_users_wait {
+        if self.plain_users_until.is_some_and(|until| Instant::now() < until) {
             return true;
         }
         let nothing_left = self.out + self.acquiring + self.warm.len() as u32 >= max;

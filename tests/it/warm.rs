@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use http::{Request, Response, StatusCode};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
 use tokio::{runtime::Runtime, time::timeout};
@@ -109,7 +109,13 @@ async fn a_saturated_pool_pays_for_little_more_than_the_statements() {
             }
         }))
     };
-    clients(64).await;
+    // A few users of the plain pool among them do not spoil it for later.
+    let plain = async {
+        for _ in 0..5 {
+            db.execute_unprepared("SELECT 1").await.unwrap();
+        }
+    };
+    join(clients(640), plain).await;
     proxy.reset_count();
     let started = Instant::now();
     clients(REQUESTS).await;
