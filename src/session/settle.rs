@@ -141,9 +141,12 @@ impl Core {
                 return Err(error);
             }
             if state.levels.is_empty() && state.direct.is_none() {
+                if let Some(error) = state.unsettled.take() {
+                    return Err(error);
+                }
                 state.hooks.seal();
                 state.hooks.committed(1);
-                return state.unsettled.take().map_or(Ok(()), Err);
+                return Ok(());
             }
             state.take_direct()
         };
