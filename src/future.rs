@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use pin_project::pin_project;
 use tower::Service;
 
@@ -17,7 +17,7 @@ use crate::{
     DbSession, Error, Main, Outcome, SessionPool,
     layer::Policy,
     respond::{EmptyBody, OnError},
-    session::{Decision, Ended, SessionGuard, Settlement},
+    session::{Decision, Ended, SessionGuard, Settlement, is_success},
     telemetry,
 };
 
@@ -54,6 +54,16 @@ enum State<S, ReqBody, F, R, E, Tag> {
     Done,
 }
 
+impl<S, ReqBody, Tag> State<S, ReqBody, S::Future, S::Response, S::Error, Tag>
+where
+    S: Service<Request<ReqBody>>,
+{
+    fn serving(inner: &mut S, request: Request<ReqBody>, guard: SessionGuard) -> Self {
+        let _entered = guard.enter();
+        Self::Serving { future: inner.call(request), guard: Some(guard) }
+    }
+}
+
 type Acquire<Tag> = BoxFuture<'static, Result<(DbSession<Tag>, SessionGuard), Error>>;
 
 impl<S, ReqBody, Tag, Respond> ResponseFuture<S, ReqBody, Tag, Respond>
@@ -76,11 +86,11 @@ where
         let plan = policy.plan(&parts);
         let answer = Answer::new(respond, &parts, policy.keep_handler_errors);
         let mut request = Request::from_parts(parts, body);
-        let opened = if eager { pool.try_session::<Tag>(plan) } else { Ok(pool.lazy_session::<Tag>(plan)) };
+        let opened = if eager { pool.try_session::<Tag>(plan) } else { pool.lazy_session::<Tag>(plan) };
         let state = match opened {
             Ok((session, guard)) => {
                 request.extensions_mut().insert(session);
-                State::Serving { future: inner.call(request), guard: Some(guard) }
+                State::serving(inner, request, guard)
             }
             Err(plan) => {
                 let pool = pool.clone();
@@ -124,18 +134,20 @@ where
                     match acquired {
                         Ok((session, guard)) => {
                             request.extensions_mut().insert(session);
-                            State::Serving { future: inner.call(request), guard: Some(guard) }
+                            State::serving(&mut inner, request, guard)
                         }
                         Err(error) => return Poll::Ready(Ok(this.answer.error(&error))),
                     }
                 }
                 StateProj::Serving { future, guard } => {
+                    let entered = guard.as_ref().and_then(SessionGuard::enter);
                     let result = ready!(future.poll(cx));
+                    drop(entered);
                     let Some(guard) = guard.take() else {
                         this.state.set(State::Done);
                         return Poll::Ready(result);
                     };
-                    let (result, decision, guard) = match decide(guard, result, this.answer.parts.version) {
+                    let (result, decision, guard) = match decide(guard, result, this.answer.asked.version) {
                         Fate::Head(result, decision, guard) => (result, decision, guard),
                         Fate::Body(response) => {
                             this.state.set(State::Done);
@@ -185,7 +197,7 @@ fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>, version: Ve
         if hold.has_failed() {
             decision = Decision::RollBack;
         }
-        if decision == Decision::RollBack {
+        if decision == Decision::RollBack || guard.cut_off().is_some() {
             hold.pass();
         } else {
             guard = match guard.leave_to(&hold, &head, version) {
@@ -200,26 +212,49 @@ fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>, version: Ve
 /// Makes answers of the layer's own.
 struct Answer<Tag, Respond> {
     respond: Respond,
-    /// The request's parts, as far as an answer may depend on them.
-    parts: Parts,
+    asked: Asked,
     keep_handler_errors: bool,
     tag: PhantomData<fn() -> Tag>,
 }
 
-impl<Tag: 'static, Respond> Answer<Tag, Respond> {
-    /// A clone of all headers would cost every request several allocations, for the sake of the few
-    /// that fail.
-    fn new(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self {
-        let (mut kept, ()) = Request::new(()).into_parts();
-        kept.method.clone_from(&parts.method);
-        kept.uri.clone_from(&parts.uri);
-        kept.version = parts.version;
-        for name in [header::ACCEPT, header::CONTENT_TYPE] {
-            if let Some(value) = parts.headers.get(&name) {
-                kept.headers.insert(name, value.clone());
+/// The request's parts, as far as an answer may depend on them. A clone of all headers, or even a map
+/// of these two, would cost every request allocations for the sake of the few that fail.
+struct Asked {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    accept: Option<HeaderValue>,
+    content_type: Option<HeaderValue>,
+}
+
+impl Asked {
+    fn of(parts: &Parts) -> Self {
+        Self {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            version: parts.version,
+            accept: parts.headers.get(header::ACCEPT).cloned(),
+            content_type: parts.headers.get(header::CONTENT_TYPE).cloned(),
+        }
+    }
+
+    fn parts(&self) -> Parts {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        parts.method.clone_from(&self.method);
+        parts.uri.clone_from(&self.uri);
+        parts.version = self.version;
+        for (name, value) in [(header::ACCEPT, &self.accept), (header::CONTENT_TYPE, &self.content_type)] {
+            if let Some(value) = value {
+                parts.headers.insert(name, value.clone());
             }
         }
-        Self { respond, parts: kept, keep_handler_errors, tag: PhantomData }
+        parts
+    }
+}
+
+impl<Tag: 'static, Respond> Answer<Tag, Respond> {
+    fn new(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self {
+        Self { respond, asked: Asked::of(parts), keep_handler_errors, tag: PhantomData }
     }
 
     fn error<B>(&self, error: &Error) -> Response<B>
@@ -227,7 +262,7 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         Respond: OnError<B>,
     {
         telemetry::answered(error);
-        self.respond.response(error, &self.parts)
+        self.respond.response(error, &self.asked.parts())
     }
 
     /// The handler's answer, whose body decides.
@@ -245,6 +280,8 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
     {
         let failure = match &ended {
             Ended::Failed(error) => Some(error.clone()),
+            // Whatever the rule made of it: what the handler believes to be there is not.
+            _ if is_success(response.status(), response.headers()) => guard.lost(),
             _ if !response.status().is_server_error() || self.keep_handler_errors => None,
             _ => guard.failure(),
         };

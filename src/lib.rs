@@ -119,11 +119,13 @@
 //! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. What is not clean within the [`release_timeout`](SessionPool::release_timeout) is closed and its slot freed. No cancelled request destroys an in-memory SQLite database. |
 //! | **No driver call is cancelled half-way** | A driver call once started, acquiring included, runs to its end: in the request if it still waits, in a task of this crate if not. |
 //! | **A handle that outlives its request is dead** | Its statements answer *session closed* and say what to do instead. It never touches another request's connection. |
-//! | **Exhaustion is an answer, not a hang** | Waiting is bounded by [`acquire_timeout`](SessionPool::acquire_timeout); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
+//! | **A cancelled request stops costing the server** | With [`cancel_running`](DbSessionLayer::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that it can never hit another request's. Outside of a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction only inside of transactions. |
+//! | **Exhaustion is an answer, not a hang** | Waiting is bounded in time ([`acquire_timeout`](SessionPool::acquire_timeout)) and in number ([`max_waiting`](SessionPool::max_waiting)); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
 //! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, nobody knows the outcome; that is an error of its own, and never retried. |
 //! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
+//! | **No state leaks to the next request** | With [`reset`](DbSessionLayer::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
 //!
@@ -134,14 +136,14 @@
 //!
 //! | dropped | what happens |
 //! |---|---|
-//! | a statement | It runs to its end on the server, in a task of this crate. The session's next statement waits for it; a session that is over gives its connection back after it. |
+//! | a statement | It runs to its end on the server, in a task of this crate; with [`cancel_running`](DbSessionLayer::cancel_running) a read outside of a transaction is cancelled. The session's next statement waits for it; a session that is over gives its connection back after it. |
 //! | a stream, half-read | What is left is read and thrown away in a task. The next statement waits for it. |
 //! | a transaction, or the future of `transaction_async` | Rolled back before anything else happens on the connection. The statement that was running ends first. |
 //! | `commit()`, or the request while it is committing | A COMMIT that was sent is seen through, and its hooks run. One that was not is a rollback. |
 //! | a body that is held until its end | Its transaction is rolled back, unless COMMIT was sent. |
 //! | the code of a raw closure (`with_postgres`, …) | Dropped as well, and the connection is closed: nobody knows what it was doing. An in-memory SQLite database keeps its connection. |
 //! | a wait for a connection | The place in the queue is given up. No connection is lost. |
-//! | the whole request | All of the above; the handles die, then the connection goes back. |
+//! | the whole request | All of the above; the handles die, then the connection goes back. With `cancel_running` whatever runs in a transaction is cancelled as well, but never a COMMIT. |
 //!
 //! Each of these waits at most the `release_timeout` (5 s), then the connection is closed. An
 //! in-memory SQLite database is waited for without a bound: it would die with its connection.
@@ -153,12 +155,18 @@
 //!   left open.
 //! - **A streamed body has no session** unless it is
 //!   [held until its end](DbSession::hold_until_body_end): a session ends when the response's head is there.
-//! - **A running statement is not cancelled on the server.** It ends by itself, or its connection is
-//!   closed.
+//! - **A running statement is not cancelled on the server** unless you say
+//!   [`cancel_running`](DbSessionLayer::cancel_running). It ends by itself, or its connection is closed.
 //! - **An early answer is a promise.** What a handler has spawned and not awaited is no part of it: its
 //!   next statement answers *session closed*.
 //! - **Hooks live in memory.** A process that ends between COMMIT and `after_commit` loses them. For what
 //!   must not be lost, write a row in the same transaction and send it from there.
+//! - **`max_hold` and `close()` take the connection, not the handler:** that goes on until its next statement.
+//! - **Behind PgBouncer before 1.21** put `statement-cache-capacity=0` into the URL, and use transactions only.
+//! - **A log-in that falls silent** holds its place for the driver's `acquire_timeout`, not the `release_timeout`.
+//! - **A reset sees the text of statements.** A function of your own that changes session state is not seen:
+//!   [`SessionStateAlways`](Reset::SessionStateAlways). Where MySQL's or SQLite's state cannot be put back, the
+//!   connection is closed.
 //! - **The runtime's shutdown ends the crate's tasks.** What they were reading or rolling back is
 //!   closed instead, and the server rolls back. Let the requests end first, as in the `items` example.
 //! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight
@@ -169,7 +177,9 @@
 //!   like it: each holds a connection and waits for another one, until the acquire time-out. The ways
 //!   out: run everything on the session; [`lazy`](DbSessionLayer::lazy) and
 //!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPool::reserve)
-//!   connections for the plain users. The same goes for a second session from `pool()`.
+//!   connections for the plain users. A second session from `pool()` has the
+//!   same trouble, but is seen: the log names the request, and where all who hold one wait, one gets an error at
+//!   once. A session that the handler took from `pool()` counts as held by nobody, since it may be in other hands.
 //! - **Statements of one session run one after the other.** `join!` of two is not parallel.
 //! - **SeaORM's metric callbacks and RBAC are not seen.** They belong to `DatabaseConnection`, and
 //!   statements of a session do not pass through it.
@@ -178,9 +188,11 @@
 //!
 //! | what happened | the layer's answer | `Retry-After` |
 //! |---|---|---|
-//! | no connection within `acquire_timeout`, database down, pool closed | 503 | 1–3 s, random |
+//! | no connection within `acquire_timeout`, `max_waiting` others in the queue already, database down, pool closed | 503 | 1–3 s, random |
 //! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random; none if the session had run a statement before |
 //! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if something of the request was committed |
+//! | the connection was taken away by [`max_hold`](SessionPool::max_hold): an answer below 400 whose transaction was lost by it, or a 5xx | 504 | – |
+//! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | – |
 //! | COMMIT failed for good or its outcome is unknown, the transaction was given up, something of it is still open or running | 500 | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
 //! | anything else | the handler's own answer | – |
@@ -200,6 +212,10 @@
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPool::warn_hold) (10 s), with method, path and its last statement without values; INFO when it came back after all |
+//! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or by [`close`](SessionPool::close) |
+//! | `tower_sea_orm::pool` | WARN | a request that waits for a second session of a pool while it holds one |
+//! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: a server that is waited for at the start, and when it is there |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
 //! | `tower_sea_orm` | WARN | an answer of 503 after a conflict |
@@ -253,7 +269,7 @@ pub use self::{
     error::Error,
     future::ResponseFuture,
     layer::{DbSessionLayer, unsafe_methods},
-    pool::{SessionPool, Status},
+    pool::{Reset, SessionPool, Status},
     respond::{EmptyBody, OnError, ProblemJson, error_response},
     service::DbSessionService,
     session::{DbSession, DbTx, Main, PoolSession, SessionTransaction},

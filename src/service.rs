@@ -74,7 +74,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let has_session = request.extensions().get::<DbSession<Tag>>().is_some_and(|session| !session.is_closed());
+        let has_session = request.extensions().get::<DbSession<Tag>>().is_some_and(|session| !session.has_ended());
         if has_session {
             return ResponseFuture::pass(&mut self.inner, request, self.respond.clone());
         }

@@ -6,6 +6,9 @@
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than `warn_hold`, with its last statement; INFO when it is back |
+//! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or `close()` |
+//! | `tower_sea_orm::pool` | WARN | a request that waits for a second session while it holds one; at most 16 a second |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
 //! | `tower_sea_orm` | WARN | an answer of 503 after a serialization failure or a deadlock |
 
@@ -65,12 +68,13 @@ impl SessionSpan {
     }
 }
 
-/// Tells the log why the crate answers with an error. Failures to acquire were told already.
+/// Tells the log why the crate answers with an error. Failures to acquire were told already, and so
+/// was that a connection was taken away.
 pub(crate) fn answered(error: &Error) {
     let cause = std::error::Error::source(error).map(tracing::field::display);
     if error.is_conflict() {
         tracing::warn!(target: "tower_sea_orm", cause, "{error}");
-    } else if !error.is_acquire() {
+    } else if !error.is_acquire() && !error.is_reclaimed() {
         tracing::error!(target: "tower_sea_orm", cause, "{error}");
     }
 }

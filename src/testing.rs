@@ -44,9 +44,9 @@
 //!
 //! What is not as in production:
 //!
-//! - There is one connection, and sessions take turns. A request that waits for a second session while
-//!   it holds one waits until the `acquire_timeout`. What works on the plain `DatabaseConnection`, beside
-//!   the pool, sees nothing of the test.
+//! - There is one connection, and sessions take turns. A request that needs a second session while it
+//!   holds one gets an error at once. What works on the plain `DatabaseConnection`, beside the pool, sees
+//!   nothing of the test.
 //! - Isolation levels and access modes are those of the outer transaction, the database's default.
 //! - A statement that fails outside of a transaction of its session is rolled back to a savepoint,
 //!   which makes every such statement three.

@@ -77,6 +77,7 @@ use crate::{Error, SessionPool, error::Kind};
 /// | `statement_timeout` | | time | | When the server gives a statement up. |
 /// | `reserve` | | number | 0 | [`SessionPool::reserve`] |
 /// | `release_timeout` | | time | 5 s | [`SessionPool::release_timeout`] |
+/// | `max_waiting` | | number | 20 × `max_connections` | [`SessionPool::max_waiting`] |
 /// | `warm` | | switch | true | [`SessionPool::warm`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
 ///
@@ -133,6 +134,7 @@ struct Options {
     application_name: Option<String>,
     statement_timeout: Option<Duration>,
     reserve: Option<u32>,
+    max_waiting: Option<u32>,
     release_timeout: Option<Duration>,
     warm: Option<bool>,
     startup_timeout: Option<Duration>,
@@ -166,7 +168,7 @@ impl PoolConfig {
     }
 
     /// A pool of sessions over `database`, with this configuration's `acquire_timeout`, `release_timeout`,
-    /// `reserve` and `warm`.
+    /// `reserve`, `max_waiting` and `warm`.
     ///
     /// # Errors
     ///
@@ -185,6 +187,9 @@ impl PoolConfig {
                 return Err(Kind::InvalidReserve.into());
             }
             pool = pool.reserve(reserve);
+        }
+        if let Some(waiting) = self.options.max_waiting {
+            pool = pool.max_waiting(waiting);
         }
         Ok(pool.warm(self.options.warm.unwrap_or(true)))
     }

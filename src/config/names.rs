@@ -1,7 +1,7 @@
 //! The names of all settings, and the one that a wrong one was meant to be.
 
 /// Every name that a setting has.
-pub(super) const NAMES: [&str; 26] = [
+pub(super) const NAMES: [&str; 27] = [
     "url",
     "max_connections",
     "min_connections",
@@ -25,6 +25,7 @@ pub(super) const NAMES: [&str; 26] = [
     "application_name",
     "statement_timeout",
     "reserve",
+    "max_waiting",
     "release_timeout",
     "warm",
     "startup_timeout",

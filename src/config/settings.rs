@@ -71,6 +71,7 @@ impl Settings {
                 put(keys, &mut options.min_connections, "min_connections", key, size)
             }
             "max_overflow" => put(keys, &mut self.max_overflow, "max_overflow", key, value::max_overflow(key, text)?),
+            "max_waiting" => put(keys, &mut options.max_waiting, "max_waiting", key, value::count(key, text, 0)?),
             "reserve" => put(keys, &mut options.reserve, "reserve", key, value::count(key, text, 0)?),
             _ => self.set_time(name, key, text),
         }

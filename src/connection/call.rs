@@ -1,23 +1,26 @@
 //! One call: what comes before the operation, the operation, and what its result means.
 
-use std::sync::Arc;
-
 use sea_orm::{DbBackend, DbErr, Statement, TransactionOptions};
 
-use super::{Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, driver};
+use super::{
+    Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, control::Change, driver,
+};
 use crate::error::Kind;
 
 impl PinnedConnection {
     /// Rolls back to the task's depth, makes the connection ready, runs the operation, then reads
     /// all there is.
-    pub(crate) async fn call(&mut self, task: Task) -> Result<Output, DbErr> {
-        let Task { depth, on_acquire, begin, operation, doubtful } = task;
-        let commits = matches!(operation, Operation::Commit) && depth == 1;
+    pub(crate) async fn call(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        let change = self.foresee(task);
+        self.reset = task.reset;
+        let (depth, doubtful) = (task.depth, task.doubtful);
+        let commits = matches!(task.operation, Some(Operation::Commit)) && depth == 1;
         self.state = if self.state == State::Known { State::Busy } else { self.state };
         let stray = self.state == State::Suspect && depth == 0;
         let suspect = self.state == State::Suspect && !stray || doubtful;
-        let mut output = match self.arrange(depth, stray, on_acquire, begin).await {
-            Ok(()) => self.perform_honestly(operation, doubtful).await,
+        let mut output = match self.arrange(stray, change, task).await {
+            Ok(()) if task.stoppable => self.perform_stoppably(task.take_operation(), doubtful).await,
+            Ok(()) => self.perform_honestly(task.take_operation(), doubtful).await,
             Err(error) => Err(error),
         };
         let fatal = output.as_ref().err().filter(|error| driver::is_fatal(error));
@@ -28,6 +31,7 @@ impl PinnedConnection {
             self.state = if self.in_memory { self.state } else { State::Broken };
             output = if commits { Err(Kind::OutcomeUnknown.into_db_err()) } else { output };
         }
+        self.forget_what_is_over();
         if self.state != State::Broken {
             match self.driver.drain().await {
                 Ok(unread) => {
@@ -44,17 +48,16 @@ impl PinnedConnection {
                 }
             }
         }
+        // Not before: of a stream that was dropped, the server may have had much left to send.
+        if let Some(victim) = self.victim.as_ref().filter(|_| task.stoppable) {
+            victim.works(false);
+        }
         output
     }
 
     /// Everything that has to be there before the operation.
-    async fn arrange(
-        &mut self,
-        depth: usize,
-        stray: bool,
-        on_acquire: Option<Arc<[Statement]>>,
-        begin: Option<super::Begin>,
-    ) -> Result<(), DbErr> {
+    async fn arrange(&mut self, stray: bool, change: Change, task: &mut Task) -> Result<(), DbErr> {
+        let depth = task.depth;
         let mut cleared = self.roll_back_to(depth).await;
         if cleared.is_ok() && stray {
             // Raw code may have left a transaction open, and what follows is to commit by itself.
@@ -64,15 +67,24 @@ impl PinnedConnection {
             self.state = State::Broken;
             return Err(error);
         }
-        if let Some(statements) = on_acquire {
-            self.altered = true;
-            if let Err(error) = self.set_up(&statements).await {
-                // Half set up, it must serve nobody.
-                self.state = State::Broken;
-                return Err(error);
-            }
+        if self.driver.depth() == 0
+            && let Some(victim) = &self.victim
+        {
+            victim.outside();
         }
-        if let Some(begin) = begin {
+        self.note_change(change, task.begin.as_ref()).await?;
+        if let Some(statements) = &task.on_acquire
+            && let Err(error) = self.set_up(statements).await
+        {
+            // Half set up, it must serve nobody.
+            self.state = State::Broken;
+            return Err(error);
+        }
+        // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
+        if let Some(route) = task.identify {
+            self.identify(route).await?;
+        }
+        if let Some(begin) = &task.begin {
             self.begin(begin.options).await?;
             if let Err(error) = self.set_up(&begin.set_up).await {
                 if self.roll_back_to(depth).await.is_err() {
@@ -80,15 +92,28 @@ impl PinnedConnection {
                 }
                 return Err(error);
             }
+            if let Some(route) = task.identify {
+                self.identify(route).await?;
+            }
         }
         Ok(())
     }
 
     async fn set_up(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
         for statement in statements {
-            self.driver.execute(statement.clone()).await?;
+            self.driver.execute(statement.clone(), self.named).await?;
         }
         Ok(())
+    }
+
+    /// Performs `operation` unless nobody wants it any more, and lets it be stopped meanwhile.
+    async fn perform_stoppably(&mut self, operation: Operation, doubtful: bool) -> Result<Output, DbErr> {
+        let victim = self.victim().clone();
+        if victim.is_abandoned() {
+            return Err(Kind::SessionClosed.into_db_err());
+        }
+        victim.works(true);
+        self.perform_honestly(operation, doubtful).await
     }
 
     /// Performs `operation` unless it would pretend that a transaction goes on which the server has
@@ -153,12 +178,15 @@ impl PinnedConnection {
 
     async fn perform(&mut self, operation: Operation) -> Result<Output, DbErr> {
         match operation {
-            Operation::Execute(statement) => self.driver.execute(statement).await.map(Output::Executed),
+            Operation::Execute(statement) => self.driver.execute(statement, self.named).await.map(Output::Executed),
             Operation::Unprepared(sql) => self.driver.execute_unprepared(sql).await.map(Output::Executed),
-            Operation::One(statement) => self.driver.query_one(statement).await.map(Output::Row),
-            Operation::All(statement) => self.driver.query_all(statement).await.map(Output::Rows),
+            Operation::One(statement) => self.driver.query_one(statement, self.named).await.map(Output::Row),
+            Operation::All(statement) => self.driver.query_all(statement, self.named).await.map(Output::Rows),
             #[cfg(feature = "stream")]
-            Operation::Stream(statement, rows) => self.driver.stream(statement, &rows).await.map(|()| Output::Done),
+            Operation::Stream(statement, rows) => {
+                let reads_on = self.victim.is_some();
+                self.driver.stream(statement, &rows, self.named, reads_on).await.map(|()| Output::Done)
+            }
             Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
             Operation::Commit => self.commit().await.map(|()| Output::Done),
             Operation::Rollback => self.roll_back_one().await.map(|()| Output::Done),

@@ -3,6 +3,7 @@
 //! Values go in through `sea-query-sqlx`, rows come out through SeaORM's public `From`
 //! conversions, and errors are wrapped as SeaORM wraps them.
 
+use futures_util::StreamExt;
 use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, sqlx};
 use sea_orm::{
     sea_query::Values,
@@ -57,9 +58,9 @@ macro_rules! dispatch {
 type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
 
 impl Driver {
-    pub(crate) async fn execute(&mut self, statement: Statement) -> Result<ExecResult, DbErr> {
+    pub(crate) async fn execute(&mut self, statement: Statement, named: bool) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values));
+            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
             query.execute(&mut **c).await.map(ExecResult::from).map_err(exec_error)
         }, gone => Err(lost()))
     }
@@ -70,9 +71,9 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    pub(crate) async fn query_one(&mut self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+    pub(crate) async fn query_one(&mut self, statement: Statement, named: bool) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values));
+            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
             match query.fetch_one(&mut **c).await {
                 Ok(row) => Ok(Some(QueryResult::from(row))),
                 Err(sqlx::Error::RowNotFound) => Ok(None),
@@ -81,24 +82,49 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    pub(crate) async fn query_all(&mut self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+    pub(crate) async fn query_all(&mut self, statement: Statement, named: bool) -> Result<Vec<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values));
-            let rows = query.fetch_all(&mut **c).await.map_err(query_error)?;
-            Ok(rows.into_iter().map(QueryResult::from).collect())
+            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
+            let (mut results, mut rows) = (query.fetch(&mut **c), Vec::new());
+            while let Some(row) = results.next().await {
+                rows.push(QueryResult::from(row.map_err(query_error)?));
+                breathe(rows.len()).await;
+            }
+            Ok(rows)
         }, gone => Err(lost()))
     }
 
-    /// Sends every row to `rows` until the result ends or nobody listens any more.
-    #[cfg(feature = "stream")]
-    pub(crate) async fn stream(&mut self, statement: Statement, rows: &Rows) -> Result<(), DbErr> {
-        use futures_util::StreamExt;
+    /// The first row of a text without values, in one round trip even if it was never sent before.
+    pub(crate) async fn query_unprepared(&mut self, sql: String) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values));
+            let row = (&mut **c).fetch_optional(AssertSqlSafe(sql)).await.map_err(query_error)?;
+            Ok(row.map(QueryResult::from))
+        }, gone => Err(lost()))
+    }
+
+    /// Sends every row to `rows` until the result ends or nobody listens any more. Then it `reads_on` if
+    /// the server may be told to stop meanwhile; that is slower than a drain.
+    #[cfg(feature = "stream")]
+    pub(crate) async fn stream(
+        &mut self,
+        statement: Statement,
+        rows: &super::Rows,
+        named: bool,
+        reads_on: bool,
+    ) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => {
+            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
             let mut results = query.fetch(&mut **c);
+            let mut unheard = 0;
             while let Some(row) = results.next().await {
-                if rows.send(row.map_err(query_error)?.into()).await.is_err() {
-                    break;
+                let row = row.map_err(query_error)?;
+                if unheard > 0 || !rows.send(row.into()).await {
+                    if !reads_on || <DB as sqlx::Database>::NAME == "SQLite" {
+                        // SQLite makes no more rows than are read, and a drain skips them.
+                        break;
+                    }
+                    unheard += 1;
+                    breathe(unheard).await;
                 }
             }
             Ok(())
@@ -159,9 +185,13 @@ impl Driver {
     }
 }
 
-/// Where a stream's rows go.
-#[cfg(feature = "stream")]
-pub(crate) type Rows = tokio::sync::mpsc::Sender<QueryResult>;
+/// Lets others have the thread now and then: as long as the server sends faster than it is read, sqlx
+/// does not, and whoever wants the call to end would not be heard.
+async fn breathe(rows: usize) {
+    if rows.is_multiple_of(256) {
+        tokio::task::yield_now().await;
+    }
+}
 
 fn values(values: Option<Values>) -> SqlxValues {
     SqlxValues(values.unwrap_or_else(|| Values(Vec::new())))

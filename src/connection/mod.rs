@@ -4,28 +4,38 @@
 
 mod begin;
 mod call;
+mod cancel;
 mod control;
 #[cfg(feature = "_sqlx")]
 mod driver;
 #[cfg(not(feature = "_sqlx"))]
 #[path = "no_driver.rs"]
 mod driver;
+#[cfg(feature = "_sqlx")]
+mod identity;
 mod operation;
+mod reset;
 mod rollback;
+#[cfg(feature = "stream")]
+mod rows;
+
+use std::sync::Arc;
 
 use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
-#[cfg(feature = "stream")]
-pub(crate) use self::driver::Rows;
+use self::control::Change;
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
+#[cfg(feature = "stream")]
+pub(crate) use self::rows::Rows;
 pub(crate) use self::{
-    control::{Control, Effect, effect},
-    driver::Driver,
+    cancel::{Identity, Route, Target, Victim},
+    control::{Control, Effect, effect, is_read},
+    driver::{Driver, is_fatal},
     operation::{Begin, Operation, Output, Task},
 };
-use crate::error::Kind;
+use crate::{error::Kind, pool::Reset};
 
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
@@ -35,15 +45,25 @@ pub(crate) struct PinnedConnection {
     runtime: Handle,
     /// Closing the connection would destroy its database.
     in_memory: bool,
+    /// Prepared statements are kept under a name. Behind a proxy that shares connections, somebody else may have
+    /// taken it.
+    named: bool,
     state: State,
     /// What became of the open transaction where sqlx does not tell.
     failed: Option<Failed>,
     /// SQLite's stand-in for a transaction that only reads.
     query_only: bool,
-    /// Its session-level settings are no longer those of a new connection.
-    altered: bool,
+    /// What is no longer as it was before the session.
+    change: Change,
+    /// How to make it so again, once that was looked at: statements.
+    baseline: Option<Vec<String>>,
+    /// The open transaction has settings of its own, which would be taken for those from before.
+    is_set_locally: bool,
+    reset: Reset,
     /// Transactions around all sessions, which none of them may end; only tests have one.
     base: usize,
+    /// What stops its statements, once somebody may want that.
+    victim: Option<Arc<Victim>>,
 }
 
 /// What is known of a connection between two calls.
@@ -75,12 +95,23 @@ impl PinnedConnection {
             backend,
             runtime,
             in_memory,
+            named: true,
             state: State::Known,
             failed: None,
             query_only: false,
-            altered: false,
+            change: Change::None,
+            baseline: None,
+            is_set_locally: false,
+            reset: Reset::default(),
             base: 0,
+            victim: None,
         }
+    }
+
+    /// Gives prepared statements no names.
+    pub(crate) fn unnamed(mut self, unnamed: bool) -> Self {
+        self.named = !unnamed;
+        self
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -98,22 +129,18 @@ impl PinnedConnection {
 
     /// Whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
-        self.state == State::Known && self.depth() == 0 && !self.query_only && !self.altered
+        self.state == State::Known && self.depth() == 0 && !self.query_only && self.change == Change::None
     }
 
-    /// Whether the connection has to be closed once it is clean.
-    pub(crate) fn is_altered(&self) -> bool {
-        self.altered
-    }
-
-    /// Proves the connection clean: reads what is unread, rolls back what is open.
+    /// Proves the connection clean: reads what is unread, rolls back what is open, puts back what has
+    /// changed. One that [must be closed](Self::must_close) is only rolled back.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
         self.driver.drain().await?;
         self.roll_back_to(0).await?;
-        if self.state != State::Known {
-            self.end_stray().await?;
+        if !self.must_close() {
+            self.put_back().await?;
+            self.state = State::Known;
         }
-        self.state = State::Known;
         Ok(())
     }
 
@@ -132,6 +159,10 @@ impl PinnedConnection {
 
     /// Gives a clean connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_driver(&mut self) {
+        self.forget_victim().await;
+        if self.is_broken() {
+            return;
+        }
         self.driver.return_to_pool().await;
         // What is left is the empty shell; sqlx may want a runtime even to drop that.
         drop(std::mem::replace(&mut self.driver, Driver::Gone));

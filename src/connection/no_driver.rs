@@ -1,7 +1,10 @@
 //! Stands in for the drivers where none is built in: only pass-through sessions exist then.
 
+use std::sync::{Arc, atomic::AtomicBool};
+
 use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, Statement};
 
+use super::Identity;
 use crate::error::Kind;
 
 /// No driver, no connection.
@@ -9,12 +12,8 @@ pub(crate) enum Driver {
     Gone,
 }
 
-/// Where a stream's rows go.
-#[cfg(feature = "stream")]
-pub(crate) type Rows = tokio::sync::mpsc::Sender<QueryResult>;
-
 impl Driver {
-    pub(crate) async fn execute(&mut self, _: Statement) -> Result<ExecResult, DbErr> {
+    pub(crate) async fn execute(&mut self, _: Statement, _: bool) -> Result<ExecResult, DbErr> {
         Err(lost())
     }
 
@@ -22,16 +21,32 @@ impl Driver {
         Err(lost())
     }
 
-    pub(crate) async fn query_one(&mut self, _: Statement) -> Result<Option<QueryResult>, DbErr> {
+    pub(crate) async fn query_one(&mut self, _: Statement, _: bool) -> Result<Option<QueryResult>, DbErr> {
         Err(lost())
     }
 
-    pub(crate) async fn query_all(&mut self, _: Statement) -> Result<Vec<QueryResult>, DbErr> {
+    pub(crate) async fn query_all(&mut self, _: Statement, _: bool) -> Result<Vec<QueryResult>, DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn query_unprepared(&mut self, _: String) -> Result<Option<QueryResult>, DbErr> {
         Err(lost())
     }
 
     #[cfg(feature = "stream")]
-    pub(crate) async fn stream(&mut self, _: Statement, _: &Rows) -> Result<(), DbErr> {
+    pub(crate) async fn stream(&mut self, _: Statement, _: &super::Rows, _: bool, _: bool) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(super) async fn identity(&mut self) -> Result<Option<Identity>, DbErr> {
+        Err(lost())
+    }
+
+    pub(super) async fn watch(&mut self, _: Arc<AtomicBool>) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(super) async fn unwatch(&mut self) -> Result<(), DbErr> {
         Err(lost())
     }
 

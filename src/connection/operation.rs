@@ -4,22 +4,50 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use sea_orm::{DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
+use tokio::sync::Notify;
 
-use super::Driver;
 #[cfg(feature = "stream")]
 use super::Rows;
+use super::{Driver, Route};
+use crate::pool::Reset;
 
 /// One call on a connection.
 pub(crate) struct Task {
+    /// The session has run nothing on this connection yet.
+    pub(crate) first: bool,
     /// How many transactions are open around it; what is open beyond is rolled back first.
     pub(crate) depth: usize,
     /// Prepares a connection that has just been checked out.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// Opens the session's own transaction first.
     pub(crate) begin: Option<Begin>,
-    pub(crate) operation: Operation,
+    /// `None` once it was sent.
+    pub(crate) operation: Option<Operation>,
     /// What the operation does to the transaction around it cannot be told from its text.
     pub(crate) doubtful: bool,
+    /// What becomes of the connection when the session gives it back.
+    pub(crate) reset: Reset,
+    /// Who serves the connection has to be known, this being between.
+    pub(crate) identify: Option<Route>,
+    /// The operation may be stopped when nobody waits for it any more.
+    pub(crate) stoppable: bool,
+}
+
+impl Task {
+    /// Whether only what opens a transaction may have been sent: on another connection it can begin again.
+    pub(crate) fn may_begin_again(&self) -> bool {
+        let opens = self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)));
+        self.first && self.depth == 0 && self.operation.is_some() && opens
+    }
+
+    /// The operation, to be sent now. A BEGIN stays, because it may be sent again.
+    pub(super) fn take_operation(&mut self) -> Operation {
+        let begin = match &self.operation {
+            Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
+            _ => self.operation.take(),
+        };
+        begin.unwrap_or(Operation::Settle)
+    }
 }
 
 /// How a session's own transaction begins.
@@ -67,6 +95,15 @@ impl Operation {
             Self::Stream(statement, _) => Some(&statement.sql),
             Self::Unprepared(sql) => Some(sql),
             Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle | Self::Raw(_) => None,
+        }
+    }
+
+    /// Stops a stream whose reader reads nothing.
+    pub(crate) fn reader(&self) -> Option<Arc<Notify>> {
+        match self {
+            #[cfg(feature = "stream")]
+            Self::Stream(_, rows) => Some(rows.stop()),
+            _ => None,
         }
     }
 

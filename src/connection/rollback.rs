@@ -11,7 +11,8 @@ impl PinnedConnection {
         match (operation, self.failed?) {
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
             (_, Failed::Ended(kind)) => Some(kind),
-            (Operation::Commit, Failed::Aborted(_)) => Some(Kind::Aborted),
+            // Where a SAVEPOINT fails, sqlx rolls back what is around it.
+            (Operation::Commit | Operation::Begin(_), Failed::Aborted(_)) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
             (_, Failed::Aborted(_)) => None,
         }
@@ -33,6 +34,16 @@ impl PinnedConnection {
         self.failed.get_or_insert(failed);
     }
 
+    /// Forgets what belongs to transactions that are not open any more, whoever has ended them.
+    pub(super) fn forget_what_is_over(&mut self) {
+        let depth = self.depth();
+        self.is_set_locally &= depth > 0;
+        self.failed = self.failed.filter(|failed| match failed {
+            Failed::Aborted(at) => *at <= depth,
+            Failed::Ended(_) => depth > 0,
+        });
+    }
+
     /// Whether a statement's failure has ended the whole transaction where its error alone does not tell.
     pub(super) async fn has_vanished(&mut self, error: &DbErr) -> bool {
         match self.backend {
@@ -47,7 +58,7 @@ impl PinnedConnection {
             // The server is told at its start what a lock's time-out ends: the statement or all.
             DbBackend::MySql if driver::is_lock_timeout(error) => {
                 let sql = "SELECT CAST(@@innodb_rollback_on_timeout AS SIGNED)";
-                let row = self.driver.query_one(Statement::from_string(self.backend, sql)).await;
+                let row = self.driver.query_one(Statement::from_string(self.backend, sql), self.named).await;
                 !matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0) == Ok(0))
             }
             _ => false,

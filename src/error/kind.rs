@@ -8,9 +8,12 @@ use crate::connection::Control;
 #[allow(dead_code)] // each driver has its own conflicts
 pub(crate) enum Kind {
     Exhausted,
+    Crowded,
     Down,
     Closing,
     SessionClosed,
+    Reclaimed,
+    PoolDeadlock,
     NestedOpen,
     TransactionOver,
     Aborted,
@@ -35,8 +38,10 @@ pub(crate) enum Kind {
     Disconnected,
     DriverNotEnabled(&'static str),
     InvalidReserve,
+    InvalidHold,
     CannotClose,
     NothingToRollBack,
+    NothingToReset,
     NoSession,
     Serialization,
     Deadlock,
@@ -44,9 +49,11 @@ pub(crate) enum Kind {
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-pub(super) const IN_DB_ERR: [Kind; 27] = [
+pub(super) const IN_DB_ERR: [Kind; 29] = [
     Kind::Down,
     Kind::SessionClosed,
+    Kind::Reclaimed,
+    Kind::PoolDeadlock,
     Kind::NestedOpen,
     Kind::TransactionOver,
     Kind::Aborted,
@@ -77,7 +84,7 @@ pub(super) const IN_DB_ERR: [Kind; 27] = [
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            Self::Exhausted => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+            Self::Exhausted | Self::Crowded => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
@@ -88,10 +95,19 @@ impl Kind {
             Self::Exhausted => {
                 "no connection became free within the acquire timeout: raise max_connections, or hold sessions for less time (`.lazy()`, `release()`)"
             }
+            Self::Crowded => {
+                "too many others wait for a connection already: raise max_connections or max_waiting, or hold sessions for less time (`.lazy()`, `release()`)"
+            }
             Self::Down => "the database cannot be reached: see the log for the cause",
             Self::Closing => "the connection pool is closed",
             Self::SessionClosed => {
                 "session closed: its request has ended; for work that outlives the request take `session.pool()` and open a session of its own"
+            }
+            Self::Reclaimed => {
+                "the session held its connection for longer than `max_hold`, so it was taken away and what was open rolled back: do less in one request, or `release()` it around what needs no database"
+            }
+            Self::PoolDeadlock => {
+                "every connection of the pool is held by a request that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserve`"
             }
             Self::NestedOpen => {
                 "a nested transaction is open: use its handle, and commit or roll it back before you use the one around it"
@@ -149,11 +165,17 @@ impl Kind {
             Self::InvalidReserve => {
                 "`reserve` leaves no connection for sessions: it must be smaller than max_connections"
             }
+            Self::InvalidHold => {
+                "`warn_hold` and `max_hold` cannot be zero: every session would be over it at once (`Duration::MAX` turns them off)"
+            }
             Self::CannotClose => {
                 "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`"
             }
             Self::NothingToRollBack => {
                 "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`"
+            }
+            Self::NothingToReset => {
+                "`reset` puts back what a session changed of its connection, and a proxy has none: leave it at its default"
             }
             Self::NoSession => {
                 "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it"

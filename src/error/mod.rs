@@ -54,9 +54,14 @@ impl Error {
         Some(kind.into())
     }
 
-    /// The status that the layer answers with: 503 for what may pass, 500 for the rest.
+    /// The status that the layer answers with: 503 for what may pass, 504 for a connection that was taken
+    /// away by `max_hold`, 500 for the rest.
     pub fn status(&self) -> StatusCode {
-        if self.is_retryable() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR }
+        match self.kind {
+            Kind::Reclaimed => StatusCode::GATEWAY_TIMEOUT,
+            _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        }
     }
 
     /// When to come back, for a `Retry-After` header; `None` where coming back is no cure.
@@ -65,7 +70,7 @@ impl Error {
     /// at once; 1 s after a serialization failure or a deadlock.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            Kind::Exhausted | Kind::Down | Kind::Closing => Some(Duration::from_secs(jitter())),
+            _ if self.is_acquire() => Some(Duration::from_secs(jitter())),
             Kind::Serialization | Kind::Deadlock | Kind::LockTimeout => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -78,12 +83,13 @@ impl Error {
 
     /// Whether no connection could be had: exhausted, down or closing.
     pub fn is_acquire(&self) -> bool {
-        matches!(self.kind, Kind::Exhausted | Kind::Down | Kind::Closing)
+        matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::Down | Kind::Closing)
     }
 
-    /// Whether all connections were in use for the whole `acquire_timeout`.
+    /// Whether all connections were in use: for the whole `acquire_timeout`, or with so many waiting already
+    /// ([`max_waiting`](crate::SessionPool::max_waiting)) that one more was not let in.
     pub fn is_exhausted(&self) -> bool {
-        self.kind == Kind::Exhausted
+        matches!(self.kind, Kind::Exhausted | Kind::Crowded)
     }
 
     /// Whether the database could not be reached.
@@ -91,7 +97,7 @@ impl Error {
         self.kind == Kind::Down
     }
 
-    /// Whether the pool is closed.
+    /// Whether the pool is closed, or closing: see [`SessionPool::close`](crate::SessionPool::close).
     pub fn is_closing(&self) -> bool {
         self.kind == Kind::Closing
     }
@@ -99,6 +105,18 @@ impl Error {
     /// Whether a handle was used after its request had ended.
     pub fn is_session_closed(&self) -> bool {
         self.kind == Kind::SessionClosed
+    }
+
+    /// Whether the session's connection was taken away because it was held for longer than
+    /// [`max_hold`](crate::SessionPool::max_hold).
+    pub fn is_reclaimed(&self) -> bool {
+        self.kind == Kind::Reclaimed
+    }
+
+    /// Whether every connection of the pool was held by a request that waited for a second one, and this
+    /// wait was ended so that the others could go on.
+    pub fn is_pool_deadlock(&self) -> bool {
+        self.kind == Kind::PoolDeadlock
     }
 
     /// Whether a handle was used out of turn: beside an open transaction or stream, after its end, or
@@ -157,6 +175,11 @@ impl Error {
         matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
     }
 
+    /// Whether it tells that a session's connection was taken away.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        matches!(self.kind, Kind::Reclaimed | Kind::Closing)
+    }
+
     pub(crate) fn with_source(kind: Kind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { kind, source: Some(Arc::new(source)) }
     }
@@ -177,9 +200,10 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            Kind::Exhausted => "the service is busy",
+            Kind::Exhausted | Kind::Crowded => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
+            Kind::Reclaimed => "the request took too long",
             Kind::Serialization | Kind::Deadlock | Kind::LockTimeout => "the request met a concurrent one",
             _ => "internal error",
         }

@@ -2,23 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use sea_orm::{ConnAcquireErr, DbErr};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
-use super::{SessionPool, checkout::CheckedOut, queue::Ticket};
+use super::{SessionPool, checkout::CheckedOut, current::current, holders::Wait, ticket::Ticket};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
 };
-
-/// How long the probe that tells *down* from *exhausted* may take, and how long its result holds.
-const PROBE: Duration = Duration::from_secs(1);
-
-/// The result of one attempt to connect.
-pub(super) struct Probe {
-    at: Instant,
-    failure: Option<Error>,
-}
 
 /// A connection on its way to a session; dropped before it arrives, it goes back clean.
 pub(crate) struct Lease(Option<CheckedOut>);
@@ -44,7 +36,7 @@ impl Drop for Lease {
 impl SessionPool {
     /// Waits for a connection, at most `acquire_timeout`.
     pub(crate) async fn acquire(&self) -> Result<Lease, Error> {
-        if self.shared.source.is_closed() {
+        if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
         if let Some(lease) = self.try_acquire() {
@@ -52,15 +44,24 @@ impl SessionPool {
         }
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let started = Instant::now();
-        let mut waiting = Waiting { receiver: self.shared.queue.join(self, runtime), pool: self, done: false };
+        let request = current();
+        let Some(receiver) = self.shared.queue.join(self, runtime, request.clone()) else {
+            return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
+        };
+        let mut waiting = Waiting { receiver, pool: self, done: false, _wait: Wait::of(request.clone()) };
+        if let Some(request) = request {
+            self.look_for_deadlock(request);
+        }
         let result = timeout(self.settings.acquire_timeout, &mut waiting.receiver).await;
         waiting.done = matches!(result, Ok(Ok(_)));
         drop(waiting);
         match result {
+            Ok(Ok(Ok(_))) if self.is_shut() => Err(self.fail(Kind::Closing.into(), started.elapsed())),
             Ok(Ok(Ok(lease))) => {
                 self.pressure().relieved();
                 Ok(lease)
             }
+            Ok(Ok(Err(error))) if error.is_pool_deadlock() => Err(error),
             Ok(Ok(Err(error))) => Err(self.fail(error, started.elapsed())),
             // The waiter was dropped unanswered: its runtime is shutting down.
             Ok(Err(_)) => Err(self.fail(Kind::Closing.into(), started.elapsed())),
@@ -78,32 +79,21 @@ impl SessionPool {
         self.shared.source.connect_once().await
     }
 
-    fn fail(&self, error: Error, waited: Duration) -> Error {
+    pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
         self.pressure().failed(&error, self.status(), waited);
         error
     }
 
     /// Why nobody came: *down* if a connection cannot be made at all, *exhausted* otherwise.
     async fn diagnose(&self) -> Error {
-        if self.shared.source.is_closed() {
+        if self.is_shut() {
             return Kind::Closing.into();
         }
         if self.status().acquiring == 0 {
             // Every connection is in a session's hands: the server has nothing to do with it.
             return Kind::Exhausted.into();
         }
-        let mut last = self.shared.probe.lock().await;
-        if last.as_ref().is_none_or(|probe| probe.at.elapsed() >= PROBE) {
-            let pool = self.clone();
-            let attempt = tokio::spawn(async move { timeout(PROBE, pool.shared.source.connect_once()).await });
-            let failure = match attempt.await {
-                Ok(Ok(Ok(()))) | Err(_) => None,
-                Ok(Ok(Err(error))) => Some(Error::with_source(Kind::Down, error)),
-                Ok(Err(_)) => Some(Kind::Down.into()),
-            };
-            *last = Some(Probe { at: Instant::now(), failure });
-        }
-        last.as_ref().and_then(|probe| probe.failure.clone()).unwrap_or_else(|| Kind::Exhausted.into())
+        self.try_server().await.err().unwrap_or_else(|| Kind::Exhausted.into())
     }
 }
 
@@ -112,6 +102,7 @@ struct Waiting<'p> {
     receiver: oneshot::Receiver<Result<Lease, Error>>,
     pool: &'p SessionPool,
     done: bool,
+    _wait: Wait,
 }
 
 impl Drop for Waiting<'_> {
@@ -130,8 +121,10 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     let fetched = match &pool.shared.outer {
         Some(outer) => outer.take(),
         None => {
-            let driver = pool.shared.source.acquire().await;
-            driver.map(|driver| PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()))
+            let (driver, ()) = join(pool.shared.source.acquire(), pool.explore(&runtime)).await;
+            driver.map(|driver| {
+                PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()).unnamed(pool.shared.unnamed)
+            })
         }
     };
     match fetched {

@@ -1,15 +1,24 @@
 //! [`CheckedOut`]: a pinned connection together with its slot in the session pool.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::queue::SlotGuard;
-use crate::connection::{Output, PinnedConnection, Task};
+use super::{Holder, SessionPool, Text, ticket::SlotGuard};
+use crate::{
+    connection::{Output, PinnedConnection, Task, Victim, is_fatal},
+    error::Error,
+};
 
 /// How long a connection may go from session to session before the driver's pool sees it again.
 const VISIT: Duration = Duration::from_secs(10);
+
+/// On how many more connections a transaction may try to begin.
+const BEGIN_AGAIN: u32 = 3;
 
 /// A connection in a session's hands.
 ///
@@ -22,6 +31,8 @@ pub(crate) struct CheckedOut {
     runtime: Handle,
     /// When the driver's pool saw it last.
     fetched: Instant,
+    /// The session's last statement.
+    text: Text,
     slot: SlotGuard,
 }
 
@@ -33,21 +44,88 @@ pub(crate) struct Finished {
 
 impl CheckedOut {
     pub(super) fn new(connection: PinnedConnection, slot: SlotGuard) -> Self {
-        Self { runtime: connection.runtime().clone(), connection: Some(connection), fetched: Instant::now(), slot }
+        let runtime = connection.runtime().clone();
+        Self { runtime, connection: Some(connection), fetched: Instant::now(), text: Text::default(), slot }
     }
 
-    /// Runs `task` to its end.
-    pub(crate) async fn call(mut self, task: Task) -> Finished {
-        let output = match &mut self.connection {
+    /// A session of `pool` holds the connection from now on, until it is back.
+    pub(crate) fn hold(&mut self, pool: &SessionPool, holder: Weak<dyn Holder>) {
+        self.text.clear();
+        self.slot.hold(pool.note_holder(holder, &self.runtime));
+    }
+
+    /// The session's last statement.
+    pub(crate) fn text(&mut self) -> &mut Text {
+        &mut self.text
+    }
+
+    /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
+    /// one: nothing has happened yet that could happen twice.
+    pub(crate) async fn call(mut self, mut task: Task) -> Finished {
+        let mut output = self.call_once(&mut task).await;
+        for _ in 0..BEGIN_AGAIN {
+            let is_dead = self.is_broken() && output.as_ref().is_err_and(is_fatal);
+            if !is_dead || !task.may_begin_again() || self.slot.pool().is_test() {
+                break;
+            }
+            match Box::pin(self.exchange()).await {
+                Ok(()) => output = self.call_once(&mut task).await,
+                Err(error) => {
+                    output = Err(error.to_db_err());
+                    break;
+                }
+            }
+        }
+        Finished { connection: self, output }
+    }
+
+    async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        match &mut self.connection {
             Some(connection) => connection.call(task).await,
             None => Ok(Output::Done),
-        };
-        Finished { connection: self, output }
+        }
+    }
+
+    /// Closes a broken connection and takes another one.
+    async fn exchange(&mut self) -> Result<(), Error> {
+        let pool = self.slot.pool().clone();
+        tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a transaction began: it begins on another one");
+        // What killed it may have killed the others.
+        pool.cool_down();
+        let victim = self.connection.take().and_then(|dead| dead.into_victim());
+        self.slot.free();
+        if let Some(mut next) = pool.acquire().await?.into_connection() {
+            if let (Some(connection), Some(victim)) = (&mut next.connection, victim) {
+                connection.adopt(victim);
+            }
+            next.slot.succeed(&mut self.slot);
+            *self = next;
+        }
+        Ok(())
     }
 
     /// Takes the connection out of the pool's hands; the slot is free.
     pub(super) fn into_connection(mut self) -> Option<PinnedConnection> {
         self.connection.take()
+    }
+
+    /// What stops its statements.
+    pub(crate) fn victim(&mut self) -> Option<Arc<Victim>> {
+        self.connection.as_mut().map(|connection| connection.victim().clone())
+    }
+
+    /// Lets a cancel that came too late hit nobody.
+    pub(super) async fn absorb(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.absorb().await;
+        }
+    }
+
+    /// It must serve nobody any more.
+    pub(super) fn give_up(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.give_up();
+        }
     }
 
     pub(crate) fn depth(&self) -> usize {
@@ -88,12 +166,15 @@ impl CheckedOut {
             runtime.spawn(async move {
                 if self.clean().await {
                     match &self.connection {
-                        // Its settings are this session's: nobody else may have it.
-                        Some(connection) if connection.is_altered() => drop(self),
+                        // It is this session's own by now: nobody else may have it.
+                        Some(connection) if connection.must_close() => {
+                            tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be put back");
+                            drop(self);
+                        }
                         _ => self.put_back(),
                     }
                 } else {
-                    tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back within the release timeout");
+                    tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back or reset within the release timeout");
                     drop(self);
                 }
                 then();
@@ -111,7 +192,8 @@ impl CheckedOut {
     }
 
     /// Hands a clean connection to the next waiter, keeps it warm, or returns it to the driver's pool.
-    pub(super) fn put_back(self) {
+    pub(super) fn put_back(mut self) {
+        self.slot.leave();
         let pool = self.slot.pool().clone();
         if let Some(left) = pool.place(self) {
             left.return_to_driver();

@@ -6,22 +6,40 @@
 //! acquired, goes to the oldest waiter that is still there.
 
 mod acquire;
+mod cancel;
 mod checkout;
+mod closing;
+mod control;
+mod current;
+mod holders;
+mod line;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod outer;
+mod ping;
 mod queue;
+mod reset;
+mod second;
 mod source;
+mod text;
+mod ticket;
 mod warm;
+mod watch;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 
+pub use self::reset::Reset;
 pub(crate) use self::{
     acquire::Lease,
     checkout::{CheckedOut, Finished},
+    current::{Entered, current, enter},
+    holders::{Grip, Holder, Key, Label},
+    text::Text,
 };
-use self::{outer::Outer, queue::Queue, source::Source};
+use self::{
+    closing::Closing, control::Control, holders::Holders, outer::Outer, queue::Queue, second::Second, source::Source,
+};
 use crate::{
     error::{Error, Kind},
     telemetry::Pressure,
@@ -30,6 +48,10 @@ use crate::{
 /// The longest wait for a connection unless the driver's own time-out is shorter.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+const WARN_HOLD: Duration = Duration::from_secs(10);
+
+/// How many may wait for each connection.
+const WAITING_PER_CONNECTION: u32 = 20;
 
 /// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its clones.
 ///
@@ -62,8 +84,14 @@ struct Shared {
     database: DatabaseConnection,
     source: Source,
     queue: Queue,
+    control: Control,
+    /// Prepared statements are not kept.
+    unnamed: bool,
     pressure: Pressure,
-    probe: tokio::sync::Mutex<Option<acquire::Probe>>,
+    probe: ping::Probes,
+    holders: Holders,
+    second: Second,
+    closing: Closing,
     /// Only a test's pool has one.
     outer: Option<Outer>,
 }
@@ -74,7 +102,13 @@ pub(crate) struct Settings {
     pub(crate) acquire_timeout: Duration,
     pub(crate) release_timeout: Duration,
     pub(crate) reserve: u32,
+    /// `None`: in proportion to the connections.
+    pub(crate) max_waiting: Option<u32>,
     pub(crate) warm: bool,
+    pub(crate) reset: Reset,
+    pub(crate) cancel_running: bool,
+    pub(crate) warn_hold: Duration,
+    pub(crate) max_hold: Duration,
 }
 
 /// What a [`SessionPool`] is doing right now.
@@ -133,14 +167,25 @@ impl SessionPool {
             acquire_timeout: driver_timeout.min(ACQUIRE_TIMEOUT),
             release_timeout: RELEASE_TIMEOUT,
             reserve: 0,
+            max_waiting: None,
             warm: true,
+            reset: Reset::default(),
+            cancel_running: false,
+            warn_hold: WARN_HOLD,
+            max_hold: Duration::MAX,
         };
+        let unnamed = source.keeps_no_statements();
         let shared = Shared {
             database,
             source,
             queue: Queue::default(),
+            control: Control::default(),
+            unnamed,
             pressure: Pressure::default(),
-            probe: tokio::sync::Mutex::new(None),
+            probe: ping::Probes::default(),
+            holders: Holders::default(),
+            second: Second::default(),
+            closing: Closing::default(),
             outer,
         };
         Self { shared: Arc::new(shared), settings }
@@ -185,6 +230,18 @@ impl SessionPool {
         self
     }
 
+    /// How many may wait for a connection at the same time. One more is answered at once, as exhausted: it
+    /// would only find its client gone when its turn came. Default: 20 for each of the pool's
+    /// `max_connections`.
+    ///
+    /// Those for whom a connection can still be opened do not count. With 0 nobody waits for another
+    /// one's connection.
+    #[must_use]
+    pub fn max_waiting(mut self, waiting: u32) -> Self {
+        self.settings.max_waiting = Some(waiting);
+        self
+    }
+
     /// Whether a clean connection goes straight to the next session: to one that waits, or to one that
     /// comes within a second. Default: yes.
     ///
@@ -194,6 +251,34 @@ impl SessionPool {
     #[must_use]
     pub fn warm(mut self, warm: bool) -> Self {
         self.settings.warm = warm;
+        self
+    }
+
+    /// Has the server stop what runs for a session that has ended: what it does, what it costs and where
+    /// its limits are stands at
+    /// [`DbSessionLayer::cancel_running`](crate::DbSessionLayer::cancel_running). Default: off.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?).cancel_running();
+    /// let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    /// let endless = Statement::from_string(DbBackend::Sqlite, sql);
+    /// let session = pool.session().await?;
+    /// let query = session.query_one_raw(endless);
+    /// assert!(tokio::time::timeout(Duration::from_millis(50), query).await.is_err());
+    /// // The query is gone, the connection and its database are not.
+    /// session.execute_unprepared("CREATE TABLE item (id integer)").await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn cancel_running(mut self) -> Self {
+        self.settings.cancel_running = true;
         self
     }
 
@@ -222,6 +307,12 @@ impl SessionPool {
         max.saturating_sub(self.settings.reserve).max(1)
     }
 
+    /// How many may be in the queue besides those for whom a connection is still to be had.
+    fn waiting_room(&self) -> usize {
+        let max = self.shared.source.max_connections().unwrap_or(u32::MAX);
+        self.settings.max_waiting.unwrap_or(max.saturating_mul(WAITING_PER_CONNECTION)) as usize
+    }
+
     /// Whether sessions pass their statements through (mock, proxy, plain handles).
     pub(crate) fn is_direct(&self) -> bool {
         matches!(self.shared.source, Source::Direct)
@@ -245,6 +336,8 @@ impl fmt::Debug for SessionPool {
         f.debug_struct("SessionPool")
             .field("settings", &self.settings)
             .field("status", &self.status())
+            .field("holders", &self.shared.holders.len())
+            .field("sessions", &self.open_sessions())
             .finish_non_exhaustive()
     }
 }

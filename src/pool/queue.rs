@@ -15,9 +15,11 @@ use super::{
     SessionPool, Status,
     acquire::{self, Lease},
     checkout::CheckedOut,
+    holders::{Holder, is_same},
+    ticket::Ticket,
     warm::Warm,
 };
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// How often, pool-wide, a released connection passes those who wait here and visits the driver's
 /// pool, where users of the plain `DatabaseConnection` may be waiting, while sessions have all there
@@ -60,6 +62,8 @@ struct Waiter {
     sender: oneshot::Sender<Result<Lease, Error>>,
     pool: SessionPool,
     runtime: Handle,
+    /// The request that waits, if it is one that has a session already.
+    request: Option<Arc<dyn Holder>>,
 }
 
 impl Queue {
@@ -78,16 +82,26 @@ impl Queue {
         }
     }
 
-    /// Joins the queue and sends for a connection if the limit allows one more.
-    pub(super) fn join(&self, pool: &SessionPool, runtime: Handle) -> oneshot::Receiver<Result<Lease, Error>> {
+    /// Joins the queue and sends for a connection if the limit allows one more; `None` if too many
+    /// wait already.
+    pub(super) fn join(
+        &self,
+        pool: &SessionPool,
+        runtime: Handle,
+        request: Option<Arc<dyn Holder>>,
+    ) -> Option<oneshot::Receiver<Result<Lease, Error>>> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
+        let free = pool.limit().saturating_sub(state.out) as usize;
+        if state.live_waiters() >= pool.waiting_room().saturating_add(free) {
+            return None;
+        }
         state.next += 1;
         let id = state.next;
-        state.waiters.push_back(Waiter { id, sender, pool: pool.clone(), runtime });
+        state.waiters.push_back(Waiter { id, sender, pool: pool.clone(), runtime, request });
         drop(state);
         self.fill();
-        receiver
+        Some(receiver)
     }
 
     /// A waiter has given up; its receiver is closed.
@@ -95,8 +109,7 @@ impl Queue {
         let mut state = self.lock();
         state.gone += 1;
         if state.gone * 2 > state.waiters.len() {
-            state.waiters.retain(|waiter| waiter.is_live());
-            state.gone = 0;
+            state.sweep();
         }
     }
 
@@ -110,7 +123,7 @@ impl Queue {
         while let Some((waiter, pool, runtime)) = self.next_to_fetch_for() {
             let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
-            let ticket = Ticket { pool, waiter, stage: Stage::Spawned(spawning.clone()) };
+            let ticket = Ticket::new(pool, waiter, spawning.clone());
             runtime.spawn(acquire::fetch(ticket, runtime.clone()));
             spawning.store(false, Ordering::Release);
         }
@@ -224,9 +237,73 @@ impl Queue {
             let _ = waiter.sender.send(Err(error));
         }
     }
+
+    /// Refuses everybody, and returns how many there were.
+    pub(super) fn refuse_all(&self, kind: Kind) -> usize {
+        let waiters = std::mem::take(&mut self.lock().waiters);
+        waiters
+            .into_iter()
+            .filter(Waiter::is_live)
+            .filter_map(|waiter| waiter.sender.send(Err(kind.into())).ok())
+            .count()
+    }
+
+    /// Where every connection is held by a request that waits for another one, refuses the newest of
+    /// them; `holders` are the requests of all who hold one. Tells whether that was so.
+    pub(super) fn break_deadlock(&self, holders: &[Arc<dyn Holder>], kind: Kind) -> bool {
+        let mut state = self.lock();
+        let Some(newest) = state.newest_in_deadlock(holders) else { return false };
+        let refused = state.waiters.remove(newest);
+        drop(state);
+        refused.is_some_and(|waiter| waiter.sender.send(Err(kind.into())).is_ok())
+    }
+
+    /// A fetch has brought a connection, which is out from now on.
+    pub(super) fn fetched(&self) {
+        let mut state = self.lock();
+        state.acquiring -= 1;
+        state.out += 1;
+    }
+
+    /// A fetch has brought nothing.
+    pub(super) fn fetched_nothing(&self) {
+        self.lock().acquiring -= 1;
+        self.fill();
+    }
+
+    /// The runtime of the waiter `id` took no task to fetch in, because it is shutting down: its waiter can
+    /// get nothing.
+    pub(super) fn never_fetched(&self, id: u64) {
+        let mut state = self.lock();
+        state.acquiring -= 1;
+        let position = state.waiters.iter().position(|waiter| waiter.id == id);
+        let waiter = position.and_then(|position| state.waiters.remove(position));
+        drop(state);
+        // Wakes it, which must not happen under the lock.
+        drop(waiter);
+    }
+
+    /// A connection is no longer out.
+    pub(super) fn freed(&self) {
+        self.lock().out -= 1;
+        self.fill();
+    }
 }
 
 impl State {
+    /// How many wait. Exact where it matters: those that have given up are swept before they count.
+    fn live_waiters(&mut self) -> usize {
+        if self.gone > 0 {
+            self.sweep();
+        }
+        self.waiters.len()
+    }
+
+    fn sweep(&mut self) {
+        self.waiters.retain(Waiter::is_live);
+        self.gone = 0;
+    }
+
     fn oldest(&mut self) -> Option<Waiter> {
         while let Some(waiter) = self.waiters.pop_front() {
             if waiter.is_live() {
@@ -235,6 +312,19 @@ impl State {
             self.gone = self.gone.saturating_sub(1);
         }
         None
+    }
+
+    /// The newest waiter of a deadlock, if there is one.
+    fn newest_in_deadlock(&self, holders: &[Arc<dyn Holder>]) -> Option<usize> {
+        let first = self.waiters.iter().find(|waiter| waiter.is_live())?;
+        let can_serve = self.acquiring > 0 || self.out < first.pool.limit();
+        // Fewer are known where one is on its way.
+        if can_serve || holders.len() != self.out as usize {
+            return None;
+        }
+        let all_wait = holders.iter().all(|holder| self.waiters.iter().any(|waiter| waiter.is_of(holder)));
+        let newest = || self.waiters.iter().rposition(|waiter| holders.iter().any(|holder| waiter.is_of(holder)));
+        if all_wait { newest() } else { None }
     }
 
     /// Whether the next released connection is for the users of the driver's pool.
@@ -256,99 +346,16 @@ impl Waiter {
         !self.sender.is_closed()
     }
 
+    /// Whether it is a live one of this request.
+    fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
+        self.is_live() && self.request.as_ref().is_some_and(|own| is_same(own, request))
+    }
+
     /// Gives it a connection, or that back if the waiter has gone.
     fn give(self, connection: CheckedOut) -> Option<CheckedOut> {
         match self.sender.send(Ok(Lease::new(connection))) {
             Err(Ok(lease)) => lease.into_connection(),
             _ => None,
-        }
-    }
-}
-
-/// The right to fetch one connection; a connection that arrives turns it into a [`SlotGuard`].
-pub(super) struct Ticket {
-    pool: SessionPool,
-    /// Whose runtime the fetch runs on.
-    waiter: u64,
-    stage: Stage,
-}
-
-enum Stage {
-    /// Given to a runtime; the flag stands while `fill` is still at it.
-    Spawned(Arc<AtomicBool>),
-    /// The driver is at work.
-    Fetching,
-    /// A connection has come of it.
-    Redeemed,
-}
-
-impl Ticket {
-    pub(super) fn pool(&self) -> &SessionPool {
-        &self.pool
-    }
-
-    pub(super) fn begin(&mut self) {
-        self.stage = Stage::Fetching;
-    }
-
-    pub(super) fn redeem(mut self) -> SlotGuard {
-        self.stage = Stage::Redeemed;
-        let mut state = self.pool.shared.queue.lock();
-        state.acquiring -= 1;
-        state.out += 1;
-        drop(state);
-        SlotGuard { pool: self.pool.clone(), armed: true }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let queue = &self.pool.shared.queue;
-        match &self.stage {
-            Stage::Redeemed => {}
-            Stage::Fetching => {
-                queue.lock().acquiring -= 1;
-                queue.fill();
-            }
-            Stage::Spawned(spawning) => {
-                // The runtime is shutting down and took no task: its waiter can get nothing.
-                let mut state = queue.lock();
-                state.acquiring -= 1;
-                let position = state.waiters.iter().position(|waiter| waiter.id == self.waiter);
-                let waiter = position.and_then(|position| state.waiters.remove(position));
-                drop(state);
-                // Wakes it, which must not happen under the lock.
-                drop(waiter);
-                if !spawning.load(Ordering::Acquire) {
-                    queue.fill();
-                }
-            }
-        }
-    }
-}
-
-/// One connection that is out; dropping it frees the slot for the next waiter.
-pub(super) struct SlotGuard {
-    pool: SessionPool,
-    armed: bool,
-}
-
-impl SlotGuard {
-    pub(super) fn pool(&self) -> &SessionPool {
-        &self.pool
-    }
-
-    /// Moves the slot out, leaving a guard that frees nothing.
-    pub(super) fn take(&mut self) -> Self {
-        Self { pool: self.pool.clone(), armed: std::mem::replace(&mut self.armed, false) }
-    }
-}
-
-impl Drop for SlotGuard {
-    fn drop(&mut self) {
-        if self.armed {
-            self.pool.shared.queue.lock().out -= 1;
-            self.pool.shared.queue.fill();
         }
     }
 }

@@ -95,6 +95,35 @@ impl Source {
         dispatch!(self, pool => Box::pin(pool.close_event()), direct => Box::pin(std::future::pending()))
     }
 
+    /// Whether PostgreSQL's statements are not kept prepared (`statement-cache-capacity=0`), as some
+    /// proxies demand. sqlx gives them names all the same, unless it is told.
+    pub(super) fn keeps_no_statements(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(pool) => {
+                use sqlx::ConnectOptions;
+                // The rest of it is of no interest, and might make no URL.
+                let options = pool.connect_options().as_ref().clone().username("user").host("localhost");
+                let url = options.to_url_lossy();
+                url.query_pairs().any(|(key, value)| key == "statement-cache-capacity" && value == "0")
+            }
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// Whether statements run on a server, which can be told to stop one.
+    pub(super) fn has_server(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(_) => true,
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(_) => true,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
     pub(super) fn is_in_memory(&self) -> bool {
         match self {
             #[cfg(feature = "sqlx-sqlite")]

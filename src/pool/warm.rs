@@ -64,7 +64,7 @@ impl Warm {
 impl SessionPool {
     /// A warm connection, if there is one and nobody waits before.
     pub(crate) fn try_acquire(&self) -> Option<Lease> {
-        if !self.settings.warm || self.shared.source.is_closed() {
+        if !self.settings.warm || self.is_shut() {
             return None;
         }
         let connection = self.shared.queue.pop_warm(self.limit())?;

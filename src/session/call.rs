@@ -9,11 +9,8 @@ use std::{
 
 use sea_orm::DbErr;
 
-use super::{
-    core::Core,
-    slot::{Manner, Slot},
-};
-use crate::{connection::Output, error::Kind};
+use super::{core::Core, running::Manner, slot::Slot};
+use crate::connection::Output;
 
 /// Polls the session's running call. The call itself lives in the session's slot, so that the
 /// end of the request can take it away from a handler that has stopped polling.
@@ -38,9 +35,9 @@ impl Future for Call {
             _ => None,
         };
         let Some(mut future) = future else {
-            // The request has ended and took the call along.
+            // The request has ended, or the connection was taken away, and the call went along.
             self.done = true;
-            return Poll::Ready(Err(Kind::SessionClosed.into_db_err()));
+            return Poll::Ready(Err(self.core.closed()));
         };
         // If this poll panics, the future unwinds with the connection in it, and `Drop` finds the
         // slot without a future.
@@ -54,12 +51,11 @@ impl Future for Call {
                 let over = state.is_over();
                 if let Slot::Running(running) = &mut state.slot {
                     if over {
-                        let (runtime, patience, manner) = (running.runtime.clone(), running.patience, running.manner);
-                        running.manner = Manner::Draining;
+                        let leave = running.leave();
                         drop(state);
                         self.done = true;
-                        self.core.leave_behind(future, &runtime, patience, manner);
-                        return Poll::Ready(Err(Kind::SessionClosed.into_db_err()));
+                        self.core.leave_behind(future, leave);
+                        return Poll::Ready(Err(self.core.closed()));
                     }
                     running.future = Some(future);
                     running.waker = Some(cx.waker().clone());
@@ -80,12 +76,14 @@ impl Drop for Call {
         if running.call != self.id || running.manner == Manner::Draining {
             return;
         }
-        let (runtime, patience, manner) = (running.runtime.clone(), running.patience, running.manner);
-        running.manner = Manner::Draining;
+        if let Some(stop) = &running.stop {
+            stop.when_dropped();
+        }
+        let leave = running.leave();
         let future = running.future.take();
         drop(state);
         match future {
-            Some(future) => self.core.leave_behind(future, &runtime, patience, manner),
+            Some(future) => self.core.leave_behind(future, leave),
             // Polling it panicked: the connection went with it.
             None => self.core.break_running(),
         }

@@ -6,7 +6,7 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -16,14 +16,16 @@ use tokio::sync::{Notify, Semaphore, TryAcquireError};
 
 use super::{
     call::Call,
+    cut::Origin,
     plan::Plan,
-    slot::{Level, Manner, OpenLevel, Phase, Purpose, Running, Slot, State, Who},
+    running::{Manner, Purpose, Running},
+    slot::{Level, OpenLevel, Phase, Slot, State, Who},
     turn::Turn,
 };
 use crate::{
     connection::{Effect, Operation, Output, Task, effect},
     error::Kind,
-    pool::{Finished, Lease, SessionPool},
+    pool::{self, Finished, Lease, SessionPool},
 };
 
 pub(crate) struct Core {
@@ -32,15 +34,19 @@ pub(crate) struct Core {
     turn: Semaphore,
     /// Tells those who queue that a stream has begun, which they must not wait for.
     stream_opened: Notify,
+    pub(super) origin: Origin,
     state: Mutex<State>,
 }
 
 impl Core {
-    pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
+    pub(crate) fn new(pool: SessionPool, mut plan: Plan) -> Arc<Self> {
+        let origin =
+            Origin { outer: pool::current(), label: plan.label.take(), is_loose: plan.is_loose, ..Origin::default() };
         Arc::new(Self {
             pool,
             turn: Semaphore::new(1),
             stream_opened: Notify::new(),
+            origin,
             state: Mutex::new(State::new(plan)),
         })
     }
@@ -71,7 +77,13 @@ impl Core {
 
     /// For pass-through sessions: an error when the request has ended.
     pub(crate) fn check_open(&self) -> Result<(), DbErr> {
-        if self.is_over() { Err(Kind::SessionClosed.into_db_err()) } else { Ok(()) }
+        if self.is_over() {
+            Err(self.closed())
+        } else if self.pool.is_shut() {
+            Err(Kind::Closing.into_db_err())
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn new_level(&self) -> Level {
@@ -117,7 +129,7 @@ impl Core {
     pub(super) async fn take_turn(self: &Arc<Self>) -> Result<Turn, DbErr> {
         match self.try_turn() {
             Ok(turn) => return Ok(turn),
-            Err(TryAcquireError::Closed) => return Err(Kind::SessionClosed.into_db_err()),
+            Err(TryAcquireError::Closed) => return Err(self.closed()),
             Err(TryAcquireError::NoPermits) => {}
         }
         let mut opened = pin!(self.stream_opened.notified());
@@ -126,13 +138,13 @@ impl Core {
             return Err(Kind::StreamOpen.into_db_err());
         }
         match select(pin!(self.next_turn()), opened).await {
-            Either::Left((turn, _)) => turn.map_err(|_| Kind::SessionClosed.into_db_err()),
+            Either::Left((turn, _)) => turn.map_err(|_| self.closed()),
             Either::Right(((), _)) => Err(Kind::StreamOpen.into_db_err()),
         }
     }
 
     /// Acquires a connection if the session has none yet.
-    async fn check_out(&self, who: Who) -> Result<(), DbErr> {
+    async fn check_out(self: &Arc<Self>, who: Who) -> Result<(), DbErr> {
         {
             let mut state = self.lock();
             state.admit(who).map_err(Kind::into_db_err)?;
@@ -157,16 +169,23 @@ impl Core {
     }
 
     /// Puts a connection into the slot; into a session that has ended meanwhile, none goes.
-    fn install(&self, lease: Lease, waited: Duration) {
+    fn install(self: &Arc<Self>, lease: Lease, waited: Duration) {
+        let Some(mut connection) = lease.into_connection() else { return };
+        let this: Weak<Self> = Arc::downgrade(self);
+        connection.hold(&self.pool, this);
         let mut state = self.lock();
         state.span.waited(waited);
         if state.phase != Phase::Open {
             drop(state);
-            drop(lease);
-        } else if let Some(connection) = lease.into_connection() {
-            state.span.checked_out();
-            state.fresh = true;
-            state.slot = Slot::Idle(connection);
+            connection.give_back(|| ());
+            return;
+        }
+        state.span.checked_out();
+        state.fresh = true;
+        state.slot = Slot::Idle(connection);
+        drop(state);
+        if self.is_awaited() {
+            self.pool.look_again();
         }
     }
 
@@ -179,9 +198,10 @@ impl Core {
         doubtful: bool,
     ) -> Result<Call, DbErr> {
         let manner = Manner::of(&operation);
+        let reader = operation.reader();
         let mut state = self.lock();
         state.admit(who).map_err(Kind::into_db_err)?;
-        let connection = match std::mem::replace(&mut state.slot, Slot::Broken) {
+        let mut connection = match std::mem::replace(&mut state.slot, Slot::Broken) {
             Slot::Idle(connection) => connection,
             other => {
                 state.slot = other;
@@ -191,8 +211,18 @@ impl Core {
         let depth = state.levels.len();
         let begin = state.begin_for(&operation);
         let purpose = Purpose::of(&operation, begin.is_some());
-        let on_acquire = state.plan.on_acquire.clone().filter(|_| std::mem::take(&mut state.fresh));
-        let task = Task { depth, on_acquire, begin, operation, doubtful };
+        let mut text = std::mem::take(connection.text());
+        if let Some(sql) = operation.text() {
+            text.keep(sql);
+        }
+        let first = std::mem::take(&mut state.fresh);
+        let on_acquire = state.plan.on_acquire.clone().filter(|_| first);
+        let reset = self.pool.settings().reset;
+        let in_transaction = depth > 0 || begin.is_some();
+        let (stop, identify) = self.stop_for(&operation, in_transaction, &mut connection);
+        let stoppable = stop.is_some();
+        let task =
+            Task { first, depth, on_acquire, begin, operation: Some(operation), doubtful, reset, identify, stoppable };
         if purpose == Purpose::Commit {
             state.hooks.seal_if_outermost(depth.saturating_sub(1));
         }
@@ -210,6 +240,9 @@ impl Core {
             patience: connection.patience(),
             future: Some(Box::pin(connection.call(task))),
             waker: None,
+            stop,
+            reader,
+            text,
             _turn: turn,
         });
         drop(state);
@@ -221,11 +254,12 @@ impl Core {
 
     /// Takes the connection back from a call that has ended.
     pub(super) fn finish(self: &Arc<Self>, finished: Finished) -> Result<Output, DbErr> {
-        let Finished { connection, output } = finished;
+        let Finished { mut connection, output } = finished;
         let mut state = self.lock();
         let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
-        let ended = std::mem::replace(&mut state.slot, next);
-        if let Slot::Running(running) = &ended {
+        let mut ended = std::mem::replace(&mut state.slot, next);
+        if let Slot::Running(running) = &mut ended {
+            std::mem::swap(connection.text(), &mut running.text);
             let result = output.as_ref().map(drop);
             state.account(running.purpose, connection.depth(), connection.is_broken(), result);
         }
@@ -251,6 +285,9 @@ impl Core {
         }
         // The turn passes on here, when the connection is in its place.
         drop(ended);
+        if self.is_awaited() {
+            self.pool.look_again();
+        }
         output
     }
 }

@@ -1,24 +1,32 @@
 //! The ways out: a call left behind, a transaction abandoned, a session released or ended.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, MutexGuard};
 
 use sea_orm::DbErr;
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     core::Core,
-    slot::{CallFuture, Level, Manner, Phase, Purpose, Slot, Who},
+    running::{CallFuture, Leave, Manner, Purpose},
+    slot::{Level, Phase, Slot, State, Who},
 };
 use crate::{connection::Operation, error::Kind};
 
 impl Core {
     /// Runs a call that nobody waits for to its end, in a task of its own.
-    pub(super) fn drain(self: &Arc<Self>, future: CallFuture, runtime: &Handle, patience: Option<Duration>) {
-        let mut guard = Abandoned(Some(self.clone()));
+    pub(super) fn drain(self: &Arc<Self>, future: CallFuture, leave: Leave) {
+        let Leave { runtime, patience, victim, .. } = leave;
+        let (mut guard, pool, handle) = (Abandoned(Some(self.clone())), self.pool().clone(), runtime.clone());
         let draining = async move {
+            let ending = async {
+                match victim {
+                    None => future.await,
+                    Some(victim) => pool.see_off(future, &victim, &handle).await,
+                }
+            };
             let finished = match patience {
-                None => Some(future.await),
-                Some(bound) => tokio::time::timeout(bound, future).await.ok(),
+                None => Some(ending.await),
+                Some(bound) => tokio::time::timeout(bound, ending).await.ok(),
             };
             match finished {
                 Some(finished) => drop(guard.0.take().map(|core| core.finish(finished))),
@@ -91,9 +99,15 @@ impl Core {
         self.turn().close();
         let mut state = self.lock();
         if state.is_over() {
-            return None;
+            return state.cut.as_mut()?.gone.take();
         }
         state.phase = Phase::Over;
+        self.take_away(state)
+    }
+
+    /// Takes the connection, and what runs on it, from a session that is over. The receiver is as
+    /// [`end`](Self::end) has it; where the request goes on, it is left for its end.
+    pub(super) fn take_away(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> Option<oneshot::Receiver<()>> {
         // What the handler dropped is being rolled back: that counts as open until it is done.
         let unclean = match &state.slot {
             Slot::Idle(connection) => connection.depth() > 0,
@@ -112,6 +126,13 @@ impl Core {
             state.released = Some(sender);
             receiver
         });
+        let receiver = match &mut state.cut {
+            None => receiver,
+            Some(cut) => {
+                cut.gone = receiver;
+                None
+            }
+        };
         match std::mem::replace(&mut state.slot, Slot::Empty) {
             Slot::Idle(connection) => {
                 let released = state.released.take();
@@ -122,21 +143,10 @@ impl Core {
                     core.run_hooks();
                 });
             }
-            Slot::Running(mut running) => {
-                let stolen = running.future.take();
-                let waker = running.waker.take();
-                let (runtime, patience, manner) = (running.runtime.clone(), running.patience, running.manner);
-                if stolen.is_some() {
-                    running.manner = Manner::Draining;
-                }
-                state.slot = Slot::Running(running);
+            running @ Slot::Running(_) => {
+                state.slot = running;
                 drop(state);
-                if let Some(future) = stolen {
-                    self.leave_behind(future, &runtime, patience, manner);
-                }
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
+                self.seize();
                 self.run_hooks();
             }
             other => {
@@ -149,19 +159,33 @@ impl Core {
         receiver
     }
 
+    /// Takes the running call, if there is one, away from whoever polls it, for good: a task runs it to
+    /// its end, and has the server stop it if it may be stopped. Raw code is dropped.
+    pub(super) fn seize(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let Slot::Running(running) = &mut state.slot else { return };
+        if let Some(stop) = &running.stop {
+            stop.at_the_end();
+        }
+        running.stop_stream();
+        // Without, it is in a task already, or whoever is polling it right now sees to it.
+        let Some(future) = running.future.take() else { return };
+        let waker = running.waker.take();
+        let leave = running.leave();
+        drop(state);
+        self.leave_behind(future, leave);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// What becomes of a call that is ended early.
-    pub(super) fn leave_behind(
-        self: &Arc<Self>,
-        future: CallFuture,
-        runtime: &Handle,
-        patience: Option<Duration>,
-        manner: Manner,
-    ) {
-        if manner == Manner::Raw {
+    pub(super) fn leave_behind(self: &Arc<Self>, future: CallFuture, leave: Leave) {
+        if leave.manner == Manner::Raw {
             drop(future);
             self.break_running();
         } else {
-            self.drain(future, runtime, patience);
+            self.drain(future, leave);
         }
     }
 }

@@ -1,62 +1,96 @@
 //! [`SessionGuard`]: the one way out of a session.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
-use http::response;
+use http::{HeaderMap, HeaderName, StatusCode, response};
 
 use super::{
     core::Core,
     settle::{Decision, Settlement},
 };
-use crate::error::Error;
+use crate::{
+    error::Error,
+    pool::{self, Entered, Key},
+};
 
 /// Ends the session when it is dropped, whatever the reason.
 ///
 /// The future that serves the request owns it; handles are only lent the session.
-pub(crate) struct SessionGuard(Arc<Core>);
+pub(crate) struct SessionGuard {
+    core: Arc<Core>,
+    /// What holds no connection is known to its pool nevertheless.
+    direct: Option<Key>,
+}
 
 impl SessionGuard {
     pub(super) fn new(core: Arc<Core>) -> Self {
-        Self(core)
+        core.pool().session_began();
+        let holder: Weak<Core> = Arc::downgrade(&core);
+        let direct = core.pool().is_direct().then(|| core.pool().note_direct(holder));
+        Self { core, direct }
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {
-        &self.0
+        &self.core
+    }
+
+    /// What is polled from here on, until the returned value is dropped, belongs to this request.
+    pub(crate) fn enter(&self) -> Option<Entered> {
+        self.core.whose().map(pool::enter)
     }
 
     /// Ends the session as the response's head says.
     pub(crate) fn settle(&self, decision: Decision) -> Settlement {
-        self.0.settle(decision)
+        self.core.settle(decision)
     }
 
     /// Whether a response with this head commits the session's transaction.
     pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
-        let rule = self.0.lock().plan.commit_when.clone();
-        let commits = rule.map_or_else(|| commits_by_default(head), |rule| rule(head));
+        let rule = self.core.lock().plan.commit_when.clone();
+        let commits = rule.map_or_else(|| is_success(head.status, &head.headers), |rule| rule(head));
         if commits { Decision::Commit } else { Decision::RollBack }
     }
 
     /// Whether something of the session may stand: sent again, the request would do it twice.
     pub(crate) fn may_have_committed(&self) -> bool {
-        self.0.lock().committed
+        self.core.lock().committed
+    }
+
+    /// Why an open transaction of the session was lost before its end, if it was.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        self.core.lock().lost()
+    }
+
+    /// Why the session's connection was taken away before its end, if it was.
+    pub(crate) fn cut_off(&self) -> Option<Error> {
+        self.core.lock().cut_off()
     }
 
     /// The failure that the layer should answer for if the handler gives up.
     pub(crate) fn failure(&self) -> Option<Error> {
-        self.0.lock().failure.clone()
+        self.core.lock().failure.clone()
     }
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        drop(self.0.end());
+        drop(self.core.end());
+        if let Some(key) = self.direct {
+            self.core.pool().note_return(key);
+        }
+        self.core.pool().session_ended();
     }
 }
 
+/// Known beforehand: a name in a string is parsed at each look.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// Below 400; for gRPC, `grpc-status` 0 or none.
-fn commits_by_default(head: &response::Parts) -> bool {
-    let is_ok = head.status.as_u16() < 400;
-    is_ok && head.headers.get("grpc-status").is_none_or(|status| status == "0")
+pub(crate) fn is_success(status: StatusCode, headers: &HeaderMap) -> bool {
+    status.as_u16() < 400 && headers.get(&GRPC_STATUS).is_none_or(|status| status == "0")
 }
 
 impl fmt::Debug for SessionGuard {

@@ -103,8 +103,9 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
                     guard.decide(&head)
                 }
             };
-            match guard.settle(decision).resolve().await {
-                Ended::Failed(error) => {
+            let ended = guard.settle(decision).resolve().await;
+            match (ended, guard.cut_off()) {
+                (Ended::Failed(error), _) | (_, Some(error)) => {
                     telemetry::answered(&error);
                     Err(BoxError::from(error))
                 }

@@ -48,6 +48,11 @@ impl Hooks {
         }
     }
 
+    /// Whether there are some whose transaction has not ended.
+    pub(super) fn is_any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The COMMIT of the outermost transaction is about to be sent.
     pub(super) fn seal(&mut self) {
         self.sealed.append(&mut self.waiting);

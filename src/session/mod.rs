@@ -2,6 +2,7 @@
 
 mod call;
 mod core;
+mod cut;
 mod direct;
 mod executor;
 mod exit;
@@ -12,9 +13,11 @@ mod open;
 mod plan;
 #[cfg(feature = "_sqlx")]
 mod raw;
+mod running;
 mod savepoint;
 mod settle;
 mod slot;
+mod stop;
 #[cfg(feature = "stream")]
 mod stream;
 mod turn;
@@ -32,7 +35,7 @@ use sea_orm::{
 pub use self::stream::SessionStream;
 use self::{core::Core, slot::Who};
 pub(crate) use self::{
-    guard::SessionGuard,
+    guard::{SessionGuard, is_success},
     hooks::Hook,
     plan::{CommitWhen, Mode, Plan},
     settle::{Decision, Ended, Settlement},
@@ -118,9 +121,15 @@ impl<Tag> DbSession<Tag> {
         Schema::new(self.backend()).builder()
     }
 
-    /// Whether the request that the session belongs to has ended.
+    /// Whether the session runs no statements any more: the request that it belongs to has ended, or
+    /// its connection was taken away ([`max_hold`](SessionPool::max_hold), [`close`](SessionPool::close)).
     pub fn is_closed(&self) -> bool {
         self.core.is_over()
+    }
+
+    /// Whether the request that the session belongs to has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.core.has_ended()
     }
 
     /// Gives the connection back before the request ends. The next statement checks one out again.

@@ -22,7 +22,8 @@ impl SessionPool {
     ///
     /// Dropping the future gives up the place in the queue; no connection is lost.
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        let (session, guard) = self.eager_session(Plan::default()).await?;
+        let plan = Plan { is_loose: true, ..Plan::default() };
+        let (session, guard) = self.eager_session(plan).await?;
         Ok(PoolSession { session, _guard: guard })
     }
 
@@ -97,8 +98,9 @@ impl SessionPool {
     }
 
     pub(crate) async fn eager_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Error> {
+        let _admission = self.admit()?;
         if self.is_direct() {
-            return Ok(self.lazy_session(plan));
+            return Ok(DbSession::guarded(Core::new(self.clone(), plan)));
         }
         let started = Instant::now();
         let lease = self.acquire().await?;
@@ -106,15 +108,20 @@ impl SessionPool {
     }
 
     /// An eager session without a wait, if there is a warm connection; else the plan comes back.
+    #[allow(clippy::result_large_err, reason = "a plan on its way, which a box would cost an allocation")]
     pub(crate) fn try_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
+        let Some(_admission) = self.try_admit() else { return Err(plan) };
         match self.try_acquire() {
             Some(lease) => Ok(DbSession::guarded(Core::with_connection(self.clone(), plan, lease, Duration::ZERO))),
             None => Err(plan),
         }
     }
 
-    pub(crate) fn lazy_session<Tag>(&self, plan: Plan) -> (DbSession<Tag>, SessionGuard) {
-        DbSession::guarded(Core::new(self.clone(), plan))
+    /// A session without a connection; the plan comes back if the pool takes no new ones.
+    #[allow(clippy::result_large_err, reason = "a plan on its way, which a box would cost an allocation")]
+    pub(crate) fn lazy_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
+        let Some(_admission) = self.try_admit() else { return Err(plan) };
+        Ok(DbSession::guarded(Core::new(self.clone(), plan)))
     }
 }
 

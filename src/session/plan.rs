@@ -5,6 +5,8 @@ use std::sync::Arc;
 use http::response;
 use sea_orm::{Statement, TransactionOptions};
 
+use crate::pool::Label;
+
 /// Whether a response's head (or, at the end of a held body, the head with the trailers) commits.
 pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
@@ -20,6 +22,10 @@ pub(crate) struct Plan {
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
+    /// What the request is called; `None` for a session outside of a request's layer.
+    pub(crate) label: Option<Label>,
+    /// Its guard is in the user's hands, who may give it to somebody else.
+    pub(crate) is_loose: bool,
 }
 
 /// What a statement of the session itself runs in.

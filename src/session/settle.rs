@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use super::{
     core::Core,
-    slot::{Manner, Phase, Purpose, Slot, Who},
+    running::{Manner, Purpose},
+    slot::{Phase, Slot, Who},
 };
 use crate::{
     connection::{Operation, Output},
@@ -59,19 +60,23 @@ impl Core {
     /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
     pub(super) fn settle(self: &Arc<Self>, decision: Decision) -> Settlement {
         let mut state = self.lock();
-        if state.is_over() {
+        let is_cut = state.cut.is_some();
+        if state.is_over() && !is_cut {
             return Settlement::Now(Ended::RolledBack);
         }
+        let lost = state.lost().filter(|_| decision == Decision::Commit);
         let decision = if state.rollback_only { Decision::RollBack } else { decision };
-        let left_open = state.has_left_open();
-        let at_work = state.is_transactional()
+        let left_open = !is_cut && state.has_left_open();
+        let at_work = !is_cut
+            && state.is_transactional()
             && (!state.levels.is_empty() || state.direct.is_some() || state.running().is_some());
         if decision == Decision::Commit && (at_work || left_open) {
             state.phase = Phase::Settling;
             drop(state);
             return Settlement::Later(Box::pin(self.clone().commit_at_end()));
         }
-        let ended = match (decision, state.unsettled.take()) {
+        let ended = match (decision, lost.or_else(|| state.unsettled.take())) {
+            (_, Some(error)) if error.is_cut_off() => Ended::Failed(error),
             _ if !state.is_transactional() => Ended::Autocommit,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
             (Decision::Commit, None) => {
@@ -175,11 +180,11 @@ impl Core {
         if running.manner != Manner::Stream {
             return;
         }
+        running.stop_stream();
         let Some(future) = running.future.take() else { return };
-        running.manner = Manner::Draining;
-        let (runtime, patience, waker) = (running.runtime.clone(), running.patience, running.waker.take());
+        let (leave, waker) = (running.leave(), running.waker.take());
         drop(state);
-        self.drain(future, &runtime, patience);
+        self.drain(future, leave);
         if let Some(waker) = waker {
             waker.wake();
         }

@@ -1,20 +1,21 @@
 //! Where the session's connection is, and whose turn it is to use it.
 
-use std::{future::Future, pin::Pin, sync::Arc, task::Waker, time::Duration};
+use std::sync::Arc;
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
+    cut::Cut,
     hooks::Hooks,
     plan::{Mode, Plan},
-    turn::Turn,
+    running::{Purpose, Running},
 };
 use crate::{
     body::Hold,
     connection::{Begin, Operation},
     error::{Error, Kind},
-    pool::{CheckedOut, Finished},
+    pool::CheckedOut,
     telemetry::SessionSpan,
 };
 
@@ -34,9 +35,6 @@ pub(super) enum Who {
     /// The end of the request.
     Settlement,
 }
-
-/// A driver call that owns its connection.
-pub(super) type CallFuture = Pin<Box<dyn Future<Output = Finished> + Send>>;
 
 pub(super) struct State {
     pub(super) slot: Slot,
@@ -68,6 +66,8 @@ pub(super) struct State {
     pub(super) unsettled: Option<Error>,
     /// The handler was not there to see it fail: only a rollback makes it good.
     pub(super) untold: bool,
+    /// The connection was taken away before the request's end.
+    pub(super) cut: Option<Cut>,
     pub(super) span: SessionSpan,
 }
 
@@ -92,42 +92,6 @@ pub(super) enum Slot {
     Running(Running),
     /// Lost or closed; the session has no other.
     Broken,
-}
-
-pub(super) struct Running {
-    pub(super) call: u64,
-    pub(super) manner: Manner,
-    pub(super) purpose: Purpose,
-    /// `None` while it is being polled, or after it moved to a task.
-    pub(super) future: Option<CallFuture>,
-    pub(super) waker: Option<Waker>,
-    pub(super) runtime: Handle,
-    pub(super) patience: Option<Duration>,
-    pub(super) _turn: Turn,
-}
-
-/// How a running call treats those who come next, and its own early end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manner {
-    /// The next one waits; ended early, it runs on in a task.
-    Statement,
-    /// Ended early, it is read to its end in a task.
-    Stream,
-    /// User code: ended early, it is dropped and the connection closed.
-    Raw,
-    /// Moved to a task; the next one waits.
-    Draining,
-}
-
-/// What a running call does to the transactions around it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// A statement, which commits by itself if no transaction is open.
-    Work,
-    /// Opens the session's own transaction, then works in it.
-    BeginAndWork,
-    Commit,
-    Other,
 }
 
 pub(super) struct OpenLevel {
@@ -156,6 +120,7 @@ impl State {
             failure: None,
             unsettled: None,
             untold: false,
+            cut: None,
             span: SessionSpan::open(),
         }
     }
@@ -176,7 +141,7 @@ impl State {
     pub(super) fn admit(&mut self, who: Who) -> Result<usize, Kind> {
         let last_call = self.phase == Phase::Settling && who == Who::Settlement;
         if self.phase != Phase::Open && !last_call {
-            return Err(Kind::SessionClosed);
+            return Err(self.closed());
         }
         if self.streaming && !last_call {
             return Err(Kind::StreamOpen);
@@ -269,10 +234,10 @@ impl State {
             _ => {}
         }
         if let Err(error) = result
-            && self.is_transactional()
-            && let Some(conflict) = Error::of(error).filter(Error::is_conflict)
+            && let Some(known) = Error::of(error)
+            && (known.is_acquire() || known.is_conflict() && self.is_transactional())
         {
-            self.failure.get_or_insert(conflict);
+            self.failure.get_or_insert(known);
         }
     }
 
@@ -362,27 +327,5 @@ impl State {
     pub(super) fn surrounding(&self) -> usize {
         let open = self.levels.iter().take_while(|open| !open.abandoned).count();
         open.max(usize::from(self.is_transactional()))
-    }
-}
-
-impl Purpose {
-    pub(super) fn of(operation: &Operation, begins: bool) -> Self {
-        match operation {
-            Operation::Commit => Self::Commit,
-            _ if begins => Self::BeginAndWork,
-            _ if operation.is_work() => Self::Work,
-            _ => Self::Other,
-        }
-    }
-}
-
-impl Manner {
-    pub(super) fn of(operation: &Operation) -> Self {
-        match operation {
-            #[cfg(feature = "stream")]
-            Operation::Stream(..) => Self::Stream,
-            Operation::Raw(_) => Self::Raw,
-            _ => Self::Statement,
-        }
     }
 }

@@ -15,7 +15,7 @@ use sea_orm::{
 use tokio::sync::mpsc;
 
 use super::{DbSession, call::Call, core::Core, savepoint::Handle, slot::Who};
-use crate::connection::Operation;
+use crate::connection::{Operation, Rows};
 
 /// Rows that may wait between the driver and the reader.
 const BUFFERED: usize = 16;
@@ -76,7 +76,7 @@ impl<'a> SessionStream<'a> {
     }
 
     async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
-        let (sender, rows) = mpsc::channel(BUFFERED);
+        let (sender, rows) = Rows::new(BUFFERED);
         let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
         Ok(Self(Inner::Pinned { call: Some(call), rows, failure: None, open: Some(Open(core.clone())) }))
     }

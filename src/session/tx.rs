@@ -251,7 +251,7 @@ impl Core {
     ) -> Result<(), DbErr> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
-            return Err(Kind::SessionClosed.into_db_err());
+            return Err(state.closed().into_db_err());
         }
         let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
         state.hooks.register(depth, after, hook);

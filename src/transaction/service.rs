@@ -73,7 +73,7 @@ where
 
 /// Tells the request's session.
 fn tell<Tag: 'static>(order: &Order, parts: &http::request::Parts) -> Result<(), Error> {
-    let session = parts.extensions.get::<DbSession<Tag>>().filter(|session| !session.is_closed());
+    let session = parts.extensions.get::<DbSession<Tag>>().filter(|session| !session.has_ended());
     let session = session.ok_or(Kind::NoSession)?;
     let set_up = order.on_begin.as_ref().map(|set_up| set_up(parts)).unwrap_or_default();
     session.order(order.mode, order.commit_when.clone(), set_up)

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer};
 
+use crate::support::pool::session_layer;
 use crate::{
     exits::{mark, marks},
     support::{
@@ -219,7 +220,7 @@ impl Case {
             _ => None,
         };
         let db = connect(&test, proxy.as_ref(), size).await;
-        let layer = DbSessionLayer::new(db.clone());
+        let layer = session_layer(db.clone());
         Self { test, db, layer, observer, proxy }
     }
 
@@ -228,7 +229,7 @@ impl Case {
         if self.test.kind != Kind::SqliteMemory {
             self.db.close_by_ref().await.unwrap();
             self.db = connect(&self.test, self.proxy.as_ref(), SIZE).await;
-            self.layer = DbSessionLayer::new(self.db.clone());
+            self.layer = session_layer(self.db.clone());
         }
     }
 

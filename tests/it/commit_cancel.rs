@@ -14,8 +14,9 @@ use futures_util::{StreamExt, future::BoxFuture};
 use http::{Request, StatusCode};
 use sea_orm::{Database, Statement, TransactionTrait};
 use tower::ServiceExt;
-use tower_sea_orm::{DbSessionLayer, DbTx, Outcome};
+use tower_sea_orm::{DbTx, Outcome};
 
+use crate::support::pool::session_layer;
 use crate::{
     cancel::drop_at,
     support::{
@@ -181,7 +182,7 @@ async fn renewed(site: Site, proxy: &Proxy) -> Site {
     proxy.delay_replies(Duration::ZERO);
     let db = Database::connect(site.test.options_at(&proxy.url(site.test.url()), SIZE)).await.unwrap();
     proxy.delay_replies(DELAY);
-    Site { layer: DbSessionLayer::new(db.clone()), db, ..site }
+    Site { layer: session_layer(db.clone()), db, ..site }
 }
 
 async fn settled(site: &Site, case: &str) {

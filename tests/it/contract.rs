@@ -36,6 +36,7 @@ use tower_sea_orm::{
 };
 use tower_test::mock;
 
+use crate::support::pool::{session_layer, session_pool};
 use crate::{
     hazards::{Failed, backend_pid, send, text},
     support::{
@@ -74,7 +75,7 @@ assert_not_impl_any!(PoolSession: Clone);
 async fn the_inner_service_that_was_polled_ready_is_the_one_called() {
     for lazy in [false, true] {
         let test = TestDb::new(Kind::SqliteMemory).await;
-        let mut layer = DbSessionLayer::new(test.connect(1).await);
+        let mut layer = session_layer(test.connect(1).await);
         if lazy {
             layer = layer.lazy();
         }
@@ -101,7 +102,7 @@ async fn the_inner_service_that_was_polled_ready_is_the_one_called() {
 #[tokio::test]
 async fn readiness_that_was_reserved_is_used_and_not_taken_twice() {
     let test = TestDb::new(Kind::SqliteMemory).await;
-    let layer = DbSessionLayer::new(test.connect(1).await);
+    let layer = session_layer(test.connect(1).await);
     // Its permit is reserved by `poll_ready`, and calling it without one panics.
     let limited = ConcurrencyLimitLayer::new(1);
     let mut service = ServiceBuilder::new().layer(layer).layer(limited).service(service_fn(async |_: Request<()>| {
@@ -123,7 +124,7 @@ async fn readiness_that_was_reserved_is_used_and_not_taken_twice() {
 #[tokio::test]
 async fn the_inner_service_is_not_called_before_a_connection_is_checked_out() {
     let test = TestDb::new(Kind::SqliteMemory).await;
-    let layer = DbSessionLayer::new(test.connect(1).await);
+    let layer = session_layer(test.connect(1).await);
     let holder = layer.pool().session().await.unwrap();
     let (mut service, mut handle) = mock::spawn_layer::<Request<()>, Response<String>, _>(layer);
     handle.allow(1);
@@ -152,7 +153,7 @@ async fn the_inner_services_error_passes_untouched_and_ends_the_session() {
     let db = test.connect(1).await;
     let kept = Arc::new(Mutex::new(None));
     let keep = kept.clone();
-    let service = DbSessionLayer::new(db.clone()).layer(service_fn(move |request: Request<()>| {
+    let service = session_layer(db.clone()).layer(service_fn(move |request: Request<()>| {
         let keep = keep.clone();
         async move {
             let session: DbSession = DbSession::from_extensions(request.extensions()).unwrap();
@@ -174,7 +175,7 @@ async fn the_inner_services_error_passes_untouched_and_ends_the_session() {
 
 #[tokio::test]
 async fn an_error_of_readiness_passes_untouched() {
-    let layer = DbSessionLayer::new(MockDatabase::new(DbBackend::Sqlite).into_connection());
+    let layer = session_layer(MockDatabase::new(DbBackend::Sqlite).into_connection());
     let (mut service, mut handle) = mock::spawn_layer::<Request<()>, Response<String>, _>(layer);
     handle.send_error("not today");
     let Poll::Ready(Err(error)) = service.poll_ready() else { panic!("no error") };
@@ -184,7 +185,7 @@ async fn an_error_of_readiness_passes_untouched() {
 #[tokio::test]
 async fn any_body_will_do() {
     let test = TestDb::new(Kind::SqliteMemory).await;
-    let layer = DbSessionLayer::new(test.connect(1).await);
+    let layer = session_layer(test.connect(1).await);
     let full = layer.clone().layer(service_fn(async |request: Request<Full<Bytes>>| {
         let session: DbSession = DbSession::from_extensions(request.extensions()).unwrap();
         session.ping().await.unwrap();
@@ -204,7 +205,7 @@ async fn clones_serve_and_the_inner_service_can_be_reached() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
     let mut service = ServiceBuilder::new()
-        .layer(DbSessionLayer::new(db.clone()))
+        .layer(session_layer(db.clone()))
         .service(service_fn(async |_: Request<()>| Ok::<_, Own>(Response::new(String::new()))));
     let mut copy = service.clone();
     copy.ready().await.unwrap().call(Request::new(())).await.unwrap();
@@ -234,7 +235,7 @@ async fn a_mock_database_answers_and_logs_the_transaction() {
                 Ok::<_, Failed>(name)
             }),
         )
-        .layer(DbSessionLayer::new(db.clone()));
+        .layer(session_layer(db.clone()));
     let answer = send(&app, "/").await;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(text(answer).await, "from the mock");
@@ -249,7 +250,7 @@ async fn a_mock_transaction_that_is_dropped_is_rolled_back() {
     let db = MockDatabase::new(DbBackend::Postgres).into_connection();
     let app = Router::new()
         .route("/", get(async |db: DbSession| drop(db.begin().await.unwrap())))
-        .layer(DbSessionLayer::new(db.clone()));
+        .layer(session_layer(db.clone()));
     assert_eq!(send(&app, "/").await.status(), StatusCode::OK);
     let log = format!("{:?}", db.into_transaction_log());
     assert!(log.contains("ROLLBACK") && !log.contains("COMMIT"), "{log}");
@@ -275,7 +276,7 @@ async fn a_missing_layer_names_itself() {
     let error = DbSession::<Main>::from_extensions(&parts.extensions).unwrap_err();
     assert!(error.is_missing_layer() && error.status() == StatusCode::INTERNAL_SERVER_ERROR);
 
-    let app = app.layer(DbSessionLayer::new(MockDatabase::new(DbBackend::Sqlite).into_connection()));
+    let app = app.layer(session_layer(MockDatabase::new(DbBackend::Sqlite).into_connection()));
     for uri in ["/session", "/pool", "/optional"] {
         assert_eq!(send(&app, uri).await.status(), StatusCode::OK, "{uri}");
     }
@@ -301,7 +302,7 @@ async fn work_that_outlives_the_request_takes_the_pool() {
                 });
             }),
         )
-        .layer(DbSessionLayer::new(db.clone()));
+        .layer(session_layer(db.clone()));
     assert_eq!(send(&app, "/").await.status(), StatusCode::OK);
     let error = Error::of(&done.recv().await.unwrap()).unwrap();
     assert!(error.is_session_closed());
@@ -327,7 +328,7 @@ async fn middleware_and_handler_share_one_session() {
         let app = Router::new()
             .route("/", get(async |session: DbSession| backend_pid(&session).await.to_string()))
             .layer(from_fn(first))
-            .layer(DbSessionLayer::new(db.clone()));
+            .layer(session_layer(db.clone()));
         for answer in join_all((0..10).map(|_| send(&app, "/"))).await {
             let pid = answer.headers()["pid"].to_str().unwrap().to_owned();
             assert_eq!(text(answer).await, pid);
@@ -340,7 +341,7 @@ async fn middleware_and_handler_share_one_session() {
 async fn a_nested_layer_reuses_the_session() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
-    let layer = DbSessionLayer::new(db.clone()).acquire_timeout(Duration::from_millis(200));
+    let layer = session_layer(db.clone()).acquire_timeout(Duration::from_millis(200));
     let app = Router::new()
         .route(
             "/",
@@ -373,8 +374,8 @@ async fn two_databases_are_told_apart_by_their_tags() {
                 tx.commit().await.unwrap();
             }),
         )
-        .layer(DbSessionLayer::new(main_db.clone()))
-        .layer(DbSessionLayer::<Analytics>::tagged(SessionPool::new(other_db.clone())));
+        .layer(session_layer(main_db.clone()))
+        .layer(DbSessionLayer::<Analytics>::tagged(session_pool(other_db.clone())));
     assert_eq!(send(&app, "/").await.status(), StatusCode::OK);
     for (test, db, present, absent) in
         [(&main, &main_db, "main", "analytics"), (&other, &other_db, "analytics", "main")]
@@ -388,14 +389,14 @@ async fn two_databases_are_told_apart_by_their_tags() {
 #[tokio::test]
 async fn misuse_panics_in_the_callers_line_or_is_an_error() {
     let disconnected = DatabaseConnection::default;
-    let text = panics_here(|| drop(DbSessionLayer::new(disconnected())));
+    let text = panics_here(|| drop(session_layer(disconnected())));
     assert!(text.contains("disconnected"), "{text}");
-    panics_here(|| drop(SessionPool::new(disconnected())));
+    panics_here(|| drop(session_pool(disconnected())));
     assert!(DbSessionLayer::try_new(disconnected()).unwrap_err().to_string().contains("disconnected"));
     assert!(SessionPool::try_new(disconnected()).unwrap_err().to_string().contains("disconnected"));
 
     let test = TestDb::new(Kind::SqliteMemory).await;
-    let pool = SessionPool::new(test.connect(1).await);
+    let pool = session_pool(test.connect(1).await);
     let text = panics_here(|| drop(pool.clone().reserve(1)));
     assert!(text.contains("reserve"), "{text}");
     panics_here(|| drop(DbSessionLayer::with_pool(pool.clone()).reserve(9)));
@@ -431,7 +432,7 @@ fn panics_here(misuse: impl FnOnce()) -> String {
 
 /// A layer whose only connection is held, and its holder.
 async fn exhausted(test: &TestDb) -> (DbSessionLayer, PoolSession) {
-    let layer = DbSessionLayer::new(test.connect(1).await).acquire_timeout(Duration::from_millis(50));
+    let layer = session_layer(test.connect(1).await).acquire_timeout(Duration::from_millis(50));
     let holder = layer.pool().session().await.unwrap();
     (layer, holder)
 }
@@ -535,7 +536,7 @@ async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
     let mut options = ConnectOptions::new("postgres://someone:hunter2@127.0.0.1:9/hidden");
     options.connect_lazy(true).acquire_timeout(Duration::from_millis(300)).sqlx_logging(false);
     let db = Database::connect(options).await.unwrap();
-    let layer = DbSessionLayer::new(db);
+    let layer = session_layer(db);
     let secrets = ["someone", "hunter2", "127.0.0.1", "hidden", "refused", "SELECT", "sqlx"];
     let hides = |what: &str, text: &str| {
         for secret in secrets {
@@ -588,7 +589,7 @@ async fn fifty_clients_that_mix_session_and_plain_connection_are_all_served() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(5).await;
-        let layer = DbSessionLayer::new(db.clone());
+        let layer = session_layer(db.clone());
         let lazy = Router::new().route("/", get(plain_first)).layer(layer.clone().lazy()).with_state(db.clone());
         let reserve = Router::new().route("/", get(session_first)).layer(layer.reserve(1)).with_state(db.clone());
         for (what, app) in [("lazy", lazy), ("reserve", reserve)] {
@@ -613,7 +614,7 @@ async fn fifty_clients_that_mix_session_and_plain_connection_are_all_served() {
 async fn the_pool_counts_those_who_wait() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(1).await;
-    let pool = SessionPool::new(db.clone());
+    let pool = session_pool(db.clone());
     let holder = pool.session().await.unwrap();
     let mut waiting: Vec<_> = (0..6).map(|_| Box::pin(pool.session())).collect();
     for wait in &mut waiting {
@@ -664,7 +665,7 @@ async fn a_request_that_has_run_a_statement_is_not_told_to_come_back() {
     }
     type Held = Arc<Mutex<Vec<PoolSession>>>;
     let test = TestDb::new(Kind::SqliteFile).await;
-    let layer = DbSessionLayer::new(test.connect(1).await).acquire_timeout(Duration::from_millis(200));
+    let layer = session_layer(test.connect(1).await).acquire_timeout(Duration::from_millis(200));
     let app = Router::new().route("/", get(writes_and_waits)).with_state(Held::default()).layer(layer);
 
     let answer = send(&app, "/").await;

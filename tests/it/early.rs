@@ -4,8 +4,9 @@ use axum::extract::Path;
 use axum::{Router, routing::any};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, MockDatabase, TransactionTrait};
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error};
+use tower_sea_orm::{DbSession, DbTx, Error};
 
+use crate::support::pool::session_layer;
 use crate::{
     hazards::text,
     support::{
@@ -216,7 +217,7 @@ async fn ending_what_has_not_begun_sends_nothing() {
         tx.rollback().await.unwrap();
         tx.release().await.unwrap();
     });
-    let response = post(&app.clone().layer(DbSessionLayer::new(db.clone())), "/").await;
+    let response = post(&app.clone().layer(session_layer(db.clone())), "/").await;
     assert_eq!((response.status(), outcome(&response)), (StatusCode::OK, "untouched"));
     assert_eq!(db.into_transaction_log(), []);
     for kind in Kind::ALL {

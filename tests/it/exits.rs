@@ -51,6 +51,7 @@ use tower::{Layer, Service, ServiceExt, service_fn, timeout::TimeoutLayer};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer as HttpTimeoutLayer};
 use tower_sea_orm::{DbSession, DbSessionLayer, Error, PoolSession, SessionPool, SessionTransaction};
 
+use crate::support::pool::session_layer;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
     pool::assert_whole,
@@ -95,7 +96,7 @@ struct Case<'t> {
 impl<'t> Case<'t> {
     async fn new(test: &'t TestDb, lazy: bool) -> Self {
         let db = test.connect(SIZE).await;
-        let layer = DbSessionLayer::new(db.clone());
+        let layer = session_layer(db.clone());
         let layer = if lazy { layer.lazy() } else { layer };
         Self { test, db, layer, writes: Arc::default() }
     }

@@ -23,6 +23,7 @@ use tokio::{
 };
 use tower_sea_orm::SessionPool;
 
+use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb},
     pool::{assert_whole, open_transactions},
@@ -134,7 +135,7 @@ async fn every_row_arrives_once_and_as_csv_over_http1_and_http2() {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
         for rows in [0, 1, 1001, 20_000] {
-            let server = Server::new(SessionPool::new(db.clone()), rows).await;
+            let server = Server::new(session_pool(db.clone()), rows).await;
             for http in [Http::One, Http::Two] {
                 // Which row is the last one that a task may read in one go, is chance.
                 for _ in 0..3 {
@@ -153,7 +154,7 @@ async fn a_client_that_leaves_half_way_gives_the_connection_back() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let server = Server::new(SessionPool::new(db.clone()), MANY).await;
+        let server = Server::new(session_pool(db.clone()), MANY).await;
         for http in [Http::One, Http::Two] {
             for pieces in [0, 1, 20] {
                 let (mut answer, connection) = server.get(http).await;
@@ -176,7 +177,7 @@ async fn all_rows_are_of_one_moment() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let server = Server::new(SessionPool::new(db.clone()), MANY).await;
+        let server = Server::new(session_pool(db.clone()), MANY).await;
         let (mut answer, _connection) = server.get(Http::One).await;
         let first = timeout(BOUND, answer.body_mut().frame()).await.unwrap().unwrap().unwrap();
         let observer = test.observer().await.unwrap();
@@ -195,7 +196,7 @@ async fn an_export_that_cannot_begin_is_answered_with_an_error() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let server = Server::new(SessionPool::new(db.clone()), 10).await;
+        let server = Server::new(session_pool(db.clone()), 10).await;
         db.execute_unprepared("DROP TABLE export_example_sale").await.unwrap();
         let (answer, _connection) = server.get(Http::One).await;
         assert_eq!(answer.status(), 500, "{kind:?}");
@@ -211,7 +212,7 @@ async fn an_export_whose_database_fails_is_not_taken_for_a_whole_one() {
         let test = TestDb::on(&database).await;
         let db = test.connect(1).await;
         for http in [Http::One, Http::Two] {
-            let server = Server::new(SessionPool::new(db.clone()), MANY).await;
+            let server = Server::new(session_pool(db.clone()), MANY).await;
             let (mut answer, connection) = server.get(http).await;
             answer.body_mut().frame().await.unwrap().unwrap();
             database.stop();

@@ -190,3 +190,43 @@ async fn h8_a_snapshot_conflict_on_mariadb_lets_nothing_autocommit() {
     assert_eq!(site.seen(["before", "after"]).await, [false, false]);
     site.assert_whole().await;
 }
+
+/// On PostgreSQL; sqlx rolls back the surrounding transaction where a SAVEPOINT fails.
+#[tokio::test]
+async fn h8_a_savepoint_in_an_aborted_transaction_spoils_nothing_but_that() {
+    for nested in [false, true] {
+        let site = Site::new(Kind::Postgres).await;
+        insert_item(&site.db, "taken").await;
+        let fails = "INSERT INTO item (name) VALUES ('taken')";
+        let response = site
+            .call(async move |tx: DbTx| {
+                insert_item(&tx, "before").await;
+                if nested {
+                    let inner = tx.begin().await.unwrap();
+                    inner.execute_unprepared(fails).await.unwrap_err();
+                    assert!(known(inner.begin().await).is_aborted());
+                    assert!(known(inner.commit().await).is_aborted());
+                    insert_item(&tx, "after").await;
+                } else {
+                    tx.execute_unprepared(fails).await.unwrap_err();
+                    assert!(known(tx.begin().await).is_aborted());
+                    tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await.unwrap_err();
+                }
+            })
+            .await;
+        let expected = if nested { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+        assert_eq!(response.status(), expected, "nested: {nested}");
+        assert_eq!(site.seen(["before", "after"]).await, [nested, nested], "nested: {nested}");
+        // Another request on the same connection, with a transaction of its own.
+        let response = site
+            .call(async |db: DbSession| {
+                let tx = db.begin().await.unwrap();
+                insert_item(&tx, "next").await;
+                tx.commit().await.unwrap();
+            })
+            .await;
+        assert_eq!(response.status(), StatusCode::OK, "nested: {nested}");
+        assert_eq!(site.count("next").await, 1, "nested: {nested}");
+        site.assert_whole().await;
+    }
+}

@@ -28,8 +28,9 @@ use sea_orm::{
 use tokio::{runtime::Runtime, time::timeout};
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_sea_orm::{DbSession, DbSessionLayer, Error, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, Error};
 
+use crate::support::pool::{session_layer, session_pool};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
     pool::{assert_whole, open_transactions},
@@ -61,7 +62,7 @@ async fn h1_a_request_cancelled_around_begin_never_poisons_the_pool() {
                 }),
             )
             .route("/write/{name}", get(write))
-            .layer(DbSessionLayer::new(db.clone()));
+            .layer(session_layer(db.clone()));
 
         proxy.delay_replies(Duration::from_millis(2));
         for round in 0..80 {
@@ -89,7 +90,7 @@ async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
     for server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;
         let db = test.connect(2).await;
-        let pool = SessionPool::new(db.clone()).release_timeout(RELEASE).acquire_timeout(Duration::from_secs(1));
+        let pool = session_pool(db.clone()).release_timeout(RELEASE).acquire_timeout(Duration::from_secs(1));
 
         let clean = pool.session().await.unwrap();
         clean.ping().await.unwrap();
@@ -125,7 +126,7 @@ async fn h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let observer = test.observer().await.unwrap();
-        let layer = DbSessionLayer::new(db.clone()).release_timeout(RELEASE);
+        let layer = session_layer(db.clone()).release_timeout(RELEASE);
         let pool = layer.pool().clone();
         let app = Router::new()
             .route(
@@ -157,7 +158,7 @@ async fn h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time() {
 async fn h3m_a_statement_dropped_after_any_number_of_polls_loses_no_permit() {
     let test = TestDb::new(Kind::MySql).await;
     let db = test.connect(1).await;
-    let pool = SessionPool::new(db.clone());
+    let pool = session_pool(db.clone());
     for polls in 1..=18 {
         let session = pool.session().await.unwrap();
         let tx = session.begin().await.unwrap();
@@ -178,7 +179,7 @@ async fn h5_ending_siblings_out_of_order_is_an_error_and_loses_nothing_silently(
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         let session = pool.session().await.unwrap();
 
         // Siblings of the session: the second does not even begin.
@@ -228,7 +229,7 @@ async fn h5b_a_nested_begin_dropped_half_way_leaves_the_outer_transaction_intact
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let observer = test.observer().await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         for polls in 0..10 {
             let session = pool.session().await.unwrap();
             let (before, after) = (unique_name(), unique_name());
@@ -259,7 +260,7 @@ async fn h6_dropping_anything_on_a_plain_thread_frees_the_slot_without_a_panic()
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let layer = DbSessionLayer::new(db.clone()).release_timeout(RELEASE);
+        let layer = session_layer(db.clone()).release_timeout(RELEASE);
         let pool = layer.pool().clone();
         let app = Router::new()
             .route(
@@ -307,7 +308,7 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         insert_item(&db, "a").await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         let session = pool.session().await.unwrap();
         // More rows than are buffered anywhere.
         let all = || {
@@ -399,20 +400,18 @@ async fn h11_using_the_plain_connection_beside_a_session_ends_in_an_error_and_ha
                 .with_state(db.clone())
         };
 
-        let eager = app(DbSessionLayer::new(db.clone()));
+        let eager = app(session_layer(db.clone()));
         let answer = timeout(Duration::from_secs(1) + SLACK, send(&eager, "/")).await;
         assert_eq!(answer.expect("not a hang").status(), StatusCode::SERVICE_UNAVAILABLE, "{kind:?}");
         assert_eq!(send(&eager, "/released").await.status(), StatusCode::OK, "{kind:?}");
 
-        let lazy = app(DbSessionLayer::new(db.clone()).lazy());
+        let lazy = app(session_layer(db.clone()).lazy());
         assert_eq!(send(&lazy, "/").await.status(), StatusCode::OK, "{kind:?}");
         assert_whole(&test, &db, 1).await;
 
         let two = connect(2).await;
-        let reserved = Router::new()
-            .route("/", get(mixed))
-            .layer(DbSessionLayer::new(two.clone()).reserve(1))
-            .with_state(two.clone());
+        let reserved =
+            Router::new().route("/", get(mixed)).layer(session_layer(two.clone()).reserve(1)).with_state(two.clone());
         for answer in join_all((0..10).map(|_| send(&reserved, "/"))).await {
             assert_eq!(answer.status(), StatusCode::OK, "{kind:?}");
         }
@@ -425,7 +424,8 @@ async fn h12_fifty_queued_requests_share_one_connection() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let app = Router::new().route("/write/{name}", get(write)).layer(DbSessionLayer::new(db.clone()));
+        let layer = session_layer(db.clone()).max_waiting(50);
+        let app = Router::new().route("/write/{name}", get(write)).layer(layer);
         let names: Vec<_> = (0..50).map(|_| format!("/write/{}", unique_name())).collect();
         for answer in join_all(names.iter().map(|uri| send(&app, uri))).await {
             assert_eq!(answer.status(), StatusCode::OK, "{kind:?}");
@@ -450,7 +450,7 @@ async fn h13_a_panic_rolls_back_and_frees_the_slot() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let layer = DbSessionLayer::new(db.clone());
+        let layer = session_layer(db.clone());
         let pool = layer.pool().clone();
         let routes = Router::new().route("/", get(panics));
         let outside = routes.clone().layer(layer.clone()).layer(CatchPanicLayer::new());
@@ -470,7 +470,7 @@ async fn h16_transactions_may_be_dropped_in_any_order_while_a_query_runs() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         for order in 0..4 {
             for unwinding in [false, true] {
                 let session = pool.session().await.unwrap();
@@ -506,7 +506,7 @@ async fn h16_transactions_may_be_dropped_in_any_order_while_a_query_runs() {
 async fn h22_ten_thousand_cancelled_waits_cost_no_connection() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(1).await;
-    let pool = SessionPool::new(db.clone());
+    let pool = session_pool(db.clone());
     let pid = backend_pid(&db).await;
 
     // While another session holds the connection.
@@ -534,7 +534,7 @@ async fn h22_ten_thousand_cancelled_waits_cost_no_connection() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
     insert_item(&db, "survivor").await;
-    let app = Router::new().route("/write/{name}", get(write)).layer(DbSessionLayer::new(db.clone()));
+    let app = Router::new().route("/write/{name}", get(write)).layer(session_layer(db.clone()));
     for round in 0..2_000 {
         let uri = format!("/write/{}", unique_name());
         drop(after_polls(round % 12, send(&app, &uri)).await);
@@ -574,7 +574,7 @@ async fn h23_every_request_gets_its_own_answer() {
             .route("/first/{n}", get(first))
             .route("/breaks/{n}", get(breaks))
             .route("/fail", get(fail))
-            .layer(DbSessionLayer::new(db.clone()));
+            .layer(session_layer(db.clone()));
         // Ten at a time, so that one hands the connection over to the next.
         for batch in 0..50 {
             let requests = (0..10).map(|n| {
@@ -615,7 +615,7 @@ async fn h25_a_database_that_is_down_is_told_apart_from_a_full_pool() {
         let mut options = test.options(1);
         options.acquire_timeout(Duration::from_secs(1));
         let db = Database::connect(options).await.unwrap();
-        let layer = DbSessionLayer::new(db.clone());
+        let layer = session_layer(db.clone());
         let pool = layer.pool().clone();
         let routes = Router::new().route("/", get(statement));
         let respond = |error: &Error, parts: &http::request::Parts| {
@@ -660,7 +660,7 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         let session = pool.session().await.unwrap();
         let outer = session.tx();
         for round in 0..1000 {
@@ -706,7 +706,7 @@ fn h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime() {
                 if kind != Kind::SqliteMemory {
                     options.min_connections(1);
                 }
-                let pool = SessionPool::new(Database::connect(options).await.unwrap());
+                let pool = session_pool(Database::connect(options).await.unwrap());
                 let session = pool.session().await.unwrap();
                 let (tx, request) = if kind == Kind::SqliteMemory {
                     (None, None)

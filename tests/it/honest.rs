@@ -9,8 +9,9 @@ use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, TransactionTrait, sqlx::sqlite::SqliteJournalMode,
 };
 use tokio::{join, sync::Notify};
-use tower_sea_orm::{DbSessionLayer, DbTx};
+use tower_sea_orm::DbTx;
 
+use crate::support::pool::session_layer;
 use crate::{
     hazards::text,
     support::{
@@ -275,7 +276,7 @@ async fn a_commit_that_sqlite_is_too_busy_for_is_told_to_come_again() {
         Database::connect(options).await.unwrap()
     };
     let (db, other) = (open().await, open().await);
-    let layer = DbSessionLayer::new(db.clone());
+    let layer = session_layer(db.clone());
     let site = Site { test, db, layer, observer: Some(other.clone()), size: SIZE };
     let reader = other.begin().await.unwrap();
     let _: i64 = value(&reader, "SELECT count(*) FROM item").await;

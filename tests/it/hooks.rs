@@ -17,8 +17,9 @@ use tokio::{
     time::timeout,
 };
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionTransaction};
+use tower_sea_orm::{DbSession, DbTx, Error, SessionTransaction};
 
+use crate::support::pool::session_layer;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
@@ -367,7 +368,7 @@ async fn a_client_that_leaves_after_the_commit_was_sent_does_not_stop_the_hooks(
             wire.delay_replies(Duration::from_secs(1));
             before.store(wire.requests(), Ordering::SeqCst);
         });
-        let app = app.layer(DbSessionLayer::new(db.clone()));
+        let app = app.layer(session_layer(db.clone()));
         let request = Box::pin(app.oneshot(Request::new(Body::empty())));
         let commit = eventually("COMMIT was sent", async || proxy.requests() > sent.load(Ordering::SeqCst));
         let Either::Right(((), request)) = select(request, Box::pin(commit)).await else { panic!("it was answered") };
@@ -402,7 +403,7 @@ async fn a_mocks_nested_transaction_takes_its_hooks_along() {
             // Registered last, so it comes last.
             db.after_commit(notes.note("right")).unwrap();
         });
-        post(&app.layer(DbSessionLayer::new(db)), "/").await;
+        post(&app.layer(session_layer(db)), "/").await;
         // Rolled back to a savepoint, both are dropped; the outermost one was a transaction of its own.
         log.becomes(if transactional { &["right"] } else { &["undone", "right"] }).await;
     }

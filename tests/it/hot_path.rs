@@ -18,7 +18,9 @@ fn runtime() -> Runtime {
 
 /// Allocations per request.
 fn per_request(runtime: &Runtime, app: &Router) -> f64 {
-    let mut app = app.clone().into_service::<Body>();
+    // As `axum::serve` does it once at the start. Without it, axum builds the route anew for each request,
+    // and clones the layers for that.
+    let mut app = app.clone().with_state::<()>(()).into_service::<Body>();
     let mut serve = |requests| {
         runtime.block_on(async {
             for _ in 0..requests {
@@ -57,9 +59,9 @@ fn a_session_that_is_not_used_costs_a_few_allocations() {
     let lazy = per_request(&runtime, &app().layer(DbSessionLayer::new(db.clone()).lazy())) - bare;
     let eager = per_request(&runtime, &app().layer(DbSessionLayer::new(db.clone()))) - bare;
     let transaction = per_request(&runtime, &app().layer(DbSessionLayer::new(db).transaction())) - bare;
-    // Of each, three are the entry in the request's extensions: the map, its table and the value.
+    // The session, its entry in the request's extensions, and the growth of their table.
     eprintln!("bare {bare}, lazy +{lazy}, eager +{eager}, transaction +{transaction}");
-    assert!(lazy <= 4.0, "lazy, untouched: {lazy}");
+    assert!(lazy <= 3.0, "lazy, untouched: {lazy}");
     assert!(eager <= 6.0, "eager, warm: {eager}");
 }
 

@@ -10,8 +10,9 @@ use http::{Request, StatusCode, header};
 use sea_orm::{DbBackend, DbErr, MockDatabase, MockExecResult, RuntimeErr};
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use tower_sea_orm::{SessionPool, testing::TestPool};
+use tower_sea_orm::testing::TestPool;
 
+use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
@@ -33,7 +34,7 @@ async fn the_items_example_works_on_every_database_and_leaves_nothing_behind() {
         let db = database.connect(1).await;
         // The example's own table is made before, because MySQL would commit by that.
         sea_orm::ConnectionTrait::execute_unprepared(&db, "DROP TABLE item").await.unwrap();
-        example::create_table(&SessionPool::new(db.clone())).await.unwrap();
+        example::create_table(&session_pool(db.clone())).await.unwrap();
         let test = TestPool::begin(db.clone()).await.unwrap();
         let app = example::app(test.pool());
 
@@ -51,7 +52,7 @@ async fn the_items_example_works_on_every_database_and_leaves_nothing_behind() {
         assert_eq!(call(&app, "PUT", &path, json!({ "name": "late" })).await.0, StatusCode::NOT_FOUND);
 
         test.roll_back().await.unwrap();
-        let app = example::app(SessionPool::new(db.clone()));
+        let app = example::app(session_pool(db.clone()));
         assert_eq!(call(&app, "GET", "/items", Value::Null).await, (StatusCode::OK, json!([])), "{kind:?}");
         // The check expects the tests' own table.
         sea_orm::ConnectionTrait::execute_unprepared(&db, "DROP TABLE item").await.unwrap();
@@ -69,7 +70,7 @@ async fn the_items_example_works_on_a_mock_and_its_log_tells_commit_from_rollbac
     let db = MockDatabase::new(DbBackend::Postgres)
         .append_query_results([vec![lamp], vec![renamed], vec![]])
         .into_connection();
-    let app = example::app(SessionPool::new(db.clone()));
+    let app = example::app(session_pool(db.clone()));
     let new = json!({ "name": "desk lamp" });
     assert_eq!(call(&app, "PUT", "/items/1", new.clone()).await.0, StatusCode::OK);
     assert_eq!(call(&app, "PUT", "/items/1", new).await.0, StatusCode::NOT_FOUND);
@@ -83,7 +84,7 @@ async fn the_items_example_works_on_a_mock_and_its_log_tells_commit_from_rollbac
         .append_exec_errors([failure])
         .append_exec_results([MockExecResult { last_insert_id: 0, rows_affected: 1 }])
         .into_connection();
-    let app = example::app(SessionPool::new(db));
+    let app = example::app(session_pool(db));
     let failed = call(&app, "DELETE", "/items/1", Value::Null).await;
     assert_eq!(failed, (StatusCode::INTERNAL_SERVER_ERROR, Value::Null), "no database text for the client");
     assert_eq!(call(&app, "DELETE", "/items/1", Value::Null).await.0, StatusCode::NO_CONTENT);

@@ -7,8 +7,9 @@ use sea_orm::{
     TransactionTrait,
 };
 use tokio::{sync::Notify, time::timeout};
-use tower_sea_orm::{DbTx, Error, SessionPool};
+use tower_sea_orm::{DbTx, Error};
 
+use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, count_items, insert_item},
     world::{CHECKS_LATE, Log, ORPHAN, World, value},
@@ -34,7 +35,7 @@ fn database(error: TransactionError<DbErr>) -> DbErr {
 async fn ok_commits_and_an_error_rolls_back() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
-        let pool = SessionPool::new(world.db.clone());
+        let pool = session_pool(world.db.clone());
         let log = Log::default();
         let answer = pool
             .transaction(async |tx| {
@@ -65,7 +66,7 @@ async fn a_job_that_panics_or_is_dropped_is_rolled_back() {
     for kind in Kind::ALL {
         for panics in [true, false] {
             let world = World::new(kind, 1).await;
-            let pool = SessionPool::new(world.db.clone());
+            let pool = session_pool(world.db.clone());
             let (log, reached) = (Log::default(), Arc::new(Notify::new()));
             let (notes, at) = (log.clone(), reached.clone());
             let job = tokio::spawn(async move {
@@ -94,7 +95,7 @@ async fn a_job_that_panics_or_is_dropped_is_rolled_back() {
 async fn the_options_are_in_force() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
-        let pool = SessionPool::new(world.db.clone());
+        let pool = session_pool(world.db.clone());
         let read_only = TransactionOptions { access_mode: Some(AccessMode::ReadOnly), ..Default::default() };
         let refused = pool
             .transaction_with(read_only, async |tx| {
@@ -112,7 +113,7 @@ async fn the_options_are_in_force() {
         world.assert_whole().await;
     }
     let world = World::new(Kind::Postgres, 1).await;
-    let pool = SessionPool::new(world.db.clone());
+    let pool = session_pool(world.db.clone());
     let options = TransactionOptions { isolation_level: Some(IsolationLevel::RepeatableRead), ..Default::default() };
     let level = pool.transaction_with(options, async |tx| {
         Ok::<_, DbErr>(value::<String, _>(tx, "SHOW transaction_isolation").await)
@@ -125,7 +126,7 @@ async fn the_options_are_in_force() {
 async fn a_commit_that_fails_is_an_error_of_the_database() {
     for kind in CHECKS_LATE {
         let world = World::with_late_check(kind, 1).await;
-        let pool = SessionPool::new(world.db.clone());
+        let pool = session_pool(world.db.clone());
         let log = Log::default();
         let failed = pool
             .transaction(async |tx| {
@@ -146,7 +147,7 @@ async fn a_commit_that_fails_is_an_error_of_the_database() {
 async fn what_error_of_says_about_a_transaction_that_was_not_committed() {
     let world = World::new(Kind::Postgres, 2).await;
     insert_item(&world.db, "taken").await;
-    let pool = SessionPool::new(world.db.clone());
+    let pool = session_pool(world.db.clone());
     let of = |error| Error::of(&database(error)).expect("an error that is known");
 
     let aborted = pool
@@ -192,7 +193,7 @@ async fn what_error_of_says_about_a_transaction_that_was_not_committed() {
 async fn a_pool_sessions_transaction_is_ended_by_its_owner_or_rolled_back() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
-        let pool = SessionPool::new(world.db.clone());
+        let pool = session_pool(world.db.clone());
         let log = Log::default();
         let session = pool.session().await.unwrap();
         let tx = session.tx();
@@ -219,7 +220,7 @@ async fn a_pool_sessions_transaction_is_ended_by_its_owner_or_rolled_back() {
 async fn rollback_only_lets_a_job_say_ok_without_a_trace() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
-        let pool = SessionPool::new(world.db.clone());
+        let pool = session_pool(world.db.clone());
         let counted = pool
             .transaction(async |tx| {
                 tx.set_rollback_only()?;

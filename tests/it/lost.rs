@@ -63,9 +63,10 @@ async fn a_commit_that_took_effect_unheard_is_unknown() {
         let cut = async {
             eventually("the COMMIT took effect", async || site.count("there").await == 1).await;
             proxy.cut();
-            proxy.delay_replies(Duration::ZERO);
         };
         let (response, ()) = tokio::join!(request, cut);
+        // Not before the connection is gone: its answer would get through.
+        proxy.delay_replies(Duration::ZERO);
         assert_unknown(&response);
         assert_eq!(site.count("there").await, 1, "{kind:?}");
         site.assert_whole().await;

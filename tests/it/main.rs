@@ -7,11 +7,17 @@
     reason = "a test may panic, and nothing is public in a test"
 )]
 
+mod begin_again;
 mod cancel;
+mod cancel_proxy;
+mod cancel_running;
+mod cancel_storm;
+mod closing;
 mod commit_cancel;
 mod config;
 mod contract;
 mod control;
+mod driver_pool;
 mod early;
 mod exits;
 mod export;
@@ -27,19 +33,26 @@ mod jobs;
 mod lost;
 mod modes;
 mod orm;
+mod overload;
 mod promises;
 mod property;
+mod reset;
 mod roundtrips;
 mod routes;
 mod row_level_security;
 mod rules;
+mod second;
+mod sequence;
 mod set_up;
 mod smoke;
 mod streams;
 mod support;
 mod telemetry;
 mod testing;
+mod texts;
 mod transactions;
 mod truth;
 mod unfinished;
+mod waiting;
 mod warm;
+mod watch;

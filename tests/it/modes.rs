@@ -15,8 +15,9 @@ use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, IsolationLevel, SqliteTransactionMode, Statement,
     TransactionOptions, TransactionTrait,
 };
-use tower_sea_orm::{DbSession, DbTx, Error, SessionPool, TransactionLayer, unsafe_methods};
+use tower_sea_orm::{DbSession, DbTx, Error, TransactionLayer, unsafe_methods};
 
+use crate::support::pool::session_pool;
 use crate::{
     exits::mark,
     hazards::{Failed, text},
@@ -254,7 +255,7 @@ async fn the_server_itself_says_serializable() {
 #[tokio::test]
 async fn sqlite_begins_in_the_mode_that_was_said() {
     let world = World::new(Kind::SqliteFile, 1).await;
-    let view = SessionPool::new(world.view.clone());
+    let view = session_pool(world.view.clone());
     let app = serve(async move |db: DbSession, request: Request| {
         db.execute_unprepared("SELECT 1").await.unwrap();
         let other = view.session().await.unwrap();
@@ -289,7 +290,7 @@ async fn a_read_only_request_does_not_wait_for_sqlites_writer() {
         db.execute_unprepared("PRAGMA busy_timeout = 100").await?;
         Ok::<_, Failed>(count_items(&db, "there").await.to_string())
     });
-    let writer = SessionPool::new(world.view.clone()).session().await.unwrap();
+    let writer = session_pool(world.view.clone()).session().await.unwrap();
     let writing = writer.begin_with_options(immediate).await.unwrap();
     insert_item(&writing, "written").await;
     let response = ask(&app.layer(layer), Method::GET, "/").await;

@@ -11,8 +11,9 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait},
     sqlx::{Connection, Executor},
 };
-use tower_sea_orm::{DbSession, Error, PoolSession, SessionPool, SessionTransaction};
+use tower_sea_orm::{DbSession, Error, PoolSession, SessionTransaction};
 
+use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
@@ -78,7 +79,7 @@ async fn everywhere(test: impl AsyncFn(Kind, &PoolSession)) {
     for kind in Kind::ALL {
         let database = TestDb::new(kind).await;
         let db = database.connect(1).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         let session = pool.session().await.unwrap();
         test(kind, &session).await;
         drop(session);
@@ -436,7 +437,7 @@ async fn generic_code_takes_a_connection_a_session_and_a_transaction() {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
         assert_eq!(generic(&db, "connection").await.unwrap(), 1);
-        let session = SessionPool::new(db.clone()).session().await.unwrap();
+        let session = session_pool(db.clone()).session().await.unwrap();
         assert_eq!(generic(&*session, "session").await.unwrap(), 2);
         let tx = session.begin().await.unwrap();
         assert_eq!(generic(&tx, "transaction").await.unwrap(), 3);
@@ -476,7 +477,7 @@ async fn a_released_session_checks_out_again_and_leaves_the_connection_to_others
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = session_pool(db.clone());
         let session = pool.session().await.unwrap();
         insert_item(&*session, "before").await;
         session.release().await.unwrap();

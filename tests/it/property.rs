@@ -16,8 +16,9 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionTransaction};
+use tower_sea_orm::{DbSession, SessionTransaction};
 
+use crate::support::pool::session_layer;
 use crate::{
     hazards::{Failed, after_polls, text},
     support::{
@@ -163,7 +164,7 @@ fn every_outcome_is_the_promised_one(kind: Kind) {
 
 async fn serve(db: &DatabaseConnection, observer: &DatabaseConnection, batches: &[Vec<Plan>]) {
     let kept = Kept::default();
-    let layer = DbSessionLayer::new(db.clone());
+    let layer = session_layer(db.clone());
     let pool = layer.pool().clone();
     let routes = Router::new().route("/", get(handle)).layer(CatchPanicLayer::new()).layer(Extension(kept.clone()));
     let (eager, lazy) = (routes.clone().layer(layer.clone()), routes.layer(layer.lazy()));

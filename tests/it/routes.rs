@@ -18,8 +18,9 @@ use axum::{
 use http::{Method, StatusCode};
 use sea_orm::{AccessMode, ConnectionTrait, DbBackend, IsolationLevel, MockDatabase, Statement, TransactionOptions};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, ProblemJson, SessionPool, TransactionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, ProblemJson, TransactionLayer};
 
+use crate::support::pool::{session_layer, session_pool};
 use crate::{
     hazards::text,
     support::{
@@ -357,7 +358,7 @@ async fn a_layer_speaks_to_the_session_of_its_tag_only() {
         insert_item(&analytics, "analytics").await;
         StatusCode::NOT_FOUND
     });
-    let analytics = DbSessionLayer::<Analytics>::tagged(SessionPool::new(other.db.clone()));
+    let analytics = DbSessionLayer::<Analytics>::tagged(session_pool(other.db.clone()));
     let app = app.layer(TransactionLayer::<Analytics>::tagged(Some(TransactionOptions::default())));
     let response = post(&app.clone().layer(main.layer()).layer(analytics), "/").await;
     assert_eq!((outcome(&response), outcome_of::<Analytics, _>(&response)), ("none", "rolled back"));
@@ -366,6 +367,6 @@ async fn a_layer_speaks_to_the_session_of_its_tag_only() {
     other.assert_whole().await;
 
     let mock = MockDatabase::new(DbBackend::Postgres).into_connection();
-    let response = post(&app.layer(DbSessionLayer::new(mock)), "/").await;
+    let response = post(&app.layer(session_layer(mock)), "/").await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "no session of that tag");
 }

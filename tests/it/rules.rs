@@ -6,8 +6,9 @@ use axum::{Router, extract::Path, routing::any};
 use http::{Request, Response, StatusCode};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome};
 
+use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, insert_item},
     pool::open_transactions,
@@ -197,7 +198,7 @@ async fn two_databases_have_an_outcome_each() {
         }
         Ok::<_, Infallible>(Response::new(String::new()))
     });
-    let analytics = DbSessionLayer::<Analytics>::tagged(SessionPool::new(other.db.clone()));
+    let analytics = DbSessionLayer::<Analytics>::tagged(session_pool(other.db.clone()));
     let service = analytics.layer(main.layer().layer(service));
     for (what, expected) in [("main only", "untouched"), ("both", "committed")] {
         let response = service.clone().oneshot(Request::new(what)).await.unwrap();

@@ -6,8 +6,9 @@ use axum::{Router, extract::Path, routing::any};
 use http::{Request, StatusCode, request::Parts};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, MockDatabase, Statement};
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx};
+use tower_sea_orm::{DbSession, DbTx};
 
+use crate::support::pool::session_layer;
 use crate::{
     exits::mark,
     hazards::text,
@@ -225,7 +226,7 @@ async fn on_acquire_is_refused_where_the_connection_cannot_be_closed() {
     let memory = World::new(Kind::SqliteMemory, 1).await;
     let mock = MockDatabase::new(DbBackend::Postgres).into_connection();
     for db in [memory.db.clone(), mock] {
-        let layer = DbSessionLayer::new(db);
+        let layer = session_layer(db);
         let refused = catch_unwind(AssertUnwindSafe(|| layer.on_acquire(|_| Vec::new()))).map(drop).unwrap_err();
         let message = refused.downcast_ref::<String>().expect("a text");
         assert!(message.contains("`on_begin`"), "{message}");

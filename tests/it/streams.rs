@@ -16,8 +16,9 @@ use http_body_util::BodyExt;
 use sea_orm::{DbErr, QueryResult, Statement, StreamTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tower_sea_orm::DbSession;
 
+use crate::support::pool::{session_layer, session_pool};
 use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
@@ -76,7 +77,7 @@ async fn every_row_arrives_in_a_task_that_has_to_yield() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let session = SessionPool::new(db.clone()).session().await.unwrap();
+        let session = session_pool(db.clone()).session().await.unwrap();
         for allowance in ALLOWANCES {
             for length in [1, 2, 15, 16, 17, 40, 300] {
                 let rows = session.rows(numbers(kind, length)).await.unwrap();
@@ -95,7 +96,7 @@ async fn a_failure_is_told_once_in_a_task_that_has_to_yield() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let session = SessionPool::new(db.clone()).session().await.unwrap();
+        let session = session_pool(db.clone()).session().await.unwrap();
         for allowance in ALLOWANCES {
             let statement = Statement::from_string(kind.backend(), "SELECT n FROM nowhere");
             let mut rows = session.rows(statement).await.unwrap();
@@ -114,7 +115,7 @@ async fn what_fails_before_the_first_row_is_no_empty_stream() {
         let db = test.connect(1).await;
         for allowance in ALLOWANCES {
             // The transaction cannot be set up.
-            let layer = DbSessionLayer::new(db.clone())
+            let layer = session_layer(db.clone())
                 .on_begin(move |_| vec![Statement::from_string(kind.backend(), "SELECT n FROM nowhere")]);
             let handler = async move |db: DbSession| {
                 let rows = db.rows(numbers(kind, 3)).await.unwrap();
@@ -138,7 +139,7 @@ async fn a_stream_whose_session_has_ended_does_not_end_as_if_complete() {
             let rows = db.rows(numbers(kind, 10_000)).await.unwrap();
             Body::from_stream(rows.map(|row| row.map(|_| "row ")))
         };
-        let app = Router::new().route("/", get(handler)).layer(DbSessionLayer::new(db.clone()));
+        let app = Router::new().route("/", get(handler)).layer(session_layer(db.clone()));
         let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
         let body = timeout(BOUND, response.into_body().collect()).await.unwrap();
         assert!(body.is_err_and(|error| format!("{error:?}").contains("session")), "{kind:?}");

@@ -16,6 +16,7 @@ use sea_orm::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionTransaction};
 
+use crate::support::pool::session_layer;
 use crate::{
     exits::mark,
     hazards::{Failed, text},
@@ -207,7 +208,7 @@ async fn logged(layer: impl FnOnce(DbSessionLayer) -> DbSessionLayer, way: &'sta
         }
         Ok::<_, Failed>(if way == "fails" { StatusCode::BAD_REQUEST } else { StatusCode::OK })
     });
-    post(&app.layer(layer(DbSessionLayer::new(db.clone()))), "/").await;
+    post(&app.layer(layer(session_layer(db.clone()))), "/").await;
     let log = db.into_transaction_log();
     log.iter().map(|part: &Transaction| part.statements().iter().map(|one| one.sql.clone()).collect()).collect()
 }

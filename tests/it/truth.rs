@@ -1,8 +1,9 @@
 //! A transaction that the server has given up is not committed, and says so.
 
 use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
-use tower_sea_orm::{Error, SessionPool, SessionTransaction};
+use tower_sea_orm::{Error, SessionTransaction};
 
+use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
@@ -23,7 +24,7 @@ async fn h8_a_swallowed_error_is_no_commit_on_postgres() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(1).await;
     insert_item(&db, "taken").await;
-    let session = SessionPool::new(db.clone()).session().await.unwrap();
+    let session = session_pool(db.clone()).session().await.unwrap();
 
     let tx = session.begin().await.unwrap();
     insert_item(&tx, "lost").await;
@@ -46,7 +47,7 @@ async fn h8_an_error_rolled_back_to_its_savepoint_does_not_spoil_the_outer_trans
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         insert_item(&db, "taken").await;
-        let session = SessionPool::new(db.clone()).session().await.unwrap();
+        let session = session_pool(db.clone()).session().await.unwrap();
         let outer = session.begin().await.unwrap();
         insert_item(&outer, "kept").await;
 
@@ -78,7 +79,7 @@ async fn h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits() {
     let db = test.connect(2).await;
     insert_item(&db, "one").await;
     insert_item(&db, "two").await;
-    let pool = SessionPool::new(db.clone());
+    let pool = session_pool(db.clone());
     let (first, second) = (pool.session().await.unwrap(), pool.session().await.unwrap());
     let lock = |name: &str| format!("UPDATE item SET hits = hits + 1 WHERE name = '{name}'");
 
@@ -118,7 +119,7 @@ async fn h8_a_full_sqlite_database_ends_the_transaction_for_good() {
     for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let session = SessionPool::new(db.clone()).session().await.unwrap();
+        let session = session_pool(db.clone()).session().await.unwrap();
         let pages = "SELECT page_count AS n FROM pragma_page_count()";
         let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Sqlite, pages);
         let row = session.query_one_raw(statement).await.unwrap().unwrap();

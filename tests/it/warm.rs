@@ -68,7 +68,9 @@ async fn requests_one_after_the_other_pay_for_their_own_statements_only() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (test, proxy, db) = proxied(kind, 4).await;
         insert_item(&db, "one").await;
-        let layer = || DbSessionLayer::new(db.clone());
+        // One pool: the warm connection of another would be counted when it goes back to the driver.
+        let pool = SessionPool::new(db.clone());
+        let layer = || DbSessionLayer::with_pool(pool.clone());
         let cases = [
             (app(layer(), 1, false), 1),
             (app(layer(), 5, false), 5),

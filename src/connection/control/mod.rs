@@ -8,13 +8,19 @@
 mod lexer;
 mod mysql;
 mod postgres;
+mod read;
 mod sqlite;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use sea_orm::DbBackend;
 
 use self::lexer::{Lexer, Token};
+pub(crate) use self::{
+    read::is_read,
+    state::{Change, change},
+};
 
 /// What a text of SQL may do to the transaction around it; the worst of its statements counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -145,7 +145,7 @@ fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
 }
 
 /// MariaDB's `SET STATEMENT ... FOR`: goes to the statement behind it, if it is one.
-fn skip_set_statement(lexer: &mut Lexer<'_>) -> bool {
+pub(super) fn skip_set_statement(lexer: &mut Lexer<'_>) -> bool {
     let mut ahead = *lexer;
     if !ahead.next().is_some_and(|token| token.is_word("statement")) {
         return false;

@@ -2,6 +2,7 @@
 //! waiting, and the check that a pool is whole.
 #![allow(dead_code, reason = "not every helper is in use at every moment")]
 
+pub mod bouncer;
 pub mod database;
 pub mod pool;
 pub mod servers;

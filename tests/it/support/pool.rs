@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, Statement,
-    sqlx::{Database, Executor, Pool},
+    sqlx::{Database, Executor, MySql, Pool, Postgres, Sqlite},
 };
+
+use tower_sea_orm::{DbSessionLayer, SessionPool};
 
 use super::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
@@ -14,6 +16,20 @@ use super::{
 
 /// How long a whole pool may take to give all its connections.
 const BOUND: Duration = Duration::from_secs(10);
+
+/// A session pool over `db`. The suite runs twice: with `TEST_WARM=off`, no connection goes straight from
+/// session to session, and every promise holds all the same.
+#[track_caller]
+pub fn session_pool(db: DatabaseConnection) -> SessionPool {
+    let off = std::env::var("TEST_WARM").is_ok_and(|warm| warm == "off");
+    SessionPool::new(db).warm(!off)
+}
+
+/// A layer over a [`session_pool`].
+#[track_caller]
+pub fn session_layer(db: DatabaseConnection) -> DbSessionLayer {
+    DbSessionLayer::with_pool(session_pool(db))
+}
 
 /// Asserts that `db`, a pool on `test_db`, is whole: all its connections come
 /// back, `size` of them can be had at the same time and work, no transaction
@@ -28,10 +44,10 @@ const BOUND: Duration = Duration::from_secs(10);
 /// When one of these does not hold; the message says which.
 pub async fn assert_whole(test_db: &TestDb, db: &DatabaseConnection, size: u32) {
     match test_db.kind {
-        Kind::Postgres => assert_gives(db.get_postgres_connection_pool(), size).await,
-        Kind::MySql => assert_gives(db.get_mysql_connection_pool(), size).await,
-        Kind::SqliteFile => assert_gives(db.get_sqlite_connection_pool(), size).await,
-        Kind::SqliteMemory => assert_gives(db.get_sqlite_connection_pool(), 1).await,
+        Kind::Postgres => assert_gives::<Postgres>(db.get_postgres_connection_pool(), size).await,
+        Kind::MySql => assert_gives::<MySql>(db.get_mysql_connection_pool(), size).await,
+        Kind::SqliteFile => assert_gives::<Sqlite>(db.get_sqlite_connection_pool(), size).await,
+        Kind::SqliteMemory => assert_gives::<Sqlite>(db.get_sqlite_connection_pool(), 1).await,
     }
 
     let observer = test_db.observer().await;

@@ -39,7 +39,7 @@ const FREEZE_BOUND: Duration = Duration::from_secs(10);
 const START_TRIES: u32 = 5;
 
 /// What installs the servers.
-const INSTALL: &str = "apt-get update && apt-get install -y postgresql mariadb-server";
+pub(super) const INSTALL: &str = "apt-get update && apt-get install -y postgresql mariadb-server pgbouncer";
 
 /// The keeper: `sh -c KEEPER keeper DIR ENGINE INSTALLER SERVER ARGS...`.
 ///
@@ -144,7 +144,12 @@ impl OwnServer {
     ///
     /// When PostgreSQL is not installed or does not start.
     pub fn postgres() -> Self {
-        Self::new(Engine::Postgres, &[])
+        Self::postgres_with(&[])
+    }
+
+    /// Starts a private PostgreSQL with more options.
+    pub fn postgres_with(options: &[&str]) -> Self {
+        Self::new(Engine::Postgres, options)
     }
 
     /// Starts a private MariaDB.
@@ -211,6 +216,21 @@ impl OwnServer {
             let answer = self.order("stop");
             assert_eq!(answer, "stopped", "the keeper's answer");
         }
+    }
+
+    /// Ends the server's main process, or all its processes, by `signal`, and
+    /// returns when all are gone.
+    pub fn end_by(&mut self, signal: Signal, all: bool) {
+        let main = self.pid.expect("a started server");
+        let children = children(main);
+        let _ = kill(main, signal);
+        for child in children.iter().filter(|_| all) {
+            let _ = kill(*child, signal);
+        }
+        let deadline = Instant::now() + START_BOUND;
+        let gone = |pid: &Pid| matches!(state(*pid), None | Some('Z'));
+        await_until(deadline, "the server is gone", || gone(&main) && children.iter().all(gone));
+        self.stop();
     }
 
     /// Starts a stopped server on the same port and data, and returns when
@@ -329,14 +349,14 @@ impl Drop for OwnServer {
 }
 
 /// The account that a server runs as: root is refused by both programs.
-struct Account {
+pub(super) struct Account {
     /// The user's and the group's id; `None`: the current user.
     other: Option<(u32, u32)>,
 }
 
 impl Account {
     /// The account for `engine`'s processes.
-    fn of(engine: Engine) -> Self {
+    pub(super) fn of(engine: Engine) -> Self {
         let this_process = fs::metadata("/proc/self").expect("a /proc directory");
         if this_process.uid() != 0 {
             return Self { other: None };
@@ -357,7 +377,7 @@ impl Account {
     }
 
     /// A command of this account, in `dir`.
-    fn command(&self, program: &Path, dir: &Path) -> Command {
+    pub(super) fn command(&self, program: &Path, dir: &Path) -> Command {
         let mut command = Command::new(program);
         // A MariaDB that starts removes all `#sql*` files of its temporary
         // directory, and one whose temporary table vanishes under it crashes:
@@ -371,7 +391,7 @@ impl Account {
 }
 
 /// A new directory that belongs to `account`.
-fn new_dir(account: &Account) -> PathBuf {
+pub(super) fn new_dir(account: &Account) -> PathBuf {
     // Another account may not reach root's own temporary directory.
     let parent = match account.other {
         Some(_) => PathBuf::from("/tmp"),
@@ -452,7 +472,7 @@ fn binary(engine: Engine, name: &str) -> PathBuf {
 /// A loopback port that nothing listens on, below the range that the system
 /// takes ports for outgoing connections from: a stopped server's port is
 /// still free when it starts again.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let nanos = now.map_or(0, |now| now.subsec_nanos());

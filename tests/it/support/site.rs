@@ -15,6 +15,7 @@ use super::{
     wait::eventually,
     wire::Proxy,
 };
+use crate::support::pool::session_layer;
 
 /// How many connections a site's pool has.
 pub const SIZE: u32 = 3;
@@ -53,7 +54,7 @@ impl Site {
 
     pub async fn with(test: TestDb, db: DatabaseConnection, size: u32) -> Self {
         let observer = test.observer().await;
-        Self { layer: DbSessionLayer::new(db.clone()), test, db, observer, size }
+        Self { layer: session_layer(db.clone()), test, db, observer, size }
     }
 
     pub fn kind(&self) -> Kind {

@@ -39,6 +39,7 @@ struct Shared {
     refuse: AtomicBool,
     requests: AtomicU64,
     connections: AtomicU64,
+    accepted: AtomicU64,
     frozen: watch::Sender<bool>,
     /// How often the connections were cut.
     cuts: watch::Sender<u64>,
@@ -55,6 +56,7 @@ impl Proxy {
             refuse: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
             frozen: watch::Sender::new(false),
             cuts: watch::Sender::new(0),
         });
@@ -121,6 +123,11 @@ impl Proxy {
         self.shared.requests.store(0, Ordering::SeqCst);
     }
 
+    /// How many connections there were, those that are open included.
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
     /// How many connections are open now.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
@@ -140,6 +147,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         if shared.refuse.load(Ordering::SeqCst) {
             continue;
         }
+        shared.accepted.fetch_add(1, Ordering::SeqCst);
         let shared = Arc::clone(&shared);
         let mut cuts = shared.cuts.subscribe();
         tokio::spawn(async move {

@@ -17,6 +17,7 @@ use super::{
     pool::assert_whole,
     wait::eventually,
 };
+use crate::support::pool::session_layer;
 
 /// One database with a pool for the service, and a second view of it.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl World {
 
     /// A layer over the service's pool.
     pub fn layer(&self) -> DbSessionLayer {
-        DbSessionLayer::new(self.db.clone())
+        session_layer(self.db.clone())
     }
 
     /// How many items of this name others see.

@@ -1,0 +1,230 @@
+//! [`Victim`]: what has to be known of a connection so that the server can be told to stop its statement.
+//!
+//! Only a statement is ever stopped, never what the session does around it, and never a COMMIT. Whoever
+//! has it stopped still owns the connection, waits for the answer and for the statement's end, and then
+//! has the connection [absorb](super::PinnedConnection::absorb) what came too late.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use sea_orm::{DbBackend, DbErr};
+use tokio::sync::Notify;
+
+use super::{PinnedConnection, State, driver};
+
+/// What is between this side and the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Nothing: the process that serves a connection does so for the connection's life.
+    Direct,
+    /// A proxy, or that cannot be told: the process is the connection's own for one transaction.
+    Proxied,
+}
+
+/// The server's process behind a connection, and what tells it from a later one of the same number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code)] // each driver has its own
+pub(crate) enum Identity {
+    /// Its start in microseconds of the server's clock.
+    Postgres { pid: i32, started: i64 },
+    /// The client's address and port, as the server sees them.
+    MySql { id: u64, client: String },
+}
+
+/// How a statement is stopped.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// By another connection.
+    Server(Identity),
+    /// By SQLite's progress handler, which is told already.
+    Here,
+}
+
+/// A connection whose running statement may have to be stopped.
+#[derive(Default)]
+pub(crate) struct Victim {
+    state: Mutex<Known>,
+    /// Has SQLite stop at the next look.
+    interrupt: Arc<AtomicBool>,
+    told: Notify,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Nobody wants the running call any more.
+    unwanted: bool,
+    /// The call has come to its statement.
+    working: bool,
+    reach: Reach,
+}
+
+#[derive(Default)]
+enum Reach {
+    #[default]
+    Unknown,
+    Server {
+        identity: Identity,
+        /// Known since the open transaction has begun.
+        inside: bool,
+    },
+    Here,
+    /// The server would not say.
+    None,
+}
+
+impl Victim {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call begins, and somebody waits for it.
+    pub(crate) fn prepare(&self) {
+        self.lock().unwanted = false;
+    }
+
+    /// Nobody waits for the running call any more, and it may be stopped.
+    pub(crate) fn abandon(&self) {
+        self.lock().unwanted = true;
+        self.told.notify_one();
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().unwanted
+    }
+
+    /// Waits until the running call may be stopped.
+    pub(crate) async fn abandoned(&self) {
+        // A call from before may have left its notice.
+        while !self.is_abandoned() {
+            self.told.notified().await;
+        }
+    }
+
+    /// How to stop the statement that runs right now; `None` if none does, or if it cannot be.
+    pub(crate) fn target(&self, route: Route) -> Option<Target> {
+        let known = self.lock();
+        if !known.working {
+            return None;
+        }
+        match &known.reach {
+            Reach::Here => {
+                self.interrupt.store(true, Ordering::Relaxed);
+                Some(Target::Here)
+            }
+            Reach::Server { identity, inside } if route == Route::Direct || *inside => {
+                Some(Target::Server(identity.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn works(&self, working: bool) {
+        self.lock().working = working;
+    }
+
+    /// No transaction is open: behind a proxy, the process may serve somebody else.
+    pub(super) fn outside(&self) {
+        let mut known = self.lock();
+        if matches!(known.reach, Reach::Server { inside: true, .. }) {
+            known.reach = Reach::Unknown;
+        }
+    }
+
+    /// Whether it is time to ask who serves the connection.
+    fn is_unknown(&self, route: Route, backend: DbBackend, inside: bool) -> bool {
+        let proxied = route == Route::Proxied && backend != DbBackend::Sqlite;
+        match &self.lock().reach {
+            // A proxy for MySQL has numbers of its own.
+            Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
+            Reach::Server { inside: false, .. } => proxied && inside && backend == DbBackend::Postgres,
+            _ => false,
+        }
+    }
+}
+
+impl PinnedConnection {
+    /// What stops this connection's statements.
+    pub(crate) fn victim(&mut self) -> &Arc<Victim> {
+        self.victim.get_or_insert_default()
+    }
+
+    /// Closes the connection; what stops its statements goes to another one, for whoever holds it.
+    pub(crate) fn into_victim(mut self) -> Option<Arc<Victim>> {
+        self.victim.take()
+    }
+
+    /// Lets `victim`, which somebody may hold already, stop this connection's statements from here on.
+    pub(crate) fn adopt(&mut self, victim: Arc<Victim>) {
+        let own = self.victim.replace(victim.clone());
+        let known = own.map(|own| std::mem::take(&mut own.lock().reach));
+        // SQLite's handler looks at the other one's flag: it is set anew.
+        victim.lock().reach = known.filter(|reach| !matches!(reach, Reach::Here)).unwrap_or_default();
+    }
+
+    /// Learns how to stop this connection's statements, if it is not known: one round trip.
+    pub(super) async fn identify(&mut self, route: Route) -> Result<(), DbErr> {
+        let inside = self.driver.depth() > 0;
+        let Some(victim) = self.victim.clone().filter(|victim| victim.is_unknown(route, self.backend, inside)) else {
+            return Ok(());
+        };
+        let reach = if self.backend == DbBackend::Sqlite {
+            self.driver.watch(victim.interrupt.clone()).await.map(|()| Reach::Here)
+        } else {
+            let identity = self.driver.identity().await;
+            identity.map(|found| found.map_or(Reach::None, |identity| Reach::Server { identity, inside }))
+        };
+        let reach = match reach {
+            Ok(reach) => reach,
+            Err(error) if driver::is_fatal(&error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(target: "tower_sea_orm::pool", "statements of this connection cannot be cancelled: the server does not tell who serves it: {error}");
+                if inside {
+                    self.note_failure(&error, self.depth(), false);
+                }
+                Reach::None
+            }
+        };
+        victim.lock().reach = reach;
+        Ok(())
+    }
+
+    /// Lets a cancel that came too late hit nobody: once its answer is there and the connection has
+    /// run something, none can be on its way any more.
+    pub(crate) async fn absorb(&mut self) {
+        if let Some(victim) = &self.victim {
+            victim.interrupt.store(false, Ordering::Relaxed);
+        }
+        if self.is_broken() {
+            return;
+        }
+        for _ in 0..3 {
+            let absorbed = match self.backend {
+                // No statement: in an aborted transaction one would fail.
+                DbBackend::Postgres => self.driver.ping().await,
+                DbBackend::MySql => self.driver.execute_unprepared("DO 0".to_owned()).await.map(drop),
+                _ => return,
+            };
+            match absorbed {
+                Ok(()) => return,
+                Err(error) if driver::is_fatal(&error) => break,
+                Err(_) => {}
+            }
+        }
+        self.give_up();
+    }
+
+    /// The connection must serve nobody any more.
+    pub(crate) fn give_up(&mut self) {
+        self.state = State::Broken;
+    }
+
+    /// Takes back what was put on the connection.
+    pub(super) async fn forget_victim(&mut self) {
+        let Some(victim) = self.victim.take() else { return };
+        if matches!(victim.lock().reach, Reach::Here) && self.driver.unwatch().await.is_err() {
+            self.give_up();
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! PostgreSQL: settings, role, advisory locks, temporary objects, LISTEN and cursors can be put back.
+
+use super::{
+    super::{
+        is_one_of,
+        lexer::{Lexer, Token},
+    },
+    Change, is_temporary, is_word_of, starts_with,
+};
+
+/// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+const HARMLESS: [&str; 45] = [
+    "select",
+    "insert",
+    "update",
+    "delete",
+    "with",
+    "values",
+    "merge",
+    "table",
+    "create",
+    "alter",
+    "drop",
+    "truncate",
+    "grant",
+    "revoke",
+    "comment",
+    "analyze",
+    "analyse",
+    "vacuum",
+    "explain",
+    "show",
+    "copy",
+    "fetch",
+    "move",
+    "close",
+    "lock",
+    "notify",
+    "reindex",
+    "cluster",
+    "checkpoint",
+    "refresh",
+    "import",
+    "security",
+    "reassign",
+    "declare",
+    "begin",
+    "start",
+    "commit",
+    "end",
+    "rollback",
+    "abort",
+    "savepoint",
+    "release",
+    "repack",
+    "wait",
+    "return",
+];
+
+pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
+    let is_next = |words: &[&str]| rest.peek().is_some_and(|next| is_word_of(next, words));
+    match word {
+        _ if is_one_of(word, &HARMLESS) => Change::None,
+        _ if word.eq_ignore_ascii_case("set") && is_next(&["local"]) => Change::Transaction,
+        _ if word.eq_ignore_ascii_case("set") && is_next(&["transaction", "constraints"]) => Change::None,
+        // sqlx has prepared statements of its own that must stay, and a library cannot be unloaded.
+        _ if is_one_of(word, &["prepare", "deallocate", "load"]) => Change::Beyond,
+        _ if word.eq_ignore_ascii_case("discard") && is_next(&["all"]) => Change::Beyond,
+        _ => Change::Session,
+    }
+}
+
+pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> Change {
+    let name = match token {
+        Token::Word(name) => name,
+        // With escapes, it may be any name.
+        Token::Name(_) if previous == Token::Symbol(b'&') => return Change::Session,
+        Token::Name(name) => name,
+        _ => return Change::None,
+    };
+    match name {
+        _ if name.len() < 4 => Change::None,
+        _ if name.eq_ignore_ascii_case("set_config") && is_local(rest) => Change::Transaction,
+        _ if name.eq_ignore_ascii_case("set_config") => Change::Session,
+        _ if starts_with(name, "pg_") => server_function(name),
+        // A connection to another server, known by its name.
+        _ if starts_with(name, "dblink_") => Change::Beyond,
+        _ if is_temporary(token, previous, &["create", "replace", "local", "global", "into"]) => Change::Session,
+        _ if token.is_word("hold") && previous.is_word("with") => Change::Session,
+        _ => Change::None,
+    }
+}
+
+fn server_function(name: &str) -> Change {
+    let is_xact = || name.to_ascii_lowercase().contains("xact");
+    match name {
+        _ if starts_with(name, "pg_advisory_") || starts_with(name, "pg_try_advisory_") => {
+            if is_xact() {
+                Change::None
+            } else {
+                Change::Session
+            }
+        }
+        _ if starts_with(name, "pg_temp") => Change::Session,
+        _ if starts_with(name, "pg_replication_origin_session_") => Change::Beyond,
+        _ => Change::None,
+    }
+}
+
+/// Whether the third argument of the call of which `rest` has the rest is the word `true`.
+fn is_local(mut rest: Lexer<'_>) -> bool {
+    if rest.next() != Some(Token::Symbol(b'(')) {
+        return false;
+    }
+    let (mut depth, mut commas) = (1_usize, 0);
+    while let Some(token) = rest.next() {
+        match token {
+            Token::Symbol(b'(' | b'[') => depth += 1,
+            Token::Symbol(b')' | b']') if depth == 1 => return false,
+            Token::Symbol(b')' | b']') => depth -= 1,
+            Token::Symbol(b',') if depth == 1 => {
+                commas += 1;
+                if commas == 2 {
+                    return rest.next().is_some_and(|last| last.is_word("true"))
+                        && rest.next() == Some(Token::Symbol(b')'));
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}

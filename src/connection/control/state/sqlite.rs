@@ -1,0 +1,98 @@
+//! SQLite: temporary objects and attached databases can be put back, PRAGMAs cannot.
+
+use super::{
+    super::{
+        is_one_of,
+        lexer::{Lexer, Token},
+    },
+    Change, is_temporary, is_word_of,
+};
+
+/// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+const HARMLESS: [&str; 18] = [
+    "select",
+    "insert",
+    "update",
+    "delete",
+    "replace",
+    "with",
+    "values",
+    "create",
+    "drop",
+    "alter",
+    "analyze",
+    "reindex",
+    "vacuum",
+    "begin",
+    "commit",
+    "end",
+    "rollback",
+    "savepoint",
+];
+
+/// PRAGMAs that only tell something, or work on the file, whatever their argument.
+const TELLING: [&str; 20] = [
+    "table_info",
+    "table_xinfo",
+    "table_list",
+    "index_list",
+    "index_info",
+    "index_xinfo",
+    "foreign_key_list",
+    "foreign_key_check",
+    "database_list",
+    "collation_list",
+    "function_list",
+    "module_list",
+    "pragma_list",
+    "compile_options",
+    "integrity_check",
+    "quick_check",
+    "optimize",
+    "wal_checkpoint",
+    "incremental_vacuum",
+    "user_version",
+];
+
+/// What a statement leaves behind by its first word; `None` if the statement proper is still to come.
+pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Option<Change> {
+    Some(match word {
+        _ if is_one_of(word, &HARMLESS) || word.eq_ignore_ascii_case("release") => Change::None,
+        _ if word.eq_ignore_ascii_case("pragma") => pragma(rest),
+        // Some PRAGMAs run when they are explained.
+        _ if is_one_of(word, &["explain", "query", "plan"]) => return None,
+        _ => Change::Session,
+    })
+}
+
+fn pragma(mut rest: Lexer<'_>) -> Change {
+    let Some(Token::Word(mut name)) = rest.next() else { return Change::Session };
+    if rest.peek() == Some(Token::Symbol(b'.')) {
+        rest.next();
+        let Some(Token::Word(found)) = rest.next() else { return Change::Session };
+        name = found;
+    }
+    match rest.next() {
+        None | Some(Token::Symbol(b';')) => Change::None,
+        _ if is_one_of(name, &TELLING) => Change::None,
+        _ => Change::Session,
+    }
+}
+
+pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> Change {
+    let name = match token {
+        Token::Word(name) | Token::Name(name) => name,
+        // `CREATE TABLE [temp].t`, where any quotes do.
+        Token::Literal if is_word_of(previous, &["table", "view", "index", "trigger", "exists"]) => {
+            return if rest.peek() == Some(Token::Symbol(b'.')) { Change::Session } else { Change::None };
+        }
+        _ => return Change::None,
+    };
+    let is_schema = || rest.peek() == Some(Token::Symbol(b'.'));
+    match name {
+        _ if is_one_of(name, &["temp", "temporary"]) && is_schema() => Change::Session,
+        _ if is_temporary(token, previous, &["create"]) => Change::Session,
+        _ if name.eq_ignore_ascii_case("load_extension") => Change::Session,
+        _ => Change::None,
+    }
+}

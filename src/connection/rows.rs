@@ -1,0 +1,35 @@
+//! [`Rows`]: where a stream's rows go.
+
+use std::{pin::pin, sync::Arc};
+
+use futures_util::future::{Either, select};
+use sea_orm::QueryResult;
+use tokio::sync::{Notify, mpsc};
+
+/// Sends rows to a reader, until that is gone or the stream is stopped.
+pub(crate) struct Rows {
+    sender: mpsc::Sender<QueryResult>,
+    stop: Arc<Notify>,
+}
+
+impl Rows {
+    /// At most so many rows wait for the reader.
+    pub(crate) fn new(buffered: usize) -> (Self, mpsc::Receiver<QueryResult>) {
+        let (sender, receiver) = mpsc::channel(buffered);
+        (Self { sender, stop: Arc::default() }, receiver)
+    }
+
+    /// Stops the stream when it is notified once, even if its reader is there and reads nothing.
+    pub(crate) fn stop(&self) -> Arc<Notify> {
+        self.stop.clone()
+    }
+
+    /// False if nobody is to have more rows.
+    #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
+    pub(super) async fn send(&self, row: QueryResult) -> bool {
+        match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {
+            Either::Left(_) => false,
+            Either::Right((sent, _)) => sent.is_ok(),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Server-side cancel: the last that a call hears whose request has gone.
+
+use std::{future::Future, time::Duration};
+
+use futures_util::future::{Either, select};
+use tokio::{runtime::Handle, time::sleep};
+
+use super::{Finished, SessionPool, control::Reply};
+use crate::connection::{Identity, Target, Victim};
+
+/// How long a statement may still end by itself.
+const GRACE: Duration = Duration::from_millis(3);
+
+/// How long a statement has to end when the server was told to stop it, before it is told again; at
+/// first, and at last.
+const PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+
+impl SessionPool {
+    /// Runs a call that nobody waits for to its end. Once it may be, its statement is stopped.
+    pub(crate) async fn see_off<F>(&self, mut call: F, victim: &Victim, runtime: &Handle) -> Finished
+    where
+        F: Future<Output = Finished> + Unpin,
+    {
+        let abandoned = Box::pin(victim.abandoned());
+        if let Either::Left((finished, _)) = select(&mut call, abandoned).await {
+            return finished;
+        }
+        let mut late = Late::default();
+        let mut pause = GRACE;
+        let finished = loop {
+            if let Either::Left((finished, _)) = select(&mut call, Box::pin(sleep(pause))).await {
+                break finished;
+            }
+            pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
+            match victim.target(self.shared.control.route()) {
+                None => {}
+                Some(Target::Here) => late.possible = true,
+                Some(Target::Server(target)) => {
+                    if let Some(finished) = self.stop(&mut call, target, &mut late, runtime).await {
+                        break finished;
+                    }
+                }
+            }
+        };
+        late.over(finished).await
+    }
+
+    /// Asks the server to stop what `call` runs, and waits for the answer, whatever becomes of the call.
+    async fn stop<F>(&self, call: &mut F, target: Identity, late: &mut Late, runtime: &Handle) -> Option<Finished>
+    where
+        F: Future<Output = Finished> + Unpin,
+    {
+        let (id, reply) = self.request(Some(target), runtime);
+        let (finished, reply) = match select(call, reply).await {
+            Either::Right((reply, _)) => (None, reply.ok()),
+            Either::Left((finished, _)) if self.shared.control.withdraw(id) => return Some(finished),
+            // It is under way, and may be carried out after the statement's end.
+            Either::Left((finished, reply)) => (Some(finished), reply.await.ok()),
+        };
+        match reply {
+            Some(Reply::Unsent) => {}
+            Some(Reply::Answered) => late.possible = true,
+            None => late.unanswered = true,
+        }
+        finished
+    }
+}
+
+/// What may still come for a connection whose statement has ended.
+#[derive(Default)]
+struct Late {
+    /// A cancel that was answered for, and found the statement ended.
+    possible: bool,
+    /// One that may come at any time.
+    unanswered: bool,
+}
+
+impl Late {
+    /// Makes sure that the connection's next statement is safe.
+    async fn over(self, mut finished: Finished) -> Finished {
+        if self.unanswered {
+            tracing::warn!(target: "tower_sea_orm::pool", "closed a connection whose cancel was not answered");
+            finished.connection.give_up();
+        } else if self.possible {
+            finished.connection.absorb().await;
+        }
+        finished
+    }
+}

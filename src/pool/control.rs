@@ -1,0 +1,277 @@
+//! [`Control`]: one connection beside the driver's pool, by which statements are cancelled on the server.
+//!
+//! A task has it: opened when there is something to do, closed when there was nothing for a while. What
+//! comes in while the server answers is asked for together, next.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{BoxFuture, Either, select};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, oneshot},
+    time::{sleep, timeout},
+};
+
+use super::{
+    SessionPool, Shared,
+    line::{Fault, Line},
+};
+use crate::connection::{Identity, Route};
+
+/// How long the connection is kept without use.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// How long opening the connection may take, and an answer on it.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// How long after a failure to open the connection the next one is tried.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Requests to cancel, and what is known of the way to the server.
+#[derive(Default)]
+pub(super) struct Control {
+    state: Mutex<State>,
+    rung: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    requests: Vec<Request>,
+    /// Names the next request.
+    next: u64,
+    route: Option<Route>,
+    /// A task serves the requests.
+    is_served: bool,
+    /// When the connection could not be opened.
+    failed: Option<Instant>,
+    /// The log knows that the server does not do as told.
+    refused: bool,
+}
+
+struct Request {
+    id: u64,
+    /// `None`: only the route is of interest.
+    target: Option<Identity>,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// What became of a request. If there is none, it may be carried out at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// The server has answered: it will not act on it from here on, or has acted already.
+    Answered,
+    /// Nothing was sent.
+    Unsent,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is between; a proxy, as long as it is not known.
+    pub(super) fn route(&self) -> Route {
+        self.lock().route.unwrap_or(Route::Proxied)
+    }
+
+    /// Takes a request back; false if it is under way.
+    pub(super) fn withdraw(&self, id: u64) -> bool {
+        let mut state = self.lock();
+        let before = state.requests.len();
+        state.requests.retain(|request| request.id != id);
+        state.requests.len() < before
+    }
+
+    fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut self.lock().requests)
+    }
+
+    /// Whether the task may end; then the next request starts another.
+    fn rest(&self) -> bool {
+        let mut state = self.lock();
+        state.is_served = !state.requests.is_empty();
+        !state.is_served
+    }
+
+    fn has_failed(&self) -> bool {
+        self.lock().failed.is_some_and(|failed| failed.elapsed() < RETRY)
+    }
+
+    fn opened(&self, route: Route) {
+        let before = {
+            let mut state = self.lock();
+            state.failed = None;
+            state.route.replace(route)
+        };
+        if route == Route::Proxied && before != Some(route) {
+            tracing::warn!(target: "tower_sea_orm::pool", "a proxy stands before the server: statements outside of a transaction are not cancelled");
+        }
+    }
+
+    /// The connection could not be opened; tells the log unless it knows.
+    fn failed(&self, fault: &Fault) {
+        let told = self.lock().failed.replace(Instant::now()).is_some();
+        if !told {
+            tracing::warn!(target: "tower_sea_orm::pool", "no connection to cancel statements by, so they are waited for: {fault}");
+        }
+    }
+
+    /// Whether the server did as told; tells the log when it does so no more.
+    fn obeyed(&self, fault: Option<&Fault>) {
+        let told = std::mem::replace(&mut self.lock().refused, fault.is_some());
+        if let Some(fault) = fault.filter(|_| !told) {
+            tracing::warn!(target: "tower_sea_orm::pool", "statements could not be cancelled: {fault}");
+        }
+    }
+}
+
+impl SessionPool {
+    /// Has the server stop a connection's statement; the number withdraws the request.
+    pub(super) fn request(&self, target: Option<Identity>, runtime: &Handle) -> (u64, oneshot::Receiver<Reply>) {
+        let control = &self.shared.control;
+        let (reply, receiver) = oneshot::channel();
+        let mut state = control.lock();
+        state.next += 1;
+        let id = state.next;
+        state.requests.push(Request { id, target, reply });
+        let is_served = std::mem::replace(&mut state.is_served, true);
+        drop(state);
+        if is_served {
+            control.rung.notify_one();
+        } else {
+            let operator = Operator { pool: Arc::downgrade(&self.shared), rung: control.rung.clone() };
+            runtime.spawn(operator.serve());
+        }
+        (id, receiver)
+    }
+
+    pub(crate) fn route(&self) -> Route {
+        self.shared.control.route()
+    }
+
+    /// Finds out, once, what is between the pool and the server.
+    pub(super) async fn explore(&self, runtime: &Handle) {
+        let control = &self.shared.control;
+        let is_server = !self.is_test() && self.shared.source.has_server();
+        if !self.settings.cancel_running || !is_server || control.lock().route.is_some() || control.has_failed() {
+            return;
+        }
+        let (_, reply) = self.request(None, runtime);
+        let _ = timeout(BOUND, reply).await;
+    }
+}
+
+/// Serves the requests. Dropped with its runtime, it turns those away that wait; having ended, it has
+/// no pool any more.
+struct Operator {
+    pool: Weak<Shared>,
+    rung: Arc<Notify>,
+}
+
+impl Operator {
+    async fn serve(mut self) {
+        let Some(mut closed) = self.pool.upgrade().map(|shared| shared.source.closed()) else { return };
+        let mut line = None;
+        while self.turn(&mut line, &mut closed).await {}
+        if let Some(line) = line {
+            let _ = timeout(BOUND, line.close()).await;
+        }
+    }
+
+    /// Answers what has come in, or waits for more; false if nothing came for long enough.
+    async fn turn(&mut self, line: &mut Option<Line>, closed: &mut BoxFuture<'static, ()>) -> bool {
+        {
+            let Some(shared) = self.pool.upgrade() else { return false };
+            let requests = shared.control.take();
+            if !requests.is_empty() {
+                shared.answer(line, requests).await;
+                return true;
+            }
+        }
+        let rest = select(Box::pin(sleep(IDLE)), closed);
+        let rested = matches!(select(Box::pin(self.rung.notified()), rest).await, Either::Right(_));
+        let is_over = self.pool.upgrade().is_none_or(|shared| rested && shared.control.rest());
+        if is_over {
+            self.pool = Weak::new();
+        }
+        !is_over
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let Some(shared) = self.pool.upgrade() else { return };
+        let requests = {
+            let mut state = shared.control.lock();
+            state.is_served = false;
+            std::mem::take(&mut state.requests)
+        };
+        for request in requests {
+            let _ = request.reply.send(Reply::Unsent);
+        }
+    }
+}
+
+/// What became of requests that were sent, or not.
+enum Sent {
+    Answered,
+    /// There is no line.
+    Unsent,
+    /// The line broke.
+    Broken,
+    /// There was no answer in time.
+    Silent,
+}
+
+impl Shared {
+    /// Answers `requests`, with a new line if there is none.
+    async fn answer(&self, line: &mut Option<Line>, requests: Vec<Request>) {
+        let targets: Vec<&Identity> = requests.iter().filter_map(|request| request.target.as_ref()).collect();
+        let rested = line.is_some();
+        let mut sent = self.send(line, &targets).await;
+        if rested && matches!(sent, Sent::Broken) {
+            // The server has closed it since its last use, and carries out nothing that came on it.
+            sent = self.send(line, &targets).await;
+        }
+        let reply = match sent {
+            Sent::Answered => Reply::Answered,
+            Sent::Unsent => Reply::Unsent,
+            // Without a reply, nobody may take it for certain that nothing comes of it.
+            Sent::Broken | Sent::Silent => return,
+        };
+        for request in requests {
+            let _ = request.reply.send(reply);
+        }
+    }
+
+    async fn send(&self, line: &mut Option<Line>, targets: &[&Identity]) -> Sent {
+        if line.is_none() && !self.control.has_failed() {
+            match timeout(BOUND, Line::open(&self.source)).await {
+                Ok(Ok((opened, route))) => {
+                    self.control.opened(route);
+                    *line = Some(opened);
+                }
+                Ok(Err(fault)) => self.control.failed(&fault),
+                Err(_) => self.control.failed(&Fault::Silent),
+            }
+        }
+        let Some(open) = line else { return Sent::Unsent };
+        let fault = match timeout(BOUND, open.cancel(targets)).await {
+            Ok(Ok(())) => {
+                self.control.obeyed(None);
+                return Sent::Answered;
+            }
+            Ok(Err(fault)) => fault,
+            Err(_) => Fault::Silent,
+        };
+        self.control.obeyed(Some(&fault));
+        if !fault.is_fatal() {
+            return Sent::Answered;
+        }
+        *line = None;
+        if matches!(fault, Fault::Silent) { Sent::Silent } else { Sent::Broken }
+    }
+}

@@ -1,0 +1,208 @@
+//! [`Line`]: the connection that carries the requests to cancel.
+
+use std::fmt;
+
+use super::source::Source;
+use crate::connection::{Identity, Route};
+
+#[cfg(feature = "_sqlx")]
+use sea_orm::sqlx;
+#[cfg(feature = "sqlx-mysql")]
+use sea_orm::sqlx::MySqlConnection;
+#[cfg(feature = "sqlx-postgres")]
+use sea_orm::sqlx::PgConnection;
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+
+/// A start-up setting that arrives at the server only if nothing stands between.
+#[cfg(feature = "sqlx-postgres")]
+const MARK: &str = "tower_sea_orm.direct";
+
+/// A connection beside the driver's pool.
+#[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
+pub(super) enum Line {
+    #[cfg(feature = "sqlx-postgres")]
+    Postgres(PgConnection),
+    #[cfg(feature = "sqlx-mysql")]
+    MySql(MySqlConnection),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug)]
+pub(super) enum Fault {
+    #[cfg(feature = "_sqlx")]
+    Driver(sqlx::Error),
+    Silent,
+}
+
+impl Fault {
+    /// Whether the line is of no use any more.
+    pub(super) fn is_fatal(&self) -> bool {
+        match self {
+            #[cfg(feature = "_sqlx")]
+            Self::Driver(sqlx::Error::Database(error)) => error.code().is_some_and(|code| code.starts_with("57P")),
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            #[cfg(feature = "_sqlx")]
+            Self::Driver(error) => error.fmt(f),
+            Self::Silent => f.write_str("no answer in time"),
+        }
+    }
+}
+
+#[cfg(feature = "_sqlx")]
+impl From<sqlx::Error> for Fault {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl Line {
+    /// Opens a line, and tells what it runs through.
+    pub(super) async fn open(source: &Source) -> Result<(Self, Route), Fault> {
+        match source {
+            #[cfg(feature = "sqlx-postgres")]
+            Source::Postgres(pool) => {
+                let (connection, route) = open_postgres(&pool.connect_options()).await?;
+                Ok((Self::Postgres(connection), route))
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            Source::MySql(pool) => {
+                let mut connection = pool.connect_options().connect().await?;
+                // A proxy answers the first by a number of its own, and passes the second on.
+                let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
+                let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
+                let route = if told.is_some() && told == own { Route::Direct } else { Route::Proxied };
+                Ok((Self::MySql(connection), route))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Fault::Silent),
+        }
+    }
+
+    /// Has the server stop what these run; one that has gone or is idle is left alone.
+    pub(super) async fn cancel(&mut self, targets: &[&Identity]) -> Result<(), Fault> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(connection) => match cancel_postgres(connection, targets).await {
+                // One that it may not cancel spares the others.
+                Err(fault) if !fault.is_fatal() && targets.len() > 1 => {
+                    let mut last = Ok(());
+                    for target in targets {
+                        last = last.and(cancel_postgres(connection, &[*target]).await);
+                    }
+                    last
+                }
+                ended => ended,
+            },
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(connection) => kill_mysql(connection, targets).await,
+            #[allow(unreachable_patterns)]
+            _ => Err(Fault::Silent),
+        }
+    }
+
+    pub(super) async fn close(self) {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(connection) => drop(connection.close().await),
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(connection) => drop(connection.close().await),
+        }
+    }
+}
+
+#[cfg(feature = "sqlx-postgres")]
+async fn open_postgres(options: &sqlx::postgres::PgConnectOptions) -> Result<(PgConnection, Route), Fault> {
+    let mark = mark();
+    let mut connection = match options.clone().options([(MARK, &mark)]).connect().await {
+        Ok(connection) => connection,
+        // What refuses start-up settings is no server.
+        Err(sqlx::Error::Database(_)) => return Ok((options.connect().await?, Route::Proxied)),
+        Err(error) => return Err(error.into()),
+    };
+    let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
+    let arrived = rows.first().and_then(|row| row.try_get::<Option<String>, _>(0).ok()).flatten();
+    let route = if arrived.as_deref() == Some(&*mark) { Route::Direct } else { Route::Proxied };
+    Ok((connection, route))
+}
+
+/// What nobody else says.
+#[cfg(feature = "sqlx-postgres")]
+fn mark() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
+}
+
+/// All in one statement. The number alone may be somebody else's by now: the start has to be the same.
+#[cfg(feature = "sqlx-postgres")]
+async fn cancel_postgres(connection: &mut PgConnection, targets: &[&Identity]) -> Result<(), Fault> {
+    let wanted: Vec<String> = targets
+        .iter()
+        .filter_map(|target| match target {
+            Identity::Postgres { pid, started } => Some(format!("({pid}, {started}::int8)")),
+            Identity::MySql { .. } => None,
+        })
+        .collect();
+    let sql = format!(
+        "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a \
+         JOIN (VALUES {}) AS v (pid, started) \
+         ON a.pid = v.pid AND (extract(epoch FROM a.backend_start) * 1000000)::int8 = v.started \
+         WHERE coalesce(a.state, '') NOT LIKE 'idle%'",
+        wanted.join(", ")
+    );
+    connection.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
+}
+
+/// Kills the queries of those that are still the same and at it.
+#[cfg(feature = "sqlx-mysql")]
+async fn kill_mysql(connection: &mut MySqlConnection, targets: &[&Identity]) -> Result<(), Fault> {
+    let ids = targets.iter().filter_map(|target| match target {
+        Identity::MySql { id, .. } => Some(id.to_string()),
+        Identity::Postgres { .. } => None,
+    });
+    let sql = format!(
+        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM information_schema.PROCESSLIST \
+         WHERE ID IN ({}) AND COMMAND <> 'Sleep'",
+        ids.collect::<Vec<_>>().join(", ")
+    );
+    for row in sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection).await? {
+        let found = Identity::MySql { id: row.try_get(0)?, client: row.try_get(1)? };
+        if let Identity::MySql { id, .. } = &found
+            && targets.contains(&&found)
+        {
+            match connection.execute(AssertSqlSafe(format!("KILL QUERY {id}"))).await {
+                Ok(_) => {}
+                // ER_NO_SUCH_THREAD: gone by itself.
+                Err(sqlx::Error::Database(error)) if is_gone(&*error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(feature = "sqlx-mysql")]
+fn is_gone(error: &dyn sqlx_core::error::DatabaseError) -> bool {
+    error.try_downcast_ref::<sea_orm::SqlxMySqlError>().is_some_and(|error| error.number() == 1094)
+}
+
+#[cfg(feature = "sqlx-mysql")]
+async fn first_number(connection: &mut MySqlConnection, sql: &'static str) -> Result<Option<u64>, Fault> {
+    let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
+    let number = rows.first().and_then(|row| {
+        row.try_get::<u64, _>(0).ok().or_else(|| row.try_get::<i64, _>(0).ok().and_then(|id| id.try_into().ok()))
+    });
+    Ok(number)
+}

@@ -1,0 +1,86 @@
+//! Asking the server beside the pool, for health checks and to tell *down* from *exhausted*.
+
+use std::time::{Duration, Instant};
+
+use tokio::{sync::Mutex, time::timeout};
+
+use super::SessionPool;
+use crate::error::{Error, Kind};
+
+/// How long an attempt may take, and how long its result holds.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// The last attempt to connect; whoever comes while one is under way waits for its result.
+#[derive(Default)]
+pub(super) struct Probes(Mutex<Option<Probe>>);
+
+struct Probe {
+    at: Instant,
+    failure: Option<Error>,
+}
+
+impl SessionPool {
+    /// Checks that the database can be reached, for a health check. It opens a connection of its own beside
+    /// the pool and closes it again, so it never waits behind requests, and a full pool is no failure.
+    ///
+    /// The result is at most 1 s old, and takes at most about 1 s; however many ask, the server
+    /// sees one log-in a second. A server that has no connection to spare counts as reached. SQLite in
+    /// memory has no server to ask: it is there as long as the pool is open.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::Database;
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// assert!(pool.ping().await.is_ok());
+    /// pool.database().clone().close().await?;
+    /// assert!(pool.ping().await.unwrap_err().is_closing());
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`is_down`](Error::is_down), or [`is_closing`](Error::is_closing) if the pool is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: the attempt goes on in a task, and its result is there for the next one who asks.
+    pub async fn ping(&self) -> Result<(), Error> {
+        if self.shared.source.is_closed() {
+            return Err(Kind::Closing.into());
+        }
+        if self.is_direct() {
+            let answer = self.database().ping().await;
+            return answer.map_err(|error| Error::with_source(Kind::Down, error));
+        }
+        if self.is_in_memory() {
+            return Ok(());
+        }
+        self.try_server().await
+    }
+
+    /// Whether a connection can be made at all. One attempt at a time, whose result holds for a while.
+    pub(super) async fn try_server(&self) -> Result<(), Error> {
+        let pool = self.clone();
+        // A task of its own, so that it ends and leaves its result whoever stops waiting.
+        let attempt = tokio::spawn(async move { pool.fresh_probe().await });
+        attempt.await.ok().flatten().map_or(Ok(()), Err)
+    }
+
+    async fn fresh_probe(&self) -> Option<Error> {
+        let mut last = self.shared.probe.0.lock().await;
+        if let Some(probe) = last.as_ref().filter(|probe| probe.at.elapsed() < PROBE) {
+            return probe.failure.clone();
+        }
+        let failure = match timeout(PROBE, self.shared.source.connect_once()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Error::with_source(Kind::Down, error)),
+            Err(_) => Some(Kind::Down.into()),
+        };
+        *last = Some(Probe { at: Instant::now(), failure: failure.clone() });
+        failure
+    }
+}

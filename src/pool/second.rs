@@ -1,0 +1,85 @@
+//! Requests that wait for a second session while they hold one.
+//!
+//! Each may be served when another one's session ends. Where all who hold a connection wait, none
+//! would end before the acquire time-out: one of them gets an error at once.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{Grip, Holder, SessionPool, holders::is_same};
+use crate::error::{Error, Kind};
+
+/// How many lines of the log a second may have.
+const LINES: u32 = 16;
+
+/// Tells the log of waits for a second session without drowning it.
+#[derive(Default)]
+pub(super) struct Second(Mutex<Lines>);
+
+#[derive(Default)]
+struct Lines {
+    since: Option<Instant>,
+    told: u32,
+    untold: u32,
+}
+
+impl Second {
+    /// How many lines were held back since the last one, if another one may be written now.
+    fn may_tell(&self) -> Option<u32> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            (lines.since, lines.told) = (Some(Instant::now()), 0);
+        }
+        if lines.told == LINES {
+            lines.untold += 1;
+            return None;
+        }
+        lines.told += 1;
+        Some(std::mem::take(&mut lines.untold))
+    }
+}
+
+impl SessionPool {
+    /// `request` has begun to wait: tells the log if it holds a connection already, and looks whether
+    /// anybody can go on.
+    pub(super) fn look_for_deadlock(&self, request: Arc<dyn Holder>) {
+        let holders = self.shared.holders.all();
+        let is_own = |holder: &Arc<dyn Holder>| holder.clone().request().is_some_and(|own| is_same(&own, &request));
+        let holds = holders.iter().any(|holder| is_own(holder) && holder.grip() != Grip::None);
+        if !holds {
+            return;
+        }
+        if let Some(suppressed) = self.shared.second.may_tell() {
+            let (label, status) = (request.label(), self.status());
+            tracing::warn!(
+                target: "tower_sea_orm::pool",
+                method = label.as_ref().map(|label| label.method.as_str()),
+                path = label.as_ref().map(|label| label.uri.path()),
+                in_use = status.in_use, waiting = status.waiting, limit = status.limit, suppressed,
+                "a request waits for a second session of this pool while it holds one: use one, or `release()` it first",
+            );
+        }
+        self.break_deadlock(&holders);
+    }
+
+    /// Something has changed for a request that waits: looks whether anybody can still go on.
+    pub(crate) fn look_again(&self) {
+        self.break_deadlock(&self.shared.holders.all());
+    }
+
+    fn break_deadlock(&self, holders: &[Arc<dyn Holder>]) {
+        // What runs ends, and what is on its way back arrives: also of a session that has another one by now.
+        let is_twice = |(n, one): (usize, &Arc<dyn Holder>)| holders[..n].iter().any(|other| is_same(one, other));
+        if holders.iter().any(|holder| holder.grip() != Grip::Idle) || holders.iter().enumerate().any(is_twice) {
+            return;
+        }
+        // What is not bound to its request may be in other hands.
+        let bound = holders.iter().filter(|holder| holder.is_bound());
+        let requests: Vec<_> = bound.filter_map(|holder| holder.clone().request()).collect();
+        if self.shared.queue.break_deadlock(&requests, Kind::PoolDeadlock) {
+            tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! [`Text`]: the beginning of a statement, for the log.
+
+use sea_orm::DbBackend;
+
+/// How much of a statement is kept, in bytes.
+const KEPT: usize = 200;
+
+/// The beginning of a statement. Its memory is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Text(String);
+
+impl Text {
+    pub(crate) fn keep(&mut self, sql: &str) {
+        self.0.clear();
+        self.0.push_str(&sql[..sql.floor_char_boundary(KEPT)]);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The text without the values that stand in it. What cannot be told from a value with certainty is
+    /// left out as well.
+    pub(crate) fn without_values(&self, backend: DbBackend) -> String {
+        let mut shown = String::with_capacity(self.0.len());
+        let mut rest = self.0.as_str();
+        while let Some(next) = rest.chars().next() {
+            let length = match next {
+                '\'' => quoted(rest, '\''),
+                '"' if backend == DbBackend::MySql => quoted(rest, '"'),
+                '0'..='9' if !shown.ends_with(is_in_name) => number(rest),
+                '$' if !shown.ends_with(is_in_name) && !rest[1..].starts_with(|c: char| c.is_ascii_digit()) => None,
+                '-' if rest.starts_with("--") => None,
+                '/' if rest.starts_with("/*") => None,
+                '#' if backend == DbBackend::MySql => None,
+                _ => {
+                    shown.push(next);
+                    rest = &rest[next.len_utf8()..];
+                    continue;
+                }
+            };
+            let Some(length) = length else {
+                shown.push('…');
+                return shown;
+            };
+            shown.push('?');
+            rest = &rest[length..];
+        }
+        if self.0.len() + 4 > KEPT {
+            shown.push('…');
+        }
+        shown
+    }
+}
+
+/// What may come before a digit or a dollar sign that is part of a name or a placeholder.
+fn is_in_name(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '$' | '"' | '`' | '?' | ':' | '@')
+}
+
+/// The length of a number at the beginning of `text`.
+fn number(text: &str) -> Option<usize> {
+    Some(text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(text.len()))
+}
+
+/// The length of a literal at the beginning of `text`; `None` if its end is not certain. Of a doubled
+/// quote each half counts as a literal.
+fn quoted(text: &str, quote: char) -> Option<usize> {
+    let end = text[1..].find([quote, '\\'])? + 1;
+    text[end..].starts_with(quote).then_some(end + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::DbBackend;
+
+    use super::{KEPT, Text};
+
+    const POSTGRES: DbBackend = DbBackend::Postgres;
+    const MYSQL: DbBackend = DbBackend::MySql;
+    const SQLITE: DbBackend = DbBackend::Sqlite;
+
+    fn shown(backend: DbBackend, sql: &str) -> String {
+        let mut text = Text::default();
+        text.keep(sql);
+        text.without_values(backend)
+    }
+
+    #[test]
+    fn placeholders_and_names_are_shown_and_values_are_not() {
+        for (backend, sql, expected) in [
+            (POSTGRES, "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = 42", "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = ?"),
+            (POSTGRES, "SELECT 'it''s', 1.5e3, x", "SELECT ??, ?, x"),
+            (MYSQL, "SELECT `a1`, \"secret\", ? + 0x1F", "SELECT `a1`, ?, ? + ?"),
+            (SQLITE, "SELECT \"name\" FROM item LIMIT 10", "SELECT \"name\" FROM item LIMIT ?"),
+        ] {
+            assert_eq!(shown(backend, sql), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_certain_is_left_out() {
+        for (backend, sql) in [
+            (MYSQL, "SELECT 'it\\'s secret', 'secret'"),
+            (POSTGRES, "SELECT $$secret$$"),
+            (POSTGRES, "SELECT $a$secret$a$"),
+            (POSTGRES, "SELECT -- it's\n 'secret'"),
+            (POSTGRES, "SELECT /* it's */ 'secret'"),
+            (MYSQL, "SELECT # it's\n 'secret'"),
+            (SQLITE, "SELECT 'secret"),
+        ] {
+            assert_eq!(shown(backend, sql), "SELECT …", "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let long = shown(POSTGRES, &format!("SELECT {}", "ä".repeat(KEPT)));
+        assert!(long.ends_with("ä…"), "{long}");
+        assert_eq!(shown(POSTGRES, ""), "");
+    }
+}

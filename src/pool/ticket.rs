@@ -1,0 +1,113 @@
+//! What a connection's place in the pool goes through: a [`Ticket`] while it is fetched, a [`SlotGuard`]
+//! while it is out.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{SessionPool, holders::Key};
+
+/// The right to fetch one connection; a connection that arrives turns it into a [`SlotGuard`].
+pub(super) struct Ticket {
+    pool: SessionPool,
+    /// Whose runtime the fetch runs on.
+    waiter: u64,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Given to a runtime; the flag stands while `fill` is still at it.
+    Spawned(Arc<AtomicBool>),
+    /// The driver is at work.
+    Fetching,
+    /// A connection has come of it.
+    Redeemed,
+}
+
+impl Ticket {
+    pub(super) fn new(pool: SessionPool, waiter: u64, spawning: Arc<AtomicBool>) -> Self {
+        Self { pool, waiter, stage: Stage::Spawned(spawning) }
+    }
+
+    pub(super) fn pool(&self) -> &SessionPool {
+        &self.pool
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.stage = Stage::Fetching;
+    }
+
+    pub(super) fn redeem(mut self) -> SlotGuard {
+        self.stage = Stage::Redeemed;
+        self.pool.shared.queue.fetched();
+        SlotGuard { pool: self.pool.clone(), armed: true, holder: None }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let queue = &self.pool.shared.queue;
+        match &self.stage {
+            Stage::Redeemed => {}
+            Stage::Fetching => queue.fetched_nothing(),
+            Stage::Spawned(spawning) => {
+                queue.never_fetched(self.waiter);
+                if !spawning.load(Ordering::Acquire) {
+                    queue.fill();
+                }
+            }
+        }
+    }
+}
+
+/// One connection that is out; dropping it frees the slot for the next waiter.
+pub(super) struct SlotGuard {
+    pool: SessionPool,
+    armed: bool,
+    /// By what the pool's register knows its session.
+    holder: Option<Key>,
+}
+
+impl SlotGuard {
+    pub(super) fn pool(&self) -> &SessionPool {
+        &self.pool
+    }
+
+    /// Moves the slot out, leaving a guard that frees nothing.
+    pub(super) fn take(&mut self) -> Self {
+        let armed = std::mem::replace(&mut self.armed, false);
+        Self { pool: self.pool.clone(), armed, holder: self.holder.take() }
+    }
+
+    /// A session holds it from now on.
+    pub(super) fn hold(&mut self, key: Key) {
+        self.holder = Some(key);
+    }
+
+    /// Frees the slot for the next waiter. Its session has none until another one [succeeds](Self::succeed).
+    pub(super) fn free(&mut self) {
+        if std::mem::replace(&mut self.armed, false) {
+            self.pool.shared.queue.freed();
+        }
+    }
+
+    /// The session of `freed` holds this one.
+    pub(super) fn succeed(&mut self, freed: &mut Self) {
+        self.holder = freed.holder.take();
+    }
+
+    /// No session holds it any more.
+    pub(super) fn leave(&mut self) {
+        if let Some(key) = self.holder.take() {
+            self.pool.note_return(key);
+        }
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        self.leave();
+        self.free();
+    }
+}

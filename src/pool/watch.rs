@@ -1,0 +1,180 @@
+//! Watching those who hold connections: `warn_hold` and `max_hold`.
+//!
+//! One task per pool, started by a holder that finds none, and gone when there has been no holder for a
+//! second or two.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::select;
+use tokio::runtime::Handle;
+
+use super::{
+    Holder, SessionPool, Settings, Shared,
+    holders::{Key, Told},
+};
+use crate::error::{Error, Kind};
+
+impl SessionPool {
+    /// After how long a session that still holds its connection is named in the log, at WARN: method and
+    /// path of its request, for how long, and its last statement without values. When the connection is
+    /// back, another line says so. Default: 10 s; [`Duration::MAX`] turns it off.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    #[must_use]
+    #[track_caller]
+    pub fn warn_hold(mut self, time: Duration) -> Self {
+        refuse_zero(time);
+        self.settings.warn_hold = time;
+        self
+    }
+
+    /// After how long a session's connection is taken away. Default: never ([`Duration::MAX`]).
+    ///
+    /// What runs on it is ended as if the request had been dropped, its transaction is rolled back, and
+    /// the connection serves others, or is closed if that takes longer than the
+    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent is seen through first. The handler
+    /// goes on: the statement that was running and every later one fail with an error that
+    /// [`Error::is_reclaimed`] knows.
+    ///
+    /// A request whose transaction was lost by that is never answered below 400: the layer answers 504. A
+    /// 5xx of a handler whose statement failed for it becomes 504 as well. A body that is
+    /// [held](crate::DbSession::hold_until_body_end) breaks.
+    ///
+    /// The time counts from the checkout: after [`release`](crate::DbSession::release) it starts anew.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    ///
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::{Error, SessionPool};
+    ///
+    /// let db = Database::connect("sqlite::memory:").await?;
+    /// let pool = SessionPool::new(db).max_hold(Duration::from_millis(20));
+    /// let session = pool.session().await?;
+    /// tokio::time::sleep(Duration::from_millis(500)).await;
+    /// let error = session.execute_unprepared("SELECT 1").await.unwrap_err();
+    /// assert!(Error::of(&error).unwrap().is_reclaimed());
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    #[must_use]
+    #[track_caller]
+    pub fn max_hold(mut self, time: Duration) -> Self {
+        refuse_zero(time);
+        self.settings.max_hold = time;
+        self
+    }
+
+    /// Notes that `holder` holds a connection from now on, and sees to it that somebody watches.
+    pub(super) fn note_holder(&self, holder: Weak<dyn Holder>, runtime: &Handle) -> Key {
+        let (key, needs_watcher) = self.shared.holders.enter(holder, &self.settings);
+        if needs_watcher {
+            runtime.spawn(Watcher { shared: Arc::downgrade(&self.shared), over: false }.watch());
+        }
+        key
+    }
+
+    /// Notes a session that passes its statements through: nothing of it is watched.
+    pub(crate) fn note_direct(&self, holder: Weak<dyn Holder>) -> Key {
+        let unwatched = Settings { warn_hold: Duration::MAX, max_hold: Duration::MAX, ..self.settings };
+        self.shared.holders.enter(holder, &unwatched).0
+    }
+
+    /// Notes that a holder's connection is back.
+    pub(crate) fn note_return(&self, key: Key) {
+        let told = self.shared.holders.leave(key);
+        if let Some(Told { label, since }) = told {
+            tracing::info!(
+                target: "tower_sea_orm::pool",
+                method = label.as_ref().map(|label| label.method.as_str()),
+                path = label.as_ref().map(|label| label.uri.path()),
+                held_ms = since.elapsed().as_millis() as u64,
+                "a connection that was held for long came back after all",
+            );
+        }
+        self.shared.closing.changed();
+    }
+}
+
+#[track_caller]
+fn refuse_zero(time: Duration) {
+    if time.is_zero() {
+        panic!("{}", Error::from(Kind::InvalidHold));
+    }
+}
+
+/// Looks after those who hold connections. Dropped with its runtime, it leaves that to the next one.
+struct Watcher {
+    shared: Weak<Shared>,
+    over: bool,
+}
+
+impl Watcher {
+    async fn watch(mut self) {
+        let Some(alarm) = self.shared.upgrade().map(|shared| shared.holders.alarm()) else { return };
+        let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
+        loop {
+            let Some(shared) = self.shared.upgrade() else { return };
+            let next = look(&shared);
+            self.over = next.is_none();
+            drop(shared);
+            let Some(next) = next else { return };
+            sleep.as_mut().reset(tokio::time::Instant::now() + next);
+            select(pin!(alarm.notified()), sleep.as_mut()).await;
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // Regularly ended it has said so, and another one may have begun.
+        if let Some(shared) = self.shared.upgrade().filter(|_| !self.over) {
+            shared.holders.unwatch();
+        }
+    }
+}
+
+/// Does what is due, and returns how long there is nothing to do.
+fn look(shared: &Shared) -> Option<Duration> {
+    let look = shared.holders.look();
+    for (holder, held) in look.long {
+        let label = holder.label();
+        tracing::warn!(
+            target: "tower_sea_orm::pool",
+            method = label.as_ref().map(|label| label.method.as_str()),
+            path = label.as_ref().map(|label| label.uri.path()),
+            held_ms = held.as_millis() as u64,
+            statement = holder.last_statement(),
+            "a session has held its connection for long: `release()` it around what needs no database",
+        );
+    }
+    for (key, holder, held) in look.too_long {
+        let (label, statement) = (holder.label(), holder.last_statement());
+        let told = shared.holders.hush(key, &holder);
+        if !holder.clone().cut(Kind::Reclaimed) {
+            shared.holders.try_again(key, &holder, told);
+            continue;
+        }
+        tracing::warn!(
+            target: "tower_sea_orm::pool",
+            method = label.as_ref().map(|label| label.method.as_str()),
+            path = label.as_ref().map(|label| label.uri.path()),
+            held_ms = held.as_millis() as u64,
+            statement,
+            "a session held its connection for longer than `max_hold`: it was taken away",
+        );
+    }
+    look.next
+}

@@ -1,0 +1,143 @@
+//! Sessions that lose their connection while their handler goes on: held for too long, or the pool
+//! closes.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use sea_orm::DbErr;
+use tokio::sync::oneshot;
+
+use super::{
+    core::Core,
+    running::Purpose,
+    slot::{Phase, Slot, State},
+};
+use crate::{
+    error::{Error, Kind},
+    pool::{Grip, Holder, Label},
+};
+
+/// How a session lost its connection.
+pub(super) struct Cut {
+    reason: Kind,
+    /// A transaction was open.
+    lost: bool,
+    /// Resolves when what was open is rolled back.
+    pub(super) gone: Option<oneshot::Receiver<()>>,
+}
+
+impl Core {
+    /// Why the session runs no statements any more.
+    pub(super) fn closed(&self) -> DbErr {
+        self.lock().closed().into_db_err()
+    }
+
+    /// Whether the request has ended; a session that was cut off is closed before that.
+    pub(super) fn has_ended(&self) -> bool {
+        let state = self.lock();
+        state.is_over() && state.cut.is_none()
+    }
+
+    /// The request that the session belongs to, by that one's outermost session.
+    pub(super) fn whose(self: &Arc<Self>) -> Option<Arc<dyn Holder>> {
+        match &self.origin.outer {
+            Some(outer) => Some(outer.clone()),
+            None => self.origin.label.is_some().then(|| self.clone() as Arc<dyn Holder>),
+        }
+    }
+
+    /// Whether the session's request waits for a connection.
+    pub(super) fn is_awaited(&self) -> bool {
+        let waits = self.origin.outer.as_ref().map_or(&self.origin.waits, |outer| outer.waits());
+        waits.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl State {
+    /// Why the session runs no statements any more; the layer answers for it if the handler gives up.
+    pub(super) fn closed(&mut self) -> Kind {
+        let Some(cut) = &self.cut else { return Kind::SessionClosed };
+        self.failure = Some(cut.reason.into());
+        cut.reason
+    }
+
+    /// Why the session lost its connection before its end, if it did.
+    pub(super) fn cut_off(&self) -> Option<Error> {
+        self.cut.as_ref().map(|cut| cut.reason.into())
+    }
+
+    /// Why the session lost an open transaction, if it did.
+    pub(super) fn lost(&self) -> Option<Error> {
+        self.cut.as_ref().filter(|cut| cut.lost).map(|cut| cut.reason.into())
+    }
+}
+
+/// Where a session comes from.
+#[derive(Default)]
+pub(super) struct Origin {
+    /// The outermost session of the request in which it was opened.
+    pub(super) outer: Option<Arc<dyn Holder>>,
+    /// What its own request is called.
+    pub(super) label: Option<Label>,
+    /// Its guard may be in other hands than its request's.
+    pub(super) is_loose: bool,
+    /// How many waits for a connection its own request has.
+    pub(super) waits: AtomicU32,
+}
+
+impl Holder for Core {
+    fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>> {
+        self.whose()
+    }
+
+    fn is_bound(&self) -> bool {
+        !self.origin.is_loose
+    }
+
+    fn waits(&self) -> &AtomicU32 {
+        &self.origin.waits
+    }
+
+    fn grip(&self) -> Grip {
+        match self.lock().slot {
+            Slot::Idle(_) => Grip::Idle,
+            Slot::Running(_) => Grip::Busy,
+            Slot::Empty | Slot::Broken => Grip::None,
+        }
+    }
+
+    fn label(&self) -> Option<Label> {
+        self.origin.label.clone().or_else(|| self.origin.outer.as_ref()?.label())
+    }
+
+    fn last_statement(&self) -> String {
+        let mut state = self.lock();
+        let text = match &mut state.slot {
+            Slot::Idle(connection) => connection.text(),
+            Slot::Running(running) => &mut running.text,
+            Slot::Empty | Slot::Broken => return String::new(),
+        };
+        text.without_values(self.pool().backend())
+    }
+
+    fn cut(self: Arc<Self>, reason: Kind) -> bool {
+        let mut state = self.lock();
+        let has_something = matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
+        // A session that settles comes to its end by itself.
+        if state.phase != Phase::Open || !has_something || state.running() == Some(Purpose::Commit) {
+            return false;
+        }
+        let lost = state.levels.iter().any(|open| !open.abandoned) || state.hooks.is_any_waiting();
+        state.phase = Phase::Over;
+        state.cut = Some(Cut { reason, lost, gone: None });
+        let direct = state.direct.take();
+        // What was open is told of by `Cut`, from which the end of the request takes it.
+        drop(self.take_away(state));
+        self.turn().close();
+        // SeaORM rolls it back, now or when the statement that runs in it has ended.
+        drop(direct);
+        true
+    }
+}

@@ -1,0 +1,105 @@
+//! A call on its way: what it is, what it does to the transactions around it, and how it is left.
+
+use std::{future::Future, pin::Pin, sync::Arc, task::Waker, time::Duration};
+
+use tokio::{runtime::Handle, sync::Notify};
+
+use super::{stop::Stop, turn::Turn};
+use crate::{
+    connection::{Operation, Victim},
+    pool::{Finished, Text},
+};
+
+/// A driver call that owns its connection.
+pub(super) type CallFuture = Pin<Box<dyn Future<Output = Finished> + Send>>;
+
+pub(super) struct Running {
+    pub(super) call: u64,
+    pub(super) manner: Manner,
+    pub(super) purpose: Purpose,
+    /// `None` while it is being polled, or after it moved to a task.
+    pub(super) future: Option<CallFuture>,
+    pub(super) waker: Option<Waker>,
+    pub(super) runtime: Handle,
+    pub(super) patience: Option<Duration>,
+    /// `None` if it is to run to its end.
+    pub(super) stop: Option<Stop>,
+    /// Stops a stream whose reader reads nothing.
+    pub(super) reader: Option<Arc<Notify>>,
+    /// The beginning of the statement, or of the one before.
+    pub(super) text: Text,
+    pub(super) _turn: Turn,
+}
+
+/// What a call needs that goes on without anybody who waits for it.
+pub(super) struct Leave {
+    pub(super) manner: Manner,
+    pub(super) runtime: Handle,
+    pub(super) patience: Option<Duration>,
+    pub(super) victim: Option<Arc<Victim>>,
+}
+
+/// How a running call treats those who come next, and its own early end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// The next one waits; ended early, it runs on in a task.
+    Statement,
+    /// Ended early, it is read to its end in a task.
+    Stream,
+    /// User code: ended early, it is dropped and the connection closed.
+    Raw,
+    /// Moved to a task; the next one waits.
+    Draining,
+}
+
+/// What a running call does to the transactions around it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A statement, which commits by itself if no transaction is open.
+    Work,
+    /// Opens the session's own transaction, then works in it.
+    BeginAndWork,
+    Commit,
+    Other,
+}
+
+impl Running {
+    /// From here on it is drained.
+    pub(super) fn leave(&mut self) -> Leave {
+        Leave {
+            manner: std::mem::replace(&mut self.manner, Manner::Draining),
+            runtime: self.runtime.clone(),
+            patience: self.patience,
+            victim: self.stop.as_ref().map(Stop::victim),
+        }
+    }
+
+    /// Nobody waits for it any more: a stream does not wait for its reader either.
+    pub(super) fn stop_stream(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.notify_one();
+        }
+    }
+}
+
+impl Purpose {
+    pub(super) fn of(operation: &Operation, begins: bool) -> Self {
+        match operation {
+            Operation::Commit => Self::Commit,
+            _ if begins => Self::BeginAndWork,
+            _ if operation.is_work() => Self::Work,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Manner {
+    pub(super) fn of(operation: &Operation) -> Self {
+        match operation {
+            #[cfg(feature = "stream")]
+            Operation::Stream(..) => Self::Stream,
+            Operation::Raw(_) => Self::Raw,
+            _ => Self::Statement,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! [`Stop`]: whether the server may be told to stop a running call, and when.
+
+use std::sync::Arc;
+
+use sea_orm::DbBackend;
+
+use super::core::Core;
+use crate::{
+    connection::{Operation, Route, Victim, is_read},
+    pool::CheckedOut,
+};
+
+/// A call that may be stopped.
+pub(super) struct Stop {
+    victim: Arc<Victim>,
+    /// Also while the session goes on: nothing depends on it.
+    at_any_time: bool,
+}
+
+impl Stop {
+    /// The session has ended.
+    pub(super) fn at_the_end(&self) {
+        self.victim.abandon();
+    }
+
+    /// The handler has dropped the statement, and may go on.
+    pub(super) fn when_dropped(&self) {
+        if self.at_any_time {
+            self.victim.abandon();
+        }
+    }
+
+    pub(super) fn victim(&self) -> Arc<Victim> {
+        self.victim.clone()
+    }
+}
+
+impl Core {
+    /// Whether `operation` may be stopped, and what there is to know for that.
+    ///
+    /// Outside of a transaction only what reads: a write is finished. Inside, every statement, but only
+    /// when the session ends: the handler's transaction is not to be aborted behind its back.
+    pub(super) fn stop_for(
+        &self,
+        operation: &Operation,
+        in_transaction: bool,
+        connection: &mut CheckedOut,
+    ) -> (Option<Stop>, Option<Route>) {
+        let pool = self.pool();
+        if !pool.settings().cancel_running || pool.is_test() {
+            return (None, None);
+        }
+        let begins = matches!(operation, Operation::Begin(_));
+        let stoppable = operation.text().is_some_and(|sql| in_transaction || is_read(pool.backend(), sql));
+        let Some(victim) = connection.victim().filter(|_| stoppable || begins) else { return (None, None) };
+        let identify = Some(if pool.backend() == DbBackend::Sqlite { Route::Direct } else { pool.route() });
+        if !stoppable {
+            return (None, identify);
+        }
+        victim.prepare();
+        (Some(Stop { victim, at_any_time: !in_transaction }), identify)
+    }
+}

@@ -1,0 +1,204 @@
+//! BEGIN on a connection that has died meanwhile: the transaction begins on another one, because
+//! nothing has happened yet that could happen twice.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use axum::{Router, body::Body, http::StatusCode, routing::any};
+use futures_util::future::join_all;
+use http::Request;
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, TransactionTrait};
+use tokio::time::timeout;
+use tower::ServiceExt;
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+
+use crate::support::{
+    database::{Kind, TestDb, count_items, insert_item},
+    pool::assert_whole,
+    servers::OwnServer,
+    site::{BOUND, Site, call},
+    wait::eventually,
+};
+
+const KINDS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
+
+fn own(kind: Kind) -> OwnServer {
+    if kind == Kind::Postgres { OwnServer::postgres() } else { OwnServer::mysql() }
+}
+
+/// Ends the server's side of all of the pool's connections.
+async fn end_all(site: &Site) {
+    let db = site.observer.as_ref().unwrap();
+    if site.kind() == Kind::Postgres {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = ''";
+        db.execute_unprepared(sql).await.unwrap();
+        return;
+    }
+    let sql = "SELECT CAST(id AS SIGNED) FROM information_schema.processlist \
+               WHERE db = database() AND id <> connection_id() AND command = 'Sleep'";
+    for row in db.query_all_raw(Statement::from_string(DbBackend::MySql, sql)).await.unwrap() {
+        let id: i64 = row.try_get_by_index(0).unwrap();
+        // One that has ended by itself is no failure.
+        let _ = db.execute_unprepared(&format!("KILL {id}")).await;
+    }
+}
+
+/// Two warm connections that the server has ended.
+async fn two_dead(site: &Site) {
+    let pool = site.layer.pool();
+    let two = join_all((0..2).map(|_| async {
+        let session = pool.session().await.unwrap();
+        session.ping().await.unwrap();
+        session
+    }));
+    drop(two.await);
+    assert_eq!(pool.status().warm, 2);
+    end_all(site).await;
+}
+
+#[tokio::test]
+async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
+    for kind in KINDS {
+        let site = Site::new(kind).await.layered(|layer| layer.warm(true));
+        for (name, layer) in
+            [("own", site.layer.clone().transaction()), ("lazy", site.layer.clone().lazy().transaction())]
+        {
+            two_dead(&site).await;
+            let handler = move |db: DbSession| async move { insert_item(&db, name).await };
+            let app = Router::new().route("/", any(handler)).layer(layer);
+            assert_eq!(call(app).await.status(), 200, "{kind:?}, {name}");
+            assert_eq!(site.count(name).await, 1, "{kind:?}, {name}");
+        }
+        // One that the handler begins, as the first thing of all.
+        two_dead(&site).await;
+        let begun = site
+            .call(async |db: DbSession| {
+                let tx = db.begin().await.unwrap();
+                insert_item(&tx, "begun").await;
+                tx.commit().await.unwrap();
+            })
+            .await;
+        assert_eq!(begun.status(), 200, "{kind:?}");
+        assert_eq!(site.count("begun").await, 1, "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_may_have_run_is_not_run_again() {
+    for kind in KINDS {
+        let site = Site::new(kind).await.layered(|layer| layer.warm(true));
+        two_dead(&site).await;
+        let failed =
+            site.call(async |db: DbSession| db.execute_unprepared("SELECT 1").await.unwrap_err().to_string()).await;
+        assert_eq!(failed.status(), 200, "{kind:?}");
+        // And a transaction that had begun stays lost.
+        let layer = site.layer.clone().transaction();
+        let view = site.observer.clone().unwrap();
+        let handler = move |db: DbSession| {
+            let view = view.clone();
+            async move {
+                insert_item(&db, "lost").await;
+                let own = match db.backend() {
+                    DbBackend::Postgres => "SELECT pg_backend_pid()",
+                    _ => "SELECT CAST(connection_id() AS SIGNED)",
+                };
+                let row = db.query_one_raw(Statement::from_string(db.backend(), own)).await.unwrap().unwrap();
+                let end = match db.backend() {
+                    DbBackend::Postgres => {
+                        format!("SELECT pg_terminate_backend({})", row.try_get_by_index::<i32>(0).unwrap())
+                    }
+                    _ => format!("KILL {}", row.try_get_by_index::<i64>(0).unwrap()),
+                };
+                view.execute_unprepared(&end).await.unwrap();
+                db.execute_unprepared("SELECT 1").await.unwrap_err();
+            }
+        };
+        let app = Router::new().route("/", any(handler)).layer(layer);
+        assert_eq!(call(app).await.status(), 500, "{kind:?}");
+        assert_eq!(site.count("lost").await, 0, "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_set_up_that_fails_is_tried_on_no_other_connection() {
+    for kind in KINDS {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let site = site.layered(|layer| layer.warm(true));
+        let layer = site.layer.clone().transaction();
+        let layer = layer.on_acquire(move |_| vec![Statement::from_string(kind.backend(), "SELECT nonsense")]);
+        let handler = async |db: DbSession| db.execute_unprepared("SELECT 1").await.unwrap_err().to_string();
+        drop(site.layer.pool().session().await.unwrap());
+        let before = proxy.accepted();
+        let answer = call(Router::new().route("/", any(handler)).layer(layer)).await;
+        // The answer promises nothing that did not happen, since nothing was written.
+        assert!(answer.status() == 200 || answer.status() == 500, "{kind:?}: {}", answer.status());
+        assert_eq!(proxy.accepted(), before, "{kind:?}: new connections");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_under_load_fails_what_was_running_and_little_more() {
+    const CLIENTS: usize = 12;
+    const SIZE: u32 = 4;
+    for kind in KINDS {
+        let mut server = own(kind);
+        let test = TestDb::on(&server).await;
+        let db = sea_orm::Database::connect(test.options(SIZE)).await.unwrap();
+        let pool = SessionPool::new(db.clone()).acquire_timeout(BOUND);
+        let layer = DbSessionLayer::with_pool(pool).transaction();
+        let handler = async |db: DbSession| {
+            let update = db.execute_unprepared("UPDATE item SET hits = hits + 1").await?;
+            db.execute_unprepared("SELECT 1").await?;
+            Ok::<_, Refused>(update.rows_affected().to_string())
+        };
+        let app = Router::new().route("/", any(handler)).layer(layer);
+        let (stop, served, failed) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+        let client = async || {
+            while !stop.load(Ordering::Relaxed) {
+                let request = Request::new(Body::empty());
+                let answer = timeout(BOUND * 2, app.clone().oneshot(request)).await.expect("an answer").unwrap();
+                let counter = if answer.status() == StatusCode::OK { &served } else { &failed };
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let mut restart = async || {
+            eventually("requests are served", async || served.load(Ordering::Relaxed) > 200).await;
+            tokio::task::block_in_place(|| {
+                server.stop();
+                server.start();
+            });
+            let before = served.load(Ordering::Relaxed);
+            eventually("they are served again", async || served.load(Ordering::Relaxed) > before + 200).await;
+            stop.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(join_all((0..CLIENTS).map(|_| client())), restart());
+        let failed = failed.into_inner();
+        assert!(failed <= 2 * SIZE, "{kind:?}: {failed} requests failed");
+        assert_whole(&test, &db, SIZE).await;
+        insert_item(&db, "after").await;
+        assert_eq!(count_items(&db, "after").await, 1);
+    }
+}
+
+/// A handler's error that says what the crate would.
+struct Refused(Arc<DbErr>);
+
+impl From<DbErr> for Refused {
+    fn from(error: DbErr) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl axum::response::IntoResponse for Refused {
+    fn into_response(self) -> axum::response::Response {
+        let status =
+            tower_sea_orm::Error::of(&self.0).map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status());
+        status.into_response()
+    }
+}

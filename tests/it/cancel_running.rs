@@ -1,0 +1,308 @@
+//! `.cancel_running()`: what runs for a request that has gone is stopped on the server, and only that.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Body, routing::any};
+use futures_util::{
+    StreamExt,
+    future::{Either, select},
+};
+use http::{Request, StatusCode};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, TransactionTrait};
+use tokio::time::timeout;
+use tower::ServiceExt;
+use tower_sea_orm::{DbSession, DbSessionLayer};
+
+use crate::{
+    exits::mark,
+    support::{
+        database::{Kind, unique_name},
+        site::{BOUND, Site},
+        wait::eventually,
+    },
+};
+
+pub const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
+
+/// What a client's leaving may cost at most.
+const GONE: Duration = Duration::from_millis(100);
+
+/// A query that sleeps on the server.
+pub fn sleep(kind: Kind, seconds: f64) -> Statement {
+    let sql = match kind {
+        Kind::Postgres => format!("SELECT 1 FROM pg_sleep({seconds})"),
+        _ => format!("SELECT SLEEP({seconds})"),
+    };
+    Statement::from_string(kind.backend(), sql)
+}
+
+/// An insert that takes a while.
+fn slow_insert(kind: Kind, name: &str, seconds: f64) -> Statement {
+    let sql = match kind {
+        Kind::Postgres => format!("INSERT INTO item (name) SELECT '{name}' FROM pg_sleep({seconds})"),
+        _ => format!("INSERT INTO item (name) SELECT '{name}' FROM (SELECT SLEEP({seconds})) AS slept"),
+    };
+    Statement::from_string(kind.backend(), sql)
+}
+
+/// How many statements of the observer's database run whose text has this in it.
+pub async fn running(observer: &DatabaseConnection, what: &str) -> usize {
+    let backend = observer.get_database_backend();
+    let sql = match backend {
+        sea_orm::DbBackend::Postgres => format!(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+             AND pid <> pg_backend_pid() AND query ILIKE '%{what}%'"
+        ),
+        _ => format!(
+            "SELECT 1 FROM information_schema.processlist WHERE db = database() \
+             AND id <> connection_id() AND info LIKE '%{what}%'"
+        ),
+    };
+    observer.query_all_raw(Statement::from_string(backend, sql)).await.unwrap().len()
+}
+
+/// A service whose requests run `statement` and are dropped when it is seen to run; returns when they were.
+pub async fn leave(site: &Site, layer: DbSessionLayer, statement: Statement) -> Instant {
+    let app = Router::new()
+        .route(
+            "/",
+            any(move |db: DbSession| async move { db.query_all_raw(statement).await.map(|_| ()).map_err(status) }),
+        )
+        .layer(layer);
+    let request = Box::pin(app.oneshot(Request::new(Body::empty())));
+    let seen = pin!(eventually("the statement runs", async || running(site.view(), "sleep(").await > 0));
+    let Either::Right(((), request)) = select(request, seen).await else { panic!("the request has ended") };
+    drop(request);
+    Instant::now()
+}
+
+fn status(_: DbErr) -> StatusCode {
+    StatusCode::INTERNAL_SERVER_ERROR
+}
+
+/// Waits until no session is out and nothing sleeps.
+async fn all_gone(site: &Site) {
+    eventually("the slot is free", async || site.layer.pool().status().in_use == 0).await;
+    eventually("the query is gone", async || running(site.view(), "sleep(").await == 0).await;
+}
+
+#[tokio::test]
+async fn the_slot_is_free_and_the_query_gone_within_100_ms_of_the_clients_leaving() {
+    for kind in SERVERS {
+        for transaction in [false, true] {
+            let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+            let layer = if transaction { site.layer.clone().transaction() } else { site.layer.clone() };
+            let mut took = Vec::new();
+            let mut marks = Vec::new();
+            for _ in 0..7 {
+                let left = leave(&site, layer.clone(), sleep(kind, 30.0)).await;
+                all_gone(&site).await;
+                took.push(left.elapsed());
+                // Warm: the most recently used one is the next.
+                marks.push(mark(&*site.layer.pool().session().await.unwrap()).await);
+            }
+            took.sort();
+            eprintln!("{kind:?}, transaction: {transaction}: {took:?}");
+            assert!(took[3] <= GONE, "{kind:?}, transaction: {transaction}: {took:?}");
+            assert!(took[6] <= Duration::from_secs(3), "{took:?}");
+            marks.dedup();
+            assert_eq!(marks.len(), 1, "{kind:?}, transaction: {transaction}: the connection was not closed");
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_is_off_by_default() {
+    for kind in SERVERS {
+        let site = Site::new(kind).await;
+        let left = leave(&site, site.layer.clone(), sleep(kind, 1.0)).await;
+        all_gone(&site).await;
+        assert!(left.elapsed() > Duration::from_millis(700), "{kind:?}: it was stopped");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn outside_of_a_transaction_a_write_is_finished() {
+    for kind in SERVERS {
+        let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+        let name = unique_name();
+        leave(&site, site.layer.clone(), slow_insert(kind, &name, 0.7)).await;
+        all_gone(&site).await;
+        assert_eq!(site.count(&name).await, 1, "{kind:?}: the write was stopped");
+        let locking = match kind {
+            Kind::Postgres => "SELECT 1 FROM pg_sleep(0.7), (SELECT id FROM item FOR UPDATE) AS locked",
+            _ => "SELECT SLEEP(0.7) FROM item FOR UPDATE",
+        };
+        let left = leave(&site, site.layer.clone(), Statement::from_string(kind.backend(), locking)).await;
+        all_gone(&site).await;
+        assert!(left.elapsed() > Duration::from_millis(400), "{kind:?}: a locking read was stopped");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn inside_of_a_transaction_a_write_is_stopped_and_all_of_it_rolled_back() {
+    for kind in SERVERS {
+        let site = Site::new(kind).await.layered(|layer| layer.cancel_running().transaction());
+        let name = unique_name();
+        let left = leave(&site, site.layer.clone(), slow_insert(kind, &name, 4.0)).await;
+        all_gone(&site).await;
+        assert!(left.elapsed() < Duration::from_secs(3), "{kind:?}: it ran to its end");
+        assert_eq!(site.count(&name).await, 0, "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_is_never_stopped() {
+    let site = Site::new(Kind::Postgres).await.layered(|layer| layer.cancel_running().transaction());
+    site.run(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$; \
+         CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    .await;
+    for early in [false, true] {
+        let name = unique_name();
+        let insert =
+            Statement::from_string(site.kind().backend(), format!("INSERT INTO item (name) VALUES ('{name}')"));
+        let app = site.app(move |db: DbSession| async move {
+            db.execute_raw(insert).await.unwrap();
+            if early {
+                db.commit().await.unwrap();
+            }
+        });
+        let request = Box::pin(app.oneshot(Request::new(Body::empty())));
+        let seen = pin!(eventually("COMMIT runs", async || running(site.view(), "commit").await > 0));
+        let Either::Right(((), request)) = select(request, seen).await else { panic!("the request has ended") };
+        drop(request);
+        eventually("the slot is free", async || site.layer.pool().status().in_use == 0).await;
+        assert_eq!(site.count(&name).await, 1, "early: {early}");
+    }
+    site.run("DROP TRIGGER dawdle ON item").await;
+    site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_statement_dropped_inside_of_a_transaction_that_goes_on_is_finished() {
+    for kind in SERVERS {
+        let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+        let names = [unique_name(), unique_name()];
+        let session = site.layer.pool().session().await.unwrap();
+        let transaction = session.begin().await.unwrap();
+        let slow = slow_insert(kind, &names[0], 0.6);
+        assert!(timeout(Duration::from_millis(100), transaction.execute_raw(slow)).await.is_err());
+        let slow = sleep(kind, 0.6);
+        assert!(timeout(Duration::from_millis(800), transaction.query_all_raw(slow)).await.is_err(), "it waits");
+        crate::support::database::insert_item(&transaction, &names[1]).await;
+        transaction.commit().await.unwrap();
+        drop(session);
+        assert_eq!(site.seen([&names[0], &names[1]]).await, [true, true], "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_read_dropped_outside_of_a_transaction_is_stopped_while_its_request_goes_on() {
+    for kind in SERVERS {
+        let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+        let session = site.layer.pool().session().await.unwrap();
+        let before = mark(&*session).await;
+        for _ in 0..20 {
+            assert!(timeout(Duration::from_millis(20), session.query_all_raw(sleep(kind, 30.0))).await.is_err());
+            // The next one waits for the end of that, and is not hit.
+            assert_eq!(timeout(BOUND, mark(&*session)).await.expect("the query is gone"), before);
+        }
+        // A stream as well, that has not begun or has much left.
+        let mut rows = session.rows(sleep(kind, 30.0)).await.unwrap();
+        assert!(timeout(Duration::from_millis(50), rows.next()).await.is_err());
+        drop(rows);
+        assert_eq!(timeout(BOUND, mark(&*session)).await.expect("the stream is gone"), before);
+        let many = match kind {
+            Kind::Postgres => "SELECT generate_series(1, 100000000), repeat('x', 1000)",
+            _ => "SELECT seq, REPEAT('x', 1000) FROM seq_1_to_100000000",
+        };
+        let mut rows = session.rows(Statement::from_string(kind.backend(), many)).await.unwrap();
+        rows.next().await.unwrap().unwrap();
+        drop(rows);
+        let dropped = Instant::now();
+        assert_eq!(timeout(BOUND, mark(&*session)).await.expect("the stream is gone"), before);
+        eprintln!("{kind:?}: a stream with much left is gone within {:?}", dropped.elapsed());
+        assert!(dropped.elapsed() < Duration::from_secs(3), "{kind:?}: {:?}", dropped.elapsed());
+        drop(session);
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_statement_left_behind_in_a_transaction_is_stopped_when_its_request_ends() {
+    for kind in SERVERS {
+        let site = Site::new(kind).await.layered(|layer| layer.cancel_running().transaction());
+        let asked = Instant::now();
+        let response = site
+            .call(async move |db: DbSession| {
+                let slept = timeout(Duration::from_millis(100), db.query_all_raw(sleep(kind, 30.0))).await;
+                assert!(slept.is_err());
+                StatusCode::GATEWAY_TIMEOUT
+            })
+            .await;
+        assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+        all_gone(&site).await;
+        assert!(asked.elapsed() < Duration::from_secs(4), "{kind:?}: {:?}", asked.elapsed());
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn sqlite_is_interrupted_and_keeps_its_connection() {
+    const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
+        for transaction in [false, true] {
+            let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+            let layer = if transaction { site.layer.clone().transaction() } else { site.layer.clone() };
+            let before = mark(&*layer.pool().session().await.unwrap()).await;
+            for round in 0..5 {
+                let name = unique_name();
+                let (inserted, started) = (name.clone(), Arc::new(AtomicU32::new(0)));
+                let begun = started.clone();
+                let app = Router::new()
+                    .route(
+                        "/",
+                        any(move |db: DbSession| async move {
+                            crate::support::database::insert_item(&db, &inserted).await;
+                            begun.store(1, Ordering::SeqCst);
+                            let endless = Statement::from_string(db.backend(), ENDLESS);
+                            db.query_one_raw(endless).await.map(|_| ()).map_err(status)
+                        }),
+                    )
+                    .layer(layer.clone());
+                let request = Box::pin(app.oneshot(Request::new(Body::empty())));
+                let seen = pin!(eventually("it runs", async || started.load(Ordering::SeqCst) == 1));
+                let Either::Right(((), request)) = select(request, seen).await else { panic!("no end") };
+                drop(request);
+                let left = Instant::now();
+                eventually("the slot is free", async || site.layer.pool().status().in_use == 0).await;
+                assert!(left.elapsed() < Duration::from_secs(3), "{kind:?}: {:?}", left.elapsed());
+                assert_eq!(site.count(&name).await, i64::from(!transaction), "{kind:?}, round {round}");
+            }
+            let session = layer.pool().session().await.unwrap();
+            assert_eq!(mark(&*session).await, before, "{kind:?}: the connection was not closed");
+            drop(session);
+            site.assert_whole().await;
+            // The plain pool's queries are not stopped by anything that is left.
+            site.run(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000) SELECT max(i) FROM n",
+            )
+            .await;
+        }
+    }
+}
