@@ -1,0 +1,45 @@
+//! SeaORM's own way: the pool as axum's state, a connection per statement.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::{get, post},
+};
+use sea_orm::{DatabaseConnection, TransactionTrait};
+
+use crate::{error::AppError, item, store};
+
+pub fn router(db: DatabaseConnection) -> Router {
+    Router::new()
+        .route("/none/{id}", get(none))
+        .route("/one/{id}", get(one))
+        .route("/five/{id}", get(five))
+        .route("/touch/{id}", post(touch))
+        .route("/slow/{id}", get(slow))
+        .with_state(db)
+}
+
+async fn none(Path(id): Path<i32>) -> Json<item::Model> {
+    Json(item::constant(id))
+}
+
+async fn one(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+    store::one(&db, id).await.map(Json)
+}
+
+async fn five(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<Vec<item::Model>>, AppError> {
+    store::five(&db, id).await.map(Json)
+}
+
+async fn touch(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+    let tx = db.begin().await?;
+    let item = store::touch(&tx, id).await?;
+    tx.commit().await?;
+    Ok(Json(item))
+}
+
+async fn slow(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+    store::one(&db, id).await?;
+    item::elsewhere().await;
+    store::one(&db, id).await.map(Json)
+}
