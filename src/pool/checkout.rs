@@ -104,6 +104,11 @@ impl CheckedOut {
         Ok(())
     }
 
+    /// It was warm, and goes back to the driver's pool.
+    pub(super) fn cool(&mut self) {
+        self.slot.cool();
+    }
+
     /// Takes the connection out of the pool's hands; the slot is free.
     pub(super) fn into_connection(mut self) -> Option<PinnedConnection> {
         self.connection.take()

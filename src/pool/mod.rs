@@ -119,7 +119,8 @@ pub struct Status {
     pub limit: u32,
     /// Connections that sessions hold, those on their way back included.
     pub in_use: u32,
-    /// Connections that came back a moment ago and wait for the next session.
+    /// Connections that came back a moment ago and wait for the next session, or, as none came, are
+    /// on their way to the driver's pool.
     pub warm: usize,
     /// Connections being fetched from the driver's pool for somebody who waits.
     pub acquiring: u32,

@@ -36,8 +36,10 @@ struct State {
     gone: usize,
     /// Names the next waiter.
     next: u64,
-    /// Connections that sessions hold.
+    /// Connections that sessions hold, or that were warm and go back to the driver's pool.
     out: u32,
+    /// How many of them were warm.
+    cooling: u32,
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
     last_visit: Option<Instant>,
@@ -75,8 +77,8 @@ impl Queue {
         let state = self.lock();
         Status {
             limit: 0,
-            in_use: state.out,
-            warm: state.warm.len(),
+            in_use: state.out - state.cooling,
+            warm: state.warm.len() + state.cooling as usize,
             acquiring: state.acquiring,
             waiting: state.waiters.iter().filter(|waiter| waiter.is_live()).count(),
         }
@@ -200,16 +202,14 @@ impl Queue {
         let mut state = self.lock();
         let taken = state.out + state.acquiring + state.warm.len() as u32;
         let stale = state.warm.take_stale(taken >= max);
-        state.out += stale.len() as u32;
-        (stale, state.warm.rest())
+        (state.cool(stale), state.warm.rest())
     }
 
     /// Takes all warm connections.
     pub(super) fn take_warm(&self) -> Vec<CheckedOut> {
         let mut state = self.lock();
         let connections = state.warm.take_all();
-        state.out += connections.len() as u32;
-        connections
+        state.cool(connections)
     }
 
     /// Takes all warm connections, because nobody looks after them any more.
@@ -288,9 +288,32 @@ impl Queue {
         self.lock().out -= 1;
         self.fill();
     }
+
+    /// A connection that was warm has gone.
+    pub(super) fn cooled(&self) {
+        let mut state = self.lock();
+        state.cooling -= 1;
+        state.out -= 1;
+        drop(state);
+        self.fill();
+    }
+
+    /// A connection that was warm stays out.
+    pub(super) fn not_cooled(&self) {
+        self.lock().cooling -= 1;
+    }
 }
 
 impl State {
+    /// Counts connections that were warm until now.
+    fn cool(&mut self, mut connections: Vec<CheckedOut>) -> Vec<CheckedOut> {
+        let count = connections.len() as u32;
+        self.out += count;
+        self.cooling += count;
+        connections.iter_mut().for_each(CheckedOut::cool);
+        connections
+    }
+
     /// How many wait. Exact where it matters: those that have given up are swept before they count.
     fn live_waiters(&mut self) -> usize {
         if self.gone > 0 {

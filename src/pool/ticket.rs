@@ -41,7 +41,7 @@ impl Ticket {
     pub(super) fn redeem(mut self) -> SlotGuard {
         self.stage = Stage::Redeemed;
         self.pool.shared.queue.fetched();
-        SlotGuard { pool: self.pool.clone(), armed: true, holder: None }
+        SlotGuard { pool: self.pool.clone(), counts: Counts::InUse, holder: None }
     }
 }
 
@@ -64,9 +64,18 @@ impl Drop for Ticket {
 /// One connection that is out; dropping it frees the slot for the next waiter.
 pub(super) struct SlotGuard {
     pool: SessionPool,
-    armed: bool,
+    counts: Counts,
     /// By what the pool's register knows its session.
     holder: Option<Key>,
+}
+
+/// What a slot counts as.
+#[derive(Clone, Copy)]
+enum Counts {
+    InUse,
+    /// Its warm connection goes back to the driver's pool: no session holds it.
+    Cooling,
+    Free,
 }
 
 impl SlotGuard {
@@ -76,8 +85,18 @@ impl SlotGuard {
 
     /// Moves the slot out, leaving a guard that frees nothing.
     pub(super) fn take(&mut self) -> Self {
-        let armed = std::mem::replace(&mut self.armed, false);
-        Self { pool: self.pool.clone(), armed, holder: self.holder.take() }
+        let mut counts = std::mem::replace(&mut self.counts, Counts::Free);
+        if matches!(counts, Counts::Cooling) {
+            // It goes elsewhere after all.
+            self.pool.shared.queue.not_cooled();
+            counts = Counts::InUse;
+        }
+        Self { pool: self.pool.clone(), counts, holder: self.holder.take() }
+    }
+
+    /// Its warm connection goes back to the driver's pool; the queue has counted it so.
+    pub(super) fn cool(&mut self) {
+        self.counts = Counts::Cooling;
     }
 
     /// A session holds it from now on.
@@ -87,8 +106,11 @@ impl SlotGuard {
 
     /// Frees the slot for the next waiter. Its session has none until another one [succeeds](Self::succeed).
     pub(super) fn free(&mut self) {
-        if std::mem::replace(&mut self.armed, false) {
-            self.pool.shared.queue.freed();
+        let queue = &self.pool.shared.queue;
+        match std::mem::replace(&mut self.counts, Counts::Free) {
+            Counts::InUse => queue.freed(),
+            Counts::Cooling => queue.cooled(),
+            Counts::Free => {}
         }
     }
 

@@ -189,6 +189,23 @@ async fn warm_connections_return_to_the_drivers_pool_by_themselves() {
 }
 
 #[tokio::test]
+async fn on_its_way_to_the_drivers_pool_a_connection_is_in_nobodys_use() {
+    let server = OwnServer::postgres();
+    let test = TestDb::on(&server).await;
+    let proxy = Proxy::start(server.port()).await;
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), 3)).await.unwrap();
+    let pool = SessionPool::new(db.clone());
+    drop(pool.session().await.unwrap());
+    proxy.reset_count();
+    server.freeze();
+    eventually("the driver pings it", async || proxy.requests() == 1).await;
+    assert_eq!((pool.status().warm, pool.status().in_use), (1, 0));
+    server.thaw();
+    eventually("none is warm any more", async || pool.status().warm == 0).await;
+    assert_whole(&test, &db, 3).await;
+}
+
+#[tokio::test]
 async fn a_server_that_restarts_while_nobody_calls_costs_no_request() {
     for start in [OwnServer::postgres, OwnServer::mysql] {
         let mut server = start();
