@@ -11,7 +11,7 @@ use crate::{
     error::Kind,
     pool::Label,
     respond::EmptyBody,
-    session::{CommitWhen, Mode, Plan},
+    session::{CommitWhen, Mode, Plan, Rules},
 };
 
 /// Gives every request of the service it wraps a [`DbSession`](crate::DbSession), and takes the
@@ -77,15 +77,15 @@ impl Policy {
             (false, false) if self.on_begin.is_some() => Mode::Transaction(self.options),
             (false, false) => Mode::Autocommit,
         };
-        Plan {
+        let rules = Rules {
             mode,
             commit_when: self.commit_when.clone(),
             on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts).into()),
             on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts).into()),
             is_head: parts.method == http::Method::HEAD,
-            label: Some(Label { method: parts.method.clone(), uri: parts.uri.clone() }),
-            is_loose: false,
-        }
+        };
+        let label = Label { method: parts.method.clone(), uri: parts.uri.clone() };
+        Plan { rules, label: Some(label), is_loose: false }
     }
 }
 

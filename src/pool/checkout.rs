@@ -23,8 +23,10 @@ const BEGIN_AGAIN: u32 = 3;
 /// A connection in a session's hands.
 ///
 /// It moves by value: a running call owns it and gives it back with the result. Dropped on the way,
-/// it closes the connection and frees the slot.
-pub(crate) struct CheckedOut {
+/// it closes the connection and frees the slot. In a box, which every statement moves several times.
+pub(crate) struct CheckedOut(Box<Parts>);
+
+struct Parts {
     /// `None` once it has moved on. Before `slot`, so that the slot is freed last.
     connection: Option<PinnedConnection>,
     /// The runtime that serves the connection.
@@ -45,18 +47,19 @@ pub(crate) struct Finished {
 impl CheckedOut {
     pub(super) fn new(connection: PinnedConnection, slot: SlotGuard) -> Self {
         let runtime = connection.runtime().clone();
-        Self { runtime, connection: Some(connection), fetched: Instant::now(), text: Text::default(), slot }
+        let (connection, fetched, text) = (Some(connection), Instant::now(), Text::default());
+        Self(Box::new(Parts { connection, runtime, fetched, text, slot }))
     }
 
     /// A session of `pool` holds the connection from now on, until it is back.
     pub(crate) fn hold(&mut self, pool: &SessionPool, holder: Weak<dyn Holder>) {
-        self.text.clear();
-        self.slot.hold(pool.note_holder(holder, &self.runtime));
+        self.0.text.clear();
+        self.0.slot.hold(pool.note_holder(holder, &self.0.runtime));
     }
 
     /// The session's last statement.
     pub(crate) fn text(&mut self) -> &mut Text {
-        &mut self.text
+        &mut self.0.text
     }
 
     /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
@@ -65,7 +68,7 @@ impl CheckedOut {
         let mut output = self.call_once(&mut task).await;
         for _ in 0..BEGIN_AGAIN {
             let is_dead = self.is_broken() && output.as_ref().is_err_and(is_fatal);
-            if !is_dead || !task.may_begin_again() || self.slot.pool().is_test() {
+            if !is_dead || !task.may_begin_again() || self.0.slot.pool().is_test() {
                 break;
             }
             match Box::pin(self.exchange()).await {
@@ -80,7 +83,7 @@ impl CheckedOut {
     }
 
     async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        match &mut self.connection {
+        match &mut self.0.connection {
             Some(connection) => connection.call(task).await,
             None => Ok(Output::Done),
         }
@@ -88,17 +91,17 @@ impl CheckedOut {
 
     /// Closes a broken connection and takes another one.
     async fn exchange(&mut self) -> Result<(), Error> {
-        let pool = self.slot.pool().clone();
+        let pool = self.0.slot.pool().clone();
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a transaction began: it begins on another one");
         // What killed it may have killed the others.
         pool.cool_down();
-        let victim = self.connection.take().and_then(|dead| dead.into_victim());
-        self.slot.free();
+        let victim = self.0.connection.take().and_then(|dead| dead.into_victim());
+        self.0.slot.free();
         if let Some(mut next) = pool.acquire().await?.into_connection() {
-            if let (Some(connection), Some(victim)) = (&mut next.connection, victim) {
+            if let (Some(connection), Some(victim)) = (&mut next.0.connection, victim) {
                 connection.adopt(victim);
             }
-            next.slot.succeed(&mut self.slot);
+            next.0.slot.succeed(&mut self.0.slot);
             *self = next;
         }
         Ok(())
@@ -106,71 +109,71 @@ impl CheckedOut {
 
     /// It was warm, and goes back to the driver's pool.
     pub(super) fn cool(&mut self) {
-        self.slot.cool();
+        self.0.slot.cool();
     }
 
     /// Takes the connection out of the pool's hands; the slot is free.
     pub(super) fn into_connection(mut self) -> Option<PinnedConnection> {
-        self.connection.take()
+        self.0.connection.take()
     }
 
     /// What stops its statements.
     pub(crate) fn victim(&mut self) -> Option<Arc<Victim>> {
-        self.connection.as_mut().map(|connection| connection.victim().clone())
+        self.0.connection.as_mut().map(|connection| connection.victim().clone())
     }
 
     /// Lets a cancel that came too late hit nobody.
     pub(super) async fn absorb(&mut self) {
-        if let Some(connection) = &mut self.connection {
+        if let Some(connection) = &mut self.0.connection {
             connection.absorb().await;
         }
     }
 
     /// It must serve nobody any more.
     pub(super) fn give_up(&mut self) {
-        if let Some(connection) = &mut self.connection {
+        if let Some(connection) = &mut self.0.connection {
             connection.give_up();
         }
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.connection.as_ref().map_or(0, PinnedConnection::depth)
+        self.0.connection.as_ref().map_or(0, PinnedConnection::depth)
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.connection.as_ref().is_none_or(PinnedConnection::is_broken)
+        self.0.connection.as_ref().is_none_or(PinnedConnection::is_broken)
     }
 
     /// The runtime that serves the connection.
     pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
+        &self.0.runtime
     }
 
     /// How long a call that nobody waits for may still run before the connection is closed.
     ///
     /// `None`, without a bound, where closing it would destroy an in-memory database.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        let pool = self.slot.pool();
+        let pool = self.0.slot.pool();
         (!pool.is_in_memory()).then(|| pool.settings().release_timeout)
     }
 
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
     /// not, never if it is broken. `then` runs when it has left.
     pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
-        let Some(connection) = &self.connection else { return then() };
+        let Some(connection) = &self.0.connection else { return then() };
         if connection.is_broken() {
             // What killed it may have killed the others.
-            self.slot.pool().cool_down();
+            self.0.slot.pool().cool_down();
             drop(self);
             then();
         } else if connection.is_clean() {
             self.put_back();
             then();
         } else {
-            let runtime = self.runtime.clone();
+            let runtime = self.0.runtime.clone();
             runtime.spawn(async move {
                 if self.clean().await {
-                    match &self.connection {
+                    match &self.0.connection {
                         // It is this session's own by now: nobody else may have it.
                         Some(connection) if connection.must_close() => {
                             tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be put back");
@@ -189,7 +192,7 @@ impl CheckedOut {
 
     async fn clean(&mut self) -> bool {
         let patience = self.patience();
-        let Some(connection) = &mut self.connection else { return false };
+        let Some(connection) = &mut self.0.connection else { return false };
         match patience {
             None => connection.clean().await.is_ok(),
             Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
@@ -198,8 +201,8 @@ impl CheckedOut {
 
     /// Hands a clean connection to the next waiter, keeps it warm, or returns it to the driver's pool.
     pub(super) fn put_back(mut self) {
-        self.slot.leave();
-        let pool = self.slot.pool().clone();
+        self.0.slot.leave();
+        let pool = self.0.slot.pool().clone();
         if let Some(left) = pool.place(self) {
             left.return_to_driver();
         }
@@ -207,22 +210,22 @@ impl CheckedOut {
 
     /// Whether the driver's pool should see the connection again, to look at its age for example.
     pub(super) fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
-        self.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
+        self.0.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
     }
 
     /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
     pub(super) fn return_to_driver(mut self) {
-        if let Some(outer) = &self.slot.pool().clone().shared.outer {
-            if let Some(connection) = self.connection.take() {
+        if let Some(outer) = &self.0.slot.pool().clone().shared.outer {
+            if let Some(connection) = self.0.connection.take() {
                 outer.put(connection);
             }
             return;
         }
-        let runtime = self.runtime.clone();
+        let runtime = self.0.runtime.clone();
         runtime.spawn(async move {
             let patience = self.patience();
-            let pool = self.slot.pool().clone();
-            let Some(connection) = &mut self.connection else { return };
+            let pool = self.0.slot.pool().clone();
+            let Some(connection) = &mut self.0.connection else { return };
             match patience {
                 None => connection.return_to_driver().await,
                 Some(bound) => {
@@ -239,12 +242,12 @@ impl CheckedOut {
 
 impl Drop for CheckedOut {
     fn drop(&mut self) {
-        if !self.connection.as_ref().is_some_and(PinnedConnection::survives_cancel) {
+        if !self.0.connection.as_ref().is_some_and(PinnedConnection::survives_cancel) {
             return;
         }
-        let Some(connection) = self.connection.take() else { return };
-        let runtime = self.runtime.clone();
-        let mut survivor = Survivor(Some(Self::new(connection, self.slot.take())));
+        let Some(connection) = self.0.connection.take() else { return };
+        let runtime = self.0.runtime.clone();
+        let mut survivor = Survivor(Some(Self::new(connection, self.0.slot.take())));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0
                 && checked_out.clean().await
@@ -262,7 +265,7 @@ struct Survivor(Option<CheckedOut>);
 impl Drop for Survivor {
     fn drop(&mut self) {
         if let Some(mut lost) = self.0.take() {
-            drop(lost.connection.take());
+            drop(lost.0.connection.take());
         }
     }
 }

@@ -39,15 +39,15 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(pool: SessionPool, mut plan: Plan) -> Arc<Self> {
-        let origin =
-            Origin { outer: pool::current(), label: plan.label.take(), is_loose: plan.is_loose, ..Origin::default() };
+    pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
+        let Plan { rules, label, is_loose } = plan;
+        let origin = Origin { outer: pool::current(), label, is_loose, ..Origin::default() };
         Arc::new(Self {
             pool,
             turn: Semaphore::new(1),
             stream_opened: Notify::new(),
             origin,
-            state: Mutex::new(State::new(plan)),
+            state: Mutex::new(State::new(rules)),
         })
     }
 
@@ -216,7 +216,7 @@ impl Core {
             text.keep(sql);
         }
         let first = std::mem::take(&mut state.fresh);
-        let on_acquire = state.plan.on_acquire.clone().filter(|_| first);
+        let on_acquire = state.rules.on_acquire.clone().filter(|_| first);
         let reset = self.pool.settings().reset;
         let in_transaction = depth > 0 || begin.is_some();
         let (stop, identify) = self.stop_for(&operation, in_transaction, &mut connection);

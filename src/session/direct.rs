@@ -23,8 +23,8 @@ impl Core {
             if let Some(transaction) = &state.direct {
                 return Ok(Some(transaction.clone()));
             }
-            let Mode::Transaction(options) = state.plan.mode else { return Ok(None) };
-            (options, state.plan.on_begin.clone())
+            let Mode::Transaction(options) = state.rules.mode else { return Ok(None) };
+            (options, state.rules.on_begin.clone())
         };
         let transaction = self.pool().database().begin_with_options(options).await?;
         for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {

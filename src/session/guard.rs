@@ -49,7 +49,7 @@ impl SessionGuard {
 
     /// Whether a response with this head commits the session's transaction.
     pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
-        let rule = self.core.lock().plan.commit_when.clone();
+        let rule = self.core.lock().rules.commit_when.clone();
         let commits = rule.map_or_else(|| is_success(head.status, &head.headers), |rule| rule(head));
         if commits { Decision::Commit } else { Decision::RollBack }
     }

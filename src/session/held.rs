@@ -45,7 +45,7 @@ impl<Tag> DbSession<Tag> {
     /// ```
     pub fn hold_until_body_end<B: Body>(&self, body: B) -> SessionBody<B> {
         let mut state = self.core.lock();
-        if state.phase != Phase::Open || state.plan.is_head {
+        if state.phase != Phase::Open || state.rules.is_head {
             return SessionBody::plain(body);
         }
         let (body, hold) = SessionBody::new(body);

@@ -37,7 +37,7 @@ use self::{core::Core, slot::Who};
 pub(crate) use self::{
     guard::{SessionGuard, is_success},
     hooks::Hook,
-    plan::{CommitWhen, Mode, Plan},
+    plan::{CommitWhen, Mode, Plan, Rules},
     settle::{Decision, Ended, Settlement},
 };
 pub use self::{open::PoolSession, savepoint::SessionTransaction, tx::DbTx};

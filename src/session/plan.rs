@@ -1,4 +1,4 @@
-//! [`Plan`]: what the layers have told a session about its transactions.
+//! [`Plan`]: what a session begins with.
 
 use std::sync::Arc;
 
@@ -13,6 +13,16 @@ pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>
 /// What the layers have told a session.
 #[derive(Clone, Default)]
 pub(crate) struct Plan {
+    pub(crate) rules: Rules,
+    /// What the request is called; `None` for a session outside of a request's layer.
+    pub(crate) label: Option<Label>,
+    /// Its guard is in the user's hands, who may give it to somebody else.
+    pub(crate) is_loose: bool,
+}
+
+/// What the layers have told a session about its transactions.
+#[derive(Clone, Default)]
+pub(crate) struct Rules {
     pub(crate) mode: Mode,
     /// `None`: the default rule.
     pub(crate) commit_when: Option<CommitWhen>,
@@ -22,10 +32,6 @@ pub(crate) struct Plan {
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
-    /// What the request is called; `None` for a session outside of a request's layer.
-    pub(crate) label: Option<Label>,
-    /// Its guard is in the user's hands, who may give it to somebody else.
-    pub(crate) is_loose: bool,
 }
 
 /// What a statement of the session itself runs in.
@@ -41,6 +47,7 @@ pub(crate) enum Mode {
 impl Plan {
     /// A plan for a session in a transaction of its own.
     pub(crate) fn transaction(options: TransactionOptions) -> Self {
-        Self { mode: Mode::Transaction(options), ..Self::default() }
+        let rules = Rules { mode: Mode::Transaction(options), ..Rules::default() };
+        Self { rules, ..Self::default() }
     }
 }

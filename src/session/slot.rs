@@ -8,7 +8,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     cut::Cut,
     hooks::Hooks,
-    plan::{Mode, Plan},
+    plan::{Mode, Rules},
     running::{Purpose, Running},
 };
 use crate::{
@@ -44,7 +44,7 @@ pub(super) struct State {
     /// A stream is open: its reader has neither come to the end nor dropped it.
     pub(super) streaming: bool,
     pub(super) phase: Phase,
-    pub(super) plan: Plan,
+    pub(super) rules: Rules,
     /// Whatever the response says, the session's transaction is rolled back.
     pub(super) rollback_only: bool,
     /// Something of this session may stand, whatever happens from here on.
@@ -101,14 +101,14 @@ pub(super) struct OpenLevel {
 }
 
 impl State {
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(super) fn new(rules: Rules) -> Self {
         Self {
             slot: Slot::Empty,
             levels: Vec::new(),
             next: OWN,
             streaming: false,
             phase: Phase::Open,
-            plan,
+            rules,
             rollback_only: false,
             committed: false,
             fresh: false,
@@ -174,12 +174,12 @@ impl State {
 
     /// The session's own transaction is still to begin, and `operation` belongs into it.
     pub(super) fn begin_for(&mut self, operation: &Operation) -> Option<Begin> {
-        let Mode::Transaction(options) = self.plan.mode else { return None };
+        let Mode::Transaction(options) = self.rules.mode else { return None };
         if !self.levels.is_empty() || !operation.is_work() {
             return None;
         }
         self.levels.push(OpenLevel { id: OWN, abandoned: false });
-        let set_up = self.plan.on_begin.clone().unwrap_or_default();
+        let set_up = self.rules.on_begin.clone().unwrap_or_default();
         Some(Begin { options, set_up })
     }
 
@@ -320,7 +320,7 @@ impl State {
     }
 
     pub(super) fn is_transactional(&self) -> bool {
-        self.plan.mode != Mode::Autocommit
+        self.rules.mode != Mode::Autocommit
     }
 
     /// How many transactions are, or will be, around the next statement of the session.

@@ -67,8 +67,8 @@ impl<Tag> DbSession<Tag> {
     /// ```
     pub fn tx(&self) -> DbTx<Tag> {
         let mut state = self.core.lock();
-        if state.plan.mode == Mode::Autocommit {
-            state.plan.mode = Mode::Transaction(TransactionOptions::default());
+        if state.rules.mode == Mode::Autocommit {
+            state.rules.mode = Mode::Transaction(TransactionOptions::default());
         }
         drop(state);
         DbTx(self.clone())
@@ -101,12 +101,12 @@ impl<Tag> DbSession<Tag> {
             if state.has_begun() || state.direct.is_some() {
                 return Err(Kind::TransactionBegun.into());
             }
-            let before = state.plan.on_begin.take();
+            let before = state.rules.on_begin.take();
             let statements = before.iter().flat_map(|before| before.iter()).cloned();
-            state.plan.on_begin = Some(statements.chain(on_begin).collect());
+            state.rules.on_begin = Some(statements.chain(on_begin).collect());
         }
         if commit_when.is_some() {
-            state.plan.commit_when = commit_when;
+            state.rules.commit_when = commit_when;
         }
         Ok(())
     }
@@ -230,16 +230,16 @@ impl Core {
     /// Says what the statements of the session itself run in.
     fn set_mode(&self, mode: Mode) -> Result<(), Kind> {
         let mut state = self.lock();
-        if state.plan.mode == mode {
+        if state.rules.mode == mode {
             return Ok(());
         }
         if state.has_begun() || state.direct.is_some() {
             return Err(Kind::TransactionBegun);
         }
-        if mode == Mode::Autocommit && state.plan.on_begin.is_some() {
+        if mode == Mode::Autocommit && state.rules.on_begin.is_some() {
             return Err(Kind::MustBeTransaction);
         }
-        state.plan.mode = mode;
+        state.rules.mode = mode;
         Ok(())
     }
 
