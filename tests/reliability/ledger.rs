@@ -24,7 +24,14 @@ pub enum Note {
 
 #[derive(Debug, Default)]
 pub struct Ledger {
-    notes: Mutex<Vec<Note>>,
+    entries: Mutex<Vec<Entry>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    note: Note,
+    /// It ends in a rollback: nothing is there, whatever its client heard.
+    doomed: bool,
 }
 
 /// How often the database and the clients disagree.
@@ -32,7 +39,7 @@ pub struct Ledger {
 pub struct Audit {
     /// Acknowledged, and not there.
     pub lost: u64,
-    /// Answered as rolled back, or only a read, and there.
+    /// Answered as rolled back, or only a read, or bound to be rolled back, and there.
     pub undead: u64,
     /// One row without the other, or a row of a savepoint that was rolled back.
     pub halves: u64,
@@ -46,28 +53,28 @@ const PAGE: usize = 50_000;
 impl Ledger {
     /// A ledger that does not grow until so many requests were made.
     pub fn with_capacity(requests: usize) -> Self {
-        Self { notes: Mutex::new(Vec::with_capacity(requests)) }
+        Self { entries: Mutex::new(Vec::with_capacity(requests)) }
     }
 
-    /// The number of a new request.
-    pub fn open(&self) -> i64 {
-        let mut notes = self.lock();
-        notes.push(Note::Unanswered);
-        notes.len() as i64
+    /// The number of a new request, and whether its handler means all of it to be rolled back.
+    pub fn open(&self, doomed: bool) -> i64 {
+        let mut entries = self.lock();
+        entries.push(Entry { note: Note::Unanswered, doomed });
+        entries.len() as i64
     }
 
     /// Notes what became of a request. An acknowledgement stands, whatever comes after it.
     pub fn note(&self, number: i64, note: Note) {
-        let mut notes = self.lock();
-        let Some(known) = notes.get_mut(number as usize - 1) else { return };
-        if *known != Note::Acknowledged {
-            *known = note;
+        let mut entries = self.lock();
+        let Some(known) = entries.get_mut(number as usize - 1) else { return };
+        if known.note != Note::Acknowledged {
+            known.note = note;
         }
     }
 
     /// How many requests have this note.
     pub fn count(&self, note: Note) -> u64 {
-        self.lock().iter().filter(|known| **known == note).count() as u64
+        self.lock().iter().filter(|known| known.note == note).count() as u64
     }
 
     pub fn requests(&self) -> u64 {
@@ -77,15 +84,15 @@ impl Ledger {
     /// Compares the ledger with what `view`, somebody else's connection, sees. Nothing may be running.
     pub async fn audit(&self, view: &DatabaseConnection) -> Audit {
         let mut audit = Audit { mixed: mixed(view).await, ..Audit::default() };
-        let notes = self.lock().clone();
-        for (page, notes) in notes.chunks(PAGE).enumerate() {
+        let entries = self.lock().clone();
+        for (page, entries) in entries.chunks(PAGE).enumerate() {
             let first = page * PAGE + 1;
-            let mut masks = vec![0_u8; notes.len()];
-            for (number, half) in rows(view, first, first + notes.len()).await {
+            let mut masks = vec![0_u8; entries.len()];
+            for (number, half) in rows(view, first, first + entries.len()).await {
                 masks[number as usize - first] |= 1 << (half - 1);
             }
-            for (note, mask) in notes.iter().zip(masks) {
-                audit.compare(*note, mask);
+            for (entry, mask) in entries.iter().zip(masks) {
+                audit.compare(*entry, mask);
             }
         }
         audit
@@ -93,21 +100,21 @@ impl Ledger {
 
     /// Which of a request's rows somebody else sees, and whether that is what the client was told.
     pub async fn agrees(&self, view: &DatabaseConnection, number: i64) -> bool {
-        let note = self.lock()[number as usize - 1];
+        let entry = self.lock()[number as usize - 1];
         let mut audit = Audit::default();
         let rows = rows(view, number as usize, number as usize + 1).await;
-        audit.compare(note, rows.iter().fold(0, |mask, (_, half)| mask | 1 << (half - 1)));
+        audit.compare(entry, rows.iter().fold(0, |mask, (_, half)| mask | 1 << (half - 1)));
         audit == Audit::default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Note>> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Audit {
-    fn compare(&mut self, note: Note, mask: u8) {
-        let none_expected = matches!(note, Note::RolledBack | Note::Read);
+    fn compare(&mut self, Entry { note, doomed }: Entry, mask: u8) {
+        let none_expected = doomed || matches!(note, Note::RolledBack | Note::Read);
         self.lost += u64::from(note == Note::Acknowledged && mask & 0b011 != 0b011);
         self.undead += u64::from(none_expected && mask != 0);
         self.halves += u64::from(!matches!(mask, 0 | 0b011));

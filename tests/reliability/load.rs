@@ -125,7 +125,7 @@ async fn ask_on(shared: Arc<Shared>, mut dice: Dice) {
         let (kind, status) = dice.request();
         // One in twenty goes away.
         let patience = if dice.below(20) == 0 { Duration::from_micros(dice.below(20_000)) } else { HANGS };
-        let number = shared.site.court.ledger.open();
+        let number = shared.site.court.ledger.open(kind.is_doomed(status));
         match timeout(patience, shared.site.send(kind, number, status)).await {
             Ok(response) => {
                 let note = service::meaning(kind, &response);

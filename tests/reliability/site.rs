@@ -124,7 +124,7 @@ impl Site {
 
     /// One request and its answer, noted in the ledger.
     pub async fn ask(&self, kind: Kind, status: u16) -> (i64, Note) {
-        let number = self.court.ledger.open();
+        let number = self.court.ledger.open(kind.is_doomed(status));
         let response = self.send(kind, number, status).await;
         let note = service::meaning(kind, &response);
         self.court.ledger.note(number, note);
@@ -133,7 +133,7 @@ impl Site {
 
     /// Whether a request succeeds.
     pub async fn works(&self, kind: Kind) -> bool {
-        let number = self.court.ledger.open();
+        let number = self.court.ledger.open(kind.is_doomed(200));
         let response = self.send(kind, number, 200).await;
         self.court.ledger.note(number, service::meaning(kind, &response));
         response.status() == 200 && !response.headers().contains_key(BROKEN)

@@ -157,15 +157,17 @@ async fn rage(site: &Arc<Site>, http: Http, address: SocketAddr, disconnects: u6
 
 /// What a client of the storm asks for.
 fn uri(site: &Site, http: Http, dice: &mut Dice) -> String {
-    let number = site.court.ledger.open();
-    let kind = match (http, dice.below(4)) {
-        (Http::SlowUpload, _) => return format!("/upload/{number}/200"),
-        (Http::SlowReader, _) => return format!("/download/{number}/200"),
-        (_, 0) => Kind::Slow,
-        (_, 1) => Kind::Transaction,
-        _ => dice.request().0,
+    let (path, doomed) = match (http, dice.below(4)) {
+        (Http::SlowUpload, _) => ("upload", false),
+        (Http::SlowReader, _) => ("download", false),
+        (_, 0) => (Kind::Slow.path(), false),
+        (_, 1) => (Kind::Transaction.path(), false),
+        _ => {
+            let kind = dice.request().0;
+            (kind.path(), kind.is_doomed(200))
+        }
     };
-    format!("/{}/{number}/200", kind.path())
+    format!("/{path}/{}/200", site.court.ledger.open(doomed))
 }
 
 /// Sends a request over HTTP/1, and leaves at a random moment without having heard the answer.

@@ -85,6 +85,11 @@ impl Kind {
         matches!(self, Self::Timeout | Self::Panic)
     }
 
+    /// Whether nothing of it may ever be there if its handler answers with `status`.
+    pub fn is_doomed(self, status: u16) -> bool {
+        self.always_fails() || self.is_transaction() && status >= 400
+    }
+
     /// Whether all of it is in one transaction that the answer decides.
     pub fn is_transaction(self) -> bool {
         matches!(
