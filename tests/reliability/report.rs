@@ -51,6 +51,8 @@ pub struct Row {
     cancelled: u64,
     /// Of this process, before the scenario.
     panics: u64,
+    /// MiB that the process grew by while it should not.
+    pub grown: u64,
     recovery: Duration,
     pub notes: Vec<String>,
     /// What was wrong, in words.
@@ -78,6 +80,7 @@ impl Row {
             foreign: 0,
             cancelled: 0,
             panics: PANICS.load(Ordering::Relaxed),
+            grown: 0,
             recovery: Duration::ZERO,
             notes: Vec::new(),
             words: Vec::new(),
@@ -132,7 +135,7 @@ impl Row {
         wrong
     }
 
-    fn invariants(&self) -> [(&'static str, u64); 10] {
+    fn invariants(&self) -> [(&'static str, u64); 11] {
         [
             ("hung", self.hung),
             ("leaked", self.leaked),
@@ -144,6 +147,7 @@ impl Row {
             ("foreign errors", self.foreign),
             ("cancelled", self.cancelled),
             ("panics", PANICS.load(Ordering::Relaxed) - self.panics),
+            ("grown", self.grown),
         ]
     }
 
