@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     is_long,
     load::{Dice, HANGS, Load},
-    report::{Group, Row},
+    report::{self, Group, Row},
     site::{Plan, Site},
     support::database,
     work::Kind,
@@ -90,7 +90,7 @@ async fn every_storm(database: database::Kind) {
             }
         }
     }
-    assert!(broken.is_empty(), "{broken:?}");
+    report::conclude(&broken);
 }
 
 async fn storm(database: database::Kind, http: Http, lazy: bool, transaction: bool, cancel: bool) -> Row {
