@@ -1,6 +1,6 @@
 //! What the requests do, on anything that SeaORM runs statements on: so that peers can do the same.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use futures_util::TryStreamExt;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, StreamTrait, TransactionTrait, Value};
@@ -51,6 +51,11 @@ pub enum Kind {
     Timeout,
     /// One row in a transaction, then a panic.
     Panic,
+}
+
+/// How long a slow read takes.
+pub fn slowness(number: i64) -> Duration {
+    Duration::from_millis(number as u64 % 40)
 }
 
 impl Kind {
@@ -183,12 +188,11 @@ impl Court {
     }
 
     pub async fn slow<C: ConnectionTrait>(&self, db: &C, number: i64) -> Result<(), DbErr> {
-        let seconds = (number % 40) as f64 / 1000.0;
         let sql = match db.get_database_backend() {
             DbBackend::Postgres => "SELECT pg_sleep(?)",
             _ => "SELECT SLEEP(?)",
         };
-        db.query_all_raw(with(db, sql, [seconds.into()])).await.map(drop)
+        db.query_all_raw(with(db, sql, [slowness(number).as_secs_f64().into()])).await.map(drop)
     }
 
     /// In a transaction. Always an error.
