@@ -21,6 +21,7 @@ use crate::{
     given_up::raw,
     hazards::after_polls,
     support::{
+        cases,
         database::{Kind, insert_item, unique_name},
         site::Site,
         wait::eventually,
@@ -324,7 +325,7 @@ fn every_promise_is_kept(kind: Kind) {
         insert_item(&site.db, "taken").await;
         site
     });
-    let config = Config { cases: 100, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let config = Config { cases: cases(100), failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let result = TestRunner::new(config).run(&vec(plans(), 1..4), |plans| {
         runtime.block_on(async {
             let requests = plans.iter().map(async |plan| {

@@ -22,6 +22,7 @@ use crate::support::pool::session_layer;
 use crate::{
     hazards::{Failed, after_polls, text},
     support::{
+        cases,
         database::{Kind, TestDb, count_items, unique_name},
         pool::assert_whole,
         wait::eventually,
@@ -152,7 +153,7 @@ fn every_outcome_is_the_promised_one(kind: Kind) {
         let (db, observer) = (test.connect(SIZE).await, test.observer().await.unwrap());
         (test, db, observer)
     });
-    let config = Config { cases: 24, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config = Config { cases: cases(24), failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let batches = vec(vec(plan(), 1..6), 1..5);
     let result = TestRunner::new(config).run(&batches, |batches| {
         runtime.block_on(serve(&db, &observer, &batches));

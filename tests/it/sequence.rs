@@ -26,6 +26,7 @@ use crate::support::pool::session_layer;
 use crate::{
     hazards::after_polls,
     support::{
+        cases,
         database::{Kind, TestDb, insert_item, unique_name},
         pool::assert_whole,
         wait::eventually,
@@ -393,8 +394,7 @@ fn every_program_does_what_the_model_does(kind: Kind, reset: Reset) {
     let pool = layer.pool().clone();
     let routes = Router::new().route("/", any(handle)).layer(CatchPanicLayer::new());
     let (eager, lazy) = (routes.clone().layer(layer.clone()), routes.layer(layer.lazy()));
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(120);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let config = Config { cases: cases(120), failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let result = TestRunner::new(config).run(&vec(program(), 1..4), |programs| {
         runtime.block_on(async {
             for program in &programs {

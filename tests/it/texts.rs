@@ -15,6 +15,7 @@ use tower_sea_orm::{Error, Reset, SessionPool};
 
 use crate::support::pool::session_pool;
 use crate::support::{
+    cases,
     database::{Kind, TestDb, count_items, insert_item, unique_name},
     pool::assert_whole,
     site::BOUND,
@@ -321,8 +322,8 @@ impl Stage {
     }
 
     fn run(self, default: u32, check: impl AsyncFn(&Self, &SessionPool, String) -> Result<(), String>) {
-        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default);
-        let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+        let config =
+            Config { cases: cases(default), failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
         let pool = session_pool(self.db.clone()).reset(Reset::SessionState);
         let result = TestRunner::new(config).run(&text(self.kind), |text| {
             self.runtime.block_on(async {
