@@ -16,10 +16,11 @@ use http::Request;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, PoolSession};
 
 use crate::{
     cancel_running::{running, sleep},
+    exits::mark,
     support::{
         bouncer::Bouncer,
         database::{Kind, TestDb, count_items, insert_item, unique_name},
@@ -41,15 +42,24 @@ struct Shared {
 
 impl Shared {
     async fn new() -> Self {
+        Self::with(SHARED).await
+    }
+
+    /// With so many connections between the proxy and the server.
+    async fn with(connections: u32) -> Self {
         let test = TestDb::new(Kind::Postgres).await;
         let observer = test.observer().await.unwrap();
-        let bouncer = Bouncer::start(port_of(test.url()), SHARED);
+        let bouncer = Bouncer::start(port_of(test.url()), connections);
         let url = test.url().replace(&format!(":{}/", port_of(test.url())), &format!(":{}/", bouncer.port()));
         // PgBouncer knows of prepared statements from 1.21 on; before, a pool must not keep any.
         let url = format!("{url}?statement-cache-capacity=0");
         let db = Database::connect(test.options_at(&url, SIZE)).await.unwrap();
         let layer = DbSessionLayer::new(db).cancel_running().acquire_timeout(BOUND);
         Self { test, observer, layer, _bouncer: bouncer }
+    }
+
+    async fn session(&self) -> PoolSession {
+        self.layer.pool().session().await.unwrap()
     }
 
     /// Drops a request in its statement; how long until its slot is free.
@@ -117,6 +127,41 @@ async fn behind_a_sharing_proxy_no_innocent_statement_is_hit() {
         ended.unwrap();
     }
     eventually("no session is out", async || shared.layer.pool().status().in_use == 0).await;
+}
+
+/// The server's process of a connection's transaction serves somebody else's when that is over.
+#[tokio::test]
+async fn behind_a_sharing_proxy_a_process_is_known_for_one_transaction_only() {
+    // For the bystander, for the statement that is left, and for the cancel.
+    let shared = Shared::with(3).await;
+    let kind = Kind::Postgres;
+    for again in [false, true] {
+        let (session, bystander) = (shared.session().await, shared.session().await);
+        let transaction = session.begin().await.unwrap();
+        let process = mark(&transaction).await;
+        transaction.commit().await.unwrap();
+        let innocent = bystander.begin().await.unwrap();
+        assert_eq!(mark(&innocent).await, process, "the proxy gives away the process it used last");
+        let innocent = tokio::spawn(async move {
+            let slept = innocent.query_all_raw(sleep(kind, 1.5)).await;
+            slept.map(|_| ()).map_err(|error| error.to_string())
+        });
+        eventually("the bystander's statement runs", async || running(&shared.observer, "sleep(1.5)").await > 0).await;
+        let left = async {
+            if again {
+                let transaction = session.begin().await.unwrap();
+                transaction.query_all_raw(sleep(kind, 0.7)).await.unwrap();
+            } else {
+                session.query_all_raw(sleep(kind, 0.7)).await.unwrap();
+            }
+        };
+        let seen = pin!(eventually("it runs", async || running(&shared.observer, "sleep(0.7)").await > 0));
+        assert!(matches!(select(Box::pin(left), seen).await, Either::Right(_)), "the statement has ended");
+        drop(session);
+        assert_eq!(innocent.await.unwrap(), Ok(()), "again: {again}: an innocent statement was hit");
+        drop(bystander);
+        eventually("no session is out", async || shared.layer.pool().status().in_use == 0).await;
+    }
 }
 
 #[tokio::test]

@@ -43,6 +43,13 @@ pub fn sleep(kind: Kind, seconds: f64) -> Statement {
     Statement::from_string(kind.backend(), sql)
 }
 
+/// Whether a query [sleeps](sleep) to its end.
+pub async fn sleeps_undisturbed(db: &DbSession, kind: Kind, seconds: f64) -> bool {
+    let Ok(rows) = db.query_all_raw(sleep(kind, seconds)).await else { return false };
+    // MySQL's SLEEP may tell that it was stopped instead of failing.
+    kind == Kind::Postgres || rows[0].try_get_by_index::<i64>(0).unwrap() == 0
+}
+
 /// An insert that takes a while.
 fn slow_insert(kind: Kind, name: &str, seconds: f64) -> Statement {
     let sql = match kind {

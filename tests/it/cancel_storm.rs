@@ -18,7 +18,7 @@ use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 
 use crate::{
-    cancel_running::{SERVERS, leave, running, sleep},
+    cancel_running::{SERVERS, leave, running, sleep, sleeps_undisturbed},
     exits::{mark, marks},
     support::{
         database::{Kind, TestDb},
@@ -50,8 +50,7 @@ async fn no_innocent_statement_is_hit_by_thousands_of_cancels() {
                 .route(
                     "/{micros}",
                     any(async move |axum::extract::Path(micros): axum::extract::Path<u64>, db: DbSession| {
-                        let statement = sleep(kind, Duration::from_micros(micros).as_secs_f64());
-                        db.query_all_raw(statement).await.map(|_| ()).map_err(|error| error.to_string()).unwrap();
+                        assert!(sleeps_undisturbed(&db, kind, Duration::from_micros(micros).as_secs_f64()).await);
                     }),
                 )
                 .layer(layer);

@@ -9,6 +9,7 @@
 
 mod begin_again;
 mod cancel;
+mod cancel_late;
 mod cancel_proxy;
 mod cancel_running;
 mod cancel_storm;

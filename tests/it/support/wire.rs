@@ -41,6 +41,9 @@ struct Shared {
     connections: AtomicU64,
     accepted: AtomicU64,
     frozen: watch::Sender<bool>,
+    /// What a chunk has in it that is held back on its way to the server.
+    held_back: watch::Sender<Option<Vec<u8>>>,
+    held: AtomicU64,
     /// How often the connections were cut.
     cuts: watch::Sender<u64>,
 }
@@ -58,6 +61,8 @@ impl Proxy {
             connections: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             frozen: watch::Sender::new(false),
+            held_back: watch::Sender::new(None),
+            held: AtomicU64::new(0),
             cuts: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -97,6 +102,21 @@ impl Proxy {
     /// Forwards again, first of all what was held back.
     pub fn thaw(&self) {
         self.shared.frozen.send_replace(false);
+    }
+
+    /// From now on, holds back what a client sends that has `what` in it. Other connections go on.
+    pub fn hold_back(&self, what: &str) {
+        self.shared.held_back.send_replace(Some(what.as_bytes().to_vec()));
+    }
+
+    /// Forwards what was held back.
+    pub fn let_go(&self) {
+        self.shared.held_back.send_replace(None);
+    }
+
+    /// How many connections have something held back.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::SeqCst)
     }
 
     /// Closes all current connections, to the clients and to the server.
@@ -198,6 +218,7 @@ async fn upstream(
         if lock(talk).client_says(chunk) {
             shared.requests.fetch_add(1, Ordering::SeqCst);
         }
+        let_go(shared, chunk).await;
         to.write_all(chunk).await?;
     }
 }
@@ -230,6 +251,20 @@ async fn downstream(
 async fn thawed(shared: &Shared) {
     let mut frozen = shared.frozen.subscribe();
     let _ = frozen.wait_for(|frozen| !frozen).await;
+}
+
+/// Waits until `chunk` is not held back.
+async fn let_go(shared: &Shared, chunk: &[u8]) {
+    let mut held_back = shared.held_back.subscribe();
+    let passes = |what: &Option<Vec<u8>>| {
+        !what.as_ref().is_some_and(|what| chunk.windows(what.len()).any(|window| window == what))
+    };
+    if passes(&held_back.borrow_and_update()) {
+        return;
+    }
+    shared.held.fetch_add(1, Ordering::SeqCst);
+    let _ = held_back.wait_for(passes).await;
+    shared.held.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// Locks `talk`, which no panic leaves half-changed.

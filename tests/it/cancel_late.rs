@@ -1,0 +1,139 @@
+//! Cancels that come late: a proxy holds them back until their statement has ended by itself.
+
+use std::{pin::pin, time::Duration};
+
+use axum::{Router, body::Body, routing::any};
+use futures_util::future::{Either, select};
+use http::{Request, StatusCode};
+use sea_orm::{ConnectionTrait, Database};
+use tokio::time::timeout;
+use tower::ServiceExt;
+use tower_sea_orm::DbSession;
+
+use crate::{
+    cancel_running::{SERVERS, leave, running, sleep, sleeps_undisturbed},
+    exits::mark,
+    support::{
+        database::{Kind, TestDb},
+        site::{BOUND, Site, port_of, value},
+        wait::{eventually, eventually_within},
+        wire::Proxy,
+    },
+};
+
+/// How long the statements take that are left: long enough for a cancel to be under way.
+const LEFT: f64 = 0.7;
+
+/// What is in the text of a cancel.
+fn cancel_of(kind: Kind) -> &'static str {
+    if kind == Kind::Postgres { "pg_cancel_backend" } else { "KILL QUERY" }
+}
+
+/// A site that has one connection, so that whatever comes next runs on it.
+async fn one_connection(kind: Kind, transaction: bool) -> (Site, Proxy) {
+    let test = TestDb::new(kind).await;
+    let proxy = Proxy::start(port_of(test.url())).await;
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
+    let site = Site::with(test, db, 1).await.layered(|layer| {
+        let layer = layer.cancel_running().acquire_timeout(BOUND);
+        if transaction { layer.transaction() } else { layer }
+    });
+    (site, proxy)
+}
+
+/// Waits until the statement has ended whose cancel is held back.
+async fn ended(site: &Site, proxy: &Proxy) {
+    eventually("the cancel is on its way", async || proxy.held() == 1).await;
+    eventually("the statement has ended", async || running(site.view(), "sleep(").await == 0).await;
+}
+
+/// A request that must not be hit by the cancel of the one before; `meanwhile` lets that go.
+async fn innocent(site: &Site, meanwhile: impl AsyncFnOnce()) {
+    let kind = site.kind();
+    let app = Router::new()
+        .route(
+            "/",
+            any(
+                async move |db: DbSession| {
+                    if sleeps_undisturbed(&db, kind, 0.9).await { StatusCode::OK } else { StatusCode::CONFLICT }
+                },
+            ),
+        )
+        .layer(site.layer.clone());
+    let request = tokio::spawn(app.oneshot(Request::new(Body::empty())));
+    meanwhile().await;
+    let answer = timeout(BOUND, request).await.expect("no hang").unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::OK, "{kind:?}: an innocent request was hit");
+    site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
+    for kind in SERVERS {
+        for transaction in [false, true] {
+            let (site, proxy) = one_connection(kind, transaction).await;
+            let before = mark(&*site.layer.pool().session().await.unwrap()).await;
+            proxy.hold_back(cancel_of(kind));
+            leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
+            ended(&site, &proxy).await;
+            innocent(&site, async || {
+                // It waits; if it did not, it would run by then.
+                let runs = eventually("it runs", async || running(site.view(), "sleep(0.9)").await > 0);
+                let runs = timeout(Duration::from_millis(300), runs).await.is_ok();
+                proxy.let_go();
+                assert!(!runs, "{kind:?}: it runs on a connection whose cancel is under way");
+            })
+            .await;
+            assert_eq!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "{kind:?}: it is the same");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_cancel_is_not_answered_serves_nobody_any_more() {
+    for kind in SERVERS {
+        for transaction in [false, true] {
+            let (site, proxy) = one_connection(kind, transaction).await;
+            let before = mark(&*site.layer.pool().session().await.unwrap()).await;
+            proxy.hold_back(cancel_of(kind));
+            leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
+            ended(&site, &proxy).await;
+            innocent(&site, async || {
+                let runs = async || running(site.view(), "sleep(0.9)").await > 0;
+                eventually_within(BOUND, "nobody waits for an answer any more", runs).await;
+                proxy.let_go();
+            })
+            .await;
+            assert_ne!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "{kind:?}: it is another one");
+        }
+    }
+}
+
+/// What a server takes for a statement's cancel when it comes between two of them, is the server's own
+/// affair: MariaDB and PostgreSQL forget it, MySQL may keep it for the next.
+#[tokio::test]
+async fn after_a_late_cancel_a_connection_runs_something_of_its_own_first() {
+    for kind in SERVERS {
+        let (site, proxy) = one_connection(kind, false).await;
+        let session = site.layer.pool().session().await.unwrap();
+        // From here on it is prepared.
+        assert_eq!(value::<i32>(&*session, "SELECT 1").await, 1);
+        proxy.reset_count();
+        assert_eq!(value::<i32>(&*session, "SELECT 1").await, 1);
+        assert_eq!(proxy.requests(), 1, "{kind:?}");
+        proxy.hold_back(cancel_of(kind));
+        {
+            let statement = session.query_all_raw(sleep(kind, LEFT));
+            let seen = pin!(eventually("it runs", async || running(site.view(), "sleep(").await > 0));
+            let left = select(Box::pin(statement), seen).await;
+            assert!(matches!(left, Either::Right(_)), "{kind:?}: it has ended");
+        }
+        ended(&site, &proxy).await;
+        proxy.reset_count();
+        proxy.let_go();
+        assert_eq!(value::<i32>(&*session, "SELECT 1").await, 1);
+        assert_eq!(proxy.requests(), 2, "{kind:?}: one for the late cancel, one for the statement");
+        drop(session);
+        site.assert_whole().await;
+    }
+}
