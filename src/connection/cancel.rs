@@ -192,6 +192,10 @@ impl PinnedConnection {
 
     /// Lets a cancel that came too late hit nobody: once its answer is there and the connection has
     /// run something, none can be on its way any more.
+    ///
+    /// The answer is what counts. MariaDB forgets what was killed before a statement arrives, and PostgreSQL
+    /// what was cancelled before. MySQL does while it waits for a statement, but one that is killed between its
+    /// end and that may leave it to the next, which is this one.
     pub(crate) async fn absorb(&mut self) {
         if let Some(victim) = &self.victim {
             victim.interrupt.store(false, Ordering::Relaxed);
