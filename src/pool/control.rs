@@ -4,6 +4,7 @@
 //! comes in while the server answers is asked for together, next.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -17,14 +18,14 @@ use tokio::{
 
 use super::{
     SessionPool, Shared,
-    line::{Fault, Line},
+    line::{Batch, Fate, Fault, Line},
 };
 use crate::connection::{Identity, Route};
 
 /// How long the connection is kept without use.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// How long opening the connection may take, and an answer on it.
+/// How long opening the connection may take.
 const BOUND: Duration = Duration::from_secs(2);
 
 /// How long after a failure to open the connection the next one is tried.
@@ -215,39 +216,32 @@ impl Drop for Operator {
     }
 }
 
-/// What became of requests that were sent, or not.
-enum Sent {
-    Answered,
-    /// There is no line.
-    Unsent,
-    /// The line broke.
-    Broken,
-    /// There was no answer in time.
-    Silent,
-}
-
 impl Shared {
     /// Answers `requests`, with a new line if there is none.
     async fn answer(&self, line: &mut Option<Line>, requests: Vec<Request>) {
-        let targets: Vec<&Identity> = requests.iter().filter_map(|request| request.target.as_ref()).collect();
+        let mut batch = Batch::new(requests.iter().filter_map(|request| request.target.as_ref()));
         let rested = line.is_some();
-        let mut sent = self.send(line, &targets).await;
-        if rested && matches!(sent, Sent::Broken) {
+        let broke = self.send(line, &mut batch).await;
+        if rested && broke && !batch.heard {
             // The server has closed it since its last use, and carries out nothing that came on it.
-            sent = self.send(line, &targets).await;
+            batch.all(Fate::Untouched);
+            self.send(line, &mut batch).await;
         }
-        let reply = match sent {
-            Sent::Answered => Reply::Answered,
-            Sent::Unsent => Reply::Unsent,
-            // Without a reply, nobody may take it for certain that nothing comes of it.
-            Sent::Broken | Sent::Silent => return,
-        };
+        let mut fates: VecDeque<Fate> = batch.errands.iter().map(|errand| errand.fate).collect();
         for request in requests {
+            let fate = request.target.and_then(|_| fates.pop_front());
+            let reply = match fate.unwrap_or(Fate::Untouched) {
+                Fate::Answered => Reply::Answered,
+                Fate::Untouched => Reply::Unsent,
+                // Without a reply, nobody may take it for certain that nothing comes of it.
+                Fate::InDoubt => continue,
+            };
             let _ = request.reply.send(reply);
         }
     }
 
-    async fn send(&self, line: &mut Option<Line>, targets: &[&Identity]) -> Sent {
+    /// Sends `batch`, whose fates tell how far that came; true if the line broke.
+    async fn send(&self, line: &mut Option<Line>, batch: &mut Batch<'_>) -> bool {
         if line.is_none() && !self.control.has_failed() {
             match timeout(BOUND, Line::open(&self.source)).await {
                 Ok(Ok((opened, route))) => {
@@ -258,20 +252,11 @@ impl Shared {
                 Err(_) => self.control.failed(&Fault::Silent),
             }
         }
-        let Some(open) = line else { return Sent::Unsent };
-        let fault = match timeout(BOUND, open.cancel(targets)).await {
-            Ok(Ok(())) => {
-                self.control.obeyed(None);
-                return Sent::Answered;
-            }
-            Ok(Err(fault)) => fault,
-            Err(_) => Fault::Silent,
-        };
-        self.control.obeyed(Some(&fault));
-        if !fault.is_fatal() {
-            return Sent::Answered;
-        }
+        let Some(open) = line else { return false };
+        let fault = open.cancel(batch).await.err();
+        self.control.obeyed(fault.as_ref());
+        let Some(fault) = fault.filter(Fault::is_fatal) else { return false };
         *line = None;
-        if matches!(fault, Fault::Silent) { Sent::Silent } else { Sent::Broken }
+        !matches!(fault, Fault::Silent)
     }
 }

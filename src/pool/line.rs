@@ -1,6 +1,11 @@
 //! [`Line`]: the connection that carries the requests to cancel.
 
-use std::fmt;
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use std::future::Future;
+use std::{fmt, time::Duration};
+
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use tokio::time::timeout;
 
 use super::source::Source;
 use crate::connection::{Identity, Route};
@@ -17,6 +22,47 @@ use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 /// A start-up setting that arrives at the server only if nothing stands between.
 #[cfg(feature = "sqlx-postgres")]
 const MARK: &str = "tower_sea_orm.direct";
+
+/// How long an answer may take. MariaDB's KILL tries for 2 seconds to get at what its target waits on, and needs
+/// them if that ends by itself in the same moment.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+const BOUND: Duration = Duration::from_secs(4);
+
+/// What is to be stopped together, and what is known of it.
+pub(super) struct Batch<'a> {
+    pub(super) errands: Vec<Errand<'a>>,
+    /// The server has answered something.
+    pub(super) heard: bool,
+}
+
+/// One that is to be stopped.
+#[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
+pub(super) struct Errand<'a> {
+    pub(super) target: &'a Identity,
+    pub(super) fate: Fate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
+pub(super) enum Fate {
+    /// Nothing was sent that would stop it.
+    Untouched,
+    /// It may be stopped at any time.
+    InDoubt,
+    /// The server has answered, and will not act on it from here on.
+    Answered,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(targets: impl Iterator<Item = &'a Identity>) -> Self {
+        let errands = targets.map(|target| Errand { target, fate: Fate::Untouched }).collect();
+        Self { errands, heard: false }
+    }
+
+    pub(super) fn all(&mut self, fate: Fate) {
+        self.errands.iter_mut().for_each(|errand| errand.fate = fate);
+    }
+}
 
 /// A connection beside the driver's pool.
 #[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
@@ -87,25 +133,15 @@ impl Line {
     }
 
     /// Has the server stop what these run; one that has gone or is idle is left alone.
-    pub(super) async fn cancel(&mut self, targets: &[&Identity]) -> Result<(), Fault> {
-        if targets.is_empty() {
+    pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        if batch.errands.is_empty() {
             return Ok(());
         }
         match self {
             #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(connection) => match cancel_postgres(connection, targets).await {
-                // One that it may not cancel spares the others.
-                Err(fault) if !fault.is_fatal() && targets.len() > 1 => {
-                    let mut last = Ok(());
-                    for target in targets {
-                        last = last.and(cancel_postgres(connection, &[*target]).await);
-                    }
-                    last
-                }
-                ended => ended,
-            },
+            Self::Postgres(connection) => cancel_postgres(connection, batch).await,
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(connection) => kill_mysql(connection, targets).await,
+            Self::MySql(connection) => kill_mysql(connection, batch).await,
             #[allow(unreachable_patterns)]
             _ => Err(Fault::Silent),
         }
@@ -144,12 +180,37 @@ fn mark() -> String {
     format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
-/// All in one statement. The number alone may be somebody else's by now: the start has to be the same.
+/// Cancels all in one statement.
 #[cfg(feature = "sqlx-postgres")]
-async fn cancel_postgres(connection: &mut PgConnection, targets: &[&Identity]) -> Result<(), Fault> {
-    let wanted: Vec<String> = targets
+async fn cancel_postgres(connection: &mut PgConnection, batch: &mut Batch<'_>) -> Result<(), Fault> {
+    batch.all(Fate::InDoubt);
+    let mut ended = cancel_backends(connection, &batch.errands).await;
+    if ended.as_ref().is_err_and(Fault::is_fatal) {
+        return ended;
+    }
+    batch.heard = true;
+    if ended.is_err() && batch.errands.len() > 1 {
+        // One that it may not cancel spares the others.
+        ended = Ok(());
+        for errand in &mut batch.errands {
+            let one = cancel_backends(connection, std::slice::from_ref(errand)).await;
+            if one.as_ref().is_err_and(Fault::is_fatal) {
+                return one;
+            }
+            errand.fate = Fate::Answered;
+            ended = ended.and(one);
+        }
+    }
+    batch.all(Fate::Answered);
+    ended
+}
+
+/// The number alone may be somebody else's by now: the start has to be the same.
+#[cfg(feature = "sqlx-postgres")]
+async fn cancel_backends(connection: &mut PgConnection, errands: &[Errand<'_>]) -> Result<(), Fault> {
+    let wanted: Vec<String> = errands
         .iter()
-        .filter_map(|target| match target {
+        .filter_map(|errand| match errand.target {
             Identity::Postgres { pid, started } => Some(format!("({pid}, {started}::int8)")),
             Identity::MySql { .. } => None,
         })
@@ -161,14 +222,15 @@ async fn cancel_postgres(connection: &mut PgConnection, targets: &[&Identity]) -
          WHERE coalesce(a.state, '') NOT LIKE 'idle%'",
         wanted.join(", ")
     );
-    connection.execute(AssertSqlSafe(sql)).await?;
+    answered(connection.execute(AssertSqlSafe(sql))).await?;
     Ok(())
 }
 
-/// Kills the queries of those that are still the same and at it.
+/// Kills the queries of those that are still the same and at it, one by one: one that takes its time
+/// leaves nothing in doubt but itself.
 #[cfg(feature = "sqlx-mysql")]
-async fn kill_mysql(connection: &mut MySqlConnection, targets: &[&Identity]) -> Result<(), Fault> {
-    let ids = targets.iter().filter_map(|target| match target {
+async fn kill_mysql(connection: &mut MySqlConnection, batch: &mut Batch<'_>) -> Result<(), Fault> {
+    let ids = batch.errands.iter().filter_map(|errand| match errand.target {
         Identity::MySql { id, .. } => Some(id.to_string()),
         Identity::Postgres { .. } => None,
     });
@@ -177,20 +239,34 @@ async fn kill_mysql(connection: &mut MySqlConnection, targets: &[&Identity]) -> 
          WHERE ID IN ({}) AND COMMAND <> 'Sleep'",
         ids.collect::<Vec<_>>().join(", ")
     );
-    for row in sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection).await? {
-        let found = Identity::MySql { id: row.try_get(0)?, client: row.try_get(1)? };
-        if let Identity::MySql { id, .. } = &found
-            && targets.contains(&&found)
+    let mut busy = Vec::new();
+    for row in answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection)).await? {
+        busy.push(Identity::MySql { id: row.try_get(0)?, client: row.try_get(1)? });
+    }
+    batch.heard = true;
+    let mut ended = Ok(());
+    for errand in &mut batch.errands {
+        if let Identity::MySql { id, .. } = errand.target
+            && busy.contains(errand.target)
         {
-            match connection.execute(AssertSqlSafe(format!("KILL QUERY {id}"))).await {
+            errand.fate = Fate::InDoubt;
+            match answered(connection.execute(AssertSqlSafe(format!("KILL QUERY {id}")))).await {
                 Ok(_) => {}
                 // ER_NO_SUCH_THREAD: gone by itself.
-                Err(sqlx::Error::Database(error)) if is_gone(&*error) => {}
-                Err(error) => return Err(error.into()),
+                Err(Fault::Driver(sqlx::Error::Database(error))) if is_gone(&*error) => {}
+                Err(fault) if fault.is_fatal() => return Err(fault),
+                Err(fault) => ended = ended.and(Err(fault)),
             }
         }
+        errand.fate = Fate::Answered;
     }
-    Ok(())
+    ended
+}
+
+/// The server's answer, if it comes in time.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+async fn answered<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Fault> {
+    timeout(BOUND, answer).await.map_err(|_| Fault::Silent)?.map_err(Fault::Driver)
 }
 
 #[cfg(feature = "sqlx-mysql")]

@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use axum::{Router, body::Body, routing::any};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use http::{Request, StatusCode};
 use sea_orm::{ConnectionTrait, Database};
 use tokio::time::timeout;
@@ -12,10 +12,10 @@ use tower_sea_orm::DbSession;
 
 use crate::{
     cancel_running::{SERVERS, leave, running, sleep, sleeps_undisturbed},
-    exits::mark,
+    exits::{mark, marks},
     support::{
         database::{Kind, TestDb},
-        site::{BOUND, Site, port_of, value},
+        site::{BOUND, SIZE, Site, port_of, value},
         wait::{eventually, eventually_within},
         wire::Proxy,
     },
@@ -136,4 +136,52 @@ async fn after_a_late_cancel_a_connection_runs_something_of_its_own_first() {
         drop(session);
         site.assert_whole().await;
     }
+}
+
+#[tokio::test]
+async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
+    let kind = Kind::MySql;
+    let (site, proxy) = one_connection(kind, false).await;
+    let before = mark(&*site.layer.pool().session().await.unwrap()).await;
+    proxy.hold_back(cancel_of(kind));
+    leave(&site, site.layer.clone(), sleep(kind, 30.0)).await;
+    eventually("the cancel is on its way", async || proxy.held() == 1).await;
+    // Two seconds, and what a busy machine adds.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    proxy.let_go();
+    eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
+    assert_eq!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "the connection was closed");
+    site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_cancel_that_is_not_answered_costs_one_connection_and_not_those_asked_for_with_it() {
+    let kind = Kind::MySql;
+    let (site, proxy) = Site::behind_a_proxy(kind).await;
+    let site = site.layered(|layer| layer.cancel_running().acquire_timeout(BOUND));
+    let before = marks(site.layer.pool()).await;
+    let accepted = proxy.accepted();
+    // While it looks who is at it for the first, the others come in.
+    proxy.hold_back("COMMAND <> 'Sleep'");
+    let app = Router::new()
+        .route("/", any(async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 30.0)).await)))
+        .layer(site.layer.clone());
+    let requests: Vec<_> = (0..SIZE).map(|_| Box::pin(app.clone().oneshot(Request::new(Body::empty())))).collect();
+    let mut requests = join_all(requests);
+    let all_run = pin!(eventually("all run", async || running(site.view(), "sleep(").await == SIZE as usize));
+    assert!(matches!(select(&mut requests, all_run).await, Either::Right(_)), "a request has ended");
+    drop(requests);
+    eventually("the first is asked for", async || proxy.held() == 1).await;
+    // The lowest number: it begins no other one's.
+    let slow = before.first().unwrap();
+    proxy.hold_back(&format!("KILL QUERY {slow}"));
+    eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
+    proxy.let_go();
+    eventually("nothing runs", async || running(site.view(), "sleep(").await == 0).await;
+    assert_eq!(proxy.accepted() - accepted, 1, "the way for cancels is opened again");
+    let mut kept = before.clone();
+    kept.remove(slow);
+    let after = marks(site.layer.pool()).await;
+    assert!(after.is_superset(&kept) && !after.contains(slow), "{after:?} of {before:?}, without {slow}");
+    site.assert_whole().await;
 }
