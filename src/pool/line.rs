@@ -1,8 +1,8 @@
 //! [`Line`]: the connection that carries the requests to cancel.
 
+use std::fmt;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use std::future::Future;
-use std::{fmt, time::Duration};
+use std::{future::Future, time::Duration};
 
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use tokio::time::timeout;
