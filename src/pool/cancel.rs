@@ -40,6 +40,10 @@ impl SessionPool {
                     if let Some(finished) = self.stop(&mut call, target, &mut late, runtime).await {
                         break finished;
                     }
+                    if late.unanswered {
+                        // Those that were asked for with it come first: it may keep them waiting again.
+                        pause = LONGEST_PAUSE;
+                    }
                 }
             }
         };
