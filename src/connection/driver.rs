@@ -241,7 +241,7 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
 }
 
 /// Whether the server says farewell with this error.
-fn ends_connection(error: &dyn sqlx_core::error::DatabaseError) -> bool {
+pub(crate) fn ends_connection(error: &dyn sqlx_core::error::DatabaseError) -> bool {
     #[cfg(feature = "sqlx-mysql")]
     if let Some(error) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
         // ER_SERVER_SHUTDOWN, MariaDB's ER_CONNECTION_KILLED, ER_CLIENT_INTERACTION_TIMEOUT.

@@ -55,6 +55,7 @@ impl SessionPool {
     where
         F: Future<Output = Finished> + Unpin,
     {
+        tracing::debug!(target: "tower_sea_orm::pool", ?target, "asks the server to stop a statement that nobody waits for");
         let (id, reply) = self.request(Some(target), runtime);
         let (finished, reply) = match select(call, reply).await {
             Either::Right((reply, _)) => (None, reply.ok()),
@@ -62,6 +63,7 @@ impl SessionPool {
             // It is under way, and may be carried out after the statement's end.
             Either::Left((finished, reply)) => (Some(finished), reply.await.ok()),
         };
+        tracing::debug!(target: "tower_sea_orm::pool", ?reply, ended = finished.is_some(), "asked the server to stop a statement");
         match reply {
             Some(Reply::Unsent) => {}
             Some(Reply::Answered) => late.possible = true,

@@ -221,10 +221,9 @@ impl Shared {
     async fn answer(&self, line: &mut Option<Line>, requests: Vec<Request>) {
         let mut batch = Batch::new(requests.iter().filter_map(|request| request.target.as_ref()));
         let rested = line.is_some();
-        let broke = self.send(line, &mut batch).await;
-        if rested && broke && !batch.heard {
-            // The server has closed it since its last use, and carries out nothing that came on it.
-            batch.all(Fate::Untouched);
+        let fault = self.send(line, &mut batch).await;
+        if rested && fault.is_some_and(|fault| fault.is_over(&batch)) {
+            // The server has closed it since its last use.
             self.send(line, &mut batch).await;
         }
         let mut fates: VecDeque<Fate> = batch.errands.iter().map(|errand| errand.fate).collect();
@@ -240,8 +239,8 @@ impl Shared {
         }
     }
 
-    /// Sends `batch`, whose fates tell how far that came; true if the line broke.
-    async fn send(&self, line: &mut Option<Line>, batch: &mut Batch<'_>) -> bool {
+    /// Sends `batch`, whose fates tell how far that came; returns what broke the line.
+    async fn send(&self, line: &mut Option<Line>, batch: &mut Batch<'_>) -> Option<Fault> {
         if line.is_none() && !self.control.has_failed() {
             match timeout(BOUND, Line::open(&self.source)).await {
                 Ok(Ok((opened, route))) => {
@@ -252,11 +251,10 @@ impl Shared {
                 Err(_) => self.control.failed(&Fault::Silent),
             }
         }
-        let Some(open) = line else { return false };
-        let fault = open.cancel(batch).await.err();
+        let fault = line.as_mut()?.cancel(batch).await.err();
         self.control.obeyed(fault.as_ref());
-        let Some(fault) = fault.filter(Fault::is_fatal) else { return false };
+        let fault = fault.filter(Fault::is_fatal)?;
         *line = None;
-        !matches!(fault, Fault::Silent)
+        Some(fault)
     }
 }

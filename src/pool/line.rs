@@ -8,6 +8,8 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 
 use super::source::Source;
+#[cfg(feature = "_sqlx")]
+use crate::connection::ends_connection;
 use crate::connection::{Identity, Route};
 
 #[cfg(feature = "_sqlx")]
@@ -31,8 +33,6 @@ const BOUND: Duration = Duration::from_secs(4);
 /// What is to be stopped together, and what is known of it.
 pub(super) struct Batch<'a> {
     pub(super) errands: Vec<Errand<'a>>,
-    /// The server has answered something.
-    pub(super) heard: bool,
 }
 
 /// One that is to be stopped.
@@ -56,10 +56,16 @@ pub(super) enum Fate {
 impl<'a> Batch<'a> {
     pub(super) fn new(targets: impl Iterator<Item = &'a Identity>) -> Self {
         let errands = targets.map(|target| Errand { target, fate: Fate::Untouched }).collect();
-        Self { errands, heard: false }
+        Self { errands }
     }
 
-    pub(super) fn all(&mut self, fate: Fate) {
+    /// Whether nothing was sent that would stop anybody.
+    fn is_untouched(&self) -> bool {
+        self.errands.iter().all(|errand| errand.fate == Fate::Untouched)
+    }
+
+    #[cfg(feature = "sqlx-postgres")]
+    fn all(&mut self, fate: Fate) {
         self.errands.iter_mut().for_each(|errand| errand.fate = fate);
     }
 }
@@ -86,8 +92,21 @@ impl Fault {
     pub(super) fn is_fatal(&self) -> bool {
         match self {
             #[cfg(feature = "_sqlx")]
-            Self::Driver(sqlx::Error::Database(error)) => error.code().is_some_and(|code| code.starts_with("57P")),
+            Self::Driver(sqlx::Error::Database(error)) => ends_connection(&**error),
             _ => true,
+        }
+    }
+
+    /// Whether nothing can come any more of what was sent in `batch`, so that it may be sent again at once.
+    pub(super) fn is_over(&self, batch: &Batch<'_>) -> bool {
+        match self {
+            // The server has said that it ends the line: it reads nothing from it any more.
+            #[cfg(feature = "_sqlx")]
+            Self::Driver(sqlx::Error::Database(error)) if ends_connection(&**error) => true,
+            // The next one would not answer either.
+            Self::Silent => false,
+            #[allow(unreachable_patterns)]
+            _ => batch.is_untouched(),
         }
     }
 }
@@ -188,7 +207,6 @@ async fn cancel_postgres(connection: &mut PgConnection, batch: &mut Batch<'_>) -
     if ended.as_ref().is_err_and(Fault::is_fatal) {
         return ended;
     }
-    batch.heard = true;
     if ended.is_err() && batch.errands.len() > 1 {
         // One that it may not cancel spares the others.
         ended = Ok(());
@@ -243,7 +261,6 @@ async fn kill_mysql(connection: &mut MySqlConnection, batch: &mut Batch<'_>) -> 
     for row in answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection)).await? {
         busy.push(Identity::MySql { id: row.try_get(0)?, client: row.try_get(1)? });
     }
-    batch.heard = true;
     let mut ended = Ok(());
     for errand in &mut batch.errands {
         if let Identity::MySql { id, .. } = errand.target

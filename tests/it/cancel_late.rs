@@ -1,6 +1,6 @@
 //! Cancels that come late: a proxy holds them back until their statement has ended by itself.
 
-use std::{pin::pin, time::Duration};
+use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use axum::{Router, body::Body, routing::any};
 use futures_util::future::{Either, join_all, select};
@@ -12,9 +12,11 @@ use tower_sea_orm::DbSession;
 
 use crate::{
     cancel_running::{SERVERS, leave, running, sleep, sleeps_undisturbed},
+    cancel_storm::kill_control,
     exits::{mark, marks},
     support::{
         database::{Kind, TestDb},
+        logs,
         site::{BOUND, SIZE, Site, port_of, value},
         wait::{eventually, eventually_within},
         wire::Proxy,
@@ -31,6 +33,7 @@ fn cancel_of(kind: Kind) -> &'static str {
 
 /// A site that has one connection, so that whatever comes next runs on it.
 async fn one_connection(kind: Kind, transaction: bool) -> (Site, Proxy) {
+    logs::print();
     let test = TestDb::new(kind).await;
     let proxy = Proxy::start(port_of(test.url())).await;
     let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
@@ -105,6 +108,36 @@ async fn a_connection_whose_cancel_is_not_answered_serves_nobody_any_more() {
             })
             .await;
             assert_ne!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "{kind:?}: it is another one");
+        }
+    }
+}
+
+/// Whether the server ends the connection for cancels or the network does: what was sent on it may come yet.
+#[tokio::test]
+async fn a_connection_whose_cancel_got_lost_serves_nobody_any_more() {
+    for kind in SERVERS {
+        for cut in [false, true] {
+            let (site, proxy) = one_connection(kind, false).await;
+            let before = mark(&*site.layer.pool().session().await.unwrap()).await;
+            proxy.hold_back(cancel_of(kind));
+            leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
+            ended(&site, &proxy).await;
+            if cut {
+                // And no other can be opened.
+                proxy.refuse(true);
+                proxy.forsake();
+            } else {
+                kill_control(&site, &BTreeSet::from([before])).await;
+            }
+            eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
+            proxy.refuse(false);
+            proxy.let_go();
+            assert_ne!(
+                mark(&*site.layer.pool().session().await.unwrap()).await,
+                before,
+                "{kind:?}, {cut}: it is another one"
+            );
+            site.assert_whole().await;
         }
     }
 }

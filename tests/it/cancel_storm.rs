@@ -254,7 +254,7 @@ async fn without_a_connection_to_cancel_by_a_statement_is_waited_for() {
 }
 
 /// Ends all connections of the database but these; the observer's come again.
-async fn kill_control(site: &Site, but: &std::collections::BTreeSet<i64>) {
+pub async fn kill_control(site: &Site, but: &std::collections::BTreeSet<i64>) {
     let view = Database::connect(site.test.options(1)).await.unwrap();
     let own = mark(&view).await;
     let but = but.iter().chain([&own]).map(i64::to_string).collect::<Vec<_>>().join(", ");

@@ -4,6 +4,7 @@
 
 pub mod bouncer;
 pub mod database;
+pub mod logs;
 pub mod pool;
 pub mod servers;
 pub mod site;

@@ -44,6 +44,8 @@ struct Shared {
     /// What a chunk has in it that is held back on its way to the server.
     held_back: watch::Sender<Option<Vec<u8>>>,
     held: AtomicU64,
+    /// Whether those that have something held back are closed for their clients.
+    forsaken: watch::Sender<bool>,
     /// How often the connections were cut.
     cuts: watch::Sender<u64>,
 }
@@ -63,6 +65,7 @@ impl Proxy {
             frozen: watch::Sender::new(false),
             held_back: watch::Sender::new(None),
             held: AtomicU64::new(0),
+            forsaken: watch::Sender::new(false),
             cuts: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -112,6 +115,12 @@ impl Proxy {
     /// Forwards what was held back.
     pub fn let_go(&self) {
         self.shared.held_back.send_replace(None);
+    }
+
+    /// Closes the connections that have something held back, for their clients alone: it arrives all the
+    /// same once it is let go.
+    pub fn forsake(&self) {
+        self.shared.forsaken.send_replace(true);
     }
 
     /// How many connections have something held back.
@@ -218,7 +227,7 @@ async fn upstream(
         if lock(talk).client_says(chunk) {
             shared.requests.fetch_add(1, Ordering::SeqCst);
         }
-        let_go(shared, chunk).await;
+        let_go(shared, chunk, talk).await;
         to.write_all(chunk).await?;
     }
 }
@@ -231,8 +240,18 @@ async fn downstream(
     talk: &Mutex<Talk>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
+    let mut forsaken = shared.forsaken.subscribe();
     loop {
-        let read = from.read(&mut buffer).await?;
+        let is_forsaken = async { drop(forsaken.wait_for(|forsaken| *forsaken && lock(talk).is_held).await) };
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => Some(read?),
+            () = is_forsaken => None,
+        };
+        let Some(read) = read else {
+            let _ = to.shutdown().await;
+            // Its last words are for nobody.
+            return tokio::io::copy(&mut from, &mut tokio::io::sink()).await.map(drop);
+        };
         let delay = shared.delay_micros.load(Ordering::SeqCst);
         if delay > 0 {
             tokio::time::sleep(Duration::from_micros(delay)).await;
@@ -254,7 +273,7 @@ async fn thawed(shared: &Shared) {
 }
 
 /// Waits until `chunk` is not held back.
-async fn let_go(shared: &Shared, chunk: &[u8]) {
+async fn let_go(shared: &Shared, chunk: &[u8], talk: &Mutex<Talk>) {
     let mut held_back = shared.held_back.subscribe();
     let passes = |what: &Option<Vec<u8>>| {
         !what.as_ref().is_some_and(|what| chunk.windows(what.len()).any(|window| window == what))
@@ -262,9 +281,11 @@ async fn let_go(shared: &Shared, chunk: &[u8]) {
     if passes(&held_back.borrow_and_update()) {
         return;
     }
+    lock(talk).is_held = true;
     shared.held.fetch_add(1, Ordering::SeqCst);
     let _ = held_back.wait_for(passes).await;
     shared.held.fetch_sub(1, Ordering::SeqCst);
+    lock(talk).is_held = false;
 }
 
 /// Locks `talk`, which no panic leaves half-changed.
@@ -276,6 +297,8 @@ fn lock(talk: &Mutex<Talk>) -> std::sync::MutexGuard<'_, Talk> {
 #[derive(Debug, Default)]
 struct Talk {
     client_spoke_last: bool,
+    /// What the client said last is held back.
+    is_held: bool,
     log_in: LogIn,
 }
 
