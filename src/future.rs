@@ -278,10 +278,10 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
     where
         Respond: OnError<B>,
     {
-        let failure = match &ended {
-            Ended::Failed(error) => Some(error.clone()),
+        let failure = match (&ended, guard.lost()) {
+            (Ended::Failed(error), _) => Some(error.clone()),
             // Whatever the rule made of it: what the handler believes to be there is not.
-            _ if is_success(response.status(), response.headers()) => guard.lost(),
+            (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
             _ if !response.status().is_server_error() || self.keep_handler_errors => None,
             _ => guard.failure(),
         };
