@@ -30,7 +30,7 @@ mod witness;
 #[path = "../../reliability/work.rs"]
 mod work;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::Router;
 use sea_orm::DatabaseConnection;
@@ -66,8 +66,8 @@ async fn main() {
         let site = Arc::new(new_site(service, Plan { size: 6, ..Plan::default() }).await);
         soak::soak_on(&site, requests(), &mut row).await;
         site.judge(&mut row).await;
-        row.notes.retain(|note| note.starts_with("did not recover"));
         let (kept, all) = row.kept();
+        row.notes = summed_up(&row.notes);
         row.notes.insert(0, format!("keeps {kept} of {all}"));
         let _ = row.finish();
     }
@@ -75,6 +75,17 @@ async fn main() {
 
 async fn new_site(service: fn(&Plan, DatabaseConnection, Arc<Court>) -> (Router, Idle), plan: Plan) -> Site {
     Site::over(TestDb::new(database::Kind::Postgres).await, plan, |url| url, service).await
+}
+
+/// From which faults it did not recover, and how often; of the other notes, none.
+fn summed_up(notes: &[String]) -> Vec<String> {
+    let mut faults = BTreeMap::new();
+    for note in notes {
+        if let Some((fault, _)) = note.strip_prefix("did not recover from ").and_then(|note| note.split_once(" at ")) {
+            *faults.entry(fault.to_lowercase()).or_insert(0) += 1;
+        }
+    }
+    faults.into_iter().map(|(fault, times)| format!("did not recover from {fault} ({times}×)")).collect()
 }
 
 /// How many faults each conversation gets.
