@@ -16,7 +16,6 @@ use crate::{
     exits::{mark, marks},
     support::{
         database::{Kind, TestDb},
-        logs,
         site::{BOUND, SIZE, Site, port_of, value},
         wait::{eventually, eventually_within},
         wire::Proxy,
@@ -31,9 +30,16 @@ fn cancel_of(kind: Kind) -> &'static str {
     if kind == Kind::Postgres { "pg_cancel_backend" } else { "KILL QUERY" }
 }
 
+/// From here on, this test's log is printed, which a failed one shows.
+fn print_log() {
+    let levels = tracing_subscriber::EnvFilter::new("tower_sea_orm=debug");
+    // A second one in the same process is of no use.
+    let _ = tracing_subscriber::fmt().with_env_filter(levels).with_test_writer().try_init();
+}
+
 /// A site that has one connection, so that whatever comes next runs on it.
 async fn one_connection(kind: Kind, transaction: bool) -> (Site, Proxy) {
-    logs::print();
+    print_log();
     let test = TestDb::new(kind).await;
     let proxy = Proxy::start(port_of(test.url())).await;
     let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();

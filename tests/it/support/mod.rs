@@ -4,7 +4,6 @@
 
 pub mod bouncer;
 pub mod database;
-pub mod logs;
 pub mod pool;
 pub mod servers;
 pub mod site;
