@@ -91,7 +91,9 @@ struct Burst {
 }
 
 impl Pressure {
-    pub(crate) fn failed(&self, error: &Error, status: Status, waited: Duration) {
+    /// Tells the log, at most once a second. Only then the `status` is asked for: where many are turned away,
+    /// that must not take long.
+    pub(crate) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
         let mut burst = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if burst.told.is_some_and(|told| told.elapsed() < Duration::from_secs(1)) {
             burst.untold += 1;
@@ -100,6 +102,7 @@ impl Pressure {
         burst.told = Some(Instant::now());
         let suppressed = std::mem::take(&mut burst.untold);
         drop(burst);
+        let status = status();
         tracing::warn!(
             target: "tower_sea_orm::pool",
             in_use = status.in_use, waiting = status.waiting, limit = status.limit,

@@ -80,7 +80,7 @@ impl SessionPool {
     }
 
     pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
-        self.pressure().failed(&error, self.status(), waited);
+        self.pressure().failed(&error, || self.status(), waited);
         error
     }
 
