@@ -50,6 +50,22 @@ async fn one_connection(kind: Kind, transaction: bool) -> (Site, Proxy) {
     (site, proxy)
 }
 
+/// The number of the only connection.
+async fn only(site: &Site) -> i64 {
+    mark(&*site.layer.pool().session().await.unwrap()).await
+}
+
+/// Such a site, whose connection's statement has been left and has ended while its cancel is held back; and
+/// the connection's number.
+async fn with_a_late_cancel(kind: Kind, transaction: bool) -> (Site, Proxy, i64) {
+    let (site, proxy) = one_connection(kind, transaction).await;
+    let before = only(&site).await;
+    proxy.hold_back(cancel_of(kind));
+    leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
+    ended(&site, &proxy).await;
+    (site, proxy, before)
+}
+
 /// Waits until the statement has ended whose cancel is held back.
 async fn ended(site: &Site, proxy: &Proxy) {
     eventually("the cancel is on its way", async || proxy.held() == 1).await;
@@ -80,11 +96,7 @@ async fn innocent(site: &Site, meanwhile: impl AsyncFnOnce()) {
 async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
     for kind in SERVERS {
         for transaction in [false, true] {
-            let (site, proxy) = one_connection(kind, transaction).await;
-            let before = mark(&*site.layer.pool().session().await.unwrap()).await;
-            proxy.hold_back(cancel_of(kind));
-            leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
-            ended(&site, &proxy).await;
+            let (site, proxy, before) = with_a_late_cancel(kind, transaction).await;
             innocent(&site, async || {
                 // It waits; if it did not, it would run by then.
                 let runs = eventually("it runs", async || running(site.view(), "sleep(0.9)").await > 0);
@@ -93,7 +105,7 @@ async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
                 assert!(!runs, "{kind:?}: it runs on a connection whose cancel is under way");
             })
             .await;
-            assert_eq!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "{kind:?}: it is the same");
+            assert_eq!(only(&site).await, before, "{kind:?}: it is the same");
         }
     }
 }
@@ -102,18 +114,14 @@ async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
 async fn a_connection_whose_cancel_is_not_answered_serves_nobody_any_more() {
     for kind in SERVERS {
         for transaction in [false, true] {
-            let (site, proxy) = one_connection(kind, transaction).await;
-            let before = mark(&*site.layer.pool().session().await.unwrap()).await;
-            proxy.hold_back(cancel_of(kind));
-            leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
-            ended(&site, &proxy).await;
+            let (site, proxy, before) = with_a_late_cancel(kind, transaction).await;
             innocent(&site, async || {
                 let runs = async || running(site.view(), "sleep(0.9)").await > 0;
                 eventually_within(BOUND, "nobody waits for an answer any more", runs).await;
                 proxy.let_go();
             })
             .await;
-            assert_ne!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "{kind:?}: it is another one");
+            assert_ne!(only(&site).await, before, "{kind:?}: it is another one");
         }
     }
 }
@@ -123,11 +131,7 @@ async fn a_connection_whose_cancel_is_not_answered_serves_nobody_any_more() {
 async fn a_connection_whose_cancel_got_lost_serves_nobody_any_more() {
     for kind in SERVERS {
         for cut in [false, true] {
-            let (site, proxy) = one_connection(kind, false).await;
-            let before = mark(&*site.layer.pool().session().await.unwrap()).await;
-            proxy.hold_back(cancel_of(kind));
-            leave(&site, site.layer.clone(), sleep(kind, LEFT)).await;
-            ended(&site, &proxy).await;
+            let (site, proxy, before) = with_a_late_cancel(kind, false).await;
             if cut {
                 // And no other can be opened.
                 proxy.refuse(true);
@@ -138,11 +142,7 @@ async fn a_connection_whose_cancel_got_lost_serves_nobody_any_more() {
             eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
             proxy.refuse(false);
             proxy.let_go();
-            assert_ne!(
-                mark(&*site.layer.pool().session().await.unwrap()).await,
-                before,
-                "{kind:?}, {cut}: it is another one"
-            );
+            assert_ne!(only(&site).await, before, "{kind:?}, {cut}: it is another one");
             site.assert_whole().await;
         }
     }
@@ -181,7 +181,7 @@ async fn after_a_late_cancel_a_connection_runs_something_of_its_own_first() {
 async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
     let kind = Kind::MySql;
     let (site, proxy) = one_connection(kind, false).await;
-    let before = mark(&*site.layer.pool().session().await.unwrap()).await;
+    let before = only(&site).await;
     proxy.hold_back(cancel_of(kind));
     leave(&site, site.layer.clone(), sleep(kind, 30.0)).await;
     eventually("the cancel is on its way", async || proxy.held() == 1).await;
@@ -189,7 +189,7 @@ async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     proxy.let_go();
     eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
-    assert_eq!(mark(&*site.layer.pool().session().await.unwrap()).await, before, "the connection was closed");
+    assert_eq!(only(&site).await, before, "the connection was closed");
     site.assert_whole().await;
 }
 
