@@ -189,7 +189,7 @@
 //!
 //! | what happened | the layer's answer | `Retry-After` |
 //! |---|---|---|
-//! | no connection within `acquire_timeout`, `max_waiting` others in the queue already, database down, pool closed | 503 | 1–3 s, random |
+//! | no connection within `acquire_timeout`, too many others in the queue already ([`max_waiting`](SessionPool::max_waiting)), database down, pool closed | 503 | 1–3 s, random |
 //! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random; none if the session had run a statement before |
 //! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if something of the request was committed |
 //! | the connection was taken away by [`max_hold`](SessionPool::max_hold): an answer below 400 whose transaction was lost by it, or a 5xx | 504 | – |

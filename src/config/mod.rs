@@ -77,7 +77,7 @@ use crate::{Error, SessionPool, error::Kind};
 /// | `statement_timeout` | | time | | When the server gives a statement up. |
 /// | `reserve` | | number | 0 | [`SessionPool::reserve`] |
 /// | `release_timeout` | | time | 5 s | [`SessionPool::release_timeout`] |
-/// | `max_waiting` | | number | 20 × `max_connections` | [`SessionPool::max_waiting`] |
+/// | `max_waiting` | | number | by the pace, 20 × `max_connections` at least | [`SessionPool::max_waiting`] |
 /// | `warm` | | switch | true | [`SessionPool::warm`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
 ///

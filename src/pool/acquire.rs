@@ -1,12 +1,15 @@
 //! Acquiring: waiting in the queue, fetching from the driver, and telling why it failed.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join;
 use sea_orm::{ConnAcquireErr, DbErr};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
-use super::{SessionPool, checkout::CheckedOut, current::current, holders::Wait, ticket::Ticket};
+use super::{Holder, SessionPool, checkout::CheckedOut, current::current, holders::Wait, ticket::Ticket};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -46,7 +49,7 @@ impl SessionPool {
         let started = Instant::now();
         let request = current();
         let Some(receiver) = self.shared.queue.join(self, runtime, request.clone()) else {
-            return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
+            return Err(self.turn_away(request).await);
         };
         let mut waiting = Waiting { receiver, pool: self, done: false, _wait: Wait::of(request.clone()) };
         if let Some(request) = request {
@@ -71,6 +74,16 @@ impl SessionPool {
                 Err(self.fail(error, waited))
             }
         }
+    }
+
+    /// There is no room to wait.
+    async fn turn_away(&self, request: Option<Arc<dyn Holder>>) -> Error {
+        let error = self.fail(Kind::Crowded.into(), Duration::ZERO);
+        // Others may wait for what it holds.
+        if !request.is_some_and(|request| self.holds_one(&request)) {
+            self.shared.refusals.keep(self.settings.acquire_timeout).await;
+        }
+        error
     }
 
     /// Opens one connection beside the pool and closes it again.

@@ -15,8 +15,11 @@ mod holders;
 mod line;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod outer;
+mod pace;
 mod ping;
 mod queue;
+mod rate;
+mod refusals;
 mod reset;
 mod second;
 mod source;
@@ -38,7 +41,8 @@ pub(crate) use self::{
     text::Text,
 };
 use self::{
-    closing::Closing, control::Control, holders::Holders, outer::Outer, queue::Queue, second::Second, source::Source,
+    closing::Closing, control::Control, holders::Holders, outer::Outer, queue::Queue, refusals::Refusals,
+    second::Second, source::Source,
 };
 use crate::{
     error::{Error, Kind},
@@ -50,8 +54,11 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const WARN_HOLD: Duration = Duration::from_secs(10);
 
-/// How many may wait for each connection.
+/// How many may wait for each connection, however slow they are.
 const WAITING_PER_CONNECTION: u32 = 20;
+
+/// Those may wait as well who can expect their turn within this time.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its clones.
 ///
@@ -91,6 +98,7 @@ struct Shared {
     probe: ping::Probes,
     holders: Holders,
     second: Second,
+    refusals: Refusals,
     closing: Closing,
     /// Only a test's pool has one.
     outer: Option<Outer>,
@@ -109,6 +117,14 @@ pub(crate) struct Settings {
     pub(crate) cancel_running: bool,
     pub(crate) warn_hold: Duration,
     pub(crate) max_hold: Duration,
+}
+
+/// Who may wait.
+struct Room {
+    /// So many in any case.
+    certain: usize,
+    /// And as many as can expect their turn within this time.
+    patience: Duration,
 }
 
 /// What a [`SessionPool`] is doing right now.
@@ -186,6 +202,7 @@ impl SessionPool {
             probe: ping::Probes::default(),
             holders: Holders::default(),
             second: Second::default(),
+            refusals: Refusals::default(),
             closing: Closing::default(),
             outer,
         };
@@ -231,9 +248,14 @@ impl SessionPool {
         self
     }
 
-    /// How many may wait for a connection at the same time. One more is answered at once, as exhausted: it
-    /// would only find its client gone when its turn came. Default: 20 for each of the pool's
-    /// `max_connections`.
+    /// How many may wait for a connection at the same time. One more is turned away, as exhausted: it
+    /// would only find its client gone when its turn came. Default: as many as can expect their turn
+    /// within a second (or half of `acquire_timeout` where that is less), by the pace of the last one; but
+    /// 20 for each of the pool's `max_connections` in any case.
+    ///
+    /// Who is turned away is told at once. Where there are more than 250 in a second, the others are
+    /// told after half a second, so that clients that ask again without a pause do not take the processor
+    /// from those that have a connection.
     ///
     /// Those for whom a connection can still be opened do not count. With 0 nobody waits for another
     /// one's connection.
@@ -309,9 +331,15 @@ impl SessionPool {
     }
 
     /// How many may be in the queue besides those for whom a connection is still to be had.
-    fn waiting_room(&self) -> usize {
+    fn waiting_room(&self) -> Room {
+        if let Some(waiting) = self.settings.max_waiting {
+            return Room { certain: waiting as usize, patience: Duration::ZERO };
+        }
         let max = self.shared.source.max_connections().unwrap_or(u32::MAX);
-        self.settings.max_waiting.unwrap_or(max.saturating_mul(WAITING_PER_CONNECTION)) as usize
+        Room {
+            certain: max.saturating_mul(WAITING_PER_CONNECTION) as usize,
+            patience: PATIENCE.min(self.settings.acquire_timeout / 2),
+        }
     }
 
     /// Whether sessions pass their statements through (mock, proxy, plain handles).

@@ -12,10 +12,11 @@ use std::{
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
-    SessionPool, Status,
+    Room, SessionPool, Status,
     acquire::{self, Lease},
     checkout::CheckedOut,
     holders::{Holder, is_same},
+    pace::Pace,
     ticket::Ticket,
     warm::Warm,
 };
@@ -42,6 +43,7 @@ struct State {
     cooling: u32,
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
+    pace: Pace,
     last_visit: Option<Instant>,
     /// Somebody took a connection that was just returned: until then there may be more who wait.
     plain_users_until: Option<Instant>,
@@ -95,7 +97,7 @@ impl Queue {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
         let free = pool.limit().saturating_sub(state.out) as usize;
-        if state.live_waiters() >= pool.waiting_room().saturating_add(free) {
+        if state.is_full(&pool.waiting_room(), free) {
             return None;
         }
         state.next += 1;
@@ -146,7 +148,7 @@ impl Queue {
     /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
     pub(super) fn hand_over(&self, mut connection: CheckedOut) -> Option<CheckedOut> {
         loop {
-            let Some(waiter) = self.lock().oldest() else { return Some(connection) };
+            let Some(waiter) = self.lock().next_turn() else { return Some(connection) };
             connection = waiter.give(connection)?;
         }
     }
@@ -159,7 +161,7 @@ impl Queue {
             if state.is_plain_users_turn(max) {
                 return Placed::Left(connection);
             }
-            let Some(waiter) = state.oldest() else {
+            let Some(waiter) = state.next_turn() else {
                 if max < 2 {
                     return Placed::Left(connection);
                 }
@@ -314,17 +316,28 @@ impl State {
         connections
     }
 
-    /// How many wait. Exact where it matters: those that have given up are swept before they count.
-    fn live_waiters(&mut self) -> usize {
-        if self.gone > 0 {
+    /// Whether nobody is let in but the `free` for whom there is a connection.
+    fn is_full(&mut self, room: &Room, free: usize) -> bool {
+        let certain = room.certain.saturating_add(free);
+        let is_near = self.waiters.len() <= certain.saturating_mul(2);
+        if self.gone > 0 && self.waiters.len() >= certain && is_near {
+            // Exact where it can matter: those that have given up do not count.
             self.sweep();
         }
-        self.waiters.len()
+        let waiting = self.waiters.len().saturating_sub(self.gone);
+        waiting >= certain && waiting >= self.pace.within(room.patience).saturating_add(free)
     }
 
     fn sweep(&mut self) {
         self.waiters.retain(Waiter::is_live);
         self.gone = 0;
+    }
+
+    /// The waiter that gets the next connection.
+    fn next_turn(&mut self) -> Option<Waiter> {
+        let waiter = self.oldest()?;
+        self.pace.turn();
+        Some(waiter)
     }
 
     fn oldest(&mut self) -> Option<Waiter> {

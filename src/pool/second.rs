@@ -3,12 +3,9 @@
 //! Each may be served when another one's session ends. Where all who hold a connection wait, none
 //! would end before the acquire time-out: one of them gets an error at once.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Grip, Holder, SessionPool, holders::is_same};
+use super::{Grip, Holder, SessionPool, holders::is_same, rate::Rate};
 use crate::error::{Error, Kind};
 
 /// How many lines of the log a second may have.
@@ -20,8 +17,7 @@ pub(super) struct Second(Mutex<Lines>);
 
 #[derive(Default)]
 struct Lines {
-    since: Option<Instant>,
-    told: u32,
+    rate: Rate,
     untold: u32,
 }
 
@@ -29,14 +25,10 @@ impl Second {
     /// How many lines were held back since the last one, if another one may be written now.
     fn may_tell(&self) -> Option<u32> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
-            (lines.since, lines.told) = (Some(Instant::now()), 0);
-        }
-        if lines.told == LINES {
+        if !lines.rate.allows(LINES) {
             lines.untold += 1;
             return None;
         }
-        lines.told += 1;
         Some(std::mem::take(&mut lines.untold))
     }
 }
@@ -46,9 +38,7 @@ impl SessionPool {
     /// anybody can go on.
     pub(super) fn look_for_deadlock(&self, request: Arc<dyn Holder>) {
         let holders = self.shared.holders.all();
-        let is_own = |holder: &Arc<dyn Holder>| holder.clone().request().is_some_and(|own| is_same(&own, &request));
-        let holds = holders.iter().any(|holder| is_own(holder) && holder.grip() != Grip::None);
-        if !holds {
+        if !holds_one(&holders, &request) {
             return;
         }
         if let Some(suppressed) = self.shared.second.may_tell() {
@@ -62,6 +52,11 @@ impl SessionPool {
             );
         }
         self.break_deadlock(&holders);
+    }
+
+    /// Whether `request` holds a connection.
+    pub(super) fn holds_one(&self, request: &Arc<dyn Holder>) -> bool {
+        holds_one(&self.shared.holders.all(), request)
     }
 
     /// Something has changed for a request that waits: looks whether anybody can still go on.
@@ -82,4 +77,10 @@ impl SessionPool {
             tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
         }
     }
+}
+
+/// Whether one of `holders` is of `request`, and has not given its connection back.
+fn holds_one(holders: &[Arc<dyn Holder>], request: &Arc<dyn Holder>) -> bool {
+    let is_own = |holder: &Arc<dyn Holder>| holder.clone().request().is_some_and(|own| is_same(&own, request));
+    holders.iter().any(|holder| is_own(holder) && holder.grip() != Grip::None)
 }

@@ -37,10 +37,13 @@ struct Load {
     /// In microseconds, until a rejection and until an answer.
     slowest_rejection: AtomicU64,
     slowest_answer: AtomicU64,
+    /// While all clients were at it.
+    served_per_second: AtomicU64,
+    /// In microseconds, until all had their last answer.
+    took: AtomicU64,
 }
 
-async fn app(db: &sea_orm::DatabaseConnection) -> (SessionPool, Router) {
-    let pool = session_pool(db.clone()).acquire_timeout(Duration::from_secs(5));
+fn app(pool: &SessionPool) -> Router {
     let handler = async |db: DbSession| {
         let query = Statement::from_string(DbBackend::Postgres, "SELECT pg_sleep(0.005)");
         db.query_one_raw(query).await.map(drop).map_err(|error: DbErr| error.to_string())
@@ -51,18 +54,19 @@ async fn app(db: &sea_orm::DatabaseConnection) -> (SessionPool, Router) {
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     };
-    (pool.clone(), Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool)))
+    Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()))
 }
 
 /// `clients` in a closed loop, each a task; one that was rejected comes back after `pause`.
 async fn load(app: &Router, clients: usize, pause: Duration) -> Arc<Load> {
     let (load, stop) = (Arc::new(Load::default()), Arc::new(AtomicBool::new(false)));
+    let started = Instant::now();
     let tasks: Vec<_> = (0..clients)
         .map(|_| {
             let (app, load, stop) = (app.clone(), load.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    if !load.one(&app).await {
+                    if !load.one(&app).await && !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
                 }
@@ -71,10 +75,17 @@ async fn load(app: &Router, clients: usize, pause: Duration) -> Arc<Load> {
         .collect();
     tokio::time::sleep(SPAN).await;
     stop.store(true, Ordering::Relaxed);
+    let served = load.served.load(Ordering::Relaxed);
+    load.served_per_second.store(served * 1_000_000 / micros(started), Ordering::Relaxed);
     for task in join_all(tasks).await {
         task.unwrap();
     }
+    load.took.store(micros(started), Ordering::Relaxed);
     load
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap()
 }
 
 impl Load {
@@ -83,7 +94,7 @@ impl Load {
         let started = Instant::now();
         let answer =
             timeout(BOUND, app.clone().oneshot(Request::new(Body::empty()))).await.expect("an answer").unwrap();
-        let took = u64::try_from(started.elapsed().as_micros()).unwrap();
+        let took = micros(started);
         let served = match answer.status() {
             StatusCode::OK => true,
             StatusCode::SERVICE_UNAVAILABLE => false,
@@ -96,6 +107,25 @@ impl Load {
         slowest.fetch_max(took, Ordering::Relaxed);
         served
     }
+
+    fn tell(&self, clients: usize) {
+        let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        eprintln!(
+            "{clients} clients: {} served/s, {} rejected; slowest answer {} ms, slowest rejection {} ms",
+            get(&self.served_per_second),
+            get(&self.rejected),
+            get(&self.slowest_answer) / 1000,
+            get(&self.slowest_rejection) / 1000,
+        );
+    }
+}
+
+async fn all_are_back(pool: &SessionPool) {
+    eventually("all are back", async || {
+        let status = pool.status();
+        (status.in_use, status.waiting, status.acquiring) == (0, 0, 0)
+    })
+    .await;
 }
 
 /// The target is a goodput within 10 % of the best; `tests/run overload --no-capture` prints it.
@@ -103,25 +133,118 @@ impl Load {
 async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(CONNECTIONS).await;
-    let (pool, app) = app(&db).await;
-    for clients in [10, 50, 200, 1000] {
-        let load = load(&app, clients, Duration::from_millis(500)).await;
-        let rejected = load.rejected.load(Ordering::Relaxed);
-        eprintln!(
-            "{clients} clients: {} served, {rejected} rejected; slowest answer {} ms, slowest rejection {} ms",
-            load.served.load(Ordering::Relaxed),
-            load.slowest_answer.load(Ordering::Relaxed) / 1000,
-            load.slowest_rejection.load(Ordering::Relaxed) / 1000,
-        );
-        // 200 may wait, and 10 are served.
-        assert_eq!(rejected > 0, clients > 210, "{clients} clients: {rejected} rejected");
-        eventually("all are back", async || {
-            let status = pool.status();
-            (status.in_use, status.waiting, status.acquiring) == (0, 0, 0)
-        })
-        .await;
+    let pool = session_pool(db.clone()).acquire_timeout(Duration::from_secs(5)).max_waiting(200);
+    let app = app(&pool);
+    for pause in [Duration::from_millis(500), Duration::ZERO] {
+        eprintln!("a pause of {pause:?} after a rejection");
+        for clients in [10, 50, 200, 1000] {
+            let load = load(&app, clients, pause).await;
+            load.tell(clients);
+            let rejected = load.rejected.load(Ordering::Relaxed);
+            // 200 may wait, and 10 are served.
+            assert_eq!(rejected > 0, clients > 210, "{clients} clients: {rejected} rejected");
+            // However soon they come again: 250 a second are told at once, the others after half a second.
+            let halves = load.took.load(Ordering::Relaxed) / 500_000 + 1;
+            assert!(rejected <= halves * (250 + clients as u64), "{clients} clients: {rejected} rejected");
+            all_are_back(&pool).await;
+        }
     }
     assert_whole(&test, &db, CONNECTIONS).await;
+}
+
+/// By default it is the time in the queue that counts: where connections come back fast, many may wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
+    const CLIENTS: usize = 400;
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(CONNECTIONS).await;
+    let pool = session_pool(db.clone());
+    let app = app(&pool);
+    // However slow the machine, sooner or later 400 get their turn within a second.
+    let started = Instant::now();
+    loop {
+        let load = load(&app, CLIENTS, Duration::ZERO).await;
+        load.tell(CLIENTS);
+        if load.rejected.load(Ordering::Relaxed) == 0 {
+            break;
+        }
+        assert!(started.elapsed() < BOUND, "400 are never let in");
+    }
+    // Where none comes back there is room for 20 each, and that is what is left of it.
+    let held = join_all((0..CONNECTIONS).map(|_| pool.session())).await;
+    let waiting: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.session().await.map(drop) })
+        })
+        .collect();
+    eventually("they wait", async || pool.status().waiting >= 200).await;
+    eventually("the last one is not let in", async || {
+        let one_more = timeout(Duration::from_millis(600), pool.session());
+        matches!(one_more.await, Ok(Err(error)) if error.is_exhausted())
+    })
+    .await;
+    waiting.into_iter().for_each(|waiter| waiter.abort());
+    drop(held);
+    all_are_back(&pool).await;
+    assert_whole(&test, &db, CONNECTIONS).await;
+}
+
+/// On a clock that stands still unless somebody sleeps.
+#[tokio::test]
+async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_never_too_late() {
+    for (acquire_timeout, kept) in [(5000, 500), (200, 200)] {
+        let test = TestDb::new(Kind::SqliteFile).await;
+        let db = test.connect(1).await;
+        let pool = session_pool(db.clone()).max_waiting(0).acquire_timeout(Duration::from_millis(acquire_timeout));
+        let held = pool.session().await.unwrap();
+        tokio::time::pause();
+        let refused = async || {
+            let started = tokio::time::Instant::now();
+            assert!(pool.session().await.map(drop).unwrap_err().is_exhausted());
+            started.elapsed().as_millis()
+        };
+        for number in 0..250 {
+            assert_eq!(refused().await, 0, "number {number}");
+        }
+        // A second of the real clock may have gone by: then it begins anew.
+        let mut at_once = 250;
+        let last = loop {
+            match refused().await {
+                0 => at_once += 1,
+                took => break took,
+            }
+            assert!(at_once < 10_000, "nobody is kept");
+        };
+        // The clock goes in whole milliseconds.
+        assert!((kept..=kept + 2).contains(&last), "kept for {last} ms");
+        tokio::time::resume();
+        drop(held);
+        assert_whole(&test, &db, 1).await;
+    }
+}
+
+/// Others may be waiting for what it holds.
+#[tokio::test]
+async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_second_one() {
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let db = test.connect(1).await;
+    let pool = session_pool(db.clone()).max_waiting(0);
+    let handler = async |session: DbSession| {
+        tokio::time::pause();
+        let started = tokio::time::Instant::now();
+        for _ in 0..1000 {
+            assert!(session.pool().session().await.map(drop).unwrap_err().is_exhausted());
+        }
+        let took = started.elapsed().as_millis().to_string();
+        tokio::time::resume();
+        took
+    };
+    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool));
+    let answer = app.oneshot(Request::new(Body::empty())).await.unwrap();
+    let took = axum::body::to_bytes(answer.into_body(), 100).await.unwrap();
+    assert_eq!(took, "0");
+    assert_whole(&test, &db, 1).await;
 }
 
 #[tokio::test]

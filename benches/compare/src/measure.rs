@@ -86,8 +86,11 @@ fn arguments(service: &Service, endpoint: &Endpoint, clients: usize) -> Vec<Stri
 /// A load for some time.
 pub fn sample(cell: Cell<'_>, time: &Time, service: &Service, server: &Server) -> Result<Sample, Failure> {
     let mut arguments = arguments(service, cell.endpoint, cell.clients);
-    let warm_up = if cell.endpoint.is_slow() { time.warm_up.max(1.0) } else { time.warm_up };
-    arguments.extend(["--warm-up".to_owned(), warm_up.to_string(), "--seconds".to_owned(), time.seconds.to_string()]);
+    let takes_long = cell.endpoint.is_slow() || cell.part == Part::Overload;
+    let warm_up = if takes_long { time.warm_up.max(1.0) } else { time.warm_up };
+    // A refusal may come after half a second.
+    let seconds = if cell.part == Part::Overload { time.seconds.max(1.5) } else { time.seconds };
+    arguments.extend(["--warm-up".to_owned(), warm_up.to_string(), "--seconds".to_owned(), seconds.to_string()]);
     let mut load = Load::start(&arguments, cell.processor)?;
     load.expect("begin")?;
     process::reset_peak(service.pid())?;

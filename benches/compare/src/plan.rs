@@ -54,7 +54,7 @@ pub struct Time {
     pub seconds: f64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Plan {
     subjects: Vec<Subject>,
     parts: Vec<String>,
@@ -64,7 +64,10 @@ struct Plan {
     quick: bool,
 }
 
-const PARTS: [&str; 5] = ["direct", "trips", "delayed", "one-core", "memory"];
+const PARTS: [&str; 6] = ["direct", "trips", "delayed", "one-core", "overload", "memory"];
+
+/// As many as can be served at their best, and many more.
+pub const CROWDS: [usize; 3] = [32, 128, 1000];
 const KNOWN: [&str; 9] = ["quick", "only", "part", "rounds", "seconds", "warm-up", "clients", "url", "results"];
 
 /// The requests that wait at the same time when memory is measured.
@@ -125,6 +128,11 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     if plan.has("one-core") {
         one_core(&plan, &mut server, &mut results).await?;
     }
+    if plan.has("overload") {
+        let crowded = Plan { subjects: plan.subjects.iter().copied().filter(is_crowded).collect(), ..plan.clone() };
+        let services = crowded.start(&server.url, Start::default())?;
+        rounds(&crowded, Part::Overload, &services, &mut server, &mut results).await?;
+    }
     if plan.has("memory") {
         for subject in &plan.subjects {
             say(&format!("memory: {}", subject.name()));
@@ -148,6 +156,7 @@ async fn rounds(
 ) -> Result<(), Failure> {
     let (clients, processor): (&[usize], _) = match part {
         Part::OneCore => (&[128], Some("1")),
+        Part::Overload => (&CROWDS, None),
         Part::Direct | Part::Delayed => (&plan.clients, None),
     };
     let mut random = 0x9E37_79B9_7F4A_7C15;
@@ -184,7 +193,13 @@ fn belongs(endpoint: &Endpoint, part: Part) -> bool {
     match part {
         Part::Direct => true,
         Part::Delayed | Part::OneCore => matches!(endpoint.name, "one" | "five" | "touch"),
+        Part::Overload => matches!(endpoint.name, "one" | "slow" | "slow-release"),
     }
+}
+
+/// Who is put under more load than there are connections: this crate, and what it is measured against.
+fn is_crowded(subject: &Subject) -> bool {
+    subject.is_ours() || *subject == Subject::SeaOrm
 }
 
 /// Round trips are counted first, then made longer.

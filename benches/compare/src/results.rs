@@ -24,6 +24,8 @@ pub enum Part {
     Delayed,
     /// One processor for the service.
     OneCore,
+    /// Many more clients than connections.
+    Overload,
 }
 
 /// One subject, one endpoint, once.

@@ -41,6 +41,7 @@ fn text(results: &Results) -> String {
         ("direct", tables::endpoints(results, Part::Direct)),
         ("delayed", tables::endpoints(results, Part::Delayed)),
         ("one-core", tables::one_core(results)),
+        ("overload", tables::overload(results)),
         ("memory", tables::memory(results)),
         ("pinning", pinning(results)),
         ("client", client(results)),

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::results::{Part, Results, Sample};
+use crate::{
+    plan::CROWDS,
+    results::{Part, Results, Sample},
+};
 
 /// A median, the least and the most.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -89,6 +92,17 @@ impl Results {
         Spread::of(self.samples(at, one).filter_map(|sample| {
             let base = self.samples(base_at, base).find(|it| it.round == sample.round)?;
             Some(value(sample) / value(base))
+        }))
+    }
+
+    /// Requests per second of the greatest crowd against the best of the smaller ones of the same round.
+    pub fn goodput_kept(&self, endpoint: &str, subject: &str) -> Option<Spread> {
+        let [fewer @ .., most] = CROWDS;
+        let at = |clients| At { part: Part::Overload, endpoint, clients };
+        Spread::of(self.samples(at(most), subject).map(|sample| {
+            let best = fewer.iter().flat_map(|clients| self.samples(at(*clients), subject));
+            let best = best.filter(|it| it.round == sample.round).map(Sample::per_second).fold(0.0, f64::max);
+            sample.per_second() / best
         }))
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::stats::{At, Spread, grouped, server_each, service_each};
 use crate::{
-    plan::Endpoint,
+    plan::{CROWDS, Endpoint},
     results::{Part, Results, Sample},
     subjects::Subject,
 };
@@ -98,6 +98,35 @@ pub fn one_core(results: &Results) -> String {
                 endpoint.title,
                 subject.title()
             );
+        }
+    }
+    out
+}
+
+/// Many more clients than connections.
+pub fn overload(results: &Results) -> String {
+    let mut out = String::from("| | |");
+    CROWDS.iter().for_each(|clients| out.push_str(&format!(" {clients} clients, answers/s |")));
+    out.push_str(" the last against the best | its p99, ms | refused/s |\n|---|---|");
+    CROWDS.iter().for_each(|_| out.push_str("--:|"));
+    out.push_str("--:|--:|--:|\n");
+    for endpoint in &Endpoint::ALL {
+        for subject in Subject::ALL {
+            let name = subject.name();
+            let at = |clients| At { part: Part::Overload, endpoint: endpoint.name, clients };
+            let [.., most] = CROWDS;
+            let Some(kept) = results.goodput_kept(endpoint.name, name) else { continue };
+            let _ = write!(out, "| {} | {} |", endpoint.title, subject.title());
+            for clients in CROWDS {
+                let rate = results.spread(at(clients), name, Sample::per_second);
+                let _ = write!(out, " {} |", rate.map_or("–".to_owned(), |rate| format!("{rate:.0}")));
+            }
+            let p99 = results.spread(at(most), name, |sample| sample.figures.p99_us / 1000.0);
+            let refused = results.spread(at(most), name, |sample| {
+                sample.figures.errors.values().sum::<u64>() as f64 / sample.figures.seconds
+            });
+            let text = |spread: Option<Spread>| spread.map_or("–".to_owned(), |spread| format!("{spread:.0}"));
+            let _ = writeln!(out, " {kept:.2} | {} | {} |", text(p99), text(refused));
         }
     }
     out

@@ -23,7 +23,8 @@ struct Line {
 
 /// The table of all targets that were measured.
 pub fn table(results: &Results) -> String {
-    let lines = [trips(results), rates(results), guide(results), processor(results), peers(results)].concat();
+    let lines = [trips(results), rates(results), guide(results), overload(results), processor(results), peers(results)]
+        .concat();
     let hits = lines.iter().filter(|line| line.hit).count();
     let mut out = format!("{hits} of {} are met.\n\n| | target | measured | |\n|---|--:|--:|---|\n", lines.len());
     for line in lines {
@@ -95,6 +96,23 @@ fn guide(results: &Results) -> Vec<Line> {
                 target: "25 at least".to_owned(),
                 measured: format!("{ratio:.1}"),
                 hit: ratio.median >= 25.0,
+            }));
+        }
+    }
+    lines
+}
+
+/// What is left of the best where there are many more clients than connections.
+fn overload(results: &Results) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for endpoint in ["one", "slow", "slow-release"] {
+        for subject in AUTOCOMMIT {
+            let kept = results.goodput_kept(endpoint, subject.name());
+            lines.extend(kept.map(|kept| Line {
+                what: format!("answers/s to 1000 clients against the best: {}, {}", title(endpoint), subject.title()),
+                target: "0.90 at least".to_owned(),
+                measured: format!("{kept:.2}"),
+                hit: kept.median >= 0.9,
             }));
         }
     }
