@@ -18,7 +18,7 @@ use sea_orm::{ConnectOptions, DatabaseConnection};
 
 pub use self::error::ConfigError;
 use self::url::DatabaseUrl;
-use crate::{Error, SessionPool, error::Kind};
+use crate::{Error, Reset, SessionPool, error::Kind};
 
 /// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, from the environment
 /// ([`from_env`](Self::from_env)) or by serde from a file of your format.
@@ -79,6 +79,10 @@ use crate::{Error, SessionPool, error::Kind};
 /// | `release_timeout` | | time | 5 s | [`SessionPool::release_timeout`] |
 /// | `max_waiting` | | number | by the pace, 20 × `max_connections` at least | [`SessionPool::max_waiting`] |
 /// | `warm` | | switch | true | [`SessionPool::warm`] |
+/// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPool::reset`] |
+/// | `cancel_running` | | switch | false | [`SessionPool::cancel_running`] |
+/// | `warn_hold` | | time, `never` or `-1` | 10 s | [`SessionPool::warn_hold`] |
+/// | `max_hold` | | time, `never` or `-1` | never | [`SessionPool::max_hold`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
 ///
 /// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit: `250ms`, `30s`, `5min`,
@@ -91,7 +95,8 @@ use crate::{Error, SessionPool, error::Kind};
 ///   `pool_size` its size of 5. Give `max_connections` with `pool_size` to set the limit itself.
 /// - SQLAlchemy closes an overflow connection as soon as it comes back. Here it is closed when it was
 ///   idle for the `idle_timeout`.
-/// - `pool_size=0` and `max_overflow=-1`, no limit, are refused: no server has as many.
+/// - `pool_size=0` and `max_overflow=-1`, no limit, are refused: no server has as many. So is
+///   `pool_reset_on_return=commit`: what a handler has not committed is never committed.
 /// - A URL names no driver: `postgresql://`, not `postgresql+asyncpg://`. A file's path in
 ///   `sqlite:///path` begins at the root; `sqlite://path` is relative.
 ///
@@ -137,6 +142,10 @@ struct Options {
     max_waiting: Option<u32>,
     release_timeout: Option<Duration>,
     warm: Option<bool>,
+    reset: Option<Reset>,
+    cancel_running: Option<bool>,
+    warn_hold: Option<Duration>,
+    max_hold: Option<Duration>,
     startup_timeout: Option<Duration>,
 }
 
@@ -167,13 +176,13 @@ impl PoolConfig {
         self.with_settings(self.url.options())
     }
 
-    /// A pool of sessions over `database`, with this configuration's `acquire_timeout`, `release_timeout`,
-    /// `reserve`, `max_waiting` and `warm`.
+    /// A pool of sessions over `database`, with what this configuration says of [`SessionPool`]'s own settings:
+    /// `acquire_timeout`, `release_timeout`, `reserve` and those below it in the table.
     ///
     /// # Errors
     ///
     /// Those of [`SessionPool::try_new`]; and if `database` was made with other options and has no more
-    /// connections than the `reserve`.
+    /// connections than the `reserve`, or is a proxy whose session state is to be reset.
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
         let mut pool = SessionPool::try_new(database)?;
         if let Some(time) = self.options.acquire_timeout {
@@ -190,6 +199,19 @@ impl PoolConfig {
         }
         if let Some(waiting) = self.options.max_waiting {
             pool = pool.max_waiting(waiting);
+        }
+        if let Some(reset) = self.options.reset {
+            pool.check_reset(reset)?;
+            pool = pool.reset(reset);
+        }
+        if let Some(time) = self.options.warn_hold {
+            pool = pool.warn_hold(time);
+        }
+        if let Some(time) = self.options.max_hold {
+            pool = pool.max_hold(time);
+        }
+        if self.options.cancel_running == Some(true) {
+            pool = pool.cancel_running();
         }
         Ok(pool.warm(self.options.warm.unwrap_or(true)))
     }

@@ -1,7 +1,7 @@
 //! The names of all settings, and the one that a wrong one was meant to be.
 
 /// Every name that a setting has.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const NAMES: [&str; 32] = [
     "url",
     "max_connections",
     "min_connections",
@@ -28,6 +28,11 @@ pub(super) const NAMES: [&str; 27] = [
     "max_waiting",
     "release_timeout",
     "warm",
+    "reset",
+    "pool_reset_on_return",
+    "cancel_running",
+    "warn_hold",
+    "max_hold",
     "startup_timeout",
 ];
 

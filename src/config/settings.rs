@@ -1,6 +1,6 @@
 //! [`Settings`]: what was given, under whichever of its names, until it is a [`PoolConfig`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use sea_orm::DbBackend;
 
@@ -42,6 +42,11 @@ impl Settings {
                 put(keys, &mut options.sqlx_logging, "sqlx_logging", key, value::switch(key, text)?)
             }
             "warm" => put(keys, &mut options.warm, "warm", key, value::switch(key, text)?),
+            "cancel_running" => {
+                put(keys, &mut options.cancel_running, "cancel_running", key, value::switch(key, text)?)
+            }
+            "reset" => put(keys, &mut options.reset, "reset", key, value::reset(key, text)?),
+            "pool_reset_on_return" => put(keys, &mut options.reset, "reset", key, value::reset_on_return(key, text)?),
             "sqlx_logging_level" => {
                 put(keys, &mut options.sqlx_logging_level, "sqlx_logging_level", key, value::level(key, text)?)
             }
@@ -87,6 +92,14 @@ impl Settings {
             "idle_timeout" => {
                 let time = value::time_or_never(key, text)?;
                 return put(keys, &mut options.idle_timeout, "idle_timeout", key, time);
+            }
+            "warn_hold" => {
+                let time = value::time_or_never(key, text)?;
+                return put(keys, &mut options.warn_hold, "warn_hold", key, time.unwrap_or(Duration::MAX));
+            }
+            "max_hold" => {
+                let time = value::time_or_never(key, text)?;
+                return put(keys, &mut options.max_hold, "max_hold", key, time.unwrap_or(Duration::MAX));
             }
             "max_lifetime" | "pool_recycle" => {
                 let time = value::time_or_never(key, text)?;

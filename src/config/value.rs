@@ -5,6 +5,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::ConfigError;
+use crate::Reset;
 
 /// sqlx adds times to the clock's, which must not overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -95,6 +96,27 @@ pub(super) fn switch(key: &str, text: &str) -> Result<bool, ConfigError> {
             Err(refused(key, text, "the rows are logged by nobody here: write `true` for the statements"))
         }
         _ => Err(refused(key, text, "write `true` or `false`")),
+    }
+}
+
+/// What a connection is freed of.
+pub(super) fn reset(key: &str, text: &str) -> Result<Reset, ConfigError> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "none" => Ok(Reset::None),
+        "rollback_only" => Ok(Reset::RollbackOnly),
+        "session_state" => Ok(Reset::SessionState),
+        "session_state_always" => Ok(Reset::SessionStateAlways),
+        _ => Err(refused(key, text, "write `none`, `rollback_only`, `session_state` or `session_state_always`")),
+    }
+}
+
+/// The same in SQLAlchemy's words.
+pub(super) fn reset_on_return(key: &str, text: &str) -> Result<Reset, ConfigError> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "none" => Ok(Reset::None),
+        "rollback" => Ok(Reset::RollbackOnly),
+        "commit" => Err(refused(key, text, "what nobody has committed is never committed here: write `rollback`")),
+        _ => Err(refused(key, text, "write `rollback` or `none`, or see `reset`")),
     }
 }
 

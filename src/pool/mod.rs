@@ -253,9 +253,9 @@ impl SessionPool {
     /// within a second (or half of `acquire_timeout` where that is less), by the pace of the last one; but
     /// 20 for each of the pool's `max_connections` in any case.
     ///
-    /// Who is turned away is told at once. Where there are more than 250 in a second, the others are
-    /// told after half a second, so that clients that ask again without a pause do not take the processor
-    /// from those that have a connection.
+    /// Who is turned away is told at once. Where there are more than 1000 within two seconds, the others
+    /// are told after half a second, so that clients that ask again without a pause do not take the
+    /// processor from those that have a connection.
     ///
     /// Those for whom a connection can still be opened do not count. With 0 nobody waits for another
     /// one's connection.

@@ -1,8 +1,8 @@
-//! [`Rate`]: so many a second.
+//! [`Rate`]: so many in some time.
 
 use std::time::{Duration, Instant};
 
-/// Counts what happens within a second.
+/// Counts what happens within a span of time.
 #[derive(Default)]
 pub(super) struct Rate {
     since: Option<Instant>,
@@ -10,9 +10,9 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    /// Whether one more makes `limit` in this second at most; then it counts.
-    pub(super) fn allows(&mut self, limit: u32) -> bool {
-        if self.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+    /// Whether one more makes `limit` within `span` at most; then it counts.
+    pub(super) fn allows(&mut self, limit: u32, span: Duration) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() >= span) {
             (self.since, self.count) = (Some(Instant::now()), 0);
         }
         let allowed = self.count < limit;

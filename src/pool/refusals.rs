@@ -14,13 +14,15 @@ use std::{
 
 use super::rate::Rate;
 
-/// How many a second are told at once.
-const AT_ONCE: u32 = 250;
+/// How many are told at once within [`SPAN`]: a crowd that comes only once, and clients that heed
+/// `Retry-After`.
+const AT_ONCE: u32 = 1000;
+const SPAN: Duration = Duration::from_secs(2);
 
 /// How long the others are kept before they are told.
 const KEPT: Duration = Duration::from_millis(500);
 
-/// How many are kept at the same time; there is no point in it if memory is what runs out.
+/// How many are kept at the same time: what they take of the memory has a bound.
 const MOST: usize = 10_000;
 
 #[derive(Default)]
@@ -32,7 +34,7 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Ends when one more refusal may be told: at once, unless many have been; `longest` at most.
     pub(super) async fn keep(&self, longest: Duration) {
-        let at_once = self.at_once.lock().unwrap_or_else(PoisonError::into_inner).allows(AT_ONCE);
+        let at_once = self.at_once.lock().unwrap_or_else(PoisonError::into_inner).allows(AT_ONCE, SPAN);
         if at_once {
             return;
         }

@@ -101,10 +101,16 @@ impl SessionPool {
     #[must_use]
     #[track_caller]
     pub fn reset(mut self, reset: Reset) -> Self {
-        if reset.is_of_session() && self.is_direct() && !self.database().is_mock_connection() {
-            panic!("{}", Error::from(Kind::NothingToReset));
+        if let Err(error) = self.check_reset(reset) {
+            panic!("{error}");
         }
         self.settings.reset = reset;
         self
+    }
+
+    /// Whether there is something to reset.
+    pub(crate) fn check_reset(&self, reset: Reset) -> Result<(), Error> {
+        let has_connections = !self.is_direct() || self.database().is_mock_connection();
+        if reset.is_of_session() && !has_connections { Err(Kind::NothingToReset.into()) } else { Ok(()) }
     }
 }

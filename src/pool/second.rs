@@ -3,7 +3,10 @@
 //! Each may be served when another one's session ends. Where all who hold a connection wait, none
 //! would end before the acquire time-out: one of them gets an error at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use super::{Grip, Holder, SessionPool, holders::is_same, rate::Rate};
 use crate::error::{Error, Kind};
@@ -25,7 +28,7 @@ impl Second {
     /// How many lines were held back since the last one, if another one may be written now.
     fn may_tell(&self) -> Option<u32> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lines.rate.allows(LINES) {
+        if !lines.rate.allows(LINES, Duration::from_secs(1)) {
             lines.untold += 1;
             return None;
         }

@@ -130,11 +130,26 @@ async fn reserve_and_the_pools_own_settings_arrive() {
         ("WARM", "no"),
         ("RELEASE_TIMEOUT", "7s"),
         ("ACQUIRE_TIMEOUT", "30"),
+        ("MAX_WAITING", "4"),
+        ("RESET", "session_state"),
+        ("CANCEL_RUNNING", "yes"),
+        ("WARN_HOLD", "1min"),
+        ("MAX_HOLD", "90"),
     ];
     let pool = config(test.url(), &settings).connect().await.unwrap();
     assert_eq!(pool.status().limit, 1);
     let debug = format!("{pool:?}");
-    for part in ["acquire_timeout: 30s", "release_timeout: 7s", "reserve: 2", "warm: false"] {
+    for part in [
+        "acquire_timeout: 30s",
+        "release_timeout: 7s",
+        "reserve: 2",
+        "warm: false",
+        "max_waiting: Some(4)",
+        "reset: SessionState",
+        "cancel_running: true",
+        "warn_hold: 60s",
+        "max_hold: 90s",
+    ] {
         assert!(debug.contains(part), "no {part} in {debug}");
     }
     assert_whole(&test, pool.database(), 3).await;

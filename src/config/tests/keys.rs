@@ -6,9 +6,18 @@ fn example(name: &str) -> &'static str {
     match name {
         "url" => URL,
         "reserve" => "0",
+        "reset" => "session_state",
+        "pool_reset_on_return" => "rollback",
+        "max_hold" => "1min",
         name if name.starts_with("max_") || name.ends_with("_connections") || name == "pool_size" => "5",
         name if name.ends_with("_level") => "debug",
-        "test_before_acquire" | "pool_pre_ping" | "connect_lazy" | "sqlx_logging" | "echo" | "warm" => "false",
+        "test_before_acquire"
+        | "pool_pre_ping"
+        | "connect_lazy"
+        | "sqlx_logging"
+        | "echo"
+        | "warm"
+        | "cancel_running" => "false",
         _ => "30",
     }
 }
@@ -79,6 +88,7 @@ fn two_names_of_one_setting_have_to_say_the_same() {
         ("pool_recycle", "max_lifetime", ("-1", "never"), ("-1", "1h")),
         ("pool_pre_ping", "test_before_acquire", ("true", "1"), ("true", "0")),
         ("echo", "sqlx_logging", ("off", "false"), ("on", "false")),
+        ("pool_reset_on_return", "reset", ("rollback", "rollback_only"), ("rollback", "session_state")),
         ("url", "url", (URL, URL), (URL, "sqlite://other")),
     ] {
         env([(one, same.0), (other, same.1)]).unwrap();
