@@ -13,7 +13,10 @@
 //! | `tower_sea_orm` | WARN | an answer of 503 after a serialization failure or a deadlock |
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -81,7 +84,12 @@ pub(crate) fn answered(error: &Error) {
 
 /// Tells the log about failures to acquire without drowning it.
 #[derive(Default)]
-pub(crate) struct Pressure(Mutex<Burst>);
+pub(crate) struct Pressure {
+    /// The log was told of a failure, and not yet that it is over; so that nobody has to take turns while all
+    /// is well.
+    is_on: AtomicBool,
+    burst: Mutex<Burst>,
+}
 
 #[derive(Default)]
 struct Burst {
@@ -94,7 +102,8 @@ impl Pressure {
     /// Tells the log, at most once a second. Only then the `status` is asked for: where many are turned away,
     /// that must not take long.
     pub(crate) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
-        let mut burst = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut burst = self.burst.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_on.store(true, Ordering::Relaxed);
         if burst.told.is_some_and(|told| told.elapsed() < Duration::from_secs(1)) {
             burst.untold += 1;
             return;
@@ -113,9 +122,13 @@ impl Pressure {
     }
 
     pub(crate) fn relieved(&self) {
-        let mut burst = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_on.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut burst = self.burst.lock().unwrap_or_else(PoisonError::into_inner);
         if burst.told.is_some_and(|told| told.elapsed() >= Duration::from_secs(1)) {
             burst.told = None;
+            self.is_on.store(false, Ordering::Relaxed);
             let suppressed = std::mem::take(&mut burst.untold);
             drop(burst);
             tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are to be had again");

@@ -13,14 +13,14 @@ impl PinnedConnection {
     pub(crate) async fn call(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let change = self.foresee(task);
         self.reset = task.reset;
-        let (depth, doubtful) = (task.depth, task.doubtful);
+        let depth = task.depth;
         let commits = matches!(task.operation, Some(Operation::Commit)) && depth == 1;
         self.state = if self.state == State::Known { State::Busy } else { self.state };
         let stray = self.state == State::Suspect && depth == 0;
-        let suspect = self.state == State::Suspect && !stray || doubtful;
+        let suspect = self.state == State::Suspect && !stray || task.doubtful;
         let mut output = match self.arrange(stray, change, task).await {
-            Ok(()) if task.stoppable => self.perform_stoppably(task.take_operation(), doubtful).await,
-            Ok(()) => self.perform_honestly(task.take_operation(), doubtful).await,
+            Ok(()) if !self.is_wanted(task) => Err(Kind::SessionClosed.into_db_err()),
+            Ok(()) => self.perform_honestly(task).await,
             Err(error) => Err(error),
         };
         let fatal = output.as_ref().err().filter(|error| driver::is_fatal(error));
@@ -61,7 +61,7 @@ impl PinnedConnection {
         let mut cleared = self.roll_back_to(depth).await;
         if cleared.is_ok() && stray {
             // Raw code may have left a transaction open, and what follows is to commit by itself.
-            cleared = self.end_stray().await;
+            cleared = Box::pin(self.end_stray()).await;
         }
         if let Err(error) = cleared {
             self.state = State::Broken;
@@ -106,34 +106,38 @@ impl PinnedConnection {
         Ok(())
     }
 
-    /// Performs `operation` unless nobody wants it any more, and lets it be stopped meanwhile.
-    async fn perform_stoppably(&mut self, operation: Operation, doubtful: bool) -> Result<Output, DbErr> {
-        let victim = self.victim().clone();
-        if victim.is_abandoned() {
-            return Err(Kind::SessionClosed.into_db_err());
+    /// Whether anybody still wants what may be stopped; then it may be from here on.
+    fn is_wanted(&mut self, task: &Task) -> bool {
+        if !task.stoppable {
+            return true;
         }
-        victim.works(true);
-        self.perform_honestly(operation, doubtful).await
+        let victim = self.victim();
+        let is_wanted = !victim.is_abandoned();
+        if is_wanted {
+            victim.works(true);
+        }
+        is_wanted
     }
 
-    /// Performs `operation` unless it would pretend that a transaction goes on which the server has
+    /// Performs the operation unless it would pretend that a transaction goes on which the server has
     /// given up, and notes whether it has now.
-    async fn perform_honestly(&mut self, operation: Operation, doubtful: bool) -> Result<Output, DbErr> {
-        if let Some(kind) = self.refuses(&operation) {
+    async fn perform_honestly(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        let operation = task.operation.as_ref();
+        if let Some(kind) = operation.and_then(|operation| self.refuses(operation)) {
             return Err(kind.into_db_err());
         }
         let depth = self.depth();
-        let commits = matches!(operation, Operation::Commit) && depth == 1;
+        let commits = matches!(operation, Some(Operation::Commit)) && depth == 1;
         // In a test's transaction a statement that fails must not spoil what surrounds it.
-        let isolated = self.base > 0 && depth == 0 && operation.is_statement();
+        let isolated = self.base > 0 && depth == 0 && operation.is_some_and(Operation::is_statement);
         if isolated {
-            return self.perform_isolated(operation).await;
+            return Box::pin(self.perform_isolated(task)).await;
         }
-        let guarded = doubtful && depth > 0;
+        let guarded = task.doubtful && depth > 0;
         if guarded {
             self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
         }
-        let output = self.perform(operation).await;
+        let output = self.perform(task).await;
         if let Err(error) = &output
             && depth > 0
         {
@@ -165,9 +169,9 @@ impl PinnedConnection {
         }
     }
 
-    async fn perform_isolated(&mut self, operation: Operation) -> Result<Output, DbErr> {
+    async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
-        let output = self.perform(operation).await;
+        let output = self.perform(task).await;
         let unread = self.driver.drain().await?;
         if output.is_err() || unread.is_some() {
             self.driver.execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
@@ -176,8 +180,9 @@ impl PinnedConnection {
         output
     }
 
-    async fn perform(&mut self, operation: Operation) -> Result<Output, DbErr> {
-        match operation {
+    /// What few calls need is boxed, so that the others fit into a small one.
+    async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        match task.take_operation() {
             Operation::Execute(statement) => self.driver.execute(statement, self.named).await.map(Output::Executed),
             Operation::Unprepared(sql) => self.driver.execute_unprepared(sql).await.map(Output::Executed),
             Operation::One(statement) => self.driver.query_one(statement, self.named).await.map(Output::Row),
@@ -185,12 +190,12 @@ impl PinnedConnection {
             #[cfg(feature = "stream")]
             Operation::Stream(statement, rows) => {
                 let reads_on = self.victim.is_some();
-                self.driver.stream(statement, &rows, self.named, reads_on).await.map(|()| Output::Done)
+                Box::pin(self.driver.stream(statement, &rows, self.named, reads_on)).await.map(|()| Output::Done)
             }
             Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
             Operation::Commit => self.commit().await.map(|()| Output::Done),
             Operation::Rollback => self.roll_back_one().await.map(|()| Output::Done),
-            Operation::Ping => self.driver.ping().await.map(|()| Output::Done),
+            Operation::Ping => Box::pin(self.driver.ping()).await.map(|()| Output::Done),
             Operation::Settle => Ok(Output::Done),
             Operation::Raw(code) => code(&mut self.driver).await.map(|()| Output::Done),
         }
@@ -201,7 +206,7 @@ impl PinnedConnection {
         let options = if self.base > 0 && self.depth() == 0 { TransactionOptions::default() } else { options };
         let begin = begin_statement(self.backend, options, self.driver.depth())?;
         let several = begin.statement.as_ref().is_some_and(|sql| sql.contains(';'));
-        let begun = self.driver.begin(begin.statement).await;
+        let begun = Box::pin(self.driver.begin(begin.statement)).await;
         if begun.is_err() && several {
             // The first half may have taken effect: the next transaction must not inherit it.
             self.state = State::Broken;

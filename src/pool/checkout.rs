@@ -51,10 +51,10 @@ impl CheckedOut {
         Self(Box::new(Parts { connection, runtime, fetched, text, slot }))
     }
 
-    /// A session of `pool` holds the connection from now on, until it is back.
-    pub(crate) fn hold(&mut self, pool: &SessionPool, holder: Weak<dyn Holder>) {
+    /// A session of `pool`, and of `request`, holds the connection from now on, until it is back.
+    pub(crate) fn hold(&mut self, pool: &SessionPool, holder: Weak<dyn Holder>, request: Option<Weak<dyn Holder>>) {
         self.0.text.clear();
-        self.0.slot.hold(pool.note_holder(holder, &self.0.runtime));
+        self.0.slot.hold(pool.note_holder(holder, request, &self.0.runtime));
     }
 
     /// The session's last statement.
@@ -64,22 +64,31 @@ impl CheckedOut {
 
     /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
     /// one: nothing has happened yet that could happen twice.
-    pub(crate) async fn call(mut self, mut task: Task) -> Finished {
-        let mut output = self.call_once(&mut task).await;
+    #[allow(clippy::manual_async_fn, reason = "an `async fn` has room for its arguments twice")]
+    pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
+        async move {
+            let mut output = self.call_once(&mut task).await;
+            if self.may_begin_again(&output, &task) {
+                output = Box::pin(self.begin_again(output, &mut task)).await;
+            }
+            Finished { connection: self, output }
+        }
+    }
+
+    fn may_begin_again(&self, output: &Result<Output, DbErr>, task: &Task) -> bool {
+        let is_dead = self.is_broken() && output.as_ref().is_err_and(is_fatal);
+        is_dead && task.may_begin_again() && !self.0.slot.pool().is_test()
+    }
+
+    async fn begin_again(&mut self, mut output: Result<Output, DbErr>, task: &mut Task) -> Result<Output, DbErr> {
         for _ in 0..BEGIN_AGAIN {
-            let is_dead = self.is_broken() && output.as_ref().is_err_and(is_fatal);
-            if !is_dead || !task.may_begin_again() || self.0.slot.pool().is_test() {
+            if !self.may_begin_again(&output, task) {
                 break;
             }
-            match Box::pin(self.exchange()).await {
-                Ok(()) => output = self.call_once(&mut task).await,
-                Err(error) => {
-                    output = Err(error.to_db_err());
-                    break;
-                }
-            }
+            self.exchange().await.map_err(|error| error.to_db_err())?;
+            output = self.call_once(task).await;
         }
-        Finished { connection: self, output }
+        output
     }
 
     async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {

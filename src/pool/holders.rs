@@ -77,6 +77,8 @@ struct Register {
 
 struct Entry {
     holder: Weak<dyn Holder>,
+    /// Its request, by that one's outermost session.
+    request: Option<Weak<dyn Holder>>,
     since: Instant,
     warn_at: Option<Instant>,
     cut_at: Option<Instant>,
@@ -117,10 +119,15 @@ impl Holders {
     }
 
     /// Notes that `holder` holds a connection from now on; tells whether that needs a watcher.
-    pub(super) fn enter(&self, holder: Weak<dyn Holder>, settings: &Settings) -> (Key, bool) {
+    pub(super) fn enter(
+        &self,
+        holder: Weak<dyn Holder>,
+        request: Option<Weak<dyn Holder>>,
+        settings: &Settings,
+    ) -> (Key, bool) {
         let since = Instant::now();
         let (warn_at, cut_at) = (since.checked_add(settings.warn_hold), since.checked_add(settings.max_hold));
-        let entry = Entry { holder, since, warn_at, cut_at, told: None };
+        let entry = Entry { holder, request, since, warn_at, cut_at, told: None };
         let mut register = self.lock();
         register.entered += 1;
         let key = register.place(entry);
@@ -151,6 +158,13 @@ impl Holders {
     /// Those that are there.
     pub(super) fn all(&self) -> Vec<Arc<dyn Holder>> {
         self.lock().entries.iter().flatten().filter_map(|entry| entry.holder.upgrade()).collect()
+    }
+
+    /// Those of `request`.
+    pub(super) fn of(&self, request: &Arc<dyn Holder>) -> Vec<Arc<dyn Holder>> {
+        let register = self.lock();
+        let own = register.entries.iter().flatten().filter(|entry| entry.is_of(request));
+        own.filter_map(|entry| entry.holder.upgrade()).collect()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -222,6 +236,10 @@ impl Register {
 }
 
 impl Entry {
+    fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
+        self.request.as_ref().is_some_and(|own| std::ptr::addr_eq(own.as_ptr(), Arc::as_ptr(request)))
+    }
+
     /// What is upgraded here must not be dropped under the lock: `look` takes it all along.
     fn look(&mut self, key: Key, now: Instant, look: &mut Look) {
         let is_long = self.warn_at.is_some_and(|at| at <= now);

@@ -104,7 +104,9 @@ impl Queue {
         let id = state.next;
         state.waiters.push_back(Waiter { id, sender, pool: pool.clone(), runtime, request });
         drop(state);
-        self.fill();
+        if free > 0 {
+            self.fill();
+        }
         Some(receiver)
     }
 

@@ -40,8 +40,7 @@ impl SessionPool {
     /// `request` has begun to wait: tells the log if it holds a connection already, and looks whether
     /// anybody can go on.
     pub(super) fn look_for_deadlock(&self, request: Arc<dyn Holder>) {
-        let holders = self.shared.holders.all();
-        if !holds_one(&holders, &request) {
+        if !self.holds_one(&request) {
             return;
         }
         if let Some(suppressed) = self.shared.second.may_tell() {
@@ -54,12 +53,12 @@ impl SessionPool {
                 "a request waits for a second session of this pool while it holds one: use one, or `release()` it first",
             );
         }
-        self.break_deadlock(&holders);
+        self.look_again();
     }
 
-    /// Whether `request` holds a connection.
+    /// Whether `request` holds a connection, and has not begun to give it back.
     pub(super) fn holds_one(&self, request: &Arc<dyn Holder>) -> bool {
-        holds_one(&self.shared.holders.all(), request)
+        self.shared.holders.of(request).iter().any(|holder| holder.grip() != Grip::None)
     }
 
     /// Something has changed for a request that waits: looks whether anybody can still go on.
@@ -80,10 +79,4 @@ impl SessionPool {
             tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
         }
     }
-}
-
-/// Whether one of `holders` is of `request`, and has not given its connection back.
-fn holds_one(holders: &[Arc<dyn Holder>], request: &Arc<dyn Holder>) -> bool {
-    let is_own = |holder: &Arc<dyn Holder>| holder.clone().request().is_some_and(|own| is_same(&own, request));
-    holders.iter().any(|holder| is_own(holder) && holder.grip() != Grip::None)
 }

@@ -77,9 +77,14 @@ impl SessionPool {
         self
     }
 
-    /// Notes that `holder` holds a connection from now on, and sees to it that somebody watches.
-    pub(super) fn note_holder(&self, holder: Weak<dyn Holder>, runtime: &Handle) -> Key {
-        let (key, needs_watcher) = self.shared.holders.enter(holder, &self.settings);
+    /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that somebody watches.
+    pub(super) fn note_holder(
+        &self,
+        holder: Weak<dyn Holder>,
+        request: Option<Weak<dyn Holder>>,
+        runtime: &Handle,
+    ) -> Key {
+        let (key, needs_watcher) = self.shared.holders.enter(holder, request, &self.settings);
         if needs_watcher {
             runtime.spawn(Watcher { shared: Arc::downgrade(&self.shared), over: false }.watch());
         }
@@ -89,7 +94,7 @@ impl SessionPool {
     /// Notes a session that passes its statements through: nothing of it is watched.
     pub(crate) fn note_direct(&self, holder: Weak<dyn Holder>) -> Key {
         let unwatched = Settings { warn_hold: Duration::MAX, max_hold: Duration::MAX, ..self.settings };
-        self.shared.holders.enter(holder, &unwatched).0
+        self.shared.holders.enter(holder, None, &unwatched).0
     }
 
     /// Notes that a holder's connection is back.

@@ -172,7 +172,7 @@ impl Core {
     fn install(self: &Arc<Self>, lease: Lease, waited: Duration) {
         let Some(mut connection) = lease.into_connection() else { return };
         let this: Weak<Self> = Arc::downgrade(self);
-        connection.hold(&self.pool, this);
+        connection.hold(&self.pool, this, self.whose_weak());
         let mut state = self.lock();
         state.span.waited(waited);
         if state.phase != Phase::Open {

@@ -2,7 +2,7 @@
 //! closes.
 
 use std::sync::{
-    Arc,
+    Arc, Weak,
     atomic::{AtomicU32, Ordering},
 };
 
@@ -45,6 +45,14 @@ impl Core {
         match &self.origin.outer {
             Some(outer) => Some(outer.clone()),
             None => self.origin.label.is_some().then(|| self.clone() as Arc<dyn Holder>),
+        }
+    }
+
+    /// The same, without keeping it alive.
+    pub(super) fn whose_weak(self: &Arc<Self>) -> Option<Weak<dyn Holder>> {
+        match &self.origin.outer {
+            Some(outer) => Some(Arc::downgrade(outer)),
+            None => self.origin.label.is_some().then(|| Arc::downgrade(self) as Weak<dyn Holder>),
         }
     }
 

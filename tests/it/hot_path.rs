@@ -85,6 +85,6 @@ fn a_statement_costs_little_more_than_in_seaorms_own_transaction() {
     let each = |one: Router, eleven: Router| (per_request(&runtime, &eleven) - per_request(&runtime, &one)) / 10.0;
     let theirs = each(own(1), own(11));
     let mine = each(ours(1), ours(11));
-    eprintln!("a statement: SeaORM's transaction {theirs}, a session {mine}");
+    eprintln!("a statement: SeaORM's transaction {theirs:.2}, a session {mine:.2}");
     assert!(mine <= theirs + 2.0, "{mine} against {theirs}");
 }
