@@ -9,13 +9,14 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
+use http::{HeaderValue, Request, Response, Version, header, request::Parts};
 use pin_project::pin_project;
 use tower::Service;
 
 use crate::{
     DbSession, Error, Main, Outcome, SessionPool,
     layer::Policy,
+    pool::Label,
     respond::{EmptyBody, OnError},
     session::{Decision, Ended, SessionGuard, Settlement, is_success},
     telemetry,
@@ -136,7 +137,10 @@ where
                             request.extensions_mut().insert(session);
                             State::serving(&mut inner, request, guard)
                         }
-                        Err(error) => return Poll::Ready(Ok(this.answer.error(&error))),
+                        Err(error) => {
+                            let (Parts { method, uri, .. }, _) = request.into_parts();
+                            return Poll::Ready(Ok(this.answer.error(&error, Some(&Label { method, uri }))));
+                        }
                     }
                 }
                 StateProj::Serving { future, guard } => {
@@ -217,11 +221,10 @@ struct Answer<Tag, Respond> {
     tag: PhantomData<fn() -> Tag>,
 }
 
-/// The request's parts, as far as an answer may depend on them. A clone of all headers, or even a map
-/// of these two, would cost every request allocations for the sake of the few that fail.
+/// The request's parts, as far as an answer may depend on them and the session does not know them. A clone
+/// of all headers, or even a map of these two, would cost every request allocations for the sake of the few
+/// that fail.
 struct Asked {
-    method: Method,
-    uri: Uri,
     version: Version,
     accept: Option<HeaderValue>,
     content_type: Option<HeaderValue>,
@@ -230,18 +233,18 @@ struct Asked {
 impl Asked {
     fn of(parts: &Parts) -> Self {
         Self {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
             version: parts.version,
             accept: parts.headers.get(header::ACCEPT).cloned(),
             content_type: parts.headers.get(header::CONTENT_TYPE).cloned(),
         }
     }
 
-    fn parts(&self) -> Parts {
+    fn parts(&self, label: Option<&Label>) -> Parts {
         let (mut parts, ()) = Request::new(()).into_parts();
-        parts.method.clone_from(&self.method);
-        parts.uri.clone_from(&self.uri);
+        if let Some(Label { method, uri }) = label {
+            parts.method.clone_from(method);
+            parts.uri.clone_from(uri);
+        }
         parts.version = self.version;
         for (name, value) in [(header::ACCEPT, &self.accept), (header::CONTENT_TYPE, &self.content_type)] {
             if let Some(value) = value {
@@ -257,12 +260,12 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         Self { respond, asked: Asked::of(parts), keep_handler_errors, tag: PhantomData }
     }
 
-    fn error<B>(&self, error: &Error) -> Response<B>
+    fn error<B>(&self, error: &Error, label: Option<&Label>) -> Response<B>
     where
         Respond: OnError<B>,
     {
         telemetry::answered(error);
-        self.respond.response(error, &self.asked.parts())
+        self.respond.response(error, &self.asked.parts(label))
     }
 
     /// The handler's answer, whose body decides.
@@ -288,7 +291,7 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         let mut response = match failure {
             None => response,
             Some(error) => {
-                let mut answer = self.error(&error);
+                let mut answer = self.error(&error, guard.label());
                 if guard.may_have_committed() {
                     // What came before may stand: sent again, it would happen twice.
                     answer.headers_mut().remove(header::RETRY_AFTER);

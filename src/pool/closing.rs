@@ -111,11 +111,7 @@ impl SessionPool {
         (!is_closing).then_some(admission)
     }
 
-    /// A session has begun; [`session_ended`](Self::session_ended) will tell of its end.
-    pub(crate) fn session_began(&self) {
-        self.shared.closing.sessions.fetch_add(1, Ordering::SeqCst);
-    }
-
+    /// A session that was [passed on](Admission::pass_on) has ended.
     pub(crate) fn session_ended(&self) {
         self.shared.closing.sessions.fetch_sub(1, Ordering::SeqCst);
         self.shared.closing.changed();
@@ -179,17 +175,24 @@ impl SessionPool {
 
 /// A session that is about to begin; dropped, it counts no more.
 #[must_use = "the session counts as long as this lives"]
-pub(crate) struct Admission<'p>(&'p SessionPool);
+pub(crate) struct Admission<'p>(Option<&'p SessionPool>);
 
 impl<'p> Admission<'p> {
     fn of(pool: &'p SessionPool) -> Self {
-        pool.session_began();
-        Self(pool)
+        pool.shared.closing.sessions.fetch_add(1, Ordering::SeqCst);
+        Self(Some(pool))
+    }
+
+    /// It has begun: whoever has it tells of its end.
+    pub(crate) fn pass_on(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        self.0.session_ended();
+        if let Some(pool) = self.0 {
+            pool.session_ended();
+        }
     }
 }

@@ -79,6 +79,12 @@ struct Entry {
     holder: Weak<dyn Holder>,
     /// Its request, by that one's outermost session.
     request: Option<Weak<dyn Holder>>,
+    /// `None` for who holds no connection of its own.
+    watch: Option<Watch>,
+}
+
+/// Until when a holder may go on.
+struct Watch {
     since: Instant,
     warn_at: Option<Instant>,
     cut_at: Option<Instant>,
@@ -118,6 +124,13 @@ impl Holders {
         self.alarm.clone()
     }
 
+    /// Notes a `holder` that is not watched, because it holds no connection of its own.
+    pub(super) fn enter_unwatched(&self, holder: Weak<dyn Holder>) -> Key {
+        let mut register = self.lock();
+        register.entered += 1;
+        register.place(Entry { holder, request: None, watch: None })
+    }
+
     /// Notes that `holder` holds a connection from now on; tells whether that needs a watcher.
     pub(super) fn enter(
         &self,
@@ -127,7 +140,7 @@ impl Holders {
     ) -> (Key, bool) {
         let since = Instant::now();
         let (warn_at, cut_at) = (since.checked_add(settings.warn_hold), since.checked_add(settings.max_hold));
-        let entry = Entry { holder, request, since, warn_at, cut_at, told: None };
+        let entry = Entry { holder, request, watch: Some(Watch { since, warn_at, cut_at, told: None }) };
         let mut register = self.lock();
         register.entered += 1;
         let key = register.place(entry);
@@ -152,7 +165,7 @@ impl Holders {
         let mut register = self.lock();
         let entry = register.entries.get_mut(key)?.take()?;
         register.free.push(key);
-        entry.told
+        entry.watch?.told
     }
 
     /// Those that are there.
@@ -193,16 +206,16 @@ impl Holders {
     /// A holder's connection is about to be taken away: its return will be no news.
     pub(super) fn hush(&self, key: Key, holder: &Arc<dyn Holder>) -> Option<Told> {
         let mut register = self.lock();
-        let entry = register.entry_of(key, holder)?;
-        (entry.warn_at, entry.cut_at) = (None, None);
-        entry.told.take()
+        let watch = register.entry_of(key, holder)?.watch.as_mut()?;
+        (watch.warn_at, watch.cut_at) = (None, None);
+        watch.told.take()
     }
 
     /// It could not be taken away: that is tried again.
     pub(super) fn try_again(&self, key: Key, holder: &Arc<dyn Holder>, told: Option<Told>) {
-        if let Some(entry) = self.lock().entry_of(key, holder) {
-            entry.cut_at = Instant::now().checked_add(AGAIN);
-            entry.told = told;
+        if let Some(watch) = self.lock().entry_of(key, holder).and_then(|entry| entry.watch.as_mut()) {
+            watch.cut_at = Instant::now().checked_add(AGAIN);
+            watch.told = told;
         }
     }
 
@@ -242,14 +255,15 @@ impl Entry {
 
     /// What is upgraded here must not be dropped under the lock: `look` takes it all along.
     fn look(&mut self, key: Key, now: Instant, look: &mut Look) {
-        let is_long = self.warn_at.is_some_and(|at| at <= now);
-        let is_too_long = self.cut_at.is_some_and(|at| at <= now);
-        let held = now.saturating_duration_since(self.since);
+        let Some(watch) = &mut self.watch else { return };
+        let is_long = watch.warn_at.is_some_and(|at| at <= now);
+        let is_too_long = watch.cut_at.is_some_and(|at| at <= now);
+        let held = now.saturating_duration_since(watch.since);
         if (is_long || is_too_long)
             && let Some(holder) = self.holder.upgrade()
         {
-            if is_long && self.told.is_none() {
-                self.told = Some(Told { label: holder.label(), since: self.since });
+            if is_long && watch.told.is_none() {
+                watch.told = Some(Told { label: holder.label(), since: watch.since });
             }
             if is_long {
                 look.long.push((holder.clone(), held));
@@ -258,11 +272,11 @@ impl Entry {
                 look.too_long.push((key, holder, held));
             }
         }
-        self.warn_at = self.warn_at.filter(|_| !is_long);
+        watch.warn_at = watch.warn_at.filter(|_| !is_long);
         if is_too_long {
-            self.cut_at = now.checked_add(AGAIN);
+            watch.cut_at = now.checked_add(AGAIN);
         }
-        for due in [self.warn_at, self.cut_at].into_iter().flatten() {
+        for due in [watch.warn_at, watch.cut_at].into_iter().flatten() {
             look.next = look.next.min(Some(due.saturating_duration_since(now)));
         }
     }

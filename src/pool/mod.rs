@@ -36,6 +36,7 @@ pub use self::reset::Reset;
 pub(crate) use self::{
     acquire::Lease,
     checkout::{CheckedOut, Finished},
+    closing::Admission,
     current::{Entered, current, enter},
     holders::{Grip, Holder, Key, Label},
     text::Text,

@@ -13,7 +13,7 @@ use futures_util::future::select;
 use tokio::runtime::Handle;
 
 use super::{
-    Holder, SessionPool, Settings, Shared,
+    Holder, SessionPool, Shared,
     holders::{Key, Told},
 };
 use crate::error::{Error, Kind};
@@ -93,8 +93,7 @@ impl SessionPool {
 
     /// Notes a session that passes its statements through: nothing of it is watched.
     pub(crate) fn note_direct(&self, holder: Weak<dyn Holder>) -> Key {
-        let unwatched = Settings { warn_hold: Duration::MAX, max_hold: Duration::MAX, ..self.settings };
-        self.shared.holders.enter(holder, None, &unwatched).0
+        self.shared.holders.enter_unwatched(holder)
     }
 
     /// Notes that a holder's connection is back.

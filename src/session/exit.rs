@@ -96,13 +96,15 @@ impl Core {
     /// The receiver is there when a transaction is open, or on its way back: it resolves when that is
     /// rolled back.
     pub(super) fn end(self: &Arc<Self>) -> Option<oneshot::Receiver<()>> {
-        self.turn().close();
         let mut state = self.lock();
         if state.is_over() {
             return state.cut.as_mut()?.gone.take();
         }
         state.phase = Phase::Over;
-        self.take_away(state)
+        let gone = self.take_away(state);
+        // Who gets the turn before that is told the same.
+        self.turn().close();
+        gone
     }
 
     /// Takes the connection, and what runs on it, from a session that is over. The receiver is as
@@ -152,8 +154,11 @@ impl Core {
             other => {
                 state.slot = other;
                 state.released = None;
+                let is_any_due = state.hooks.is_any_due();
                 drop(state);
-                self.run_hooks();
+                if is_any_due {
+                    self.run_hooks();
+                }
             }
         }
         receiver

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    pool::{self, Entered, Key},
+    pool::{self, Admission, Entered, Key, Label},
 };
 
 /// Ends the session when it is dropped, whatever the reason.
@@ -26,8 +26,9 @@ pub(crate) struct SessionGuard {
 }
 
 impl SessionGuard {
-    pub(super) fn new(core: Arc<Core>) -> Self {
-        core.pool().session_began();
+    /// The `admission` is over when the guard is.
+    pub(super) fn new(core: Arc<Core>, admission: Admission<'_>) -> Self {
+        admission.pass_on();
         let holder: Weak<Core> = Arc::downgrade(&core);
         let direct = core.pool().is_direct().then(|| core.pool().note_direct(holder));
         Self { core, direct }
@@ -35,6 +36,11 @@ impl SessionGuard {
 
     pub(super) fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// What the request is called.
+    pub(crate) fn label(&self) -> Option<&Label> {
+        self.core.origin.label.as_ref()
     }
 
     /// What is polled from here on, until the returned value is dropped, belongs to this request.

@@ -53,6 +53,11 @@ impl Hooks {
         !self.waiting.is_empty()
     }
 
+    /// Whether there are some to be run.
+    pub(super) fn is_any_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
     /// The COMMIT of the outermost transaction is about to be sent.
     pub(super) fn seal(&mut self) {
         self.sealed.append(&mut self.waiting);

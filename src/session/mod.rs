@@ -44,7 +44,7 @@ pub use self::{open::PoolSession, savepoint::SessionTransaction, tx::DbTx};
 use crate::{
     connection::Operation,
     error::{Error, Kind},
-    pool::SessionPool,
+    pool::{Admission, SessionPool},
 };
 
 /// The tag of a service's one and only, or most important, database.
@@ -72,8 +72,8 @@ pub struct DbSession<Tag = Main> {
 }
 
 impl<Tag> DbSession<Tag> {
-    fn guarded(core: Arc<Core>) -> (Self, SessionGuard) {
-        let guard = SessionGuard::new(core.clone());
+    fn guarded(core: Arc<Core>, admission: Admission<'_>) -> (Self, SessionGuard) {
+        let guard = SessionGuard::new(core.clone(), admission);
         (Self { core, tag: PhantomData }, guard)
     }
 

@@ -98,30 +98,30 @@ impl SessionPool {
     }
 
     pub(crate) async fn eager_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Error> {
-        let _admission = self.admit()?;
+        let admission = self.admit()?;
         if self.is_direct() {
-            return Ok(DbSession::guarded(Core::new(self.clone(), plan)));
+            return Ok(DbSession::guarded(Core::new(self.clone(), plan), admission));
         }
         let started = Instant::now();
         let lease = self.acquire().await?;
-        Ok(DbSession::guarded(Core::with_connection(self.clone(), plan, lease, started.elapsed())))
+        let core = Core::with_connection(self.clone(), plan, lease, started.elapsed());
+        Ok(DbSession::guarded(core, admission))
     }
 
     /// An eager session without a wait, if there is a warm connection; else the plan comes back.
     #[allow(clippy::result_large_err, reason = "a plan on its way, which a box would cost an allocation")]
     pub(crate) fn try_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(_admission) = self.try_admit() else { return Err(plan) };
-        match self.try_acquire() {
-            Some(lease) => Ok(DbSession::guarded(Core::with_connection(self.clone(), plan, lease, Duration::ZERO))),
-            None => Err(plan),
-        }
+        let Some(admission) = self.try_admit() else { return Err(plan) };
+        let Some(lease) = self.try_acquire() else { return Err(plan) };
+        let core = Core::with_connection(self.clone(), plan, lease, Duration::ZERO);
+        Ok(DbSession::guarded(core, admission))
     }
 
     /// A session without a connection; the plan comes back if the pool takes no new ones.
     #[allow(clippy::result_large_err, reason = "a plan on its way, which a box would cost an allocation")]
     pub(crate) fn lazy_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(_admission) = self.try_admit() else { return Err(plan) };
-        Ok(DbSession::guarded(Core::new(self.clone(), plan)))
+        let Some(admission) = self.try_admit() else { return Err(plan) };
+        Ok(DbSession::guarded(Core::new(self.clone(), plan), admission))
     }
 }
 
