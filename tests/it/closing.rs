@@ -29,6 +29,7 @@ use tokio::{
 };
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool};
 
+use crate::cancel_running::running;
 use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
@@ -206,7 +207,9 @@ async fn what_runs_is_taken_away_and_what_was_committed_stays() {
         let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()));
         let request = tokio::spawn(call(app));
         let observer = test.observer().await.unwrap();
-        eventually("it wrote", async || count_items(&observer, "kept").await == 1).await;
+        // Not only the INSERT's effect: its answer is still on its way then.
+        eventually("it runs", async || running(&observer, "sleep(").await == 1).await;
+        assert_eq!(count_items(&observer, "kept").await, 1, "{kind:?}");
         assert_eq!(close(&pool, Duration::ZERO).await, 1, "{kind:?}");
         let response = timeout(BOUND, request).await.unwrap().unwrap();
         assert_eq!((response.status(), retry_after(&response)), (StatusCode::SERVICE_UNAVAILABLE, None), "{kind:?}");
