@@ -61,7 +61,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app(pool.clone())).with_graceful_shutdown(interrupted()).await?;
+    axum::serve(listener, app(pool.clone())).with_graceful_shutdown(told_to_stop()).await?;
 
     tracing::info!("no request is left: closing the database connections");
     pool.database().close_by_ref().await?;
@@ -86,10 +86,28 @@ pub(crate) async fn create_table(pool: &SessionPool) -> Result<(), Box<dyn Error
     Ok(())
 }
 
-async fn interrupted() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        tracing::error!("cannot listen for ctrl-c: {error}");
-        std::future::pending::<()>().await;
+async fn told_to_stop() {
+    let interrupted = async {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::error!("cannot listen for ctrl-c: {error}");
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(error) => {
+                tracing::error!("cannot listen for SIGTERM: {error}");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupted => {}
+        () = terminated => {}
     }
 }
 
