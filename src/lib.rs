@@ -91,7 +91,7 @@
 //!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) moves a service over
-//! step by step.
+//! step by step. Something is wrong? [Troubleshooting](guide::troubleshooting) goes by what you see.
 //!
 //! # The flow
 //!
@@ -287,6 +287,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/from_state.md")]
     pub mod from_state {}
+
+    #[doc = include_str!("guide/troubleshooting.md")]
+    pub mod troubleshooting {}
 }
 
 /// The README's examples are tests as well.
