@@ -219,7 +219,7 @@
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: a server that is waited for at the start, and when it is there |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
-//! | `tower_sea_orm` | WARN | an answer of 503 after a conflict |
+//! | `tower_sea_orm` | WARN | an answer of 503 after a conflict, or of 504 after a statement that the server stopped |
 //!
 //! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm=debug`, each session is
 //! one line. [`SessionPool::status`] gives the numbers of this moment.

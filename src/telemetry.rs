@@ -10,7 +10,7 @@
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or `close()` |
 //! | `tower_sea_orm::pool` | WARN | a request that waits for a second session while it holds one; at most 16 a second |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
-//! | `tower_sea_orm` | WARN | an answer of 503 after a serialization failure or a deadlock |
+//! | `tower_sea_orm` | WARN | an answer of 503 or 504 that a server's error is the reason for |
 
 use std::{
     sync::{
@@ -19,6 +19,8 @@ use std::{
     },
     time::{Duration, Instant},
 };
+
+use http::StatusCode;
 
 use tracing::{Span, field::Empty};
 
@@ -75,10 +77,13 @@ impl SessionSpan {
 /// was that a connection was taken away.
 pub(crate) fn answered(error: &Error) {
     let cause = std::error::Error::source(error).map(tracing::field::display);
-    if error.is_conflict() {
-        tracing::warn!(target: "tower_sea_orm", cause, "{error}");
-    } else if !error.is_acquire() && !error.is_reclaimed() {
+    if error.is_acquire() || error.is_reclaimed() {
+        return;
+    }
+    if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::error!(target: "tower_sea_orm", cause, "{error}");
+    } else {
+        tracing::warn!(target: "tower_sea_orm", cause, "{error}");
     }
 }
 

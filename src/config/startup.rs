@@ -91,6 +91,7 @@ impl PoolConfig {
 /// Whether trying again may help while the server is being started.
 #[cfg(feature = "_sqlx")]
 fn is_not_there_yet(error: &DbErr) -> bool {
+    use crate::error::Trouble;
     use sea_orm::{RuntimeErr, sqlx};
     use std::io::ErrorKind;
     let DbErr::Conn(RuntimeErr::SqlxError(error)) = error else { return false };
@@ -107,7 +108,7 @@ fn is_not_there_yet(error: &DbErr) -> bool {
             // std has no kind of its own for names that cannot be resolved.
             _ => error.to_string().starts_with("failed to lookup address information"),
         },
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == "57P03"),
+        sqlx::Error::Database(error) => Trouble::of_database(&**error) == Some(Trouble::StartingUp),
         _ => false,
     }
 }

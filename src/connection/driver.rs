@@ -13,7 +13,7 @@ use sea_query_sqlx::SqlxValues;
 use sqlx_core::transaction::TransactionManager;
 use std::sync::Arc;
 
-use crate::error::Kind;
+use crate::error::{Kind, Trouble, ends_connection};
 
 /// A connection checked out of one of sqlx's pools.
 pub(crate) enum Driver {
@@ -240,58 +240,30 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     )
 }
 
-/// Whether the server says farewell with this error.
-pub(crate) fn ends_connection(error: &dyn sqlx_core::error::DatabaseError) -> bool {
-    #[cfg(feature = "sqlx-mysql")]
-    if let Some(error) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
-        // ER_SERVER_SHUTDOWN, MariaDB's ER_CONNECTION_KILLED, ER_CLIENT_INTERACTION_TIMEOUT.
-        return matches!(error.number(), 1053 | 1927 | 4031);
-    }
-    // Shutdown, crash of another backend, cannot connect now, database dropped, idle sessions; and
-    // PostgreSQL's class of connection errors. SQLite has no such codes.
-    error.code().is_some_and(|code| code.len() == 5 && (code.starts_with("57P0") || code.starts_with("08")))
-        || error.code().is_some_and(|code| matches!(&*code, "25P03" | "25P04"))
-}
-
 /// Whether PostgreSQL refused a statement because an earlier one had failed.
 pub(crate) fn is_aborted(error: &DbErr) -> bool {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
-        return false;
-    };
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "25P02")
+    Trouble::of(error) == Some(Trouble::TransactionAborted)
 }
 
-/// Whether a statement of MySQL waited too long for a lock (ER_LOCK_WAIT_TIMEOUT).
+/// Whether a statement did not get a lock in time.
 pub(crate) fn is_lock_timeout(error: &DbErr) -> bool {
-    #[cfg(feature = "sqlx-mysql")]
-    if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) = error {
-        let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<sea_orm::SqlxMySqlError>());
-        return error.is_some_and(|error| error.number() == 1205);
-    }
-    let _ = error;
-    false
+    Trouble::of(error) == Some(Trouble::LockNotAvailable)
 }
 
 /// Whether the server has given up the open transaction, or a part of it, with this error.
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
-        return false;
-    };
-    let Some(error) = error.as_database_error() else { return false };
     match backend {
         // Every error of the server, until a rollback to a savepoint from before.
-        DbBackend::Postgres => true,
-        // ER_LOCK_DEADLOCK, and ER_CHECKREAD of MariaDB's `innodb_snapshot_isolation` (on from 11.6): the
-        // whole transaction is gone, and what follows would autocommit.
-        #[cfg(feature = "sqlx-mysql")]
-        DbBackend::MySql => error
-            .try_downcast_ref::<sea_orm::SqlxMySqlError>()
-            .is_some_and(|error| matches!(error.number(), 1020 | 1213)),
-        // SQLITE_NOMEM, _INTERRUPT, _IOERR, _FULL, by the low byte: the same.
-        DbBackend::Sqlite => {
-            let code = error.code().and_then(|code| code.parse::<i32>().ok());
-            code.is_some_and(|code| matches!(code & 0xff, 7 | 9 | 10 | 13))
+        DbBackend::Postgres => matches!(
+            error,
+            DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))
+                if error.as_database_error().is_some()
+        ),
+        // The whole transaction is gone, and what follows would autocommit.
+        DbBackend::MySql => {
+            let ends = [Trouble::Serialization, Trouble::Deadlock, Trouble::TransactionEnded];
+            Trouble::of(error).is_some_and(|trouble| ends.contains(&trouble))
         }
-        _ => false,
+        _ => Trouble::of(error) == Some(Trouble::TransactionEnded),
     }
 }

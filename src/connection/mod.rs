@@ -25,6 +25,8 @@ use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
 use self::control::Change;
+#[cfg(feature = "_sqlx")]
+pub(crate) use self::operation::Raw;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
@@ -33,8 +35,6 @@ pub(crate) use self::{
     driver::{Driver, is_fatal},
     operation::{Begin, Operation, Output, Task},
 };
-#[cfg(feature = "_sqlx")]
-pub(crate) use self::{driver::ends_connection, operation::Raw};
 use crate::{error::Kind, pool::Reset};
 
 /// One checked-out driver connection.

@@ -45,7 +45,11 @@ pub(crate) enum Kind {
     NoSession,
     Serialization,
     Deadlock,
-    LockTimeout,
+    LockNotAvailable,
+    StatementTimeout,
+    ReadOnly,
+    ServerFull,
+    StalePlan,
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
@@ -84,7 +88,7 @@ pub(super) const IN_DB_ERR: [Kind; 29] = [
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            Self::Exhausted | Self::Crowded => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+            Self::Exhausted | Self::Crowded | Self::ServerFull => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
@@ -182,7 +186,17 @@ impl Kind {
             }
             Self::Serialization => "the transaction could not be serialized with a concurrent one: run it again",
             Self::Deadlock => "the transaction lost a deadlock: run it again",
-            Self::LockTimeout => "the statement waited too long for a lock: run the transaction again",
+            Self::LockNotAvailable => "the statement did not get a lock in time: run the transaction again",
+            Self::StatementTimeout => "the statement ran for longer than the server allows",
+            Self::ReadOnly => {
+                "the server, or the transaction, is read-only: after a fail-over, a new connection leads to the server that takes writes"
+            }
+            Self::ServerFull => {
+                "the server takes no more connections: raise its limit, or lower max_connections (every instance of the service has a pool of its own)"
+            }
+            Self::StalePlan => {
+                "a prepared statement of this connection is gone, or does not fit its tables any more: run the transaction again"
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! [`Error`]: what went wrong, as questions to ask.
 
-#[cfg(feature = "_sqlx")]
-mod conflict;
 mod kind;
+#[cfg(feature = "_sqlx")]
+mod trouble;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,6 +11,8 @@ use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
 use self::kind::IN_DB_ERR;
 pub(crate) use self::kind::Kind;
+#[cfg(feature = "_sqlx")]
+pub(crate) use self::trouble::{Trouble, ends_connection};
 
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
@@ -27,9 +29,23 @@ pub struct Error {
 impl Error {
     /// Finds this crate's error in a statement's [`DbErr`].
     ///
-    /// Besides the crate's own failures it recognises the server errors that a retry of the whole
-    /// transaction may cure: serialization failures (`40001`, MariaDB 1020), deadlocks (`40P01`, MySQL 1213),
-    /// lock wait time-outs (MySQL 1205) and `SQLITE_BUSY`. Everything else is `None`.
+    /// Besides the crate's own failures it recognises what a server says when something is wrong that the statement
+    /// is not to blame for:
+    ///
+    /// | question | PostgreSQL | MySQL, MariaDB | SQLite |
+    /// |---|---|---|---|
+    /// | [`is_conflict`](Self::is_conflict) | `40001`, `40P01`, and the next line | 1020, 1213, and the next line | the next line |
+    /// | [`is_lock_not_available`](Self::is_lock_not_available) | `55P03` | 1205, 3572 | `SQLITE_BUSY`, `SQLITE_LOCKED` |
+    /// | [`is_statement_timeout`](Self::is_statement_timeout) | `57014`, unless cancelled by request | 3024, MariaDB 1969 | |
+    /// | [`is_read_only`](Self::is_read_only) | `25006` | 1290 (`read_only`), 1792, 1836, Galera 1047 and 1180 | `SQLITE_READONLY` |
+    /// | [`is_exhausted`](Self::is_exhausted) | `53300`, PgBouncer's `max_client_conn` and `query_wait_timeout` | 1040, 1203, 1226 | |
+    /// | [`is_stale_plan`](Self::is_stale_plan) | `0A000` and `26000` of a prepared statement, `XX000` of its types | 1243, 1615 | `SQLITE_SCHEMA` |
+    /// | [`is_down`](Self::is_down) | `57P03` | 3168 | |
+    /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08` | 1053, 1927, 4031 and their like | |
+    /// | [`is_aborted`](Self::is_aborted) | `25P02` | | |
+    ///
+    /// Everything else is `None`. Galera answers a wait for another node's writes (`WSREP_SYNC_WAIT_UPTO_GTID`) that took
+    /// too long with 1205 as well.
     ///
     /// ```
     /// use sea_orm::{ConnAcquireErr, DbErr};
@@ -46,19 +62,18 @@ impl Error {
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
             DbErr::Conn(RuntimeErr::Internal(text)) => *IN_DB_ERR.iter().find(|kind| kind.text() == text)?,
             #[cfg(feature = "_sqlx")]
-            DbErr::Conn(RuntimeErr::SqlxError(error))
-            | DbErr::Exec(RuntimeErr::SqlxError(error))
-            | DbErr::Query(RuntimeErr::SqlxError(error)) => conflict::conflict(error.as_database_error()?)?,
+            error => Trouble::of(error)?.kind()?,
+            #[cfg(not(feature = "_sqlx"))]
             _ => return None,
         };
         Some(kind.into())
     }
 
-    /// The status that the layer answers with: 503 for what may pass, 504 for a connection that was taken
-    /// away by `max_hold`, 500 for the rest.
+    /// The status that the layer answers with: 503 for what may pass, 504 for a statement that the server stopped
+    /// for taking too long and for a connection that was taken away by `max_hold`, 500 for the rest.
     pub fn status(&self) -> StatusCode {
         match self.kind {
-            Kind::Reclaimed => StatusCode::GATEWAY_TIMEOUT,
+            Kind::Reclaimed | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -67,29 +82,30 @@ impl Error {
     /// When to come back, for a `Retry-After` header; `None` where coming back is no cure.
     ///
     /// A random 1 to 3 s for a pool that had no connection, so that the rejected do not return all
-    /// at once; 1 s after a serialization failure or a deadlock.
+    /// at once, and for a server that is read-only; 1 s after a conflict with another transaction or a stale plan.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            _ if self.is_acquire() => Some(Duration::from_secs(jitter())),
-            Kind::Serialization | Kind::Deadlock | Kind::LockTimeout => Some(Duration::from_secs(1)),
+            _ if self.is_acquire() || self.is_read_only() => Some(Duration::from_secs(jitter())),
+            _ if self.is_conflict() || self.is_stale_plan() => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
 
     /// Whether the same request may succeed when it is sent again.
     pub fn is_retryable(&self) -> bool {
-        self.is_acquire() || self.is_conflict()
+        self.is_acquire() || self.is_conflict() || self.is_read_only() || self.is_stale_plan()
     }
 
     /// Whether no connection could be had: exhausted, down or closing.
     pub fn is_acquire(&self) -> bool {
-        matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::Down | Kind::Closing)
+        self.is_exhausted() || matches!(self.kind, Kind::Down | Kind::Closing)
     }
 
     /// Whether all connections were in use: for the whole `acquire_timeout`, or with so many waiting already
-    /// ([`max_waiting`](crate::SessionPool::max_waiting)) that one more was not let in.
+    /// ([`max_waiting`](crate::SessionPool::max_waiting)) that one more was not let in; or whether the server has no
+    /// place for another one.
     pub fn is_exhausted(&self) -> bool {
-        matches!(self.kind, Kind::Exhausted | Kind::Crowded)
+        matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::ServerFull)
     }
 
     /// Whether the database could not be reached.
@@ -135,9 +151,40 @@ impl Error {
         )
     }
 
-    /// Whether the server gave up the transaction for another one's sake.
+    /// Whether a concurrent transaction was in the way: the transaction could not be serialized, lost a deadlock,
+    /// or did not get a lock.
     pub fn is_conflict(&self) -> bool {
-        matches!(self.kind, Kind::Serialization | Kind::Deadlock | Kind::LockTimeout)
+        matches!(self.kind, Kind::Serialization | Kind::Deadlock | Kind::LockNotAvailable)
+    }
+
+    /// Whether a statement did not get a lock: in time (`lock_timeout`, `innodb_lock_wait_timeout`, `busy_timeout`),
+    /// or at once (`NOWAIT`). It is a [conflict](Self::is_conflict) as well.
+    pub fn is_lock_not_available(&self) -> bool {
+        self.kind == Kind::LockNotAvailable
+    }
+
+    /// Whether the server stopped a statement that ran for longer than it allows: by PostgreSQL's
+    /// `statement_timeout`, MySQL's `max_execution_time`, MariaDB's `max_statement_time`. Not whether it was
+    /// cancelled by request.
+    pub fn is_statement_timeout(&self) -> bool {
+        self.kind == Kind::StatementTimeout
+    }
+
+    /// Whether a write was refused because the server or the transaction is read-only: a replica, a server that
+    /// another one has taken over from, a Galera node without a quorum, or a transaction that was begun READ ONLY.
+    pub fn is_read_only(&self) -> bool {
+        self.kind == Kind::ReadOnly
+    }
+
+    /// Whether a prepared statement was gone, or did not fit its tables any more, after a migration
+    /// or a `DISCARD ALL`. It did not run.
+    pub fn is_stale_plan(&self) -> bool {
+        self.kind == Kind::StalePlan
+    }
+
+    /// Whether the session's connection was lost before its end.
+    pub fn is_connection_lost(&self) -> bool {
+        self.kind == Kind::ConnectionLost
     }
 
     /// Whether a transaction could not go on or be committed because the server had given it up after
@@ -192,7 +239,9 @@ impl Error {
 
     /// What SeaORM said, where that is the cause; else SeaORM's own variant where it has one.
     pub(crate) fn to_db_err(&self) -> DbErr {
-        let is_servers = self.is_commit_failed() || self.is_conflict();
+        let is_servers = self.is_commit_failed()
+            || self.is_conflict()
+            || matches!(self.kind, Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan);
         let cause = self.source.as_ref().filter(|_| is_servers).and_then(|source| source.downcast_ref::<DbErr>());
         cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
     }
@@ -200,11 +249,13 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            Kind::Exhausted | Kind::Crowded => "the service is busy",
+            Kind::Exhausted | Kind::Crowded | Kind::ServerFull => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
-            Kind::Reclaimed => "the request took too long",
-            Kind::Serialization | Kind::Deadlock | Kind::LockTimeout => "the request met a concurrent one",
+            Kind::Reclaimed | Kind::StatementTimeout => "the request took too long",
+            Kind::ReadOnly => "the database takes no writes",
+            Kind::StalePlan => "the database has just changed",
+            _ if self.is_conflict() => "the request met a concurrent one",
             _ => "internal error",
         }
     }

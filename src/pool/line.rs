@@ -8,9 +8,9 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 
 use super::source::Source;
-#[cfg(feature = "_sqlx")]
-use crate::connection::ends_connection;
 use crate::connection::{Identity, Route};
+#[cfg(feature = "_sqlx")]
+use crate::error::ends_connection;
 
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx;

@@ -149,6 +149,8 @@ impl Source {
     /// Opens one connection beside the pool and closes it again.
     pub(super) async fn connect_once(&self) -> Result<(), DbErr> {
         #[cfg(feature = "_sqlx")]
+        use crate::error::Trouble;
+        #[cfg(feature = "_sqlx")]
         use sqlx::{ConnectOptions, Connection};
         dispatch!(self, pool => {
             let options = pool.connect_options();
@@ -157,9 +159,11 @@ impl Source {
                     let _ = connection.close().await;
                     Ok(())
                 }
-                // The server answers, but has no connection to spare: exhausted, not down.
-                Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("53300" | "08004")) => Ok(()),
-                Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
+                Err(error) => match DbErr::Conn(RuntimeErr::SqlxError(error.into())) {
+                    // The server answers, but has no connection to spare: exhausted, not down.
+                    error if Trouble::of(&error) == Some(Trouble::TooManyConnections) => Ok(()),
+                    error => Err(error),
+                },
             }
         }, direct => Ok(()))
     }

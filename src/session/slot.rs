@@ -60,7 +60,8 @@ pub(super) struct State {
     pub(super) hold: Option<Hold>,
     /// Told when the connection has left the session.
     pub(super) released: Option<oneshot::Sender<()>>,
-    /// The failure that the layer answers for when the handler gives up: to acquire, or a conflict.
+    /// The failure that the layer answers for when the handler gives up: to acquire, a conflict, or another one that
+    /// the handler is not to blame for.
     pub(super) failure: Option<Error>,
     /// A COMMIT of the handler's that failed, and that nothing has made good since.
     pub(super) unsettled: Option<Error>,
@@ -235,7 +236,10 @@ impl State {
         }
         if let Err(error) = result
             && let Some(known) = Error::of(error)
-            && (known.is_acquire() || known.is_conflict() && self.is_transactional())
+            && (known.is_acquire()
+                || known.is_statement_timeout()
+                || known.is_stale_plan()
+                || known.is_conflict() && self.is_transactional())
         {
             self.failure.get_or_insert(known);
         }

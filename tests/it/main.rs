@@ -52,6 +52,7 @@ mod telemetry;
 mod testing;
 mod texts;
 mod transactions;
+mod troubles;
 mod truth;
 mod unfinished;
 mod waiting;

@@ -1,0 +1,56 @@
+//! [`Trouble`]: what a server's error means. One table has the codes of all servers.
+
+mod read;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::read::ends_connection;
+use super::Kind;
+
+/// What is wrong, whichever server says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The transaction cannot be serialized with a concurrent one.
+    Serialization,
+    Deadlock,
+    /// A lock was not there in time, or not at once for a statement that does not wait.
+    LockNotAvailable,
+    /// The statement ran for longer than the server allows.
+    StatementTimeout,
+    /// The server, or the transaction, takes no writes.
+    ReadOnly,
+    TooManyConnections,
+    /// The server is being started or stopped, and lets nobody in.
+    StartingUp,
+    LogInRefused,
+    /// The server has ended a connection that was idle for long: it never saw the statement that is answered so.
+    IdleEnded,
+    /// The server ends the connection.
+    ConnectionEnded,
+    /// An earlier statement has failed, and the transaction takes no other.
+    TransactionAborted,
+    /// All of the open transaction is gone, and what follows would commit by itself.
+    TransactionEnded,
+    /// A prepared statement is gone, or does not fit its tables any more. It did not run.
+    StalePlan,
+}
+
+impl Trouble {
+    /// What the crate calls it; `None` where the server's own words say more.
+    pub(super) fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Serialization => Some(Kind::Serialization),
+            Self::Deadlock => Some(Kind::Deadlock),
+            Self::LockNotAvailable => Some(Kind::LockNotAvailable),
+            Self::StatementTimeout => Some(Kind::StatementTimeout),
+            Self::ReadOnly => Some(Kind::ReadOnly),
+            Self::TooManyConnections => Some(Kind::ServerFull),
+            Self::StartingUp => Some(Kind::Down),
+            Self::IdleEnded | Self::ConnectionEnded => Some(Kind::ConnectionLost),
+            Self::TransactionAborted => Some(Kind::Aborted),
+            Self::StalePlan => Some(Kind::StalePlan),
+            Self::LogInRefused | Self::TransactionEnded => None,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Finding a server's error in the table.
+
+use sea_orm::{DbErr, RuntimeErr};
+use sqlx_core::error::DatabaseError;
+
+use super::{
+    Trouble,
+    table::{Mark, Row, Says, TABLE},
+};
+
+impl Trouble {
+    /// What the server says by `error`, if a server said it and it is known.
+    pub(crate) fn of(error: &DbErr) -> Option<Self> {
+        Self::of_database(database_error(error)?)
+    }
+
+    pub(crate) fn of_database(error: &dyn DatabaseError) -> Option<Self> {
+        TABLE.iter().find(|row| row.fits(error)).map(|row| row.trouble)
+    }
+}
+
+/// What the server itself said.
+fn database_error(error: &DbErr) -> Option<&dyn DatabaseError> {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => error.as_database_error(),
+        _ => None,
+    }
+}
+
+/// Whether the server takes nothing more on the connection after this error.
+pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
+    is_farewell(error)
+        || matches!(
+            Trouble::of_database(error),
+            Some(Trouble::IdleEnded | Trouble::ConnectionEnded | Trouble::StartingUp)
+        )
+}
+
+/// Whether PostgreSQL says so by the error's severity.
+#[cfg(feature = "sqlx-postgres")]
+fn is_farewell(error: &dyn DatabaseError) -> bool {
+    use sea_orm::sqlx::postgres::PgSeverity::{Fatal, Panic};
+    let error = error.try_downcast_ref::<sea_orm::SqlxPostgresError>();
+    error.is_some_and(|error| matches!(error.severity(), Fatal | Panic))
+}
+
+#[cfg(not(feature = "sqlx-postgres"))]
+fn is_farewell(_: &dyn DatabaseError) -> bool {
+    false
+}
+
+impl Row {
+    fn fits(&self, error: &dyn DatabaseError) -> bool {
+        #[cfg(feature = "sqlx-mysql")]
+        if let Some(said) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
+            return self.mysql.has(|code| *code == said.number(), error);
+        }
+        let Some(said) = error.code() else { return false };
+        #[cfg(feature = "sqlx-sqlite")]
+        if error.try_downcast_ref::<sea_orm::SqlxSqliteError>().is_some() {
+            let said: i32 = said.parse().unwrap_or_default();
+            return self.sqlite.has(|code| [said, said & 0xff].contains(code), error);
+        }
+        self.postgres.has(|code| said.starts_with(code), error)
+    }
+}
+
+impl<Code> Says<Code> {
+    fn has(&self, is_code: impl Fn(&Code) -> bool, error: &dyn DatabaseError) -> bool {
+        match self {
+            Self::These(codes) => codes.iter().any(|(code, mark)| is_code(code) && mark.is_on(error)),
+            Self::Nothing(_) => false,
+        }
+    }
+}
+
+impl Mark {
+    fn is_on(self, error: &dyn DatabaseError) -> bool {
+        match self {
+            Self::Any => true,
+            Self::With(words) => error.message().contains(words),
+            Self::Without(words) => !error.message().contains(words),
+            Self::From(routine) => reported_by(error) == Some(routine),
+        }
+    }
+}
+
+#[cfg(feature = "sqlx-postgres")]
+fn reported_by(error: &dyn DatabaseError) -> Option<&str> {
+    error.try_downcast_ref::<sea_orm::SqlxPostgresError>()?.routine()
+}
+
+#[cfg(not(feature = "sqlx-postgres"))]
+fn reported_by(_: &dyn DatabaseError) -> Option<&str> {
+    None
+}

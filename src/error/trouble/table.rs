@@ -1,0 +1,190 @@
+//! The error codes. A server's own list is at
+//! <https://www.postgresql.org/docs/current/errcodes-appendix.html>,
+//! <https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html>,
+//! <https://mariadb.com/kb/en/mariadb-error-code-reference/> and <https://sqlite.org/rescode.html>.
+
+use super::Trouble::{self, *};
+
+/// One trouble in the words of each server.
+#[allow(dead_code, reason = "each driver has its own codes")]
+pub(super) struct Row {
+    pub(super) trouble: Trouble,
+    /// SQLSTATEs, or how they begin. They are also PgBouncer's.
+    pub(super) postgres: Says<&'static str>,
+    /// Error numbers of MySQL, MariaDB and Galera.
+    pub(super) mysql: Says<u16>,
+    /// Result codes: extended ones, or the primary ones of their low byte.
+    pub(super) sqlite: Says<i32>,
+}
+
+pub(super) enum Says<Code: 'static> {
+    These(&'static [(Code, Mark)]),
+    /// It does not exist there, and why.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for those who read the table"))]
+    Nothing(&'static str),
+}
+
+/// What else an error must have where its code has more than one meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    Any,
+    /// Words of its message that are not translated.
+    With(&'static str),
+    Without(&'static str),
+    /// PostgreSQL's function that reports it.
+    From(&'static str),
+}
+
+use self::{
+    Mark::{Any, From, With, Without},
+    Says::{Nothing, These},
+};
+
+const NO_SERVER: &str = "no server that could say so";
+
+/// The first row that fits is the one that counts.
+pub(super) const TABLE: &[Row] = &[
+    Row {
+        trouble: Serialization,
+        postgres: These(&[("40001", Any)]),
+        // ER_CHECKREAD of MariaDB's `innodb_snapshot_isolation`, on from 11.6.
+        mysql: These(&[(1020, Any)]),
+        // SQLITE_BUSY_SNAPSHOT: what the transaction has read is old, and it cannot write any more.
+        sqlite: These(&[(517, Any)]),
+    },
+    Row {
+        trouble: Deadlock,
+        postgres: These(&[("40P01", Any)]),
+        mysql: These(&[(1213, Any)]),
+        sqlite: Nothing("SQLITE_BUSY is returned before a deadlock"),
+    },
+    Row {
+        trouble: LockNotAvailable,
+        postgres: These(&[("55P03", Any)]),
+        // ER_LOCK_WAIT_TIMEOUT, which also is a wait of Galera's `WSREP_SYNC_WAIT_UPTO_GTID` and MariaDB's NOWAIT;
+        // MySQL's ER_LOCK_NOWAIT.
+        mysql: These(&[(1205, Any), (3572, Any)]),
+        // SQLITE_BUSY, SQLITE_LOCKED.
+        sqlite: These(&[(5, Any), (6, Any)]),
+    },
+    Row {
+        trouble: StatementTimeout,
+        // Its message is translated. The same code is that of a statement that was cancelled by request.
+        postgres: These(&[("57014", Without("user request"))]),
+        // MariaDB's ER_STATEMENT_TIMEOUT, MySQL's ER_QUERY_TIMEOUT.
+        mysql: These(&[(1969, Any), (3024, Any)]),
+        sqlite: Nothing("statements have no time-out"),
+    },
+    Row {
+        trouble: ReadOnly,
+        postgres: These(&[("25006", Any)]),
+        // `read_only` and `super_read_only`, among other options; READ ONLY transactions; InnoDB's read-only mode;
+        // Galera without a quorum, at a statement and at a COMMIT.
+        mysql: These(&[
+            (1290, With("read-only")),
+            (1290, With("read_only")),
+            (1792, Any),
+            (1836, Any),
+            (1047, With("WSREP")),
+            (1180, Any),
+        ]),
+        // SQLITE_READONLY.
+        sqlite: These(&[(8, Any)]),
+    },
+    Row {
+        trouble: TooManyConnections,
+        // PgBouncer's `max_client_conn` and `query_wait_timeout`; Supavisor.
+        postgres: These(&[
+            ("53300", Any),
+            ("08004", Any),
+            ("08P01", With("no more connections allowed")),
+            ("08P01", With("query_wait_timeout")),
+            ("XX000", With("Max client connections reached")),
+        ]),
+        // `max_connections`, `max_user_connections`, the account's own limit.
+        mysql: These(&[(1040, Any), (1203, Any), (1226, Any)]),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
+        trouble: StartingUp,
+        postgres: These(&[("57P03", Any)]),
+        // ER_SERVER_ISNT_AVAILABLE. It usually takes no connections until it is ready.
+        mysql: These(&[(3168, Any)]),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
+        trouble: LogInRefused,
+        // The user, the password, the database.
+        postgres: These(&[("28", Any), ("3D000", Any)]),
+        // Database, password, unknown database, host, plug-in, expired password, locked account.
+        mysql: These(&[
+            (1044, Any),
+            (1045, Any),
+            (1049, Any),
+            (1129, Any),
+            (1130, Any),
+            (1698, Any),
+            (1820, Any),
+            (1862, Any),
+            (3118, Any),
+            (4151, Any),
+        ]),
+        sqlite: Nothing("a file asks for no log-in"),
+    },
+    Row {
+        trouble: IdleEnded,
+        // `idle_session_timeout`.
+        postgres: These(&[("57P05", Any)]),
+        // ER_CLIENT_INTERACTION_TIMEOUT of MySQL. MariaDB closes the connection without a word.
+        mysql: These(&[(4031, Any)]),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
+        trouble: ConnectionEnded,
+        // Shutdown, crash of another backend, database dropped; a transaction that was idle or took too long; and
+        // the class of connection errors.
+        postgres: These(&[("57P01", Any), ("57P02", Any), ("57P04", Any), ("25P03", Any), ("25P04", Any), ("08", Any)]),
+        // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE, errors of the network as the server
+        // saw them, ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's ER_SESSION_WAS_KILLED.
+        mysql: These(&[
+            (1053, Any),
+            (1152, Any),
+            (1153, Any),
+            (1158, Any),
+            (1159, Any),
+            (1160, Any),
+            (1161, Any),
+            (1184, Any),
+            (1927, Any),
+            (3169, Any),
+        ]),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
+        trouble: TransactionAborted,
+        postgres: These(&[("25P02", Any)]),
+        mysql: Nothing("a statement that fails leaves the transaction open, or ends all of it"),
+        sqlite: Nothing("a statement that fails leaves the transaction open, or ends all of it"),
+    },
+    Row {
+        trouble: TransactionEnded,
+        postgres: Nothing("a transaction is aborted, and ends with its ROLLBACK"),
+        // ER_LOCK_TABLE_FULL.
+        mysql: These(&[(1206, Any)]),
+        // SQLITE_NOMEM, SQLITE_INTERRUPT, SQLITE_IOERR, SQLITE_FULL.
+        sqlite: These(&[(7, Any), (9, Any), (10, Any), (13, Any)]),
+    },
+    Row {
+        trouble: StalePlan,
+        // *cached plan must not change result type*; sqlx's statement was deallocated; a type was made anew.
+        postgres: These(&[
+            ("0A000", From("RevalidateCachedQuery")),
+            ("26000", With("sqlx_s_")),
+            ("XX000", With("cache lookup failed for type")),
+        ]),
+        // ER_NEED_REPREPARE; ER_UNKNOWN_STMT_HANDLER, unless of an EXECUTE in SQL.
+        mysql: These(&[(1615, Any), (1243, With("stmt_execute"))]),
+        // SQLITE_SCHEMA, after SQLite has prepared it anew a number of times.
+        sqlite: These(&[(17, Any)]),
+    },
+];
