@@ -217,6 +217,7 @@
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or by [`close`](SessionPool::close) |
 //! | `tower_sea_orm::pool` | WARN | a request that waits for a second session of a pool while it holds one |
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
+//! | `tower_sea_orm::pool` | WARN | with `PoolConfig`: variables that begin like its settings and are none |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: a server that is waited for at the start, and when it is there |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
 //! | `tower_sea_orm` | WARN | an answer of 503 after a conflict, or of 504 after a statement that the server stopped |

@@ -3,8 +3,8 @@
 use std::env;
 
 use super::{
-    ConfigError, PoolConfig,
-    names::{NAMES, PARTS_OF_A_URL},
+    ConfigError, PoolConfig, TARGET,
+    names::{self, Meaning},
     settings::Settings,
 };
 
@@ -18,23 +18,23 @@ impl PoolConfig {
     /// `DATABASE_URL`). A variable that is empty counts as not set, so that
     /// `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
     ///
-    /// A `DB_` variable that is none of them is refused, because it may be a typing error. What other
-    /// programs call the parts of their URL is left alone (`DB_HOST`, `DB_PORT`, `DB_USER`,
-    /// `DB_PASSWORD`, `DB_NAME` and the like); for the rest there is
-    /// [`from_prefixed_vars`](Self::from_prefixed_vars).
+    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typing error.
+    /// The others belong to other programs, and one line of the log, at WARN, names them: what these call
+    /// the parts of a URL (`DB_HOST`, `DB_PASSWORD`, …), and what Kubernetes and Docker inject beside a
+    /// service called `db` (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).
     ///
     /// # Errors
     ///
-    /// If a setting is unknown or impossible, contradicts another one, or is not UTF-8, or if there is
+    /// If a setting is misspelt or impossible, contradicts another one, or is not UTF-8, or if there is
     /// no URL.
     pub fn from_env() -> Result<Self, ConfigError> {
         let mut vars = Vec::new();
         for (key, value) in env::vars_os() {
             let Some(key) = key.to_str().filter(|key| key.starts_with(PREFIX) || *key == URL) else { continue };
-            let is_part = key.strip_prefix(PREFIX).is_some_and(is_part_of_a_url);
+            let is_foreign = key.strip_prefix(PREFIX).is_some_and(|name| names::meaning(name) == Meaning::Foreign);
             match value.into_string() {
                 Ok(value) => vars.push((key.to_owned(), value)),
-                Err(_) if is_part => {}
+                Err(_) if is_foreign => vars.push((key.to_owned(), String::new())),
                 Err(_) => return Err(ConfigError::new(key, "not UTF-8")),
             }
         }
@@ -60,26 +60,12 @@ impl PoolConfig {
     pub fn from_vars<K: AsRef<str>, V: AsRef<str>>(
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        let (mut settings, mut parts) = (Settings::default(), Vec::new());
-        for (key, value) in vars {
-            let (key, value) = (key.as_ref(), value.as_ref());
-            match key.strip_prefix(PREFIX) {
-                Some(name) if is_part_of_a_url(name) => parts.push(format!("`{key}`")),
-                Some(name) => set(&mut settings, name, key, value)?,
-                None if key == URL => set(&mut settings, "url", key, value)?,
-                None => {}
-            }
-        }
-        parts.sort();
-        let hint = match parts.as_slice() {
-            [] => String::new(),
-            parts => format!("; {} are not read, put what they say into the URL", parts.join(", ")),
-        };
-        settings.finish(URL, &hint)
+        Variables::new(PREFIX, URL).read(vars)
     }
 
     /// Reads the variables that begin with `prefix`: for a second database, or where `DB_` is another
-    /// program's. The URL is the prefix and `URL`; all that begins with the prefix has to be a setting.
+    /// program's. The URL is the prefix and `URL`; what is almost a setting's name is refused, as by
+    /// [`from_env`](Self::from_env).
     ///
     /// ```
     /// use tower_sea_orm::PoolConfig;
@@ -95,30 +81,67 @@ impl PoolConfig {
     ///
     /// # Errors
     ///
-    /// If a setting is unknown or impossible, or contradicts another one, or if there is no URL.
+    /// If a setting is misspelt or impossible, or contradicts another one, or if there is no URL.
     pub fn from_prefixed_vars<K: AsRef<str>, V: AsRef<str>>(
         prefix: &str,
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        let mut settings = Settings::default();
+        Variables::new(prefix, &format!("{prefix}URL")).read(vars)
+    }
+}
+
+/// The variables of one prefix.
+struct Variables<'p> {
+    prefix: &'p str,
+    /// The variable with the URL, if it is not the prefix and `URL`.
+    url: &'p str,
+    settings: Settings,
+    foreign: Vec<String>,
+    /// Those of `foreign` that look like a part of a URL.
+    parts: Vec<String>,
+}
+
+impl<'p> Variables<'p> {
+    fn new(prefix: &'p str, url: &'p str) -> Self {
+        Self { prefix, url, settings: Settings::default(), foreign: Vec::new(), parts: Vec::new() }
+    }
+
+    fn read<K: AsRef<str>, V: AsRef<str>>(
+        mut self,
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<PoolConfig, ConfigError> {
         for (key, value) in vars {
             let (key, value) = (key.as_ref(), value.as_ref());
-            if let Some(name) = key.strip_prefix(prefix) {
-                set(&mut settings, name, key, value)?;
+            match key.strip_prefix(self.prefix) {
+                _ if key == self.url => self.set("url", key, value)?,
+                Some(name) => self.set(&name.to_ascii_lowercase(), key, value)?,
+                None => {}
             }
         }
-        settings.finish(&format!("{prefix}URL"), "")
+        self.foreign.sort();
+        self.parts.sort();
+        if !self.foreign.is_empty() {
+            let variables = self.foreign.join(", ");
+            tracing::warn!(target: TARGET, variables, "these variables are no settings of the pool and are not read");
+        }
+        let hint = match self.parts.as_slice() {
+            [] => String::new(),
+            parts => format!("; {} are not read, put what they say into the URL", parts.join(", ")),
+        };
+        self.settings.finish(self.url, &hint)
     }
-}
 
-fn is_part_of_a_url(name: &str) -> bool {
-    PARTS_OF_A_URL.contains(&name.to_ascii_lowercase().as_str())
-}
-
-fn set(settings: &mut Settings, name: &str, key: &str, value: &str) -> Result<(), ConfigError> {
-    let name = name.to_ascii_lowercase();
-    if value.trim().is_empty() && NAMES.contains(&name.as_str()) {
-        return Ok(());
+    fn set(&mut self, name: &str, key: &str, value: &str) -> Result<(), ConfigError> {
+        match names::meaning(name) {
+            Meaning::Setting if value.trim().is_empty() => Ok(()),
+            Meaning::Setting | Meaning::Misspelt(_) => self.settings.set(name, key, value),
+            Meaning::Foreign => {
+                if names::is_part_of_a_url(name) {
+                    self.parts.push(format!("`{key}`"));
+                }
+                self.foreign.push(key.to_owned());
+                Ok(())
+            }
+        }
     }
-    settings.set(&name, key, value)
 }

@@ -1,9 +1,11 @@
 //! [`PoolConfig`]: the pool's settings from the environment or a file.
 
+mod advice;
 mod de;
 mod env;
 mod error;
 mod names;
+mod parameters;
 mod settings;
 mod startup;
 #[cfg(test)]
@@ -19,6 +21,9 @@ use sea_orm::{ConnectOptions, DatabaseConnection};
 pub use self::error::ConfigError;
 use self::url::DatabaseUrl;
 use crate::{Error, Reset, SessionPool, error::Kind};
+
+/// Where the log has what is to be said about settings.
+const TARGET: &str = "tower_sea_orm::pool";
 
 /// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, from the environment
 /// ([`from_env`](Self::from_env)) or by serde from a file of your format.
@@ -89,7 +94,7 @@ use crate::{Error, Reset, SessionPool, error::Kind};
 /// `1h`, `1d`. A **switch** is `true` or `false` (also `1`, `yes`, `on`, `0`, `no`, `off`). A **level** is
 /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
 ///
-/// Where it is not as in SQLAlchemy:
+/// Differences from SQLAlchemy:
 ///
 /// - `pool_size` without `max_overflow` has SQLAlchemy's overflow of 10, and `max_overflow` without
 ///   `pool_size` its size of 5. Give `max_connections` with `pool_size` to set the limit itself.
@@ -102,9 +107,17 @@ use crate::{Error, Reset, SessionPool, error::Kind};
 ///
 /// # What is refused
 ///
-/// An unknown name, with the nearest known one; a value that is none, or impossible; two names of one
-/// setting that do not say the same; more `min_connections` than `max_connections`; a `reserve` that
-/// leaves nothing; a URL of a driver that is not built in. [`ConfigError`] says which and what is right.
+/// - An unknown name, with the nearest known one. Among variables, which may be another program's, only a
+///   name that is almost a setting's; one line of the log names the others.
+/// - A value that cannot be parsed or is out of range, and two names of one setting that disagree.
+/// - More `min_connections` than `max_connections`, and a `reserve` that leaves nothing.
+/// - A URL of a driver that is not built in.
+/// - A parameter of the URL that sqlx does not read, or a value of one that it does not take: `ssl=true`
+///   (`sslmode=require`), `schema=…` (`options[search_path]=…`), `serverTimezone=…`. sqlx itself passes over
+///   them. So is an `sslrootcert` or `ssl-ca` without a mode that checks the certificate.
+/// - A list of hosts, and `target_session_attrs`: sqlx connects to one host and does not ask for its role.
+///
+/// [`ConfigError`] says which it is and what to write instead.
 ///
 /// # Secrets
 ///
@@ -152,6 +165,9 @@ struct Options {
 impl PoolConfig {
     /// SeaORM's options, to change what has no setting here. [`session_pool`](Self::session_pool) then
     /// makes the pool of sessions.
+    ///
+    /// An IPv6 address in a MySQL URL is put right by `map_sqlx_mysql_opts`, which holds one function: a call of
+    /// yours replaces it and has to set the `host`.
     ///
     /// Their URL is whole: their `Debug` shows its password, and so do SeaORM's spans (at the level
     /// TRACE) when you connect with them.

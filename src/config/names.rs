@@ -37,7 +37,7 @@ pub(super) const NAMES: [&str; 32] = [
 ];
 
 /// What others call the parts of a URL. Beside the prefix `DB_` they belong to another program.
-pub(super) const PARTS_OF_A_URL: [&str; 17] = [
+const PARTS_OF_A_URL: [&str; 22] = [
     "host",
     "hostname",
     "port",
@@ -55,12 +55,57 @@ pub(super) const PARTS_OF_A_URL: [&str; 17] = [
     "driver",
     "dialect",
     "engine",
+    "ssl",
+    "sslmode",
+    "ssl_mode",
+    "dsn",
+    "scheme",
 ];
 
+/// What a variable's name is to this crate, without its prefix.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    Setting,
+    /// Almost the name of this setting.
+    Misspelt(&'static str),
+    /// Another program's.
+    Foreign,
+}
+
+pub(super) fn meaning(name: &str) -> Meaning {
+    let name = name.to_ascii_lowercase();
+    if NAMES.contains(&name.as_str()) {
+        Meaning::Setting
+    } else if is_part_of_a_url(&name) || is_injected(&name) {
+        Meaning::Foreign
+    } else {
+        nearest(&name, NAMES).map_or(Meaning::Foreign, Meaning::Misspelt)
+    }
+}
+
+pub(super) fn is_part_of_a_url(name: &str) -> bool {
+    PARTS_OF_A_URL.contains(&name)
+}
+
+/// What Kubernetes and Docker's links set for a service of the prefix's name:
+/// <https://kubernetes.io/docs/concepts/containers/container-environment/#cluster-information>,
+/// <https://docs.docker.com/engine/network/links/#environment-variables>.
+fn is_injected(name: &str) -> bool {
+    let has_number = |port: &str| port.starts_with(|c: char| c.is_ascii_digit());
+    name.starts_with("env_")
+        || name.contains("_env_")
+        || name.ends_with("service_host")
+        || name.contains("service_port")
+        || name.ends_with("_port")
+        || name.split_once("port_").is_some_and(|(_, port)| has_number(port))
+}
+
 /// The name nearest to `wrong`, unless it is far from all of them.
-pub(super) fn nearest(wrong: &str) -> Option<&'static str> {
-    let near = NAMES.iter().map(|name| (distance(wrong, name), *name)).min()?;
-    (near.0 <= 2.max(wrong.len() / 4)).then_some(near.1)
+pub(super) fn nearest<'n>(wrong: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    let near = names.into_iter().map(|name| (distance(wrong, name), name)).min()?;
+    // Of few letters, two others are another word: `test` is not `reset`.
+    let bound = if wrong.len() <= 5 { 1 } else { 2.max(wrong.len() / 4) };
+    (near.0 <= bound).then_some(near.1)
 }
 
 /// How many letters are to be put in, left out, changed or swapped with the next one.

@@ -4,12 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use sea_orm::DbBackend;
 
-use super::{
-    ConfigError, Options, PoolConfig,
-    names::{self, PARTS_OF_A_URL},
-    url::DatabaseUrl,
-    value,
-};
+use super::{ConfigError, Options, PoolConfig, names, url::DatabaseUrl, value};
 
 /// SQLAlchemy's defaults, for the one of the two that is not given.
 const POOL_SIZE: u32 = 5;
@@ -191,9 +186,9 @@ fn unknown(name: &str, key: &str) -> ConfigError {
     let written =
         |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}{}", name.to_uppercase()) };
     let mut why = "no such setting".to_owned();
-    if PARTS_OF_A_URL.contains(&name) {
+    if names::is_part_of_a_url(name) {
         why += &format!(": a connection is one URL, write it to `{}`", written("url"));
-    } else if let Some(name) = names::nearest(name) {
+    } else if let Some(name) = names::nearest(name, names::NAMES) {
         why += &format!(": did you mean `{}`?", written(name));
     } else {
         why += &format!("; there are {}", names::NAMES.map(written).join(", "));

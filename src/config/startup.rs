@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 use sea_orm::{Database, DbBackend, DbErr};
 use tokio::time::{sleep, timeout};
 
-use super::PoolConfig;
+use super::{PoolConfig, TARGET};
 use crate::{SessionPool, error::Kind};
-
-const TARGET: &str = "tower_sea_orm::pool";
 
 /// The driver's own default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,72 +1,89 @@
 //! [`DatabaseUrl`]: a URL that shows no password.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use percent_encoding::percent_decode_str;
 use sea_orm::{ConnectOptions, DbBackend};
-use url::Url;
+use url::{Url, form_urlencoded};
 
-use super::ConfigError;
+use super::{ConfigError, parameters};
 
-/// A database's URL: whole for the driver, without its password for everybody else.
+/// A database's URL: whole for the driver, without its password in everything that is shown.
 #[derive(Clone)]
 pub(super) struct DatabaseUrl {
     whole: String,
     /// Without a password, wherever it stood.
     bare: String,
     password: Option<String>,
+    /// The host, if it is an IPv6 address.
+    address: Option<String>,
     shown: String,
     backend: DbBackend,
 }
 
 impl DatabaseUrl {
-    /// Takes the URL apart. No error shows anything of it but its scheme.
+    /// Takes the URL apart. No error shows anything of it but its scheme and the names of its parameters.
     pub(super) fn parse(key: &str, text: &str) -> Result<Self, ConfigError> {
-        let refused = |why: &str| Err(ConfigError::new(key, why));
+        let refused = |why: &str| ConfigError::new(key, why);
         let text = text.trim();
-        let Ok(mut url) = Url::parse(text) else {
-            return refused(
-                "no URL: write `postgres://user:password@host/database`, with `/`, `?`, `#`, `@` and `%` in user and \
-                 password as `%2F`, `%3F`, `%23`, `%40` and `%25`",
-            );
-        };
+        let url = Url::parse(text).map_err(|_| refused(ill_formed(text)))?;
         let backend = backend(key, url.scheme())?;
-        let shown = shown(&url);
-        let mut password = match url.password().map(|password| percent_decode_str(password).decode_utf8()) {
-            Some(Ok(password)) => Some(password.into_owned()),
-            Some(Err(_)) => return refused("the password in it is not UTF-8 when its `%` escapes are undone"),
-            None => None,
-        };
+        let password = url.password().map(|password| percent_decode_str(password).decode_utf8());
+        let password = password
+            .transpose()
+            .map_err(|_| refused("the password in it is not UTF-8 when its `%` escapes are undone"))?
+            .map(Cow::into_owned);
         if backend == DbBackend::Sqlite {
-            if password.is_some() || url.query_pairs().any(|(name, _)| is_secret(&name)) {
-                return refused("an SQLite URL has no password");
-            }
-            return Ok(Self { whole: text.to_owned(), bare: text.to_owned(), password, shown, backend });
+            return Self::sqlite(key, text, &url);
         }
-        if url.cannot_be_a_base() {
-            return refused("`//` is missing after the scheme: write `postgres://user:password@host/database`");
+        if let Some(why) = misplaced(&url) {
+            return Err(refused(why));
         }
-        if has_stray_sign(&url) {
-            return refused(
-                "an `@` or `#` stands where none can be: write `/`, `?`, `#` and `@` in user, password, database and \
-                 parameters as `%2F`, `%3F`, `%23` and `%40`",
-            );
+        Self::server(key, url, backend, password)
+    }
+
+    fn sqlite(key: &str, text: &str, url: &Url) -> Result<Self, ConfigError> {
+        if url.password().is_some() || url.query_pairs().any(|(name, _)| is_secret(&name)) {
+            return Err(ConfigError::new(key, "an SQLite URL has no password"));
         }
-        if url.password().is_some() && url.set_password(None).is_err() {
-            return refused("there is a password but no host");
-        }
+        // sqlx takes all that follows the first `?` for parameters.
+        let query = text.split_once('?').map_or("", |(_, query)| query);
+        parameters::check(key, DbBackend::Sqlite, form_urlencoded::parse(query.as_bytes()))?;
+        Ok(Self {
+            whole: text.to_owned(),
+            bare: text.to_owned(),
+            password: None,
+            address: None,
+            shown: shown(url),
+            backend: DbBackend::Sqlite,
+        })
+    }
+
+    fn server(key: &str, mut url: Url, backend: DbBackend, mut password: Option<String>) -> Result<Self, ConfigError> {
+        let refused = |why: &str| Err(ConfigError::new(key, why));
+        let (shown, address) = (shown(&url), ipv6(&url));
         let (secrets, rest): (Vec<_>, Vec<_>) = url.query_pairs().into_owned().partition(|(name, _)| is_secret(name));
         if secrets.iter().any(|(name, _)| backend != DbBackend::Postgres || name != "password") {
             return refused(
                 "there is a password among its parameters that the driver does not read: write it before the host",
             );
         }
-        // Like sqlx: the last one counts.
+        parameters::check(key, backend, url.query_pairs())?;
+        let addressed = |url: &Url| match backend {
+            DbBackend::Postgres => with_address(url.clone(), address.as_deref()),
+            _ => url.to_string(),
+        };
+        let whole = addressed(&url);
+        if url.password().is_some() && url.set_password(None).is_err() {
+            return refused("there is a password but no host");
+        }
+        // Like sqlx: the one among the parameters counts.
         if let Some((_, last)) = secrets.into_iter().next_back() {
             password = Some(last);
             url.query_pairs_mut().clear().extend_pairs(rest);
         }
-        Ok(Self { whole: text.to_owned(), bare: url.into(), password, shown, backend })
+        let bare = addressed(&url);
+        Ok(Self { whole, bare, password, address, shown, backend })
     }
 
     pub(super) fn backend(&self) -> DbBackend {
@@ -75,23 +92,36 @@ impl DatabaseUrl {
 
     /// SeaORM's options for this URL, password included: their `Debug` shows it.
     pub(super) fn options(&self) -> ConnectOptions {
-        ConnectOptions::new(&self.whole)
+        self.completed(ConnectOptions::new(&self.whole), None)
     }
 
     /// SeaORM's options for this URL, with the password where neither `Debug` nor SeaORM's spans see it.
     pub(super) fn guarded_options(&self) -> ConnectOptions {
-        #[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(unused_mut))]
-        let mut options = ConnectOptions::new(&self.bare);
-        match (&self.password, self.backend) {
+        self.completed(ConnectOptions::new(&self.bare), self.password.clone())
+    }
+
+    /// Adds what is not in the URL.
+    #[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(unused_mut, unused_variables))]
+    fn completed(&self, mut options: ConnectOptions, password: Option<String>) -> ConnectOptions {
+        match self.backend {
             #[cfg(feature = "sqlx-postgres")]
-            (Some(password), DbBackend::Postgres) => {
-                let password = password.clone();
-                options.map_sqlx_postgres_opts(move |options| options.password(&password));
+            DbBackend::Postgres => {
+                if let Some(password) = password {
+                    options.map_sqlx_postgres_opts(move |options| options.password(&password));
+                }
             }
             #[cfg(feature = "sqlx-mysql")]
-            (Some(password), DbBackend::MySql) => {
-                let password = password.clone();
-                options.map_sqlx_mysql_opts(move |options| options.password(&password));
+            DbBackend::MySql if password.is_some() || self.address.is_some() => {
+                let address = self.address.clone();
+                options.map_sqlx_mysql_opts(move |mut options| {
+                    if let Some(address) = &address {
+                        options = options.host(address);
+                    }
+                    match &password {
+                        Some(password) => options.password(password),
+                        None => options,
+                    }
+                });
             }
             _ => {}
         }
@@ -115,6 +145,55 @@ impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{self}\"")
     }
+}
+
+const SEVERAL_HOSTS: &str =
+    "it names several hosts, and sqlx connects to one: write the name that leads to the primary";
+
+/// What is wrong with a text that is no URL.
+fn ill_formed(text: &str) -> &'static str {
+    let authority = text.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = &authority[..authority.find(['/', '?', '#']).unwrap_or(authority.len())];
+    let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+    if hosts.contains(',') {
+        SEVERAL_HOSTS
+    } else if hosts.matches(':').count() > 1 && !hosts.contains('[') {
+        "an IPv6 address has brackets in a URL: write `postgres://user:password@[::1]:5432/database`"
+    } else {
+        "no URL: write `postgres://user:password@host/database`, with `/`, `?`, `#`, `@` and `%` in user and password \
+         as `%2F`, `%3F`, `%23`, `%40` and `%25`"
+    }
+}
+
+/// What stands in a server's URL where it cannot be.
+fn misplaced(url: &Url) -> Option<&'static str> {
+    if url.cannot_be_a_base() {
+        Some("`//` is missing after the scheme: write `postgres://user:password@host/database`")
+    } else if has_stray_sign(url) {
+        Some(
+            "an `@` or `#` stands where none can be: write `/`, `?`, `#` and `@` in user, password, database and \
+             parameters as `%2F`, `%3F`, `%23` and `%40`",
+        )
+    } else if url.host_str().is_some_and(|host| host.contains(',')) {
+        Some(SEVERAL_HOSTS)
+    } else {
+        None
+    }
+}
+
+/// The host if it is an IPv6 address, without its brackets: sqlx 0.9.0 keeps them, and looks for a host of
+/// that name.
+fn ipv6(url: &Url) -> Option<String> {
+    Some(url.host_str()?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
+}
+
+/// Names the IPv6 address as a parameter as well. A `host` that the URL itself names comes later, and counts.
+fn with_address(mut url: Url, address: Option<&str>) -> String {
+    if let Some(address) = address {
+        let rest = url.query().map(|query| format!("&{query}")).unwrap_or_default();
+        url.set_query(Some(&format!("hostaddr={address}{rest}")));
+    }
+    url.into()
 }
 
 /// The driver for `scheme`, if it is built in.
@@ -153,7 +232,7 @@ fn has_stray_sign(url: &Url) -> bool {
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["pass", "pwd", "secret", "token", "credential"].iter().any(|part| name.contains(part))
+    name != "passfile" && ["pass", "pwd", "secret", "token", "credential"].iter().any(|part| name.contains(part))
 }
 
 /// What may be shown: never a password, no query, and nothing of what looks ill-formed.

@@ -318,6 +318,70 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
     }
 }
 
+/// Where `[::1]` leads to the server of `url`, or nothing where this machine has no IPv6.
+async fn on_ipv6(url: &str) -> Option<String> {
+    let listener = TcpListener::bind("[::1]:0").await.ok()?;
+    let (head, rest) = url.split_once("127.0.0.1:")?;
+    let (port, database) = rest.split_once('/')?;
+    let (server, port) = (format!("127.0.0.1:{port}"), listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                tokio::io::copy_bidirectional(&mut client, &mut server).await.ok();
+            });
+        }
+    });
+    Some(format!("{head}[::1]:{port}/{database}"))
+}
+
+#[tokio::test]
+async fn a_server_with_an_ipv6_address_is_connected_to() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let test = TestDb::new(kind).await;
+        let Some(url) = on_ipv6(test.url()).await else { return };
+        // With a password as well, which a server that asks for none ignores.
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let with_password = match kind {
+            Kind::Postgres => format!("{scheme}://{}", rest.replacen('@', ":any@", 1)),
+            _ => url.clone(),
+        };
+        for url in [url, with_password] {
+            let config = config(&url, &[("MAX_CONNECTIONS", "2"), ("CANCEL_RUNNING", "true")]);
+            let pool = timeout(BOUND, config.connect()).await.unwrap().unwrap();
+            pool.session().await.unwrap().ping().await.unwrap();
+            pool.close(BOUND).await;
+            let db = timeout(BOUND, sea_orm::Database::connect(config.connect_options())).await.unwrap().unwrap();
+            let pool = config.session_pool(db).unwrap();
+            pool.session().await.unwrap().ping().await.unwrap();
+            assert_whole(&test, pool.database(), 2).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn variables_of_other_programs_are_named_in_one_line_of_the_log() {
+    let (log, _guard) = Log::start();
+    let vars = [
+        ("DATABASE_URL", "sqlite://shop.db"),
+        ("DB_SERVICE_HOST", "10.0.0.1"),
+        ("DB_PORT", "tcp://10.0.0.1:5432"),
+        ("DB_PORT_5432_TCP", "tcp://10.0.0.1:5432"),
+        ("DB_COLOUR", "hunter2"),
+    ];
+    PoolConfig::from_vars(vars).unwrap();
+    assert_eq!(log.count("WARN"), 1, "{}", log.text());
+    for (name, value) in &vars[1..] {
+        assert_eq!(log.count(&format!("{name},")) + log.count(&format!("{name}\"")), 1, "{name}: {}", log.text());
+        assert_eq!(log.count(value), 0, "{}", log.text());
+    }
+    let (log, _guard) = Log::start();
+    PoolConfig::from_vars([("DATABASE_URL", "sqlite://shop.db"), ("DB_POOL_SIZE", "1"), ("DB_MAX_OVERFLOW", "0")])
+        .unwrap();
+    assert_eq!(log.text(), "");
+}
+
 /// `%` escapes for what has a meaning in a URL.
 fn escaped(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()

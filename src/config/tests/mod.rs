@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 mod keys;
+mod parameters;
 mod sizes;
 mod urls;
 mod values;

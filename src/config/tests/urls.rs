@@ -105,6 +105,10 @@ fn a_url_that_cannot_be_is_refused_with_what_to_write() {
         ("postgres://db.example/shop?sslpassword=x", "write it before the host"),
         ("postgres://app:%ff@db.example/shop", "not UTF-8"),
         ("sqlite://app:x@db.example/shop", "has no password"),
+        ("postgres://app@::1:5432/shop", "`postgres://user:password@[::1]:5432/database`"),
+        ("postgres://app@a:5432,b:5432/shop", "several hosts"),
+        ("postgres://app@a,b/shop", "several hosts"),
+        ("mysql://app@a,b/shop", "several hosts"),
         ("", "not set"),
     ] {
         let error = config(url).unwrap_err();
