@@ -123,7 +123,7 @@ pub(crate) async fn fill(pool: &SessionPool, rows: u64) -> Result<(), DbErr> {
 }
 
 pub(crate) fn app(pool: SessionPool) -> Router {
-    Router::new().route("/sales.csv", get(export)).route_layer(DbSessionLayer::with_pool(pool).lazy())
+    Router::new().route("/sales.csv", get(export)).route_layer(DbSessionLayer::new(pool).lazy())
 }
 
 async fn export(db: DbSession) -> Result<Response, AppError> {

@@ -70,7 +70,7 @@ pub(crate) async fn serve(
 }
 
 pub(crate) fn app(pool: SessionPool) -> Router {
-    Router::new().route("/count/{seconds}", get(count)).layer(DbSessionLayer::with_pool(pool))
+    Router::new().route("/count/{seconds}", get(count)).layer(DbSessionLayer::new(pool))
 }
 
 /// Counts seconds, in one transaction.

@@ -73,7 +73,7 @@ pub(crate) fn app(pool: SessionPool) -> Router {
     Router::new()
         .route("/items", get(list).post(create))
         .route("/items/{item_id}", get(read).put(rename).delete(remove))
-        .route_layer(DbSessionLayer::with_pool(pool).lazy())
+        .route_layer(DbSessionLayer::new(pool).lazy())
         // Outermost: its span gives each session's line of the log the method and the path.
         .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)))
 }

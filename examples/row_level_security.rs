@@ -166,7 +166,7 @@ pub(crate) fn app(pool: SessionPool) -> Router {
 
 /// Gives `routes` sessions that are the tenant's.
 pub(crate) fn protected(routes: Router, pool: SessionPool) -> Router {
-    let sessions = DbSessionLayer::with_pool(pool).lazy().on_begin(set_tenant);
+    let sessions = DbSessionLayer::new(pool).lazy().on_begin(set_tenant);
     // Of two layers the later one is outside: who you are comes first.
     routes.route_layer(sessions).route_layer(middleware::from_fn(authenticate))
 }

@@ -1,13 +1,13 @@
 //! [`DbSessionLayer`]: gives every request a session.
 
-use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc};
 
 use http::{request::Parts, response};
 use sea_orm::{AccessMode, DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
 use crate::{
-    DbSessionService, Error, HoldLayer, Main, Reset, SessionPool,
+    DbSessionService, Error, HoldLayer, Main, SessionPool,
     error::Kind,
     pool::Label,
     respond::EmptyBody,
@@ -116,25 +116,32 @@ impl Checkout {
 }
 
 impl DbSessionLayer {
-    /// A layer over SeaORM's connection pool.
+    /// A layer over SeaORM's connection pool, or over a [`SessionPool`] that others may use as well.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
     /// use sea_orm::{DbBackend, MockDatabase};
-    /// use tower_sea_orm::DbSessionLayer;
+    /// use tower_sea_orm::{DbSessionLayer, SessionPool};
     ///
     /// let db = MockDatabase::new(DbBackend::Postgres).into_connection();
     /// let layer = DbSessionLayer::new(db).lazy();
+    ///
+    /// // With settings of the pool:
+    /// let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let pool = SessionPool::builder(db).max_waiting(100).build()?;
+    /// let layer = DbSessionLayer::new(pool).lazy();
     /// # let _ = layer; }
+    /// # Ok::<(), tower_sea_orm::Error>(())
     /// ```
     ///
     /// # Panics
     ///
-    /// If `database` is disconnected, or of a driver whose feature is not enabled in this crate;
-    /// the message names the feature. [`try_new`](Self::try_new) returns this as an error.
+    /// If it is given a `DatabaseConnection` that is disconnected, or of a driver whose feature is not
+    /// enabled in this crate; the message names the feature. [`try_new`](Self::try_new) returns this as an
+    /// error.
     #[track_caller]
-    pub fn new(database: DatabaseConnection) -> Self {
-        Self::with_pool(SessionPool::new(database))
+    pub fn new(pool: impl Into<SessionPool>) -> Self {
+        Self::tagged(pool)
     }
 
     /// A layer over SeaORM's connection pool.
@@ -143,11 +150,16 @@ impl DbSessionLayer {
     ///
     /// If `database` is disconnected, or of a driver whose feature is not enabled in this crate.
     pub fn try_new(database: DatabaseConnection) -> Result<Self, Error> {
-        SessionPool::try_new(database).map(Self::with_pool)
+        SessionPool::try_new(database).map(Self::new)
     }
 
-    /// A layer over a pool that others use as well.
-    pub fn with_pool(pool: SessionPool) -> Self {
+    /// [`new`](Self::new), for a pool that others use as well.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new).
+    #[track_caller]
+    pub fn with_pool(pool: impl Into<SessionPool>) -> Self {
         Self::tagged(pool)
     }
 }
@@ -158,16 +170,21 @@ impl<Tag> DbSessionLayer<Tag> {
     /// ```
     /// # #[cfg(feature = "mock")] {
     /// use sea_orm::{DbBackend, MockDatabase};
-    /// use tower_sea_orm::{DbSessionLayer, SessionPool};
+    /// use tower_sea_orm::DbSessionLayer;
     ///
     /// enum Analytics {}
     /// let db = MockDatabase::new(DbBackend::Postgres).into_connection();
     /// // Handlers take a `DbSession<Analytics>`.
-    /// let layer = DbSessionLayer::<Analytics>::tagged(SessionPool::new(db));
+    /// let layer = DbSessionLayer::<Analytics>::tagged(db);
     /// # let _ = layer; }
     /// ```
-    pub fn tagged(pool: SessionPool) -> Self {
-        Self { pool, policy: Arc::default(), respond: EmptyBody, tag: PhantomData }
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](DbSessionLayer::new).
+    #[track_caller]
+    pub fn tagged(pool: impl Into<SessionPool>) -> Self {
+        Self { pool: pool.into(), policy: Arc::default(), respond: EmptyBody, tag: PhantomData }
     }
 }
 
@@ -299,7 +316,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// inside of the SQL.
     ///
     /// What they set outlives the transaction. So that no other request gets it, PostgreSQL's connection is
-    /// reset after the request if [`reset`](Self::reset) is on for session state. Otherwise it is closed,
+    /// reset after the request if the pool's [`reset`](crate::SessionPoolBuilder::reset) is on for session state. Otherwise it is closed,
     /// which costs a new one each time. Prefer [`on_begin`](Self::on_begin) with settings that end with
     /// the transaction.
     ///
@@ -318,142 +335,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Sets [`SessionPool::acquire_timeout`].
-    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-        self.pool = self.pool.acquire_timeout(timeout);
-        self
-    }
-
-    /// Sets [`SessionPool::release_timeout`].
-    pub fn release_timeout(mut self, timeout: Duration) -> Self {
-        self.pool = self.pool.release_timeout(timeout);
-        self
-    }
-
-    /// Sets [`SessionPool::reserve`].
-    ///
-    /// # Panics
-    ///
-    /// If it leaves no connection to the sessions.
-    #[track_caller]
-    pub fn reserve(mut self, connections: u32) -> Self {
-        self.pool = self.pool.reserve(connections);
-        self
-    }
-
-    /// Sets [`SessionPool::max_waiting`].
-    pub fn max_waiting(mut self, waiting: u32) -> Self {
-        self.pool = self.pool.max_waiting(waiting);
-        self
-    }
-
-    /// Sets [`SessionPool::warm`].
-    pub fn warm(mut self, warm: bool) -> Self {
-        self.pool = self.pool.warm(warm);
-        self
-    }
-
-    /// Sets [`SessionPool::reset`].
-    ///
-    /// ```
-    /// # #[cfg(feature = "mock")] {
-    /// # use sea_orm::{DbBackend, MockDatabase};
-    /// # use tower_sea_orm::DbSessionLayer;
-    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
-    /// use tower_sea_orm::Reset;
-    ///
-    /// // What a request sets, locks or listens to is gone before the next one has the connection.
-    /// let layer = DbSessionLayer::new(db).reset(Reset::SessionState);
-    /// # let _ = layer; }
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// If session state is to be reset and the database is a proxy, which has no connection of a session.
-    #[track_caller]
-    pub fn reset(mut self, reset: Reset) -> Self {
-        self.pool = self.pool.reset(reset);
-        self
-    }
-
-    /// Has the server stop what runs for a request that has ended: the client has gone, a layer's
-    /// time-out is over, the handler has answered and left a statement behind. Default: off; then it
-    /// runs to its end, and its connection is not free before (or closed after the
-    /// [`release_timeout`](Self::release_timeout)).
-    ///
-    /// # What is stopped
-    ///
-    /// - In a transaction every statement, for it is rolled back anyway; never a COMMIT.
-    /// - Outside of one only what reads, by its words: one SELECT, VALUES, TABLE, WITH, SHOW, DESCRIBE or
-    ///   EXPLAIN without a word that writes or locks. A write is finished, as without this setting. A
-    ///   SELECT that calls a function of your own counts as a read, whatever the function does.
-    /// - A statement whose future is dropped while its request lives on (`select!`, `timeout`): the same
-    ///   reads, outside of a transaction. Inside, nothing: that would abort the handler's transaction.
-    ///
-    /// The connection is not closed: it waits for the cancel's own answer and the statement's end, rolls
-    /// back, and serves the next request. So a cancel never meets another request's statement.
-    ///
-    /// # How, and what it costs
-    ///
-    /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on one more connection per
-    /// pool: beside `max_connections`, opened with the first session or cancel, closed after 5 s
-    /// without use. Who serves a connection is read once each time that it comes from the driver's pool,
-    /// in one round trip before its first statement that may be stopped; a warm connection pays nothing.
-    /// SQLite gets a progress handler, which takes the place of one that you may have set.
-    ///
-    /// # Limits
-    ///
-    /// - If that connection cannot be had or does not answer, there is a warning in the log, and
-    ///   statements are waited for as without this setting.
-    /// - PostgreSQL lets a role cancel what runs as the same role: not so if `after_connect` changes the
-    ///   session's user. MySQL and MariaDB let a user kill its own queries.
-    /// - Behind a proxy that shares connections between transactions (PgBouncer), who serves a connection
-    ///   is known inside of a transaction only: PostgreSQL then pays one round trip more in each, and
-    ///   outside of transactions nothing is stopped. Such a proxy is recognised by a start-up setting
-    ///   that does not arrive. One for MySQL is recognised if it makes up connection numbers, and then
-    ///   nothing is stopped; do not use this setting behind another one.
-    /// - PgBouncer before 1.21 knows nothing of prepared statements. `statement-cache-capacity=0` in the URL
-    ///   has them sent without names; even so they are safe inside of transactions only, because one
-    ///   outside may be prepared on one connection and run on another.
-    /// - A statement that SQLite has waiting for another connection's lock is not stopped.
-    ///
-    /// ```
-    /// # #[cfg(feature = "mock")] {
-    /// # use sea_orm::{DbBackend, MockDatabase};
-    /// # use tower_sea_orm::DbSessionLayer;
-    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
-    /// let layer = DbSessionLayer::new(db).transaction().cancel_running();
-    /// # let _ = layer; }
-    /// ```
-    pub fn cancel_running(mut self) -> Self {
-        self.pool = self.pool.cancel_running();
-        self
-    }
-
-    /// Sets [`SessionPool::warn_hold`].
-    ///
-    /// # Panics
-    ///
-    /// If it is zero.
-    #[track_caller]
-    pub fn warn_hold(mut self, time: Duration) -> Self {
-        self.pool = self.pool.warn_hold(time);
-        self
-    }
-
-    /// Sets [`SessionPool::max_hold`].
-    ///
-    /// # Panics
-    ///
-    /// If it is zero.
-    #[track_caller]
-    pub fn max_hold(mut self, time: Duration) -> Self {
-        self.pool = self.pool.max_hold(time);
-        self
-    }
-
     /// Lets a handler's own 5xx answer stand when its session had got no connection, or lost it by
-    /// [`max_hold`](SessionPool::max_hold). By default the
+    /// [`max_hold`](crate::SessionPoolBuilder::max_hold). By default the
     /// layer answers instead, because only it knows that 503 and `Retry-After` are right.
     pub fn keep_handler_errors(mut self) -> Self {
         self.policy().keep_handler_errors = true;

@@ -116,16 +116,16 @@
 //! | **Acquire first** | The handler is not called before a connection is checked out. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
 //! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
 //! | **Released on every exit** | Any status, an error of the inner service, a panic, the future dropped at any await, the client gone, a time-out layer above or below, extensions cloned, a handle kept by a task. |
-//! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. What is not clean within the [`release_timeout`](SessionPool::release_timeout) is closed and its slot freed. No cancelled request destroys an in-memory SQLite database. |
+//! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. What is not clean within the [`release_timeout`](SessionPoolBuilder::release_timeout) is closed and its slot freed. No cancelled request destroys an in-memory SQLite database. |
 //! | **No driver call is cancelled half-way** | A driver call once started, acquiring included, runs to its end: in the request if it still waits, in a task of this crate if not. |
 //! | **A handle that outlives its request is dead** | Its statements answer *session closed* and say what to do instead. It never touches another request's connection. |
-//! | **A cancelled request stops costing the server** | With [`cancel_running`](DbSessionLayer::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that it can never hit another request's. Outside of a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction only inside of transactions. |
-//! | **Exhaustion is an answer, not a hang** | Waiting is bounded in time ([`acquire_timeout`](SessionPool::acquire_timeout)) and in number ([`max_waiting`](SessionPool::max_waiting)); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
+//! | **A cancelled request stops costing the server** | With [`cancel_running`](SessionPoolBuilder::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that it can never hit another request's. Outside of a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction only inside of transactions. |
+//! | **Exhaustion is an answer, not a hang** | Waiting is bounded in time ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and in number ([`max_waiting`](SessionPoolBuilder::max_waiting)); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
 //! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, nobody knows the outcome; that is an error of its own, and never retried. |
 //! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
-//! | **No state leaks to the next request** | With [`reset`](DbSessionLayer::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
+//! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
 //!
@@ -136,7 +136,7 @@
 //!
 //! | dropped | what happens |
 //! |---|---|
-//! | a statement | It runs to its end on the server, in a task of this crate; with [`cancel_running`](DbSessionLayer::cancel_running) a read outside of a transaction is cancelled. The session's next statement waits for it; a session that is over gives its connection back after it. |
+//! | a statement | It runs to its end on the server, in a task of this crate; with [`cancel_running`](SessionPoolBuilder::cancel_running) a read outside of a transaction is cancelled. The session's next statement waits for it; a session that is over gives its connection back after it. |
 //! | a stream, half-read | What is left is read and thrown away in a task. The next statement waits for it. |
 //! | a transaction, or the future of `transaction_async` | Rolled back before anything else happens on the connection. The statement that was running ends first. |
 //! | `commit()`, or the request while it is committing | A COMMIT that was sent is seen through, and its hooks run. One that was not is a rollback. |
@@ -156,7 +156,7 @@
 //! - **A streamed body has no session** unless it is
 //!   [held until its end](DbSession::hold_until_body_end): a session ends when the response's head is there.
 //! - **A running statement is not cancelled on the server** unless you say
-//!   [`cancel_running`](DbSessionLayer::cancel_running). It ends by itself, or its connection is closed.
+//!   [`cancel_running`](SessionPoolBuilder::cancel_running). It ends by itself, or its connection is closed.
 //! - **An early answer is a promise.** What a handler has spawned and not awaited is no part of it: its
 //!   next statement answers *session closed*.
 //! - **Hooks live in memory.** A process that ends between COMMIT and `after_commit` loses them. For what
@@ -171,13 +171,13 @@
 //! - **The runtime's shutdown ends the crate's tasks.** What they were reading or rolling back is
 //!   closed instead, and the server rolls back. Let the requests end first, as in the `items` example.
 //! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight
-//!   to the next session, and so is sqlx's ping. If you rely on them: [`warm(false)`](SessionPool::warm).
+//!   to the next session, and so is sqlx's ping. If you rely on them: [`warm(false)`](SessionPoolBuilder::warm).
 //!   At least every 10 s (or `max_lifetime`, if that is shorter) each connection passes through sqlx's
 //!   pool, which looks at its age.
 //! - **A handler that uses its session and the plain `DatabaseConnection`** can deadlock with others
 //!   like it: each holds a connection and waits for another one, until the acquire time-out. The ways
 //!   out: run everything on the session; [`lazy`](DbSessionLayer::lazy) and
-//!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPool::reserve)
+//!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPoolBuilder::reserve)
 //!   connections for the plain users. A second session from `pool()` has the
 //!   same trouble, but is seen: the log names the request, and where all who hold one wait, one gets an error at
 //!   once. A session that the handler took from `pool()` counts as held by nobody, since it may be in other hands.
@@ -189,10 +189,10 @@
 //!
 //! | what happened | the layer's answer | `Retry-After` |
 //! |---|---|---|
-//! | no connection within `acquire_timeout`, too many others in the queue already ([`max_waiting`](SessionPool::max_waiting)), database down, pool closed | 503 | 1–3 s, random |
+//! | no connection within `acquire_timeout`, too many others in the queue already ([`max_waiting`](SessionPoolBuilder::max_waiting)), database down, pool closed | 503 | 1–3 s, random |
 //! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random; none if the session had run a statement before |
 //! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if something of the request was committed |
-//! | the connection was taken away by [`max_hold`](SessionPool::max_hold): an answer below 400 whose transaction was lost by it, or a 5xx | 504 | – |
+//! | the connection was taken away by [`max_hold`](SessionPoolBuilder::max_hold): an answer below 400 whose transaction was lost by it, or a 5xx | 504 | – |
 //! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | – |
 //! | COMMIT failed for good or its outcome is unknown, the transaction was given up, something of it is still open or running | 500 | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
@@ -213,7 +213,7 @@
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
-//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPool::warn_hold) (10 s), with method, path and its last statement without values; INFO when it came back after all |
+//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPoolBuilder::warn_hold) (10 s), with method, path and its last statement without values; INFO when it came back after all |
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or by [`close`](SessionPool::close) |
 //! | `tower_sea_orm::pool` | WARN | a request that waits for a second session of a pool while it holds one |
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
@@ -271,7 +271,7 @@ pub use self::{
     error::Error,
     future::ResponseFuture,
     layer::{DbSessionLayer, unsafe_methods},
-    pool::{Reset, SessionPool, Status},
+    pool::{Reset, SessionPool, SessionPoolBuilder, Status},
     respond::{EmptyBody, OnError, ProblemJson, error_response},
     service::DbSessionService,
     session::{DbSession, DbTx, Main, PoolSession, SessionTransaction},

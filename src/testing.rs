@@ -14,7 +14,7 @@
 //!
 //! // The service under test takes its pool as an argument.
 //! fn app(pool: tower_sea_orm::SessionPool) -> Router {
-//!     Router::new().route("/items", post(create)).layer(DbSessionLayer::with_pool(pool))
+//!     Router::new().route("/items", post(create)).layer(DbSessionLayer::new(pool))
 //! }
 //! async fn create(tx: DbTx) -> StatusCode {
 //!     tx.execute_unprepared("INSERT INTO item VALUES (1)").await.unwrap();
@@ -59,9 +59,7 @@
 
 use std::fmt;
 
-use sea_orm::DatabaseConnection;
-
-use crate::{Error, PoolSession, SessionPool};
+use crate::{Error, PoolSession, SessionPool, SessionPoolBuilder};
 
 /// A [`SessionPool`] whose every session runs inside of one transaction, which is rolled back at the end.
 ///
@@ -71,17 +69,19 @@ use crate::{Error, PoolSession, SessionPool};
 pub struct TestPool(SessionPool);
 
 impl TestPool {
-    /// Takes a connection of `database` and opens the transaction.
+    /// Takes a connection of the database and opens the transaction. Give it a `DatabaseConnection`, or a
+    /// [`SessionPool::builder`] with the settings that the service has in production; `reserve` is of no
+    /// effect, because there is one connection.
     ///
     /// # Errors
     ///
-    /// If there is no connection to be had, or `database` is a mock or a proxy.
+    /// If no connection can be acquired, the settings do not fit the database, or it is a mock or a proxy.
     ///
     /// # Cancel safety
     ///
     /// Dropped half-way, the connection is returned or closed.
-    pub async fn begin(database: DatabaseConnection) -> Result<Self, Error> {
-        SessionPool::inside_a_transaction(database).await.map(Self)
+    pub async fn begin(database: impl Into<SessionPoolBuilder>) -> Result<Self, Error> {
+        SessionPool::inside_a_transaction(database.into()).await.map(Self)
     }
 
     /// The pool for the service under test.

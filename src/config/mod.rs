@@ -20,7 +20,9 @@ use sea_orm::{ConnectOptions, DatabaseConnection};
 
 pub use self::error::ConfigError;
 use self::url::DatabaseUrl;
-use crate::{Error, Reset, SessionPool, error::Kind};
+#[cfg(doc)]
+use crate::SessionPoolBuilder;
+use crate::{Error, Reset, SessionPool};
 
 /// Where the log has what is to be said about settings.
 const TARGET: &str = "tower_sea_orm::pool";
@@ -80,14 +82,14 @@ const TARGET: &str = "tower_sea_orm::pool";
 /// | `schema_search_path` | | text | | PostgreSQL's, without effect elsewhere; and so are the next two. |
 /// | `application_name` | | text | | What `pg_stat_activity` shows. |
 /// | `statement_timeout` | | time | | When the server gives a statement up. |
-/// | `reserve` | | number | 0 | [`SessionPool::reserve`] |
-/// | `release_timeout` | | time | 5 s | [`SessionPool::release_timeout`] |
-/// | `max_waiting` | | number | by the pace, 20 × `max_connections` at least | [`SessionPool::max_waiting`] |
-/// | `warm` | | switch | true | [`SessionPool::warm`] |
-/// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPool::reset`] |
-/// | `cancel_running` | | switch | false | [`SessionPool::cancel_running`] |
-/// | `warn_hold` | | time, `never` or `-1` | 10 s | [`SessionPool::warn_hold`] |
-/// | `max_hold` | | time, `never` or `-1` | never | [`SessionPool::max_hold`] |
+/// | `reserve` | | number | 0 | [`SessionPoolBuilder::reserve`] |
+/// | `release_timeout` | | time | 5 s | [`SessionPoolBuilder::release_timeout`] |
+/// | `max_waiting` | | number | by the pace, 20 × `max_connections` at least | [`SessionPoolBuilder::max_waiting`] |
+/// | `warm` | | switch | true | [`SessionPoolBuilder::warm`] |
+/// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPoolBuilder::reset`] |
+/// | `cancel_running` | | switch | false | [`SessionPoolBuilder::cancel_running`] |
+/// | `warn_hold` | | time, `never` or `-1` | 10 s | [`SessionPoolBuilder::warn_hold`] |
+/// | `max_hold` | | time, `never` or `-1` | never | [`SessionPoolBuilder::max_hold`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
 ///
 /// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit: `250ms`, `30s`, `5min`,
@@ -197,39 +199,20 @@ impl PoolConfig {
     ///
     /// # Errors
     ///
-    /// Those of [`SessionPool::try_new`]; and if `database` was made with other options and has no more
-    /// connections than the `reserve`, or is a proxy whose session state is to be reset.
+    /// Those of [`SessionPoolBuilder::build`](crate::SessionPoolBuilder::build).
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
-        let mut pool = SessionPool::try_new(database)?;
-        if let Some(time) = self.options.acquire_timeout {
-            pool = pool.acquire_timeout(time);
+        /// Calls the setter for what was given.
+        macro_rules! set {
+            ($builder:ident: $($name:ident),* $(,)?) => {
+                $(if let Some(value) = self.options.$name { $builder = $builder.$name(value); })*
+            };
         }
-        if let Some(time) = self.options.release_timeout {
-            pool = pool.release_timeout(time);
-        }
-        if let Some(reserve) = self.options.reserve {
-            if reserve >= pool.limit() {
-                return Err(Kind::InvalidReserve.into());
-            }
-            pool = pool.reserve(reserve);
-        }
-        if let Some(waiting) = self.options.max_waiting {
-            pool = pool.max_waiting(waiting);
-        }
-        if let Some(reset) = self.options.reset {
-            pool.check_reset(reset)?;
-            pool = pool.reset(reset);
-        }
-        if let Some(time) = self.options.warn_hold {
-            pool = pool.warn_hold(time);
-        }
-        if let Some(time) = self.options.max_hold {
-            pool = pool.max_hold(time);
-        }
+        let mut builder = SessionPool::builder(database);
+        set!(builder: acquire_timeout, release_timeout, reserve, max_waiting, reset, warn_hold, max_hold, warm);
         if self.options.cancel_running == Some(true) {
-            pool = pool.cancel_running();
+            builder = builder.cancel_running();
         }
-        Ok(pool.warm(self.options.warm.unwrap_or(true)))
+        builder.build()
     }
 
     fn with_settings(&self, mut options: ConnectOptions) -> ConnectOptions {

@@ -102,7 +102,7 @@ impl Error {
     }
 
     /// Whether all connections were in use: for the whole `acquire_timeout`, or with so many waiting already
-    /// ([`max_waiting`](crate::SessionPool::max_waiting)) that one more was not let in; or whether the server has no
+    /// ([`max_waiting`](crate::SessionPoolBuilder::max_waiting)) that one more was not let in; or whether the server has no
     /// place for another one.
     pub fn is_exhausted(&self) -> bool {
         matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::ServerFull)
@@ -124,7 +124,7 @@ impl Error {
     }
 
     /// Whether the session's connection was taken away because it was held for longer than
-    /// [`max_hold`](crate::SessionPool::max_hold).
+    /// [`max_hold`](crate::SessionPoolBuilder::max_hold).
     pub fn is_reclaimed(&self) -> bool {
         self.kind == Kind::Reclaimed
     }

@@ -55,7 +55,7 @@ impl SessionPool {
         if let Some(request) = request {
             self.look_for_deadlock(request);
         }
-        let result = timeout(self.settings.acquire_timeout, &mut waiting.receiver).await;
+        let result = timeout(self.settings().acquire_timeout, &mut waiting.receiver).await;
         waiting.done = matches!(result, Ok(Ok(_)));
         drop(waiting);
         match result {
@@ -81,7 +81,7 @@ impl SessionPool {
         let error = self.fail(Kind::Crowded.into(), Duration::ZERO);
         // Others may wait for what it holds.
         if !request.is_some_and(|request| self.holds_one(&request)) {
-            self.shared.refusals.keep(self.settings.acquire_timeout).await;
+            self.shared.refusals.keep(self.settings().acquire_timeout).await;
         }
         error
     }

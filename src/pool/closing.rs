@@ -49,10 +49,10 @@ impl SessionPool {
     /// Closes the pool: new sessions, those of new requests included, are refused at once with
     /// [`is_closing`](Error::is_closing), and the layer answers 503 without calling the handler. Sessions
     /// that have begun may go on for at most `within`, and so may those that wait for their connection. Then
-    /// the rest is cut off, as by [`max_hold`](Self::max_hold), with the same error. At last the driver's
+    /// the rest is cut off, as by [`max_hold`](crate::SessionPoolBuilder::max_hold), with the same error. At last the driver's
     /// pool is closed, for users of the plain `DatabaseConnection` as well.
     ///
-    /// It is over at most three [`release_timeout`](Self::release_timeout)s after `within`. Returns how many
+    /// It is over at most three [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s after `within`. Returns how many
     /// sessions had to be cut off: their connection was taken away, or their wait for one ended. A
     /// transaction that was cut off is rolled back, and its request never answered below 400.
     ///
@@ -125,7 +125,7 @@ impl SessionPool {
     /// Takes away what is still out, and waits until it is back or closed.
     async fn cut_off(&self) -> usize {
         let closing = &self.shared.closing;
-        let until = Instant::now() + self.settings.release_timeout;
+        let until = Instant::now() + self.settings().release_timeout;
         let mut cut = 0;
         loop {
             cut += self.shared.queue.refuse_all(Kind::Closing);
@@ -158,7 +158,7 @@ impl SessionPool {
         self.cool_down();
         let database = self.shared.database.clone();
         let closed = tokio::spawn(async move { database.close_by_ref().await });
-        match timeout(self.settings.release_timeout, closed).await {
+        match timeout(self.settings().release_timeout, closed).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => {
                 tracing::warn!(target: "tower_sea_orm::pool", "the driver's pool could not be closed: {error}");

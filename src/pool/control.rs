@@ -157,7 +157,7 @@ impl SessionPool {
     pub(super) async fn explore(&self, runtime: &Handle) {
         let control = &self.shared.control;
         let is_server = !self.is_test() && self.shared.source.has_server();
-        if !self.settings.cancel_running || !is_server || control.lock().route.is_some() || control.has_failed() {
+        if !self.settings().cancel_running || !is_server || control.lock().route.is_some() || control.has_failed() {
             return;
         }
         let (_, reply) = self.request(None, runtime);

@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{CheckedOut, SessionPool, Settings, source::Source};
+use super::{CheckedOut, SessionPool, SessionPoolBuilder, source::Source};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -50,8 +50,9 @@ impl Outer {
 }
 
 impl SessionPool {
-    /// A pool whose sessions all run inside of one transaction on one connection of `database`.
-    pub(crate) async fn inside_a_transaction(database: DatabaseConnection) -> Result<Self, Error> {
+    /// A pool whose sessions all run inside of one transaction on one connection of its database.
+    pub(crate) async fn inside_a_transaction(builder: SessionPoolBuilder) -> Result<Self, Error> {
+        let database = builder.database();
         let outside = Self::try_new(database.clone())?;
         if outside.is_direct() {
             return Err(Kind::NothingToRollBack.into());
@@ -62,8 +63,8 @@ impl SessionPool {
         connection.begin_outer().await.map_err(|error| Error::with_source(Kind::ConnectionLost, error))?;
         let outer = Outer::default();
         outer.put(connection);
-        let source = Source::of(&database)?;
-        Ok(Self::assemble(database, source, Some(outer)))
+        let source = Source::of(database)?;
+        builder.build_over(source, Some(outer))
     }
 
     /// Whether its sessions live inside of a test's transaction.
@@ -106,8 +107,7 @@ impl SessionPool {
     pub(crate) async fn roll_back_outer(&self) -> Result<(), Error> {
         let connection = self.acquire().await?.into_connection().and_then(CheckedOut::into_connection);
         let mut connection = connection.ok_or(Kind::ConnectionLost)?;
-        let settings: &Settings = self.settings();
-        let rolled_back = tokio::time::timeout(settings.release_timeout, connection.end_outer()).await;
+        let rolled_back = tokio::time::timeout(self.settings().release_timeout, connection.end_outer()).await;
         match rolled_back {
             Ok(Ok(())) => connection.return_to_driver().await,
             Ok(Err(error)) => return Err(Error::with_source(Kind::ConnectionLost, error)),

@@ -12,8 +12,9 @@ use std::{
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
-    Room, SessionPool, Status,
+    SessionPool, Status,
     acquire::{self, Lease},
+    builder::Room,
     checkout::CheckedOut,
     holders::{Holder, is_same},
     pace::Pace,
@@ -27,8 +28,12 @@ use crate::error::{Error, Kind};
 /// are.
 const PLAIN_SHARE: Duration = Duration::from_millis(50);
 
-#[derive(Default)]
-pub(super) struct Queue(Mutex<State>);
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// How many connections may be out at the same time.
+    limit: u32,
+    room: Room,
+}
 
 #[derive(Default)]
 struct State {
@@ -64,21 +69,24 @@ pub(super) enum Placed {
 struct Waiter {
     id: u64,
     sender: oneshot::Sender<Result<Lease, Error>>,
-    pool: SessionPool,
     runtime: Handle,
     /// The request that waits, if it is one that has a session already.
     request: Option<Arc<dyn Holder>>,
 }
 
 impl Queue {
+    pub(super) fn new(limit: u32, room: Room) -> Self {
+        Self { state: Mutex::default(), limit, room }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn status(&self) -> Status {
         let state = self.lock();
         Status {
-            limit: 0,
+            limit: self.limit,
             in_use: state.out - state.cooling,
             warm: state.warm.len() + state.cooling as usize,
             acquiring: state.acquiring,
@@ -96,16 +104,16 @@ impl Queue {
     ) -> Option<oneshot::Receiver<Result<Lease, Error>>> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
-        let free = pool.limit().saturating_sub(state.out) as usize;
-        if state.is_full(&pool.waiting_room(), free) {
+        let free = self.limit.saturating_sub(state.out) as usize;
+        if state.is_full(&self.room, free) {
             return None;
         }
         state.next += 1;
         let id = state.next;
-        state.waiters.push_back(Waiter { id, sender, pool: pool.clone(), runtime, request });
+        state.waiters.push_back(Waiter { id, sender, runtime, request });
         drop(state);
         if free > 0 {
-            self.fill();
+            self.fill(pool);
         }
         Some(receiver)
     }
@@ -120,29 +128,29 @@ impl Queue {
     }
 
     /// Sends for as many connections as there are waiters and the limit allows.
-    pub(super) fn fill(&self) {
+    pub(super) fn fill(&self, pool: &SessionPool) {
         while let Some(connection) = self.warm_for_a_waiter() {
             if let Some(connection) = self.hand_over(connection) {
                 connection.put_back();
             }
         }
-        while let Some((waiter, pool, runtime)) = self.next_to_fetch_for() {
+        while let Some((waiter, runtime)) = self.next_to_fetch_for() {
             let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
-            let ticket = Ticket::new(pool, waiter, spawning.clone());
+            let ticket = Ticket::new(pool.clone(), waiter, spawning.clone());
             runtime.spawn(acquire::fetch(ticket, runtime.clone()));
             spawning.store(false, Ordering::Release);
         }
     }
 
     /// The first waiter that no fetch is under way for, if one more connection may be out.
-    fn next_to_fetch_for(&self) -> Option<(u64, SessionPool, Handle)> {
+    fn next_to_fetch_for(&self) -> Option<(u64, Handle)> {
         let mut state = self.lock();
         let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(state.acquiring as usize)?;
-        if state.out + state.acquiring >= waiter.pool.limit() {
+        if state.out + state.acquiring >= self.limit {
             return None;
         }
-        let found = (waiter.id, waiter.pool.clone(), waiter.runtime.clone());
+        let found = (waiter.id, waiter.runtime.clone());
         state.acquiring += 1;
         Some(found)
     }
@@ -178,10 +186,10 @@ impl Queue {
         }
     }
 
-    /// A fresh warm connection, unless somebody waits before or `limit` are out.
-    pub(super) fn pop_warm(&self, limit: u32) -> Option<CheckedOut> {
+    /// A fresh warm connection, unless somebody waits before or as many are out as may be.
+    pub(super) fn pop_warm(&self) -> Option<CheckedOut> {
         let mut state = self.lock();
-        if state.out >= limit || state.waiters.iter().any(Waiter::is_live) {
+        if state.out >= self.limit || state.waiters.iter().any(Waiter::is_live) {
             return None;
         }
         let connection = state.warm.pop()?;
@@ -191,8 +199,7 @@ impl Queue {
 
     fn warm_for_a_waiter(&self) -> Option<CheckedOut> {
         let mut state = self.lock();
-        let limit = state.waiters.iter().find(|waiter| waiter.is_live())?.pool.limit();
-        if state.out >= limit {
+        if state.out >= self.limit || !state.waiters.iter().any(Waiter::is_live) {
             return None;
         }
         let connection = state.warm.pop()?;
@@ -256,7 +263,7 @@ impl Queue {
     /// them; `holders` are the requests of all who hold one. Tells whether that was so.
     pub(super) fn break_deadlock(&self, holders: &[Arc<dyn Holder>], kind: Kind) -> bool {
         let mut state = self.lock();
-        let Some(newest) = state.newest_in_deadlock(holders) else { return false };
+        let Some(newest) = state.newest_in_deadlock(holders, self.limit) else { return false };
         let refused = state.waiters.remove(newest);
         drop(state);
         refused.is_some_and(|waiter| waiter.sender.send(Err(kind.into())).is_ok())
@@ -270,9 +277,9 @@ impl Queue {
     }
 
     /// A fetch has brought nothing.
-    pub(super) fn fetched_nothing(&self) {
+    pub(super) fn fetched_nothing(&self, pool: &SessionPool) {
         self.lock().acquiring -= 1;
-        self.fill();
+        self.fill(pool);
     }
 
     /// The runtime of the waiter `id` took no task to fetch in, because it is shutting down: its waiter can
@@ -288,18 +295,18 @@ impl Queue {
     }
 
     /// A connection is no longer out.
-    pub(super) fn freed(&self) {
+    pub(super) fn freed(&self, pool: &SessionPool) {
         self.lock().out -= 1;
-        self.fill();
+        self.fill(pool);
     }
 
     /// A connection that was warm has gone.
-    pub(super) fn cooled(&self) {
+    pub(super) fn cooled(&self, pool: &SessionPool) {
         let mut state = self.lock();
         state.cooling -= 1;
         state.out -= 1;
         drop(state);
-        self.fill();
+        self.fill(pool);
     }
 
     /// A connection that was warm stays out.
@@ -353,9 +360,8 @@ impl State {
     }
 
     /// The newest waiter of a deadlock, if there is one.
-    fn newest_in_deadlock(&self, holders: &[Arc<dyn Holder>]) -> Option<usize> {
-        let first = self.waiters.iter().find(|waiter| waiter.is_live())?;
-        let can_serve = self.acquiring > 0 || self.out < first.pool.limit();
+    fn newest_in_deadlock(&self, holders: &[Arc<dyn Holder>], limit: u32) -> Option<usize> {
+        let can_serve = self.acquiring > 0 || self.out < limit;
         // Fewer are known where one is on its way.
         if can_serve || holders.len() != self.out as usize {
             return None;

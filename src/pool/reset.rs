@@ -1,10 +1,5 @@
 //! [`Reset`]: what a connection is freed of before the next session gets it.
 
-use sea_orm::ConnectionTrait;
-
-use super::SessionPool;
-use crate::error::{Error, Kind};
-
 /// What happens to a connection when a session gives it back, beyond the rollback of the session's
 /// transactions, which always happens.
 ///
@@ -20,7 +15,7 @@ use crate::error::{Error, Kind};
 /// | [`SessionStateAlways`](Self::SessionStateAlways) | one round trip for each session that used its connection |
 ///
 /// Resetting is part of giving back: nobody gets the connection before, it is bounded by
-/// [`release_timeout`](SessionPool::release_timeout), and where it fails the connection is closed.
+/// [`release_timeout`](crate::SessionPoolBuilder::release_timeout), and where it fails the connection is closed.
 /// Answers do not wait for it. A session that changed nothing costs nothing with `SessionState`.
 ///
 /// # What is put back
@@ -57,7 +52,8 @@ use crate::error::{Error, Kind};
 /// use sea_orm::{ConnectionTrait, Database};
 /// use tower_sea_orm::{Reset, SessionPool};
 ///
-/// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?).reset(Reset::SessionState);
+/// let db = Database::connect("sqlite::memory:").await?;
+/// let pool = SessionPool::builder(db).reset(Reset::SessionState).build()?;
 /// let session = pool.session().await?;
 /// session.execute_unprepared("CREATE TEMPORARY TABLE basket (item integer)").await?;
 /// drop(session);
@@ -85,32 +81,5 @@ pub enum Reset {
 impl Reset {
     pub(crate) fn is_of_session(self) -> bool {
         matches!(self, Self::SessionState | Self::SessionStateAlways)
-    }
-}
-
-impl SessionPool {
-    /// What a connection is freed of when a session gives it back. Default: [`Reset::RollbackOnly`].
-    ///
-    /// It holds for the sessions of this handle and of its clones, released early or at their end.
-    /// Sessions of a handle that was cloned before do not reset.
-    ///
-    /// # Panics
-    ///
-    /// If session state is to be reset and the database is a proxy: it hands each statement to code of
-    /// its own, and there is no connection to reset. A mock has none to leak and is accepted.
-    #[must_use]
-    #[track_caller]
-    pub fn reset(mut self, reset: Reset) -> Self {
-        if let Err(error) = self.check_reset(reset) {
-            panic!("{error}");
-        }
-        self.settings.reset = reset;
-        self
-    }
-
-    /// Whether there is something to reset.
-    pub(crate) fn check_reset(&self, reset: Reset) -> Result<(), Error> {
-        let has_connections = !self.is_direct() || self.database().is_mock_connection();
-        if reset.is_of_session() && !has_connections { Err(Kind::NothingToReset.into()) } else { Ok(()) }
     }
 }

@@ -50,11 +50,11 @@ impl Drop for Ticket {
         let queue = &self.pool.shared.queue;
         match &self.stage {
             Stage::Redeemed => {}
-            Stage::Fetching => queue.fetched_nothing(),
+            Stage::Fetching => queue.fetched_nothing(&self.pool),
             Stage::Spawned(spawning) => {
                 queue.never_fetched(self.waiter);
                 if !spawning.load(Ordering::Acquire) {
-                    queue.fill();
+                    queue.fill(&self.pool);
                 }
             }
         }
@@ -108,8 +108,8 @@ impl SlotGuard {
     pub(super) fn free(&mut self) {
         let queue = &self.pool.shared.queue;
         match std::mem::replace(&mut self.counts, Counts::Free) {
-            Counts::InUse => queue.freed(),
-            Counts::Cooling => queue.cooled(),
+            Counts::InUse => queue.freed(&self.pool),
+            Counts::Cooling => queue.cooled(&self.pool),
             Counts::Free => {}
         }
     }

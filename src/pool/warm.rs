@@ -64,10 +64,10 @@ impl Warm {
 impl SessionPool {
     /// A warm connection, if there is one and nobody waits before.
     pub(crate) fn try_acquire(&self) -> Option<Lease> {
-        if !self.settings.warm || self.is_shut() {
+        if !self.settings().warm || self.is_shut() {
             return None;
         }
-        let connection = self.shared.queue.pop_warm(self.limit())?;
+        let connection = self.shared.queue.pop_warm()?;
         self.pressure().relieved();
         Some(Lease::new(connection))
     }
@@ -75,7 +75,7 @@ impl SessionPool {
     /// Hands a clean connection on, keeps it warm, or gives it back for the driver's pool.
     pub(super) fn place(&self, connection: CheckedOut) -> Option<CheckedOut> {
         let source = &self.shared.source;
-        if !self.settings.warm || self.is_test() || source.is_closed() || connection.is_due(source.max_lifetime()) {
+        if !self.settings().warm || self.is_test() || source.is_closed() || connection.is_due(source.max_lifetime()) {
             return Some(connection);
         }
         let runtime = connection.runtime().clone();

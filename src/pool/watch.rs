@@ -16,67 +16,9 @@ use super::{
     Holder, SessionPool, Shared,
     holders::{Key, Told},
 };
-use crate::error::{Error, Kind};
+use crate::error::Kind;
 
 impl SessionPool {
-    /// After how long a session that still holds its connection is named in the log, at WARN: method and
-    /// path of its request, for how long, and its last statement without values. When the connection is
-    /// back, another line says so. Default: 10 s; [`Duration::MAX`] turns it off.
-    ///
-    /// # Panics
-    ///
-    /// If it is zero.
-    #[must_use]
-    #[track_caller]
-    pub fn warn_hold(mut self, time: Duration) -> Self {
-        refuse_zero(time);
-        self.settings.warn_hold = time;
-        self
-    }
-
-    /// After how long a session's connection is taken away. Default: never ([`Duration::MAX`]).
-    ///
-    /// What runs on it is ended as if the request had been dropped, its transaction is rolled back, and
-    /// the connection serves others, or is closed if that takes longer than the
-    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent is seen through first. The handler
-    /// goes on: the statement that was running and every later one fail with an error that
-    /// [`Error::is_reclaimed`] knows.
-    ///
-    /// A request whose transaction was lost by that is never answered below 400: the layer answers 504. A
-    /// 5xx of a handler whose statement failed for it becomes 504 as well. A body that is
-    /// [held](crate::DbSession::hold_until_body_end) breaks.
-    ///
-    /// The time counts from the checkout: after [`release`](crate::DbSession::release) it starts anew.
-    ///
-    /// ```
-    /// # #[cfg(feature = "sqlx-sqlite")]
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// use std::time::Duration;
-    ///
-    /// use sea_orm::{ConnectionTrait, Database};
-    /// use tower_sea_orm::{Error, SessionPool};
-    ///
-    /// let db = Database::connect("sqlite::memory:").await?;
-    /// let pool = SessionPool::new(db).max_hold(Duration::from_millis(20));
-    /// let session = pool.session().await?;
-    /// tokio::time::sleep(Duration::from_millis(500)).await;
-    /// let error = session.execute_unprepared("SELECT 1").await.unwrap_err();
-    /// assert!(Error::of(&error).unwrap().is_reclaimed());
-    /// # Ok::<(), sea_orm::DbErr>(())
-    /// # }).unwrap();
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// If it is zero.
-    #[must_use]
-    #[track_caller]
-    pub fn max_hold(mut self, time: Duration) -> Self {
-        refuse_zero(time);
-        self.settings.max_hold = time;
-        self
-    }
-
     /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that somebody watches.
     pub(super) fn note_holder(
         &self,
@@ -84,7 +26,7 @@ impl SessionPool {
         request: Option<Weak<dyn Holder>>,
         runtime: &Handle,
     ) -> Key {
-        let (key, needs_watcher) = self.shared.holders.enter(holder, request, &self.settings);
+        let (key, needs_watcher) = self.shared.holders.enter(holder, request, self.settings());
         if needs_watcher {
             runtime.spawn(Watcher { shared: Arc::downgrade(&self.shared), over: false }.watch());
         }
@@ -109,13 +51,6 @@ impl SessionPool {
             );
         }
         self.shared.closing.changed();
-    }
-}
-
-#[track_caller]
-fn refuse_zero(time: Duration) {
-    if time.is_zero() {
-        panic!("{}", Error::from(Kind::InvalidHold));
     }
 }
 

@@ -62,7 +62,7 @@ async fn two_dead(site: &Site) {
 #[tokio::test]
 async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
     for kind in KINDS {
-        let site = Site::new(kind).await.layered(|layer| layer.warm(true));
+        let site = Site::new(kind).await.pooled(|pool| pool.warm(true));
         for (name, layer) in
             [("own", site.layer.clone().transaction()), ("lazy", site.layer.clone().lazy().transaction())]
         {
@@ -90,7 +90,7 @@ async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
 #[tokio::test]
 async fn a_statement_that_may_have_run_is_not_run_again() {
     for kind in KINDS {
-        let site = Site::new(kind).await.layered(|layer| layer.warm(true));
+        let site = Site::new(kind).await.pooled(|pool| pool.warm(true));
         two_dead(&site).await;
         let failed =
             site.call(async |db: DbSession| db.execute_unprepared("SELECT 1").await.unwrap_err().to_string()).await;
@@ -128,7 +128,7 @@ async fn a_statement_that_may_have_run_is_not_run_again() {
 async fn a_set_up_that_fails_is_tried_on_no_other_connection() {
     for kind in KINDS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.layered(|layer| layer.warm(true));
+        let site = site.pooled(|pool| pool.warm(true));
         let layer = site.layer.clone().transaction();
         let layer = layer.on_acquire(move |_| vec![Statement::from_string(kind.backend(), "SELECT nonsense")]);
         let handler = async |db: DbSession| db.execute_unprepared("SELECT 1").await.unwrap_err().to_string();
@@ -150,8 +150,8 @@ async fn a_restart_under_load_fails_what_was_running_and_little_more() {
         let mut server = own(kind);
         let test = TestDb::on(&server).await;
         let db = sea_orm::Database::connect(test.options(SIZE)).await.unwrap();
-        let pool = SessionPool::new(db.clone()).acquire_timeout(BOUND);
-        let layer = DbSessionLayer::with_pool(pool).transaction();
+        let pool = SessionPool::builder(db.clone()).acquire_timeout(BOUND).build().unwrap();
+        let layer = DbSessionLayer::new(pool).transaction();
         let handler = async |db: DbSession| {
             let update = db.execute_unprepared("UPDATE item SET hits = hits + 1").await?;
             db.execute_unprepared("SELECT 1").await?;

@@ -8,7 +8,7 @@ use http::{Request, StatusCode};
 use sea_orm::{ConnectionTrait, Database};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::DbSession;
+use tower_sea_orm::{DbSession, DbSessionLayer};
 
 use crate::{
     cancel_running::{SERVERS, leave, running, sleep, sleeps_undisturbed},
@@ -43,10 +43,8 @@ async fn one_connection(kind: Kind, transaction: bool) -> (Site, Proxy) {
     let test = TestDb::new(kind).await;
     let proxy = Proxy::start(port_of(test.url())).await;
     let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
-    let site = Site::with(test, db, 1).await.layered(|layer| {
-        let layer = layer.cancel_running().acquire_timeout(BOUND);
-        if transaction { layer.transaction() } else { layer }
-    });
+    let site = Site::with(test, db, 1).await.pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));
+    let site = if transaction { site.layered(DbSessionLayer::transaction) } else { site };
     (site, proxy)
 }
 
@@ -197,7 +195,7 @@ async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
 async fn a_cancel_that_is_not_answered_costs_one_connection_and_not_those_asked_for_with_it() {
     let kind = Kind::MySql;
     let (site, proxy) = Site::behind_a_proxy(kind).await;
-    let site = site.layered(|layer| layer.cancel_running().acquire_timeout(BOUND));
+    let site = site.pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));
     let before = marks(site.layer.pool()).await;
     let accepted = proxy.accepted();
     // While it looks who is at it for the first, the others come in.

@@ -16,7 +16,7 @@ use http::Request;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, PoolSession};
+use tower_sea_orm::{DbSession, DbSessionLayer, PoolSession, SessionPool};
 
 use crate::{
     cancel_running::{running, sleep},
@@ -54,7 +54,8 @@ impl Shared {
         // PgBouncer knows of prepared statements from 1.21 on; before, a pool must not keep any.
         let url = format!("{url}?statement-cache-capacity=0");
         let db = Database::connect(test.options_at(&url, SIZE)).await.unwrap();
-        let layer = DbSessionLayer::new(db).cancel_running().acquire_timeout(BOUND);
+        let layer =
+            DbSessionLayer::new(SessionPool::builder(db).cancel_running().acquire_timeout(BOUND).build().unwrap());
         Self { test, observer, layer, _bouncer: bouncer }
     }
 

@@ -18,7 +18,7 @@ use http::{Request, StatusCode};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPoolBuilder};
 
 use crate::{
     exits::mark,
@@ -105,7 +105,7 @@ async fn all_gone(site: &Site) {
 async fn the_slot_is_free_and_the_query_gone_within_100_ms_of_the_clients_leaving() {
     for kind in SERVERS {
         for transaction in [false, true] {
-            let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+            let site = Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running);
             let layer = if transaction { site.layer.clone().transaction() } else { site.layer.clone() };
             let mut took = Vec::new();
             let mut marks = Vec::new();
@@ -141,7 +141,7 @@ async fn it_is_off_by_default() {
 #[tokio::test]
 async fn outside_of_a_transaction_a_write_is_finished() {
     for kind in SERVERS {
-        let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+        let site = Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running);
         let name = unique_name();
         leave(&site, site.layer.clone(), slow_insert(kind, &name, 0.7)).await;
         all_gone(&site).await;
@@ -160,7 +160,8 @@ async fn outside_of_a_transaction_a_write_is_finished() {
 #[tokio::test]
 async fn inside_of_a_transaction_a_write_is_stopped_and_all_of_it_rolled_back() {
     for kind in SERVERS {
-        let site = Site::new(kind).await.layered(|layer| layer.cancel_running().transaction());
+        let site =
+            Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running).layered(DbSessionLayer::transaction);
         let name = unique_name();
         let left = leave(&site, site.layer.clone(), slow_insert(kind, &name, 4.0)).await;
         all_gone(&site).await;
@@ -172,7 +173,8 @@ async fn inside_of_a_transaction_a_write_is_stopped_and_all_of_it_rolled_back() 
 
 #[tokio::test]
 async fn a_commit_is_never_stopped() {
-    let site = Site::new(Kind::Postgres).await.layered(|layer| layer.cancel_running().transaction());
+    let site =
+        Site::new(Kind::Postgres).await.pooled(SessionPoolBuilder::cancel_running).layered(DbSessionLayer::transaction);
     site.run(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$; \
          CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED \
@@ -203,7 +205,7 @@ async fn a_commit_is_never_stopped() {
 #[tokio::test]
 async fn a_statement_dropped_inside_of_a_transaction_that_goes_on_is_finished() {
     for kind in SERVERS {
-        let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+        let site = Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running);
         let names = [unique_name(), unique_name()];
         let session = site.layer.pool().session().await.unwrap();
         let transaction = session.begin().await.unwrap();
@@ -222,7 +224,7 @@ async fn a_statement_dropped_inside_of_a_transaction_that_goes_on_is_finished() 
 #[tokio::test]
 async fn a_read_dropped_outside_of_a_transaction_is_stopped_while_its_request_goes_on() {
     for kind in SERVERS {
-        let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+        let site = Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running);
         let session = site.layer.pool().session().await.unwrap();
         let before = mark(&*session).await;
         for _ in 0..20 {
@@ -254,7 +256,8 @@ async fn a_read_dropped_outside_of_a_transaction_is_stopped_while_its_request_go
 #[tokio::test]
 async fn a_statement_left_behind_in_a_transaction_is_stopped_when_its_request_ends() {
     for kind in SERVERS {
-        let site = Site::new(kind).await.layered(|layer| layer.cancel_running().transaction());
+        let site =
+            Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running).layered(DbSessionLayer::transaction);
         let asked = Instant::now();
         let response = site
             .call(async move |db: DbSession| {
@@ -275,7 +278,7 @@ async fn sqlite_is_interrupted_and_keeps_its_connection() {
     const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
     for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
         for transaction in [false, true] {
-            let site = Site::new(kind).await.layered(DbSessionLayer::cancel_running);
+            let site = Site::new(kind).await.pooled(SessionPoolBuilder::cancel_running);
             let layer = if transaction { site.layer.clone().transaction() } else { site.layer.clone() };
             let before = mark(&*layer.pool().session().await.unwrap()).await;
             for round in 0..5 {

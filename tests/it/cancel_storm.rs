@@ -15,7 +15,7 @@ use http::Request;
 use sea_orm::{ConnectionTrait, Database, Statement};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool, SessionPoolBuilder};
 
 use crate::{
     cancel_running::{SERVERS, leave, running, sleep, sleeps_undisturbed},
@@ -42,7 +42,7 @@ fn scattered(seed: u32, below: u64) -> u64 {
 async fn no_innocent_statement_is_hit_by_thousands_of_cancels() {
     for kind in SERVERS {
         for transaction in [false, true] {
-            let site = Site::new(kind).await.layered(|layer| layer.cancel_running().acquire_timeout(BOUND));
+            let site = Site::new(kind).await.pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));
             let layer = if transaction { site.layer.clone().transaction() } else { site.layer.clone() };
             let before = marks(layer.pool()).await;
             let (left, innocent) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
@@ -99,7 +99,7 @@ async fn no_innocent_statement_is_hit_by_thousands_of_cancels() {
 async fn a_storm_of_leaving_clients_costs_no_connection() {
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.layered(|layer| layer.cancel_running().acquire_timeout(BOUND));
+        let site = site.pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));
         marks(site.layer.pool()).await;
         let (started, before) = (Instant::now(), proxy.accepted());
         for (transaction, lazy) in [(false, true), (true, false)] {
@@ -127,10 +127,13 @@ async fn a_storm_of_leaving_clients_costs_no_connection() {
 }
 
 /// Round trips of 200 requests of 3 statements each, on warm connections.
-async fn round_trips(kind: Kind, change: fn(DbSessionLayer) -> DbSessionLayer) -> (u64, u64) {
+async fn round_trips(kind: Kind, cancels: bool, transaction: bool) -> (u64, u64) {
     let test = TestDb::new(kind).await;
     let proxy = Proxy::start(port_of(test.url())).await;
     let db = Database::connect(test.options_at(&proxy.url(test.url()), 4)).await.unwrap();
+    let pool = SessionPool::builder(db.clone());
+    let pool = if cancels { pool.cancel_running() } else { pool };
+    let layer = DbSessionLayer::new(pool.build().unwrap());
     let app = Router::new()
         .route(
             "/",
@@ -140,7 +143,7 @@ async fn round_trips(kind: Kind, change: fn(DbSessionLayer) -> DbSessionLayer) -
                 }
             }),
         )
-        .layer(change(DbSessionLayer::new(db.clone())));
+        .layer(if transaction { layer.transaction() } else { layer });
     let serve = async |requests| {
         for _ in 0..requests {
             let answer = app.clone().oneshot(Request::new(Body::empty())).await.unwrap();
@@ -160,8 +163,8 @@ async fn round_trips(kind: Kind, change: fn(DbSessionLayer) -> DbSessionLayer) -
 #[tokio::test]
 async fn a_warm_connection_pays_nothing_on_the_wire_and_a_fetched_one_a_round_trip() {
     for kind in SERVERS {
-        let (without_first, without) = round_trips(kind, |layer| layer).await;
-        let (first, warm) = round_trips(kind, DbSessionLayer::cancel_running).await;
+        let (without_first, without) = round_trips(kind, false, false).await;
+        let (first, warm) = round_trips(kind, true, false).await;
         eprintln!(
             "{kind:?}: 200 requests of 3 statements: {without} without, {warm} with; the first: {without_first} without, {first} with"
         );
@@ -169,7 +172,7 @@ async fn a_warm_connection_pays_nothing_on_the_wire_and_a_fetched_one_a_round_tr
         assert_eq!(warm, 600, "{kind:?}");
         // Its own, and what the second connection asks when it is opened.
         assert!(first <= without_first + 1 + 4, "{kind:?}: {first} against {without_first}");
-        let (_, warm) = round_trips(kind, |layer| layer.transaction().cancel_running()).await;
+        let (_, warm) = round_trips(kind, true, true).await;
         assert_eq!(warm, 1000, "{kind:?}: BEGIN and COMMIT");
     }
 }
@@ -201,8 +204,9 @@ async fn under_load_it_costs_next_to_nothing_on_the_wire() {
             let test = TestDb::new(kind).await;
             let proxy = Proxy::start(port_of(test.url())).await;
             let db = Database::connect(test.options_at(&proxy.url(test.url()), 4)).await.unwrap();
-            let layer = DbSessionLayer::new(db.clone()).acquire_timeout(BOUND);
-            let layer = if cancels { layer.cancel_running() } else { layer };
+            let builder = SessionPool::builder(db.clone()).acquire_timeout(BOUND);
+            let builder = if cancels { builder.cancel_running() } else { builder };
+            let layer = DbSessionLayer::new(builder.build().unwrap());
             let app = Router::new()
                 .route("/", any(async |db: DbSession| assert_eq!(value::<i32>(&db, "SELECT 1").await, 1)))
                 .layer(layer);
@@ -231,7 +235,7 @@ async fn without_a_connection_to_cancel_by_a_statement_is_waited_for() {
     let (log, _guard) = Log::start();
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.layered(DbSessionLayer::cancel_running);
+        let site = site.pooled(SessionPoolBuilder::cancel_running);
         // The pool has its connections, and knows the way; the second connection is gone by now.
         let before = marks(site.layer.pool()).await;
         proxy.refuse(true);
@@ -279,7 +283,7 @@ pub async fn kill_control(site: &Site, but: &std::collections::BTreeSet<i64>) {
 async fn the_second_connection_goes_when_nobody_needs_it_and_with_the_pool() {
     for kind in SERVERS {
         let site = Site::new(kind).await;
-        let pool = SessionPool::new(site.db.clone()).cancel_running();
+        let pool = SessionPool::builder(site.db.clone()).cancel_running().build().unwrap();
         // The observer's connections, as many as it can have.
         let (one, other) = join(mark(site.view()), mark(site.view())).await;
         let others = [one, other];
@@ -301,7 +305,7 @@ async fn the_second_connection_goes_when_nobody_needs_it_and_with_the_pool() {
         let size = i64::from(SIZE);
         assert_eq!(connections().await, (size, 1), "a second connection");
         eventually("the second connection is closed", async || connections().await == (size, 0)).await;
-        let left = leave(&site, DbSessionLayer::with_pool(pool.clone()), sleep(kind, 30.0)).await;
+        let left = leave(&site, DbSessionLayer::new(pool.clone()), sleep(kind, 30.0)).await;
         eventually("the slot is free", async || pool.status().in_use == 0).await;
         assert!(left.elapsed() < Duration::from_secs(3), "{kind:?}: it is opened again");
         let closed = Instant::now();

@@ -30,7 +30,7 @@ use tokio::{
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool};
 
 use crate::cancel_running::running;
-use crate::support::pool::session_pool;
+use crate::support::pool::{pool_with, session_pool};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
@@ -74,7 +74,7 @@ async fn assert_closed(pool: &SessionPool) {
     for lazy in [false, true] {
         let called = Arc::new(AtomicUsize::new(0));
         let calls = called.clone();
-        let layer = DbSessionLayer::with_pool(pool.clone());
+        let layer = DbSessionLayer::new(pool.clone());
         let layer = if lazy { layer.lazy() } else { layer };
         let app = Router::new().route("/", any(async move || calls.fetch_add(1, Ordering::SeqCst).to_string()));
         let response = call(app.layer(layer)).await;
@@ -134,7 +134,7 @@ async fn sessions_that_have_begun_may_go_on() {
             };
             Router::new().route("/", any(handler)).layer(layer)
         };
-        let layer = DbSessionLayer::with_pool(pool.clone());
+        let layer = DbSessionLayer::new(pool.clone());
         let holds = tokio::spawn(call(app(layer.clone(), "holds")));
         let lazy = tokio::spawn(call(app(layer.clone().lazy(), "lazy")));
         eventually("they are there", async || inside.load(Ordering::SeqCst) == 2).await;
@@ -175,7 +175,7 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
             assert!(error.is_closing() && error.status() == 503);
             eventually("it holds none", async || handler_pool.status().in_use == 0).await;
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()));
+        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
         let holds = tokio::spawn(call(app.clone()));
         eventually("it holds", async || pool.status().in_use == 1).await;
         let waits = tokio::spawn(call(app));
@@ -197,14 +197,14 @@ async fn what_runs_is_taken_away_and_what_was_committed_stays() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let pool = session_pool(db.clone()).release_timeout(Duration::from_millis(300));
+        let pool = pool_with(&db, |pool| pool.release_timeout(Duration::from_millis(300)));
         let handler = async |db: DbSession| {
             insert_item(&db, "kept").await;
             let slow = if db.backend() == DbBackend::Postgres { "SELECT pg_sleep(60)" } else { "SELECT SLEEP(60)" };
             assert!(known(db.execute_unprepared(slow).await).is_closing());
             StatusCode::INTERNAL_SERVER_ERROR
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()));
+        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
         let request = tokio::spawn(call(app));
         let observer = test.observer().await.unwrap();
         // Not only the INSERT's effect: its answer is still on its way then.
@@ -262,7 +262,7 @@ async fn a_held_body_breaks_when_the_pool_closes() {
             });
             Response::new(Body::new(db.hold_until_body_end(Body::from_stream(parts))))
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()));
+        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
         let response = call(app).await;
         assert_eq!(response.status(), 200);
         assert_eq!(close(&pool, Duration::from_millis(20)).await, 1, "{kind:?}");
@@ -285,7 +285,7 @@ async fn a_mocks_sessions_are_cut_off_as_well() {
         handler_gate.notified().await;
         assert!(known(tx.execute_unprepared("UPDATE item SET hits = 2").await).is_closing());
     };
-    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()));
+    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
     let request = tokio::spawn(call(app));
     inside.notified().await;
     assert_eq!(close(&pool, Duration::from_millis(20)).await, 1);

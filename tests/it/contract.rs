@@ -36,7 +36,7 @@ use tower_sea_orm::{
 };
 use tower_test::mock;
 
-use crate::support::pool::{session_layer, session_pool};
+use crate::support::pool::{layer_with, session_layer, session_pool};
 use crate::{
     hazards::{Failed, backend_pid, send, text},
     support::{
@@ -341,7 +341,7 @@ async fn middleware_and_handler_share_one_session() {
 async fn a_nested_layer_reuses_the_session() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
-    let layer = session_layer(db.clone()).acquire_timeout(Duration::from_millis(200));
+    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_millis(200)));
     let app = Router::new()
         .route(
             "/",
@@ -389,17 +389,20 @@ async fn two_databases_are_told_apart_by_their_tags() {
 #[tokio::test]
 async fn misuse_panics_in_the_callers_line_or_is_an_error() {
     let disconnected = DatabaseConnection::default;
-    let text = panics_here(|| drop(session_layer(disconnected())));
+    let text = panics_here(|| drop(DbSessionLayer::new(disconnected())));
     assert!(text.contains("disconnected"), "{text}");
-    panics_here(|| drop(session_pool(disconnected())));
+    panics_here(|| drop(SessionPool::new(disconnected())));
+    panics_here(|| drop(SessionPool::from(disconnected())));
+    assert!(SessionPool::builder(disconnected()).build().unwrap_err().to_string().contains("disconnected"));
     assert!(DbSessionLayer::try_new(disconnected()).unwrap_err().to_string().contains("disconnected"));
     assert!(SessionPool::try_new(disconnected()).unwrap_err().to_string().contains("disconnected"));
 
     let test = TestDb::new(Kind::SqliteMemory).await;
-    let pool = session_pool(test.connect(1).await);
-    let text = panics_here(|| drop(pool.clone().reserve(1)));
-    assert!(text.contains("reserve"), "{text}");
-    panics_here(|| drop(DbSessionLayer::with_pool(pool.clone()).reserve(9)));
+    let db = test.connect(1).await;
+    for reserve in [1, 9, u32::MAX] {
+        let error = SessionPool::builder(db.clone()).reserve(reserve).build().unwrap_err();
+        assert!(error.to_string().contains("reserve"), "{error}");
+    }
 }
 
 /// The text of the panic of `misuse`, which names the line that this is called in.
@@ -432,7 +435,7 @@ fn panics_here(misuse: impl FnOnce()) -> String {
 
 /// A layer whose only connection is held, and its holder.
 async fn exhausted(test: &TestDb) -> (DbSessionLayer, PoolSession) {
-    let layer = session_layer(test.connect(1).await).acquire_timeout(Duration::from_millis(50));
+    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_millis(50)));
     let holder = layer.pool().session().await.unwrap();
     (layer, holder)
 }
@@ -591,7 +594,8 @@ async fn fifty_clients_that_mix_session_and_plain_connection_are_all_served() {
         let db = test.connect(5).await;
         let layer = session_layer(db.clone());
         let lazy = Router::new().route("/", get(plain_first)).layer(layer.clone().lazy()).with_state(db.clone());
-        let reserve = Router::new().route("/", get(session_first)).layer(layer.reserve(1)).with_state(db.clone());
+        let reserve = Router::new().route("/", get(session_first)).layer(layer_with(&db, |pool| pool.reserve(1)));
+        let reserve = reserve.with_state(db.clone());
         for (what, app) in [("lazy", lazy), ("reserve", reserve)] {
             let clients = (0..50).map(|_| {
                 let app = app.clone();
@@ -665,7 +669,7 @@ async fn a_request_that_has_run_a_statement_is_not_told_to_come_back() {
     }
     type Held = Arc<Mutex<Vec<PoolSession>>>;
     let test = TestDb::new(Kind::SqliteFile).await;
-    let layer = session_layer(test.connect(1).await).acquire_timeout(Duration::from_millis(200));
+    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_millis(200)));
     let app = Router::new().route("/", get(writes_and_waits)).with_state(Held::default()).layer(layer);
 
     let answer = send(&app, "/").await;

@@ -96,7 +96,7 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
     for users in [1, 4] {
         let test = TestDb::new(Kind::Postgres).await;
         let db = test.connect(10).await;
-        let pool = SessionPool::new(db.clone()).acquire_timeout(BOUND).max_waiting(1000);
+        let pool = SessionPool::builder(db.clone()).acquire_timeout(BOUND).max_waiting(1000).build().unwrap();
         let sessions: Vec<_> = (0..64)
             .map(|_| {
                 let pool = pool.clone();

@@ -30,7 +30,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_sea_orm::{DbSession, DbSessionLayer, Error};
 
-use crate::support::pool::{session_layer, session_pool};
+use crate::support::pool::{layer_with, pool_with, session_layer, session_pool};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
     pool::{assert_whole, open_transactions},
@@ -90,7 +90,7 @@ async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
     for server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;
         let db = test.connect(2).await;
-        let pool = session_pool(db.clone()).release_timeout(RELEASE).acquire_timeout(Duration::from_secs(1));
+        let pool = pool_with(&db, |pool| pool.release_timeout(RELEASE).acquire_timeout(Duration::from_secs(1)));
 
         let clean = pool.session().await.unwrap();
         clean.ping().await.unwrap();
@@ -126,7 +126,7 @@ async fn h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let observer = test.observer().await.unwrap();
-        let layer = session_layer(db.clone()).release_timeout(RELEASE);
+        let layer = layer_with(&db, |pool| pool.release_timeout(RELEASE));
         let pool = layer.pool().clone();
         let app = Router::new()
             .route(
@@ -260,7 +260,7 @@ async fn h6_dropping_anything_on_a_plain_thread_frees_the_slot_without_a_panic()
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let layer = session_layer(db.clone()).release_timeout(RELEASE);
+        let layer = layer_with(&db, |pool| pool.release_timeout(RELEASE));
         let pool = layer.pool().clone();
         let app = Router::new()
             .route(
@@ -410,8 +410,10 @@ async fn h11_using_the_plain_connection_beside_a_session_ends_in_an_error_and_ha
         assert_whole(&test, &db, 1).await;
 
         let two = connect(2).await;
-        let reserved =
-            Router::new().route("/", get(mixed)).layer(session_layer(two.clone()).reserve(1)).with_state(two.clone());
+        let reserved = Router::new()
+            .route("/", get(mixed))
+            .layer(layer_with(&two, |pool| pool.reserve(1)))
+            .with_state(two.clone());
         for answer in join_all((0..10).map(|_| send(&reserved, "/"))).await {
             assert_eq!(answer.status(), StatusCode::OK, "{kind:?}");
         }
@@ -424,7 +426,7 @@ async fn h12_fifty_queued_requests_share_one_connection() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let layer = session_layer(db.clone()).max_waiting(50);
+        let layer = layer_with(&db, |pool| pool.max_waiting(50));
         let app = Router::new().route("/write/{name}", get(write)).layer(layer);
         let names: Vec<_> = (0..50).map(|_| format!("/write/{}", unique_name())).collect();
         for answer in join_all(names.iter().map(|uri| send(&app, uri))).await {
@@ -718,7 +720,7 @@ fn h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime() {
                                 db.query_one_raw(slow(kind)).await.map(drop).map_err(Failed)
                             }),
                         )
-                        .layer(DbSessionLayer::with_pool(pool.clone()));
+                        .layer(DbSessionLayer::new(pool.clone()));
                     let mut request = Box::pin(send_owned(app, "/"));
                     let _ = after_polls(4, &mut request).await;
                     let tx = session.begin().await.unwrap();

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 
-use crate::support::pool::session_pool;
+use crate::support::pool::{pool_with, session_pool};
 use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
@@ -54,7 +54,7 @@ fn app(pool: &SessionPool) -> Router {
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     };
-    Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()))
+    Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()))
 }
 
 /// `clients` in a closed loop, each a task; one that was rejected comes back after `pause`.
@@ -133,7 +133,7 @@ async fn all_are_back(pool: &SessionPool) {
 async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(CONNECTIONS).await;
-    let pool = session_pool(db.clone()).acquire_timeout(Duration::from_secs(5)).max_waiting(200);
+    let pool = pool_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(5)).max_waiting(200));
     let app = app(&pool);
     for pause in [Duration::from_millis(500), Duration::ZERO] {
         eprintln!("a pause of {pause:?} after a rejection");
@@ -197,7 +197,7 @@ async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_
     for (acquire_timeout, kept) in [(5000, 500), (200, 200)] {
         let test = TestDb::new(Kind::SqliteFile).await;
         let db = test.connect(1).await;
-        let pool = session_pool(db.clone()).max_waiting(0).acquire_timeout(Duration::from_millis(acquire_timeout));
+        let pool = pool_with(&db, |pool| pool.max_waiting(0).acquire_timeout(Duration::from_millis(acquire_timeout)));
         let held = pool.session().await.unwrap();
         tokio::time::pause();
         let refused = async || {
@@ -230,7 +230,7 @@ async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_
 async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_second_one() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
-    let pool = session_pool(db.clone()).max_waiting(0);
+    let pool = pool_with(&db, |pool| pool.max_waiting(0));
     let handler = async |session: DbSession| {
         tokio::time::pause();
         let started = tokio::time::Instant::now();
@@ -241,7 +241,7 @@ async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_seco
         tokio::time::resume();
         took
     };
-    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool));
+    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool));
     let answer = app.oneshot(Request::new(Body::empty())).await.unwrap();
     let took = axum::body::to_bytes(answer.into_body(), 100).await.unwrap();
     assert_eq!(took, "0");
@@ -253,7 +253,7 @@ async fn whoever_waits_is_served_in_the_order_of_coming_and_the_gone_cost_nothin
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let pool = session_pool(db.clone()).acquire_timeout(BOUND).max_waiting(1000);
+        let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_waiting(1000));
         let held = join_all((0..pool.status().limit).map(|_| pool.session())).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut waiters = Vec::new();

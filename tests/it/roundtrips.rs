@@ -36,12 +36,12 @@ impl Wire {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
         let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
-        let pool = SessionPool::new(db.clone()).warm(false);
+        let pool = SessionPool::builder(db.clone()).warm(false).build().unwrap();
         Self { test, proxy, db, pool }
     }
 
     fn layer(&self) -> DbSessionLayer {
-        DbSessionLayer::with_pool(self.pool.clone())
+        DbSessionLayer::new(self.pool.clone())
     }
 
     /// How many round trips one request costs, all in all.

@@ -10,9 +10,9 @@ use tokio::{
     sync::Barrier,
     time::{Instant, timeout},
 };
-use tower_sea_orm::{DbSession, DbSessionLayer, Error, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, Error};
 
-use crate::support::pool::{session_layer, session_pool};
+use crate::support::pool::{layer_with, pool_with, session_layer, session_pool};
 use crate::{
     support::{
         database::{Kind, TestDb, insert_item},
@@ -70,7 +70,7 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
         let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
         for second in [by_session as Second, by_transaction, by_another_tag] {
             let (log, _guard) = Log::start();
-            let site = Site::new(kind).await.layered(|layer| layer.acquire_timeout(Duration::from_secs(60)));
+            let site = Site::new(kind).await.pooled(|pool| pool.acquire_timeout(Duration::from_secs(60)));
             let barrier = Arc::new(Barrier::new(size as usize));
             let handler = async move |db: DbSession, other: Option<DbSession<Other>>| {
                 barrier.wait().await;
@@ -111,14 +111,13 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
 async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
-        let pool = session_pool(site.db.clone());
-        let one = SessionPool::clone(&pool).acquire_timeout(Duration::from_secs(60));
         // All but one connection are for others.
-        let one = if kind == Kind::SqliteMemory { one } else { one.reserve(SIZE - 1) };
+        let reserve = if kind == Kind::SqliteMemory { 0 } else { SIZE - 1 };
+        let one = pool_with(&site.db, |pool| pool.acquire_timeout(Duration::from_secs(60)).reserve(reserve));
         let app = Router::new()
             .route("/", any(async || ()))
             .layer(DbSessionLayer::<Other>::tagged(one.clone()))
-            .layer(DbSessionLayer::with_pool(one));
+            .layer(DbSessionLayer::new(one));
         assert_eq!(call(app).await.status(), 500, "{kind:?}");
         site.assert_whole().await;
     }
@@ -137,7 +136,7 @@ async fn a_job_that_holds_a_session_and_does_not_wait_keeps_it_from_being_an_err
                 "/",
                 any(async |db: DbSession| by_session(db, None).await.map_or_else(|e| e.status(), |()| StatusCode::OK)),
             )
-            .layer(DbSessionLayer::with_pool(pool.clone()));
+            .layer(DbSessionLayer::new(pool.clone()));
         let request = tokio::spawn(call(app));
         eventually("it waits, and the log says so", async || pool.status().waiting == 1 && warnings(&log).len() == 1)
             .await;
@@ -159,7 +158,7 @@ async fn the_wait_of_a_spawned_task_is_its_own() {
         let error = task.await.unwrap().unwrap_err();
         assert!(error.is_exhausted(), "{error}");
     };
-    let layer = session_layer(db.clone()).acquire_timeout(Duration::from_millis(300));
+    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_millis(300)));
     assert_eq!(call(Router::new().route("/", any(handler)).layer(layer)).await.status(), 200);
     assert_eq!(warnings(&log), Vec::<String>::new());
     assert_whole(&test, &db, 1).await;
@@ -169,8 +168,8 @@ async fn the_wait_of_a_spawned_task_is_its_own() {
 async fn a_statement_that_runs_beside_the_wait_ends_first() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
-        let pool = session_pool(site.db.clone()).acquire_timeout(Duration::from_secs(60));
-        let pool = if kind == Kind::SqliteMemory { pool } else { pool.reserve(SIZE - 1) };
+        let reserve = if kind == Kind::SqliteMemory { 0 } else { SIZE - 1 };
+        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(Duration::from_secs(60)).reserve(reserve));
         let handler = async |db: DbSession| {
             let slow = match db.backend() {
                 sea_orm::DbBackend::Postgres => "SELECT pg_sleep(0.2)",
@@ -183,7 +182,7 @@ async fn a_statement_that_runs_beside_the_wait_ends_first() {
             // The session is as good as before.
             insert_item(&db, "there").await;
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool));
+        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool));
         assert_eq!(call(app).await.status(), 200, "{kind:?}");
         assert_eq!(site.count("there").await, 1);
         site.assert_whole().await;
@@ -268,13 +267,13 @@ async fn cancelled_waits_leave_no_mark() {
                 assert!(timeout(Duration::from_millis(2), by_session(db.clone(), None)).await.is_err());
             }
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::with_pool(pool.clone()));
+        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
         assert_eq!(call(app).await.status(), 200, "{kind:?}");
         drop(job);
         let started = Instant::now();
         let app = Router::new()
             .route("/", any(async |db: DbSession| by_session(db, None).await.map_err(|error| error.status())))
-            .layer(DbSessionLayer::with_pool(pool.clone()));
+            .layer(DbSessionLayer::new(pool.clone()));
         assert_eq!(call(app).await.status(), 200, "{kind:?}: nobody else holds one");
         assert!(started.elapsed() < BOUND);
         eventually("nobody waits", async || format!("{pool:?}").contains("waiting: 0")).await;

@@ -22,7 +22,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_sea_orm::{DbSession, Reset, SessionPool, SessionTransaction};
 
-use crate::support::pool::session_layer;
+use crate::support::pool::layer_with;
 use crate::{
     hazards::after_polls,
     support::{
@@ -390,7 +390,7 @@ fn every_program_does_what_the_model_does(kind: Kind, reset: Reset) {
         insert_item(&db, "taken").await;
         (test, db, observer)
     });
-    let layer = session_layer(db.clone()).reset(reset);
+    let layer = layer_with(&db, |pool| pool.reset(reset));
     let pool = layer.pool().clone();
     let routes = Router::new().route("/", any(handle)).layer(CatchPanicLayer::new());
     let (eager, lazy) = (routes.clone().layer(layer.clone()), routes.layer(layer.lazy()));

@@ -26,9 +26,7 @@ fn app(pool: SessionPool) -> Router {
         insert_item(&tx, &name).await;
         StatusCode::from_u16(status).unwrap()
     };
-    Router::new()
-        .route("/{name}/{status}", post(create))
-        .layer(DbSessionLayer::with_pool(pool).transaction_with(options))
+    Router::new().route("/{name}/{status}", post(create)).layer(DbSessionLayer::new(pool).transaction_with(options))
 }
 
 async fn call(app: &Router, name: &str, status: u16) -> Outcome {

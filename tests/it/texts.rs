@@ -13,7 +13,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 use tokio::{runtime::Runtime, time::timeout};
 use tower_sea_orm::{Error, Reset, SessionPool};
 
-use crate::support::pool::session_pool;
+use crate::support::pool::pool_with;
 use crate::support::{
     cases,
     database::{Kind, TestDb, count_items, insert_item, unique_name},
@@ -324,7 +324,7 @@ impl Stage {
     fn run(self, default: u32, check: impl AsyncFn(&Self, &SessionPool, String) -> Result<(), String>) {
         let config =
             Config { cases: cases(default), failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
-        let pool = session_pool(self.db.clone()).reset(Reset::SessionState);
+        let pool = pool_with(&self.db, |pool| pool.reset(Reset::SessionState));
         let result = TestRunner::new(config).run(&text(self.kind), |text| {
             self.runtime.block_on(async {
                 let told = format!("{:?}: {text:?}", self.kind);

@@ -152,7 +152,7 @@ async fn a_stray_statement_that_ends_soon_belongs_to_the_200() {
 async fn a_stray_statement_that_does_not_end_is_a_500_and_all_is_rolled_back() {
     for kind in [Kind::Postgres, Kind::MySql] {
         for release in [Duration::from_millis(300), Duration::from_secs(5)] {
-            let site = Site::new(kind).await.layered(|layer| layer.release_timeout(release));
+            let site = Site::new(kind).await.pooled(|pool| pool.release_timeout(release));
             let response = site
                 .call(async move |tx: DbTx| {
                     insert_item(&tx, "before").await;

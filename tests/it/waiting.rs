@@ -7,9 +7,9 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use sea_orm::{Database, DatabaseConnection};
 use tokio::{task::JoinHandle, time::timeout};
-use tower_sea_orm::{DbSession, Error, PoolSession, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, Error, PoolSession, SessionPool};
 
-use crate::support::pool::{session_layer, session_pool};
+use crate::support::pool::{pool_with, session_layer, session_pool};
 use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
@@ -23,7 +23,11 @@ use crate::support::{
 const LONG: Duration = Duration::from_secs(120);
 
 fn pool_of(db: &DatabaseConnection) -> SessionPool {
-    session_pool(db.clone()).acquire_timeout(LONG)
+    pool_with(db, |pool| pool.acquire_timeout(LONG))
+}
+
+fn pool_for(db: &DatabaseConnection, waiting: u32) -> SessionPool {
+    pool_with(db, |pool| pool.acquire_timeout(LONG).max_waiting(waiting))
 }
 
 async fn take(pool: &SessionPool) -> PoolSession {
@@ -56,7 +60,7 @@ async fn one_more_than_may_wait_is_answered_at_once() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let pool = pool_of(&db).max_waiting(3);
+        let pool = pool_for(&db, 3);
         let held = join_all((0..pool.status().limit).map(|_| take(&pool))).await;
         let waiters = queue(&pool, 3).await;
         assert_crowded(&pool).await;
@@ -81,10 +85,8 @@ async fn a_request_too_many_is_a_503_with_retry_after() {
     for (kind, lazy) in [(Kind::Postgres, false), (Kind::SqliteFile, true)] {
         let site = Site::new(kind).await;
         let size = site.size;
-        let site = site.layered(|layer| {
-            let layer = layer.max_waiting(0).acquire_timeout(LONG);
-            if lazy { layer.lazy() } else { layer }
-        });
+        let site = site.pooled(|pool| pool.max_waiting(0).acquire_timeout(LONG));
+        let site = if lazy { site.layered(DbSessionLayer::lazy) } else { site };
         let held = join_all((0..size).map(|_| take(site.layer.pool()))).await;
         let answer = site
             .call(async |db: DbSession| match db.ping().await {
@@ -104,7 +106,7 @@ async fn those_for_whom_there_is_a_connection_do_not_count() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(4).await;
-        let pool = pool_of(&db).max_waiting(0);
+        let pool = pool_for(&db, 0);
         // All at once, none of them warm: four are fetched for.
         let four = timeout(BOUND, join_all((0..4).map(|_| pool.session()))).await.expect("connections");
         let four: Vec<_> = four.into_iter().collect::<Result<_, _>>().unwrap();
@@ -187,4 +189,23 @@ async fn ping_works_without_a_server() {
     }
     let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::Postgres).into_connection();
     session_pool(mock).ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn those_who_share_a_pool_share_its_settings() {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(4).await;
+    let pool = pool_with(&db, |pool| pool.reserve(3).acquire_timeout(LONG));
+    let layer = DbSessionLayer::new(pool.clone());
+    assert_eq!((pool.status().limit, layer.pool().status().limit), (1, 1));
+    let job = take(&pool).await;
+    // A job that waits is no obstacle for the layer's requests behind it, nor they for it.
+    let waiters = queue(&pool, 1).await.into_iter().chain(queue(layer.pool(), 1).await);
+    let waiters: Vec<_> = waiters.collect();
+    assert_eq!(pool.status().in_use, 1);
+    drop(job);
+    for waiter in waiters {
+        timeout(BOUND, waiter).await.expect("a turn").unwrap().unwrap();
+    }
+    assert_whole(&test, &db, 4).await;
 }

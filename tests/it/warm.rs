@@ -70,7 +70,7 @@ async fn requests_one_after_the_other_pay_for_their_own_statements_only() {
         insert_item(&db, "one").await;
         // One pool: the warm connection of another would be counted when it goes back to the driver.
         let pool = SessionPool::new(db.clone());
-        let layer = || DbSessionLayer::with_pool(pool.clone());
+        let layer = || DbSessionLayer::new(pool.clone());
         let cases = [
             (app(layer(), 1, false), 1),
             (app(layer(), 5, false), 5),
@@ -100,7 +100,7 @@ async fn a_saturated_pool_pays_for_little_more_than_the_statements() {
     const REQUESTS: u64 = 2_000;
     let (_test, proxy, db) = proxied(Kind::Postgres, 2).await;
     let pool = SessionPool::new(db.clone());
-    let app = app(DbSessionLayer::with_pool(pool), 1, false);
+    let app = app(DbSessionLayer::new(pool), 1, false);
     let clients = |requests: u64| {
         join_all((0..16).map(|_| {
             let mut app = app.clone();
@@ -133,7 +133,7 @@ async fn users_of_the_plain_pool_are_served_while_sessions_rest_and_while_they_c
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
         let pool = SessionPool::new(db.clone());
-        let app = app(DbSessionLayer::with_pool(pool.clone()), 3, false);
+        let app = app(DbSessionLayer::new(pool.clone()), 3, false);
         let busy: Vec<_> = (0..8)
             .map(|_| {
                 let mut app = app.clone();
@@ -163,7 +163,7 @@ async fn h26_the_drivers_pool_closes_while_connections_are_warm() {
         let test = TestDb::new(kind).await;
         let db = test.connect(3).await;
         let pool = SessionPool::new(db.clone());
-        let mut app = app(DbSessionLayer::with_pool(pool.clone()), 1, false);
+        let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
         assert_eq!(pool.status().warm, 1, "{kind:?}");
         timeout(BOUND, db.close_by_ref()).await.expect("it closes").unwrap();
@@ -182,7 +182,6 @@ async fn warm_connections_return_to_the_drivers_pool_by_themselves() {
         // The only connection of a pool stays with the driver.
         let warm = usize::from(kind != Kind::SqliteMemory);
         assert_eq!(pool.status().warm, warm, "{kind:?}");
-        drop(pool.clone().warm(false).session().await.unwrap());
         eventually("none is warm any more", async || pool.status().warm == 0).await;
         assert_whole(&test, &db, 3).await;
     }
@@ -212,7 +211,7 @@ async fn a_server_that_restarts_while_nobody_calls_costs_no_request() {
         let test = TestDb::on(&server).await;
         let db = test.connect(4).await;
         let pool = SessionPool::new(db.clone());
-        let mut app = app(DbSessionLayer::with_pool(pool.clone()), 1, false);
+        let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
         eventually("none is warm any more", async || pool.status().warm == 0).await;
         server.stop();
@@ -231,7 +230,7 @@ async fn a_server_that_restarts_under_warm_connections_costs_one_request_at_most
         let test = TestDb::on(&server).await;
         let db = test.connect(4).await;
         let pool = SessionPool::new(db.clone());
-        let mut app = app(DbSessionLayer::with_pool(pool.clone()), 1, false);
+        let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         drop(join_all((0..3).map(|_| pool.session())).await);
         assert!(pool.status().warm > 0);
         server.stop();

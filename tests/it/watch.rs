@@ -1,7 +1,6 @@
 //! Those who hold a connection for long: named in the log, and with `max_hold` without it.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,9 +17,9 @@ use http_body_util::BodyExt;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionError, TransactionTrait};
 use tokio::{runtime::Builder, time::timeout};
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, SessionPoolBuilder};
 
-use crate::support::pool::{session_layer, session_pool};
+use crate::support::pool::{pool_builder, pool_with};
 use crate::{
     support::{
         database::{Kind, TestDb, insert_item, unique_name},
@@ -67,7 +66,7 @@ fn slow(backend: DbBackend) -> &'static str {
 async fn a_session_that_holds_for_long_is_named_once_and_once_more_when_it_is_back() {
     for kind in Kind::ALL {
         let (log, _guard) = Log::start();
-        let site = Site::new(kind).await.layered(|layer| layer.warn_hold(HOLD));
+        let site = Site::new(kind).await.pooled(|pool| pool.warn_hold(HOLD));
         let secret = unique_name();
         let (handler_log, handler_secret) = (log.clone(), secret.clone());
         let app = Router::new()
@@ -108,9 +107,9 @@ async fn a_session_of_no_request_is_named_while_it_runs_and_a_quick_one_is_not()
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(2).await;
-    let pool = session_pool(db.clone());
-    let quiet = pool.clone().warn_hold(Duration::MAX).session().await.unwrap();
-    let long = pool.clone().warn_hold(HOLD).session().await.unwrap();
+    let quiet = pool_with(&db, |pool| pool.warn_hold(Duration::MAX)).session().await.unwrap();
+    let pool = pool_with(&db, |pool| pool.warn_hold(HOLD));
+    let long = pool.session().await.unwrap();
     let slow = long.execute_unprepared("SELECT pg_sleep(1)");
     let (slow, ()) = tokio::join!(slow, eventually("it is named", async || held_long(&log).len() == 1));
     slow.unwrap();
@@ -130,7 +129,7 @@ fn another_watcher_begins_where_the_last_one_ended_with_its_runtime() {
     let first = runtime();
     let (test, pool) = first.block_on(async {
         let test = TestDb::new(Kind::SqliteFile).await;
-        let pool = session_pool(test.connect(2).await).warn_hold(Duration::from_millis(50));
+        let pool = pool_with(&test.connect(2).await, |pool| pool.warn_hold(Duration::from_millis(50)));
         drop(pool.session().await.unwrap());
         (test, pool)
     });
@@ -150,7 +149,7 @@ fn another_watcher_begins_where_the_last_one_ended_with_its_runtime() {
 
 /// A layer that takes connections away.
 async fn hasty(kind: Kind) -> Site {
-    Site::new(kind).await.layered(|layer| layer.max_hold(HOLD))
+    Site::new(kind).await.pooled(|pool| pool.max_hold(HOLD))
 }
 
 #[tokio::test]
@@ -178,7 +177,7 @@ async fn a_transaction_that_was_lost_is_never_answered_below_400() {
                                 assert!(tx.is_closed());
                             }
                             // Meanwhile the connection serves others.
-                            let other = pool.clone().max_hold(Duration::MAX).session().await.unwrap();
+                            let other = pool.session().await.unwrap();
                             other.execute_unprepared("SELECT 1").await.unwrap();
                             StatusCode::from_u16(wanted).unwrap()
                         })
@@ -274,7 +273,7 @@ async fn a_transaction_of_the_handlers_own_is_lost_as_well_and_an_untouched_one_
 #[tokio::test]
 async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
     for kind in Kind::ALL {
-        let site = hasty(kind).await.layered(|layer| layer.release_timeout(Duration::from_millis(300)));
+        let site = Site::new(kind).await.pooled(|pool| pool.max_hold(HOLD).release_timeout(Duration::from_millis(300)));
         let pool = site.layer.pool().clone();
         let response = site
             .call(async move |tx: DbTx| {
@@ -293,8 +292,8 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
 
 #[tokio::test]
 async fn queued_statements_raw_code_and_streams_are_told_as_well() {
-    let site = hasty(Kind::Postgres).await;
-    let site = site.layered(|layer| layer.release_timeout(Duration::from_millis(300)).warm(true));
+    let site = Site::new(Kind::Postgres).await;
+    let site = site.pooled(|pool| pool.max_hold(HOLD).release_timeout(Duration::from_millis(300)).warm(true));
     let pool = site.layer.pool().clone();
     let response = site
         .call(async |db: DbSession| {
@@ -327,7 +326,7 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
 async fn a_commit_that_was_sent_is_seen_through() {
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.layered(|layer| layer.max_hold(Duration::from_millis(400)));
+        let site = site.pooled(|pool| pool.max_hold(Duration::from_millis(400)));
         let proxy = Arc::new(proxy);
         for early in [true, false] {
             let name = unique_name();
@@ -416,24 +415,22 @@ async fn jobs_lose_theirs_too_and_hooks_know_of_the_rollback() {
 }
 
 #[tokio::test]
-async fn zero_is_refused_when_it_is_said() {
+async fn a_hold_of_zero_is_refused_when_the_pool_is_built() {
     let test = TestDb::new(Kind::SqliteMemory).await;
-    let layer = session_layer(test.connect(1).await);
-    type Builder = fn(DbSessionLayer, Duration) -> DbSessionLayer;
-    for build in [DbSessionLayer::max_hold as Builder, DbSessionLayer::warn_hold] {
-        let layer = layer.clone();
-        let panicked = catch_unwind(AssertUnwindSafe(|| build(layer, Duration::ZERO))).unwrap_err();
-        let text = panicked.downcast_ref::<String>().unwrap();
-        assert!(text.contains("cannot be zero"), "{text}");
+    let db = test.connect(1).await;
+    type Set = fn(SessionPoolBuilder, Duration) -> SessionPoolBuilder;
+    for set in [SessionPoolBuilder::max_hold as Set, SessionPoolBuilder::warn_hold] {
+        let error = set(pool_builder(db.clone()), Duration::ZERO).build().unwrap_err();
+        assert!(error.to_string().contains("cannot be zero"), "{error}");
     }
 }
 
 #[tokio::test]
 async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
     for kind in Kind::ALL {
-        let site = Site::new(kind).await.layered(|layer| {
-            layer.max_hold(Duration::from_millis(20)).release_timeout(Duration::from_secs(2)).transaction()
-        });
+        let site = Site::new(kind).await;
+        let site = site.pooled(|pool| pool.max_hold(Duration::from_millis(20)).release_timeout(Duration::from_secs(2)));
+        let site = site.layered(DbSessionLayer::transaction);
         let app = site.app(async |db: DbSession, uri: http::Uri| -> Response {
             let number: u64 = uri.query().unwrap().parse().unwrap();
             for _ in 0..number % 4 {
@@ -442,7 +439,7 @@ async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
                 }
                 tokio::time::sleep(Duration::from_millis(number % 13)).await;
             }
-            let _ = db.pool().clone().acquire_timeout(Duration::from_millis(30)).session().await;
+            let _ = timeout(Duration::from_millis(30), db.pool().session()).await;
             ().into_response()
         });
         let requests = (0..200_u64).map(|number| {
@@ -468,7 +465,7 @@ async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
 async fn the_time_of_a_plain_connection_is_not_counted() {
     let test = TestDb::new(Kind::Postgres).await;
     let db: DatabaseConnection = test.connect(1).await;
-    let _pool = session_pool(db.clone()).max_hold(Duration::from_millis(20));
+    let _pool = pool_with(&db, |pool| pool.max_hold(Duration::from_millis(20)));
     let tx = db.begin().await.unwrap();
     tx.execute_unprepared("SELECT pg_sleep(0.2)").await.unwrap();
     tx.commit().await.unwrap();

@@ -11,7 +11,7 @@ use http::{HeaderValue, Response};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::DbSessionLayer;
+use tower_sea_orm::{DbSessionLayer, SessionPool};
 
 use super::{
     faults::{FaultProxy, Wire},
@@ -205,10 +205,11 @@ impl Site {
 
 /// This crate's service.
 pub fn ours(plan: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, Idle) {
-    let layer = DbSessionLayer::new(db).release_timeout(plan.release_timeout).acquire_timeout(plan.acquire_timeout);
+    let pool = SessionPool::builder(db).release_timeout(plan.release_timeout).acquire_timeout(plan.acquire_timeout);
+    let pool = if plan.cancel { pool.cancel_running() } else { pool };
+    let layer = DbSessionLayer::new(pool.build().expect("settings that fit"));
     let layer = if plan.lazy { layer.lazy() } else { layer };
     let layer = if plan.transaction { layer.transaction() } else { layer };
-    let layer = if plan.cancel { layer.cancel_running() } else { layer };
     let pool = layer.pool().clone();
     let idle = move || {
         let status = pool.status();

@@ -7,10 +7,10 @@ use sea_orm::{
     TransactionTrait,
     sqlx::{Executor, pool::PoolOptions},
 };
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Reset, testing::TestPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Reset, SessionPool, testing::TestPool};
 
 use super::{connection, leaks, look, returned};
-use crate::support::pool::{session_layer, session_pool};
+use crate::support::pool::{layer_with, pool_with};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
@@ -62,7 +62,7 @@ async fn what_after_connect_set_survives_every_reset() {
         for transaction in [false, true] {
             for warm in [true, false] {
                 let db = connect(with_settings(&test)).await;
-                let pool = session_pool(db.clone()).reset(reset).warm(warm);
+                let pool = pool_with(&db, |pool| pool.reset(reset).warm(warm));
                 let session = pool.session().await.unwrap();
                 let (first, expected) = (connection(Kind::Postgres, &*session).await, configured(&*session).await);
                 assert_eq!(expected[1..3], ["7s", "5MB"]);
@@ -106,7 +106,7 @@ async fn seaorms_schema_search_path_survives_a_reset() {
     let mut options = test.options(2);
     options.set_schema_search_path("mine,public");
     let db = connect(options).await;
-    let pool = session_pool(db.clone()).reset(Reset::SessionState);
+    let pool = pool_with(&db, |pool| pool.reset(Reset::SessionState));
     for _ in 0..3 {
         let session = pool.session().await.unwrap();
         assert_eq!(look(&*session, "SELECT current_setting('search_path')").await, "mine, public");
@@ -132,7 +132,7 @@ async fn what_a_transaction_set_for_itself_is_not_taken_for_the_connections_own(
             tx.execute_unprepared("SELECT pg_advisory_lock(7)").await.unwrap();
             tx.execute_unprepared("SET statement_timeout = '8s'").await.unwrap();
         });
-        let layer = world.layer().reset(Reset::SessionState);
+        let layer = world.layer_with(|pool| pool.reset(Reset::SessionState));
         let sql = "SELECT set_config('lock_timeout', $1, true)";
         let layer = match by_layer {
             true => {
@@ -164,7 +164,7 @@ async fn a_connection_prepared_for_a_request_is_reset_where_it_can_be_and_closed
         };
         let world = World::new(kind, 2).await;
         let before = look(&world.db, see).await;
-        let layer = world.layer().reset(Reset::SessionState);
+        let layer = world.layer_with(|pool| pool.reset(Reset::SessionState));
         let pool = layer.pool().clone();
         let layer = layer.on_acquire(move |_| vec![Statement::from_string(kind.backend(), sql)]);
         let handler = async move |db: DbSession| format!("{} {}", look(&db, see).await, connection(kind, &db).await);
@@ -195,13 +195,13 @@ async fn the_transaction_around_a_test_stays() {
         for reset in [Reset::SessionState, Reset::SessionStateAlways] {
             let database = TestDb::new(kind).await;
             let db = database.connect(2).await;
-            let test = TestPool::begin(db.clone()).await.unwrap();
+            let test = TestPool::begin(SessionPool::builder(db.clone()).reset(reset)).await.unwrap();
             let sql = match kind {
                 Kind::Postgres => leaks::POSTGRES[1].0,
                 Kind::MySql => leaks::MYSQL[0].0,
                 _ => leaks::SQLITE[1].0,
             };
-            let layer = DbSessionLayer::with_pool(test.pool()).reset(reset);
+            let layer = DbSessionLayer::new(test.pool());
             let app = serve(async move |db: DbSession| {
                 insert_item(&db, "made").await;
                 db.execute_unprepared(sql).await.unwrap();
@@ -223,7 +223,7 @@ async fn what_an_in_memory_database_had_before_stays() {
     db.execute_unprepared("CREATE TEMP TABLE configured (a); ATTACH ':memory:' AS other").await.unwrap();
     let see = "SELECT group_concat(name) FROM (SELECT name FROM sqlite_temp_master UNION ALL \
                SELECT name FROM pragma_database_list WHERE name <> 'temp')";
-    let pool = session_pool(db.clone()).reset(Reset::SessionState);
+    let pool = pool_with(&db, |pool| pool.reset(Reset::SessionState));
     for _ in 0..3 {
         let session = pool.session().await.unwrap();
         assert_eq!(look(&*session, see).await, "configured,main,other");
@@ -240,7 +240,7 @@ async fn what_an_in_memory_database_had_before_stays() {
 #[tokio::test]
 async fn a_mock_has_nothing_to_reset() {
     let db = MockDatabase::new(DbBackend::Postgres).into_connection();
-    let layer = session_layer(db).reset(Reset::SessionState);
+    let layer = layer_with(&db, |pool| pool.reset(Reset::SessionState));
     let app = serve(async || ()).layer(layer);
     assert_eq!(post(&app, "/").await.status(), StatusCode::OK);
 }

@@ -22,12 +22,12 @@ struct Wire {
 }
 
 impl Wire {
-    async fn new(kind: Kind, size: u32) -> Self {
+    async fn new(kind: Kind, size: u32, reset: Reset) -> Self {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
         let db = Database::connect(test.options_at(&proxy.url(test.url()), size)).await.unwrap();
         insert_item(&db, "one").await;
-        let pool = SessionPool::new(db.clone());
+        let pool = SessionPool::builder(db.clone()).reset(reset).build().unwrap();
         Self { test, proxy, db, pool }
     }
 
@@ -95,16 +95,16 @@ async fn a_session_that_changes_nothing_pays_nothing_and_one_that_does_pays_one_
         for (reset, extra) in [(Reset::RollbackOnly, 0.0), (Reset::SessionState, 0.0), (Reset::SessionStateAlways, 1.0)]
         {
             // A new one each time: every ten seconds the driver's pool sees a connection, which pings it.
-            let wire = Wire::new(kind, 4).await;
-            let layer = || DbSessionLayer::with_pool(wire.pool.clone()).reset(reset);
+            let wire = Wire::new(kind, 4, reset).await;
+            let layer = || DbSessionLayer::new(wire.pool.clone());
             assert_eq!(wire.per_request(layer(), Work::Nothing).await, 0.0, "{kind:?} {reset:?}");
             assert_eq!(wire.per_request(layer(), Work::Read).await, 1.0 + extra, "{kind:?} {reset:?}");
             assert_eq!(wire.per_request(layer(), Work::InTransaction).await, 3.0 + extra, "{kind:?} {reset:?}");
             wire.assert_whole().await;
         }
         for reset in [Reset::SessionState, Reset::SessionStateAlways] {
-            let wire = Wire::new(kind, 4).await;
-            let layer = DbSessionLayer::with_pool(wire.pool.clone()).reset(reset);
+            let wire = Wire::new(kind, 4, reset).await;
+            let layer = DbSessionLayer::new(wire.pool.clone());
             // Nothing is prepared again after a hundred resets.
             assert_eq!(wire.per_request(layer, Work::Lock).await, 3.0, "{kind:?} {reset:?}");
             wire.assert_whole().await;
@@ -114,21 +114,21 @@ async fn a_session_that_changes_nothing_pays_nothing_and_one_that_does_pays_one_
 
 #[tokio::test]
 async fn settings_of_a_transaction_cost_no_reset() {
-    let wire = Wire::new(Kind::Postgres, 4).await;
     for reset in [Reset::RollbackOnly, Reset::SessionState] {
-        let layer = DbSessionLayer::with_pool(wire.pool.clone()).reset(reset).on_begin(|_| {
+        let wire = Wire::new(Kind::Postgres, 4, reset).await;
+        let layer = DbSessionLayer::new(wire.pool.clone()).on_begin(|_| {
             let sql = "SELECT set_config('app.tenant', $1, true)";
             vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, ["blue".into()])]
         });
         assert_eq!(wire.per_request(layer, Work::InTransaction).await, 4.0, "{reset:?}");
+        wire.assert_whole().await;
     }
-    wire.assert_whole().await;
 }
 
 #[tokio::test]
 async fn a_connections_settings_are_read_once_before_the_first_change() {
-    let wire = Wire::new(Kind::Postgres, 4).await;
-    let pool = wire.pool.clone().reset(Reset::SessionState);
+    let wire = Wire::new(Kind::Postgres, 4, Reset::SessionState).await;
+    let pool = wire.pool.clone();
     let session = pool.session().await.unwrap();
     let first = connection(Kind::Postgres, &*session).await;
     let cost = async |sql: &str| {
@@ -153,8 +153,8 @@ async fn a_connections_settings_are_read_once_before_the_first_change() {
 /// Raw code gets the ROLLBACK and the reset in one round trip.
 #[tokio::test]
 async fn after_raw_code_rollback_and_reset_go_together() {
-    let wire = Wire::new(Kind::Postgres, 4).await;
-    let pool = wire.pool.clone().reset(Reset::SessionState);
+    let wire = Wire::new(Kind::Postgres, 4, Reset::SessionState).await;
+    let pool = wire.pool.clone();
     for _ in 0..3 {
         let session = pool.session().await.unwrap();
         crate::given_up::raw(&session, "BEGIN; SET app.x = 'y'").await;

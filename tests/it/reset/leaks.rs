@@ -2,10 +2,10 @@
 
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use tower_sea_orm::{DbSession, PoolSession, Reset, SessionPool};
+use tower_sea_orm::{DbSession, PoolSession, Reset, SessionPool, SessionPoolBuilder};
 
 use super::{connection, look, returned};
-use crate::support::pool::session_pool;
+use crate::support::pool::{pool_with, session_pool};
 use crate::{
     given_up::raw,
     hazards::after_polls,
@@ -164,7 +164,7 @@ async fn database(kind: Kind) -> TestDb {
 async fn assert_reset(kind: Kind, reset: Reset) {
     let test = database(kind).await;
     let db = test.connect(2).await;
-    let pool = session_pool(db.clone()).reset(reset);
+    let pool = pool_with(&db, |pool| pool.reset(reset));
     let ways: &[Way] = match reset {
         Reset::SessionStateAlways => &[Way::Plain],
         _ => &[Way::Plain, Way::Committed, Way::RolledBack, Way::Dropped, Way::Raw],
@@ -235,7 +235,7 @@ async fn h7_without_a_reset_everything_leaks() {
 #[tokio::test]
 async fn g13_a_failed_statement_counts_as_one_that_may_have_changed_something() {
     let world = World::new(Kind::Postgres, 2).await;
-    let pool = session_pool(world.db.clone()).reset(Reset::SessionState);
+    let pool = pool_with(&world.db, |pool| pool.reset(Reset::SessionState));
     let session = pool.session().await.unwrap();
     let first = connection(Kind::Postgres, &*session).await;
     let sql = "DO $$ BEGIN PERFORM pg_advisory_lock(7); RAISE 'no'; END $$";
@@ -265,7 +265,7 @@ async fn g13_a_request_dropped_at_any_point_of_its_set_leaves_nothing_behind() {
             tx.commit().await.unwrap();
             StatusCode::OK
         });
-        let layer = world.layer().reset(Reset::SessionState);
+        let layer = world.layer_with(|pool| pool.reset(Reset::SessionState));
         let pool = layer.pool().clone();
         let app = app.layer(layer);
         let before = look(&world.view, see).await;
@@ -298,7 +298,7 @@ async fn g13_a_connection_released_early_is_reset_as_well() {
             assert_eq!(connection(kind, &db).await, first, "{kind:?}");
         });
         for warm in [true, false] {
-            let app = app.clone().layer(world.layer().warm(warm).reset(Reset::SessionState));
+            let app = app.clone().layer(world.layer_with(|pool| pool.warm(warm).reset(Reset::SessionState)));
             assert_eq!(post(&app, "/").await.status(), StatusCode::OK);
         }
         world.assert_whole().await;
@@ -310,7 +310,7 @@ async fn a_transaction_that_raw_code_left_open_is_never_handed_on_whatever_the_r
     for reset in [Reset::None, Reset::RollbackOnly, Reset::SessionState, Reset::SessionStateAlways] {
         for kind in Kind::ALL {
             let world = World::new(kind, 2).await;
-            let pool = session_pool(world.db.clone()).reset(reset);
+            let pool = pool_with(&world.db, |pool| pool.reset(reset));
             let session = pool.session().await.unwrap();
             let first = connection(kind, &*session).await;
             raw(&session, "BEGIN").await;
@@ -337,7 +337,8 @@ async fn a_connection_that_cannot_be_reset_in_time_is_closed_and_its_slot_is_fre
     use std::time::Duration;
 
     let (site, proxy) = Site::behind_a_proxy(Kind::Postgres).await;
-    let pool = session_pool(site.db.clone()).reset(Reset::SessionState).release_timeout(Duration::from_millis(200));
+    let set = |pool: SessionPoolBuilder| pool.reset(Reset::SessionState).release_timeout(Duration::from_millis(200));
+    let pool = pool_with(&site.db, set);
     let session = pool.session().await.unwrap();
     let first = connection(Kind::Postgres, &*session).await;
     session.execute_unprepared("SET app.x = 'y'").await.unwrap();

@@ -44,7 +44,7 @@ async fn none_sees_anothers(kind: Kind, leaks: &'static [Leak], reset: Reset) {
         StatusCode::from_u16(end).unwrap()
     };
     let also = check.clone();
-    let layer = world.layer().reset(reset);
+    let layer = world.layer_with(|pool| pool.reset(reset));
     let pool = layer.pool().clone();
     let app = Router::new()
         .route("/plain/{leak}/{end}", any(async move |db: DbSession, path| check(&db, path).await))

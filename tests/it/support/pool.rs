@@ -7,7 +7,7 @@ use sea_orm::{
     sqlx::{Database, Executor, MySql, Pool, Postgres, Sqlite},
 };
 
-use tower_sea_orm::{DbSessionLayer, SessionPool};
+use tower_sea_orm::{DbSessionLayer, SessionPool, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
@@ -17,18 +17,38 @@ use super::{
 /// How long a whole pool may take to give all its connections.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A session pool over `db`. The suite runs twice: with `TEST_WARM=off`, no connection goes straight from
-/// session to session, and every promise holds all the same.
+/// The builder of a session pool over `db`. The suite runs twice: with `TEST_WARM=off`, no connection goes
+/// straight from session to session, and every promise holds all the same.
+pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
+    let off = std::env::var("TEST_WARM").is_ok_and(|warm| warm == "off");
+    SessionPool::builder(db).warm(!off)
+}
+
+/// A session pool over `db`, with settings.
+#[track_caller]
+pub fn pool_with(db: &DatabaseConnection, set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder) -> SessionPool {
+    set(pool_builder(db.clone())).build().expect("a pool")
+}
+
+/// A layer over a session pool with settings.
+#[track_caller]
+pub fn layer_with(
+    db: &DatabaseConnection,
+    set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+) -> DbSessionLayer {
+    DbSessionLayer::new(pool_with(db, set))
+}
+
+/// A session pool over `db`.
 #[track_caller]
 pub fn session_pool(db: DatabaseConnection) -> SessionPool {
-    let off = std::env::var("TEST_WARM").is_ok_and(|warm| warm == "off");
-    SessionPool::new(db).warm(!off)
+    pool_with(&db, |pool| pool)
 }
 
 /// A layer over a [`session_pool`].
 #[track_caller]
 pub fn session_layer(db: DatabaseConnection) -> DbSessionLayer {
-    DbSessionLayer::with_pool(session_pool(db))
+    DbSessionLayer::new(session_pool(db))
 }
 
 /// Asserts that `db`, a pool on `test_db`, is whole: all its connections come

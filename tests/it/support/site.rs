@@ -7,7 +7,7 @@ use http::{Request, header};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSessionLayer, Error, Outcome};
+use tower_sea_orm::{DbSessionLayer, Error, Outcome, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items},
@@ -15,7 +15,7 @@ use super::{
     wait::eventually,
     wire::Proxy,
 };
-use crate::support::pool::session_layer;
+use crate::support::pool::{layer_with, session_layer};
 
 /// How many connections a site's pool has.
 pub const SIZE: u32 = 3;
@@ -64,6 +64,12 @@ impl Site {
     /// Changes the layer.
     pub fn layered(mut self, change: impl FnOnce(DbSessionLayer) -> DbSessionLayer) -> Self {
         self.layer = change(self.layer);
+        self
+    }
+
+    /// Gives the layer another pool, with settings.
+    pub fn pooled(mut self, set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder) -> Self {
+        self.layer = layer_with(&self.db, set);
         self
     }
 

@@ -10,14 +10,14 @@ use http::{Method, Request};
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSessionLayer, Outcome};
+use tower_sea_orm::{DbSessionLayer, Outcome, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items},
     pool::assert_whole,
     wait::eventually,
 };
-use crate::support::pool::session_layer;
+use crate::support::pool::{layer_with, session_layer};
 
 /// One database with a pool for the service, and a second view of it.
 #[derive(Debug)]
@@ -44,6 +44,11 @@ impl World {
     /// A layer over the service's pool.
     pub fn layer(&self) -> DbSessionLayer {
         session_layer(self.db.clone())
+    }
+
+    /// A layer over the service's pool with settings.
+    pub fn layer_with(&self, set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder) -> DbSessionLayer {
+        layer_with(&self.db, set)
     }
 
     /// How many items of this name others see.

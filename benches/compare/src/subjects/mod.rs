@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
-use tower_sea_orm::DbSessionLayer;
+use tower_sea_orm::{DbSessionLayer, SessionPool, SessionPoolBuilder};
 
 /// The connections of every subject's pool.
 pub const POOL: u32 = 10;
@@ -98,14 +98,15 @@ impl Subject {
     /// Its service; none for the guide's app, which is not in Rust. `waiting` is how many requests may
     /// wait for a connection, where that can be set.
     pub fn router(self, db: DatabaseConnection, waiting: Option<u32>) -> Option<Router> {
-        let layer = |db| match waiting {
-            Some(waiting) => DbSessionLayer::new(db).max_waiting(waiting),
-            None => DbSessionLayer::new(db),
+        let layer = |db| {
+            let pool = SessionPool::builder(db);
+            let pool = waiting.into_iter().fold(pool, SessionPoolBuilder::max_waiting).build();
+            pool.ok().map(DbSessionLayer::new)
         };
         Some(match self {
-            Self::OursAutocommit => ours::router(layer(db)),
-            Self::OursTransaction => ours::router(layer(db).transaction()),
-            Self::OursLazy => ours::router(layer(db).lazy()),
+            Self::OursAutocommit => ours::router(layer(db)?),
+            Self::OursTransaction => ours::router(layer(db)?.transaction()),
+            Self::OursLazy => ours::router(layer(db)?.lazy()),
             Self::SeaOrm | Self::SeaOrmIdlePing => seaorm::router(db),
             Self::SeaOrmTransaction => seaorm_transaction::router(db),
             Self::SqlxTx => sqlx_tx::router(db.get_postgres_connection_pool().clone()),

@@ -1,0 +1,353 @@
+//! [`SessionPoolBuilder`]: what concerns a pool is set once, before it is shared.
+
+use std::{fmt, time::Duration};
+
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+
+use super::{Reset, SessionPool, outer::Outer, source::Source};
+use crate::error::{Error, Kind};
+
+/// The longest wait for a connection unless the driver's own time-out is shorter.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+const WARN_HOLD: Duration = Duration::from_secs(10);
+
+/// How many may wait for each connection, however slow they are.
+const WAITING_PER_CONNECTION: u32 = 20;
+
+/// Those may wait as well who can expect their turn within this time.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How a pool behaves; the same for all who share it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) acquire_timeout: Duration,
+    pub(crate) release_timeout: Duration,
+    pub(crate) reserve: u32,
+    /// `None`: in proportion to the connections.
+    pub(crate) max_waiting: Option<u32>,
+    pub(crate) warm: bool,
+    pub(crate) reset: Reset,
+    pub(crate) cancel_running: bool,
+    pub(crate) warn_hold: Duration,
+    pub(crate) max_hold: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            acquire_timeout: ACQUIRE_TIMEOUT,
+            release_timeout: RELEASE_TIMEOUT,
+            reserve: 0,
+            max_waiting: None,
+            warm: true,
+            reset: Reset::default(),
+            cancel_running: false,
+            warn_hold: WARN_HOLD,
+            max_hold: Duration::MAX,
+        }
+    }
+}
+
+/// Who may wait.
+pub(super) struct Room {
+    /// So many in any case.
+    pub(super) certain: usize,
+    /// And as many as can expect their turn within this time.
+    pub(super) patience: Duration,
+}
+
+impl Settings {
+    /// How many connections sessions may hold at the same time.
+    pub(super) fn limit(&self, source: &Source) -> u32 {
+        let max = source.max_connections().unwrap_or(u32::MAX);
+        max.saturating_sub(self.reserve).max(1)
+    }
+
+    /// How many may be in the queue besides those for whom a connection can still be opened.
+    pub(super) fn room(&self, source: &Source) -> Room {
+        if let Some(waiting) = self.max_waiting {
+            return Room { certain: waiting as usize, patience: Duration::ZERO };
+        }
+        let max = source.max_connections().unwrap_or(u32::MAX);
+        Room {
+            certain: max.saturating_mul(WAITING_PER_CONNECTION) as usize,
+            patience: PATIENCE.min(self.acquire_timeout / 2),
+        }
+    }
+}
+
+/// Builds a [`SessionPool`]: made by [`SessionPool::builder`].
+///
+/// Every setting holds for all clones of the pool and all layers over it. Times may be anything up to
+/// [`Duration::MAX`].
+///
+/// ```
+/// # #[cfg(feature = "sqlx-sqlite")]
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::time::Duration;
+///
+/// use sea_orm::{ConnectOptions, Database};
+/// use tower_sea_orm::{DbSessionLayer, SessionPool};
+///
+/// let mut options = ConnectOptions::new("sqlite::memory:");
+/// options.max_connections(4);
+/// let pool = SessionPool::builder(Database::connect(options).await?)
+///     .acquire_timeout(Duration::from_secs(2))
+///     .reserve(1)
+///     .build()?;
+/// assert_eq!(pool.status().limit, 3);
+/// let layer = DbSessionLayer::new(pool);
+/// # let _ = layer;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[must_use = "it does nothing until `build()`"]
+pub struct SessionPoolBuilder {
+    database: DatabaseConnection,
+    settings: Settings,
+    /// `None`: the driver's, if it is shorter than the default.
+    acquire_timeout: Option<Duration>,
+}
+
+impl SessionPool {
+    /// A pool over `database` whose settings are not the defaults.
+    pub fn builder(database: DatabaseConnection) -> SessionPoolBuilder {
+        SessionPoolBuilder { database, settings: Settings::default(), acquire_timeout: None }
+    }
+}
+
+impl SessionPoolBuilder {
+    /// How long a session may wait for its connection. Default: the driver's `acquire_timeout`,
+    /// but at most 5 s.
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.acquire_timeout = Some(timeout);
+        self
+    }
+
+    /// How long giving a connection back may take (finishing a running statement, rolling back,
+    /// sqlx's ping, each for itself) before the connection is closed and its slot freed.
+    /// Default: 5 s. An in-memory SQLite database is waited for without a bound, because it would
+    /// die with its connection.
+    pub fn release_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.release_timeout = timeout;
+        self
+    }
+
+    /// How many of the pool's connections sessions leave to those who use the
+    /// [`DatabaseConnection`] itself. Default: 0. It must be less than `max_connections`.
+    ///
+    /// A handler that needs the plain pool while it holds a session deadlocks on a full pool until
+    /// the acquire time-out: every connection is held by a request that waits for another one.
+    /// With a reserve of 1 or more, or [`lazy`](crate::DbSessionLayer::lazy) sessions that are
+    /// released before the plain pool is used, it does not.
+    pub fn reserve(mut self, connections: u32) -> Self {
+        self.settings.reserve = connections;
+        self
+    }
+
+    /// How many may wait for a connection at the same time. One more is turned away, as exhausted: it
+    /// would only find its client gone when its turn came. Default: as many as can expect their turn
+    /// within a second (or half of `acquire_timeout` where that is less), by the pace of the last one; but
+    /// 20 for each of the pool's `max_connections` in any case.
+    ///
+    /// Who is turned away is told at once. Where there are more than 1000 within two seconds, the others
+    /// are told after half a second, so that clients that ask again without a pause do not take the
+    /// processor from those that have a connection.
+    ///
+    /// Those for whom a connection can still be opened do not count. With 0 nobody waits for another
+    /// one's connection.
+    pub fn max_waiting(mut self, waiting: u32) -> Self {
+        self.settings.max_waiting = Some(waiting);
+        self
+    }
+
+    /// Whether a clean connection goes straight to the next session: to one that waits, or to one that
+    /// comes within a second. Default: yes.
+    ///
+    /// Handed over warm, a connection skips the driver pool's pings and also sqlx's
+    /// `before_acquire` and `after_release` hooks, which cannot be seen from here: say `false` if
+    /// you rely on them.
+    pub fn warm(mut self, warm: bool) -> Self {
+        self.settings.warm = warm;
+        self
+    }
+
+    /// What a connection is freed of when a session gives it back, released early or at its end.
+    /// Default: [`Reset::RollbackOnly`].
+    ///
+    /// Session state of a SeaORM proxy cannot be reset: it hands each statement to code of its own, and
+    /// there is no connection to reset. A mock has none to leak and is accepted.
+    pub fn reset(mut self, reset: Reset) -> Self {
+        self.settings.reset = reset;
+        self
+    }
+
+    /// Has the server stop what runs for a session that has ended: the client has gone, a layer's
+    /// time-out is over, the handler has answered and left a statement behind. Default: off; then it
+    /// runs to its end, and its connection is not free before (or closed after the
+    /// [`release_timeout`](Self::release_timeout)).
+    ///
+    /// # What is stopped
+    ///
+    /// - In a transaction every statement, for it is rolled back anyway; never a COMMIT.
+    /// - Outside of one only what reads, by its words: one SELECT, VALUES, TABLE, WITH, SHOW, DESCRIBE or
+    ///   EXPLAIN without a word that writes or locks. A write is finished, as without this setting. A
+    ///   SELECT that calls a function of your own counts as a read, whatever the function does.
+    /// - A statement whose future is dropped while its request lives on (`select!`, `timeout`): the same
+    ///   reads, outside of a transaction. Inside, nothing: that would abort the handler's transaction.
+    ///
+    /// The connection is not closed: it waits for the cancel's own answer and the statement's end, rolls
+    /// back, and serves the next request. So a cancel never meets another request's statement.
+    ///
+    /// # How, and what it costs
+    ///
+    /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on one more connection per
+    /// pool: beside `max_connections`, opened with the first session or cancel, closed after 5 s
+    /// without use. Who serves a connection is read once each time that it comes from the driver's pool,
+    /// in one round trip before its first statement that may be stopped; a warm connection pays nothing.
+    /// SQLite gets a progress handler, which takes the place of one that you may have set.
+    ///
+    /// # Limits
+    ///
+    /// - If that connection cannot be had or does not answer, there is a warning in the log, and
+    ///   statements are waited for as without this setting.
+    /// - PostgreSQL lets a role cancel what runs as the same role: not so if `after_connect` changes the
+    ///   session's user. MySQL and MariaDB let a user kill its own queries.
+    /// - Behind a proxy that shares connections between transactions (PgBouncer), who serves a connection
+    ///   is known inside of a transaction only: PostgreSQL then pays one round trip more in each, and
+    ///   outside of transactions nothing is stopped. Such a proxy is recognised by a start-up setting
+    ///   that does not arrive. One for MySQL is recognised if it makes up connection numbers, and then
+    ///   nothing is stopped; do not use this setting behind another one.
+    /// - PgBouncer before 1.21 knows nothing of prepared statements. `statement-cache-capacity=0` in the URL
+    ///   has them sent without names; even so they are safe inside of transactions only, because one
+    ///   outside may be prepared on one connection and run on another.
+    /// - A statement that SQLite has waiting for another connection's lock is not stopped.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    /// use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// let pool = SessionPool::builder(Database::connect("sqlite::memory:").await?).cancel_running().build()?;
+    /// let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    /// let endless = Statement::from_string(DbBackend::Sqlite, sql);
+    /// let session = pool.session().await?;
+    /// let query = session.query_one_raw(endless);
+    /// assert!(tokio::time::timeout(Duration::from_millis(50), query).await.is_err());
+    /// // The query is gone, the connection and its database are not.
+    /// session.execute_unprepared("CREATE TABLE item (id integer)").await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn cancel_running(mut self) -> Self {
+        self.settings.cancel_running = true;
+        self
+    }
+
+    /// After how long a session that still holds its connection is named in the log, at WARN: method and
+    /// path of its request, for how long, and its last statement without values. When the connection is
+    /// back, another line says so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
+    pub fn warn_hold(mut self, time: Duration) -> Self {
+        self.settings.warn_hold = time;
+        self
+    }
+
+    /// After how long a session's connection is taken away. Default: never ([`Duration::MAX`]); zero is
+    /// refused.
+    ///
+    /// What runs on it is ended as if the request had been dropped, its transaction is rolled back, and
+    /// the connection serves others, or is closed if that takes longer than the
+    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent is seen through first. The handler
+    /// goes on: the statement that was running and every later one fail with an error that
+    /// [`Error::is_reclaimed`] knows.
+    ///
+    /// A request whose transaction was lost by that is never answered below 400: the layer answers 504. A
+    /// 5xx of a handler whose statement failed for it becomes 504 as well. A body that is
+    /// [held](crate::DbSession::hold_until_body_end) breaks.
+    ///
+    /// The time counts from the checkout: after [`release`](crate::DbSession::release) it starts anew.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    ///
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::{Error, SessionPool};
+    ///
+    /// let db = Database::connect("sqlite::memory:").await?;
+    /// let pool = SessionPool::builder(db).max_hold(Duration::from_millis(20)).build()?;
+    /// let session = pool.session().await?;
+    /// tokio::time::sleep(Duration::from_millis(500)).await;
+    /// let error = session.execute_unprepared("SELECT 1").await.unwrap_err();
+    /// assert!(Error::of(&error).unwrap().is_reclaimed());
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn max_hold(mut self, time: Duration) -> Self {
+        self.settings.max_hold = time;
+        self
+    }
+
+    /// The pool, if its settings fit together and the database.
+    ///
+    /// # Errors
+    ///
+    /// - the database is disconnected, or of a driver whose feature is not enabled in this crate; the
+    ///   text names the feature;
+    /// - the [`reserve`](Self::reserve) leaves no connection to the sessions;
+    /// - [`warn_hold`](Self::warn_hold) or [`max_hold`](Self::max_hold) is zero;
+    /// - session state is to be [reset](Self::reset) and the database is a proxy.
+    pub fn build(self) -> Result<SessionPool, Error> {
+        let source = Source::of(&self.database)?;
+        self.build_over(source, None)
+    }
+
+    /// The pool over what `source` says its database is.
+    pub(super) fn build_over(self, source: Source, outer: Option<Outer>) -> Result<SessionPool, Error> {
+        let Self { database, mut settings, acquire_timeout } = self;
+        check(&settings, &source, &database)?;
+        let default = settings.acquire_timeout;
+        let drivers = || source.acquire_timeout().unwrap_or(default).min(default);
+        settings.acquire_timeout = acquire_timeout.unwrap_or_else(drivers);
+        Ok(SessionPool::assemble(database, source, settings, outer))
+    }
+
+    pub(super) fn database(&self) -> &DatabaseConnection {
+        &self.database
+    }
+}
+
+/// A pool with the default settings.
+impl From<DatabaseConnection> for SessionPoolBuilder {
+    fn from(database: DatabaseConnection) -> Self {
+        SessionPool::builder(database)
+    }
+}
+
+impl fmt::Debug for SessionPoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { settings, acquire_timeout, .. } = self;
+        f.debug_struct("SessionPoolBuilder")
+            .field("settings", settings)
+            .field("acquire_timeout", acquire_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(settings: &Settings, source: &Source, database: &DatabaseConnection) -> Result<(), Error> {
+    if source.max_connections().is_some_and(|max| settings.reserve >= max) {
+        return Err(Kind::InvalidReserve.into());
+    }
+    if settings.warn_hold.is_zero() || settings.max_hold.is_zero() {
+        return Err(Kind::InvalidHold.into());
+    }
+    let has_connections = !matches!(source, Source::Direct) || database.is_mock_connection();
+    if settings.reset.is_of_session() && !has_connections {
+        return Err(Kind::NothingToReset.into());
+    }
+    Ok(())
+}
