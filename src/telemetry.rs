@@ -2,8 +2,9 @@
 //!
 //! | target | level | what |
 //! |---|---|---|
-//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` (released, committed, rolled back, unknown) |
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` (released, committed, rolled back, failed, unknown) |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
+//! | `tower_sea_orm::session` | ERROR | a transaction that raw or stored code has ended, with its last statement |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
 //! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than `warn_hold`, with its last statement; INFO when it is back |

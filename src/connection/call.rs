@@ -3,7 +3,8 @@
 use sea_orm::{DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{
-    Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, control::Change, driver,
+    Effect, Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, control::Change, driver,
+    effect,
 };
 use crate::error::Kind;
 
@@ -17,7 +18,7 @@ impl PinnedConnection {
         let commits = matches!(task.operation, Some(Operation::Commit)) && depth == 1;
         self.state = if self.state == State::Known { State::Busy } else { self.state };
         let stray = self.state == State::Suspect && depth == 0;
-        let suspect = self.state == State::Suspect && !stray || task.doubtful;
+        let was_suspect = self.state == State::Suspect && !stray;
         let mut output = match self.arrange(stray, change, task).await {
             Ok(()) if !self.is_wanted(task) => Err(Kind::SessionClosed.into_db_err()),
             Ok(()) => self.perform_honestly(task).await,
@@ -32,21 +33,11 @@ impl PinnedConnection {
             output = if commits { Err(Kind::OutcomeUnknown.into_db_err()) } else { output };
         }
         self.forget_what_is_over();
+        if output.is_err() {
+            output = self.read_what_is_left(output, false).await;
+        }
         if self.state != State::Broken {
-            match self.driver.drain().await {
-                Ok(unread) => {
-                    self.state = if suspect { State::Suspect } else { State::Known };
-                    // Nobody has seen it, and PostgreSQL has aborted the transaction by it all the same.
-                    if let Some(error) = unread.filter(|_| self.depth() > 0) {
-                        self.note_failure(&error, self.depth(), false);
-                    }
-                }
-                Err(error) => {
-                    self.state = State::Broken;
-                    // A COMMIT that was acknowledged stays true.
-                    output = if commits { output } else { output.and(Err(error)) };
-                }
-            }
+            self.state = if was_suspect || task.doubtful { State::Suspect } else { State::Known };
         }
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(victim) = self.victim.as_ref().filter(|_| task.stoppable) {
@@ -72,9 +63,12 @@ impl PinnedConnection {
         {
             victim.outside();
         }
+        if !self.is_proven {
+            Box::pin(self.prove()).await?;
+        }
         self.note_change(change, task.begin.as_ref()).await?;
         if let Some(statements) = &task.on_acquire
-            && let Err(error) = self.set_up(statements).await
+            && let Err(error) = self.set_up_connection(statements).await
         {
             // Half set up, it must serve nobody.
             self.state = State::Broken;
@@ -86,11 +80,15 @@ impl PinnedConnection {
         }
         if let Some(begin) = &task.begin {
             self.begin(begin.options).await?;
-            if let Err(error) = self.set_up(&begin.set_up).await {
-                if self.roll_back_to(depth).await.is_err() {
-                    self.state = State::Broken;
+            match self.set_up(&begin.set_up).await {
+                Ok(doubtful) => task.doubtful |= doubtful,
+                Err(error) => {
+                    if self.roll_back_to(depth).await.is_err() {
+                        self.state = State::Broken;
+                    }
+                    task.doubtful = true;
+                    return Err(error);
                 }
-                return Err(error);
             }
             if let Some(route) = task.identify {
                 self.identify(route).await?;
@@ -99,11 +97,34 @@ impl PinnedConnection {
         Ok(())
     }
 
-    async fn set_up(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
-        for statement in statements {
-            self.driver.execute(statement.clone(), self.named).await?;
+    async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
+        if self.set_up(statements).await? {
+            Box::pin(self.end_stray()).await?;
         }
         Ok(())
+    }
+
+    /// Runs statements that prepare a connection or a transaction, which are vetted as a handler's are.
+    /// Says whether one of them may have done more than its text tells.
+    async fn set_up(&mut self, statements: &[Statement]) -> Result<bool, DbErr> {
+        let depth = self.driver.depth();
+        let mut any_doubtful = false;
+        for statement in statements {
+            let doubtful = match effect(self.backend, &statement.sql) {
+                Effect::None => false,
+                Effect::Unknown => true,
+                Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),
+                Effect::CommitsImplicitly if depth > 0 => return Err(Kind::CommitsImplicitly.into_db_err()),
+                Effect::CommitsImplicitly => false,
+            };
+            let mut task = Task::set_up(statement.clone(), depth, doubtful);
+            Box::pin(self.perform_honestly(&mut task)).await?;
+            if let Some(Failed::Ended(kind)) = self.failed {
+                return Err(kind.into_db_err());
+            }
+            any_doubtful |= doubtful;
+        }
+        Ok(any_doubtful)
     }
 
     /// Whether anybody still wants what may be stopped; then it may be from here on.
@@ -128,6 +149,8 @@ impl PinnedConnection {
         }
         let depth = self.depth();
         let commits = matches!(operation, Some(Operation::Commit)) && depth == 1;
+        let is_stream = operation.is_some_and(|operation| operation.reader().is_some());
+        let is_text = operation.is_some_and(|operation| operation.text().is_some());
         // In a test's transaction a statement that fails must not spoil what surrounds it.
         let isolated = self.base > 0 && depth == 0 && operation.is_some_and(Operation::is_statement);
         if isolated {
@@ -137,7 +160,8 @@ impl PinnedConnection {
         if guarded {
             self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
         }
-        let output = self.perform(task).await;
+        let mut output = self.perform(task).await;
+        output = self.read_what_is_left(output, commits).await;
         if let Err(error) = &output
             && depth > 0
         {
@@ -145,11 +169,41 @@ impl PinnedConnection {
             if self.failed.is_none() && !driver::is_fatal(error) && self.has_vanished(error).await {
                 self.failed = Some(Failed::Ended(Kind::Aborted));
             }
+            if is_stream {
+                self.failed.get_or_insert(Failed::Unheard(depth));
+            }
         }
         if guarded && !output.as_ref().is_err_and(driver::is_fatal) {
             self.check_guard(depth).await;
         }
+        let may_be_open = task.doubtful && is_text && depth == 0 && self.base == 0 && self.backend == DbBackend::MySql;
+        if may_be_open && output.is_ok() && Box::pin(self.was_left_open()).await? {
+            return Err(Kind::LeftOpenByCode.into_db_err());
+        }
         output
+    }
+
+    /// Reads what the server has still to say of a call. An error in it is the call's own, unless that was a
+    /// COMMIT: one that was acknowledged stays true.
+    async fn read_what_is_left(&mut self, output: Result<Output, DbErr>, commits: bool) -> Result<Output, DbErr> {
+        if self.state == State::Broken || output.as_ref().is_err_and(driver::is_fatal) {
+            return output;
+        }
+        let error = match self.driver.drain().await {
+            Ok(None) => return output,
+            Ok(Some(error)) => {
+                // PostgreSQL has aborted the transaction by it, whatever came before.
+                if self.depth() > 0 {
+                    self.note_failure(&error, self.depth(), false);
+                }
+                error
+            }
+            Err(error) => {
+                self.state = State::Broken;
+                error
+            }
+        };
+        if commits { output } else { output.and(Err(error)) }
     }
 
     /// Whether the transaction that was open before an opaque operation is still the same: then the
@@ -166,14 +220,15 @@ impl PinnedConnection {
             self.failed.get_or_insert(Failed::Aborted(depth));
         } else {
             self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
+            self.ended_elsewhere = true;
         }
     }
 
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
-        let output = self.perform(task).await;
-        let unread = self.driver.drain().await?;
-        if output.is_err() || unread.is_some() {
+        let mut output = self.perform(task).await;
+        output = self.read_what_is_left(output, false).await;
+        if output.is_err() {
             self.driver.execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
         }
         self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await?;
@@ -188,13 +243,22 @@ impl PinnedConnection {
             Operation::One(statement) => self.driver.query_one(statement, self.named).await.map(Output::Row),
             Operation::All(statement) => self.driver.query_all(statement, self.named).await.map(Output::Rows),
             #[cfg(feature = "stream")]
-            Operation::Stream(statement, rows) => {
-                let reads_on = self.victim.is_some();
-                Box::pin(self.driver.stream(statement, &rows, self.named, reads_on)).await.map(|()| Output::Done)
+            Operation::Stream(statement, mut rows) => {
+                let read = Box::pin(self.driver.stream(statement, &mut rows, self.named)).await;
+                if let Err(error) = &read
+                    && rows.is_gone()
+                {
+                    tracing::warn!(target: "tower_sea_orm::session", "a statement failed after its stream was dropped: {error}");
+                }
+                read.map(|()| Output::Done)
             }
             Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
             Operation::Commit => self.commit().await.map(|()| Output::Done),
-            Operation::Rollback => self.roll_back_one().await.map(|()| Output::Done),
+            Operation::Rollback => {
+                let came_too_late = matches!(self.failed, Some(Failed::Ended(Kind::EndedElsewhere)));
+                self.roll_back_one().await?;
+                if came_too_late { Err(Kind::EndedElsewhere.into_db_err()) } else { Ok(Output::Done) }
+            }
             Operation::Ping => Box::pin(self.driver.ping()).await.map(|()| Output::Done),
             Operation::Settle => Ok(Output::Done),
             Operation::Raw(code) => code(&mut self.driver).await.map(|()| Output::Done),

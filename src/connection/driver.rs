@@ -3,16 +3,17 @@
 //! Values go in through `sea-query-sqlx`, rows come out through SeaORM's public `From`
 //! conversions, and errors are wrapped as SeaORM wraps them.
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::BoxStream};
 use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, sqlx};
 use sea_orm::{
     sea_query::Values,
-    sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr, SqlStr, pool::PoolConnection},
+    sqlx::{AssertSqlSafe, Connection, Either, Executor, SqlSafeStr, SqlStr, pool::PoolConnection, query::Query},
 };
 use sea_query_sqlx::SqlxValues;
-use sqlx_core::transaction::TransactionManager;
+use sqlx_core::{database::HasStatementCache, transaction::TransactionManager};
 use std::sync::Arc;
 
+use super::control::is_sqlite_read;
 use crate::error::{Kind, Trouble, ends_connection};
 
 /// A connection checked out of one of sqlx's pools.
@@ -54,42 +55,48 @@ macro_rules! dispatch {
     };
 }
 
+/// The end of one statement of a text, or a row.
+type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
+
 /// The transaction manager of a database.
 type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
 
 impl Driver {
     pub(crate) async fn execute(&mut self, statement: Statement, named: bool) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
-            query.execute(&mut **c).await.map(ExecResult::from).map_err(exec_error)
+            let results = (&mut **c).fetch_many(query::<DB>(statement, named));
+            read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
         }, gone => Err(lost()))
     }
 
     pub(crate) async fn execute_unprepared(&mut self, sql: String) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
-            (&mut **c).execute(AssertSqlSafe(sql)).await.map(ExecResult::from).map_err(exec_error)
+            let results = (&mut **c).fetch_many(AssertSqlSafe(sql));
+            read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
         }, gone => Err(lost()))
     }
 
     pub(crate) async fn query_one(&mut self, statement: Statement, named: bool) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
-            match query.fetch_one(&mut **c).await {
-                Ok(row) => Ok(Some(QueryResult::from(row))),
-                Err(sqlx::Error::RowNotFound) => Ok(None),
-                Err(error) => Err(query_error(error)),
-            }
+            // SQLite makes no more rows than are read; only what writes has to come to its end.
+            let is_read = <DB as sqlx::Database>::NAME == SQLITE && is_sqlite_read(&statement.sql);
+            let query = query::<DB>(statement, named);
+            let row = if is_read {
+                (&mut **c).fetch_optional(query).await
+            } else {
+                let mut first = None;
+                let results = (&mut **c).fetch_many(query);
+                read::<DB>(results, |row| _ = first.get_or_insert(row)).await.map(|_| first)
+            };
+            row.map(|row| row.map(QueryResult::from)).map_err(query_error)
         }, gone => Err(lost()))
     }
 
     pub(crate) async fn query_all(&mut self, statement: Statement, named: bool) -> Result<Vec<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
-            let (mut results, mut rows) = (query.fetch(&mut **c), Vec::new());
-            while let Some(row) = results.next().await {
-                rows.push(QueryResult::from(row.map_err(query_error)?));
-                breathe(rows.len()).await;
-            }
+            let mut rows = Vec::new();
+            let results = (&mut **c).fetch_many(query::<DB>(statement, named));
+            read::<DB>(results, |row| rows.push(row.into())).await.map_err(query_error)?;
             Ok(rows)
         }, gone => Err(lost()))
     }
@@ -102,33 +109,61 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// Sends every row to `rows` until the result ends or nobody listens any more. Then it `reads_on` if
-    /// the server may be told to stop meanwhile; that is slower than a drain.
+    /// Sends every row to `rows`. Where nobody listens any more, the rest is read and dropped: it may hold
+    /// the error by which the statement has failed. SQLite makes no more rows than are read, and a read
+    /// ends there.
     #[cfg(feature = "stream")]
     pub(crate) async fn stream(
         &mut self,
         statement: Statement,
-        rows: &super::Rows,
+        rows: &mut super::Rows,
         named: bool,
-        reads_on: bool,
     ) -> Result<(), DbErr> {
         dispatch!(self, DB, c => {
-            let query = sqlx::query_with::<DB, _>(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named);
-            let mut results = query.fetch(&mut **c);
-            let mut unheard = 0;
-            while let Some(row) = results.next().await {
-                let row = row.map_err(query_error)?;
-                if unheard > 0 || !rows.send(row.into()).await {
-                    if !reads_on || <DB as sqlx::Database>::NAME == "SQLite" {
-                        // SQLite makes no more rows than are read, and a drain skips them.
+            let may_stop = <DB as sqlx::Database>::NAME == SQLITE && is_sqlite_read(&statement.sql);
+            let mut results = (&mut **c).fetch_many(query::<DB>(statement, named));
+            let mut steps = 0;
+            while let Some(step) = results.next().await {
+                let Either::Right(row) = step.map_err(query_error)? else { continue };
+                if rows.is_gone() || !rows.send(row.into()).await {
+                    if may_stop {
                         break;
                     }
-                    unheard += 1;
-                    breathe(unheard).await;
+                    steps += 1;
+                    breathe(steps).await;
                 }
             }
             Ok(())
         }, gone => Err(lost()))
+    }
+
+    /// Whether this connection is seen for the first time, as far as that can be told without asking the
+    /// server: one that was seen before keeps a statement prepared by which it is known again.
+    #[cfg_attr(not(feature = "sqlx-mysql"), allow(clippy::unused_async))]
+    pub(crate) async fn is_new(&mut self) -> Result<bool, DbErr> {
+        match self {
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(c) => {
+                let before = c.cached_statements_size();
+                match (&mut **c).prepare("DO /* tower-sea-orm */ 0".into_sql_str()).await.map_err(query_error) {
+                    Ok(_) => {}
+                    Err(error) if is_fatal(&error) => return Err(error),
+                    Err(_) => return Ok(true),
+                }
+                let after = c.cached_statements_size();
+                Ok(after != before || after == 0)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether MySQL has a transaction open that sqlx did not begin; then sqlx counts it from here on.
+    pub(crate) async fn adopts_transaction(&mut self) -> Result<bool, DbErr> {
+        match self.begin(Some("DO 0".to_owned())).await {
+            Ok(()) => Ok(true),
+            Err(error) if is_fatal(&error) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Reads what the server has sent for a call that ended early, without a round trip of its own.
@@ -185,13 +220,39 @@ impl Driver {
     }
 }
 
+fn query<DB: sqlx::Database + HasStatementCache>(statement: Statement, named: bool) -> Query<'static, DB, SqlxValues>
+where
+    SqlxValues: sqlx::IntoArguments<DB>,
+{
+    sqlx::query_with(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named)
+}
+
+/// Reads a result to its end, since a statement may fail after its first row.
+async fn read<DB: sqlx::Database>(
+    mut results: BoxStream<'_, Result<Step<DB>, sqlx::Error>>,
+    mut each: impl FnMut(DB::Row),
+) -> Result<DB::QueryResult, sqlx::Error> {
+    let (mut total, mut steps) = (DB::QueryResult::default(), 0);
+    while let Some(step) = results.next().await {
+        match step? {
+            Either::Left(done) => total.extend([done]),
+            Either::Right(row) => each(row),
+        }
+        steps += 1;
+        breathe(steps).await;
+    }
+    Ok(total)
+}
+
 /// Lets others have the thread now and then: as long as the server sends faster than it is read, sqlx
-/// does not, and whoever wants the call to end would not be heard.
-async fn breathe(rows: usize) {
-    if rows.is_multiple_of(256) {
+/// does not, and a time-out that wants the call to end would not be heard.
+async fn breathe(steps: usize) {
+    if steps.is_multiple_of(64) {
         tokio::task::yield_now().await;
     }
 }
+
+const SQLITE: &str = "SQLite";
 
 fn values(values: Option<Values>) -> SqlxValues {
     SqlxValues(values.unwrap_or_else(|| Values(Vec::new())))
@@ -245,20 +306,30 @@ pub(crate) fn is_aborted(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionAborted)
 }
 
-/// Whether a statement did not get a lock in time.
-pub(crate) fn is_lock_timeout(error: &DbErr) -> bool {
-    Trouble::of(error) == Some(Trouble::LockNotAvailable)
+/// Whether the open transaction is certain to have survived this error. What is missing here costs a
+/// round trip, with which the server is asked.
+pub(crate) fn is_harmless(error: &DbErr) -> bool {
+    !is_servers(error) || Trouble::of(error) == Some(Trouble::StatementRefused)
+}
+
+/// Whether the server refuses to begin, or to change, a transaction because one is open.
+pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::TransactionOpen)
+}
+
+fn is_servers(error: &DbErr) -> bool {
+    matches!(
+        error,
+        DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))
+            if error.as_database_error().is_some()
+    )
 }
 
 /// Whether the server has given up the open transaction, or a part of it, with this error.
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     match backend {
         // Every error of the server, until a rollback to a savepoint from before.
-        DbBackend::Postgres => matches!(
-            error,
-            DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))
-                if error.as_database_error().is_some()
-        ),
+        DbBackend::Postgres => is_servers(error),
         // The whole transaction is gone, and what follows would autocommit.
         DbBackend::MySql => {
             let ends = [Trouble::Serialization, Trouble::Deadlock, Trouble::TransactionEnded];

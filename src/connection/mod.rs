@@ -51,6 +51,11 @@ pub(crate) struct PinnedConnection {
     state: State,
     /// What became of the open transaction where sqlx does not tell.
     failed: Option<Failed>,
+    /// A transaction was ended by something else than the session, which does not know it yet.
+    ended_elsewhere: bool,
+    /// Each statement commits by itself unless the session says otherwise, which MySQL's may have been told
+    /// to do differently before this crate has seen them.
+    is_proven: bool,
     /// SQLite's stand-in for a transaction that only reads.
     query_only: bool,
     /// What is no longer as it was before the session.
@@ -84,6 +89,8 @@ enum State {
 enum Failed {
     /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
     Aborted(usize),
+    /// A stream of the transaction of this depth has failed, and its reader does not know it.
+    Unheard(usize),
     /// All of it is gone from the server: what followed would commit by itself.
     Ended(Kind),
 }
@@ -98,6 +105,8 @@ impl PinnedConnection {
             named: true,
             state: State::Known,
             failed: None,
+            ended_elsewhere: false,
+            is_proven: backend != DbBackend::MySql,
             query_only: false,
             change: Change::None,
             baseline: None,
@@ -127,6 +136,22 @@ impl PinnedConnection {
         self.state == State::Broken
     }
 
+    /// Whether the open transaction has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// The reader of the stream that has failed knows it now.
+    #[cfg(feature = "stream")]
+    pub(crate) fn was_heard(&mut self) {
+        self.failed = self.failed.filter(|failed| !matches!(failed, Failed::Unheard(_)));
+    }
+
+    /// Whether a transaction was ended behind the session's back since this was last asked.
+    pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
+        std::mem::take(&mut self.ended_elsewhere)
+    }
+
     /// Whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
         self.state == State::Known && self.depth() == 0 && !self.query_only && self.change == Change::None
@@ -146,6 +171,7 @@ impl PinnedConnection {
 
     /// Opens the transaction around a test's sessions.
     pub(crate) async fn begin_outer(&mut self) -> Result<(), DbErr> {
+        self.prove().await?;
         self.driver.begin(None).await?;
         self.base = 1;
         Ok(())

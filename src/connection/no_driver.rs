@@ -34,7 +34,15 @@ impl Driver {
     }
 
     #[cfg(feature = "stream")]
-    pub(crate) async fn stream(&mut self, _: Statement, _: &super::Rows, _: bool, _: bool) -> Result<(), DbErr> {
+    pub(crate) async fn stream(&mut self, _: Statement, _: &mut super::Rows, _: bool) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn is_new(&mut self) -> Result<bool, DbErr> {
+        Err(lost())
+    }
+
+    pub(crate) async fn adopts_transaction(&mut self) -> Result<bool, DbErr> {
         Err(lost())
     }
 
@@ -91,7 +99,11 @@ pub(crate) fn is_aborted(_: &DbErr) -> bool {
     false
 }
 
-pub(crate) fn is_lock_timeout(_: &DbErr) -> bool {
+pub(crate) fn is_harmless(_: &DbErr) -> bool {
+    true
+}
+
+pub(crate) fn is_within_transaction(_: &DbErr) -> bool {
     false
 }
 

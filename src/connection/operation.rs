@@ -34,6 +34,21 @@ pub(crate) struct Task {
 }
 
 impl Task {
+    /// A statement that prepares something, beside the session's own.
+    pub(super) fn set_up(statement: Statement, depth: usize, doubtful: bool) -> Self {
+        Self {
+            first: false,
+            depth,
+            on_acquire: None,
+            begin: None,
+            operation: Some(Operation::Execute(statement)),
+            doubtful,
+            reset: Reset::default(),
+            identify: None,
+            stoppable: false,
+        }
+    }
+
     /// Whether only what opens a transaction may have been sent: on another connection it can begin again.
     pub(crate) fn may_begin_again(&self) -> bool {
         let opens = self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)));

@@ -116,11 +116,11 @@ impl PinnedConnection {
         if self.change == Change::None {
             return if stray { self.end_stray().await } else { Ok(()) };
         }
-        let rollback = if stray { "ROLLBACK; " } else { "" };
+        let rollback = if stray { format!("{}; ", self.stray_rollback()) } else { String::new() };
         match self.backend {
             DbBackend::Postgres => {
                 let baseline = self.baseline.iter().flatten().map(String::as_str);
-                let text: String = [rollback, TO_DEFAULTS].into_iter().chain(baseline).collect();
+                let text: String = [rollback.as_str(), TO_DEFAULTS].into_iter().chain(baseline).collect();
                 self.driver.execute_unprepared(text).await?;
             }
             DbBackend::MySql => {

@@ -1,8 +1,8 @@
 //! Rolling back, also where the server has ended the transaction already.
 
-use sea_orm::{DbBackend, DbErr, Statement};
+use sea_orm::{DbBackend, DbErr};
 
-use super::{Failed, Operation, PinnedConnection, driver};
+use super::{Failed, Operation, PinnedConnection, State, driver};
 use crate::error::Kind;
 
 impl PinnedConnection {
@@ -12,9 +12,9 @@ impl PinnedConnection {
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
             (_, Failed::Ended(kind)) => Some(kind),
             // Where a SAVEPOINT fails, sqlx rolls back what is around it.
-            (Operation::Commit | Operation::Begin(_), Failed::Aborted(_)) => Some(Kind::Aborted),
+            (Operation::Commit | Operation::Begin(_), Failed::Aborted(_) | Failed::Unheard(_)) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
-            (_, Failed::Aborted(_)) => None,
+            (_, Failed::Aborted(_) | Failed::Unheard(_)) => None,
         }
     }
 
@@ -39,30 +39,42 @@ impl PinnedConnection {
         let depth = self.depth();
         self.is_set_locally &= depth > 0;
         self.failed = self.failed.filter(|failed| match failed {
-            Failed::Aborted(at) => *at <= depth,
+            Failed::Aborted(at) | Failed::Unheard(at) => *at <= depth,
             Failed::Ended(_) => depth > 0,
         });
     }
 
     /// Whether a statement's failure has ended the whole transaction where its error alone does not tell.
     pub(super) async fn has_vanished(&mut self, error: &DbErr) -> bool {
-        match self.backend {
-            // By a conflict clause or a trigger that says ROLLBACK. Inside of a transaction, BEGIN fails.
-            DbBackend::Sqlite => {
-                let vanished = self.driver.execute_unprepared("BEGIN".to_owned()).await.is_ok();
-                if vanished {
-                    let _ = self.driver.execute_unprepared("ROLLBACK".to_owned()).await;
-                }
-                vanished
+        // What each server refuses inside of a transaction, and does without harm outside.
+        let (sql, undo) = match self.backend {
+            _ if driver::is_harmless(error) => return false,
+            DbBackend::MySql => ("SET TRANSACTION READ WRITE", None),
+            DbBackend::Sqlite => ("BEGIN", Some("ROLLBACK")),
+            _ => return false,
+        };
+        let Err(error) = self.driver.execute_unprepared(sql.to_owned()).await else {
+            if let Some(undo) = undo {
+                let _ = self.driver.execute_unprepared(undo.to_owned()).await;
             }
-            // The server is told at its start what a lock's time-out ends: the statement or all.
-            DbBackend::MySql if driver::is_lock_timeout(error) => {
-                let sql = "SELECT CAST(@@innodb_rollback_on_timeout AS SIGNED)";
-                let row = self.driver.query_one(Statement::from_string(self.backend, sql), self.named).await;
-                !matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0) == Ok(0))
-            }
-            _ => false,
+            return true;
+        };
+        if driver::is_fatal(&error) {
+            self.state = State::Broken;
         }
+        !driver::is_within_transaction(&error)
+    }
+
+    /// Puts MySQL's connections right that come from elsewhere: the server, `init_connect` or another user
+    /// of the pool may have switched autocommit off. Costs nothing where that was done before.
+    pub(super) async fn prove(&mut self) -> Result<(), DbErr> {
+        if !self.is_proven {
+            if self.driver.is_new().await? {
+                self.driver.execute_unprepared(TO_AUTOCOMMIT.to_owned()).await?;
+            }
+            self.is_proven = true;
+        }
+        Ok(())
     }
 
     /// Ends a transaction that may be open without the driver's knowledge.
@@ -70,12 +82,27 @@ impl PinnedConnection {
         if self.base > 0 {
             return Ok(());
         }
-        let rolled_back = self.driver.execute_unprepared("ROLLBACK".to_owned()).await;
+        let rolled_back = self.driver.execute_unprepared(self.stray_rollback().to_owned()).await;
         // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
         if self.backend != DbBackend::Sqlite {
             rolled_back?;
         }
         self.driver.drain().await.map(drop)
+    }
+
+    /// What ends a stray transaction.
+    pub(super) fn stray_rollback(&self) -> &'static str {
+        if self.backend == DbBackend::MySql { TO_AUTOCOMMIT } else { "ROLLBACK" }
+    }
+
+    /// Whether code that cannot be looked into has left a transaction open. It is rolled back, and the
+    /// code has failed: it would have to be committed by somebody.
+    pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
+        let open = self.driver.adopts_transaction().await?;
+        if open {
+            self.driver.rollback().await?;
+        }
+        Ok(open)
     }
 
     pub(super) async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {
@@ -94,7 +121,7 @@ impl PinnedConnection {
         }
         self.driver.rollback().await?;
         self.failed = self.failed.filter(|failed| match failed {
-            Failed::Aborted(aborted) => *aborted < depth - self.base,
+            Failed::Aborted(at) | Failed::Unheard(at) => *at < depth - self.base,
             Failed::Ended(_) => depth - self.base > 1,
         });
         if depth > 1 && self.backend != DbBackend::MySql {
@@ -107,8 +134,8 @@ impl PinnedConnection {
     /// Gives a transaction that is gone from the server a shape that sqlx's count can be rolled back
     /// by.
     async fn reopen(&mut self, depth: usize) {
-        if depth == 1 && self.backend != DbBackend::Sqlite {
-            // A ROLLBACK without a transaction is no error there.
+        if depth == 1 && self.backend == DbBackend::MySql {
+            // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
             return;
         }
         let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
@@ -125,3 +152,7 @@ impl PinnedConnection {
         Ok(())
     }
 }
+
+/// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
+/// transaction, or end the connection, if `completion_type` says so.
+const TO_AUTOCOMMIT: &str = "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";

@@ -10,13 +10,14 @@ use tokio::sync::{Notify, mpsc};
 pub(crate) struct Rows {
     sender: mpsc::Sender<QueryResult>,
     stop: Arc<Notify>,
+    stopped: bool,
 }
 
 impl Rows {
     /// At most so many rows wait for the reader.
     pub(crate) fn new(buffered: usize) -> (Self, mpsc::Receiver<QueryResult>) {
         let (sender, receiver) = mpsc::channel(buffered);
-        (Self { sender, stop: Arc::default() }, receiver)
+        (Self { sender, stop: Arc::default(), stopped: false }, receiver)
     }
 
     /// Stops the stream when it is notified once, even if its reader is there and reads nothing.
@@ -24,12 +25,20 @@ impl Rows {
         self.stop.clone()
     }
 
+    /// Whether nobody is to have more rows.
+    #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
+    pub(super) fn is_gone(&self) -> bool {
+        self.stopped || self.sender.is_closed()
+    }
+
     /// False if nobody is to have more rows.
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
-    pub(super) async fn send(&self, row: QueryResult) -> bool {
-        match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {
+    pub(super) async fn send(&mut self, row: QueryResult) -> bool {
+        let sent = match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {
             Either::Left(_) => false,
             Either::Right((sent, _)) => sent.is_ok(),
-        }
+        };
+        self.stopped |= !sent;
+        sent
     }
 }

@@ -18,6 +18,7 @@ pub(crate) enum Kind {
     TransactionOver,
     Aborted,
     EndedElsewhere,
+    LeftOpenByCode,
     CommitFailed,
     OutcomeUnknown,
     LeftOpen,
@@ -53,7 +54,7 @@ pub(crate) enum Kind {
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-pub(super) const IN_DB_ERR: [Kind; 29] = [
+pub(super) const IN_DB_ERR: [Kind; 30] = [
     Kind::Down,
     Kind::SessionClosed,
     Kind::Reclaimed,
@@ -62,6 +63,7 @@ pub(super) const IN_DB_ERR: [Kind; 29] = [
     Kind::TransactionOver,
     Kind::Aborted,
     Kind::EndedElsewhere,
+    Kind::LeftOpenByCode,
     Kind::CommitFailed,
     Kind::OutcomeUnknown,
     Kind::LeftOpen,
@@ -123,7 +125,10 @@ impl Kind {
                 "the server has given this transaction up after a failed statement, and nothing of it is committed: put what may fail into a nested transaction of its own"
             }
             Self::EndedElsewhere => {
-                "raw code ended this transaction behind the session's back: leave its BEGIN, COMMIT and ROLLBACK to the session"
+                "raw or stored code ended this transaction behind the session's back, and what was done until then may stand: leave its BEGIN, COMMIT and ROLLBACK to the session"
+            }
+            Self::LeftOpenByCode => {
+                "stored code left a transaction open, or autocommit off with work to commit, and was rolled back: have it commit what it does"
             }
             Self::CommitFailed => "the server refused to commit: nothing of the transaction is there",
             Self::OutcomeUnknown => {

@@ -222,6 +222,11 @@ impl Error {
         matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
     }
 
+    /// Whether a transaction was ended behind the session's back: what it did may stand.
+    pub(crate) fn is_ended_elsewhere(&self) -> bool {
+        self.kind == Kind::EndedElsewhere
+    }
+
     /// Whether it tells that a session's connection was taken away.
     pub(crate) fn is_cut_off(&self) -> bool {
         matches!(self.kind, Kind::Reclaimed | Kind::Closing)
@@ -229,6 +234,14 @@ impl Error {
 
     pub(crate) fn with_source(kind: Kind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { kind, source: Some(Arc::new(source)) }
+    }
+
+    /// Names the statement by which a transaction was lost, for the log.
+    pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
+        if let Some(cause) = cause.filter(|_| self.is_aborted()) {
+            self.source = Some(Arc::new(cause.clone()));
+        }
+        self
     }
 
     /// What the failure of a COMMIT means.
@@ -260,6 +273,26 @@ impl Error {
         }
     }
 }
+
+/// The first statement that went wrong in a transaction, without its values.
+#[derive(Debug, Clone)]
+pub(crate) struct Cause {
+    pub(crate) statement: String,
+    /// The server's answer, unless that was none.
+    pub(crate) error: Option<DbErr>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { statement, error } = self;
+        match error {
+            Some(error) => write!(f, "`{statement}` failed: {error}"),
+            None => write!(f, "`{statement}`"),
+        }
+    }
+}
+
+impl std::error::Error for Cause {}
 
 /// So that `?` works on both in code that returns SeaORM's error. [`Error::of`] finds it again.
 impl From<Error> for DbErr {

@@ -32,6 +32,10 @@ pub(crate) enum Trouble {
     TransactionAborted,
     /// All of the open transaction is gone, and what follows would commit by itself.
     TransactionEnded,
+    /// The statement was refused for what it says or for its rows, and nothing beside it is lost.
+    StatementRefused,
+    /// A transaction is open, and no other can begin.
+    TransactionOpen,
     /// A prepared statement is gone, or does not fit its tables any more. It did not run.
     StalePlan,
 }
@@ -50,7 +54,7 @@ impl Trouble {
             Self::IdleEnded | Self::ConnectionEnded => Some(Kind::ConnectionLost),
             Self::TransactionAborted => Some(Kind::Aborted),
             Self::StalePlan => Some(Kind::StalePlan),
-            Self::LogInRefused | Self::TransactionEnded => None,
+            Self::LogInRefused | Self::TransactionEnded | Self::StatementRefused | Self::TransactionOpen => None,
         }
     }
 }

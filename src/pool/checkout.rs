@@ -149,6 +149,24 @@ impl CheckedOut {
         self.0.connection.as_ref().map_or(0, PinnedConnection::depth)
     }
 
+    /// Whether the open transaction has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.connection.as_ref().is_some_and(PinnedConnection::has_failed)
+    }
+
+    /// The reader of the stream that has failed knows it now.
+    #[cfg(feature = "stream")]
+    pub(crate) fn was_heard(&mut self) {
+        if let Some(connection) = &mut self.0.connection {
+            connection.was_heard();
+        }
+    }
+
+    /// Whether a transaction was ended behind the session's back since this was last asked.
+    pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
+        self.0.connection.as_mut().is_some_and(PinnedConnection::take_ended_elsewhere)
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
         self.0.connection.as_ref().is_none_or(PinnedConnection::is_broken)
     }

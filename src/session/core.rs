@@ -262,6 +262,15 @@ impl Core {
             std::mem::swap(connection.text(), &mut running.text);
             let result = output.as_ref().map(drop);
             state.account(running.purpose, connection.depth(), connection.is_broken(), result);
+            let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed());
+            if ended || failed || state.cause.is_some() {
+                let backend = self.pool.backend();
+                let error = result.err().filter(|_| running.purpose.is_work());
+                state.note_cause(failed, error, || connection.text().without_values(backend));
+                if ended {
+                    state.ended_elsewhere(connection.text().without_values(backend));
+                }
+            }
         }
         if state.is_over() {
             state.roll_back_all();

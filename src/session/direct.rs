@@ -28,6 +28,7 @@ impl Core {
         };
         let transaction = self.pool().database().begin_with_options(options).await?;
         for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
+            self.vet(Who::Session, &statement.sql)?;
             transaction.execute_raw(statement.clone()).await?;
         }
         let transaction = Arc::new(transaction);

@@ -54,7 +54,8 @@ impl SessionPool {
     ///
     /// `TransactionError::Transaction` with the error of `work`; `TransactionError::Connection` if no
     /// connection can be had or the transaction could not be committed: with the server's own error if it
-    /// refused, else with one that [`Error::of`] finds.
+    /// refused, else with one that [`Error::of`] finds. The same if stored or raw code has ended the
+    /// transaction, whatever `work` returned: what was done until then may stand.
     ///
     /// # Cancel safety
     ///
@@ -93,6 +94,10 @@ impl SessionPool {
         let decision = if outcome.is_ok() { Decision::Commit } else { Decision::RollBack };
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
+            // What `work` takes for rolled back may stand.
+            (Err(_), Ended::Failed(error)) if error.is_ended_elsewhere() => {
+                Err(TransactionError::Connection(error.into()))
+            }
             (outcome, _) => outcome.map_err(TransactionError::Transaction),
         }
     }

@@ -83,6 +83,10 @@ impl Running {
 }
 
 impl Purpose {
+    pub(super) fn is_work(self) -> bool {
+        matches!(self, Self::Work | Self::BeginAndWork)
+    }
+
     pub(super) fn of(operation: &Operation, begins: bool) -> Self {
         match operation {
             Operation::Commit => Self::Commit,

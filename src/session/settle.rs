@@ -77,6 +77,7 @@ impl Core {
         }
         let ended = match (decision, lost.or_else(|| state.unsettled.take())) {
             (_, Some(error)) if error.is_cut_off() => Ended::Failed(error),
+            (_, Some(error)) if error.is_ended_elsewhere() && state.is_transactional() => Ended::Failed(error),
             _ if !state.is_transactional() => Ended::Autocommit,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
             (Decision::Commit, None) => {
@@ -116,7 +117,10 @@ impl Core {
                 if let Some(rollback) = rollback.filter(|_| !error.is_outcome_unknown()) {
                     let _ = timeout(self.pool().settings().release_timeout, rollback).await;
                 }
-                Ended::Failed(self.lock().failure.clone().filter(|_| error.is_aborted()).unwrap_or(error))
+                let state = self.lock();
+                let conflict = state.failure.clone().filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
+                let error = error.because(state.cause.as_ref());
+                Ended::Failed(conflict.unwrap_or(error))
             }
         }
     }
@@ -213,7 +217,8 @@ impl Core {
                 return Err(Kind::RollbackOnly.into_db_err());
             }
             if !commits {
-                state.unsettled = None;
+                // What was committed by something else cannot be made good.
+                state.unsettled = state.unsettled.take().filter(Error::is_ended_elsewhere);
                 state.untold = false;
             } else if let Some(error) = state.untold() {
                 return Err(error.to_db_err());

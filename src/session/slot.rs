@@ -14,7 +14,7 @@ use super::{
 use crate::{
     body::Hold,
     connection::{Begin, Operation},
-    error::{Error, Kind},
+    error::{Cause, Error, Kind},
     pool::CheckedOut,
     telemetry::SessionSpan,
 };
@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) unsettled: Option<Error>,
     /// The handler was not there to see it fail: only a rollback makes it good.
     pub(super) untold: bool,
+    /// Why the open transaction cannot be committed, for the log.
+    pub(super) cause: Option<Cause>,
     /// The connection was taken away before the request's end.
     pub(super) cut: Option<Cut>,
     pub(super) span: SessionSpan,
@@ -121,6 +123,7 @@ impl State {
             failure: None,
             unsettled: None,
             untold: false,
+            cause: None,
             cut: None,
             span: SessionSpan::open(),
         }
@@ -198,7 +201,7 @@ impl State {
                 }
             }
             (Purpose::Commit, Err(error)) => {
-                let error = Error::of_commit(error.clone());
+                let error = Error::of_commit(error.clone()).because(self.cause.as_ref());
                 if before == 1 && error.is_outcome_unknown() {
                     self.committed = true;
                     self.hooks.forget();
@@ -245,6 +248,25 @@ impl State {
         }
     }
 
+    /// Something else has ended the transaction, in which `statement` was the last one.
+    pub(super) fn ended_elsewhere(&mut self, statement: String) {
+        tracing::error!(target: "tower_sea_orm::session", statement, "a transaction was ended behind its session's back: what was done until then may stand");
+        let cause = Cause { statement, error: None };
+        self.committed = true;
+        self.unsettled = Some(Error::from(Kind::EndedElsewhere).because(Some(&cause)));
+        self.untold = true;
+        self.cause = Some(cause);
+    }
+
+    /// Keeps the first failure of a transaction that it has made impossible to commit.
+    pub(super) fn note_cause(&mut self, has_failed: bool, error: Option<&DbErr>, statement: impl FnOnce() -> String) {
+        if !has_failed {
+            self.cause = None;
+        } else if let (None, Some(error)) = (&self.cause, error) {
+            self.cause = Some(Cause { statement: statement(), error: Some(error.clone()) });
+        }
+    }
+
     /// The call with the COMMIT was dropped, and the connection closed.
     pub(super) fn commit_lost(&mut self) {
         self.hooks.forget();
@@ -261,6 +283,8 @@ impl State {
     pub(super) fn outcome(&self) -> &'static str {
         if self.unsettled.as_ref().is_some_and(Error::is_outcome_unknown) {
             "unknown"
+        } else if self.unsettled.as_ref().is_some_and(Error::is_ended_elsewhere) {
+            "failed"
         } else if !self.levels.is_empty() {
             "rolled back"
         } else if self.is_transactional() && self.committed {

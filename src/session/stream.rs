@@ -14,7 +14,13 @@ use sea_orm::{
 };
 use tokio::sync::mpsc;
 
-use super::{DbSession, call::Call, core::Core, savepoint::Handle, slot::Who};
+use super::{
+    DbSession,
+    call::Call,
+    core::Core,
+    savepoint::Handle,
+    slot::{Slot, Who},
+};
 use crate::connection::{Operation, Rows};
 
 /// Rows that may wait between the driver and the reader.
@@ -124,7 +130,9 @@ impl Stream for SessionStream<'_> {
             match rows.poll_recv(cx) {
                 Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),
                 Poll::Ready(None) if call.is_none() => {
-                    *open = None;
+                    if let (Some(open), Some(_)) = (open.take(), &failure) {
+                        open.0.stream_was_heard();
+                    }
                     return Poll::Ready(failure.take().map(Err));
                 }
                 Poll::Ready(None) | Poll::Pending => {}
@@ -138,6 +146,15 @@ impl Stream for SessionStream<'_> {
             } else {
                 return Poll::Pending;
             }
+        }
+    }
+}
+
+impl Core {
+    /// The handler knows that its stream has failed, and may live with it.
+    fn stream_was_heard(&self) {
+        if let Slot::Idle(connection) = &mut self.lock().slot {
+            connection.was_heard();
         }
     }
 }

@@ -18,7 +18,7 @@ use sea_orm::DbBackend;
 
 use self::lexer::{Lexer, Token};
 pub(crate) use self::{
-    read::is_read,
+    read::{is_read, is_sqlite_read},
     state::{Change, change},
 };
 

@@ -53,6 +53,15 @@ pub(crate) fn is_read(backend: DbBackend, sql: &str) -> bool {
     !lexer.is_doubtful()
 }
 
+/// Whether SQLite may stop `sql` after any row: nothing is lost by that.
+#[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // a statement needs a driver
+pub(crate) fn is_sqlite_read(sql: &str) -> bool {
+    // A SELECT writes nothing there, whatever is in it.
+    let word = sql.as_bytes().get(.."select ".len());
+    let is_select = word.is_some_and(|word| word.eq_ignore_ascii_case(b"select ")) && !sql.contains(';');
+    is_select || is_read(DbBackend::Sqlite, sql)
+}
+
 /// `replace(...)` and MySQL's `insert(...)` work on strings.
 fn is_function(word: &str, rest: &Lexer<'_>) -> bool {
     is_one_of(word, &["insert", "replace"]) && rest.peek() == Some(Token::Symbol(b'('))

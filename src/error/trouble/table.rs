@@ -175,6 +175,39 @@ pub(super) const TABLE: &[Row] = &[
         sqlite: These(&[(7, Any), (9, Any), (10, Any), (13, Any)]),
     },
     Row {
+        trouble: StatementRefused,
+        postgres: Nothing("a statement that fails has aborted its transaction"),
+        // NULL where none may be, unknown column, duplicate key, syntax, number of values, unknown table, out of
+        // range, wrong value, no default, wrong value, too long, both sides of a foreign key, out of range, MySQL's
+        // and MariaDB's CHECK. What is missing here costs a round trip, with which the server is asked.
+        mysql: These(&[
+            (1048, Any),
+            (1054, Any),
+            (1062, Any),
+            (1064, Any),
+            (1136, Any),
+            (1146, Any),
+            (1264, Any),
+            (1292, Any),
+            (1364, Any),
+            (1366, Any),
+            (1406, Any),
+            (1451, Any),
+            (1452, Any),
+            (1690, Any),
+            (3819, Any),
+            (4025, Any),
+        ]),
+        sqlite: Nothing("a conflict clause or a trigger may say ROLLBACK"),
+    },
+    Row {
+        trouble: TransactionOpen,
+        postgres: Nothing("BEGIN inside of a transaction is a warning"),
+        // ER_CANT_CHANGE_TX_CHARACTERISTICS.
+        mysql: These(&[(1568, Any)]),
+        sqlite: These(&[(1, With("within a transaction"))]),
+    },
+    Row {
         trouble: StalePlan,
         // *cached plan must not change result type*; sqlx's statement was deallocated; a type was made anew.
         postgres: These(&[

@@ -47,7 +47,9 @@ fn every_trouble_has_one_row() {
         IdleEnded => Some(ConnectionEnded),
         ConnectionEnded => Some(TransactionAborted),
         TransactionAborted => Some(TransactionEnded),
-        TransactionEnded => Some(StalePlan),
+        TransactionEnded => Some(StatementRefused),
+        StatementRefused => Some(TransactionOpen),
+        TransactionOpen => Some(StalePlan),
         StalePlan => None,
     };
     for trouble in std::iter::successors(Some(Serialization), |trouble| next(*trouble)) {

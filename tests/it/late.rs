@@ -1,0 +1,182 @@
+//! A statement that fails after its first row has failed: its result is read to the end before it is Ok.
+
+use futures_util::StreamExt;
+use http::StatusCode;
+use sea_orm::{ConnectionTrait, DbErr, Statement, StreamTrait};
+use tower_sea_orm::{DbSession, DbTx};
+
+use crate::support::{
+    database::{Kind, insert_item},
+    site::{BOUND, Site, outcome},
+    wait::eventually,
+};
+
+/// The ways to run a statement whose result may have several rows.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    One,
+    All,
+    Execute,
+    Unprepared,
+    Stream,
+}
+
+const WAYS: [Way; 5] = [Way::One, Way::All, Way::Execute, Way::Unprepared, Way::Stream];
+
+async fn run(db: &DbSession, way: Way, sql: &str) -> Result<(), DbErr> {
+    let statement = Statement::from_string(db.backend(), sql);
+    match way {
+        Way::One => db.query_one_raw(statement).await.map(drop),
+        Way::All => db.query_all_raw(statement).await.map(drop),
+        Way::Execute => db.execute_raw(statement).await.map(drop),
+        Way::Unprepared => db.execute_unprepared(sql).await.map(drop),
+        Way::Stream => {
+            let mut rows = db.stream_raw(statement).await?;
+            while let Some(row) = rows.next().await {
+                row?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A statement that yields rows before it fails, on each database; `late` holds the rows it would leave.
+async fn failing_late(kind: Kind) -> (Site, Vec<&'static str>) {
+    let site = Site::new(kind).await;
+    match kind {
+        Kind::MySql => {
+            site.run("CREATE TABLE late (id integer PRIMARY KEY AUTO_INCREMENT, n integer CHECK (n <> 10))").await;
+            site.run("CREATE PROCEDURE complains() BEGIN SELECT 1; SIGNAL SQLSTATE '45000'; END").await;
+            let selects = "CREATE PROCEDURE several() BEGIN SELECT 1 UNION SELECT 2; SELECT 3; INSERT INTO late (n) VALUES (10); END";
+            site.run(selects).await;
+            let several = "INSERT INTO late (n) SELECT seq FROM seq_1_to_20 RETURNING id";
+            (site, vec![several, "CALL complains()", "CALL several()"])
+        }
+        Kind::Postgres => {
+            site.run("CREATE TABLE late (n integer CHECK (n <> 10))").await;
+            (
+                site,
+                vec![
+                    "INSERT INTO late SELECT * FROM generate_series(1, 20) RETURNING n",
+                    "SELECT 1 / (3 - n) FROM generate_series(1, 9) n",
+                ],
+            )
+        }
+        _ => {
+            site.run("CREATE TABLE late (n integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)").await;
+            (site, vec!["INSERT INTO late VALUES (-1), (-2) RETURNING n"])
+        }
+    }
+}
+
+async fn left(site: &Site) -> i64 {
+    crate::support::world::value(site.view(), "SELECT count(*) FROM late").await
+}
+
+#[tokio::test]
+async fn an_error_after_the_first_row_is_the_statements_own() {
+    for kind in Kind::ALL {
+        let (site, statements) = failing_late(kind).await;
+        for sql in statements {
+            for way in WAYS {
+                let case = format!("{kind:?} {way:?} {sql}");
+                let response = site
+                    .call(async move |db: DbSession| match run(&db, way, sql).await {
+                        Ok(()) => StatusCode::CREATED,
+                        Err(_) => {
+                            insert_item(&db, "next").await;
+                            StatusCode::CONFLICT
+                        }
+                    })
+                    .await;
+                assert_eq!((response.status(), left(&site).await), (StatusCode::CONFLICT, 0), "{case}");
+                assert_eq!(site.count("next").await, 1, "{case}");
+                site.run("DELETE FROM item").await;
+            }
+        }
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_after_the_first_row_is_heard_inside_of_a_transaction() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, statements) = failing_late(kind).await;
+        for sql in statements {
+            for way in WAYS {
+                let case = format!("{kind:?} {way:?} {sql}");
+                let response = site
+                    .call(async move |tx: DbTx| match run(&tx, way, sql).await {
+                        Ok(()) => StatusCode::CREATED,
+                        Err(_) if kind == Kind::MySql => {
+                            // The statement alone is undone there.
+                            insert_item(&tx, "next").await;
+                            StatusCode::OK
+                        }
+                        Err(_) => StatusCode::CONFLICT,
+                    })
+                    .await;
+                let expected = if kind == Kind::MySql { StatusCode::OK } else { StatusCode::CONFLICT };
+                assert_eq!((response.status(), left(&site).await), (expected, 0), "{case}");
+                assert_eq!(site.count("next").await, i64::from(kind == Kind::MySql), "{case}");
+                site.run("DELETE FROM item").await;
+            }
+        }
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_fails_behind_its_readers_back_is_not_committed() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, statements) = failing_late(kind).await;
+        let sql = statements[0];
+        let response = site
+            .call(async move |tx: DbTx| {
+                insert_item(&tx, "before").await;
+                let mut rows = tx.stream_raw(Statement::from_string(tx.backend(), sql)).await.unwrap();
+                let first = rows.next().await;
+                drop(rows);
+                // PostgreSQL sends the error with the rows or before them.
+                if first.is_some_and(|row| row.is_ok()) { StatusCode::CREATED } else { StatusCode::CONFLICT }
+            })
+            .await;
+        assert!(!response.status().is_success(), "{kind:?}: {}", response.status());
+        assert_eq!((site.count("before").await, left(&site).await), (0, 0), "{kind:?}");
+        if response.status() != StatusCode::CONFLICT {
+            assert!(outcome(&response).error().is_some(), "{kind:?}");
+        }
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_stream_is_dropped_takes_place_nevertheless() {
+    for kind in Kind::ALL {
+        let site = Site::new(kind).await;
+        let response = site
+            .call(async |db: DbSession| {
+                let sql = "INSERT INTO item (name) VALUES ('first'), ('second'), ('third') RETURNING id";
+                let mut rows = db.stream_raw(Statement::from_string(db.backend(), sql)).await.unwrap();
+                assert!(rows.next().await.unwrap().is_ok());
+                drop(rows);
+            })
+            .await;
+        assert_eq!(response.status(), StatusCode::OK);
+        eventually("all rows are there", async || site.seen(["first", "second", "third"]).await == [true; 3]).await;
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn one_row_of_an_endless_result_is_had_at_once_on_sqlite() {
+    for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
+        let site = Site::new(kind).await;
+        let asking = site.call(async |db: DbSession| {
+            let sql = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT n FROM t";
+            db.query_one_raw(Statement::from_string(db.backend(), sql)).await.unwrap().unwrap();
+        });
+        assert_eq!(tokio::time::timeout(BOUND, asking).await.unwrap().status(), StatusCode::OK);
+        site.assert_whole().await;
+    }
+}
