@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+#[cfg(feature = "sqlx-mysql")]
+use sea_orm::sqlx::AssertSqlSafe;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use sea_orm::sqlx::Row;
 use sea_orm::{DbErr, RuntimeErr, sqlx};
@@ -19,9 +21,12 @@ const INSTRUCTIONS: i32 = 1000;
 const POSTGRES: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8 \
      FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()";
 
+/// The table of the server's processes. MySQL has a newer one from 8.0.22 on, and warns of the older, which will be
+/// removed; MariaDB reads the other comment. A version that understands neither refuses the text, and a MySQL
+/// without its performance schema finds nothing in the newer one: these have the older.
 #[cfg(feature = "sqlx-mysql")]
-const MYSQL: &str = "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM information_schema.PROCESSLIST \
-     WHERE ID = CONNECTION_ID()";
+pub(crate) const PROCESSES: [&str; 2] =
+    ["/*!80022 performance_schema. */ /*M! information_schema. */ processlist", "information_schema.processlist"];
 
 impl Driver {
     /// The server's process behind the connection.
@@ -37,11 +42,22 @@ impl Driver {
             }
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(connection) => {
-                let rows = sqlx::raw_sql(MYSQL).fetch_all(&mut **connection).await.map_err(query_error)?;
-                let Some(row) = rows.first() else { return Ok(None) };
-                let id = row.try_get(0).map_err(query_error)?;
-                let client = row.try_get(1).map_err(query_error)?;
-                Ok(Some(Identity::MySql { id, client }))
+                for (place, processes) in PROCESSES.iter().enumerate() {
+                    let sql = format!(
+                        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM {processes} WHERE ID = CONNECTION_ID()"
+                    );
+                    let is_last = place + 1 == PROCESSES.len();
+                    let rows = match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut **connection).await {
+                        Err(sqlx::Error::Database(_)) if !is_last => continue,
+                        rows => rows.map_err(query_error)?,
+                    };
+                    if let Some(row) = rows.first() {
+                        let id = row.try_get(0).map_err(query_error)?;
+                        let client = row.try_get(1).map_err(query_error)?;
+                        return Ok(Some(Identity::MySql { id, client }));
+                    }
+                }
+                Ok(None)
             }
             #[allow(unreachable_patterns)]
             _ => Ok(None),

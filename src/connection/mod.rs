@@ -25,6 +25,8 @@ use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
 use self::control::Change;
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) use self::identity::PROCESSES;
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
 #[cfg(feature = "stream")]

@@ -8,6 +8,8 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 
 use super::source::Source;
+#[cfg(feature = "sqlx-mysql")]
+use crate::connection::PROCESSES;
 use crate::connection::{Identity, Route};
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
@@ -76,7 +78,11 @@ pub(super) enum Line {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(PgConnection),
     #[cfg(feature = "sqlx-mysql")]
-    MySql(MySqlConnection),
+    MySql {
+        connection: MySqlConnection,
+        /// The table of the server's processes.
+        processes: &'static str,
+    },
 }
 
 /// Why a request was not carried out.
@@ -144,7 +150,8 @@ impl Line {
                 let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
                 let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
                 let route = if told.is_some() && told == own { Route::Direct } else { Route::Proxied };
-                Ok((Self::MySql(connection), route))
+                let processes = find_processes(&mut connection).await?;
+                Ok((Self::MySql { connection, processes }, route))
             }
             #[allow(unreachable_patterns)]
             _ => Err(Fault::Silent),
@@ -160,7 +167,7 @@ impl Line {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(connection) => cancel_postgres(connection, batch).await,
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(connection) => kill_mysql(connection, batch).await,
+            Self::MySql { connection, processes } => kill_mysql(connection, processes, batch).await,
             #[allow(unreachable_patterns)]
             _ => Err(Fault::Silent),
         }
@@ -171,7 +178,7 @@ impl Line {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(connection) => drop(connection.close().await),
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(connection) => drop(connection.close().await),
+            Self::MySql { connection, .. } => drop(connection.close().await),
         }
     }
 }
@@ -247,13 +254,17 @@ async fn cancel_backends(connection: &mut PgConnection, errands: &[Errand<'_>]) 
 /// Kills the queries of those that are still the same and at it, one by one: one that takes its time
 /// leaves nothing in doubt but itself.
 #[cfg(feature = "sqlx-mysql")]
-async fn kill_mysql(connection: &mut MySqlConnection, batch: &mut Batch<'_>) -> Result<(), Fault> {
+async fn kill_mysql(
+    connection: &mut MySqlConnection,
+    processes: &'static str,
+    batch: &mut Batch<'_>,
+) -> Result<(), Fault> {
     let ids = batch.errands.iter().filter_map(|errand| match errand.target {
         Identity::MySql { id, .. } => Some(id.to_string()),
         Identity::Postgres { .. } => None,
     });
     let sql = format!(
-        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM information_schema.PROCESSLIST \
+        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM {processes} \
          WHERE ID IN ({}) AND COMMAND <> 'Sleep'",
         ids.collect::<Vec<_>>().join(", ")
     );
@@ -284,6 +295,18 @@ async fn kill_mysql(connection: &mut MySqlConnection, batch: &mut Batch<'_>) -> 
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 async fn answered<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Fault> {
     timeout(BOUND, answer).await.map_err(|_| Fault::Silent)?.map_err(Fault::Driver)
+}
+
+/// The table of processes that this server has.
+#[cfg(feature = "sqlx-mysql")]
+async fn find_processes(connection: &mut MySqlConnection) -> Result<&'static str, Fault> {
+    let [newer, older] = PROCESSES;
+    let sql = format!("SELECT ID FROM {newer} WHERE ID = CONNECTION_ID()");
+    match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await {
+        Ok(rows) => Ok(if rows.is_empty() { older } else { newer }),
+        Err(sqlx::Error::Database(_)) => Ok(older),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(feature = "sqlx-mysql")]

@@ -76,24 +76,28 @@ pub(super) fn effect(lexer: &mut Lexer<'_>) -> Effect {
             Token::Word(word) => statement(word, *lexer),
             _ => Effect::Unknown,
         };
-        worst = worst.max(found);
+        worst = worst.max(found).max(skip(token, lexer));
         if matches!(worst, Effect::Control(_)) {
             return worst;
         }
-        skip(token, lexer);
     }
     worst
 }
 
-/// Goes to the statement's end, or to the next seam while the statement has no certain first word.
-fn skip(first: Token<'_>, lexer: &mut Lexer<'_>) {
+/// Goes to the statement's end, or to the next seam while the statement has no certain first word. Tells what the
+/// statement does by words behind its first ones.
+fn skip(first: Token<'_>, lexer: &mut Lexer<'_>) -> Effect {
     if lexer.is_executable_comment() {
         lexer.find(|token| matches!(token, Token::Symbol(b';') | Token::Seam));
     } else if first.is_word("create") || first.is_word("alter") {
-        skip_definition(lexer);
+        return skip_definition(lexer);
+    } else if first.is_word("table") {
+        // What comes before may stand in a comment.
+        return skip_table(lexer);
     } else {
         lexer.skip_statement();
     }
+    Effect::None
 }
 
 /// What a statement does that begins with `word`, of which `rest` has the rest.
@@ -213,19 +217,40 @@ impl Target<'_> {
 }
 
 /// Goes to the end of a CREATE or ALTER, which may have a body with statements of its own.
-fn skip_definition(lexer: &mut Lexer<'_>) {
+fn skip_definition(lexer: &mut Lexer<'_>) -> Effect {
     const PROGRAMS: [&str; 5] = ["trigger", "procedure", "function", "event", "package"];
-    const OTHERS: [&str; 10] =
-        ["table", "view", "index", "unique", "fulltext", "spatial", "database", "schema", "user", "sequence"];
+    const OTHERS: [&str; 9] =
+        ["view", "index", "unique", "fulltext", "spatial", "database", "schema", "user", "sequence"];
     for token in lexer.by_ref() {
         match token {
-            Token::Symbol(b';') => return,
+            Token::Symbol(b';') => return Effect::None,
             Token::Word(word) if is_one_of(word, &PROGRAMS) => break,
-            Token::Word(word) if is_one_of(word, &OTHERS) => return lexer.skip_statement(),
+            Token::Word(word) if word.eq_ignore_ascii_case("table") => return skip_table(lexer),
+            Token::Word(word) if is_one_of(word, &OTHERS) => {
+                lexer.skip_statement();
+                return Effect::None;
+            }
             _ => {}
         }
     }
     skip_body(lexer);
+    Effect::None
+}
+
+/// Goes to the end of a table's definition. MySQL's option START TRANSACTION leaves a transaction open that the
+/// table is to be filled in.
+fn skip_table(lexer: &mut Lexer<'_>) -> Effect {
+    let (mut starts, mut opens) = (false, false);
+    for token in lexer.by_ref() {
+        match token {
+            Token::Symbol(b';') => break,
+            Token::Seam => continue,
+            _ => {}
+        }
+        opens |= starts && token.is_word("transaction");
+        starts = token.is_word("start");
+    }
+    if opens { Effect::Control(Control::Begin) } else { Effect::None }
 }
 
 /// Goes to the `;` that is in no BEGIN ... END and no CASE ... END.

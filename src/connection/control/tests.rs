@@ -69,6 +69,8 @@ fn mysql_control_is_found() {
         MySql,
         &[
             (Begin, &["begin", "begin work", "start transaction", "begin not atomic select 1; end"]),
+            (Begin, &["create table t (a int) engine = innodb start transaction"]),
+            (Begin, &["create or replace table t (a int) start transaction comment = 'x'"]),
             (Commit, &["commit", "commit work", "commit and chain", "set statement max_statement_time=1 for commit"]),
             (Rollback, &["rollback", "rollback work"]),
             (Savepoint, &["savepoint a", "release savepoint a", "rollback to a", "rollback work to savepoint a"]),
@@ -288,6 +290,16 @@ fn executable_comments_are_sql() {
         ],
     );
     assert_all(MySql, Effect::Control(Begin), &["/*!50000 start */ transaction", "start /*! transaction */"]);
+    assert_all(
+        MySql,
+        Effect::Control(Begin),
+        &["create table t (a int) /*!80021 start transaction */", "/*! create */ table t (a int) start transaction"],
+    );
+    assert_all(
+        MySql,
+        CommitsImplicitly,
+        &["create table t (start int, transaction int)", "create table t (a int) comment = 'start transaction'"],
+    );
     assert_all(
         MySql,
         Effect::Control(SetTransaction),
