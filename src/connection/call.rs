@@ -1,10 +1,10 @@
 //! One call: what comes before the operation, the operation, and what its result means.
 
-use sea_orm::{DbBackend, DbErr, Statement, TransactionOptions};
+use sea_orm::{AccessMode, DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{
-    Effect, Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, control::Change, driver,
-    effect,
+    Begin, Effect, Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, control::Change,
+    driver, effect,
 };
 use crate::error::Kind;
 
@@ -31,6 +31,9 @@ impl PinnedConnection {
             }
             self.state = if self.in_memory { self.state } else { State::Broken };
             output = if commits { Err(Kind::OutcomeUnknown.into_db_err()) } else { output };
+        }
+        if let Err(error) = &output {
+            self.look_for_demotion(error);
         }
         self.forget_what_is_over();
         if output.is_err() {
@@ -79,8 +82,12 @@ impl PinnedConnection {
             self.identify(route).await?;
         }
         if let Some(begin) = &task.begin {
-            self.begin(begin.options).await?;
-            match self.set_up(&begin.set_up).await {
+            let mut prepared = self.begin_prepared(begin).await;
+            if prepared.as_ref().is_err_and(driver::is_stale) && self.roll_back_to(depth).await.is_ok() {
+                // Nothing of the session's own has run in it.
+                prepared = self.begin_prepared(begin).await;
+            }
+            match prepared {
                 Ok(doubtful) => task.doubtful |= doubtful,
                 Err(error) => {
                     if self.roll_back_to(depth).await.is_err() {
@@ -95,6 +102,12 @@ impl PinnedConnection {
             }
         }
         Ok(())
+    }
+
+    /// Begins the session's own transaction. Says what [`set_up`](Self::set_up) says.
+    async fn begin_prepared(&mut self, begin: &Begin) -> Result<bool, DbErr> {
+        self.begin(begin.options).await?;
+        self.set_up(&begin.set_up).await
     }
 
     async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
@@ -235,9 +248,18 @@ impl PinnedConnection {
         output
     }
 
-    /// What few calls need is boxed, so that the others fit into a small one.
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        match task.take_operation() {
+        let operation = task.take_operation();
+        let again = self.spare(&operation);
+        match self.perform_once(operation).await {
+            Err(error) if driver::is_stale(&error) => Box::pin(self.prepare_anew(error, again)).await,
+            output => output,
+        }
+    }
+
+    /// What few calls need is boxed, so that the others fit into a small one.
+    pub(super) async fn perform_once(&mut self, operation: Operation) -> Result<Output, DbErr> {
+        match operation {
             Operation::Execute(statement) => self.driver.execute(statement, self.named).await.map(Output::Executed),
             Operation::Unprepared(sql) => self.driver.execute_unprepared(sql).await.map(Output::Executed),
             Operation::One(statement) => self.driver.query_one(statement, self.named).await.map(Output::Row),
@@ -265,9 +287,20 @@ impl PinnedConnection {
         }
     }
 
+    /// Whether this error shows that the server is not the one to write to. In a transaction that was begun
+    /// READ ONLY it shows nothing, and SQLite has no other server.
+    fn look_for_demotion(&mut self, error: &DbErr) {
+        let asked_for = self.reads_only || self.query_only || self.backend == DbBackend::Sqlite;
+        if self.base == 0 && !asked_for && driver::is_read_only(error) {
+            self.is_demoted = true;
+            self.change = Change::Beyond;
+        }
+    }
+
     async fn begin(&mut self, options: TransactionOptions) -> Result<(), DbErr> {
         // A test's sessions have a savepoint where others have a transaction.
         let options = if self.base > 0 && self.depth() == 0 { TransactionOptions::default() } else { options };
+        let reads_only = options.access_mode == Some(AccessMode::ReadOnly);
         let begin = begin_statement(self.backend, options, self.driver.depth())?;
         let several = begin.statement.as_ref().is_some_and(|sql| sql.contains(';'));
         let begun = Box::pin(self.driver.begin(begin.statement)).await;
@@ -276,6 +309,7 @@ impl PinnedConnection {
             self.state = State::Broken;
         }
         begun?;
+        self.reads_only |= reads_only;
         if begin.query_only {
             self.query_only = true;
             self.driver.execute_unprepared("PRAGMA query_only = 1".to_owned()).await?;

@@ -186,6 +186,11 @@ impl Driver {
         Err(lost())
     }
 
+    /// Forgets every prepared statement, here and on the server, and the types of their values.
+    pub(crate) async fn forget_statements(&mut self) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => c.clear_cached_statements().await.map_err(connection_error), gone => Err(lost()))
+    }
+
     pub(crate) async fn ping(&mut self) -> Result<(), DbErr> {
         dispatch!(self, DB, c => c.ping().await.map_err(connection_error), gone => Err(lost()))
     }
@@ -299,6 +304,27 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
             | sqlx::Error::InvalidSavePointStatement
             | sqlx::Error::BeginFailed
     )
+}
+
+/// Whether a prepared statement is gone, or does not fit its tables any more.
+pub(crate) fn is_stale(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::StalePlan)
+}
+
+/// Whether a stale plan was that of the statement itself, and not of one in a function that it called.
+pub(crate) fn has_not_run(error: &DbErr) -> bool {
+    #[cfg(feature = "sqlx-postgres")]
+    if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) = error {
+        let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
+        return error.is_some_and(|error| error.r#where().is_none());
+    }
+    let _ = error;
+    false
+}
+
+/// Whether a write was refused because of a server or transaction that takes none.
+pub(crate) fn is_read_only(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::ReadOnly)
 }
 
 /// Whether PostgreSQL refused a statement because an earlier one had failed.

@@ -18,6 +18,7 @@ mod reset;
 mod rollback;
 #[cfg(feature = "stream")]
 mod rows;
+mod stale;
 
 use std::sync::Arc;
 
@@ -60,6 +61,10 @@ pub(crate) struct PinnedConnection {
     is_proven: bool,
     /// SQLite's stand-in for a transaction that only reads.
     query_only: bool,
+    /// The open transaction was begun READ ONLY.
+    reads_only: bool,
+    /// The server refused a write that was not begun READ ONLY: it is not the one to write to any more.
+    is_demoted: bool,
     /// What is no longer as it was before the session.
     change: Change,
     /// How to make it so again, once that was looked at: statements.
@@ -110,6 +115,8 @@ impl PinnedConnection {
             ended_elsewhere: false,
             is_proven: backend != DbBackend::MySql,
             query_only: false,
+            reads_only: false,
+            is_demoted: false,
             change: Change::None,
             baseline: None,
             is_set_locally: false,
@@ -132,6 +139,11 @@ impl PinnedConnection {
     /// How many transactions (the outermost and its savepoints) the session has open.
     pub(crate) fn depth(&self) -> usize {
         self.driver.depth().saturating_sub(self.base)
+    }
+
+    /// Whether the server has refused a write, and may have another one in its place.
+    pub(crate) fn is_demoted(&self) -> bool {
+        self.is_demoted
     }
 
     pub(crate) fn is_broken(&self) -> bool {

@@ -62,6 +62,10 @@ impl Driver {
         Err(lost())
     }
 
+    pub(crate) async fn forget_statements(&mut self) -> Result<(), DbErr> {
+        Err(lost())
+    }
+
     pub(crate) async fn ping(&mut self) -> Result<(), DbErr> {
         Err(lost())
     }
@@ -92,6 +96,18 @@ fn lost() -> DbErr {
 }
 
 pub(crate) fn is_fatal(_: &DbErr) -> bool {
+    false
+}
+
+pub(crate) fn is_stale(_: &DbErr) -> bool {
+    false
+}
+
+pub(crate) fn has_not_run(_: &DbErr) -> bool {
+    false
+}
+
+pub(crate) fn is_read_only(_: &DbErr) -> bool {
     false
 }
 

@@ -38,6 +38,7 @@ impl PinnedConnection {
     pub(super) fn forget_what_is_over(&mut self) {
         let depth = self.depth();
         self.is_set_locally &= depth > 0;
+        self.reads_only &= depth > 0;
         self.failed = self.failed.filter(|failed| match failed {
             Failed::Aborted(at) | Failed::Unheard(at) => *at <= depth,
             Failed::Ended(_) => depth > 0,

@@ -7,6 +7,7 @@ use sea_orm::QueryResult;
 use tokio::sync::{Notify, mpsc};
 
 /// Sends rows to a reader, until that is gone or the stream is stopped.
+#[derive(Clone)]
 pub(crate) struct Rows {
     sender: mpsc::Sender<QueryResult>,
     stop: Arc<Notify>,

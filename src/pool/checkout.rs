@@ -71,6 +71,11 @@ impl CheckedOut {
             if self.may_begin_again(&output, &task) {
                 output = Box::pin(self.begin_again(output, &mut task)).await;
             }
+            if let Err(error) = &output
+                && self.is_demoted()
+            {
+                self.0.slot.pool().leave_server(error);
+            }
             Finished { connection: self, output }
         }
     }
@@ -167,6 +172,11 @@ impl CheckedOut {
         self.0.connection.as_mut().is_some_and(PinnedConnection::take_ended_elsewhere)
     }
 
+    /// Whether its server has refused a write, and may have another one in its place.
+    pub(crate) fn is_demoted(&self) -> bool {
+        self.0.connection.as_ref().is_some_and(PinnedConnection::is_demoted)
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
         self.0.connection.as_ref().is_none_or(PinnedConnection::is_broken)
     }
@@ -228,8 +238,11 @@ impl CheckedOut {
 
     /// Hands a clean connection to the next waiter, keeps it warm, or returns it to the driver's pool.
     pub(super) fn put_back(mut self) {
-        self.0.slot.leave();
         let pool = self.0.slot.pool().clone();
+        if pool.has_left_since(self.0.fetched) {
+            return;
+        }
+        self.0.slot.leave();
         if let Some(left) = pool.place(self) {
             left.return_to_driver();
         }

@@ -12,6 +12,7 @@ mod checkout;
 mod closing;
 mod control;
 mod current;
+mod demoted;
 mod holders;
 mod line;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
@@ -85,6 +86,7 @@ struct Shared {
     unnamed: bool,
     pressure: Pressure,
     probe: ping::Probes,
+    demotion: demoted::Demotion,
     holders: Holders,
     second: Second,
     refusals: Refusals,
@@ -151,6 +153,7 @@ impl SessionPool {
             control: Control::default(),
             pressure: Pressure::default(),
             probe: ping::Probes::default(),
+            demotion: demoted::Demotion::default(),
             holders: Holders::default(),
             second: Second::default(),
             refusals: Refusals::default(),

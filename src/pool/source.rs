@@ -146,6 +146,16 @@ impl Source {
         }
     }
 
+    /// Closes the connections that nobody uses.
+    pub(super) fn close_idle(&self) {
+        dispatch!(self, pool => {
+            for _ in 0..pool.num_idle() {
+                let Some(mut connection) = pool.try_acquire() else { break };
+                connection.close_on_drop();
+            }
+        }, direct => ());
+    }
+
     /// Opens one connection beside the pool and closes it again.
     pub(super) async fn connect_once(&self) -> Result<(), DbErr> {
         #[cfg(feature = "_sqlx")]

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     connection::{Effect, Operation, Output, Task, effect},
-    error::Kind,
+    error::{Error, Kind},
     pool::{self, Finished, Lease, SessionPool},
 };
 
@@ -262,6 +262,12 @@ impl Core {
             std::mem::swap(connection.text(), &mut running.text);
             let result = output.as_ref().map(drop);
             state.account(running.purpose, connection.depth(), connection.is_broken(), result);
+            if connection.is_demoted()
+                && let Some(known) = result.err().and_then(Error::of)
+                && known.is_read_only()
+            {
+                state.failure.get_or_insert(known);
+            }
             let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed());
             if ended || failed || state.cause.is_some() {
                 let backend = self.pool.backend();

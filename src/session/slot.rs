@@ -103,6 +103,11 @@ pub(super) struct OpenLevel {
     pub(super) abandoned: bool,
 }
 
+/// Whether a statement certainly left nothing behind.
+fn has_not_run(error: &DbErr) -> bool {
+    Error::of(error).is_some_and(|known| known.is_read_only() || known.is_stale_plan())
+}
+
 impl State {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
@@ -234,7 +239,8 @@ impl State {
                 self.levels.truncate(depth);
                 self.hooks.rolled_back_to(depth);
             }
-            (Purpose::Work, _) if before == 0 => self.committed = true,
+            (Purpose::Work, Err(error)) if before == 0 => self.committed |= !has_not_run(error),
+            (Purpose::Work, Ok(())) if before == 0 => self.committed = true,
             _ => {}
         }
         if let Err(error) = result

@@ -22,6 +22,7 @@ mod driver_pool;
 mod early;
 mod exits;
 mod export;
+mod failover;
 mod given_up;
 mod hazards;
 mod held;

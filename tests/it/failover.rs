@@ -1,0 +1,138 @@
+//! What a server remembers or becomes costs no request that it need not cost: stale plans, and a server that takes
+//! no writes any more.
+
+use axum::http::StatusCode;
+use futures_util::StreamExt;
+use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
+use tower_sea_orm::{DbSession, DbTx};
+
+use crate::support::{
+    database::{Kind, TestDb},
+    site::{Site, retry_after},
+};
+
+async fn one_connection() -> Site {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(1).await;
+    Site::with(test, db, 1).await
+}
+
+/// Every way to run a prepared statement, each with a text of its own.
+async fn run_all(db: &DbSession) -> Result<(), DbErr> {
+    let statement = |sql: &str| Statement::from_sql_and_values(db.backend(), sql, [1.into()]);
+    db.query_one_raw(statement("SELECT *, 1 FROM item WHERE id = $1")).await?;
+    db.query_all_raw(statement("SELECT *, 2 FROM item WHERE id = $1")).await?;
+    db.execute_raw(statement("SELECT *, 3 FROM item WHERE id = $1")).await?;
+    let mut rows = db.rows(statement("SELECT *, 4 FROM item WHERE id = $1")).await?;
+    while let Some(row) = rows.next().await {
+        row?;
+    }
+    Ok(())
+}
+
+fn status<T>(result: Result<T, DbErr>) -> StatusCode {
+    if result.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }
+}
+
+/// What makes the prepared statements of the pool's only connection stale.
+async fn make_stale(site: &Site, how: &'static str) {
+    if how.starts_with("ALTER") {
+        site.run(how).await;
+    } else {
+        let response = site.call(async move |db: DbSession| status(db.execute_unprepared(how).await)).await;
+        assert_eq!(response.status(), StatusCode::OK, "{how}");
+    }
+}
+
+const STALE: [&str; 4] = [
+    "ALTER TABLE item ADD COLUMN more integer",
+    "DISCARD ALL",
+    "DEALLOCATE ALL",
+    "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$",
+];
+
+#[tokio::test]
+async fn a_stale_plan_outside_of_a_transaction_is_prepared_anew() {
+    for how in STALE {
+        let site = one_connection().await;
+        for round in 0..3 {
+            let response = site.call(async |db: DbSession| status(run_all(&db).await)).await;
+            assert_eq!(response.status(), StatusCode::OK, "{how}, round {round}");
+            if round == 0 {
+                make_stale(&site, how).await;
+            }
+        }
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stale_plan_in_a_transaction_costs_that_request_and_no_other() {
+    for how in STALE {
+        for nested in [false, true] {
+            let site = one_connection().await;
+            let request = async || {
+                site.call(async move |tx: DbTx| {
+                    if !nested {
+                        return status(run_all(&tx).await);
+                    }
+                    let inner = tx.begin().await.unwrap();
+                    let statement = Statement::from_string(tx.backend(), "SELECT * FROM item");
+                    status(inner.query_all_raw(statement).await)
+                })
+                .await
+            };
+            assert_eq!(request().await.status(), StatusCode::OK);
+            make_stale(&site, how).await;
+            let response = request().await;
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{how}");
+            assert_eq!(retry_after(&response), Some("1"));
+            assert_eq!(request().await.status(), StatusCode::OK, "{how}");
+            site.assert_whole().await;
+        }
+    }
+}
+
+/// A database that refuses writes on the connections of before, as a server does that another one has taken over
+/// from, and takes those of new ones, as that other one does.
+#[tokio::test]
+async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
+    for in_transaction in [false, true] {
+        let test = TestDb::new(Kind::Postgres).await;
+        let name = test.url().rsplit_once('/').unwrap().1.split('?').next().unwrap().to_owned();
+        let admin = test.connect(1).await;
+        let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+        admin.execute_unprepared(&set).await.unwrap();
+        let db = test.connect(3).await;
+        let site = Site::with(test, db, 3).await;
+        // All connections are opened to the server of before.
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let session = site.layer.pool().session().await.unwrap();
+            session.execute_unprepared("SELECT 1").await.unwrap();
+            held.push(session);
+        }
+        drop(held);
+        let reset = format!("ALTER DATABASE {name} RESET default_transaction_read_only");
+        admin.execute_unprepared("SET default_transaction_read_only = off").await.unwrap();
+        admin.execute_unprepared(&reset).await.unwrap();
+        let mut failed = 0;
+        for _ in 0..10 {
+            let response = site
+                .call(async move |db: DbSession| {
+                    if in_transaction {
+                        db.tx();
+                    }
+                    status(db.execute_unprepared("UPDATE item SET hits = hits + 1").await)
+                })
+                .await;
+            if response.status() != StatusCode::OK {
+                failed += 1;
+                assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+                assert!(retry_after(&response).is_some());
+            }
+        }
+        assert!((1..=3).contains(&failed), "{failed} of 10 writes failed");
+        site.layer.pool().ping().await.unwrap();
+    }
+}
