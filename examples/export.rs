@@ -19,7 +19,13 @@
 //! lasts as long as the body. If the client leaves, it is rolled back and the connection serves others;
 //! if the database fails, the body breaks off, so that half a file is never taken for a whole one.
 
-use std::{env, error::Error};
+use std::{
+    env,
+    error::Error,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use axum::{
     BoxError, Router,
@@ -30,12 +36,12 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use sea_orm::{
-    AccessMode, ConnectOptions, ConnectionTrait, Database, DbErr, EntityTrait, FromQueryResult, IsolationLevel,
-    PaginatorTrait, QueryOrder, QueryTrait, Schema, TransactionOptions,
+    AccessMode, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, IsolationLevel, PaginatorTrait, QueryOrder,
+    QueryTrait, Schema, TransactionOptions,
 };
 use tokio::net::TcpListener;
 use tower_http::trace::{DefaultMakeSpan, TraceLayer};
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool, SessionStream};
+use tower_sea_orm::{DbSession, DbSessionLayer, PoolConfig, SessionPool, SessionStream};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
@@ -63,29 +69,53 @@ mod sale {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
     // With `CLOSE`, every session is a line of the log when it ends.
-    tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE);
+    // A file gets no colours.
+    if io::stdout().is_terminal() {
+        log.init()
+    } else {
+        log.with_ansi(false).init()
+    }
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+async fn run() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("sales.db");
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| format!("sqlite://{}?mode=rwc", file.display()));
-    let rows = env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
-    let mut options = ConnectOptions::new(url);
-    options.sqlx_logging(false);
-    let pool = SessionPool::new(Database::connect(options).await?);
+    let rows = number("ROWS", 1_000_000)?;
+    let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
+    tracing::info!("connecting to {config}");
+    let pool = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
     fill(&pool, rows).await?;
 
     // Outermost: its span gives each session's line of the log the method and the path.
     let trace = TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
     let app = app(pool.clone()).layer(trace);
-    let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = TcpListener::bind(("127.0.0.1", u16::try_from(number("PORT", 3000)?)?)).await?;
     tracing::info!("{rows} rows on http://{}/sales.csv", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
-    pool.database().close_by_ref().await?;
+    let closed = async move {
+        interrupted().await;
+        let cut = pool.close(Duration::from_secs(10)).await;
+        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+    };
+    axum::serve(listener, app).with_graceful_shutdown(closed).await?;
     Ok(())
+}
+
+fn number(name: &str, default: u64) -> Result<u64, String> {
+    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else { return Ok(default) };
+    let text = text.to_string_lossy();
+    text.parse().map_err(|_| format!("{name} is \"{text}\": write a whole number"))
 }
 
 async fn interrupted() {

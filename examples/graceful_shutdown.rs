@@ -18,7 +18,13 @@
 //! Ten seconds after ctrl-c the long one is cut off: its transaction is rolled back, it answers 503, and
 //! the process ends.
 
-use std::{env, error::Error, time::Duration};
+use std::{
+    env,
+    error::Error,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -27,23 +33,38 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr};
+use sea_orm::{ConnectionTrait, DbErr};
 use tokio::net::TcpListener;
-use tower_sea_orm::{DbSessionLayer, DbTx, SessionPool};
+use tower_sea_orm::{DbSessionLayer, DbTx, PoolConfig, SessionPool};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // A file gets no colours.
+    if io::stdout().is_terminal() {
+        log.init()
+    } else {
+        log.with_ansi(false).init()
+    }
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+async fn run() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
-    let mut options = ConnectOptions::new(url);
-    options.sqlx_logging(false);
-    let pool = SessionPool::new(Database::connect(options).await?);
-    let grace = Duration::from_secs(number("GRACE").unwrap_or(10).into());
+    let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
+    tracing::info!("connecting to {config}");
+    let pool = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
+    let grace = Duration::from_secs(number("GRACE", 10)?.into());
 
-    let listener = TcpListener::bind(("127.0.0.1", number("PORT").unwrap_or(3000))).await?;
+    let listener = TcpListener::bind(("127.0.0.1", number("PORT", 3000)?)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
     serve(listener, pool, told_to_stop(), grace).await?;
     Ok(())
@@ -58,7 +79,7 @@ pub(crate) async fn serve(
     pool: SessionPool,
     stop: impl Future<Output = ()> + Send + 'static,
     grace: Duration,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let app = app(pool.clone());
     let closed = async move {
         stop.await;
@@ -109,8 +130,10 @@ async fn told_to_stop() {
     }
 }
 
-fn number(name: &str) -> Option<u16> {
-    env::var(name).ok()?.parse().ok()
+fn number(name: &str, default: u16) -> Result<u16, String> {
+    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else { return Ok(default) };
+    let text = text.to_string_lossy();
+    text.parse().map_err(|_| format!("{name} is \"{text}\": write a number from 0 to 65535"))
 }
 
 #[derive(Debug)]

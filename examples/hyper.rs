@@ -5,7 +5,14 @@
 //! curl http://127.0.0.1:3000/
 //! ```
 
-use std::{convert::Infallible, env, error::Error};
+use std::{
+    convert::Infallible,
+    env,
+    error::Error,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Bytes};
@@ -17,16 +24,31 @@ use hyper_util::{
 use sea_orm::{ConnectionTrait, Database, DbErr, Statement};
 use tokio::net::TcpListener;
 use tower::{Layer, service_fn};
-use tower_sea_orm::{DbSession, DbSessionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().init();
-    let db = Database::connect("sqlite::memory:").await?;
-    let service = DbSessionLayer::new(db).layer(service_fn(handle));
+async fn main() -> ExitCode {
+    let log = tracing_subscriber::fmt();
+    // A file gets no colours.
+    if io::stdout().is_terminal() {
+        log.init()
+    } else {
+        log.with_ansi(false).init()
+    }
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
-    let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+async fn run() -> Result<(), Box<dyn Error>> {
+    let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    let service = DbSessionLayer::new(pool.clone()).layer(service_fn(handle));
+
+    let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
     let server = auto::Builder::new(TokioExecutor::new());
     let graceful = GracefulShutdown::new();
@@ -44,8 +66,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
         });
     }
+    // The pool closes first, while the server still answers: what takes longer than this is cut off.
+    pool.close(Duration::from_secs(10)).await;
     graceful.shutdown().await;
     Ok(())
+}
+
+/// `PORT`, or 3000.
+fn port() -> Result<u16, String> {
+    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else { return Ok(3000) };
+    let port = port.to_string_lossy();
+    port.parse().map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
 async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {

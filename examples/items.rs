@@ -8,7 +8,14 @@
 //! It listens on 127.0.0.1, port 3000 or `PORT`. The log has one line per session: how long the
 //! request waited for its connection, how long it held it, and how many statements it ran.
 
-use std::{env, error::Error, fmt};
+use std::{
+    env,
+    error::Error,
+    fmt,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -18,15 +25,17 @@ use axum::{
     routing::get,
 };
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ConnectOptions, ConnectionTrait, Database, DbErr, EntityTrait, IntoActiveModel,
-    QueryOrder, Schema,
+    ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryOrder, Schema,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_http::trace::{DefaultMakeSpan, TraceLayer};
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, PoolConfig, SessionPool};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+/// What requests in progress have when the service is told to stop.
+const GRACE: Duration = Duration::from_secs(10);
 
 pub(crate) mod item {
     use sea_orm::entity::prelude::*;
@@ -47,25 +56,51 @@ pub(crate) mod item {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
     // With `CLOSE`, every session is a line of the log when it ends.
-    tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE);
+    // A file gets no colours.
+    if io::stdout().is_terminal() {
+        log.init()
+    } else {
+        log.with_ansi(false).init()
+    }
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+async fn run() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
-    let mut options = ConnectOptions::new(url);
-    options.sqlx_logging(false);
-    let pool = SessionPool::new(Database::connect(options).await?);
+    let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
+    tracing::info!("connecting to {config}");
+    let pool = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
     create_table(&pool).await?;
 
-    let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app(pool.clone())).with_graceful_shutdown(told_to_stop()).await?;
-
-    tracing::info!("no request is left: closing the database connections");
-    pool.database().close_by_ref().await?;
+    let app = app(pool.clone());
+    // The pool closes first, while the server still answers: a new request gets a 503, and no refused connection.
+    let closed = async move {
+        told_to_stop().await;
+        tracing::info!("told to stop: new requests are refused, others have {GRACE:?}");
+        let cut = pool.close(GRACE).await;
+        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+    };
+    axum::serve(listener, app).with_graceful_shutdown(closed).await?;
     Ok(())
+}
+
+/// `PORT`, or 3000.
+fn port() -> Result<u16, String> {
+    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else { return Ok(3000) };
+    let port = port.to_string_lossy();
+    port.parse().map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
 /// The service. Its tests give it a pool of their own.
@@ -113,7 +148,25 @@ async fn told_to_stop() {
 
 #[derive(Deserialize)]
 struct NewItem {
-    name: String,
+    name: Name,
+}
+
+/// A name that every database takes. axum answers 422 for another one, with this text.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Name(String);
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        // PostgreSQL stores no NUL, and MySQL's column has 255 characters.
+        if (1..=255).contains(&name.chars().count()) && !name.contains('\0') {
+            Ok(Self(name))
+        } else {
+            Err("a name has 1 to 255 characters, and none of them is NUL")
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -132,7 +185,7 @@ async fn list(db: DbSession) -> Result<Json<Vec<item::Model>>, AppError> {
 }
 
 async fn create(db: DbSession, Json(new): Json<NewItem>) -> Result<impl IntoResponse, AppError> {
-    let item = item::ActiveModel { name: Set(new.name), ..Default::default() }.insert(&db).await?;
+    let item = item::ActiveModel { name: Set(new.name.0), ..Default::default() }.insert(&db).await?;
     let location = format!("/items/{}", item.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(item)))
 }
@@ -143,7 +196,7 @@ async fn rename(tx: DbTx, Path(item_id): Path<i32>, Json(new): Json<NewItem>) ->
     let found = item::Entity::find_by_id(item_id).one(&tx).await?.ok_or(AppError::NotFound)?;
     let before = found.name.clone();
     let mut item = found.into_active_model();
-    item.name = Set(new.name);
+    item.name = Set(new.name.0);
     Ok(Json(Renamed { before, item: item.update(&tx).await? }))
 }
 

@@ -19,7 +19,13 @@
 //!   with BYPASSRLS, nor, without FORCE, to the table's owner.
 //! - That is checked before the service listens.
 
-use std::{env, error::Error, process::ExitCode};
+use std::{
+    env,
+    error::Error,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -36,7 +42,7 @@ use sea_orm::{
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_http::trace::{DefaultMakeSpan, TraceLayer};
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, PoolConfig, SessionPool};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
@@ -102,15 +108,36 @@ mod note {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode, Box<dyn Error>> {
+async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
     // With `CLOSE`, every session is a line of the log when it ends.
-    tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE);
+    // A file gets no colours.
+    if io::stdout().is_terminal() {
+        log.init()
+    } else {
+        log.with_ansi(false).init()
+    }
 
     let Ok(url) = env::var("DATABASE_URL") else {
         eprintln!("{NO_DATABASE}");
-        return Ok(ExitCode::FAILURE);
+        return ExitCode::FAILURE;
     };
+    match run(url).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(url: String) -> Result<(), Box<dyn Error>> {
+    // Says at once what is wrong with the URL or the server; the driver's pool would try again for 30 s.
+    let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
+    tracing::info!("connecting to {config}");
+    let tried = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
+    tried.close(Duration::ZERO).await;
     let mut options = ConnectOptions::new(url);
     options.sqlx_logging(false);
     set_up(options.clone()).await?;
@@ -119,12 +146,22 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let trace = TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
     let app = app(pool.clone()).layer(trace);
 
-    let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(interrupted()).await?;
-    pool.database().close_by_ref().await?;
-    Ok(ExitCode::SUCCESS)
+    let closed = async move {
+        interrupted().await;
+        let cut = pool.close(Duration::from_secs(10)).await;
+        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+    };
+    axum::serve(listener, app).with_graceful_shutdown(closed).await?;
+    Ok(())
+}
+
+/// `PORT`, or 3000.
+fn port() -> Result<u16, String> {
+    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else { return Ok(3000) };
+    let port = port.to_string_lossy();
+    port.parse().map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
 async fn interrupted() {

@@ -1,5 +1,5 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//! A request-scoped [SeaORM](sea_orm) session for every [tower] service.
+//! A request-scoped [SeaORM](sea_orm) session for every tower service.
 //!
 //! A [`DbSessionLayer`] gives every request one connection of the pool, as a [`DbSession`], and takes
 //! it back whatever happens to the request: answer, error, panic, time-out, client gone.
@@ -30,21 +30,33 @@
 //! # }
 //! # async fn translate(name: &str) -> String { name.to_uppercase() }
 //!
-//! async fn read(db: DbSession, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
-//!     Ok(Json(Item::find_by_id(id).one(&db).await?.ok_or(AppError::NotFound)?))
+//! async fn read(
+//!     db: DbSession,
+//!     Path(id): Path<i32>,
+//! ) -> Result<Json<item::Model>, AppError> {
+//!     let item = Item::find_by_id(id).one(&db).await?;
+//!     item.map(Json).ok_or(AppError::NotFound)
 //! }
 //!
-//! // One transaction: committed before a success leaves. A 4xx, a 5xx, a panic and a client that
-//! // leaves roll back.
-//! async fn rename(tx: DbTx, Path(id): Path<i32>, name: String) -> Result<StatusCode, AppError> {
-//!     let mut item = Item::find_by_id(id).one(&tx).await?.ok_or(AppError::NotFound)?.into_active_model();
+//! // One transaction: committed before a success leaves. A 4xx, a 5xx, a panic and
+//! // a client that leaves roll back.
+//! async fn rename(
+//!     tx: DbTx,
+//!     Path(id): Path<i32>,
+//!     name: String,
+//! ) -> Result<StatusCode, AppError> {
+//!     let found = Item::find_by_id(id).one(&tx).await?.ok_or(AppError::NotFound)?;
+//!     let mut item = found.into_active_model();
 //!     item.name = Set(name);
 //!     item.update(&tx).await?;
 //!     Ok(StatusCode::NO_CONTENT)
 //! }
 //!
-//! // Around a slow call to somebody else, the connection serves other requests.
-//! async fn translated(db: DbSession, Path(id): Path<i32>) -> Result<String, AppError> {
+//! // Give the connection back while you wait for another service.
+//! async fn translated(
+//!     db: DbSession,
+//!     Path(id): Path<i32>,
+//! ) -> Result<String, AppError> {
 //!     let item = Item::find_by_id(id).one(&db).await?.ok_or(AppError::NotFound)?;
 //!     db.release().await?;
 //!     let name = translate(&item.name).await;
@@ -96,13 +108,14 @@
 //! # The flow
 //!
 //! ```text
-//! request ─▶ DbSessionLayer ─▶ DbSessionService ─▶ ResponseFuture ──────────────────▶ response
+//! request ─▶ DbSessionLayer ─▶ DbSessionService ─▶ ResponseFuture ─▶ response
 //!             wraps once        per request         Acquiring ▸ Serving ▸ Settling
 //!                                   │                    │ owns
-//!                               SessionPool          the guard: whoever ends the future ends it,
-//!                               one queue of         and it gives the connection back
-//!                               waiters                  │ lends
-//!                                                    DbSession, the handle in the extensions
+//!                               SessionPool          the guard: whatever ends the
+//!                               one queue of         future ends it, and it gives
+//!                               waiters              the connection back
+//!                                                        │ lends
+//!                                                    DbSession, the handle
 //! ```
 //!
 //! The request carries a handle, the future carries the guard. A handle can be cloned and kept; it
@@ -111,7 +124,7 @@
 //!
 //! # What is guaranteed
 //!
-//! | | |
+//! | guarantee | meaning |
 //! |---|---|
 //! | **Acquire first** | The handler is not called before a connection is checked out. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
 //! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
@@ -122,7 +135,7 @@
 //! | **A cancelled request stops costing the server** | With [`cancel_running`](SessionPoolBuilder::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that it can never hit another request's. Outside of a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction only inside of transactions. |
 //! | **Exhaustion is an answer, not a hang** | Waiting is bounded in time ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and in number ([`max_waiting`](SessionPoolBuilder::max_waiting)); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
-//! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, nobody knows the outcome; that is an error of its own, and never retried. |
+//! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, the outcome is unknown; that is an error of its own, and never retried. |
 //! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
@@ -141,7 +154,7 @@
 //! | a transaction, or the future of `transaction_async` | Rolled back before anything else happens on the connection. The statement that was running ends first. |
 //! | `commit()`, or the request while it is committing | A COMMIT that was sent is seen through, and its hooks run. One that was not is a rollback. |
 //! | a body that is held until its end | Its transaction is rolled back, unless COMMIT was sent. |
-//! | the code of a raw closure (`with_postgres`, …) | Dropped as well, and the connection is closed: nobody knows what it was doing. An in-memory SQLite database keeps its connection. |
+//! | the code of a raw closure (`with_postgres`, …) | Dropped as well, and the connection is closed: its state is unknown. An in-memory SQLite database keeps its connection. |
 //! | a wait for a connection | The place in the queue is given up. No connection is lost. |
 //! | the whole request | All of the above; the handles die, then the connection goes back. With `cancel_running` whatever runs in a transaction is cancelled as well, but never a COMMIT. |
 //!
@@ -151,14 +164,14 @@
 //! # Limits
 //!
 //! - **`Drop` cannot wait.** When a request is dropped, its connection is back a moment later, not at
-//!   once. An answer that went out has waited for the rollback of a transaction that the handler
-//!   left open.
+//!   once. A response is sent only after any transaction that the handler left open has been
+//!   rolled back.
 //! - **A streamed body has no session** unless it is
 //!   [held until its end](DbSession::hold_until_body_end): a session ends when the response's head is there.
 //! - **A running statement is not cancelled on the server** unless you say
 //!   [`cancel_running`](SessionPoolBuilder::cancel_running). It ends by itself, or its connection is closed.
-//! - **An early answer is a promise.** What a handler has spawned and not awaited is no part of it: its
-//!   next statement answers *session closed*.
+//! - **The session ends with the response.** A task that the handler spawned and did not await loses it:
+//!   its next statement answers *session closed*.
 //! - **Hooks live in memory.** A process that ends between COMMIT and `after_commit` loses them. For what
 //!   must not be lost, write a row in the same transaction and send it from there.
 //! - **`max_hold` and `close()` take the connection, not the handler:** that goes on until its next statement.
@@ -180,7 +193,8 @@
 //!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPoolBuilder::reserve)
 //!   connections for the plain users. A second session from `pool()` has the
 //!   same trouble, but is seen: the log names the request, and where all who hold one wait, one gets an error at
-//!   once. A session that the handler took from `pool()` counts as held by nobody, since it may be in other hands.
+//!   once. A session that the handler took from `pool()` is not attributed to the request,
+//!   because it may have moved to another task.
 //! - **Statements of one session run one after the other.** `join!` of two is not parallel.
 //! - **SeaORM's metric callbacks and RBAC are not seen.** They belong to `DatabaseConnection`, and
 //!   statements of a session do not pass through it.
@@ -235,7 +249,7 @@
 //! | `sqlx-mysql` | | MySQL and MariaDB |
 //! | `sqlx-sqlite` | | SQLite |
 //! | `mock` | | SeaORM's `MockDatabase` |
-//! | `testing` | | [`testing::TestPool`]: sessions inside of a transaction that is rolled back after the test |
+//! | `testing` | | `testing::TestPool`: sessions inside a transaction that is rolled back after the test |
 //! | `config` | | `PoolConfig`: the pool's settings from the environment or a file, under SeaORM's and SQLAlchemy's names |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!

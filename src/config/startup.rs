@@ -67,7 +67,10 @@ impl PoolConfig {
                 Ok(Ok(())) => break,
                 Ok(Err(error)) if !is_not_there_yet(&error) => return Err(error),
                 Ok(Err(error)) => error,
-                Err(_) => Kind::Down.into_db_err(),
+                Err(_) => {
+                    tracing::warn!(target: TARGET, url = %self.url, "no answer from the database within {attempt:?}");
+                    Kind::Down.into_db_err()
+                }
             };
             let left = startup.saturating_sub(started.elapsed());
             if left.is_zero() {
