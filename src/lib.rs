@@ -196,6 +196,8 @@
 //!   once. A session that the handler took from `pool()` is not attributed to the request,
 //!   because it may have moved to another task.
 //! - **Statements of one session run one after the other.** `join!` of two is not parallel.
+//! - **Tables without transactions keep their rows.** MyISAM, Aria and MEMORY of MySQL and MariaDB ignore a
+//!   ROLLBACK, so that a 4xx leaves what was written to them, and a statement that fails leaves a part of it.
 //! - **SeaORM's metric callbacks and RBAC are not seen.** They belong to `DatabaseConnection`, and
 //!   statements of a session do not pass through it.
 //!

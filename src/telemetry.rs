@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` (released, committed, rolled back, failed, unknown) |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
+//! | `tower_sea_orm::session` | WARN | a statement that needs a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text |
 //! | `tower_sea_orm::session` | ERROR | a transaction that raw or stored code has ended, with its last statement |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
@@ -14,6 +15,8 @@
 //! | `tower_sea_orm` | WARN | an answer of 503 or 504 that a server's error is the reason for |
 
 use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -85,6 +88,32 @@ pub(crate) fn answered(error: &Error) {
         tracing::error!(target: "tower_sea_orm", cause, "{error}");
     } else {
         tracing::warn!(target: "tower_sea_orm", cause, "{error}");
+    }
+}
+
+/// Tells the log that stored or raw code has ended a transaction.
+pub(crate) fn ended_elsewhere(statement: &str) {
+    tracing::error!(
+        target: "tower_sea_orm::session", statement,
+        "a transaction was ended behind its session's back: what was done until then may stand",
+    );
+}
+
+/// So many statements are remembered that the log was told of; later ones are passed over.
+const REMEMBERED: usize = 256;
+
+/// Tells the log, once for each statement, that it does nothing where each statement commits by itself.
+pub(crate) fn needs_transaction(statement: &str) {
+    static TOLD: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = told.len() < REMEMBERED && told.insert(hash);
+    drop(told);
+    if is_new {
+        tracing::warn!(
+            target: "tower_sea_orm::session", statement,
+            "a lock, a cursor or a setting that ends with its transaction has no effect in a session that commits each statement by itself: take a `DbTx`, or put `.transaction()` on the layer",
+        );
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) use self::operation::Raw;
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{Identity, Route, Target, Victim},
-    control::{Control, Effect, effect, is_read},
+    control::{Control, Effect, effect, is_read, needs_transaction},
     driver::{Driver, is_fatal},
     operation::{Begin, Operation, Output, Task},
 };

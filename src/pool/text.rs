@@ -10,6 +10,12 @@ const KEPT: usize = 200;
 pub(crate) struct Text(String);
 
 impl Text {
+    pub(crate) fn new(sql: &str) -> Self {
+        let mut text = Self::default();
+        text.keep(sql);
+        text
+    }
+
     pub(crate) fn keep(&mut self, sql: &str) {
         self.0.clear();
         self.0.push_str(&sql[..sql.floor_char_boundary(KEPT)]);
@@ -81,9 +87,7 @@ mod tests {
     const SQLITE: DbBackend = DbBackend::Sqlite;
 
     fn shown(backend: DbBackend, sql: &str) -> String {
-        let mut text = Text::default();
-        text.keep(sql);
-        text.without_values(backend)
+        Text::new(sql).without_values(backend)
     }
 
     #[test]

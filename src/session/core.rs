@@ -23,9 +23,10 @@ use super::{
     turn::Turn,
 };
 use crate::{
-    connection::{Effect, Operation, Output, Task, effect},
+    connection::{Effect, Operation, Output, Task, effect, needs_transaction},
     error::{Error, Kind},
-    pool::{self, Finished, Lease, SessionPool},
+    pool::{self, Finished, Lease, SessionPool, Text},
+    telemetry,
 };
 
 pub(crate) struct Core {
@@ -115,6 +116,10 @@ impl Core {
 
     /// Refuses SQL that would control transactions behind the session's back; tells whether it might.
     pub(super) fn vet(&self, who: Who, sql: &str) -> Result<bool, DbErr> {
+        let backend = self.pool.backend();
+        if who == Who::Session && needs_transaction(backend, sql) && self.lock().surrounding() == 0 {
+            telemetry::needs_transaction(&Text::new(sql).without_values(backend));
+        }
         match effect(self.pool.backend(), sql) {
             Effect::None => Ok(false),
             Effect::Unknown => Ok(true),
@@ -258,6 +263,7 @@ impl Core {
         let mut state = self.lock();
         let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
         let mut ended = std::mem::replace(&mut state.slot, next);
+        let mut elsewhere = None;
         if let Slot::Running(running) = &mut ended {
             std::mem::swap(connection.text(), &mut running.text);
             let result = output.as_ref().map(drop);
@@ -274,7 +280,9 @@ impl Core {
                 let error = result.err().filter(|_| running.purpose.is_work());
                 state.note_cause(failed, error, || connection.text().without_values(backend));
                 if ended {
-                    state.ended_elsewhere(connection.text().without_values(backend));
+                    let statement = connection.text().without_values(backend);
+                    state.ended_elsewhere(statement.clone());
+                    elsewhere = Some(statement);
                 }
             }
         }
@@ -300,6 +308,9 @@ impl Core {
         }
         // The turn passes on here, when the connection is in its place.
         drop(ended);
+        if let Some(statement) = elsewhere {
+            telemetry::ended_elsewhere(&statement);
+        }
         if self.is_awaited() {
             self.pool.look_again();
         }

@@ -256,7 +256,6 @@ impl State {
 
     /// Something else has ended the transaction, in which `statement` was the last one.
     pub(super) fn ended_elsewhere(&mut self, statement: String) {
-        tracing::error!(target: "tower_sea_orm::session", statement, "a transaction was ended behind its session's back: what was done until then may stand");
         let cause = Cause { statement, error: None };
         self.committed = true;
         self.unsettled = Some(Error::from(Kind::EndedElsewhere).because(Some(&cause)));

@@ -227,6 +227,17 @@ impl<'a> Iterator for Lexer<'a> {
     type Item = Token<'a>;
 
     fn next(&mut self) -> Option<Token<'a>> {
+        let start = self.at;
+        let token = self.token();
+        #[cfg(test)]
+        super::steps::count(self.at - start + 1);
+        let _ = start;
+        token
+    }
+}
+
+impl<'a> Lexer<'a> {
+    fn token(&mut self) -> Option<Token<'a>> {
         loop {
             let byte = self.byte(0)?;
             return Some(match (byte, self.backend) {

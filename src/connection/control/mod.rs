@@ -6,11 +6,14 @@
 //! `ANSI_QUOTES`, or switches off PostgreSQL's `standard_conforming_strings`, can write texts that read differently.
 
 mod lexer;
+mod locks;
 mod mysql;
 mod postgres;
 mod read;
 mod sqlite;
 mod state;
+#[cfg(test)]
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +21,7 @@ use sea_orm::DbBackend;
 
 use self::lexer::{Lexer, Token};
 pub(crate) use self::{
+    locks::needs_transaction,
     read::{is_read, is_sqlite_read},
     state::{Change, change},
 };

@@ -107,13 +107,18 @@ fn server_function(name: &str) -> Change {
     }
 }
 
-/// Whether the third argument of the call of which `rest` has the rest is the word `true`.
+/// How many tokens of a call are looked at: calls inside of calls would make a long text quadratic.
+const LOOKED_AT: usize = 64;
+
+/// Whether the third argument of the call of which `rest` has the rest is the word `true`; of a long call
+/// that cannot be told, and it counts as none.
 fn is_local(mut rest: Lexer<'_>) -> bool {
     if rest.next() != Some(Token::Symbol(b'(')) {
         return false;
     }
     let (mut depth, mut commas) = (1_usize, 0);
-    while let Some(token) = rest.next() {
+    for _ in 0..LOOKED_AT {
+        let Some(token) = rest.next() else { break };
         match token {
             Token::Symbol(b'(' | b'[') => depth += 1,
             Token::Symbol(b')' | b']') if depth == 1 => return false,

@@ -1,0 +1,168 @@
+//! Statements whose effect ends with their transaction, so that they do nothing outside of one: locks,
+//! settings for a transaction, cursors.
+
+use sea_orm::DbBackend;
+
+use super::{
+    is_one_of,
+    lexer::{Lexer, Token},
+};
+
+/// Whether `sql` does nothing lasting unless a transaction is open.
+pub(crate) fn needs_transaction(backend: DbBackend, sql: &str) -> bool {
+    // SQLite locks by itself, and knows none of these.
+    if backend == DbBackend::Sqlite || !mentions(backend, sql) {
+        return false;
+    }
+    let mut lexer = Lexer::new(backend, sql);
+    let Some(Token::Word(first)) = lexer.find(|token| *token != Token::Symbol(b'(')) else { return false };
+    let found = match backend {
+        DbBackend::Postgres if is_one_of(first, &["lock", "declare"]) => {
+            rest_of(lexer).all(|token| !token.is_word("hold"))
+        }
+        DbBackend::Postgres if first.eq_ignore_ascii_case("set") => {
+            lexer.peek().is_some_and(|next| next.is_word("local"))
+        }
+        _ => is_one_of(first, &["select", "with", "values", "table"]) && locks(backend, lexer),
+    };
+    // Several statements in one text are one transaction to PostgreSQL.
+    let is_alone = || lexer.skip_while(|token| *token != Token::Symbol(b';')).nth(1).is_none();
+    found && (backend != DbBackend::Postgres || is_alone())
+}
+
+/// Whether `sql` has a word at all that may make it so: nearly none has.
+fn mentions(backend: DbBackend, sql: &str) -> bool {
+    let sql = sql.as_bytes();
+    let follows = |at: usize, rest: &str| {
+        sql.get(at + 1..=at + rest.len()).is_some_and(|part| part.eq_ignore_ascii_case(rest.as_bytes()))
+    };
+    let is_postgres = backend == DbBackend::Postgres;
+    let mut begins = true;
+    sql.iter().enumerate().any(|(at, byte)| {
+        let is_first = std::mem::replace(&mut begins, !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
+        is_first
+            && match byte {
+                b'f' | b'F' => follows(at, "or"),
+                b'l' | b'L' => follows(at, "ock") || is_postgres && follows(at, "ocal"),
+                b's' | b'S' => is_postgres && follows(at, "et_config"),
+                b'd' | b'D' => is_postgres && follows(at, "eclare"),
+                _ => false,
+            }
+    })
+}
+
+fn rest_of(lexer: Lexer<'_>) -> impl Iterator<Item = Token<'_>> {
+    lexer.take_while(|token| *token != Token::Symbol(b';'))
+}
+
+/// Whether a query takes locks, or sets something, for its transaction alone. One that also writes is done
+/// with them at its end.
+fn locks(backend: DbBackend, rest: Lexer<'_>) -> bool {
+    let (mut locks, mut previous) = (false, Token::Symbol(b';'));
+    let mut call: Option<Call> = None;
+    for token in rest_of(rest) {
+        let writes = ["insert", "update", "delete", "merge"].iter().any(|word| token.is_word(word));
+        let is_lock =
+            ["update", "share", "key", "no"].iter().any(|word| token.is_word(word)) && previous.is_word("for");
+        let in_share_mode = token.is_word("in") && previous.is_word("lock");
+        match &mut call {
+            Some(open) => {
+                locks |= open.is_local_at(token);
+                if open.depth == 0 {
+                    call = None;
+                }
+            }
+            None if backend == DbBackend::Postgres && token.is_word("set_config") => call = Some(Call::default()),
+            None => {}
+        }
+        locks |= is_lock || in_share_mode;
+        // In `FOR NO KEY UPDATE` as well.
+        if writes && !is_lock && !previous.is_word("key") {
+            return false;
+        }
+        previous = token;
+    }
+    locks
+}
+
+/// A call of `set_config` on its way.
+#[derive(Default)]
+struct Call {
+    depth: usize,
+    commas: usize,
+}
+
+impl Call {
+    /// Whether `token` is the argument that makes a setting the transaction's own.
+    fn is_local_at(&mut self, token: Token<'_>) -> bool {
+        match token {
+            Token::Symbol(b'(' | b'[') => self.depth += 1,
+            Token::Symbol(b')' | b']') => self.depth = self.depth.saturating_sub(1),
+            Token::Symbol(b',') if self.depth == 1 => self.commas += 1,
+            _ => return self.depth == 1 && self.commas == 2 && token.is_word("true"),
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::DatabaseBackend::{MySql, Postgres, Sqlite};
+
+    use super::needs_transaction;
+
+    #[test]
+    fn what_ends_with_its_transaction_is_known() {
+        for sql in [
+            "SELECT * FROM item WHERE id = $1 FOR UPDATE",
+            "select * from item for update skip locked",
+            "SELECT * FROM item For  Update NOWAIT;",
+            "SELECT * FROM item FOR /* all */ SHARE",
+            "(SELECT * FROM item FOR UPDATE)",
+            "SELECT * FROM (SELECT * FROM item FOR UPDATE) AS locked",
+            "WITH a AS (SELECT * FROM item FOR UPDATE) SELECT * FROM a",
+            "SELECT * FROM item FOR UPDATE OF item LIMIT 1",
+        ] {
+            assert!(needs_transaction(MySql, sql), "{sql}");
+            assert!(needs_transaction(Postgres, sql), "{sql}");
+        }
+        for sql in [
+            "SELECT * FROM item FOR NO KEY UPDATE",
+            "SELECT * FROM item FOR KEY SHARE",
+            "SET LOCAL statement_timeout = 100",
+            "set local role app",
+            "SELECT set_config('app.tenant', $1, true)",
+            "SELECT pg_catalog.set_config('app.tenant', coalesce($1, ''), TRUE)",
+            "LOCK TABLE item IN EXCLUSIVE MODE",
+            "DECLARE c CURSOR FOR SELECT 1",
+        ] {
+            assert!(needs_transaction(Postgres, sql), "{sql}");
+        }
+        assert!(needs_transaction(MySql, "SELECT * FROM item LOCK IN SHARE MODE"));
+        assert!(needs_transaction(MySql, "SELECT * FROM item FOR UPDATE WAIT 5"));
+    }
+
+    #[test]
+    fn what_works_without_a_transaction_is_left_alone() {
+        for sql in [
+            "SELECT 1",
+            "SELECT 'FOR UPDATE', \"for\" FROM item",
+            "SELECT format, locked, local FROM item -- FOR UPDATE",
+            "UPDATE item SET hits = 1 WHERE id = (SELECT id FROM item FOR UPDATE SKIP LOCKED LIMIT 1) RETURNING id",
+            "WITH a AS (SELECT * FROM item FOR UPDATE) UPDATE item SET hits = 1",
+            "WITH a AS (SELECT * FROM item FOR NO KEY UPDATE) DELETE FROM item",
+            "INSERT INTO item SELECT * FROM other FOR UPDATE",
+            "SELECT substring(name from 1 for 3) FROM item",
+            "SELECT set_config('app.tenant', $1, false)",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "SELECT * FROM item FOR UPDATE; UPDATE item SET hits = 1",
+            "SET LOCAL statement_timeout = 100; SELECT 1",
+            "CREATE POLICY p ON item FOR UPDATE USING (true)",
+            "SET statement_timeout = 100",
+        ] {
+            assert!(!needs_transaction(Postgres, sql), "{sql}");
+        }
+        assert!(!needs_transaction(MySql, "LOCK TABLES item WRITE"));
+        assert!(!needs_transaction(Sqlite, "SELECT * FROM item FOR UPDATE"));
+    }
+}

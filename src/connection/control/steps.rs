@@ -1,0 +1,78 @@
+//! The reader's time is linear in a text's length: counted, not measured.
+
+use std::cell::Cell;
+
+use sea_orm::DatabaseBackend::{MySql, Postgres, Sqlite};
+
+use super::{change, effect, is_read, needs_transaction};
+
+thread_local! {
+    static STEPS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A token was read that is so long.
+pub(super) fn count(bytes: usize) {
+    STEPS.set(STEPS.get() + bytes);
+}
+
+/// Pieces that, said often, have made readers of SQL slow.
+const PIECES: [&str; 36] = [
+    "set_config(",
+    "set_config('a', ",
+    "SELECT set_config(a[",
+    "(",
+    ")",
+    "[",
+    "/*",
+    "/* ",
+    "*/",
+    "/*!",
+    "/*! set ",
+    "/*!50000 create */",
+    "*/ set statement a = 1 ",
+    "SET STATEMENT a = 1 ",
+    "SET STATEMENT a = 1 FOR ",
+    "SET a = 1, ",
+    "SET @@a",
+    "SET/**/",
+    "'",
+    "''",
+    "\"",
+    "`",
+    "E'a' \n",
+    "E'a'\n--\n",
+    "$a",
+    "$a$",
+    "$$ ",
+    "CREATE OR REPLACE ",
+    "CREATE FUNCTION f(",
+    "create procedure begin ",
+    "begin atomic case ",
+    "create trigger begin end ",
+    "explain query plan ",
+    "for update key share no ",
+    "@a:=@",
+    "select ; -- a\n",
+];
+
+#[test]
+fn the_time_is_linear_in_the_length_of_the_text() {
+    for backend in [MySql, Postgres, Sqlite] {
+        for first in ["", "SELECT ", "CREATE ", "CREATE FUNCTION ", "SET ", "/*! "] {
+            for piece in PIECES {
+                let steps = |times: usize| {
+                    let sql = format!("{first}{}", piece.repeat(times));
+                    STEPS.set(0);
+                    let _ = (effect(backend, &sql), change(backend, &sql), is_read(backend, &sql));
+                    let _ = needs_transaction(backend, &sql);
+                    STEPS.get()
+                };
+                let (once, twice) = (steps(500), steps(1000));
+                assert!(
+                    twice <= 2 * once + once / 4 + 2000,
+                    "{backend:?}, {first}{piece}…: {once} steps, then {twice}"
+                );
+            }
+        }
+    }
+}
