@@ -248,7 +248,7 @@
 //! | `axum` | yes | [`DbSession`], [`DbTx`], each also as an `Option`, and [`SessionPool`] as handler arguments |
 //! | `stream` | yes | SeaORM's `StreamTrait` for sessions |
 //! | `sqlx-postgres` | | PostgreSQL |
-//! | `sqlx-mysql` | | MySQL and MariaDB |
+//! | `sqlx-mysql` | | MySQL and MariaDB; a MySQL account with a password also needs TLS (SeaORM's `runtime-tokio-rustls`), or sqlx's `mysql-rsa` |
 //! | `sqlx-sqlite` | | SQLite |
 //! | `mock` | | SeaORM's `MockDatabase` |
 //! | `testing` | | `testing::TestPool`: sessions inside a transaction that is rolled back after the test |

@@ -5,15 +5,14 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{http::StatusCode, response::Response};
 use sea_orm::{
-    AccessMode, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, RuntimeErr, Statement,
-    TransactionOptions,
+    AccessMode, ConnectOptions, ConnectionTrait, Database, DbErr, RuntimeErr, Statement, TransactionOptions,
     sqlx::{Connection, MySqlConnection, PgConnection},
 };
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::support::{
     database::{Kind, TestDb, insert_item, unique_name},
-    site::{SIZE, Site, outcome, retry_after, value},
+    site::{SIZE, Site, is_mariadb, outcome, retry_after, value},
     wait::eventually,
 };
 
@@ -45,11 +44,6 @@ async fn fails(site: &Site, in_transaction: bool, statements: &[&str]) -> (Respo
         .await;
     let error = told.lock().unwrap().take().expect("the last statement fails");
     (response, Error::of(&error).unwrap_or_else(|| panic!("another error: {error}")))
-}
-
-/// Whether the server is MariaDB.
-async fn is_mariadb(db: &DatabaseConnection) -> bool {
-    value::<String>(db, "SELECT VERSION()").await.contains("MariaDB")
 }
 
 #[tokio::test]

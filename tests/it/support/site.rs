@@ -163,6 +163,11 @@ pub async fn value<T: sea_orm::TryGetable>(db: &impl ConnectionTrait, sql: &str)
     row.unwrap().try_get_by_index(0).unwrap()
 }
 
+/// Whether the server is MariaDB, and not MySQL.
+pub async fn is_mariadb(db: &impl ConnectionTrait) -> bool {
+    value::<String>(db, "SELECT VERSION()").await.contains("MariaDB")
+}
+
 /// The port in a database URL.
 pub fn port_of(url: &str) -> u16 {
     let after = url.rsplit_once(':').expect("a URL with a port").1;
