@@ -64,15 +64,32 @@ impl SessionSpan {
         self.statements += 1;
     }
 
-    /// Records what is known and closes the span.
-    pub(crate) fn close(&mut self, outcome: &'static str) {
+    /// Ends the span, which is closed when the returned value is dropped: not under a lock, because that runs
+    /// the subscriber's code.
+    pub(crate) fn close(&mut self, outcome: &'static str) -> ClosedSpan {
         self.released();
         let span = std::mem::replace(&mut self.span, Span::none());
-        if !span.is_disabled() {
-            span.record("waited_ms", milliseconds(self.waited));
-            span.record("held_ms", milliseconds(self.held));
-            span.record("statements", self.statements);
-            span.record("outcome", outcome);
+        ClosedSpan { span, waited: self.waited, held: self.held, statements: self.statements, outcome }
+    }
+}
+
+/// A span that records what is known when it is dropped.
+#[must_use = "it is closed when it is dropped"]
+pub(crate) struct ClosedSpan {
+    span: Span,
+    waited: Duration,
+    held: Duration,
+    statements: u64,
+    outcome: &'static str,
+}
+
+impl Drop for ClosedSpan {
+    fn drop(&mut self) {
+        if !self.span.is_disabled() {
+            self.span.record("waited_ms", milliseconds(self.waited));
+            self.span.record("held_ms", milliseconds(self.held));
+            self.span.record("statements", self.statements);
+            self.span.record("outcome", self.outcome);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Holder, SessionPool, Text, ticket::SlotGuard};
+use super::{Holder, SessionPool, Text, current::outside, ticket::SlotGuard};
 use crate::{
     connection::{Output, PinnedConnection, Task, Victim, is_fatal},
     error::Error,
@@ -111,7 +111,8 @@ impl CheckedOut {
         pool.cool_down();
         let victim = self.0.connection.take().and_then(|dead| dead.into_victim());
         self.0.slot.free();
-        if let Some(mut next) = pool.acquire().await?.into_connection() {
+        // The slot is free: this is no wait for a second connection.
+        if let Some(mut next) = outside(pool.acquire()).await?.into_connection() {
             if let (Some(connection), Some(victim)) = (&mut next.0.connection, victim) {
                 connection.adopt(victim);
             }

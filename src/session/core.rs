@@ -5,36 +5,32 @@
 //! end. The lock is never held across an await.
 
 use std::{
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use futures_util::future::{Either, select};
 use sea_orm::DbErr;
-use tokio::sync::{Notify, Semaphore, TryAcquireError};
 
 use super::{
     call::Call,
     cut::Origin,
+    locked::Locked,
     plan::Plan,
     running::{Manner, Purpose, Running},
-    slot::{Level, OpenLevel, Phase, Slot, State, Who},
-    turn::Turn,
+    slot::{Found, Level, OpenLevel, Phase, Slot, State, Who},
+    turn::{Line, Turn},
 };
 use crate::{
     connection::{Effect, Operation, Output, Task, effect, needs_transaction},
     error::{Error, Kind},
-    pool::{self, Finished, Lease, SessionPool, Text},
+    pool::{self, CheckedOut, Finished, Lease, SessionPool},
     telemetry,
 };
 
 pub(crate) struct Core {
     pool: SessionPool,
-    /// One permit: whose turn it is to use the connection.
-    turn: Semaphore,
-    /// Tells those who queue that a stream has begun, which they must not wait for.
-    stream_opened: Notify,
+    /// Whose turn it is to use the connection, and who waits for it.
+    line: Line,
     pub(super) origin: Origin,
     state: Mutex<State>,
 }
@@ -43,13 +39,7 @@ impl Core {
     pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
         let Plan { rules, label, is_loose } = plan;
         let origin = Origin { outer: pool::current(), label, is_loose, ..Origin::default() };
-        Arc::new(Self {
-            pool,
-            turn: Semaphore::new(1),
-            stream_opened: Notify::new(),
-            origin,
-            state: Mutex::new(State::new(rules)),
-        })
+        Arc::new(Self { pool, line: Line::default(), origin, state: Mutex::new(State::new(rules)) })
     }
 
     /// A session that has its connection, after having waited for it.
@@ -63,13 +53,13 @@ impl Core {
         &self.pool
     }
 
-    /// Whose turn it is to use the connection.
-    pub(super) fn turn(&self) -> &Semaphore {
-        &self.turn
+    /// Whose turn it is to use the connection, and who waits for it.
+    pub(super) fn line(&self) -> &Line {
+        &self.line
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked::new(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -105,57 +95,46 @@ impl Core {
         opens: Option<Level>,
         operation: Operation,
     ) -> Result<Call, DbErr> {
-        let doubtful = match operation.text() {
+        let text = match operation.text() {
             Some(sql) => self.vet(who, sql)?,
-            None => matches!(operation, Operation::Raw(_)),
+            None => Text::of(&operation),
         };
-        let turn = self.take_turn().await?;
-        self.check_out(who).await?;
-        self.launch(turn, who, opens, operation, doubtful)
+        if let Some(turn) = self.try_turn()
+            && self.try_check_out(who)?
+        {
+            return self.launch(turn, who, opens, operation, text);
+        }
+        let core = self.clone();
+        self.enqueue(async move {
+            let turn = core.turn(who).await?;
+            core.check_out(who, opens.is_some()).await?;
+            core.launch(turn, who, opens, operation, text)
+        })
+        .await
     }
 
-    /// Refuses SQL that would control transactions behind the session's back; tells whether it might.
-    pub(super) fn vet(&self, who: Who, sql: &str) -> Result<bool, DbErr> {
+    /// Refuses SQL that would control transactions behind the session's back, and tells what is known of the
+    /// rest.
+    pub(super) fn vet(&self, who: Who, sql: &str) -> Result<Text, DbErr> {
         let backend = self.pool.backend();
         if who == Who::Session && needs_transaction(backend, sql) && self.lock().surrounding() == 0 {
-            telemetry::needs_transaction(&Text::new(sql).without_values(backend));
+            telemetry::needs_transaction(&pool::Text::new(sql).without_values(backend));
         }
         match effect(self.pool.backend(), sql) {
-            Effect::None => Ok(false),
-            Effect::Unknown => Ok(true),
+            Effect::None => Ok(Text::Plain),
+            Effect::Unknown => Ok(Text::Doubtful),
             Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
-            Effect::CommitsImplicitly => {
-                let inside = self.pool.is_test() || matches!(who, Who::Level(_)) || self.lock().surrounding() > 0;
-                if inside { Err(Kind::CommitsImplicitly.into_db_err()) } else { Ok(false) }
+            Effect::CommitsImplicitly if self.pool.is_test() || self.lock().is_inside(who) => {
+                Err(Kind::CommitsImplicitly.into_db_err())
             }
-        }
-    }
-
-    pub(super) async fn take_turn(self: &Arc<Self>) -> Result<Turn, DbErr> {
-        match self.try_turn() {
-            Ok(turn) => return Ok(turn),
-            Err(TryAcquireError::Closed) => return Err(self.closed()),
-            Err(TryAcquireError::NoPermits) => {}
-        }
-        let mut opened = pin!(self.stream_opened.notified());
-        opened.as_mut().enable();
-        if self.lock().streaming {
-            return Err(Kind::StreamOpen.into_db_err());
-        }
-        match select(pin!(self.next_turn()), opened).await {
-            Either::Left((turn, _)) => turn.map_err(|_| self.closed()),
-            Either::Right(((), _)) => Err(Kind::StreamOpen.into_db_err()),
+            Effect::CommitsImplicitly => Ok(Text::CommitsImplicitly),
         }
     }
 
     /// Acquires a connection if the session has none yet.
-    async fn check_out(self: &Arc<Self>, who: Who) -> Result<(), DbErr> {
-        {
-            let mut state = self.lock();
-            state.admit(who).map_err(Kind::into_db_err)?;
-            if !matches!(state.slot, Slot::Empty) {
-                return Ok(());
-            }
+    async fn check_out(self: &Arc<Self>, who: Who, begins: bool) -> Result<(), DbErr> {
+        if self.is_checked_out(who)? {
+            return Ok(());
         }
         let started = Instant::now();
         match self.pool.acquire().await {
@@ -167,10 +146,27 @@ impl Core {
                 let answer = error.to_db_err();
                 let mut state = self.lock();
                 state.span.waited(started.elapsed());
-                state.failure.get_or_insert(error);
+                let for_transaction = begins || state.is_transactional();
+                state.failures.not_acquired(error, for_transaction);
                 Err(answer)
             }
         }
+    }
+
+    /// Whether the session has its connection; an error if `who` must not use it.
+    fn is_checked_out(&self, who: Who) -> Result<bool, DbErr> {
+        let mut state = self.lock();
+        state.admit(who).map_err(Kind::into_db_err)?;
+        Ok(!matches!(state.slot, Slot::Empty))
+    }
+
+    /// Checks a connection out if that takes no wait.
+    fn try_check_out(self: &Arc<Self>, who: Who) -> Result<bool, DbErr> {
+        if self.is_checked_out(who)? {
+            return Ok(true);
+        }
+        let lease = self.pool.try_acquire();
+        Ok(lease.map(|lease| self.install(lease, Duration::ZERO)).is_some())
     }
 
     /// Puts a connection into the slot; into a session that has ended meanwhile, none goes.
@@ -187,6 +183,7 @@ impl Core {
         }
         state.span.checked_out();
         state.fresh = true;
+        state.failures.acquired();
         state.slot = Slot::Idle(connection);
         drop(state);
         if self.is_awaited() {
@@ -200,12 +197,16 @@ impl Core {
         who: Who,
         opens: Option<Level>,
         operation: Operation,
-        doubtful: bool,
+        text: Text,
     ) -> Result<Call, DbErr> {
         let manner = Manner::of(&operation);
         let reader = operation.reader();
         let mut state = self.lock();
-        state.admit(who).map_err(Kind::into_db_err)?;
+        let open = state.admit(who).map_err(Kind::into_db_err)?;
+        // The statement may have waited for its turn while a transaction was begun.
+        if text == Text::CommitsImplicitly && (open > 0 || state.is_inside(who)) {
+            return Err(Kind::CommitsImplicitly.into_db_err());
+        }
         let mut connection = match std::mem::replace(&mut state.slot, Slot::Broken) {
             Slot::Idle(connection) => connection,
             other => {
@@ -216,16 +217,16 @@ impl Core {
         let depth = state.levels.len();
         let begin = state.begin_for(&operation);
         let purpose = Purpose::of(&operation, begin.is_some());
-        let mut text = std::mem::take(connection.text());
+        let mut last_text = std::mem::take(connection.text());
         if let Some(sql) = operation.text() {
-            text.keep(sql);
+            last_text.keep(sql);
         }
         let first = std::mem::take(&mut state.fresh);
         let on_acquire = state.rules.on_acquire.clone().filter(|_| first);
         let reset = self.pool.settings().reset;
         let in_transaction = depth > 0 || begin.is_some();
         let (stop, identify) = self.stop_for(&operation, in_transaction, &mut connection);
-        let stoppable = stop.is_some();
+        let (stoppable, doubtful) = (stop.is_some(), text == Text::Doubtful);
         let task =
             Task { first, depth, on_acquire, begin, operation: Some(operation), doubtful, reset, identify, stoppable };
         if purpose == Purpose::Commit {
@@ -245,47 +246,91 @@ impl Core {
             patience: connection.patience(),
             future: Some(Box::pin(connection.call(task))),
             waker: None,
+            is_driven: false,
+            is_wanted: false,
+            is_left: false,
             stop,
             reader,
-            text,
+            text: last_text,
             _turn: turn,
         });
         drop(state);
         if manner == Manner::Stream {
-            self.stream_opened.notify_waiters();
+            self.line.look_again();
         }
-        Ok(Call::new(self.clone(), call))
+        Ok(Call::new(self.clone(), call, manner == Manner::Stream))
     }
 
-    /// Takes the connection back from a call that has ended.
-    pub(super) fn finish(self: &Arc<Self>, finished: Finished) -> Result<Output, DbErr> {
+    /// Takes the connection back from a call that has ended, and returns its output, unless that is kept for a
+    /// future that is not polled at this moment.
+    pub(super) fn finish(self: &Arc<Self>, finished: Finished) -> Option<Result<Output, DbErr>> {
         let Finished { mut connection, output } = finished;
+        let mut output = Some(output);
         let mut state = self.lock();
         let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
         let mut ended = std::mem::replace(&mut state.slot, next);
-        let mut elsewhere = None;
+        let (mut owner, mut is_wanted, mut ended_elsewhere) = (None, false, None);
         if let Slot::Running(running) = &mut ended {
             std::mem::swap(connection.text(), &mut running.text);
-            let result = output.as_ref().map(drop);
-            state.account(running.purpose, connection.depth(), connection.is_broken(), result);
-            if connection.is_demoted()
-                && let Some(known) = result.err().and_then(Error::of)
-                && known.is_read_only()
-            {
-                state.failure.get_or_insert(known);
-            }
-            let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed());
-            if ended || failed || state.cause.is_some() {
-                let backend = self.pool.backend();
-                let error = result.err().filter(|_| running.purpose.is_work());
-                state.note_cause(failed, error, || connection.text().without_values(backend));
-                if ended {
-                    let statement = connection.text().without_values(backend);
-                    state.ended_elsewhere(statement.clone());
-                    elsewhere = Some(statement);
-                }
+            let result = output.as_ref().map_or(Ok(()), |output| output.as_ref().map(drop));
+            ended_elsewhere = self.account_for(&mut state, running.purpose, &mut connection, result);
+            is_wanted = running.is_wanted;
+            if running.is_driven {
+                owner = running.waker.take();
+                let kept = output.take().filter(|_| !running.is_left);
+                state.outputs.extend(kept.map(|output| (running.call, output)));
             }
         }
+        let stray_ended = state.stray_ended.take();
+        self.put_in_place(state, connection);
+        drop(stray_ended);
+        // The turn passes on here, when the connection is in its place.
+        drop(ended);
+        if is_wanted {
+            self.line.wake_worker();
+        }
+        if let Some(owner) = owner {
+            owner.wake();
+        }
+        if let Some(statement) = ended_elsewhere {
+            telemetry::ended_elsewhere(&statement);
+        }
+        if self.is_awaited() {
+            self.pool.look_again();
+        }
+        output
+    }
+
+    /// Draws the conclusions from a call, and returns the statement by which a transaction was ended behind the
+    /// session's back.
+    fn account_for(
+        &self,
+        state: &mut Locked<'_>,
+        purpose: Purpose,
+        connection: &mut CheckedOut,
+        result: Result<(), &DbErr>,
+    ) -> Option<String> {
+        state.account(purpose, Found::of(connection), result);
+        if connection.is_demoted()
+            && let Some(known) = result.err().and_then(Error::of)
+            && known.is_read_only()
+        {
+            state.failures.may_pass(known, 0, false);
+        }
+        let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed());
+        if !ended && !failed && state.cause.is_none() {
+            return None;
+        }
+        let backend = self.pool.backend();
+        let error = result.err().filter(|_| purpose.is_work());
+        state.note_cause(failed, error, || connection.text().without_values(backend));
+        let statement = ended.then(|| connection.text().without_values(backend))?;
+        state.ended_elsewhere(statement.clone());
+        Some(statement)
+    }
+
+    /// Keeps a connection for the session's next statement, or gives it back.
+    fn put_in_place(self: &Arc<Self>, mut state: Locked<'_>, connection: CheckedOut) {
         if state.is_over() {
             state.roll_back_all();
         }
@@ -306,14 +351,22 @@ impl Core {
                 self.run_hooks();
             }
         }
-        // The turn passes on here, when the connection is in its place.
-        drop(ended);
-        if let Some(statement) = elsewhere {
-            telemetry::ended_elsewhere(&statement);
-        }
-        if self.is_awaited() {
-            self.pool.look_again();
-        }
-        output
+    }
+}
+
+/// What is known of an operation's text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Text {
+    Plain,
+    /// What it does to the transaction around it cannot be told.
+    Doubtful,
+    /// The server commits what is open before it.
+    CommitsImplicitly,
+}
+
+impl Text {
+    /// Of an operation without one.
+    fn of(operation: &Operation) -> Self {
+        if matches!(operation, Operation::Raw(_)) { Self::Doubtful } else { Self::Plain }
     }
 }

@@ -7,10 +7,10 @@ use std::sync::{
 };
 
 use sea_orm::DbErr;
-use tokio::sync::oneshot;
 
 use super::{
     core::Core,
+    exit::Leaving,
     running::Purpose,
     slot::{Phase, Slot, State},
 };
@@ -24,8 +24,8 @@ pub(super) struct Cut {
     reason: Kind,
     /// A transaction was open.
     lost: bool,
-    /// Resolves when what was open is rolled back.
-    pub(super) gone: Option<oneshot::Receiver<()>>,
+    /// What was open is on its way back.
+    pub(super) leaving: Option<Leaving>,
 }
 
 impl Core {
@@ -67,8 +67,9 @@ impl State {
     /// Why the session runs no statements any more; the layer answers for it if the handler gives up.
     pub(super) fn closed(&mut self) -> Kind {
         let Some(cut) = &self.cut else { return Kind::SessionClosed };
-        self.failure = Some(cut.reason.into());
-        cut.reason
+        let reason = cut.reason;
+        self.failures.cut(reason.into());
+        reason
     }
 
     /// Why the session lost its connection before its end, if it did.
@@ -139,11 +140,11 @@ impl Holder for Core {
         }
         let lost = state.levels.iter().any(|open| !open.abandoned) || state.hooks.is_any_waiting();
         state.phase = Phase::Over;
-        state.cut = Some(Cut { reason, lost, gone: None });
+        state.cut = Some(Cut { reason, lost, leaving: None });
         let direct = state.direct.take();
         // What was open is told of by `Cut`, from which the end of the request takes it.
         drop(self.take_away(state));
-        self.turn().close();
+        self.line().close();
         // SeaORM rolls it back, now or when the statement that runs in it has ended.
         drop(direct);
         true

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
 
-use super::{core::Core, plan::Mode, slot::Who};
+use super::{core::Core, plan::Mode, slot::Who, turn::Turn};
 use crate::error::{Error, Kind};
 
 impl Core {
@@ -16,23 +16,43 @@ impl Core {
             self.lock().committed = true;
             return Ok(None);
         }
-        let _turn = self.take_turn().await?;
-        let (options, set_up) = {
-            let mut state = self.lock();
-            state.admit(Who::Session).map_err(Kind::into_db_err)?;
-            if let Some(transaction) = &state.direct {
-                return Ok(Some(transaction.clone()));
-            }
-            let Mode::Transaction(options) = state.rules.mode else { return Ok(None) };
-            (options, state.rules.on_begin.clone())
+        if let Some(transaction) = self.open_direct()? {
+            return Ok(Some(transaction));
+        }
+        let core = self.clone();
+        self.enqueue(async move {
+            let _turn = core.turn(Who::Session).await?;
+            core.begin_direct().await
+        })
+        .await
+    }
+
+    /// The transaction, if it has begun.
+    fn open_direct(&self) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
+        let mut state = self.lock();
+        state.admit(Who::Session).map_err(Kind::into_db_err)?;
+        Ok(state.direct.clone())
+    }
+
+    async fn begin_direct(&self) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
+        if let Some(transaction) = self.open_direct()? {
+            return Ok(Some(transaction));
+        }
+        let (mode, set_up) = {
+            let state = self.lock();
+            (state.rules.mode, state.rules.on_begin.clone())
         };
-        let transaction = self.pool().database().begin_with_options(options).await?;
+        let Mode::Transaction(options) = mode else { return Ok(None) };
+        let begun = self.pool().database().begin_with_options(options).await;
+        let transaction = begun.inspect_err(|error| self.lock().note_failure(error, 0, true))?;
         for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
             self.vet(Who::Session, &statement.sql)?;
             transaction.execute_raw(statement.clone()).await?;
         }
         let transaction = Arc::new(transaction);
-        self.lock().open_own(transaction.clone());
+        let mut state = self.lock();
+        state.failures.acquired();
+        state.open_own(transaction.clone());
         Ok(Some(transaction))
     }
 
@@ -45,6 +65,7 @@ impl Core {
 
     pub(super) async fn end_direct(
         self: &Arc<Self>,
+        turn: Turn,
         transaction: Arc<DatabaseTransaction>,
         commits: bool,
     ) -> Result<(), DbErr> {
@@ -62,6 +83,7 @@ impl Core {
             (_, false) => state.hooks.rolled_back_to(0),
         }
         drop(state);
+        drop(turn);
         self.run_hooks();
         ended
     }

@@ -29,7 +29,10 @@ macro_rules! on {
             }
             Handle::Plain(core, $direct) => {
                 core.vet(Who::Session, $sql)?;
-                match core.direct_transaction().await? {
+                let transaction = core.direct_transaction().await?;
+                // Once more: the session may have been put into a transaction meanwhile.
+                core.vet(Who::Session, $sql)?;
+                match transaction {
                     Some($direct) => $through,
                     None => $through,
                 }

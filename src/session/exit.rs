@@ -1,16 +1,45 @@
 //! The ways out: a call left behind, a transaction abandoned, a session released or ended.
 
-use std::sync::{Arc, MutexGuard};
+use std::{sync::Arc, time::Duration};
 
 use sea_orm::DbErr;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    core::Core,
-    running::{CallFuture, Leave, Manner, Purpose},
+    core::{Core, Text},
+    locked::Locked,
+    running::{CallFuture, Leave, Manner, Purpose, Running},
     slot::{Level, Phase, Slot, State, Who},
+    turn::Turn,
 };
 use crate::{connection::Operation, error::Kind};
+
+/// How long an answer that is to roll back waits for a statement that its handler has left running.
+const STRAY_WAIT: Duration = Duration::from_millis(100);
+
+/// How long it waits where the server is told to stop the statement.
+const STOPPED_WAIT: Duration = Duration::from_secs(1);
+
+/// What was open is on its way back.
+pub(super) struct Leaving {
+    /// Resolves when it is rolled back.
+    rolled_back: oneshot::Receiver<()>,
+    /// Resolves when the statement has ended that was still running in it, for which no answer waits longer
+    /// than this.
+    stray: Option<(oneshot::Receiver<()>, Duration)>,
+}
+
+impl Leaving {
+    /// Waits for the rollback, for `bound` at most.
+    pub(super) async fn wait(self, bound: Duration) {
+        if let Some((ended, patience)) = self.stray
+            && timeout(patience.min(bound), ended).await.is_err()
+        {
+            return;
+        }
+        let _ = timeout(bound, self.rolled_back).await;
+    }
+}
 
 impl Core {
     /// Runs a call that nobody waits for to its end, in a task of its own.
@@ -26,10 +55,10 @@ impl Core {
             };
             let finished = match patience {
                 None => Some(ending.await),
-                Some(bound) => tokio::time::timeout(bound, ending).await.ok(),
+                Some(bound) => timeout(bound, ending).await.ok(),
             };
             match finished {
-                Some(finished) => drop(guard.0.take().map(|core| core.finish(finished))),
+                Some(finished) => drop(guard.0.take().and_then(|core| core.finish(finished))),
                 None => {
                     tracing::warn!(target: "tower_sea_orm::session", "closed a connection whose statement did not end within the release timeout");
                 }
@@ -46,19 +75,21 @@ impl Core {
             state.commit_lost();
         }
         let ended = std::mem::replace(&mut state.slot, Slot::Broken);
-        let released = state.released.take();
+        let told = (state.released.take(), state.stray_ended.take());
         let over = state.is_over();
         if over {
             state.roll_back_all();
         }
         drop(state);
-        drop((ended, released));
+        drop((ended, told));
+        self.line().wake_worker();
         if over {
             self.run_hooks();
         }
     }
 
-    /// Marks a transaction whose handle was dropped, and starts its rollback if nothing runs.
+    /// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
+    /// statement has ended.
     pub(super) fn abandon(self: &Arc<Self>, level: Level) {
         {
             let mut state = self.lock();
@@ -67,10 +98,28 @@ impl Core {
                 open.abandoned = true;
             }
         }
-        let Ok(turn) = self.try_turn() else { return };
-        // Who could use the session next: what remains when the abandoned are gone.
-        let who = self.lock().remaining();
-        if let Ok(call) = self.launch(turn, who, None, Operation::Settle, false) {
+        if let Some(turn) = self.try_turn() {
+            return self.roll_back_abandoned(turn);
+        }
+        let core = self.clone();
+        self.enqueue_detached(async move {
+            if let Ok(turn) = core.turn(Who::Session).await {
+                core.roll_back_abandoned(turn);
+            }
+        });
+    }
+
+    fn roll_back_abandoned(self: &Arc<Self>, turn: Turn) {
+        let who = {
+            let state = self.lock();
+            let is_open = matches!(&state.slot, Slot::Idle(connection) if connection.depth() > state.surviving());
+            if !is_open {
+                return;
+            }
+            // Who could use the session next: what remains when the abandoned are gone.
+            state.remaining()
+        };
+        if let Ok(call) = self.launch(turn, who, None, Operation::Settle, Text::Plain) {
             // Dropped unpolled, the call moves to a task.
             drop(call);
         }
@@ -78,38 +127,43 @@ impl Core {
 
     /// Gives the connection back before the request ends; the next statement checks out again.
     pub(super) async fn release(self: &Arc<Self>) -> Result<(), DbErr> {
-        let _turn = self.take_turn().await?;
+        self.in_turn(|core, _turn| core.release_now()).await
+    }
+
+    fn release_now(&self) -> Result<(), DbErr> {
         let mut state = self.lock();
         if state.admit(Who::Session).map_err(Kind::into_db_err)? > 0 {
             return Err(Kind::TransactionOpen.into_db_err());
         }
-        if let Slot::Idle(connection) = std::mem::replace(&mut state.slot, Slot::Empty) {
-            state.span.released();
-            drop(state);
-            connection.give_back(|| ());
+        match std::mem::replace(&mut state.slot, Slot::Empty) {
+            Slot::Idle(connection) => {
+                state.span.released();
+                drop(state);
+                connection.give_back(|| ());
+            }
+            other => state.slot = other,
         }
         Ok(())
     }
 
     /// Ends the session: its handles are dead from here on, its connection goes back.
     ///
-    /// The receiver is there when a transaction is open, or on its way back: it resolves when that is
-    /// rolled back.
-    pub(super) fn end(self: &Arc<Self>) -> Option<oneshot::Receiver<()>> {
+    /// There is something to wait for when a transaction is open, or on its way back.
+    pub(super) fn end(self: &Arc<Self>) -> Option<Leaving> {
         let mut state = self.lock();
         if state.is_over() {
-            return state.cut.as_mut()?.gone.take();
+            return state.cut.as_mut()?.leaving.take();
         }
         state.phase = Phase::Over;
-        let gone = self.take_away(state);
+        let leaving = self.take_away(state);
         // Who gets the turn before that is told the same.
-        self.turn().close();
-        gone
+        self.line().close();
+        leaving
     }
 
-    /// Takes the connection, and what runs on it, from a session that is over. The receiver is as
-    /// [`end`](Self::end) has it; where the request goes on, it is left for its end.
-    pub(super) fn take_away(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> Option<oneshot::Receiver<()>> {
+    /// Takes the connection, and what runs on it, from a session that is over. What there is to wait for is
+    /// as [`end`](Self::end) has it; where the request goes on, it is left for its end.
+    pub(super) fn take_away(self: &Arc<Self>, mut state: Locked<'_>) -> Option<Leaving> {
         // What the handler dropped is being rolled back: that counts as open until it is done.
         let unclean = match &state.slot {
             Slot::Idle(connection) => connection.depth() > 0,
@@ -118,20 +172,17 @@ impl Core {
         };
         let open = !state.levels.is_empty() || unclean;
         let outcome = state.outcome();
-        state.span.close(outcome);
+        // Closed when the lock is free again: that runs code of the log's.
+        let _span = state.span.close(outcome);
         // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
         if !matches!(state.slot, Slot::Running(_)) {
             state.roll_back_all();
         }
-        let receiver = open.then(|| {
-            let (sender, receiver) = oneshot::channel();
-            state.released = Some(sender);
-            receiver
-        });
-        let receiver = match &mut state.cut {
-            None => receiver,
+        let leaving = open.then(|| state.leaving());
+        let leaving = match &mut state.cut {
+            None => leaving,
             Some(cut) => {
-                cut.gone = receiver;
+                cut.leaving = leaving;
                 None
             }
         };
@@ -153,15 +204,16 @@ impl Core {
             }
             other => {
                 state.slot = other;
-                state.released = None;
+                let released = state.released.take();
                 let is_any_due = state.hooks.is_any_due();
                 drop(state);
+                drop(released);
                 if is_any_due {
                     self.run_hooks();
                 }
             }
         }
-        receiver
+        leaving
     }
 
     /// Takes the running call, if there is one, away from whoever polls it, for good: a task runs it to
@@ -192,6 +244,33 @@ impl Core {
         } else {
             self.drain(future, leave);
         }
+    }
+}
+
+impl State {
+    /// Prepares to tell when what is open is rolled back.
+    fn leaving(&mut self) -> Leaving {
+        let (sender, rolled_back) = oneshot::channel();
+        self.released = Some(sender);
+        let stray = match &self.slot {
+            Slot::Running(running) => running.patience_at_the_end(),
+            Slot::Idle(_) | Slot::Empty | Slot::Broken => None,
+        };
+        let stray = stray.map(|patience| {
+            let (sender, ended) = oneshot::channel();
+            self.stray_ended = Some(sender);
+            (ended, patience)
+        });
+        Leaving { rolled_back, stray }
+    }
+}
+
+impl Running {
+    /// How long an answer that is to roll back waits for it; `None` for what ends soon, or has to be seen
+    /// through.
+    fn patience_at_the_end(&self) -> Option<Duration> {
+        let is_work = matches!(self.purpose, Purpose::Work | Purpose::BeginAndWork);
+        is_work.then_some(if self.stop.is_some() { STOPPED_WAIT } else { STRAY_WAIT })
     }
 }
 

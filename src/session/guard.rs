@@ -77,7 +77,7 @@ impl SessionGuard {
 
     /// The failure that the layer should answer for if the handler gives up.
     pub(crate) fn failure(&self) -> Option<Error> {
-        self.core.lock().failure.clone()
+        self.core.lock().failures.current().cloned()
     }
 }
 

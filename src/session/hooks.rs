@@ -18,6 +18,8 @@ pub(super) struct Hooks {
     sealed: Vec<Waiting>,
     /// Their time has come; the connection may not be back yet.
     due: Vec<Hook>,
+    /// They will not run. What they have captured must not be dropped under the session's lock.
+    discarded: Vec<Hook>,
     /// In the hands of the task that runs them.
     queue: VecDeque<Hook>,
     is_running: bool,
@@ -43,7 +45,7 @@ impl Hooks {
         match (depth, after) {
             (0, After::Commit) => self.due.push(hook),
             // What commits by itself is never rolled back.
-            (0, After::Rollback) => {}
+            (0, After::Rollback) => self.discarded.push(hook),
             _ => self.waiting.push(Waiting { depth, after, hook }),
         }
     }
@@ -94,18 +96,26 @@ impl Hooks {
             self.seal();
             self.fire(After::Rollback);
         } else {
-            self.waiting.retain(|waiting| waiting.depth <= depth);
+            let gone = self.waiting.extract_if(.., |waiting| waiting.depth > depth);
+            self.discarded.extend(gone.map(|waiting| waiting.hook));
         }
+    }
+
+    /// Those that will not run, to be dropped where nothing is locked.
+    pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
+        std::mem::take(&mut self.discarded)
     }
 
     /// Nobody knows whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
-        self.sealed.clear();
+        self.discarded.extend(self.sealed.drain(..).map(|waiting| waiting.hook));
     }
 
     fn fire(&mut self, event: After) {
-        let fired = self.sealed.drain(..).filter(|waiting| waiting.after == event);
-        self.due.extend(fired.map(|waiting| waiting.hook));
+        for Waiting { after, hook, .. } in self.sealed.drain(..) {
+            let into = if after == event { &mut self.due } else { &mut self.discarded };
+            into.push(hook);
+        }
     }
 }
 

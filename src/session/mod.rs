@@ -6,9 +6,11 @@ mod cut;
 mod direct;
 mod executor;
 mod exit;
+mod failures;
 mod guard;
 mod held;
 mod hooks;
+mod locked;
 mod open;
 mod plan;
 #[cfg(feature = "_sqlx")]
@@ -22,6 +24,7 @@ mod stop;
 mod stream;
 mod turn;
 mod tx;
+mod worker;
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -62,10 +65,58 @@ pub enum Main {}
 ///
 /// `Tag` tells several databases of one service apart; `DbSession` is `DbSession<Main>`.
 ///
+/// # Concurrent statements
+///
+/// Whichever of a session's futures are polled, each of those ends, in the order of their first polls: one
+/// that is kept and not polled any more holds up no other. While one waits for another, a task of this crate
+/// does what is due, raw code included. A stream is the exception: while it is open, other statements are
+/// refused at once.
+///
+/// ```
+/// # #[cfg(feature = "sqlx-sqlite")]
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::{pin::pin, time::Duration};
+///
+/// use futures_util::{StreamExt, stream::{self, FuturesUnordered}};
+/// use sea_orm::{ConnectionTrait, Database, DbBackend, DbErr, Statement};
+/// use tower_sea_orm::SessionPool;
+///
+/// # let database = Database::connect("sqlite::memory:").await?;
+/// # database.execute_unprepared("CREATE TABLE job (beats integer NOT NULL); INSERT INTO job VALUES (0)").await?;
+/// let session = SessionPool::new(database).session().await?;
+/// let select = || session.query_one_raw(Statement::from_string(DbBackend::Sqlite, "SELECT 1"));
+///
+/// // A heartbeat beside a long statement.
+/// let mut long = pin!(select());
+/// let mut tick = tokio::time::interval(Duration::from_millis(1));
+/// loop {
+///     tokio::select! {
+///         row = &mut long => break assert!(row?.is_some()),
+///         _ = tick.tick() => { session.execute_unprepared("UPDATE job SET beats = beats + 1").await?; }
+///     }
+/// }
+///
+/// // A statement for each item, and another one in the loop's body.
+/// let mut rows = stream::iter(0..10).map(|_| select()).buffered(4);
+/// while let Some(row) = rows.next().await {
+///     assert!(row?.is_some());
+///     session.execute_unprepared("UPDATE job SET beats = beats + 1").await?;
+/// }
+///
+/// let mut rows: FuturesUnordered<_> = (0..10).map(|_| select()).collect();
+/// while let Some(row) = rows.next().await {
+///     assert!(row?.is_some());
+///     session.execute_unprepared("UPDATE job SET beats = beats + 1").await?;
+/// }
+/// # Ok::<(), DbErr>(())
+/// # }).unwrap();
+/// ```
+///
 /// # Cancel safety
 ///
-/// Dropping the future of a statement, for example in `select!`, is safe. The statement runs to its
-/// end on the server in a task of this crate, and the session's next statement waits for it.
+/// Dropping the future of a statement, for example in `select!`, is safe. One whose turn has not come is
+/// not sent. One that runs does so to its end on the server in a task of this crate, and the session's next
+/// statement waits for it.
 pub struct DbSession<Tag = Main> {
     core: Arc<Core>,
     tag: PhantomData<fn() -> Tag>,

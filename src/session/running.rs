@@ -19,7 +19,14 @@ pub(super) struct Running {
     pub(super) purpose: Purpose,
     /// `None` while it is being polled, or after it moved to a task.
     pub(super) future: Option<CallFuture>,
+    /// Of the future that waits for the call.
     pub(super) waker: Option<Waker>,
+    /// The session's worker polls it, and keeps its output.
+    pub(super) is_driven: bool,
+    /// The worker wants to poll it, and found it being polled.
+    pub(super) is_wanted: bool,
+    /// The future that waited for it was dropped while the worker polled it.
+    pub(super) is_left: bool,
     pub(super) runtime: Handle,
     pub(super) patience: Option<Duration>,
     /// `None` if it is to run to its end.
@@ -28,6 +35,7 @@ pub(super) struct Running {
     pub(super) reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.
     pub(super) text: Text,
+    /// Passes on when the connection is back in its place.
     pub(super) _turn: Turn,
 }
 
@@ -66,6 +74,7 @@ pub(super) enum Purpose {
 impl Running {
     /// From here on it is drained.
     pub(super) fn leave(&mut self) -> Leave {
+        self.is_driven = false;
         Leave {
             manner: std::mem::replace(&mut self.manner, Manner::Draining),
             runtime: self.runtime.clone(),

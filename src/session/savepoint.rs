@@ -124,7 +124,14 @@ impl SessionTransaction {
     /// # Cancel safety
     ///
     /// Dropped at any point, the transaction is rolled back.
-    pub async fn rollback(mut self) -> Result<(), DbErr> {
+    pub async fn rollback(self) -> Result<(), DbErr> {
+        let core = self.core().clone();
+        self.roll_back().await?;
+        core.lock().went_back();
+        Ok(())
+    }
+
+    async fn roll_back(mut self) -> Result<(), DbErr> {
         match &mut self.0 {
             Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Rollback).await.map(drop),
             Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
@@ -239,7 +246,8 @@ impl SessionTransaction {
     {
         match outcome {
             Ok(value) => self.commit().await.map(|()| value).map_err(TransactionError::Connection),
-            Err(error) => match self.rollback().await {
+            // Not by the handler's own word: whether it goes on is still to be seen.
+            Err(error) => match self.roll_back().await {
                 Ok(()) => Err(TransactionError::Transaction(error)),
                 Err(rollback) => Err(TransactionError::Connection(rollback)),
             },

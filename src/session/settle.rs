@@ -3,13 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use sea_orm::DbErr;
+use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::time::timeout;
 
 use super::{
-    core::Core,
+    call::Call,
+    core::{Core, Text},
     running::{Manner, Purpose},
-    slot::{Phase, Slot, Who},
+    slot::{Phase, Slot, State, Who},
+    turn::Turn,
 };
 use crate::{
     connection::{Operation, Output},
@@ -75,9 +77,10 @@ impl Core {
             drop(state);
             return Settlement::Later(Box::pin(self.clone().commit_at_end()));
         }
-        let ended = match (decision, lost.or_else(|| state.unsettled.take())) {
+        let ended = match (decision, lost.or_else(|| state.not_committed())) {
             (_, Some(error)) if error.is_cut_off() => Ended::Failed(error),
             (_, Some(error)) if error.is_ended_elsewhere() && state.is_transactional() => Ended::Failed(error),
+            (Decision::Commit, Some(error)) if error.is_acquire() => Ended::Failed(error),
             _ if !state.is_transactional() => Ended::Autocommit,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
             (Decision::Commit, None) => {
@@ -96,7 +99,7 @@ impl Core {
                 let bound = self.pool().settings().release_timeout;
                 Settlement::Later(Box::pin(async move {
                     if let Some(rollback) = rollback {
-                        let _ = timeout(bound, rollback).await;
+                        rollback.wait(bound).await;
                     }
                     if let Some(transaction) = direct.and_then(Arc::into_inner) {
                         let _ = timeout(bound, transaction.rollback()).await;
@@ -115,10 +118,11 @@ impl Core {
             Ok(()) => Ended::Committed,
             Err(error) => {
                 if let Some(rollback) = rollback.filter(|_| !error.is_outcome_unknown()) {
-                    let _ = timeout(self.pool().settings().release_timeout, rollback).await;
+                    rollback.wait(self.pool().settings().release_timeout).await;
                 }
                 let state = self.lock();
-                let conflict = state.failure.clone().filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
+                let conflict = state.failures.current().cloned();
+                let conflict = conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
                 let error = error.because(state.cause.as_ref());
                 Ended::Failed(conflict.unwrap_or(error))
             }
@@ -138,7 +142,10 @@ impl Core {
             _ if left_open => return Err(Kind::LeftOpen.into()),
             _ => (STRAY_WAIT, Kind::StillRunning),
         };
-        let turn = timeout(patience, self.next_turn()).await.map_err(|_| otherwise)?;
+        if running.is_some() {
+            self.drive();
+        }
+        let turn = timeout(patience, self.turn(Who::Settlement)).await.map_err(|_| otherwise)?;
         let turn = turn.map_err(|_| Kind::SessionClosed)?;
         let direct = {
             let mut state = self.lock();
@@ -150,7 +157,7 @@ impl Core {
                 return Err(error);
             }
             if state.levels.is_empty() && state.direct.is_none() {
-                if let Some(error) = state.unsettled.take() {
+                if let Some(error) = state.not_committed() {
                     return Err(error);
                 }
                 state.hooks.seal();
@@ -169,7 +176,8 @@ impl Core {
             state.hooks.committed(1);
             return Ok(());
         }
-        let call = self.launch(turn, Who::Settlement, None, Operation::Commit, false).map_err(Error::of_commit)?;
+        let call =
+            self.launch(turn, Who::Settlement, None, Operation::Commit, Text::Plain).map_err(Error::of_commit)?;
         match timeout(bound, call).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(Error::of_commit(error)),
@@ -205,49 +213,85 @@ impl Core {
     }
 
     async fn end_early(self: &Arc<Self>, operation: Operation) -> Result<(), DbErr> {
-        let turn = self.take_turn().await?;
+        let commits = matches!(operation, Operation::Commit);
+        let end = match self.in_turn(move |core, turn| core.begin_to_end(turn, operation)).await? {
+            EarlyEnd::Done => return Ok(()),
+            EarlyEnd::Direct(turn, transaction) => {
+                return self.end_direct(turn, transaction, commits).await;
+            }
+            EarlyEnd::Sent(call) => call.await,
+        };
+        if end.is_err() {
+            // What is left of it holds locks: it goes now. The first error is the one that counts.
+            let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
+        }
+        // Until the handler has heard how a COMMIT ended, only a rollback makes its failure good.
+        self.lock().untold = false;
+        end.map(drop)
+    }
+
+    fn begin_to_end(self: &Arc<Self>, turn: Turn, operation: Operation) -> Result<EarlyEnd, DbErr> {
         let commits = matches!(operation, Operation::Commit);
         let direct = {
             let mut state = self.lock();
             let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
-            if !state.is_transactional() {
-                return Err(Kind::NoTransaction.into_db_err());
-            }
-            if commits && state.rollback_only {
-                return Err(Kind::RollbackOnly.into_db_err());
-            }
-            if !commits {
-                // What was committed by something else cannot be made good.
-                state.unsettled = state.unsettled.take().filter(Error::is_ended_elsewhere);
-                state.untold = false;
-            } else if let Some(error) = state.untold() {
-                return Err(error.to_db_err());
-            }
+            state.may_end(commits)?;
             if open == 0 && state.direct.is_none() {
                 if commits {
                     state.hooks.seal();
                     state.hooks.committed(1);
                 } else {
-                    state.hooks.rolled_back_to(0);
+                    state.roll_back_all();
                 }
                 drop(state);
+                drop(turn);
                 self.run_hooks();
-                return Ok(());
+                return Ok(EarlyEnd::Done);
             }
             state.take_direct()
         };
         if let Some(transaction) = direct {
-            return self.end_direct(transaction, commits).await;
+            return Ok(EarlyEnd::Direct(turn, transaction));
         }
-        let call = self.launch(turn, Who::Session, None, operation, false)?;
-        // Until the handler has heard how a COMMIT ended, only a rollback makes its failure good.
+        let call = self.launch(turn, Who::Session, None, operation, Text::Plain)?;
         self.lock().untold |= commits;
-        let ended = call.await;
-        if ended.is_err() {
-            // What is left of it holds locks: it goes now. The first error is the one that counts.
-            let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
+        Ok(EarlyEnd::Sent(call))
+    }
+}
+
+/// How far the early end of a transaction has come.
+enum EarlyEnd {
+    /// There was nothing to end.
+    Done,
+    Sent(Call),
+    /// It is one of SeaORM's own, to be ended in this turn.
+    Direct(Turn, Arc<DatabaseTransaction>),
+}
+
+impl State {
+    /// Whether the handler may end the session's transaction now.
+    fn may_end(&mut self, commits: bool) -> Result<(), DbErr> {
+        if !self.is_transactional() {
+            return Err(Kind::NoTransaction.into_db_err());
         }
-        self.lock().untold = false;
-        ended.map(drop)
+        if !commits {
+            // What was committed by something else cannot be made good.
+            self.unsettled = self.unsettled.take().filter(Error::is_ended_elsewhere);
+            self.untold = false;
+            self.failures.rolled_back();
+            return Ok(());
+        }
+        if self.rollback_only {
+            return Err(Kind::RollbackOnly.into_db_err());
+        }
+        match self.untold().or_else(|| self.failures.missing_transaction().cloned()) {
+            Some(error) => Err(error.to_db_err()),
+            None => Ok(()),
+        }
+    }
+
+    /// Why what the handler believes to be there is not.
+    fn not_committed(&mut self) -> Option<Error> {
+        self.unsettled.take().or_else(|| self.failures.missing_transaction().cloned())
     }
 }

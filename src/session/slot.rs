@@ -7,13 +7,14 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     cut::Cut,
+    failures::Failures,
     hooks::Hooks,
     plan::{Mode, Rules},
     running::{Purpose, Running},
 };
 use crate::{
     body::Hold,
-    connection::{Begin, Operation},
+    connection::{Begin, Operation, Output},
     error::{Cause, Error, Kind},
     pool::CheckedOut,
     telemetry::SessionSpan,
@@ -60,9 +61,11 @@ pub(super) struct State {
     pub(super) hold: Option<Hold>,
     /// Told when the connection has left the session.
     pub(super) released: Option<oneshot::Sender<()>>,
-    /// The failure that the layer answers for when the handler gives up: to acquire, a conflict, or another one that
-    /// the handler is not to blame for.
-    pub(super) failure: Option<Error>,
+    /// Told when the statement has ended that the session's end has found running.
+    pub(super) stray_ended: Option<oneshot::Sender<()>>,
+    /// Outputs of calls that ended while their own futures were not polled.
+    pub(super) outputs: Vec<(u64, Result<Output, DbErr>)>,
+    pub(super) failures: Failures,
     /// A COMMIT of the handler's that failed, and that nothing has made good since.
     pub(super) unsettled: Option<Error>,
     /// The handler was not there to see it fail: only a rollback makes it good.
@@ -97,6 +100,22 @@ pub(super) enum Slot {
     Broken,
 }
 
+/// How a call has left its connection.
+pub(super) struct Found {
+    /// How many transactions are open on it.
+    pub(super) depth: usize,
+    pub(super) broken: bool,
+    /// What is open there can only be rolled back.
+    pub(super) failed: bool,
+}
+
+impl Found {
+    pub(super) fn of(connection: &CheckedOut) -> Self {
+        let (depth, broken) = (connection.depth(), connection.is_broken());
+        Self { depth, broken, failed: connection.has_failed() }
+    }
+}
+
 pub(super) struct OpenLevel {
     pub(super) id: Level,
     /// Its handle was dropped without an end: rolled back before anything else happens.
@@ -125,7 +144,9 @@ impl State {
             direct: None,
             hold: None,
             released: None,
-            failure: None,
+            stray_ended: None,
+            outputs: Vec::new(),
+            failures: Failures::default(),
             unsettled: None,
             untold: false,
             cause: None,
@@ -169,8 +190,33 @@ impl State {
     pub(super) fn drop_abandoned(&mut self) {
         if let Some(first) = self.levels.iter().position(|open| open.abandoned) {
             self.levels.truncate(first);
-            self.hooks.rolled_back_to(first);
+            self.rolled_back_to(first);
         }
+    }
+
+    /// What was open beyond `depth` was rolled back.
+    fn rolled_back_to(&mut self, depth: usize) {
+        self.hooks.rolled_back_to(depth);
+        self.failures.rolled_back_to(depth);
+    }
+
+    /// How many transactions remain when the abandoned are rolled back.
+    pub(super) fn surviving(&self) -> usize {
+        self.levels.iter().take_while(|open| !open.abandoned).count()
+    }
+
+    /// The handler has rolled back to a savepoint; where the transaction around it is sound, it goes on.
+    pub(super) fn went_back(&mut self) {
+        let is_sound = matches!(&self.slot, Slot::Idle(connection) if !connection.has_failed());
+        if is_sound && !self.levels.is_empty() {
+            self.failures.went_on();
+        }
+    }
+
+    /// The output of the call `id`, if it was kept.
+    pub(super) fn take_output(&mut self, id: u64) -> Option<Result<Output, DbErr>> {
+        let position = self.outputs.iter().position(|(call, _)| *call == id)?;
+        Some(self.outputs.swap_remove(position).1)
     }
 
     /// Who may use the connection when the abandoned are gone.
@@ -193,7 +239,8 @@ impl State {
     }
 
     /// Draws the conclusions from a call that has ended and left `depth` transactions open.
-    pub(super) fn account(&mut self, purpose: Purpose, depth: usize, broken: bool, result: Result<(), &DbErr>) {
+    pub(super) fn account(&mut self, purpose: Purpose, found: Found, result: Result<(), &DbErr>) {
+        let Found { depth, broken, failed } = found;
         let before = self.levels.len();
         match (purpose, result) {
             (Purpose::Commit, Ok(())) => {
@@ -237,20 +284,27 @@ impl State {
                     self.untold = true;
                 }
                 self.levels.truncate(depth);
-                self.hooks.rolled_back_to(depth);
+                self.rolled_back_to(depth);
             }
             (Purpose::Work, Err(error)) if before == 0 => self.committed |= !has_not_run(error),
             (Purpose::Work, Ok(())) if before == 0 => self.committed = true,
             _ => {}
         }
-        if let Err(error) = result
-            && let Some(known) = Error::of(error)
-            && (known.is_acquire()
-                || known.is_statement_timeout()
-                || known.is_stale_plan()
-                || known.is_conflict() && self.is_transactional())
-        {
-            self.failure.get_or_insert(known);
+        match result {
+            Ok(()) if purpose != Purpose::Other => self.failures.went_on(),
+            Ok(()) => {}
+            Err(error) => self.note_failure(error, before, !failed || self.levels.is_empty()),
+        }
+    }
+
+    /// Notes an error that the layer answers for. One that `is_undone` has left nothing to be rolled back.
+    pub(super) fn note_failure(&mut self, error: &DbErr, depth: usize, is_undone: bool) {
+        let Some(known) = Error::of(error) else { return };
+        let may_pass = known.is_statement_timeout() || known.is_stale_plan();
+        if known.is_acquire() {
+            self.failures.not_acquired(known, depth > 0 || self.is_transactional());
+        } else if may_pass || known.is_conflict() && self.is_transactional() {
+            self.failures.may_pass(known, depth, is_undone);
         }
     }
 
@@ -277,6 +331,11 @@ impl State {
         self.hooks.forget();
         self.committed = true;
         self.unsettled = Some(Kind::OutcomeUnknown.into());
+    }
+
+    /// Whether a statement that commits what is open would do so behind the session's back.
+    pub(super) fn is_inside(&self, who: Who) -> bool {
+        matches!(who, Who::Level(_)) || self.is_transactional()
     }
 
     /// Whether the session was never used.
@@ -307,7 +366,7 @@ impl State {
     /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
     pub(super) fn roll_back_all(&mut self) {
         self.levels.clear();
-        self.hooks.rolled_back_to(0);
+        self.rolled_back_to(0);
     }
 
     /// The own transaction of a session that passes its statements through has begun.
@@ -338,7 +397,7 @@ impl State {
             self.hooks.seal_if_outermost(position);
             self.hooks.committed(position + 1);
         } else {
-            self.hooks.rolled_back_to(position);
+            self.rolled_back_to(position);
         }
     }
 
@@ -358,7 +417,6 @@ impl State {
 
     /// How many transactions are, or will be, around the next statement of the session.
     pub(super) fn surrounding(&self) -> usize {
-        let open = self.levels.iter().take_while(|open| !open.abandoned).count();
-        open.max(usize::from(self.is_transactional()))
+        self.surviving().max(usize::from(self.is_transactional()))
     }
 }

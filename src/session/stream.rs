@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     DbSession,
-    call::Call,
+    call::{Call, OpenStream},
     core::Core,
     savepoint::Handle,
     slot::{Slot, Who},
@@ -42,20 +42,11 @@ enum Inner<'a> {
         /// What the call ended with, to be told after the last row.
         failure: Option<DbErr>,
         /// `None` once the end was read.
-        open: Option<Open>,
+        open: Option<OpenStream>,
     },
     Plain(Box<QueryStream>),
     Read(std::vec::IntoIter<QueryResult>),
     Direct(Box<TransactionStream<'a>>),
-}
-
-/// Stands for a stream that may still be read; other statements are refused meanwhile.
-struct Open(Arc<Core>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.lock().streaming = false;
-    }
 }
 
 impl<'a> SessionStream<'a> {
@@ -83,8 +74,9 @@ impl<'a> SessionStream<'a> {
 
     async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
         let (sender, rows) = Rows::new(BUFFERED);
-        let call = core.start(who, None, Operation::Stream(statement, sender)).await?;
-        Ok(Self(Inner::Pinned { call: Some(call), rows, failure: None, open: Some(Open(core.clone())) }))
+        let mut call = core.start(who, None, Operation::Stream(statement, sender)).await?;
+        let open = call.take_open();
+        Ok(Self(Inner::Pinned { call: Some(call), rows, failure: None, open }))
     }
 }
 

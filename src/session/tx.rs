@@ -105,9 +105,13 @@ impl<Tag> DbSession<Tag> {
             let statements = before.iter().flat_map(|before| before.iter()).cloned();
             state.rules.on_begin = Some(statements.chain(on_begin).collect());
         }
-        if commit_when.is_some() {
-            state.rules.commit_when = commit_when;
-        }
+        let before = match commit_when {
+            Some(rule) => state.rules.commit_when.replace(rule),
+            None => None,
+        };
+        drop(state);
+        // The user's own code, which must not be dropped under the lock.
+        drop(before);
         Ok(())
     }
 

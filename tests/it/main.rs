@@ -37,6 +37,7 @@ mod lost;
 mod modes;
 mod orm;
 mod overload;
+mod progress;
 mod promises;
 mod property;
 mod reset;

@@ -1,0 +1,42 @@
+//! [`Locked`]: a session's state under its lock, and what must not be dropped there.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::MutexGuard,
+};
+
+use super::{hooks::Hook, slot::State};
+
+/// Access to a session's state. Hooks that will not run are dropped when the lock is free again: what they
+/// captured may use the session in its own `Drop`.
+pub(super) struct Locked<'c> {
+    // In this order: fields are dropped from first to last.
+    state: MutexGuard<'c, State>,
+    discarded: Vec<Hook>,
+}
+
+impl<'c> Locked<'c> {
+    pub(super) fn new(state: MutexGuard<'c, State>) -> Self {
+        Self { state, discarded: Vec::new() }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.discarded = self.state.hooks.take_discarded();
+    }
+}
