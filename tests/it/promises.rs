@@ -166,8 +166,10 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
         }
         Step::RollBack => {
             ledger.lock().unwrap().lose();
-            tx.rollback().await?;
+            // Too late where raw code has ended the transaction, and over nevertheless.
+            let rolled_back = tx.rollback().await;
             ledger.lock().unwrap().spoiled = false;
+            rolled_back?;
         }
         Step::RollbackOnly => {
             ledger.lock().unwrap().only_rollback = true;
