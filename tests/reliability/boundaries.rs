@@ -11,12 +11,12 @@ use super::{
     load::HANGS,
     report::{self, Group, Row},
     site::{Plan, Site},
-    support::database,
+    support::{database, wait::BOUND},
     work::Kind,
 };
 
 /// Longer than the site's `release_timeout`.
-const STALL: Duration = Duration::from_millis(400);
+const STALL: Duration = Duration::from_secs(2);
 
 /// How long a client waits for a service whose database has fallen silent.
 const PATIENCE: Duration = Duration::from_millis(60);
@@ -82,9 +82,7 @@ async fn while_connecting(database: database::Kind) -> Row {
     let (mut site, mut tally) = (Site::new(database, plan).await, Tally::default());
     let mut row = Row::new(Group::Network, format!("{database:?}, connecting, then transaction"));
     site.renew(&plan).await;
-    site.proxy.arm(None);
-    assert!(site.works(Kind::Transaction).await && site.quiet().await);
-    let messages = site.proxy.seen().0;
+    let messages = undisturbed(&site, Kind::Transaction).await;
     let points = points(messages);
     row.notes.push(format!("{} messages up, {} down, {} points", messages[0], messages[1], points.len()));
     let all: Vec<(Point, Fault)> = points.iter().flat_map(|point| FAULTS.map(|fault| (*point, fault))).collect();
@@ -125,11 +123,20 @@ impl Tally {
 /// How many messages a conversation has on a connection that knows its statements.
 async fn conversation(site: &Site, kind: Kind) -> [u64; 2] {
     for _ in 0..2 {
-        assert!(site.works(kind).await, "{kind:?} works as long as nothing is broken");
+        assert!(site.settles(kind).await.is_some(), "{kind:?} works as long as nothing is broken");
     }
-    site.proxy.arm(None);
-    assert!(site.works(kind).await && site.quiet().await);
-    site.proxy.seen().0
+    undisturbed(site, kind).await
+}
+
+/// How many messages the first request has that succeeds.
+async fn undisturbed(site: &Site, kind: Kind) -> [u64; 2] {
+    for _ in 0..10 {
+        site.proxy.arm(None);
+        if site.works(kind).await && site.quiet().await {
+            return site.proxy.seen().0;
+        }
+    }
+    panic!("{kind:?} works as long as nothing is broken");
 }
 
 fn points(messages: [u64; 2]) -> Vec<Point> {
@@ -146,7 +153,9 @@ fn points(messages: [u64; 2]) -> Vec<Point> {
 /// Whether the service recovers.
 async fn break_once(site: &Site, kind: Kind, point: Point, fault: Fault, row: &mut Row, tally: &mut Tally) -> bool {
     // On a connection that knows the statements, as the one that was counted on.
-    site.works(kind).await && site.quiet().await && strike(site, kind, point, fault, row, tally).await
+    let Some(failed) = site.settles(kind).await else { return false };
+    tally.aftermath += failed;
+    strike(site, kind, point, fault, row, tally).await
 }
 
 /// Whether the service recovers.
@@ -176,10 +185,11 @@ async fn strike(site: &Site, kind: Kind, point: Point, fault: Fault, row: &mut R
     recovered
 }
 
-/// Asks until as many requests as there are connections succeed, which those that died idle may prevent
-/// once each.
+/// Asks until as many requests as there are connections succeed at the same time. Those that died idle prevent it
+/// once each; a slot that is lost prevents it for ever.
 async fn recover(site: &Site, row: &mut Row, tally: &mut Tally, words: &str) -> bool {
-    for _ in 0..10 {
+    let started = Instant::now();
+    while started.elapsed() < BOUND {
         let works = join_all((0..site.size).map(|_| site.works(Kind::Read))).await;
         if works.into_iter().all(|works| works) {
             return true;

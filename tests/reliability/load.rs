@@ -13,7 +13,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use super::{ledger::Note, service, site::Site, work::Kind};
 
 /// How long an answer may take until it hangs.
-pub const HANGS: Duration = Duration::from_secs(30);
+pub const HANGS: Duration = Duration::from_secs(120);
 
 /// Random numbers that are the same in each run.
 #[derive(Clone, Debug)]

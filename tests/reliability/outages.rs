@@ -23,6 +23,7 @@ use super::{
     support::{
         database::TestDb,
         servers::{Engine, OwnServer},
+        wait::{BOUND, eventually},
     },
     work::Kind,
 };
@@ -91,7 +92,7 @@ async fn endure_all(mut server: OwnServer) {
 
 async fn endure(server: &mut OwnServer, outage: Outage) -> Row {
     let mut row = Row::new(Group::Server, format!("{:?}, {}", server.engine(), outage.name()));
-    let plan = Plan { size: 4, acquire_timeout: Duration::from_secs(1), ..Plan::default() };
+    let plan = Plan { size: 4, acquire_timeout: Duration::from_secs(3), ..Plan::default() };
     let site = Arc::new(Site::over(TestDb::on(server).await, plan, as_app, ours).await);
     let load = Load::start(&site, 8, None);
     let before = load.goodput(WINDOW).await;
@@ -149,7 +150,8 @@ impl Outage {
                 server.start();
             }
             Self::BackendKilled => {
-                let victim = sessions(site).await[0];
+                eventually("the service has a session", async || !sessions(site).await.is_empty()).await;
+                let victim = sessions(site).await.pop().expect("a session");
                 kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("a backend");
             }
             Self::SessionsEnded => {
@@ -160,7 +162,8 @@ impl Outage {
             }
             Self::Frozen => {
                 server.freeze();
-                tokio::time::sleep(length()).await;
+                // Longer than the site's `release_timeout`.
+                tokio::time::sleep(length().max(Duration::from_secs(2))).await;
                 server.thaw();
             }
             Self::OutOfConnections => use_up_connections(server, site).await,
@@ -188,14 +191,14 @@ impl Outage {
 
 /// Runs SQL on a connection that may have to be made anew first.
 async fn run(db: &DatabaseConnection, sql: String) {
-    for _ in 0..50 {
-        match db.execute_unprepared(&sql).await {
-            Ok(_) => return,
-            Err(error) => eprintln!("{sql}: {error}"),
+    eventually(&sql, async || {
+        let done = db.execute_unprepared(&sql).await;
+        if let Err(error) = &done {
+            eprintln!("{sql}: {error}");
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("cannot run: {sql}");
+        done.is_ok()
+    })
+    .await;
 }
 
 /// The account of the service, which has a password that is asked for.
@@ -263,7 +266,7 @@ async fn use_up_connections(server: &OwnServer, site: &Site) {
     let url = site.test.url().replace("//postgres@", "//hog@").replace("//root@", "//hog@");
     let (mut postgres, mut mysql) = (Vec::new(), Vec::new());
     let mut ended = false;
-    let mut until = Instant::now() + Duration::from_secs(20);
+    let mut until = Instant::now() + 2 * BOUND;
     while Instant::now() < until {
         let taken = match server.engine() {
             Engine::Postgres => PgConnection::connect(&url).await.map(|taken| postgres.push(taken)).is_ok(),

@@ -22,17 +22,15 @@ use super::{
         database::{self, TestDb},
         pool::open_transactions,
         site::port_of,
+        wait,
     },
     witness::Witness,
     work::{Court, Kind},
 };
 
-/// How long the pool's connections may take to come back after a fault is over, beyond the
-/// `release_timeout`. What is slow on a busy machine is not broken.
-const SLACK: Duration = Duration::from_secs(5);
-
-/// How long a pool may take until it has its full size again.
-const WHOLE: Duration = Duration::from_secs(20);
+/// How long anything may take to be as it should once a fault is over: what is slow on a busy machine is not
+/// broken, and what is broken stays so.
+const PATIENCE: Duration = wait::BOUND;
 
 pub struct Site {
     pub test: TestDb,
@@ -43,7 +41,6 @@ pub struct Site {
     /// Somebody else, not behind the proxy.
     pub view: DatabaseConnection,
     pub size: u32,
-    release_timeout: Duration,
     idle: Idle,
 }
 
@@ -68,7 +65,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             size: 2,
-            release_timeout: Duration::from_millis(150),
+            release_timeout: Duration::from_secs(1),
             acquire_timeout: Duration::from_secs(5),
             lazy: false,
             transaction: false,
@@ -100,7 +97,7 @@ impl Site {
         let url = change(proxy.url(test.url()));
         let mut options = test.options_at(&url, plan.size);
         // The driver's own patience is no part of what is measured.
-        options.acquire_timeout(Duration::from_secs(2));
+        options.acquire_timeout(Duration::from_secs(5));
         let db = Database::connect(options).await.expect("the proxy can be reached");
         let court = Arc::new(Court {
             ledger: Ledger::with_capacity(plan.requests),
@@ -108,18 +105,17 @@ impl Site {
             in_transaction: plan.transaction,
         });
         let (app, idle) = service(&plan, db.clone(), court.clone());
-        let Plan { size, release_timeout, .. } = plan;
-        Self { test, proxy, db, app, court, view, size, release_timeout, idle }
+        Self { test, proxy, db, app, court, view, size: plan.size, idle }
     }
 
     /// Begins anew with an empty pool of this crate's.
     pub async fn renew(&mut self, plan: &Plan) {
         let mut options = self.test.options_at(&self.proxy.url(self.test.url()), plan.size);
-        options.acquire_timeout(Duration::from_secs(2)).connect_lazy(true);
+        options.acquire_timeout(Duration::from_secs(5)).connect_lazy(true);
         let db = Database::connect(options).await.expect("a pool without a connection");
         let before = std::mem::replace(&mut self.db, db.clone());
         (self.app, self.idle) = ours(plan, db, self.court.clone());
-        let _ = timeout(SLACK, before.close()).await;
+        let _ = timeout(PATIENCE, before.close()).await;
     }
 
     /// One request and its answer, noted in the ledger.
@@ -152,9 +148,24 @@ impl Site {
         Response::from_parts(head, ())
     }
 
+    /// Waits until a request succeeds and no session is out; how many failed before, if that came to be. On a
+    /// busy machine one may take longer than a time-out.
+    pub async fn settles(&self, kind: Kind) -> Option<u64> {
+        let works = timeout(PATIENCE, async {
+            let mut failed = 0;
+            while !self.works(kind).await {
+                failed += 1;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            failed
+        });
+        let failed = works.await.ok()?;
+        self.quiet().await.then_some(failed)
+    }
+
     /// Waits until no session is out; whether that came to be.
     pub async fn quiet(&self) -> bool {
-        let quiet = timeout(self.release_timeout * 4 + SLACK, async {
+        let quiet = timeout(PATIENCE, async {
             while !(self.idle)() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -166,7 +177,7 @@ impl Site {
     /// took, if that came to be.
     pub async fn whole(&self) -> Option<Duration> {
         let started = Instant::now();
-        let whole = timeout(WHOLE, async {
+        let whole = timeout(PATIENCE, async {
             while !join_all((0..self.size).map(|_| self.works(Kind::Slow))).await.into_iter().all(|works| works) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -178,7 +189,7 @@ impl Site {
     pub async fn judge(&self, row: &mut Row) {
         row.leaked += u64::from(!self.comes_back().await);
         let open = async || open_transactions(&self.view).await;
-        let closed = timeout(SLACK, async {
+        let closed = timeout(PATIENCE, async {
             while open().await > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -194,7 +205,7 @@ impl Site {
 
     /// Whether all of the driver's connections are idle in its pool again, and all can be had.
     async fn comes_back(&self) -> bool {
-        let back = timeout(SLACK, async {
+        let back = timeout(PATIENCE, async {
             while !(self.idle)() || !all_idle(&self.db) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -36,7 +36,14 @@ async fn mysql_survives_a_soak_of_requests_and_faults() {
 async fn soak(database: database::Kind) {
     let mut row = Row::new(Group::Soak, format!("{database:?}"));
     let requests = requests();
-    let plan = Plan { size: 6, requests: 2 * requests as usize, cancel: true, ..Plan::default() };
+    let plan = Plan {
+        size: 6,
+        requests: 2 * requests as usize,
+        cancel: true,
+        // Shorter than some stalls.
+        release_timeout: Duration::from_millis(150),
+        ..Plan::default()
+    };
     let site = Arc::new(Site::new(database, plan).await);
     soak_on(&site, requests, &mut row).await;
     site.judge(&mut row).await;

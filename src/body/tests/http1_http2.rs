@@ -145,7 +145,7 @@ impl Reader {
 
 /// A bound for what ought to happen at once.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), what).await.expect("it hangs")
+    tokio::time::timeout(Duration::from_secs(60), what).await.expect("it hangs")
 }
 
 /// Lets everybody do all they can. There is one thread and no socket: nobody is left waiting.

@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use super::servers::{Account, Engine, INSTALL, free_port, new_dir};
 
 /// How long it may take until it is ready.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// Runs the program until the end of its input, then removes the directory.
 const KEEPER: &str = r#"

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::servers::{Engine, OwnServer, mysql_url, postgres_url};
 
 /// How long a pool waits for a connection, and SQLite for a lock.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a database is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,5 @@
 //! The check that a pool is whole: nothing leaked, nothing left open.
 
-use std::time::Duration;
-
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, Statement,
     sqlx::{Database, Executor, MySql, Pool, Postgres, Sqlite},
@@ -11,17 +9,15 @@ use tower_sea_orm::{DbSessionLayer, SessionPool, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
-    wait::{eventually, eventually_within},
+    wait::{BOUND, eventually},
 };
-
-/// How long a whole pool may take to give all its connections.
-const BOUND: Duration = Duration::from_secs(10);
 
 /// The builder of a session pool over `db`. The suite runs twice: with `TEST_WARM=off`, no connection goes
 /// straight from session to session, and every promise holds all the same.
+/// Nobody is refused because the machine is busy.
 pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
     let off = std::env::var("TEST_WARM").is_ok_and(|warm| warm == "off");
-    SessionPool::builder(db).warm(!off)
+    SessionPool::builder(db).warm(!off).acquire_timeout(BOUND)
 }
 
 /// A session pool over `db`, with settings.
@@ -73,7 +69,7 @@ pub async fn assert_whole(test_db: &TestDb, db: &DatabaseConnection, size: u32) 
     let observer = test_db.observer().await;
     let name = unique_name();
     if let Some(observer) = &observer {
-        eventually_within(BOUND, "no transaction is left open", async || open_transactions(observer).await == 0).await;
+        eventually("no transaction is left open", async || open_transactions(observer).await == 0).await;
     }
     insert_item(db, &name).await;
     let view = observer.as_ref().unwrap_or(db);

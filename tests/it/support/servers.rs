@@ -30,10 +30,10 @@ use nix::{
 };
 
 /// How long a server may take until it is ready.
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(300);
 
 /// How long processes may take to be seen stopped.
-const FREEZE_BOUND: Duration = Duration::from_secs(10);
+const FREEZE_BOUND: Duration = Duration::from_secs(60);
 
 /// How often a port is taken anew when another process snatched it.
 const START_TRIES: u32 = 5;

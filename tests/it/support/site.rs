@@ -1,7 +1,5 @@
 //! A service with the session layer on a database of its own, and what its requests came to.
 
-use std::time::Duration;
-
 use axum::{Router, body::Body, handler::Handler, response::Response, routing::any};
 use http::{Request, header};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement};
@@ -24,7 +22,7 @@ pub const SIZE: u32 = 3;
 pub const DEFERRING: [Kind; 3] = [Kind::Postgres, Kind::SqliteFile, Kind::SqliteMemory];
 
 /// How long a request may take until it hangs.
-pub const BOUND: Duration = Duration::from_secs(20);
+pub use super::wait::BOUND;
 
 /// A database, a pool on it, and a layer over that.
 #[derive(Debug)]

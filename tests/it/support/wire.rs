@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -20,6 +20,13 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
+
+/// How many round trips the driver's pool may have added to those of a warm connection since `since`: it sees
+/// the connection every ten seconds, or when nobody used it for one, and pings it then. None within the first
+/// five seconds, which is all the time that a machine with nothing else to do needs.
+pub fn visits(since: Instant) -> u64 {
+    3 * (since.elapsed().as_secs() / 5)
+}
 
 /// A TCP proxy on a free loopback port in front of a server's port.
 ///

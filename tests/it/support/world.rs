@@ -1,9 +1,6 @@
 //! A database, a pool, and the eyes of somebody else: what the tests of requests have in common.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use axum::{Router, body::Body, handler::Handler, response::Response};
 use http::{Method, Request};
@@ -15,7 +12,7 @@ use tower_sea_orm::{DbSessionLayer, Outcome, SessionPoolBuilder};
 use super::{
     database::{Kind, TestDb, count_items},
     pool::assert_whole,
-    wait::eventually,
+    wait::{BOUND, eventually},
 };
 use crate::support::pool::{layer_with, session_layer};
 
@@ -138,15 +135,12 @@ impl Log {
     /// Waits until exactly this has happened.
     pub async fn becomes(&self, expected: &[&str]) {
         let waiting = eventually("everything happened", async || self.read().len() >= expected.len());
-        if timeout(BOUND, waiting).await.is_err() {
+        if timeout(BOUND / 2, waiting).await.is_err() {
             panic!("{:?} instead of {expected:?}", self.read());
         }
         assert_eq!(self.read(), expected);
     }
 }
-
-/// How long anything may take.
-const BOUND: Duration = Duration::from_secs(10);
 
 impl World {
     /// Makes a table whose [`ORPHAN`]s are found at COMMIT only; MySQL and MariaDB have none such.
