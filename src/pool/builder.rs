@@ -281,7 +281,9 @@ impl SessionPoolBuilder {
     /// let db = Database::connect("sqlite::memory:").await?;
     /// let pool = SessionPool::builder(db).max_hold(Duration::from_millis(20)).build()?;
     /// let session = pool.session().await?;
-    /// tokio::time::sleep(Duration::from_millis(500)).await;
+    /// while !session.is_closed() {
+    ///     tokio::time::sleep(Duration::from_millis(5)).await;
+    /// }
     /// let error = session.execute_unprepared("SELECT 1").await.unwrap_err();
     /// assert!(Error::of(&error).unwrap().is_reclaimed());
     /// # Ok::<(), sea_orm::DbErr>(())

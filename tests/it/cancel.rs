@@ -34,7 +34,7 @@ use crate::{
 const SIZE: u32 = 2;
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 /// By how much the server's replies are delayed, so that there are many points to drop at.
 const DELAY: Duration = Duration::from_millis(1);

@@ -16,7 +16,7 @@ use axum::{
     response::Response,
     routing::any,
 };
-use futures_util::{StreamExt, poll};
+use futures_util::{StreamExt, future::join_all, poll};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
@@ -329,32 +329,34 @@ async fn get(port: u16, path: &str) -> (StatusCode, bool, String) {
 
 #[tokio::test]
 async fn the_example_ends_requests_in_progress_refuses_new_ones_and_cuts_off_the_rest() {
-    for kind in Kind::ALL {
-        let test = TestDb::new(kind).await;
-        let pool = session_pool(test.connect(2).await);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let stopped = async move { drop(stopped.await) };
-        let served = tokio::spawn(example::serve(listener, pool.clone(), stopped, Duration::from_secs(3)));
+    join_all(Kind::ALL.map(stop_the_example)).await;
+}
 
-        assert_eq!(get(port, "/count/0").await, (StatusCode::OK, false, "0 seconds\n".to_owned()));
-        let long = tokio::spawn(get(port, "/count/60"));
-        eventually("it holds a connection", async || pool.status().in_use == 1).await;
-        let short = tokio::spawn(get(port, "/count/1"));
-        // A pool in memory has one connection: the short one waits for it.
-        let alone = kind == Kind::SqliteMemory;
-        eventually("both are there", async || pool.status().in_use + pool.status().waiting as u32 == 2).await;
-        stop.send(()).unwrap();
-        eventually("it is told to stop", async || pool.is_closed()).await;
-        let (status, retry, _) = get(port, "/count/0").await;
-        assert_eq!((status, retry), (StatusCode::SERVICE_UNAVAILABLE, true), "{kind:?}");
+async fn stop_the_example(kind: Kind) {
+    let test = TestDb::new(kind).await;
+    let pool = session_pool(test.connect(2).await);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async move { drop(stopped.await) };
+    let served = tokio::spawn(example::serve(listener, pool.clone(), stopped, Duration::from_secs(10)));
 
-        let (status, ..) = timeout(BOUND, short).await.unwrap().unwrap();
-        assert_eq!(status.as_u16(), if alone { 503 } else { 200 }, "{kind:?}");
-        let (status, ..) = timeout(BOUND, long).await.unwrap().unwrap();
-        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{kind:?}");
-        timeout(BOUND, served).await.expect("the process ends").unwrap().unwrap();
-        assert_nothing_left(&test).await;
-    }
+    assert_eq!(get(port, "/count/0").await, (StatusCode::OK, false, "0 seconds\n".to_owned()));
+    let long = tokio::spawn(get(port, "/count/600"));
+    eventually("it holds a connection", async || pool.status().in_use == 1).await;
+    let short = tokio::spawn(get(port, "/count/1"));
+    // A pool in memory has one connection: the short one waits for it.
+    let alone = kind == Kind::SqliteMemory;
+    eventually("both are there", async || pool.status().in_use + pool.status().waiting as u32 == 2).await;
+    stop.send(()).unwrap();
+    eventually("it is told to stop", async || pool.is_closed()).await;
+    let (status, retry, _) = get(port, "/count/0").await;
+    assert_eq!((status, retry), (StatusCode::SERVICE_UNAVAILABLE, true), "{kind:?}");
+
+    let (status, ..) = timeout(BOUND, short).await.unwrap().unwrap();
+    assert_eq!(status.as_u16(), if alone { 503 } else { 200 }, "{kind:?}");
+    let (status, ..) = timeout(BOUND, long).await.unwrap().unwrap();
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{kind:?}");
+    timeout(BOUND, served).await.expect("the process ends").unwrap().unwrap();
+    assert_nothing_left(&test).await;
 }

@@ -42,7 +42,7 @@ use crate::{
     support::{
         database::{Kind, TestDb, count_items, insert_item},
         pool::assert_whole,
-        wait::eventually,
+        wait::{BOUND, eventually},
     },
 };
 
@@ -114,7 +114,7 @@ async fn readiness_that_was_reserved_is_used_and_not_taken_twice() {
         assert!(poll!(pin!(service.clone().ready())).is_pending(), "the one permit is with the first call");
         let mut copy = service.clone();
         let second = async { copy.ready().await.unwrap().call(Request::new(())).await };
-        let both = timeout(Duration::from_secs(10), async { futures_util::join!(first, second) }).await;
+        let both = timeout(BOUND, async { futures_util::join!(first, second) }).await;
         let (first, second) = both.expect("both are served");
         first.unwrap();
         second.unwrap();
@@ -341,7 +341,7 @@ async fn middleware_and_handler_share_one_session() {
 async fn a_nested_layer_reuses_the_session() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
-    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_millis(200)));
+    let layer = session_layer(db.clone());
     let app = Router::new()
         .route(
             "/",
@@ -435,7 +435,7 @@ fn panics_here(misuse: impl FnOnce()) -> String {
 
 /// A layer whose only connection is held, and its holder.
 async fn exhausted(test: &TestDb) -> (DbSessionLayer, PoolSession) {
-    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_millis(50)));
+    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_secs(1)));
     let holder = layer.pool().session().await.unwrap();
     (layer, holder)
 }
@@ -537,9 +537,9 @@ async fn the_predicate_picks_who_checks_out_first() {
 async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
     // Nobody listens on the discard port.
     let mut options = ConnectOptions::new("postgres://someone:hunter2@127.0.0.1:9/hidden");
-    options.connect_lazy(true).acquire_timeout(Duration::from_millis(300)).sqlx_logging(false);
+    options.connect_lazy(true).acquire_timeout(Duration::from_secs(1)).sqlx_logging(false);
     let db = Database::connect(options).await.unwrap();
-    let layer = session_layer(db);
+    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(1)));
     let secrets = ["someone", "hunter2", "127.0.0.1", "hidden", "refused", "SELECT", "sqlx"];
     let hides = |what: &str, text: &str| {
         for secret in secrets {
@@ -669,7 +669,7 @@ async fn a_request_that_has_run_a_statement_is_not_told_to_come_back() {
     }
     type Held = Arc<Mutex<Vec<PoolSession>>>;
     let test = TestDb::new(Kind::SqliteFile).await;
-    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_millis(200)));
+    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_secs(1)));
     let app = Router::new().route("/", get(writes_and_waits)).with_state(Held::default()).layer(layer);
 
     let answer = send(&app, "/").await;

@@ -63,7 +63,7 @@ use crate::support::{
 const SIZE: u32 = 2;
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 /// After what the time-out layers strike: while [`slow`] runs.
 const STRIKE: Duration = Duration::from_millis(120);

@@ -36,7 +36,7 @@ use crate::support::{
 mod example;
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 /// Enough to fill all buffers on the way to a client that does not read.
 const MANY: u64 = 200_000;

@@ -29,7 +29,7 @@ use crate::support::{
 };
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 /// Asks for a note after either end.
 fn note(db: &DbSession, log: &Log, committed: &'static str, rolled_back: &'static str) {

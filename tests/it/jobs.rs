@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 fn note(tx: &DbTx, log: &Log) {
     tx.after_commit(log.note("committed")).unwrap();

@@ -106,7 +106,7 @@ async fn a_backend_ended_in_the_midst_of_commit_is_unknown() {
     for cut in [false, true] {
         let (site, proxy) = Site::behind_a_proxy(Kind::Postgres).await;
         site.run(
-            "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'; \
+            "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(4); RETURN NULL; END'; \
              CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED \
              FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION pause()",
         )

@@ -21,12 +21,12 @@ use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
     site::{BOUND, retry_after},
-    wait::eventually,
+    wait::{eventually, in_one_of},
 };
 
 const CONNECTIONS: u32 = 10;
 
-/// How long each combination is measured.
+/// How long each combination of clients is at it.
 const SPAN: Duration = Duration::from_secs(2);
 
 /// What came of a load.
@@ -43,6 +43,7 @@ struct Load {
     took: AtomicU64,
 }
 
+/// A service whose requests take some milliseconds on the server.
 fn app(pool: &SessionPool) -> Router {
     let handler = async |db: DbSession| {
         let query = Statement::from_string(DbBackend::Postgres, "SELECT pg_sleep(0.005)");
@@ -133,7 +134,7 @@ async fn all_are_back(pool: &SessionPool) {
 async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(CONNECTIONS).await;
-    let pool = pool_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(5)).max_waiting(200));
+    let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_waiting(200));
     let app = app(&pool);
     for pause in [Duration::from_millis(500), Duration::ZERO] {
         eprintln!("a pause of {pause:?} after a rejection");
@@ -156,21 +157,20 @@ async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
 /// By default it is the time in the queue that counts: where connections come back fast, many may wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
-    const CLIENTS: usize = 400;
+    const CLIENTS: usize = 100;
+    const CONNECTIONS: u32 = 2;
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(CONNECTIONS).await;
     let pool = session_pool(db.clone());
-    let app = app(&pool);
-    // However slow the machine, sooner or later 400 get their turn within a second.
-    let started = Instant::now();
-    loop {
+    // They hold their connection for a moment and ask the server nothing: a turn costs a slow machine little.
+    let handler = async |_: DbSession| tokio::time::sleep(Duration::from_millis(1)).await;
+    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+    in_one_of(20, "100 are let in", async || {
         let load = load(&app, CLIENTS, Duration::ZERO).await;
         load.tell(CLIENTS);
-        if load.rejected.load(Ordering::Relaxed) == 0 {
-            break;
-        }
-        assert!(started.elapsed() < BOUND, "400 are never let in");
-    }
+        load.rejected.load(Ordering::Relaxed) == 0
+    })
+    .await;
     // Where none comes back there is room for 20 each, and that is what is left of it.
     let held = join_all((0..CONNECTIONS).map(|_| pool.session())).await;
     let waiting: Vec<_> = (0..CLIENTS)
@@ -179,9 +179,9 @@ async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
             tokio::spawn(async move { pool.session().await.map(drop) })
         })
         .collect();
-    eventually("they wait", async || pool.status().waiting >= 200).await;
+    eventually("they wait", async || pool.status().waiting >= 40).await;
     eventually("the last one is not let in", async || {
-        let one_more = timeout(Duration::from_millis(600), pool.session());
+        let one_more = timeout(Duration::from_secs(5), pool.session());
         matches!(one_more.await, Ok(Err(error)) if error.is_exhausted())
     })
     .await;

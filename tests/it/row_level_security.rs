@@ -27,7 +27,7 @@ use crate::support::{
 mod example;
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 const TENANTS: &str = "SELECT DISTINCT tenant FROM note ORDER BY tenant";
 

@@ -6,10 +6,7 @@ use axum::{Router, response::IntoResponse, routing::any};
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionError};
-use tokio::{
-    sync::Barrier,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Barrier, time::timeout};
 use tower_sea_orm::{DbSession, DbSessionLayer, Error};
 
 use crate::support::pool::{layer_with, pool_with, session_layer, session_pool};
@@ -22,6 +19,9 @@ use crate::{
     },
     telemetry::Log,
 };
+
+/// So long that only a hang would come to it.
+const LONG: Duration = Duration::from_secs(600);
 
 enum Other {}
 
@@ -70,7 +70,7 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
         let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
         for second in [by_session as Second, by_transaction, by_another_tag] {
             let (log, _guard) = Log::start();
-            let site = Site::new(kind).await.pooled(|pool| pool.acquire_timeout(Duration::from_secs(60)));
+            let site = Site::new(kind).await.pooled(|pool| pool.acquire_timeout(LONG));
             let barrier = Arc::new(Barrier::new(size as usize));
             let handler = async move |db: DbSession, other: Option<DbSession<Other>>| {
                 barrier.wait().await;
@@ -113,7 +113,7 @@ async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
         let site = Site::new(kind).await;
         // All but one connection are for others.
         let reserve = if kind == Kind::SqliteMemory { 0 } else { SIZE - 1 };
-        let one = pool_with(&site.db, |pool| pool.acquire_timeout(Duration::from_secs(60)).reserve(reserve));
+        let one = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(reserve));
         let app = Router::new()
             .route("/", any(async || ()))
             .layer(DbSessionLayer::<Other>::tagged(one.clone()))
@@ -158,7 +158,7 @@ async fn the_wait_of_a_spawned_task_is_its_own() {
         let error = task.await.unwrap().unwrap_err();
         assert!(error.is_exhausted(), "{error}");
     };
-    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_millis(300)));
+    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(3)));
     assert_eq!(call(Router::new().route("/", any(handler)).layer(layer)).await.status(), 200);
     assert_eq!(warnings(&log), Vec::<String>::new());
     assert_whole(&test, &db, 1).await;
@@ -169,7 +169,7 @@ async fn a_statement_that_runs_beside_the_wait_ends_first() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let reserve = if kind == Kind::SqliteMemory { 0 } else { SIZE - 1 };
-        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(Duration::from_secs(60)).reserve(reserve));
+        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(reserve));
         let handler = async |db: DbSession| {
             let slow = match db.backend() {
                 sea_orm::DbBackend::Postgres => "SELECT pg_sleep(0.2)",
@@ -270,12 +270,10 @@ async fn cancelled_waits_leave_no_mark() {
         let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
         assert_eq!(call(app).await.status(), 200, "{kind:?}");
         drop(job);
-        let started = Instant::now();
         let app = Router::new()
             .route("/", any(async |db: DbSession| by_session(db, None).await.map_err(|error| error.status())))
             .layer(DbSessionLayer::new(pool.clone()));
         assert_eq!(call(app).await.status(), 200, "{kind:?}: nobody else holds one");
-        assert!(started.elapsed() < BOUND);
         eventually("nobody waits", async || format!("{pool:?}").contains("waiting: 0")).await;
         assert_whole(&test, &db, 2).await;
     }

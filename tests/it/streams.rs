@@ -25,7 +25,7 @@ use crate::support::{
 };
 
 /// How long anything here may take.
-const BOUND: Duration = Duration::from_secs(20);
+const BOUND: Duration = crate::support::wait::BOUND;
 
 /// What tokio lets a task do in one poll.
 const BUDGET: usize = 128;

@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// So long that only a hang would come to it.
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(600);
 
 fn pool_of(db: &DatabaseConnection) -> SessionPool {
     pool_with(db, |pool| pool.acquire_timeout(LONG))
