@@ -34,7 +34,7 @@ impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbSession<Tag> {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
-        Self::from_extensions(&parts.extensions).map_err(MissingSession)
+        Self::tagged(&parts.extensions).map_err(MissingSession)
     }
 }
 
@@ -42,7 +42,7 @@ impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbSession<Tag> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
-        Ok(Self::from_extensions(&parts.extensions).ok())
+        Ok(Self::tagged(&parts.extensions).ok())
     }
 }
 
@@ -51,7 +51,7 @@ impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbTx<Tag> {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
-        Self::from_extensions(&parts.extensions).map_err(MissingSession)
+        Self::tagged(&parts.extensions).map_err(MissingSession)
     }
 }
 
@@ -59,7 +59,7 @@ impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbTx<Tag> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
-        Ok(Self::from_extensions(&parts.extensions).ok())
+        Ok(Self::tagged(&parts.extensions).ok())
     }
 }
 
@@ -68,7 +68,7 @@ impl<S: Sync> FromRequestParts<S> for SessionPool {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
-        let session: DbSession = DbSession::from_extensions(&parts.extensions).map_err(MissingSession)?;
+        let session = DbSession::from_extensions(&parts.extensions).map_err(MissingSession)?;
         Ok(session.pool().clone())
     }
 }

@@ -3,23 +3,22 @@
 use std::{
     fmt,
     future::Future,
-    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Request, Response, Version, header, request::Parts};
+use http::{Request, Response};
 use pin_project::pin_project;
 use tower::Service;
 
 use crate::{
-    DbSession, Error, Main, Outcome, SessionPool,
+    DbSession, Error, Main, SessionPool,
+    answer::Answer,
+    error::Kind,
     layer::Policy,
-    pool::Label,
     respond::{EmptyBody, OnError},
-    session::{Decision, Ended, SessionGuard, Settlement, is_success},
-    telemetry,
+    session::{Decision, Ended, SessionGuard, Settlement},
 };
 
 /// The future of a [`DbSessionService`](crate::DbSessionService).
@@ -42,6 +41,8 @@ where
 enum State<S, ReqBody, F, R, E, Tag> {
     /// Waiting for a connection; the ready service and the request wait along.
     Acquiring { inner: S, request: Request<ReqBody>, acquire: Acquire<Tag> },
+    /// The request has a session that cannot do as told.
+    Refused(Error),
     /// The inner service is at work.
     Serving {
         #[pin]
@@ -59,20 +60,41 @@ impl<S, ReqBody, Tag> State<S, ReqBody, S::Future, S::Response, S::Error, Tag>
 where
     S: Service<Request<ReqBody>>,
 {
-    fn serving(inner: &mut S, request: Request<ReqBody>, guard: SessionGuard) -> Self {
-        let _entered = guard.enter();
-        Self::Serving { future: inner.call(request), guard: Some(guard) }
+    /// `own` is the session that the request gets from here, if it has none.
+    fn serving(inner: &mut S, mut request: Request<ReqBody>, own: Option<(DbSession<Tag>, SessionGuard)>) -> Self
+    where
+        Tag: 'static,
+    {
+        let Some((session, guard)) = own else {
+            return Self::Serving { future: inner.call(request), guard: None };
+        };
+        request.extensions_mut().insert(session);
+        let entered = guard.enter();
+        let future = inner.call(request);
+        drop(entered);
+        Self::Serving { future, guard: Some(guard) }
+    }
+
+    /// The clone has not been polled ready: it stays, and the ready one goes.
+    fn acquiring(inner: &mut S, request: Request<ReqBody>, acquire: Acquire<Tag>) -> Self
+    where
+        S: Clone,
+    {
+        let next = inner.clone();
+        Self::Acquiring { inner: std::mem::replace(inner, next), request, acquire }
     }
 }
 
-type Acquire<Tag> = BoxFuture<'static, Result<(DbSession<Tag>, SessionGuard), Error>>;
+/// `None`: a session that the request had before has its connection now.
+type Acquire<Tag> = BoxFuture<'static, Result<Option<(DbSession<Tag>, SessionGuard)>, Error>>;
 
 impl<S, ReqBody, Tag, Respond> ResponseFuture<S, ReqBody, Tag, Respond>
 where
     S: Service<Request<ReqBody>>,
     Tag: 'static,
 {
-    pub(crate) fn new(
+    /// For a request that gets its session here.
+    pub(crate) fn new<ResBody>(
         inner: &mut S,
         request: Request<ReqBody>,
         pool: &SessionPool,
@@ -81,35 +103,55 @@ where
     ) -> Self
     where
         S: Clone,
+        Respond: OnError<ResBody>,
     {
         let (parts, body) = request.into_parts();
         let eager = policy.checkout.is_eager(&parts) && !pool.is_direct();
         let plan = policy.plan(&parts);
         let answer = Answer::new(respond, &parts, policy.keep_handler_errors);
-        let mut request = Request::from_parts(parts, body);
+        let request = Request::from_parts(parts, body);
         let opened = if eager { pool.try_session::<Tag>(plan) } else { pool.lazy_session::<Tag>(plan) };
         let state = match opened {
-            Ok((session, guard)) => {
-                request.extensions_mut().insert(session);
-                State::serving(inner, request, guard)
-            }
+            Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
                 let pool = pool.clone();
-                // The clone has not been polled ready: it stays, and the ready one goes.
-                let next = inner.clone();
-                let inner = std::mem::replace(inner, next);
-                State::Acquiring { inner, request, acquire: Box::pin(async move { pool.eager_session(plan).await }) }
+                State::acquiring(inner, request, Box::pin(async move { pool.eager_session(plan).await.map(Some) }))
             }
         };
         Self { state, answer }
     }
 
-    /// For a request that has its session from a layer further out.
-    pub(crate) fn pass(inner: &mut S, request: Request<ReqBody>, respond: Respond) -> Self {
+    /// For a request that has its session from a layer further out: tells it what this layer says.
+    pub(crate) fn join<ResBody>(
+        inner: &mut S,
+        session: DbSession<Tag>,
+        request: Request<ReqBody>,
+        pool: &SessionPool,
+        policy: &Policy,
+        respond: Respond,
+    ) -> Self
+    where
+        S: Clone,
+        Respond: OnError<ResBody>,
+    {
         let (parts, body) = request.into_parts();
         let answer = Answer::new(respond, &parts, true);
+        let told = if pool.has_database_of(session.pool()) {
+            session.order(policy.order(&parts))
+        } else {
+            Err(Kind::OtherPool(std::any::type_name::<Tag>()).into())
+        };
+        let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
-        Self { state: State::Serving { future: inner.call(request), guard: None }, answer }
+        let state = match told {
+            Err(error) => State::Refused(error),
+            Ok(()) if waits => {
+                let check_out = async move { session.check_out().await.map(|()| None) };
+                State::acquiring(inner, request, Box::pin(check_out))
+            }
+            Ok(()) => State::serving(inner, request, None),
+        };
+        Self { state, answer }
     }
 }
 
@@ -127,21 +169,20 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquire, .. } => {
                     let acquired = ready!(acquire.as_mut().poll(cx));
-                    let StateOwned::Acquiring { mut inner, mut request, .. } =
+                    let StateOwned::Acquiring { mut inner, request, .. } =
                         this.state.as_mut().project_replace(State::Done)
                     else {
                         polled_after_completion()
                     };
                     match acquired {
-                        Ok((session, guard)) => {
-                            request.extensions_mut().insert(session);
-                            State::serving(&mut inner, request, guard)
-                        }
-                        Err(error) => {
-                            let (Parts { method, uri, .. }, _) = request.into_parts();
-                            return Poll::Ready(Ok(this.answer.error(&error, Some(&Label { method, uri }))));
-                        }
+                        Ok(own) => State::serving(&mut inner, request, own),
+                        Err(error) => return Poll::Ready(Ok(this.answer.error(&error))),
                     }
+                }
+                StateProj::Refused(error) => {
+                    let response = this.answer.error(error);
+                    this.state.set(State::Done);
+                    return Poll::Ready(Ok(response));
                 }
                 StateProj::Serving { future, guard } => {
                     let entered = guard.as_ref().and_then(SessionGuard::enter);
@@ -151,7 +192,7 @@ where
                         this.state.set(State::Done);
                         return Poll::Ready(result);
                     };
-                    let (result, decision, guard) = match decide(guard, result, this.answer.asked.version) {
+                    let (result, decision, guard) = match decide(guard, result) {
                         Fate::Head(result, decision, guard) => (result, decision, guard),
                         Fate::Body(response) => {
                             this.state.set(State::Done);
@@ -181,7 +222,7 @@ where
 }
 
 /// Where an answer's fate is decided.
-enum Fate<B, E> {
+pub(crate) enum Fate<B, E> {
     /// Now.
     Head(Result<Response<B>, E>, Decision, SessionGuard),
     /// At the end of the body, which has the guard.
@@ -189,7 +230,7 @@ enum Fate<B, E> {
 }
 
 /// What the answer means for the session's transaction.
-fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>, version: Version) -> Fate<B, E> {
+pub(crate) fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>) -> Fate<B, E> {
     let response = match result {
         Ok(response) => response,
         Err(error) => return Fate::Head(Err(error), Decision::RollBack, guard),
@@ -201,109 +242,19 @@ fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>, version: Ve
         if hold.has_failed() {
             decision = Decision::RollBack;
         }
-        if decision == Decision::RollBack || guard.cut_off().is_some() {
+        if decision == Decision::RollBack {
             hold.pass();
+        } else if let Some(error) = guard.cut_off() {
+            // It was to live for its body, which would go on without.
+            hold.break_off(error);
         } else {
-            guard = match guard.leave_to(&hold, &head, version) {
+            guard = match guard.leave_to(&hold, &head) {
                 Ok(()) => return Fate::Body(Response::from_parts(head, body)),
                 Err(guard) => guard,
             };
         }
     }
     Fate::Head(Ok(Response::from_parts(head, body)), decision, guard)
-}
-
-/// Makes answers of the layer's own.
-struct Answer<Tag, Respond> {
-    respond: Respond,
-    asked: Asked,
-    keep_handler_errors: bool,
-    tag: PhantomData<fn() -> Tag>,
-}
-
-/// The request's parts, as far as an answer may depend on them and the session does not know them. A clone
-/// of all headers, or even a map of these two, would cost every request allocations for the sake of the few
-/// that fail.
-struct Asked {
-    version: Version,
-    accept: Option<HeaderValue>,
-    content_type: Option<HeaderValue>,
-}
-
-impl Asked {
-    fn of(parts: &Parts) -> Self {
-        Self {
-            version: parts.version,
-            accept: parts.headers.get(header::ACCEPT).cloned(),
-            content_type: parts.headers.get(header::CONTENT_TYPE).cloned(),
-        }
-    }
-
-    fn parts(&self, label: Option<&Label>) -> Parts {
-        let (mut parts, ()) = Request::new(()).into_parts();
-        if let Some(Label { method, uri }) = label {
-            parts.method.clone_from(method);
-            parts.uri.clone_from(uri);
-        }
-        parts.version = self.version;
-        for (name, value) in [(header::ACCEPT, &self.accept), (header::CONTENT_TYPE, &self.content_type)] {
-            if let Some(value) = value {
-                parts.headers.insert(name, value.clone());
-            }
-        }
-        parts
-    }
-}
-
-impl<Tag: 'static, Respond> Answer<Tag, Respond> {
-    fn new(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self {
-        Self { respond, asked: Asked::of(parts), keep_handler_errors, tag: PhantomData }
-    }
-
-    fn error<B>(&self, error: &Error, label: Option<&Label>) -> Response<B>
-    where
-        Respond: OnError<B>,
-    {
-        telemetry::answered(error);
-        self.respond.response(error, &self.asked.parts(label))
-    }
-
-    /// The handler's answer, whose body decides.
-    fn pending<B>(&self, mut response: Response<B>) -> Response<B> {
-        if let Some(outcome) = Outcome::<Tag>::of(Ended::Pending) {
-            response.extensions_mut().insert(outcome);
-        }
-        response
-    }
-
-    /// The handler's answer, or the layer's where the handler's would not be true.
-    fn conclude<B>(&self, response: Response<B>, ended: Ended, guard: &SessionGuard) -> Response<B>
-    where
-        Respond: OnError<B>,
-    {
-        let failure = match (&ended, guard.lost()) {
-            (Ended::Failed(error), _) => Some(error.clone()),
-            // Whatever the rule made of it: what the handler believes to be there is not.
-            (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
-            _ if !response.status().is_server_error() || self.keep_handler_errors => None,
-            _ => guard.failure(),
-        };
-        let mut response = match failure {
-            None => response,
-            Some(error) => {
-                let mut answer = self.error(&error, guard.label());
-                if guard.may_have_committed() {
-                    // What came before may stand: sent again, it would happen twice.
-                    answer.headers_mut().remove(header::RETRY_AFTER);
-                }
-                answer
-            }
-        };
-        if let Some(outcome) = Outcome::<Tag>::of(ended) {
-            response.extensions_mut().insert(outcome);
-        }
-        response
-    }
 }
 
 fn polled_after_completion() -> ! {

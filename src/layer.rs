@@ -2,7 +2,7 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
-use http::{request::Parts, response};
+use http::{Response, Version, header, request::Parts, response};
 use sea_orm::{AccessMode, DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
@@ -11,7 +11,7 @@ use crate::{
     error::Kind,
     pool::Label,
     respond::EmptyBody,
-    session::{CommitWhen, Mode, Plan, Rules},
+    session::{CommitWhen, Mode, Order, Plan, Rules},
 };
 
 /// Gives every request of the service it wraps a [`DbSession`](crate::DbSession), and takes the
@@ -57,8 +57,24 @@ type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
 
 impl Policy {
-    /// What a request's session is told.
+    /// What a request's session begins with.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
+        let Order { mode, commit_when, on_begin, on_acquire } = self.order(parts);
+        // What `on_begin` sets must not outlive the request.
+        let otherwise = if on_begin.is_some() { Mode::Transaction(self.options) } else { Mode::Autocommit };
+        let rules = Rules {
+            mode: mode.unwrap_or(otherwise),
+            commit_when,
+            on_begin: on_begin.map(Into::into),
+            on_acquire: on_acquire.map(Into::into),
+            is_head: parts.method == http::Method::HEAD,
+        };
+        let label = Label { method: parts.method.clone(), uri: parts.uri.clone() };
+        Plan { rules, label: Some(label), ..Plan::default() }
+    }
+
+    /// What a session is told that a layer further out has opened.
+    pub(crate) fn order(&self, parts: &Parts) -> Order {
         let picked = match &self.transactions {
             Transactions::None => false,
             Transactions::All => true,
@@ -71,21 +87,45 @@ impl Policy {
             ..self.options
         };
         let mode = match (picked, self.read_only_otherwise) {
-            (true, _) => Mode::Transaction(self.options),
-            (false, true) => Mode::Transaction(read_only),
-            // What it sets must not outlive the request.
-            (false, false) if self.on_begin.is_some() => Mode::Transaction(self.options),
-            (false, false) => Mode::Autocommit,
+            (true, _) => Some(Mode::Transaction(self.options)),
+            (false, true) => Some(Mode::Transaction(read_only)),
+            (false, false) => None,
         };
-        let rules = Rules {
+        Order {
             mode,
             commit_when: self.commit_when.clone(),
-            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts).into()),
-            on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts).into()),
-            is_head: parts.method == http::Method::HEAD,
-        };
-        let label = Label { method: parts.method.clone(), uri: parts.uri.clone() };
-        Plan { rules, label: Some(label), is_loose: false }
+            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),
+            on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts)),
+        }
+    }
+}
+
+/// Whether a request has no body that its client may take long to send: for
+/// [`DbSessionLayer::eager_if`], so that no connection waits for slow uploads.
+///
+/// A request has one if it says so, by `Content-Length` above 0 or `Transfer-Encoding`; over HTTP/2, which
+/// needs neither, if its method is another than GET, HEAD, OPTIONS and TRACE and it gives no length.
+///
+/// ```
+/// use tower_sea_orm::without_body;
+///
+/// let parts = |request: http::request::Builder| request.body(()).unwrap().into_parts().0;
+/// assert!(without_body(&parts(http::Request::get("/items"))));
+/// assert!(!without_body(&parts(http::Request::post("/items").header("content-length", 20))));
+/// # #[cfg(feature = "mock")] {
+/// # use sea_orm::{DbBackend, MockDatabase};
+/// # use tower_sea_orm::DbSessionLayer;
+/// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+/// let layer = DbSessionLayer::new(db).eager_if(without_body);
+/// # let _ = layer; }
+/// ```
+pub fn without_body(parts: &Parts) -> bool {
+    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        return false;
+    }
+    match parts.headers.get(header::CONTENT_LENGTH) {
+        Some(length) => length == "0",
+        None => parts.version < Version::HTTP_2 || parts.method.is_safe(),
     }
 }
 
@@ -322,13 +362,15 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     ///
     /// # Panics
     ///
-    /// If the database is SQLite in memory, which dies with its connection.
+    /// If the database is SQLite in memory, which dies with its connection, or SeaORM's proxy, which has no
+    /// connection of a session. A mock runs the statements before the session's first one: they need results
+    /// of their own.
     #[track_caller]
     pub fn on_acquire<F>(mut self, set_up: F) -> Self
     where
         F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
-        if self.pool.is_in_memory() || self.pool.is_direct() {
+        if self.pool.is_in_memory() || self.pool.is_proxy() {
             panic!("{}", Error::from(Kind::CannotClose));
         }
         self.policy().on_acquire = Some(Arc::new(set_up));
@@ -343,9 +385,29 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Makes the answer when no connection can be had: a closure from the error and the request's
-    /// parts to a response, or [`ProblemJson`](crate::ProblemJson). Default: an empty body.
-    pub fn on_error<R>(self, respond: R) -> DbSessionLayer<Tag, R> {
+    /// Makes the layer's own answers, when no connection can be had or a transaction could not be committed:
+    /// by a closure from the error and the head of the request to a response, or by
+    /// [`problem_json`](crate::problem_json). Default: an empty body.
+    ///
+    /// The parts are the whole head that the request had when it came to the layer, extensions included. They
+    /// are copied before the handler runs, for each request.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use http::Response;
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower_sea_orm::{DbSessionLayer, error_response};
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db).on_error(|error, parts| {
+    ///     let body = format!("{} could not be served", parts.uri.path());
+    ///     error_response(error, parts, body) // the status and `Retry-After` that belong to it
+    /// });
+    /// # let _ = layer; }
+    /// ```
+    pub fn on_error<F, B>(self, respond: F) -> DbSessionLayer<Tag, F>
+    where
+        F: Fn(&Error, &Parts) -> Response<B>,
+    {
         DbSessionLayer { pool: self.pool, policy: self.policy, respond, tag: PhantomData }
     }
 

@@ -214,7 +214,7 @@
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
 //! | anything else | the handler's own answer | – |
 //!
-//! The body is empty; [`on_error`](DbSessionLayer::on_error) makes another answer, [`ProblemJson`] one
+//! The body is empty; [`on_error`](DbSessionLayer::on_error) makes another answer, [`problem_json`] one
 //! of `application/problem+json`. A gRPC request gets status 200 with `grpc-status` 14 or 13.
 //!
 //! A statement's error is SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and
@@ -258,6 +258,7 @@
 //! Turn on the driver here that you turn on in SeaORM. TLS is SeaORM's choice: its feature
 //! `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
 
+mod answer;
 mod body;
 #[cfg(feature = "config")]
 mod config;
@@ -286,9 +287,9 @@ pub use self::{
     body::{HoldFuture, HoldLayer, HoldService, SessionBody},
     error::Error,
     future::ResponseFuture,
-    layer::{DbSessionLayer, unsafe_methods},
+    layer::{DbSessionLayer, unsafe_methods, without_body},
     pool::{Reset, SessionPool, SessionPoolBuilder, Status},
-    respond::{EmptyBody, OnError, ProblemJson, error_response},
+    respond::{EmptyBody, OnError, error_response, problem_json},
     service::DbSessionService,
     session::{DbSession, DbTx, Main, PoolSession, SessionTransaction},
     transaction::{Outcome, TransactionLayer, TransactionService},

@@ -1,16 +1,29 @@
-//! The answer when no connection can be had.
+//! The layers' own answers.
 
-use http::{HeaderValue, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Response, header, request::Parts};
 
-use crate::Error;
+use crate::{Error, session::GRPC_STATUS};
 
-/// Makes the layer's own answers. Closures `Fn(&Error, &Parts) -> Response<B>` implement it.
+/// Makes a layer's own answers. Functions and closures `Fn(&Error, &Parts) -> Response<B>` implement it, and
+/// [`on_error`](crate::DbSessionLayer::on_error) takes them.
 ///
-/// Of the request's parts it sees method, URI, version and the headers `accept` and `content-type`.
 /// The client learns a status; the cause is for the log. [`error_response`] gives the status and
 /// `Retry-After` to start from.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` makes no answer with a body of type `{B}`",
+    label = "the layer's own answers need the body type of the service inside of it",
+    note = "an empty body, the default, needs `{B}: Default`",
+    note = "say `.on_error(|error, parts| error_response(error, parts, body))` with a body of that type",
+    note = "or put `.map_response_body(axum::body::Body::new)` (tower-http) between this layer and the one inside of it that changes the body, such as `TraceLayer`",
+    note = "or put this layer inside of that one: see \"The order of layers\" in the documentation of `tower_sea_orm`"
+)]
 pub trait OnError<B> {
-    /// The answer to a request that could not be served because of `error`.
+    /// Whether [`response`](Self::response) looks at more of the request than `content-type`. Then its head is
+    /// copied before the inner service gets it, which a request without an error pays for as well.
+    const READS_REQUEST: bool = true;
+
+    /// The answer to a request that could not be served because of `error`. The parts are those that the
+    /// request had when it came to the layer: method, URI, version, headers and extensions.
     fn response(&self, error: &Error, parts: &Parts) -> Response<B>;
 }
 
@@ -27,53 +40,52 @@ where
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EmptyBody;
 
+#[diagnostic::do_not_recommend]
 impl<B: Default> OnError<B> for EmptyBody {
+    const READS_REQUEST: bool = false;
+
     fn response(&self, error: &Error, parts: &Parts) -> Response<B> {
         error_response(error, parts, B::default())
     }
 }
 
-/// Answers with a body of `application/problem+json` (RFC 9457), for bodies made from a `String`.
+/// Answers with a body of `application/problem+json` (RFC 9457), for bodies made from a `String`; a gRPC
+/// request gets the answer of [`error_response`], without a body. For
+/// [`on_error`](crate::DbSessionLayer::on_error).
 ///
 /// ```
-/// use http::Request;
+/// use http::{Request, Response};
 /// use sea_orm::{ConnAcquireErr, DbErr};
-/// use tower_sea_orm::{Error, OnError, ProblemJson};
+/// use tower_sea_orm::{Error, problem_json};
 ///
 /// let error = Error::of(&DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)).unwrap();
 /// let (parts, ()) = Request::new(()).into_parts();
-/// let response: http::Response<String> = ProblemJson.response(&error, &parts);
+/// let response: Response<String> = problem_json(&error, &parts);
 /// assert_eq!(response.headers()["content-type"], "application/problem+json");
 /// assert_eq!(response.body(), r#"{"type":"about:blank","title":"the service is busy","status":503}"#);
 /// ```
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ProblemJson;
-
-impl<B: From<String>> OnError<B> for ProblemJson {
-    fn response(&self, error: &Error, parts: &Parts) -> Response<B> {
-        let status = error.status();
-        let body = format!(r#"{{"type":"about:blank","title":"{}","status":{}}}"#, error.title(), status.as_u16());
-        let mut response = error_response(error, parts, B::from(body));
-        response
-            .headers_mut()
-            .entry(header::CONTENT_TYPE)
-            .or_insert(HeaderValue::from_static("application/problem+json"));
-        response
+pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B> {
+    if is_grpc(&parts.headers) {
+        return error_response(error, parts, B::from(String::new()));
     }
+    let status = error.status();
+    let body = format!(r#"{{"type":"about:blank","title":"{}","status":{}}}"#, error.title(), status.as_u16());
+    let mut response = error_response(error, parts, B::from(body));
+    let kind = HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 /// `body` with the status and `Retry-After` that belong to `error`.
 ///
-/// A gRPC request gets gRPC's own form: status 200 with `grpc-status` 14 (`UNAVAILABLE`) or
-/// 13 (`INTERNAL`).
+/// A gRPC request gets gRPC's own form: status 200 and [`grpc_code`](Error::grpc_code) as `grpc-status` among
+/// the headers, where `body` should be empty.
 pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     let mut response = Response::new(body);
-    let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let headers = response.headers_mut();
-    if kind.starts_with(b"application/grpc") {
-        let code = if error.is_retryable() { "14" } else { "13" };
+    if is_grpc(&parts.headers) {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static(code));
+        headers.insert(&GRPC_STATUS, HeaderValue::from(error.grpc_code()));
         headers.insert("grpc-message", HeaderValue::from_static(error.title()));
         return response;
     }
@@ -82,4 +94,28 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     }
     *response.status_mut() = error.status();
     response
+}
+
+/// Whether a request wants its answer in gRPC's form.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    kind.get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+}
+
+/// Whether an answer says that the service failed: a 5xx, or what stands for one in gRPC.
+pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
+    // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+    let failures: [&[u8]; 5] = [b"2", b"4", b"13", b"14", b"15"];
+    let code = response.headers().get(&GRPC_STATUS).map(HeaderValue::as_bytes);
+    response.status().is_server_error() || code.is_some_and(|code| failures.contains(&code))
+}
+
+/// Takes back that the request may be sent again: something of it may stand, and it would happen twice.
+pub(crate) fn forbid_retry<B>(response: &mut Response<B>) {
+    let headers = response.headers_mut();
+    headers.remove(header::RETRY_AFTER);
+    if headers.contains_key(&GRPC_STATUS) {
+        // What is no number of milliseconds tells a gRPC client not to.
+        headers.insert("grpc-retry-pushback-ms", HeaderValue::from_static("-1"));
+    }
 }

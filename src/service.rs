@@ -19,8 +19,13 @@ use crate::{
 
 /// The service that a [`DbSessionLayer`] makes.
 ///
-/// The inner service that was polled ready is the one that is called. A request that already
-/// carries a live session of the same tag passes through: nested layers share one session.
+/// The inner service that was polled ready is the one that is called.
+///
+/// Nested layers of one tag share one session, which the outermost opens. What an inner one says
+/// (transactions, `commit_when`, `on_begin`, `on_acquire`) holds for the requests that come to it, as with
+/// [`TransactionLayer`](crate::TransactionLayer); an eager one has a lazy session check out before its own
+/// inner service is called. A layer over another database under the same tag answers 500, with a line in the
+/// log that names the tag: its handlers would run on the wrong one.
 pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
     inner: S,
     pool: SessionPool,
@@ -74,11 +79,12 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let has_session = request.extensions().get::<DbSession<Tag>>().is_some_and(|session| !session.has_ended());
-        if has_session {
-            return ResponseFuture::pass(&mut self.inner, request, self.respond.clone());
+        let outer = request.extensions().get::<DbSession<Tag>>().filter(|session| !session.has_ended());
+        let (inner, pool, policy, respond) = (&mut self.inner, &self.pool, &self.policy, self.respond.clone());
+        match outer.cloned() {
+            None => ResponseFuture::new(inner, request, pool, policy, respond),
+            Some(outer) => ResponseFuture::join(inner, outer, request, pool, policy, respond),
         }
-        ResponseFuture::new(&mut self.inner, request, &self.pool, &self.policy, self.respond.clone())
     }
 }
 

@@ -42,6 +42,8 @@
 //! # }).unwrap();
 //! ```
 //!
+//! A single handler without a service around it is run by [`serve`].
+//!
 //! What is not as in production:
 //!
 //! - There is one connection, and sessions take turns. A request that needs a second session while it
@@ -57,9 +59,74 @@
 //! - Hooks are not run: see [`TestPool::hooks`].
 //! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
 
-use std::fmt;
+use std::{convert::Infallible, fmt};
 
-use crate::{Error, PoolSession, SessionPool, SessionPoolBuilder};
+use http::{Method, Request, Response, Uri};
+
+use crate::{
+    DbSession, EmptyBody, Error, Main, PoolSession, SessionPool, SessionPoolBuilder,
+    answer::Answer,
+    error::Kind,
+    future::{Fate, decide},
+    pool::Label,
+    session::Plan,
+};
+
+/// Runs a handler with a session, and ends that by the handler's response, as a
+/// [`DbSessionLayer`](crate::DbSessionLayer) around it would: for unit tests that call a handler directly. On
+/// a plain handle (`DbSession::from(db)`), nothing would commit what it does in a
+/// [`DbTx`](crate::DbTx).
+///
+/// The response is the one that a client would get, with the [`Outcome`](crate::Outcome) in its extensions.
+///
+/// ```
+/// # #[cfg(all(feature = "sqlx-sqlite", feature = "axum"))]
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use axum::{Json, body::Body, http::StatusCode, response::IntoResponse};
+/// use sea_orm::{ConnectionTrait, Database};
+/// use tower_sea_orm::{DbTx, SessionPool, testing};
+///
+/// async fn create(tx: DbTx, Json(id): Json<i32>) -> StatusCode {
+///     tx.execute_unprepared(&format!("INSERT INTO item VALUES ({id})")).await.unwrap();
+///     if id < 0 { StatusCode::BAD_REQUEST } else { StatusCode::CREATED }
+/// }
+///
+/// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+/// # pool.database().execute_unprepared("CREATE TABLE item (id integer PRIMARY KEY)").await?;
+/// for (id, status) in [(1, StatusCode::CREATED), (-1, StatusCode::BAD_REQUEST)] {
+///     let response = testing::serve(pool.clone(), async |db| create(db.tx(), Json(id)).await.into_response());
+///     assert_eq!(response.await.status(), status);
+/// }
+/// let left = pool.session().await?.execute_unprepared("DELETE FROM item").await?;
+/// assert_eq!(left.rows_affected(), 1); // the first one was committed, the other one rolled back
+/// # Ok::<(), sea_orm::DbErr>(())
+/// # }).unwrap();
+/// ```
+///
+/// # Cancel safety
+///
+/// Dropped before COMMIT was sent, everything is rolled back.
+pub async fn serve<F, B>(pool: impl Into<SessionPool>, handler: F) -> Response<B>
+where
+    F: AsyncFnOnce(DbSession) -> Response<B>,
+    B: Default,
+{
+    let (parts, ()) = Request::new(()).into_parts();
+    let answer = Answer::<Main, _>::new::<B>(EmptyBody, &parts, false);
+    let label = Some(Label { method: Method::GET, uri: Uri::default() });
+    let Ok((session, guard)) = pool.into().lazy_session(Plan { label, ..Plan::default() }) else {
+        return answer.error(&Kind::Closing.into());
+    };
+    let response = handler(session).await;
+    match decide(guard, Ok::<_, Infallible>(response)) {
+        Fate::Head(Ok(response), decision, guard) => {
+            let ended = guard.settle(decision).resolve().await;
+            answer.conclude(response, ended, &guard)
+        }
+        Fate::Body(response) => answer.pending(response),
+        Fate::Head(Err(never), ..) => match never {},
+    }
+}
 
 /// A [`SessionPool`] whose every session runs inside of one transaction, which is rolled back at the end.
 ///

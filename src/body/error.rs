@@ -13,6 +13,7 @@ pub(super) struct BodyError {
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     NotCommitted,
+    CutOff,
     TooLong,
     TooShort,
 }
@@ -20,6 +21,10 @@ enum Kind {
 impl BodyError {
     pub(super) fn not_committed(source: BoxError) -> BoxError {
         Box::new(Self { kind: Kind::NotCommitted, source: Some(source) })
+    }
+
+    pub(super) fn cut_off(why: crate::Error) -> BoxError {
+        Box::new(Self { kind: Kind::CutOff, source: Some(Box::new(why)) })
     }
 
     pub(super) fn too_long() -> BoxError {
@@ -35,6 +40,7 @@ impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::NotCommitted => "the response's transaction could not be committed",
+            Kind::CutOff => "the response's session was cut off before the body's end",
             Kind::TooLong => "the response's body is longer than its length; its transaction is rolled back",
             Kind::TooShort => "the response's body ended before its length; its transaction is rolled back",
         })

@@ -69,7 +69,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let session = DbSession::from_extensions(request.extensions()).ok();
+        let session = DbSession::tagged(request.extensions()).ok();
         HoldFuture { future: self.inner.call(request), session }
     }
 }

@@ -31,7 +31,7 @@ mod tests;
 mod withheld;
 
 // The response future's side.
-pub(crate) use self::hold::{End, Finish, Hold};
+pub(crate) use self::hold::{End, Finish, Hold, WeakHold};
 pub use self::layer::{HoldFuture, HoldLayer, HoldService};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -48,8 +48,9 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// middleware has read to its end or replaced), the transaction is settled there and the body is
 /// passed on as it is.
 ///
-/// An HTTP/1.0 answer without `Content-Length` ends with its connection. Its reader cannot tell a
-/// complete one from an incomplete one.
+/// An HTTP/1.0 answer without `Content-Length` ends with its connection, complete or not. Its reader cannot
+/// tell the two apart: to HTTP/1.0 clients (`ab`, nginx towards its upstreams unless `proxy_http_version`
+/// says 1.1), give answers that matter a length.
 #[pin_project]
 #[must_use = "a body that is dropped rolls its transaction back"]
 pub struct SessionBody<B: Body> {
@@ -116,7 +117,11 @@ where
                 State::Reading(_) => match ready!(self.as_mut().poll_inner(cx)) {
                     Read::Through(item) => return Poll::Ready(item.map(|frame| frame.map_err(Into::into))),
                     Read::Withheld => {}
-                    Read::Ended => self.as_mut().settle(),
+                    Read::Ended => {
+                        if let Err(error) = self.as_mut().settle() {
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                    }
                     Read::Failed(error) => {
                         self.fail();
                         return Poll::Ready(Some(Err(error)));
@@ -187,7 +192,11 @@ where
         let (State::Reading(guard), Some(mut inner)) = (this.state, this.inner.as_pin_mut()) else {
             return Poll::Ready(Read::Through(None));
         };
-        let item = ready!(inner.as_mut().poll_frame(cx));
+        let item = match guard.as_ref().map(|guard| guard.ask(cx.waker())) {
+            None => ready!(inner.as_mut().poll_frame(cx)),
+            Some(Ok(waker)) => ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker))),
+            Some(Err(why)) => return Poll::Ready(Read::Failed(BodyError::cut_off(why))),
+        };
         let ended = match &item {
             None => true,
             Some(Ok(frame)) => {
@@ -225,14 +234,15 @@ where
     }
 
     /// The inner body has ended well: what comes of the answer is `finish`'s to say.
-    fn settle(self: Pin<&mut Self>) {
+    fn settle(self: Pin<&mut Self>) -> Result<(), BoxError> {
         let mut this = self.project();
         this.inner.set(None);
         // Failed until there is a future to wait for, if this panics.
-        let State::Reading(Some(guard)) = mem::replace(this.state, State::Failed) else { return };
-        if let Some(finish) = guard.finish() {
+        let State::Reading(Some(guard)) = mem::replace(this.state, State::Failed) else { return Ok(()) };
+        if let Some(finish) = guard.finish().map_err(BodyError::cut_off)? {
             *this.state = State::Settling(Mutex::new(finish(End { trailers: this.withheld.trailers.clone() })));
         }
+        Ok(())
     }
 
     /// The end will not be handed out. If `finish` was not called yet, it is dropped: a rollback.

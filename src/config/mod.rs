@@ -90,6 +90,7 @@ const TARGET: &str = "tower_sea_orm::pool";
 /// | `cancel_running` | | switch | false | [`SessionPoolBuilder::cancel_running`] |
 /// | `warn_hold` | | time, `never` or `-1` | 10 s | [`SessionPoolBuilder::warn_hold`] |
 /// | `max_hold` | | time, `never` or `-1` | never | [`SessionPoolBuilder::max_hold`] |
+/// | `body_timeout` | | time, `never` or `-1` | 30 s | [`SessionPoolBuilder::body_timeout`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
 ///
 /// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit: `250ms`, `30s`, `5min`,
@@ -161,6 +162,7 @@ struct Options {
     cancel_running: Option<bool>,
     warn_hold: Option<Duration>,
     max_hold: Option<Duration>,
+    body_timeout: Option<Duration>,
     startup_timeout: Option<Duration>,
 }
 
@@ -208,7 +210,7 @@ impl PoolConfig {
             };
         }
         let mut builder = SessionPool::builder(database);
-        set!(builder: acquire_timeout, release_timeout, reserve, max_waiting, reset, warn_hold, max_hold, warm);
+        set!(builder: acquire_timeout, release_timeout, reserve, max_waiting, reset, warn_hold, max_hold, body_timeout, warm);
         if self.options.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }

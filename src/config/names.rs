@@ -1,7 +1,7 @@
 //! The names of all settings, and the one that a wrong one was meant to be.
 
 /// Every name that a setting has.
-pub(super) const NAMES: [&str; 32] = [
+pub(super) const NAMES: [&str; 33] = [
     "url",
     "max_connections",
     "min_connections",
@@ -33,6 +33,7 @@ pub(super) const NAMES: [&str; 32] = [
     "cancel_running",
     "warn_hold",
     "max_hold",
+    "body_timeout",
     "startup_timeout",
 ];
 

@@ -96,6 +96,10 @@ impl Settings {
                 let time = value::time_or_never(key, text)?;
                 return put(keys, &mut options.max_hold, "max_hold", key, time.unwrap_or(Duration::MAX));
             }
+            "body_timeout" => {
+                let time = value::time_or_never(key, text)?;
+                return put(keys, &mut options.body_timeout, "body_timeout", key, time.unwrap_or(Duration::MAX));
+            }
             "max_lifetime" | "pool_recycle" => {
                 let time = value::time_or_never(key, text)?;
                 return put(keys, &mut options.max_lifetime, "max_lifetime", key, time);

@@ -13,6 +13,7 @@ pub(crate) enum Kind {
     Closing,
     SessionClosed,
     Reclaimed,
+    Unread,
     PoolDeadlock,
     NestedOpen,
     TransactionOver,
@@ -26,6 +27,9 @@ pub(crate) enum Kind {
     RollbackOnly,
     NoTransaction,
     TransactionBegun,
+    InUse,
+    NoEnd,
+    OtherPool(&'static str),
     TransactionOpen,
     MustBeTransaction,
     Control(Control),
@@ -54,10 +58,11 @@ pub(crate) enum Kind {
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-pub(super) const IN_DB_ERR: [Kind; 30] = [
+pub(super) const IN_DB_ERR: [Kind; 33] = [
     Kind::Down,
     Kind::SessionClosed,
     Kind::Reclaimed,
+    Kind::Unread,
     Kind::PoolDeadlock,
     Kind::NestedOpen,
     Kind::TransactionOver,
@@ -71,6 +76,8 @@ pub(super) const IN_DB_ERR: [Kind; 30] = [
     Kind::RollbackOnly,
     Kind::NoTransaction,
     Kind::TransactionBegun,
+    Kind::InUse,
+    Kind::NoEnd,
     Kind::TransactionOpen,
     Kind::MustBeTransaction,
     Kind::Control(Control::Begin),
@@ -112,6 +119,9 @@ impl Kind {
             Self::Reclaimed => {
                 "the session held its connection for longer than `max_hold`, so it was taken away and what was open rolled back: do less in one request, or `release()` it around what needs no database"
             }
+            Self::Unread => {
+                "the client did not read the response's body for the `body_timeout`, so the session that lived for it was cut off and what was open rolled back"
+            }
             Self::PoolDeadlock => {
                 "every connection of the pool is held by a request that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserve`"
             }
@@ -147,6 +157,15 @@ impl Kind {
             Self::TransactionBegun => {
                 "the session's transaction has begun with other options: set them before its first statement"
             }
+            Self::InUse => {
+                "the session has used its connection already, so a layer's `on_acquire` comes too late: put that layer outside of what runs statements"
+            }
+            Self::NoEnd => {
+                "this session belongs to no request, so nothing would end the transaction that a hook waits for: take it from a layer, `pool.transaction()`, or in a test `testing::serve`"
+            }
+            Self::OtherPool(_) => {
+                "the request has a session of another pool already: give one of the two `DbSessionLayer`s a tag of its own"
+            }
             Self::TransactionOpen => "a transaction is open: `commit()` or `rollback()` before you `release()`",
             Self::MustBeTransaction => {
                 "the session layer's `on_begin` needs a transaction: a route inside of it cannot do without"
@@ -175,7 +194,7 @@ impl Kind {
                 "`reserve` leaves no connection for sessions: it must be smaller than max_connections"
             }
             Self::InvalidHold => {
-                "`warn_hold` and `max_hold` cannot be zero: every session would be over it at once (`Duration::MAX` turns them off)"
+                "`warn_hold`, `max_hold` and `body_timeout` cannot be zero: every session would be over it at once (`Duration::MAX` turns them off)"
             }
             Self::CannotClose => {
                 "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`"

@@ -7,7 +7,7 @@ mod trouble;
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
-use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, TransactionError};
 
 use self::kind::IN_DB_ERR;
 pub(crate) use self::kind::Kind;
@@ -69,13 +69,52 @@ impl Error {
         Some(kind.into())
     }
 
+    /// [`of`](Self::of) for the error of `transaction()` or `transaction_async()`, whether it came from BEGIN or
+    /// COMMIT, or from a statement in the callback: then `E`, or an error that it gives as its
+    /// [`source`](std::error::Error::source), is the statement's [`DbErr`].
+    ///
+    /// ```
+    /// use sea_orm::{ConnAcquireErr, DbErr, TransactionError};
+    /// use tower_sea_orm::Error;
+    ///
+    /// let timeout = DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
+    /// for error in [TransactionError::Connection(timeout.clone()), TransactionError::Transaction(timeout)] {
+    ///     assert!(Error::of_transaction(&error).is_some_and(|error| error.is_exhausted()));
+    /// }
+    /// ```
+    pub fn of_transaction<E>(error: &TransactionError<E>) -> Option<Self>
+    where
+        E: std::error::Error + 'static,
+    {
+        let error = match error {
+            TransactionError::Connection(error) => return Self::of(error),
+            TransactionError::Transaction(error) => error,
+        };
+        let chain = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+        chain.into_iter().find_map(|error| match error.downcast_ref::<DbErr>() {
+            Some(error) => Self::of(error),
+            None => error.downcast_ref::<Self>().cloned(),
+        })
+    }
+
     /// The status that the layer answers with: 503 for what may pass, 504 for a statement that the server stopped
     /// for taking too long and for a connection that was taken away by `max_hold`, 500 for the rest.
     pub fn status(&self) -> StatusCode {
         match self.kind {
-            Kind::Reclaimed | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The code that the layer answers a gRPC request with: 14 (`UNAVAILABLE`) where [`status`](Self::status)
+    /// is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 13 (`INTERNAL`) for the rest. With tonic:
+    /// `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
+    pub fn grpc_code(&self) -> i32 {
+        match self.status() {
+            StatusCode::SERVICE_UNAVAILABLE => 14,
+            StatusCode::GATEWAY_TIMEOUT => 4,
+            _ => 13,
         }
     }
 
@@ -124,9 +163,10 @@ impl Error {
     }
 
     /// Whether the session's connection was taken away because it was held for longer than
-    /// [`max_hold`](crate::SessionPoolBuilder::max_hold).
+    /// [`max_hold`](crate::SessionPoolBuilder::max_hold), or for a body that nobody read
+    /// ([`body_timeout`](crate::SessionPoolBuilder::body_timeout)).
     pub fn is_reclaimed(&self) -> bool {
-        self.kind == Kind::Reclaimed
+        matches!(self.kind, Kind::Reclaimed | Kind::Unread)
     }
 
     /// Whether every connection of the pool was held by a request that waited for a second one, and this
@@ -145,6 +185,8 @@ impl Error {
                 | Kind::StreamOpen
                 | Kind::TransactionOpen
                 | Kind::TransactionBegun
+                | Kind::InUse
+                | Kind::NoEnd
                 | Kind::NoTransaction
                 | Kind::RollbackOnly
                 | Kind::MustBeTransaction
@@ -229,7 +271,7 @@ impl Error {
 
     /// Whether it tells that a session's connection was taken away.
     pub(crate) fn is_cut_off(&self) -> bool {
-        matches!(self.kind, Kind::Reclaimed | Kind::Closing)
+        matches!(self.kind, Kind::Reclaimed | Kind::Unread | Kind::Closing)
     }
 
     pub(crate) fn with_source(kind: Kind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -265,7 +307,7 @@ impl Error {
             Kind::Exhausted | Kind::Crowded | Kind::ServerFull => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
-            Kind::Reclaimed | Kind::StatementTimeout => "the request took too long",
+            Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
             Kind::ReadOnly => "the database takes no writes",
             Kind::StalePlan => "the database has just changed",
             _ if self.is_conflict() => "the request met a concurrent one",
@@ -312,6 +354,7 @@ impl fmt::Display for Error {
         f.write_str(self.kind.text())?;
         match self.kind {
             Kind::DriverNotEnabled(feature) => write!(f, ": enable its feature `{feature}`"),
+            Kind::OtherPool(tag) => write!(f, " (both have `{tag}`)"),
             _ => Ok(()),
         }
     }

@@ -11,6 +11,7 @@ use crate::error::{Error, Kind};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const WARN_HOLD: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many may wait for each connection, however slow they are.
 const WAITING_PER_CONNECTION: u32 = 20;
@@ -31,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) cancel_running: bool,
     pub(crate) warn_hold: Duration,
     pub(crate) max_hold: Duration,
+    pub(crate) body_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -45,6 +47,7 @@ impl Default for Settings {
             cancel_running: false,
             warn_hold: WARN_HOLD,
             max_hold: Duration::MAX,
+            body_timeout: BODY_TIMEOUT,
         }
     }
 }
@@ -294,6 +297,16 @@ impl SessionPoolBuilder {
         self
     }
 
+    /// For how long a session that is [held until the end of its response's
+    /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. Then the
+    /// session is cut off as by [`max_hold`](Self::max_hold) and the body breaks, so that slow or stalled clients
+    /// cannot take all connections. The time starts anew with each part that is read; it is looked at once a
+    /// second. Default: 30 s; [`Duration::MAX`] turns it off, and zero is refused.
+    pub fn body_timeout(mut self, time: Duration) -> Self {
+        self.settings.body_timeout = time;
+        self
+    }
+
     /// The pool, if its settings fit together and the database.
     ///
     /// # Errors
@@ -301,7 +314,8 @@ impl SessionPoolBuilder {
     /// - the database is disconnected, or of a driver whose feature is not enabled in this crate; the
     ///   text names the feature;
     /// - the [`reserve`](Self::reserve) leaves no connection to the sessions;
-    /// - [`warn_hold`](Self::warn_hold) or [`max_hold`](Self::max_hold) is zero;
+    /// - [`warn_hold`](Self::warn_hold), [`max_hold`](Self::max_hold) or [`body_timeout`](Self::body_timeout) is
+    ///   zero;
     /// - session state is to be [reset](Self::reset) and the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
         let source = Source::of(&self.database)?;
@@ -344,7 +358,7 @@ fn check(settings: &Settings, source: &Source, database: &DatabaseConnection) ->
     if source.max_connections().is_some_and(|max| settings.reserve >= max) {
         return Err(Kind::InvalidReserve.into());
     }
-    if settings.warn_hold.is_zero() || settings.max_hold.is_zero() {
+    if settings.warn_hold.is_zero() || settings.max_hold.is_zero() || settings.body_timeout.is_zero() {
         return Err(Kind::InvalidHold.into());
     }
     let has_connections = !matches!(source, Source::Direct) || database.is_mock_connection();

@@ -33,6 +33,9 @@ pub(crate) trait Holder: Send + Sync {
     /// The beginning of its last statement, without values.
     fn last_statement(&self) -> String;
 
+    /// For how long the body that it lives for has waited for its reader.
+    fn unread_for(&self) -> Option<Duration>;
+
     /// Takes its connection away; its handler goes on and gets `reason` as an error. False if there is
     /// nothing to take, or what runs must be seen through.
     fn cut(self: Arc<Self>, reason: Kind) -> bool;
@@ -171,6 +174,15 @@ impl Holders {
     /// Those that are there.
     pub(super) fn all(&self) -> Vec<Arc<dyn Holder>> {
         self.lock().entries.iter().flatten().filter_map(|entry| entry.holder.upgrade()).collect()
+    }
+
+    /// Those that are watched, with their places.
+    pub(super) fn watched(&self) -> Vec<(Key, Arc<dyn Holder>)> {
+        let register = self.lock();
+        let entries = register.entries.iter().enumerate();
+        let watched =
+            entries.filter_map(|(key, entry)| Some((key, entry.as_ref()?.watch.as_ref().and(entry.as_ref())?)));
+        watched.filter_map(|(key, entry)| Some((key, entry.holder.upgrade()?))).collect()
     }
 
     /// Those of `request`.

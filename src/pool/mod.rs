@@ -32,7 +32,7 @@ mod watch;
 
 use std::{fmt, sync::Arc};
 
-use sea_orm::{DatabaseConnection, DbBackend};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend};
 
 pub(crate) use self::{
     acquire::Lease,
@@ -182,6 +182,17 @@ impl SessionPool {
         matches!(self.shared.source, Source::Direct)
     }
 
+    /// Whether sessions of both run on the same database.
+    pub(crate) fn has_database_of(&self, other: &Self) -> bool {
+        let (one, other) = (&self.shared, &other.shared);
+        Arc::ptr_eq(one, other) || one.source.is_same(&other.source) || is_same_stand_in(&one.database, &other.database)
+    }
+
+    /// Whether SeaORM's proxy is underneath.
+    pub(crate) fn is_proxy(&self) -> bool {
+        self.is_direct() && !self.shared.database.is_mock_connection()
+    }
+
     pub(crate) fn is_in_memory(&self) -> bool {
         self.shared.source.is_in_memory()
     }
@@ -204,6 +215,25 @@ impl From<DatabaseConnection> for SessionPool {
     #[track_caller]
     fn from(database: DatabaseConnection) -> Self {
         Self::new(database)
+    }
+}
+
+/// Whether both are the same mock or proxy.
+fn is_same_stand_in(one: &DatabaseConnection, other: &DatabaseConnection) -> bool {
+    #[allow(unused_imports)] // without both features
+    use sea_orm::DatabaseConnectionType;
+    match (&one.inner, &other.inner) {
+        #[cfg(feature = "mock")]
+        (
+            DatabaseConnectionType::MockDatabaseConnection(one),
+            DatabaseConnectionType::MockDatabaseConnection(other),
+        ) => Arc::ptr_eq(one, other),
+        #[cfg(feature = "proxy")]
+        (
+            DatabaseConnectionType::ProxyDatabaseConnection(one),
+            DatabaseConnectionType::ProxyDatabaseConnection(other),
+        ) => Arc::ptr_eq(one, other),
+        _ => false,
     }
 }
 

@@ -69,6 +69,22 @@ impl Source {
         }
     }
 
+    /// Whether both take their connections from the same pool of the driver.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            // A pool's options live with what its clones share.
+            #[cfg(feature = "sqlx-postgres")]
+            (Self::Postgres(one), Self::Postgres(other)) => std::ptr::eq(one.options(), other.options()),
+            #[cfg(feature = "sqlx-mysql")]
+            (Self::MySql(one), Self::MySql(other)) => std::ptr::eq(one.options(), other.options()),
+            #[cfg(feature = "sqlx-sqlite")]
+            (Self::Sqlite { pool: one, .. }, Self::Sqlite { pool: other, .. }) => {
+                std::ptr::eq(one.options(), other.options())
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn max_connections(&self) -> Option<u32> {
         dispatch!(self, pool => Some(pool.options().get_max_connections()), direct => None)
     }

@@ -115,5 +115,29 @@ fn look(shared: &Shared) -> Option<Duration> {
             "a session held its connection for longer than `max_hold`: it was taken away",
         );
     }
+    cut_unread(shared);
     look.next
+}
+
+/// Cuts off the sessions whose clients have stopped reading the bodies that they live for.
+fn cut_unread(shared: &Shared) {
+    let bound = shared.settings.body_timeout;
+    if bound == Duration::MAX {
+        return;
+    }
+    for (key, holder) in shared.holders.watched() {
+        let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else { continue };
+        let (label, told) = (holder.label(), shared.holders.hush(key, &holder));
+        if !holder.clone().cut(Kind::Unread) {
+            shared.holders.try_again(key, &holder, told);
+            continue;
+        }
+        tracing::warn!(
+            target: "tower_sea_orm::pool",
+            method = label.as_ref().map(|label| label.method.as_str()),
+            path = label.as_ref().map(|label| label.uri.path()),
+            unread_ms = unread.as_millis() as u64,
+            "the client has not read the body for longer than `body_timeout`: its session was cut off",
+        );
+    }
 }

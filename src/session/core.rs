@@ -37,9 +37,11 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
-        let Plan { rules, label, is_loose } = plan;
-        let origin = Origin { outer: pool::current(), label, is_loose, ..Origin::default() };
-        Arc::new(Self { pool, line: Line::default(), origin, state: Mutex::new(State::new(rules)) })
+        let Plan { rules, label, is_loose, is_plain } = plan;
+        let origin = Origin { outer: pool::current(), label, is_loose, is_plain, ..Origin::default() };
+        let fresh = pool.is_direct();
+        let state = Mutex::new(State { fresh, ..State::new(rules) });
+        Arc::new(Self { pool, line: Line::default(), origin, state })
     }
 
     /// A session that has its connection, after having waited for it.
@@ -129,6 +131,16 @@ impl Core {
             }
             Effect::CommitsImplicitly => Ok(Text::CommitsImplicitly),
         }
+    }
+
+    /// Acquires a connection before the first statement.
+    pub(super) async fn check_out_early(self: &Arc<Self>) -> Result<(), DbErr> {
+        let core = self.clone();
+        self.enqueue(async move {
+            let _turn = core.turn(Who::Session).await?;
+            core.check_out(Who::Session, false).await
+        })
+        .await
     }
 
     /// Acquires a connection if the session has none yet.

@@ -1,9 +1,12 @@
 //! Sessions that lose their connection while their handler goes on: held for too long, or the pool
 //! closes.
 
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use sea_orm::DbErr;
@@ -92,6 +95,8 @@ pub(super) struct Origin {
     pub(super) label: Option<Label>,
     /// Its guard may be in other hands than its request's.
     pub(super) is_loose: bool,
+    /// It has no guard: nothing but its handles ends it.
+    pub(super) is_plain: bool,
     /// How many waits for a connection its own request has.
     pub(super) waits: AtomicU32,
 }
@@ -131,6 +136,11 @@ impl Holder for Core {
         text.without_values(self.pool().backend())
     }
 
+    fn unread_for(&self) -> Option<Duration> {
+        let held = self.lock().held.clone();
+        held?.unread_for()
+    }
+
     fn cut(self: Arc<Self>, reason: Kind) -> bool {
         let mut state = self.lock();
         let has_something = matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
@@ -142,11 +152,15 @@ impl Holder for Core {
         state.phase = Phase::Over;
         state.cut = Some(Cut { reason, lost, leaving: None });
         let direct = state.direct.take();
+        let held = state.held.take();
         // What was open is told of by `Cut`, from which the end of the request takes it.
         drop(self.take_away(state));
         self.line().close();
         // SeaORM rolls it back, now or when the statement that runs in it has ended.
         drop(direct);
+        if let Some(held) = held {
+            held.break_off(reason.into());
+        }
         true
     }
 }

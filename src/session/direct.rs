@@ -3,20 +3,111 @@
 
 use std::sync::Arc;
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, TransactionTrait};
 
-use super::{core::Core, plan::Mode, slot::Who, turn::Turn};
-use crate::error::{Error, Kind};
+use super::{
+    core::Core,
+    plan::Mode,
+    savepoint::SessionTransaction,
+    slot::{Level, State, Who},
+    turn::Turn,
+};
+use crate::{
+    connection::aborts,
+    error::{Error, Kind},
+};
+
+/// What is known of the transactions that pass through. SeaORM ends whichever is the innermost one, so a
+/// handle must not go before those inside of it.
+#[derive(Default)]
+pub(super) struct Through {
+    /// The server has given up the transactions from this depth on.
+    given_up: Option<usize>,
+    /// Handles whose transactions SeaORM still has, outermost first.
+    alive: Vec<Level>,
+    /// Those that ended before what was begun inside of them.
+    parked: Vec<(Level, DatabaseTransaction)>,
+}
+
+impl State {
+    /// Whether the server has given up the innermost transaction.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.through.given_up.is_some_and(|depth| depth <= self.levels.len())
+    }
+
+    /// Forgets what is known of transactions that are not open any more.
+    pub(super) fn forget_given_up(&mut self) {
+        let depth = self.levels.len();
+        self.through.given_up = self.through.given_up.filter(|at| *at <= depth);
+    }
+
+    /// The handle of `level` is gone; what was waiting for that may be rolled back, innermost first.
+    fn unpark(&mut self, level: Level) -> Vec<DatabaseTransaction> {
+        self.through.alive.retain(|alive| *alive != level);
+        let innermost = self.through.alive.last().copied();
+        let parked = &mut self.through.parked;
+        parked.sort_by_key(|(level, _)| *level);
+        let stays = parked.iter().take_while(|(level, _)| innermost.is_some_and(|alive| *level < alive)).count();
+        parked.drain(stays..).rev().map(|(_, transaction)| transaction).collect()
+    }
+}
 
 impl Core {
+    /// Whether `who` may run a statement now.
+    pub(super) fn admit_direct(&self, who: Who) -> Result<(), DbErr> {
+        self.check_open()?;
+        let mut state = self.lock();
+        state.admit(who).map_err(Kind::into_db_err)?;
+        if !state.through.parked.is_empty() {
+            return Err(Kind::NestedOpen.into_db_err());
+        }
+        // PostgreSQL refuses by itself; elsewhere, what follows would commit by itself.
+        if state.is_given_up() && self.pool().backend() != DbBackend::Postgres {
+            return Err(Kind::Aborted.into_db_err());
+        }
+        Ok(())
+    }
+
+    /// Whether `who` may begin a transaction now.
+    pub(super) fn admit_begin(&self, who: Who) -> Result<(), DbErr> {
+        self.admit_direct(who)?;
+        if self.lock().is_given_up() { Err(Kind::Aborted.into_db_err()) } else { Ok(()) }
+    }
+
+    /// Whether `who` may end its transaction now.
+    pub(super) fn admit_end(&self, who: Who) -> Result<(), DbErr> {
+        let mut state = self.lock();
+        state.admit(who).map_err(Kind::into_db_err)?;
+        if state.through.parked.is_empty() { Ok(()) } else { Err(Kind::NestedOpen.into_db_err()) }
+    }
+
+    /// Notes what a failed statement did to the transaction around it.
+    pub(super) fn heed<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+        let Err(error) = &result else { return result };
+        let backend = self.pool().backend();
+        // A mock's errors have no codes. On PostgreSQL none are needed.
+        let is_mocked = backend == DbBackend::Postgres && self.pool().database().is_mock_connection();
+        if aborts(backend, error) || is_mocked && Error::of(error).is_none() {
+            let mut state = self.lock();
+            let depth = state.levels.len();
+            if depth > 0 {
+                let from = if backend == DbBackend::Postgres { depth } else { 1 };
+                state.through.given_up.get_or_insert(from);
+            }
+        }
+        result
+    }
+
     /// The session's own transaction, begun if it has not been; `None` in autocommit.
     pub(super) async fn direct_transaction(self: &Arc<Self>) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
+        self.admit_direct(Who::Session)?;
+        self.set_up_direct().await?;
         if !self.lock().is_transactional() {
-            self.check_open()?;
             self.lock().committed = true;
             return Ok(None);
         }
-        if let Some(transaction) = self.open_direct()? {
+        let open = self.lock().direct.clone();
+        if let Some(transaction) = open {
             return Ok(Some(transaction));
         }
         let core = self.clone();
@@ -27,19 +118,13 @@ impl Core {
         .await
     }
 
-    /// The transaction, if it has begun.
-    fn open_direct(&self) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
-        let mut state = self.lock();
-        state.admit(Who::Session).map_err(Kind::into_db_err)?;
-        Ok(state.direct.clone())
-    }
-
     async fn begin_direct(&self) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
-        if let Some(transaction) = self.open_direct()? {
-            return Ok(Some(transaction));
-        }
+        self.admit_direct(Who::Session)?;
         let (mode, set_up) = {
             let state = self.lock();
+            if let Some(transaction) = &state.direct {
+                return Ok(Some(transaction.clone()));
+            }
             (state.rules.mode, state.rules.on_begin.clone())
         };
         let Mode::Transaction(options) = mode else { return Ok(None) };
@@ -56,13 +141,44 @@ impl Core {
         Ok(Some(transaction))
     }
 
-    /// There is no connection to give back, but the same rule.
-    pub(super) fn release_direct(&self) -> Result<(), DbErr> {
-        self.check_open()?;
-        let is_open = self.lock().direct.is_some();
-        if is_open { Err(Kind::TransactionOpen.into_db_err()) } else { Ok(()) }
+    /// There is no connection that has to be set up, but a test is to see the statements.
+    async fn set_up_direct(self: &Arc<Self>) -> Result<(), DbErr> {
+        if !self.lock().fresh {
+            return Ok(());
+        }
+        let core = self.clone();
+        self.enqueue(async move {
+            let _turn = core.turn(Who::Session).await?;
+            core.run_set_up_direct().await
+        })
+        .await
     }
 
+    async fn run_set_up_direct(&self) -> Result<(), DbErr> {
+        let set_up = {
+            let state = self.lock();
+            state.rules.on_acquire.clone().filter(|_| state.fresh)
+        };
+        for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
+            self.vet(Who::Session, &statement.sql)?;
+            self.pool().database().execute_raw(statement.clone()).await?;
+        }
+        self.lock().fresh = false;
+        Ok(())
+    }
+
+    /// There is no connection to give back, but the same rule.
+    pub(super) fn release_direct(&self) -> Result<(), DbErr> {
+        self.admit_direct(Who::Session)?;
+        let mut state = self.lock();
+        if !state.levels.is_empty() {
+            return Err(Kind::TransactionOpen.into_db_err());
+        }
+        state.fresh = true;
+        Ok(())
+    }
+
+    /// Ends the session's own transaction early.
     pub(super) async fn end_direct(
         self: &Arc<Self>,
         turn: Turn,
@@ -70,7 +186,7 @@ impl Core {
         commits: bool,
     ) -> Result<(), DbErr> {
         let transaction = Arc::into_inner(transaction).ok_or_else(|| Kind::StillRunning.into_db_err())?;
-        let ended = if commits { transaction.commit().await } else { transaction.rollback().await };
+        let ended = self.end_through(transaction, commits, 1).await;
         let mut state = self.lock();
         match (&ended, commits) {
             (Ok(()), true) => {
@@ -79,12 +195,86 @@ impl Core {
                 state.hooks.seal();
                 state.hooks.committed(1);
             }
-            (Err(error), true) => state.unsettled = Some(Error::of_commit(error.clone())),
+            (Err(error), true) => {
+                state.unsettled = Some(Error::of_commit(error.clone()));
+                state.hooks.rolled_back_to(0);
+            }
             (_, false) => state.hooks.rolled_back_to(0),
         }
         drop(state);
         drop(turn);
         self.run_hooks();
         ended
+    }
+
+    /// Ends one of SeaORM's transactions, which is, or was, open at this depth.
+    pub(super) async fn end_through(
+        &self,
+        transaction: DatabaseTransaction,
+        commits: bool,
+        depth: usize,
+    ) -> Result<(), DbErr> {
+        let given_up = self.lock().through.given_up.take_if(|at| *at >= depth).is_some_and(|_| commits);
+        if !commits {
+            return transaction.rollback().await;
+        }
+        if !given_up {
+            return transaction.commit().await;
+        }
+        // SeaORM would call it a success.
+        let _ = transaction.rollback().await;
+        Err(Kind::Aborted.into_db_err())
+    }
+
+    /// Opens a transaction of SeaORM's inside of what is open.
+    pub(super) fn open_through(self: &Arc<Self>, transaction: DatabaseTransaction) -> SessionTransaction {
+        let level = self.new_level();
+        let mut state = self.lock();
+        state.open_level(level);
+        state.through.alive.push(level);
+        drop(state);
+        SessionTransaction::direct(self.clone(), level, transaction)
+    }
+
+    /// Commits or rolls back a transaction that the handler began.
+    pub(super) async fn end_level(
+        self: &Arc<Self>,
+        level: Level,
+        transaction: DatabaseTransaction,
+        commits: bool,
+    ) -> Result<(), DbErr> {
+        let depth = self.lock().levels.len();
+        let ended = self.end_through(transaction, commits, depth).await;
+        self.close_through(level, commits && ended.is_ok());
+        ended
+    }
+
+    /// A transaction that the handler began was dropped.
+    pub(super) fn drop_through(self: &Arc<Self>, level: Level, transaction: DatabaseTransaction) {
+        let mut state = self.lock();
+        if state.through.alive.last().is_some_and(|innermost| *innermost > level) {
+            state.through.alive.retain(|alive| *alive != level);
+            state.through.parked.push((level, transaction));
+            state.close_level(level, false);
+            drop(state);
+        } else {
+            drop(state);
+            // SeaORM rolls it back.
+            drop(transaction);
+            self.close_through(level, false);
+        }
+        self.run_hooks();
+    }
+
+    fn close_through(self: &Arc<Self>, level: Level, committed: bool) {
+        let mut state = self.lock();
+        state.close_level(level, committed);
+        state.forget_given_up();
+        let parked = state.unpark(level);
+        drop(state);
+        for transaction in parked {
+            drop(transaction);
+        }
+        self.run_hooks();
     }
 }

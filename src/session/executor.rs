@@ -9,7 +9,7 @@ use sea_orm::{
 };
 
 use super::{
-    DbSession, DbTx,
+    DbSession, DbTx, PoolSession,
     savepoint::{Handle, SessionTransaction},
     slot::Who,
 };
@@ -22,10 +22,10 @@ use crate::{
 macro_rules! on {
     ($self:ident, $sql:expr, $direct:ident => $through:expr, $operation:expr, $variant:ident) => {
         match $self.handle() {
-            Handle::Direct(core, $direct) => {
-                core.check_open()?;
-                core.vet(Who::Session, $sql)?;
-                $through
+            Handle::Direct(core, level, $direct) => {
+                core.vet(Who::Level(level), $sql)?;
+                core.admit_direct(Who::Level(level))?;
+                core.heed($through)
             }
             Handle::Plain(core, $direct) => {
                 core.vet(Who::Session, $sql)?;
@@ -33,8 +33,8 @@ macro_rules! on {
                 // Once more: the session may have been put into a transaction meanwhile.
                 core.vet(Who::Session, $sql)?;
                 match transaction {
-                    Some($direct) => $through,
-                    None => $through,
+                    Some($direct) => core.heed($through),
+                    None => core.heed($through),
                 }
             }
             Handle::Pinned(core, level) => match core.run(level, $operation).await? {
@@ -153,6 +153,7 @@ macro_rules! connection_trait {
 
 connection_trait!(DbSession<Tag>, Tag);
 connection_trait!(DbTx<Tag>, Tag);
+connection_trait!(PoolSession);
 connection_trait!(SessionTransaction);
 
 impl<Tag> DbSession<Tag> {

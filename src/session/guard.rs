@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    pool::{self, Admission, Entered, Key, Label},
+    pool::{self, Admission, Entered, Key},
 };
 
 /// Ends the session when it is dropped, whatever the reason.
@@ -36,11 +36,6 @@ impl SessionGuard {
 
     pub(super) fn core(&self) -> &Arc<Core> {
         &self.core
-    }
-
-    /// What the request is called.
-    pub(crate) fn label(&self) -> Option<&Label> {
-        self.core.origin.label.as_ref()
     }
 
     /// What is polled from here on, until the returned value is dropped, belongs to this request.
@@ -92,7 +87,7 @@ impl Drop for SessionGuard {
 }
 
 /// Known beforehand: a name in a string is parsed at each look.
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Below 400; for gRPC, `grpc-status` 0 or none.
 pub(crate) fn is_success(status: StatusCode, headers: &HeaderMap) -> bool {

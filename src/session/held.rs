@@ -1,11 +1,17 @@
 //! Sessions that live until the end of the response's body.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    future::{Future, ready},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
 
-use http::{StatusCode, Version, header, response};
+use http::{StatusCode, header, response};
 use http_body::Body;
+use tokio::task::JoinHandle;
 
-use super::{DbSession, Decision, Ended, SessionGuard, slot::Phase};
+use super::{DbSession, Decision, Ended, SessionGuard, Settlement, slot::Phase};
 use crate::{
     body::{BoxError, End, Finish, Hold, SessionBody},
     telemetry,
@@ -21,12 +27,17 @@ impl<Tag> DbSession<Tag> {
     ///
     /// A response whose fate is known at its head is settled there, and its body passed on as it is:
     /// an error, an answer to HEAD, one without a body (204, 304), one whose body was replaced or read
-    /// by a middleware, one over HTTP/1.0 without `Content-Length` (its end looks the same, complete or
-    /// not).
+    /// by a middleware.
     ///
-    /// The connection is held for as long as the client takes to read. With
+    /// The connection is held for as long as the client takes to read; one that stops reading loses it after
+    /// the [`body_timeout`](crate::SessionPoolBuilder::body_timeout) (30 s). A session that is cut off (by that, by
+    /// [`max_hold`](crate::SessionPoolBuilder::max_hold) or [`close`](crate::SessionPool::close)) breaks its body at
+    /// once, also one that has nothing to send. With
     /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end), all bodies of a
     /// service are held.
+    ///
+    /// Over HTTP/1.0, an answer without `Content-Length` ends with its connection, complete or not, and its
+    /// client cannot tell a body that broke from one that is complete.
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "stream"))] {
@@ -65,19 +76,20 @@ impl SessionGuard {
     }
 
     /// Leaves the session to the response's body; gives it back where the head decides.
-    pub(crate) fn leave_to(self, hold: &Hold, head: &response::Parts, version: Version) -> Result<(), Self> {
+    pub(crate) fn leave_to(self, hold: &Hold, head: &response::Parts) -> Result<(), Self> {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let has_body = !head.status.is_informational()
             && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let shows_its_end = version >= Version::HTTP_11 || length.is_some();
-        if !has_body || !shows_its_end || !hold.is_wanted() {
+        if !has_body || !hold.is_wanted() {
             hold.pass();
             return Err(self);
         }
         let (mut last, ()) = http::Response::new(()).into_parts();
         last.status = head.status;
         last.headers.clone_from(&head.headers);
+        // Known before the body decides, so that no cut comes in between.
+        self.core().lock().held = Some(hold.downgrade());
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), length) {
             Ok(()) => Ok(()),
@@ -94,23 +106,54 @@ impl SessionGuard {
 /// Settles at the body's end, asking the rule once more if there are trailers. Dropped, it rolls back.
 fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) -> Finish {
     Box::new(move |End { trailers }| {
-        Box::pin(async move {
-            let Some(guard) = guard.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
-            let decision = match trailers {
-                None => Decision::Commit,
-                Some(trailers) => {
-                    head.headers.extend(trailers);
-                    guard.decide(&head)
-                }
-            };
-            let ended = guard.settle(decision).resolve().await;
-            match (ended, guard.cut_off()) {
-                (Ended::Failed(error), _) | (_, Some(error)) => {
-                    telemetry::answered(&error);
-                    Err(BoxError::from(error))
-                }
-                _ => Ok(()),
+        let guard = guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(guard) = guard else { return Box::pin(ready(Ok(()))) };
+        let decision = match trailers {
+            None => Decision::Commit,
+            Some(trailers) => {
+                head.headers.extend(trailers);
+                guard.decide(&head)
             }
-        })
+        };
+        match guard.settle(decision) {
+            Settlement::Now(ended) => Box::pin(ready(conclude(&guard, ended))),
+            Settlement::Later(settlement) => {
+                let runtime = guard.core().lock().runtime.clone();
+                let settling = async move { conclude(&guard, settlement.await) };
+                match runtime {
+                    // A reader that has stopped reading does not poll: COMMIT must not wait for it.
+                    Some(runtime) => Box::pin(InTask(runtime.spawn(settling))),
+                    None => Box::pin(settling),
+                }
+            }
+        }
     })
+}
+
+/// Whether the rest of the body may go out.
+fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
+    match (ended, guard.cut_off()) {
+        (Ended::Failed(error), _) | (_, Some(error)) => {
+            telemetry::answered(&error);
+            Err(BoxError::from(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A settlement in a task of its own, which ends when nobody waits for it any more.
+struct InTask(JoinHandle<Result<(), BoxError>>);
+
+impl Future for InTask {
+    type Output = Result<(), BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|ended| ended.unwrap_or_else(|error| Err(error.into())))
+    }
+}
+
+impl Drop for InTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

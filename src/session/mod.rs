@@ -36,11 +36,14 @@ use sea_orm::{
 
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
-use self::{core::Core, slot::Who};
+use self::{
+    core::Core,
+    slot::{Phase, Slot, Who},
+};
 pub(crate) use self::{
-    guard::{SessionGuard, is_success},
+    guard::{GRPC_STATUS, SessionGuard, is_success},
     hooks::Hook,
-    plan::{CommitWhen, Mode, Plan, Rules},
+    plan::{CommitWhen, Mode, Order, Plan, Rules},
     settle::{Decision, Ended, Settlement},
 };
 pub use self::{open::PoolSession, savepoint::SessionTransaction, tx::DbTx};
@@ -122,18 +125,30 @@ pub struct DbSession<Tag = Main> {
     tag: PhantomData<fn() -> Tag>,
 }
 
+impl DbSession {
+    /// The session of a request, from the extensions where the layer put it; for handlers without axum.
+    ///
+    /// # Errors
+    ///
+    /// [`is_missing_layer`](Error::is_missing_layer) if there is none.
+    pub fn from_extensions(extensions: &Extensions) -> Result<Self, Error> {
+        Self::tagged(extensions)
+    }
+}
+
 impl<Tag> DbSession<Tag> {
     fn guarded(core: Arc<Core>, admission: Admission<'_>) -> (Self, SessionGuard) {
         let guard = SessionGuard::new(core.clone(), admission);
         (Self { core, tag: PhantomData }, guard)
     }
 
-    /// The session of a request, from the extensions where the layer put it.
+    /// [`from_extensions`](DbSession::from_extensions) for the sessions of a tag:
+    /// `DbSession::<Analytics>::tagged(request.extensions())`.
     ///
     /// # Errors
     ///
     /// [`is_missing_layer`](Error::is_missing_layer) if there is none.
-    pub fn from_extensions(extensions: &Extensions) -> Result<Self, Error>
+    pub fn tagged(extensions: &Extensions) -> Result<Self, Error>
     where
         Tag: 'static,
     {
@@ -176,6 +191,18 @@ impl<Tag> DbSession<Tag> {
     /// its connection was taken away ([`max_hold`](SessionPoolBuilder::max_hold), [`close`](SessionPool::close)).
     pub fn is_closed(&self) -> bool {
         self.core.is_over()
+    }
+
+    /// Whether the session is to have a connection before its first statement, and has none.
+    pub(crate) fn is_to_check_out(&self) -> bool {
+        let state = self.core.lock();
+        !self.pool().is_direct() && state.phase == Phase::Open && matches!(state.slot, Slot::Empty)
+    }
+
+    /// Acquires the session's connection before its first statement.
+    pub(crate) async fn check_out(&self) -> Result<(), Error> {
+        let acquired = self.core.check_out_early().await;
+        acquired.map_err(|error| Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error)))
     }
 
     /// Whether the request that the session belongs to has ended.
@@ -273,10 +300,18 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
     }
 }
 
-/// A pass-through handle: every statement takes a connection of its own from `database`, as it
-/// would without this crate. For unit tests and for migrating a service step by step.
+/// A plain handle, which belongs to no request: outside of a transaction, every statement takes a connection
+/// of its own from `database`, as it would without this crate. For unit tests and for migrating a service
+/// step by step.
+///
+/// The rules of a session hold (one statement after the other inside of a transaction, nested transactions as
+/// a stack, a transaction that the server has given up is not committed), but there is no response that ends
+/// it: what was done through [`tx()`](DbSession::tx) is rolled back when the last handle goes, unless
+/// [`commit`](DbSession::commit) was called, and hooks that would wait for its end are refused. To have a
+/// handler's response decide in a unit test, run it by `testing::serve`.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
-        Self { core: Core::new(SessionPool::pass_through(database), Plan::default()), tag: PhantomData }
+        let plan = Plan { is_plain: true, ..Plan::default() };
+        Self { core: Core::new(SessionPool::pass_through(database), plan), tag: PhantomData }
     }
 }

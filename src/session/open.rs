@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::{TransactionError, TransactionOptions};
+use sea_orm::{DbBackend, TransactionError, TransactionOptions};
 
-use super::{DbSession, DbTx, Decision, Ended, Plan, core::Core, guard::SessionGuard};
+use super::{DbSession, DbTx, Decision, Ended, Plan, core::Core, guard::SessionGuard, savepoint::Handle};
 use crate::{Error, SessionPool};
 
 impl SessionPool {
@@ -132,13 +132,41 @@ impl SessionPool {
 
 /// A session taken from a [`SessionPool`] outside of a request.
 ///
-/// It is a [`DbSession`] by [`Deref`](std::ops::Deref), and ends when it is dropped: what is not
-/// committed is rolled back and the connection returns.
+/// It stands wherever a `&DatabaseConnection` stands in generic code, is a [`DbSession`] by
+/// [`Deref`](std::ops::Deref), and ends when it is dropped: what is not committed is rolled back and the
+/// connection returns.
+///
+/// ```
+/// # #[cfg(feature = "sqlx-sqlite")]
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # use sea_orm::{ConnectionTrait, Database};
+/// # use tower_sea_orm::SessionPool;
+/// async fn clean_up(db: &impl ConnectionTrait) -> Result<u64, sea_orm::DbErr> {
+///     Ok(db.execute_unprepared("DELETE FROM item").await?.rows_affected())
+/// }
+/// # let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+/// # pool.database().execute_unprepared("CREATE TABLE item (id integer)").await?;
+/// let session = pool.session().await?;
+/// assert_eq!(clean_up(&session).await?, 0);
+/// # Ok::<(), sea_orm::DbErr>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 #[must_use = "the session ends when it is dropped"]
 pub struct PoolSession {
     session: DbSession,
     _guard: SessionGuard,
+}
+
+impl PoolSession {
+    /// The database's kind, by the name that SeaORM's own types use.
+    pub fn get_database_backend(&self) -> DbBackend {
+        self.backend()
+    }
+
+    pub(super) fn handle(&self) -> Handle<'_> {
+        self.session.handle()
+    }
 }
 
 impl std::ops::Deref for PoolSession {

@@ -18,6 +18,8 @@ pub(crate) struct Plan {
     pub(crate) label: Option<Label>,
     /// Its guard is in the user's hands, who may give it to somebody else.
     pub(crate) is_loose: bool,
+    /// There is no guard: only the handles end it.
+    pub(crate) is_plain: bool,
 }
 
 /// What the layers have told a session about its transactions.
@@ -32,6 +34,19 @@ pub(crate) struct Rules {
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
+}
+
+/// What a layer inside of the session's own tells it.
+#[derive(Clone, Default)]
+pub(crate) struct Order {
+    /// `None`: as it is, or a transaction where `on_begin` needs one.
+    pub(crate) mode: Option<Mode>,
+    /// `None`: as it is.
+    pub(crate) commit_when: Option<CommitWhen>,
+    /// They come after those that the session knows.
+    pub(crate) on_begin: Option<Vec<Statement>>,
+    /// They come after those that the session knows.
+    pub(crate) on_acquire: Option<Vec<Statement>>,
 }
 
 /// What a statement of the session itself runs in.

@@ -44,7 +44,7 @@ enum Inner {
 pub(super) enum Handle<'a> {
     Pinned(&'a Arc<Core>, Who),
     Plain(&'a Arc<Core>, &'a DatabaseConnection),
-    Direct(&'a Arc<Core>, &'a DatabaseTransaction),
+    Direct(&'a Arc<Core>, Level, &'a DatabaseTransaction),
 }
 
 impl SessionTransaction {
@@ -52,16 +52,16 @@ impl SessionTransaction {
         match handle {
             Handle::Plain(core, database) => {
                 let outer = core.direct_transaction().await?;
-                let transaction = match &outer {
-                    Some(outer) => outer.begin_with_options(options).await?,
-                    None => database.begin_with_options(options).await?,
+                core.admit_begin(Who::Session)?;
+                let begun = match &outer {
+                    Some(outer) => outer.begin_with_options(options).await,
+                    None => database.begin_with_options(options).await,
                 };
-                Ok(Self::direct(core, transaction))
+                Ok(core.open_through(core.heed(begun)?))
             }
-            Handle::Direct(core, outer) => {
-                core.check_open()?;
-                let transaction = outer.begin_with_options(options).await?;
-                Ok(Self::direct(core, transaction))
+            Handle::Direct(core, level, outer) => {
+                core.admit_begin(Who::Level(level))?;
+                Ok(core.open_through(core.heed(outer.begin_with_options(options).await)?))
             }
             Handle::Pinned(core, who) => {
                 // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back.
@@ -73,16 +73,14 @@ impl SessionTransaction {
         }
     }
 
-    fn direct(core: &Arc<Core>, transaction: DatabaseTransaction) -> Self {
-        let level = core.new_level();
-        core.lock().open_level(level);
-        Self(Inner::Direct { core: core.clone(), level, transaction })
+    pub(super) fn direct(core: Arc<Core>, level: Level, transaction: DatabaseTransaction) -> Self {
+        Self(Inner::Direct { core, level, transaction })
     }
 
     pub(super) fn handle(&self) -> Handle<'_> {
         match &self.0 {
             Inner::Pinned { core, level } => Handle::Pinned(core, Who::Level(*level)),
-            Inner::Direct { core, transaction, .. } => Handle::Direct(core, transaction),
+            Inner::Direct { core, level, transaction } => Handle::Direct(core, *level, transaction),
             // Whoever ends it consumes it.
             Inner::Ended { core } => Handle::Pinned(core, Who::Level(Level::MAX)),
         }
@@ -99,19 +97,8 @@ impl SessionTransaction {
     /// # Cancel safety
     ///
     /// Once sent, a COMMIT is seen through even if this future is dropped.
-    pub async fn commit(mut self) -> Result<(), DbErr> {
-        match &mut self.0 {
-            Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Commit).await.map(drop),
-            Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
-                Some((core, level, transaction)) => {
-                    let committed = transaction.commit().await;
-                    core.lock().close_level(level, committed.is_ok());
-                    core.run_hooks();
-                    committed
-                }
-                None => Ok(()),
-            },
-        }
+    pub async fn commit(self) -> Result<(), DbErr> {
+        self.end(true).await
     }
 
     /// Rolls the transaction back, or rolls back to the savepoint and releases it.
@@ -126,23 +113,23 @@ impl SessionTransaction {
     /// Dropped at any point, the transaction is rolled back.
     pub async fn rollback(self) -> Result<(), DbErr> {
         let core = self.core().clone();
-        self.roll_back().await?;
+        self.end(false).await?;
         core.lock().went_back();
         Ok(())
     }
 
-    async fn roll_back(mut self) -> Result<(), DbErr> {
-        match &mut self.0 {
-            Inner::Pinned { core, level } => core.run(Who::Level(*level), Operation::Rollback).await.map(drop),
-            Inner::Direct { .. } | Inner::Ended { .. } => match self.into_direct() {
-                Some((core, level, transaction)) => {
-                    let rolled_back = transaction.rollback().await;
-                    core.lock().close_level(level, false);
-                    core.run_hooks();
-                    rolled_back
-                }
-                None => Ok(()),
-            },
+    async fn end(mut self, commits: bool) -> Result<(), DbErr> {
+        match &self.0 {
+            Inner::Pinned { core, level } => {
+                let operation = if commits { Operation::Commit } else { Operation::Rollback };
+                core.run(Who::Level(*level), operation).await.map(drop)
+            }
+            Inner::Direct { core, level, .. } => {
+                core.admit_end(Who::Level(*level))?;
+                let Some((core, level, transaction)) = self.take_direct() else { return Ok(()) };
+                core.end_level(level, transaction, commits).await
+            }
+            Inner::Ended { .. } => Ok(()),
         }
     }
 
@@ -247,7 +234,7 @@ impl SessionTransaction {
         match outcome {
             Ok(value) => self.commit().await.map(|()| value).map_err(TransactionError::Connection),
             // Not by the handler's own word: whether it goes on is still to be seen.
-            Err(error) => match self.roll_back().await {
+            Err(error) => match self.end(false).await {
                 Ok(()) => Err(TransactionError::Transaction(error)),
                 Err(rollback) => Err(TransactionError::Connection(rollback)),
             },
@@ -261,22 +248,24 @@ impl SessionTransaction {
     }
 
     /// Moves SeaORM's transaction out.
-    fn into_direct(mut self) -> Option<(Arc<Core>, Level, DatabaseTransaction)> {
+    fn take_direct(&mut self) -> Option<(Arc<Core>, Level, DatabaseTransaction)> {
         let core = self.core().clone();
         match std::mem::replace(&mut self.0, Inner::Ended { core }) {
             Inner::Direct { core, level, transaction } => Some((core, level, transaction)),
-            Inner::Pinned { .. } | Inner::Ended { .. } => None,
+            other => {
+                self.0 = other;
+                None
+            }
         }
     }
 }
 
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
-        match &self.0 {
-            Inner::Pinned { core, level } => core.abandon(*level),
-            // SeaORM rolls it back.
-            Inner::Direct { core, level, .. } => core.lock().close_level(*level, false),
-            Inner::Ended { .. } => {}
+        if let Inner::Pinned { core, level } = &self.0 {
+            core.abandon(*level);
+        } else if let Some((core, level, transaction)) = self.take_direct() {
+            core.drop_through(level, transaction);
         }
     }
 }

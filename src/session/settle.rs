@@ -168,7 +168,8 @@ impl Core {
         };
         if let Some(transaction) = direct {
             let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
-            let committed = timeout(bound, transaction.commit()).await.map_err(|_| Kind::OutcomeUnknown)?;
+            let committed = timeout(bound, self.end_through(transaction, true, 1)).await;
+            let committed = committed.map_err(|_| Kind::OutcomeUnknown)?;
             committed.map_err(Error::of_commit)?;
             let mut state = self.lock();
             state.committed = true;

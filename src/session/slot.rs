@@ -7,13 +7,14 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     cut::Cut,
+    direct::Through,
     failures::Failures,
     hooks::Hooks,
     plan::{Mode, Rules},
     running::{Purpose, Running},
 };
 use crate::{
-    body::Hold,
+    body::{Hold, WeakHold},
     connection::{Begin, Operation, Output},
     error::{Cause, Error, Kind},
     pool::CheckedOut,
@@ -57,8 +58,11 @@ pub(super) struct State {
     pub(super) runtime: Option<Handle>,
     /// The transaction of a session that passes its statements through.
     pub(super) direct: Option<Arc<DatabaseTransaction>>,
+    pub(super) through: Through,
     /// A body that wants to live as long as the session.
     pub(super) hold: Option<Hold>,
+    /// The body that the session lives for.
+    pub(super) held: Option<WeakHold>,
     /// Told when the connection has left the session.
     pub(super) released: Option<oneshot::Sender<()>>,
     /// Told when the statement has ended that the session's end has found running.
@@ -142,7 +146,9 @@ impl State {
             hooks: Hooks::default(),
             runtime: None,
             direct: None,
+            through: Through::default(),
             hold: None,
+            held: None,
             released: None,
             stray_ended: None,
             outputs: Vec::new(),

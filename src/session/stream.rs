@@ -5,13 +5,11 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures_util::Stream;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, QueryStream, Statement, StreamTrait, TransactionStream,
-};
+use futures_util::{Stream, stream};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, StreamTrait};
 use tokio::sync::mpsc;
 
 use super::{
@@ -44,18 +42,23 @@ enum Inner<'a> {
         /// `None` once the end was read.
         open: Option<OpenStream>,
     },
-    Plain(Box<QueryStream>),
-    Read(std::vec::IntoIter<QueryResult>),
-    Direct(Box<TransactionStream<'a>>),
+    /// SeaORM's own.
+    Direct {
+        rows: Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>,
+        core: Arc<Core>,
+        /// `None` once the end was read.
+        open: Option<OpenStream>,
+    },
 }
 
 impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
         match handle {
-            Handle::Direct(core, transaction) => {
-                core.check_open()?;
-                core.vet(Who::Session, &statement.sql)?;
-                Ok(Self(Inner::Direct(Box::new(transaction.stream_raw(statement).await?))))
+            Handle::Direct(core, level, transaction) => {
+                core.vet(Who::Level(level), &statement.sql)?;
+                core.admit_direct(Who::Level(level))?;
+                let rows = core.heed(transaction.stream_raw(statement).await)?;
+                Ok(Self::direct(core, Box::pin(rows)))
             }
             Handle::Plain(core, database) => Self::open_plain(core, database, statement).await,
             Handle::Pinned(core, who) => Self::open_pinned(core, who, statement).await,
@@ -64,12 +67,19 @@ impl<'a> SessionStream<'a> {
 
     async fn open_plain(core: &Arc<Core>, database: &DatabaseConnection, statement: Statement) -> Result<Self, DbErr> {
         core.vet(Who::Session, &statement.sql)?;
-        let transaction = core.direct_transaction().await?;
-        Ok(Self(match &transaction {
+        Ok(match core.direct_transaction().await? {
             // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
-            Some(transaction) => Inner::Read(transaction.query_all_raw(statement).await?.into_iter()),
-            None => Inner::Plain(Box::new(database.stream_raw(statement).await?)),
-        }))
+            Some(transaction) => {
+                let rows = core.heed(transaction.query_all_raw(statement).await)?;
+                Self::direct(core, Box::pin(stream::iter(rows.into_iter().map(Ok))))
+            }
+            None => Self::direct(core, Box::pin(database.stream_raw(statement).await?)),
+        })
+    }
+
+    fn direct(core: &Arc<Core>, rows: Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>) -> Self {
+        core.lock().streaming = true;
+        Self(Inner::Direct { rows, core: core.clone(), open: Some(OpenStream(core.clone())) })
     }
 
     async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
@@ -110,9 +120,13 @@ impl Stream for SessionStream<'_> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let (call, rows, failure, open) = match &mut self.0 {
-            Inner::Plain(stream) => return Pin::new(stream).poll_next(cx),
-            Inner::Read(rows) => return Poll::Ready(rows.next().map(Ok)),
-            Inner::Direct(stream) => return Pin::new(stream).poll_next(cx),
+            Inner::Direct { rows, core, open } => {
+                let row = ready!(rows.as_mut().poll_next(cx));
+                if row.is_none() {
+                    *open = None;
+                }
+                return Poll::Ready(row.map(|row| core.heed(row)));
+            }
             Inner::Pinned { call, rows, failure, open } => (call, rows, failure, open),
         };
         // Rows first, then the call that makes more of them, then what it has just made. That none

@@ -3,14 +3,14 @@
 use std::{fmt, future::Future, ops::Deref, sync::Arc};
 
 use http::Extensions;
-use sea_orm::{DbErr, Statement, TransactionOptions};
+use sea_orm::{DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{
-    CommitWhen, DbSession, Main, Mode,
+    DbSession, Main, Mode, Order,
     core::Core,
     hooks::After,
     savepoint::Handle,
-    slot::{Phase, State, Who},
+    slot::{Phase, Slot, State, Who},
 };
 use crate::error::{Error, Kind};
 
@@ -27,18 +27,35 @@ use crate::error::{Error, Kind};
 /// [`rollback`](DbSession::rollback) end it early.
 pub struct DbTx<Tag = Main>(DbSession<Tag>);
 
-impl<Tag> DbTx<Tag> {
+impl DbTx {
     /// The transaction of a request, from the extensions where the layer put its session; for
     /// handlers without axum.
     ///
     /// # Errors
     ///
     /// [`is_missing_layer`](Error::is_missing_layer) if there is none.
-    pub fn from_extensions(extensions: &Extensions) -> Result<Self, Error>
+    pub fn from_extensions(extensions: &Extensions) -> Result<Self, Error> {
+        Self::tagged(extensions)
+    }
+}
+
+impl<Tag> DbTx<Tag> {
+    /// [`from_extensions`](DbTx::from_extensions) for the sessions of a tag:
+    /// `DbTx::<Analytics>::tagged(request.extensions())`.
+    ///
+    /// # Errors
+    ///
+    /// [`is_missing_layer`](Error::is_missing_layer) if there is none.
+    pub fn tagged(extensions: &Extensions) -> Result<Self, Error>
     where
         Tag: 'static,
     {
-        DbSession::from_extensions(extensions).map(|session| session.tx())
+        DbSession::tagged(extensions).map(|session| session.tx())
+    }
+
+    /// The database's kind, by the name that SeaORM's own types use.
+    pub fn get_database_backend(&self) -> DbBackend {
+        self.backend()
     }
 
     pub(super) fn handle(&self) -> Handle<'_> {
@@ -86,27 +103,27 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// What a layer inside of the session's own says.
-    pub(crate) fn order(
-        &self,
-        mode: Mode,
-        commit_when: Option<CommitWhen>,
-        on_begin: Vec<Statement>,
-    ) -> Result<(), Error> {
-        if mode == Mode::Autocommit && !on_begin.is_empty() {
+    pub(crate) fn order(&self, order: Order) -> Result<(), Error> {
+        let Order { mode, commit_when, on_begin, on_acquire } = order;
+        if mode == Some(Mode::Autocommit) && on_begin.is_some() {
             return Err(Kind::MustBeTransaction.into());
         }
-        self.core.set_mode(mode)?;
-        let mut state = self.core.lock();
-        if !on_begin.is_empty() {
-            if state.has_begun() || state.direct.is_some() {
-                return Err(Kind::TransactionBegun.into());
-            }
-            let before = state.rules.on_begin.take();
-            let statements = before.iter().flat_map(|before| before.iter()).cloned();
-            state.rules.on_begin = Some(statements.chain(on_begin).collect());
+        let mode = mode.or_else(|| on_begin.is_some().then(|| self.tx().core.lock().rules.mode));
+        if let Some(mode) = mode {
+            self.core.set_mode(mode)?;
         }
+        let mut state = self.core.lock();
+        if on_begin.is_some() && (state.has_begun() || state.direct.is_some()) {
+            return Err(Kind::TransactionBegun.into());
+        }
+        if on_acquire.is_some() && !state.fresh && !matches!(state.slot, Slot::Empty) {
+            return Err(Kind::InUse.into());
+        }
+        let rules = &mut state.rules;
+        add(&mut rules.on_begin, on_begin);
+        add(&mut rules.on_acquire, on_acquire);
         let before = match commit_when {
-            Some(rule) => state.rules.commit_when.replace(rule),
+            Some(rule) => rules.commit_when.replace(rule),
             None => None,
         };
         drop(state);
@@ -257,11 +274,23 @@ impl Core {
         if state.phase != Phase::Open {
             return Err(state.closed().into_db_err());
         }
+        // It could hold a handle, and both would wait for each other's end.
+        if self.origin.is_plain && state.is_transactional() {
+            return Err(Kind::NoEnd.into_db_err());
+        }
         let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
         state.hooks.register(depth, after, hook);
         drop(state);
         self.run_hooks();
         Ok(())
+    }
+}
+
+/// Puts the `next` statements after those that are there.
+fn add(statements: &mut Option<Arc<[Statement]>>, next: Option<Vec<Statement>>) {
+    if let Some(next) = next {
+        let before = statements.take();
+        *statements = Some(before.iter().flat_map(|before| before.iter()).cloned().chain(next).collect());
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
-use http::{request, response};
+use http::{Response, request, response};
 use sea_orm::{Statement, TransactionOptions};
 use tower_layer::Layer;
 
 use super::service::TransactionService;
 use crate::{
-    Main,
+    Error, Main,
     layer::SetUp,
     respond::EmptyBody,
-    session::{CommitWhen, Mode},
+    session::{CommitWhen, Mode, Order},
 };
 
 /// Puts the requests of single routes into a transaction, or takes them out of the one that the
@@ -39,17 +39,28 @@ use crate::{
 /// so.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct TransactionLayer<Tag = Main, Respond = EmptyBody> {
-    pub(super) order: Order,
+    pub(super) policy: Policy,
     pub(super) respond: Respond,
     tag: PhantomData<fn() -> Tag>,
 }
 
 /// What the session is told.
 #[derive(Clone)]
-pub(super) struct Order {
+pub(super) struct Policy {
     pub(super) mode: Mode,
     pub(super) commit_when: Option<CommitWhen>,
     pub(super) on_begin: Option<SetUp>,
+}
+
+impl Policy {
+    pub(super) fn order(&self, parts: &request::Parts) -> Order {
+        Order {
+            mode: Some(self.mode),
+            commit_when: self.commit_when.clone(),
+            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),
+            on_acquire: None,
+        }
+    }
 }
 
 impl TransactionLayer {
@@ -74,8 +85,8 @@ impl<Tag> TransactionLayer<Tag> {
     /// [`autocommit`](TransactionLayer::autocommit).
     pub fn tagged(options: Option<TransactionOptions>) -> Self {
         let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
-        let order = Order { mode, commit_when: None, on_begin: None };
-        Self { order, respond: EmptyBody, tag: PhantomData }
+        let policy = Policy { mode, commit_when: None, on_begin: None };
+        Self { policy, respond: EmptyBody, tag: PhantomData }
     }
 }
 
@@ -85,7 +96,7 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         P: Fn(&response::Parts) -> bool + Send + Sync + 'static,
     {
-        self.order.commit_when = Some(Arc::new(rule));
+        self.policy.commit_when = Some(Arc::new(rule));
         self
     }
 
@@ -96,14 +107,17 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         F: Fn(&request::Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
-        self.order.on_begin = Some(Arc::new(set_up));
+        self.policy.on_begin = Some(Arc::new(set_up));
         self
     }
 
     /// Makes the answer when the session cannot do as told, as
     /// [`DbSessionLayer::on_error`](crate::DbSessionLayer::on_error) does.
-    pub fn on_error<R>(self, respond: R) -> TransactionLayer<Tag, R> {
-        TransactionLayer { order: self.order, respond, tag: PhantomData }
+    pub fn on_error<F, B>(self, respond: F) -> TransactionLayer<Tag, F>
+    where
+        F: Fn(&Error, &request::Parts) -> Response<B>,
+    {
+        TransactionLayer { policy: self.policy, respond, tag: PhantomData }
     }
 }
 
@@ -123,7 +137,7 @@ impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
 
 impl<Tag, Respond: Clone> Clone for TransactionLayer<Tag, Respond> {
     fn clone(&self) -> Self {
-        Self { order: self.order.clone(), respond: self.respond.clone(), tag: PhantomData }
+        Self { policy: self.policy.clone(), respond: self.respond.clone(), tag: PhantomData }
     }
 }
 

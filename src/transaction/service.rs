@@ -10,7 +10,7 @@ use futures_util::future::Either;
 use http::{Request, Response};
 use tower::Service;
 
-use super::{TransactionLayer, layer::Order};
+use super::{TransactionLayer, layer::Policy};
 use crate::{
     DbSession, Error, Main,
     error::Kind,
@@ -61,7 +61,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        match tell::<Tag>(&self.layer.order, &parts) {
+        match tell::<Tag>(&self.layer.policy, &parts) {
             Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
                 telemetry::answered(&error);
@@ -72,11 +72,9 @@ where
 }
 
 /// Tells the request's session.
-fn tell<Tag: 'static>(order: &Order, parts: &http::request::Parts) -> Result<(), Error> {
+fn tell<Tag: 'static>(policy: &Policy, parts: &http::request::Parts) -> Result<(), Error> {
     let session = parts.extensions.get::<DbSession<Tag>>().filter(|session| !session.has_ended());
-    let session = session.ok_or(Kind::NoSession)?;
-    let set_up = order.on_begin.as_ref().map(|set_up| set_up(parts)).unwrap_or_default();
-    session.order(order.mode, order.commit_when.clone(), set_up)
+    session.ok_or(Kind::NoSession)?.order(policy.order(parts))
 }
 
 impl<S: Clone, Tag, Respond: Clone> Clone for TransactionService<S, Tag, Respond> {

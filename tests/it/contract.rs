@@ -31,8 +31,8 @@ use static_assertions::{assert_impl_all, assert_not_impl_any};
 use tokio::time::timeout;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_sea_orm::{
-    DbSession, DbSessionLayer, DbSessionService, EmptyBody, Error, Main, MissingSession, PoolSession, ProblemJson,
-    ResponseFuture, SessionPool, SessionStream, SessionTransaction, Status, error_response,
+    DbSession, DbSessionLayer, DbSessionService, EmptyBody, Error, Main, MissingSession, PoolSession, ResponseFuture,
+    SessionPool, SessionStream, SessionTransaction, Status, error_response, problem_json,
 };
 use tower_test::mock;
 
@@ -54,7 +54,7 @@ type Routed = axum::routing::Route;
 assert_impl_all!(DbSession: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(DbSession<Analytics>: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(DbSessionLayer: Send, Sync, Unpin, Clone, fmt::Debug);
-assert_impl_all!(DbSessionLayer<Analytics, ProblemJson>: Send, Sync, Unpin, Clone, fmt::Debug);
+assert_impl_all!(DbSessionLayer<Analytics, EmptyBody>: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(DbSessionService<Routed>: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(ResponseFuture<Routed, Request<Body>>: Send, fmt::Debug);
 assert_impl_all!(SessionTransaction: Send, Sync, Unpin, fmt::Debug);
@@ -65,7 +65,6 @@ assert_impl_all!(Error: Send, Sync, Unpin, Clone, std::error::Error);
 assert_impl_all!(MissingSession: Send, Sync, Unpin, Clone, std::error::Error, IntoResponse);
 assert_impl_all!(Status: Send, Sync, Unpin, Copy, Eq, fmt::Debug);
 assert_impl_all!(EmptyBody: Send, Sync, Unpin, Copy, Default, fmt::Debug);
-assert_impl_all!(ProblemJson: Send, Sync, Unpin, Copy, Default, fmt::Debug);
 assert_impl_all!(Main: Send, Sync, Unpin, Copy, Eq, fmt::Debug);
 // One way out each.
 assert_not_impl_any!(SessionTransaction: Clone);
@@ -273,7 +272,7 @@ async fn a_missing_layer_names_itself() {
     }
     assert_eq!(text(send(&app, "/optional").await).await, "none");
     let (parts, ()) = Request::new(()).into_parts();
-    let error = DbSession::<Main>::from_extensions(&parts.extensions).unwrap_err();
+    let error = DbSession::from_extensions(&parts.extensions).unwrap_err();
     assert!(error.is_missing_layer() && error.status() == StatusCode::INTERNAL_SERVER_ERROR);
 
     let app = app.layer(session_layer(MockDatabase::new(DbBackend::Sqlite).into_connection()));
@@ -453,7 +452,7 @@ async fn exhaustion_is_an_answer_in_the_form_that_was_asked_for() {
 
     let problem = layer
         .clone()
-        .on_error(ProblemJson)
+        .on_error(problem_json)
         .layer(service_fn(async |_: Request<()>| Ok::<_, Own>(Response::new("never called".to_owned()))));
     let answer = problem.oneshot(Request::new(())).await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -564,9 +563,9 @@ async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
     hides("the service's Debug", &format!("{:?}", lazy.layer(())));
     let apps = [
         routes.clone().layer(layer.clone()),
-        routes.clone().layer(layer.on_error(ProblemJson)),
+        routes.clone().layer(layer.on_error(problem_json)),
         routes.clone().layer(lazy.clone()),
-        routes.clone().layer(lazy.clone().on_error(ProblemJson)),
+        routes.clone().layer(lazy.clone().on_error(problem_json)),
         routes.layer(lazy.keep_handler_errors()),
     ];
     for (nth, app) in apps.iter().enumerate() {

@@ -18,7 +18,7 @@ use axum::{
 use http::{Method, StatusCode};
 use sea_orm::{AccessMode, ConnectionTrait, DbBackend, IsolationLevel, MockDatabase, Statement, TransactionOptions};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, ProblemJson, TransactionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, TransactionLayer, problem_json};
 
 use crate::support::pool::{session_layer, session_pool};
 use crate::{
@@ -301,7 +301,7 @@ async fn without_a_session_layer_the_answer_is_an_error_and_the_handler_is_not_c
         service_fn(async |_: http::Request<String>| -> Result<http::Response<String>, Infallible> { panic!("called") });
     let response = TransactionLayer::new().layer(plain).oneshot(http::Request::new(String::new())).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    let problem = TransactionLayer::new().on_error(ProblemJson).layer(plain);
+    let problem = TransactionLayer::new().on_error(problem_json).layer(plain);
     let response = problem.oneshot(http::Request::new(String::new())).await.unwrap();
     assert!(response.body().contains("internal error"), "{}", response.body());
     let request = http::Request::builder().header("content-type", "application/grpc").body(String::new()).unwrap();

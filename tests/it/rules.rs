@@ -191,7 +191,7 @@ async fn two_databases_have_an_outcome_each() {
     insert_item(&other.db, "taken").await;
     let service = service_fn(async |request: Request<&'static str>| {
         let tx: DbTx = DbTx::from_extensions(request.extensions()).unwrap();
-        let analytics = DbTx::<Analytics>::from_extensions(request.extensions()).unwrap();
+        let analytics = DbTx::<Analytics>::tagged(request.extensions()).unwrap();
         insert_item(&tx, "row").await;
         if *request.body() == "both" {
             insert_item(&analytics, "row").await;

@@ -9,6 +9,7 @@ fn example(name: &str) -> &'static str {
         "reset" => "session_state",
         "pool_reset_on_return" => "rollback",
         "max_hold" => "1min",
+        "body_timeout" => "20s",
         name if name.starts_with("max_") || name.ends_with("_connections") || name == "pool_size" => "5",
         name if name.ends_with("_level") => "debug",
         "test_before_acquire"
