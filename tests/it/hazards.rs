@@ -581,8 +581,9 @@ async fn h23_every_request_gets_its_own_answer() {
                 async move {
                     let (uri, failure) = match n % 4 {
                         0 => ("/fail".to_owned(), Some("no_such_column")),
-                        // PostgreSQL's driver reads on for the error; MySQL's stops at the row.
+                        // A result is read to its end, and so its error is its own.
                         1 if kind == Kind::Postgres => (format!("/breaks/{n}"), Some("more than one row")),
+                        1 if kind == Kind::MySql => (format!("/breaks/{n}"), Some("more than 1 row")),
                         1 => (format!("/breaks/{n}"), None),
                         _ => (format!("/first/{n}"), None),
                     };
@@ -687,7 +688,8 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
         };
         let left = left.unwrap();
         assert!(left <= 1, "{kind:?}: {left} savepoints");
-        outer.rollback().await.unwrap();
+        // One that was there took the savepoint around the raw code along: what that code did is not known.
+        assert_eq!(outer.rollback().await.is_err(), left > 0, "{kind:?}");
         drop(session);
         assert_whole(&test, &db, 1).await;
     }
