@@ -171,6 +171,7 @@ impl PinnedConnection {
         }
         let guarded = task.doubtful && depth > 0;
         if guarded {
+            Box::pin(self.release_leftover()).await;
             self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
         }
         let mut output = self.perform(task).await;
@@ -186,8 +187,10 @@ impl PinnedConnection {
                 self.failed.get_or_insert(Failed::Unheard(depth));
             }
         }
-        if guarded && !output.as_ref().is_err_and(driver::is_fatal) {
-            self.check_guard(depth).await;
+        // With the connection, the proof is lost as well.
+        if guarded && (output.as_ref().is_err_and(driver::is_fatal) || !self.is_guarded(depth).await) {
+            self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
+            self.ended_elsewhere = true;
         }
         let may_be_open = task.doubtful && is_text && depth == 0 && self.base == 0 && self.backend == DbBackend::MySql;
         if may_be_open && output.is_ok() && Box::pin(self.was_left_open()).await? {
@@ -221,20 +224,21 @@ impl PinnedConnection {
 
     /// Whether the transaction that was open before an opaque operation is still the same: then the
     /// savepoint from before it is still there.
-    async fn check_guard(&mut self, depth: usize) {
+    async fn is_guarded(&mut self, depth: usize) -> bool {
         if self.depth() < depth || self.roll_back_to(depth).await.is_err() {
             self.state = State::Broken;
-            return;
+            return false;
         }
-        let Err(error) = self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await else { return };
+        let Err(error) = self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await else {
+            return true;
+        };
         if driver::is_fatal(&error) {
             self.state = State::Broken;
         } else if driver::is_aborted(&error) {
             self.failed.get_or_insert(Failed::Aborted(depth));
-        } else {
-            self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
-            self.ended_elsewhere = true;
+            return true;
         }
+        false
     }
 
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {

@@ -56,6 +56,8 @@ pub(crate) struct PinnedConnection {
     failed: Option<Failed>,
     /// A transaction was ended by something else than the session, which does not know it yet.
     ended_elsewhere: bool,
+    /// A savepoint may still be there that was rolled back to.
+    leaves_savepoint: bool,
     /// Each statement commits by itself unless the session says otherwise, which MySQL's may have been told
     /// to do differently before this crate has seen them.
     is_proven: bool,
@@ -113,6 +115,7 @@ impl PinnedConnection {
             state: State::Known,
             failed: None,
             ended_elsewhere: false,
+            leaves_savepoint: false,
             is_proven: backend != DbBackend::MySql,
             query_only: false,
             reads_only: false,

@@ -125,11 +125,23 @@ impl PinnedConnection {
             Failed::Aborted(at) | Failed::Unheard(at) => *at < depth - self.base,
             Failed::Ended(_) => depth - self.base > 1,
         });
-        if depth > 1 && self.backend != DbBackend::MySql {
+        let is_replaced = self.backend == DbBackend::MySql;
+        self.leaves_savepoint |= depth > 1 && is_replaced;
+        if depth > 1 && !is_replaced {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", depth - 1);
             self.driver.execute_unprepared(release).await?;
         }
         self.end_query_only().await
+    }
+
+    /// Releases the savepoint that [`roll_back_one`](Self::roll_back_one) leaves on MySQL. Code that released it
+    /// would take what was set after it along.
+    pub(super) async fn release_leftover(&mut self) {
+        if std::mem::take(&mut self.leaves_savepoint) {
+            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", self.driver.depth());
+            // It may have gone with its transaction.
+            let _ = self.driver.execute_unprepared(release).await;
+        }
     }
 
     /// Gives a transaction that is gone from the server a shape that sqlx's count can be rolled back

@@ -264,6 +264,7 @@ impl Core {
             stop,
             reader,
             text: last_text,
+            is_doubtful: doubtful && in_transaction,
             _turn: turn,
         });
         drop(state);

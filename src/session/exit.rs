@@ -12,7 +12,7 @@ use super::{
     slot::{Level, Phase, Slot, State, Who},
     turn::Turn,
 };
-use crate::{connection::Operation, error::Kind};
+use crate::{connection::Operation, error::Kind, telemetry};
 
 /// How long an answer that is to roll back waits for a statement that its handler has left running.
 const STRAY_WAIT: Duration = Duration::from_millis(100);
@@ -71,8 +71,13 @@ impl Core {
     pub(super) fn break_running(self: &Arc<Self>) {
         let mut state = self.lock();
         let Slot::Running(running) = &state.slot else { return };
-        if running.purpose == Purpose::Commit {
+        let purpose = running.purpose;
+        let doubtful = running.is_doubtful.then(|| running.text.without_values(self.pool().backend()));
+        if purpose == Purpose::Commit {
             state.commit_lost();
+        }
+        if let Some(statement) = &doubtful {
+            state.ended_elsewhere(statement.clone());
         }
         let ended = std::mem::replace(&mut state.slot, Slot::Broken);
         let told = (state.released.take(), state.stray_ended.take());
@@ -83,6 +88,9 @@ impl Core {
         drop(state);
         drop((ended, told));
         self.line().wake_worker();
+        if let Some(statement) = &doubtful {
+            telemetry::ended_elsewhere(statement);
+        }
         if over {
             self.run_hooks();
         }

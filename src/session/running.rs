@@ -35,6 +35,8 @@ pub(super) struct Running {
     pub(super) reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.
     pub(super) text: Text,
+    /// It may end the transaction around it, which only its own end shows.
+    pub(super) is_doubtful: bool,
     /// Passes on when the connection is back in its place.
     pub(super) _turn: Turn,
 }

@@ -33,7 +33,6 @@ mod isolation;
 mod items;
 mod jobs;
 mod late;
-mod liveness;
 mod lost;
 mod modes;
 mod nested;

@@ -1,8 +1,11 @@
 //! MySQL and MariaDB: a transaction that is gone from the server, and modes that were left behind.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, Database, DbBackend, Statement, TransactionError, TransactionTrait};
+use sea_orm::{ConnectionTrait, Database, DbBackend, Statement, TransactionError, TransactionTrait, sqlx::Executor};
+use tokio::sync::Notify;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::{
@@ -297,5 +300,66 @@ async fn control_statements_are_refused_in_set_up_on_every_database() {
             .await;
         assert_eq!((response.status(), site.count("worked").await), (StatusCode::CONFLICT, 0), "{sql}");
         assert_eq!(site.count("open").await, 0, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_whose_connection_was_lost_in_stored_code_is_not_told_as_rolled_back() {
+    for sql in ["EXECUTE IMMEDIATE 'COMMIT RELEASE'", "CALL leaves()"] {
+        for (status, nested) in [(200, false), (400, false), (503, true)] {
+            let site = Site::new(Kind::MySql).await;
+            site.run("CREATE PROCEDURE leaves() COMMIT RELEASE").await;
+            let response = site
+                .call(async move |tx: DbTx| {
+                    insert_item(&tx, "stands").await;
+                    if nested {
+                        let inner = tx.begin().await.unwrap();
+                        let _ = inner.execute_unprepared(sql).await;
+                    } else {
+                        let _ = tx.execute_unprepared(sql).await;
+                    }
+                    let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await;
+                    StatusCode::from_u16(status).unwrap()
+                })
+                .await;
+            assert_told(&response, &format!("{sql} {status}"));
+            assert_eq!(site.seen(["stands", "after"]).await, [true, false], "{sql} {status}");
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_around_raw_code_that_was_dropped_is_not_told_as_rolled_back() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let site = Site::new(kind).await;
+        let response = site
+            .call(async move |tx: DbTx| {
+                insert_item(&tx, "stands").await;
+                let committed = Arc::new(Notify::new());
+                let notify = committed.clone();
+                macro_rules! commit_and_hang {
+                    ($method:ident) => {{
+                        let code = tx.$method(move |connection| {
+                            Box::pin(async move {
+                                connection.execute("COMMIT").await.unwrap();
+                                notify.notify_one();
+                                std::future::pending::<()>().await
+                            })
+                        });
+                        tokio::select! { _ = code => {} () = committed.notified() => {} }
+                    }};
+                }
+                match kind {
+                    Kind::Postgres => commit_and_hang!(with_postgres),
+                    Kind::MySql => commit_and_hang!(with_mysql),
+                    _ => commit_and_hang!(with_sqlite),
+                }
+                StatusCode::BAD_REQUEST
+            })
+            .await;
+        assert_told(&response, &format!("{kind:?}"));
+        assert_eq!(site.count("stands").await, 1, "{kind:?}");
+        site.assert_whole().await;
     }
 }
