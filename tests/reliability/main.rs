@@ -23,6 +23,7 @@ mod soak;
 mod storm;
 #[path = "../it/support/mod.rs"]
 mod support;
+mod truth;
 mod witness;
 mod work;
 
