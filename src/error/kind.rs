@@ -54,6 +54,7 @@ pub(crate) enum Kind {
     StatementTimeout,
     ReadOnly,
     ServerFull,
+    TestConnectionHeld,
     StalePlan,
 }
 
@@ -97,7 +98,9 @@ pub(super) const IN_DB_ERR: [Kind; 33] = [
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            Self::Exhausted | Self::Crowded | Self::ServerFull => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+            Self::Exhausted | Self::Crowded | Self::ServerFull | Self::TestConnectionHeld => {
+                DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)
+            }
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
@@ -214,6 +217,9 @@ impl Kind {
             Self::StatementTimeout => "the statement ran for longer than the server allows",
             Self::ReadOnly => {
                 "the server, or the transaction, is read-only: after a fail-over, a new connection leads to the server that takes writes"
+            }
+            Self::TestConnectionHeld => {
+                "the one connection of this `TestPool` is held by another session: drop the test's own session before the service is called"
             }
             Self::ServerFull => {
                 "the server takes no more connections: raise its limit, or lower max_connections (every instance of the service has a pool of its own)"

@@ -144,7 +144,7 @@ impl Error {
     /// ([`max_waiting`](crate::SessionPoolBuilder::max_waiting)) that one more was not let in; or whether the server has no
     /// place for another one.
     pub fn is_exhausted(&self) -> bool {
-        matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::ServerFull)
+        matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::TestConnectionHeld)
     }
 
     /// Whether the database could not be reached.
@@ -304,7 +304,7 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            Kind::Exhausted | Kind::Crowded | Kind::ServerFull => "the service is busy",
+            Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::TestConnectionHeld => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",

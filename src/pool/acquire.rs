@@ -1,15 +1,16 @@
 //! Acquiring: waiting in the queue, fetching from the driver, and telling why it failed.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join;
 use sea_orm::{ConnAcquireErr, DbErr};
-use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
-use super::{Holder, SessionPool, checkout::CheckedOut, current::current, holders::Wait, ticket::Ticket};
+use super::{SessionPool, checkout::CheckedOut, current::current, holders::Wait, queue::AfterFailure, ticket::Ticket};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -39,6 +40,11 @@ impl Drop for Lease {
 impl SessionPool {
     /// Waits for a connection, at most `acquire_timeout`.
     pub(crate) async fn acquire(&self) -> Result<Lease, Error> {
+        self.wait_for_one(false).await
+    }
+
+    /// [`acquire`](Self::acquire) for a session that has had a connection, and goes on with `another`.
+    pub(super) async fn wait_for_one(&self, another: bool) -> Result<Lease, Error> {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
@@ -48,12 +54,17 @@ impl SessionPool {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let started = Instant::now();
         let request = current();
-        let Some(receiver) = self.shared.queue.join(self, runtime, request.clone()) else {
-            return Err(self.turn_away(request).await);
+        let second = request.clone().filter(|request| !another && self.holds_one(request));
+        if second.is_some() {
+            self.shared.queue.expect_seconds();
+        }
+        let holds = another || second.is_some();
+        let Some(receiver) = self.shared.queue.join(self, runtime, request.clone(), holds) else {
+            return Err(self.turn_away(holds).await);
         };
-        let mut waiting = Waiting { receiver, pool: self, done: false, _wait: Wait::of(request.clone()) };
-        if let Some(request) = request {
-            self.look_for_deadlock(request);
+        let mut waiting = Waiting { receiver, pool: self, done: false, _wait: Wait::of(request) };
+        if let Some(request) = second {
+            self.look_for_deadlock(&request);
         }
         let result = timeout(self.settings().acquire_timeout, &mut waiting.receiver).await;
         waiting.done = matches!(result, Ok(Ok(_)));
@@ -77,10 +88,10 @@ impl SessionPool {
     }
 
     /// There is no room to wait.
-    async fn turn_away(&self, request: Option<Arc<dyn Holder>>) -> Error {
+    async fn turn_away(&self, holds: bool) -> Error {
         let error = self.fail(Kind::Crowded.into(), Duration::ZERO);
         // Others may wait for what it holds.
-        if !request.is_some_and(|request| self.holds_one(&request)) {
+        if !holds {
             self.shared.refusals.keep(self.settings().acquire_timeout).await;
         }
         error
@@ -89,7 +100,8 @@ impl SessionPool {
     /// Opens one connection beside the pool and closes it again.
     #[cfg(feature = "config")]
     pub(crate) async fn probe(&self) -> Result<(), DbErr> {
-        self.shared.source.connect_once().await
+        // A server that is full answers: there is nothing to wait for.
+        self.shared.source.connect_once().await.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
     }
 
     pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
@@ -97,16 +109,44 @@ impl SessionPool {
         error
     }
 
-    /// Why nobody came: *down* if a connection cannot be made at all, *exhausted* otherwise.
+    /// Why no connection came: *down* if one cannot be made at all, *exhausted* otherwise.
     async fn diagnose(&self) -> Error {
         if self.is_shut() {
             return Kind::Closing.into();
         }
-        if self.status().acquiring == 0 {
+        if self.is_test() {
+            return Kind::TestConnectionHeld.into();
+        }
+        let status = self.status();
+        if status.acquiring == 0 {
             // Every connection is in a session's hands: the server has nothing to do with it.
             return Kind::Exhausted.into();
         }
-        self.try_server().await.err().unwrap_or_else(|| Kind::Exhausted.into())
+        match self.try_server().await {
+            Ok(()) if status.in_use == 0 && !self.shared.source.is_used(status.acquiring) => Kind::Down.into(),
+            Ok(()) => Kind::Exhausted.into(),
+            Err(error) if error.is_exhausted() && status.in_use > 0 => Kind::Exhausted.into(),
+            Err(error) => error,
+        }
+    }
+
+    /// A fetch has failed with `error`: waits before the next one, or tells those who wait.
+    async fn fetch_failed(&self, error: DbErr) {
+        let full = is_full(&error);
+        match self.shared.queue.fetch_failed(full) {
+            AfterFailure::GoOn => {}
+            AfterFailure::Rest(pause) => {
+                let status = self.status();
+                let (in_use, waiting) = (status.in_use, status.waiting);
+                tracing::warn!(target: "tower_sea_orm::pool", in_use, waiting, "no further connection can be opened, those who wait go on waiting: {error}");
+                sleep(pause).await;
+                self.shared.queue.rested();
+            }
+            AfterFailure::Refuse(count) => {
+                let error = Error::with_source(Kind::Down, error);
+                (0..count).for_each(|_| self.shared.queue.refuse(error.clone()));
+            }
+        }
     }
 }
 
@@ -153,6 +193,11 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
             pool.shared.queue.refuse(Kind::Closing.into());
         }
-        Err(error) => pool.shared.queue.refuse(Error::with_source(Kind::Down, error)),
+        Err(error) => pool.fetch_failed(error).await,
     }
+}
+
+/// Whether the server has no place for another connection.
+pub(super) fn is_full(error: &DbErr) -> bool {
+    Error::of(error).is_some_and(|error| error.is_exhausted())
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind};
 /// The longest wait for a connection unless the driver's own time-out is shorter.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const WARN_HOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -24,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Settings {
     pub(crate) acquire_timeout: Duration,
     pub(crate) release_timeout: Duration,
+    pub(crate) commit_timeout: Duration,
     pub(crate) reserve: u32,
     /// `None`: in proportion to the connections.
     pub(crate) max_waiting: Option<u32>,
@@ -40,6 +42,7 @@ impl Default for Settings {
         Self {
             acquire_timeout: ACQUIRE_TIMEOUT,
             release_timeout: RELEASE_TIMEOUT,
+            commit_timeout: COMMIT_TIMEOUT,
             reserve: 0,
             max_waiting: None,
             warm: true,
@@ -134,6 +137,13 @@ impl SessionPoolBuilder {
     /// die with its connection.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.settings.release_timeout = timeout;
+        self
+    }
+
+    /// How long the layer and [`SessionPool::transaction`] wait for the answer to a COMMIT. After that the
+    /// outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
+    pub fn commit_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.commit_timeout = timeout;
         self
     }
 

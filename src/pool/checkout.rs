@@ -8,7 +8,7 @@ use std::{
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Holder, SessionPool, Text, current::outside, ticket::SlotGuard};
+use super::{Holder, SessionPool, Text, source::SILENCE, ticket::SlotGuard};
 use crate::{
     connection::{Output, PinnedConnection, Task, Victim, is_fatal},
     error::Error,
@@ -111,8 +111,7 @@ impl CheckedOut {
         pool.cool_down();
         let victim = self.0.connection.take().and_then(|dead| dead.into_victim());
         self.0.slot.free();
-        // The slot is free: this is no wait for a second connection.
-        if let Some(mut next) = outside(pool.acquire()).await?.into_connection() {
+        if let Some(mut next) = pool.wait_for_one(true).await?.into_connection() {
             if let (Some(connection), Some(victim)) = (&mut next.0.connection, victim) {
                 connection.adopt(victim);
             }
@@ -264,14 +263,15 @@ impl CheckedOut {
         }
         let runtime = self.0.runtime.clone();
         runtime.spawn(async move {
-            let patience = self.patience();
+            // A ping that is not answered for so long will not be.
+            let patience = self.patience().map(|bound| bound.min(SILENCE));
             let pool = self.0.slot.pool().clone();
             let Some(connection) = &mut self.0.connection else { return };
             match patience {
                 None => connection.return_to_driver().await,
                 Some(bound) => {
                     if timeout(bound, connection.return_to_driver()).await.is_err() {
-                        tracing::warn!(target: "tower_sea_orm::pool", "closed a connection that could not be returned within the release timeout");
+                        tracing::warn!(target: "tower_sea_orm::pool", "closed a connection that could not be returned: its ping was not answered");
                     }
                 }
             }

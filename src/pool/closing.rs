@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::{runtime::Handle, sync::Notify, time::timeout};
 
 use super::SessionPool;
 use crate::error::{Error, Kind};
@@ -74,6 +74,8 @@ impl SessionPool {
     /// # }).unwrap();
     /// ```
     ///
+    /// Outside of a tokio runtime nothing is waited for: what is out is cut off at once.
+    ///
     /// # Cancel safety
     ///
     /// Dropped half-way, new sessions are refused all the same, but nothing more is cut off or closed: call
@@ -81,6 +83,14 @@ impl SessionPool {
     pub async fn close(&self, within: Duration) -> usize {
         let closing = &self.shared.closing;
         closing.begun.store(true, Ordering::SeqCst);
+        if Handle::try_current().is_err() {
+            // Nothing can be waited for.
+            closing.shut.store(true, Ordering::SeqCst);
+            let cut = self.cut_once();
+            self.cool_down();
+            self.shared.source.close_without_waiting();
+            return cut;
+        }
         let in_time = timeout(within, closing.last_session()).await.is_ok();
         closing.shut.store(true, Ordering::SeqCst);
         let cut = if in_time { 0 } else { self.cut_off().await };
@@ -125,28 +135,35 @@ impl SessionPool {
     /// Takes away what is still out, and waits until it is back or closed.
     async fn cut_off(&self) -> usize {
         let closing = &self.shared.closing;
-        let until = Instant::now() + self.settings().release_timeout;
+        // `None`: for as long as it takes.
+        let until = Instant::now().checked_add(self.settings().release_timeout);
         let mut cut = 0;
         loop {
-            cut += self.shared.queue.refuse_all(Kind::Closing);
-            for holder in self.shared.holders.all() {
-                let label = holder.label();
-                if holder.cut(Kind::Closing) {
-                    cut += 1;
-                    tracing::warn!(
-                        target: "tower_sea_orm::pool",
-                        method = label.as_ref().map(|label| label.method.as_str()),
-                        path = label.as_ref().map(|label| label.uri.path()),
-                        "a session did not end before the pool closed: it was cut off",
-                    );
-                }
-            }
+            cut += self.cut_once();
             let is_over = self.is_direct() || self.shared.holders.len() == 0;
-            if is_over || Instant::now() >= until {
+            if is_over || until.is_some_and(|until| Instant::now() >= until) {
                 return cut;
             }
             let _ = timeout(TICK, closing.changed.notified()).await;
         }
+    }
+
+    /// Cuts off those that can be cut off now, and returns how many there were.
+    fn cut_once(&self) -> usize {
+        let mut cut = self.shared.queue.refuse_all(Kind::Closing);
+        for holder in self.shared.holders.all() {
+            let label = holder.label();
+            if holder.cut(Kind::Closing) {
+                cut += 1;
+                tracing::warn!(
+                    target: "tower_sea_orm::pool",
+                    method = label.as_ref().map(|label| label.method.as_str()),
+                    path = label.as_ref().map(|label| label.uri.path()),
+                    "a session did not end before the pool closed: it was cut off",
+                );
+            }
+        }
+        cut
     }
 
     /// Closes the driver's pool, if its connections come back in time.

@@ -1,6 +1,6 @@
 //! Whose request this thread is polling: tells a request's own wait from a spawned task's.
 
-use std::{cell::RefCell, future::poll_fn, pin::pin, sync::Arc};
+use std::{cell::RefCell, sync::Arc};
 
 use super::Holder;
 
@@ -16,16 +16,6 @@ pub(crate) fn current() -> Option<Arc<dyn Holder>> {
 /// What is polled from here on, until the returned value is dropped, belongs to `request`.
 pub(crate) fn enter(request: Arc<dyn Holder>) -> Entered {
     Entered { before: replace(Some(request)) }
-}
-
-/// Polls `future` as work of no request.
-pub(super) async fn outside<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        let _entered = Entered { before: replace(None) };
-        future.as_mut().poll(cx)
-    })
-    .await
 }
 
 /// Restores, when it is dropped, what was current before.

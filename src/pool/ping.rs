@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{runtime::Handle, sync::Mutex, time::timeout};
 
-use super::SessionPool;
+use super::{SessionPool, acquire::is_full};
 use crate::error::{Error, Kind};
 
 /// How long an attempt may take, and how long its result holds.
@@ -43,7 +43,8 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// [`is_down`](Error::is_down), or [`is_closing`](Error::is_closing) if the pool is closed.
+    /// [`is_down`](Error::is_down), or [`is_closing`](Error::is_closing) if the pool is closed. Outside of a tokio
+    /// runtime, an error that says so.
     ///
     /// # Cancel safety
     ///
@@ -59,14 +60,16 @@ impl SessionPool {
         if self.is_in_memory() {
             return Ok(());
         }
-        self.try_server().await
+        // A server that is full has answered.
+        self.try_server().await.or_else(|error| if error.is_exhausted() { Ok(()) } else { Err(error) })
     }
 
     /// Whether a connection can be made at all. One attempt at a time, whose result holds for a while.
     pub(super) async fn try_server(&self) -> Result<(), Error> {
+        let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let pool = self.clone();
         // A task of its own, so that it ends and leaves its result whoever stops waiting.
-        let attempt = tokio::spawn(async move { pool.fresh_probe().await });
+        let attempt = runtime.spawn(async move { pool.fresh_probe().await });
         attempt.await.ok().flatten().map_or(Ok(()), Err)
     }
 
@@ -77,7 +80,10 @@ impl SessionPool {
         }
         let failure = match timeout(PROBE, self.shared.source.connect_once()).await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(Error::with_source(Kind::Down, error)),
+            Ok(Err(error)) => {
+                let kind = if is_full(&error) { Kind::ServerFull } else { Kind::Down };
+                Some(Error::with_source(kind, error))
+            }
             Err(_) => Some(Kind::Down.into()),
         };
         *last = Some(Probe { at: Instant::now(), failure: failure.clone() });

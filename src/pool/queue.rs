@@ -28,6 +28,13 @@ use crate::error::{Error, Kind};
 /// are.
 const PLAIN_SHARE: Duration = Duration::from_millis(50);
 
+/// How long the last free connection is kept for requests that hold one, after one of them took a second.
+const KEPT_FOR_SECONDS: Duration = Duration::from_secs(10);
+
+/// How long nothing is fetched after a failure; at first, and at last.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 pub(super) struct Queue {
     state: Mutex<State>,
     /// How many connections may be out at the same time.
@@ -53,6 +60,31 @@ struct State {
     /// Somebody took a connection that was just returned: until then there may be more who wait.
     plain_users_until: Option<Instant>,
     warm: Warm,
+    /// Until then requests that hold a connection may come for a second one.
+    seconds_until: Option<Instant>,
+    failures: Failures,
+}
+
+/// What became of the fetches since the last one that brought a connection.
+#[derive(Default)]
+struct Failures {
+    /// Fetches that failed while others were under way: their waiters are not answered yet.
+    unanswered: usize,
+    paused_until: Option<Instant>,
+    /// How long the last pause was.
+    pause: Duration,
+    /// One of the fetches counted as `acquiring` has failed and waits for the end of the pause.
+    resting: bool,
+}
+
+/// What follows from a failed fetch.
+pub(super) enum AfterFailure {
+    /// A connection may still come: its fetch is over when this time has passed.
+    Rest(Duration),
+    /// Another one rests already.
+    GoOn,
+    /// No connection can come: so many waiters are to be told.
+    Refuse(usize),
 }
 
 /// Where a released connection went.
@@ -72,6 +104,8 @@ struct Waiter {
     runtime: Handle,
     /// The request that waits, if it is one that has a session already.
     request: Option<Arc<dyn Holder>>,
+    /// The request holds a connection already.
+    holds: bool,
 }
 
 impl Queue {
@@ -95,22 +129,32 @@ impl Queue {
     }
 
     /// Joins the queue and sends for a connection if the limit allows one more; `None` if too many
-    /// wait already.
+    /// wait already. A request that holds a connection goes before those that do not: behind them it would
+    /// wait for newcomers that become the next holders.
     pub(super) fn join(
         &self,
         pool: &SessionPool,
         runtime: Handle,
         request: Option<Arc<dyn Holder>>,
+        holds: bool,
     ) -> Option<oneshot::Receiver<Result<Lease, Error>>> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
         let free = self.limit.saturating_sub(state.out) as usize;
-        if state.is_full(&self.room, free) {
+        // Others may wait for what a request holds: it is turned away only where nobody may wait at all.
+        let is_full = if holds { self.room.certain == 0 && free == 0 } else { state.is_full(&self.room, free) };
+        if is_full {
             return None;
         }
         state.next += 1;
         let id = state.next;
-        state.waiters.push_back(Waiter { id, sender, runtime, request });
+        let waiter = Waiter { id, sender, runtime, request, holds };
+        if holds {
+            let place = state.waiters.iter().position(|waiter| !waiter.holds).unwrap_or(state.waiters.len());
+            state.waiters.insert(place, waiter);
+        } else {
+            state.waiters.push_back(waiter);
+        }
         drop(state);
         if free > 0 {
             self.fill(pool);
@@ -146,8 +190,11 @@ impl Queue {
     /// The first waiter that no fetch is under way for, if one more connection may be out.
     fn next_to_fetch_for(&self) -> Option<(u64, Handle)> {
         let mut state = self.lock();
+        if state.failures.paused_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
         let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(state.acquiring as usize)?;
-        if state.out + state.acquiring >= self.limit {
+        if state.out + state.acquiring >= state.limit_for(waiter.holds, self.limit) {
             return None;
         }
         let found = (waiter.id, waiter.runtime.clone());
@@ -158,7 +205,7 @@ impl Queue {
     /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
     pub(super) fn hand_over(&self, mut connection: CheckedOut) -> Option<CheckedOut> {
         loop {
-            let Some(waiter) = self.lock().next_turn() else { return Some(connection) };
+            let Some(waiter) = self.lock().next_turn(self.limit) else { return Some(connection) };
             connection = waiter.give(connection)?;
         }
     }
@@ -171,7 +218,7 @@ impl Queue {
             if state.is_plain_users_turn(max) {
                 return Placed::Left(connection);
             }
-            let Some(waiter) = state.next_turn() else {
+            let Some(waiter) = state.next_turn(self.limit) else {
                 if max < 2 {
                     return Placed::Left(connection);
                 }
@@ -189,7 +236,7 @@ impl Queue {
     /// A fresh warm connection, unless somebody waits before or as many are out as may be.
     pub(super) fn pop_warm(&self) -> Option<CheckedOut> {
         let mut state = self.lock();
-        if state.out >= self.limit || state.waiters.iter().any(Waiter::is_live) {
+        if state.out >= state.limit_for(false, self.limit) || state.waiters.iter().any(Waiter::is_live) {
             return None;
         }
         let connection = state.warm.pop()?;
@@ -199,7 +246,8 @@ impl Queue {
 
     fn warm_for_a_waiter(&self) -> Option<CheckedOut> {
         let mut state = self.lock();
-        if state.out >= self.limit || !state.waiters.iter().any(Waiter::is_live) {
+        let holds = state.waiters.iter().find(|waiter| waiter.is_live())?.holds;
+        if state.out >= state.limit_for(holds, self.limit) {
             return None;
         }
         let connection = state.warm.pop()?;
@@ -249,6 +297,36 @@ impl Queue {
         }
     }
 
+    /// A request that holds a connection wants another one: the last free one is kept for such requests.
+    pub(super) fn expect_seconds(&self) {
+        self.lock().seconds_until = Instant::now().checked_add(KEPT_FOR_SECONDS);
+    }
+
+    /// A fetch has failed. While connections are out or others are being fetched, those who wait go on
+    /// waiting, and after a pause one more is fetched. `may_pass`: also while there are none.
+    pub(super) fn fetch_failed(&self, may_pass: bool) -> AfterFailure {
+        let mut state = self.lock();
+        let under_way = state.acquiring.saturating_sub(1 + u32::from(state.failures.resting));
+        let (out, failures) = (state.out, &mut state.failures);
+        if out == 0 && under_way == 0 && !may_pass {
+            failures.paused_until = None;
+            return AfterFailure::Refuse(1 + std::mem::take(&mut failures.unanswered));
+        }
+        failures.unanswered += usize::from(out == 0);
+        if std::mem::replace(&mut failures.resting, true) {
+            return AfterFailure::GoOn;
+        }
+        failures.pause = (failures.pause * 2).clamp(PAUSE, LONGEST_PAUSE);
+        failures.paused_until = Instant::now().checked_add(failures.pause);
+        AfterFailure::Rest(failures.pause)
+    }
+
+    /// The pause after a failure is over.
+    pub(super) fn rested(&self) {
+        let failures = &mut self.lock().failures;
+        (failures.resting, failures.paused_until) = (false, None);
+    }
+
     /// Refuses everybody, and returns how many there were.
     pub(super) fn refuse_all(&self, kind: Kind) -> usize {
         let waiters = std::mem::take(&mut self.lock().waiters);
@@ -274,6 +352,7 @@ impl Queue {
         let mut state = self.lock();
         state.acquiring -= 1;
         state.out += 1;
+        (state.failures.unanswered, state.failures.pause) = (0, Duration::ZERO);
     }
 
     /// A fetch has brought nothing.
@@ -342,8 +421,18 @@ impl State {
         self.gone = 0;
     }
 
-    /// The waiter that gets the next connection.
-    fn next_turn(&mut self) -> Option<Waiter> {
+    /// How many may be out when one more goes to a waiter.
+    fn limit_for(&self, holds: bool, limit: u32) -> u32 {
+        let is_kept = || self.seconds_until.is_some_and(|until| Instant::now() < until);
+        if !holds && limit > 1 && is_kept() { limit - 1 } else { limit }
+    }
+
+    /// The waiter that gets a connection, which counts as out.
+    fn next_turn(&mut self, limit: u32) -> Option<Waiter> {
+        let holds = self.waiters.iter().find(|waiter| waiter.is_live())?.holds;
+        if self.out > self.limit_for(holds, limit) {
+            return None;
+        }
         let waiter = self.oldest()?;
         self.pace.turn();
         Some(waiter)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Grip, Holder, SessionPool, holders::is_same, rate::Rate};
+use super::{Grip, Holder, SessionPool, current::current, holders::is_same, rate::Rate};
 use crate::error::{Error, Kind};
 
 /// How many lines of the log a second may have.
@@ -37,12 +37,9 @@ impl Second {
 }
 
 impl SessionPool {
-    /// `request` has begun to wait: tells the log if it holds a connection already, and looks whether
-    /// anybody can go on.
-    pub(super) fn look_for_deadlock(&self, request: Arc<dyn Holder>) {
-        if !self.holds_one(&request) {
-            return;
-        }
+    /// `request`, which holds a connection, has begun to wait for another: tells the log, and looks whether
+    /// any of those who wait can go on.
+    pub(super) fn look_for_deadlock(&self, request: &Arc<dyn Holder>) {
         if let Some(suppressed) = self.shared.second.may_tell() {
             let (label, status) = (request.label(), self.status());
             tracing::warn!(
@@ -54,6 +51,13 @@ impl SessionPool {
             );
         }
         self.look_again();
+    }
+
+    /// Has the last free connection kept for such requests, if the current one holds a connection.
+    pub(crate) fn expect_second(&self) {
+        if current().is_some_and(|request| self.holds_one(&request)) {
+            self.shared.queue.expect_seconds();
+        }
     }
 
     /// Whether `request` holds a connection, and has not begun to give it back.

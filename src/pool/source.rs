@@ -6,11 +6,15 @@ use futures_util::future::BoxFuture;
 #[cfg(feature = "_sqlx")]
 use sea_orm::{ConnAcquireErr, RuntimeErr, sqlx};
 use sea_orm::{DatabaseConnection, DatabaseConnectionType, DbErr};
+use tokio::time::timeout;
 
 use crate::{
     connection::Driver,
     error::{Error, Kind},
 };
+
+/// How long a connection may be silent before it is taken for lost.
+pub(super) const SILENCE: Duration = Duration::from_millis(900);
 
 /// Where connections come from.
 pub(crate) enum Source {
@@ -149,8 +153,51 @@ impl Source {
         }
     }
 
-    /// The driver's own `acquire()`. Never to be dropped before it ends.
+    /// A connection of the driver's pool, by its own `acquire()`.
+    ///
+    /// sqlx's ping of an idle connection has no bound but the pool's whole time-out
+    /// (<https://github.com/launchbadge/sqlx/issues/4349>). A server's connection that is silent for long is
+    /// given up with its ping, which closes it, and so are all others that are idle and silent.
     pub(super) async fn acquire(&self) -> Result<Driver, DbErr> {
+        if self.has_server() && self.num_idle() > 0 {
+            match timeout(SILENCE, self.driver_acquire()).await {
+                Ok(acquired) => return acquired,
+                Err(_) => self.weed().await,
+            }
+        }
+        self.driver_acquire().await
+    }
+
+    /// Closes the idle connections that do not answer.
+    async fn weed(&self) {
+        dispatch!(self, pool => {
+            let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire()).collect();
+            let pings = idle.into_iter().map(async |mut connection| {
+                use sqlx::Connection;
+                if !matches!(timeout(SILENCE, connection.ping()).await, Ok(Ok(()))) {
+                    tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
+                    connection.close_on_drop();
+                }
+            });
+            futures_util::future::join_all(pings).await;
+        }, direct => ());
+    }
+
+    fn num_idle(&self) -> usize {
+        dispatch!(self, pool => pool.num_idle(), direct => 0)
+    }
+
+    /// Whether connections of the driver's pool are in use besides `acquiring` that are being opened.
+    pub(super) fn is_used(&self, acquiring: u32) -> bool {
+        dispatch!(self, pool => pool.size() > pool.num_idle() as u32 + acquiring, direct => false)
+    }
+
+    /// Refuses new users of the driver's pool; does not wait for anything.
+    pub(super) fn close_without_waiting(&self) {
+        dispatch!(self, pool => drop(pool.close()), direct => ());
+    }
+
+    async fn driver_acquire(&self) -> Result<Driver, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(pool) => pool.acquire().await.map(Driver::Postgres).map_err(acquire_error),
@@ -175,8 +222,6 @@ impl Source {
     /// Opens one connection beside the pool and closes it again.
     pub(super) async fn connect_once(&self) -> Result<(), DbErr> {
         #[cfg(feature = "_sqlx")]
-        use crate::error::Trouble;
-        #[cfg(feature = "_sqlx")]
         use sqlx::{ConnectOptions, Connection};
         dispatch!(self, pool => {
             let options = pool.connect_options();
@@ -185,11 +230,7 @@ impl Source {
                     let _ = connection.close().await;
                     Ok(())
                 }
-                Err(error) => match DbErr::Conn(RuntimeErr::SqlxError(error.into())) {
-                    // The server answers, but has no connection to spare: exhausted, not down.
-                    error if Trouble::of(&error) == Some(Trouble::TooManyConnections) => Ok(()),
-                    error => Err(error),
-                },
+                Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
             }
         }, direct => Ok(()))
     }

@@ -188,7 +188,7 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// Whether the session runs no statements any more: the request that it belongs to has ended, or
-    /// its connection was taken away ([`max_hold`](SessionPoolBuilder::max_hold), [`close`](SessionPool::close)).
+    /// its connection was taken away ([`max_hold`](crate::SessionPoolBuilder::max_hold), [`close`](SessionPool::close)).
     pub fn is_closed(&self) -> bool {
         self.core.is_over()
     }

@@ -107,6 +107,7 @@ impl SessionPool {
         if self.is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), admission));
         }
+        self.expect_second();
         let started = Instant::now();
         let lease = self.acquire().await?;
         let core = Core::with_connection(self.clone(), plan, lease, started.elapsed());

@@ -131,7 +131,7 @@ impl Core {
 
     async fn last_commit(self: &Arc<Self>) -> Result<(), Error> {
         self.end_stream();
-        let bound = self.pool().settings().release_timeout;
+        let bound = self.pool().settings().commit_timeout;
         let (running, left_open) = {
             let state = self.lock();
             (state.running(), state.has_left_open())

@@ -549,7 +549,7 @@ async fn h23_every_request_gets_its_own_answer() {
     async fn first(session: DbSession, Path(n): Path<i32>) -> Result<String, Failed> {
         one(&session, n, "n").await
     }
-    /// The same, but the rest is an error: two rows where one may stand. SQLite makes no more rows than are read.
+    /// The same, but the rest is an error, except on SQLite: two rows where one may stand.
     async fn breaks(session: DbSession, Path(n): Path<i32>) -> Result<String, Failed> {
         one(&session, n, "(SELECT earlier.n FROM t AS earlier WHERE earlier.n <= t.n)").await
     }
@@ -581,6 +581,7 @@ async fn h23_every_request_gets_its_own_answer() {
                 async move {
                     let (uri, failure) = match n % 4 {
                         0 => ("/fail".to_owned(), Some("no_such_column")),
+                        // A result is read to its end, and so its error is its own.
                         1 if kind == Kind::Postgres => (format!("/breaks/{n}"), Some("more than one row")),
                         1 if kind == Kind::MySql => (format!("/breaks/{n}"), Some("more than 1 row")),
                         1 => (format!("/breaks/{n}"), None),
@@ -687,7 +688,8 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
         };
         let left = left.unwrap();
         assert!(left <= 1, "{kind:?}: {left} savepoints");
-        outer.rollback().await.unwrap();
+        // One that was there took the savepoint around the raw code along: what that code did is not known.
+        assert_eq!(outer.rollback().await.is_err(), left > 0, "{kind:?}");
         drop(session);
         assert_whole(&test, &db, 1).await;
     }

@@ -75,10 +75,10 @@ async fn a_commit_that_took_effect_unheard_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_commit_that_a_frozen_server_does_not_answer_is_unknown_within_the_release_timeout() {
+async fn a_commit_that_a_frozen_server_does_not_answer_is_unknown_within_the_commit_timeout() {
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.pooled(|pool| pool.release_timeout(Duration::from_millis(300)));
+        let site = site.pooled(|pool| pool.commit_timeout(Duration::from_millis(300)));
         let (proxy, hooks) = (Arc::new(proxy), Hooks::default());
         let response = site
             .call({

@@ -33,6 +33,7 @@ mod isolation;
 mod items;
 mod jobs;
 mod late;
+mod liveness;
 mod lost;
 mod modes;
 mod nested;

@@ -53,6 +53,8 @@ struct Shared {
     held: AtomicU64,
     /// Whether those that have something held back are closed for their clients.
     forsaken: watch::Sender<bool>,
+    /// How often the connections of that time were made silent for good.
+    silenced: watch::Sender<u64>,
     /// How often the connections were cut.
     cuts: watch::Sender<u64>,
 }
@@ -73,6 +75,7 @@ impl Proxy {
             held_back: watch::Sender::new(None),
             held: AtomicU64::new(0),
             forsaken: watch::Sender::new(false),
+            silenced: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -140,6 +143,11 @@ impl Proxy {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
+    /// Swallows everything on the current connections from now on, as a firewall that has forgotten them.
+    pub fn silence(&self) {
+        self.shared.silenced.send_modify(|silenced| *silenced += 1);
+    }
+
     /// Whether new connections are closed at once.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.store(refuse, Ordering::SeqCst);
@@ -185,12 +193,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         }
         shared.accepted.fetch_add(1, Ordering::SeqCst);
         let shared = Arc::clone(&shared);
-        let mut cuts = shared.cuts.subscribe();
+        let (mut cuts, mut silenced) = (shared.cuts.subscribe(), shared.silenced.subscribe());
         tokio::spawn(async move {
             shared.connections.fetch_add(1, Ordering::SeqCst);
+            // Not polled any more, it keeps its sockets open.
+            let mut serving = std::pin::pin!(serve(client, &shared));
             tokio::select! {
                 _ = cuts.changed() => {}
-                _ = serve(client, &shared) => {}
+                _ = silenced.changed() => drop(cuts.changed().await),
+                _ = &mut serving => {}
             }
             shared.connections.fetch_sub(1, Ordering::SeqCst);
         });
