@@ -170,7 +170,7 @@ impl Drop for Waiting<'_> {
 /// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter.
 pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     ticket.begin();
-    let pool = ticket.pool().clone();
+    let (pool, began) = (ticket.pool().clone(), Instant::now());
     let fetched = match &pool.shared.outer {
         Some(outer) => outer.take(),
         None => {
@@ -181,8 +181,10 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
         }
     };
     match fetched {
+        // Evicted on its way: dropping both closes it and sends for another one.
+        Ok(connection) if pool.is_evicted(began) && !pool.is_test() => drop(connection),
         Ok(connection) => {
-            let connection = CheckedOut::new(connection, ticket.redeem());
+            let connection = CheckedOut::new(connection, ticket.redeem(), began);
             if let Some(connection) = pool.shared.queue.hand_over(connection) {
                 connection.put_back();
             }

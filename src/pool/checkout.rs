@@ -45,9 +45,10 @@ pub(crate) struct Finished {
 }
 
 impl CheckedOut {
-    pub(super) fn new(connection: PinnedConnection, slot: SlotGuard) -> Self {
+    /// A connection that the driver's pool was asked for at the time `fetched`.
+    pub(super) fn new(connection: PinnedConnection, slot: SlotGuard, fetched: Instant) -> Self {
         let runtime = connection.runtime().clone();
-        let (connection, fetched, text) = (Some(connection), Instant::now(), Text::default());
+        let (connection, text) = (Some(connection), Text::default());
         Self(Box::new(Parts { connection, runtime, fetched, text, slot }))
     }
 
@@ -239,7 +240,7 @@ impl CheckedOut {
     /// Hands a clean connection to the next waiter, keeps it warm, or returns it to the driver's pool.
     pub(super) fn put_back(mut self) {
         let pool = self.0.slot.pool().clone();
-        if pool.has_left_since(self.0.fetched) {
+        if pool.is_evicted(self.0.fetched) {
             return;
         }
         self.0.slot.leave();
@@ -275,6 +276,10 @@ impl CheckedOut {
                     }
                 }
             }
+            if pool.is_evicted(self.0.fetched) {
+                // It was on its way when all were evicted, and idle by now.
+                pool.shared.source.close_idle();
+            }
             // Before the slot is free: what sessions wait for must not be taken for a plain user.
             pool.shared.queue.returned(pool.shared.source.has_idle());
         });
@@ -288,7 +293,7 @@ impl Drop for CheckedOut {
         }
         let Some(connection) = self.0.connection.take() else { return };
         let runtime = self.0.runtime.clone();
-        let mut survivor = Survivor(Some(Self::new(connection, self.0.slot.take())));
+        let mut survivor = Survivor(Some(Self::new(connection, self.0.slot.take(), self.0.fetched)));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0
                 && checked_out.clean().await

@@ -12,7 +12,7 @@ mod checkout;
 mod closing;
 mod control;
 mod current;
-mod demoted;
+mod evict;
 mod holders;
 mod line;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
@@ -86,7 +86,7 @@ struct Shared {
     unnamed: bool,
     pressure: Pressure,
     probe: ping::Probes,
-    demotion: demoted::Demotion,
+    eviction: evict::Eviction,
     holders: Holders,
     second: Second,
     refusals: Refusals,
@@ -153,7 +153,7 @@ impl SessionPool {
             control: Control::default(),
             pressure: Pressure::default(),
             probe: ping::Probes::default(),
-            demotion: demoted::Demotion::default(),
+            eviction: evict::Eviction::default(),
             holders: Holders::default(),
             second: Second::default(),
             refusals: Refusals::default(),

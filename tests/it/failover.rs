@@ -4,11 +4,11 @@
 use axum::http::StatusCode;
 use futures_util::StreamExt;
 use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
-use tower_sea_orm::{DbSession, DbTx};
+use tower_sea_orm::{DbSession, DbTx, SessionPool};
 
 use crate::support::{
     database::{Kind, TestDb},
-    site::{Site, retry_after},
+    site::{SIZE, Site, known, retry_after},
 };
 
 async fn one_connection() -> Site {
@@ -135,4 +135,62 @@ async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
         assert!((1..=3).contains(&failed), "{failed} of 10 writes failed");
         site.layer.pool().ping().await.unwrap();
     }
+}
+
+/// Which connection this is, by a temporary table that has its number.
+async fn connection_of(session: &DbSession, next: &mut i32) -> i32 {
+    let read = Statement::from_string(session.backend(), "SELECT n FROM numbered");
+    if let Ok(Some(row)) = session.query_one_raw(read).await {
+        return row.try_get_by_index(0).unwrap();
+    }
+    *next += 1;
+    session.execute_unprepared("CREATE TEMPORARY TABLE numbered (n integer)").await.unwrap();
+    session.execute_unprepared(&format!("INSERT INTO numbered VALUES ({next})")).await.unwrap();
+    *next
+}
+
+async fn connections_of(pool: &SessionPool, next: &mut i32) -> Vec<i32> {
+    let mut sessions = Vec::new();
+    let mut numbers = Vec::new();
+    for _ in 0..SIZE {
+        let session = pool.session().await.unwrap();
+        numbers.push(connection_of(&session, next).await);
+        sessions.push(session);
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn recycling_replaces_every_connection_and_disturbs_no_session() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let site = Site::new(kind).await;
+        let (pool, mut next) = (site.layer.pool(), 0);
+        let before = connections_of(pool, &mut next).await;
+        assert_eq!(before, [1, 2, 3], "{kind:?}");
+        let session = pool.session().await.unwrap();
+        let held = connection_of(&session, &mut next).await;
+        assert!(before.contains(&held), "{kind:?}: a connection from before");
+        pool.recycle().unwrap();
+        assert_eq!(connection_of(&session, &mut next).await, held, "{kind:?}: the session keeps its connection");
+        drop(session);
+        let after = connections_of(pool, &mut next).await;
+        assert!(after.iter().all(|number| *number > 3), "{kind:?}: {after:?}");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn recycling_leaves_a_database_in_memory_alone() {
+    let site = Site::new(Kind::SqliteMemory).await;
+    site.layer.pool().recycle().unwrap();
+    site.assert_whole().await;
+}
+
+#[test]
+fn recycling_outside_of_a_runtime_is_an_error() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let site = runtime.block_on(Site::new(Kind::SqliteFile));
+    let outside = site.layer.pool().recycle().map_err(DbErr::from);
+    assert!(known(outside).to_string().contains("runtime"));
+    runtime.block_on(site.assert_whole());
 }

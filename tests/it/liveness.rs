@@ -223,7 +223,7 @@ async fn a_transaction_that_begins_on_another_connection_waits_for_no_second_ses
 async fn a_test_that_keeps_its_session_is_told_so() {
     let database = TestDb::new(Kind::SqliteMemory).await;
     let db = database.connect(1).await;
-    let builder = SessionPool::builder(db).acquire_timeout(Duration::from_millis(50));
+    let builder = SessionPool::builder(db).acquire_timeout(Duration::from_secs(1));
     let test = TestPool::begin(builder).await.unwrap();
     let own = test.session().await.unwrap();
     let error = test.pool().session().await.map(drop).unwrap_err();

@@ -586,8 +586,7 @@ async fn a_transaction_that_never_got_its_connection_is_no_success() {
             let test = TestDb::new(kind).await;
             let db = test.connect(1).await;
             let site = Site::with(test, db, 1).await;
-            let site =
-                site.pooled(|pool| pool.acquire_timeout(Duration::from_millis(50))).layered(DbSessionLayer::lazy);
+            let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_secs(1))).layered(DbSessionLayer::lazy);
             let taken = site.layer.pool().session().await.unwrap();
             let response = site
                 .call(async move |db: DbSession| {
@@ -616,7 +615,7 @@ async fn a_second_try_that_gets_a_connection_makes_the_first_good() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
     let site = Site::with(test, db, 1).await;
-    let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_millis(50))).layered(DbSessionLayer::lazy);
+    let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_secs(1))).layered(DbSessionLayer::lazy);
     let taken = Arc::new(Mutex::new(Some(site.layer.pool().session().await.unwrap())));
     for (first, answer) in [(true, 200), (false, 502)] {
         let taken = taken.clone();
@@ -640,7 +639,7 @@ async fn a_second_try_that_gets_a_connection_makes_the_first_good() {
 async fn a_job_whose_transaction_never_got_its_connection_fails() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
-    let pool = pool_with(&db, |pool| pool.acquire_timeout(Duration::from_millis(50)));
+    let pool = pool_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(1)));
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let result = pool
         .transaction(async |tx| {

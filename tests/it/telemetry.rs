@@ -94,7 +94,7 @@ async fn a_session_says_how_long_it_waited_and_held_and_what_became_of_it() {
 async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_is_over() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::SqliteFile).await;
-    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_millis(100)));
+    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_secs(1)));
     let pool = layer.pool().clone();
     let app = Router::new().route("/", get(async |_: DbSession| ())).route_layer(layer);
     let holder = pool.session().await.unwrap();

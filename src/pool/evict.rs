@@ -1,0 +1,111 @@
+//! Evicting connections: all of a server that has become read-only, or all there are, for a migration. What
+//! is idle is closed now, what a session holds when it comes back; HikariCP calls it a soft eviction.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sea_orm::DbErr;
+use tokio::runtime::Handle;
+
+use super::SessionPool;
+use crate::error::{Error, Kind};
+
+/// How soon a read-only server's connections are evicted again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How soon the log is told again.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// When all connections were evicted last.
+#[derive(Default)]
+pub(super) struct Eviction {
+    /// So that the lock is taken only where it ever happened.
+    has_been: AtomicBool,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Eviction {
+    /// Notes another eviction, unless the one before is less than `pause` ago; returns how long ago that was.
+    fn note(&self, pause: Duration) -> Option<Duration> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = last.map_or(Duration::MAX, |last| last.elapsed());
+        if past < pause {
+            return None;
+        }
+        *last = Some(Instant::now());
+        self.has_been.store(true, Ordering::Relaxed);
+        Some(past)
+    }
+
+    fn includes(&self, fetched: Instant) -> bool {
+        self.has_been.load(Ordering::Relaxed)
+            && self.last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| fetched < last)
+    }
+}
+
+impl SessionPool {
+    /// Has every connection replaced before its next use: after a migration, say, or when the database's name
+    /// leads to another server. Those that are idle are closed now, those that sessions hold when they come
+    /// back; no session is disturbed, and the next ones get new connections. HikariCP's
+    /// `softEvictConnections` does the same.
+    ///
+    /// Connections that users of the plain [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this
+    /// moment are not known here, and stay. An in-memory SQLite database would die with its connection, and a
+    /// `TestPool` with its transaction: there, and over a mock, nothing happens.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let url = format!("sqlite://{}?mode=rwc", dir.path().join("shop.db").display());
+    /// let pool = SessionPool::new(Database::connect(url).await?);
+    /// let session = pool.session().await?;
+    /// session.execute_unprepared("CREATE TEMPORARY TABLE of_this_connection (id integer)").await?;
+    /// pool.recycle()?;
+    /// session.execute_unprepared("INSERT INTO of_this_connection VALUES (1)").await?; // not disturbed
+    /// drop(session);
+    /// let session = pool.session().await?; // on a new connection
+    /// assert!(session.execute_unprepared("INSERT INTO of_this_connection VALUES (1)").await.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Outside of a tokio runtime, which is needed to close connections.
+    pub fn recycle(&self) -> Result<(), Error> {
+        Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        if !self.is_in_memory() && !self.is_test() && !self.is_direct() {
+            let _ = self.shared.eviction.note(Duration::ZERO);
+            self.evict_idle();
+        }
+        Ok(())
+    }
+
+    /// The server refused a write: no other session is to have a connection to it.
+    pub(super) fn leave_server(&self, error: &DbErr) {
+        let Some(past) = self.shared.eviction.note(PAUSE) else { return };
+        if past >= QUIET {
+            tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes: {error}");
+        }
+        self.evict_idle();
+    }
+
+    fn evict_idle(&self) {
+        drop(self.shared.queue.take_warm());
+        self.shared.source.close_idle();
+    }
+
+    /// Whether a connection that was fetched from the driver's pool at this time has been evicted since.
+    pub(super) fn is_evicted(&self, fetched: Instant) -> bool {
+        self.shared.eviction.includes(fetched)
+    }
+}
