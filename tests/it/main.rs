@@ -51,6 +51,7 @@ mod rules;
 mod second;
 mod sequence;
 mod set_up;
+mod slow_clients;
 mod smoke;
 mod streams;
 mod support;
