@@ -122,6 +122,52 @@
 //! dies with the request. A session checks out before the handler runs, or with
 //! [`lazy`](DbSessionLayer::lazy) at its first statement.
 //!
+//! Take `lazy()` if clients reach the service directly: the default holds a connection while the body of a
+//! request comes in, so that a few slow uploads can take all of them. Take the default where a proxy
+//! buffers request bodies, or none has any, and the handler should not begin without a connection.
+//! [`eager_if(without_body)`](without_body) does the one or the other by the request.
+//!
+//! # The order of layers
+//!
+//! The layer that is added last to a [`Router`](https://docs.rs/axum/latest/axum/struct.Router.html) is the
+//! outermost; in a `ServiceBuilder` it is the first one.
+//!
+//! | layer | where | why |
+//! |---|---|---|
+//! | tracing (`TraceLayer`) | outside of the session's | its span then has what the session does, and its response the session's own answers |
+//! | panics (`CatchPanicLayer`) | outside | the panic has rolled the transaction back when it is answered |
+//! | time-outs (`TimeoutLayer`) | outside | the time covers the wait for a connection and the COMMIT; a request dropped half-way is rolled back |
+//! | concurrency limits, authentication without the database | outside | a request that is turned away takes no connection |
+//! | authentication with the database, [`TransactionLayer`] | inside | they use the request's session |
+//! | layers that read or replace response bodies (compression) | outside | a [held](DbSession::hold_until_body_end) body that is read or replaced inside is settled at its head |
+//!
+//! The layer's own answers need the body type of the service inside of it. An empty body is the default, so
+//! a layer inside whose body has no `Default` (`TraceLayer`, in one `ServiceBuilder`) does not compile. Put
+//! it outside, or say how that body is made (tower-http's features `map-response-body` and `util`):
+//!
+//! ```
+//! # #[cfg(feature = "mock")] {
+//! use axum::{Router, body::Body};
+//! use tower::ServiceBuilder;
+//! use tower_http::{ServiceBuilderExt, trace::TraceLayer};
+//! use tower_sea_orm::DbSessionLayer;
+//! # use sea_orm::{DbBackend, MockDatabase};
+//! # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+//! # let routes: Router = Router::new();
+//!
+//! // Outside, which is the better place:
+//! let app: Router = routes.clone().layer(
+//!     ServiceBuilder::new().layer(TraceLayer::new_for_http()).layer(DbSessionLayer::new(db.clone())),
+//! );
+//! // Inside, its body made an axum body again:
+//! let layers = ServiceBuilder::new()
+//!     .layer(DbSessionLayer::new(db))
+//!     .map_response_body(Body::new)
+//!     .layer(TraceLayer::new_for_http());
+//! let app: Router = routes.layer(layers);
+//! # let _ = app; }
+//! ```
+//!
 //! # What is guaranteed
 //!
 //! | guarantee | meaning |

@@ -152,6 +152,11 @@ impl TestPool {
     }
 
     /// The pool for the service under test.
+    ///
+    /// Its [`database()`](SessionPool::database) is the plain `DatabaseConnection` and works **outside of the
+    /// test's transaction**: what is written through it (`Migrator::up`, say) is committed at once, stays after
+    /// the test, and may wait for locks that the test holds. Prepare data through [`session`](Self::session),
+    /// and migrate before [`begin`](Self::begin).
     pub fn pool(&self) -> SessionPool {
         self.0.clone()
     }
