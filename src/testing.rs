@@ -59,7 +59,12 @@
 //! - Hooks are not run: see [`TestPool::hooks`].
 //! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
 
-use std::{convert::Infallible, fmt};
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+};
 
 use http::{Method, Request, Response, Uri};
 
@@ -117,7 +122,13 @@ where
     let Ok((session, guard)) = pool.into().lazy_session(Plan { label, ..Plan::default() }) else {
         return answer.error(&Kind::Closing.into());
     };
-    let response = handler(session).await;
+    let mut handling = pin!(handler(session));
+    let response = poll_fn(|cx| {
+        // So that a second session of the same pool is known to be this request's.
+        let _entered = guard.enter();
+        handling.as_mut().poll(cx)
+    })
+    .await;
     match decide(guard, Ok::<_, Infallible>(response)) {
         Fate::Head(Ok(response), decision, guard) => {
             let ended = guard.settle(decision).resolve().await;

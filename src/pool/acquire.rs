@@ -1,6 +1,9 @@
 //! Acquiring: waiting in the queue, fetching from the driver, and telling why it failed.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join;
 use sea_orm::{ConnAcquireErr, DbErr};
@@ -10,7 +13,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{SessionPool, checkout::CheckedOut, current::current, holders::Wait, queue::AfterFailure, ticket::Ticket};
+use super::{
+    SessionPool, checkout::CheckedOut, current::current, holders::Wait, queue::AfterFailure, source::SILENCE,
+    ticket::Ticket,
+};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -174,7 +180,16 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     let fetched = match &pool.shared.outer {
         Some(outer) => outer.take(),
         None => {
-            let (driver, ()) = join(pool.shared.source.acquire(), pool.explore(&runtime)).await;
+            let (driver, ()) = {
+                let mut acquiring = pin!(join(pool.shared.source.acquire(), pool.explore(&runtime)));
+                match timeout(SILENCE, acquiring.as_mut()).await {
+                    Ok(acquired) => acquired,
+                    Err(_) => {
+                        ticket.take_long();
+                        acquiring.await
+                    }
+                }
+            };
             driver.map(|driver| {
                 PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()).unnamed(pool.shared.unnamed)
             })

@@ -311,7 +311,8 @@ impl SessionPoolBuilder {
     /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. Then the
     /// session is cut off as by [`max_hold`](Self::max_hold) and the body breaks, so that slow or stalled clients
     /// cannot take all connections. The time starts anew with each part that is read; it is looked at once a
-    /// second. Default: 30 s; [`Duration::MAX`] turns it off, and zero is refused.
+    /// second. A body that has nothing to send, such as an event stream without events, does not count as unread:
+    /// [`max_hold`](Self::max_hold) bounds that. Default: 30 s; [`Duration::MAX`] turns it off, and zero is refused.
     pub fn body_timeout(mut self, time: Duration) -> Self {
         self.settings.body_timeout = time;
         self

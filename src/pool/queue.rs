@@ -55,6 +55,8 @@ struct State {
     cooling: u32,
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
+    /// How many of them take long.
+    slow: u32,
     pace: Pace,
     last_visit: Option<Instant>,
     /// Somebody took a connection that was just returned: until then there may be more who wait.
@@ -178,7 +180,7 @@ impl Queue {
                 connection.put_back();
             }
         }
-        while let Some((waiter, runtime)) = self.next_to_fetch_for() {
+        while let Some((waiter, runtime)) = self.next_to_fetch_for(pool.shared.source.num_idle() > 0) {
             let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
             let ticket = Ticket::new(pool.clone(), waiter, spawning.clone());
@@ -188,12 +190,13 @@ impl Queue {
     }
 
     /// The first waiter that no fetch is under way for, if one more connection may be out.
-    fn next_to_fetch_for(&self) -> Option<(u64, Handle)> {
+    fn next_to_fetch_for(&self, is_any_idle: bool) -> Option<(u64, Handle)> {
         let mut state = self.lock();
         if state.failures.paused_until.is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(state.acquiring as usize)?;
+        let counted_on = state.acquiring - if is_any_idle { state.slow } else { 0 };
+        let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(counted_on as usize)?;
         if state.out + state.acquiring >= state.limit_for(waiter.holds, self.limit) {
             return None;
         }
@@ -348,16 +351,27 @@ impl Queue {
     }
 
     /// A fetch has brought a connection, which is out from now on.
-    pub(super) fn fetched(&self) {
+    pub(super) fn fetched(&self, was_slow: bool) {
         let mut state = self.lock();
         state.acquiring -= 1;
+        state.slow -= u32::from(was_slow);
         state.out += 1;
         (state.failures.unanswered, state.failures.pause) = (0, Duration::ZERO);
     }
 
     /// A fetch has brought nothing.
-    pub(super) fn fetched_nothing(&self, pool: &SessionPool) {
-        self.lock().acquiring -= 1;
+    pub(super) fn fetched_nothing(&self, pool: &SessionPool, was_slow: bool) {
+        let mut state = self.lock();
+        state.acquiring -= 1;
+        state.slow -= u32::from(was_slow);
+        drop(state);
+        self.fill(pool);
+    }
+
+    /// A fetch takes long. Where the server has no place left, sqlx tries to connect until its own time-out,
+    /// and connections that are idle meanwhile must not wait for that.
+    pub(super) fn fetch_is_slow(&self, pool: &SessionPool) {
+        self.lock().slow += 1;
         self.fill(pool);
     }
 

@@ -183,7 +183,7 @@ impl Source {
         }, direct => ());
     }
 
-    fn num_idle(&self) -> usize {
+    pub(super) fn num_idle(&self) -> usize {
         dispatch!(self, pool => pool.num_idle(), direct => 0)
     }
 

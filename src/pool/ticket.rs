@@ -21,6 +21,8 @@ enum Stage {
     Spawned(Arc<AtomicBool>),
     /// The driver is at work.
     Fetching,
+    /// For so long that nobody counts on it any more.
+    Slow,
     /// A connection has come of it.
     Redeemed,
 }
@@ -38,9 +40,15 @@ impl Ticket {
         self.stage = Stage::Fetching;
     }
 
+    /// The driver takes long: those who wait need not wait for this fetch.
+    pub(super) fn take_long(&mut self) {
+        self.stage = Stage::Slow;
+        self.pool.shared.queue.fetch_is_slow(&self.pool);
+    }
+
     pub(super) fn redeem(mut self) -> SlotGuard {
-        self.stage = Stage::Redeemed;
-        self.pool.shared.queue.fetched();
+        let stage = std::mem::replace(&mut self.stage, Stage::Redeemed);
+        self.pool.shared.queue.fetched(matches!(stage, Stage::Slow));
         SlotGuard { pool: self.pool.clone(), counts: Counts::InUse, holder: None }
     }
 }
@@ -50,7 +58,8 @@ impl Drop for Ticket {
         let queue = &self.pool.shared.queue;
         match &self.stage {
             Stage::Redeemed => {}
-            Stage::Fetching => queue.fetched_nothing(&self.pool),
+            Stage::Fetching => queue.fetched_nothing(&self.pool, false),
+            Stage::Slow => queue.fetched_nothing(&self.pool, true),
             Stage::Spawned(spawning) => {
                 queue.never_fetched(self.waiter);
                 if !spawning.load(Ordering::Acquire) {

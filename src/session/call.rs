@@ -22,6 +22,7 @@ pub(super) struct Call {
     core: Arc<Core>,
     id: u64,
     done: bool,
+    #[cfg_attr(not(feature = "stream"), allow(dead_code))] // only a stream has one
     open: Option<OpenStream>,
 }
 

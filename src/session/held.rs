@@ -36,6 +36,9 @@ impl<Tag> DbSession<Tag> {
     /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end), all bodies of a
     /// service are held.
     ///
+    /// `body` has to become the response's. The layer cannot see one that goes elsewhere: if it is dropped after
+    /// the response's head has left, the transaction is rolled back although the answer was a success.
+    ///
     /// Over HTTP/1.0, an answer without `Content-Length` ends with its connection, complete or not, and its
     /// client cannot tell a body that broke from one that is complete.
     ///

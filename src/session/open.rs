@@ -30,6 +30,9 @@ impl SessionPool {
     /// Runs `work` in a transaction: committed if it returns `Ok`, rolled back otherwise. For background
     /// jobs and command-line code; it keeps the promises that a request's transaction gets.
     ///
+    /// What an early [`commit`](crate::DbSession::commit) has made stand, stands. After
+    /// [`set_rollback_only`](crate::DbSession::set_rollback_only) nothing is stored, although `Ok` is returned.
+    ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {

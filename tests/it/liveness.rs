@@ -231,3 +231,30 @@ async fn a_test_that_keeps_its_session_is_told_so() {
     drop(own);
     assert!(test.pool().session().await.is_ok());
 }
+
+#[tokio::test]
+async fn connects_that_the_driver_repeats_keep_nobody_from_what_is_idle() {
+    let test = TestDb::new(Kind::Postgres).await;
+    let observer = test.observer().await.unwrap();
+    let role = crate::support::database::unique_name();
+    observer.execute_unprepared(&format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 2")).await.unwrap();
+    let mut options = test.options_at(&test.url().replace("postgres@", &format!("{role}@")), 5);
+    // sqlx goes on trying for so long where the server has no place left.
+    options.acquire_timeout(Duration::from_secs(600)).min_connections(0).connect_lazy(true);
+    let db = Database::connect(options).await.unwrap();
+    let pool = pool_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(600)));
+    let app = Router::new().route("/", any(select)).layer(DbSessionLayer::new(pool.clone()));
+    let burst = join_all((0..6).map(|_| call(app.clone()))).await;
+    assert!(burst.iter().all(|answer| answer.status() == 200));
+    // What is warm is over: the connections lie in the driver's pool.
+    eventually("nothing is warm", async || {
+        pool.status().warm == 0 && db.get_postgres_connection_pool().num_idle() == 2
+    })
+    .await;
+    assert!(pool.status().acquiring > 0, "some are still being opened: {:?}", pool.status());
+    for _ in 0..5 {
+        assert_eq!(call(app.clone()).await.status(), 200);
+    }
+    drop((app, pool));
+    let _ = timeout(BOUND, db.close()).await;
+}

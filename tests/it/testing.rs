@@ -189,3 +189,17 @@ async fn a_mock_has_nothing_to_roll_back() {
     assert!(TestPool::begin(db.clone()).await.unwrap_err().to_string().contains("mock"));
     assert!(!DbSession::from(db).is_closed());
 }
+
+#[tokio::test]
+async fn a_handler_that_is_served_alone_is_told_at_once_that_there_is_no_second_session() {
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let db = test.connect(1).await;
+    let pool = crate::support::pool::session_pool(db.clone());
+    let response = tower_sea_orm::testing::serve(pool, async |session| {
+        session.execute_unprepared("SELECT 1").await.unwrap();
+        let second = session.pool().session().await.map(drop);
+        http::Response::new(second.unwrap_err().is_pool_deadlock().to_string())
+    });
+    assert_eq!(response.await.into_body(), "true");
+    assert_whole(&test, &db, 1).await;
+}
