@@ -192,16 +192,6 @@ impl DbSessionLayer {
     pub fn try_new(database: DatabaseConnection) -> Result<Self, Error> {
         SessionPool::try_new(database).map(Self::new)
     }
-
-    /// [`new`](Self::new), for a pool that others use as well.
-    ///
-    /// # Panics
-    ///
-    /// As [`new`](Self::new).
-    #[track_caller]
-    pub fn with_pool(pool: impl Into<SessionPool>) -> Self {
-        Self::tagged(pool)
-    }
 }
 
 impl<Tag> DbSessionLayer<Tag> {

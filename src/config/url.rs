@@ -16,6 +16,7 @@ pub(super) struct DatabaseUrl {
     bare: String,
     password: Option<String>,
     /// The host, if it is an IPv6 address.
+    #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // a URL for a driver
     address: Option<String>,
     shown: String,
     backend: DbBackend,

@@ -189,7 +189,7 @@ impl Source {
 
     /// Whether connections of the driver's pool are in use besides `acquiring` that are being opened.
     pub(super) fn is_used(&self, acquiring: u32) -> bool {
-        dispatch!(self, pool => pool.size() > pool.num_idle() as u32 + acquiring, direct => false)
+        dispatch!(self, pool => pool.size() > pool.num_idle() as u32 + acquiring, direct => { let _ = acquiring; false })
     }
 
     /// Refuses new users of the driver's pool; does not wait for anything.

@@ -20,9 +20,11 @@ mod tests;
 use sea_orm::DbBackend;
 
 use self::lexer::{Lexer, Token};
+#[cfg(feature = "_sqlx")]
+pub(crate) use self::read::is_sqlite_read;
 pub(crate) use self::{
     locks::needs_transaction,
-    read::{is_read, is_sqlite_read},
+    read::is_read,
     state::{Change, change},
 };
 
