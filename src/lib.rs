@@ -223,7 +223,9 @@
 //! - **`max_hold` and `close()` take the connection, not the handler:** that goes on until its next statement.
 //! - **Behind PgBouncer before 1.21** put `statement-cache-capacity=0` into the URL, and use transactions only:
 //!   outside of one, the statement that runs and the answer that comes can be another client's.
-//! - **A log-in that falls silent** holds its place for the driver's `acquire_timeout`, not the `release_timeout`.
+//! - **A log-in that falls silent**, or that the driver repeats because the server has no place left, holds its place
+//!   for the driver's `acquire_timeout` (30 s by default), not the `release_timeout`; and
+//!   [`close`](SessionPool::close) waits for it.
 //! - **A reset sees the text of statements.** A function of your own that changes session state is not seen:
 //!   [`SessionStateAlways`](Reset::SessionStateAlways). Where MySQL's or SQLite's state cannot be put back, the
 //!   connection is closed.
