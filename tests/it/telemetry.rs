@@ -3,10 +3,11 @@
 use std::{
     fmt::{self, Write},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, body::Body, routing::get};
+use futures_util::future::join_all;
 use http::Request;
 use tower::ServiceExt;
 use tower_sea_orm::DbSession;
@@ -98,15 +99,17 @@ async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_i
     let pool = layer.pool().clone();
     let app = Router::new().route("/", get(async |_: DbSession| ())).route_layer(layer);
     let holder = pool.session().await.unwrap();
-    for _ in 0..5 {
-        let response = call(&app).await;
+    let started = Instant::now();
+    for response in join_all((0..5).map(|_| call(&app))).await {
         assert_eq!(response.status(), 503);
         assert!(response.headers().contains_key("retry-after"));
     }
     let warnings: Vec<_> =
         log.lines().into_iter().filter(|line| line.starts_with("WARN tower_sea_orm::pool")).collect();
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    for part in ["in_use=1", "waiting=0", "limit=1", "waited_ms="] {
+    // They fail together, a second after they began; a busy machine may take some seconds for that.
+    let seconds = started.elapsed().as_secs().max(1) as usize;
+    assert!((1..=seconds.min(4)).contains(&warnings.len()), "{warnings:?}");
+    for part in ["in_use=1", "waiting=", "limit=1", "waited_ms="] {
         assert!(warnings[0].contains(part), "no {part} in {}", warnings[0]);
     }
     drop(holder);
