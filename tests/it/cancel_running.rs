@@ -154,7 +154,8 @@ async fn the_slot_is_free_and_the_query_gone_within_100_ms_of_the_clients_leavin
             assert!(took[0] <= GONE + by_hand[6], "{kind:?}, transaction: {transaction}: {took:?}, {by_hand:?}");
             marks.sort_unstable();
             marks.dedup();
-            assert_eq!(marks.len(), 1, "{kind:?}, transaction: {transaction}: the connection was not closed");
+            // One on its way back may have another one opened beside it; one closed each time would make seven.
+            assert!(marks.len() as u32 <= site.size, "{kind:?}, transaction: {transaction}: connections were closed");
             site.assert_whole().await;
         }
     }
