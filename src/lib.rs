@@ -182,9 +182,12 @@
 //! | **Exhaustion is an answer, not a hang** | Waiting is bounded in time ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and in number ([`max_waiting`](SessionPoolBuilder::max_waiting)); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
 //! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, the outcome is unknown; that is an error of its own, and never retried. |
-//! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. |
+//! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. Where the handler has dropped a statement half-way, as a time-out layer inside the session layer does, the answer waits 100 ms for that statement, and the rollback follows in a task. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
+//! | **Polled means progress** | Whichever of a session's futures are still polled, each of those ends: `select!` by `&mut`, `buffered`, a statement that is kept and not polled any more. An open stream refuses other statements instead. |
+//! | **While the database answers, requests are answered** | Silent idle connections, connects that fail and a server with no place left keep no request from the connections that work. A statement that is running on a connection which the network has lost is bounded by [`max_hold`](SessionPoolBuilder::max_hold) only. |
+//! | **Fail-over heals by itself** | A write that the server refuses as read-only has the pool's connections closed, so that the next ones go where the name leads. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
 //!
@@ -225,7 +228,7 @@
 //!   outside of one, the statement that runs and the answer that comes can be another client's.
 //! - **A log-in that falls silent**, or that the driver repeats because the server has no place left, holds its place
 //!   for the driver's `acquire_timeout` (30 s by default), not the `release_timeout`; and
-//!   [`close`](SessionPool::close) waits for it.
+//!   [`close`](SessionPool::close) waits for it, for the `release_timeout` at most.
 //! - **A reset sees the text of statements.** A function of your own that changes session state is not seen:
 //!   [`SessionStateAlways`](Reset::SessionStateAlways). Where MySQL's or SQLite's state cannot be put back, the
 //!   connection is closed.

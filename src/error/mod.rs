@@ -219,8 +219,8 @@ impl Error {
     }
 
     /// Whether a prepared statement was gone, or did not fit its tables any more, after a migration
-    /// or a `DISCARD ALL`. It did not run. Outside of a transaction it is prepared anew and run by itself, so that
-    /// only a request in a transaction sees this error.
+    /// or a `DISCARD ALL`. It did not run. On PostgreSQL it is prepared anew and run once more outside of a
+    /// transaction, so that as a rule only a request in a transaction sees this error.
     pub fn is_stale_plan(&self) -> bool {
         self.kind == Kind::StalePlan
     }

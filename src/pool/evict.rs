@@ -55,7 +55,8 @@ impl SessionPool {
     /// `softEvictConnections` does the same.
     ///
     /// Connections that users of the plain [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this
-    /// moment are not known here, and stay. An in-memory SQLite database would die with its connection, and a
+    /// moment are not known here, and stay; one that is just on its way back to the driver's pool may serve one
+    /// more session. An in-memory SQLite database would die with its connection, and a
     /// `TestPool` with its transaction: there, and over a mock, nothing happens.
     ///
     /// ```
