@@ -24,7 +24,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use sea_orm::{ConnectionTrait, DbErr, Statement, StreamTrait, TransactionTrait};
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::{runtime::Runtime, sync::Notify, time::timeout};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
 
 use crate::support::{
@@ -369,9 +369,11 @@ async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_
                         // Not on SQLite, where a lock is the whole file's.
                         db.query_all_raw(Statement::from_string(kind.backend(), "SELECT 1")).await.unwrap();
                     }
+                    let updated = Notify::new();
                     let work = async {
                         let tx = db.begin().await.unwrap();
                         tx.execute_unprepared("UPDATE item SET hits = 5").await.unwrap();
+                        updated.notify_one();
                         if streams {
                             let mut rows = tx.stream_raw(slow(kind, 0.4)).await.unwrap();
                             while rows.next().await.is_some() {}
@@ -380,7 +382,15 @@ async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_
                         }
                         pending::<()>().await;
                     };
-                    assert!(timeout(Duration::from_millis(100), work).await.is_err());
+                    // An UPDATE that SQLite is interrupted in takes the whole transaction with it.
+                    let into_the_slow_one = async {
+                        updated.notified().await;
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    };
+                    tokio::select! {
+                        () = work => unreachable!(),
+                        () = into_the_slow_one => {}
+                    }
                     // The handler does something else, and another one needs what was locked.
                     if kind != Kind::SqliteFile || !own {
                         let sql = "UPDATE item SET hits = 1";
