@@ -14,6 +14,7 @@
 mod boundaries;
 mod faults;
 mod ledger;
+mod liveness;
 mod load;
 mod outages;
 mod report;

@@ -184,7 +184,7 @@ const SENT: &str = "| scenario | faults | requests | acknowledged | rolled back 
                     connections | longest recovery | notes |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|---|\n";
 
 /// Appends a line to one of the report's tables, if a report is asked for.
-fn keep(table: &str, head: &str, line: &str) {
+pub fn keep(table: &str, head: &str, line: &str) {
     let Some(dir) = env::var_os("RELIABILITY_OUT").map(PathBuf::from) else { return };
     let file = fs::File::options().create(true).append(true).open(dir.join(table));
     let mut file = file.expect("a file for the table");

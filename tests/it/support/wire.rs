@@ -43,6 +43,7 @@ pub struct Proxy {
 struct Shared {
     target_port: u16,
     delay_micros: AtomicU64,
+    connect_delay_micros: AtomicU64,
     refuse: AtomicBool,
     requests: AtomicU64,
     connections: AtomicU64,
@@ -67,6 +68,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             target_port,
             delay_micros: AtomicU64::new(0),
+            connect_delay_micros: AtomicU64::new(0),
             refuse: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
@@ -103,8 +105,12 @@ impl Proxy {
 
     /// From now on, holds each chunk from server to client back for `delay`.
     pub fn delay_replies(&self, delay: Duration) {
-        let micros = u64::try_from(delay.as_micros()).expect("a delay that fits");
-        self.shared.delay_micros.store(micros, Ordering::SeqCst);
+        store(&self.shared.delay_micros, delay);
+    }
+
+    /// From now on, new connections reach the server after `delay`.
+    pub fn delay_connects(&self, delay: Duration) {
+        store(&self.shared.connect_delay_micros, delay);
     }
 
     /// Stops forwarding both ways, without closing anything.
@@ -208,8 +214,21 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+fn store(micros: &AtomicU64, delay: Duration) {
+    micros.store(u64::try_from(delay.as_micros()).expect("a delay that fits"), Ordering::SeqCst);
+}
+
+/// Waits for as long as a delay lasts that [`store`] has set.
+async fn wait_out(micros: &AtomicU64) {
+    let micros = micros.load(Ordering::SeqCst);
+    if micros > 0 {
+        tokio::time::sleep(Duration::from_micros(micros)).await;
+    }
+}
+
 /// Serves one client until the server's side ends.
 async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
+    wait_out(&shared.connect_delay_micros).await;
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.target_port)).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -270,10 +289,7 @@ async fn downstream(
             // Its last words are for nobody.
             return tokio::io::copy(&mut from, &mut tokio::io::sink()).await.map(drop);
         };
-        let delay = shared.delay_micros.load(Ordering::SeqCst);
-        if delay > 0 {
-            tokio::time::sleep(Duration::from_micros(delay)).await;
-        }
+        wait_out(&shared.delay_micros).await;
         thawed(shared).await;
         if read == 0 {
             return Ok(());
