@@ -298,7 +298,6 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
 async fn queued_statements_raw_code_and_streams_are_told_as_well() {
     let site = Site::new(Kind::Postgres).await;
     let site = site.pooled(|pool| pool.max_hold(HOLD).release_timeout(Duration::from_millis(300)).warm(true));
-    let pool = site.layer.pool().clone();
     let response = site
         .call(async |db: DbSession| {
             let sql = slow(db.backend());
@@ -313,6 +312,8 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
     })
     .await;
     // More rows than fit anywhere, and a reader that does not read: its connection goes back in order.
+    let site = site.pooled(|pool| pool.max_hold(HOLD).release_timeout(BOUND).warm(true));
+    let pool = site.layer.pool().clone();
     site.call(async move |db: DbSession| {
         let many = "SELECT i FROM generate_series(1, 100000) AS n(i)";
         let mut rows = db.rows(Statement::from_string(db.backend(), many)).await.unwrap();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
     sqlx::{
         AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection,
         sqlite::{SqliteJournalMode, SqliteSynchronous},
@@ -210,11 +210,16 @@ impl TestDb {
 
 /// Inserts an item.
 pub async fn insert_item<C: ConnectionTrait>(db: &C, name: &str) {
+    try_insert_item(db, name).await.expect("the insert works");
+}
+
+/// Inserts an item, or says why it cannot.
+pub async fn try_insert_item<C: ConnectionTrait>(db: &C, name: &str) -> Result<(), DbErr> {
     let sql = "INSERT INTO item (name) VALUES ";
     let backend = db.get_database_backend();
     let sql = format!("{sql}({})", placeholder(backend));
     let statement = Statement::from_sql_and_values(backend, sql, [name.into()]);
-    db.execute_raw(statement).await.expect("the insert works");
+    db.execute_raw(statement).await.map(drop)
 }
 
 /// How many items of this name are seen: 0 or 1.
