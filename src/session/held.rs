@@ -58,12 +58,11 @@ impl<Tag> DbSession<Tag> {
     /// # let _ = axum::routing::get::<_, _, ()>(export); }
     /// ```
     pub fn hold_until_body_end<B: Body>(&self, body: B) -> SessionBody<B> {
-        let mut state = self.core.lock();
-        if state.phase != Phase::Open || state.rules.is_head {
-            return SessionBody::plain(body);
-        }
+        // Not under the lock: the body is asked for its size, and may use the session.
         let (body, hold) = SessionBody::new(body);
-        let before = state.hold.replace(hold);
+        let mut state = self.core.lock();
+        let is_open = state.phase == Phase::Open && !state.rules.is_head;
+        let before = if is_open { state.hold.replace(hold) } else { Some(hold) };
         drop(state);
         if let Some(before) = before {
             before.pass();
