@@ -19,6 +19,7 @@ mod config;
 mod contract;
 mod control;
 mod driver_pool;
+mod dropped;
 mod early;
 mod exits;
 mod export;

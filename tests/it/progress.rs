@@ -492,6 +492,76 @@ async fn drop_hooks(kind: Kind, how: Dropping) {
     site.assert_whole().await;
 }
 
+/// A body that asks its session something when it is asked for its own size.
+struct AsksBack(DbSession);
+
+impl http_body::Body for AsksBack {
+    type Data = bytes::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(u64::from(self.0.is_closed()))
+    }
+}
+
+#[test]
+fn a_body_that_is_held_may_use_the_session_when_it_is_asked_for_its_size() {
+    // In a thread: a lock that is taken twice blocks it.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        Runtime::new().unwrap().block_on(async {
+            let site = Site::new(Kind::SqliteMemory).await;
+            let ended = Arc::new(Mutex::new(None));
+            let kept = ended.clone();
+            let response = site
+                .call(async move |db: DbSession| {
+                    *kept.lock().unwrap() = Some(db.clone());
+                    axum::body::Body::new(db.hold_until_body_end(AsksBack(db.clone())))
+                })
+                .await;
+            assert_eq!(response.status(), StatusCode::OK);
+            axum::body::to_bytes(response.into_body(), 100).await.unwrap();
+            let ended = ended.lock().unwrap().take().unwrap();
+            eventually("the session has ended", async || ended.is_closed()).await;
+            drop(ended.hold_until_body_end(AsksBack(ended.clone())));
+            site.assert_whole().await;
+        });
+        sender.send(()).unwrap();
+    });
+    receiver.recv_timeout(3 * BOUND).expect("no lock is taken twice");
+}
+
+#[tokio::test]
+async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_sent() {
+    let set_up = Statement::from_string(sea_orm::DbBackend::MySql, "SET time_zone = '+00:00'");
+    let done = sea_orm::MockExecResult { last_insert_id: 0, rows_affected: 0 };
+    let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::MySql).append_exec_results([done.clone(), done]);
+    let db = mock.into_connection();
+    let layer = DbSessionLayer::new(db.clone()).on_acquire(move |_| vec![set_up.clone()]);
+    let app = axum::Router::new().fallback(async |db: DbSession| {
+        let mut ddl = pin!(db.execute_unprepared("CREATE TABLE later (id integer)"));
+        // The connection is being set up; by the time that is done, the session is in a transaction.
+        assert!(once(ddl.as_mut()).await.is_pending());
+        db.tx();
+        assert!(known(ddl.await).is_refused());
+        StatusCode::BAD_REQUEST
+    });
+    assert_eq!(crate::support::site::call(app.layer(layer)).await.status(), StatusCode::BAD_REQUEST);
+    let sent = format!("{:?}", db.into_transaction_log());
+    assert!(sent.contains("time_zone") && !sent.contains("CREATE"), "{sent}");
+}
+
 #[tokio::test]
 async fn ddl_that_waits_for_its_turn_is_looked_at_again_when_that_comes() {
     let site = Site::new(Kind::MySql).await;

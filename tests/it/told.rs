@@ -1,13 +1,26 @@
 //! What the log is told of transactions: the first cause, and what has no effect without one.
 
-use http::StatusCode;
-use sea_orm::{ConnectionTrait, Statement};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+};
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use sea_orm::{
+    ConnectionTrait, Statement,
+    sqlx::{self, Connection, Executor},
+};
+use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbTx};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
 use crate::{
     support::{
         database::{Kind, insert_item},
-        site::Site,
+        site::{DEFERRING, Site, violate},
+        wait::eventually,
     },
     telemetry::Log,
 };
@@ -55,4 +68,170 @@ async fn what_has_no_effect_without_a_transaction_is_told_once_for_each_text() {
         assert_eq!(lines.len(), 1, "{kind:?}: {lines:?}");
         assert!(lines[0].contains("DbTx") && lines[0].contains("FOR UPDATE"), "{kind:?}: {lines:?}");
     }
+}
+
+/// What ends a transaction behind its session's back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndedBy {
+    /// MariaDB's procedure that commits and takes its time.
+    Procedure,
+    Text,
+    Raw(Kind),
+}
+
+/// COMMIT, then nothing more if the code `stays`.
+macro_rules! commit {
+    ($tx:ident, $method:ident, $stays:ident) => {{
+        let code = $tx.$method(move |raw| {
+            Box::pin(async move {
+                raw.execute("COMMIT").await.unwrap();
+                if $stays {
+                    pending::<()>().await;
+                }
+            })
+        });
+        drop(code.await);
+    }};
+}
+
+impl EndedBy {
+    async fn end(self, tx: &DbTx, stays: bool) {
+        match self {
+            Self::Procedure => drop(tx.execute_unprepared("CALL commits_and_sleeps()").await),
+            Self::Text => drop(tx.execute_unprepared("EXECUTE IMMEDIATE 'COMMIT'").await),
+            Self::Raw(Kind::Postgres) => commit!(tx, with_postgres, stays),
+            Self::Raw(Kind::MySql) => commit!(tx, with_mysql, stays),
+            Self::Raw(_) => commit!(tx, with_sqlite, stays),
+        }
+    }
+}
+
+/// How the request ends after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    /// With an answer that is to roll back.
+    Refuses,
+    /// The client has gone, and the handler was doing something else.
+    Later,
+    /// The client has gone while it ran.
+    Meanwhile,
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_ended_elsewhere_is_an_error_line_whether_or_not_the_client_is_there() {
+    use {EndedBy::*, Leaves::*};
+    let cases = [
+        (Kind::MySql, Procedure, &[Refuses, Later, Meanwhile][..]),
+        (Kind::MySql, Text, &[Refuses, Later]),
+        (Kind::MySql, Raw(Kind::MySql), &[Refuses, Later, Meanwhile]),
+        (Kind::Postgres, Raw(Kind::Postgres), &[Refuses, Later, Meanwhile]),
+        (Kind::SqliteFile, Raw(Kind::SqliteFile), &[Refuses, Later, Meanwhile]),
+    ];
+    for (kind, ended_by, leaves) in cases {
+        for leaves in leaves {
+            assert_told_of_an_end_elsewhere(kind, ended_by, *leaves).await;
+        }
+    }
+}
+
+async fn assert_told_of_an_end_elsewhere(kind: Kind, ended_by: EndedBy, leaves: Leaves) {
+    let site = Site::new(kind).await;
+    if ended_by == EndedBy::Procedure {
+        let slept = if leaves == Leaves::Meanwhile { "0.5" } else { "0" };
+        site.run(&format!("CREATE PROCEDURE commits_and_sleeps() BEGIN COMMIT; DO SLEEP({slept}); END")).await;
+    }
+    let (log, _guard) = Log::start();
+    let ended = Arc::new(tokio::sync::Notify::new());
+    let told = ended.clone();
+    let app = site.app(async move |tx: DbTx| {
+        insert_item(&tx, "stands").await;
+        ended_by.end(&tx, leaves == Leaves::Meanwhile).await;
+        told.notify_one();
+        if leaves != Leaves::Refuses {
+            pending::<()>().await;
+        }
+        StatusCode::BAD_REQUEST
+    });
+    let request = app.oneshot(Request::new(Body::empty()));
+    match leaves {
+        Leaves::Refuses => assert_eq!(request.await.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR),
+        Leaves::Later => {
+            tokio::select! {
+                _ = request => unreachable!("no answer"),
+                () = ended.notified() => {}
+            }
+        }
+        Leaves::Meanwhile => {
+            let stands = async || site.count("stands").await == 1;
+            tokio::select! {
+                _ = request => unreachable!("no answer"),
+                () = eventually("the row is committed", stands) => {}
+            }
+        }
+    }
+    site.assert_whole().await;
+    let lines = log.lines();
+    let lines: Vec<_> = lines.iter().filter(|line| line.contains("behind its session's back")).collect();
+    assert_eq!(lines.len(), 1, "{kind:?} {ended_by:?} {leaves:?}: {lines:?}");
+    assert!(lines[0].starts_with("ERROR"), "{lines:?}");
+    if ended_by == EndedBy::Procedure {
+        assert!(lines[0].contains("commits_and_sleeps"), "{lines:?}");
+    }
+    assert_eq!(site.count("stands").await, 1, "{kind:?} {ended_by:?} {leaves:?}");
+}
+
+/// Keeps what the driver says.
+#[derive(Clone, Default)]
+struct DriverLog(Arc<Mutex<Vec<String>>>);
+
+impl<S: Subscriber> Layer<S> for DriverLog {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        if metadata.target().starts_with("sqlx") && *metadata.level() <= tracing::Level::WARN {
+            self.0.lock().unwrap().push(format!("{} {event:?}", metadata.target()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_the_server_refuses_makes_the_driver_warn_of_nothing() {
+    for kind in DEFERRING {
+        for early in [false, true] {
+            let site = Site::new(kind).await;
+            site.defer().await;
+            let log = DriverLog::default();
+            let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+            let response = site
+                .call(async move |tx: DbTx| {
+                    insert_item(&tx, "lost").await;
+                    violate(&tx).await;
+                    if early {
+                        tx.commit().await.unwrap_err();
+                        insert_item(&tx, "after").await;
+                        StatusCode::CONFLICT
+                    } else {
+                        StatusCode::OK
+                    }
+                })
+                .await;
+            let expected = if early { StatusCode::CONFLICT } else { StatusCode::INTERNAL_SERVER_ERROR };
+            assert_eq!(response.status(), expected, "{kind:?} {early}");
+            site.assert_whole().await;
+            let lines = log.0.lock().unwrap().clone();
+            assert!(lines.is_empty(), "{kind:?} {early}: {lines:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_driver_log_hears_a_warning_of_the_server() {
+    let site = Site::new(Kind::Postgres).await;
+    let log = DriverLog::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+    let mut connection = sqlx::PgConnection::connect(site.test.url()).await.unwrap();
+    connection.execute("ROLLBACK").await.unwrap();
+    eventually("the warning is heard", async || {
+        log.0.lock().unwrap().iter().any(|line| line.contains("no transaction in progress"))
+    })
+    .await;
 }

@@ -1,13 +1,125 @@
-//! A transaction that the server has given up is not committed, and says so.
+//! A statement that has failed, and a transaction that the server has given up, are not taken for done.
 
-use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
-use tower_sea_orm::{Error, SessionTransaction};
+use futures_util::TryStreamExt;
+use http::StatusCode;
+use sea_orm::{ConnectionTrait, DbErr, Statement, StreamTrait, TransactionTrait};
+use tower_sea_orm::{DbSession, DbTx, Error, SessionTransaction};
 
 use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
+    site::Site,
 };
+
+/// How the result of a statement is read.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    One,
+    All,
+    Execute,
+    Unprepared,
+    Stream,
+}
+
+const WAYS: [Way; 5] = [Way::One, Way::All, Way::Execute, Way::Unprepared, Way::Stream];
+
+async fn read(db: &(impl ConnectionTrait + StreamTrait), kind: Kind, way: Way, sql: &str) -> Result<(), DbErr> {
+    let statement = Statement::from_string(kind.backend(), sql);
+    match way {
+        Way::One => db.query_one_raw(statement).await.map(drop),
+        Way::All => db.query_all_raw(statement).await.map(drop),
+        Way::Execute => db.execute_raw(statement).await.map(drop),
+        Way::Unprepared => db.execute_unprepared(sql).await.map(drop),
+        Way::Stream => db.stream_raw(statement).await?.try_collect::<Vec<_>>().await.map(drop),
+    }
+}
+
+/// Statements that return rows before they fail, and what their errors say. On SQLite it is the COMMIT of the
+/// statement itself that fails, so they fail in autocommit only.
+fn failing_late(kind: Kind) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        Kind::Postgres => &[
+            (
+                "INSERT INTO item (name, hits) SELECT 'late' || i, i FROM generate_series(1, 500) AS t (i) RETURNING 1 / (400 - hits)",
+                "division by zero",
+            ),
+            ("SELECT 1 / (400 - i) FROM generate_series(1, 500) AS t (i)", "division by zero"),
+        ],
+        Kind::MySql => &[
+            (
+                "INSERT INTO item (name) SELECT IF(seq = 400, 'late1', CONCAT('late', seq)) FROM seq_1_to_500 RETURNING id",
+                "Duplicate entry",
+            ),
+            ("CALL selects_and_fails()", "it failed"),
+        ],
+        _ => &[
+            ("INSERT INTO later VALUES (-1), (-2), (-3) RETURNING id", "FOREIGN KEY"),
+            ("WITH two (id) AS (VALUES (-1), (-2)) INSERT INTO later SELECT id FROM two RETURNING id", "FOREIGN KEY"),
+        ],
+    }
+}
+
+async fn fail_late(site: &Site) {
+    if site.kind() == Kind::MySql {
+        let procedure = "CREATE PROCEDURE selects_and_fails() BEGIN SELECT seq FROM seq_1_to_500; \
+             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'it failed'; END";
+        site.run(procedure).await;
+    } else {
+        site.defer().await;
+    }
+    let kind = site.kind();
+    for &(sql, words) in failing_late(kind) {
+        for way in WAYS {
+            let response = site
+                .call(async move |db: DbSession| {
+                    let error = read(&db, kind, way, sql).await.expect_err(sql);
+                    assert!(error.to_string().contains(words), "{kind:?} {way:?}: {error}");
+                    // The next one is not blamed for it.
+                    insert_item(&db, &format!("next {way:?} {words}")).await;
+                    db.execute_unprepared("DELETE FROM item WHERE name LIKE 'next%'").await.unwrap();
+                    StatusCode::CONFLICT
+                })
+                .await;
+            assert_eq!(response.status(), StatusCode::CONFLICT, "{kind:?} {way:?} {sql}");
+            if kind.backend() != sea_orm::DbBackend::Sqlite {
+                fail_late_inside(site, way, sql, words).await;
+            }
+        }
+    }
+    let rows = site.view().query_all_raw(Statement::from_string(kind.backend(), "SELECT id FROM item")).await.unwrap();
+    assert!(rows.is_empty(), "{kind:?}");
+    site.assert_whole().await;
+}
+
+/// Swallowed in a transaction, it is a success only where the transaction lives on.
+async fn fail_late_inside(site: &Site, way: Way, sql: &'static str, words: &'static str) {
+    let kind = site.kind();
+    for nested in [false, true] {
+        let response = site
+            .call(async move |tx: DbTx| {
+                let failed = if nested {
+                    let inner = tx.begin().await.unwrap();
+                    read(&inner, kind, way, sql).await
+                } else {
+                    read(&*tx, kind, way, sql).await
+                };
+                let error = failed.expect_err(sql);
+                assert!(error.to_string().contains(words), "{kind:?} {way:?}: {error}");
+            })
+            .await;
+        let lives_on = nested || kind == Kind::MySql;
+        let expected = if lives_on { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+        assert_eq!(response.status(), expected, "{kind:?} {way:?} {nested} {sql}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_after_the_first_row_is_the_statements_own_however_it_is_read() {
+    for kind in Kind::ALL {
+        fail_late(&Site::new(kind).await).await;
+    }
+}
 
 fn assert_aborted<T>(result: Result<T, DbErr>) {
     let error = result.err().expect("an error");
@@ -121,7 +233,7 @@ async fn h8_a_full_sqlite_database_ends_the_transaction_for_good() {
         let db = test.connect(1).await;
         let session = session_pool(db.clone()).session().await.unwrap();
         let pages = "SELECT page_count AS n FROM pragma_page_count()";
-        let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::Sqlite, pages);
+        let statement = Statement::from_string(sea_orm::DbBackend::Sqlite, pages);
         let row = session.query_one_raw(statement).await.unwrap().unwrap();
         let pages: i32 = row.try_get("", "n").unwrap();
         session.execute_unprepared(&format!("PRAGMA max_page_count = {}", pages + 2)).await.unwrap();
