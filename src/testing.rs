@@ -48,7 +48,8 @@
 //!
 //! - There is one connection, and sessions take turns. A request that needs a second session while it
 //!   holds one gets an error at once. What works on the plain `DatabaseConnection`, beside the pool, sees
-//!   nothing of the test.
+//!   nothing of the test, so the one of [`SessionPool::database`] is closed here: its statements fail. Run
+//!   migrations on the real one, before the test begins.
 //! - Isolation levels and access modes are those of the outer transaction, the database's default.
 //! - A statement that fails outside of a transaction of its session is rolled back to a savepoint,
 //!   which makes every such statement three.
@@ -164,10 +165,10 @@ impl TestPool {
 
     /// The pool for the service under test.
     ///
-    /// Its [`database()`](SessionPool::database) is the plain `DatabaseConnection` and works **outside of the
-    /// test's transaction**: what is written through it (`Migrator::up`, say) is committed at once, stays after
-    /// the test, and may wait for locks that the test holds. Prepare data through [`session`](Self::session),
-    /// and migrate before [`begin`](Self::begin).
+    /// Its [`database()`](SessionPool::database) is closed, and what is run on it (`Migrator::up`, say) fails:
+    /// it would be committed outside of the test's transaction, stay after the test, and might wait for locks
+    /// that the test holds. Prepare data through [`session`](Self::session), and migrate on the plain
+    /// `DatabaseConnection` before [`begin`](Self::begin).
     pub fn pool(&self) -> SessionPool {
         self.0.clone()
     }

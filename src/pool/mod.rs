@@ -163,9 +163,10 @@ impl SessionPool {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The SeaORM connection underneath, for code that must have it.
+    /// The SeaORM connection underneath, for code that must have it. That of a `testing::TestPool` is closed,
+    /// because what it does would be no part of the test.
     pub fn database(&self) -> &DatabaseConnection {
-        &self.shared.database
+        self.shared.outer.as_ref().map_or(&self.shared.database, Outer::stand_in)
     }
 
     /// What the pool is doing right now. Never waits.

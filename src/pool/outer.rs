@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sea_orm::DbErr;
+use sea_orm::{DatabaseConnection, DbErr};
 use tokio::runtime::Handle;
 
 use super::{CheckedOut, SessionPool, SessionPoolBuilder, source::Source};
@@ -13,8 +13,11 @@ use crate::{
 };
 
 /// The one connection of a test's pool, inside of a transaction that is never committed.
-#[derive(Default)]
-pub(super) struct Outer(Mutex<State>);
+pub(super) struct Outer {
+    state: Mutex<State>,
+    /// Stands for the database, which would do outside of the transaction what is to be part of the test.
+    stand_in: DatabaseConnection,
+}
 
 #[derive(Default)]
 struct State {
@@ -27,7 +30,11 @@ struct State {
 
 impl Outer {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stand_in(&self) -> &DatabaseConnection {
+        &self.stand_in
     }
 
     pub(super) fn take(&self) -> Result<PinnedConnection, DbErr> {
@@ -61,9 +68,9 @@ impl SessionPool {
         let connection = lease.into_connection().and_then(CheckedOut::into_connection);
         let mut connection = connection.ok_or(Kind::ConnectionLost)?;
         connection.begin_outer().await.map_err(|error| Error::with_source(Kind::ConnectionLost, error))?;
-        let outer = Outer::default();
-        outer.put(connection);
         let source = Source::of(database)?;
+        let outer = Outer { state: Mutex::default(), stand_in: source.closed_stand_in() };
+        outer.put(connection);
         builder.build_over(source, Some(outer))
     }
 

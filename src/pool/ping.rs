@@ -54,7 +54,7 @@ impl SessionPool {
             return Err(Kind::Closing.into());
         }
         if self.is_direct() {
-            let answer = self.database().ping().await;
+            let answer = self.shared.database.ping().await;
             return answer.map_err(|error| Error::with_source(Kind::Down, error));
         }
         if self.is_in_memory() {

@@ -89,6 +89,32 @@ impl Source {
         }
     }
 
+    /// A `DatabaseConnection` of the same kind on which every statement fails, as on a closed pool.
+    pub(super) fn closed_stand_in(&self) -> DatabaseConnection {
+        // Closed at the call of `close()`: there is nothing to wait for.
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(pool) => {
+                let pool = sqlx::PgPool::connect_lazy_with(pool.connect_options().as_ref().clone());
+                drop(pool.close());
+                sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(pool) => {
+                let pool = sqlx::MySqlPool::connect_lazy_with(pool.connect_options().as_ref().clone());
+                drop(pool.close());
+                sea_orm::SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
+            }
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { pool, .. } => {
+                let pool = sqlx::SqlitePool::connect_lazy_with(pool.connect_options().as_ref().clone());
+                drop(pool.close());
+                sea_orm::SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
+            }
+            Self::Direct => DatabaseConnection::default(),
+        }
+    }
+
     pub(super) fn max_connections(&self) -> Option<u32> {
         dispatch!(self, pool => Some(pool.options().get_max_connections()), direct => None)
     }

@@ -7,6 +7,7 @@
     reason = "a test may panic, and nothing is public in a test"
 )]
 
+mod answers;
 mod begin_again;
 mod cancel;
 mod cancel_late;
@@ -18,6 +19,7 @@ mod commit_cancel;
 mod config;
 mod contract;
 mod control;
+mod cut_bodies;
 mod driver_pool;
 mod dropped;
 mod early;
@@ -64,6 +66,7 @@ mod transactions;
 mod troubles;
 mod truth;
 mod unfinished;
+mod upgrades;
 mod vanished;
 mod waiting;
 mod warm;

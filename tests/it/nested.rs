@@ -170,11 +170,20 @@ async fn an_eager_layer_inside_of_a_lazy_one_has_a_connection_before_its_handler
 
 #[tokio::test]
 async fn an_inner_rule_decides_what_commits() {
-    let site = Site::new(Kind::SqliteFile).await;
-    let inner = site.layer.clone().transaction().commit_when(|head| head.status == StatusCode::UNPROCESSABLE_ENTITY);
-    call(nest(site.layer.clone().lazy(), inner, get(refuse))).await;
-    assert_eq!(site.count("row").await, 1);
-    site.assert_whole().await;
+    for kind in Kind::ALL {
+        let site = Site::new(kind).await;
+        for (commits, count) in [(true, 1), (false, 0)] {
+            let inner = site.layer.clone().commit_when(move |_| commits);
+            call(nest(site.layer.clone().transaction(), inner.clone(), get(refuse))).await;
+            assert_eq!(site.count("row").await, count, "{kind:?}");
+            site.run("DELETE FROM item").await;
+            let accept = get(async |db: DbSession| insert_item(&db, "row").await);
+            call(nest(site.layer.clone().lazy().transaction(), inner, accept)).await;
+            assert_eq!(site.count("row").await, count, "{kind:?}");
+            site.run("DELETE FROM item").await;
+        }
+        site.assert_whole().await;
+    }
 }
 
 #[tokio::test]

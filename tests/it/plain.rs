@@ -251,9 +251,11 @@ async fn a_service_with_set_up_statements_can_be_tested_on_a_mock() {
 }
 
 #[tokio::test]
-async fn a_set_up_that_fails_on_a_mock_serves_nobody() {
-    let db = MockDatabase::new(DbBackend::Postgres).append_exec_errors(vec![failed(); 2]).into_connection();
-    let layer = session_layer(db).on_acquire(|_| vec![Statement::from_string(DbBackend::Postgres, "SET one")]);
+async fn nothing_runs_on_a_mock_after_a_set_up_that_failed() {
+    let results = vec![done(); 2];
+    let db = MockDatabase::new(DbBackend::Postgres).append_exec_errors(vec![failed(); 2]).append_exec_results(results);
+    let db = db.into_connection();
+    let layer = session_layer(db.clone()).on_acquire(|_| vec![Statement::from_string(DbBackend::Postgres, "SET one")]);
     let app = Router::new().route(
         "/",
         get(async |db: DbSession| {
@@ -262,6 +264,9 @@ async fn a_set_up_that_fails_on_a_mock_serves_nobody() {
         }),
     );
     assert_eq!(call(app.layer(layer)).await.status(), StatusCode::OK);
+    let log = db.into_transaction_log();
+    let sql: Vec<_> = log.iter().flat_map(|part| part.statements()).map(|one| one.sql.clone()).collect();
+    assert_eq!(sql, ["SET one", "SET one"]);
 }
 
 #[tokio::test]
