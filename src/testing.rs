@@ -174,7 +174,8 @@ impl TestPool {
     }
 
     /// A session for the test itself, to prepare data and to look at what the service did. Drop it
-    /// before the service is called: there is one connection.
+    /// before the service is called: there is one connection. A request that comes all the same is told so at
+    /// once, and so is another session of the test.
     ///
     /// # Errors
     ///
@@ -184,7 +185,7 @@ impl TestPool {
     ///
     /// As [`SessionPool::session`].
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        self.0.session().await
+        self.0.own_session().await
     }
 
     /// How many `after_commit` and `after_rollback` hooks would have run by now.
@@ -210,8 +211,8 @@ impl TestPool {
     ///
     /// # Errors
     ///
-    /// If a session is still open after the `acquire_timeout`, or the connection is lost. Then it is
-    /// closed, and the server rolls back.
+    /// If a session is still open after the `acquire_timeout`, at once if that is the test's own, or the connection
+    /// is lost. Then it is closed, and the server rolls back.
     ///
     /// # Cancel safety
     ///

@@ -54,6 +54,7 @@ pub(crate) enum Kind {
     StatementTimeout,
     ReadOnly,
     ServerFull,
+    NotOpened,
     TestConnectionHeld,
     StalePlan,
 }
@@ -98,7 +99,7 @@ pub(super) const IN_DB_ERR: [Kind; 33] = [
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            Self::Exhausted | Self::Crowded | Self::ServerFull | Self::TestConnectionHeld => {
+            Self::Exhausted | Self::Crowded | Self::ServerFull | Self::NotOpened | Self::TestConnectionHeld => {
                 DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)
             }
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
@@ -126,7 +127,7 @@ impl Kind {
                 "the client did not read the response's body for the `body_timeout`, so the session that lived for it was cut off and what was open rolled back"
             }
             Self::PoolDeadlock => {
-                "every connection of the pool is held by a request that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserve`"
+                "every connection of the pool is held by a request or a job that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserve`"
             }
             Self::NestedOpen => {
                 "a nested transaction is open: use its handle, and commit or roll it back before you use the one around it"
@@ -223,6 +224,9 @@ impl Kind {
             }
             Self::ServerFull => {
                 "the server takes no more connections: raise its limit, or lower max_connections (every instance of the service has a pool of its own)"
+            }
+            Self::NotOpened => {
+                "no connection could be opened within the acquire timeout, although the server was not seen to be down: raise acquire_timeout or min_connections, or find out why log-ins take so long"
             }
             Self::StalePlan => {
                 "a prepared statement of this connection is gone, or does not fit its tables any more: run the transaction again"

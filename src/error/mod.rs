@@ -142,9 +142,12 @@ impl Error {
 
     /// Whether all connections were in use: for the whole `acquire_timeout`, or with so many waiting already
     /// ([`max_waiting`](crate::SessionPoolBuilder::max_waiting)) that one more was not let in; or whether the server has no
-    /// place for another one.
+    /// place for another one, or takes so long to log one in.
     pub fn is_exhausted(&self) -> bool {
-        matches!(self.kind, Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::TestConnectionHeld)
+        matches!(
+            self.kind,
+            Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::NotOpened | Kind::TestConnectionHeld
+        )
     }
 
     /// Whether the database could not be reached.
@@ -305,7 +308,9 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::TestConnectionHeld => "the service is busy",
+            Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::NotOpened | Kind::TestConnectionHeld => {
+                "the service is busy"
+            }
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",

@@ -1,24 +1,29 @@
 //! Acquiring: waiting in the queue, fetching from the driver, and telling why it failed.
 
 use std::{
+    error::Error as _,
     pin::pin,
     time::{Duration, Instant},
 };
 
-use futures_util::future::join;
+use futures_util::{
+    FutureExt,
+    future::{Either, join, select},
+};
 use sea_orm::{ConnAcquireErr, DbErr};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
 use super::{
-    SessionPool, checkout::CheckedOut, current::current, holders::Wait, queue::AfterFailure, source::SILENCE,
-    ticket::Ticket,
+    SessionPool, checkout::CheckedOut, current::current, holders::Wait, ping::PROBE, queue::AfterFailure,
+    source::SILENCE, ticket::Ticket,
 };
 use crate::{
-    connection::PinnedConnection,
+    connection::{Driver, PinnedConnection},
     error::{Error, Kind},
 };
 
@@ -72,7 +77,7 @@ impl SessionPool {
         if let Some(request) = second {
             self.look_for_deadlock(&request);
         }
-        let result = timeout(self.settings().acquire_timeout, &mut waiting.receiver).await;
+        let result = self.answer(&mut waiting.receiver).await;
         waiting.done = matches!(result, Ok(Ok(_)));
         drop(waiting);
         match result {
@@ -85,12 +90,29 @@ impl SessionPool {
             Ok(Ok(Err(error))) => Err(self.fail(error, started.elapsed())),
             // The waiter was dropped unanswered: its runtime is shutting down.
             Ok(Err(_)) => Err(self.fail(Kind::Closing.into(), started.elapsed())),
-            Err(_) => {
-                let waited = started.elapsed();
-                let error = self.diagnose().await;
-                Err(self.fail(error, waited))
-            }
+            Err(error) => Err(self.fail(error, started.elapsed())),
         }
+    }
+
+    /// Waits for what the queue gives, for the `acquire_timeout` in all. Where connections are still being opened
+    /// shortly before that is over, the server is tried, so that the reason is known in time.
+    async fn answer<T>(&self, receiver: &mut (impl Future<Output = T> + Unpin)) -> Result<T, Error> {
+        let all = self.settings().acquire_timeout;
+        let ahead = PROBE.min(all / 2);
+        if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {
+            return Ok(answer);
+        }
+        let is_opening = !self.is_test() && self.status().acquiring > 0;
+        let runtime = Handle::try_current().ok().filter(|_| is_opening);
+        let probe = runtime.map(|runtime| self.start_probe(&runtime));
+        timeout(ahead, receiver).await.map_err(|_| self.diagnose(probe, ahead))
+    }
+
+    /// An error where nothing but the caller could end the wait: a test's own session has the one connection of
+    /// its pool, and it is a request of the service, or the test itself, that wants it.
+    pub(crate) fn refuse_hopeless(&self, is_request: impl FnOnce() -> bool) -> Result<(), Error> {
+        let is_hopeless = self.shared.outer.as_ref().is_some_and(|outer| outer.is_held_by_test(is_request));
+        if is_hopeless { Err(self.fail(Kind::TestConnectionHeld.into(), Duration::ZERO)) } else { Ok(()) }
     }
 
     /// There is no room to wait.
@@ -115,8 +137,9 @@ impl SessionPool {
         error
     }
 
-    /// Why no connection came: *down* if one cannot be made at all, *exhausted* otherwise.
-    async fn diagnose(&self) -> Error {
+    /// Why no connection came: *down* if one cannot be made at all, *exhausted* otherwise. The `probe` had this time
+    /// and gets no more; it is `None` where every connection was in a session's hands.
+    fn diagnose(&self, probe: Option<JoinHandle<Option<Error>>>, time: Duration) -> Error {
         if self.is_shut() {
             return Kind::Closing.into();
         }
@@ -124,15 +147,19 @@ impl SessionPool {
             return Kind::TestConnectionHeld.into();
         }
         let status = self.status();
-        if status.acquiring == 0 {
-            // Every connection is in a session's hands: the server has nothing to do with it.
-            return Kind::Exhausted.into();
-        }
-        match self.try_server().await {
-            Ok(()) if status.in_use == 0 && !self.shared.source.is_used(status.acquiring) => Kind::Down.into(),
-            Ok(()) => Kind::Exhausted.into(),
-            Err(error) if error.is_exhausted() && status.in_use > 0 => Kind::Exhausted.into(),
-            Err(error) => error,
+        let Some(probe) = probe.filter(|_| status.acquiring > 0) else { return Kind::Exhausted.into() };
+        let failure: Option<Error> = match probe.now_or_never() {
+            Some(ended) => ended.ok().flatten(),
+            None => (time >= PROBE).then(|| Kind::Down.into()),
+        };
+        let is_any_used = status.in_use > 0 || self.shared.source.is_used(status.acquiring);
+        // Without a cause it is silence, which may be a slow log-in.
+        let is_slow = |error: &Error| error.source().is_none() && self.shared.queue.logs_in_slowly();
+        match failure {
+            Some(error) if error.is_down() && !is_slow(&error) => error,
+            Some(error) if error.is_exhausted() && !is_any_used => error,
+            _ if is_any_used => Kind::Exhausted.into(),
+            _ => Kind::NotOpened.into(),
         }
     }
 
@@ -179,21 +206,9 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     let (pool, began) = (ticket.pool().clone(), Instant::now());
     let fetched = match &pool.shared.outer {
         Some(outer) => outer.take(),
-        None => {
-            let (driver, ()) = {
-                let mut acquiring = pin!(join(pool.shared.source.acquire(), pool.explore(&runtime)));
-                match timeout(SILENCE, acquiring.as_mut()).await {
-                    Ok(acquired) => acquired,
-                    Err(_) => {
-                        ticket.take_long();
-                        acquiring.await
-                    }
-                }
-            };
-            driver.map(|driver| {
-                PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()).unnamed(pool.shared.unnamed)
-            })
-        }
+        None => take_from_driver(&mut ticket, &pool, &runtime).await.map(|driver| {
+            PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()).unnamed(pool.shared.unnamed)
+        }),
     };
     match fetched {
         // Evicted on its way: dropping both closes it and sends for another one.
@@ -211,6 +226,30 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
             pool.shared.queue.refuse(Kind::Closing.into());
         }
         Err(error) => pool.fetch_failed(error).await,
+    }
+}
+
+/// A connection of the driver's pool. sqlx bounds a connect only by its own `acquire_timeout`, and goes on with it when
+/// the pool is closed. A server's that takes too long is given up here: nothing has been sent on it but a log-in.
+async fn take_from_driver(ticket: &mut Ticket, pool: &SessionPool, runtime: &Handle) -> Result<Driver, DbErr> {
+    let (source, queue) = (&pool.shared.source, &pool.shared.queue);
+    let mut acquiring = pin!(join(source.acquire(), pool.explore(runtime)));
+    if let Ok((driver, ())) = timeout(SILENCE, acquiring.as_mut()).await {
+        return driver;
+    }
+    ticket.take_long();
+    if !source.has_server() {
+        return acquiring.await.0;
+    }
+    let patience = queue.patience();
+    match select(acquiring, pin!(timeout(patience, source.closed()))).await {
+        Either::Left(((driver, ()), _)) => driver,
+        Either::Right((Ok(()), _)) => Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)),
+        Either::Right((Err(_), _)) => {
+            tracing::info!(target: "tower_sea_orm::pool", ?patience, "gave up a connection that took too long to open");
+            queue.gave_up(patience);
+            Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
+        }
     }
 }
 

@@ -276,10 +276,7 @@ impl CheckedOut {
                     }
                 }
             }
-            if pool.is_evicted(self.0.fetched) {
-                // It was on its way when all were evicted, and idle by now.
-                pool.shared.source.close_idle();
-            }
+            pool.has_returned(self.0.fetched);
             // Before the slot is free: what sessions wait for must not be taken for a plain user.
             pool.shared.queue.returned(pool.shared.source.has_idle());
         });

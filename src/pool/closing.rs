@@ -173,6 +173,7 @@ impl SessionPool {
             return;
         }
         self.cool_down();
+        self.shared.source.close_now();
         let database = self.shared.database.clone();
         let closed = tokio::spawn(async move { database.close_by_ref().await });
         match timeout(self.settings().release_timeout, closed).await {

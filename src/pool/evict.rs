@@ -55,8 +55,7 @@ impl SessionPool {
     /// `softEvictConnections` does the same.
     ///
     /// Connections that users of the plain [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this
-    /// moment are not known here, and stay; one that is just on its way back to the driver's pool may serve one
-    /// more session. An in-memory SQLite database would die with its connection, and a
+    /// moment are not known here, and stay. An in-memory SQLite database would die with its connection, and a
     /// `TestPool` with its transaction: there, and over a mock, nothing happens.
     ///
     /// ```
@@ -103,6 +102,15 @@ impl SessionPool {
     fn evict_idle(&self) {
         drop(self.shared.queue.take_warm());
         self.shared.source.close_idle();
+    }
+
+    /// A connection that was `fetched` at this time is back in the driver's pool. Where all were evicted on its way,
+    /// a fetch that has begun since may get it, and brings no other than an evicted one.
+    pub(super) fn has_returned(&self, fetched: Instant) {
+        if self.is_evicted(fetched) {
+            self.shared.source.close_idle();
+            let _ = self.shared.eviction.note(Duration::ZERO);
+        }
     }
 
     /// Whether a connection that was fetched from the driver's pool at this time has been evicted since.

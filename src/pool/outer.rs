@@ -1,11 +1,14 @@
 //! [`Outer`]: the transaction around all sessions of a test's pool.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    thread::{self, ThreadId},
+};
 
 use sea_orm::{DatabaseConnection, DbErr};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task};
 
-use super::{CheckedOut, SessionPool, SessionPoolBuilder, source::Source};
+use super::{CheckedOut, Grip, Holder, SessionPool, SessionPoolBuilder, source::Source};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -24,6 +27,8 @@ struct State {
     /// `None` while a session has it, or when it is lost.
     connection: Option<PinnedConnection>,
     hooks: Vec<Hook>,
+    /// The session that the test itself has opened last, and where.
+    own: Option<(Weak<dyn Holder>, Place)>,
     /// The test is over: the connection goes back to where it came from.
     over: bool,
 }
@@ -54,6 +59,28 @@ impl Outer {
     pub(super) fn keep(&self, hooks: Vec<Hook>) {
         self.lock().hooks.extend(hooks);
     }
+
+    /// Whether the test's own session has the connection, and the test cannot come to its end before the caller
+    /// does: that is in the test's own task, or a request.
+    pub(super) fn is_held_by_test(&self, is_request: impl FnOnce() -> bool) -> bool {
+        let own = self.lock().own.clone();
+        let Some((holder, place)) = own else { return false };
+        let holds = holder.upgrade().is_some_and(|holder| holder.grip() != Grip::None);
+        holds && (place == Place::current() || is_request())
+    }
+}
+
+/// A task, or what a thread does outside of any.
+#[derive(Clone, PartialEq, Eq)]
+enum Place {
+    Task(task::Id),
+    Thread(ThreadId),
+}
+
+impl Place {
+    fn current() -> Self {
+        task::try_id().map_or_else(|| Self::Thread(thread::current().id()), Self::Task)
+    }
 }
 
 impl SessionPool {
@@ -77,6 +104,13 @@ impl SessionPool {
     /// Whether its sessions live inside of a test's transaction.
     pub(crate) fn is_test(&self) -> bool {
         self.shared.outer.is_some()
+    }
+
+    /// Notes a session that the test itself has opened, here and now.
+    pub(crate) fn note_own(&self, holder: Weak<dyn Holder>) {
+        if let Some(outer) = &self.shared.outer {
+            outer.lock().own = Some((holder, Place::current()));
+        }
     }
 
     /// Keeps a session's hooks for a test, or gives them back to be run.
@@ -112,6 +146,7 @@ impl SessionPool {
 
     /// Waits for the connection, rolls the test's transaction back and returns it.
     pub(crate) async fn roll_back_outer(&self) -> Result<(), Error> {
+        self.refuse_hopeless(|| false)?;
         let connection = self.acquire().await?.into_connection().and_then(CheckedOut::into_connection);
         let mut connection = connection.ok_or(Kind::ConnectionLost)?;
         let rolled_back = tokio::time::timeout(self.settings().release_timeout, connection.end_outer()).await;

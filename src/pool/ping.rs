@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{runtime::Handle, sync::Mutex, time::timeout};
+use tokio::{runtime::Handle, sync::Mutex, task::JoinHandle, time::timeout};
 
 use super::{SessionPool, acquire::is_full};
 use crate::error::{Error, Kind};
 
 /// How long an attempt may take, and how long its result holds.
-const PROBE: Duration = Duration::from_secs(1);
+pub(super) const PROBE: Duration = Duration::from_secs(1);
 
 /// The last attempt to connect; whoever comes while one is under way waits for its result.
 #[derive(Default)]
@@ -64,13 +64,16 @@ impl SessionPool {
         self.try_server().await.or_else(|error| if error.is_exhausted() { Ok(()) } else { Err(error) })
     }
 
-    /// Whether a connection can be made at all. One attempt at a time, whose result holds for a while.
-    pub(super) async fn try_server(&self) -> Result<(), Error> {
+    async fn try_server(&self) -> Result<(), Error> {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        self.start_probe(&runtime).await.ok().flatten().map_or(Ok(()), Err)
+    }
+
+    /// Finds out whether a connection can be made at all, and if not, why. One attempt at a time, whose result holds
+    /// for a while. In a task of its own, so that it ends and leaves its result whoever stops waiting.
+    pub(super) fn start_probe(&self, runtime: &Handle) -> JoinHandle<Option<Error>> {
         let pool = self.clone();
-        // A task of its own, so that it ends and leaves its result whoever stops waiting.
-        let attempt = runtime.spawn(async move { pool.fresh_probe().await });
-        attempt.await.ok().flatten().map_or(Ok(()), Err)
+        runtime.spawn(async move { pool.fresh_probe().await })
     }
 
     async fn fresh_probe(&self) -> Option<Error> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +32,13 @@ const PLAIN_SHARE: Duration = Duration::from_millis(50);
 /// How long the last free connection is kept for requests that hold one, after one of them took a second.
 const KEPT_FOR_SECONDS: Duration = Duration::from_secs(10);
 
+/// How long a connect may be silent before it is given up, so that one that is lost is repeated within the default
+/// time-out of those who wait; twice as long after each one, for servers that take long to log in.
+const CONNECT: Duration = Duration::from_secs(4);
+
+/// For how long it is remembered that a connect took long and came to a good end.
+const SLOW_LOG_INS: Duration = Duration::from_secs(60);
+
 /// How long nothing is fetched after a failure; at first, and at last.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -45,6 +53,8 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct State {
     waiters: VecDeque<Waiter>,
+    /// Those that were found to have given up.
+    discarded: Vec<Waiter>,
     /// About how many waiters in the queue have given up; swept when they are the majority.
     gone: usize,
     /// Names the next waiter.
@@ -55,8 +65,12 @@ struct State {
     cooling: u32,
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
-    /// How many of them take long.
+    /// How many of them take long: nobody counts on these any more.
     slow: u32,
+    /// How often a connect was given up since the last one that was quick.
+    given_up: u32,
+    /// When a connect that took long came to a good end.
+    slow_log_in: Option<Instant>,
     pace: Pace,
     last_visit: Option<Instant>,
     /// Somebody took a connection that was just returned: until then there may be more who wait.
@@ -100,6 +114,34 @@ pub(super) enum Placed {
     Left(CheckedOut),
 }
 
+/// Access to the queue. Waiters that have given up are dropped when the lock is free again: with one goes what
+/// would have been woken, which may be code of the user's.
+struct Locked<'q> {
+    // In this order: fields are dropped from first to last.
+    state: MutexGuard<'q, State>,
+    discarded: Vec<Waiter>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.discarded = std::mem::take(&mut self.state.discarded);
+    }
+}
+
 struct Waiter {
     id: u64,
     sender: oneshot::Sender<Result<Lease, Error>>,
@@ -115,8 +157,9 @@ impl Queue {
         Self { state: Mutex::default(), limit, room }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { state, discarded: Vec::new() }
     }
 
     pub(super) fn status(&self) -> Status {
@@ -180,7 +223,7 @@ impl Queue {
                 connection.put_back();
             }
         }
-        while let Some((waiter, runtime)) = self.next_to_fetch_for(pool.shared.source.num_idle() > 0) {
+        while let Some((waiter, runtime)) = self.next_to_fetch_for() {
             let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
             let ticket = Ticket::new(pool.clone(), waiter, spawning.clone());
@@ -190,12 +233,12 @@ impl Queue {
     }
 
     /// The first waiter that no fetch is under way for, if one more connection may be out.
-    fn next_to_fetch_for(&self, is_any_idle: bool) -> Option<(u64, Handle)> {
+    fn next_to_fetch_for(&self) -> Option<(u64, Handle)> {
         let mut state = self.lock();
         if state.failures.paused_until.is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        let counted_on = state.acquiring - if is_any_idle { state.slow } else { 0 };
+        let counted_on = state.acquiring - state.slow;
         let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(counted_on as usize)?;
         if state.out + state.acquiring >= state.limit_for(waiter.holds, self.limit) {
             return None;
@@ -355,6 +398,11 @@ impl Queue {
         let mut state = self.lock();
         state.acquiring -= 1;
         state.slow -= u32::from(was_slow);
+        if was_slow {
+            state.slow_log_in = Some(Instant::now());
+        } else {
+            state.given_up = 0;
+        }
         state.out += 1;
         (state.failures.unanswered, state.failures.pause) = (0, Duration::ZERO);
     }
@@ -368,11 +416,29 @@ impl Queue {
         self.fill(pool);
     }
 
-    /// A fetch takes long. Where the server has no place left, sqlx tries to connect until its own time-out,
-    /// and connections that are idle meanwhile must not wait for that.
+    /// A fetch takes long. The network may have lost its connect, and where the server has no place left, sqlx
+    /// tries to connect until its own time-out: those who wait get another fetch.
     pub(super) fn fetch_is_slow(&self, pool: &SessionPool) {
         self.lock().slow += 1;
         self.fill(pool);
+    }
+
+    /// How long a fetch that takes long may go on.
+    pub(super) fn patience(&self) -> Duration {
+        CONNECT.saturating_mul(2_u32.saturating_pow(self.lock().given_up))
+    }
+
+    /// A fetch took longer than `patience`. Of several that began with the same, one counts.
+    pub(super) fn gave_up(&self, patience: Duration) {
+        if patience == self.patience() {
+            let mut state = self.lock();
+            state.given_up = state.given_up.saturating_add(1);
+        }
+    }
+
+    /// Whether connects take long, and come to a good end.
+    pub(super) fn logs_in_slowly(&self) -> bool {
+        self.lock().slow_log_in.is_some_and(|at| at.elapsed() < SLOW_LOG_INS)
     }
 
     /// The runtime of the waiter `id` took no task to fetch in, because it is shutting down: its waiter can
@@ -431,7 +497,14 @@ impl State {
     }
 
     fn sweep(&mut self) {
-        self.waiters.retain(Waiter::is_live);
+        for _ in 0..self.waiters.len() {
+            let Some(waiter) = self.waiters.pop_front() else { break };
+            if waiter.is_live() {
+                self.waiters.push_back(waiter);
+            } else {
+                self.discarded.push(waiter);
+            }
+        }
         self.gone = 0;
     }
 
@@ -457,6 +530,7 @@ impl State {
             if waiter.is_live() {
                 return Some(waiter);
             }
+            self.discarded.push(waiter);
             self.gone = self.gone.saturating_sub(1);
         }
         None

@@ -1,4 +1,4 @@
-//! Requests that wait for a second session while they hold one.
+//! Requests and jobs that wait for a second session while they hold one.
 //!
 //! Each may be served when another one's session ends. Where all who hold a connection wait, none
 //! would end before the acquire time-out: one of them gets an error at once.
@@ -47,7 +47,7 @@ impl SessionPool {
                 method = label.as_ref().map(|label| label.method.as_str()),
                 path = label.as_ref().map(|label| label.uri.path()),
                 in_use = status.in_use, waiting = status.waiting, limit = status.limit, suppressed,
-                "a request waits for a second session of this pool while it holds one: use one, or `release()` it first",
+                "a request or a job waits for a second session of this pool while it holds one: use one, or `release()` it first",
             );
         }
         self.look_again();

@@ -183,9 +183,10 @@ impl Source {
     ///
     /// sqlx's ping of an idle connection has no bound but the pool's whole time-out
     /// (<https://github.com/launchbadge/sqlx/issues/4349>). A server's connection that is silent for long is
-    /// given up with its ping, which closes it, and so are all others that are idle and silent.
+    /// given up with its ping, which closes it, and so are all others that are idle and silent. Nothing is pinged
+    /// where the driver's pool is told not to.
     pub(super) async fn acquire(&self) -> Result<Driver, DbErr> {
-        if self.has_server() && self.num_idle() > 0 {
+        if self.has_server() && self.pings_idle() && self.num_idle() > 0 {
             match timeout(SILENCE, self.driver_acquire()).await {
                 Ok(acquired) => return acquired,
                 Err(_) => self.weed().await,
@@ -209,6 +210,11 @@ impl Source {
         }, direct => ());
     }
 
+    /// Whether the driver's pool pings an idle connection before it gives it out.
+    fn pings_idle(&self) -> bool {
+        dispatch!(self, pool => pool.options().get_test_before_acquire(), direct => false)
+    }
+
     pub(super) fn num_idle(&self) -> usize {
         dispatch!(self, pool => pool.num_idle(), direct => 0)
     }
@@ -223,6 +229,19 @@ impl Source {
         dispatch!(self, pool => drop(pool.close()), direct => ());
     }
 
+    /// Refuses new users of the driver's pool and closes what is idle there, which sqlx does only when all else is
+    /// back.
+    pub(super) fn close_now(&self) {
+        dispatch!(self, pool => {
+            let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire()).collect();
+            // Not before: `min_connections` would have others opened in their place.
+            drop(pool.close());
+            for mut connection in idle {
+                connection.close_on_drop();
+            }
+        }, direct => ());
+    }
+
     async fn driver_acquire(&self) -> Result<Driver, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
@@ -235,11 +254,11 @@ impl Source {
         }
     }
 
-    /// Closes the connections that nobody uses.
+    /// Closes the connections that nobody uses. Sqlx's count of them may be behind: all that can be had are taken.
     pub(super) fn close_idle(&self) {
         dispatch!(self, pool => {
-            for _ in 0..pool.num_idle() {
-                let Some(mut connection) = pool.try_acquire() else { break };
+            let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire()).collect();
+            for mut connection in idle {
                 connection.close_on_drop();
             }
         }, direct => ());

@@ -37,8 +37,8 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
-        let Plan { rules, label, is_loose, is_plain } = plan;
-        let origin = Origin { outer: pool::current(), label, is_loose, is_plain, ..Origin::default() };
+        let Plan { rules, label, is_job, is_loose, is_plain } = plan;
+        let origin = Origin { outer: pool::current(), label, is_job, is_loose, is_plain, ..Origin::default() };
         let fresh = pool.is_direct();
         let state = Mutex::new(State { fresh, ..State::new(rules) });
         Arc::new(Self { pool, line: Line::default(), origin, state })
@@ -149,7 +149,12 @@ impl Core {
             return Ok(());
         }
         let started = Instant::now();
-        match self.pool.acquire().await {
+        let hopeless = self.pool.refuse_hopeless(|| self.origin.is_of_request());
+        let acquired = match hopeless {
+            Ok(()) => self.pool.acquire().await,
+            Err(error) => Err(error),
+        };
+        match acquired {
             Ok(lease) => {
                 self.install(lease, started.elapsed());
                 Ok(())

@@ -47,7 +47,7 @@ impl Core {
     pub(super) fn whose(self: &Arc<Self>) -> Option<Arc<dyn Holder>> {
         match &self.origin.outer {
             Some(outer) => Some(outer.clone()),
-            None => self.origin.label.is_some().then(|| self.clone() as Arc<dyn Holder>),
+            None => self.origin.is_outermost().then(|| self.clone() as Arc<dyn Holder>),
         }
     }
 
@@ -55,7 +55,7 @@ impl Core {
     pub(super) fn whose_weak(self: &Arc<Self>) -> Option<Weak<dyn Holder>> {
         match &self.origin.outer {
             Some(outer) => Some(Arc::downgrade(outer)),
-            None => self.origin.label.is_some().then(|| Arc::downgrade(self) as Weak<dyn Holder>),
+            None => self.origin.is_outermost().then(|| Arc::downgrade(self) as Weak<dyn Holder>),
         }
     }
 
@@ -93,12 +93,26 @@ pub(super) struct Origin {
     pub(super) outer: Option<Arc<dyn Holder>>,
     /// What its own request is called.
     pub(super) label: Option<Label>,
+    /// It is that of a job, for which all holds that is said of a request.
+    pub(super) is_job: bool,
     /// Its guard may be in other hands than its request's.
     pub(super) is_loose: bool,
     /// It has no guard: nothing but its handles ends it.
     pub(super) is_plain: bool,
     /// How many waits for a connection its own request has.
     pub(super) waits: AtomicU32,
+}
+
+impl Origin {
+    /// Whether what is opened while its future is polled belongs to it.
+    fn is_outermost(&self) -> bool {
+        self.label.is_some() || self.is_job
+    }
+
+    /// Whether it is a request's, or of one.
+    pub(super) fn is_of_request(&self) -> bool {
+        self.label.is_some() || self.outer.as_ref().is_some_and(|outer| outer.label().is_some())
+    }
 }
 
 impl Holder for Core {

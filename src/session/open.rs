@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    future::poll_fn,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -24,11 +26,25 @@ impl SessionPool {
     pub async fn session(&self) -> Result<PoolSession, Error> {
         let plan = Plan { is_loose: true, ..Plan::default() };
         let (session, guard) = self.eager_session(plan).await?;
-        Ok(PoolSession { session, _guard: guard })
+        Ok(PoolSession { session, guard })
+    }
+
+    /// [`session`](Self::session) for a test itself, which others of its pool do not wait for.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn own_session(&self) -> Result<PoolSession, Error> {
+        let session = self.session().await?;
+        let holder: std::sync::Weak<Core> = std::sync::Arc::downgrade(session.guard.core());
+        self.note_own(holder);
+        Ok(session)
     }
 
     /// Runs `work` in a transaction: committed if it returns `Ok`, rolled back otherwise. For background
     /// jobs and command-line code; it keeps the promises that a request's transaction gets.
+    ///
+    /// A session that `work` opens on the same pool is known to belong to it. Where every connection is held by a
+    /// request or a job that waits for a second one, one of them gets an error at once
+    /// ([`is_pool_deadlock`](Error::is_pool_deadlock)). A [`session`](Self::session) may move to another task, so that
+    /// nothing can be said of those who hold one.
     ///
     /// What an early [`commit`](crate::DbSession::commit) has made stand, stands. After
     /// [`set_rollback_only`](crate::DbSession::set_rollback_only) nothing is stored, although `Ok` is returned.
@@ -93,7 +109,14 @@ impl SessionPool {
     {
         let opened = self.eager_session(Plan::transaction(options)).await;
         let (session, guard) = opened.map_err(|error| TransactionError::Connection(error.into()))?;
-        let outcome = work(&session.tx()).await;
+        let tx = session.tx();
+        let mut working = pin!(work(&tx));
+        let outcome = poll_fn(|cx| {
+            // So that another session of the same pool is known to be this one's.
+            let _entered = guard.enter();
+            working.as_mut().poll(cx)
+        })
+        .await;
         let decision = if outcome.is_ok() { Decision::Commit } else { Decision::RollBack };
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
@@ -110,6 +133,7 @@ impl SessionPool {
         if self.is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), admission));
         }
+        self.refuse_hopeless(|| plan.label.is_some())?;
         self.expect_second();
         let started = Instant::now();
         let lease = self.acquire().await?;
@@ -159,7 +183,9 @@ impl SessionPool {
 #[must_use = "the session ends when it is dropped"]
 pub struct PoolSession {
     session: DbSession,
-    _guard: SessionGuard,
+    /// Ends the session when it is dropped.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code))]
+    guard: SessionGuard,
 }
 
 impl PoolSession {

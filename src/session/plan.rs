@@ -16,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) rules: Rules,
     /// What the request is called; `None` for a session outside of a request's layer.
     pub(crate) label: Option<Label>,
+    /// It lives for the code of a transaction outside of any request.
+    pub(crate) is_job: bool,
     /// Its guard is in the user's hands, who may give it to somebody else.
     pub(crate) is_loose: bool,
     /// There is no guard: only the handles end it.
@@ -63,6 +65,6 @@ impl Plan {
     /// A plan for a session in a transaction of its own.
     pub(crate) fn transaction(options: TransactionOptions) -> Self {
         let rules = Rules { mode: Mode::Transaction(options), ..Rules::default() };
-        Self { rules, ..Self::default() }
+        Self { rules, is_job: true, ..Self::default() }
     }
 }

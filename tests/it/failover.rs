@@ -9,6 +9,7 @@ use tower_sea_orm::{DbSession, DbTx, SessionPool};
 use crate::support::{
     database::{Kind, TestDb},
     site::{SIZE, Site, known, retry_after},
+    wait::eventually,
 };
 
 async fn one_connection() -> Site {
@@ -175,6 +176,36 @@ async fn recycling_replaces_every_connection_and_disturbs_no_session() {
         drop(session);
         let after = connections_of(pool, &mut next).await;
         assert!(after.iter().all(|number| *number > 3), "{kind:?}: {after:?}");
+        site.assert_whole().await;
+    }
+}
+
+/// One that has come back while another session waited for it.
+#[tokio::test]
+async fn recycling_replaces_a_connection_that_is_on_its_way_back() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let site = site.pooled(|pool| pool.warm(false));
+        let (pool, mut next) = (site.layer.pool().clone(), 0);
+        let session = pool.session().await.unwrap();
+        assert_eq!(connection_of(&session, &mut next).await, 1);
+        // All others are in use, so that the next session gets this one.
+        let mut plain = Vec::new();
+        for _ in 1..SIZE {
+            plain.push(site.db.begin().await.unwrap());
+        }
+        proxy.freeze();
+        drop(session);
+        pool.recycle().unwrap();
+        let waiting = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.session().await.unwrap() }
+        });
+        eventually("it is being fetched", async || pool.status().acquiring == 1).await;
+        proxy.thaw();
+        let session = waiting.await.unwrap();
+        assert_eq!(connection_of(&session, &mut next).await, 2, "{kind:?}: a new connection");
+        drop((session, plain));
         site.assert_whole().await;
     }
 }

@@ -13,9 +13,10 @@ use axum::{
     routing::any,
 };
 use futures_util::{FutureExt, StreamExt, future::join_all, stream};
-use sea_orm::{ConnectionTrait, Database};
+use http::StatusCode;
+use sea_orm::{ConnectionTrait, Database, DbErr, TransactionTrait};
 use tokio::time::timeout;
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool, testing::TestPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, testing::TestPool};
 
 use crate::{
     support::{
@@ -65,6 +66,64 @@ async fn idle_connections_that_a_firewall_has_forgotten_cost_two_seconds_and_no_
         // Without a bound on sqlx's ping each of them takes the driver's whole time-out.
         let answers = answers.expect("answers long before the time-out");
         assert!(answers.iter().all(|answer| answer.status() == 200), "{kind:?}");
+    }
+}
+
+/// So long that only a hang would come to it.
+const LONG: Duration = Duration::from_secs(600);
+
+/// A connect that the server accepts and does not answer.
+async fn silent_connects(site: &Site, proxy: &Proxy, count: u64) -> Vec<tokio::task::JoinHandle<u16>> {
+    let before = proxy.accepted();
+    proxy.mute(true);
+    let requests = (0..count).map(|_| tokio::spawn(call(site.app(select)).map(|answer| answer.status().as_u16())));
+    let requests = requests.collect();
+    eventually("they are being opened", async || proxy.accepted() >= before + count).await;
+    requests
+}
+
+#[tokio::test]
+async fn connects_that_fall_silent_hold_nobody_up_for_long() {
+    for kind in SERVERS {
+        for hanging in [1, u64::from(SIZE)] {
+            let (site, proxy) = patient_site(kind).await;
+            let pool = site.layer.pool();
+            // The first connection, which is there from the start, is not theirs.
+            let held = pool.session().await.unwrap();
+            let requests = silent_connects(&site, &proxy, hanging.min(u64::from(SIZE) - 1)).await;
+            proxy.mute(false);
+            for request in requests {
+                let status = timeout(BOUND, request).await.expect("an answer long before the time-out").unwrap();
+                assert_eq!(status, 200, "{kind:?}, {hanging}");
+            }
+            drop(held);
+            eventually("no place is kept", async || pool.status().acquiring == 0).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn closing_gives_connects_up_that_hang_and_closes_the_idle_at_once() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.release_timeout(LONG).acquire_timeout(LONG));
+        let pool = site.layer.pool().clone();
+        let held = join_all((0..SIZE - 1).map(|_| pool.session())).await;
+        let requests = silent_connects(&site, &proxy, 1).await;
+        drop(held);
+        for request in requests {
+            assert_eq!(request.await.unwrap(), 200, "{kind:?}: by another connection");
+        }
+        eventually("two are idle", async || pool.status().in_use + pool.status().warm as u32 == 0).await;
+        assert_eq!(pool.status().acquiring, 1);
+        // What another user holds keeps the driver's pool from closing, and nothing else open.
+        let plain = site.db.begin().await.unwrap();
+        let closing = tokio::spawn(async move { pool.close(Duration::ZERO).await });
+        eventually("all but the one in use are closed", async || proxy.connections() == 1).await;
+        assert!(!closing.is_finished(), "{kind:?}");
+        plain.rollback().await.unwrap();
+        timeout(BOUND, closing).await.expect("closed, not hung").unwrap();
+        eventually("all are closed", async || proxy.connections() == 0).await;
     }
 }
 
@@ -230,6 +289,92 @@ async fn a_test_that_keeps_its_session_is_told_so() {
     assert!(error.is_exhausted() && error.to_string().contains("TestPool"), "{error}");
     drop(own);
     assert!(test.pool().session().await.is_ok());
+}
+
+/// Nothing but the end of a session of its own could end a test's wait.
+#[tokio::test]
+async fn a_test_that_keeps_its_own_session_is_told_so_at_once() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let builder = SessionPool::builder(database.connect(2).await).acquire_timeout(LONG);
+        let test = TestPool::begin(builder).await.unwrap();
+        let own = test.session().await.unwrap();
+        own.execute_unprepared("SELECT 1").await.unwrap();
+        let told = |error: Error| error.is_exhausted() && error.to_string().contains("TestPool");
+        let second = timeout(BOUND, test.pool().session()).await.expect("at once").map(drop);
+        assert!(told(second.unwrap_err()), "{kind:?}");
+        let again = timeout(BOUND, test.session()).await.expect("at once").map(drop);
+        assert!(told(again.unwrap_err()), "{kind:?}");
+        let pool = test.pool();
+        let work = pool.transaction(async |tx| tx.execute_unprepared("SELECT 1").await);
+        assert!(timeout(BOUND, work).await.expect("at once").is_err(), "{kind:?}");
+        for lazy in [false, true] {
+            let layer = DbSessionLayer::new(test.pool());
+            let layer = if lazy { layer.lazy() } else { layer };
+            let handler = async |db: DbSession| match db.execute_unprepared("SELECT 1").await {
+                Ok(_) => StatusCode::OK,
+                Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            let app = Router::new().route("/", any(handler)).layer(layer);
+            assert_eq!(call(app.clone()).await.status(), 503, "{kind:?}");
+            // As a server does it.
+            assert_eq!(tokio::spawn(call(app)).await.unwrap().status(), 503, "{kind:?}");
+        }
+        // A job of the service may wait until the test is ready.
+        let pool = test.pool();
+        let job = tokio::spawn(async move { pool.session().await.map(drop) });
+        eventually("it waits", async || test.pool().status().waiting == 1).await;
+        drop(own);
+        timeout(BOUND, job).await.expect("its turn").unwrap().unwrap();
+        assert!(test.session().await.is_ok());
+        let _own = test.session().await.unwrap();
+        assert!(timeout(BOUND, test.roll_back()).await.expect("at once").is_err(), "{kind:?}");
+    }
+}
+
+/// On a clock that stands still unless all wait.
+#[tokio::test]
+async fn the_reason_of_a_failed_wait_is_told_when_that_is_over_and_not_later() {
+    for (wait, is_down) in [(5000, true), (600, false)] {
+        let (site, proxy) = patient_site(Kind::Postgres).await;
+        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(Duration::from_millis(wait)));
+        proxy.cut();
+        eventually("nothing is open", async || proxy.connections() == 0).await;
+        proxy.mute(true);
+        tokio::time::pause();
+        let started = tokio::time::Instant::now();
+        let error = pool.session().await.map(drop).unwrap_err();
+        let took = started.elapsed().as_millis() as u64;
+        tokio::time::resume();
+        assert!((wait..wait + 100).contains(&took), "{took} ms");
+        assert_eq!((error.is_down(), error.is_exhausted()), (is_down, !is_down), "{error}");
+        assert!(is_down || error.to_string().contains("log-ins"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_not_pinged_where_the_driver_is_told_not_to() {
+    use sea_orm::sqlx::postgres::PgPoolOptions;
+    let test = TestDb::new(Kind::Postgres).await;
+    let proxy = Proxy::start(port_of(test.url())).await;
+    let options = PgPoolOptions::new().max_connections(3).acquire_timeout(LONG).test_before_acquire(false);
+    // A hook that takes its time, as a ping of a connection would that is half-open.
+    let options = options.before_acquire(|_, _| {
+        async {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            Ok(true)
+        }
+        .boxed()
+    });
+    let driver = options.connect(&proxy.url(test.url())).await.unwrap();
+    let db = sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(driver.clone());
+    let all = join_all((0..3).map(|_| driver.acquire())).await;
+    drop(all);
+    eventually("all are idle", async || driver.num_idle() == 3).await;
+    let (requests, accepted) = (proxy.requests(), proxy.accepted());
+    let session = pool_with(&db, |pool| pool.acquire_timeout(LONG)).session().await.unwrap();
+    assert_eq!((proxy.requests(), proxy.accepted()), (requests, accepted));
+    drop(session);
 }
 
 #[tokio::test]

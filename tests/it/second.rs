@@ -107,6 +107,91 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
     }
 }
 
+/// A job is the future of `transaction()`, which a session that it opens is known to belong to.
+#[tokio::test]
+async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_the_others_are_done() {
+    for kind in Kind::ALL {
+        let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
+        let site = Site::new(kind).await.pooled(|pool| pool.acquire_timeout(LONG));
+        let barrier = Barrier::new(size as usize);
+        let pool = site.layer.pool();
+        let job = async || {
+            pool.transaction(async |tx| {
+                tx.execute_unprepared("SELECT 1").await?;
+                barrier.wait().await;
+                let second = pool.transaction(async |tx| tx.execute_unprepared("SELECT 1").await);
+                second.await.map(drop).map_err(|error| match error {
+                    TransactionError::Connection(error) | TransactionError::Transaction(error) => error,
+                })
+            })
+            .await
+        };
+        let done = timeout(BOUND, join_all((0..size).map(|_| job()))).await.expect("an error at once");
+        let failed: Vec<_> = done.into_iter().filter_map(Result::err).collect();
+        assert_eq!(failed.len(), 1, "{kind:?}: {failed:?}");
+        assert!(Error::of_transaction(&failed[0]).is_some_and(|error| error.is_pool_deadlock()), "{failed:?}");
+        site.assert_whole().await;
+    }
+}
+
+/// A handler that has opened a job, which opens another one.
+#[tokio::test]
+async fn a_request_whose_own_sessions_are_all_there_are_is_told_so_at_once() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let site = Site::new(kind).await;
+        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(SIZE - 2));
+        let handler = async |db: DbSession| {
+            let pool = db.pool().clone();
+            db.execute_unprepared("SELECT 1").await.unwrap();
+            let first = pool.transaction(async |_| {
+                let second = pool.transaction(async |_| Ok::<_, DbErr>(())).await.unwrap_err();
+                assert!(Error::of_transaction(&second).is_some_and(|error| error.is_pool_deadlock()), "{second}");
+                Ok::<_, DbErr>(())
+            });
+            first.await.unwrap();
+        };
+        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool));
+        assert_eq!(call(app).await.status(), 200, "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+/// Newcomers do not take what the first ones need.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_holds_a_connection_goes_before_those_that_hold_none() {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(2).await;
+    let pool = pool_with(&db, |pool| pool.acquire_timeout(LONG));
+    let held = pool.session().await.unwrap();
+    let inner_pool = pool.clone();
+    let outer = pool.transaction(async |tx| {
+        tx.execute_unprepared("SELECT 1").await?;
+        // They come first and hold nothing.
+        let others: Vec<_> = (0..3)
+            .map(|_| {
+                let pool = inner_pool.clone();
+                tokio::spawn(async move {
+                    let session = pool.session().await.unwrap();
+                    std::future::pending::<()>().await;
+                    drop(session);
+                })
+            })
+            .collect();
+        eventually("they wait", async || inner_pool.status().waiting == 3).await;
+        let second = inner_pool.transaction(async |tx| tx.execute_unprepared("SELECT 1").await);
+        let released = async {
+            eventually("it waits", async || inner_pool.status().waiting == 4).await;
+            drop(held);
+        };
+        let (second, ()) = tokio::join!(timeout(BOUND, second), released);
+        assert!(second.expect("its turn").is_ok());
+        others.iter().for_each(tokio::task::JoinHandle::abort);
+        Ok::<_, DbErr>(())
+    });
+    outer.await.unwrap();
+    assert_whole(&test, &db, 2).await;
+}
+
 #[tokio::test]
 async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
     for kind in Kind::ALL {

@@ -191,6 +191,56 @@ async fn ping_works_without_a_server() {
     session_pool(mock).ping().await.unwrap();
 }
 
+/// What would be woken may run code of the user's when it goes, and that may use the pool.
+#[tokio::test]
+async fn those_who_have_given_up_are_dropped_under_no_lock() {
+    struct Wakes(SessionPool);
+    impl std::task::Wake for Wakes {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+    impl Drop for Wakes {
+        fn drop(&mut self) {
+            let _ = self.0.status();
+        }
+    }
+    let polled = |pool: &SessionPool| {
+        let pool = pool.clone();
+        let waker = std::sync::Arc::new(Wakes(pool.clone())).into();
+        let mut waiting = Box::pin(async move { pool.session().await.map(drop) });
+        assert!(waiting.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        waiting
+    };
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let db = test.connect(1).await;
+    let pool = pool_for(&db, 8);
+    let ended = tokio::task::spawn_blocking({
+        let (pool, runtime) = (pool.clone(), tokio::runtime::Handle::current());
+        move || {
+            let _entered = runtime.enter();
+            let held = runtime.block_on(take(&pool));
+            // By the one that leaves, by those that come and find it full, and by the one whose turn it would be.
+            for leave in [vec![0, 1], vec![0], vec![0, 1, 2, 3]] {
+                let mut waiting: Vec<_> = (0..8).map(|_| Some(polled(&pool))).collect();
+                for place in leave {
+                    waiting[place] = None;
+                }
+                while pool.status().waiting < 8 {
+                    waiting.push(Some(polled(&pool)));
+                }
+                drop(waiting);
+            }
+            let waiting: Vec<_> = (0..5).map(|_| polled(&pool)).collect();
+            let mut waiting = waiting.into_iter();
+            drop(waiting.next());
+            drop(held);
+            runtime.block_on(async { eventually("its turn", async || pool.status().in_use <= 1).await });
+            drop(waiting);
+        }
+    });
+    timeout(BOUND, ended).await.expect("no lock is held").unwrap();
+    assert_whole(&test, &db, 1).await;
+}
+
 #[tokio::test]
 async fn those_who_share_a_pool_share_its_settings() {
     let test = TestDb::new(Kind::Postgres).await;

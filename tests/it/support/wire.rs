@@ -45,6 +45,7 @@ struct Shared {
     delay_micros: AtomicU64,
     connect_delay_micros: AtomicU64,
     refuse: AtomicBool,
+    mute: AtomicBool,
     requests: AtomicU64,
     connections: AtomicU64,
     accepted: AtomicU64,
@@ -70,6 +71,7 @@ impl Proxy {
             delay_micros: AtomicU64::new(0),
             connect_delay_micros: AtomicU64::new(0),
             refuse: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
@@ -159,6 +161,11 @@ impl Proxy {
         self.shared.refuse.store(refuse, Ordering::SeqCst);
     }
 
+    /// Whether new connections are accepted and never answered, while the others go on.
+    pub fn mute(&self, mute: bool) {
+        self.shared.mute.store(mute, Ordering::SeqCst);
+    }
+
     /// How many bursts went from clients to the server: the number of round
     /// trips.
     ///
@@ -199,11 +206,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         }
         shared.accepted.fetch_add(1, Ordering::SeqCst);
         let shared = Arc::clone(&shared);
+        let is_mute = shared.mute.load(Ordering::SeqCst);
         let (mut cuts, mut silenced) = (shared.cuts.subscribe(), shared.silenced.subscribe());
         tokio::spawn(async move {
             shared.connections.fetch_add(1, Ordering::SeqCst);
             // Not polled any more, it keeps its sockets open.
-            let mut serving = std::pin::pin!(serve(client, &shared));
+            let mut serving =
+                std::pin::pin!(async { if is_mute { listen(client).await } else { serve(client, &shared).await } });
             tokio::select! {
                 _ = cuts.changed() => {}
                 _ = silenced.changed() => drop(cuts.changed().await),
@@ -224,6 +233,11 @@ async fn wait_out(micros: &AtomicU64) {
     if micros > 0 {
         tokio::time::sleep(Duration::from_micros(micros)).await;
     }
+}
+
+/// Reads what one client says until its end, and says nothing.
+async fn listen(mut client: TcpStream) -> io::Result<()> {
+    tokio::io::copy(&mut client, &mut tokio::io::sink()).await.map(drop)
 }
 
 /// Serves one client until the server's side ends.
