@@ -186,7 +186,7 @@
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
 //! | **Polled means progress** | Whichever of a session's futures are still polled, each of those ends: `select!` by `&mut`, `buffered`, a statement that is kept and not polled any more. An open stream refuses other statements instead. |
-//! | **While the database answers, requests are answered** | Silent idle connections, connects that fail and a server with no place left keep no request from the connections that work. A statement that is running on a connection which the network has lost is bounded by [`max_hold`](SessionPoolBuilder::max_hold) only. |
+//! | **While the database answers, requests are answered** | Silent idle connections, connects that fail and a server with no place left keep no request from the connections that work. A statement whose answer the network has lost ends with an error where [`cancel_running`](SessionPoolBuilder::cancel_running#lost-answers) is on; without it, [`max_hold`](SessionPoolBuilder::max_hold) bounds it. |
 //! | **Fail-over heals by itself** | A write that the server refuses as read-only has the pool's connections closed, so that the next ones go where the name leads. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
@@ -226,8 +226,9 @@
 //! - **`max_hold` and `close()` take the connection, not the handler:** that goes on until its next statement.
 //! - **Behind PgBouncer before 1.21** put `statement-cache-capacity=0` into the URL, and use transactions only:
 //!   outside of one, the statement that runs and the answer that comes can be another client's.
-//! - **A log-in that falls silent**, or that the driver repeats because the server has no place left, holds its place
-//!   for the driver's `acquire_timeout` (30 s by default), not the `release_timeout`; and
+//! - **A connect that falls silent** is given up after 4 s, after twice as long the next time (up to the driver's
+//!   `acquire_timeout`), and until then requests count on others that can still be opened. One that users of the plain
+//!   `DatabaseConnection` or the driver's `min_connections` have begun is bounded by the driver alone, and
 //!   [`close`](SessionPool::close) waits for it, for the `release_timeout` at most.
 //! - **A reset sees the text of statements.** A function of your own that changes session state is not seen:
 //!   [`SessionStateAlways`](Reset::SessionStateAlways). Where MySQL's or SQLite's state cannot be put back, the
@@ -244,7 +245,8 @@
 //!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPoolBuilder::reserve)
 //!   connections for the plain users. A second session from `pool()` has the
 //!   same trouble, but is seen: the log names the request, and where all who hold one wait, one gets an error at
-//!   once. A session that the handler took from `pool()` is not attributed to the request,
+//!   once. So it is for jobs ([`transaction`](SessionPool::transaction) inside of another one). A
+//!   [`session`](SessionPool::session) that the handler took from `pool()` is not attributed to the request,
 //!   because it may have moved to another task.
 //! - **Statements of one session run one after the other.** `join!` of two is not parallel.
 //! - **Tables without transactions keep their rows.** MyISAM, Aria and MEMORY of MySQL and MariaDB ignore a

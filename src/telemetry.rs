@@ -10,7 +10,8 @@
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
 //! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than `warn_hold`, with its last statement; INFO when it is back |
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or `close()` |
-//! | `tower_sea_orm::pool` | WARN | a request that waits for a second session while it holds one; at most 16 a second |
+//! | `tower_sea_orm::pool` | WARN | a statement whose answer the network has lost; INFO: a connect that took too long and was given up |
+//! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session while it holds one; at most 16 a second |
 //! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
 //! | `tower_sea_orm` | WARN | an answer of 503 or 504 that a server's error is the reason for |
 

@@ -1,5 +1,7 @@
 //! One call: what comes before the operation, the operation, and what its result means.
 
+use std::{future::poll_fn, pin::pin, task::Poll};
+
 use sea_orm::{AccessMode, DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{
@@ -19,11 +21,7 @@ impl PinnedConnection {
         self.state = if self.state == State::Known { State::Busy } else { self.state };
         let stray = self.state == State::Suspect && depth == 0;
         let was_suspect = self.state == State::Suspect && !stray;
-        let mut output = match self.arrange(stray, change, task).await {
-            Ok(()) if !self.is_wanted(task) => Err(Kind::SessionClosed.into_db_err()),
-            Ok(()) => self.perform_honestly(task).await,
-            Err(error) => Err(error),
-        };
+        let mut output = self.perform_unless_lost(stray, change, task).await;
         let fatal = output.as_ref().err().filter(|error| driver::is_fatal(error));
         if let Some(error) = fatal {
             if commits {
@@ -47,6 +45,34 @@ impl PinnedConnection {
             victim.works(false);
         }
         output
+    }
+
+    /// Performs the operation, with what has to come before it. Where its answer is known to be lost, it has failed
+    /// with its connection.
+    async fn perform_unless_lost(&mut self, stray: bool, change: Change, task: &mut Task) -> Result<Output, DbErr> {
+        let victim = self.victim.clone().map(|victim| (victim.next_turn(), victim));
+        let ended = {
+            let mut performing = pin!(async {
+                match self.arrange(stray, change, task).await {
+                    Ok(()) if !self.is_wanted(task) => Err(Kind::SessionClosed.into_db_err()),
+                    Ok(()) => self.perform_honestly(task).await,
+                    Err(error) => Err(error),
+                }
+            });
+            poll_fn(|cx| match &victim {
+                Some((turn, victim)) if victim.is_lost(*turn) => Poll::Ready(None),
+                _ => performing.as_mut().poll(cx).map(Some),
+            })
+            .await
+        };
+        ended.unwrap_or_else(|| {
+            if task.doubtful && self.depth() > 0 {
+                // With the connection, the proof is lost as well.
+                self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
+                self.ended_elsewhere = true;
+            }
+            Err(driver::unanswered())
+        })
     }
 
     /// Everything that has to be there before the operation.

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use sea_orm::{DbBackend, DbErr};
@@ -27,10 +27,10 @@ pub(crate) enum Route {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(dead_code)] // each driver has its own
 pub(crate) enum Identity {
-    /// Its start in microseconds of the server's clock.
-    Postgres { pid: i32, started: i64 },
-    /// The client's address and port, as the server sees them.
-    MySql { id: u64, client: String },
+    /// Its start in microseconds of the server's clock, and the server's own.
+    Postgres { pid: i32, started: i64, server: i64 },
+    /// The client's address and port, as the server sees them, and the server's own name and port.
+    MySql { id: u64, client: String, server: String },
 }
 
 /// How a statement is stopped.
@@ -48,6 +48,10 @@ pub(crate) struct Victim {
     state: Mutex<Known>,
     /// Has SQLite stop at the next look.
     interrupt: Arc<AtomicBool>,
+    /// Names the call that runs, or ran last.
+    turn: AtomicU64,
+    /// The call whose answer will not arrive.
+    lost: AtomicU64,
     told: Notify,
 }
 
@@ -118,6 +122,33 @@ impl Victim {
             }
             _ => None,
         }
+    }
+
+    /// Who serves the connection, whatever runs on it.
+    pub(crate) fn identity(&self, route: Route) -> Option<Identity> {
+        match &self.lock().reach {
+            Reach::Server { identity, inside } if route == Route::Direct || *inside => Some(identity.clone()),
+            _ => None,
+        }
+    }
+
+    /// The call that runs, or ran last.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    /// The answer of this call will not arrive: if it still runs, it ends when it is polled next.
+    pub(crate) fn lose(&self, turn: u64) {
+        self.lost.store(turn, Ordering::Relaxed);
+    }
+
+    /// Another call runs.
+    pub(super) fn next_turn(&self) -> u64 {
+        self.turn.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn is_lost(&self, turn: u64) -> bool {
+        self.lost.load(Ordering::Relaxed) == turn
     }
 
     pub(super) fn works(&self, working: bool) {

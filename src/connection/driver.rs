@@ -279,6 +279,12 @@ fn lost() -> DbErr {
     Kind::ConnectionLost.into_db_err()
 }
 
+/// The server has ended a statement, and its answer has not arrived.
+pub(crate) fn unanswered() -> DbErr {
+    let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "the server's answer was lost on its way");
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
+}
+
 /// Whether an error says that the connection itself can no longer be used.
 ///
 /// What the server or the conversion of a value said leaves the protocol in order; everything

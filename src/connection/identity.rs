@@ -18,8 +18,8 @@ use super::{Driver, cancel::Identity};
 const INSTRUCTIONS: i32 = 1000;
 
 #[cfg(feature = "sqlx-postgres")]
-const POSTGRES: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8 \
-     FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()";
+const POSTGRES: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8, \
+     (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8 FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()";
 
 /// The table of the server's processes. MySQL has a newer one from 8.0.22 on, and warns of the older, which will be
 /// removed; MariaDB reads the other comment. A version that understands neither refuses the text, and a MySQL
@@ -27,6 +27,10 @@ const POSTGRES: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) const PROCESSES: [&str; 2] =
     ["/*!80022 performance_schema. */ /*M! information_schema. */ processlist", "information_schema.processlist"];
+
+/// Which server this is, behind a name that may lead to several.
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) const MYSQL_SERVER: &str = "CAST(CONCAT(@@hostname, ':', @@port) AS CHAR)";
 
 impl Driver {
     /// The server's process behind the connection.
@@ -38,13 +42,15 @@ impl Driver {
                 let Some(row) = rows.first() else { return Ok(None) };
                 let started: Option<i64> = row.try_get(1).map_err(query_error)?;
                 let pid = row.try_get(0).map_err(query_error)?;
-                Ok(started.map(|started| Identity::Postgres { pid, started }))
+                let server = row.try_get(2).map_err(query_error)?;
+                Ok(started.map(|started| Identity::Postgres { pid, started, server }))
             }
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(connection) => {
                 for (place, processes) in PROCESSES.iter().enumerate() {
                     let sql = format!(
-                        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM {processes} WHERE ID = CONNECTION_ID()"
+                        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR), {MYSQL_SERVER} FROM {processes} \
+                         WHERE ID = CONNECTION_ID()"
                     );
                     let is_last = place + 1 == PROCESSES.len();
                     let rows = match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut **connection).await {
@@ -54,7 +60,8 @@ impl Driver {
                     if let Some(row) = rows.first() {
                         let id = row.try_get(0).map_err(query_error)?;
                         let client = row.try_get(1).map_err(query_error)?;
-                        return Ok(Some(Identity::MySql { id, client }));
+                        let server = row.try_get(2).map_err(query_error)?;
+                        return Ok(Some(Identity::MySql { id, client, server }));
                     }
                 }
                 Ok(None)

@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 
 use self::control::Change;
 #[cfg(feature = "sqlx-mysql")]
-pub(crate) use self::identity::PROCESSES;
+pub(crate) use self::identity::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
 #[cfg(feature = "stream")]

@@ -95,6 +95,10 @@ fn lost() -> DbErr {
     Kind::ConnectionLost.into_db_err()
 }
 
+pub(crate) fn unanswered() -> DbErr {
+    Kind::ConnectionLost.into_db_err()
+}
+
 pub(crate) fn is_fatal(_: &DbErr) -> bool {
     false
 }

@@ -221,6 +221,16 @@ impl SessionPoolBuilder {
     /// in one round trip before its first statement that may be stopped; a warm connection pays nothing.
     /// SQLite gets a progress handler, which takes the place of one that you may have set.
     ///
+    /// # Lost answers
+    ///
+    /// The network may lose a connection while a statement runs on it. When the session is over
+    /// [`warn_hold`](Self::warn_hold), and every 5 s from then on, the server is asked on the same connection beside the
+    /// pool whether it is still at work. If it is not, three times within some seconds, the answer will not arrive:
+    /// the statement ends with an error, its connection is closed, and a COMMIT's outcome is
+    /// [unknown](Error::is_outcome_unknown). Streams, raw closures and what runs outside of transactions behind a
+    /// proxy are left alone: [`max_hold`](Self::max_hold) bounds these. So is a write outside of a transaction on a
+    /// connection that has run nothing else yet.
+    ///
     /// # Limits
     ///
     /// - If that connection cannot be had or does not answer, there is a warning in the log, and

@@ -41,6 +41,7 @@ pub(super) struct Control {
 #[derive(Default)]
 struct State {
     requests: Vec<Request>,
+    questions: Vec<Question>,
     /// Names the next request.
     next: u64,
     route: Option<Route>,
@@ -57,6 +58,12 @@ struct Request {
     /// `None`: only the route is of interest.
     target: Option<Identity>,
     reply: oneshot::Sender<Reply>,
+}
+
+/// Whether the server is at work for a connection.
+struct Question {
+    target: Identity,
+    reply: oneshot::Sender<Option<bool>>,
 }
 
 /// What became of a request. If there is none, it may be carried out at any time.
@@ -86,14 +93,15 @@ impl Control {
         state.requests.len() < before
     }
 
-    fn take(&self) -> Vec<Request> {
-        std::mem::take(&mut self.lock().requests)
+    fn take(&self) -> (Vec<Request>, Vec<Question>) {
+        let mut state = self.lock();
+        (std::mem::take(&mut state.requests), std::mem::take(&mut state.questions))
     }
 
     /// Whether the task may end; then the next request starts another.
     fn rest(&self) -> bool {
         let mut state = self.lock();
-        state.is_served = !state.requests.is_empty();
+        state.is_served = !state.requests.is_empty() || !state.questions.is_empty();
         !state.is_served
     }
 
@@ -138,15 +146,30 @@ impl SessionPool {
         state.next += 1;
         let id = state.next;
         state.requests.push(Request { id, target, reply });
+        self.ring(state, runtime);
+        (id, receiver)
+    }
+
+    /// Asks the server whether it is at work for a connection; `None` if it cannot say.
+    pub(super) fn ask(&self, target: Identity, runtime: &Handle) -> oneshot::Receiver<Option<bool>> {
+        let (reply, receiver) = oneshot::channel();
+        let mut state = self.shared.control.lock();
+        state.questions.push(Question { target, reply });
+        self.ring(state, runtime);
+        receiver
+    }
+
+    /// Has the task look at what has come in, or starts it.
+    fn ring(&self, mut state: MutexGuard<'_, State>, runtime: &Handle) {
+        let rung = &self.shared.control.rung;
         let is_served = std::mem::replace(&mut state.is_served, true);
         drop(state);
         if is_served {
-            control.rung.notify_one();
+            rung.notify_one();
         } else {
-            let operator = Operator { pool: Arc::downgrade(&self.shared), rung: control.rung.clone() };
+            let operator = Operator { pool: Arc::downgrade(&self.shared), rung: rung.clone() };
             runtime.spawn(operator.serve());
         }
-        (id, receiver)
     }
 
     pub(crate) fn route(&self) -> Route {
@@ -186,9 +209,10 @@ impl Operator {
     async fn turn(&mut self, line: &mut Option<Line>, closed: &mut BoxFuture<'static, ()>) -> bool {
         {
             let Some(shared) = self.pool.upgrade() else { return false };
-            let requests = shared.control.take();
-            if !requests.is_empty() {
+            let (requests, questions) = shared.control.take();
+            if !requests.is_empty() || !questions.is_empty() {
                 shared.answer(line, requests).await;
+                shared.look(line, questions).await;
                 return true;
             }
         }
@@ -205,10 +229,10 @@ impl Operator {
 impl Drop for Operator {
     fn drop(&mut self) {
         let Some(shared) = self.pool.upgrade() else { return };
-        let requests = {
+        let (requests, _unanswered) = {
             let mut state = shared.control.lock();
             state.is_served = false;
-            std::mem::take(&mut state.requests)
+            (std::mem::take(&mut state.requests), std::mem::take(&mut state.questions))
         };
         for request in requests {
             let _ = request.reply.send(Reply::Unsent);
@@ -236,6 +260,25 @@ impl Shared {
                 Fate::InDoubt => continue,
             };
             let _ = request.reply.send(reply);
+        }
+    }
+
+    /// Answers `questions`, with a new line if there is none or the server has closed it since its last use.
+    async fn look(&self, line: &mut Option<Line>, questions: Vec<Question>) {
+        for Question { target, reply } in questions {
+            let mut nothing = Batch::new(std::iter::empty());
+            for _ in 0..2 {
+                self.send(line, &mut nothing).await;
+                let Some(open) = line else { break };
+                match open.is_busy(&target).await {
+                    Ok(is_busy) => {
+                        let _ = reply.send(is_busy);
+                        break;
+                    }
+                    Err(fault) if fault.is_fatal() => *line = None,
+                    Err(_) => break,
+                }
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use http::{Method, Uri};
 use tokio::sync::Notify;
 
 use super::Settings;
-use crate::error::Kind;
+use crate::{connection::Victim, error::Kind};
 
 /// A session, as its pool sees it.
 pub(crate) trait Holder: Send + Sync {
@@ -27,6 +27,12 @@ pub(crate) trait Holder: Send + Sync {
 
     /// What it does with its connection.
     fn grip(&self) -> Grip;
+
+    /// What runs for it, where the server can be asked whether it still does.
+    fn doubtful(&self) -> Option<Doubt>;
+
+    /// Has what runs for it looked at, whether its own future is polled or not.
+    fn look_at_call(self: Arc<Self>);
 
     fn label(&self) -> Option<Label>;
 
@@ -49,6 +55,13 @@ pub(crate) enum Grip {
     Idle,
     /// A statement is running on it.
     Busy,
+}
+
+/// A statement whose answer may have been lost.
+pub(crate) struct Doubt {
+    /// Names it among those of its connection.
+    pub(crate) turn: u64,
+    pub(crate) victim: Arc<Victim>,
 }
 
 /// What a request is called in the log.
@@ -90,6 +103,8 @@ struct Entry {
 struct Watch {
     since: Instant,
     warn_at: Option<Instant>,
+    /// When the server is asked whether it still works for the holder.
+    ask_at: Option<Instant>,
     cut_at: Option<Instant>,
     /// What the log has called it.
     told: Option<Told>,
@@ -104,6 +119,8 @@ pub(super) struct Told {
 /// What the watcher has to do.
 pub(super) struct Look {
     pub(super) long: Vec<(Arc<dyn Holder>, Duration)>,
+    /// Those of which the server is to be asked.
+    pub(super) doubtful: Vec<Arc<dyn Holder>>,
     pub(super) too_long: Vec<(Key, Arc<dyn Holder>, Duration)>,
     /// How long it may sleep; `None` if there is nothing left to watch.
     pub(super) next: Option<Duration>,
@@ -114,6 +131,9 @@ pub(crate) type Key = usize;
 
 /// How often the watcher looks at least.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often the server is asked whether it works for a holder.
+const ASK: Duration = Duration::from_secs(5);
 
 /// How soon it tries again to take a connection that could not be taken.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -143,7 +163,9 @@ impl Holders {
     ) -> (Key, bool) {
         let since = Instant::now();
         let (warn_at, cut_at) = (since.checked_add(settings.warn_hold), since.checked_add(settings.max_hold));
-        let entry = Entry { holder, request, watch: Some(Watch { since, warn_at, cut_at, told: None }) };
+        let ask_at = warn_at.filter(|_| settings.cancel_running);
+        let watch = Watch { since, warn_at, ask_at, cut_at, told: None };
+        let entry = Entry { holder, request, watch: Some(watch) };
         let mut register = self.lock();
         register.entered += 1;
         let key = register.place(entry);
@@ -199,7 +221,7 @@ impl Holders {
     /// Finds those that have held for too long; each is named once.
     pub(super) fn look(&self) -> Look {
         let now = Instant::now();
-        let mut look = Look { long: Vec::new(), too_long: Vec::new(), next: Some(TICK) };
+        let mut look = Look { long: Vec::new(), doubtful: Vec::new(), too_long: Vec::new(), next: Some(TICK) };
         let mut register = self.lock();
         for (key, entry) in register.entries.iter_mut().enumerate() {
             let Some(entry) = entry else { continue };
@@ -219,7 +241,7 @@ impl Holders {
     pub(super) fn hush(&self, key: Key, holder: &Arc<dyn Holder>) -> Option<Told> {
         let mut register = self.lock();
         let watch = register.entry_of(key, holder)?.watch.as_mut()?;
-        (watch.warn_at, watch.cut_at) = (None, None);
+        (watch.warn_at, watch.ask_at, watch.cut_at) = (None, None, None);
         watch.told.take()
     }
 
@@ -269,9 +291,10 @@ impl Entry {
     fn look(&mut self, key: Key, now: Instant, look: &mut Look) {
         let Some(watch) = &mut self.watch else { return };
         let is_long = watch.warn_at.is_some_and(|at| at <= now);
+        let is_doubtful = watch.ask_at.is_some_and(|at| at <= now);
         let is_too_long = watch.cut_at.is_some_and(|at| at <= now);
         let held = now.saturating_duration_since(watch.since);
-        if (is_long || is_too_long)
+        if (is_long || is_doubtful || is_too_long)
             && let Some(holder) = self.holder.upgrade()
         {
             if is_long && watch.told.is_none() {
@@ -280,15 +303,21 @@ impl Entry {
             if is_long {
                 look.long.push((holder.clone(), held));
             }
+            if is_doubtful {
+                look.doubtful.push(holder.clone());
+            }
             if is_too_long {
                 look.too_long.push((key, holder, held));
             }
         }
         watch.warn_at = watch.warn_at.filter(|_| !is_long);
+        if is_doubtful {
+            watch.ask_at = now.checked_add(ASK);
+        }
         if is_too_long {
             watch.cut_at = now.checked_add(AGAIN);
         }
-        for due in [watch.warn_at, watch.cut_at].into_iter().flatten() {
+        for due in [watch.warn_at, watch.ask_at, watch.cut_at].into_iter().flatten() {
             look.next = look.next.min(Some(due.saturating_duration_since(now)));
         }
     }

@@ -8,9 +8,9 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 
 use super::source::Source;
-#[cfg(feature = "sqlx-mysql")]
-use crate::connection::PROCESSES;
 use crate::connection::{Identity, Route};
+#[cfg(feature = "sqlx-mysql")]
+use crate::connection::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
 
@@ -173,6 +173,39 @@ impl Line {
         }
     }
 
+    /// Whether the server is at work for this connection; `None` if this is another server, or it does not say.
+    pub(super) async fn is_busy(&mut self, target: &Identity) -> Result<Option<bool>, Fault> {
+        match (self, target) {
+            #[cfg(feature = "sqlx-postgres")]
+            (Self::Postgres(connection), Identity::Postgres { pid, started, server }) => {
+                // Where activities are not tracked, all may be busy.
+                let sql = format!(
+                    "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
+                     AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} \
+                     AND coalesce(state, '') NOT LIKE 'idle%') \
+                     WHERE (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8 = {server}"
+                );
+                let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?;
+                Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            (Self::MySql { connection, processes }, Identity::MySql { id, client, server }) => {
+                let sql = format!(
+                    "SELECT {MYSQL_SERVER}, (SELECT CAST(HOST AS CHAR) FROM {processes} \
+                     WHERE ID = {id} AND COMMAND <> 'Sleep')"
+                );
+                let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?;
+                let Some(row) = rows.first().filter(|row| row.try_get(0).is_ok_and(|is: String| is == *server)) else {
+                    return Ok(None);
+                };
+                let busy: Option<String> = row.try_get(1)?;
+                Ok(Some(busy.is_some_and(|busy| busy == *client)))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Ok(None),
+        }
+    }
+
     pub(super) async fn close(self) {
         match self {
             #[cfg(feature = "sqlx-postgres")]
@@ -236,7 +269,7 @@ async fn cancel_backends(connection: &mut PgConnection, errands: &[Errand<'_>]) 
     let wanted: Vec<String> = errands
         .iter()
         .filter_map(|errand| match errand.target {
-            Identity::Postgres { pid, started } => Some(format!("({pid}, {started}::int8)")),
+            Identity::Postgres { pid, started, .. } => Some(format!("({pid}, {started}::int8)")),
             Identity::MySql { .. } => None,
         })
         .collect();
@@ -268,14 +301,14 @@ async fn kill_mysql(
          WHERE ID IN ({}) AND COMMAND <> 'Sleep'",
         ids.collect::<Vec<_>>().join(", ")
     );
-    let mut busy = Vec::new();
+    let mut busy: Vec<(u64, String)> = Vec::new();
     for row in answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection)).await? {
-        busy.push(Identity::MySql { id: row.try_get(0)?, client: row.try_get(1)? });
+        busy.push((row.try_get(0)?, row.try_get(1)?));
     }
     let mut ended = Ok(());
     for errand in &mut batch.errands {
-        if let Identity::MySql { id, .. } = errand.target
-            && busy.contains(errand.target)
+        if let Identity::MySql { id, client, .. } = errand.target
+            && busy.iter().any(|(number, host)| number == id && host == client)
         {
             errand.fate = Fate::InDoubt;
             match answered(connection.execute(AssertSqlSafe(format!("KILL QUERY {id}")))).await {

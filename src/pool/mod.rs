@@ -15,6 +15,7 @@ mod current;
 mod evict;
 mod holders;
 mod line;
+mod lost;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod outer;
 mod pace;
@@ -40,7 +41,7 @@ pub(crate) use self::{
     checkout::{CheckedOut, Finished},
     closing::Admission,
     current::{Entered, current, enter},
-    holders::{Grip, Holder, Key, Label},
+    holders::{Doubt, Grip, Holder, Key, Label},
     text::Text,
 };
 pub use self::{builder::SessionPoolBuilder, reset::Reset};

@@ -86,8 +86,13 @@ impl Drop for Watcher {
 }
 
 /// Does what is due, and returns how long there is nothing to do.
-fn look(shared: &Shared) -> Option<Duration> {
+fn look(shared: &Arc<Shared>) -> Option<Duration> {
     let look = shared.holders.look();
+    for holder in look.doubtful {
+        if holder.doubtful().is_some() {
+            tokio::spawn(SessionPool { shared: shared.clone() }.look_for_loss(holder));
+        }
+    }
     for (holder, held) in look.long {
         let label = holder.label();
         tracing::warn!(

@@ -249,6 +249,8 @@ impl Core {
         if purpose == Purpose::Commit {
             state.hooks.seal_if_outermost(depth.saturating_sub(1));
         }
+        let has_victim = self.pool.settings().cancel_running && !self.pool.is_test();
+        let victim = if has_victim { connection.victim() } else { None };
         state.runtime.get_or_insert_with(|| connection.runtime().clone());
         state.next += 1;
         let call = state.next;
@@ -267,6 +269,7 @@ impl Core {
             is_wanted: false,
             is_left: false,
             stop,
+            victim,
             reader,
             text: last_text,
             is_doubtful: doubtful && in_transaction,

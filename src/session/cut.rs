@@ -14,12 +14,12 @@ use sea_orm::DbErr;
 use super::{
     core::Core,
     exit::Leaving,
-    running::Purpose,
+    running::{Manner, Purpose},
     slot::{Phase, Slot, State},
 };
 use crate::{
     error::{Error, Kind},
-    pool::{Grip, Holder, Label},
+    pool::{Doubt, Grip, Holder, Label},
 };
 
 /// How a session lost its connection.
@@ -134,6 +134,18 @@ impl Holder for Core {
             Slot::Running(_) => Grip::Busy,
             Slot::Empty | Slot::Broken => Grip::None,
         }
+    }
+
+    fn doubtful(&self) -> Option<Doubt> {
+        let state = self.lock();
+        let Slot::Running(running) = &state.slot else { return None };
+        // A stream may wait for its reader, and user's code for anything.
+        let victim = running.victim.clone().filter(|_| running.manner == Manner::Statement)?;
+        Some(Doubt { turn: victim.turn(), victim })
+    }
+
+    fn look_at_call(self: Arc<Self>) {
+        self.drive();
     }
 
     fn label(&self) -> Option<Label> {

@@ -31,6 +31,8 @@ pub(super) struct Running {
     pub(super) patience: Option<Duration>,
     /// `None` if it is to run to its end.
     pub(super) stop: Option<Stop>,
+    /// Who serves the connection is known by it, if that is of interest.
+    pub(super) victim: Option<Arc<Victim>>,
     /// Stops a stream whose reader reads nothing.
     pub(super) reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.

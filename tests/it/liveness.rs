@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, testing::TestPool};
 
 use crate::{
+    cancel_running::{running, sleep},
     support::{
         database::{Kind, TestDb, insert_item},
         pool::{pool_with, session_pool},
@@ -82,6 +83,25 @@ async fn silent_connects(site: &Site, proxy: &Proxy, count: u64) -> Vec<tokio::t
     requests
 }
 
+/// With a place for one session only, each silent connection would be found out after the one before.
+#[tokio::test]
+async fn idle_connections_that_a_firewall_has_forgotten_are_found_out_together() {
+    const IDLE: u32 = 8;
+    for kind in SERVERS {
+        let test = TestDb::new(kind).await;
+        let proxy = Proxy::start(port_of(test.url())).await;
+        let mut options = test.options_at(&proxy.url(test.url()), IDLE);
+        options.acquire_timeout(LONG);
+        let site = Site::with(test, Database::connect(options).await.unwrap(), IDLE).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+        all_idle(&site).await;
+        let one = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(IDLE - 1));
+        proxy.silence();
+        let app = Router::new().route("/", any(select)).layer(DbSessionLayer::new(one));
+        assert_eq!(call(app).await.status(), 200, "{kind:?}");
+    }
+}
+
 #[tokio::test]
 async fn connects_that_fall_silent_hold_nobody_up_for_long() {
     for kind in SERVERS {
@@ -124,6 +144,82 @@ async fn closing_gives_connects_up_that_hang_and_closes_the_idle_at_once() {
         plain.rollback().await.unwrap();
         timeout(BOUND, closing).await.expect("closed, not hung").unwrap();
         eventually("all are closed", async || proxy.connections() == 0).await;
+    }
+}
+
+/// The server has ended what runs, and the network has lost its answer.
+#[tokio::test]
+async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_is_closed() {
+    for kind in SERVERS {
+        for in_transaction in [false, true] {
+            let (site, proxy) = patient_site(kind).await;
+            let site =
+                site.pooled(|pool| pool.acquire_timeout(LONG).warn_hold(Duration::from_secs(1)).cancel_running());
+            let (log, _guard) = Log::start();
+            let handler = async move |db: DbSession| {
+                if in_transaction {
+                    db.tx();
+                    insert_item(&db, "lost").await;
+                }
+                match db.query_all_raw(sleep(kind, 1.0)).await {
+                    Err(DbErr::Conn(_)) => StatusCode::BAD_GATEWAY,
+                    _ => StatusCode::OK,
+                }
+            };
+            let request = tokio::spawn(call(site.app(handler)));
+            eventually("it runs", async || running(site.view(), "sleep(").await == 1).await;
+            proxy.silence();
+            let answer = request.await.unwrap();
+            assert!(answer.status().is_server_error(), "{kind:?}: {}", answer.status());
+            assert!(
+                log.lines().iter().any(|line| line.contains("answer has not arrived") && line.contains("SLEEP(?)")
+                    || line.contains("pg_sleep(?)")),
+                "{:?}",
+                log.lines()
+            );
+            assert_eq!(site.count("lost").await, 0);
+            eventually("its place is free", async || site.layer.pool().status().in_use == 0).await;
+            assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_not_answered_ends_as_unknown() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| {
+            pool.acquire_timeout(LONG).commit_timeout(LONG).warn_hold(Duration::from_secs(1)).cancel_running()
+        });
+        proxy.hold_back("COMMIT");
+        let handler = async |tx: DbTx| {
+            insert_item(&tx, "lost").await;
+            let error = tx.commit().await.unwrap_err();
+            assert!(Error::of(&error).is_some_and(|error| error.is_outcome_unknown()), "{error}");
+        };
+        assert_eq!(site.call(handler).await.status(), 500, "{kind:?}");
+        proxy.cut();
+        proxy.let_go();
+        assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_the_server_works_on_or_whose_future_rests_is_left_alone() {
+    for kind in SERVERS {
+        let (site, _proxy) = patient_site(kind).await;
+        let site =
+            site.pooled(|pool| pool.acquire_timeout(LONG).warn_hold(Duration::from_millis(500)).cancel_running());
+        let works = async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 10.0)).await.unwrap());
+        let rests = async move |db: DbSession| {
+            let mut statement = Box::pin(db.query_all_raw(sleep(kind, 0.1)));
+            assert!(futures_util::poll!(&mut statement).is_pending());
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            statement.await.unwrap();
+        };
+        let (works, rests) = tokio::join!(site.call(works), site.call(rests));
+        assert_eq!((works.status().as_u16(), rests.status().as_u16()), (200, 200), "{kind:?}");
+        site.assert_whole().await;
     }
 }
 
