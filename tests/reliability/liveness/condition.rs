@@ -33,7 +33,7 @@ pub enum Condition {
     VerySlow,
     /// New connections reach the server late.
     SlowConnects,
-    /// The service's account may have few connections.
+    /// The service's account may have few connections. MariaDB counts only those since it has a limit.
     AccountLimit,
     /// The server may, and most of them are taken.
     ServerLimit,
@@ -179,8 +179,6 @@ impl<'t> Setting<'t> {
         } else {
             let limit = connections.unwrap_or(0);
             self.run(&format!("ALTER USER {account} WITH MAX_USER_CONNECTIONS {limit}")).await;
-            // Those who are logged in have the limits of that time.
-            self.run("FLUSH USER_RESOURCES").await;
         }
     }
 
