@@ -24,7 +24,7 @@ use crate::{
         database::{Kind, TestDb, insert_item},
         pool::{pool_with, session_pool},
         site::{BOUND, SIZE, Site, call, port_of},
-        wait::eventually,
+        wait::{eventually, in_one_of},
         wire::Proxy,
     },
     telemetry::Log,
@@ -105,20 +105,37 @@ async fn idle_connections_that_a_firewall_has_forgotten_are_found_out_together()
 #[tokio::test]
 async fn connects_that_fall_silent_hold_nobody_up_for_long() {
     for kind in SERVERS {
-        for hanging in [1, u64::from(SIZE)] {
+        let (site, proxy) = patient_site(kind).await;
+        let pool = site.layer.pool();
+        // The first connection, which is there from the start, is not theirs.
+        let held = pool.session().await.unwrap();
+        // All the places that are left: they have to be given up.
+        for request in silent_connects(&site, &proxy, u64::from(SIZE) - 1).await {
+            proxy.mute(false);
+            let status = timeout(BOUND, request).await.expect("an answer long before the time-out").unwrap();
+            assert_eq!(status, 200, "{kind:?}");
+        }
+        drop(held);
+        eventually("no place is kept", async || pool.status().acquiring == 0).await;
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn while_a_connect_is_silent_those_who_wait_get_another_one() {
+    for kind in SERVERS {
+        in_one_of(5, "an answer before the silent one was given up", async || {
             let (site, proxy) = patient_site(kind).await;
-            let pool = site.layer.pool();
-            // The first connection, which is there from the start, is not theirs.
-            let held = pool.session().await.unwrap();
-            let requests = silent_connects(&site, &proxy, hanging.min(u64::from(SIZE) - 1)).await;
+            let held = site.layer.pool().session().await.unwrap();
+            let requests = silent_connects(&site, &proxy, 1).await;
             proxy.mute(false);
             for request in requests {
-                let status = timeout(BOUND, request).await.expect("an answer long before the time-out").unwrap();
-                assert_eq!(status, 200, "{kind:?}, {hanging}");
+                assert_eq!(timeout(BOUND, request).await.expect("an answer").unwrap(), 200, "{kind:?}");
             }
             drop(held);
-            eventually("no place is kept", async || pool.status().acquiring == 0).await;
-        }
+            site.layer.pool().status().acquiring == 1
+        })
+        .await;
     }
 }
 
@@ -247,7 +264,7 @@ async fn connects_that_fail_refuse_no_request_while_connections_work() {
 
 #[tokio::test]
 async fn with_nothing_in_use_a_failed_connect_is_down_for_all_who_wait() {
-    let (site, proxy) = Site::behind_a_proxy(Kind::MySql).await;
+    let (site, proxy) = patient_site(Kind::MySql).await;
     site.db.execute_unprepared("SELECT 1").await.unwrap();
     proxy.cut();
     proxy.refuse(true);

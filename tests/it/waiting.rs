@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use axum::{Router, routing::any};
 use futures_util::future::join_all;
 use http::StatusCode;
 use sea_orm::{Database, DatabaseConnection};
@@ -14,7 +15,7 @@ use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
     servers::OwnServer,
-    site::{BOUND, Site, port_of, retry_after},
+    site::{BOUND, Site, call, port_of, retry_after},
     wait::eventually,
     wire::Proxy,
 };
@@ -191,54 +192,62 @@ async fn ping_works_without_a_server() {
     session_pool(mock).ping().await.unwrap();
 }
 
-/// What would be woken may run code of the user's when it goes, and that may use the pool.
-#[tokio::test]
-async fn those_who_have_given_up_are_dropped_under_no_lock() {
-    struct Wakes(SessionPool);
-    impl std::task::Wake for Wakes {
-        fn wake(self: std::sync::Arc<Self>) {}
+/// Uses its pool when it is dropped, as what a user's closure has captured may do.
+struct UsesPool(SessionPool);
+
+impl Drop for UsesPool {
+    fn drop(&mut self) {
+        let _ = self.0.status();
     }
-    impl Drop for Wakes {
-        fn drop(&mut self) {
-            let _ = self.0.status();
-        }
-    }
-    let polled = |pool: &SessionPool| {
-        let pool = pool.clone();
-        let waker = std::sync::Arc::new(Wakes(pool.clone())).into();
-        let mut waiting = Box::pin(async move { pool.session().await.map(drop) });
-        assert!(waiting.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
-        waiting
-    };
-    let test = TestDb::new(Kind::SqliteFile).await;
+}
+
+/// A request that waits for its connection, and with it goes a closure of its layer.
+fn waiting_request(pool: &SessionPool) -> JoinHandle<StatusCode> {
+    let captured = UsesPool(pool.clone());
+    let layer = DbSessionLayer::new(pool.clone()).lazy().commit_when(move |_| {
+        let _ = &captured;
+        true
+    });
+    let handler = async |db: DbSession| if db.ping().await.is_ok() { StatusCode::OK } else { StatusCode::CONFLICT };
+    let app = Router::new().route("/", any(handler)).layer(layer);
+    tokio::spawn(async { call(app).await.status() })
+}
+
+async fn give_up_in_every_place(kind: Kind) {
+    let test = TestDb::new(kind).await;
     let db = test.connect(1).await;
     let pool = pool_for(&db, 8);
-    let ended = tokio::task::spawn_blocking({
-        let (pool, runtime) = (pool.clone(), tokio::runtime::Handle::current());
-        move || {
-            let _entered = runtime.enter();
-            let held = runtime.block_on(take(&pool));
-            // By the one that leaves, by those that come and find it full, and by the one whose turn it would be.
-            for leave in [vec![0, 1], vec![0], vec![0, 1, 2, 3]] {
-                let mut waiting: Vec<_> = (0..8).map(|_| Some(polled(&pool))).collect();
-                for place in leave {
-                    waiting[place] = None;
-                }
-                while pool.status().waiting < 8 {
-                    waiting.push(Some(polled(&pool)));
-                }
-                drop(waiting);
-            }
-            let waiting: Vec<_> = (0..5).map(|_| polled(&pool)).collect();
-            let mut waiting = waiting.into_iter();
-            drop(waiting.next());
-            drop(held);
-            runtime.block_on(async { eventually("its turn", async || pool.status().in_use <= 1).await });
-            drop(waiting);
+    // Found by one that gives up as well, by one that comes and finds no place, and by a connection on its way.
+    for gone in [5, 2, 1] {
+        let held = take(&pool).await;
+        let mut requests: Vec<_> = (0..8).map(|_| waiting_request(&pool)).collect();
+        eventually("they wait", async || pool.status().waiting == 8).await;
+        requests.iter().take(gone).for_each(JoinHandle::abort);
+        eventually("they have gone", async || pool.status().waiting == 8 - gone).await;
+        if gone > 1 {
+            requests.extend((0..gone).map(|_| waiting_request(&pool)));
+            eventually("others wait", async || pool.status().waiting == 8).await;
         }
-    });
-    timeout(BOUND, ended).await.expect("no lock is held").unwrap();
+        drop(held);
+        for request in requests.split_off(gone) {
+            assert_eq!(request.await.unwrap(), 200, "{kind:?}");
+        }
+    }
     assert_whole(&test, &db, 1).await;
+}
+
+#[test]
+fn those_who_have_given_up_are_dropped_under_no_lock() {
+    // In a thread of its own, which a deadlock stops for good.
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for kind in [Kind::SqliteFile, Kind::Postgres] {
+            runtime.block_on(give_up_in_every_place(kind));
+        }
+        let _ = sender.send(());
+    });
+    ended.recv_timeout(BOUND).expect("no lock is held");
 }
 
 #[tokio::test]
