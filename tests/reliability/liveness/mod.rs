@@ -40,8 +40,8 @@ const NOISE: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
     Ours,
-    /// With a `max_hold`, which bounds a statement whose answer does not come.
-    Bounded,
+    /// Which asks the server whether it is still at work for a statement.
+    Asking,
     SeaOrm,
 }
 
@@ -49,7 +49,7 @@ impl Service {
     fn name(self) -> &'static str {
         match self {
             Self::Ours => "tower-sea-orm",
-            Self::Bounded => "tower-sea-orm, `max_hold` of 5 s",
+            Self::Asking => "tower-sea-orm, `cancel_running`, `warn_hold` of 1 s",
             Self::SeaOrm => "SeaORM alone",
         }
     }
@@ -95,7 +95,7 @@ async fn compare(database: database::Kind, condition: Condition) -> Vec<String> 
     };
     let ours = watched(Service::Ours).await;
     if condition == Condition::Silenced {
-        watched(Service::Bounded).await;
+        watched(Service::Asking).await;
     }
     let theirs = watched(Service::SeaOrm).await;
     let mut broken = Vec::new();
@@ -160,7 +160,7 @@ fn app(service: Service, db: &DatabaseConnection) -> Router {
     let pool = SessionPool::builder(db.clone());
     match service {
         Service::Ours => on(pool),
-        Service::Bounded => on(pool.max_hold(ACQUIRE_TIMEOUT)),
+        Service::Asking => on(pool.cancel_running().warn_hold(Duration::from_secs(1))),
         Service::SeaOrm => Router::new()
             .route("/", any(async |State(db): State<DatabaseConnection>| answer(&db).await))
             .with_state(db.clone()),
