@@ -186,7 +186,7 @@
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
 //! | **Polled means progress** | Whichever of a session's futures are still polled, each of those ends: `select!` by `&mut`, `buffered`, a statement that is kept and not polled any more. An open stream refuses other statements instead. |
-//! | **While the database answers, requests are answered** | Silent idle connections, connects that fail and a server with no place left keep no request from the connections that work. A statement whose answer the network has lost ends with an error where [`cancel_running`](SessionPoolBuilder::cancel_running#lost-answers) is on; without it, [`max_hold`](SessionPoolBuilder::max_hold) bounds it. |
+//! | **While the database answers, requests are answered** | Silent idle connections, connects that fail and a server with no place left keep no request from the connections that work. A statement whose answer the network has lost ends with an error where [`cancel_running`](SessionPoolBuilder::cancel_running) is on; without it, [`max_hold`](SessionPoolBuilder::max_hold) bounds it. |
 //! | **Fail-over heals by itself** | A write that the server refuses as read-only has the pool's connections closed, so that the next ones go where the name leads. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
 //! | **The client learns a status, the log the cause** | No database text, SQL or URL in an answer of this crate's; no password in its `Debug`. Every 5xx it makes is in the log. |
@@ -284,7 +284,9 @@
 //! | `tower_sea_orm::pool` | INFO | connections are to be had again |
 //! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPoolBuilder::warn_hold) (10 s), with method, path and its last statement without values; INFO when it came back after all |
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or by [`close`](SessionPool::close) |
-//! | `tower_sea_orm::pool` | WARN | a request that waits for a second session of a pool while it holds one |
+//! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session of a pool while it holds one |
+//! | `tower_sea_orm::pool` | WARN | a statement whose answer the network has lost, with method and path |
+//! | `tower_sea_orm::pool` | INFO | a connect that took too long and was given up |
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
 //! | `tower_sea_orm::pool` | WARN | with `PoolConfig`: variables that begin like its settings and are none |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: a server that is waited for at the start, and when it is there |
