@@ -624,7 +624,7 @@ async fn meet_a_conflict(db: &DbSession, other: &sea_orm::DatabaseConnection, ki
     locked.execute_unprepared(update).await.unwrap();
     let conflict = match kind {
         Kind::Postgres => "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$",
-        _ => "SET STATEMENT innodb_lock_wait_timeout = 1 FOR UPDATE item SET hits = 9 WHERE name = 'row'",
+        _ => "SELECT id FROM item WHERE name = 'row' FOR UPDATE NOWAIT",
     };
     let tx = db.tx();
     if cure != Cure::SecondTry {

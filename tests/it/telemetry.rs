@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use http::Request;
 use tower::ServiceExt;
 use tower_sea_orm::DbSession;
 use tracing::{
-    Event, Id, Subscriber,
+    Dispatch, Event, Id, Subscriber,
     field::{Field, Visit},
     span::Record,
     subscriber::DefaultGuard,
@@ -51,8 +51,18 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
     }
 }
 
+/// Has every line offered to each thread's own log.
+///
+/// With one log in the process, a line that a thread without a log comes to first is taken for unwanted by all
+/// threads: <https://github.com/tokio-rs/tracing/issues/2874>. With a second one, all logs are asked.
+pub fn keep_interest() {
+    static SECOND: OnceLock<Dispatch> = OnceLock::new();
+    SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::registry().with(Log::default())));
+}
+
 impl Log {
     pub fn start() -> (Self, DefaultGuard) {
+        keep_interest();
         let log = Self::default();
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
         (log, guard)
