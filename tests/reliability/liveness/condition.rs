@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 
 use super::super::support::{
     database::{Kind, TestDb, unique_name},
+    site::is_mariadb,
     wire::Proxy,
 };
 
@@ -148,7 +149,8 @@ impl<'t> Setting<'t> {
             _ => {
                 setting.run(&format!("CREATE USER {account}")).await;
                 setting.run(&format!("GRANT ALL ON *.* TO {account}")).await;
-                setting.run(&format!("REVOKE SUPER, CONNECTION ADMIN ON *.* FROM {account}")).await;
+                let name = if is_mariadb(&setting.admin).await { "CONNECTION ADMIN" } else { "CONNECTION_ADMIN" };
+                setting.run(&format!("REVOKE SUPER, {name} ON *.* FROM {account}")).await;
             }
         }
         setting
