@@ -323,7 +323,6 @@ impl PinnedConnection {
         let asked_for = self.reads_only || self.query_only || self.backend == DbBackend::Sqlite;
         if self.base == 0 && !asked_for && driver::is_read_only(error) {
             self.is_demoted = true;
-            self.change = Change::Beyond;
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -15,8 +15,13 @@ use tokio::runtime::Handle;
 use super::SessionPool;
 use crate::error::{Error, Kind};
 
-/// How soon a read-only server's connections are evicted again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How soon a read-only server's connections are evicted again: twice as late each time, since a server may stay
+/// read-only.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// After so long, the next one is another fail-over.
+const CALM: Duration = Duration::from_secs(15);
 
 /// How soon the log is told again.
 const QUIET: Duration = Duration::from_secs(60);
@@ -26,25 +31,44 @@ const QUIET: Duration = Duration::from_secs(60);
 pub(super) struct Eviction {
     /// So that the lock is taken only where it ever happened.
     has_been: AtomicBool,
-    last: Mutex<Option<Instant>>,
+    last: Mutex<Option<Last>>,
+}
+
+#[derive(Clone, Copy)]
+struct Last {
+    at: Instant,
+    pause: Duration,
 }
 
 impl Eviction {
-    /// Notes another eviction, unless the one before is less than `pause` ago; returns how long ago that was.
-    fn note(&self, pause: Duration) -> Option<Duration> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let past = last.map_or(Duration::MAX, |last| last.elapsed());
+    /// Notes an eviction that was asked for.
+    fn note(&self) {
+        self.set(&mut self.lock(), Duration::ZERO);
+    }
+
+    /// Notes one because of a refused write, unless it is too soon; returns how long ago the one before was.
+    fn note_refusal(&self) -> Option<Duration> {
+        let mut last = self.lock();
+        let (past, pause) = last.map_or((Duration::MAX, Duration::ZERO), |last| (last.at.elapsed(), last.pause));
         if past < pause {
             return None;
         }
-        *last = Some(Instant::now());
-        self.has_been.store(true, Ordering::Relaxed);
+        let next = if past < CALM { (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { FIRST_PAUSE };
+        self.set(&mut last, next);
         Some(past)
     }
 
+    fn set(&self, last: &mut Option<Last>, pause: Duration) {
+        *last = Some(Last { at: Instant::now(), pause });
+        self.has_been.store(true, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Last>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn includes(&self, fetched: Instant) -> bool {
-        self.has_been.load(Ordering::Relaxed)
-            && self.last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| fetched < last)
+        self.has_been.load(Ordering::Relaxed) && self.lock().is_some_and(|last| fetched < last.at)
     }
 }
 
@@ -84,15 +108,18 @@ impl SessionPool {
     pub fn recycle(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         if !self.is_in_memory() && !self.is_test() && !self.is_direct() {
-            let _ = self.shared.eviction.note(Duration::ZERO);
+            self.shared.eviction.note();
             self.evict_idle();
         }
         Ok(())
     }
 
-    /// The server refused a write: no other session is to have a connection to it.
-    pub(super) fn leave_server(&self, error: &DbErr) {
-        let Some(past) = self.shared.eviction.note(PAUSE) else { return };
+    /// The server of a connection fetched at this time refused a write: no other session is to have one to it.
+    pub(super) fn leave_server(&self, fetched: Instant, error: &DbErr) {
+        if self.is_evicted(fetched) {
+            return;
+        }
+        let Some(past) = self.shared.eviction.note_refusal() else { return };
         if past >= QUIET {
             tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes: {error}");
         }
@@ -109,7 +136,7 @@ impl SessionPool {
     pub(super) fn has_returned(&self, fetched: Instant) {
         if self.is_evicted(fetched) {
             self.shared.source.close_idle();
-            let _ = self.shared.eviction.note(Duration::ZERO);
+            self.shared.eviction.note();
         }
     }
 

@@ -46,6 +46,7 @@ mod plain;
 mod progress;
 mod promises;
 mod property;
+mod read_only;
 mod reset;
 mod roundtrips;
 mod routes;

@@ -6,7 +6,7 @@ use std::{
     net::Ipv4Addr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -41,7 +41,7 @@ pub struct Proxy {
 /// What the proxy's handle and its connections share.
 #[derive(Debug)]
 struct Shared {
-    target_port: u16,
+    target_port: AtomicU16,
     delay_micros: AtomicU64,
     connect_delay_micros: AtomicU64,
     refuse: AtomicBool,
@@ -67,7 +67,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free loopback port");
         let port = listener.local_addr().expect("a bound listener").port();
         let shared = Arc::new(Shared {
-            target_port,
+            target_port: AtomicU16::new(target_port),
             delay_micros: AtomicU64::new(0),
             connect_delay_micros: AtomicU64::new(0),
             refuse: AtomicBool::new(false),
@@ -84,6 +84,12 @@ impl Proxy {
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { port, shared, accepting }
+    }
+
+    /// From now on, new connections go to `127.0.0.1:target_port`, as by a name that leads elsewhere. Those that are
+    /// there stay where they are.
+    pub fn lead_to(&self, target_port: u16) {
+        self.shared.target_port.store(target_port, Ordering::SeqCst);
     }
 
     /// The port that clients connect to.
@@ -243,7 +249,7 @@ async fn listen(mut client: TcpStream) -> io::Result<()> {
 /// Serves one client until the server's side ends.
 async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
     wait_out(&shared.connect_delay_micros).await;
-    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.target_port)).await?;
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.target_port.load(Ordering::SeqCst))).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
