@@ -31,6 +31,10 @@ use tracing::{Span, field::Empty};
 
 use crate::{error::Error, pool::Status};
 
+/// How soon a server may close an idle connection. Less than any setting, since the connection may have been idle
+/// before.
+const REST: Duration = Duration::from_millis(50);
+
 /// The span of one session.
 pub(crate) struct SessionSpan {
     span: Span,
@@ -55,6 +59,12 @@ impl SessionSpan {
 
     pub(crate) fn checked_out(&mut self) {
         self.since = Some(Instant::now());
+    }
+
+    /// Whether the session has had its connection for so long that the server may have closed it as idle: MySQL's
+    /// `wait_timeout` is a second at least.
+    pub(crate) fn has_rested(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= REST)
     }
 
     pub(crate) fn released(&mut self) {

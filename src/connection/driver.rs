@@ -328,6 +328,12 @@ pub(crate) fn has_not_run(error: &DbErr) -> bool {
     false
 }
 
+/// Whether the server had closed the connection as idle, and so has never seen what was sent: both servers give
+/// that up before they read the next command.
+pub(crate) fn came_too_late(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::IdleEnded)
+}
+
 /// Whether a write was refused because of a server or transaction that takes none.
 pub(crate) fn is_read_only(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::ReadOnly)

@@ -35,7 +35,7 @@ pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{Identity, Route, Target, Victim},
     control::{Control, Effect, effect, is_read, needs_transaction},
-    driver::{Driver, aborts, is_fatal},
+    driver::{Driver, aborts, came_too_late, is_fatal},
     operation::{Begin, Operation, Output, Task},
 };
 use crate::{error::Kind, pool::Reset};

@@ -111,6 +111,10 @@ pub(crate) fn has_not_run(_: &DbErr) -> bool {
     false
 }
 
+pub(crate) fn came_too_late(_: &DbErr) -> bool {
+    false
+}
+
 pub(crate) fn is_read_only(_: &DbErr) -> bool {
     false
 }

@@ -15,6 +15,8 @@ use crate::pool::Reset;
 pub(crate) struct Task {
     /// The session has run nothing on this connection yet.
     pub(crate) first: bool,
+    /// The session has had the connection for so long that the server may have closed it as idle.
+    pub(crate) rested: bool,
     /// How many transactions are open around it; what is open beyond is rolled back first.
     pub(crate) depth: usize,
     /// Prepares a connection that has just been checked out.
@@ -38,6 +40,7 @@ impl Task {
     pub(super) fn set_up(statement: Statement, depth: usize, doubtful: bool) -> Self {
         Self {
             first: false,
+            rested: false,
             depth,
             on_acquire: None,
             begin: None,
@@ -49,19 +52,25 @@ impl Task {
         }
     }
 
-    /// Whether only what opens a transaction may have been sent: on another connection it can begin again.
-    pub(crate) fn may_begin_again(&self) -> bool {
-        let opens = self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)));
-        self.first && self.depth == 0 && self.operation.is_some() && opens
+    /// Whether nothing came before it, and all of it is here to be sent again.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.first && self.depth == 0 && self.operation.is_some()
     }
 
-    /// The operation, to be sent now. A BEGIN stays, because it may be sent again.
+    /// Whether it opens a transaction, without which nothing of it takes effect.
+    pub(crate) fn opens(&self) -> bool {
+        self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)))
+    }
+
+    /// The operation, to be sent now. What may have to be sent again stays: a BEGIN, and what the server may
+    /// never see because it has closed the connection.
     pub(super) fn take_operation(&mut self) -> Operation {
-        let begin = match &self.operation {
+        let again = match &self.operation {
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
-            _ => self.operation.take(),
+            Some(operation) if self.rested && self.begin.is_none() => operation.copy(),
+            _ => None,
         };
-        begin.unwrap_or(Operation::Settle)
+        std::mem::replace(&mut self.operation, again).unwrap_or(Operation::Settle)
     }
 }
 
@@ -125,6 +134,19 @@ impl Operation {
     /// Whether it is user's work, which belongs into the session's transaction.
     pub(crate) fn is_work(&self) -> bool {
         !matches!(self, Self::Commit | Self::Rollback | Self::Ping | Self::Settle)
+    }
+
+    /// The same statement once more, if it is one.
+    pub(super) fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Execute(statement) => Some(Self::Execute(statement.clone())),
+            Self::Unprepared(sql) => Some(Self::Unprepared(sql.clone())),
+            Self::One(statement) => Some(Self::One(statement.clone())),
+            Self::All(statement) => Some(Self::All(statement.clone())),
+            #[cfg(feature = "stream")]
+            Self::Stream(statement, rows) => Some(Self::Stream(statement.clone(), rows.clone())),
+            Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle | Self::Raw(_) => None,
+        }
     }
 
     pub(super) fn is_statement(&self) -> bool {

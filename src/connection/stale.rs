@@ -16,14 +16,8 @@ impl PinnedConnection {
         if self.backend != DbBackend::Postgres || !self.named || self.driver.depth() > 0 {
             return None;
         }
-        match operation {
-            Operation::Execute(statement) => Some(Operation::Execute(statement.clone())),
-            Operation::One(statement) => Some(Operation::One(statement.clone())),
-            Operation::All(statement) => Some(Operation::All(statement.clone())),
-            #[cfg(feature = "stream")]
-            Operation::Stream(statement, rows) => Some(Operation::Stream(statement.clone(), rows.clone())),
-            _ => None,
-        }
+        // Without a plan of its own, a text has none that is stale.
+        operation.copy().filter(|again| !matches!(again, Operation::Unprepared(_)))
     }
 
     /// After a statement found its plan stale: has all statements prepared anew, and runs `again`, since nothing of

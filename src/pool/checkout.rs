@@ -10,7 +10,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{Holder, SessionPool, Text, source::SILENCE, ticket::SlotGuard};
 use crate::{
-    connection::{Output, PinnedConnection, Task, Victim, is_fatal},
+    connection::{Output, PinnedConnection, Task, Victim, came_too_late, is_fatal},
     error::Error,
 };
 
@@ -64,7 +64,8 @@ impl CheckedOut {
     }
 
     /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
-    /// one: nothing has happened yet that could happen twice.
+    /// one, and so does a first statement that the server says it had no connection for any more: nothing has
+    /// happened yet that could happen twice.
     #[allow(clippy::manual_async_fn, reason = "an `async fn` has room for its arguments twice")]
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
@@ -75,15 +76,16 @@ impl CheckedOut {
             if let Err(error) = &output
                 && self.is_demoted()
             {
-                self.0.slot.pool().leave_server(error);
+                self.0.slot.pool().leave_server(self.0.fetched, error);
             }
             Finished { connection: self, output }
         }
     }
 
     fn may_begin_again(&self, output: &Result<Output, DbErr>, task: &Task) -> bool {
-        let is_dead = self.is_broken() && output.as_ref().is_err_and(is_fatal);
-        is_dead && task.may_begin_again() && !self.0.slot.pool().is_test()
+        let Err(error) = output else { return false };
+        let is_undone = task.opens() && is_fatal(error) || came_too_late(error);
+        self.is_broken() && is_undone && task.is_whole() && !self.0.slot.pool().is_test()
     }
 
     async fn begin_again(&mut self, mut output: Result<Output, DbErr>, task: &mut Task) -> Result<Output, DbErr> {
@@ -107,7 +109,7 @@ impl CheckedOut {
     /// Closes a broken connection and takes another one.
     async fn exchange(&mut self) -> Result<(), Error> {
         let pool = self.0.slot.pool().clone();
-        tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a transaction began: it begins on another one");
+        tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: it begins on another one");
         // What killed it may have killed the others.
         pool.cool_down();
         let victim = self.0.connection.take().and_then(|dead| dead.into_victim());

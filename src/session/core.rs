@@ -239,13 +239,24 @@ impl Core {
             last_text.keep(sql);
         }
         let first = std::mem::take(&mut state.fresh);
+        let rested = first && state.span.has_rested();
         let on_acquire = state.rules.on_acquire.clone().filter(|_| first);
         let reset = self.pool.settings().reset;
         let in_transaction = depth > 0 || begin.is_some();
         let (stop, identify) = self.stop_for(&operation, in_transaction, &mut connection);
         let (stoppable, doubtful) = (stop.is_some(), text == Text::Doubtful);
-        let task =
-            Task { first, depth, on_acquire, begin, operation: Some(operation), doubtful, reset, identify, stoppable };
+        let task = Task {
+            first,
+            rested,
+            depth,
+            on_acquire,
+            begin,
+            operation: Some(operation),
+            doubtful,
+            reset,
+            identify,
+            stoppable,
+        };
         if purpose == Purpose::Commit {
             state.hooks.seal_if_outermost(depth.saturating_sub(1));
         }

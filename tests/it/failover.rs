@@ -3,12 +3,12 @@
 
 use axum::http::StatusCode;
 use futures_util::StreamExt;
-use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionTrait};
 use tower_sea_orm::{DbSession, DbTx, SessionPool};
 
 use crate::support::{
     database::{Kind, TestDb, insert_item},
-    site::{SIZE, Site, known, retry_after},
+    site::{SIZE, Site, is_mariadb, known, retry_after, value},
     wait::eventually,
 };
 
@@ -136,6 +136,101 @@ async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
         // The first one closes the connections of the others.
         assert_eq!(failed, 1, "of 10 writes");
         site.layer.pool().ping().await.unwrap();
+    }
+}
+
+/// The ways to send a statement.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Execute,
+    Unprepared,
+    One,
+    All,
+    Rows,
+}
+
+async fn insert_by(way: Way, db: &DbSession, name: &str) -> Result<(), DbErr> {
+    let sql = format!("INSERT INTO item (name) VALUES ('{name}')");
+    let statement = Statement::from_string(db.backend(), &sql);
+    match way {
+        Way::Execute => db.execute_raw(statement).await.map(drop),
+        Way::Unprepared => db.execute_unprepared(&sql).await.map(drop),
+        Way::One => db.query_one_raw(statement).await.map(drop),
+        Way::All => db.query_all_raw(statement).await.map(drop),
+        Way::Rows => {
+            let mut rows = db.rows(statement).await?;
+            while let Some(row) = rows.next().await {
+                row?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Waits until the server has closed the connection of this number.
+async fn closed(view: &DatabaseConnection, id: i64) {
+    let backend = view.get_database_backend();
+    let sql = match backend {
+        DbBackend::Postgres => format!("SELECT 1 FROM pg_stat_activity WHERE pid = {id}"),
+        _ => format!("SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {id}"),
+    };
+    let sees = async || view.query_one_raw(Statement::from_string(backend, &sql)).await.unwrap().is_some();
+    eventually("the server closes the idle connection", async || !sees().await).await;
+}
+
+/// A pool of one connection that its server closes as soon as it is idle for a while, and which that is.
+async fn soon_closed(kind: Kind) -> (Site, i64) {
+    let test = TestDb::new(kind).await;
+    let db = test.connect(1).await;
+    let site = Site::with(test, db, 1).await;
+    let session = site.layer.pool().session().await.unwrap();
+    let (set, own) = match kind {
+        Kind::Postgres => ("SET idle_session_timeout = '300ms'", "SELECT pg_backend_pid()::bigint"),
+        _ => ("SET SESSION wait_timeout = 1", "SELECT CAST(CONNECTION_ID() AS SIGNED)"),
+    };
+    session.execute_unprepared(set).await.unwrap();
+    let id = value(&*session, own).await;
+    drop(session);
+    (site, id)
+}
+
+#[tokio::test]
+async fn a_first_statement_that_finds_its_connection_closed_as_idle_runs_on_another_one() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        for way in [Way::Execute, Way::Unprepared, Way::One, Way::All, Way::Rows] {
+            let (site, id) = soon_closed(kind).await;
+            if kind == Kind::MySql && is_mariadb(site.view()).await {
+                // It closes the connection without a word, as a crash does.
+                continue;
+            }
+            let view = site.view().clone();
+            let handler = async move |db: DbSession| {
+                closed(&view, id).await;
+                status(insert_by(way, &db, "once").await)
+            };
+            assert_eq!(site.call(handler).await.status(), StatusCode::OK, "{kind:?} {way:?}");
+            assert_eq!(site.count("once").await, 1, "{kind:?} {way:?}");
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_later_statement_that_finds_its_connection_closed_as_idle_is_lost() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, id) = soon_closed(kind).await;
+        let view = site.view().clone();
+        let handler = async move |db: DbSession| {
+            // What came before may have made the session's state.
+            db.execute_unprepared("SELECT 1").await.unwrap();
+            closed(&view, id).await;
+            let error = insert_by(Way::Unprepared, &db, "never").await.unwrap_err();
+            let again = insert_by(Way::Unprepared, &db, "never").await;
+            assert!(known(again).is_connection_lost(), "{error}");
+        };
+        assert_eq!(site.call(handler).await.status(), StatusCode::OK, "{kind:?}");
+        assert_eq!(site.count("never").await, 0, "{kind:?}");
+        site.assert_whole().await;
     }
 }
 
