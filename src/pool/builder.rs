@@ -218,7 +218,7 @@ impl SessionPoolBuilder {
     /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on one more connection per
     /// pool: beside `max_connections`, opened with the first session or cancel, closed after 5 s
     /// without use. Who serves a connection is read once each time that it comes from the driver's pool,
-    /// in one round trip before its first statement that may be stopped; a warm connection pays nothing.
+    /// in one round trip before its first statement; a warm connection pays nothing.
     /// SQLite gets a progress handler, which takes the place of one that you may have set.
     ///
     /// # Lost answers
@@ -228,8 +228,7 @@ impl SessionPoolBuilder {
     /// pool whether it is still at work. If it is not, three times within some seconds, the answer will not arrive:
     /// the statement ends with an error, its connection is closed, and a COMMIT's outcome is
     /// [unknown](Error::is_outcome_unknown). Streams, raw closures and what runs outside of transactions behind a
-    /// proxy are left alone: [`max_hold`](Self::max_hold) bounds these. So is a write outside of a transaction on a
-    /// connection that has run nothing else yet.
+    /// proxy are left alone: [`max_hold`](Self::max_hold) bounds these.
     ///
     /// # Limits
     ///

@@ -50,9 +50,10 @@ impl Core {
         if !pool.settings().cancel_running || pool.is_test() {
             return (None, None);
         }
-        let begins = matches!(operation, Operation::Begin(_));
+        // Also for what is not to be stopped: its answer may be lost.
+        let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
         let stoppable = operation.text().is_some_and(|sql| in_transaction || is_read(pool.backend(), sql));
-        let Some(victim) = connection.victim().filter(|_| stoppable || begins) else { return (None, None) };
+        let Some(victim) = connection.victim().filter(|_| is_work) else { return (None, None) };
         let identify = Some(if pool.backend() == DbBackend::Sqlite { Route::Direct } else { pool.route() });
         if !stoppable {
             return (None, identify);

@@ -54,7 +54,7 @@ pub async fn sleeps_undisturbed(db: &DbSession, kind: Kind, seconds: f64) -> boo
 }
 
 /// An insert that takes a while.
-fn slow_insert(kind: Kind, name: &str, seconds: f64) -> Statement {
+pub fn slow_insert(kind: Kind, name: &str, seconds: f64) -> Statement {
     let sql = match kind {
         Kind::Postgres => format!("INSERT INTO item (name) SELECT '{name}' FROM pg_sleep({seconds})"),
         _ => format!("INSERT INTO item (name) SELECT '{name}' FROM (SELECT SLEEP({seconds})) AS slept"),
