@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::DbErr;
+use sea_orm::{DbBackend, DbErr};
 
 use super::{
     call::Call,
@@ -239,7 +239,7 @@ impl Core {
             last_text.keep(sql);
         }
         let first = std::mem::take(&mut state.fresh);
-        let rested = first && state.span.has_rested();
+        let rested = first && self.pool.backend() != DbBackend::Sqlite && state.span.has_rested();
         let on_acquire = state.rules.on_acquire.clone().filter(|_| first);
         let reset = self.pool.settings().reset;
         let in_transaction = depth > 0 || begin.is_some();
