@@ -40,8 +40,7 @@ impl Core {
         let Plan { rules, label, is_job, is_loose, is_plain } = plan;
         let origin = Origin { outer: pool::current(), label, is_job, is_loose, is_plain, ..Origin::default() };
         let fresh = pool.is_direct();
-        let state = Mutex::new(State { fresh, ..State::new(rules) });
-        Arc::new(Self { pool, line: Line::default(), origin, state })
+        Arc::new(Self { pool, line: Line::default(), origin, state: Mutex::new(State::new(rules, fresh)) })
     }
 
     /// A session that has its connection, after having waited for it.
@@ -377,9 +376,9 @@ impl Core {
         } else {
             state.slot = Slot::Idle(connection);
             // At the end of the request they wait for the connection's return.
-            let at_once = state.phase == Phase::Open;
+            let is_any_due = state.phase == Phase::Open && state.hooks.is_any_due();
             drop(state);
-            if at_once {
+            if is_any_due {
                 self.run_hooks();
             }
         }

@@ -176,7 +176,7 @@ impl Holder for Core {
         }
         let lost = state.levels.iter().any(|open| !open.abandoned) || state.hooks.is_any_waiting();
         state.phase = Phase::Over;
-        state.cut = Some(Cut { reason, lost, leaving: None });
+        state.cut = Some(Box::new(Cut { reason, lost, leaving: None }));
         let direct = state.direct.take();
         let held = state.held.take();
         // What was open is told of by `Cut`, from which the end of the request takes it.

@@ -9,7 +9,7 @@ pub(super) struct Failures {
     acquire: Option<Error>,
     /// A transaction was to begin on that connection.
     is_transaction_missing: bool,
-    passing: Option<Passing>,
+    passing: Option<Box<Passing>>,
 }
 
 /// An error that the same request may not meet again: a conflict, a time-out.
@@ -55,7 +55,7 @@ impl Failures {
 
     pub(super) fn may_pass(&mut self, error: Error, depth: usize, is_undone: bool) {
         if self.passing.as_ref().is_none_or(|known| known.is_undone) {
-            self.passing = Some(Passing { error, depth, is_undone });
+            self.passing = Some(Box::new(Passing { error, depth, is_undone }));
         }
     }
 

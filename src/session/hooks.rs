@@ -10,9 +10,12 @@ use super::core::Core;
 /// Work for after the transaction.
 pub(crate) type Hook = BoxFuture<'static, ()>;
 
-/// Hooks in the order in which they were registered.
+/// Hooks in the order in which they were registered; nearly no session has some.
 #[derive(Default)]
-pub(super) struct Hooks {
+pub(super) struct Hooks(Option<Box<Lists>>);
+
+#[derive(Default)]
+struct Lists {
     waiting: Vec<Waiting>,
     /// Those that belong to a COMMIT which is under way; later ones belong to what comes after it.
     sealed: Vec<Waiting>,
@@ -41,28 +44,31 @@ pub(super) enum After {
 
 impl Hooks {
     pub(super) fn register(&mut self, depth: usize, after: After, hook: impl Future<Output = ()> + Send + 'static) {
+        let lists = self.0.get_or_insert_default();
         let hook = hook.boxed();
         match (depth, after) {
-            (0, After::Commit) => self.due.push(hook),
+            (0, After::Commit) => lists.due.push(hook),
             // What commits by itself is never rolled back.
-            (0, After::Rollback) => self.discarded.push(hook),
-            _ => self.waiting.push(Waiting { depth, after, hook }),
+            (0, After::Rollback) => lists.discarded.push(hook),
+            _ => lists.waiting.push(Waiting { depth, after, hook }),
         }
     }
 
     /// Whether there are some whose transaction has not ended.
     pub(super) fn is_any_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        self.0.as_ref().is_some_and(|lists| !lists.waiting.is_empty())
     }
 
     /// Whether there are some to be run.
     pub(super) fn is_any_due(&self) -> bool {
-        !self.due.is_empty()
+        self.0.as_ref().is_some_and(|lists| !lists.due.is_empty())
     }
 
     /// The COMMIT of the outermost transaction is about to be sent.
     pub(super) fn seal(&mut self) {
-        self.sealed.append(&mut self.waiting);
+        if let Some(lists) = &mut self.0 {
+            lists.seal();
+        }
     }
 
     /// [`seal`](Self::seal), if nothing is open around.
@@ -74,11 +80,12 @@ impl Hooks {
 
     /// The innermost transaction, of `depth`, was committed; a savepoint's hooks go to what is around.
     pub(super) fn committed(&mut self, depth: usize) {
+        let Some(lists) = &mut self.0 else { return };
         match depth {
             0 => {}
-            1 => self.fire(After::Commit),
+            1 => lists.fire(After::Commit),
             _ => {
-                for waiting in &mut self.waiting {
+                for waiting in &mut lists.waiting {
                     waiting.depth = waiting.depth.min(depth - 1);
                 }
             }
@@ -87,28 +94,39 @@ impl Hooks {
 
     /// A sealed COMMIT has failed.
     pub(super) fn not_committed(&mut self) {
-        self.fire(After::Rollback);
+        if let Some(lists) = &mut self.0 {
+            lists.fire(After::Rollback);
+        }
     }
 
     /// What was open beyond `depth` was rolled back.
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
+        let Some(lists) = &mut self.0 else { return };
         if depth == 0 {
-            self.seal();
-            self.fire(After::Rollback);
+            lists.seal();
+            lists.fire(After::Rollback);
         } else {
-            let gone = self.waiting.extract_if(.., |waiting| waiting.depth > depth);
-            self.discarded.extend(gone.map(|waiting| waiting.hook));
+            let gone = lists.waiting.extract_if(.., |waiting| waiting.depth > depth);
+            lists.discarded.extend(gone.map(|waiting| waiting.hook));
         }
     }
 
     /// Those that will not run, to be dropped where nothing is locked.
     pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
-        std::mem::take(&mut self.discarded)
+        self.0.as_mut().map(|lists| std::mem::take(&mut lists.discarded)).unwrap_or_default()
     }
 
     /// Nobody knows whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
-        self.discarded.extend(self.sealed.drain(..).map(|waiting| waiting.hook));
+        if let Some(lists) = &mut self.0 {
+            lists.discarded.extend(lists.sealed.drain(..).map(|waiting| waiting.hook));
+        }
+    }
+}
+
+impl Lists {
+    fn seal(&mut self) {
+        self.sealed.append(&mut self.waiting);
     }
 
     fn fire(&mut self, event: After) {
@@ -124,10 +142,8 @@ impl Core {
     /// instead.
     pub(super) fn run_hooks(self: &Arc<Self>) {
         let mut state = self.lock();
-        let due = std::mem::take(&mut state.hooks.due);
-        if due.is_empty() {
-            return;
-        }
+        let Some(lists) = state.hooks.0.as_mut().filter(|lists| !lists.due.is_empty()) else { return };
+        let due = std::mem::take(&mut lists.due);
         let runtime = state.runtime.clone();
         drop(state);
         let Some(due) = self.pool().keep_hooks(due) else { return };
@@ -136,8 +152,9 @@ impl Core {
             return;
         };
         let mut state = self.lock();
-        state.hooks.queue.extend(due);
-        if !std::mem::replace(&mut state.hooks.is_running, true) {
+        let lists = state.hooks.0.get_or_insert_default();
+        lists.queue.extend(due);
+        if !std::mem::replace(&mut lists.is_running, true) {
             drop(state);
             let core = self.clone();
             runtime.spawn(async move {
@@ -152,9 +169,10 @@ impl Core {
     }
 
     fn next_hook(&self) -> Option<Hook> {
-        let hooks = &mut self.lock().hooks;
-        let next = hooks.queue.pop_front();
-        hooks.is_running = next.is_some();
+        let mut state = self.lock();
+        let lists = state.hooks.0.as_mut()?;
+        let next = lists.queue.pop_front();
+        lists.is_running = next.is_some();
         next
     }
 }

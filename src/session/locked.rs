@@ -36,6 +36,7 @@ impl DerefMut for Locked<'_> {
 }
 
 impl Drop for Locked<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.discarded = self.state.hooks.take_discarded();
     }

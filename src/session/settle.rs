@@ -123,7 +123,7 @@ impl Core {
                 let state = self.lock();
                 let conflict = state.failures.current().cloned();
                 let conflict = conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
-                let error = error.because(state.cause.as_ref());
+                let error = error.because(state.cause.as_deref());
                 Ended::Failed(conflict.unwrap_or(error))
             }
         }

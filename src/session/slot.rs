@@ -75,9 +75,9 @@ pub(super) struct State {
     /// The handler was not there to see it fail: only a rollback makes it good.
     pub(super) untold: bool,
     /// Why the open transaction cannot be committed, for the log.
-    pub(super) cause: Option<Cause>,
+    pub(super) cause: Option<Box<Cause>>,
     /// The connection was taken away before the request's end.
-    pub(super) cut: Option<Cut>,
+    pub(super) cut: Option<Box<Cut>>,
     pub(super) span: SessionSpan,
 }
 
@@ -132,7 +132,7 @@ fn has_not_run(error: &DbErr) -> bool {
 }
 
 impl State {
-    pub(super) fn new(rules: Rules) -> Self {
+    pub(super) fn new(rules: Rules, fresh: bool) -> Self {
         Self {
             slot: Slot::Empty,
             levels: Vec::new(),
@@ -142,7 +142,7 @@ impl State {
             rules,
             rollback_only: false,
             committed: false,
-            fresh: false,
+            fresh,
             hooks: Hooks::default(),
             runtime: None,
             direct: None,
@@ -259,7 +259,7 @@ impl State {
                 }
             }
             (Purpose::Commit, Err(error)) => {
-                let error = Error::of_commit(error.clone()).because(self.cause.as_ref());
+                let error = Error::of_commit(error.clone()).because(self.cause.as_deref());
                 if before == 1 && error.is_outcome_unknown() {
                     self.committed = true;
                     self.hooks.forget();
@@ -320,7 +320,7 @@ impl State {
         self.committed = true;
         self.unsettled = Some(Error::from(Kind::EndedElsewhere).because(Some(&cause)));
         self.untold = true;
-        self.cause = Some(cause);
+        self.cause = Some(Box::new(cause));
     }
 
     /// Keeps the first failure of a transaction that it has made impossible to commit.
@@ -328,7 +328,7 @@ impl State {
         if !has_failed {
             self.cause = None;
         } else if let (None, Some(error)) = (&self.cause, error) {
-            self.cause = Some(Cause { statement: statement(), error: Some(error.clone()) });
+            self.cause = Some(Box::new(Cause { statement: statement(), error: Some(error.clone()) }));
         }
     }
 

@@ -84,7 +84,10 @@ impl Line {
         let worker = state.worker.clone();
         drop(state);
         drop(jobs);
-        wakers.into_iter().chain(worker).for_each(Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
+        if let Some(worker) = worker {
+            worker.wake();
+        }
     }
 
     fn pass_on(&self) {
