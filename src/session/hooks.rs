@@ -111,6 +111,11 @@ impl Hooks {
         }
     }
 
+    /// Whether there are some that will not run.
+    pub(super) fn is_any_discarded(&self) -> bool {
+        self.0.as_ref().is_some_and(|lists| !lists.discarded.is_empty())
+    }
+
     /// Those that will not run, to be dropped where nothing is locked.
     pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
         self.0.as_mut().map(|lists| std::mem::take(&mut lists.discarded)).unwrap_or_default()

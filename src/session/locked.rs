@@ -12,12 +12,12 @@ use super::{hooks::Hook, slot::State};
 pub(super) struct Locked<'c> {
     // In this order: fields are dropped from first to last.
     state: MutexGuard<'c, State>,
-    discarded: Vec<Hook>,
+    discarded: Option<Vec<Hook>>,
 }
 
 impl<'c> Locked<'c> {
     pub(super) fn new(state: MutexGuard<'c, State>) -> Self {
-        Self { state, discarded: Vec::new() }
+        Self { state, discarded: None }
     }
 }
 
@@ -36,8 +36,9 @@ impl DerefMut for Locked<'_> {
 }
 
 impl Drop for Locked<'_> {
-    #[inline]
     fn drop(&mut self) {
-        self.discarded = self.state.hooks.take_discarded();
+        if self.state.hooks.is_any_discarded() {
+            self.discarded = Some(self.state.hooks.take_discarded());
+        }
     }
 }

@@ -38,6 +38,13 @@ pub(super) struct Line(Mutex<State>);
 struct State {
     is_taken: bool,
     is_closed: bool,
+    /// `None` until something has to wait.
+    waiting: Option<Box<Waiting>>,
+}
+
+/// What waits, and who sees to it.
+#[derive(Default)]
+struct Waiting {
     /// Woken when the turn is free.
     awaiting_turn: Vec<Waker>,
     jobs: VecDeque<Job>,
@@ -80,34 +87,32 @@ impl Line {
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
-        let (jobs, wakers) = (std::mem::take(&mut state.jobs), std::mem::take(&mut state.awaiting_turn));
-        let worker = state.worker.clone();
+        let Some(waiting) = &mut state.waiting else { return };
+        let (jobs, wakers) = (std::mem::take(&mut waiting.jobs), std::mem::take(&mut waiting.awaiting_turn));
+        let worker = waiting.worker.clone();
         drop(state);
         drop(jobs);
-        wakers.into_iter().for_each(Waker::wake);
-        if let Some(worker) = worker {
-            worker.wake();
-        }
+        wakers.into_iter().chain(worker).for_each(Waker::wake);
     }
 
     fn pass_on(&self) {
         let mut state = self.lock();
         state.is_taken = false;
-        let wakers = std::mem::take(&mut state.awaiting_turn);
+        let wakers = state.take_wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Has those who wait for the turn look whether they still may.
     pub(super) fn look_again(&self) {
-        let wakers = std::mem::take(&mut self.lock().awaiting_turn);
+        let wakers = self.lock().take_wakers();
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Takes the turn if it is free. One that does not `wait_in_line` lets those pass who do.
     fn try_take(&self, waits_in_line: bool) -> bool {
         let mut state = self.lock();
-        let is_free = !state.is_taken && !state.is_closed && (waits_in_line || state.jobs.is_empty());
+        let is_free = !state.is_taken && !state.is_closed && (waits_in_line || !state.is_any_job());
         state.is_taken |= is_free;
         is_free
     }
@@ -122,45 +127,47 @@ impl Line {
             state.is_taken = true;
             return Poll::Ready(Ok(()));
         }
-        if !state.awaiting_turn.iter().any(|known| known.will_wake(&waker)) {
-            state.awaiting_turn.push(waker);
+        let awaiting_turn = &mut state.waiting().awaiting_turn;
+        if !awaiting_turn.iter().any(|known| known.will_wake(&waker)) {
+            awaiting_turn.push(waker);
         }
         Poll::Pending
     }
 
     /// Wakes the worker, if there is one.
     pub(super) fn wake_worker(&self) {
-        let worker = self.lock().worker.clone();
+        let worker = self.lock().waiting.as_ref().and_then(|waiting| waiting.worker.clone());
         if let Some(worker) = worker {
             worker.wake();
         }
     }
 
     pub(super) fn register_worker(&self, waker: Waker) {
-        let before = self.lock().worker.replace(waker);
+        let before = self.lock().waiting().worker.replace(waker);
         drop(before);
     }
 
     /// The first job, to be polled by the worker.
     pub(super) fn head(&self) -> Option<Head> {
         let mut state = self.lock();
-        let Job { id, work, request } = state.jobs.front_mut()?;
+        let Job { id, work, request } = state.waiting.as_mut()?.jobs.front_mut()?;
         Some(Head { id: *id, work: work.take()?, request: request.clone() })
     }
 
     /// The worker has polled a job that is not done; one that has left the line comes back.
     pub(super) fn put_back(&self, id: u64, work: Work) -> Option<Work> {
         let mut state = self.lock();
-        let Some(job) = state.jobs.iter_mut().find(|job| job.id == id) else { return Some(work) };
+        let Some(job) = state.waiting().jobs.iter_mut().find(|job| job.id == id) else { return Some(work) };
         job.work = Some(work);
         None
     }
 
     pub(super) fn remove(&self, id: u64) {
         let mut state = self.lock();
-        let position = state.jobs.iter().position(|job| job.id == id);
-        let job = position.and_then(|position| state.jobs.remove(position));
-        let worker = state.worker.clone().filter(|_| job.is_some());
+        let waiting = state.waiting();
+        let position = waiting.jobs.iter().position(|job| job.id == id);
+        let job = position.and_then(|position| waiting.jobs.remove(position));
+        let worker = waiting.worker.clone().filter(|_| job.is_some());
         drop(state);
         drop(job);
         if let Some(worker) = worker {
@@ -171,17 +178,18 @@ impl Line {
     /// Whether a worker has to be started; from then on there is one.
     pub(super) fn needs_worker(&self) -> bool {
         let mut state = self.lock();
-        !state.is_closed && !std::mem::replace(&mut state.has_worker, true)
+        !state.is_closed && !std::mem::replace(&mut state.waiting().has_worker, true)
     }
 
     /// Lets the worker go if there is nothing to do.
     pub(super) fn rest(&self) -> bool {
         let mut state = self.lock();
-        if !state.jobs.is_empty() {
+        if state.is_any_job() {
             return false;
         }
-        state.has_worker = false;
-        let waker = state.worker.take();
+        let waiting = state.waiting();
+        waiting.has_worker = false;
+        let waker = waiting.worker.take();
         drop(state);
         drop(waker);
         true
@@ -190,8 +198,9 @@ impl Line {
     /// The worker has gone before its time: nobody does what waits.
     pub(super) fn lose_worker(&self) {
         let mut state = self.lock();
-        state.has_worker = false;
-        let (jobs, waker) = (std::mem::take(&mut state.jobs), state.worker.take());
+        let waiting = state.waiting();
+        waiting.has_worker = false;
+        let (jobs, waker) = (std::mem::take(&mut waiting.jobs), waiting.worker.take());
         drop(state);
         drop((jobs, waker));
     }
@@ -202,10 +211,25 @@ impl Line {
         if state.is_closed {
             return None;
         }
-        state.next += 1;
-        let id = state.next;
-        state.jobs.push_back(Job { id, work: Some(work), request });
+        let waiting = state.waiting();
+        waiting.next += 1;
+        let id = waiting.next;
+        waiting.jobs.push_back(Job { id, work: Some(work), request });
         Some(id)
+    }
+}
+
+impl State {
+    fn waiting(&mut self) -> &mut Waiting {
+        self.waiting.get_or_insert_default()
+    }
+
+    fn is_any_job(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.jobs.is_empty())
+    }
+
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.awaiting_turn)).unwrap_or_default()
     }
 }
 

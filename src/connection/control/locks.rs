@@ -32,22 +32,22 @@ pub(crate) fn needs_transaction(backend: DbBackend, sql: &str) -> bool {
 
 /// Whether `sql` has a word at all that may make it so: nearly none has.
 fn mentions(backend: DbBackend, sql: &str) -> bool {
-    let sql = sql.as_bytes();
-    let follows = |at: usize, rest: &str| {
-        sql.get(at + 1..=at + rest.len()).is_some_and(|part| part.eq_ignore_ascii_case(rest.as_bytes()))
-    };
-    let is_postgres = backend == DbBackend::Postgres;
-    let mut begins = true;
+    let (sql, is_postgres) = (sql.as_bytes(), backend == DbBackend::Postgres);
     sql.iter().enumerate().any(|(at, byte)| {
-        let is_first = std::mem::replace(&mut begins, !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
-        is_first
-            && match byte {
-                b'f' | b'F' => follows(at, "or"),
-                b'l' | b'L' => follows(at, "ock") || is_postgres && follows(at, "ocal"),
-                b's' | b'S' => is_postgres && follows(at, "et_config"),
-                b'd' | b'D' => is_postgres && follows(at, "eclare"),
-                _ => false,
-            }
+        // Lower case of letters; what becomes none of these was none before.
+        let words: &[&str] = match byte | 0x20 {
+            b'f' => &["for"],
+            b'l' if is_postgres => &["lock", "local"],
+            b'l' => &["lock"],
+            b's' if is_postgres => &["set_config"],
+            b'd' if is_postgres => &["declare"],
+            _ => return false,
+        };
+        let before = at.checked_sub(1).and_then(|before| sql.get(before));
+        let begins = before.is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
+        let is =
+            |word: &&str| sql.get(at..at + word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()));
+        begins && words.iter().any(is)
     })
 }
 
