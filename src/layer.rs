@@ -350,6 +350,9 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// which costs a new one each time. Prefer [`on_begin`](Self::on_begin) with settings that end with
     /// the transaction.
     ///
+    /// If one of them fails, the handler's first statement has its error, and the connection is closed: the
+    /// session has no other.
+    ///
     /// # Panics
     ///
     /// If the database is SQLite in memory, which dies with its connection, or SeaORM's proxy, which has no

@@ -36,6 +36,7 @@ pub(crate) enum Kind {
     CommitsImplicitly,
     NestedOptions,
     StreamOpen,
+    RawRunning,
     ConnectionLost,
     WrongDriver,
     NoRuntime,
@@ -60,7 +61,7 @@ pub(crate) enum Kind {
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-pub(super) const IN_DB_ERR: [Kind; 33] = [
+pub(super) const IN_DB_ERR: [Kind; 34] = [
     Kind::Down,
     Kind::SessionClosed,
     Kind::Reclaimed,
@@ -91,6 +92,7 @@ pub(super) const IN_DB_ERR: [Kind; 33] = [
     Kind::CommitsImplicitly,
     Kind::NestedOptions,
     Kind::StreamOpen,
+    Kind::RawRunning,
     Kind::ConnectionLost,
     Kind::WrongDriver,
     Kind::NoRuntime,
@@ -183,6 +185,9 @@ impl Kind {
             }
             Self::StreamOpen => {
                 "a stream of this session is open: read it to its end or drop it before the next statement"
+            }
+            Self::RawRunning => {
+                "a raw closure of this session has its connection: use that inside of the closure, and the session when the closure has ended"
             }
             Self::ConnectionLost => "the session's connection is lost: this request cannot go on with it",
             Self::WrongDriver => "the session's connection belongs to another driver: check `backend()` first",

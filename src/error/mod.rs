@@ -186,6 +186,7 @@ impl Error {
             Kind::NestedOpen
                 | Kind::TransactionOver
                 | Kind::StreamOpen
+                | Kind::RawRunning
                 | Kind::TransactionOpen
                 | Kind::TransactionBegun
                 | Kind::InUse
@@ -282,9 +283,9 @@ impl Error {
         Self { kind, source: Some(Arc::new(source)) }
     }
 
-    /// Names the statement by which a transaction was lost, for the log.
+    /// Names the statement by which a transaction or its connection was lost, for the log.
     pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
-        if let Some(cause) = cause.filter(|_| self.is_aborted()) {
+        if let Some(cause) = cause.filter(|_| self.is_aborted() || self.is_connection_lost()) {
             self.source = Some(Arc::new(cause.clone()));
         }
         self

@@ -234,8 +234,10 @@ impl Core {
         let begin = state.begin_for(&operation);
         let purpose = Purpose::of(&operation, begin.is_some());
         let mut last_text = std::mem::take(connection.text());
-        if let Some(sql) = operation.text() {
-            last_text.keep(sql);
+        match operation.text() {
+            Some(sql) => last_text.keep(sql),
+            None if matches!(operation, Operation::Raw(_)) => last_text.keep("raw code"),
+            None => {}
         }
         let first = std::mem::take(&mut state.fresh);
         let rested = first && self.pool.backend() != DbBackend::Sqlite && state.span.has_rested();
@@ -348,7 +350,7 @@ impl Core {
         {
             state.failures.may_pass(known, 0, false);
         }
-        let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed());
+        let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed() || connection.is_broken());
         if !ended && !failed && state.cause.is_none() {
             return None;
         }

@@ -1,10 +1,12 @@
 //! Raw access: a closure on the driver's own connection.
 
+use std::{cell::RefCell, future::poll_fn, sync::Arc};
+
 use futures_util::future::BoxFuture;
 use sea_orm::{DbErr, sqlx};
 use tokio::sync::oneshot;
 
-use super::{DbSession, slot::Who};
+use super::{DbSession, core::Core, slot::Who};
 use crate::{
     connection::{Driver, Operation, Raw},
     error::Kind,
@@ -22,7 +24,8 @@ macro_rules! raw_access {
         /// # Errors
         ///
         /// If the session's database is another one, or no connection can be had. The code's own
-        /// errors are part of `T`.
+        /// errors are part of `T`. Inside of the code, a statement of the same session is an error: the
+        /// code has the connection.
         ///
         /// # Cancel safety
         ///
@@ -35,11 +38,12 @@ macro_rules! raw_access {
             T: Send + 'static,
         {
             let (sender, receiver) = oneshot::channel();
+            let session = Arc::as_ptr(&self.core).addr();
             let raw: Raw = Box::new(move |driver| {
                 Box::pin(async move {
                     match driver {
                         Driver::$variant(connection) => {
-                            let _ = sender.send(code(connection).await);
+                            let _ = sender.send(polled_for(session, code(connection)).await);
                             Ok(())
                         }
                         #[allow(unreachable_patterns)]
@@ -63,4 +67,39 @@ impl<Tag> DbSession<Tag> {
     raw_access!(with_mysql, MySql, sqlx::MySqlConnection, "MySQL");
     #[cfg(feature = "sqlx-sqlite")]
     raw_access!(with_sqlite, Sqlite, sqlx::SqliteConnection, "SQLite");
+}
+
+thread_local! {
+    /// The sessions whose raw code this thread is polling, by their addresses, innermost last.
+    static POLLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether this is called by raw code of the session `core`, which would wait for itself.
+pub(super) fn is_polled_for(core: &Arc<Core>) -> bool {
+    let session = Arc::as_ptr(core).addr();
+    POLLED.try_with(|polled| polled.borrow().contains(&session)).unwrap_or(false)
+}
+
+/// Polls raw code in the name of the session at the address `session`.
+async fn polled_for<T>(session: usize, mut code: BoxFuture<'_, T>) -> T {
+    poll_fn(move |cx| {
+        let _polled = Polled::new(session);
+        code.as_mut().poll(cx)
+    })
+    .await
+}
+
+struct Polled;
+
+impl Polled {
+    fn new(session: usize) -> Self {
+        let _ = POLLED.try_with(|polled| polled.borrow_mut().push(session));
+        Self
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        let _ = POLLED.try_with(|polled| polled.borrow_mut().pop());
+    }
 }

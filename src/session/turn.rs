@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    future::{Future, poll_fn},
+    future::{Future, poll_fn, ready},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -17,6 +17,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     core::Core,
+    raw,
     slot::{Phase, Who},
     worker::Worker,
 };
@@ -285,6 +286,10 @@ impl Core {
         self: &Arc<Self>,
         work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, DbErr>> {
+        if raw::is_polled_for(self) {
+            // The turn is the code's own until it ends.
+            return Box::pin(ready(Err(Kind::RawRunning.into_db_err())));
+        }
         let Some(runtime) = self.runtime() else {
             // No task can be had. That is so with a mock only, whose work is done at the first poll.
             return Box::pin(work);

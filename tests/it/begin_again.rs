@@ -12,13 +12,13 @@ use http::Request;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
 
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
     servers::OwnServer,
-    site::{BOUND, Site, call},
+    site::{BOUND, Site, call, outcome},
     wait::eventually,
 };
 
@@ -201,4 +201,21 @@ impl axum::response::IntoResponse for Refused {
             tower_sea_orm::Error::of(&self.0).map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status());
         status.into_response()
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_after_such_a_begin_is_told_as_lost() {
+    let site = Site::new(Kind::Postgres).await.pooled(|pool| pool.warm(true));
+    two_dead(&site).await;
+    let response = site
+        .call(async |tx: DbTx| {
+            let sql = "SELECT pg_terminate_backend(pg_backend_pid())";
+            let _ = tx.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await;
+        })
+        .await;
+    assert_eq!(response.status(), 500);
+    let told = outcome(&response);
+    // There was no code that could have ended it behind the session's back.
+    assert!(told.error().unwrap().is_connection_lost(), "{told:?}");
+    site.assert_whole().await;
 }

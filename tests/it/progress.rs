@@ -13,7 +13,7 @@ use std::{
 
 use axum::response::IntoResponse;
 use futures_util::{
-    StreamExt,
+    FutureExt, StreamExt,
     future::{join_all, ready},
     stream::{self, FuturesUnordered},
 };
@@ -349,6 +349,36 @@ async fn raw_code_that_is_not_polled_goes_on_and_is_dropped_with_its_future() {
             assert!(timeout(Duration::from_millis(20), next.as_mut()).await.is_err());
             drop(code);
             next.await.unwrap_err();
+        })
+        .await;
+    assert_eq!(response.status(), StatusCode::OK);
+    site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn raw_code_that_uses_its_own_session_is_told_so() {
+    let site = Site::new(Kind::Postgres).await;
+    let response = site
+        .call(async |tx: DbTx| {
+            let session = tx.clone();
+            let inside = async move {
+                let select = known(session.execute_unprepared("SELECT 1").await);
+                let begin = known(session.begin().await);
+                let commit = known(session.commit().await);
+                let release = known(session.release().await);
+                [select, begin, commit, release]
+            };
+            let errors = tx.with_postgres(|_| inside.boxed()).await.unwrap();
+            for error in errors {
+                assert!(error.is_out_of_turn(), "{error}");
+                assert!(error.to_string().contains("raw closure"), "{error}");
+            }
+            // Beside the code and not inside, it waits for its turn.
+            let sleep = "SELECT pg_sleep(0.02)";
+            let raw = tx.with_postgres(move |connection| sea_orm::sqlx::query(sleep).execute(connection).boxed());
+            let (raw, beside) = tokio::join!(raw, tx.execute_unprepared("UPDATE item SET hits = 1"));
+            raw.unwrap().unwrap();
+            beside.unwrap();
         })
         .await;
     assert_eq!(response.status(), StatusCode::OK);

@@ -5,10 +5,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use axum::body::Body;
+use axum::{Router, body::Body, routing::any};
+use futures_util::FutureExt;
 use http::{Request, StatusCode};
 use sea_orm::{
-    ConnectionTrait, Statement,
+    ConnectionTrait, DbBackend, Statement,
     sqlx::{self, Connection, Executor},
 };
 use tower::ServiceExt;
@@ -19,7 +20,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 use crate::{
     support::{
         database::{Kind, insert_item},
-        site::{DEFERRING, Site, violate},
+        site::{DEFERRING, Site, call, violate},
         wait::eventually,
     },
     telemetry::Log,
@@ -234,4 +235,45 @@ async fn the_driver_log_hears_a_warning_of_the_server() {
         log.0.lock().unwrap().iter().any(|line| line.contains("no transaction in progress"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_lost_names_what_was_lost_with_it() {
+    let site = Site::new(Kind::Postgres).await;
+    let end = "SELECT pg_terminate_backend(pg_backend_pid())";
+    let prepare = "SELECT 1 / 0 AS prepared";
+    for (layer, sql, cause) in [
+        (site.layer.clone(), end, "terminating connection"),
+        (
+            site.layer.clone().on_acquire(move |_| vec![Statement::from_string(DbBackend::Postgres, prepare)]),
+            "SELECT 1",
+            "division by zero",
+        ),
+    ] {
+        let (log, _guard) = Log::start();
+        let handler = async move |tx: DbTx| {
+            let _ = tx.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await;
+        };
+        let response = call(Router::new().route("/", any(handler)).layer(layer)).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("ERROR")).collect();
+        assert!(lines.iter().any(|line| line.contains(cause)), "{lines:?}");
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn raw_code_that_has_ended_a_transaction_is_named_and_not_the_statement_before() {
+    let site = Site::new(Kind::Postgres).await;
+    let (log, _guard) = Log::start();
+    let response = site
+        .call(async |tx: DbTx| {
+            insert_item(&tx, "before").await;
+            tx.with_postgres(|connection| sqlx::query("COMMIT").execute(connection).boxed()).await.unwrap().unwrap();
+        })
+        .await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("ERROR")).collect();
+    assert!(lines.iter().any(|line| line.contains("raw code")), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("INSERT")), "{lines:?}");
 }
