@@ -297,6 +297,12 @@ impl Error {
         Self::with_source(kind, error)
     }
 
+    /// What it means that a transaction did not begin, or was gone with its first statement.
+    pub(crate) fn of_begin(error: DbErr) -> Self {
+        let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
+        Self::with_source(kind, error)
+    }
+
     /// What SeaORM said, where that is the cause; else SeaORM's own variant where it has one.
     pub(crate) fn to_db_err(&self) -> DbErr {
         let is_servers = self.is_commit_failed()

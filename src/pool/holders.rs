@@ -25,6 +25,9 @@ pub(crate) trait Holder: Send + Sync {
     /// How many waits for a connection its request has; for a request's outermost session.
     fn waits(&self) -> &AtomicU32;
 
+    /// Another session of its request has committed; for a request's outermost session.
+    fn note_committed(&self);
+
     /// What it does with its connection.
     fn grip(&self) -> Grip;
 

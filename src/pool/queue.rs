@@ -360,6 +360,8 @@ impl Queue {
         }
         failures.unanswered += usize::from(out == 0);
         if std::mem::replace(&mut failures.resting, true) {
+            // The one that rests ends the pause, which a refusal may have cut short.
+            failures.paused_until = Instant::now().checked_add(failures.pause);
             return AfterFailure::GoOn;
         }
         failures.pause = (failures.pause * 2).clamp(PAUSE, LONGEST_PAUSE);

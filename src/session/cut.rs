@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -99,6 +99,8 @@ pub(super) struct Origin {
     pub(super) is_loose: bool,
     /// It has no guard: nothing but its handles ends it.
     pub(super) is_plain: bool,
+    /// Another session of its own request has committed something.
+    pub(super) has_committed_beside: AtomicBool,
     /// How many waits for a connection its own request has.
     pub(super) waits: AtomicU32,
 }
@@ -126,6 +128,10 @@ impl Holder for Core {
 
     fn waits(&self) -> &AtomicU32 {
         &self.origin.waits
+    }
+
+    fn note_committed(&self) {
+        self.origin.has_committed_beside.store(true, Ordering::Relaxed);
     }
 
     fn grip(&self) -> Grip {

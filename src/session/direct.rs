@@ -113,7 +113,11 @@ impl Core {
         let core = self.clone();
         self.enqueue(async move {
             let _turn = core.turn(Who::Session).await?;
-            core.begin_direct().await
+            let begun = core.begin_direct().await;
+            if let Err(error) = &begun {
+                core.lock().failures.not_begun(Error::of_begin(error.clone()));
+            }
+            begun
         })
         .await
     }
@@ -137,6 +141,7 @@ impl Core {
         let transaction = Arc::new(transaction);
         let mut state = self.lock();
         state.failures.acquired();
+        state.failures.begun();
         state.open_own(transaction.clone());
         Ok(Some(transaction))
     }

@@ -163,6 +163,11 @@ impl Core {
             return state.cut.as_mut()?.leaving.take();
         }
         state.phase = Phase::Over;
+        if state.committed
+            && let Some(request) = &self.origin.outer
+        {
+            request.note_committed();
+        }
         let leaving = self.take_away(state);
         // Who gets the turn before that is told the same.
         self.line().close();

@@ -9,6 +9,8 @@ pub(super) struct Failures {
     acquire: Option<Error>,
     /// A transaction was to begin on that connection.
     is_transaction_missing: bool,
+    /// The session's transaction did not begin, or was gone with its first statement.
+    not_begun: Option<Box<Error>>,
     passing: Option<Box<Passing>>,
 }
 
@@ -29,7 +31,7 @@ impl Failures {
 
     /// Why a transaction never began that the handler wanted.
     pub(super) fn missing_transaction(&self) -> Option<&Error> {
-        self.acquire.as_ref().filter(|_| self.is_transaction_missing)
+        self.acquire.as_ref().filter(|_| self.is_transaction_missing).or(self.not_begun.as_deref())
     }
 
     pub(super) fn not_acquired(&mut self, error: Error, for_transaction: bool) {
@@ -43,9 +45,19 @@ impl Failures {
         self.is_transaction_missing = false;
     }
 
+    pub(super) fn not_begun(&mut self, error: Error) {
+        self.not_begun.get_or_insert_with(|| Box::new(error));
+    }
+
+    /// The session's transaction has begun: the handler has tried again.
+    pub(super) fn begun(&mut self) {
+        self.not_begun = None;
+    }
+
     /// The handler has rolled back what it could not do.
     pub(super) fn rolled_back(&mut self) {
         self.is_transaction_missing = false;
+        self.not_begun = None;
     }
 
     /// The session's connection was taken away.

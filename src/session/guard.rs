@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
 };
 
 use http::{HeaderMap, HeaderName, StatusCode, response};
@@ -55,9 +55,9 @@ impl SessionGuard {
         if commits { Decision::Commit } else { Decision::RollBack }
     }
 
-    /// Whether something of the session may stand: sent again, the request would do it twice.
+    /// Whether something of the request may stand: sent again, it would do it twice.
     pub(crate) fn may_have_committed(&self) -> bool {
-        self.core.lock().committed
+        self.core.lock().committed || self.core.origin.has_committed_beside.load(Ordering::Relaxed)
     }
 
     /// Why an open transaction of the session was lost before its end, if it was.

@@ -122,7 +122,8 @@ impl SessionTransaction {
         match &self.0 {
             Inner::Pinned { core, level } => {
                 let operation = if commits { Operation::Commit } else { Operation::Rollback };
-                core.run(Who::Level(*level), operation).await.map(drop)
+                let call = core.start(Who::Level(*level), None, operation).await?;
+                core.answered(commits, call).await.map(drop)
             }
             Inner::Direct { core, level, .. } => {
                 core.admit_end(Who::Level(*level))?;

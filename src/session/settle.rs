@@ -220,15 +220,25 @@ impl Core {
             EarlyEnd::Direct(turn, transaction) => {
                 return self.end_direct(turn, transaction, commits).await;
             }
-            EarlyEnd::Sent(call) => call.await,
+            EarlyEnd::Sent(call) => self.answered(commits, call).await,
         };
-        if end.is_err() {
+        if end.as_ref().is_err_and(|error| !is_outcome_unknown(error)) {
             // What is left of it holds locks: it goes now. The first error is the one that counts.
             let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
         }
         // Until the handler has heard how a COMMIT ended, only a rollback makes its failure good.
         self.lock().untold = false;
         end.map(drop)
+    }
+
+    /// Waits for the answer to the end of a transaction. A COMMIT that is not answered in time is seen through
+    /// in a task.
+    pub(super) async fn answered(&self, commits: bool, call: Call) -> Result<Output, DbErr> {
+        if !commits {
+            return call.await;
+        }
+        let answer = timeout(self.pool().settings().commit_timeout, call).await;
+        answer.unwrap_or_else(|_| Err(Kind::OutcomeUnknown.into_db_err()))
     }
 
     fn begin_to_end(self: &Arc<Self>, turn: Turn, operation: Operation) -> Result<EarlyEnd, DbErr> {
@@ -260,6 +270,10 @@ impl Core {
     }
 }
 
+fn is_outcome_unknown(error: &DbErr) -> bool {
+    Error::of(error).is_some_and(|known| known.is_outcome_unknown())
+}
+
 /// How far the early end of a transaction has come.
 enum EarlyEnd {
     /// There was nothing to end.
@@ -274,6 +288,10 @@ impl State {
     fn may_end(&mut self, commits: bool) -> Result<(), DbErr> {
         if !self.is_transactional() {
             return Err(Kind::NoTransaction.into_db_err());
+        }
+        // Neither a rollback nor another COMMIT tells what became of one that was lost.
+        if let Some(unknown) = self.unsettled.as_ref().filter(|error| error.is_outcome_unknown()) {
+            return Err(unknown.to_db_err());
         }
         if !commits {
             // What was committed by something else cannot be made good.

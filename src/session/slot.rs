@@ -281,8 +281,13 @@ impl State {
             }
             // With the connection, the transactions are lost: the session must not go on without.
             _ if broken => {}
-            // It did not come to a transaction.
-            (Purpose::BeginAndWork, _) if depth == 0 => self.levels.clear(),
+            (Purpose::BeginAndWork, _) if depth == 0 => {
+                self.levels.clear();
+                if let Err(error) = result {
+                    self.failures.not_begun(Error::of_begin(error.clone()));
+                }
+            }
+            (Purpose::BeginAndWork, Ok(())) => self.failures.begun(),
             _ if before > depth => {
                 // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
                 if depth == 0 && purpose == Purpose::Work && self.has_begun() {

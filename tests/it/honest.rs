@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use axum::response::Response;
+use axum::{Router, response::Response, routing::any};
 use http::StatusCode;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, TransactionTrait, sqlx::sqlite::SqliteJournalMode,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, Statement, TransactionTrait,
+    sqlx::sqlite::SqliteJournalMode,
 };
 use tokio::{join, sync::Notify};
 use tower_sea_orm::DbTx;
@@ -16,7 +17,7 @@ use crate::{
     hazards::text,
     support::{
         database::{Kind, TestDb, insert_item},
-        site::{BOUND, DEFERRING, SIZE, Site, known, outcome, retry_after, value, violate},
+        site::{BOUND, DEFERRING, SIZE, Site, call, known, outcome, retry_after, value, violate},
         wait::eventually,
     },
     telemetry::Log,
@@ -210,7 +211,7 @@ async fn a_deadlocks_victim_is_told_to_come_again() {
                 join!(async { other.execute_unprepared(&one).await.unwrap() }, cross);
                 other.rollback().await.unwrap();
             };
-            let (response, ()) = join!(crate::support::site::call(request), other);
+            let (response, ()) = join!(call(request), other);
             assert_come_again(&response);
             assert_eq!(site.seen(["lost", "autocommitted"]).await, [false, false], "{kind:?} {taken:?}");
             let again = site.call(async |tx: DbTx| insert_item(&tx, "again").await).await;
@@ -312,5 +313,34 @@ async fn a_connection_lost_on_the_way_is_an_error_even_if_the_handler_does_not_m
         assert!(!outcome(&response).is_committed());
         assert_eq!(site.seen(["lost", "lost as well", "elsewhere"]).await, [false; 3], "{kind:?}");
         tokio::time::timeout(BOUND, site.assert_whole()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_its_set_up_did_not_let_begin_is_no_success() {
+    for kind in Kind::ALL {
+        for sql in ["SELECT no_such_column FROM item", "COMMIT"] {
+            let site = Site::new(kind).await;
+            let backend = kind.backend();
+            let layer = site.layer.clone().on_begin(move |_| vec![Statement::from_string(backend, sql)]);
+            for status in [200, 422] {
+                let handler = async move |tx: DbTx| {
+                    let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('first')").await;
+                    let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('second')").await;
+                    StatusCode::from_u16(status).unwrap()
+                };
+                let response = call(Router::new().route("/", any(handler)).layer(layer.clone())).await;
+                let expected = if status == 200 { 500 } else { status };
+                assert_eq!(response.status(), expected, "{kind:?}, {sql}: {:?}", outcome(&response));
+                assert_eq!(site.seen(["first", "second"]).await, [false; 2], "{kind:?}, {sql}");
+            }
+            let handler = async |tx: DbTx| {
+                tx.execute_unprepared("SELECT 1").await.unwrap_err();
+                known(tx.commit().await);
+            };
+            let response = call(Router::new().route("/", any(handler)).layer(layer.clone())).await;
+            assert_eq!(response.status(), 500, "{kind:?}, {sql}");
+            site.assert_whole().await;
+        }
     }
 }

@@ -12,6 +12,7 @@ use tower_sea_orm::{DbTx, Error};
 use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, count_items, insert_item},
+    site::{Site, retry_after},
     world::{CHECKS_LATE, Log, ORPHAN, World, value},
 };
 
@@ -231,4 +232,31 @@ async fn rollback_only_lets_a_job_say_ok_without_a_trace() {
         assert_eq!((counted.unwrap(), world.seen("dry run").await), (1, 0), "{kind:?}");
         world.assert_whole().await;
     }
+}
+
+#[tokio::test]
+async fn a_conflict_beside_a_job_that_was_committed_is_not_to_be_sent_again() {
+    let site = Site::new(Kind::Postgres).await;
+    site.run(
+        "CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql \
+         AS $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$; \
+         CREATE CONSTRAINT TRIGGER late AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW WHEN (NEW.name = 'late') EXECUTE FUNCTION conflict()",
+    )
+    .await;
+    for (job, expected) in [(false, true), (true, false)] {
+        let response = site
+            .call(async move |tx: DbTx| {
+                insert_item(&tx, "late").await;
+                if job {
+                    let work = async |tx: &DbTx| tx.execute_unprepared("INSERT INTO item (name) VALUES ('job')").await;
+                    tx.pool().transaction(work).await.unwrap();
+                }
+            })
+            .await;
+        assert_eq!(response.status(), 503, "{job}");
+        assert_eq!(retry_after(&response).is_some(), expected, "{job}");
+        assert_eq!(site.seen(["late", "job"]).await, [false, job]);
+    }
+    site.assert_whole().await;
 }

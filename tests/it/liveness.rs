@@ -1,7 +1,10 @@
 //! While the database answers, requests are answered (G17), and every setting takes every `Duration`.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, future::join_all, stream};
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, Database, DbErr, TransactionTrait};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr, TransactionTrait};
 use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, testing::TestPool};
 
@@ -512,4 +515,32 @@ async fn connects_that_the_driver_repeats_keep_nobody_from_what_is_idle() {
     }
     drop((app, pool));
     let _ = timeout(BOUND, db.close()).await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_every_connect_is_not_stormed_with_them() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://nobody@{}/none?sslmode=disable", listener.local_addr().unwrap());
+    let connects = Arc::new(AtomicUsize::new(0));
+    let counted = connects.clone();
+    let server = tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            drop(connection);
+        }
+    });
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(10).min_connections(0).connect_lazy(true).sqlx_logging(false);
+    let pool = session_pool(Database::connect(options).await.unwrap());
+    let asked = AtomicUsize::new(0);
+    join_all((0..20).map(|_| async {
+        for _ in 0..20 {
+            asked.fetch_add(1, Ordering::SeqCst);
+            assert!(pool.session().await.is_err());
+        }
+    }))
+    .await;
+    server.abort();
+    let (connects, asked) = (connects.load(Ordering::SeqCst), asked.load(Ordering::SeqCst));
+    assert!(connects <= 2 * asked, "{connects} connects for {asked} sessions");
 }

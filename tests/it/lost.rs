@@ -11,8 +11,8 @@ use std::{
 use axum::response::Response;
 use futures_util::{FutureExt, pin_mut, select};
 use http::StatusCode;
-use sea_orm::ConnectionTrait;
-use tower_sea_orm::DbTx;
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use tower_sea_orm::{DbSession, DbTx};
 
 use crate::support::{
     database::{Kind, insert_item},
@@ -169,5 +169,70 @@ async fn an_early_commit_lost_on_the_way_ends_the_request_with_an_error() {
         assert_eq!(site.count("no").await, 0, "{kind:?}");
         site.assert_whole().await;
         assert_eq!(hooks.ran(), [false, false], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_early_commit_that_is_not_answered_ends_with_the_commit_timeout_and_stays_unknown() {
+    for kind in SERVERS {
+        for nested in [false, true] {
+            let (site, proxy) = Site::behind_a_proxy(kind).await;
+            let site = site.pooled(|pool| pool.commit_timeout(Duration::from_millis(300)));
+            let proxy = Arc::new(proxy);
+            let response = site
+                .call({
+                    let proxy = proxy.clone();
+                    async move |db: DbSession| {
+                        if nested {
+                            let tx = db.begin().await.unwrap();
+                            insert_item(&tx, "either").await;
+                            proxy.freeze();
+                            assert!(known(tx.commit().await).is_outcome_unknown());
+                            return StatusCode::INTERNAL_SERVER_ERROR;
+                        }
+                        let tx = db.tx();
+                        insert_item(&tx, "either").await;
+                        proxy.freeze();
+                        assert!(known(tx.commit().await).is_outcome_unknown());
+                        // Neither of these tells anything of what was lost.
+                        known(tx.rollback().await);
+                        known(tx.commit().await);
+                        StatusCode::OK
+                    }
+                })
+                .await;
+            proxy.thaw();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?}, {nested}");
+            if !nested {
+                assert_unknown(&response);
+            }
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_after_a_commit_whose_connection_was_lost_does_not_make_it_good() {
+    for kind in SERVERS {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let proxy = Arc::new(proxy);
+        let request = call(site.app({
+            let proxy = proxy.clone();
+            async move |tx: DbTx| {
+                insert_item(&tx, "there").await;
+                proxy.delay_replies(Duration::from_secs(10));
+                assert!(known(tx.commit().await).is_outcome_unknown());
+                assert!(known(tx.rollback().await).is_outcome_unknown());
+                assert!(known(tx.commit().await).is_outcome_unknown());
+            }
+        }));
+        let cut = async {
+            eventually("the COMMIT took effect", async || site.count("there").await == 1).await;
+            proxy.cut();
+        };
+        let (response, ()) = tokio::join!(request, cut);
+        proxy.delay_replies(Duration::ZERO);
+        assert_unknown(&response);
+        site.assert_whole().await;
     }
 }
