@@ -197,6 +197,9 @@ impl DbSessionLayer {
 impl<Tag> DbSessionLayer<Tag> {
     /// A layer whose sessions carry a tag, for services with several databases.
     ///
+    /// A request that writes to two of them has two transactions. The one of the inner layer is committed first,
+    /// and stands if the other one fails: that answer has no `Retry-After`.
+    ///
     /// ```
     /// # #[cfg(feature = "mock")] {
     /// use sea_orm::{DbBackend, MockDatabase};
@@ -270,7 +273,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// [`transaction_if`](Self::transaction_if) picks as well.
     ///
     /// The options travel with BEGIN, in one round trip. SQLite has no isolation levels (its
-    /// transactions are serializable), and gets `PRAGMA query_only` for `READ ONLY`.
+    /// transactions are serializable); for `READ ONLY`, `PRAGMA query_only` is set instead.
     pub fn transaction_with(mut self, options: TransactionOptions) -> Self {
         let policy = self.policy();
         policy.options = options;

@@ -94,7 +94,7 @@
 //! ```
 //!
 //! Code that is generic over SeaORM's `ConnectionTrait`, `StreamTrait` or `TransactionTrait` takes a
-//! `&DbSession` as it is. Without axum, the session is in the request's extensions:
+//! `&DbSession` as it is. Without axum, take the session from the request's extensions:
 //! [`DbSession::from_extensions`]. Outside of requests, sessions come from a [`SessionPool`].
 //!
 //! A request's transaction is one argument, [`DbTx`], or one word on the layer:
@@ -181,11 +181,11 @@
 //! | **A cancelled request stops costing the server** | With [`cancel_running`](SessionPoolBuilder::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that it can never hit another request's. Outside of a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction only inside of transactions. |
 //! | **Exhaustion is an answer, not a hang** | Waiting is bounded in time ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and in number ([`max_waiting`](SessionPoolBuilder::max_waiting)); then 503 with `Retry-After`, checked out lazily or not. Exhausted, database down and closing are told apart. |
 //! | **Dropping is harmless** | No panic and no blocking, without a runtime, while unwinding, at shutdown. |
-//! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, the outcome is unknown; that is an error of its own, and never retried. |
+//! | **An acknowledged write is a committed write** | In a transaction, a success leaves only after the server committed. A failed COMMIT, a transaction that the server gave up after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the answer into an error and the transaction into a rollback. If the connection is lost during COMMIT, the outcome is unknown; that is a separate kind of error, and is never retried. |
 //! | **Everything else rolls back** | And the rollback is awaited, at most for the `release_timeout`, before the error leaves. Where the handler has dropped a statement half-way, as a time-out layer inside the session layer does, the answer waits 100 ms for that statement, and the rollback follows in a task. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error, not another one's data loss. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset): settings, role, advisory locks, temporary tables, LISTEN and cursors of a session are gone before the next one has the connection. Not behind a proxy that pools per transaction. |
-//! | **Polled means progress** | Whichever of a session's futures are still polled, each of those ends: `select!` by `&mut`, `buffered`, a statement that is kept and not polled any more. An open stream refuses other statements instead. |
+//! | **No deadlock between futures of one session** | Each future of a session that is still polled ends: `select!` by `&mut`, `buffered`, a statement that is kept and not polled any more. An open stream refuses other statements instead. |
 //! | **While the database answers, requests are answered** | Silent idle connections, connects that fail and a server with no place left keep no request from the connections that work. A statement whose answer the network has lost ends with an error where [`cancel_running`](SessionPoolBuilder::cancel_running) is on; without it, [`max_hold`](SessionPoolBuilder::max_hold) bounds it. |
 //! | **Fail-over heals by itself** | A write that the server refuses as read-only has the pool's connections closed, so that the next ones go where the name leads. |
 //! | **A good citizen of tower** | The inner service's error passes untouched, readiness is respected, axum is optional, and any body type works. |
@@ -244,7 +244,7 @@
 //!   out: run everything on the session; [`lazy`](DbSessionLayer::lazy) and
 //!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPoolBuilder::reserve)
 //!   connections for the plain users. A second session from `pool()` has the
-//!   same trouble, but is seen: the log names the request, and where all who hold one wait, one gets an error at
+//!   same trouble, but is seen: the log names the request, and where every request that holds one waits, one gets an error at
 //!   once. So it is for jobs ([`transaction`](SessionPool::transaction) inside of another one). A
 //!   [`session`](SessionPool::session) that the handler took from `pool()` is not attributed to the request,
 //!   because it may have moved to another task.
@@ -262,6 +262,7 @@
 //! | the same, lazily, and the handler answered 5xx | 503 instead of the handler's answer ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) lets that stand) | 1–3 s, random; none if the session had run a statement before |
 //! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if something of the request was committed |
 //! | the connection was taken away by [`max_hold`](SessionPoolBuilder::max_hold): an answer below 400 whose transaction was lost by it, or a 5xx | 504 | – |
+//! | the server stopped a statement (`statement_timeout`, `max_execution_time`) and the handler answered 5xx | 504 | – |
 //! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | – |
 //! | COMMIT failed for good or its outcome is unknown, the transaction was given up, something of it is still open or running | 500 | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
@@ -271,8 +272,8 @@
 //! of `application/problem+json`. A gRPC request gets status 200 with `grpc-status` 14 or 13.
 //!
 //! A statement's error is SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and
-//! the server's errors that a retry may cure (serialization failure, deadlock, lock time-out): ask it for
-//! the [`status`](Error::status) and [`retry_after`](Error::retry_after) of your answer.
+//! the server's errors that a retry may cure (serialization failure, deadlock, lock time-out): use its
+//! [`status`](Error::status) and [`retry_after`](Error::retry_after) for your answer.
 //!
 //! # The log
 //!
@@ -281,7 +282,7 @@
 //! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` (released, committed, rolled back, unknown) when it closes |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
-//! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm::pool` | INFO | connections are available again |
 //! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPoolBuilder::warn_hold) (10 s), with method, path and its last statement without values; INFO when it came back after all |
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or by [`close`](SessionPool::close) |
 //! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session of a pool while it holds one |

@@ -7,7 +7,7 @@
 //! | `tower_sea_orm::session` | WARN | a statement that needs a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text |
 //! | `tower_sea_orm::session` | ERROR | a transaction that raw or stored code has ended, with its last statement |
 //! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
-//! | `tower_sea_orm::pool` | INFO | connections are to be had again |
+//! | `tower_sea_orm::pool` | INFO | connections are available again |
 //! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than `warn_hold`, with its last statement; INFO when it is back |
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or `close()` |
 //! | `tower_sea_orm::pool` | WARN | a statement whose answer the network has lost; INFO: a connect that took too long and was given up |
@@ -194,7 +194,7 @@ impl Pressure {
             self.is_on.store(false, Ordering::Relaxed);
             let suppressed = std::mem::take(&mut burst.untold);
             drop(burst);
-            tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are to be had again");
+            tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
         }
     }
 }

@@ -50,13 +50,17 @@
 //!   holds one gets an error at once. What works on the plain `DatabaseConnection`, beside the pool, sees
 //!   nothing of the test, so the one of [`SessionPool::database`] is closed here: its statements fail. Run
 //!   migrations on the real one, before the test begins.
-//! - Isolation levels and access modes are those of the outer transaction, the database's default.
+//! - Isolation levels and access modes are those of the outer transaction, the database's default: a GET that
+//!   writes in spite of `read_only_otherwise()` is not refused.
 //! - A statement that fails outside of a transaction of its session is rolled back to a savepoint,
 //!   which makes every such statement three.
-//! - Deferred constraints are checked at a COMMIT on PostgreSQL; SQLite checks them never, because it
+//! - Deferred constraints are checked at a COMMIT on PostgreSQL; SQLite never checks them, because it
 //!   does so at the end of the outermost transaction.
 //! - On MySQL and MariaDB, statements that commit implicitly (DDL) are refused: make the tables before.
 //!   There a deadlock ends the outer transaction as well.
+//! - The connection stays: `reset` puts nothing back, `cancel_running` cancels nothing, and what runs when
+//!   `max_hold` is over goes on. A connection that is closed at the `release_timeout` ends the test's transaction.
+//! - With tokio's clock paused, time-outs pass while a server is waited for. SQLite and mocks need none.
 //! - Hooks are not run: see [`TestPool::hooks`].
 //! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
 
@@ -149,8 +153,8 @@ pub struct TestPool(SessionPool);
 
 impl TestPool {
     /// Takes a connection of the database and opens the transaction. Give it a `DatabaseConnection`, or a
-    /// [`SessionPool::builder`] with the settings that the service has in production; `reserve` is of no
-    /// effect, because there is one connection.
+    /// [`SessionPool::builder`] with the settings that the service has in production; `reserve`, `reset`
+    /// and `cancel_running` are of no effect, because there is one connection, which stays.
     ///
     /// # Errors
     ///

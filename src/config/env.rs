@@ -18,7 +18,7 @@ impl PoolConfig {
     /// `DATABASE_URL`). A variable that is empty counts as not set, so that
     /// `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
     ///
-    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typing error.
+    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo.
     /// The others belong to other programs, and one line of the log, at WARN, names them: what these call
     /// the parts of a URL (`DB_HOST`, `DB_PASSWORD`, …), and what Kubernetes and Docker inject beside a
     /// service called `db` (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).

@@ -17,7 +17,7 @@ pub(crate) use self::trouble::{Trouble, ends_connection};
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
 /// The text says what to do about it. It holds no database text, SQL or URL; the cause, where
-/// there is one, is behind [`source`](std::error::Error::source) and belongs into a log.
+/// there is one, is behind [`source`](std::error::Error::source) and belongs in a log.
 ///
 /// Statements return SeaORM's [`DbErr`]; [`Error::of`] finds the `Error` in it.
 #[derive(Clone)]
@@ -118,7 +118,7 @@ impl Error {
         }
     }
 
-    /// When to come back, for a `Retry-After` header; `None` where coming back is no cure.
+    /// How long the client should wait, for a `Retry-After` header; `None` where trying again does not help.
     ///
     /// A random 1 to 3 s for a pool that had no connection, so that the rejected do not return all
     /// at once, and for a server that is read-only; 1 s after a conflict with another transaction or a stale plan.

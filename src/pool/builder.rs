@@ -140,8 +140,10 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// How long the layer and [`SessionPool::transaction`] wait for the answer to a COMMIT. After that the
-    /// outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
+    /// How long the layer, [`SessionPool::transaction`] and a handler's own `commit()` wait for the answer to a
+    /// COMMIT. After that the outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
+    ///
+    /// Handles over a plain `DatabaseConnection` have SeaORM's `commit()`, which is not bounded.
     pub fn commit_timeout(mut self, timeout: Duration) -> Self {
         self.settings.commit_timeout = timeout;
         self

@@ -21,7 +21,8 @@
 /// # What is put back
 ///
 /// - **PostgreSQL**: settings, role and session authorization, advisory locks, `LISTEN`, cursors,
-///   temporary objects, the memory of sequences. The driver's prepared statements stay. What
+///   temporary objects. The memory of sequences (`lastval`) is put back with these, but is no reason for a
+///   reset: an INSERT would be one. The driver's prepared statements stay. What
 ///   `schema_search_path` and `after_connect` had set is read before the first change (one round trip
 ///   for each connection that comes from the driver's pool, and only if a change is about to come) and
 ///   set again. PostgreSQL does not list parameters with a dot in their name: give those as start-up

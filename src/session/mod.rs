@@ -53,7 +53,7 @@ use crate::{
     pool::{Admission, SessionPool},
 };
 
-/// The tag of a service's one and only, or most important, database.
+/// The default tag. Only a service with several databases names one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Main {}
 

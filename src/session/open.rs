@@ -22,7 +22,9 @@ impl SessionPool {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up the place in the queue; no connection is lost.
+    /// Dropping the future gives up the place in the queue; no connection is lost. Kept without being polled,
+    /// it may be given a connection that it does not take, and no other caller gets that one: after a
+    /// `select!` on `&mut` of it, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
         let plan = Plan { is_loose: true, ..Plan::default() };
         let (session, guard) = self.eager_session(plan).await?;

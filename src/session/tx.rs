@@ -140,7 +140,7 @@ impl<Tag> DbSession<Tag> {
     /// Commits the session's transaction now instead of with the response. The next statement begins
     /// another one. With no statement since the last, there is nothing to do.
     ///
-    /// For what must stand whatever the answer is, such as the counter of a failed log-in that
+    /// For changes that must stay whatever the answer is, such as the counter of a failed log-in that
     /// answers 401:
     ///
     /// ```
@@ -223,14 +223,15 @@ impl<Tag> DbSession<Tag> {
     /// Hooks run in the order of their registration, in a task of their own once the connection is back
     /// (after an early [`commit`](Self::commit): at once). They do not delay the response, and run even
     /// if the client has gone. Registered while a nested transaction is open, a hook belongs to that
-    /// and is dropped when that is rolled back. Where nobody knows whether the COMMIT took effect, no
+    /// and is dropped when that is rolled back. Where it stays unknown whether the COMMIT took effect, no
     /// hook runs. They live in memory: a process that ends loses them.
     ///
     /// In a session without a transaction, what ran is committed: the hook runs at once.
     ///
     /// # Errors
     ///
-    /// If the request has ended.
+    /// If the request has ended, or on a handle that belongs to none (`DbSession::from(db)`) in a transaction,
+    /// which nothing would end.
     pub fn after_commit(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
         self.core.hook(Who::Session, After::Commit, hook)
     }
@@ -241,7 +242,8 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// If the request has ended.
+    /// If the request has ended, or on a handle that belongs to none (`DbSession::from(db)`) in a transaction,
+    /// which nothing would end.
     pub fn after_rollback(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
         self.core.hook(Who::Session, After::Rollback, hook)
     }

@@ -16,7 +16,7 @@ use crate::{
 
 /// Puts the requests of single routes into a transaction, or takes them out of the one that the
 /// [`DbSessionLayer`](crate::DbSessionLayer) around it says. It opens nothing itself: it only tells the
-/// session. Of several, the innermost wins.
+/// session. If there are several, the innermost wins.
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "mock"))] {

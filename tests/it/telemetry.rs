@@ -123,7 +123,7 @@ async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_i
         assert!(warnings[0].contains(part), "no {part} in {}", warnings[0]);
     }
     drop(holder);
-    crate::support::wait::eventually("the log says that connections are to be had again", async || {
+    crate::support::wait::eventually("the log says that connections are available again", async || {
         call(&app).await.status() == 200 && log.count("to be had again") == 1
     })
     .await;

@@ -83,6 +83,8 @@ pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> 
         _ if name.eq_ignore_ascii_case("set_config") && is_local(rest) => Change::Transaction,
         _ if name.eq_ignore_ascii_case("set_config") => Change::Session,
         _ if starts_with(name, "pg_") => server_function(name),
+        // These run a text that may be any statement.
+        _ if starts_with(name, "query_to_xml") || is_one_of(name, &["ts_stat", "ts_rewrite"]) => Change::Session,
         // A connection to another server, known by its name.
         _ if starts_with(name, "dblink_") => Change::Beyond,
         _ if is_temporary(token, previous, &["create", "replace", "local", "global", "into"]) => Change::Session,
@@ -102,6 +104,8 @@ fn server_function(name: &str) -> Change {
             }
         }
         _ if starts_with(name, "pg_temp") => Change::Session,
+        // An UPDATE of this view is a SET.
+        _ if name.eq_ignore_ascii_case("pg_settings") => Change::Session,
         _ if starts_with(name, "pg_replication_origin_session_") => Change::Beyond,
         _ => Change::None,
     }
