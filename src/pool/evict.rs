@@ -46,6 +46,14 @@ impl Eviction {
         self.set(&mut self.lock(), Duration::ZERO);
     }
 
+    /// The last one goes on until now.
+    fn extend(&self) {
+        let mut last = self.lock();
+        if let Some(last) = last.as_mut() {
+            last.at = Instant::now();
+        }
+    }
+
     /// Notes one because of a refused write, unless it is too soon; returns how long ago the one before was.
     fn note_refusal(&self) -> Option<Duration> {
         let mut last = self.lock();
@@ -136,7 +144,7 @@ impl SessionPool {
     pub(super) fn has_returned(&self, fetched: Instant) {
         if self.is_evicted(fetched) {
             self.shared.source.close_idle();
-            self.shared.eviction.note();
+            self.shared.eviction.extend();
         }
     }
 
