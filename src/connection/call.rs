@@ -38,9 +38,9 @@ impl PinnedConnection {
             output = self.read_what_is_left(output, false).await;
         }
         if self.state != State::Broken {
-            // Where the operation has not run, a half of what was to be there before it may be.
-            let has_not_run = task.operation.is_some();
-            self.state = if was_suspect || task.doubtful || has_not_run { State::Suspect } else { State::Known };
+            // A half of what was to be there before the operation may be.
+            let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
+            self.state = if was_suspect || task.doubtful || half_begun { State::Suspect } else { State::Known };
         }
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(victim) = self.victim.as_ref().filter(|_| task.stoppable) {

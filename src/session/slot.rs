@@ -342,6 +342,9 @@ impl State {
         self.hooks.forget();
         self.committed = true;
         self.unsettled = Some(Kind::OutcomeUnknown.into());
+        if self.levels.len() == 1 && self.has_begun() {
+            self.levels.clear();
+        }
     }
 
     /// Whether a statement that commits what is open would do so behind the session's back.
