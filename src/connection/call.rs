@@ -211,6 +211,7 @@ impl PinnedConnection {
                 self.failed = Some(Failed::Ended(Kind::Aborted));
             }
             if is_stream {
+                self.may_be_heard = self.failed.is_none();
                 self.failed.get_or_insert(Failed::Unheard(depth));
             }
         }

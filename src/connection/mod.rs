@@ -56,6 +56,8 @@ pub(crate) struct PinnedConnection {
     failed: Option<Failed>,
     /// A transaction was ended by something else than the session, which does not know it yet.
     ended_elsewhere: bool,
+    /// The last stream's failure is the only one, so that all is well when its reader knows it.
+    may_be_heard: bool,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
     /// Each statement commits by itself unless the session says otherwise, which MySQL's may have been told
@@ -115,6 +117,7 @@ impl PinnedConnection {
             state: State::Known,
             failed: None,
             ended_elsewhere: false,
+            may_be_heard: false,
             leaves_savepoint: false,
             is_proven: backend != DbBackend::MySql,
             query_only: false,
@@ -161,7 +164,8 @@ impl PinnedConnection {
     /// The reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
-        self.failed = self.failed.filter(|failed| !matches!(failed, Failed::Unheard(_)));
+        let is_only_one = self.may_be_heard;
+        self.failed = self.failed.filter(|failed| !is_only_one || !matches!(failed, Failed::Unheard(_)));
     }
 
     /// Whether a transaction was ended behind the session's back since this was last asked.

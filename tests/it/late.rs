@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DbErr, Statement, StreamTrait};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, StreamTrait};
 use tower_sea_orm::{DbSession, DbTx};
 
 use crate::support::{
@@ -185,4 +185,28 @@ async fn one_row_of_an_endless_result_is_had_at_once_on_sqlite() {
         assert_eq!(tokio::time::timeout(BOUND, asking).await.unwrap().status(), StatusCode::OK);
         site.assert_whole().await;
     }
+}
+
+#[tokio::test]
+async fn a_failure_that_is_heard_makes_none_good_that_was_not() {
+    let site = Site::new(Kind::MySql).await;
+    site.run(
+        "CREATE PROCEDURE late() BEGIN SELECT 1; INSERT INTO item (name) VALUES ('half'); SIGNAL SQLSTATE '45000'; END",
+    )
+    .await;
+    let response = site
+        .call(async |tx: DbTx| {
+            let call = |sql: &str| Statement::from_string(DbBackend::MySql, sql);
+            let mut unheard = tx.stream_raw(call("CALL late()")).await.unwrap();
+            let _ = unheard.next().await;
+            drop(unheard);
+            let mut heard = tx.stream_raw(call("SELECT 1 FROM no_such_table")).await.unwrap();
+            while let Some(row) = heard.next().await {
+                row.unwrap_err();
+            }
+        })
+        .await;
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{:?}", outcome(&response));
+    assert_eq!(site.seen(["half"]).await, [false]);
+    site.assert_whole().await;
 }

@@ -53,8 +53,13 @@ fn mentions(backend: DbBackend, sql: &str) -> bool {
     let after = |at: usize, word: &str| {
         bytes.get(at..at + word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
     };
+    let is_after = |at: usize, word: &str| at.checked_sub(word.len()).is_some_and(|before| after(before, word));
     bytes.iter().enumerate().any(|(at, byte)| match byte {
-        b'_' => TELLING.iter().any(|word| after(at + 1, word)) || at >= 6 && after(at - 6, "dblink"),
+        b'_' => {
+            TELLING.iter().any(|word| after(at + 1, word))
+                || is_after(at, "dblink")
+                || is_after(at, "ts") && (after(at + 1, "stat") || after(at + 1, "rewrite"))
+        }
         b't' | b'T' => backend == Postgres && after(at + 1, "emp"),
         b'&' => backend == Postgres && after(at + 1, "\""),
         b'@' => backend == MySql,
@@ -65,8 +70,9 @@ fn mentions(backend: DbBackend, sql: &str) -> bool {
 
 /// What follows the underscore in names of functions that change a session: `set_config`,
 /// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
-/// `load_extension`.
-const TELLING: [&str; 7] = ["config", "advisory_", "temp", "origin_session", "lock", "get_", "extension"];
+/// `load_extension`, `query_to_xml`; and of the view `pg_settings`.
+const TELLING: [&str; 9] =
+    ["config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings", "to_xml"];
 
 /// What stands before a statement.
 const END: Token<'static> = Token::Symbol(b';');
