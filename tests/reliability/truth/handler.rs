@@ -119,7 +119,7 @@ impl Handler {
         let tx = match on!(db, c => c.begin().await) {
             Ok(tx) => tx,
             Err(error) => {
-                if parent.is_none() {
+                if parent.is_none() && !self.notes().is_contended {
                     self.notes().wrong.push(format!("no BEGIN where nothing is open: {error}"));
                 }
                 return Ok(());
@@ -201,7 +201,7 @@ impl Taken {
 }
 
 /// What `future` yields, unless it is dropped after so many polls.
-async fn after_polls<F: Future>(polls: u32, future: F) -> Option<F::Output> {
+pub async fn after_polls<F: Future>(polls: u32, future: F) -> Option<F::Output> {
     let (mut future, mut left) = (pin!(future), polls);
     std::future::poll_fn(|cx| {
         if left == 0 {

@@ -1,6 +1,7 @@
 //! Handlers drawn by lot: what they and their clients are told is what others see in the database.
 //!
-//! A failing case prints its seed and its script; `TRUTH_SEED` runs that one alone.
+//! A failing case prints its seed and its script; `TRUTH_SEED` runs that one alone, and `TRUTH_FROM` begins
+//! with another one than the first.
 
 mod handler;
 mod notes;
@@ -10,22 +11,25 @@ mod script;
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::AtomicI64},
+    time::Duration,
 };
 
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
+use futures_util::future::join_all;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use sea_orm::{
-    ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, Statement, TransactionError, TransactionTrait,
+    ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, IsolationLevel, Statement, TransactionError,
+    TransactionOptions, TransactionTrait,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
 use tower_sea_orm::{DbSession, DbTx, Outcome};
 
 use self::{
-    handler::Handler,
+    handler::{Handler, after_polls},
     notes::Told,
     operation::{Operation, ROWS, schema},
     script::{Mode, Script, Step, Taken, Way},
@@ -43,33 +47,55 @@ use super::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_told_is_what_stands_on_postgres() {
-    tell_the_truth(Kind::Postgres).await;
+    tell_the_truth(Kind::Postgres, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_told_is_what_stands_on_mysql() {
-    tell_the_truth(Kind::MySql).await;
+    tell_the_truth(Kind::MySql, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_told_is_what_stands_on_sqlite() {
-    tell_the_truth(Kind::SqliteFile).await;
+    tell_the_truth(Kind::SqliteFile, 1).await;
 }
 
-async fn tell_the_truth(kind: Kind) {
-    let asked = std::env::var("TRUTH_SEED").ok().and_then(|seed| seed.parse().ok());
-    let mut left = asked.map_or(0..cases(if is_long() { 10_000 } else { 300 }).into(), |seed: u64| seed..seed + 1);
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_requests_at_a_time_are_told_is_what_stands_on_postgres() {
+    tell_the_truth(Kind::Postgres, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_requests_at_a_time_are_told_is_what_stands_on_mysql() {
+    tell_the_truth(Kind::MySql, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_two_requests_at_a_time_are_told_is_what_stands_on_sqlite() {
+    tell_the_truth(Kind::SqliteFile, 2).await;
+}
+
+/// What an environment variable asks for.
+fn asked(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|number| number.parse().ok())
+}
+
+/// Handlers, so many `at_a_time`.
+async fn tell_the_truth(kind: Kind, at_a_time: u32) {
+    let first = asked("TRUTH_FROM").unwrap_or(0);
+    let all = first..first + u64::from(cases(if is_long() { 10_000 } else { 300 }));
+    let mut left = asked("TRUTH_SEED").map_or(all, |seed| seed..seed + 1);
     while !left.is_empty() {
-        let court = Court::new(kind).await;
+        let court = Court::new(kind, at_a_time).await;
         if kind == Kind::MySql && !is_mariadb(court.site.view()).await {
             // MySQL has neither RETURNING nor EXECUTE IMMEDIATE.
             return;
         }
         for seed in left.by_ref().take(A_DATABASE) {
             let mut dice = Dice::new(seed.wrapping_add(1).wrapping_mul(0xd134_2543_de82_ef95));
-            let script = Script::draw(kind, &mut dice);
-            let wrong = court.hear(&script).await;
-            assert!(wrong.is_empty(), "TRUTH_SEED={seed}\n{script:#?}\n{wrong:#?}");
+            let scripts: Vec<_> = (0..at_a_time).map(|_| Script::draw(kind, &mut dice)).collect();
+            let wrong = court.hear(&scripts).await;
+            assert!(wrong.is_empty(), "TRUTH_SEED={seed}\n{scripts:#?}\n{wrong:#?}");
         }
         court.close().await;
     }
@@ -79,19 +105,20 @@ async fn tell_the_truth(kind: Kind) {
 /// prepared, because MySQL forgets each further one with a delay.
 const A_DATABASE: usize = 150;
 
-/// A service on one connection, and somebody else's view.
+/// A service on one connection, or two, and somebody else's view.
 struct Court {
     site: Site,
+    at_a_time: u32,
     next: Arc<AtomicI64>,
     /// Holds a lock that no other gets.
     blocker: Option<DatabaseTransaction>,
 }
 
 impl Court {
-    async fn new(kind: Kind) -> Self {
+    async fn new(kind: Kind, at_a_time: u32) -> Self {
         let test = TestDb::new(kind).await;
-        let db = connect(&test).await;
-        let site = Site::with(test, db, 1).await;
+        let db = connect(&test, at_a_time).await;
+        let site = Site::with(test, db, at_a_time).await;
         for sql in schema(kind) {
             site.run(sql).await;
         }
@@ -101,18 +128,31 @@ impl Court {
             locked.execute_unprepared("SELECT id FROM locked FOR UPDATE").await.expect("a lock");
             blocker = Some(locked);
         }
-        Self { site, next: Arc::new(AtomicI64::new(ROWS)), blocker }
+        Self { site, at_a_time, next: Arc::new(AtomicI64::new(ROWS)), blocker }
     }
 
-    /// Runs the script, then requests on the same connection. Returns what was not true.
-    async fn hear(&self, script: &Script) -> Vec<String> {
-        let handler = Handler::new(self.site.kind(), self.next.clone(), script.mode != Mode::Autocommit);
-        let heard = tokio::time::timeout(BOUND, self.serve(script, &handler)).await;
-        heard.expect("an answer, not a hang");
-        let (alone, refused) = (self.probe(Mode::Autocommit, 200).await, self.probe(Mode::Argument, 409).await);
-        eventually("no session is out", async || self.site.layer.pool().status().in_use == 0).await;
+    /// Runs the scripts, then requests on the same connections. Returns what was not true.
+    async fn hear(&self, scripts: &[Script]) -> Vec<String> {
+        let mut handlers: Vec<_> = scripts.iter().map(|script| self.handler(script)).collect();
+        let serving = handlers.iter().zip(scripts).map(async |(handler, script)| {
+            handler.notes().is_contended = self.at_a_time > 1;
+            after_polls(script.leaves.unwrap_or(u32::MAX), self.serve(script, handler)).await;
+        });
+        let heard = tokio::time::timeout(BOUND, join_all(serving)).await;
+        heard.expect("answers, not a hang");
+        let pool = self.site.layer.pool();
+        eventually("no session is out", async || pool.status().in_use == 0).await;
+        let mut held = Vec::new();
+        for _ in 0..self.at_a_time {
+            handlers.push(self.probe(Mode::Autocommit, 200).await);
+            handlers.push(self.probe(Mode::Argument, 409).await);
+            // The next ones are on another connection.
+            held.push(pool.session().await.expect("a connection"));
+        }
+        drop(held);
+        eventually("no session is out", async || pool.status().in_use == 0).await;
         let (seen, mut wrong) = (self.rows().await, Vec::new());
-        for handler in [handler, alone, refused] {
+        for handler in handlers {
             let mut notes = handler.notes();
             notes.compare(&seen);
             wrong.append(&mut notes.wrong);
@@ -120,11 +160,16 @@ impl Court {
         wrong
     }
 
+    fn handler(&self, script: &Script) -> Handler {
+        Handler::new(self.site.kind(), self.next.clone(), script.mode != Mode::Autocommit)
+    }
+
     /// A plain insert by the next request.
     async fn probe(&self, mode: Mode, status: u16) -> Handler {
-        let handler = Handler::new(self.site.kind(), self.next.clone(), mode != Mode::Autocommit);
         let steps = vec![Step::Run(Operation::Plain, Way::Execute, Taken::Passed(500))];
-        let answered = self.serve(&Script { mode, steps, status }, &handler).await;
+        let script = Script { mode, steps, status, leaves: None };
+        let handler = self.handler(&script);
+        let answered = self.serve(&script, &handler).await;
         if answered != status {
             handler.notes().wrong.push(format!("the next request on this connection was answered by {answered}"));
         }
@@ -133,11 +178,17 @@ impl Court {
 
     async fn serve(&self, script: &Script, handler: &Handler) -> u16 {
         let (script, at_work) = (script.clone(), handler.clone());
-        let transactional = self.site.layer.clone().transaction();
+        let options = match script.mode {
+            Mode::Serializable => {
+                TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() }
+            }
+            _ => TransactionOptions::default(),
+        };
+        let transactional = self.site.layer.clone().transaction_with(options);
         let response = match script.mode {
             Mode::Job => return self.job(&script, handler).await,
             Mode::Autocommit => self.site.call(async move |db: DbSession| answer(&script, &at_work, &db).await).await,
-            Mode::Layer => {
+            Mode::Layer | Mode::Serializable => {
                 let app = axum::Router::new().fallback(async move |db: DbSession| answer(&script, &at_work, &db).await);
                 crate::support::site::call(app.layer(transactional)).await
             }
@@ -198,16 +249,18 @@ impl Court {
     }
 }
 
-/// A pool of one, on a database that is soon full.
-async fn connect(test: &TestDb) -> DatabaseConnection {
+/// A small pool on a database that is soon full. Where there is more than one connection, SQLite does not wait
+/// for long.
+async fn connect(test: &TestDb, size: u32) -> DatabaseConnection {
     let mut options = match test.kind {
-        Kind::MySql => test.options_at(&format!("{}?statement-cache-capacity=4000", test.url()), 1),
-        _ => test.options(1),
+        Kind::MySql => test.options_at(&format!("{}?statement-cache-capacity=4000", test.url()), size),
+        _ => test.options(size),
     };
     if test.kind == Kind::SqliteFile {
-        options.map_sqlx_sqlite_opts(|options| {
+        let busy = if size == 1 { BOUND } else { Duration::from_millis(5) };
+        options.map_sqlx_sqlite_opts(move |options| {
             let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off);
-            options.busy_timeout(BOUND).pragma("max_page_count", "2000")
+            options.busy_timeout(busy).pragma("max_page_count", "2000")
         });
     }
     Database::connect(options).await.expect("the database can be reached")

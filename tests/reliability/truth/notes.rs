@@ -8,6 +8,8 @@ use super::operation::{ROWS, Traits};
 
 #[derive(Debug, Default)]
 pub struct Notes {
+    /// Requests beside it may make any statement fail.
+    pub is_contended: bool,
     statements: Vec<Noted>,
     scopes: Vec<Scope>,
     /// What was seen to be wrong at once.
@@ -78,7 +80,8 @@ impl Notes {
         if heard == Heard::Ok && traits.must_fail {
             self.wrong.push(format!("succeeded: {}", traits.sql));
         }
-        if matches!(heard, Heard::Failed | Heard::MayStand) && traits.must_work && scope.is_none() {
+        let must_work = traits.must_work && !self.is_contended;
+        if matches!(heard, Heard::Failed | Heard::MayStand) && must_work && scope.is_none() {
             self.wrong.push(format!("failed where each statement is alone: {}", traits.sql));
         }
         self.statements.push(Noted { first, traits, heard, scope });

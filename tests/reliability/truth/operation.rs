@@ -30,6 +30,12 @@ pub enum Operation {
     LockRefused,
     /// It takes too long.
     Timeout,
+    /// It waits for a lock that never comes free.
+    LockWait,
+    /// It wants a row that a request beside may hold: by its place.
+    Shared(i64),
+    /// It depends on what others have written.
+    Skewed,
     /// SQL of this kind of database, by its place in [`special`].
     Special(usize),
 }
@@ -71,6 +77,10 @@ impl Operation {
         Self::LockRefused,
         Self::Timeout,
     ];
+
+    /// Those by which two requests come into each other's way.
+    pub const CONTENDED: [Self; 6] =
+        [Self::Shared(1), Self::Shared(2), Self::Shared(3), Self::Skewed, Self::Skewed, Self::LockWait];
 
     /// What it is with rows from the number `first` on; `None` if this database has no such thing.
     pub fn traits(self, kind: Kind, first: i64) -> Option<Traits> {
@@ -118,8 +128,24 @@ impl Operation {
                 let text = format!("SET LOCAL statement_timeout = 20; {insert}");
                 Traits { unprepared: true, inside: true, ..failing(text) }
             }
+            Self::LockWait if kind == Kind::MySql => failing(format!(
+                "SET STATEMENT innodb_lock_wait_timeout = 1 FOR INSERT INTO truth (n, k) VALUES ({first}, 50)"
+            )),
+            Self::LockWait if kind == Kind::Postgres => {
+                let insert = format!("INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, 50)");
+                let text = format!("SET LOCAL lock_timeout = 20; {insert}");
+                Traits { unprepared: true, inside: true, ..failing(text) }
+            }
+            Self::Shared(row) => {
+                let insert = format!("INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, {})", 50 + row);
+                Traits { must_work: false, ..working(insert, 2) }
+            }
+            Self::Skewed => {
+                let insert = format!("INSERT INTO truth (n, k) SELECT {first}, 0 * count(*) FROM truth");
+                Traits { must_work: false, ..working(insert, 1) }
+            }
             Self::Special(place) => special(kind, first).into_iter().nth(place)?,
-            Self::Deferred | Self::LockRefused | Self::Timeout => return None,
+            Self::Deferred | Self::LockRefused | Self::Timeout | Self::LockWait => return None,
         })
     }
 }
@@ -204,8 +230,12 @@ pub fn schema(kind: Kind) -> Vec<&'static str> {
             "CREATE TABLE truth (n bigint PRIMARY KEY, k integer NOT NULL CHECK (k < 100)) ENGINE=InnoDB",
             "CREATE TABLE locked (id integer PRIMARY KEY) ENGINE=InnoDB",
             "INSERT INTO locked VALUES (1)",
-            "CREATE TRIGGER refuses BEFORE INSERT ON truth FOR EACH ROW \
-             BEGIN IF NEW.k = 77 THEN SIGNAL SQLSTATE '45000'; END IF; END",
+            "CREATE TABLE shared (id integer PRIMARY KEY, hits integer NOT NULL DEFAULT 0) ENGINE=InnoDB",
+            "INSERT INTO shared (id) VALUES (1), (2), (3)",
+            "CREATE TRIGGER refuses BEFORE INSERT ON truth FOR EACH ROW BEGIN \
+             IF NEW.k = 77 THEN SIGNAL SQLSTATE '45000'; END IF; \
+             IF NEW.k = 50 THEN UPDATE locked SET id = id; END IF; \
+             IF NEW.k BETWEEN 51 AND 53 THEN UPDATE shared SET hits = hits + 1 WHERE id = NEW.k - 50; END IF; END",
             "CREATE PROCEDURE selects_and_fails() BEGIN SELECT 1 UNION SELECT 2; SIGNAL SQLSTATE '45000'; END",
             "CREATE PROCEDURE inserts_and_fails(IN first bigint) \
              BEGIN INSERT INTO truth VALUES (first, 0); SELECT 1; SIGNAL SQLSTATE '45000'; END",
@@ -222,7 +252,12 @@ pub fn schema(kind: Kind) -> Vec<&'static str> {
             "CREATE TABLE locked (id integer PRIMARY KEY)",
             "INSERT INTO locked VALUES (1)",
             "CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS \
-             'BEGIN IF NEW.k = 77 THEN RAISE EXCEPTION ''refused''; END IF; RETURN NEW; END'",
+             'BEGIN IF NEW.k = 77 THEN RAISE EXCEPTION ''refused''; END IF; \
+              IF NEW.k = 50 THEN UPDATE locked SET id = id; END IF; \
+              IF NEW.k BETWEEN 51 AND 53 THEN UPDATE shared SET hits = hits + 1 WHERE id = NEW.k - 50; END IF; \
+              RETURN NEW; END'",
+            "CREATE TABLE shared (id integer PRIMARY KEY, hits integer NOT NULL DEFAULT 0)",
+            "INSERT INTO shared (id) VALUES (1), (2), (3)",
             "CREATE TRIGGER refuses BEFORE INSERT ON truth FOR EACH ROW EXECUTE FUNCTION refuses()",
             "CREATE PROCEDURE commits(first bigint) LANGUAGE plpgsql AS \
              'BEGIN INSERT INTO truth VALUES (first, 0); COMMIT; INSERT INTO truth VALUES (first + 1, 0); END'",

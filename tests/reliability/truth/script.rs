@@ -8,6 +8,8 @@ pub struct Script {
     pub mode: Mode,
     pub steps: Vec<Step>,
     pub status: u16,
+    /// After so many polls, the client leaves.
+    pub leaves: Option<u32>,
 }
 
 /// What the statements of a handler run in.
@@ -16,6 +18,8 @@ pub enum Mode {
     Autocommit,
     /// A transaction that the layer orders.
     Layer,
+    /// The same, SERIALIZABLE.
+    Serializable,
     /// A transaction that the handler's argument orders.
     Argument,
     /// `pool.transaction`.
@@ -64,16 +68,18 @@ pub enum End {
 
 impl Script {
     pub fn draw(kind: Kind, dice: &mut Dice) -> Self {
-        let mode = match dice.below(7) {
+        let mode = match dice.below(8) {
             0 | 1 => Mode::Autocommit,
             2 => Mode::Layer,
             3 | 4 => Mode::Argument,
             5 => Mode::Job,
+            6 => Mode::Serializable,
             _ => Mode::Held(dice.below(3) > 0),
         };
         let status = [200, 201, 200, 302, 400, 422, 500][dice.below(7) as usize];
         let transactional = mode != Mode::Autocommit;
-        Self { mode, steps: steps(kind, dice, transactional, transactional, 2), status }
+        let leaves = (dice.below(8) == 0).then(|| dice.below(40) as u32);
+        Self { mode, steps: steps(kind, dice, transactional, transactional, 2), status, leaves }
     }
 }
 
@@ -95,8 +101,9 @@ fn step(kind: Kind, dice: &mut Dice, inside: bool, may_end: bool, depth: u32) ->
 
 fn run(kind: Kind, dice: &mut Dice, inside: bool) -> Step {
     loop {
-        let operation = match dice.below(3) {
-            0 => Operation::Special(dice.below(special(kind, 0).len() as u64) as usize),
+        let operation = match dice.below(6) {
+            0 | 1 => Operation::Special(dice.below(special(kind, 0).len() as u64) as usize),
+            2 => Operation::CONTENDED[dice.below(Operation::CONTENDED.len() as u64) as usize],
             _ => Operation::USUAL[dice.below(Operation::USUAL.len() as u64) as usize],
         };
         let Some(traits) = operation.traits(kind, 0).filter(|traits| inside || !traits.inside) else { continue };
