@@ -227,7 +227,7 @@ impl Core {
             Slot::Idle(connection) => connection,
             other => {
                 state.slot = other;
-                return Err(Kind::ConnectionLost.into_db_err());
+                return Err(state.no_connection_for(&operation).into_db_err());
             }
         };
         let depth = state.levels.len();

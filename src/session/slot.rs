@@ -377,6 +377,14 @@ impl State {
         self.unsettled.clone().filter(|_| self.untold)
     }
 
+    /// Why `operation` finds no connection. The end of a transaction is no rollback where something else may have
+    /// committed it.
+    pub(super) fn no_connection_for(&self, operation: &Operation) -> Kind {
+        let ends = matches!(operation, Operation::Commit | Operation::Rollback);
+        let may_stand = self.unsettled.as_ref().is_some_and(Error::is_ended_elsewhere);
+        if ends && may_stand { Kind::EndedElsewhere } else { Kind::ConnectionLost }
+    }
+
     /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
     pub(super) fn roll_back_all(&mut self) {
         self.levels.clear();

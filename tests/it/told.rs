@@ -9,7 +9,7 @@ use axum::{Router, body::Body, routing::any};
 use futures_util::FutureExt;
 use http::{Request, StatusCode};
 use sea_orm::{
-    ConnectionTrait, DbBackend, Statement,
+    ConnectionTrait, DbBackend, Statement, TransactionTrait,
     sqlx::{self, Connection, Executor},
 };
 use tower::ServiceExt;
@@ -20,7 +20,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 use crate::{
     support::{
         database::{Kind, insert_item},
-        site::{DEFERRING, Site, call, violate},
+        site::{DEFERRING, Site, call, known, violate},
         wait::eventually,
     },
     telemetry::Log,
@@ -276,4 +276,32 @@ async fn raw_code_that_has_ended_a_transaction_is_named_and_not_the_statement_be
     let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("ERROR")).collect();
     assert!(lines.iter().any(|line| line.contains("raw code")), "{lines:?}");
     assert!(!lines.iter().any(|line| line.contains("INSERT")), "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_transaction_that_stored_code_has_committed_tells_so_on_a_lost_connection() {
+    let site = Site::new(Kind::MySql).await;
+    site.run("CREATE PROCEDURE commits_and_dies() BEGIN COMMIT; KILL CONNECTION_ID(); END").await;
+    for savepoint in [false, true] {
+        for commits in [false, true] {
+            let name = format!("stands {savepoint} {commits}");
+            let inserted = name.clone();
+            site.call(async move |db: DbSession| {
+                if savepoint {
+                    db.tx();
+                    db.execute_unprepared("UPDATE item SET hits = 1").await.unwrap();
+                }
+                let tx = db.begin().await.unwrap();
+                insert_item(&tx, &inserted).await;
+                tx.execute_unprepared("CALL commits_and_dies()").await.unwrap_err();
+                let ended = if commits { tx.commit().await } else { tx.rollback().await };
+                let error = known(ended);
+                assert!(error.to_string().contains("may stand"), "{savepoint} {commits}: {error}");
+                StatusCode::CONFLICT
+            })
+            .await;
+            assert_eq!(site.count(&name).await, 1);
+        }
+    }
+    site.assert_whole().await;
 }

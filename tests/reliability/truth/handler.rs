@@ -119,8 +119,9 @@ impl Handler {
         let tx = match on!(db, c => c.begin().await) {
             Ok(tx) => tx,
             Err(error) => {
-                if parent.is_none() && !self.notes().is_contended {
-                    self.notes().wrong.push(format!("no BEGIN where nothing is open: {error}"));
+                let mut notes = self.notes();
+                if parent.is_none() && !notes.is_contended && !notes.may_be_released() {
+                    notes.wrong.push(format!("no BEGIN where nothing is open: {error}"));
                 }
                 return Ok(());
             }
