@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    future::{Future, poll_fn, ready},
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -17,7 +17,6 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     core::Core,
-    raw,
     slot::{Phase, Who},
     worker::Worker,
 };
@@ -286,9 +285,10 @@ impl Core {
         self: &Arc<Self>,
         work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, DbErr>> {
-        if raw::is_polled_for(self) {
+        #[cfg(feature = "_sqlx")]
+        if super::raw::is_polled_for(self) {
             // The turn is the code's own until it ends.
-            return Box::pin(ready(Err(Kind::RawRunning.into_db_err())));
+            return Box::pin(std::future::ready(Err(Kind::RawRunning.into_db_err())));
         }
         let Some(runtime) = self.runtime() else {
             // No task can be had. That is so with a mock only, whose work is done at the first poll.
