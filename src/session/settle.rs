@@ -97,6 +97,7 @@ impl Core {
             (None, None) => Settlement::Now(ended),
             (rollback, direct) => {
                 let bound = self.pool().settings().release_timeout;
+                let core = self.clone();
                 Settlement::Later(Box::pin(async move {
                     if let Some(rollback) = rollback {
                         rollback.wait(bound).await;
@@ -104,7 +105,10 @@ impl Core {
                     if let Some(transaction) = direct.and_then(Arc::into_inner) {
                         let _ = timeout(bound, transaction.rollback()).await;
                     }
-                    ended
+                    match (ended, core.lock().may_stand()) {
+                        (Ended::RolledBack, Some(error)) => Ended::Failed(error),
+                        (ended, _) => ended,
+                    }
                 }))
             }
         }
@@ -121,6 +125,7 @@ impl Core {
                     rollback.wait(self.pool().settings().release_timeout).await;
                 }
                 let state = self.lock();
+                let error = state.may_stand().filter(|_| !error.is_outcome_unknown()).unwrap_or(error);
                 let conflict = state.failures.current().cloned();
                 let conflict = conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
                 let error = error.because(state.cause.as_deref());
@@ -307,6 +312,14 @@ impl State {
             Some(error) => Err(error.to_db_err()),
             None => Ok(()),
         }
+    }
+
+    /// Why it cannot be told that all is rolled back: something else has ended the transaction, or runs in it
+    /// and may do so yet.
+    fn may_stand(&self) -> Option<Error> {
+        let known = self.unsettled.clone().filter(Error::is_ended_elsewhere);
+        let runs = matches!(&self.slot, Slot::Running(running) if running.is_doubtful);
+        known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
     }
 
     /// Why what the handler believes to be there is not.

@@ -6,10 +6,10 @@ use std::{
 };
 
 use axum::{Router, body::Body, routing::any};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, StatusCode};
 use sea_orm::{
-    ConnectionTrait, DbBackend, Statement, TransactionTrait,
+    ConnectionTrait, DbBackend, Statement, StreamTrait, TransactionTrait,
     sqlx::{self, Connection, Executor},
 };
 use tower::ServiceExt;
@@ -20,7 +20,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 use crate::{
     support::{
         database::{Kind, insert_item},
-        site::{DEFERRING, Site, call, known, violate},
+        site::{DEFERRING, Site, call, known, outcome, violate},
         wait::eventually,
     },
     telemetry::Log,
@@ -304,4 +304,36 @@ async fn the_end_of_a_transaction_that_stored_code_has_committed_tells_so_on_a_l
         }
     }
     site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn no_rollback_is_told_while_stored_code_that_may_commit_still_runs() {
+    // Whether it ends before the answer, and how the handler answers.
+    for (seconds, status) in [(0.03, 409), (0.6, 409), (0.6, 500), (2.5, 200)] {
+        let site = Site::new(Kind::MySql).await;
+        site.run(&format!("CREATE PROCEDURE commits_late() BEGIN DO SLEEP({seconds}); COMMIT; END")).await;
+        for streams in [false, true] {
+            let name = format!("stands {streams} {status}");
+            let inserted = name.clone();
+            let response = site
+                .call(async move |tx: DbTx| {
+                    insert_item(&tx, &inserted).await;
+                    let statement = Statement::from_string(tx.backend(), "CALL commits_late()");
+                    if streams {
+                        let opening = std::pin::pin!(async { tx.stream_raw(statement).await.unwrap().next().await });
+                        assert!(futures_util::poll!(opening).is_pending());
+                    } else {
+                        let calling = std::pin::pin!(tx.execute_raw(statement));
+                        assert!(futures_util::poll!(calling).is_pending());
+                    }
+                    StatusCode::from_u16(status).unwrap()
+                })
+                .await;
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{seconds} {streams} {status}");
+            let error = outcome(&response).error().expect("no rollback").to_string();
+            assert!(error.contains("may stand"), "{seconds} {streams} {status}: {error}");
+            site.assert_whole().await;
+            assert_eq!(site.count(&name).await, 1, "{seconds} {streams} {status}");
+        }
+    }
 }
