@@ -131,7 +131,7 @@ const LOCK: &str = "UPDATE item SET hits = hits + 1 WHERE name = 'locked'";
 fn rows(kind: Kind) -> Statement {
     let sql = match kind {
         Kind::Postgres => "SELECT pg_sleep(0.001), i FROM generate_series(1, 3) AS t (i)",
-        Kind::MySql => "SELECT SLEEP(0.001), seq FROM seq_1_to_3",
+        Kind::MySql => "SELECT SLEEP(0.001), n FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3) AS numbers",
         _ => "WITH RECURSIVE t (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t WHERE i < 300) SELECT i FROM t",
     };
     Statement::from_string(kind.backend(), sql)

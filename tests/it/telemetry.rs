@@ -124,7 +124,7 @@ async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_i
     }
     drop(holder);
     crate::support::wait::eventually("the log says that connections are available again", async || {
-        call(&app).await.status() == 200 && log.count("to be had again") == 1
+        call(&app).await.status() == 200 && log.count("available again") == 1
     })
     .await;
 }

@@ -9,7 +9,7 @@ use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
-    site::Site,
+    site::{Site, is_mariadb},
 };
 
 /// How the result of a statement is read.
@@ -62,14 +62,20 @@ fn failing_late(kind: Kind) -> &'static [(&'static str, &'static str)] {
 
 async fn fail_late(site: &Site) {
     if site.kind() == Kind::MySql {
-        let procedure = "CREATE PROCEDURE selects_and_fails() BEGIN SELECT seq FROM seq_1_to_500; \
+        let procedure = "CREATE PROCEDURE selects_and_fails() BEGIN \
+             WITH RECURSIVE numbers AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < 500) \
+             SELECT n FROM numbers; \
              SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'it failed'; END";
         site.run(procedure).await;
     } else {
         site.defer().await;
     }
     let kind = site.kind();
+    let has_returning = kind != Kind::MySql || is_mariadb(site.view()).await;
     for &(sql, words) in failing_late(kind) {
+        if !has_returning && sql.contains("RETURNING") {
+            continue;
+        }
         for way in WAYS {
             let response = site
                 .call(async move |db: DbSession| {
