@@ -105,7 +105,8 @@ impl Core {
                     if let Some(transaction) = direct.and_then(Arc::into_inner) {
                         let _ = timeout(bound, transaction.rollback()).await;
                     }
-                    match (ended, core.lock().may_stand()) {
+                    let may_stand = core.lock().may_stand();
+                    match (ended, may_stand) {
                         (Ended::RolledBack, Some(error)) => Ended::Failed(error),
                         (ended, _) => ended,
                     }
