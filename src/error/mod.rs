@@ -283,6 +283,11 @@ impl Error {
         Self { kind, source: Some(Arc::new(source)) }
     }
 
+    /// Whether something of the transaction may be there nevertheless.
+    pub(crate) fn may_stand(&self) -> bool {
+        self.is_ended_elsewhere() || self.is_outcome_unknown()
+    }
+
     /// Names the statement by which a transaction or its connection was lost, for the log.
     pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
         if let Some(cause) = cause.filter(|_| self.is_aborted() || self.is_connection_lost()) {

@@ -123,9 +123,7 @@ impl SessionPool {
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
             // What `work` takes for rolled back may stand.
-            (Err(_), Ended::Failed(error)) if error.is_ended_elsewhere() => {
-                Err(TransactionError::Connection(error.into()))
-            }
+            (Err(_), Ended::Failed(error)) if error.may_stand() => Err(TransactionError::Connection(error.into())),
             (outcome, _) => outcome.map_err(TransactionError::Transaction),
         }
     }

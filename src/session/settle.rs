@@ -79,7 +79,8 @@ impl Core {
         }
         let ended = match (decision, lost.or_else(|| state.not_committed())) {
             (_, Some(error)) if error.is_cut_off() => Ended::Failed(error),
-            (_, Some(error)) if error.is_ended_elsewhere() && state.is_transactional() => Ended::Failed(error),
+            // Something of it may stand, whatever the handler answers.
+            (_, Some(error)) if error.may_stand() && state.is_transactional() => Ended::Failed(error),
             (Decision::Commit, Some(error)) if error.is_acquire() => Ended::Failed(error),
             _ if !state.is_transactional() => Ended::Autocommit,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
