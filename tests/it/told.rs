@@ -14,7 +14,7 @@ use sea_orm::{
 };
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbTx};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Subscriber, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
         site::{DEFERRING, Site, call, is_mariadb, known, outcome, violate},
         wait::eventually,
     },
-    telemetry::Log,
+    telemetry::{Log, keep_interest},
 };
 
 #[tokio::test]
@@ -189,6 +189,15 @@ async fn assert_told_of_an_end_elsewhere(kind: Kind, ended_by: EndedBy, leaves: 
 #[derive(Clone, Default)]
 struct DriverLog(Arc<Mutex<Vec<String>>>);
 
+impl DriverLog {
+    fn start() -> (Self, DefaultGuard) {
+        keep_interest();
+        let log = Self::default();
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+        (log, guard)
+    }
+}
+
 impl<S: Subscriber> Layer<S> for DriverLog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
@@ -204,8 +213,7 @@ async fn a_commit_that_the_server_refuses_makes_the_driver_warn_of_nothing() {
         for early in [false, true] {
             let site = Site::new(kind).await;
             site.defer().await;
-            let log = DriverLog::default();
-            let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+            let (log, _guard) = DriverLog::start();
             let response = site
                 .call(async move |tx: DbTx| {
                     insert_item(&tx, "lost").await;
@@ -231,8 +239,7 @@ async fn a_commit_that_the_server_refuses_makes_the_driver_warn_of_nothing() {
 #[tokio::test]
 async fn the_driver_log_hears_a_warning_of_the_server() {
     let site = Site::new(Kind::Postgres).await;
-    let log = DriverLog::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+    let (log, _guard) = DriverLog::start();
     let mut connection = sqlx::PgConnection::connect(site.test.url()).await.unwrap();
     connection.execute("ROLLBACK").await.unwrap();
     eventually("the warning is heard", async || {
