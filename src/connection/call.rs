@@ -5,8 +5,8 @@ use std::{future::poll_fn, pin::pin, task::Poll};
 use sea_orm::{AccessMode, DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{
-    Begin, Effect, Failed, Operation, Output, PinnedConnection, State, Task, begin::begin_statement, control::Change,
-    driver, effect,
+    Begin, Effect, Failed, Operation, Output, PinnedConnection, Refusal, State, Task, begin::begin_statement,
+    control::Change, driver, effect,
 };
 use crate::error::Kind;
 
@@ -15,6 +15,7 @@ impl PinnedConnection {
     /// all there is.
     pub(crate) async fn call(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let change = self.foresee(task);
+        self.refusal = if self.refusal == Refusal::Servers { Refusal::None } else { self.refusal };
         self.reset = task.reset;
         let depth = task.depth;
         let commits = matches!(task.operation, Some(Operation::Commit)) && depth == 1;
@@ -31,7 +32,7 @@ impl PinnedConnection {
             output = if commits { Err(Kind::OutcomeUnknown.into_db_err()) } else { output };
         }
         if let Err(error) = &output {
-            self.look_for_demotion(error);
+            self.note_refusal(error);
         }
         self.forget_what_is_over();
         if output.is_err() {
@@ -45,6 +46,9 @@ impl PinnedConnection {
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(victim) = self.victim.as_ref().filter(|_| task.stoppable) {
             victim.works(false);
+        }
+        if self.refusal == Refusal::Unasked && Box::pin(self.ask_who_refuses()).await.is_err() {
+            self.state = State::Broken;
         }
         output
     }
@@ -316,15 +320,6 @@ impl PinnedConnection {
             Operation::Ping => Box::pin(self.driver.ping()).await.map(|()| Output::Done),
             Operation::Settle => Ok(Output::Done),
             Operation::Raw(code) => code(&mut self.driver).await.map(|()| Output::Done),
-        }
-    }
-
-    /// Whether this error shows that the server is not the one to write to. In a transaction that was begun
-    /// READ ONLY it shows nothing, and SQLite has no other server.
-    fn look_for_demotion(&mut self, error: &DbErr) {
-        let asked_for = self.reads_only || self.query_only || self.backend == DbBackend::Sqlite;
-        if self.base == 0 && !asked_for && driver::is_read_only(error) {
-            self.is_demoted = true;
         }
     }
 

@@ -334,6 +334,11 @@ pub(crate) fn came_too_late(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::IdleEnded)
 }
 
+/// Whether Galera takes no writes because the node has no quorum.
+pub(crate) fn is_without_quorum(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::NoQuorum)
+}
+
 /// Whether a write was refused because of a server or transaction that takes none.
 pub(crate) fn is_read_only(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::ReadOnly)

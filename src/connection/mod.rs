@@ -14,6 +14,7 @@ mod driver;
 #[cfg(feature = "_sqlx")]
 mod identity;
 mod operation;
+mod refusal;
 mod reset;
 mod rollback;
 #[cfg(feature = "stream")]
@@ -25,7 +26,6 @@ use std::sync::Arc;
 use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
-use self::control::Change;
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::identity::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
@@ -38,6 +38,7 @@ pub(crate) use self::{
     driver::{Driver, aborts, came_too_late, is_fatal},
     operation::{Begin, Operation, Output, Task},
 };
+use self::{control::Change, refusal::Refusal};
 use crate::{error::Kind, pool::Reset};
 
 /// One checked-out driver connection.
@@ -67,8 +68,8 @@ pub(crate) struct PinnedConnection {
     query_only: bool,
     /// The open transaction was begun READ ONLY.
     reads_only: bool,
-    /// The server refused a write that was not begun READ ONLY: it is not the one to write to any more.
-    is_demoted: bool,
+    /// A write was refused, and not because its transaction was begun READ ONLY.
+    refusal: Refusal,
     /// What is no longer as it was before the session.
     change: Change,
     /// How to make it so again, once that was looked at: statements.
@@ -122,7 +123,7 @@ impl PinnedConnection {
             is_proven: backend != DbBackend::MySql,
             query_only: false,
             reads_only: false,
-            is_demoted: false,
+            refusal: Refusal::None,
             change: Change::None,
             baseline: None,
             is_set_locally: false,
@@ -145,11 +146,6 @@ impl PinnedConnection {
     /// How many transactions (the outermost and its savepoints) the session has open.
     pub(crate) fn depth(&self) -> usize {
         self.driver.depth().saturating_sub(self.base)
-    }
-
-    /// Whether the server has refused a write, and may have another one in its place.
-    pub(crate) fn is_demoted(&self) -> bool {
-        self.is_demoted
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -175,7 +171,8 @@ impl PinnedConnection {
 
     /// Whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
-        self.state == State::Known && self.depth() == 0 && !self.query_only && self.change == Change::None
+        let is_asked = self.refusal != Refusal::Unasked;
+        self.state == State::Known && self.depth() == 0 && !self.query_only && self.change == Change::None && is_asked
     }
 
     /// Proves the connection clean: reads what is unread, rolls back what is open, puts back what has
@@ -186,6 +183,9 @@ impl PinnedConnection {
         if !self.must_close() {
             self.put_back().await?;
             self.state = State::Known;
+            if self.refusal == Refusal::Unasked {
+                self.ask_who_refuses().await?;
+            }
         }
         Ok(())
     }

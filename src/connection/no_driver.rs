@@ -115,6 +115,10 @@ pub(crate) fn came_too_late(_: &DbErr) -> bool {
     false
 }
 
+pub(crate) fn is_without_quorum(_: &DbErr) -> bool {
+    false
+}
+
 pub(crate) fn is_read_only(_: &DbErr) -> bool {
     false
 }

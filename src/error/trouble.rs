@@ -20,6 +20,8 @@ pub(crate) enum Trouble {
     StatementTimeout,
     /// The server, or the transaction, takes no writes.
     ReadOnly,
+    /// The cluster's node has lost the others, and takes no writes.
+    NoQuorum,
     TooManyConnections,
     /// The server is being started or stopped, and lets nobody in.
     StartingUp,
@@ -48,7 +50,7 @@ impl Trouble {
             Self::Deadlock => Some(Kind::Deadlock),
             Self::LockNotAvailable => Some(Kind::LockNotAvailable),
             Self::StatementTimeout => Some(Kind::StatementTimeout),
-            Self::ReadOnly => Some(Kind::ReadOnly),
+            Self::ReadOnly | Self::NoQuorum => Some(Kind::ReadOnly),
             Self::TooManyConnections => Some(Kind::ServerFull),
             Self::StartingUp => Some(Kind::Down),
             Self::IdleEnded | Self::ConnectionEnded => Some(Kind::ConnectionLost),

@@ -73,11 +73,7 @@ impl CheckedOut {
             if self.may_begin_again(&output, &task) {
                 output = Box::pin(self.begin_again(output, &mut task)).await;
             }
-            if let Err(error) = &output
-                && self.is_demoted()
-            {
-                self.0.slot.pool().leave_server(self.0.fetched, error);
-            }
+            self.leave_read_only();
             Finished { connection: self, output }
         }
     }
@@ -176,8 +172,15 @@ impl CheckedOut {
     }
 
     /// Whether its server has refused a write, and may have another one in its place.
-    pub(crate) fn is_demoted(&self) -> bool {
-        self.0.connection.as_ref().is_some_and(PinnedConnection::is_demoted)
+    pub(crate) fn may_be_demoted(&self) -> bool {
+        self.0.connection.as_ref().is_some_and(PinnedConnection::may_be_demoted)
+    }
+
+    /// Has all leave a server that takes no writes.
+    fn leave_read_only(&self) {
+        if self.0.connection.as_ref().is_some_and(PinnedConnection::is_demoted) {
+            self.0.slot.pool().leave_server(self.0.fetched);
+        }
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -213,6 +216,7 @@ impl CheckedOut {
             let runtime = self.0.runtime.clone();
             runtime.spawn(async move {
                 if self.clean().await {
+                    self.leave_read_only();
                     match &self.0.connection {
                         // It is this session's own by now: nobody else may have it.
                         Some(connection) if connection.must_close() => {

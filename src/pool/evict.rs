@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
 use super::SessionPool;
@@ -122,14 +121,14 @@ impl SessionPool {
         Ok(())
     }
 
-    /// The server of a connection fetched at this time refused a write: no other session is to have one to it.
-    pub(super) fn leave_server(&self, fetched: Instant, error: &DbErr) {
+    /// The server of a connection fetched at this time takes no writes: no other session is to have one to it.
+    pub(super) fn leave_server(&self, fetched: Instant) {
         if self.is_evicted(fetched) {
             return;
         }
         let Some(past) = self.shared.eviction.note_refusal() else { return };
         if past >= QUIET {
-            tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes: {error}");
+            tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes");
         }
         self.evict_idle();
     }

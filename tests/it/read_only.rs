@@ -20,12 +20,13 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, T
 use tower_sea_orm::{DbSession, Error, SessionPool};
 
 use crate::support::{
-    database::{Kind, TestDb, count_items},
+    database::{Kind, TestDb, count_items, insert_item},
     pool::session_layer,
     servers::OwnServer,
     site::{SIZE, Site, call, retry_after},
     wire::Proxy,
 };
+use crate::telemetry::Log;
 
 /// Two servers, one of which takes writes, and a proxy that leads to it.
 struct Pair {
@@ -209,4 +210,73 @@ async fn refused_writes_do_not_replace_a_connection_each() {
     // After 50 ms, twice as late each time, and at last every five seconds; all that are idle each time.
     let evictions = 9 + since.elapsed().as_secs() / 5;
     assert!(new <= evictions * u64::from(SIZE), "{new} connections for 60 writes");
+}
+
+/// A handler's own ways to have its writes refused: what it says first, what is refused then, and whether in a
+/// transaction.
+const OWN: [(Kind, &str, &str, bool); 9] = [
+    (Kind::Postgres, "SET TRANSACTION READ ONLY", WRITE, true),
+    (Kind::Postgres, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", WRITE, false),
+    (Kind::Postgres, "SET default_transaction_read_only = on", WRITE, false),
+    (Kind::Postgres, "SET transaction_read_only = on", WRITE, true),
+    (Kind::Postgres, "SELECT 1", "SELECT refuses()", false),
+    (Kind::Postgres, "SELECT 1", "SELECT refuses()", true),
+    (Kind::MySql, "SET SESSION TRANSACTION READ ONLY", WRITE, false),
+    (Kind::MySql, "SELECT 1", "CALL refuses()", false),
+    (Kind::MySql, "SELECT 1", "CALL refuses()", true),
+];
+
+const WRITE: &str = "INSERT INTO item (name) VALUES ('refused')";
+
+/// Has `refuses` raise what a server says that takes no writes.
+async fn with_refusing_code(kind: Kind) -> Site {
+    let site = Site::new(kind).await;
+    let sql = match kind {
+        Kind::MySql => {
+            "CREATE PROCEDURE refuses() SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = '--read-only'"
+        }
+        _ => {
+            "CREATE FUNCTION refuses() RETURNS void LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '25006'; END $$"
+        }
+    };
+    site.run(sql).await;
+    site
+}
+
+#[tokio::test]
+async fn a_write_that_is_refused_by_the_handlers_own_doing_closes_no_connection() {
+    for (kind, before, refused, in_transaction) in OWN {
+        let site = with_refusing_code(kind).await;
+        let (log, _guard) = Log::start();
+        let response = site
+            .call(async move |db: DbSession| {
+                if in_transaction {
+                    db.tx();
+                }
+                db.execute_unprepared(before).await.unwrap();
+                let error = db.execute_unprepared(refused).await.unwrap_err();
+                assert!(Error::of(&error).unwrap().is_read_only(), "{before}: {error}");
+                StatusCode::INTERNAL_SERVER_ERROR
+            })
+            .await;
+        let is_askable = !in_transaction && refused == WRITE || kind == Kind::MySql;
+        if is_askable {
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?} {before}, {refused}");
+        }
+        site.assert_whole().await;
+        // The first time, the pool says that it leaves a server.
+        let lines = log.lines();
+        assert!(
+            !lines.iter().any(|line| line.contains("connections are closed")),
+            "{kind:?} {before}, {refused}: {lines:?}"
+        );
+        for n in 0..SIZE {
+            let name = format!("after {n}");
+            let inserted = name.clone();
+            site.call(async move |db: DbSession| insert_item(&db, &inserted).await).await;
+            assert_eq!(site.count(&name).await, 1, "{kind:?} {before}, {refused}");
+        }
+        site.assert_whole().await;
+    }
 }

@@ -78,18 +78,17 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: ReadOnly,
         postgres: These(&[("25006", Any)]),
-        // `read_only` and `super_read_only`, among other options; READ ONLY transactions; InnoDB's read-only mode;
-        // Galera without a quorum, at a statement and at a COMMIT.
-        mysql: These(&[
-            (1290, With("read-only")),
-            (1290, With("read_only")),
-            (1792, Any),
-            (1836, Any),
-            (1047, With("WSREP")),
-            (1180, Any),
-        ]),
+        // `read_only` and `super_read_only`, among other options; READ ONLY transactions; InnoDB's read-only mode.
+        mysql: These(&[(1290, With("read-only")), (1290, With("read_only")), (1792, Any), (1836, Any)]),
         // SQLITE_READONLY.
         sqlite: These(&[(8, Any)]),
+    },
+    Row {
+        trouble: NoQuorum,
+        postgres: Nothing("a standby is read-only"),
+        // Galera, at a statement and at a COMMIT.
+        mysql: These(&[(1047, With("WSREP")), (1180, Any)]),
+        sqlite: Nothing(NO_SERVER),
     },
     Row {
         trouble: TooManyConnections,
