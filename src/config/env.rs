@@ -5,7 +5,7 @@ use std::env;
 use super::{
     ConfigError, PoolConfig, TARGET,
     names::{self, Meaning},
-    settings::Settings,
+    settings::{Settings, misspelt},
 };
 
 const PREFIX: &str = "DB_";
@@ -18,7 +18,8 @@ impl PoolConfig {
     /// `DATABASE_URL`). A variable that is empty counts as not set, so that
     /// `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
     ///
-    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo.
+    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo; so
+    /// is one whose name differs only in case or separators (`db_pool_size`, `DATABASE-URL`).
     /// The others belong to other programs, and one line of the log, at WARN, names them: what these call
     /// the parts of a URL (`DB_HOST`, `DB_PASSWORD`, …), and what Kubernetes and Docker inject beside a
     /// service called `db` (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).
@@ -28,21 +29,21 @@ impl PoolConfig {
     /// If a setting is misspelt or impossible, contradicts another one, or is not UTF-8, or if there is
     /// no URL.
     pub fn from_env() -> Result<Self, ConfigError> {
+        let ours = Variables::new(PREFIX, URL);
         let mut vars = Vec::new();
         for (key, value) in env::vars_os() {
-            let Some(key) = key.to_str().filter(|key| key.starts_with(PREFIX) || *key == URL) else { continue };
-            let is_foreign = key.strip_prefix(PREFIX).is_some_and(|name| names::meaning(name) == Meaning::Foreign);
+            let Ok(key) = key.into_string() else { continue };
             match value.into_string() {
-                Ok(value) => vars.push((key.to_owned(), value)),
-                Err(_) if is_foreign => vars.push((key.to_owned(), String::new())),
-                Err(_) => return Err(ConfigError::new(key, "not UTF-8")),
+                Ok(value) => vars.push((key, value)),
+                Err(_) if ours.reads(&key) => return Err(ConfigError::new(key, "not UTF-8")),
+                Err(_) => vars.push((key, String::new())),
             }
         }
-        Self::from_vars(vars)
+        ours.read(vars)
     }
 
-    /// [`from_env`](Self::from_env) with these variables in place of the environment's. Variables
-    /// that do not begin with `DB_` are passed over.
+    /// [`from_env`](Self::from_env) with these variables in place of the environment's. Those whose name is
+    /// not even nearly `DATABASE_URL` or one that begins with `DB_` are passed over.
     ///
     /// ```
     /// use tower_sea_orm::PoolConfig;
@@ -115,7 +116,7 @@ impl<'p> Variables<'p> {
             match key.strip_prefix(self.prefix) {
                 _ if key == self.url => self.set("url", key, value)?,
                 Some(name) => self.set(&name.to_ascii_lowercase(), key, value)?,
-                None => {}
+                None => self.meant(key).map_or(Ok(()), |meant| Err(misspelt(key, &meant)))?,
             }
         }
         self.foreign.sort();
@@ -129,6 +130,22 @@ impl<'p> Variables<'p> {
             parts => format!("; {} are not read, put what they say into the URL", parts.join(", ")),
         };
         self.settings.finish(self.url, &hint)
+    }
+
+    /// Whether the value of this variable is one of the settings.
+    fn reads(&self, key: &str) -> bool {
+        let name = key.strip_prefix(self.prefix);
+        key == self.url || name.is_some_and(|name| names::meaning(name) == Meaning::Setting)
+    }
+
+    /// The variable whose name is `key` but for case and separators, where the prefix is not as it should be.
+    fn meant(&self, key: &str) -> Option<String> {
+        let plain = names::plain(key);
+        if plain == names::plain(self.url) {
+            return Some(self.url.to_owned());
+        }
+        let name = names::alike(plain.strip_prefix(&names::plain(self.prefix))?)?;
+        Some(if name == "url" { self.url.to_owned() } else { format!("{}{}", self.prefix, name.to_uppercase()) })
     }
 
     fn set(&mut self, name: &str, key: &str, value: &str) -> Result<(), ConfigError> {

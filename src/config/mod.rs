@@ -111,7 +111,8 @@ const TARGET: &str = "tower_sea_orm::pool";
 /// # What is refused
 ///
 /// - An unknown name, with the nearest known one. Among variables, which may be another program's, only a
-///   name that is almost a setting's; one line of the log names the others.
+///   name that is almost a setting's, or differs in case and separators (`db_pool_size`); one line of the log
+///   names the others that begin with the prefix.
 /// - A value that cannot be parsed or is out of range, and two names of one setting that disagree.
 /// - More `min_connections` than `max_connections`, and a `reserve` that leaves nothing.
 /// - A URL of a driver that is not built in.

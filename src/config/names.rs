@@ -77,11 +77,24 @@ pub(super) fn meaning(name: &str) -> Meaning {
     let name = name.to_ascii_lowercase();
     if NAMES.contains(&name.as_str()) {
         Meaning::Setting
+    } else if let Some(meant) = alike(&name) {
+        Meaning::Misspelt(meant)
     } else if is_part_of_a_url(&name) || is_injected(&name) {
         Meaning::Foreign
     } else {
         nearest(&name, NAMES).map_or(Meaning::Foreign, Meaning::Misspelt)
     }
+}
+
+/// The setting whose name is this one but for case and separators.
+pub(super) fn alike(name: &str) -> Option<&'static str> {
+    let name = plain(name);
+    NAMES.into_iter().find(|known| plain(known) == name)
+}
+
+/// Letters and digits only, in lower case.
+pub(super) fn plain(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 pub(super) fn is_part_of_a_url(name: &str) -> bool {

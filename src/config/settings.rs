@@ -192,13 +192,21 @@ fn unknown(name: &str, key: &str) -> ConfigError {
     let mut why = "no such setting".to_owned();
     if names::is_part_of_a_url(name) {
         why += &format!(": a connection is one URL, write it to `{}`", written("url"));
-    } else if let Some(name) = names::nearest(name, names::NAMES) {
+    } else if let Some(name) = names::alike(name).or_else(|| names::nearest(name, names::NAMES)) {
         why += &format!(": did you mean `{}`?", written(name));
     } else {
         why += &format!("; there are {}", names::NAMES.map(written).join(", "));
     }
     if !prefix.is_empty() {
-        why += " (if it is another program's, read these from a prefix of their own: `PoolConfig::from_prefixed_vars`)";
+        why += OWN_PREFIX;
     }
     ConfigError::new(key, why)
 }
+
+/// A variable that is not the one that was `meant`.
+pub(super) fn misspelt(key: &str, meant: &str) -> ConfigError {
+    ConfigError::new(key, format!("no such setting: did you mean `{meant}`?{OWN_PREFIX}"))
+}
+
+const OWN_PREFIX: &str =
+    " (if it is another program's, read these from a prefix of their own: `PoolConfig::from_prefixed_vars`)";

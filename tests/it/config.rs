@@ -491,4 +491,6 @@ fn the_environment_is_read() {
     read("DB_POOL_SIZE", "Ok(Some(5))");
     let error = PoolConfig::from_vars([("DB_POOL_SZIE", "2")]).unwrap_err();
     read("DB_POOL_SZIE", &format!("{:?}", Err::<(), _>(error)));
+    let error = PoolConfig::from_vars([("db_pool_size", "2")]).unwrap_err();
+    read("db_pool_size", &format!("{:?}", Err::<(), _>(error)));
 }

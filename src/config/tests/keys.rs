@@ -60,6 +60,46 @@ fn an_unknown_name_is_refused_with_the_nearest_one() {
     assert!(error.contains("there are url, max_connections, "), "{error}");
 }
 
+#[test]
+fn a_name_that_differs_in_case_or_separators_is_refused_with_the_right_one() {
+    for (wrong, meant) in [
+        ("db_pool_size", "DB_POOL_SIZE"),
+        ("Db_Pool_Size", "DB_POOL_SIZE"),
+        ("DB_POOLSIZE", "DB_POOL_SIZE"),
+        ("DBPOOLSIZE", "DB_POOL_SIZE"),
+        ("DB-POOL-SIZE", "DB_POOL_SIZE"),
+        ("DB.pool.size", "DB_POOL_SIZE"),
+        ("DB__POOL__SIZE", "DB_POOL_SIZE"),
+        ("DB_E_C_H_O", "DB_ECHO"),
+        ("DB_MAX_OVERFLOW ", "DB_MAX_OVERFLOW"),
+        (" DB_MAX_OVERFLOW", "DB_MAX_OVERFLOW"),
+        ("DB_ECHO\n", "DB_ECHO"),
+        ("database_url", "DATABASE_URL"),
+        ("Database_Url", "DATABASE_URL"),
+        ("DATABASE-URL", "DATABASE_URL"),
+        ("DATABASEURL", "DATABASE_URL"),
+        ("DATABASE_URL ", "DATABASE_URL"),
+        ("db_url", "DATABASE_URL"),
+    ] {
+        let vars = |right: &'static str| [(right, URL), (wrong, "hunter2")];
+        for error in [PoolConfig::from_vars(vars("DATABASE_URL")), PoolConfig::from_vars(vars("LANG"))] {
+            let error = error.expect_err(wrong);
+            assert_eq!(error.key(), wrong);
+            assert!(error.to_string().contains(&format!("did you mean `{meant}`?")), "{error}");
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+    }
+    for (wrong, meant) in [("stock_db_warm", "STOCK_DB_WARM"), ("STOCKDB_URL", "STOCK_DB_URL")] {
+        let error = PoolConfig::from_prefixed_vars("STOCK_DB_", [("STOCK_DB_URL", URL), (wrong, "no")]).unwrap_err();
+        assert_eq!(error.key(), wrong);
+        assert!(error.to_string().contains(&format!("did you mean `{meant}`?")), "{error}");
+    }
+    // Another program's, or another prefix's.
+    for name in ["POOL_SIZE", "pool_size", "URL", "MY_DB_URL", "DATABASE", "db", "db_host", "DB", "TEST_DATABASE_URL"] {
+        PoolConfig::from_vars([("DATABASE_URL", URL), (name, "x")]).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
 /// What a pod has beside a Service called `db` with a port called `http`, and what a container has that is
 /// linked to one called `db`.
 const INJECTED: [&str; 22] = [
