@@ -127,6 +127,11 @@ pub(crate) fn ended_elsewhere(statement: &str) {
     );
 }
 
+/// Tells the log of an error that the reader of a stream did not wait for.
+pub(crate) fn stream_failed_unheard(error: &sea_orm::DbErr) {
+    tracing::warn!(target: "tower_sea_orm::session", "a statement failed after its stream was dropped: {error}");
+}
+
 /// So many statements are remembered that the log was told of; later ones are passed over.
 const REMEMBERED: usize = 256;
 

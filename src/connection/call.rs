@@ -302,13 +302,7 @@ impl PinnedConnection {
             Operation::All(statement) => self.driver.query_all(statement, self.named).await.map(Output::Rows),
             #[cfg(feature = "stream")]
             Operation::Stream(statement, mut rows) => {
-                let read = Box::pin(self.driver.stream(statement, &mut rows, self.named)).await;
-                if let Err(error) = &read
-                    && rows.is_gone()
-                {
-                    tracing::warn!(target: "tower_sea_orm::session", "a statement failed after its stream was dropped: {error}");
-                }
-                read.map(|()| Output::Done)
+                Box::pin(self.driver.stream(statement, &mut rows, self.named)).await.map(|()| Output::Done)
             }
             Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
             Operation::Commit => self.commit().await.map(|()| Output::Done),

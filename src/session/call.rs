@@ -14,7 +14,7 @@ use super::{
     running::{CallFuture, Manner},
     slot::Slot,
 };
-use crate::connection::Output;
+use crate::{connection::Output, telemetry};
 
 /// Polls the session's running call. The call itself lives in the session's slot, so that the end of the
 /// request can take it away, and so that it goes on when its handler has stopped polling.
@@ -22,6 +22,7 @@ pub(super) struct Call {
     core: Arc<Core>,
     id: u64,
     done: bool,
+    streams: bool,
     #[cfg_attr(not(feature = "stream"), allow(dead_code))] // only a stream has one
     open: Option<OpenStream>,
 }
@@ -50,7 +51,7 @@ enum Whereabouts {
 impl Call {
     pub(super) fn new(core: Arc<Core>, id: u64, streams: bool) -> Self {
         let open = streams.then(|| OpenStream(core.clone()));
-        Self { core, id, done: false, open }
+        Self { core, id, done: false, streams, open }
     }
 
     /// What keeps others out while a stream's reader may have rows to read, also after the call's end.
@@ -114,9 +115,17 @@ impl Drop for Call {
             return;
         }
         let mut state = self.core.lock();
-        let output = state.take_output(self.id);
+        if let Some(output) = state.take_output(self.id) {
+            drop(state);
+            if let Err(error) = output
+                && self.streams
+            {
+                telemetry::stream_failed_unheard(&error);
+            }
+            return;
+        }
         let Slot::Running(running) = &mut state.slot else { return };
-        if output.is_some() || running.call != self.id || running.manner == Manner::Draining {
+        if running.call != self.id || running.manner == Manner::Draining {
             return;
         }
         if let Some(stop) = &running.stop {

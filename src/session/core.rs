@@ -302,11 +302,12 @@ impl Core {
         let mut state = self.lock();
         let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
         let mut ended = std::mem::replace(&mut state.slot, next);
-        let (mut owner, mut is_wanted, mut ended_elsewhere) = (None, false, None);
+        let (mut owner, mut is_wanted, mut ended_elsewhere, mut unheard) = (None, false, None, None);
         if let Slot::Running(running) = &mut ended {
             std::mem::swap(connection.text(), &mut running.text);
             let result = output.as_ref().map_or(Ok(()), |output| output.as_ref().map(drop));
             ended_elsewhere = self.account_for(&mut state, running.purpose, &mut connection, result);
+            unheard = running.unheard(result);
             is_wanted = running.is_wanted;
             if running.is_driven {
                 owner = running.waker.take();
@@ -328,6 +329,7 @@ impl Core {
         if let Some(statement) = ended_elsewhere {
             telemetry::ended_elsewhere(&statement);
         }
+        unheard.iter().for_each(telemetry::stream_failed_unheard);
         if self.is_awaited() {
             self.pool.look_again();
         }

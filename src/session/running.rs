@@ -2,6 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, task::Waker, time::Duration};
 
+use sea_orm::DbErr;
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{stop::Stop, turn::Turn};
@@ -33,7 +34,7 @@ pub(super) struct Running {
     pub(super) stop: Option<Stop>,
     /// Who serves the connection is known by it, if that is of interest.
     pub(super) victim: Option<Arc<Victim>>,
-    /// Stops a stream whose reader reads nothing.
+    /// Stops a stream whose reader reads nothing; `None` if it is no stream.
     pub(super) reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.
     pub(super) text: Text,
@@ -88,10 +89,17 @@ impl Running {
     }
 
     /// Nobody waits for it any more: a stream does not wait for its reader either.
-    pub(super) fn stop_stream(&mut self) {
-        if let Some(reader) = self.reader.take() {
+    pub(super) fn stop_stream(&self) {
+        if let Some(reader) = &self.reader {
             reader.notify_one();
         }
+    }
+
+    /// The failure that the reader of a stream did not wait for. One that the server may have been told to stop
+    /// fails by that, and is none.
+    pub(super) fn unheard(&self, result: Result<(), &DbErr>) -> Option<DbErr> {
+        let is_unheard = self.is_left || self.manner == Manner::Draining;
+        result.err().filter(|_| is_unheard && self.reader.is_some() && self.stop.is_none()).cloned()
     }
 }
 

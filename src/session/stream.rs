@@ -19,7 +19,10 @@ use super::{
     savepoint::Handle,
     slot::{Slot, Who},
 };
-use crate::connection::{Operation, Rows};
+use crate::{
+    connection::{Operation, Rows},
+    telemetry,
+};
 
 /// Rows that may wait between the driver and the reader.
 const BUFFERED: usize = 16;
@@ -28,7 +31,8 @@ const BUFFERED: usize = 16;
 ///
 /// While it is open, other statements of its session are refused at once: read it to its end or
 /// drop it first. Dropped half-read, it is read to its end in a task (within `release_timeout`), and
-/// the session's next statement waits for that.
+/// the session's next statement waits for that. An error that comes then is a line in the log at WARN; in a
+/// transaction, nothing is committed after it.
 #[must_use = "streams do nothing unless polled"]
 pub struct SessionStream<'a>(Inner<'a>);
 
@@ -152,6 +156,15 @@ impl Stream for SessionStream<'_> {
             } else {
                 return Poll::Pending;
             }
+        }
+    }
+}
+
+impl Drop for SessionStream<'_> {
+    fn drop(&mut self) {
+        // Of a failure that is still to come, the call tells.
+        if let Inner::Pinned { failure: Some(error), .. } = &self.0 {
+            telemetry::stream_failed_unheard(error);
         }
     }
 }

@@ -13,15 +13,20 @@ use axum::{Router, body::Body, routing::get};
 use futures_util::{Stream, StreamExt, future::poll_fn};
 use http::Request;
 use http_body_util::BodyExt;
-use sea_orm::{DbErr, QueryResult, Statement, StreamTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, StreamTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::DbSession;
 
 use crate::support::pool::{session_layer, session_pool};
-use crate::support::{
-    database::{Kind, TestDb},
-    pool::assert_whole,
+use crate::{
+    support::{
+        database::{Kind, TestDb},
+        pool::assert_whole,
+        site::is_mariadb,
+        wait::eventually,
+    },
+    telemetry::Log,
 };
 
 /// How long anything here may take.
@@ -143,6 +148,67 @@ async fn a_stream_whose_session_has_ended_does_not_end_as_if_complete() {
         let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
         let body = timeout(BOUND, response.into_body().collect()).await.unwrap();
         assert!(body.is_err_and(|error| format!("{error:?}").contains("session")), "{kind:?}");
+        assert_whole(&test, &db, 1).await;
+    }
+}
+
+/// A statement that returns `rows` rows or one more, and then fails; with a table `late` that stays empty.
+async fn failing_late(db: &DatabaseConnection, kind: Kind, rows: usize) -> Statement {
+    let rule = match kind {
+        Kind::Postgres => String::new(),
+        Kind::MySql => format!("CHECK (n <= {rows})"),
+        // SQLite returns nothing until all is inserted; its COMMIT comes after the rows.
+        _ => "REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED".to_owned(),
+    };
+    db.execute_unprepared(&format!("CREATE TABLE late (n integer {rule})")).await.unwrap();
+    let numbers = numbers(kind, rows + 1).sql;
+    let sql = match kind {
+        // PostgreSQL returns nothing of an INSERT that fails.
+        Kind::Postgres => numbers.replace("SELECT n FROM", &format!("SELECT 1 / ({rows} + 1 - n) FROM")),
+        _ => format!("INSERT INTO late {numbers} RETURNING n"),
+    };
+    Statement::from_string(kind.backend(), sql)
+}
+
+#[tokio::test]
+async fn what_fails_after_its_stream_was_dropped_is_told_to_the_log() {
+    for kind in Kind::ALL {
+        // Few enough that the statement has ended when the first row is read, and too many for that.
+        for rows in [5, 900] {
+            let test = TestDb::new(kind).await;
+            let db = test.connect(1).await;
+            if kind == Kind::MySql && !is_mariadb(&db).await {
+                continue;
+            }
+            let statement = failing_late(&db, kind, rows).await;
+            let session = session_pool(db.clone()).session().await.unwrap();
+            let (log, _guard) = Log::start();
+            let mut stream = session.rows(statement).await.unwrap();
+            assert!(timeout(BOUND, stream.next()).await.unwrap().unwrap().is_ok(), "{kind:?} {rows}: a row");
+            drop(stream);
+            let is_told = || log.lines().iter().any(|line| line.starts_with("WARN") && line.contains("failed after"));
+            eventually(&format!("{kind:?} {rows}: a line in the log"), async || is_told()).await;
+            assert_eq!(session.execute_unprepared("DELETE FROM late").await.unwrap().rows_affected(), 0);
+            drop(session);
+            assert_whole(&test, &db, 1).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_reader_of_a_stream_has_heard_is_not_told_twice() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let session = session_pool(db.clone()).session().await.unwrap();
+        let (log, _guard) = Log::start();
+        let statement = Statement::from_string(kind.backend(), "SELECT n FROM nowhere");
+        let mut rows = session.rows(statement).await.unwrap();
+        timeout(BOUND, rows.next()).await.unwrap().unwrap().unwrap_err();
+        drop(rows);
+        session.execute_unprepared("SELECT 1").await.unwrap();
+        assert!(log.lines().iter().all(|line| !line.contains("failed after")), "{kind:?}: {:?}", log.lines());
+        drop(session);
         assert_whole(&test, &db, 1).await;
     }
 }
