@@ -58,6 +58,8 @@
 //!   does so at the end of the outermost transaction.
 //! - On MySQL and MariaDB, statements that commit implicitly (DDL) are refused: make the tables before.
 //!   There a deadlock ends the outer transaction as well.
+//! - Code that cannot be looked into (raw access, procedures) must leave the outer transaction alone. If it
+//!   ends that, its own statement, all that follow and [`TestPool::roll_back`] are errors that say so.
 //! - The connection stays: `reset` puts nothing back, `cancel_running` cancels nothing, and what runs when
 //!   `max_hold` is over goes on. A connection that is closed at the `release_timeout` ends the test's transaction.
 //! - With tokio's clock paused, time-outs pass while a server is waited for. SQLite and mocks need none.
@@ -216,7 +218,8 @@ impl TestPool {
     /// # Errors
     ///
     /// If a session is still open after the `acquire_timeout`, at once if that is the test's own, or the connection
-    /// is lost. Then it is closed, and the server rolls back.
+    /// is lost. Then it is closed, and the server rolls back. Also if raw or stored code has ended the transaction
+    /// ([`is_aborted`](Error::is_aborted)): what was done until then may stand.
     ///
     /// # Cancel safety
     ///

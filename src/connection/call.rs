@@ -98,6 +98,9 @@ impl PinnedConnection {
         {
             victim.outside();
         }
+        if self.base_ended && depth == 0 && task.operation.as_ref().is_some_and(Operation::is_work) {
+            return Err(Kind::TestEnded.into_db_err());
+        }
         if !self.is_proven {
             Box::pin(self.prove()).await?;
         }
@@ -223,6 +226,7 @@ impl PinnedConnection {
         if guarded && (output.as_ref().is_err_and(driver::is_fatal) || !self.is_guarded(depth).await) {
             self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
             self.ended_elsewhere = true;
+            self.base_ended |= self.base > 0;
         }
         let may_be_open = task.doubtful && is_text && depth == 0 && self.base == 0 && self.backend == DbBackend::MySql;
         if may_be_open && output.is_ok() && Box::pin(self.was_left_open()).await? {
@@ -277,11 +281,24 @@ impl PinnedConnection {
         self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, false).await;
-        if output.is_err() {
+        let mut released = self.release_guard(output.is_err()).await;
+        if output.is_ok() && released.as_ref().is_err_and(driver::is_aborted) {
+            // Raw code has passed over a statement that failed.
+            released = self.release_guard(true).await;
+        }
+        let Err(error) = released else { return output };
+        if driver::is_fatal(&error) {
+            return output.and(Err(error));
+        }
+        self.base_ended = true;
+        output.and(Err(Kind::TestEnded.into_db_err()))
+    }
+
+    async fn release_guard(&mut self, undo: bool) -> Result<(), DbErr> {
+        if undo {
             self.driver.execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
         }
-        self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await?;
-        output
+        self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await.map(drop)
     }
 
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {

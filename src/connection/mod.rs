@@ -79,6 +79,8 @@ pub(crate) struct PinnedConnection {
     reset: Reset,
     /// Transactions around all sessions, which none of them may end; only tests have one.
     base: usize,
+    /// Code that cannot be looked into has ended them.
+    base_ended: bool,
     /// What stops its statements, once somebody may want that.
     victim: Option<Arc<Victim>>,
 }
@@ -129,6 +131,7 @@ impl PinnedConnection {
             is_set_locally: false,
             reset: Reset::default(),
             base: 0,
+            base_ended: false,
             victim: None,
         }
     }
@@ -201,7 +204,15 @@ impl PinnedConnection {
     /// Rolls back everything, the transaction around a test's sessions included.
     pub(crate) async fn end_outer(&mut self) -> Result<(), DbErr> {
         self.base = 0;
+        if self.base_ended {
+            self.failed = Some(Failed::Ended(Kind::TestEnded));
+        }
         self.clean().await
+    }
+
+    /// Whether the transaction around a test's sessions was ended by what ran in it.
+    pub(crate) fn is_base_ended(&self) -> bool {
+        self.base_ended
     }
 
     /// Gives a clean connection back to sqlx's pool, through its ping.

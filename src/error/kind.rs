@@ -57,11 +57,12 @@ pub(crate) enum Kind {
     ServerFull,
     NotOpened,
     TestConnectionHeld,
+    TestEnded,
     StalePlan,
 }
 
 /// Every kind that can stand in a [`DbErr`] as text.
-pub(super) const IN_DB_ERR: [Kind; 34] = [
+pub(super) const IN_DB_ERR: [Kind; 35] = [
     Kind::Down,
     Kind::SessionClosed,
     Kind::Reclaimed,
@@ -96,6 +97,7 @@ pub(super) const IN_DB_ERR: [Kind; 34] = [
     Kind::ConnectionLost,
     Kind::WrongDriver,
     Kind::NoRuntime,
+    Kind::TestEnded,
 ];
 
 impl Kind {
@@ -226,6 +228,9 @@ impl Kind {
             }
             Self::TestConnectionHeld => {
                 "the one connection of this `TestPool` is held by another session: drop the test's own session before the service is called"
+            }
+            Self::TestEnded => {
+                "raw or stored code, or a deadlock, ended the transaction around this `TestPool`, and what was done until then may stand: leave BEGIN, COMMIT and ROLLBACK to the sessions, or test such code on a database of its own"
             }
             Self::ServerFull => {
                 "the server takes no more connections: raise its limit, or lower max_connections (every instance of the service has a pool of its own)"

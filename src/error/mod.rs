@@ -237,7 +237,7 @@ impl Error {
     /// Whether a transaction could not go on or be committed because the server had given it up after
     /// a failed statement, or because raw code had ended it.
     pub fn is_aborted(&self) -> bool {
-        matches!(self.kind, Kind::Aborted | Kind::EndedElsewhere)
+        matches!(self.kind, Kind::Aborted | Kind::EndedElsewhere | Kind::TestEnded)
     }
 
     /// Whether the server refused the COMMIT: nothing of the transaction is there. A conflict with

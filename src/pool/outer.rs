@@ -149,13 +149,14 @@ impl SessionPool {
         self.refuse_hopeless(|| false)?;
         let connection = self.acquire().await?.into_connection().and_then(CheckedOut::into_connection);
         let mut connection = connection.ok_or(Kind::ConnectionLost)?;
+        let was_ended = connection.is_base_ended();
         let rolled_back = tokio::time::timeout(self.settings().release_timeout, connection.end_outer()).await;
         match rolled_back {
             Ok(Ok(())) => connection.return_to_driver().await,
             Ok(Err(error)) => return Err(Error::with_source(Kind::ConnectionLost, error)),
             Err(_) => return Err(Kind::ConnectionLost.into()),
         }
-        Ok(())
+        if was_ended { Err(Kind::TestEnded.into()) } else { Ok(()) }
     }
 }
 

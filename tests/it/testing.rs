@@ -6,15 +6,16 @@ use std::sync::{
 };
 
 use axum::{Router, body::Body, extract::Path, routing::post};
-use futures_util::future::join;
+use futures_util::{FutureExt, future::join};
 use http::{Request, StatusCode};
-use sea_orm::{ConnectionTrait, DbErr, IsolationLevel, TransactionOptions, TransactionTrait};
+use sea_orm::{ConnectionTrait, DbErr, IsolationLevel, TransactionOptions, TransactionTrait, sqlx::Executor};
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool, testing::TestPool};
 
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
     pool::assert_whole,
+    site::known,
     wait::eventually,
 };
 
@@ -202,4 +203,65 @@ async fn a_handler_that_is_served_alone_is_told_at_once_that_there_is_no_second_
     });
     assert_eq!(response.await.into_body(), "true");
     assert_whole(&test, &db, 1).await;
+}
+
+/// Runs SQL past the session, on the driver's own connection. Says whether it worked there.
+async fn raw(db: &DbSession, kind: Kind, sql: &'static str) -> Result<bool, DbErr> {
+    match kind {
+        Kind::Postgres => db.with_postgres(move |c| async move { c.execute(sql).await.is_ok() }.boxed()).await,
+        Kind::MySql => db.with_mysql(move |c| async move { c.execute(sql).await.is_ok() }.boxed()).await,
+        _ => db.with_sqlite(move |c| async move { c.execute(sql).await.is_ok() }.boxed()).await,
+    }
+}
+
+#[tokio::test]
+async fn raw_code_that_ends_a_tests_transaction_ends_the_test_and_not_the_database() {
+    for kind in Kind::ALL {
+        for sql in ["ROLLBACK", "COMMIT"] {
+            for in_a_transaction in [false, true] {
+                let case = format!("{kind:?} {sql} {in_a_transaction}");
+                let database = TestDb::new(kind).await;
+                let db = database.connect(1).await;
+                let test = TestPool::begin(db.clone()).await.unwrap();
+                let session = test.session().await.unwrap();
+                if in_a_transaction {
+                    let tx = session.tx();
+                    tx.execute_unprepared("DELETE FROM item").await.unwrap();
+                    assert!(raw(&tx, kind, sql).await.unwrap(), "{case}");
+                    assert!(known(tx.commit().await).is_aborted(), "{case}");
+                } else {
+                    let error = raw(&session, kind, sql).await.map(drop);
+                    let text = error.as_ref().unwrap_err().to_string();
+                    assert!(text.contains("`TestPool`") && known(error).is_aborted(), "{case}: {text}");
+                    assert!(known(session.execute_unprepared("DELETE FROM item").await).is_aborted(), "{case}");
+                    assert!(known(session.begin().await).is_aborted(), "{case}");
+                }
+                drop(session);
+                let next = test.session().await.unwrap();
+                assert!(known(next.execute_unprepared("DELETE FROM item").await).is_aborted(), "{case}");
+                assert!(known(next.tx().execute_unprepared("DELETE FROM item").await).is_aborted(), "{case}");
+                drop(next);
+                assert!(test.roll_back().await.unwrap_err().is_aborted(), "{case}");
+                // Not closed: an in-memory database is still there, with its table.
+                assert_whole(&database, &db, 1).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_within_raw_code_spoils_nothing_of_a_test() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let db = database.connect(1).await;
+        let test = TestPool::begin(db.clone()).await.unwrap();
+        let session = test.session().await.unwrap();
+        insert_item(&session, "before").await;
+        assert!(!raw(&session, kind, "INSERT INTO nowhere VALUES (1)").await.unwrap(), "{kind:?}");
+        insert_item(&session, "after").await;
+        assert_eq!(count_items(&session, "before").await, 1, "{kind:?}");
+        drop(session);
+        test.roll_back().await.unwrap();
+        assert_whole(&database, &db, 1).await;
+    }
 }
