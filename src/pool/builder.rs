@@ -321,9 +321,28 @@ impl SessionPoolBuilder {
     /// For how long a session that is [held until the end of its response's
     /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. Then the
     /// session is cut off as by [`max_hold`](Self::max_hold) and the body breaks, so that slow or stalled clients
-    /// cannot take all connections. The time starts anew with each part that is read; it is looked at once a
-    /// second. A body that has nothing to send, such as an event stream without events, does not count as unread:
-    /// [`max_hold`](Self::max_hold) bounds that. Default: 30 s; [`Duration::MAX`] turns it off, and zero is refused.
+    /// cannot take all connections. The time starts anew with each part that the server takes from the body; it
+    /// is looked at once a second. A body that has nothing to send, such as an event stream without events, does
+    /// not count as unread: [`max_hold`](Self::max_hold) bounds that. Default: 30 s; [`Duration::MAX`] turns it
+    /// off, and zero is refused.
+    ///
+    /// What the client reads is not seen from here, but what the server takes: hyper takes the next part when the
+    /// operating system has taken the one before, and that takes more only when about a third of the
+    /// connection's send buffer is free. Linux lets this buffer grow to 4 MB (`net.ipv4.tcp_wmem`), so a client
+    /// that reads a large body at less than about 1.4 MB in this time (46 kB/s for 30 s) may be cut off although
+    /// it reads. For slower clients, give the listener a smaller send buffer, which its connections inherit
+    /// (with 64 KiB, 150 kB in this time are enough):
+    ///
+    /// ```no_run
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let socket = tokio::net::TcpSocket::new_v4()?;
+    /// socket.set_send_buffer_size(64 * 1024)?;
+    /// socket.bind(([0, 0, 0, 0], 3000).into())?;
+    /// let listener = socket.listen(1024)?; // for `axum::serve`
+    /// # let _ = listener;
+    /// # Ok::<(), std::io::Error>(())
+    /// # }).unwrap();
+    /// ```
     pub fn body_timeout(mut self, time: Duration) -> Self {
         self.settings.body_timeout = time;
         self
