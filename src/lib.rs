@@ -245,7 +245,7 @@
 //!   [`release`](DbSession::release) before the other is used; [`reserve`](SessionPoolBuilder::reserve)
 //!   connections for the plain users. A second session from `pool()` has the
 //!   same trouble, but is seen: the log names the request, and where every request that holds one waits, one gets an error at
-//!   once. So it is for jobs ([`transaction`](SessionPool::transaction) inside of another one). A
+//!   once. So it is for jobs ([`transaction`](SessionPool::transaction) within another one). A
 //!   [`session`](SessionPool::session) that the handler took from `pool()` is not attributed to the request,
 //!   because it may have moved to another task.
 //! - **Statements of one session run one after the other.** `join!` of two is not parallel.

@@ -189,7 +189,7 @@ impl Kind {
                 "a stream of this session is open: read it to its end or drop it before the next statement"
             }
             Self::RawRunning => {
-                "a raw closure of this session has its connection: use that inside of the closure, and the session when the closure has ended"
+                "a raw closure of this session has its connection: use that one in the closure, and the session again when the closure has ended"
             }
             Self::ConnectionLost => "the session's connection is lost: this request cannot go on with it",
             Self::WrongDriver => "the session's connection belongs to another driver: check `backend()` first",

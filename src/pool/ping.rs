@@ -70,7 +70,7 @@ impl SessionPool {
     }
 
     /// Finds out whether a connection can be made at all, and if not, why. One attempt at a time, whose result holds
-    /// for a while. In a task of its own, so that it ends and leaves its result whoever stops waiting.
+    /// for a while. In a task of its own, so that it ends and leaves its result even if its caller stops waiting.
     pub(super) fn start_probe(&self, runtime: &Handle) -> JoinHandle<Option<Error>> {
         let pool = self.clone();
         runtime.spawn(async move { pool.fresh_probe().await })

@@ -65,7 +65,7 @@ struct State {
     cooling: u32,
     /// Tasks that are in the driver's `acquire()`.
     acquiring: u32,
-    /// How many of them take long: nobody counts on these any more.
+    /// How many of them take long: no waiter counts on these any more.
     slow: u32,
     /// How often a connect was given up since the last one that was quick.
     given_up: u32,

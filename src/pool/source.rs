@@ -254,7 +254,7 @@ impl Source {
         }
     }
 
-    /// Closes the connections that nobody uses. Sqlx's count of them may be behind: all that can be had are taken.
+    /// Closes the connections that are idle. Sqlx's count of them may be behind, so every one that it gives out is taken.
     pub(super) fn close_idle(&self) {
         dispatch!(self, pool => {
             let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire()).collect();

@@ -346,6 +346,7 @@ impl Core {
         result: Result<(), &DbErr>,
     ) -> Option<String> {
         state.account(purpose, Found::of(connection), result);
+        self.tell_request(state);
         if connection.may_be_demoted()
             && let Some(known) = result.err().and_then(Error::of)
             && known.is_read_only()

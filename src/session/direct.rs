@@ -13,7 +13,7 @@ use super::{
     turn::Turn,
 };
 use crate::{
-    connection::aborts,
+    connection::{aborts, is_fatal},
     error::{Error, Kind},
 };
 
@@ -30,6 +30,23 @@ pub(super) struct Through {
 }
 
 impl State {
+    /// Draws the conclusions from the COMMIT of the session's own transaction, which was one of SeaORM's.
+    pub(super) fn direct_committed(&mut self, result: Result<(), Error>) {
+        self.hooks.seal();
+        match result {
+            Ok(()) => {
+                self.committed = true;
+                self.unsettled = None;
+                self.hooks.committed(1);
+            }
+            Err(error) if error.is_outcome_unknown() => self.commit_lost(),
+            Err(error) => {
+                self.unsettled = Some(error);
+                self.hooks.not_committed();
+            }
+        }
+    }
+
     /// Whether the server has given up the innermost transaction.
     pub(super) fn is_given_up(&self) -> bool {
         self.through.given_up.is_some_and(|depth| depth <= self.levels.len())
@@ -193,18 +210,10 @@ impl Core {
         let transaction = Arc::into_inner(transaction).ok_or_else(|| Kind::StillRunning.into_db_err())?;
         let ended = self.end_through(transaction, commits, 1).await;
         let mut state = self.lock();
-        match (&ended, commits) {
-            (Ok(()), true) => {
-                state.committed = true;
-                state.unsettled = None;
-                state.hooks.seal();
-                state.hooks.committed(1);
-            }
-            (Err(error), true) => {
-                state.unsettled = Some(Error::of_commit(error.clone()));
-                state.hooks.rolled_back_to(0);
-            }
-            (_, false) => state.hooks.rolled_back_to(0),
+        if commits {
+            state.direct_committed(ended.clone().map_err(Error::of_commit));
+        } else {
+            state.hooks.rolled_back_to(0);
         }
         drop(state);
         drop(turn);
@@ -224,7 +233,13 @@ impl Core {
             return transaction.rollback().await;
         }
         if !given_up {
-            return transaction.commit().await;
+            return transaction.commit().await.map_err(|error| {
+                if depth > 1 || !is_fatal(&error) {
+                    return error;
+                }
+                tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
+                Kind::OutcomeUnknown.into_db_err()
+            });
         }
         // SeaORM would call it a success.
         let _ = transaction.rollback().await;

@@ -154,20 +154,25 @@ impl Core {
         Ok(())
     }
 
-    /// Ends the session: its handles are dead from here on, its connection goes back.
-    ///
-    /// There is something to wait for when a transaction is open, or on its way back.
-    pub(super) fn end(self: &Arc<Self>) -> Option<Leaving> {
-        let mut state = self.lock();
-        if state.is_over() {
-            return state.cut.as_mut()?.leaving.take();
-        }
-        state.phase = Phase::Over;
+    /// Has the request know what stands, so that its answer does not ask for it to be sent again.
+    pub(super) fn tell_request(&self, state: &State) {
         if state.committed
             && let Some(request) = &self.origin.outer
         {
             request.note_committed();
         }
+    }
+
+    /// Ends the session: its handles are dead from here on, its connection goes back.
+    ///
+    /// There is something to wait for when a transaction is open, or on its way back.
+    pub(super) fn end(self: &Arc<Self>) -> Option<Leaving> {
+        let mut state = self.lock();
+        self.tell_request(&state);
+        if state.is_over() {
+            return state.cut.as_mut()?.leaving.take();
+        }
+        state.phase = Phase::Over;
         let leaving = self.take_away(state);
         // Who gets the turn before that is told the same.
         self.line().close();

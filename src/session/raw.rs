@@ -24,8 +24,8 @@ macro_rules! raw_access {
         /// # Errors
         ///
         /// If the session's database is another one, or no connection can be had. The code's own
-        /// errors are part of `T`. Inside of the code, a statement of the same session is an error: the
-        /// code has the connection.
+        /// errors are part of `T`. A statement of the same session within the code is an error: the code has
+        /// the connection.
         ///
         /// # Cancel safety
         ///

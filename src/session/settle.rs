@@ -176,13 +176,10 @@ impl Core {
         if let Some(transaction) = direct {
             let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
             let committed = timeout(bound, self.end_through(transaction, true, 1)).await;
-            let committed = committed.map_err(|_| Kind::OutcomeUnknown)?;
-            committed.map_err(Error::of_commit)?;
-            let mut state = self.lock();
-            state.committed = true;
-            state.hooks.seal();
-            state.hooks.committed(1);
-            return Ok(());
+            let committed =
+                committed.map_or_else(|_| Err(Kind::OutcomeUnknown.into()), |ended| ended.map_err(Error::of_commit));
+            self.lock().direct_committed(committed.clone());
+            return committed;
         }
         let call =
             self.launch(turn, Who::Settlement, None, Operation::Commit, Text::Plain).map_err(Error::of_commit)?;
@@ -233,8 +230,14 @@ impl Core {
             // What is left of it holds locks: it goes now. The first error is the one that counts.
             let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
         }
+        let mut state = self.lock();
         // Until the handler has heard how a COMMIT ended, only a rollback makes its failure good.
-        self.lock().untold = false;
+        state.untold = false;
+        if end.as_ref().is_err_and(is_outcome_unknown) {
+            // What it was told stays so, even if the answer comes after all.
+            state.unsettled = Some(Kind::OutcomeUnknown.into());
+        }
+        drop(state);
         end.map(drop)
     }
 

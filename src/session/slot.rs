@@ -254,7 +254,7 @@ impl State {
                 self.hooks.committed(before);
                 if before == 1 {
                     self.committed = true;
-                    self.unsettled = None;
+                    self.unsettled = self.unsettled.take().filter(Error::is_outcome_unknown);
                     self.untold = false;
                 }
             }
@@ -372,9 +372,9 @@ impl State {
         }
     }
 
-    /// The failure of an earlier COMMIT that the handler does not know of.
+    /// The failure of an earlier COMMIT that the handler does not know of, or that stays unknown.
     pub(super) fn untold(&self) -> Option<Error> {
-        self.unsettled.clone().filter(|_| self.untold)
+        self.unsettled.clone().filter(|error| self.untold || error.is_outcome_unknown())
     }
 
     /// Why `operation` finds no connection. The end of a transaction is no rollback where something else may have

@@ -146,7 +146,7 @@ impl Case {
         }
     }
 
-    /// A transaction inside of what is around, to its end.
+    /// A nested transaction, to its end.
     async fn transact<C>(&self, db: &C, notes: &Notes) -> Result<(), DbErr>
     where
         C: ConnectionTrait + TransactionTrait<Transaction = SessionTransaction>,

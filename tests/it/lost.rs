@@ -16,7 +16,7 @@ use tower_sea_orm::{DbSession, DbTx};
 
 use crate::support::{
     database::{Kind, insert_item},
-    site::{Site, call, known, outcome, retry_after, value},
+    site::{BOUND, Site, call, known, outcome, retry_after, value},
     wait::eventually,
 };
 
@@ -206,6 +206,36 @@ async fn an_early_commit_that_is_not_answered_ends_with_the_commit_timeout_and_s
             if !nested {
                 assert_unknown(&response);
             }
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_was_told_as_unknown_stays_so_if_its_answer_comes_after_all() {
+    for kind in SERVERS {
+        for status in [StatusCode::OK, StatusCode::CONFLICT] {
+            let (site, proxy) = Site::behind_a_proxy(kind).await;
+            let site = site.pooled(|pool| pool.commit_timeout(Duration::from_millis(300)).release_timeout(BOUND));
+            let proxy = Arc::new(proxy);
+            let response = site
+                .call({
+                    let proxy = proxy.clone();
+                    async move |tx: DbTx| {
+                        insert_item(&tx, "there").await;
+                        proxy.freeze();
+                        assert!(known(tx.commit().await).is_outcome_unknown());
+                        proxy.thaw();
+                        // This waits for the answer.
+                        assert!(known(tx.rollback().await).is_outcome_unknown());
+                        insert_item(&tx, "next").await;
+                        assert!(known(tx.commit().await).is_outcome_unknown());
+                        status
+                    }
+                })
+                .await;
+            assert_unknown(&response);
+            assert_eq!(site.seen(["there", "next"]).await, [true, false], "{kind:?}, {status}");
             site.assert_whole().await;
         }
     }

@@ -1,6 +1,6 @@
 //! Sessions without a connection of their own (plain handles, mocks): the same promises.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
 use futures_util::TryStreamExt;
@@ -13,7 +13,7 @@ use tower_sea_orm::{DbSession, DbTx, Error};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::{assert_whole, session_layer, session_pool},
-    site::{call, known},
+    site::{BOUND, Site, call, known},
     wait::eventually,
 };
 
@@ -51,6 +51,27 @@ async fn a_transaction_that_the_server_has_given_up_is_not_called_committed() {
         assert_eq!(count_items(&db, "begun").await, i64::from(!gives_up(kind)), "{kind:?}");
         drop(tx);
         assert_whole(&test, &db, 3).await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_whose_connection_was_lost_is_unknown_and_stays_so() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let tx = DbSession::from(site.db.clone()).tx();
+        insert_item(&tx, "there").await;
+        proxy.delay_replies(BOUND);
+        let cut = async {
+            eventually("the COMMIT took effect", async || site.count("there").await == 1).await;
+            proxy.cut();
+        };
+        let (committed, ()) = tokio::join!(tx.commit(), cut);
+        proxy.delay_replies(Duration::ZERO);
+        assert!(known(committed).is_outcome_unknown(), "{kind:?}");
+        assert!(known(tx.rollback().await).is_outcome_unknown(), "{kind:?}");
+        assert!(known(tx.commit().await).is_outcome_unknown(), "{kind:?}");
+        drop(tx);
+        site.assert_whole().await;
     }
 }
 
@@ -187,7 +208,7 @@ async fn a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive() {
         let begun = plain.begin().await.unwrap();
         begun.after_rollback(run()).unwrap();
         drop(begun);
-        let all = tokio::time::timeout(crate::support::site::BOUND, ran.acquire_many(3)).await;
+        let all = tokio::time::timeout(BOUND, ran.acquire_many(3)).await;
         drop(all.expect("all hooks run").unwrap());
         drop(plain);
         assert_whole(&test, &db, 1).await;
