@@ -93,6 +93,9 @@ impl SessionTransaction {
     /// If the server refuses, if it has given the transaction up after a failed statement
     /// ([`is_aborted`](crate::Error::is_aborted)), if a transaction begun inside of this one is still
     /// open, or if one around it has ended. In each case this transaction is rolled back.
+    /// [`is_outcome_unknown`](crate::Error::is_outcome_unknown) if the connection was lost meanwhile, or the answer
+    /// did not come within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout): then it may be
+    /// committed or not.
     ///
     /// # Cancel safety
     ///

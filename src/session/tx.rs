@@ -174,7 +174,9 @@ impl<Tag> DbSession<Tag> {
     ///
     /// What the server says; [`is_aborted`](Error::is_aborted) if it has given the transaction up after
     /// a failed statement; [`is_outcome_unknown`](Error::is_outcome_unknown) if the connection was lost
-    /// meanwhile. Except for that, the transaction is rolled back then. If nothing makes a failed
+    /// meanwhile, or the answer did not come within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout).
+    /// Except for that, the transaction is rolled back then. An unknown outcome stays unknown for the rest of the
+    /// request: nothing makes it good, and the response is an error. If nothing makes another failed
     /// COMMIT good (a [`rollback`](Self::rollback) that says it was meant, or another commit that succeeds),
     /// the response becomes an error as well. If the future was dropped before it told of the failure,
     /// only a `rollback` does.
@@ -193,7 +195,8 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// If the session is not in a transaction, has a nested transaction open, or the server says so.
+    /// If the session is not in a transaction, has a nested transaction open, or the server says so;
+    /// [`is_outcome_unknown`](Error::is_outcome_unknown) if an earlier COMMIT of the request may have taken effect.
     ///
     /// # Cancel safety
     ///
