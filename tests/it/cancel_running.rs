@@ -62,18 +62,19 @@ pub fn slow_insert(kind: Kind, name: &str, seconds: f64) -> Statement {
     Statement::from_string(kind.backend(), sql)
 }
 
-/// How many statements of the observer's database run whose text has this in it. Its own are not among them: the
-/// server may show one for a moment after its answer.
+/// How many statements of the observer's database run whose text has this in it. They have come to where they wait:
+/// one that is being prepared is shown with its text as well. The observer's own are not among them: the server may
+/// show one for a moment after its answer.
 pub async fn running(observer: &DatabaseConnection, what: &str) -> usize {
     let backend = observer.get_database_backend();
     let sql = match backend {
         sea_orm::DbBackend::Postgres => format!(
             "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
-             AND query NOT LIKE '%pg_stat_activity%' AND query ILIKE '%{what}%'"
+             AND wait_event_type IN ('Lock', 'Timeout') AND query NOT LIKE '%pg_stat_activity%' AND query ILIKE '%{what}%'"
         ),
         _ => format!(
             "SELECT 1 FROM information_schema.processlist WHERE db = database() \
-             AND info NOT LIKE '%processlist%' AND info LIKE '%{what}%'"
+             AND command IN ('Execute', 'Query') AND info NOT LIKE '%processlist%' AND info LIKE '%{what}%'"
         ),
     };
     observer.query_all_raw(Statement::from_string(backend, sql)).await.unwrap().len()
