@@ -93,7 +93,8 @@ impl PinnedConnection {
             self.state = State::Broken;
             return Err(error);
         }
-        if self.driver.depth() == 0
+        if task.identify.is_some()
+            && self.driver.depth() == 0
             && let Some(victim) = &self.victim
         {
             victim.outside();

@@ -50,6 +50,8 @@ pub(crate) struct Victim {
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,
+    /// The call that ran when somebody looked last.
+    seen: AtomicU64,
     /// The call whose answer will not arrive.
     lost: AtomicU64,
     told: Notify,
@@ -135,6 +137,11 @@ impl Victim {
     /// The call that runs, or ran last.
     pub(crate) fn turn(&self) -> u64 {
         self.turn.load(Ordering::Relaxed)
+    }
+
+    /// Whether this call ran when this was asked last.
+    pub(crate) fn was_at(&self, turn: u64) -> bool {
+        self.seen.swap(turn, Ordering::Relaxed) == turn
     }
 
     /// The answer of this call will not arrive: if it still runs, it ends when it is polled next.

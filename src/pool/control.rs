@@ -1,4 +1,5 @@
-//! [`Control`]: one connection beside the driver's pool, by which statements are cancelled on the server.
+//! [`Control`]: one connection beside the driver's pool, by which statements are cancelled on the server, and the
+//! server is asked what it is at.
 //!
 //! A task has it: opened when there is something to do, closed when there was nothing for a while. What
 //! comes in while the server answers is asked for together, next.
@@ -60,10 +61,17 @@ struct Request {
     reply: oneshot::Sender<Reply>,
 }
 
-/// Whether the server is at work for a connection.
+/// Whether the server is at work for `subject`.
 struct Question {
-    target: Identity,
+    subject: Subject,
     reply: oneshot::Sender<Option<bool>>,
+}
+
+/// For whom the server may be at work.
+pub(super) enum Subject {
+    One(Identity),
+    /// All connections of this client's, of which the server has at least so many.
+    All(u32),
 }
 
 /// What became of a request. If there is none, it may be carried out at any time.
@@ -109,13 +117,13 @@ impl Control {
         self.lock().failed.is_some_and(|failed| failed.elapsed() < RETRY)
     }
 
-    fn opened(&self, route: Route) {
+    fn opened(&self, route: Route, cancels: bool) {
         let before = {
             let mut state = self.lock();
             state.failed = None;
             state.route.replace(route)
         };
-        if route == Route::Proxied && before != Some(route) {
+        if cancels && route == Route::Proxied && before != Some(route) {
             tracing::warn!(target: "tower_sea_orm::pool", "a proxy stands before the server: statements outside of a transaction are not cancelled");
         }
     }
@@ -124,7 +132,7 @@ impl Control {
     fn failed(&self, fault: &Fault) {
         let told = self.lock().failed.replace(Instant::now()).is_some();
         if !told {
-            tracing::warn!(target: "tower_sea_orm::pool", "no connection to cancel statements by, so they are waited for: {fault}");
+            tracing::warn!(target: "tower_sea_orm::pool", "no connection beside the pool to ask the server by, so statements are waited for: {fault}");
         }
     }
 
@@ -150,11 +158,11 @@ impl SessionPool {
         (id, receiver)
     }
 
-    /// Asks the server whether it is at work for a connection; `None` if it cannot say.
-    pub(super) fn ask(&self, target: Identity, runtime: &Handle) -> oneshot::Receiver<Option<bool>> {
+    /// Asks the server whether it is at work for `subject`; `None` if it cannot say.
+    pub(super) fn ask(&self, subject: Subject, runtime: &Handle) -> oneshot::Receiver<Option<bool>> {
         let (reply, receiver) = oneshot::channel();
         let mut state = self.shared.control.lock();
-        state.questions.push(Question { target, reply });
+        state.questions.push(Question { subject, reply });
         self.ring(state, runtime);
         receiver
     }
@@ -179,8 +187,11 @@ impl SessionPool {
     /// Finds out, once, what is between the pool and the server.
     pub(super) async fn explore(&self, runtime: &Handle) {
         let control = &self.shared.control;
-        let is_server = !self.is_test() && self.shared.source.has_server();
-        if !self.settings().cancel_running || !is_server || control.lock().route.is_some() || control.has_failed() {
+        if !self.settings().cancel_running
+            || !self.has_server()
+            || control.lock().route.is_some()
+            || control.has_failed()
+        {
             return;
         }
         let (_, reply) = self.request(None, runtime);
@@ -265,12 +276,18 @@ impl Shared {
 
     /// Answers `questions`, with a new line if there is none or the server has closed it since its last use.
     async fn look(&self, line: &mut Option<Line>, questions: Vec<Question>) {
-        for Question { target, reply } in questions {
+        for Question { subject, reply } in questions {
             let mut nothing = Batch::new(std::iter::empty());
             for _ in 0..2 {
                 self.send(line, &mut nothing).await;
                 let Some(open) = line else { break };
-                match open.is_busy(&target).await {
+                let is_busy = match &subject {
+                    Subject::One(target) => open.is_busy(target).await,
+                    // What a proxy keeps waiting is nobody's work yet.
+                    Subject::All(_) if self.control.route() == Route::Proxied => Ok(None),
+                    Subject::All(count) => open.is_busy_at_all(*count).await,
+                };
+                match is_busy {
                     Ok(is_busy) => {
                         let _ = reply.send(is_busy);
                         break;
@@ -287,7 +304,7 @@ impl Shared {
         if line.is_none() && !self.control.has_failed() {
             match timeout(BOUND, Line::open(&self.source)).await {
                 Ok(Ok((opened, route))) => {
-                    self.control.opened(route);
+                    self.control.opened(route, self.settings.cancel_running);
                     *line = Some(opened);
                 }
                 Ok(Err(fault)) => self.control.failed(&fault),

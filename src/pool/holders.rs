@@ -11,13 +11,16 @@ use std::{
 use http::{Method, Uri};
 use tokio::sync::Notify;
 
-use super::Settings;
+use super::{SessionPool, Settings};
 use crate::{connection::Victim, error::Kind};
 
 /// A session, as its pool sees it.
 pub(crate) trait Holder: Send + Sync {
     /// The request it was opened in, by that one's outermost session.
     fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>>;
+
+    /// Whether its connections come from `pool`.
+    fn is_of(&self, pool: &SessionPool) -> bool;
 
     /// Whether it cannot outlive the future of its request.
     fn is_bound(&self) -> bool;
@@ -136,7 +139,7 @@ pub(crate) type Key = usize;
 const TICK: Duration = Duration::from_secs(1);
 
 /// How often the server is asked whether it works for a holder.
-const ASK: Duration = Duration::from_secs(5);
+pub(super) const ASK: Duration = Duration::from_secs(5);
 
 /// How soon it tries again to take a connection that could not be taken.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -172,7 +175,7 @@ impl Holders {
         let mut register = self.lock();
         register.entered += 1;
         let key = register.place(entry);
-        let Some(due) = [warn_at, cut_at].into_iter().flatten().min() else { return (key, false) };
+        let due = [warn_at, cut_at].into_iter().flatten().min();
         match register.watched_until {
             None => {
                 register.watched_until = Some(since);
@@ -180,7 +183,7 @@ impl Holders {
             }
             Some(until) => {
                 drop(register);
-                if due < until {
+                if due.is_some_and(|due| due < until) {
                     self.alarm.notify_one();
                 }
                 (key, false)

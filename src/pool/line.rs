@@ -206,6 +206,34 @@ impl Line {
         }
     }
 
+    /// Whether the server is at work for any connection of this client's to the same account; `None` if it has fewer
+    /// than `count` of them, because the others are another server's then, or it does not say.
+    pub(super) async fn is_busy_at_all(&mut self, count: u32) -> Result<Option<bool>, Fault> {
+        let (connections, busy): (i64, i64) = match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(connection) => pair(&answered(sqlx::raw_sql(POSTGRES_ALL).fetch_all(connection)).await?)?,
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql { connection, processes } => {
+                let address = |process| {
+                    format!(
+                        "LEFT({process}.HOST, LENGTH({process}.HOST) - LENGTH(SUBSTRING_INDEX({process}.HOST, ':', -1)))"
+                    )
+                };
+                let sql = format!(
+                    "SELECT COUNT(*), CAST(COALESCE(SUM(it.COMMAND <> 'Sleep'), 0) AS SIGNED) \
+                     FROM {processes} AS own JOIN {processes} AS it \
+                     ON it.USER = own.USER AND {} = {} AND it.ID <> own.ID WHERE own.ID = CONNECTION_ID()",
+                    address("it"),
+                    address("own"),
+                );
+                pair(&answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?)?
+            }
+            #[allow(unreachable_patterns)]
+            _ => return Ok(None),
+        };
+        Ok((connections >= i64::from(count)).then_some(busy > 0))
+    }
+
     pub(super) async fn close(self) {
         match self {
             #[cfg(feature = "sqlx-postgres")]
@@ -215,6 +243,14 @@ impl Line {
         }
     }
 }
+
+/// How many connections the same account has from the same address, besides this one, and how many of them are at
+/// work. Where activities are not tracked, all may be.
+#[cfg(feature = "sqlx-postgres")]
+const POSTGRES_ALL: &str = "SELECT count(*), count(*) FILTER (WHERE coalesce(it.state, '') NOT LIKE 'idle%') \
+     FROM pg_catalog.pg_stat_activity AS own JOIN pg_catalog.pg_stat_activity AS it \
+     ON it.usesysid = own.usesysid AND it.client_addr IS NOT DISTINCT FROM own.client_addr AND it.pid <> own.pid \
+     WHERE own.pid = pg_catalog.pg_backend_pid()";
 
 #[cfg(feature = "sqlx-postgres")]
 async fn open_postgres(options: &sqlx::postgres::PgConnectOptions) -> Result<(PgConnection, Route), Fault> {
@@ -322,6 +358,17 @@ async fn kill_mysql(
         errand.fate = Fate::Answered;
     }
     ended
+}
+
+/// The two numbers of the only row.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+fn pair<'r, R: Row>(rows: &'r [R]) -> Result<(i64, i64), sqlx::Error>
+where
+    usize: sqlx::ColumnIndex<R>,
+    i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+{
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
 /// The server's answer, if it comes in time.

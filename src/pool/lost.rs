@@ -8,8 +8,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Holder, SessionPool};
-use crate::connection::Identity;
+use super::{Doubt, Holder, SessionPool, control::Subject};
 
 /// How often the server has to say that it does nothing, because it may have ended in this moment; and how long the
 /// answer has to arrive in between.
@@ -19,39 +18,77 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long the server may take to say it: long enough to find that the connection it is asked by is lost as well.
 const BOUND: Duration = Duration::from_secs(15);
 
-impl SessionPool {
-    /// Ends the statement that runs for `holder` where the server is not at it any more.
-    pub(super) async fn look_for_loss(self, holder: Arc<dyn Holder>) {
-        let Some(doubt) = holder.doubtful() else { return };
-        for round in 1..=TIMES {
-            let Some(identity) = doubt.victim.identity(self.route()) else { return };
-            if self.serves(identity).await != Some(false) {
-                return;
-            }
-            if round < TIMES {
-                // What has arrived is read, even if the statement's own future is not polled.
-                holder.clone().look_at_call();
-                sleep(PAUSE).await;
-            }
-            if holder.doubtful().is_none_or(|now| now.turn != doubt.turn) {
-                return;
-            }
-        }
-        let label = holder.label();
+/// A session, and what runs for it.
+pub(super) struct Suspect {
+    holder: Arc<dyn Holder>,
+    doubt: Doubt,
+}
+
+impl Suspect {
+    pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
+        let doubt = holder.doubtful()?;
+        Some(Self { holder, doubt })
+    }
+
+    /// Whether it ran when this was asked last.
+    pub(super) fn ran_before(&self) -> bool {
+        self.doubt.victim.was_at(self.doubt.turn)
+    }
+
+    fn still_runs(&self) -> bool {
+        self.holder.doubtful().is_some_and(|now| now.turn == self.doubt.turn)
+    }
+
+    /// Ends the statement with an error, and closes its connection.
+    fn lose(self) {
+        let label = self.holder.label();
         tracing::warn!(
             target: "tower_sea_orm::pool",
             method = label.as_ref().map(|label| label.method.as_str()),
             path = label.as_ref().map(|label| label.uri.path()),
-            statement = holder.last_statement(),
+            statement = self.holder.last_statement(),
             "the server has ended a statement whose answer has not arrived: its connection is lost and closed",
         );
-        doubt.victim.lose(doubt.turn);
-        holder.look_at_call();
+        self.doubt.victim.lose(self.doubt.turn);
+        self.holder.look_at_call();
+    }
+}
+
+impl SessionPool {
+    /// Ends what runs for `suspect` where the server is not at it any more.
+    pub(super) async fn look_for_loss(self, suspect: Suspect) {
+        let victim = suspect.doubt.victim.clone();
+        self.examine(vec![suspect], || victim.identity(self.route()).map(Subject::One)).await;
     }
 
-    /// Whether the server is at work for this connection; `None` if that cannot be told.
-    async fn serves(&self, identity: Identity) -> Option<bool> {
+    /// Ends what runs for the `suspects` where the server does nothing at all for this client. So it can be asked of
+    /// connections whose process on the server is not known.
+    pub(super) async fn look_for_losses(self, suspects: Vec<Suspect>) {
+        self.examine(suspects, || Some(Subject::All(self.shared.source.size()))).await;
+    }
+
+    async fn examine(&self, mut suspects: Vec<Suspect>, subject: impl Fn() -> Option<Subject>) {
+        for round in 1..=TIMES {
+            let Some(subject) = subject() else { return };
+            if self.is_at_work(subject).await != Some(false) {
+                return;
+            }
+            if round < TIMES {
+                // What has arrived is read, even if the statement's own future is not polled.
+                suspects.iter().for_each(|suspect| suspect.holder.clone().look_at_call());
+                sleep(PAUSE).await;
+            }
+            suspects.retain(Suspect::still_runs);
+            if suspects.is_empty() {
+                return;
+            }
+        }
+        suspects.into_iter().for_each(Suspect::lose);
+    }
+
+    /// Whether the server is at work for `subject`; `None` if that cannot be told.
+    async fn is_at_work(&self, subject: Subject) -> Option<bool> {
         let runtime = Handle::try_current().ok()?;
-        timeout(BOUND, self.ask(identity, &runtime)).await.ok()?.ok()?
+        timeout(BOUND, self.ask(subject, &runtime)).await.ok()?.ok()?
     }
 }

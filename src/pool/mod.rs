@@ -190,6 +190,11 @@ impl SessionPool {
         Arc::ptr_eq(one, other) || one.source.is_same(&other.source) || is_same_stand_in(&one.database, &other.database)
     }
 
+    /// Whether statements run on a server that can be asked about them by another connection.
+    pub(crate) fn has_server(&self) -> bool {
+        !self.is_test() && self.shared.source.has_server()
+    }
+
     /// Whether SeaORM's proxy is underneath.
     pub(crate) fn is_proxy(&self) -> bool {
         self.is_direct() && !self.shared.database.is_mock_connection()

@@ -173,6 +173,12 @@ impl Queue {
         }
     }
 
+    /// Whether somebody waits although all connections are out.
+    pub(super) fn is_exhausted(&self) -> bool {
+        let state = self.lock();
+        state.out >= self.limit && state.waiters.iter().any(Waiter::is_live)
+    }
+
     /// Joins the queue and sends for a connection if the limit allows one more; `None` if too many
     /// wait already. A request that holds a connection goes before those that do not: behind them it would
     /// wait for newcomers that become the next holders.

@@ -53,9 +53,10 @@ impl SessionPool {
         self.look_again();
     }
 
-    /// Has the last free connection kept for such requests, if the current one holds a connection.
+    /// Has the last free connection kept for such requests, if the current one holds a connection, or will when its
+    /// own session is used: a session store reads before that, and writes afterwards.
     pub(crate) fn expect_second(&self) {
-        if current().is_some_and(|request| self.holds_one(&request)) {
+        if current().is_some_and(|request| request.is_of(self) || self.holds_one(&request)) {
             self.shared.queue.expect_seconds();
         }
     }

@@ -158,6 +158,11 @@ impl Source {
         }
     }
 
+    /// How many connections the pool has, those included that it is about to open.
+    pub(super) fn size(&self) -> u32 {
+        dispatch!(self, pool => pool.size(), direct => 0)
+    }
+
     /// Whether statements run on a server, which can be told to stop one.
     pub(super) fn has_server(&self) -> bool {
         match self {

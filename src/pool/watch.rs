@@ -6,7 +6,7 @@
 use std::{
     pin::pin,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::select;
@@ -14,9 +14,13 @@ use tokio::runtime::Handle;
 
 use super::{
     Holder, SessionPool, Shared,
-    holders::{Key, Told},
+    holders::{ASK, Key, Told},
+    lost::Suspect,
 };
 use crate::error::Kind;
+
+/// How long a statement has run at least when the server is asked about it because requests wait.
+const WHILE: Duration = Duration::from_secs(1);
 
 impl SessionPool {
     /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that somebody watches.
@@ -28,7 +32,8 @@ impl SessionPool {
     ) -> Key {
         let (key, needs_watcher) = self.shared.holders.enter(holder, request, self.settings());
         if needs_watcher {
-            runtime.spawn(Watcher { shared: Arc::downgrade(&self.shared), over: false }.watch());
+            let watcher = Watcher { shared: Arc::downgrade(&self.shared), over: false, ask_at: Instant::now() };
+            runtime.spawn(watcher.watch());
         }
         key
     }
@@ -58,6 +63,8 @@ impl SessionPool {
 struct Watcher {
     shared: Weak<Shared>,
     over: bool,
+    /// When the server is asked next where requests wait and nothing ends.
+    ask_at: Instant,
 }
 
 impl Watcher {
@@ -67,11 +74,29 @@ impl Watcher {
         loop {
             let Some(shared) = self.shared.upgrade() else { return };
             let next = look(&shared);
+            self.look_for_stall(&shared);
             self.over = next.is_none();
             drop(shared);
             let Some(next) = next else { return };
             sleep.as_mut().reset(tokio::time::Instant::now() + next);
             select(pin!(alarm.notified()), sleep.as_mut()).await;
+        }
+    }
+
+    /// While requests wait for a place and none is free, has the server asked about the statements that ran a while
+    /// ago already: the network may have lost all their connections.
+    fn look_for_stall(&mut self, shared: &Arc<Shared>) {
+        let now = Instant::now();
+        let pool = SessionPool { shared: shared.clone() };
+        if now < self.ask_at || !shared.queue.is_exhausted() || !pool.has_server() {
+            return;
+        }
+        self.ask_at = now + WHILE;
+        let holders = shared.holders.watched().into_iter().map(|(_, holder)| holder);
+        let suspects: Vec<_> = holders.filter_map(Suspect::of).filter(Suspect::ran_before).collect();
+        if !suspects.is_empty() {
+            self.ask_at = now + ASK;
+            tokio::spawn(pool.look_for_losses(suspects));
         }
     }
 }
@@ -88,10 +113,8 @@ impl Drop for Watcher {
 /// Does what is due, and returns how long there is nothing to do.
 fn look(shared: &Arc<Shared>) -> Option<Duration> {
     let look = shared.holders.look();
-    for holder in look.doubtful {
-        if holder.doubtful().is_some() {
-            tokio::spawn(SessionPool { shared: shared.clone() }.look_for_loss(holder));
-        }
+    for suspect in look.doubtful.into_iter().filter_map(Suspect::of) {
+        tokio::spawn(SessionPool { shared: shared.clone() }.look_for_loss(suspect));
     }
     for (holder, held) in look.long {
         let label = holder.label();

@@ -261,7 +261,7 @@ impl Core {
         if purpose == Purpose::Commit {
             state.hooks.seal_if_outermost(depth.saturating_sub(1));
         }
-        let has_victim = self.pool.settings().cancel_running && !self.pool.is_test();
+        let has_victim = self.pool.has_server();
         let victim = if has_victim { connection.victim() } else { None };
         state.runtime.get_or_insert_with(|| connection.runtime().clone());
         state.next += 1;

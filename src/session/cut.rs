@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind},
-    pool::{Doubt, Grip, Holder, Label},
+    pool::{Doubt, Grip, Holder, Label, SessionPool},
 };
 
 /// How a session lost its connection.
@@ -120,6 +120,10 @@ impl Origin {
 impl Holder for Core {
     fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>> {
         self.whose()
+    }
+
+    fn is_of(&self, pool: &SessionPool) -> bool {
+        self.pool().has_database_of(pool)
     }
 
     fn is_bound(&self) -> bool {

@@ -201,6 +201,57 @@ async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_
     }
 }
 
+/// Where one who waits could be served by any of the connections, and none comes back.
+#[tokio::test]
+async fn a_pool_whose_connections_a_firewall_has_forgotten_in_use_serves_those_who_wait() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+        let (log, _guard) = Log::start();
+        let in_use = (0..SIZE).map(|_| {
+            let sleeps = async move |db: DbSession| match db.execute_raw(sleep(kind, 0.5)).await {
+                Err(DbErr::Conn(_)) => StatusCode::BAD_GATEWAY,
+                _ => StatusCode::OK,
+            };
+            tokio::spawn(call(site.app(sleeps)))
+        });
+        let in_use: Vec<_> = in_use.collect();
+        eventually("all run", async || running(site.view(), "sleep(").await == SIZE as usize).await;
+        proxy.silence();
+        let next = timeout(BOUND, join_all((0..2 * SIZE).map(|_| site.call(select)))).await.expect("answers");
+        assert!(next.iter().all(|answer| answer.status() == 200), "{kind:?}");
+        for request in in_use {
+            assert!(request.await.unwrap().status().is_server_error(), "{kind:?}");
+        }
+        assert!(log.lines().iter().any(|line| line.contains("answer has not arrived")), "{:?}", log.lines());
+        site.assert_whole().await;
+    }
+}
+
+/// As above, but the server is at work for one of them.
+#[tokio::test]
+async fn a_full_pool_whose_statements_take_long_is_left_alone() {
+    for kind in SERVERS {
+        let (site, _proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+        let sleeps = async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 8.0)).await.unwrap());
+        let rests = async move |db: DbSession| {
+            let mut statement = Box::pin(db.query_all_raw(sleep(kind, 0.1)));
+            assert!(futures_util::poll!(&mut statement).is_pending());
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            statement.await.unwrap();
+        };
+        let sleeping = join_all((1..SIZE).map(|_| site.call(sleeps)));
+        let (slow, resting, next) = tokio::join!(sleeping, site.call(rests), async {
+            eventually("all are in use", async || site.layer.pool().status().in_use == SIZE).await;
+            site.call(select).await
+        });
+        let answers = slow.into_iter().chain([resting, next]);
+        assert!(answers.map(|answer| answer.status().as_u16()).all(|status| status == 200), "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
 #[tokio::test]
 async fn a_commit_that_is_not_answered_ends_as_unknown() {
     for kind in SERVERS {

@@ -389,7 +389,7 @@ async fn raw_code_that_uses_its_own_session_is_told_so() {
 async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_end() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         for (own, streams) in [(false, false), (true, false), (false, true), (true, true)] {
-            let site = Site::new(kind).await;
+            let site = Site::new(kind).await.pooled(|pool| pool.release_timeout(Duration::from_secs(120)));
             site.run(&insert("locked")).await;
             let view = site.view().clone();
             let response = site

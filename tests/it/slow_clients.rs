@@ -237,7 +237,10 @@ async fn a_client_that_stops_reading_loses_the_connection_of_its_session() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            let pool = pool_with(&test.connect(1).await, |pool| pool.body_timeout(Duration::from_secs(2)));
+            // Nobody is watched for anything else.
+            let pool = pool_with(&test.connect(1).await, |pool| {
+                pool.body_timeout(Duration::from_secs(2)).warn_hold(Duration::MAX)
+            });
             let mut body = over_a_thin_line(&pool, version).await;
             body.frame().await.unwrap().unwrap();
             // The only connection serves the next one, while the client is still there.
