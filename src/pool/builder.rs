@@ -230,7 +230,8 @@ impl SessionPoolBuilder {
     /// pool whether it is still at work. If it is not, three times within some seconds, the answer will not arrive:
     /// the statement ends with an error, its connection is closed, and a COMMIT's outcome is
     /// [unknown](Error::is_outcome_unknown). Streams, raw closures and what runs outside of transactions behind a
-    /// proxy are left alone: [`max_hold`](Self::max_hold) bounds these.
+    /// proxy are left alone: [`max_hold`](Self::max_hold) bounds these. Without this setting, the server is asked only
+    /// while requests wait and no connection is free, and only whether it does anything at all for this process.
     ///
     /// # Limits
     ///

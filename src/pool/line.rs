@@ -206,7 +206,7 @@ impl Line {
         }
     }
 
-    /// Whether the server is at work for any connection of this client's to the same account; `None` if it has fewer
+    /// Whether the server is at work for any connection of this client's to the same database; `None` if it has fewer
     /// than `count` of them, because the others are another server's then, or it does not say.
     pub(super) async fn is_busy_at_all(&mut self, count: u32) -> Result<Option<bool>, Fault> {
         let (connections, busy): (i64, i64) = match self {
@@ -222,7 +222,8 @@ impl Line {
                 let sql = format!(
                     "SELECT COUNT(*), CAST(COALESCE(SUM(it.COMMAND <> 'Sleep'), 0) AS SIGNED) \
                      FROM {processes} AS own JOIN {processes} AS it \
-                     ON it.USER = own.USER AND {} = {} AND it.ID <> own.ID WHERE own.ID = CONNECTION_ID()",
+                     ON it.USER = own.USER AND it.DB <=> own.DB AND {} = {} AND it.ID <> own.ID \
+                     WHERE own.ID = CONNECTION_ID()",
                     address("it"),
                     address("own"),
                 );
@@ -244,12 +245,12 @@ impl Line {
     }
 }
 
-/// How many connections the same account has from the same address, besides this one, and how many of them are at
-/// work. Where activities are not tracked, all may be.
+/// How many connections the same account has from the same address to the same database, besides this one, and how
+/// many of them are at work. Where activities are not tracked, all may be.
 #[cfg(feature = "sqlx-postgres")]
 const POSTGRES_ALL: &str = "SELECT count(*), count(*) FILTER (WHERE coalesce(it.state, '') NOT LIKE 'idle%') \
      FROM pg_catalog.pg_stat_activity AS own JOIN pg_catalog.pg_stat_activity AS it \
-     ON it.usesysid = own.usesysid AND it.client_addr IS NOT DISTINCT FROM own.client_addr AND it.pid <> own.pid \
+     ON it.usesysid = own.usesysid AND it.datid = own.datid AND it.client_addr IS NOT DISTINCT FROM own.client_addr AND it.pid <> own.pid \
      WHERE own.pid = pg_catalog.pg_backend_pid()";
 
 #[cfg(feature = "sqlx-postgres")]
