@@ -65,9 +65,13 @@ impl PinnedConnection {
                     Err(error) => Err(error),
                 }
             });
-            poll_fn(|cx| match &victim {
-                Some((turn, victim)) if victim.is_lost(*turn) => Poll::Ready(None),
-                _ => performing.as_mut().poll(cx).map(Some),
+            poll_fn(|cx| match performing.as_mut().poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                // Only now: what has arrived is not lost.
+                Poll::Pending => match &victim {
+                    Some((turn, victim)) if victim.was_polled(*turn) => Poll::Ready(None),
+                    _ => Poll::Pending,
+                },
             })
             .await
         };

@@ -50,6 +50,8 @@ pub(crate) struct Victim {
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,
+    /// How often calls were polled in vain. One whose answer is arriving is, again and again.
+    polls: AtomicU64,
     /// The call that ran when somebody looked last.
     seen: AtomicU64,
     /// The call whose answer will not arrive.
@@ -139,6 +141,10 @@ impl Victim {
         self.turn.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
+    }
+
     /// Whether this call ran when this was asked last.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
         self.seen.swap(turn, Ordering::Relaxed) == turn
@@ -154,7 +160,10 @@ impl Victim {
         self.turn.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    pub(super) fn is_lost(&self, turn: u64) -> bool {
+    /// Notes that this call was polled in vain, and tells whether it is lost.
+    pub(super) fn was_polled(&self, turn: u64) -> bool {
+        // One polls it at a time.
+        self.polls.store(self.polls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.lost.load(Ordering::Relaxed) == turn
     }
 

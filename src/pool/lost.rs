@@ -11,23 +11,30 @@ use tokio::{
 use super::{Doubt, Holder, SessionPool, control::Subject};
 
 /// How often the server has to say that it does nothing, because it may have ended in this moment; and how long the
-/// answer has to arrive in between.
+/// answer has to begin to arrive in between.
 const TIMES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long the server may take to say it: long enough to find that the connection it is asked by is lost as well.
 const BOUND: Duration = Duration::from_secs(15);
 
+/// How often a statement may be polled in the meantime: by the look at it, and by its own future once. One whose answer
+/// is arriving, over a network that is slow or to a reader that is, is polled for each part.
+const POLLS: u64 = 2;
+
 /// A session, and what runs for it.
 pub(super) struct Suspect {
     holder: Arc<dyn Holder>,
     doubt: Doubt,
+    /// How often it was polled until now.
+    polls: u64,
 }
 
 impl Suspect {
     pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
         let doubt = holder.doubtful()?;
-        Some(Self { holder, doubt })
+        let polls = doubt.victim.polls();
+        Some(Self { holder, doubt, polls })
     }
 
     /// Whether it ran when this was asked last.
@@ -35,8 +42,11 @@ impl Suspect {
         self.doubt.victim.was_at(self.doubt.turn)
     }
 
-    fn still_runs(&self) -> bool {
-        self.holder.doubtful().is_some_and(|now| now.turn == self.doubt.turn)
+    /// Whether it still runs, and nothing has come for it since this was asked last.
+    fn is_silent(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.polls, self.doubt.victim.polls());
+        let is_same = self.holder.doubtful().is_some_and(|now| now.turn == self.doubt.turn);
+        is_same && self.polls.wrapping_sub(before) <= POLLS
     }
 
     /// Ends the statement with an error, and closes its connection.
@@ -78,7 +88,7 @@ impl SessionPool {
                 suspects.iter().for_each(|suspect| suspect.holder.clone().look_at_call());
                 sleep(PAUSE).await;
             }
-            suspects.retain(Suspect::still_runs);
+            suspects.retain_mut(Suspect::is_silent);
             if suspects.is_empty() {
                 return;
             }

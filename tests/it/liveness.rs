@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, future::join_all, stream};
 use http::StatusCode;
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr, TransactionTrait};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr, Statement, TransactionTrait};
 use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, testing::TestPool};
 
@@ -248,6 +248,35 @@ async fn a_full_pool_whose_statements_take_long_is_left_alone() {
         });
         let answers = slow.into_iter().chain([resting, next]);
         assert!(answers.map(|answer| answer.status().as_u16()).all(|status| status == 200), "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+/// The server has sent it all and has nothing more to do, while the network has not brought it all yet.
+#[tokio::test]
+async fn answers_that_arrive_slowly_are_not_taken_for_lost() {
+    const ROWS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) \
+                        SELECT REPEAT('x', 2000) FROM n";
+    for (kind, cancels) in SERVERS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| {
+            let pool = pool.acquire_timeout(LONG).warn_hold(Duration::from_millis(500));
+            if cancels { pool.cancel_running() } else { pool }
+        });
+        all_idle(&site).await;
+        proxy.delay_replies(Duration::from_millis(80));
+        let reads = async move |db: DbSession| {
+            let rows = db.query_all_raw(Statement::from_string(kind.backend(), ROWS)).await.unwrap();
+            assert_eq!(rows.len(), 900);
+        };
+        let reading = join_all((0..SIZE).map(|_| site.call(reads)));
+        let (answers, next) = tokio::join!(reading, async {
+            eventually("all are in use", async || site.layer.pool().status().in_use == SIZE).await;
+            site.call(select).await
+        });
+        proxy.delay_replies(Duration::ZERO);
+        let statuses = answers.iter().chain([&next]).map(|answer| answer.status().as_u16());
+        assert!(statuses.clone().all(|status| status == 200), "{kind:?} {cancels}: {:?}", statuses.collect::<Vec<_>>());
         site.assert_whole().await;
     }
 }
