@@ -167,9 +167,11 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let pool = session_pool(db.clone());
-        let handler_pool = pool.clone();
+        let (handler_pool, inserted) = (pool.clone(), Arc::new(Notify::new()));
+        let handler_inserted = inserted.clone();
         let handler = async move |tx: DbTx| {
             insert_item(&tx, "lost").await;
+            handler_inserted.notify_one();
             eventually("it is closed", async || tx.is_closed()).await;
             let error = known(tx.execute_unprepared("SELECT 1").await);
             assert!(error.is_closing() && error.status() == 503);
@@ -177,7 +179,7 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
         };
         let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
         let holds = tokio::spawn(call(app.clone()));
-        eventually("it holds", async || pool.status().in_use == 1).await;
+        timeout(BOUND, inserted.notified()).await.expect("it holds one");
         let waits = tokio::spawn(call(app));
         eventually("it waits", async || pool.status().waiting == 1).await;
         assert_eq!(close(&pool, Duration::from_millis(50)).await, 2, "{kind:?}");
