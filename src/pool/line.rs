@@ -209,30 +209,34 @@ impl Line {
     /// Whether the server is at work for any connection of this client's to the same database; `None` if it has fewer
     /// than `count` of them, because the others are another server's then, or it does not say.
     pub(super) async fn is_busy_at_all(&mut self, count: u32) -> Result<Option<bool>, Fault> {
-        let (connections, busy): (i64, i64) = match self {
+        let found = self.count_connections().await?.filter(|(connections, _)| *connections >= i64::from(count));
+        Ok(found.map(|(_, busy)| busy > 0))
+    }
+
+    /// How many connections this client has to the same database, besides this one, and how many are at work.
+    async fn count_connections(&mut self) -> Result<Option<(i64, i64)>, Fault> {
+        match self {
             #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(connection) => pair(&answered(sqlx::raw_sql(POSTGRES_ALL).fetch_all(connection)).await?)?,
+            Self::Postgres(connection) => {
+                Ok(Some(pair(&answered(sqlx::raw_sql(POSTGRES_ALL).fetch_all(connection)).await?)?))
+            }
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql { connection, processes } => {
-                let address = |process| {
-                    format!(
-                        "LEFT({process}.HOST, LENGTH({process}.HOST) - LENGTH(SUBSTRING_INDEX({process}.HOST, ':', -1)))"
-                    )
-                };
+                // Without the port.
+                let address = |host| format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))");
                 let sql = format!(
                     "SELECT COUNT(*), CAST(COALESCE(SUM(it.COMMAND <> 'Sleep'), 0) AS SIGNED) \
                      FROM {processes} AS own JOIN {processes} AS it \
                      ON it.USER = own.USER AND it.DB <=> own.DB AND {} = {} AND it.ID <> own.ID \
                      WHERE own.ID = CONNECTION_ID()",
-                    address("it"),
-                    address("own"),
+                    address("it.HOST"),
+                    address("own.HOST"),
                 );
-                pair(&answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?)?
+                Ok(Some(pair(&answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?)?))
             }
             #[allow(unreachable_patterns)]
-            _ => return Ok(None),
-        };
-        Ok((connections >= i64::from(count)).then_some(busy > 0))
+            _ => Ok(None),
+        }
     }
 
     pub(super) async fn close(self) {
