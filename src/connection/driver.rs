@@ -232,7 +232,8 @@ where
     sqlx::query_with(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named)
 }
 
-/// Reads a result to its end, since a statement may fail after its first row.
+/// Reads a result to its end, since a statement may fail after its first row. On MySQL, sqlx itself stops there
+/// (<https://github.com/launchbadge/sqlx/pull/2913>).
 async fn read<DB: sqlx::Database>(
     mut results: BoxStream<'_, Result<Step<DB>, sqlx::Error>>,
     mut each: impl FnMut(DB::Row),
@@ -250,7 +251,8 @@ async fn read<DB: sqlx::Database>(
 }
 
 /// Lets others have the thread now and then: as long as the server sends faster than it is read, sqlx
-/// does not, and a time-out that wants the call to end would not be heard.
+/// does not (<https://github.com/launchbadge/sqlx/issues/2834>), and a time-out that wants the call to end would not be
+/// heard.
 async fn breathe(steps: usize) {
     if steps.is_multiple_of(64) {
         tokio::task::yield_now().await;

@@ -240,6 +240,7 @@ impl Drop for PinnedConnection {
             return;
         }
         driver.close_on_drop();
+        // sqlx spawns a task for it, which panics outside of a runtime: https://github.com/tokio-rs/tokio/issues/3963
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
             // No runtime can be entered while a thread's locals are torn down: borrow a thread.
             let runtime = self.runtime.clone();

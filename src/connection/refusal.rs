@@ -1,7 +1,8 @@
 //! Writes that were refused as read-only, and whether it is the server that takes none.
 //!
 //! A handler may have its own transaction or session take no writes, and a function may raise the same error. Only
-//! the server knows whether it is itself, so it is asked, after the error and never before.
+//! the server knows whether it is itself, so it is asked, after the error and never before. sqlx does not ask for a
+//! server's role when it connects (<https://github.com/launchbadge/sqlx/issues/2290>).
 
 use sea_orm::{DbBackend, DbErr};
 

@@ -113,8 +113,9 @@ impl PinnedConnection {
         Ok(())
     }
 
-    /// Rolls back the innermost transaction. A savepoint is released as well: rolled back only, it
-    /// would stay, and a loop would pile them up. MySQL replaces a savepoint of the same name.
+    /// Rolls back the innermost transaction. A savepoint is released as well: rolled back only, as by sqlx, it would
+    /// stay, and a loop would pile them up (<https://github.com/launchbadge/sqlx/issues/3634>). MySQL replaces a savepoint
+    /// of the same name.
     pub(super) async fn roll_back_one(&mut self) -> Result<(), DbErr> {
         let depth = self.driver.depth();
         if matches!(self.failed, Some(Failed::Ended(_))) {
@@ -144,8 +145,8 @@ impl PinnedConnection {
         }
     }
 
-    /// Gives a transaction that is gone from the server a shape that sqlx's count can be rolled back
-    /// by.
+    /// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
+    /// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
     async fn reopen(&mut self, depth: usize) {
         if depth == 1 && self.backend == DbBackend::MySql {
             // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.

@@ -1,7 +1,8 @@
 //! Prepared statements that are gone from the server, or do not fit their tables any more.
 //!
 //! sqlx keeps statements prepared and never looks whether the server still has them: a migration of another session
-//! and a `DISCARD ALL` of an earlier request fail what comes next, for as long as the connection lives.
+//! and a `DISCARD ALL` of an earlier request fail what comes next, for as long as the connection lives
+//! (<https://github.com/launchbadge/sqlx/issues/1250>).
 
 use sea_orm::{DbBackend, DbErr};
 
