@@ -42,7 +42,8 @@ impl Leaving {
 }
 
 impl Core {
-    /// Runs a call that nobody waits for to its end, in a task of its own.
+    /// Runs a call that nobody waits for to its end, in a task of its own. sqlx's calls must not be dropped half-way
+    /// (<https://github.com/launchbadge/sqlx/issues/4393>, <https://github.com/launchbadge/sqlx/issues/563>).
     pub(super) fn drain(self: &Arc<Self>, future: CallFuture, leave: Leave) {
         let Leave { runtime, patience, victim, .. } = leave;
         let (mut guard, pool, handle) = (Abandoned(Some(self.clone())), self.pool().clone(), runtime.clone());

@@ -64,7 +64,8 @@ impl SessionTransaction {
                 Ok(core.open_through(core.heed(outer.begin_with_options(options).await)?))
             }
             Handle::Pinned(core, who) => {
-                // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back.
+                // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
+                // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
                 let level = core.new_level();
                 let transaction = Self(Inner::Pinned { core: core.clone(), level });
                 core.start(who, Some(level), Operation::Begin(options)).await?.await?;
