@@ -200,7 +200,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter.
+/// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
+/// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
 pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     ticket.begin();
     let (pool, began) = (ticket.pool().clone(), Instant::now());
@@ -219,8 +220,9 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
                 connection.put_back();
             }
         }
-        // The driver says so whether the pool is empty or the server is down. Those who still
-        // wait have time left: dropping the ticket sends for another one.
+        // The driver says so whether the pool is empty or the server is down
+        // (https://github.com/launchbadge/sqlx/issues/3808). Those who still wait have time left: dropping the
+        // ticket sends for another one.
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
             pool.shared.queue.refuse(Kind::Closing.into());

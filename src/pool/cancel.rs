@@ -18,6 +18,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
 impl SessionPool {
     /// Runs a call that nobody waits for to its end. Once it may be, its statement is stopped.
+    ///
+    /// Its connection is kept: with each one closed, a storm of clients that leave would empty the pool
+    /// (<https://github.com/authzed/spicedb/pull/3176>).
     pub(crate) async fn see_off<F>(&self, mut call: F, victim: &Victim, runtime: &Handle) -> Finished
     where
         F: Future<Output = Finished> + Unpin,
@@ -60,7 +63,8 @@ impl SessionPool {
         let (finished, reply) = match select(call, reply).await {
             Either::Right((reply, _)) => (None, reply.ok()),
             Either::Left((finished, _)) if self.shared.control.withdraw(id) => return Some(finished),
-            // It is under way, and may be carried out after the statement's end.
+            // It is under way, and may be carried out after the statement's end. The next one would be hit:
+            // https://github.com/pgbouncer/pgbouncer/issues/245
             Either::Left((finished, reply)) => (Some(finished), reply.await.ok()),
         };
         tracing::debug!(target: "tower_sea_orm::pool", ?reply, ended = finished.is_some(), "asked the server to stop a statement");

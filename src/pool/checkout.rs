@@ -270,7 +270,8 @@ impl CheckedOut {
         }
         let runtime = self.0.runtime.clone();
         runtime.spawn(async move {
-            // A ping that is not answered for so long will not be.
+            // sqlx waits for its ping without a bound: https://github.com/launchbadge/sqlx/issues/4349
+            // One that is not answered for so long will not be.
             let patience = self.patience().map(|bound| bound.min(SILENCE));
             let pool = self.0.slot.pool().clone();
             let Some(connection) = &mut self.0.connection else { return };

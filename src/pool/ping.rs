@@ -69,7 +69,8 @@ impl SessionPool {
         self.start_probe(&runtime).await.ok().flatten().map_or(Ok(()), Err)
     }
 
-    /// Finds out whether a connection can be made at all, and if not, why. One attempt at a time, whose result holds
+    /// Finds out whether a connection can be made at all, and if not, why, which sqlx's pool does not tell
+    /// (<https://github.com/launchbadge/sqlx/issues/744>). One attempt at a time, whose result holds
     /// for a while. In a task of its own, so that it ends and leaves its result even if its caller stops waiting.
     pub(super) fn start_probe(&self, runtime: &Handle) -> JoinHandle<Option<Error>> {
         let pool = self.clone();

@@ -66,6 +66,7 @@ impl Source {
             DatabaseConnectionType::MockDatabaseConnection(_) => Ok(Self::Direct),
             #[cfg(feature = "proxy")]
             DatabaseConnectionType::ProxyDatabaseConnection(_) => Ok(Self::Direct),
+            // SeaORM panics when it is asked for the backend: https://github.com/SeaQL/sea-orm/issues/2483
             DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
             // SeaORM may be built with drivers that this crate is not.
             #[allow(unreachable_patterns)]
@@ -142,7 +143,8 @@ impl Source {
     }
 
     /// Whether PostgreSQL's statements are not kept prepared (`statement-cache-capacity=0`), as some
-    /// proxies demand. sqlx gives them names all the same, unless it is told.
+    /// proxies demand. sqlx gives them names all the same, unless it is told
+    /// (<https://github.com/launchbadge/sqlx/issues/67>).
     pub(super) fn keeps_no_statements(&self) -> bool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
@@ -187,7 +189,7 @@ impl Source {
     /// A connection of the driver's pool, by its own `acquire()`.
     ///
     /// sqlx's ping of an idle connection has no bound but the pool's whole time-out
-    /// (<https://github.com/launchbadge/sqlx/issues/4349>). A server's connection that is silent for long is
+    /// (<https://github.com/launchbadge/sqlx/pull/4146>). A server's connection that is silent for long is
     /// given up with its ping, which closes it, and so are all others that are idle and silent. Nothing is pinged
     /// where the driver's pool is told not to.
     pub(super) async fn acquire(&self) -> Result<Driver, DbErr> {
@@ -235,7 +237,7 @@ impl Source {
     }
 
     /// Refuses new users of the driver's pool and closes what is idle there, which sqlx does only when all else is
-    /// back.
+    /// back (<https://github.com/launchbadge/sqlx/issues/1773>).
     pub(super) fn close_now(&self) {
         dispatch!(self, pool => {
             let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire()).collect();

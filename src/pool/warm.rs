@@ -115,6 +115,7 @@ impl Keeper {
             let closing = matches!(select(tick, &mut closed).await, Either::Right(_));
             let Some(shared) = self.0.upgrade() else { return };
             if closing {
+                // sqlx's `close()` waits for them: https://github.com/launchbadge/sqlx/issues/1773
                 shared.cool_down();
             }
             let (stale, over) = shared.queue.take_stale(shared.source.max_connections().unwrap_or(0));
