@@ -1,8 +1,9 @@
 //! [`SessionBody`]: a response body that ends when its transaction is committed.
 //!
 //! A server drops a body without polling it to its end once `Content-Length` is met, and never polls
-//! one whose `is_end_stream()` is true. So the frame after which nothing more would be asked for is
-//! withheld until COMMIT is acknowledged; if that fails, the client never gets it.
+//! one whose `is_end_stream()` is true (<https://github.com/hyperium/hyper/issues/1521>). So the frame after
+//! which nothing more would be asked for is withheld until COMMIT is acknowledged; if that fails, the client
+//! never gets it.
 
 use std::{
     cmp::Ordering,

@@ -183,7 +183,7 @@ fn misplaced(url: &Url) -> Option<&'static str> {
 }
 
 /// The host if it is an IPv6 address, without its brackets: sqlx 0.9.0 keeps them, and looks for a host of
-/// that name.
+/// that name (<https://github.com/SeaQL/sea-orm/issues/2579>).
 fn ipv6(url: &Url) -> Option<String> {
     Some(url.host_str()?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
 }
