@@ -10,8 +10,8 @@ use http::{StatusCode, request::Parts};
 
 use crate::{DbSession, DbTx, Error, SessionPool};
 
-/// The rejection of a session argument where no layer gives one: status 500, with a static text
-/// that names the layer. Also written to the log.
+/// The rejection of a session argument if no layer provides a session: status 500, with a static
+/// text that names the layer. It is also logged.
 #[derive(Debug, Clone)]
 pub struct MissingSession(Error);
 

@@ -23,7 +23,7 @@ use crate::{
 
 /// The future of a [`DbSessionService`](crate::DbSessionService).
 ///
-/// It owns the session's guard: dropped at any point, it ends the session and the connection goes
+/// It owns the session's guard: dropping it at any point ends the session, and the connection goes
 /// back.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]

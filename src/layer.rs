@@ -14,13 +14,14 @@ use crate::{
     session::{CommitWhen, Mode, Order, Plan, Rules},
 };
 
-/// Gives every request of the service it wraps a [`DbSession`](crate::DbSession), and takes the
-/// connection back whatever happens to the request.
+/// Gives every request to the wrapped service a [`DbSession`](crate::DbSession), and takes the
+/// connection back however the request ends.
 ///
 /// By default the connection is checked out before the inner service is called;
 /// [`lazy`](Self::lazy) sessions check out at their first statement.
 ///
-/// `Tag` tells several databases apart, `Respond` makes the answer when no connection can be had.
+/// `Tag` distinguishes several databases; `Respond` makes the response when no connection can be
+/// acquired.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DbSessionLayer<Tag = Main, Respond = EmptyBody> {
     pub(crate) pool: SessionPool,
@@ -100,11 +101,12 @@ impl Policy {
     }
 }
 
-/// Whether a request has no body that its client may take long to send: for
+/// Returns whether a request has no body that its client may send slowly. For
 /// [`DbSessionLayer::eager_if`], so that no connection waits for slow uploads.
 ///
-/// A request has one if it says so, by `Content-Length` above 0 or `Transfer-Encoding`; over HTTP/2, which
-/// needs neither, if its method is another than GET, HEAD, OPTIONS and TRACE and it gives no length.
+/// A request has a body if it declares one, by `Content-Length` above 0 or `Transfer-Encoding`. Over
+/// HTTP/2, which needs neither, it also has one if it gives no length and its method is not GET, HEAD,
+/// OPTIONS or TRACE.
 ///
 /// ```
 /// use tower_sea_orm::without_body;
@@ -129,7 +131,7 @@ pub fn without_body(parts: &Parts) -> bool {
     }
 }
 
-/// Whether a request's method is one that may change something: anything but GET, HEAD, OPTIONS and
+/// Returns whether a request's method may change something: any method but GET, HEAD, OPTIONS and
 /// TRACE, which RFC 9110 calls safe. For [`DbSessionLayer::transaction_if`].
 pub fn unsafe_methods(parts: &Parts) -> bool {
     !parts.method.is_safe()
@@ -156,7 +158,8 @@ impl Checkout {
 }
 
 impl DbSessionLayer {
-    /// A layer over SeaORM's connection pool, or over a [`SessionPool`] that others may use as well.
+    /// Creates a layer over SeaORM's connection pool, or over a [`SessionPool`] that other code may
+    /// share.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -184,7 +187,7 @@ impl DbSessionLayer {
         Self::tagged(pool)
     }
 
-    /// A layer over SeaORM's connection pool.
+    /// Creates a layer over SeaORM's connection pool.
     ///
     /// # Errors
     ///
@@ -195,10 +198,10 @@ impl DbSessionLayer {
 }
 
 impl<Tag> DbSessionLayer<Tag> {
-    /// A layer whose sessions carry a tag, for services with several databases.
+    /// Creates a layer whose sessions carry a tag, for services with several databases.
     ///
-    /// A request that writes to two of them has two transactions. The one of the inner layer is committed first,
-    /// and stands if the other one fails: that answer has no `Retry-After`.
+    /// A request that writes to two databases has two transactions. The inner layer's transaction is committed
+    /// first, and stays committed if the other one fails; that response has no `Retry-After`.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -222,14 +225,14 @@ impl<Tag> DbSessionLayer<Tag> {
 }
 
 impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
-    /// Checks out at the first statement instead of before the handler: a request that runs none
-    /// costs the pool nothing.
+    /// Checks out at the first statement instead of before the handler: a request that runs no
+    /// statement costs the pool nothing.
     pub fn lazy(mut self) -> Self {
         self.policy().checkout = Checkout::Lazy;
         self
     }
 
-    /// Checks out before the handler for the requests that `predicate` picks, at the first
+    /// Checks out before the handler for the requests that `predicate` selects, and at the first
     /// statement for the others.
     ///
     /// ```
@@ -250,9 +253,9 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Puts every request into a transaction: one BEGIN before its first statement, COMMIT before a
-    /// successful answer leaves, ROLLBACK before any other. A request that runs no statement costs
-    /// nothing on the wire.
+    /// Runs every request in a transaction: one BEGIN before its first statement, COMMIT before a
+    /// successful response is sent, ROLLBACK before any other. A request that runs no statement
+    /// costs nothing on the wire.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -269,10 +272,10 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     }
 
     /// [`transaction`](Self::transaction) with an isolation level, an access mode, or SQLite's
-    /// transaction mode. They hold for the requests that
-    /// [`transaction_if`](Self::transaction_if) picks as well.
+    /// transaction mode. They also apply to the requests that
+    /// [`transaction_if`](Self::transaction_if) selects.
     ///
-    /// The options travel with BEGIN, in one round trip. SQLite has no isolation levels (its
+    /// The options are sent with BEGIN, in one round trip. SQLite has no isolation levels (its
     /// transactions are serializable); for `READ ONLY`, `PRAGMA query_only` is set instead.
     pub fn transaction_with(mut self, options: TransactionOptions) -> Self {
         let policy = self.policy();
@@ -283,9 +286,9 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Puts the requests that `predicate` picks into a [`transaction`](Self::transaction);
-    /// [`unsafe_methods`] picks all but GET, HEAD, OPTIONS and TRACE. The statements of the others
-    /// commit by themselves.
+    /// Runs the requests that `predicate` selects in a [`transaction`](Self::transaction);
+    /// [`unsafe_methods`] selects all but GET, HEAD, OPTIONS and TRACE. In the other requests, each
+    /// statement commits by itself.
     pub fn transaction_if<P>(mut self, predicate: P) -> Self
     where
         P: Fn(&Parts) -> bool + Send + Sync + 'static,
@@ -294,18 +297,18 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Puts the requests that [`transaction_if`](Self::transaction_if) does not pick into a READ ONLY
+    /// Runs the requests that [`transaction_if`](Self::transaction_if) does not select in a READ ONLY
     /// transaction, so that the server refuses their writes.
     pub fn read_only_otherwise(mut self) -> Self {
         self.policy().read_only_otherwise = true;
         self
     }
 
-    /// Says which answers commit a request's transaction, by their head. Default: a status below 400,
-    /// and for gRPC a `grpc-status` of 0 or none.
+    /// Decides by the response's head whether a request's transaction is committed. Default: it is
+    /// for a status below 400 and, for gRPC, a `grpc-status` of 0 or none.
     ///
-    /// For a body that is [held until its end](crate::DbSession::hold_until_body_end) the rule is asked a
-    /// second time, with the trailers among the headers.
+    /// For a body that is [held until its end](crate::DbSession::hold_until_body_end) the rule is called
+    /// a second time, with the trailers among the headers.
     pub fn commit_when<P>(mut self, rule: P) -> Self
     where
         P: Fn(&response::Parts) -> bool + Send + Sync + 'static,
@@ -314,13 +317,14 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Runs statements after each BEGIN of a session's transaction, made from the request's parts:
-    /// for row-level security, say. With it every request runs in a transaction.
+    /// Runs statements, made from the request's parts, after each BEGIN of a session's transaction;
+    /// for row-level security, for example. With it, every request runs in a transaction.
     ///
-    /// Give values as values, never inside of the SQL. A layer further out may leave them in the
-    /// request's extensions; if it did not, return a statement that fails or sets what may see nothing.
-    /// They run again when a transaction begins after an early commit or rollback. If one fails, the
-    /// transaction is rolled back and the handler's statement returns that error.
+    /// Pass values as bound values, never inside the SQL. A layer further out can put them into the
+    /// request's extensions; if they are missing, return a statement that fails or that sets a value
+    /// for which no rows are visible. The statements run again when a transaction begins after an early
+    /// commit or rollback. If one fails, the transaction is rolled back and the handler's statement
+    /// returns that error.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -344,23 +348,23 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Runs statements on a request's connection before its first statement, made from the request's
-    /// parts, and again after [`release`](crate::DbSession::release). Give values as values, never
-    /// inside of the SQL.
+    /// Runs statements, made from the request's parts, on a request's connection before its first
+    /// statement, and again after [`release`](crate::DbSession::release). Pass values as bound
+    /// values, never inside the SQL.
     ///
-    /// What they set outlives the transaction. So that no other request gets it, PostgreSQL's connection is
-    /// reset after the request if the pool's [`reset`](crate::SessionPoolBuilder::reset) is on for session state. Otherwise it is closed,
-    /// which costs a new one each time. Prefer [`on_begin`](Self::on_begin) with settings that end with
-    /// the transaction.
+    /// Their effects outlive the transaction. So that no other request gets them, a PostgreSQL connection is reset
+    /// after the request if the pool's [`reset`](crate::SessionPoolBuilder::reset) is on for session state. Otherwise
+    /// the connection is closed, which costs a new one each time. Prefer [`on_begin`](Self::on_begin) with settings
+    /// that end with the transaction.
     ///
-    /// If one of them fails, the handler's first statement has its error, and the connection is closed: the
-    /// session has no other.
+    /// If one of them fails, the handler's first statement returns its error, and the connection is closed:
+    /// the session gets no other.
     ///
     /// # Panics
     ///
     /// If the database is SQLite in memory, which dies with its connection, or SeaORM's proxy, which has no
-    /// connection of a session. A mock runs the statements before the session's first one: they need results
-    /// of their own.
+    /// connection per session. A mock runs the statements before the session's first one, so append results
+    /// for them.
     #[track_caller]
     pub fn on_acquire<F>(mut self, set_up: F) -> Self
     where
@@ -373,20 +377,20 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Lets a handler's own 5xx answer stand when its session had got no connection, or lost it by
-    /// [`max_hold`](crate::SessionPoolBuilder::max_hold). By default the
-    /// layer answers instead, because only it knows that 503 and `Retry-After` are right.
+    /// Keeps a handler's own 5xx response if its session got no connection, or lost it to
+    /// [`max_hold`](crate::SessionPoolBuilder::max_hold). By default the layer replaces it, because
+    /// only the layer knows that 503 and `Retry-After` are right.
     pub fn keep_handler_errors(mut self) -> Self {
         self.policy().keep_handler_errors = true;
         self
     }
 
-    /// Makes the layer's own answers, when no connection can be had or a transaction could not be committed:
-    /// by a closure from the error and the head of the request to a response, or by
+    /// Makes the layer's own responses, for when no connection can be acquired or a transaction could not be
+    /// committed. Pass a closure from the error and the request's head to a response, or
     /// [`problem_json`](crate::problem_json). Default: an empty body.
     ///
-    /// The parts are the whole head that the request had when it came to the layer, extensions included. They
-    /// are copied before the handler runs, for each request.
+    /// The parts are the complete head that the request had when it reached the layer, extensions included.
+    /// They are copied before the handler runs, for each request.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -409,8 +413,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
 
     /// Keeps every request's session until the end of its response's body instead of its head, as
     /// [`DbSession::hold_until_body_end`](crate::DbSession::hold_until_body_end) does for one request: for
-    /// bodies that read rows as they go. The last call on the layer: it becomes a stack of two, and
-    /// responses have a [`SessionBody`](crate::SessionBody).
+    /// bodies that stream rows. Call it last: it returns a stack of two layers, whose responses have a
+    /// [`SessionBody`](crate::SessionBody).
     pub fn hold_until_body_end(self) -> Stack<HoldLayer<Tag>, Self> {
         Stack::new(HoldLayer::tagged(), self)
     }
@@ -419,7 +423,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         Arc::make_mut(&mut self.policy)
     }
 
-    /// The pool that the sessions come from.
+    /// Returns the pool that the sessions come from.
     pub fn pool(&self) -> &SessionPool {
         &self.pool
     }

@@ -4,11 +4,11 @@ use http::{HeaderMap, HeaderValue, Response, header, request::Parts};
 
 use crate::{Error, session::GRPC_STATUS};
 
-/// Makes a layer's own answers. Functions and closures `Fn(&Error, &Parts) -> Response<B>` implement it, and
-/// [`on_error`](crate::DbSessionLayer::on_error) takes them.
+/// Makes a layer's own responses. Functions and closures `Fn(&Error, &Parts) -> Response<B>` implement it,
+/// and [`on_error`](crate::DbSessionLayer::on_error) takes them.
 ///
-/// The client learns a status; the cause is for the log. [`error_response`] gives the status and
-/// `Retry-After` to start from.
+/// The client gets a status; the cause belongs in the log. Start from [`error_response`], which
+/// sets the status and `Retry-After`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` makes no answer with a body of type `{B}`",
     label = "the layer's own answers need the body type of the service inside of it",
@@ -18,12 +18,14 @@ use crate::{Error, session::GRPC_STATUS};
     note = "or put this layer inside of that one: see \"The order of layers\" in the documentation of `tower_sea_orm`"
 )]
 pub trait OnError<B> {
-    /// Whether [`response`](Self::response) looks at more of the request than `content-type`. Then its head is
-    /// copied before the inner service gets it, which a request without an error pays for as well.
+    /// `true` if [`response`](Self::response) reads more of the request than `content-type`. In that
+    /// case, the request's head is copied before the inner service gets it, which costs requests
+    /// without an error as well.
     const READS_REQUEST: bool = true;
 
-    /// The answer to a request that could not be served because of `error`. The parts are those that the
-    /// request had when it came to the layer: method, URI, version, headers and extensions.
+    /// Returns the response to a request that could not be served because of `error`. The parts are
+    /// those that the request had when it reached the layer: method, URI, version, headers and
+    /// extensions.
     fn response(&self, error: &Error, parts: &Parts) -> Response<B>;
 }
 
@@ -50,7 +52,7 @@ impl<B: Default> OnError<B> for EmptyBody {
 }
 
 /// Answers with a body of `application/problem+json` (RFC 9457), for bodies made from a `String`; a gRPC
-/// request gets the answer of [`error_response`], without a body. For
+/// request gets the response of [`error_response`], without a body. For
 /// [`on_error`](crate::DbSessionLayer::on_error).
 ///
 /// ```
@@ -76,7 +78,7 @@ pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B
     response
 }
 
-/// `body` with the status and `Retry-After` that belong to `error`.
+/// Returns a response of `body` with the status and `Retry-After` that belong to `error`.
 ///
 /// A gRPC request gets gRPC's own form: status 200 and [`grpc_code`](Error::grpc_code) as `grpc-status` among
 /// the headers, where `body` should be empty.

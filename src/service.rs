@@ -19,13 +19,13 @@ use crate::{
 
 /// The service that a [`DbSessionLayer`] makes.
 ///
-/// The inner service that was polled ready is the one that is called.
+/// It calls the same inner service that it polled ready.
 ///
-/// Nested layers of one tag share one session, which the outermost opens. What an inner one says
-/// (transactions, `commit_when`, `on_begin`, `on_acquire`) holds for the requests that come to it, as with
-/// [`TransactionLayer`](crate::TransactionLayer); an eager one has a lazy session check out before its own
-/// inner service is called. A layer over another database under the same tag answers 500, with a line in the
-/// log that names the tag: its handlers would run on the wrong one.
+/// Nested layers of one tag share one session, which the outermost layer opens. The settings of an inner
+/// layer (transactions, `commit_when`, `on_begin`, `on_acquire`) apply to the requests that reach it, as
+/// with [`TransactionLayer`](crate::TransactionLayer); an eager inner layer checks out a lazy session's
+/// connection before its own inner service is called. A layer over another database under the same tag
+/// answers 500 and logs the tag, because its handlers would run on the wrong database.
 pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
     inner: S,
     pool: SessionPool,

@@ -14,9 +14,9 @@ use crate::{
     session::{CommitWhen, Mode, Order},
 };
 
-/// Puts the requests of single routes into a transaction, or takes them out of the one that the
-/// [`DbSessionLayer`](crate::DbSessionLayer) around it says. It opens nothing itself: it only tells the
-/// session. If there are several, the innermost wins.
+/// Runs the requests of single routes in a transaction, or exempts them from the one that the
+/// surrounding [`DbSessionLayer`](crate::DbSessionLayer) sets. It opens nothing itself: it only
+/// configures the request's session. If there are several, the innermost wins.
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "mock"))] {
@@ -35,8 +35,7 @@ use crate::{
 /// # let _ = app; }
 /// ```
 ///
-/// Without a session layer around it, a request is answered with 500 and a line in the log that says
-/// so.
+/// Without a session layer around it, it answers 500 and logs the reason.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct TransactionLayer<Tag = Main, Respond = EmptyBody> {
     pub(super) policy: Policy,
@@ -74,14 +73,14 @@ impl TransactionLayer {
         Self::tagged(Some(options))
     }
 
-    /// No transaction: each statement commits by itself, whatever the layers around say.
+    /// No transaction: each statement commits by itself, whatever the layers around it say.
     pub fn autocommit() -> Self {
         Self::tagged(None)
     }
 }
 
 impl<Tag> TransactionLayer<Tag> {
-    /// A layer for the sessions of a tag, for services with several databases; `None` is
+    /// Creates a layer for the sessions of a tag, for services with several databases; `None` is
     /// [`autocommit`](TransactionLayer::autocommit).
     pub fn tagged(options: Option<TransactionOptions>) -> Self {
         let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
@@ -91,7 +90,8 @@ impl<Tag> TransactionLayer<Tag> {
 }
 
 impl<Tag, Respond> TransactionLayer<Tag, Respond> {
-    /// Says which answers commit, as [`DbSessionLayer::commit_when`](crate::DbSessionLayer::commit_when) does.
+    /// Decides which responses commit, as [`DbSessionLayer::commit_when`](crate::DbSessionLayer::commit_when)
+    /// does.
     pub fn commit_when<P>(mut self, rule: P) -> Self
     where
         P: Fn(&response::Parts) -> bool + Send + Sync + 'static,
@@ -101,8 +101,8 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     }
 
     /// Runs statements after each BEGIN, as
-    /// [`DbSessionLayer::on_begin`](crate::DbSessionLayer::on_begin) does; they come after those of the
-    /// layers around.
+    /// [`DbSessionLayer::on_begin`](crate::DbSessionLayer::on_begin) does; they run after those of the
+    /// layers around it.
     pub fn on_begin<F>(mut self, set_up: F) -> Self
     where
         F: Fn(&request::Parts) -> Vec<Statement> + Send + Sync + 'static,
@@ -111,7 +111,7 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
         self
     }
 
-    /// Makes the answer when the session cannot do as told, as
+    /// Makes the response when the session cannot follow this layer's settings, as
     /// [`DbSessionLayer::on_error`](crate::DbSessionLayer::on_error) does.
     pub fn on_error<F, B>(self, respond: F) -> TransactionLayer<Tag, F>
     where

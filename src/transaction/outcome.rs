@@ -4,10 +4,10 @@ use std::{fmt, marker::PhantomData};
 
 use crate::{Error, Main, session::Ended};
 
-/// How a request's transaction ended, in the extensions of the response: for logs, metrics and tests
-/// of a layer further out.
+/// How a request's transaction ended, in the extensions of the response: for logging, metrics and
+/// tests in a layer further out.
 ///
-/// It is there if the session was in a transaction of its own; `Tag` tells several databases apart.
+/// It is present if the session was in its own transaction; `Tag` distinguishes several databases.
 ///
 /// ```
 /// # #[cfg(feature = "mock")] {
@@ -39,32 +39,36 @@ impl<Tag> Outcome<Tag> {
         transactional.then_some(Self { ended, tag: PhantomData })
     }
 
-    /// Whether the server has committed it.
+    /// Returns whether the server has committed it.
     pub fn is_committed(&self) -> bool {
         matches!(self.ended, Ended::Committed)
     }
 
-    /// Whether it was to be rolled back, and was. What an early `commit()` made stand, stands.
+    /// Returns whether it was to be rolled back, and was. Work that an early `commit()` committed
+    /// stays committed.
     pub fn is_rolled_back(&self) -> bool {
         matches!(self.ended, Ended::RolledBack)
     }
 
-    /// Whether the request ran no statement, so that there was none.
+    /// Returns whether the request ran no statement, so that no transaction was begun.
     pub fn is_untouched(&self) -> bool {
         matches!(self.ended, Ended::Untouched)
     }
 
-    /// Whether it is decided at the end of the response's body, which has not been sent yet.
+    /// Returns whether it will be decided at the end of the response's body, which has not been
+    /// sent yet.
     pub fn is_pending(&self) -> bool {
         matches!(self.ended, Ended::Pending)
     }
 
-    /// Whether nobody knows: the connection was lost during COMMIT, or the server did not answer.
+    /// Returns whether the outcome is unknown: the connection was lost during COMMIT, or the server
+    /// did not answer.
     pub fn is_unknown(&self) -> bool {
         self.error().is_some_and(Error::is_outcome_unknown)
     }
 
-    /// Why it was not committed although the response said so; the client got an error instead.
+    /// Returns why it was not committed although the response called for it; the client got an
+    /// error instead.
     pub fn error(&self) -> Option<&Error> {
         match &self.ended {
             Ended::Failed(error) => Some(error),
