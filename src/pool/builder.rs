@@ -83,10 +83,10 @@ impl Settings {
     }
 }
 
-/// Builds a [`SessionPool`]: made by [`SessionPool::builder`].
+/// Builds a [`SessionPool`]; created by [`SessionPool::builder`].
 ///
-/// Every setting holds for all clones of the pool and all layers over it. Times may be anything up to
-/// [`Duration::MAX`].
+/// Every setting applies to all clones of the pool and all layers over it. Durations may be anything
+/// up to [`Duration::MAX`].
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -117,137 +117,142 @@ pub struct SessionPoolBuilder {
 }
 
 impl SessionPool {
-    /// A pool over `database` whose settings are not the defaults.
+    /// Starts a pool over `database` with settings other than the defaults.
     pub fn builder(database: DatabaseConnection) -> SessionPoolBuilder {
         SessionPoolBuilder { database, settings: Settings::default(), acquire_timeout: None }
     }
 }
 
 impl SessionPoolBuilder {
-    /// How long a session may wait for its connection. Default: the driver's `acquire_timeout`,
-    /// but at most 5 s.
+    /// Sets how long a session may wait for its connection. Default: the driver's
+    /// `acquire_timeout`, but at most 5 s.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = Some(timeout);
         self
     }
 
-    /// How long giving a connection back may take (finishing a running statement, rolling back,
-    /// sqlx's ping, each for itself) before the connection is closed and its slot freed.
-    /// Default: 5 s. An in-memory SQLite database is waited for without a bound, because it would
-    /// die with its connection.
+    /// Sets how long giving a connection back may take before the connection is closed and its slot
+    /// freed. It bounds each step on its own: finishing a running statement, rolling back, sqlx's
+    /// ping. Default: 5 s. For an in-memory SQLite database the wait is unbounded, because the
+    /// database would die with its connection.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.settings.release_timeout = timeout;
         self
     }
 
-    /// How long the layer, [`SessionPool::transaction`] and a handler's own `commit()` wait for the answer to a
-    /// COMMIT. After that the outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
+    /// Sets how long the layer, [`SessionPool::transaction`] and a handler's own `commit()` wait for the server
+    /// to answer a COMMIT. After that the outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
     ///
-    /// Handles over a plain `DatabaseConnection` have SeaORM's `commit()`, which is not bounded.
+    /// Handles over a plain `DatabaseConnection` use SeaORM's `commit()`, which is not bounded.
     pub fn commit_timeout(mut self, timeout: Duration) -> Self {
         self.settings.commit_timeout = timeout;
         self
     }
 
-    /// How many of the pool's connections sessions leave to those who use the
+    /// Sets how many of the pool's connections sessions leave to users of the
     /// [`DatabaseConnection`] itself. Default: 0. It must be less than `max_connections`.
     ///
     /// A handler that needs the plain pool while it holds a session deadlocks on a full pool until
-    /// the acquire time-out: every connection is held by a request that waits for another one.
-    /// With a reserve of 1 or more, or [`lazy`](crate::DbSessionLayer::lazy) sessions that are
-    /// released before the plain pool is used, it does not.
+    /// the acquire timeout: every connection is held by a request that waits for another one. A
+    /// reserve of 1 or more prevents this, and so do [`lazy`](crate::DbSessionLayer::lazy) sessions
+    /// that are released before the plain pool is used.
     pub fn reserve(mut self, connections: u32) -> Self {
         self.settings.reserve = connections;
         self
     }
 
-    /// How many may wait for a connection at the same time. One more is turned away, as exhausted: it
-    /// would only find its client gone when its turn came. Default: as many as can expect their turn
-    /// within a second (or half of `acquire_timeout` where that is less), by the pace of the last one; but
-    /// 20 for each of the pool's `max_connections` in any case.
+    /// Sets how many requests may wait for a connection at the same time. Further requests are refused as
+    /// exhausted: their clients would be gone by the time their turn came. Default: as many as can expect
+    /// a connection within a second (or half of `acquire_timeout`, if that is less), judged by the pace of
+    /// the last second, but always at least 20 for each of the pool's `max_connections`.
     ///
-    /// Who is turned away is told at once. Where there are more than 1000 within two seconds, the others
-    /// are told after half a second, so that clients that ask again without a pause do not take the
-    /// processor from those that have a connection.
+    /// Requests are refused at once. Beyond 1000 refusals within two seconds, further ones are delayed
+    /// by half a second, so that clients that retry without a pause do not take the CPU from requests
+    /// that have a connection.
     ///
-    /// Those for whom a connection can still be opened do not count. With 0 nobody waits for another
-    /// one's connection.
+    /// Requests for which a connection can still be opened do not count. With 0, no request waits
+    /// for a connection that another one holds.
     pub fn max_waiting(mut self, waiting: u32) -> Self {
         self.settings.max_waiting = Some(waiting);
         self
     }
 
-    /// Whether a clean connection goes straight to the next session: to one that waits, or to one that
-    /// comes within a second. Default: yes.
+    /// Sets whether a clean connection goes straight to the next session: to one that is waiting, or
+    /// one that arrives within a second. Default: `true`.
     ///
-    /// Handed over warm, a connection skips the driver pool's pings and also sqlx's
-    /// `before_acquire` and `after_release` hooks, which cannot be seen from here: say `false` if
-    /// you rely on them.
+    /// A connection that is handed over warm skips the driver pool's pings and also sqlx's
+    /// `before_acquire` and `after_release` hooks, which this crate cannot see: pass `false` if you
+    /// rely on them.
     pub fn warm(mut self, warm: bool) -> Self {
         self.settings.warm = warm;
         self
     }
 
-    /// What a connection is freed of when a session gives it back, released early or at its end.
-    /// Default: [`Reset::RollbackOnly`].
+    /// Sets what is cleaned up on a connection when a session gives it back, released early or at
+    /// its end. Default: [`Reset::RollbackOnly`].
     ///
-    /// Session state of a SeaORM proxy cannot be reset: it hands each statement to code of its own, and
-    /// there is no connection to reset. A mock has none to leak and is accepted.
+    /// Session state of a SeaORM proxy cannot be reset: the proxy hands each statement to custom code,
+    /// and there is no connection to reset. A mock has no state to leak and is accepted.
     pub fn reset(mut self, reset: Reset) -> Self {
         self.settings.reset = reset;
         self
     }
 
-    /// Has the server stop what runs for a session that has ended: the client has gone, a layer's
-    /// time-out is over, the handler has answered and left a statement behind. Default: off; then it
-    /// runs to its end, and its connection is not free before (or closed after the
-    /// [`release_timeout`](Self::release_timeout)).
+    /// Cancels, on the server, the statement that still runs for a session that has ended: the
+    /// client disconnected, a layer's timeout fired, or the handler answered and left a statement
+    /// behind. Default: off; the statement then runs to its end, and only afterwards is its
+    /// connection free (or it is closed after the [`release_timeout`](Self::release_timeout)).
     ///
-    /// # What is stopped
+    /// # What is cancelled
     ///
-    /// - In a transaction every statement, for it is rolled back anyway; never a COMMIT.
-    /// - Outside of one only what reads, by its words: one SELECT, VALUES, TABLE, WITH, SHOW, DESCRIBE or
-    ///   EXPLAIN without a word that writes or locks. A write is finished, as without this setting. A
-    ///   SELECT that calls a function of your own counts as a read, whatever the function does.
-    /// - A statement whose future is dropped while its request lives on (`select!`, `timeout`): the same
-    ///   reads, outside of a transaction. Inside, nothing: that would abort the handler's transaction.
+    /// - In a transaction, every statement, because the transaction is rolled back anyway; but
+    ///   never a COMMIT.
+    /// - Outside a transaction, only statements that read, judged by their keywords: a single SELECT,
+    ///   VALUES, TABLE, WITH, SHOW, DESCRIBE or EXPLAIN without a keyword that writes or locks. A write
+    ///   is finished, as without this setting. A SELECT that calls a function of your own counts as a
+    ///   read, whatever the function does.
+    /// - A statement whose future is dropped while its request goes on (`select!`, `timeout`): the same
+    ///   reads, outside a transaction. Inside a transaction, nothing is cancelled: that would abort the
+    ///   handler's transaction.
     ///
-    /// The connection is not closed: it waits for the cancel's own answer and the statement's end, rolls
-    /// back, and serves the next request. So a cancel never meets another request's statement.
+    /// The connection is not closed: it waits for the cancel request's own result and the statement's
+    /// end, rolls back, and serves the next request. So a cancellation never hits another request's
+    /// statement.
     ///
     /// # How, and what it costs
     ///
     /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on one more connection per
-    /// pool: beside `max_connections`, opened with the first session or cancel, closed after 5 s
-    /// without use. Who serves a connection is read once each time that it comes from the driver's pool,
-    /// in one round trip before its first statement; a warm connection pays nothing.
-    /// SQLite gets a progress handler, which takes the place of one that you may have set.
+    /// pool: in addition to `max_connections`, opened with the first session or cancellation, closed
+    /// after 5 s without use. The backend process or thread of a connection is read each time that the
+    /// connection comes from the driver's pool, in one round trip before its first statement; a warm
+    /// connection pays nothing. SQLite gets a progress handler, which replaces one that you may have
+    /// set.
     ///
     /// # Lost answers
     ///
-    /// The network may lose a connection while a statement runs on it. When the session is over
-    /// [`warn_hold`](Self::warn_hold), and every 5 s from then on, the server is asked on the same connection beside the
-    /// pool whether it is still at work. If it is not, three times within some seconds, the answer will not arrive:
-    /// the statement ends with an error, its connection is closed, and a COMMIT's outcome is
-    /// [unknown](Error::is_outcome_unknown). Streams, raw closures and what runs outside of transactions behind a
-    /// proxy are left alone: [`max_hold`](Self::max_hold) bounds these. Without this setting, the server is asked only
-    /// while requests wait and no connection is free, and only whether it does anything at all for this process.
+    /// The network may lose a connection while a statement runs on it. When a session exceeds
+    /// [`warn_hold`](Self::warn_hold), and every 5 s from then on, the pool asks the server, on the same extra
+    /// connection, whether it is still working on the statement. If it is not, three times within a few seconds, the
+    /// result will not arrive: the statement ends with an error, its connection is closed, and a COMMIT's outcome is
+    /// [unknown](Error::is_outcome_unknown). Streams, raw closures and, behind a proxy, statements outside transactions
+    /// are left alone: [`max_hold`](Self::max_hold) bounds these. Without this setting, the server is asked only while
+    /// requests wait and no connection is free, and only whether it does anything at all for this process.
     ///
     /// # Limits
     ///
-    /// - If that connection cannot be had or does not answer, there is a warning in the log, and
+    /// - If the extra connection cannot be opened or does not answer, a warning is logged, and
     ///   statements are waited for as without this setting.
-    /// - PostgreSQL lets a role cancel what runs as the same role: not so if `after_connect` changes the
-    ///   session's user. MySQL and MariaDB let a user kill its own queries.
-    /// - Behind a proxy that shares connections between transactions (PgBouncer), who serves a connection
-    ///   is known inside of a transaction only: PostgreSQL then pays one round trip more in each, and
-    ///   outside of transactions nothing is stopped. Such a proxy is recognised by a start-up setting
-    ///   that does not arrive. One for MySQL is recognised if it makes up connection numbers, and then
-    ///   nothing is stopped; do not use this setting behind another one.
-    /// - PgBouncer before 1.21 knows nothing of prepared statements. `statement-cache-capacity=0` in the URL
-    ///   has them sent without names; even so they are safe inside of transactions only, because one
-    ///   outside may be prepared on one connection and run on another.
-    /// - A statement that SQLite has waiting for another connection's lock is not stopped.
+    /// - PostgreSQL lets a role cancel only statements of the same role, so this fails if
+    ///   `after_connect` changes the session's user. MySQL and MariaDB let a user kill its own queries.
+    /// - Behind a proxy that shares connections between transactions (PgBouncer), a connection's backend
+    ///   is known only inside a transaction: each transaction on PostgreSQL then costs one more round
+    ///   trip, and outside transactions nothing is cancelled. Such a proxy is recognised by a start-up
+    ///   setting that does not arrive. A proxy for MySQL is recognised if it makes up connection numbers,
+    ///   and then nothing is cancelled; do not use this setting behind any other proxy for MySQL.
+    /// - PgBouncer before 1.21 does not support prepared statements. `statement-cache-capacity=0` in the URL
+    ///   sends them without names; even so they are safe only inside transactions, because outside, a
+    ///   statement may be prepared on one connection and run on another.
+    /// - A SQLite statement that is waiting for another connection's lock is not cancelled.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -272,28 +277,28 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// After how long a session that still holds its connection is named in the log, at WARN: method and
-    /// path of its request, for how long, and its last statement without values. When the connection is
-    /// back, another line says so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
+    /// Sets after how long a session that still holds its connection is logged at WARN: method and path
+    /// of its request, for how long, and its last statement without values. When the connection is back,
+    /// another line says so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
     pub fn warn_hold(mut self, time: Duration) -> Self {
         self.settings.warn_hold = time;
         self
     }
 
-    /// After how long a session's connection is taken away. Default: never ([`Duration::MAX`]); zero is
-    /// refused.
+    /// Sets after how long a session's connection is taken away. Default: never ([`Duration::MAX`]);
+    /// zero is refused.
     ///
-    /// What runs on it is ended as if the request had been dropped, its transaction is rolled back, and
-    /// the connection serves others, or is closed if that takes longer than the
-    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent is seen through first. The handler
-    /// goes on: the statement that was running and every later one fail with an error that
-    /// [`Error::is_reclaimed`] knows.
+    /// A running statement is ended as if the request had been dropped, the transaction is rolled back, and
+    /// the connection serves other requests, or is closed if that takes longer than the
+    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent runs to completion first. The
+    /// handler goes on: the statement that was running and every later one fail with an error for which
+    /// [`Error::is_reclaimed`] returns `true`.
     ///
-    /// A request whose transaction was lost by that is never answered below 400: the layer answers 504. A
-    /// 5xx of a handler whose statement failed for it becomes 504 as well. A body that is
-    /// [held](crate::DbSession::hold_until_body_end) breaks.
+    /// A request that lost its transaction this way never gets a response below 400: the layer answers
+    /// 504. If a statement failed for this reason, a 5xx from the handler becomes 504 as well. A
+    /// [held](crate::DbSession::hold_until_body_end) body is aborted.
     ///
-    /// The time counts from the checkout: after [`release`](crate::DbSession::release) it starts anew.
+    /// The time counts from the checkout; it starts anew after [`release`](crate::DbSession::release).
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -319,19 +324,19 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// For how long a session that is [held until the end of its response's
-    /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. Then the
-    /// session is cut off as by [`max_hold`](Self::max_hold) and the body breaks, so that slow or stalled clients
-    /// cannot take all connections. The time starts anew with each part that the server takes from the body; it
-    /// is looked at once a second. A body that has nothing to send, such as an event stream without events, does
-    /// not count as unread: [`max_hold`](Self::max_hold) bounds that. Default: 30 s; [`Duration::MAX`] turns it
-    /// off, and zero is refused.
+    /// Sets how long a session that is [held until the end of its response's
+    /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. After that, the
+    /// session is cut off as by [`max_hold`](Self::max_hold) and the body is aborted, so that slow or stalled
+    /// clients cannot take all connections. The time starts anew with each part that the server takes from the
+    /// body; it is checked once a second. A body that has nothing to send, such as an event stream without
+    /// events, does not count as unread: [`max_hold`](Self::max_hold) bounds that case. Default: 30 s;
+    /// [`Duration::MAX`] turns it off, and zero is refused.
     ///
-    /// What the client reads is not seen from here, but what the server takes: hyper takes the next part when the
-    /// operating system has taken the one before, and that takes more only when about a third of the
+    /// This crate does not see what the client reads, only what the server takes: hyper takes the next part when
+    /// the operating system has accepted the previous one, which it does only when about a third of the
     /// connection's send buffer is free. Linux lets this buffer grow to 4 MB (`net.ipv4.tcp_wmem`), so a client
     /// that reads a large body at less than about 1.4 MB in this time (46 kB/s for 30 s) may be cut off although
-    /// it reads. For slower clients, give the listener a smaller send buffer, which its connections inherit
+    /// it is reading. For slower clients, give the listener a smaller send buffer, which its connections inherit
     /// (with 64 KiB, 150 kB in this time are enough):
     ///
     /// ```no_run
@@ -349,7 +354,7 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// The pool, if its settings fit together and the database.
+    /// Builds the pool, if its settings are consistent with each other and with the database.
     ///
     /// # Errors
     ///
@@ -358,7 +363,7 @@ impl SessionPoolBuilder {
     /// - the [`reserve`](Self::reserve) leaves no connection to the sessions;
     /// - [`warn_hold`](Self::warn_hold), [`max_hold`](Self::max_hold) or [`body_timeout`](Self::body_timeout) is
     ///   zero;
-    /// - session state is to be [reset](Self::reset) and the database is a proxy.
+    /// - session state is to be [reset](Self::reset), but the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
         let source = Source::of(&self.database)?;
         self.build_over(source, None)

@@ -46,18 +46,18 @@ impl Closing {
 }
 
 impl SessionPool {
-    /// Closes the pool: new sessions, those of new requests included, are refused at once with
-    /// [`is_closing`](Error::is_closing), and the layer answers 503 without calling the handler. Sessions
-    /// that have begun may go on for at most `within`, and so may those that wait for their connection. Then
-    /// the rest is cut off, as by [`max_hold`](crate::SessionPoolBuilder::max_hold), with the same error. At last the driver's
-    /// pool is closed, for users of the plain `DatabaseConnection` as well.
+    /// Closes the pool. New sessions, including those of new requests, are refused at once with
+    /// [`is_closing`](Error::is_closing), and the layer answers 503 without calling the handler. Sessions that have
+    /// begun, including those waiting for their connection, may go on for at most `within`. The rest are then cut off,
+    /// as by [`max_hold`](crate::SessionPoolBuilder::max_hold), with the same error. Finally the driver's pool is
+    /// closed, for users of the plain `DatabaseConnection` as well.
     ///
-    /// It is over at most three [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s after `within`. Returns how many
-    /// sessions had to be cut off: their connection was taken away, or their wait for one ended. A
-    /// transaction that was cut off is rolled back, and its request never answered below 400.
+    /// It takes at most three [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s beyond `within`. Returns
+    /// how many sessions had to be cut off: their connection was taken away, or their wait for one ended. A transaction
+    /// that was cut off is rolled back, and its request never gets a response below 400.
     ///
-    /// Call it when the service is told to stop, and stop the server when it is over: see the example
-    /// `graceful_shutdown`. Called again, it does no harm.
+    /// Call it when the service is asked to stop, and stop the server when it returns: see the
+    /// example `graceful_shutdown`. Calling it again is harmless.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -74,12 +74,12 @@ impl SessionPool {
     /// # }).unwrap();
     /// ```
     ///
-    /// Outside of a tokio runtime nothing is waited for: what is out is cut off at once.
+    /// Outside a tokio runtime, it does not wait: sessions that are still open are cut off at once.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, new sessions are refused all the same, but nothing more is cut off or closed: call
-    /// it again.
+    /// If the future is dropped half-way, new sessions are still refused, but nothing more is cut off or
+    /// closed: call it again.
     pub async fn close(&self, within: Duration) -> usize {
         let closing = &self.shared.closing;
         closing.begun.store(true, Ordering::SeqCst);
@@ -98,7 +98,8 @@ impl SessionPool {
         cut
     }
 
-    /// Whether new sessions are refused: [`close`](Self::close) was called, or the driver's pool closed.
+    /// Returns whether new sessions are refused: [`close`](Self::close) was called, or the driver's pool
+    /// was closed.
     pub fn is_closed(&self) -> bool {
         self.shared.closing.begun.load(Ordering::SeqCst) || self.is_shut()
     }

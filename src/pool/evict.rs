@@ -80,14 +80,14 @@ impl Eviction {
 }
 
 impl SessionPool {
-    /// Has every connection replaced before its next use: after a migration, say, or when the database's name
-    /// leads to another server. Those that are idle are closed now, those that sessions hold when they come
-    /// back; no session is disturbed, and the next ones get new connections. HikariCP's
+    /// Replaces every connection before its next use: after a migration, for example, or when the database's
+    /// host name points to another server. Idle connections are closed now, those held by sessions when they
+    /// are given back; running sessions are not disturbed, and later sessions get new connections. HikariCP's
     /// `softEvictConnections` does the same.
     ///
     /// Connections that users of the plain [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this
-    /// moment are not known here, and stay. An in-memory SQLite database would die with its connection, and a
-    /// `TestPool` with its transaction: there, and over a mock, nothing happens.
+    /// moment are not tracked, and stay. Nothing happens on an in-memory SQLite database, which would die
+    /// with its connection, on a `TestPool`, which would lose its transaction, or on a mock.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -111,7 +111,7 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime, which is needed to close connections.
+    /// If it is called outside a tokio runtime, which is needed to close connections.
     pub fn recycle(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         if !self.is_in_memory() && !self.is_test() && !self.is_direct() {

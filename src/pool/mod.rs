@@ -53,11 +53,11 @@ use crate::{error::Error, telemetry::Pressure};
 
 /// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its clones.
 ///
-/// The [`DbSessionLayer`](crate::DbSessionLayer) takes its sessions from one; background jobs and
-/// command-line code use it directly. It is what `async_sessionmaker` is to SQLAlchemy.
+/// The [`DbSessionLayer`](crate::DbSessionLayer) takes its sessions from a pool; background jobs
+/// and command-line code use one directly. It corresponds to SQLAlchemy's `async_sessionmaker`.
 ///
 /// Build **one** per database and clone it: two pools over one `DatabaseConnection` do not see each
-/// other's waiters.
+/// other's waiting requests.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -96,7 +96,7 @@ struct Shared {
     outer: Option<Outer>,
 }
 
-/// What a [`SessionPool`] is doing right now.
+/// The current state of a [`SessionPool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
@@ -104,18 +104,18 @@ pub struct Status {
     pub limit: u32,
     /// Connections that sessions hold, those on their way back included.
     pub in_use: u32,
-    /// Connections that came back a moment ago and wait for the next session, or, as none came, are
+    /// Connections that came back a moment ago and wait for the next session or, if none came, are
     /// on their way to the driver's pool.
     pub warm: usize,
-    /// Connections being fetched from the driver's pool for somebody who waits.
+    /// Connections being fetched from the driver's pool for waiting requests.
     pub acquiring: u32,
-    /// Requests that wait for a connection.
+    /// Requests waiting for a connection.
     pub waiting: usize,
 }
 
 impl SessionPool {
-    /// A pool of sessions over `database` with the default settings; [`builder`](Self::builder) makes one
-    /// with others.
+    /// Creates a pool of sessions over `database` with the default settings; use
+    /// [`builder`](Self::builder) for others.
     ///
     /// # Panics
     ///
@@ -129,7 +129,7 @@ impl SessionPool {
         }
     }
 
-    /// A pool of sessions over `database` with the default settings.
+    /// Creates a pool of sessions over `database` with the default settings.
     ///
     /// # Errors
     ///
@@ -164,13 +164,13 @@ impl SessionPool {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The SeaORM connection underneath, for code that must have it. That of a `testing::TestPool` is closed,
-    /// because what it does would be no part of the test.
+    /// Returns the underlying SeaORM connection, for code that must have it. For a `testing::TestPool`, that
+    /// connection is closed, because its statements would not be part of the test.
     pub fn database(&self) -> &DatabaseConnection {
         self.shared.outer.as_ref().map_or(&self.shared.database, Outer::stand_in)
     }
 
-    /// What the pool is doing right now. Never waits.
+    /// Returns the pool's current state. Never waits.
     pub fn status(&self) -> Status {
         self.shared.queue.status()
     }

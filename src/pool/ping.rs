@@ -20,12 +20,12 @@ struct Probe {
 }
 
 impl SessionPool {
-    /// Checks that the database can be reached, for a health check. It opens a connection of its own beside
-    /// the pool and closes it again, so it never waits behind requests, and a full pool is no failure.
+    /// Checks that the database can be reached, for a health check. It opens a separate connection outside
+    /// the pool and closes it again, so it never waits behind requests, and a full pool is not a failure.
     ///
-    /// The result is at most 1 s old, and takes at most about 1 s; however many ask, the server
-    /// sees one log-in a second. A server that has no connection to spare counts as reached. SQLite in
-    /// memory has no server to ask: it is there as long as the pool is open.
+    /// The result is at most 1 s old, and takes at most about 1 s; however many callers there are, the
+    /// server sees one log-in a second. A server at its connection limit counts as reached. SQLite in
+    /// memory has no server to ask: it counts as reached as long as the pool is open.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -43,12 +43,12 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// [`is_down`](Error::is_down), or [`is_closing`](Error::is_closing) if the pool is closed. Outside of a tokio
-    /// runtime, an error that says so.
+    /// [`is_down`](Error::is_down), or [`is_closing`](Error::is_closing) if the pool is closed. Also if it is
+    /// called outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: the attempt goes on in a task, and its result is there for the next one who asks.
+    /// Nothing is lost: the attempt goes on in a task, and the next caller gets its result.
     pub async fn ping(&self) -> Result<(), Error> {
         if self.shared.source.is_closed() {
             return Err(Kind::Closing.into());
