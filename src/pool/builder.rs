@@ -228,15 +228,16 @@ impl SessionPoolBuilder {
     /// connection pays nothing. SQLite gets a progress handler, which replaces one that you may have
     /// set.
     ///
-    /// # Lost answers
+    /// # Lost results
     ///
     /// The network may lose a connection while a statement runs on it. When a session exceeds
-    /// [`warn_hold`](Self::warn_hold), and every 5 s from then on, the pool asks the server, on the same extra
-    /// connection, whether it is still working on the statement. If it is not, three times within a few seconds, the
-    /// result will not arrive: the statement ends with an error, its connection is closed, and a COMMIT's outcome is
-    /// [unknown](Error::is_outcome_unknown). Streams, raw closures and, behind a proxy, statements outside transactions
-    /// are left alone: [`max_hold`](Self::max_hold) bounds these. Without this setting, the server is asked only while
-    /// requests wait and no connection is free, and only whether it does anything at all for this process.
+    /// [`warn_hold`](Self::warn_hold), and every 5 s from then on, the pool asks the server, on the same
+    /// extra connection, whether it is still working on the statement. If it is not, three times within a
+    /// few seconds, the result will not arrive: the statement ends with an error, its connection is
+    /// closed, and a COMMIT's outcome is [unknown](Error::is_outcome_unknown). Streams, raw closures and,
+    /// behind a proxy, statements outside transactions are left alone: [`max_hold`](Self::max_hold) bounds
+    /// these. Without this setting, the server is asked only while requests wait and no connection is
+    /// free, and only whether it is doing anything at all for this process.
     ///
     /// # Limits
     ///

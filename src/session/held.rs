@@ -18,29 +18,32 @@ use crate::{
 };
 
 impl<Tag> DbSession<Tag> {
-    /// Keeps the session, and its transaction, until the end of `body`, which becomes the response's
-    /// body: so that it can read rows as it goes. By default a session ends with the response's head.
+    /// Keeps the session, and its transaction, open until the end of `body`, which becomes the
+    /// response's body, so that the body can stream rows. By default a session ends with the
+    /// response's head.
     ///
-    /// The last part of the body is withheld until COMMIT is acknowledged. If that fails, the body
-    /// breaks, and the client sees an incomplete answer: HTTP/1.1 closes the connection, HTTP/2 resets
-    /// the stream. If the client leaves, or the body fails, the transaction is rolled back.
+    /// The last part of the body is withheld until COMMIT is acknowledged. If that fails, the body is
+    /// aborted, and the client sees an incomplete response: HTTP/1.1 closes the connection, HTTP/2
+    /// resets the stream. If the client disconnects, or the body fails, the transaction is rolled
+    /// back.
     ///
-    /// A response whose fate is known at its head is settled there, and its body passed on as it is:
-    /// an error, an answer to HEAD, one without a body (204, 304), one whose body was replaced or read
-    /// by a middleware.
+    /// A response whose outcome is known at its head is settled there, and its body is passed through
+    /// unchanged: an error, a response to HEAD, one without a body (204, 304), one whose body was
+    /// replaced or read by a middleware.
     ///
-    /// The connection is held for as long as the client takes to read; one that stops reading loses it after
-    /// the [`body_timeout`](crate::SessionPoolBuilder::body_timeout) (30 s). A session that is cut off (by that, by
-    /// [`max_hold`](crate::SessionPoolBuilder::max_hold) or [`close`](crate::SessionPool::close)) breaks its body at
-    /// once, also one that has nothing to send. With
+    /// The connection is held for as long as the client takes to read; a client that stops reading loses it after
+    /// the [`body_timeout`](crate::SessionPoolBuilder::body_timeout) (30 s). A session that is cut off (by that,
+    /// by [`max_hold`](crate::SessionPoolBuilder::max_hold) or [`close`](crate::SessionPool::close)) aborts its
+    /// body at once, even if the body has nothing to send. With
     /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end), all bodies of a
     /// service are held.
     ///
-    /// `body` has to become the response's. The layer cannot see one that goes elsewhere: if it is dropped after
-    /// the response's head has left, the transaction is rolled back although the answer was a success.
+    /// `body` has to become the response's body. The layer cannot see a body that is used elsewhere: if it is
+    /// dropped after the response's head has been sent, the transaction is rolled back although the response was
+    /// a success.
     ///
-    /// Over HTTP/1.0, an answer without `Content-Length` ends with its connection, complete or not, and its
-    /// client cannot tell a body that broke from one that is complete.
+    /// Over HTTP/1.0, a response without `Content-Length` ends with its connection, complete or not, and
+    /// the client cannot tell an aborted body from a complete one.
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "stream"))] {

@@ -53,27 +53,28 @@ use crate::{
     pool::{Admission, SessionPool},
 };
 
-/// The default tag. Only a service with several databases names one.
+/// The default tag. Only services with several databases need another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Main {}
 
 /// A request's database session: one connection, lent to the handler.
 ///
-/// It implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait`, so it stands
-/// wherever a `&DatabaseConnection` stands in generic code: `Item::find().all(&session)`.
+/// It implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait`, so you can use
+/// it wherever generic code takes a `&DatabaseConnection`: `Item::find().all(&session)`.
 ///
 /// Clones are handles to the same session. Statements of one session run one after the other, on
-/// one connection to the server; concurrent ones queue. When the request ends, the handles die:
-/// their statements answer *session closed*, and can never reach another request's connection.
+/// one connection to the server; concurrent ones queue. When the request ends, the handles stop
+/// working: their statements fail with *session closed*, and can never reach another request's
+/// connection.
 ///
-/// `Tag` tells several databases of one service apart; `DbSession` is `DbSession<Main>`.
+/// `Tag` distinguishes several databases of one service; `DbSession` is `DbSession<Main>`.
 ///
 /// # Concurrent statements
 ///
-/// Whichever of a session's futures are polled, each of those ends, in the order of their first polls: one
-/// that is kept and not polled any more holds up no other. While one waits for another, a task of this crate
-/// does what is due, raw code included. A stream is the exception: while it is open, other statements are
-/// refused at once.
+/// Every future of a session that is polled completes, in the order of the first polls: a future that is
+/// kept but no longer polled does not hold up any other. While one future waits for another, a task of this
+/// crate runs the pending work, raw code included. A stream is the exception: while it is open, other
+/// statements are refused at once.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -117,16 +118,17 @@ pub enum Main {}
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of a statement, for example in `select!`, is safe. One whose turn has not come is
-/// not sent. One that runs does so to its end on the server in a task of this crate, and the session's next
-/// statement waits for it.
+/// Dropping the future of a statement, for example in `select!`, is safe. If the statement's turn has not
+/// come, it is not sent. If it is running, it runs to completion on the server, in a task of this crate,
+/// and the session's next statement waits for it.
 pub struct DbSession<Tag = Main> {
     core: Arc<Core>,
     tag: PhantomData<fn() -> Tag>,
 }
 
 impl DbSession {
-    /// The session of a request, from the extensions where the layer put it; for handlers without axum.
+    /// Returns a request's session from the extensions where the layer put it; for handlers without
+    /// axum.
     ///
     /// # Errors
     ///
@@ -155,7 +157,7 @@ impl<Tag> DbSession<Tag> {
         extensions.get::<Self>().cloned().ok_or_else(|| Kind::MissingLayer.into())
     }
 
-    /// The pool the session comes from, for work that outlives the request.
+    /// Returns the pool that the session comes from, for work that outlives the request.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -172,23 +174,23 @@ impl<Tag> DbSession<Tag> {
         self.core.pool()
     }
 
-    /// The database's kind.
+    /// Returns the database's kind.
     pub fn backend(&self) -> DbBackend {
         self.pool().backend()
     }
 
-    /// The database's kind, by the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }
 
-    /// A builder for schema statements in the database's dialect.
+    /// Returns a builder for schema statements in the database's dialect.
     pub fn get_schema_builder(&self) -> SchemaBuilder {
         Schema::new(self.backend()).builder()
     }
 
-    /// Whether the session runs no statements any more: the request that it belongs to has ended, or
-    /// its connection was taken away ([`max_hold`](crate::SessionPoolBuilder::max_hold), [`close`](SessionPool::close)).
+    /// Returns whether the session no longer runs statements: the request that it belongs to has ended, or its
+    /// connection was taken away ([`max_hold`](crate::SessionPoolBuilder::max_hold), [`close`](SessionPool::close)).
     pub fn is_closed(&self) -> bool {
         self.core.is_over()
     }
@@ -212,17 +214,17 @@ impl<Tag> DbSession<Tag> {
 
     /// Gives the connection back before the request ends. The next statement checks one out again.
     ///
-    /// Use it around slow work that needs no database, such as a call to another service: the
-    /// connection serves other requests meanwhile.
+    /// Call it before slow work that needs no database, such as a call to another service: the
+    /// connection serves other requests in the meantime.
     ///
     /// # Errors
     ///
-    /// If a transaction or a stream of the session is still open: [`commit`](Self::commit) or
+    /// If a transaction or a stream of the session is still open: call [`commit`](Self::commit) or
     /// [`rollback`](Self::rollback) first.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it resolves, the session keeps its connection.
+    /// If the future is dropped before it resolves, the session keeps its connection.
     pub async fn release(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
             return self.core.release_direct();
@@ -234,7 +236,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// What the driver says, or this crate's own failures to have a connection.
+    /// The driver's error, or this crate's own if no connection could be acquired.
     ///
     /// # Cancel safety
     ///
@@ -251,12 +253,12 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// The callback's own error, or that of BEGIN, COMMIT or ROLLBACK.
+    /// The callback's own error, or the error of BEGIN, COMMIT or ROLLBACK.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before COMMIT was sent, the transaction is rolled back. A COMMIT that was sent is
-    /// seen through.
+    /// If the future is dropped before COMMIT was sent, the transaction is rolled back. A COMMIT
+    /// that was sent runs to completion.
     pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
     where
         F: for<'c> AsyncFnOnce(&'c SessionTransaction) -> Result<T, E> + Send,
@@ -300,15 +302,15 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
     }
 }
 
-/// A plain handle, which belongs to no request: outside of a transaction, every statement takes a connection
-/// of its own from `database`, as it would without this crate. For unit tests and for migrating a service
+/// Creates a plain handle that belongs to no request: outside a transaction, every statement takes its own
+/// connection from `database`, as it would without this crate. For unit tests and for migrating a service
 /// step by step.
 ///
-/// The rules of a session hold (one statement after the other inside of a transaction, nested transactions as
-/// a stack, a transaction that the server has given up is not committed), but there is no response that ends
-/// it: what was done through [`tx()`](DbSession::tx) is rolled back when the last handle goes, unless
-/// [`commit`](DbSession::commit) was called, and hooks that would wait for its end are refused. To have a
-/// handler's response decide in a unit test, run it by `testing::serve`.
+/// The rules of a session apply (one statement after the other inside a transaction, nested transactions as a
+/// stack, a transaction that the server has aborted is not committed), but there is no response that ends it:
+/// work done through [`tx()`](DbSession::tx) is rolled back when the last handle is dropped, unless
+/// [`commit`](DbSession::commit) was called, and hooks that would wait for its end are refused. To let a
+/// handler's response decide in a unit test, run the handler with `testing::serve`.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
         let plan = Plan { is_plain: true, ..Plan::default() };

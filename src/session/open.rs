@@ -22,9 +22,9 @@ impl SessionPool {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up the place in the queue; no connection is lost. Kept without being polled,
-    /// it may be given a connection that it does not take, and no other caller gets that one: after a
-    /// `select!` on `&mut` of it, drop it.
+    /// Dropping the future gives up the place in the queue; no connection is lost. A future that is kept but
+    /// not polled may be assigned a connection that it does not take and that no other caller gets: after a
+    /// `select!` on `&mut` of the future, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
         let plan = Plan { is_loose: true, ..Plan::default() };
         let (session, guard) = self.eager_session(plan).await?;
@@ -41,14 +41,14 @@ impl SessionPool {
     }
 
     /// Runs `work` in a transaction: committed if it returns `Ok`, rolled back otherwise. For background
-    /// jobs and command-line code; it keeps the promises that a request's transaction gets.
+    /// jobs and command-line code; the guarantees are those of a request's transaction.
     ///
-    /// A session that `work` opens on the same pool is known to belong to it. Where every connection is held by a
+    /// A session that `work` opens on the same pool is attributed to this job. If every connection is held by a
     /// request or a job that waits for a second one, one of them gets an error at once
-    /// ([`is_pool_deadlock`](Error::is_pool_deadlock)). A [`session`](Self::session) may move to another task, so that
-    /// nothing can be said of those who hold one.
+    /// ([`is_pool_deadlock`](Error::is_pool_deadlock)). A [`session`](Self::session) may move to another task, so its
+    /// holder is not part of this check.
     ///
-    /// What an early [`commit`](crate::DbSession::commit) has made stand, stands. After
+    /// Work that an early [`commit`](crate::DbSession::commit) has committed stays committed. After
     /// [`set_rollback_only`](crate::DbSession::set_rollback_only) nothing is stored, although `Ok` is returned.
     ///
     /// ```
@@ -74,14 +74,15 @@ impl SessionPool {
     /// # Errors
     ///
     /// `TransactionError::Transaction` with the error of `work`; `TransactionError::Connection` if no
-    /// connection can be had or the transaction could not be committed: with the server's own error if it
-    /// refused, else with one that [`Error::of`] finds. The same if stored or raw code has ended the
-    /// transaction, whatever `work` returned: what was done until then may stand.
+    /// connection could be acquired or the transaction could not be committed: with the server's own
+    /// error if the server refused, otherwise with one that [`Error::of`] finds. Also
+    /// `TransactionError::Connection` if stored or raw code has ended the transaction, whatever `work`
+    /// returned: the work done until then may be committed.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before COMMIT was sent, everything is rolled back. A COMMIT that was sent is seen
-    /// through.
+    /// If the future is dropped before COMMIT was sent, everything is rolled back. A COMMIT that
+    /// was sent runs to completion.
     pub async fn transaction<F, T, E>(&self, work: F) -> Result<T, TransactionError<E>>
     where
         F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
@@ -158,11 +159,11 @@ impl SessionPool {
     }
 }
 
-/// A session taken from a [`SessionPool`] outside of a request.
+/// A session taken from a [`SessionPool`] outside a request.
 ///
-/// It stands wherever a `&DatabaseConnection` stands in generic code, is a [`DbSession`] by
-/// [`Deref`](std::ops::Deref), and ends when it is dropped: what is not committed is rolled back and the
-/// connection returns.
+/// You can use it wherever generic code takes a `&DatabaseConnection`. It dereferences
+/// ([`Deref`](std::ops::Deref)) to a [`DbSession`], and ends when it is dropped: uncommitted work is
+/// rolled back and the connection goes back to the pool.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -189,7 +190,7 @@ pub struct PoolSession {
 }
 
 impl PoolSession {
-    /// The database's kind, by the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }

@@ -16,21 +16,22 @@ macro_rules! raw_access {
     ($(#[$attribute:meta])* $method:ident, $variant:ident, $connection:ty, $name:literal) => {
         #[doc = concat!("Runs `code` on the session's own ", $name, " connection, for what SeaORM has no words for.")]
         ///
-        /// The session does not see what the code does: afterwards a transaction that it left open
-        /// is rolled back, and a ROLLBACK precedes the connection's return. Inside of a transaction
-        /// the code is put between a savepoint and its release (two more round trips): if the code
-        /// ended the transaction, nothing runs in it any more and it cannot be committed.
+        /// The session does not see what the code does: afterwards a transaction that the code left
+        /// open is rolled back, and a ROLLBACK is sent before the connection goes back. Inside a
+        /// transaction, the code runs between a savepoint and its release (two more round trips):
+        /// if the code ended the transaction, no further statement runs in it and it cannot be
+        /// committed.
         ///
         /// # Errors
         ///
-        /// If the session's database is another one, or no connection can be had. The code's own
-        /// errors are part of `T`. A statement of the same session within the code is an error: the code has
-        /// the connection.
+        /// If the session's database is of another kind, or no connection can be acquired. The code's own
+        /// errors are part of `T`. A statement of the same session within the code returns an error, because
+        /// the code has the connection.
         ///
         /// # Cancel safety
         ///
-        /// The code is not carried on when the future is dropped: it is dropped as well, and the
-        /// connection is closed (an in-memory SQLite database keeps its connection).
+        /// If the future is dropped, the code is dropped as well, and the connection is closed (an
+        /// in-memory SQLite database keeps its connection).
         $(#[$attribute])*
         pub async fn $method<T, F>(&self, code: F) -> Result<T, DbErr>
         where

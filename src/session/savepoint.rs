@@ -16,11 +16,11 @@ use crate::{connection::Operation, pool::SessionPool};
 
 /// A transaction of a session, from [`TransactionTrait::begin`] or `transaction`.
 ///
-/// Transactions of one session are a stack: while one is open, only the innermost handle runs
-/// statements, and only that may be ended; anything else is an error that says so. One begun inside
-/// of another is a savepoint.
+/// Transactions of one session form a stack: while one is open, only the innermost handle runs
+/// statements, and only that one can be ended; anything else returns an error. A transaction begun
+/// inside another is a savepoint.
 ///
-/// Dropped without `commit()`, it is rolled back.
+/// It is rolled back if it is dropped without `commit()`.
 #[must_use = "a transaction is rolled back when it is dropped"]
 pub struct SessionTransaction(Inner);
 
@@ -91,16 +91,16 @@ impl SessionTransaction {
     ///
     /// # Errors
     ///
-    /// If the server refuses, if it has given the transaction up after a failed statement
-    /// ([`is_aborted`](crate::Error::is_aborted)), if a transaction begun inside of this one is still
-    /// open, or if one around it has ended. In each case this transaction is rolled back.
-    /// [`is_outcome_unknown`](crate::Error::is_outcome_unknown) if the connection was lost meanwhile, or the answer
-    /// did not come within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout): then it may be
-    /// committed or not.
+    /// If the server refuses, if it has aborted the transaction after a failed statement
+    /// ([`is_aborted`](crate::Error::is_aborted)), if a transaction begun inside this one is still open, or if one
+    /// around it has ended. In each case this transaction is rolled back.
+    /// [`is_outcome_unknown`](crate::Error::is_outcome_unknown) if the connection was lost meanwhile, or the server
+    /// did not answer within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout): the transaction may
+    /// then be committed or not.
     ///
     /// # Cancel safety
     ///
-    /// Once sent, a COMMIT is seen through even if this future is dropped.
+    /// Once sent, a COMMIT runs to completion even if this future is dropped.
     pub async fn commit(self) -> Result<(), DbErr> {
         self.end(true).await
     }
@@ -109,12 +109,12 @@ impl SessionTransaction {
     ///
     /// # Errors
     ///
-    /// If a transaction begun inside of this one is still open, if one around it has ended, or what
-    /// the server says. This transaction is rolled back nevertheless.
+    /// If a transaction begun inside this one is still open, if one around it has ended, or if the
+    /// server reports an error. This transaction is rolled back nevertheless.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at any point, the transaction is rolled back.
+    /// If the future is dropped at any point, the transaction is rolled back.
     pub async fn rollback(self) -> Result<(), DbErr> {
         let core = self.core().clone();
         self.end(false).await?;
@@ -138,11 +138,11 @@ impl SessionTransaction {
         }
     }
 
-    /// Runs `callback` in a transaction inside of this one.
+    /// Runs `callback` in a transaction inside this one.
     ///
     /// # Errors
     ///
-    /// The callback's own error, or that of the savepoint's statements.
+    /// The callback's own error, or the error of the savepoint's statements.
     pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
     where
         F: for<'c> AsyncFnOnce(&'c Self) -> Result<T, E> + Send,
@@ -154,7 +154,7 @@ impl SessionTransaction {
     }
 
     /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode, which
-    /// a savepoint cannot have: an error where the server tells them apart.
+    /// a savepoint cannot have: it returns an error if the server distinguishes them.
     ///
     /// # Errors
     ///
@@ -175,8 +175,8 @@ impl SessionTransaction {
     }
 
     /// Runs `hook` after the session's whole transaction was committed, as
-    /// [`DbSession::after_commit`](crate::DbSession::after_commit) does; not at all if this transaction, or a
-    /// savepoint around it, is rolled back.
+    /// [`DbSession::after_commit`](crate::DbSession::after_commit) does. It does not run if this transaction,
+    /// or a savepoint around it, is rolled back.
     ///
     /// # Errors
     ///
@@ -186,7 +186,8 @@ impl SessionTransaction {
     }
 
     /// Runs `hook` after the session's whole transaction was rolled back, as
-    /// [`DbSession::after_rollback`](crate::DbSession::after_rollback) does; not at all if only a savepoint is.
+    /// [`DbSession::after_rollback`](crate::DbSession::after_rollback) does. It does not run if only a
+    /// savepoint is rolled back.
     ///
     /// # Errors
     ///
@@ -202,22 +203,22 @@ impl SessionTransaction {
         }
     }
 
-    /// The pool the session comes from.
+    /// Returns the pool that the session comes from.
     pub fn pool(&self) -> &SessionPool {
         self.core().pool()
     }
 
-    /// The database's kind.
+    /// Returns the database's kind.
     pub fn backend(&self) -> DbBackend {
         self.pool().backend()
     }
 
-    /// The database's kind, by the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }
 
-    /// A builder for schema statements in the database's dialect.
+    /// Returns a builder for schema statements in the database's dialect.
     pub fn get_schema_builder(&self) -> SchemaBuilder {
         Schema::new(self.backend()).builder()
     }

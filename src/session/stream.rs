@@ -29,10 +29,10 @@ const BUFFERED: usize = 16;
 
 /// The rows of one statement, from [`StreamTrait::stream`].
 ///
-/// While it is open, other statements of its session are refused at once: read it to its end or
-/// drop it first. Dropped half-read, it is read to its end in a task (within `release_timeout`), and
-/// the session's next statement waits for that. An error that comes then is a line in the log at WARN; in a
-/// transaction, nothing is committed after it.
+/// While it is open, other statements of its session are refused at once: read it to its end or drop it
+/// first. If it is dropped half-read, it is read to its end in a task (within `release_timeout`), and the
+/// session's next statement waits for that. An error during this is logged at WARN; in a transaction,
+/// nothing is committed after it.
 #[must_use = "streams do nothing unless polled"]
 pub struct SessionStream<'a>(Inner<'a>);
 
@@ -95,21 +95,21 @@ impl<'a> SessionStream<'a> {
 }
 
 impl<Tag> DbSession<Tag> {
-    /// The rows of one statement as they arrive, in a stream that borrows nothing: for a response's
-    /// body, which outlives the handler.
+    /// Returns the rows of one statement as they arrive, in a stream that borrows nothing: for a
+    /// response's body, which outlives the handler.
     ///
-    /// A body that reads rows as it goes needs its session to live as long:
+    /// A body that streams rows needs its session to live as long:
     /// [`hold_until_body_end`](Self::hold_until_body_end).
     ///
     /// # Errors
     ///
-    /// If no connection can be had, or the session is used out of turn. What the server says comes as
-    /// an item.
+    /// If no connection can be acquired, or the session is used out of turn. Errors from the server
+    /// are returned as items of the stream.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-read, the stream is read to its end in a task, and the session's next statement
-    /// waits for that.
+    /// If the stream is dropped half-read, it is read to its end in a task, and the session's next
+    /// statement waits for that.
     pub async fn rows(&self, statement: Statement) -> Result<SessionStream<'static>, DbErr> {
         if self.pool().is_direct() {
             SessionStream::open_plain(&self.core, self.pool().database(), statement).await

@@ -14,21 +14,21 @@ use super::{
 };
 use crate::error::{Error, Kind};
 
-/// A request's session in a transaction: as a handler's argument it says that everything the request
-/// does is committed together, before a successful answer leaves, or not at all.
+/// A request's session in a transaction. As a handler argument, it makes everything that the request
+/// does commit together, before a successful response is sent, or not at all.
 ///
-/// It is a handle like [`DbSession`] (and is one, by `Deref`): it stands wherever a `&DatabaseConnection`
-/// stands in generic code, clones are the same session, and dropping it does nothing. A `DbSession` and
-/// a `DbTx` of one request share one transaction.
+/// It is a handle like [`DbSession`] (and dereferences to one): you can use it wherever generic code
+/// takes a `&DatabaseConnection`, clones are the same session, and dropping it does nothing. A
+/// `DbSession` and a `DbTx` of one request share one transaction.
 ///
-/// BEGIN is sent before the first statement, so a request that runs none costs nothing. What ends the
-/// transaction is the response: below 400 it is committed, anything else rolls back (see
+/// BEGIN is sent before the first statement, so a request that runs none costs nothing. The response
+/// ends the transaction: a status below 400 commits it, anything else rolls it back (see
 /// [`commit_when`](crate::DbSessionLayer::commit_when)). [`commit`](DbSession::commit) and
 /// [`rollback`](DbSession::rollback) end it early.
 pub struct DbTx<Tag = Main>(DbSession<Tag>);
 
 impl DbTx {
-    /// The transaction of a request, from the extensions where the layer put its session; for
+    /// Returns a request's transaction from the extensions where the layer put its session; for
     /// handlers without axum.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl<Tag> DbTx<Tag> {
         DbSession::tagged(extensions).map(|session| session.tx())
     }
 
-    /// The database's kind, by the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }
@@ -64,8 +64,8 @@ impl<Tag> DbTx<Tag> {
 }
 
 impl<Tag> DbSession<Tag> {
-    /// Puts the session into a transaction of its own from its next statement on, and returns the
-    /// handle that says so. In a session that has one already, nothing changes.
+    /// Puts the session into its own transaction from its next statement on, and returns a handle
+    /// to it. If the session is already in one, nothing changes.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -92,7 +92,7 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// [`tx`](Self::tx) with an isolation level, an access mode, or SQLite's transaction mode. They
-    /// replace those that a layer said.
+    /// replace the options set by a layer.
     ///
     /// # Errors
     ///
@@ -132,16 +132,16 @@ impl<Tag> DbSession<Tag> {
         Ok(())
     }
 
-    /// Whether the session is in a transaction of its own, or will be with its next statement.
+    /// Returns whether the session is in its own transaction, or will be with its next statement.
     pub fn is_transactional(&self) -> bool {
         self.core.lock().is_transactional()
     }
 
-    /// Commits the session's transaction now instead of with the response. The next statement begins
-    /// another one. With no statement since the last, there is nothing to do.
+    /// Commits the session's transaction now instead of with the response. The next statement
+    /// begins another one. If no statement has run in the transaction yet, it does nothing.
     ///
-    /// For changes that must stay whatever the answer is, such as the counter of a failed log-in that
-    /// answers 401:
+    /// For changes that must stay whatever the response is, such as the counter of a failed log-in
+    /// that answers 401:
     ///
     /// ```
     /// # use axum::http::StatusCode;
@@ -172,21 +172,21 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// What the server says; [`is_aborted`](Error::is_aborted) if it has given the transaction up after
-    /// a failed statement; [`is_outcome_unknown`](Error::is_outcome_unknown) if the connection was lost
-    /// meanwhile, or the answer did not come within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout).
-    /// Except for that, the transaction is rolled back then. An unknown outcome stays unknown for the rest of the
-    /// request: nothing makes it good, and the response is an error. If nothing makes another failed
-    /// COMMIT good (a [`rollback`](Self::rollback) that says it was meant, or another commit that succeeds),
-    /// the response becomes an error as well. If the future was dropped before it told of the failure,
-    /// only a `rollback` does.
+    /// The server's error; [`is_aborted`](Error::is_aborted) if the server has aborted the transaction after a failed
+    /// statement; [`is_outcome_unknown`](Error::is_outcome_unknown) if the connection was lost meanwhile, or the
+    /// server did not answer within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout). Unless the
+    /// outcome is unknown, the transaction is then rolled back. An unknown outcome stays unknown for the rest of the
+    /// request: you cannot recover from it, and the response becomes an error. You can recover from any other failed
+    /// COMMIT by a [`rollback`](Self::rollback), which acknowledges the failure, or by another commit that succeeds;
+    /// otherwise the response becomes an error as well. If the future was dropped before it returned the failure,
+    /// only a `rollback` recovers.
     ///
     /// Also if the session is not in a transaction, is set to [roll back only](Self::set_rollback_only),
     /// or has a nested transaction open.
     ///
     /// # Cancel safety
     ///
-    /// Once sent, a COMMIT is seen through even if this future is dropped.
+    /// Once sent, a COMMIT runs to completion even if this future is dropped.
     pub async fn commit(&self) -> Result<(), DbErr> {
         self.core.commit().await
     }
@@ -195,22 +195,23 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// If the session is not in a transaction, has a nested transaction open, or the server says so;
+    /// If the session is not in a transaction, has a nested transaction open, or the server reports an error;
     /// [`is_outcome_unknown`](Error::is_outcome_unknown) if an earlier COMMIT of the request may have taken effect.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at any point, the transaction is rolled back before anything else happens.
+    /// If the future is dropped at any point, the transaction is rolled back before anything else
+    /// happens.
     pub async fn rollback(&self) -> Result<(), DbErr> {
         self.core.roll_back().await
     }
 
-    /// Has the session's transaction rolled back whatever the response says, and every later one of
-    /// this request: for dry runs, or a handler that answers 200 with a list of errors.
+    /// Marks the session's transaction, and every later one of this request, to be rolled back
+    /// whatever the response is: for dry runs, or a handler that answers 200 with a list of errors.
     ///
     /// # Errors
     ///
-    /// If the session is not in a transaction: then nothing could be rolled back.
+    /// If the session is not in a transaction, because nothing could be rolled back.
     pub fn set_rollback_only(&self) -> Result<(), DbErr> {
         let mut state = self.core.lock();
         if !state.is_transactional() {
@@ -221,15 +222,16 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// Runs `hook` after the transaction was committed: for mails, messages and caches that must not
-    /// know of what may still be rolled back.
+    /// see changes that may still be rolled back.
     ///
-    /// Hooks run in the order of their registration, in a task of their own once the connection is back
-    /// (after an early [`commit`](Self::commit): at once). They do not delay the response, and run even
-    /// if the client has gone. Registered while a nested transaction is open, a hook belongs to that
-    /// and is dropped when that is rolled back. Where it stays unknown whether the COMMIT took effect, no
-    /// hook runs. They live in memory: a process that ends loses them.
+    /// Hooks run in the order of their registration, in a separate task, once the connection has been
+    /// given back (after an early [`commit`](Self::commit): at once). They do not delay the response, and
+    /// run even if the client has disconnected. A hook registered while a nested transaction is open
+    /// belongs to that transaction and is dropped if that is rolled back. If it stays unknown whether the
+    /// COMMIT took effect, no hook runs. Hooks live in memory: they are lost if the process ends.
     ///
-    /// In a session without a transaction, what ran is committed: the hook runs at once.
+    /// In a session without a transaction, earlier statements are already committed, so the hook
+    /// runs at once.
     ///
     /// # Errors
     ///
@@ -239,9 +241,10 @@ impl<Tag> DbSession<Tag> {
         self.core.hook(Who::Session, After::Commit, hook)
     }
 
-    /// Runs `hook` after the transaction was rolled back, whatever the reason, also when the client
-    /// has gone: to remove a file that was uploaded meanwhile, say. Otherwise as
-    /// [`after_commit`](Self::after_commit); in a session without a transaction it never runs.
+    /// Runs `hook` after the transaction was rolled back, whatever the reason, even if the client
+    /// has disconnected: to remove a file that was uploaded meanwhile, for example. Otherwise it
+    /// works as [`after_commit`](Self::after_commit); in a session without a transaction it never
+    /// runs.
     ///
     /// # Errors
     ///
