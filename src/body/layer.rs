@@ -18,23 +18,23 @@ use super::SessionBody;
 use crate::{DbSession, Main};
 
 /// Keeps the session of every request until the end of its response's body, as
-/// [`DbSession::hold_until_body_end`] does for one. It belongs inside of a
+/// [`DbSession::hold_until_body_end`] does for one. Put it inside a
 /// [`DbSessionLayer`](crate::DbSessionLayer), around a whole service or a single route;
 /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end) adds it.
 ///
-/// A request without a session is served as it is.
+/// A request without a session is passed through unchanged.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct HoldLayer<Tag = Main>(PhantomData<fn() -> Tag>);
 
 impl HoldLayer {
-    /// A layer for the sessions of a service's one database.
+    /// Creates a layer for a service with a single database.
     pub fn new() -> Self {
         Self::tagged()
     }
 }
 
 impl<Tag> HoldLayer<Tag> {
-    /// A layer for the sessions of a tag, for services with several databases.
+    /// Creates a layer for the sessions of a tag, for services with several databases.
     pub fn tagged() -> Self {
         Self(PhantomData)
     }

@@ -39,19 +39,20 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A response body that is produced while a transaction is open, and ends when it is committed.
 ///
-/// The frames of the inner body go through as they come. Its end does not: the frame that completes
-/// the declared length or is known to be the last one, the trailers, and the end itself wait until
-/// the transaction is settled. Where COMMIT fails, the body fails instead of ending, and the client
-/// sees an incomplete answer. An error of the inner body, a body that is shorter or longer than its
-/// length, and one that is dropped before its end roll back.
+/// The frames of the inner body pass through as they arrive. Its end does not: the frame that
+/// completes the declared length or is known to be the last one, the trailers, and the end itself
+/// are withheld until the transaction is settled. If COMMIT fails, the body fails instead of
+/// ending, and the client sees an incomplete response. The transaction is rolled back on an error
+/// of the inner body, if the body is shorter or longer than its length, and if it is dropped before
+/// its end.
 ///
-/// Where the answer's fate is known at its head (an answer to HEAD, one without a body, one that a
-/// middleware has read to its end or replaced), the transaction is settled there and the body is
-/// passed on as it is.
+/// If the outcome is known at the response's head (a response to HEAD, one without a body, one that
+/// a middleware has read to its end or replaced), the transaction is settled there and the body is
+/// passed through unchanged.
 ///
-/// An HTTP/1.0 answer without `Content-Length` ends with its connection, complete or not. Its reader cannot
-/// tell the two apart: to HTTP/1.0 clients (`ab`, nginx towards its upstreams unless `proxy_http_version`
-/// says 1.1), give answers that matter a length.
+/// An HTTP/1.0 response without `Content-Length` ends with its connection, complete or not, and the client
+/// cannot tell the two apart. If HTTP/1.0 clients (`ab`, nginx towards its upstreams unless
+/// `proxy_http_version` says 1.1) must be able to, give the response a length.
 #[pin_project]
 #[must_use = "a body that is dropped rolls its transaction back"]
 pub struct SessionBody<B: Body> {
@@ -87,7 +88,7 @@ impl<B: Body> SessionBody<B> {
         (Self::with_state(inner, State::Reading(Some(guard))), hold)
     }
 
-    /// A body that no transaction waits for.
+    /// Creates a body that no transaction waits for.
     ///
     /// For a handler that holds its transaction in one branch only: both have the same type.
     pub fn plain(inner: B) -> Self {

@@ -16,8 +16,8 @@ pub(crate) use self::trouble::{Trouble, ends_connection};
 
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
-/// The text says what to do about it. It holds no database text, SQL or URL; the cause, where
-/// there is one, is behind [`source`](std::error::Error::source) and belongs in a log.
+/// The text says what to do about it. It contains no database text, SQL or URL; the cause, if there
+/// is one, is available from [`source`](std::error::Error::source) and belongs in a log.
 ///
 /// Statements return SeaORM's [`DbErr`]; [`Error::of`] finds the `Error` in it.
 #[derive(Clone)]
@@ -29,8 +29,7 @@ pub struct Error {
 impl Error {
     /// Finds this crate's error in a statement's [`DbErr`].
     ///
-    /// Besides the crate's own failures it recognises what a server says when something is wrong that the statement
-    /// is not to blame for:
+    /// Besides the crate's own failures, it recognises server errors that are not the statement's fault:
     ///
     /// | question | PostgreSQL | MySQL, MariaDB | SQLite |
     /// |---|---|---|---|
@@ -44,8 +43,8 @@ impl Error {
     /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08` | 1053, 1927, 4031 and their like | |
     /// | [`is_aborted`](Self::is_aborted) | `25P02` | | |
     ///
-    /// Everything else is `None`. Galera answers a wait for another node's writes (`WSREP_SYNC_WAIT_UPTO_GTID`) that took
-    /// too long with 1205 as well.
+    /// For everything else it returns `None`. Galera also reports 1205 if a wait for another node's writes
+    /// (`WSREP_SYNC_WAIT_UPTO_GTID`) takes too long.
     ///
     /// ```
     /// use sea_orm::{ConnAcquireErr, DbErr};
@@ -69,9 +68,10 @@ impl Error {
         Some(kind.into())
     }
 
-    /// [`of`](Self::of) for the error of `transaction()` or `transaction_async()`, whether it came from BEGIN or
-    /// COMMIT, or from a statement in the callback: then `E`, or an error that it gives as its
-    /// [`source`](std::error::Error::source), is the statement's [`DbErr`].
+    /// [`of`](Self::of) for the error of `transaction()` or `transaction_async()`, whether it came
+    /// from BEGIN or COMMIT, or from a statement in the callback. In the latter case `E`, or an
+    /// error in its [`source`](std::error::Error::source) chain, has to be the statement's
+    /// [`DbErr`].
     ///
     /// ```
     /// use sea_orm::{ConnAcquireErr, DbErr, TransactionError};
@@ -97,8 +97,9 @@ impl Error {
         })
     }
 
-    /// The status that the layer answers with: 503 for what may pass, 504 for a statement that the server stopped
-    /// for taking too long and for a connection that was taken away by `max_hold`, 500 for the rest.
+    /// Returns the status that the layer answers with: 503 for temporary failures, 504 for a statement that the
+    /// server stopped for taking too long and for a connection that was taken away by `max_hold`, 500 for
+    /// everything else.
     pub fn status(&self) -> StatusCode {
         match self.kind {
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -107,9 +108,9 @@ impl Error {
         }
     }
 
-    /// The code that the layer answers a gRPC request with: 14 (`UNAVAILABLE`) where [`status`](Self::status)
-    /// is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 13 (`INTERNAL`) for the rest. With tonic:
-    /// `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
+    /// Returns the code that the layer answers a gRPC request with: 14 (`UNAVAILABLE`) if
+    /// [`status`](Self::status) is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 13 (`INTERNAL`) for everything else.
+    /// With tonic: `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
     pub fn grpc_code(&self) -> i32 {
         match self.status() {
             StatusCode::SERVICE_UNAVAILABLE => 14,
@@ -118,10 +119,11 @@ impl Error {
         }
     }
 
-    /// How long the client should wait, for a `Retry-After` header; `None` where trying again does not help.
+    /// Returns how long the client should wait, for a `Retry-After` header, or `None` if a retry does not
+    /// help.
     ///
-    /// A random 1 to 3 s for a pool that had no connection, so that the rejected do not return all
-    /// at once, and for a server that is read-only; 1 s after a conflict with another transaction or a stale plan.
+    /// It is a random 1 to 3 s if the pool had no connection, so that rejected clients do not all return at once,
+    /// and if the server is read-only; it is 1 s after a conflict with another transaction or a stale plan.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
             _ if self.is_acquire() || self.is_read_only() => Some(Duration::from_secs(jitter())),
@@ -130,19 +132,19 @@ impl Error {
         }
     }
 
-    /// Whether the same request may succeed when it is sent again.
+    /// Returns whether the same request may succeed if it is sent again.
     pub fn is_retryable(&self) -> bool {
         self.is_acquire() || self.is_conflict() || self.is_read_only() || self.is_stale_plan()
     }
 
-    /// Whether no connection could be had: exhausted, down or closing.
+    /// Returns whether no connection could be acquired: exhausted, down or closing.
     pub fn is_acquire(&self) -> bool {
         self.is_exhausted() || matches!(self.kind, Kind::Down | Kind::Closing)
     }
 
-    /// Whether all connections were in use: for the whole `acquire_timeout`, or with so many waiting already
-    /// ([`max_waiting`](crate::SessionPoolBuilder::max_waiting)) that one more was not let in; or whether the server has no
-    /// place for another one, or takes so long to log one in.
+    /// Returns whether all connections were in use, either for the whole `acquire_timeout` or with a full queue
+    /// ([`max_waiting`](crate::SessionPoolBuilder::max_waiting)); or whether the server is at its connection limit, or
+    /// takes too long to log a connection in.
     pub fn is_exhausted(&self) -> bool {
         matches!(
             self.kind,
@@ -150,36 +152,37 @@ impl Error {
         )
     }
 
-    /// Whether the database could not be reached.
+    /// Returns whether the database could not be reached.
     pub fn is_down(&self) -> bool {
         self.kind == Kind::Down
     }
 
-    /// Whether the pool is closed, or closing: see [`SessionPool::close`](crate::SessionPool::close).
+    /// Returns whether the pool is closed or closing: see
+    /// [`SessionPool::close`](crate::SessionPool::close).
     pub fn is_closing(&self) -> bool {
         self.kind == Kind::Closing
     }
 
-    /// Whether a handle was used after its request had ended.
+    /// Returns whether a handle was used after its request had ended.
     pub fn is_session_closed(&self) -> bool {
         self.kind == Kind::SessionClosed
     }
 
-    /// Whether the session's connection was taken away because it was held for longer than
-    /// [`max_hold`](crate::SessionPoolBuilder::max_hold), or for a body that nobody read
-    /// ([`body_timeout`](crate::SessionPoolBuilder::body_timeout)).
+    /// Returns whether the session's connection was taken away because it was held for longer than
+    /// [`max_hold`](crate::SessionPoolBuilder::max_hold), or for a body that the client did not
+    /// read ([`body_timeout`](crate::SessionPoolBuilder::body_timeout)).
     pub fn is_reclaimed(&self) -> bool {
         matches!(self.kind, Kind::Reclaimed | Kind::Unread)
     }
 
-    /// Whether every connection of the pool was held by a request that waited for a second one, and this
-    /// wait was ended so that the others could go on.
+    /// Returns whether every connection of the pool was held by a request that waited for a second one,
+    /// and this wait was ended so that the others could go on.
     pub fn is_pool_deadlock(&self) -> bool {
         self.kind == Kind::PoolDeadlock
     }
 
-    /// Whether a handle was used out of turn: beside an open transaction or stream, after its end, or
-    /// for what the session's mode does not allow.
+    /// Returns whether a handle was used out of turn: beside an open transaction or stream, after its
+    /// end, or for an operation that the session's mode does not allow.
     pub fn is_out_of_turn(&self) -> bool {
         matches!(
             self.kind,
@@ -197,74 +200,75 @@ impl Error {
         )
     }
 
-    /// Whether a concurrent transaction was in the way: the transaction could not be serialized, lost a deadlock,
-    /// or did not get a lock.
+    /// Returns whether a concurrent transaction was in the way: the transaction could not be serialized, lost a
+    /// deadlock, or did not get a lock.
     pub fn is_conflict(&self) -> bool {
         matches!(self.kind, Kind::Serialization | Kind::Deadlock | Kind::LockNotAvailable)
     }
 
-    /// Whether a statement did not get a lock: in time (`lock_timeout`, `innodb_lock_wait_timeout`, `busy_timeout`),
-    /// or at once (`NOWAIT`). It is a [conflict](Self::is_conflict) as well.
+    /// Returns whether a statement did not get a lock: in time (`lock_timeout`, `innodb_lock_wait_timeout`,
+    /// `busy_timeout`), or at once (`NOWAIT`). It is a [conflict](Self::is_conflict) as well.
     pub fn is_lock_not_available(&self) -> bool {
         self.kind == Kind::LockNotAvailable
     }
 
-    /// Whether the server stopped a statement that ran for longer than it allows: by PostgreSQL's
-    /// `statement_timeout`, MySQL's `max_execution_time`, MariaDB's `max_statement_time`. Not whether it was
-    /// cancelled by request.
+    /// Returns whether the server stopped a statement that ran for longer than it allows: by PostgreSQL's
+    /// `statement_timeout`, MySQL's `max_execution_time`, MariaDB's `max_statement_time`. Cancellation by
+    /// request does not count.
     pub fn is_statement_timeout(&self) -> bool {
         self.kind == Kind::StatementTimeout
     }
 
-    /// Whether a write was refused because the server or the transaction is read-only: a replica, a server that
-    /// another one has taken over from, a Galera node without a quorum, or a transaction that was begun READ ONLY.
+    /// Returns whether a write was refused because the server or the transaction is read-only: a replica, a former
+    /// primary after a fail-over, a Galera node without a quorum, or a transaction that was begun READ ONLY.
     pub fn is_read_only(&self) -> bool {
         self.kind == Kind::ReadOnly
     }
 
-    /// Whether a prepared statement was gone, or did not fit its tables any more, after a migration
-    /// or a `DISCARD ALL`. It did not run. On PostgreSQL it is prepared anew and run once more outside of a
-    /// transaction, so that as a rule only a request in a transaction sees this error.
+    /// Returns whether a prepared statement was gone, or no longer fitted its tables, after a migration or
+    /// a `DISCARD ALL`. It did not run. On PostgreSQL, outside a transaction, it is prepared again and run
+    /// once more, so as a rule only a request in a transaction sees this error.
     pub fn is_stale_plan(&self) -> bool {
         self.kind == Kind::StalePlan
     }
 
-    /// Whether the session's connection was lost before its end.
+    /// Returns whether the session's connection was lost before the session ended.
     pub fn is_connection_lost(&self) -> bool {
         self.kind == Kind::ConnectionLost
     }
 
-    /// Whether a transaction could not go on or be committed because the server had given it up after
-    /// a failed statement, or because raw code had ended it.
+    /// Returns whether a transaction could not go on or be committed because the server had aborted
+    /// it after a failed statement, or because raw code had ended it.
     pub fn is_aborted(&self) -> bool {
         matches!(self.kind, Kind::Aborted | Kind::EndedElsewhere | Kind::TestEnded)
     }
 
-    /// Whether the server refused the COMMIT: nothing of the transaction is there. A conflict with
-    /// another transaction is not meant: [`is_conflict`](Self::is_conflict).
+    /// Returns whether the server refused the COMMIT: nothing of the transaction was committed. A
+    /// conflict with another transaction does not count: see [`is_conflict`](Self::is_conflict).
     pub fn is_commit_failed(&self) -> bool {
         self.kind == Kind::CommitFailed
     }
 
-    /// Whether the connection was lost during COMMIT, or the server did not answer it in time: the
-    /// transaction may be committed or not. Never retried, neither here nor by a `Retry-After`.
+    /// Returns whether the connection was lost during COMMIT, or the server did not answer it in
+    /// time: the transaction may be committed or not. The crate never retries it, and never sends a
+    /// `Retry-After` for it.
     pub fn is_outcome_unknown(&self) -> bool {
         self.kind == Kind::OutcomeUnknown
     }
 
-    /// Whether a request could not commit because something of it was not at its end: a nested
+    /// Returns whether a request could not commit because part of it was unfinished: a nested
     /// transaction still open, or a statement still running in another task.
     pub fn is_unfinished(&self) -> bool {
         matches!(self.kind, Kind::LeftOpen | Kind::StillRunning)
     }
 
-    /// Whether a statement was refused because it controls transactions behind the session's back,
-    /// or because MySQL would commit by it.
+    /// Returns whether a statement was refused because it controls transactions behind the
+    /// session's back, or because it would make MySQL commit.
     pub fn is_refused(&self) -> bool {
         matches!(self.kind, Kind::Control(_) | Kind::CommitsImplicitly)
     }
 
-    /// Whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.
+    /// Returns whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.
     pub fn is_missing_layer(&self) -> bool {
         matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
     }
@@ -354,7 +358,7 @@ impl fmt::Display for Cause {
 
 impl std::error::Error for Cause {}
 
-/// So that `?` works on both in code that returns SeaORM's error. [`Error::of`] finds it again.
+/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
 impl From<Error> for DbErr {
     fn from(error: Error) -> Self {
         error.to_db_err()
