@@ -1,8 +1,8 @@
 //! Tests on a real database that leave nothing behind (feature `testing`).
 //!
-//! A [`TestPool`] runs all its sessions inside of one transaction that is rolled back at the end. What
-//! a service commits becomes a savepoint, so that its commits and rollbacks can be told apart as in
-//! production, and tests run side by side on one database without seeing each other.
+//! A [`TestPool`] runs all its sessions inside one transaction that is rolled back at the end. A
+//! service's transactions become savepoints, so its commits and rollbacks differ as in production, and
+//! tests run side by side on one database without seeing each other.
 //!
 //! ```
 //! # #[cfg(all(feature = "sqlx-sqlite", feature = "axum"))]
@@ -42,27 +42,29 @@
 //! # }).unwrap();
 //! ```
 //!
-//! A single handler without a service around it is run by [`serve`].
+//! To run a single handler without a service around it, use [`serve`].
 //!
-//! What is not as in production:
+//! Differences from production:
 //!
 //! - There is one connection, and sessions take turns. A request that needs a second session while it
-//!   holds one gets an error at once. What works on the plain `DatabaseConnection`, beside the pool, sees
-//!   nothing of the test, so the one of [`SessionPool::database`] is closed here: its statements fail. Run
-//!   migrations on the real one, before the test begins.
-//! - Isolation levels and access modes are those of the outer transaction, the database's default: a GET that
-//!   writes in spite of `read_only_otherwise()` is not refused.
-//! - A statement that fails outside of a transaction of its session is rolled back to a savepoint,
-//!   which makes every such statement three.
-//! - Deferred constraints are checked at a COMMIT on PostgreSQL; SQLite never checks them, because it
-//!   does so at the end of the outermost transaction.
-//! - On MySQL and MariaDB, statements that commit implicitly (DDL) are refused: make the tables before.
-//!   There a deadlock ends the outer transaction as well.
-//! - Code that cannot be looked into (raw access, procedures) must leave the outer transaction alone. If it
-//!   ends that, its own statement, all that follow and [`TestPool::roll_back`] are errors that say so.
-//! - The connection stays: `reset` puts nothing back, `cancel_running` cancels nothing, and what runs when
-//!   `max_hold` is over goes on. A connection that is closed at the `release_timeout` ends the test's transaction.
-//! - With tokio's clock paused, time-outs pass while a server is waited for. SQLite and mocks need none.
+//!   holds one gets an error at once. Code that uses the plain `DatabaseConnection`, outside the pool,
+//!   would see nothing of the test, so the connection of [`SessionPool::database`] is closed here: its
+//!   statements fail. Run migrations on the real connection, before the test begins.
+//! - Isolation level and access mode are those of the outer transaction, which has the database's defaults: a
+//!   GET that writes in spite of `read_only_otherwise()` is not refused.
+//! - Outside a transaction of its session, a statement that fails is rolled back to a savepoint, so
+//!   every statement there becomes three.
+//! - PostgreSQL checks deferred constraints at each COMMIT of a session; SQLite never checks them,
+//!   because it does so only at the end of the outermost transaction.
+//! - On MySQL and MariaDB, statements that commit implicitly (DDL) are refused: create the tables
+//!   beforehand. On these, a deadlock also ends the outer transaction.
+//! - Code that cannot be inspected (raw access, procedures) must leave the outer transaction alone. If it
+//!   ends that transaction, its own statement, all later ones and [`TestPool::roll_back`] return an error.
+//! - The connection stays: `reset` resets nothing, `cancel_running` cancels nothing, and a statement that runs
+//!   when `max_hold` is over goes on. A connection that is closed at the `release_timeout` ends the test's
+//!   transaction.
+//! - With tokio's clock paused, timeouts expire while the test waits for a server. SQLite and mocks have
+//!   no server.
 //! - Hooks are not run: see [`TestPool::hooks`].
 //! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
 
@@ -84,12 +86,12 @@ use crate::{
     session::Plan,
 };
 
-/// Runs a handler with a session, and ends that by the handler's response, as a
-/// [`DbSessionLayer`](crate::DbSessionLayer) around it would: for unit tests that call a handler directly. On
-/// a plain handle (`DbSession::from(db)`), nothing would commit what it does in a
-/// [`DbTx`](crate::DbTx).
+/// Runs a handler with a session, and ends the session by the handler's response, as a
+/// [`DbSessionLayer`](crate::DbSessionLayer) around it would: for unit tests that call a handler directly.
+/// With a plain handle (`DbSession::from(db)`), work that the handler does in a [`DbTx`](crate::DbTx) would
+/// never be committed.
 ///
-/// The response is the one that a client would get, with the [`Outcome`](crate::Outcome) in its extensions.
+/// Returns the response that a client would get, with the [`Outcome`](crate::Outcome) in its extensions.
 ///
 /// ```
 /// # #[cfg(all(feature = "sqlx-sqlite", feature = "axum"))]
@@ -117,7 +119,7 @@ use crate::{
 ///
 /// # Cancel safety
 ///
-/// Dropped before COMMIT was sent, everything is rolled back.
+/// If the future is dropped before COMMIT was sent, everything is rolled back.
 pub async fn serve<F, B>(pool: impl Into<SessionPool>, handler: F) -> Response<B>
 where
     F: AsyncFnOnce(DbSession) -> Response<B>,
@@ -146,17 +148,17 @@ where
     }
 }
 
-/// A [`SessionPool`] whose every session runs inside of one transaction, which is rolled back at the end.
+/// A [`SessionPool`] whose sessions all run inside one transaction, which is rolled back at the end.
 ///
-/// Dropped, it rolls back in a task, or closes the connection if the runtime ends first;
-/// [`roll_back`](Self::roll_back) waits for that.
+/// If it is dropped, it rolls back in a task, or closes the connection if the runtime ends first;
+/// [`roll_back`](Self::roll_back) waits for the rollback.
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool(SessionPool);
 
 impl TestPool {
-    /// Takes a connection of the database and opens the transaction. Give it a `DatabaseConnection`, or a
+    /// Takes a connection from the database and opens the transaction. Pass a `DatabaseConnection`, or a
     /// [`SessionPool::builder`] with the settings that the service has in production; `reserve`, `reset`
-    /// and `cancel_running` are of no effect, because there is one connection, which stays.
+    /// and `cancel_running` have no effect, because there is one connection, which stays.
     ///
     /// # Errors
     ///
@@ -164,24 +166,24 @@ impl TestPool {
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, the connection is returned or closed.
+    /// If the future is dropped half-way, the connection is returned or closed.
     pub async fn begin(database: impl Into<SessionPoolBuilder>) -> Result<Self, Error> {
         SessionPool::inside_a_transaction(database.into()).await.map(Self)
     }
 
-    /// The pool for the service under test.
+    /// Returns the pool for the service under test.
     ///
-    /// Its [`database()`](SessionPool::database) is closed, and what is run on it (`Migrator::up`, say) fails:
-    /// it would be committed outside of the test's transaction, stay after the test, and might wait for locks
-    /// that the test holds. Prepare data through [`session`](Self::session), and migrate on the plain
-    /// `DatabaseConnection` before [`begin`](Self::begin).
+    /// Its [`database()`](SessionPool::database) is closed, and statements on it (by `Migrator::up`, for
+    /// example) fail: they would be committed outside the test's transaction, stay after the test, and might
+    /// wait for locks that the test holds. Prepare data through [`session`](Self::session), and migrate on the
+    /// plain `DatabaseConnection` before [`begin`](Self::begin).
     pub fn pool(&self) -> SessionPool {
         self.0.clone()
     }
 
-    /// A session for the test itself, to prepare data and to look at what the service did. Drop it
-    /// before the service is called: there is one connection. A request that comes all the same is told so at
-    /// once, and so is another session of the test.
+    /// Opens a session for the test itself, to prepare data and to inspect what the service did. Drop it
+    /// before you call the service, because there is one connection. A request, or another session of the
+    /// test, that comes while it is open gets an error at once.
     ///
     /// # Errors
     ///
@@ -194,7 +196,7 @@ impl TestPool {
         self.0.own_session().await
     }
 
-    /// How many `after_commit` and `after_rollback` hooks would have run by now.
+    /// Returns how many `after_commit` and `after_rollback` hooks would have run by now.
     pub fn hooks(&self) -> usize {
         self.0.kept_hooks()
     }
@@ -203,7 +205,7 @@ impl TestPool {
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, the hooks that have not run are lost.
+    /// If the future is dropped half-way, the hooks that have not run are lost.
     pub async fn run_hooks(&self) -> usize {
         let hooks = self.0.take_hooks();
         let count = hooks.len();
@@ -217,13 +219,13 @@ impl TestPool {
     ///
     /// # Errors
     ///
-    /// If a session is still open after the `acquire_timeout`, at once if that is the test's own, or the connection
-    /// is lost. Then it is closed, and the server rolls back. Also if raw or stored code has ended the transaction
-    /// ([`is_aborted`](Error::is_aborted)): what was done until then may stand.
+    /// If a session is still open after the `acquire_timeout` (at once if it is the test's own), or the connection
+    /// is lost. The connection is then closed, and the server rolls back. Also if raw or stored code has ended the
+    /// transaction ([`is_aborted`](Error::is_aborted)): the work done until then may be committed.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, the connection is closed, and the server rolls back.
+    /// If the future is dropped half-way, the connection is closed, and the server rolls back.
     pub async fn roll_back(self) -> Result<(), Error> {
         self.0.roll_back_outer().await
     }

@@ -14,14 +14,14 @@ const URL: &str = "DATABASE_URL";
 impl PoolConfig {
     /// Reads `DATABASE_URL` and the variables that begin with `DB_` from the environment.
     ///
-    /// Each setting goes by each of its names: `DB_POOL_SIZE`, `DB_MAX_CONNECTIONS`, … (`DB_URL` is
-    /// `DATABASE_URL`). A variable that is empty counts as not set, so that
+    /// Each setting can be given under any of its names: `DB_POOL_SIZE`, `DB_MAX_CONNECTIONS`, …
+    /// (`DB_URL` is `DATABASE_URL`). An empty variable counts as not set, so that
     /// `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
     ///
-    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo; so
-    /// is one whose name differs only in case or separators (`db_pool_size`, `DATABASE-URL`).
-    /// The others belong to other programs, and one line of the log, at WARN, names them: what these call
-    /// the parts of a URL (`DB_HOST`, `DB_PASSWORD`, …), and what Kubernetes and Docker inject beside a
+    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo; so is
+    /// one whose name differs only in case or separators (`db_pool_size`, `DATABASE-URL`). Other `DB_`
+    /// variables belong to other programs, and one log line, at WARN, names them: variables for the parts
+    /// of a URL (`DB_HOST`, `DB_PASSWORD`, …), and those that Kubernetes and Docker inject beside a
     /// service called `db` (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).
     ///
     /// # Errors
@@ -42,8 +42,8 @@ impl PoolConfig {
         ours.read(vars)
     }
 
-    /// [`from_env`](Self::from_env) with these variables in place of the environment's. Those whose name is
-    /// not even nearly `DATABASE_URL` or one that begins with `DB_` are passed over.
+    /// [`from_env`](Self::from_env) with these variables in place of the environment's. Variables whose
+    /// names are not even close to `DATABASE_URL` or to a name that begins with `DB_` are ignored.
     ///
     /// ```
     /// use tower_sea_orm::PoolConfig;
@@ -64,9 +64,9 @@ impl PoolConfig {
         Variables::new(PREFIX, URL).read(vars)
     }
 
-    /// Reads the variables that begin with `prefix`: for a second database, or where `DB_` is another
-    /// program's. The URL is the prefix and `URL`; what is almost a setting's name is refused, as by
-    /// [`from_env`](Self::from_env).
+    /// Reads the variables that begin with `prefix`: for a second database, or if `DB_` belongs to
+    /// another program. The URL's variable is the prefix followed by `URL`; a variable that is almost
+    /// a setting's name is refused, as by [`from_env`](Self::from_env).
     ///
     /// ```
     /// use tower_sea_orm::PoolConfig;

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A setting that a [`PoolConfig`](super::PoolConfig) refuses.
 ///
-/// The text names the key as it was written, and what is allowed. It shows a value only where that
+/// The text names the key as it was written, and the allowed values. It shows a value only if that
 /// is harmless, and nothing of a URL.
 ///
 /// ```
@@ -25,7 +25,7 @@ impl ConfigError {
         Self { key: key.into(), problem: problem.into() }
     }
 
-    /// The key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.
+    /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.
     pub fn key(&self) -> &str {
         &self.key
     }

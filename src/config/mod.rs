@@ -27,8 +27,8 @@ use crate::{Error, Reset, SessionPool};
 /// Where the log has what is to be said about settings.
 const TARGET: &str = "tower_sea_orm::pool";
 
-/// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, from the environment
-/// ([`from_env`](Self::from_env)) or by serde from a file of your format.
+/// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, read from the
+/// environment ([`from_env`](Self::from_env)) or, by serde, from a file in any format.
 ///
 /// ```
 /// use std::time::Duration;
@@ -61,37 +61,37 @@ const TARGET: &str = "tower_sea_orm::pool";
 ///
 /// # The settings
 ///
-/// In the environment each is written with `DB_` before it, in capitals: `DB_POOL_SIZE`. What is not
-/// given stays at its default.
+/// In the environment, each name is in capitals and prefixed with `DB_`: `DB_POOL_SIZE`. Settings
+/// that are not given keep their defaults.
 ///
 /// | setting | SQLAlchemy's name | value | default | what |
 /// |---|---|---|---|---|
 /// | `url` | the first argument | URL | – | `DATABASE_URL` or `DB_URL` in the environment. |
-/// | `min_connections` | `pool_size` | number | 0 | Connections that are kept open, and opened at the start; SQLAlchemy opens them when they are needed. |
+/// | `min_connections` | `pool_size` | number | 0 | Connections that are opened at startup and kept open; SQLAlchemy opens them on demand. |
 /// | `max_connections` | `pool_size` + `max_overflow` | number | 10; SQLite: 1 | The limit. |
-/// | `acquire_timeout` | `pool_timeout` | time | 5 s (SQLAlchemy: 30 s) | How long a session waits for its connection. For the driver's pool as well, whose default is 30 s. |
-/// | `connect_timeout` | | time | | What the driver's pool has for its `acquire_timeout`, if that is not given. |
-/// | `idle_timeout` | | time, `never` | 10 min | When a connection above `min_connections` that nobody uses is closed. |
-/// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never) | The age at which a connection that is not in use is closed. |
-/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | A ping before a connection of the driver's pool is used. One that goes straight from a session to the next has none; see `warm`. |
-/// | `connect_lazy` | | switch | false | Connect at the first session. SQLAlchemy always does. |
-/// | `sqlx_logging` | `echo` | switch | true (SQLAlchemy: false) | Statements in the log, under the target `sqlx::query`, without their values. |
-/// | `sqlx_logging_level` | | level | info | Their level. |
-/// | `sqlx_slow_statements_logging_level` | | level | off; warn if the next one is given | The level of slow ones. |
-/// | `sqlx_slow_statements_logging_threshold` | | time | 1 s | What is slow. |
-/// | `schema_search_path` | | text | | PostgreSQL's, without effect elsewhere; and so are the next two. |
-/// | `application_name` | | text | | What `pg_stat_activity` shows. |
-/// | `statement_timeout` | | time | | When the server gives a statement up. |
+/// | `acquire_timeout` | `pool_timeout` | time | 5 s (SQLAlchemy: 30 s) | How long a session waits for its connection. Also applies to the driver's pool, whose own default is 30 s. |
+/// | `connect_timeout` | | time | | The driver pool's acquire timeout, if `acquire_timeout` is not given. |
+/// | `idle_timeout` | | time, `never` | 10 min | After this time, an unused connection above `min_connections` is closed. |
+/// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never) | The age at which an unused connection is closed. |
+/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | Ping a connection of the driver's pool before it is used. A connection that goes straight from one session to the next is not pinged; see `warm`. |
+/// | `connect_lazy` | | switch | false | Connect at the first session, as SQLAlchemy always does. |
+/// | `sqlx_logging` | `echo` | switch | true (SQLAlchemy: false) | Log statements under the target `sqlx::query`, without their values. |
+/// | `sqlx_logging_level` | | level | info | The level at which statements are logged. |
+/// | `sqlx_slow_statements_logging_level` | | level | off; warn if the next setting is given | The level at which slow statements are logged. |
+/// | `sqlx_slow_statements_logging_threshold` | | time | 1 s | The time from which a statement counts as slow. |
+/// | `schema_search_path` | | text | | PostgreSQL only, like the next two; without effect elsewhere. |
+/// | `application_name` | | text | | The name shown in `pg_stat_activity`. |
+/// | `statement_timeout` | | time | | The time after which the server stops a statement. |
 /// | `reserve` | | number | 0 | [`SessionPoolBuilder::reserve`] |
 /// | `release_timeout` | | time | 5 s | [`SessionPoolBuilder::release_timeout`] |
-/// | `max_waiting` | | number | by the pace, 20 × `max_connections` at least | [`SessionPoolBuilder::max_waiting`] |
+/// | `max_waiting` | | number | by the pace, at least 20 × `max_connections` | [`SessionPoolBuilder::max_waiting`] |
 /// | `warm` | | switch | true | [`SessionPoolBuilder::warm`] |
 /// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPoolBuilder::reset`] |
 /// | `cancel_running` | | switch | false | [`SessionPoolBuilder::cancel_running`] |
 /// | `warn_hold` | | time, `never` or `-1` | 10 s | [`SessionPoolBuilder::warn_hold`] |
 /// | `max_hold` | | time, `never` or `-1` | never | [`SessionPoolBuilder::max_hold`] |
 /// | `body_timeout` | | time, `never` or `-1` | 30 s | [`SessionPoolBuilder::body_timeout`] |
-/// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not there yet. |
+/// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not available yet. |
 ///
 /// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit: `250ms`, `30s`, `5min`,
 /// `1h`, `1d`. A **switch** is `true` or `false` (also `1`, `yes`, `on`, `0`, `no`, `off`). A **level** is
@@ -101,34 +101,36 @@ const TARGET: &str = "tower_sea_orm::pool";
 ///
 /// - `pool_size` without `max_overflow` has SQLAlchemy's overflow of 10, and `max_overflow` without
 ///   `pool_size` its size of 5. Give `max_connections` with `pool_size` to set the limit itself.
-/// - SQLAlchemy closes an overflow connection as soon as it comes back. Here it is closed when it was
-///   idle for the `idle_timeout`.
-/// - `pool_size=0` and `max_overflow=-1`, no limit, are refused: no server has as many. So is
-///   `pool_reset_on_return=commit`: what a handler has not committed is never committed.
-/// - A URL names no driver: `postgresql://`, not `postgresql+asyncpg://`. A file's path in
-///   `sqlite:///path` begins at the root; `sqlite://path` is relative.
+/// - SQLAlchemy closes an overflow connection as soon as it is returned. Here it is closed once it
+///   has been idle for the `idle_timeout`.
+/// - `pool_size=0` and `max_overflow=-1`, which mean no limit, are refused: no server accepts
+///   unlimited connections. So is `pool_reset_on_return=commit`: work that a handler has not
+///   committed is never committed.
+/// - A URL names no driver: `postgresql://`, not `postgresql+asyncpg://`. The path in
+///   `sqlite:///path` is absolute; the one in `sqlite://path` is relative.
 ///
 /// # What is refused
 ///
-/// - An unknown name, with the nearest known one. Among variables, which may be another program's, only a
-///   name that is almost a setting's, or differs in case and separators (`db_pool_size`); one line of the log
-///   names the others that begin with the prefix.
+/// - An unknown name; the error suggests the nearest known one. Environment variables may belong to another
+///   program, so among them only a name that is almost a setting's, or differs from one in case and
+///   separators (`db_pool_size`), is refused; one log line names the others that begin with the prefix.
 /// - A value that cannot be parsed or is out of range, and two names of one setting that disagree.
-/// - More `min_connections` than `max_connections`, and a `reserve` that leaves nothing.
-/// - A URL of a driver that is not built in.
-/// - A parameter of the URL that sqlx does not read, or a value of one that it does not take: `ssl=true`
-///   (`sslmode=require`), `schema=…` (`options[search_path]=…`), `serverTimezone=…`. sqlx itself passes over
-///   them. So is an `sslrootcert` or `ssl-ca` without a mode that checks the certificate.
+/// - `min_connections` above `max_connections`, and a `reserve` that leaves no connection for
+///   sessions.
+/// - A URL for a driver that is not built in.
+/// - A URL parameter that sqlx does not read, or a parameter value that it does not accept: `ssl=true`
+///   (`sslmode=require`), `schema=…` (`options[search_path]=…`), `serverTimezone=…`. sqlx itself ignores
+///   them. Also an `sslrootcert` or `ssl-ca` without a mode that checks the certificate.
 /// - A list of hosts, and `target_session_attrs`: sqlx connects to one host and does not ask for its role.
 ///
-/// [`ConfigError`] says which it is and what to write instead.
+/// [`ConfigError`] names the setting and says what to write instead.
 ///
 /// # Secrets
 ///
-/// `Debug` and `Display` show scheme, user, host and database of the URL: never its password, and
-/// nothing of its query. An error shows nothing of a URL. [`connect_options`](Self::connect_options) are
-/// SeaORM's, whose `Debug` shows the URL as a whole. The error of a file format may quote the line that
-/// it is about; log its message alone if that may be the URL's line.
+/// `Debug` and `Display` show scheme, user, host and database of the URL, but never its password, and
+/// nothing of its query. Errors show nothing of a URL. [`connect_options`](Self::connect_options)
+/// returns SeaORM's type, whose `Debug` shows the complete URL. The error of a file format's parser may
+/// quote the line in question; log only its message if that line may contain the URL.
 #[derive(Clone, PartialEq)]
 pub struct PoolConfig {
     url: DatabaseUrl,
@@ -168,14 +170,14 @@ struct Options {
 }
 
 impl PoolConfig {
-    /// SeaORM's options, to change what has no setting here. [`session_pool`](Self::session_pool) then
-    /// makes the pool of sessions.
+    /// Returns SeaORM's options, so that you can change those that have no setting here.
+    /// [`session_pool`](Self::session_pool) then makes the pool of sessions.
     ///
-    /// An IPv6 address in a MySQL URL is put right by `map_sqlx_mysql_opts`, which holds one function: a call of
-    /// yours replaces it and has to set the `host`.
+    /// An IPv6 address in a MySQL URL is corrected by `map_sqlx_mysql_opts`, which holds a single function: if
+    /// you call it yourself, you replace that function and have to set the `host`.
     ///
-    /// Their URL is whole: their `Debug` shows its password, and so do SeaORM's spans (at the level
-    /// TRACE) when you connect with them.
+    /// The options contain the complete URL: their `Debug` shows its password, and so do SeaORM's
+    /// spans (at the level TRACE) when you connect with them.
     ///
     /// ```
     /// use sea_orm::Database;
@@ -197,8 +199,8 @@ impl PoolConfig {
         self.with_settings(self.url.options())
     }
 
-    /// A pool of sessions over `database`, with what this configuration says of [`SessionPool`]'s own settings:
-    /// `acquire_timeout`, `release_timeout`, `reserve` and those below it in the table.
+    /// Builds a pool of sessions over `database`, with this configuration's values for [`SessionPool`]'s own
+    /// settings: `acquire_timeout`, `release_timeout`, `reserve` and those below it in the table.
     ///
     /// # Errors
     ///
@@ -251,7 +253,7 @@ impl PoolConfig {
     }
 }
 
-/// The URL as a log may show it: without password and query.
+/// Shows the URL in a form that is safe to log: without password and query.
 impl fmt::Display for PoolConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.url.fmt(f)

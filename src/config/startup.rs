@@ -15,27 +15,27 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl PoolConfig {
-    /// Connects, and makes a pool of sessions with these settings.
+    /// Connects, and builds a pool of sessions with these settings.
     ///
-    /// With a `startup_timeout`, a server that is not there yet is tried again until then, with pauses
-    /// that grow from 50 ms to 2 s. *Not there yet* means: connection refused, or closed before the
-    /// server said anything (as the port forwarders of containers do), no answer in time, a host name
-    /// that cannot be resolved, PostgreSQL's `57P03` (starting up). What the server itself refuses (a
-    /// wrong password, an unknown database) and a certificate that is wrong fail at once.
-    /// Without a `startup_timeout` everything does.
+    /// With a `startup_timeout`, a server that is not available yet is tried again until that time has
+    /// passed, with pauses that grow from 50 ms to 2 s. *Not available yet* means: connection refused,
+    /// or closed before the server sent anything (as the port forwarders of containers do), no answer
+    /// in time, a host name that cannot be resolved, PostgreSQL's `57P03` (starting up). A refusal by
+    /// the server itself (a wrong password, an unknown database) and a wrong certificate fail at once.
+    /// Without a `startup_timeout`, every failure does.
     ///
     /// With `connect_lazy`, and for SQLite, there is no server to wait for.
     ///
-    /// Unlike those of [`connect_options`](Self::connect_options), the options that SeaORM gets here
-    /// hold the password apart, and its spans do not show it.
+    /// Unlike those of [`connect_options`](Self::connect_options), the options passed to SeaORM here
+    /// keep the password separate, so SeaORM's spans do not show it.
     ///
     /// # Errors
     ///
-    /// What the last attempt met.
+    /// The error of the last attempt.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes what it has opened.
+    /// Dropping the future closes the connections that it has opened.
     pub async fn connect(&self) -> Result<SessionPool, DbErr> {
         let mut options = self.with_settings(self.url.guarded_options());
         if self.overflows {
