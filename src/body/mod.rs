@@ -50,9 +50,9 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// a middleware has read to its end or replaced), the transaction is settled there and the body is
 /// passed through unchanged.
 ///
-/// An HTTP/1.0 response without `Content-Length` ends with its connection, complete or not, and the client
-/// cannot tell the two apart. If HTTP/1.0 clients (`ab`, nginx towards its upstreams unless
-/// `proxy_http_version` says 1.1) must be able to, give the response a length.
+/// An HTTP/1.0 response without `Content-Length` ends with its connection, complete or not, and the
+/// client cannot tell the two apart. For HTTP/1.0 clients (`ab`, nginx towards its upstreams unless
+/// `proxy_http_version` says 1.1), give responses that matter a length.
 #[pin_project]
 #[must_use = "a body that is dropped rolls its transaction back"]
 pub struct SessionBody<B: Body> {

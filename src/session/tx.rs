@@ -138,7 +138,8 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// Commits the session's transaction now instead of with the response. The next statement
-    /// begins another one. If no statement has run in the transaction yet, it does nothing.
+    /// begins another one. If no statement has run in the transaction yet, there is nothing to
+    /// commit.
     ///
     /// For changes that must stay whatever the response is, such as the counter of a failed log-in
     /// that answers 401:
