@@ -70,10 +70,10 @@ impl Condition {
         self != Self::ServerLimit || database == Kind::MySql
     }
 
-    /// Whether every request is to be answered well all the same, but for those whose statements the network has lost.
-    /// That cannot be where answers are late by more than the driver's time-outs.
+    /// Whether every request is to be answered well all the same. That cannot be where the answer to a running
+    /// statement never arrives, or late by more than the driver's time-outs.
     pub fn is_promised(self) -> bool {
-        self != Self::VerySlow
+        !matches!(self, Self::Silenced | Self::VerySlow)
     }
 
     /// Nothing in the short form that takes long.

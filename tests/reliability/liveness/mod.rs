@@ -99,13 +99,11 @@ async fn compare(database: database::Kind, condition: Condition) -> Vec<String> 
     }
     let theirs = watched(Service::SeaOrm).await;
     let mut broken = Vec::new();
-    if condition.is_promised() {
-        if ours.share() < 1.0 - NOISE {
-            broken.push(format!("{scenario}: {:.3} answered well, by SeaORM {:.3}", ours.share(), theirs.share()));
-        }
-        if ours.left > 0 {
-            broken.push(format!("{scenario}: {} not answered within {PATIENCE:?}", ours.left));
-        }
+    if condition.is_promised() && ours.share() < 1.0 - NOISE {
+        broken.push(format!("{scenario}: {:.3} answered well, by SeaORM {:.3}", ours.share(), theirs.share()));
+    }
+    if ours.left > 0 {
+        broken.push(format!("{scenario}: {} not answered within {PATIENCE:?}", ours.left));
     }
     if ours.good_again.is_none() {
         broken.push(format!("{scenario}: requests fail after it"));
