@@ -136,7 +136,7 @@
 //! | layer | where | why |
 //! |---|---|---|
 //! | tracing (`TraceLayer`) | outside the session's | its span covers what the session does, and it sees the session layer's own responses |
-//! | panics (`CatchPanicLayer`) | outside | the panic has rolled the transaction back before it is turned into a response |
+//! | panics (`CatchPanicLayer`) | outside | the panic drops the session, which rolls its transaction back, before it is turned into a response |
 //! | timeouts (`TimeoutLayer`) | outside | the timeout covers the wait for a connection and the COMMIT; a request dropped half-way is rolled back |
 //! | concurrency limits, authentication without the database | outside | a rejected request takes no connection |
 //! | authentication with the database, [`TransactionLayer`] | inside | they use the request's session |
@@ -274,7 +274,7 @@
 //!
 //! The body is empty; use [`on_error`](DbSessionLayer::on_error) for a different response, with
 //! [`problem_json`] for one of `application/problem+json`. A gRPC request gets status 200 with
-//! `grpc-status` 14 or 13.
+//! `grpc-status` 14, 13 or, in place of a 504, 4.
 //!
 //! Statements return SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and server
 //! errors that a retry may cure (serialization failure, deadlock, lock timeout): use its
@@ -284,8 +284,9 @@
 //!
 //! | target | level | what |
 //! |---|---|---|
-//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` (released, committed, rolled back, unknown) when it closes |
-//! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` (released, committed, rolled back, failed, unknown) when it closes |
+//! | `tower_sea_orm::session` | ERROR | a transaction that something else has ended; hooks that panicked, or that had no runtime to run on |
+//! | `tower_sea_orm::session` | WARN | a connection that had to be closed, or that was lost during COMMIT; an error of a stream that the handler has dropped |
 //! | `tower_sea_orm::pool` | WARN | no connection could be acquired: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are available again |
 //! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPoolBuilder::warn_hold) (10 s), with method, path and its last statement without values; INFO when it gives the connection back after all |
@@ -297,7 +298,7 @@
 //! | `tower_sea_orm::pool` | WARN | with `PoolConfig`: variables that have the prefix of its settings but are not settings |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available |
 //! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
-//! | `tower_sea_orm` | WARN | a 503 after a conflict, or a 504 after the server stopped a statement |
+//! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
 //!
 //! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm=debug`, each session
 //! writes one line. [`SessionPool::status`] returns the current numbers.
