@@ -24,6 +24,7 @@ use crate::support::{
     pool::session_layer,
     servers::OwnServer,
     site::{SIZE, Site, call, retry_after},
+    wait::eventually,
     wire::Proxy,
 };
 use crate::telemetry::Log;
@@ -115,11 +116,11 @@ async fn write(db: &DbSession, way: Way, name: &str) -> Result<(), DbErr> {
     Ok(())
 }
 
-async fn handle(db: DbSession, pair: Arc<Pair>, way: Way, name: String, fails_over: bool) -> Response {
+async fn handle(db: DbSession, way: Way, name: String, fails_over: Option<Arc<Pair>>) -> Response {
     if write(&db, way, &name).await.is_err() {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
-    if fails_over {
+    if let Some(pair) = fails_over {
         pair.fail_over().await;
     }
     if way == Way::Held {
@@ -128,8 +129,8 @@ async fn handle(db: DbSession, pair: Arc<Pair>, way: Way, name: String, fails_ov
     StatusCode::CREATED.into_response()
 }
 
-/// Whether a request that writes succeeds. Otherwise it is told to come again.
-async fn succeeds(pair: &Arc<Pair>, pool: &SessionPool, way: Way, name: &str, fails_over: bool) -> bool {
+/// Whether a request that writes succeeds. Otherwise it is told to come again. The pair fails over after the write.
+async fn succeeds(pool: &SessionPool, way: Way, name: &str, fails_over: Option<&Arc<Pair>>) -> bool {
     if way == Way::Job {
         let sql = format!("INSERT INTO item (name) VALUES ('{name}')");
         let job = pool.transaction(async |tx| tx.execute_unprepared(&sql).await.map(drop)).await;
@@ -137,8 +138,8 @@ async fn succeeds(pair: &Arc<Pair>, pool: &SessionPool, way: Way, name: &str, fa
         assert!(job.is_ok() || known.is_some_and(|known| known.is_read_only()), "{name}: {job:?}");
         return job.is_ok();
     }
-    let (pair, owned) = (pair.clone(), name.to_owned());
-    let handler = move |db: DbSession| handle(db, pair.clone(), way, owned.clone(), fails_over);
+    let (owned, fails_over) = (name.to_owned(), fails_over.cloned());
+    let handler = move |db: DbSession| handle(db, way, owned.clone(), fails_over.clone());
     let layer = tower_sea_orm::DbSessionLayer::new(pool.clone());
     let response = call(Router::new().route("/", any(handler)).layer(layer)).await;
     if !response.status().is_success() {
@@ -170,7 +171,7 @@ async fn after_a_fail_over_to_another_server_every_way_to_write_goes_there() {
         let mut failed = 0;
         for n in 0..8 {
             let name = format!("{way:?} {n}");
-            let is_good = succeeds(&pair, &pool, way, &name, by_itself && n == 0).await;
+            let is_good = succeeds(&pool, way, &name, Some(&pair).filter(|_| by_itself && n == 0)).await;
             assert_eq!(pair.count(&name).await, i64::from(is_good), "{name}");
             failed += u32::from(!is_good);
         }
@@ -178,6 +179,39 @@ async fn after_a_fail_over_to_another_server_every_way_to_write_goes_there() {
         let name = format!("{way:?} 7");
         assert_eq!(count_items(&pair.admins[pair.primary.load(Ordering::SeqCst)], &name).await, 1, "{name}");
     }
+}
+
+#[tokio::test]
+async fn writes_that_a_standby_refuses_go_to_the_primary_once_the_name_leads_there() {
+    let primary = OwnServer::postgres();
+    let test = TestDb::on(&primary).await;
+    let (standby, observer) = (primary.standby(), test.connect(1).await);
+    let proxy = Proxy::start(standby.port()).await;
+    for way in WAYS.into_iter().filter(|way| !matches!(way, Way::Commit | Way::Held)) {
+        proxy.lead_to(standby.port());
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE)).await.unwrap();
+        let pool = session_layer(db).pool().clone();
+        let name = format!("{way:?}");
+        assert!(!succeeds(&pool, way, &name, None).await, "{name} on the standby");
+        assert_eq!(count_items(&observer, &name).await, 0, "{name} on the standby");
+        proxy.lead_to(primary.port());
+        eventually("a write takes place", async || succeeds(&pool, way, &name, None).await).await;
+        assert_eq!(count_items(&observer, &name).await, 1, "{name} on the primary");
+    }
+}
+
+#[tokio::test]
+async fn a_standby_that_is_promoted_takes_the_next_write() {
+    let primary = OwnServer::postgres();
+    let test = TestDb::on(&primary).await;
+    let standby = primary.standby();
+    let proxy = Proxy::start(standby.port()).await;
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE)).await.unwrap();
+    let pool = session_layer(db.clone()).pool().clone();
+    assert!(!succeeds(&pool, Way::Transaction, "before", None).await);
+    db.execute_unprepared("SELECT pg_promote()").await.unwrap();
+    eventually("it takes a write", async || succeeds(&pool, Way::Transaction, "after", None).await).await;
+    assert_eq!((count_items(&db, "before").await, count_items(&db, "after").await), (0, 1));
 }
 
 /// A database that is read-only for good, as a replica is or a role's setting says.

@@ -152,6 +152,28 @@ impl OwnServer {
         Self::new(Engine::Postgres, options)
     }
 
+    /// Starts a standby of this PostgreSQL, which has what there is by now and takes no writes.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be copied, or does not start.
+    pub fn standby(&self) -> Self {
+        let mut standby = Self::stopped(Engine::Postgres, &[]);
+        let data = standby.dir.join("data");
+        fs::remove_dir_all(&data).expect("the standby's own data can go");
+        let copied = Account::of(Engine::Postgres)
+            .command(&binary(Engine::Postgres, "pg_basebackup"), &standby.dir)
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()])
+            .args(["-R", "-c", "fast", "--no-sync", "-D"])
+            .arg(&data)
+            .status();
+        assert!(copied.expect("pg_basebackup starts").success(), "pg_basebackup has failed");
+        if let Err(log) = standby.try_start() {
+            panic!("the standby did not start:\n{log}");
+        }
+        standby
+    }
+
     /// Starts a private MariaDB.
     ///
     /// # Panics
@@ -325,7 +347,8 @@ impl OwnServer {
             Engine::Postgres => {
                 let status = said("data/postmaster.pid");
                 let mut lines = status.lines();
-                lines.next() == Some(pid.to_string().as_str()) && lines.any(|line| line.trim_end() == "ready")
+                lines.next() == Some(pid.to_string().as_str())
+                    && lines.any(|line| ["ready", "standby"].contains(&line.trim_end()))
             }
             Engine::MySql => said("log").contains("ready for connections"),
         }
