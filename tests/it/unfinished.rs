@@ -120,6 +120,12 @@ fn slow_insert(kind: Kind, seconds: f32) -> String {
     format!("INSERT INTO item (name) SELECT 'stray' FROM {delay} AS delay")
 }
 
+/// Seconds that end long before the answer has waited for a second. SQLite has to work for its own, which a busy
+/// machine makes many times longer.
+fn soon(kind: Kind) -> f32 {
+    if matches!(kind, Kind::Postgres | Kind::MySql) { 0.2 } else { 0.02 }
+}
+
 /// Polls `future` once, which starts its call, and leaves it to a task.
 async fn start<F>(future: F)
 where
@@ -141,7 +147,7 @@ async fn a_stray_statement_that_ends_soon_belongs_to_the_200() {
                 .call(async move |tx: DbTx| {
                     insert_item(&tx, "before").await;
                     let stray = tx.clone();
-                    start(async move { stray.execute_unprepared(&slow_insert(kind, 0.2)).await }).await;
+                    start(async move { stray.execute_unprepared(&slow_insert(kind, soon(kind))).await }).await;
                 })
                 .await;
             let soon = response.status() == StatusCode::OK;
@@ -188,7 +194,7 @@ async fn a_statement_dropped_half_way_belongs_to_the_transaction() {
                 let response = site
                     .call(async move |tx: DbTx| {
                         insert_item(&tx, "before").await;
-                        let sql = slow_insert(kind, 0.2);
+                        let sql = slow_insert(kind, soon(kind));
                         // It is sent at the first poll, and then it is dropped.
                         assert!(tx.execute_unprepared(&sql).now_or_never().is_none());
                         StatusCode::from_u16(status).unwrap()
