@@ -21,7 +21,7 @@ use tower_sea_orm::{
 
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
-    pool::{assert_whole, pool_builder, session_pool},
+    pool::{assert_whole, opened, pool_builder, session_pool},
     site::{DEFERRING, Site, violate},
 };
 
@@ -31,7 +31,7 @@ const GRPC: &str = "application/grpc+proto";
 async fn exhausted(test: &TestDb) -> (DbSessionLayer, PoolSession) {
     let pool = pool_builder(test.connect(1).await);
     let pool = pool.acquire_timeout(std::time::Duration::from_millis(50)).build().unwrap();
-    let session = pool.session().await.unwrap();
+    let session = opened(&pool).await;
     (DbSessionLayer::new(pool), session)
 }
 

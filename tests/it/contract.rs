@@ -36,7 +36,7 @@ use tower_sea_orm::{
 };
 use tower_test::mock;
 
-use crate::support::pool::{layer_with, session_layer, session_pool};
+use crate::support::pool::{layer_with, opened, session_layer, session_pool};
 use crate::{
     hazards::{Failed, backend_pid, send, text},
     support::{
@@ -435,7 +435,7 @@ fn panics_here(misuse: impl FnOnce()) -> String {
 /// A layer whose only connection is held, and its holder.
 async fn exhausted(test: &TestDb) -> (DbSessionLayer, PoolSession) {
     let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_secs(1)));
-    let holder = layer.pool().session().await.unwrap();
+    let holder = opened(layer.pool()).await;
     (layer, holder)
 }
 

@@ -30,7 +30,7 @@ use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
 use crate::support::{
     cases,
     database::{Kind, TestDb, unique_name},
-    pool::{assert_whole, pool_with, session_pool},
+    pool::{assert_whole, opened, pool_with, session_pool},
     site::{BOUND, SIZE, Site, known, outcome, retry_after},
     wait::eventually,
 };
@@ -247,7 +247,7 @@ async fn a_first_statement_that_waits_for_its_connection_unpolled_holds_nobody_u
             let test = TestDb::new(kind).await;
             let db = test.connect(1).await;
             let site = Site::with(test, db, 1).await.layered(DbSessionLayer::lazy);
-            let taken = site.layer.pool().session().await.unwrap();
+            let taken = opened(site.layer.pool()).await;
             let taken = Arc::new(Mutex::new(Some(taken)));
             let response = site
                 .call(async move |db: DbSession| {
@@ -699,7 +699,7 @@ async fn a_transaction_that_never_got_its_connection_is_no_success() {
             let db = test.connect(1).await;
             let site = Site::with(test, db, 1).await;
             let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_secs(1))).layered(DbSessionLayer::lazy);
-            let taken = site.layer.pool().session().await.unwrap();
+            let taken = opened(site.layer.pool()).await;
             let response = site
                 .call(async move |db: DbSession| {
                     let failed = if begins {
@@ -728,7 +728,7 @@ async fn a_second_try_that_gets_a_connection_makes_the_first_good() {
     let db = test.connect(1).await;
     let site = Site::with(test, db, 1).await;
     let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_secs(1))).layered(DbSessionLayer::lazy);
-    let taken = Arc::new(Mutex::new(Some(site.layer.pool().session().await.unwrap())));
+    let taken = Arc::new(Mutex::new(Some(opened(site.layer.pool()).await)));
     for (first, answer) in [(true, 200), (false, 502)] {
         let taken = taken.clone();
         let response = site

@@ -20,7 +20,7 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan};
 
 use crate::support::database::{Kind, TestDb, insert_item, unique_name};
-use crate::support::pool::{layer_with, session_layer};
+use crate::support::pool::{layer_with, opened, session_layer};
 
 /// Keeps every line of this crate's targets, one per event or recorded set of span fields.
 #[derive(Clone, Default)]
@@ -108,7 +108,7 @@ async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_i
     let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_secs(1)));
     let pool = layer.pool().clone();
     let app = Router::new().route("/", get(async |_: DbSession| ())).route_layer(layer);
-    let holder = pool.session().await.unwrap();
+    let holder = opened(&pool).await;
     let started = Instant::now();
     for response in join_all((0..5).map(|_| call(&app))).await {
         assert_eq!(response.status(), 503);

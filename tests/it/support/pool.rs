@@ -5,7 +5,8 @@ use sea_orm::{
     sqlx::{Database, Executor, MySql, Pool, Postgres, Sqlite},
 };
 
-use tower_sea_orm::{DbSessionLayer, SessionPool, SessionPoolBuilder};
+use tokio::time::timeout;
+use tower_sea_orm::{DbSessionLayer, PoolSession, SessionPool, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items, try_insert_item, unique_name},
@@ -39,6 +40,18 @@ pub fn layer_with(
 #[track_caller]
 pub fn session_pool(db: DatabaseConnection) -> SessionPool {
     pool_with(&db, |pool| pool)
+}
+
+/// A session of a pool whose waits are so short that a busy machine may need several.
+pub async fn opened(pool: &SessionPool) -> PoolSession {
+    let opened = async {
+        loop {
+            if let Ok(session) = pool.session().await {
+                return session;
+            }
+        }
+    };
+    timeout(BOUND, opened).await.expect("a connection")
 }
 
 /// A layer over a [`session_pool`].
@@ -105,7 +118,7 @@ where
             ran.expect("a connection of the pool works");
         }
     };
-    let all = tokio::time::timeout(BOUND, all).await;
+    let all = timeout(BOUND, all).await;
     assert!(all.is_ok(), "{size} connections within {BOUND:?}");
     eventually("all connections came back to the pool again", async || {
         usize::try_from(pool.size()) == Ok(pool.num_idle())
