@@ -1,6 +1,10 @@
 //! One call: what comes before the operation, the operation, and what its result means.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    task::{Context, Poll},
+};
 
 use sea_orm::{AccessMode, DbBackend, DbErr, Statement, TransactionOptions};
 
@@ -65,16 +69,21 @@ impl PinnedConnection {
                     Err(error) => Err(error),
                 }
             });
-            poll_fn(|cx| match performing.as_mut().poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                // Only now: what has arrived is not lost.
-                Poll::Pending => match &victim {
-                    Some((turn, victim)) if victim.was_polled(*turn) => Poll::Ready(None),
-                    _ => Poll::Pending,
-                },
+            poll_fn(|cx| {
+                let Some((turn, victim)) = &victim else { return performing.as_mut().poll(cx).map(Some) };
+                let waker = victim.count_wakes(cx.waker());
+                match performing.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                    // Only now: what has arrived is not lost.
+                    Poll::Pending if victim.is_lost(*turn) => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
             })
             .await
         };
+        if let Some((_, victim)) = &victim {
+            victim.forget_waker();
+        }
         ended.unwrap_or_else(|| {
             if task.doubtful && self.depth() > 0 {
                 // With the connection, the proof is lost as well.

@@ -4,11 +4,15 @@
 //! has it stopped still owns the connection, waits for the answer and for the statement's end, and then
 //! has the connection [absorb](super::PinnedConnection::absorb) what came too late.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Wake, Waker},
 };
 
+use futures_util::task::AtomicWaker;
 use sea_orm::{DbBackend, DbErr};
 use tokio::sync::Notify;
 
@@ -50,8 +54,10 @@ pub(crate) struct Victim {
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,
-    /// How often calls were polled in vain. One whose answer is arriving is, again and again.
-    polls: AtomicU64,
+    /// How often calls were woken. One whose answer is arriving is, with each part of it.
+    wakes: AtomicU64,
+    /// The task that polls the running call.
+    waker: AtomicWaker,
     /// The call that ran when somebody looked last.
     seen: AtomicU64,
     /// The call whose answer will not arrive.
@@ -141,8 +147,8 @@ impl Victim {
         self.turn.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn polls(&self) -> u64 {
-        self.polls.load(Ordering::Relaxed)
+    pub(crate) fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
     }
 
     /// Whether this call ran when this was asked last.
@@ -160,11 +166,19 @@ impl Victim {
         self.turn.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Notes that this call was polled in vain, and tells whether it is lost.
-    pub(super) fn was_polled(&self, turn: u64) -> bool {
-        // One polls it at a time.
-        self.polls.store(self.polls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    pub(super) fn is_lost(&self, turn: u64) -> bool {
         self.lost.load(Ordering::Relaxed) == turn
+    }
+
+    /// Wakes `waker`, the one of the last call, and counts that.
+    pub(super) fn count_wakes(self: &Arc<Self>, waker: &Waker) -> Waker {
+        self.waker.register(waker);
+        Waker::from(self.clone())
+    }
+
+    /// The call has ended: its task is of no interest any more.
+    pub(super) fn forget_waker(&self) {
+        drop(self.waker.take());
     }
 
     pub(super) fn works(&self, working: bool) {
@@ -188,6 +202,17 @@ impl Victim {
             Reach::Server { inside: false, .. } => proxied && inside && backend == DbBackend::Postgres,
             _ => false,
         }
+    }
+}
+
+impl Wake for Victim {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+        self.waker.wake();
     }
 }
 

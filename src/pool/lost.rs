@@ -18,23 +18,19 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long the server may take to say it: long enough to find that the connection it is asked by is lost as well.
 const BOUND: Duration = Duration::from_secs(15);
 
-/// How often a statement may be polled in the meantime: by the look at it, and by its own future once. One whose answer
-/// is arriving, over a network that is slow or to a reader that is, is polled for each part.
-const POLLS: u64 = 2;
-
 /// A session, and what runs for it.
 pub(super) struct Suspect {
     holder: Arc<dyn Holder>,
     doubt: Doubt,
-    /// How often it was polled until now.
-    polls: u64,
+    /// How often it was woken until now. One whose answer is arriving, over a slow network, is with each part of it.
+    wakes: u64,
 }
 
 impl Suspect {
     pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
         let doubt = holder.doubtful()?;
-        let polls = doubt.victim.polls();
-        Some(Self { holder, doubt, polls })
+        let wakes = doubt.victim.wakes();
+        Some(Self { holder, doubt, wakes })
     }
 
     /// Whether it ran when this was asked last.
@@ -42,11 +38,10 @@ impl Suspect {
         self.doubt.victim.was_at(self.doubt.turn)
     }
 
-    /// Whether it still runs, and nothing has come for it since this was asked last.
-    fn is_silent(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.polls, self.doubt.victim.polls());
+    /// Whether it still runs, and nothing has come for it since it is suspected.
+    fn is_silent(&self) -> bool {
         let is_same = self.holder.doubtful().is_some_and(|now| now.turn == self.doubt.turn);
-        is_same && self.polls.wrapping_sub(before) <= POLLS
+        is_same && self.wakes == self.doubt.victim.wakes()
     }
 
     /// Ends the statement with an error, and closes its connection.
@@ -88,7 +83,7 @@ impl SessionPool {
                 suspects.iter().for_each(|suspect| suspect.holder.clone().look_at_call());
                 sleep(PAUSE).await;
             }
-            suspects.retain_mut(Suspect::is_silent);
+            suspects.retain(Suspect::is_silent);
             if suspects.is_empty() {
                 return;
             }
