@@ -54,11 +54,11 @@ pub(crate) struct Victim {
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,
-    /// How often calls were woken. One whose answer is arriving is, with each part of it.
+    /// How often calls were woken: each part of an answer that arrives does that, and polling them does not.
     wakes: AtomicU64,
     /// The task that polls the running call.
     waker: AtomicWaker,
-    /// The call that ran when somebody looked last.
+    /// The call that was running at the last check for stalled statements.
     seen: AtomicU64,
     /// The call whose answer will not arrive.
     lost: AtomicU64,
@@ -151,7 +151,7 @@ impl Victim {
         self.wakes.load(Ordering::Relaxed)
     }
 
-    /// Whether this call ran when this was asked last.
+    /// Whether this call was already running the last time this was asked.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
@@ -170,13 +170,13 @@ impl Victim {
         self.lost.load(Ordering::Relaxed) == turn
     }
 
-    /// Wakes `waker`, the one of the last call, and counts that.
+    /// A waker for the running call that counts its wakes and passes them to `waker`.
     pub(super) fn count_wakes(self: &Arc<Self>, waker: &Waker) -> Waker {
         self.waker.register(waker);
         Waker::from(self.clone())
     }
 
-    /// The call has ended: its task is of no interest any more.
+    /// Lets go of the task that polled a call which has ended.
     pub(super) fn forget_waker(&self) {
         drop(self.waker.take());
     }

@@ -22,7 +22,8 @@ const BOUND: Duration = Duration::from_secs(15);
 pub(super) struct Suspect {
     holder: Arc<dyn Holder>,
     doubt: Doubt,
-    /// How often it was woken until now. One whose answer is arriving, over a slow network, is with each part of it.
+    /// How often it had been woken when it was suspected. A slow network that is still bringing the answer wakes it
+    /// with each part.
     wakes: u64,
 }
 
@@ -33,12 +34,12 @@ impl Suspect {
         Some(Self { holder, doubt, wakes })
     }
 
-    /// Whether it ran when this was asked last.
+    /// Whether the same call was running the last time this was asked.
     pub(super) fn ran_before(&self) -> bool {
         self.doubt.victim.was_at(self.doubt.turn)
     }
 
-    /// Whether it still runs, and nothing has come for it since it is suspected.
+    /// Whether it still runs, and nothing has arrived for it since it was suspected.
     fn is_silent(&self) -> bool {
         let is_same = self.holder.doubtful().is_some_and(|now| now.turn == self.doubt.turn);
         is_same && self.wakes == self.doubt.victim.wakes()
@@ -66,8 +67,8 @@ impl SessionPool {
         self.examine(vec![suspect], || victim.identity(self.route()).map(Subject::One)).await;
     }
 
-    /// Ends what runs for the `suspects` where the server does nothing at all for this client. So it can be asked of
-    /// connections whose process on the server is not known.
+    /// Ends what runs for the `suspects` if the server does nothing at all for this client. This needs no knowledge of
+    /// the server processes behind their connections.
     pub(super) async fn look_for_losses(self, suspects: Vec<Suspect>) {
         self.examine(suspects, || Some(Subject::All(self.shared.source.size()))).await;
     }

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::error::Kind;
 
-/// How long a statement has run at least when the server is asked about it because requests wait.
-const WHILE: Duration = Duration::from_secs(1);
+/// How often stalled statements are looked for, and so how long one has run before the server is asked about it.
+const STALL_CHECK: Duration = Duration::from_secs(1);
 
 impl SessionPool {
     /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that somebody watches.
@@ -63,7 +63,7 @@ impl SessionPool {
 struct Watcher {
     shared: Weak<Shared>,
     over: bool,
-    /// When the server is asked next where requests wait and nothing ends.
+    /// When to look for stalled statements next.
     ask_at: Instant,
 }
 
@@ -83,15 +83,15 @@ impl Watcher {
         }
     }
 
-    /// While requests wait for a place and none is free, has the server asked about the statements that ran a while
-    /// ago already: the network may have lost all their connections.
+    /// If requests wait and no connection is free, asks the server about the statements that were already running at
+    /// the last check: the network may have lost their connections.
     fn look_for_stall(&mut self, shared: &Arc<Shared>) {
         let now = Instant::now();
         let pool = SessionPool { shared: shared.clone() };
         if now < self.ask_at || !shared.queue.is_exhausted() || !pool.has_server() {
             return;
         }
-        self.ask_at = now + WHILE;
+        self.ask_at = now + STALL_CHECK;
         let holders = shared.holders.watched().into_iter().map(|(_, holder)| holder);
         let suspects: Vec<_> = holders.filter_map(Suspect::of).filter(Suspect::ran_before).collect();
         if !suspects.is_empty() {
