@@ -16,7 +16,7 @@ use crate::{
     DbSession, Error, Main, SessionPool,
     answer::Answer,
     error::Kind,
-    layer::Policy,
+    policy::Policy,
     respond::{EmptyBody, OnError},
     session::{Decision, Ended, SessionGuard, Settlement},
 };

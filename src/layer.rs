@@ -2,16 +2,15 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
-use http::{Response, Version, header, request::Parts, response};
-use sea_orm::{AccessMode, DatabaseConnection, Statement, TransactionOptions};
+use http::{Response, request::Parts, response};
+use sea_orm::{DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
 use crate::{
     DbSessionService, Error, HoldLayer, Main, SessionPool,
     error::Kind,
-    pool::Label,
+    policy::{Checkout, Policy, Transactions},
     respond::EmptyBody,
-    session::{CommitWhen, Mode, Order, Plan, Rules},
 };
 
 /// Gives every request to the wrapped service a [`DbSession`](crate::DbSession), and takes the
@@ -24,137 +23,10 @@ use crate::{
 /// acquired.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DbSessionLayer<Tag = Main, Respond = EmptyBody> {
-    pub(crate) pool: SessionPool,
-    pub(crate) policy: Arc<Policy>,
-    pub(crate) respond: Respond,
+    pool: SessionPool,
+    policy: Arc<Policy>,
+    respond: Respond,
     tag: PhantomData<fn() -> Tag>,
-}
-
-/// What the layer was told, shared with every service it wraps.
-#[derive(Clone, Default)]
-pub(crate) struct Policy {
-    pub(crate) checkout: Checkout,
-    pub(crate) keep_handler_errors: bool,
-    transactions: Transactions,
-    options: TransactionOptions,
-    read_only_otherwise: bool,
-    commit_when: Option<CommitWhen>,
-    on_begin: Option<SetUp>,
-    on_acquire: Option<SetUp>,
-}
-
-/// Which requests run in a transaction.
-#[derive(Clone, Default)]
-enum Transactions {
-    #[default]
-    None,
-    All,
-    If(Predicate),
-}
-
-type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
-
-/// Statements that prepare a connection or a transaction for a request.
-pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
-
-impl Policy {
-    /// What a request's session begins with.
-    pub(crate) fn plan(&self, parts: &Parts) -> Plan {
-        let Order { mode, commit_when, on_begin, on_acquire } = self.order(parts);
-        // What `on_begin` sets must not outlive the request.
-        let otherwise = if on_begin.is_some() { Mode::Transaction(self.options) } else { Mode::Autocommit };
-        let rules = Rules {
-            mode: mode.unwrap_or(otherwise),
-            commit_when,
-            on_begin: on_begin.map(Into::into),
-            on_acquire: on_acquire.map(Into::into),
-            is_head: parts.method == http::Method::HEAD,
-        };
-        let label = Label { method: parts.method.clone(), uri: parts.uri.clone() };
-        Plan { rules, label: Some(label), ..Plan::default() }
-    }
-
-    /// What a session is told that a layer further out has opened.
-    pub(crate) fn order(&self, parts: &Parts) -> Order {
-        let picked = match &self.transactions {
-            Transactions::None => false,
-            Transactions::All => true,
-            Transactions::If(predicate) => predicate(parts),
-        };
-        // What only reads has no use for SQLite's lock for writers.
-        let read_only = TransactionOptions {
-            access_mode: Some(AccessMode::ReadOnly),
-            sqlite_transaction_mode: None,
-            ..self.options
-        };
-        let mode = match (picked, self.read_only_otherwise) {
-            (true, _) => Some(Mode::Transaction(self.options)),
-            (false, true) => Some(Mode::Transaction(read_only)),
-            (false, false) => None,
-        };
-        Order {
-            mode,
-            commit_when: self.commit_when.clone(),
-            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),
-            on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts)),
-        }
-    }
-}
-
-/// Returns whether a request has no body that its client may send slowly. For
-/// [`DbSessionLayer::eager_if`], so that no connection waits for slow uploads.
-///
-/// A request has a body if it declares one, by `Content-Length` above 0 or `Transfer-Encoding`. Over
-/// HTTP/2, which needs neither, it also has one if it gives no length and its method is not GET, HEAD,
-/// OPTIONS or TRACE.
-///
-/// ```
-/// use tower_sea_orm::without_body;
-///
-/// let parts = |request: http::request::Builder| request.body(()).unwrap().into_parts().0;
-/// assert!(without_body(&parts(http::Request::get("/items"))));
-/// assert!(!without_body(&parts(http::Request::post("/items").header("content-length", 20))));
-/// # #[cfg(feature = "mock")] {
-/// # use sea_orm::{DbBackend, MockDatabase};
-/// # use tower_sea_orm::DbSessionLayer;
-/// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
-/// let layer = DbSessionLayer::new(db).eager_if(without_body);
-/// # let _ = layer; }
-/// ```
-pub fn without_body(parts: &Parts) -> bool {
-    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
-        return false;
-    }
-    match parts.headers.get(header::CONTENT_LENGTH) {
-        Some(length) => length == "0",
-        None => parts.version < Version::HTTP_2 || parts.method.is_safe(),
-    }
-}
-
-/// Returns whether a request's method may change something: any method but GET, HEAD, OPTIONS and
-/// TRACE, which RFC 9110 calls safe. For [`DbSessionLayer::transaction_if`].
-pub fn unsafe_methods(parts: &Parts) -> bool {
-    !parts.method.is_safe()
-}
-
-/// When a request's connection is checked out.
-#[derive(Clone, Default)]
-pub(crate) enum Checkout {
-    #[default]
-    Eager,
-    Lazy,
-    /// Eager where the predicate says so.
-    EagerIf(Predicate),
-}
-
-impl Checkout {
-    pub(crate) fn is_eager(&self, parts: &Parts) -> bool {
-        match self {
-            Self::Eager => true,
-            Self::Lazy => false,
-            Self::EagerIf(predicate) => predicate(parts),
-        }
-    }
 }
 
 impl DbSessionLayer {
@@ -433,7 +305,7 @@ impl<S, Tag, Respond: Clone> Layer<S> for DbSessionLayer<Tag, Respond> {
     type Service = DbSessionService<S, Tag, Respond>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        DbSessionService::new(inner, self)
+        DbSessionService::new(inner, self.pool.clone(), self.policy.clone(), self.respond.clone())
     }
 }
 

@@ -322,6 +322,7 @@
 
 mod answer;
 mod body;
+mod body_layer;
 #[cfg(feature = "config")]
 mod config;
 mod connection;
@@ -330,10 +331,12 @@ mod error;
 mod extract;
 mod future;
 mod layer;
+mod policy;
 mod pool;
 mod respond;
 mod service;
 mod session;
+mod sql;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -346,15 +349,17 @@ pub use self::extract::MissingSession;
 #[cfg(feature = "stream")]
 pub use self::session::SessionStream;
 pub use self::{
-    body::{HoldFuture, HoldLayer, HoldService, SessionBody},
+    body::SessionBody,
+    body_layer::{HoldFuture, HoldLayer, HoldService},
     error::Error,
     future::ResponseFuture,
-    layer::{DbSessionLayer, unsafe_methods, without_body},
+    layer::DbSessionLayer,
+    policy::{unsafe_methods, without_body},
     pool::{Reset, SessionPool, SessionPoolBuilder, Status},
     respond::{EmptyBody, OnError, error_response, problem_json},
     service::DbSessionService,
-    session::{DbSession, DbTx, Main, PoolSession, SessionTransaction},
-    transaction::{Outcome, TransactionLayer, TransactionService},
+    session::{DbSession, DbTx, Main, Outcome, PoolSession, SessionTransaction},
+    transaction::{TransactionLayer, TransactionService},
 };
 
 /// Guides: transactions in full, migrating from other stacks, and troubleshooting.

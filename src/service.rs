@@ -11,9 +11,9 @@ use http::{Request, Response};
 use tower::Service;
 
 use crate::{
-    DbSession, DbSessionLayer, Main, SessionPool,
+    DbSession, Main, SessionPool,
     future::ResponseFuture,
-    layer::Policy,
+    policy::Policy,
     respond::{EmptyBody, OnError},
 };
 
@@ -35,17 +35,8 @@ pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
 }
 
 impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
-    pub(crate) fn new(inner: S, layer: &DbSessionLayer<Tag, Respond>) -> Self
-    where
-        Respond: Clone,
-    {
-        Self {
-            inner,
-            pool: layer.pool.clone(),
-            policy: layer.policy.clone(),
-            respond: layer.respond.clone(),
-            tag: PhantomData,
-        }
+    pub(crate) fn new(inner: S, pool: SessionPool, policy: Arc<Policy>, respond: Respond) -> Self {
+        Self { inner, pool, policy, respond, tag: PhantomData }
     }
 
     /// Returns a reference to the inner service.

@@ -26,14 +26,12 @@ use self::{
 
 mod error;
 mod hold;
-mod layer;
 #[cfg(test)]
 mod tests;
 mod withheld;
 
 // The response future's side.
 pub(crate) use self::hold::{End, Finish, Hold, WeakHold};
-pub use self::layer::{HoldFuture, HoldLayer, HoldService};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -8,11 +8,11 @@ use std::{
 
 use sea_orm::{AccessMode, DbBackend, DbErr, Statement, TransactionOptions};
 
-use super::{
-    Begin, Effect, Failed, Operation, Output, PinnedConnection, Refusal, State, Task, begin::begin_statement,
-    control::Change, driver, effect,
+use super::{Begin, Failed, Operation, Output, PinnedConnection, Refusal, State, Task, begin::begin_statement, driver};
+use crate::{
+    error::Kind,
+    sql::{Change, Effect, effect},
 };
-use crate::error::Kind;
 
 impl PinnedConnection {
     /// Rolls back to the task's depth, makes the connection ready, runs the operation, then reads

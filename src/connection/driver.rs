@@ -13,8 +13,8 @@ use sea_query_sqlx::SqlxValues;
 use sqlx_core::{database::HasStatementCache, transaction::TransactionManager};
 use std::sync::Arc;
 
-use super::control::is_sqlite_read;
 use crate::error::{Kind, Trouble, ends_connection};
+use crate::sql::is_sqlite_read;
 
 /// A connection checked out of one of sqlx's pools.
 pub(crate) enum Driver {

@@ -5,7 +5,6 @@
 mod begin;
 mod call;
 mod cancel;
-mod control;
 #[cfg(feature = "_sqlx")]
 mod driver;
 #[cfg(not(feature = "_sqlx"))]
@@ -19,6 +18,7 @@ mod reset;
 mod rollback;
 #[cfg(feature = "stream")]
 mod rows;
+mod session_state;
 mod stale;
 
 use std::sync::Arc;
@@ -30,16 +30,16 @@ use tokio::runtime::Handle;
 pub(crate) use self::identity::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
+use self::refusal::Refusal;
+pub use self::reset::Reset;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{Identity, Route, Target, Victim},
-    control::{Control, Effect, effect, is_read, needs_transaction},
     driver::{Driver, aborts, came_too_late, is_fatal},
     operation::{Begin, Operation, Output, Task},
 };
-use self::{control::Change, refusal::Refusal};
-use crate::{error::Kind, pool::Reset};
+use crate::{error::Kind, sql::Change};
 
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {

@@ -8,8 +8,7 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Driver, Route};
-use crate::pool::Reset;
+use super::{Driver, Reset, Route};
 
 /// One call on a connection.
 pub(crate) struct Task {

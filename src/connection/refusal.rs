@@ -6,7 +6,8 @@
 
 use sea_orm::{DbBackend, DbErr};
 
-use super::{PinnedConnection, State, control::Change, driver};
+use super::{PinnedConnection, State, driver};
+use crate::sql::Change;
 
 /// Whose refusal the last call has met.
 #[derive(Clone, Copy, PartialEq, Eq)]

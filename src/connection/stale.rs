@@ -6,7 +6,8 @@
 
 use sea_orm::{DbBackend, DbErr};
 
-use super::{Operation, Output, PinnedConnection, control::Change, driver};
+use super::{Operation, Output, PinnedConnection, driver};
+use crate::sql::Change;
 
 impl PinnedConnection {
     /// `operation` once more, for the case that its prepared statement is stale.

@@ -2,7 +2,7 @@
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
-use crate::connection::Control;
+use crate::sql::Control;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code)] // each driver has its own conflicts

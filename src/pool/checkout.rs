@@ -8,10 +8,11 @@ use std::{
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Holder, SessionPool, Text, source::SILENCE, ticket::SlotGuard};
+use super::{Holder, SessionPool, source::SILENCE, ticket::SlotGuard};
 use crate::{
     connection::{Output, PinnedConnection, Task, Victim, came_too_late, is_fatal},
     error::Error,
+    sql::Redacted,
 };
 
 /// How long a connection may go from session to session before the driver's pool sees it again.
@@ -34,7 +35,7 @@ struct Parts {
     /// When the driver's pool saw it last.
     fetched: Instant,
     /// The session's last statement.
-    text: Text,
+    text: Redacted,
     slot: SlotGuard,
 }
 
@@ -48,7 +49,7 @@ impl CheckedOut {
     /// A connection that the driver's pool was asked for at the time `fetched`.
     pub(super) fn new(connection: PinnedConnection, slot: SlotGuard, fetched: Instant) -> Self {
         let runtime = connection.runtime().clone();
-        let (connection, text) = (Some(connection), Text::default());
+        let (connection, text) = (Some(connection), Redacted::default());
         Self(Box::new(Parts { connection, runtime, fetched, text, slot }))
     }
 
@@ -59,7 +60,7 @@ impl CheckedOut {
     }
 
     /// The session's last statement.
-    pub(crate) fn text(&mut self) -> &mut Text {
+    pub(crate) fn text(&mut self) -> &mut Redacted {
         &mut self.0.text
     }
 

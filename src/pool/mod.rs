@@ -15,6 +15,7 @@ mod current;
 mod evict;
 mod holders;
 mod line;
+mod log;
 mod lost;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod outer;
@@ -23,10 +24,8 @@ mod ping;
 mod queue;
 mod rate;
 mod refusals;
-mod reset;
 mod second;
 mod source;
-mod text;
 mod ticket;
 mod warm;
 mod watch;
@@ -35,6 +34,7 @@ use std::{fmt, sync::Arc};
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend};
 
+pub use self::builder::SessionPoolBuilder;
 pub(crate) use self::{
     acquire::Lease,
     builder::Settings,
@@ -42,14 +42,14 @@ pub(crate) use self::{
     closing::Admission,
     current::{Entered, current, enter},
     holders::{Doubt, Grip, Holder, Key, Label},
-    text::Text,
+    outer::Hook,
 };
-pub use self::{builder::SessionPoolBuilder, reset::Reset};
 use self::{
-    closing::Closing, control::Control, holders::Holders, outer::Outer, queue::Queue, refusals::Refusals,
-    second::Second, source::Source,
+    closing::Closing, control::Control, holders::Holders, log::Pressure, outer::Outer, queue::Queue,
+    refusals::Refusals, second::Second, source::Source,
 };
-use crate::{error::Error, telemetry::Pressure};
+pub use crate::connection::Reset;
+use crate::error::Error;
 
 /// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its clones.
 ///

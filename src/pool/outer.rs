@@ -5,6 +5,7 @@ use std::{
     thread::{self, ThreadId},
 };
 
+use futures_util::future::BoxFuture;
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::{runtime::Handle, task};
 
@@ -12,8 +13,10 @@ use super::{CheckedOut, Grip, Holder, SessionPool, SessionPoolBuilder, source::S
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
-    session::Hook,
 };
+
+/// Code that runs after a transaction's end.
+pub(crate) type Hook = BoxFuture<'static, ()>;
 
 /// The one connection of a test's pool, inside of a transaction that is never committed.
 pub(super) struct Outer {

@@ -21,9 +21,10 @@ use super::{
     turn::{Line, Turn},
 };
 use crate::{
-    connection::{Effect, Operation, Output, Task, effect, needs_transaction},
+    connection::{Operation, Output, Task},
     error::{Error, Kind},
     pool::{self, CheckedOut, Finished, Lease, SessionPool},
+    sql::{Effect, Redacted, effect, needs_transaction},
     telemetry,
 };
 
@@ -119,7 +120,7 @@ impl Core {
     pub(super) fn vet(&self, who: Who, sql: &str) -> Result<Text, DbErr> {
         let backend = self.pool.backend();
         if who == Who::Session && needs_transaction(backend, sql) && self.lock().surrounding() == 0 {
-            telemetry::needs_transaction(&pool::Text::new(sql).without_values(backend));
+            telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
         }
         match effect(self.pool.backend(), sql) {
             Effect::None => Ok(Text::Plain),

@@ -2,13 +2,11 @@
 
 use std::{collections::VecDeque, future::Future, sync::Arc};
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::FutureExt;
 use tokio::runtime::Handle;
 
 use super::core::Core;
-
-/// Work for after the transaction.
-pub(crate) type Hook = BoxFuture<'static, ()>;
+use crate::pool::Hook;
 
 /// Hooks in the order in which they were registered; nearly no session has some.
 #[derive(Default)]

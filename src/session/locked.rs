@@ -5,7 +5,8 @@ use std::{
     sync::MutexGuard,
 };
 
-use super::{hooks::Hook, slot::State};
+use super::slot::State;
+use crate::pool::Hook;
 
 /// Access to a session's state. Hooks that will not run are dropped when the lock is free again: what they
 /// captured may use the session in its own `Drop`.

@@ -12,6 +12,7 @@ mod held;
 mod hooks;
 mod locked;
 mod open;
+mod outcome;
 mod plan;
 #[cfg(feature = "_sqlx")]
 mod raw;
@@ -42,11 +43,10 @@ use self::{
 };
 pub(crate) use self::{
     guard::{GRPC_STATUS, SessionGuard, is_success},
-    hooks::Hook,
     plan::{CommitWhen, Mode, Order, Plan, Rules},
     settle::{Decision, Ended, Settlement},
 };
-pub use self::{open::PoolSession, savepoint::SessionTransaction, tx::DbTx};
+pub use self::{open::PoolSession, outcome::Outcome, savepoint::SessionTransaction, tx::DbTx};
 use crate::{
     connection::Operation,
     error::{Error, Kind},

@@ -8,7 +8,8 @@ use tokio::{runtime::Handle, sync::Notify};
 use super::{stop::Stop, turn::Turn};
 use crate::{
     connection::{Operation, Victim},
-    pool::{Finished, Text},
+    pool::Finished,
+    sql::Redacted,
 };
 
 /// A driver call that owns its connection.
@@ -37,7 +38,7 @@ pub(super) struct Running {
     /// Stops a stream whose reader reads nothing; `None` if it is no stream.
     pub(super) reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.
-    pub(super) text: Text,
+    pub(super) text: Redacted,
     /// It may end the transaction around it, which only its own end shows.
     pub(super) is_doubtful: bool,
     /// Passes on when the connection is back in its place.

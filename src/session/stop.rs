@@ -6,8 +6,9 @@ use sea_orm::DbBackend;
 
 use super::core::Core;
 use crate::{
-    connection::{Operation, Route, Victim, is_read},
+    connection::{Operation, Route, Victim},
     pool::CheckedOut,
+    sql::is_read,
 };
 
 /// A call that may be stopped.

@@ -9,7 +9,7 @@ use tower_layer::Layer;
 use super::service::TransactionService;
 use crate::{
     Error, Main,
-    layer::SetUp,
+    policy::SetUp,
     respond::EmptyBody,
     session::{CommitWhen, Mode, Order},
 };

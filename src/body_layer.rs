@@ -14,8 +14,7 @@ use pin_project::pin_project;
 use tower::Service;
 use tower_layer::Layer;
 
-use super::SessionBody;
-use crate::{DbSession, Main};
+use crate::{DbSession, Main, SessionBody};
 
 /// Keeps the session of every request until the end of its response's body, as
 /// [`DbSession::hold_until_body_end`] does for one. Put it inside a

@@ -1,4 +1,4 @@
-//! [`Text`]: the beginning of a statement, for the log.
+//! [`Redacted`]: the beginning of a statement, for the log.
 
 use sea_orm::DbBackend;
 
@@ -7,9 +7,9 @@ const KEPT: usize = 200;
 
 /// The beginning of a statement. Its memory is used again.
 #[derive(Debug, Default)]
-pub(crate) struct Text(String);
+pub(crate) struct Redacted(String);
 
-impl Text {
+impl Redacted {
     pub(crate) fn new(sql: &str) -> Self {
         let mut text = Self::default();
         text.keep(sql);
@@ -80,14 +80,14 @@ fn quoted(text: &str, quote: char) -> Option<usize> {
 mod tests {
     use sea_orm::DbBackend;
 
-    use super::{KEPT, Text};
+    use super::{KEPT, Redacted};
 
     const POSTGRES: DbBackend = DbBackend::Postgres;
     const MYSQL: DbBackend = DbBackend::MySql;
     const SQLITE: DbBackend = DbBackend::Sqlite;
 
     fn shown(backend: DbBackend, sql: &str) -> String {
-        Text::new(sql).without_values(backend)
+        Redacted::new(sql).without_values(backend)
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod locks;
 mod mysql;
 mod postgres;
 mod read;
+mod redact;
 mod sqlite;
 mod state;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub(crate) use self::read::is_sqlite_read;
 pub(crate) use self::{
     locks::needs_transaction,
     read::is_read,
+    redact::Redacted,
     state::{Change, change},
 };
 

@@ -2,7 +2,8 @@
 
 use std::{fmt, marker::PhantomData};
 
-use crate::{Error, Main, session::Ended};
+use super::{Ended, Main};
+use crate::Error;
 
 /// How a request's transaction ended, in the extensions of the response: for logging, metrics and
 /// tests in a layer further out.
