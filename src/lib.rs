@@ -286,6 +286,7 @@
 //! |---|---|---|
 //! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` (released, committed, rolled back, failed, unknown) when it closes |
 //! | `tower_sea_orm::session` | ERROR | a transaction that something else has ended; hooks that panicked, or that had no runtime to run on |
+//! | `tower_sea_orm::session` | WARN | a statement that has no effect outside a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed, or that was lost during COMMIT; an error of a stream that the handler has dropped |
 //! | `tower_sea_orm::pool` | WARN | no connection could be acquired: in use, waiting, limit, waited; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are available again |

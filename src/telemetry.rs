@@ -1,19 +1,6 @@
-//! What the crate says about itself: one span per session, and failures to acquire.
+//! What the crate says about itself: one span per session, and lines of the log that belong to no single place.
 //!
-//! | target | level | what |
-//! |---|---|---|
-//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, closed with `waited_ms`, `held_ms`, `statements`, `outcome` (released, committed, rolled back, failed, unknown) |
-//! | `tower_sea_orm::session` | WARN | a connection that had to be closed |
-//! | `tower_sea_orm::session` | WARN | a statement that needs a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text |
-//! | `tower_sea_orm::session` | ERROR | a transaction that raw or stored code has ended, with its last statement |
-//! | `tower_sea_orm::pool` | WARN | no connection: in use, waiting, limit, waited; at most once a second |
-//! | `tower_sea_orm::pool` | INFO | connections are available again |
-//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than `warn_hold`, with its last statement; INFO when it is back |
-//! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or `close()` |
-//! | `tower_sea_orm::pool` | WARN | a statement whose answer the network has lost; INFO: a connect that took too long and was given up |
-//! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session while it holds one; at most 16 a second |
-//! | `tower_sea_orm` | ERROR | an answer of 500 that the crate made, or a body that it broke, with the cause |
-//! | `tower_sea_orm` | WARN | an answer of 503 or 504 that a server's error is the reason for |
+//! The crate's documentation lists all that is logged.
 
 use std::{
     collections::BTreeSet,
