@@ -7,7 +7,12 @@
 //! ```text
 //! cargo bench --bench instructions
 //! ```
-#![allow(clippy::expect_used, missing_docs, unreachable_pub, reason = "a benchmark may panic, and has no docs")]
+#![allow(
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub,
+    reason = "a benchmark may panic, and has no docs"
+)]
 
 use std::{env, process::Command};
 
@@ -22,17 +27,26 @@ const RUNS: [u32; 2] = [300, 1300];
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.iter().position(|arg| arg == "--row") {
-        Some(at) => serve(&args[at + 1], args[at + 2].parse().expect("a number of requests")),
+        Some(at) => serve(
+            &args[at + 1],
+            args[at + 2].parse().expect("a number of requests"),
+        ),
         None => table(),
     }
 }
 
 /// Sends `count` requests to the service of this name.
 fn serve(name: &str, count: u32) {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let dir = tempfile::tempdir().expect("a directory");
     let rows = rows(&runtime, &dir.path().join("items"));
-    let (_, mut service) = rows.into_iter().find(|(row, _)| *row == name).expect("a row of this name");
+    let (_, mut service) = rows
+        .into_iter()
+        .find(|(row, _)| *row == name)
+        .expect("a row of this name");
     runtime.block_on(async {
         for _ in 0..count {
             request(&mut service).await;
@@ -41,13 +55,22 @@ fn serve(name: &str, count: u32) {
 }
 
 fn table() {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let dir = tempfile::tempdir().expect("a directory");
-    let names: Vec<_> = rows(&runtime, &dir.path().join("items")).into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = rows(&runtime, &dir.path().join("items"))
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
     eprintln!("{:<36} {:>12}", "instructions per request", "count");
     for name in names {
         let [short, long] = RUNS.map(|count| instructions(name, count));
-        eprintln!("{name:<36} {:>12}", long.saturating_sub(short) / u64::from(RUNS[1] - RUNS[0]));
+        eprintln!(
+            "{name:<36} {:>12}",
+            long.saturating_sub(short) / u64::from(RUNS[1] - RUNS[0])
+        );
     }
 }
 
@@ -63,5 +86,7 @@ fn instructions(name: &str, count: u32) -> u64 {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     let collected = text.lines().find_map(|line| line.split_once("Collected :"));
-    collected.and_then(|(_, count)| count.trim().parse().ok()).expect("a count from callgrind")
+    collected
+        .and_then(|(_, count)| count.trim().parse().ok())
+        .expect("a count from callgrind")
 }

@@ -25,11 +25,17 @@ const WARM_UP: u32 = 200;
 const COUNTED: u32 = 1000;
 
 fn overhead(criterion: &mut Criterion) {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let dir = tempfile::tempdir().expect("a directory");
     let mut rows = rows(&runtime, &dir.path().join("items"));
 
-    eprintln!("{:<36} {:>12} {:>10}", "allocations per request", "count", "bytes");
+    eprintln!(
+        "{:<36} {:>12} {:>10}",
+        "allocations per request", "count", "bytes"
+    );
     for (name, service) in &mut rows {
         let mut run = |requests| {
             runtime.block_on(async {
@@ -40,7 +46,10 @@ fn overhead(criterion: &mut Criterion) {
         };
         run(WARM_UP);
         let counted = allocation_counter::measure(|| run(COUNTED));
-        let (count, bytes) = (counted.count_total / u64::from(COUNTED), counted.bytes_total / u64::from(COUNTED));
+        let (count, bytes) = (
+            counted.count_total / u64::from(COUNTED),
+            counted.bytes_total / u64::from(COUNTED),
+        );
         eprintln!("{name:<36} {count:>12} {bytes:>10}");
     }
 

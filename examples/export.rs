@@ -36,8 +36,8 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use sea_orm::{
-    AccessMode, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, IsolationLevel, PaginatorTrait, QueryOrder,
-    QueryTrait, Schema, TransactionOptions,
+    AccessMode, ConnectionTrait, DbErr, EntityTrait, FromQueryResult, IsolationLevel,
+    PaginatorTrait, QueryOrder, QueryTrait, Schema, TransactionOptions,
 };
 use tokio::net::TcpListener;
 use tower_http::trace::{DefaultMakeSpan, TraceLayer};
@@ -70,9 +70,12 @@ mod sale {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
     // With `CLOSE`, every session is a line of the log when it ends.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::CLOSE);
     // A file gets no colours.
     if io::stdout().is_terminal() {
         log.init()
@@ -91,15 +94,20 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("sales.db");
-    let url = env::var("DATABASE_URL").unwrap_or_else(|_| format!("sqlite://{}?mode=rwc", file.display()));
+    let url = env::var("DATABASE_URL")
+        .unwrap_or_else(|_| format!("sqlite://{}?mode=rwc", file.display()));
     let rows = number("ROWS", 1_000_000)?;
     let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
     tracing::info!("connecting to {config}");
-    let pool = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
+    let pool = config
+        .connect()
+        .await
+        .map_err(|error| format!("cannot connect to {config}: {error}"))?;
     fill(&pool, rows).await?;
 
     // Outermost: its span gives each session's line of the log the method and the path.
-    let trace = TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
+    let trace =
+        TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
     let app = app(pool.clone()).layer(trace);
     let listener = TcpListener::bind(("127.0.0.1", u16::try_from(number("PORT", 3000)?)?)).await?;
     tracing::info!("{rows} rows on http://{}/sales.csv", listener.local_addr()?);
@@ -108,14 +116,19 @@ async fn run() -> Result<(), Box<dyn Error>> {
         let cut = pool.close(Duration::from_secs(10)).await;
         tracing::info!("the database connections are closed; {cut} requests had to be cut off");
     };
-    axum::serve(listener, app).with_graceful_shutdown(closed).await?;
+    axum::serve(listener, app)
+        .with_graceful_shutdown(closed)
+        .await?;
     Ok(())
 }
 
 fn number(name: &str, default: u64) -> Result<u64, String> {
-    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else { return Ok(default) };
+    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else {
+        return Ok(default);
+    };
     let text = text.to_string_lossy();
-    text.parse().map_err(|_| format!("{name} is \"{text}\": write a whole number"))
+    text.parse()
+        .map_err(|_| format!("{name} is \"{text}\": write a whole number"))
 }
 
 async fn interrupted() {
@@ -153,7 +166,9 @@ pub(crate) async fn fill(pool: &SessionPool, rows: u64) -> Result<(), DbErr> {
 }
 
 pub(crate) fn app(pool: SessionPool) -> Router {
-    Router::new().route("/sales.csv", get(export)).route_layer(DbSessionLayer::new(pool).lazy())
+    Router::new()
+        .route("/sales.csv", get(export))
+        .route_layer(DbSessionLayer::new(pool).lazy())
 }
 
 async fn export(db: DbSession) -> Result<Response, AppError> {
@@ -162,7 +177,9 @@ async fn export(db: DbSession) -> Result<Response, AppError> {
         access_mode: Some(AccessMode::ReadOnly),
         ..Default::default()
     })?;
-    let select = sale::Entity::find().order_by_asc(sale::Column::Id).build(tx.backend());
+    let select = sale::Entity::find()
+        .order_by_asc(sale::Column::Id)
+        .build(tx.backend());
     let rows = tx.rows(select).await?;
     let mut pieces = Box::pin(csv(rows).peekable());
     // What fails at once is answered with an error; later only the body can break off.
@@ -174,7 +191,10 @@ async fn export(db: DbSession) -> Result<Response, AppError> {
     let body = tx.hold_until_body_end(Body::from_stream(pieces));
     let headers = [
         (header::CONTENT_TYPE, "text/csv; charset=utf-8"),
-        (header::CONTENT_DISPOSITION, "attachment; filename=\"sales.csv\""),
+        (
+            header::CONTENT_DISPOSITION,
+            "attachment; filename=\"sales.csv\"",
+        ),
     ];
     Ok((headers, Body::new(body)).into_response())
 }
@@ -182,12 +202,16 @@ async fn export(db: DbSession) -> Result<Response, AppError> {
 /// The rows as CSV, read as fast as the client takes them.
 fn csv(rows: SessionStream<'static>) -> impl Stream<Item = Result<Vec<u8>, BoxError>> {
     stream::try_unfold((rows, true), async |(mut rows, is_first)| {
-        let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::with_capacity(PIECE * 3 / 2));
+        let mut csv = csv::WriterBuilder::new()
+            .has_headers(false)
+            .from_writer(Vec::with_capacity(PIECE * 3 / 2));
         if is_first {
             csv.write_record(["id", "name", "cents", "remark"])?;
         }
         while csv.get_ref().len() < PIECE {
-            let Some(row) = rows.try_next().await? else { break };
+            let Some(row) = rows.try_next().await? else {
+                break;
+            };
             csv.serialize(sale::Model::from_query_result(&row, "")?)?;
         }
         let piece = csv.into_inner()?;
@@ -202,7 +226,9 @@ impl IntoResponse for AppError {
         // The client learns a status, the log learns the cause.
         tracing::error!("{}", self.0);
         let known = self.0.downcast_ref().and_then(tower_sea_orm::Error::of);
-        known.map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status()).into_response()
+        known
+            .map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status())
+            .into_response()
     }
 }
 

@@ -61,7 +61,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
     let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
     tracing::info!("connecting to {config}");
-    let pool = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
+    let pool = config
+        .connect()
+        .await
+        .map_err(|error| format!("cannot connect to {config}: {error}"))?;
     let grace = Duration::from_secs(number("GRACE", 10)?.into());
 
     let listener = TcpListener::bind(("127.0.0.1", number("PORT", 3000)?)).await?;
@@ -87,11 +90,15 @@ pub(crate) async fn serve(
         let cut = pool.close(grace).await;
         tracing::info!("the database connections are closed; {cut} requests had to be cut off");
     };
-    axum::serve(listener, app).with_graceful_shutdown(closed).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(closed)
+        .await
 }
 
 pub(crate) fn app(pool: SessionPool) -> Router {
-    Router::new().route("/count/{seconds}", get(count)).layer(DbSessionLayer::new(pool))
+    Router::new()
+        .route("/count/{seconds}", get(count))
+        .layer(DbSessionLayer::new(pool))
 }
 
 /// Counts seconds, in one transaction.
@@ -131,9 +138,12 @@ async fn told_to_stop() {
 }
 
 fn number(name: &str, default: u16) -> Result<u16, String> {
-    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else { return Ok(default) };
+    let Some(text) = env::var_os(name).filter(|text| !text.is_empty()) else {
+        return Ok(default);
+    };
     let text = text.to_string_lossy();
-    text.parse().map_err(|_| format!("{name} is \"{text}\": write a number from 0 to 65535"))
+    text.parse()
+        .map_err(|_| format!("{name} is \"{text}\": write a number from 0 to 65535"))
 }
 
 #[derive(Debug)]
@@ -148,7 +158,9 @@ impl IntoResponse for AppError {
         };
         let mut response = known.status().into_response();
         if let Some(wait) = known.retry_after() {
-            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().into());
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, wait.as_secs().into());
         }
         response
     }

@@ -58,7 +58,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
             interrupted = tokio::signal::ctrl_c() => break interrupted?,
         };
         let service = TowerToHyperService::new(service.clone());
-        let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = server
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -74,9 +76,12 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
 /// `PORT`, or 3000.
 fn port() -> Result<u16, String> {
-    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else { return Ok(3000) };
+    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else {
+        return Ok(3000);
+    };
     let port = port.to_string_lossy();
-    port.parse().map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
+    port.parse()
+        .map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
 async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -94,6 +99,9 @@ async fn handle<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infalli
 async fn answer<B>(request: &Request<B>) -> Result<String, Box<dyn Error + Send + Sync>> {
     let session: DbSession = DbSession::from_extensions(request.extensions())?;
     let question = Statement::from_string(session.backend(), "SELECT 6 * 7");
-    let row = session.query_one_raw(question).await?.ok_or(DbErr::RecordNotFound("no row".to_owned()))?;
+    let row = session
+        .query_one_raw(question)
+        .await?
+        .ok_or(DbErr::RecordNotFound("no row".to_owned()))?;
     Ok(format!("{}\n", row.try_get_by_index::<i32>(0)?))
 }

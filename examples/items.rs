@@ -25,7 +25,8 @@ use axum::{
     routing::get,
 };
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, QueryOrder, Schema,
+    ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel,
+    QueryOrder, Schema,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -57,9 +58,12 @@ pub(crate) mod item {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
     // With `CLOSE`, every session is a line of the log when it ends.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::CLOSE);
     // A file gets no colours.
     if io::stdout().is_terminal() {
         log.init()
@@ -79,7 +83,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
     let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
     tracing::info!("connecting to {config}");
-    let pool = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
+    let pool = config
+        .connect()
+        .await
+        .map_err(|error| format!("cannot connect to {config}: {error}"))?;
     create_table(&pool).await?;
 
     let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
@@ -92,15 +99,20 @@ async fn run() -> Result<(), Box<dyn Error>> {
         let cut = pool.close(GRACE).await;
         tracing::info!("the database connections are closed; {cut} requests had to be cut off");
     };
-    axum::serve(listener, app).with_graceful_shutdown(closed).await?;
+    axum::serve(listener, app)
+        .with_graceful_shutdown(closed)
+        .await?;
     Ok(())
 }
 
 /// `PORT`, or 3000.
 fn port() -> Result<u16, String> {
-    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else { return Ok(3000) };
+    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else {
+        return Ok(3000);
+    };
     let port = port.to_string_lossy();
-    port.parse().map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
+    port.parse()
+        .map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
 /// The service. Its tests give it a pool of their own.
@@ -181,28 +193,56 @@ async fn read(db: DbSession, Path(item_id): Path<i32>) -> Result<Json<item::Mode
 }
 
 async fn list(db: DbSession) -> Result<Json<Vec<item::Model>>, AppError> {
-    Ok(Json(item::Entity::find().order_by_asc(item::Column::Id).all(&db).await?))
+    Ok(Json(
+        item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .all(&db)
+            .await?,
+    ))
 }
 
 async fn create(db: DbSession, Json(new): Json<NewItem>) -> Result<impl IntoResponse, AppError> {
-    let item = item::ActiveModel { name: Set(new.name.0), ..Default::default() }.insert(&db).await?;
+    let item = item::ActiveModel {
+        name: Set(new.name.0),
+        ..Default::default()
+    }
+    .insert(&db)
+    .await?;
     let location = format!("/items/{}", item.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(item)))
+    Ok((
+        StatusCode::CREATED,
+        [(header::LOCATION, location)],
+        Json(item),
+    ))
 }
 
 /// Reads and writes in one transaction. It is committed before a success leaves; any other answer rolls
 /// back, and so does a client that leaves.
-async fn rename(tx: DbTx, Path(item_id): Path<i32>, Json(new): Json<NewItem>) -> Result<Json<Renamed>, AppError> {
-    let found = item::Entity::find_by_id(item_id).one(&tx).await?.ok_or(AppError::NotFound)?;
+async fn rename(
+    tx: DbTx,
+    Path(item_id): Path<i32>,
+    Json(new): Json<NewItem>,
+) -> Result<Json<Renamed>, AppError> {
+    let found = item::Entity::find_by_id(item_id)
+        .one(&tx)
+        .await?
+        .ok_or(AppError::NotFound)?;
     let before = found.name.clone();
     let mut item = found.into_active_model();
     item.name = Set(new.name.0);
-    Ok(Json(Renamed { before, item: item.update(&tx).await? }))
+    Ok(Json(Renamed {
+        before,
+        item: item.update(&tx).await?,
+    }))
 }
 
 async fn remove(db: DbSession, Path(item_id): Path<i32>) -> Result<StatusCode, AppError> {
     let deleted = item::Entity::delete_by_id(item_id).exec(&db).await?;
-    if deleted.rows_affected == 0 { Err(AppError::NotFound) } else { Ok(StatusCode::NO_CONTENT) }
+    if deleted.rows_affected == 0 {
+        Err(AppError::NotFound)
+    } else {
+        Ok(StatusCode::NO_CONTENT)
+    }
 }
 
 #[derive(Debug)]
@@ -224,7 +264,9 @@ impl IntoResponse for AppError {
         };
         let mut response = known.status().into_response();
         if let Some(wait) = known.retry_after() {
-            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().into());
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, wait.as_secs().into());
         }
         response
     }

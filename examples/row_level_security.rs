@@ -36,8 +36,8 @@ use axum::{
     routing::get,
 };
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ConnectOptions, ConnectionTrait, Database, DbBackend, DbErr, EntityTrait,
-    QueryOrder, Statement,
+    ActiveModelTrait, ActiveValue::Set, ConnectOptions, ConnectionTrait, Database, DbBackend,
+    DbErr, EntityTrait, QueryOrder, Statement,
 };
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -109,9 +109,12 @@ mod note {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
     // With `CLOSE`, every session is a line of the log when it ends.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(FmtSpan::CLOSE);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::CLOSE);
     // A file gets no colours.
     if io::stdout().is_terminal() {
         log.init()
@@ -136,14 +139,18 @@ async fn run(url: String) -> Result<(), Box<dyn Error>> {
     // Says at once what is wrong with the URL or the server; the driver's pool would try again for 30 s.
     let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
     tracing::info!("connecting to {config}");
-    let tried = config.connect().await.map_err(|error| format!("cannot connect to {config}: {error}"))?;
+    let tried = config
+        .connect()
+        .await
+        .map_err(|error| format!("cannot connect to {config}: {error}"))?;
     tried.close(Duration::ZERO).await;
     let mut options = ConnectOptions::new(url);
     options.sqlx_logging(false);
     set_up(options.clone()).await?;
     let pool = connect(options).await?;
     // Outermost: its span gives each session's line of the log the method and the path.
-    let trace = TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
+    let trace =
+        TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
     let app = app(pool.clone()).layer(trace);
 
     let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
@@ -153,15 +160,20 @@ async fn run(url: String) -> Result<(), Box<dyn Error>> {
         let cut = pool.close(Duration::from_secs(10)).await;
         tracing::info!("the database connections are closed; {cut} requests had to be cut off");
     };
-    axum::serve(listener, app).with_graceful_shutdown(closed).await?;
+    axum::serve(listener, app)
+        .with_graceful_shutdown(closed)
+        .await?;
     Ok(())
 }
 
 /// `PORT`, or 3000.
 fn port() -> Result<u16, String> {
-    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else { return Ok(3000) };
+    let Some(port) = env::var_os("PORT").filter(|port| !port.is_empty()) else {
+        return Ok(3000);
+    };
     let port = port.to_string_lossy();
-    port.parse().map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
+    port.parse()
+        .map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
 async fn interrupted() {
@@ -188,16 +200,21 @@ pub(crate) async fn set_up(mut options: ConnectOptions) -> Result<(), DbErr> {
 pub(crate) async fn connect(mut options: ConnectOptions) -> Result<SessionPool, DbErr> {
     options.map_sqlx_postgres_opts(|options| options.options([("role", ROLE)]));
     let db = Database::connect(options).await?;
-    let question = Statement::from_string(DbBackend::Postgres, "SELECT row_security_active('note')");
+    let question =
+        Statement::from_string(DbBackend::Postgres, "SELECT row_security_active('note')");
     let row = db.query_one_raw(question).await?;
     if row.is_none_or(|row| row.try_get_by_index(0) != Ok(true)) {
-        return Err(DbErr::Custom("row-level security does not apply to this role".to_owned()));
+        return Err(DbErr::Custom(
+            "row-level security does not apply to this role".to_owned(),
+        ));
     }
     Ok(SessionPool::new(db))
 }
 
 pub(crate) fn app(pool: SessionPool) -> Router {
-    let routes = Router::new().route("/notes", get(list).post(create)).route("/notes/{id}", get(read));
+    let routes = Router::new()
+        .route("/notes", get(list).post(create))
+        .route("/notes/{id}", get(read));
     protected(routes, pool)
 }
 
@@ -205,7 +222,9 @@ pub(crate) fn app(pool: SessionPool) -> Router {
 pub(crate) fn protected(routes: Router, pool: SessionPool) -> Router {
     let sessions = DbSessionLayer::new(pool).lazy().on_begin(set_tenant);
     // Of two layers the later one is outside: who you are comes first.
-    routes.route_layer(sessions).route_layer(middleware::from_fn(authenticate))
+    routes
+        .route_layer(sessions)
+        .route_layer(middleware::from_fn(authenticate))
 }
 
 /// Whose request it is.
@@ -214,8 +233,14 @@ struct Tenant(String);
 
 /// Stands for a real one, which would not believe a header but verify a token.
 async fn authenticate(mut request: Request, next: Next) -> Response {
-    let name = request.headers().get("x-tenant").and_then(|name| name.to_str().ok());
-    let Some(tenant) = name.filter(|name| !name.is_empty()).map(|name| Tenant(name.to_owned())) else {
+    let name = request
+        .headers()
+        .get("x-tenant")
+        .and_then(|name| name.to_str().ok());
+    let Some(tenant) = name
+        .filter(|name| !name.is_empty())
+        .map(|name| Tenant(name.to_owned()))
+    else {
         return (StatusCode::UNAUTHORIZED, "an x-tenant header, please").into_response();
     };
     request.extensions_mut().insert(tenant);
@@ -224,9 +249,17 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
 
 /// The tenant is a value, never a part of the SQL. `true` makes it end with the transaction.
 fn set_tenant(parts: &Parts) -> Vec<Statement> {
-    let tenant = parts.extensions.get::<Tenant>().map(|tenant| tenant.0.clone()).unwrap_or_default();
+    let tenant = parts
+        .extensions
+        .get::<Tenant>()
+        .map(|tenant| tenant.0.clone())
+        .unwrap_or_default();
     let sql = "SELECT set_config('app.tenant', $1, true)";
-    vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, [tenant.into()])]
+    vec![Statement::from_sql_and_values(
+        DbBackend::Postgres,
+        sql,
+        [tenant.into()],
+    )]
 }
 
 #[derive(Deserialize)]
@@ -235,18 +268,36 @@ struct NewNote {
 }
 
 async fn list(db: DbSession) -> Result<Json<Vec<note::Model>>, AppError> {
-    Ok(Json(note::Entity::find().order_by_asc(note::Column::Id).all(&db).await?))
+    Ok(Json(
+        note::Entity::find()
+            .order_by_asc(note::Column::Id)
+            .all(&db)
+            .await?,
+    ))
 }
 
 async fn create(db: DbSession, Json(new): Json<NewNote>) -> Result<impl IntoResponse, AppError> {
-    let note = note::ActiveModel { text: Set(new.text), ..Default::default() }.insert(&db).await?;
+    let note = note::ActiveModel {
+        text: Set(new.text),
+        ..Default::default()
+    }
+    .insert(&db)
+    .await?;
     let location = format!("/notes/{}", note.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(note)))
+    Ok((
+        StatusCode::CREATED,
+        [(header::LOCATION, location)],
+        Json(note),
+    ))
 }
 
 /// Another tenant's note is answered as one that does not exist.
 async fn read(db: DbSession, Path(id): Path<i64>) -> Result<Json<note::Model>, AppError> {
-    note::Entity::find_by_id(id).one(&db).await?.map(Json).ok_or(AppError::NotFound)
+    note::Entity::find_by_id(id)
+        .one(&db)
+        .await?
+        .map(Json)
+        .ok_or(AppError::NotFound)
 }
 
 enum AppError {

@@ -36,7 +36,12 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         } else {
             Asked::ContentType(parts.headers.get(header::CONTENT_TYPE).cloned())
         };
-        Self { respond, asked, keep_handler_errors, tag: PhantomData }
+        Self {
+            respond,
+            asked,
+            keep_handler_errors,
+            tag: PhantomData,
+        }
     }
 
     pub(crate) fn error<B>(&self, error: &Error) -> Response<B>
@@ -48,7 +53,9 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
             Asked::Head(parts) => self.respond.response(error, parts),
             Asked::ContentType(kind) => {
                 let (mut parts, ()) = Request::new(()).into_parts();
-                parts.headers.extend(kind.clone().map(|kind| (header::CONTENT_TYPE, kind)));
+                parts
+                    .headers
+                    .extend(kind.clone().map(|kind| (header::CONTENT_TYPE, kind)));
                 self.respond.response(error, &parts)
             }
         }
@@ -63,7 +70,12 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
     }
 
     /// The handler's answer, or the layer's where the handler's would not be true.
-    pub(crate) fn conclude<B>(&self, response: Response<B>, ended: Ended, guard: &SessionGuard) -> Response<B>
+    pub(crate) fn conclude<B>(
+        &self,
+        response: Response<B>,
+        ended: Ended,
+        guard: &SessionGuard,
+    ) -> Response<B>
     where
         Respond: OnError<B>,
     {

@@ -43,7 +43,10 @@ impl<S, Tag> Layer<S> for HoldLayer<Tag> {
     type Service = HoldService<S, Tag>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        HoldService { inner, tag: PhantomData }
+        HoldService {
+            inner,
+            tag: PhantomData,
+        }
     }
 }
 
@@ -69,7 +72,10 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let session = DbSession::tagged(request.extensions()).ok();
-        HoldFuture { future: self.inner.call(request), session }
+        HoldFuture {
+            future: self.inner.call(request),
+            session,
+        }
     }
 }
 
@@ -113,7 +119,10 @@ impl<Tag> Clone for HoldLayer<Tag> {
 
 impl<S: Clone, Tag> Clone for HoldService<S, Tag> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), tag: PhantomData }
+        Self {
+            inner: self.inner.clone(),
+            tag: PhantomData,
+        }
     }
 }
 
@@ -125,7 +134,9 @@ impl<Tag> fmt::Debug for HoldLayer<Tag> {
 
 impl<S: fmt::Debug, Tag> fmt::Debug for HoldService<S, Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldService").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("HoldService")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }
 

@@ -37,10 +37,17 @@ where
 }
 
 #[pin_project(project = StateProj, project_replace = StateOwned)]
-#[allow(clippy::large_enum_variant, reason = "a box would cost every request an allocation")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a box would cost every request an allocation"
+)]
 enum State<S, ReqBody, F, R, E, Tag> {
     /// Waiting for a connection; the ready service and the request wait along.
-    Acquiring { inner: S, request: Request<ReqBody>, acquire: Acquire<Tag> },
+    Acquiring {
+        inner: S,
+        request: Request<ReqBody>,
+        acquire: Acquire<Tag>,
+    },
     /// The request has a session that cannot do as told.
     Refused(Error),
     /// The inner service is at work.
@@ -51,7 +58,11 @@ enum State<S, ReqBody, F, R, E, Tag> {
         guard: Option<SessionGuard>,
     },
     /// The answer is there; the transaction is being committed or rolled back.
-    Settling { result: Option<Result<R, E>>, settlement: BoxFuture<'static, Ended>, guard: SessionGuard },
+    Settling {
+        result: Option<Result<R, E>>,
+        settlement: BoxFuture<'static, Ended>,
+        guard: SessionGuard,
+    },
     /// Answered.
     Done,
 }
@@ -61,18 +72,28 @@ where
     S: Service<Request<ReqBody>>,
 {
     /// `own` is the session that the request gets from here, if it has none.
-    fn serving(inner: &mut S, mut request: Request<ReqBody>, own: Option<(DbSession<Tag>, SessionGuard)>) -> Self
+    fn serving(
+        inner: &mut S,
+        mut request: Request<ReqBody>,
+        own: Option<(DbSession<Tag>, SessionGuard)>,
+    ) -> Self
     where
         Tag: 'static,
     {
         let Some((session, guard)) = own else {
-            return Self::Serving { future: inner.call(request), guard: None };
+            return Self::Serving {
+                future: inner.call(request),
+                guard: None,
+            };
         };
         request.extensions_mut().insert(session);
         let entered = guard.enter();
         let future = inner.call(request);
         drop(entered);
-        Self::Serving { future, guard: Some(guard) }
+        Self::Serving {
+            future,
+            guard: Some(guard),
+        }
     }
 
     /// The clone has not been polled ready: it stays, and the ready one goes.
@@ -81,7 +102,11 @@ where
         S: Clone,
     {
         let next = inner.clone();
-        Self::Acquiring { inner: std::mem::replace(inner, next), request, acquire }
+        Self::Acquiring {
+            inner: std::mem::replace(inner, next),
+            request,
+            acquire,
+        }
     }
 }
 
@@ -110,12 +135,20 @@ where
         let plan = policy.plan(&parts);
         let answer = Answer::new(respond, &parts, policy.keep_handler_errors);
         let request = Request::from_parts(parts, body);
-        let opened = if eager { pool.try_session::<Tag>(plan) } else { pool.lazy_session::<Tag>(plan) };
+        let opened = if eager {
+            pool.try_session::<Tag>(plan)
+        } else {
+            pool.lazy_session::<Tag>(plan)
+        };
         let state = match opened {
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
                 let pool = pool.clone();
-                State::acquiring(inner, request, Box::pin(async move { pool.eager_session(plan).await.map(Some) }))
+                State::acquiring(
+                    inner,
+                    request,
+                    Box::pin(async move { pool.eager_session(plan).await.map(Some) }),
+                )
             }
         };
         Self { state, answer }
@@ -169,8 +202,9 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquire, .. } => {
                     let acquired = ready!(acquire.as_mut().poll(cx));
-                    let StateOwned::Acquiring { mut inner, request, .. } =
-                        this.state.as_mut().project_replace(State::Done)
+                    let StateOwned::Acquiring {
+                        mut inner, request, ..
+                    } = this.state.as_mut().project_replace(State::Done)
                     else {
                         polled_after_completion()
                     };
@@ -202,15 +236,29 @@ where
                     match guard.settle(decision) {
                         Settlement::Now(ended) => {
                             this.state.set(State::Done);
-                            return Poll::Ready(result.map(|response| this.answer.conclude(response, ended, &guard)));
+                            return Poll::Ready(
+                                result
+                                    .map(|response| this.answer.conclude(response, ended, &guard)),
+                            );
                         }
-                        Settlement::Later(settlement) => State::Settling { result: Some(result), settlement, guard },
+                        Settlement::Later(settlement) => State::Settling {
+                            result: Some(result),
+                            settlement,
+                            guard,
+                        },
                     }
                 }
-                StateProj::Settling { result, settlement, guard } => {
+                StateProj::Settling {
+                    result,
+                    settlement,
+                    guard,
+                } => {
                     let ended = ready!(settlement.as_mut().poll(cx));
-                    let Some(result) = result.take() else { polled_after_completion() };
-                    let result = result.map(|response| this.answer.conclude(response, ended, guard));
+                    let Some(result) = result.take() else {
+                        polled_after_completion()
+                    };
+                    let result =
+                        result.map(|response| this.answer.conclude(response, ended, guard));
                     this.state.set(State::Done);
                     return Poll::Ready(result);
                 }

@@ -92,7 +92,12 @@ impl<Tag> DbSessionLayer<Tag> {
     /// As [`new`](DbSessionLayer::new).
     #[track_caller]
     pub fn tagged(pool: impl Into<SessionPool>) -> Self {
-        Self { pool: pool.into(), policy: Arc::default(), respond: EmptyBody, tag: PhantomData }
+        Self {
+            pool: pool.into(),
+            policy: Arc::default(),
+            respond: EmptyBody,
+            tag: PhantomData,
+        }
     }
 }
 
@@ -280,7 +285,12 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Error, &Parts) -> Response<B>,
     {
-        DbSessionLayer { pool: self.pool, policy: self.policy, respond, tag: PhantomData }
+        DbSessionLayer {
+            pool: self.pool,
+            policy: self.policy,
+            respond,
+            tag: PhantomData,
+        }
     }
 
     /// Keeps every request's session until the end of its response's body instead of its head, as
@@ -305,18 +315,30 @@ impl<S, Tag, Respond: Clone> Layer<S> for DbSessionLayer<Tag, Respond> {
     type Service = DbSessionService<S, Tag, Respond>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        DbSessionService::new(inner, self.pool.clone(), self.policy.clone(), self.respond.clone())
+        DbSessionService::new(
+            inner,
+            self.pool.clone(),
+            self.policy.clone(),
+            self.respond.clone(),
+        )
     }
 }
 
 impl<Tag, Respond: Clone> Clone for DbSessionLayer<Tag, Respond> {
     fn clone(&self) -> Self {
-        Self { pool: self.pool.clone(), policy: self.policy.clone(), respond: self.respond.clone(), tag: PhantomData }
+        Self {
+            pool: self.pool.clone(),
+            policy: self.policy.clone(),
+            respond: self.respond.clone(),
+            tag: PhantomData,
+        }
     }
 }
 
 impl<Tag, Respond> fmt::Debug for DbSessionLayer<Tag, Respond> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DbSessionLayer").field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("DbSessionLayer")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
     }
 }

@@ -40,9 +40,18 @@ pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
 impl Policy {
     /// What a request's session begins with.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
-        let Order { mode, commit_when, on_begin, on_acquire } = self.order(parts);
+        let Order {
+            mode,
+            commit_when,
+            on_begin,
+            on_acquire,
+        } = self.order(parts);
         // What `on_begin` sets must not outlive the request.
-        let otherwise = if on_begin.is_some() { Mode::Transaction(self.options) } else { Mode::Autocommit };
+        let otherwise = if on_begin.is_some() {
+            Mode::Transaction(self.options)
+        } else {
+            Mode::Autocommit
+        };
         let rules = Rules {
             mode: mode.unwrap_or(otherwise),
             commit_when,
@@ -50,8 +59,15 @@ impl Policy {
             on_acquire: on_acquire.map(Into::into),
             is_head: parts.method == http::Method::HEAD,
         };
-        let label = Label { method: parts.method.clone(), uri: parts.uri.clone() };
-        Plan { rules, label: Some(label), ..Plan::default() }
+        let label = Label {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+        };
+        Plan {
+            rules,
+            label: Some(label),
+            ..Plan::default()
+        }
     }
 
     /// What a session is told that a layer further out has opened.

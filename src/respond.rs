@@ -71,7 +71,11 @@ pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B
         return error_response(error, parts, B::from(String::new()));
     }
     let status = error.status();
-    let body = format!(r#"{{"type":"about:blank","title":"{}","status":{}}}"#, error.title(), status.as_u16());
+    let body = format!(
+        r#"{{"type":"about:blank","title":"{}","status":{}}}"#,
+        error.title(),
+        status.as_u16()
+    );
     let mut response = error_response(error, parts, B::from(body));
     let kind = HeaderValue::from_static("application/problem+json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -86,7 +90,10 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     if is_grpc(&parts.headers) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc"),
+        );
         headers.insert(&GRPC_STATUS, HeaderValue::from(error.grpc_code()));
         headers.insert("grpc-message", HeaderValue::from_static(error.title()));
         return response;
@@ -100,15 +107,22 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
 
 /// Whether a request wants its answer in gRPC's form.
 fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    kind.get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    kind.get(..16)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
 /// Whether an answer says that the service failed: a 5xx, or what stands for one in gRPC.
 pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
     // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
     let failures: [&[u8]; 5] = [b"2", b"4", b"13", b"14", b"15"];
-    let code = response.headers().get(&GRPC_STATUS).map(HeaderValue::as_bytes);
+    let code = response
+        .headers()
+        .get(&GRPC_STATUS)
+        .map(HeaderValue::as_bytes);
     response.status().is_server_error() || code.is_some_and(|code| failures.contains(&code))
 }
 

@@ -36,7 +36,13 @@ pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
 
 impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
     pub(crate) fn new(inner: S, pool: SessionPool, policy: Arc<Policy>, respond: Respond) -> Self {
-        Self { inner, pool, policy, respond, tag: PhantomData }
+        Self {
+            inner,
+            pool,
+            policy,
+            respond,
+            tag: PhantomData,
+        }
     }
 
     /// Returns a reference to the inner service.
@@ -55,7 +61,8 @@ impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
     }
 }
 
-impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>> for DbSessionService<S, Tag, Respond>
+impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
+    for DbSessionService<S, Tag, Respond>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     Respond: OnError<ResBody> + Clone,
@@ -70,8 +77,16 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let outer = request.extensions().get::<DbSession<Tag>>().filter(|session| !session.has_ended());
-        let (inner, pool, policy, respond) = (&mut self.inner, &self.pool, &self.policy, self.respond.clone());
+        let outer = request
+            .extensions()
+            .get::<DbSession<Tag>>()
+            .filter(|session| !session.has_ended());
+        let (inner, pool, policy, respond) = (
+            &mut self.inner,
+            &self.pool,
+            &self.policy,
+            self.respond.clone(),
+        );
         match outer.cloned() {
             None => ResponseFuture::new(inner, request, pool, policy, respond),
             Some(outer) => ResponseFuture::join(inner, outer, request, pool, policy, respond),
@@ -93,6 +108,9 @@ impl<S: Clone, Tag, Respond: Clone> Clone for DbSessionService<S, Tag, Respond> 
 
 impl<S: fmt::Debug, Tag, Respond> fmt::Debug for DbSessionService<S, Tag, Respond> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DbSessionService").field("inner", &self.inner).field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("DbSessionService")
+            .field("inner", &self.inner)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
     }
 }

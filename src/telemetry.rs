@@ -34,7 +34,13 @@ impl SessionSpan {
             target: "tower_sea_orm::session", "db_session",
             waited_ms = Empty, held_ms = Empty, statements = Empty, outcome = Empty,
         );
-        Self { span, waited: Duration::ZERO, held: Duration::ZERO, since: None, statements: 0 }
+        Self {
+            span,
+            waited: Duration::ZERO,
+            held: Duration::ZERO,
+            since: None,
+            statements: 0,
+        }
     }
 
     pub(crate) fn waited(&mut self, time: Duration) {
@@ -52,7 +58,11 @@ impl SessionSpan {
     }
 
     pub(crate) fn released(&mut self) {
-        self.held += self.since.take().map(|since| since.elapsed()).unwrap_or_default();
+        self.held += self
+            .since
+            .take()
+            .map(|since| since.elapsed())
+            .unwrap_or_default();
     }
 
     pub(crate) fn count(&mut self) {
@@ -64,7 +74,13 @@ impl SessionSpan {
     pub(crate) fn close(&mut self, outcome: &'static str) -> ClosedSpan {
         self.released();
         let span = std::mem::replace(&mut self.span, Span::none());
-        ClosedSpan { span, waited: self.waited, held: self.held, statements: self.statements, outcome }
+        ClosedSpan {
+            span,
+            waited: self.waited,
+            held: self.held,
+            statements: self.statements,
+            outcome,
+        }
     }
 }
 

@@ -127,8 +127,14 @@ where
 {
     let (parts, ()) = Request::new(()).into_parts();
     let answer = Answer::<Main, _>::new::<B>(EmptyBody, &parts, false);
-    let label = Some(Label { method: Method::GET, uri: Uri::default() });
-    let Ok((session, guard)) = pool.into().lazy_session(Plan { label, ..Plan::default() }) else {
+    let label = Some(Label {
+        method: Method::GET,
+        uri: Uri::default(),
+    });
+    let Ok((session, guard)) = pool.into().lazy_session(Plan {
+        label,
+        ..Plan::default()
+    }) else {
         return answer.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));
@@ -168,7 +174,9 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the connection is returned or closed.
     pub async fn begin(database: impl Into<SessionPoolBuilder>) -> Result<Self, Error> {
-        SessionPool::inside_a_transaction(database.into()).await.map(Self)
+        SessionPool::inside_a_transaction(database.into())
+            .await
+            .map(Self)
     }
 
     /// Returns the pool for the service under test.

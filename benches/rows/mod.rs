@@ -4,7 +4,8 @@ use std::{convert::Infallible, hint::black_box, path::Path};
 
 use http::{Request, Response};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, MockDatabase, Statement, TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, MockDatabase,
+    Statement, TransactionTrait,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
@@ -41,16 +42,43 @@ pub fn rows(runtime: &Runtime, file: &Path) -> Vec<Row> {
     let selecting = |statements| service_fn(move |request| selecting(request, statements));
     vec![
         ("no layer", BoxCloneService::new(untouched)),
-        ("mock", BoxCloneService::new(DbSessionLayer::new(mock()).layer(untouched))),
-        ("lazy, untouched", BoxCloneService::new(layer().lazy().layer(untouched))),
-        ("eager, untouched", BoxCloneService::new(layer().layer(untouched))),
+        (
+            "mock",
+            BoxCloneService::new(DbSessionLayer::new(mock()).layer(untouched)),
+        ),
+        (
+            "lazy, untouched",
+            BoxCloneService::new(layer().lazy().layer(untouched)),
+        ),
+        (
+            "eager, untouched",
+            BoxCloneService::new(layer().layer(untouched)),
+        ),
         ("one SELECT, SeaORM's pool", BoxCloneService::new(plain)),
-        ("one SELECT, lazy session", BoxCloneService::new(layer().lazy().layer(selecting(1)))),
-        ("one SELECT, eager session", BoxCloneService::new(layer().layer(selecting(1)))),
-        ("transaction of 1, SeaORM's", BoxCloneService::new(transaction(1))),
-        ("transaction of 11, SeaORM's", BoxCloneService::new(transaction(11))),
-        ("transaction of 1, session's", BoxCloneService::new(layer().transaction().layer(selecting(1)))),
-        ("transaction of 11, session's", BoxCloneService::new(layer().transaction().layer(selecting(11)))),
+        (
+            "one SELECT, lazy session",
+            BoxCloneService::new(layer().lazy().layer(selecting(1))),
+        ),
+        (
+            "one SELECT, eager session",
+            BoxCloneService::new(layer().layer(selecting(1))),
+        ),
+        (
+            "transaction of 1, SeaORM's",
+            BoxCloneService::new(transaction(1)),
+        ),
+        (
+            "transaction of 11, SeaORM's",
+            BoxCloneService::new(transaction(11)),
+        ),
+        (
+            "transaction of 1, session's",
+            BoxCloneService::new(layer().transaction().layer(selecting(1))),
+        ),
+        (
+            "transaction of 11, session's",
+            BoxCloneService::new(layer().transaction().layer(selecting(11))),
+        ),
     ]
 }
 
@@ -58,7 +86,9 @@ pub fn rows(runtime: &Runtime, file: &Path) -> Vec<Row> {
 async fn connect(file: &Path) -> DatabaseConnection {
     let mut options = ConnectOptions::new(format!("sqlite://{}?mode=rwc", file.display()));
     options.sqlx_logging(false).max_connections(2);
-    Database::connect(options).await.expect("a database in a file")
+    Database::connect(options)
+        .await
+        .expect("a database in a file")
 }
 
 async fn untouched(_: Request<()>) -> Result<Response<String>, Infallible> {
@@ -82,5 +112,10 @@ async fn select(db: &impl ConnectionTrait, times: u32) -> Response<String> {
 /// One request from its beginning to its answer.
 pub async fn request(service: &mut App) {
     let service = service.ready().await.expect("a service that does not fail");
-    black_box(service.call(Request::new(())).await.expect("a service that does not fail"));
+    black_box(
+        service
+            .call(Request::new(()))
+            .await
+            .expect("a service that does not fail"),
+    );
 }

@@ -20,19 +20,31 @@ enum Kind {
 
 impl BodyError {
     pub(super) fn not_committed(source: BoxError) -> BoxError {
-        Box::new(Self { kind: Kind::NotCommitted, source: Some(source) })
+        Box::new(Self {
+            kind: Kind::NotCommitted,
+            source: Some(source),
+        })
     }
 
     pub(super) fn cut_off(why: crate::Error) -> BoxError {
-        Box::new(Self { kind: Kind::CutOff, source: Some(Box::new(why)) })
+        Box::new(Self {
+            kind: Kind::CutOff,
+            source: Some(Box::new(why)),
+        })
     }
 
     pub(super) fn too_long() -> BoxError {
-        Box::new(Self { kind: Kind::TooLong, source: None })
+        Box::new(Self {
+            kind: Kind::TooLong,
+            source: None,
+        })
     }
 
     pub(super) fn too_short() -> BoxError {
-        Box::new(Self { kind: Kind::TooShort, source: None })
+        Box::new(Self {
+            kind: Kind::TooShort,
+            source: None,
+        })
     }
 }
 
@@ -41,8 +53,12 @@ impl fmt::Display for BodyError {
         f.write_str(match self.kind {
             Kind::NotCommitted => "the response's transaction could not be committed",
             Kind::CutOff => "the response's session was cut off before the body's end",
-            Kind::TooLong => "the response's body is longer than its length; its transaction is rolled back",
-            Kind::TooShort => "the response's body ended before its length; its transaction is rolled back",
+            Kind::TooLong => {
+                "the response's body is longer than its length; its transaction is rolled back"
+            }
+            Kind::TooShort => {
+                "the response's body ended before its length; its transaction is rolled back"
+            }
         })
     }
 }

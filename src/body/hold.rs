@@ -79,8 +79,16 @@ pub(super) enum Seen {
 
 impl Hold {
     pub(super) fn new(is_empty: bool) -> (Self, HoldGuard) {
-        let fate = if is_empty { Fate::Over { failed: false } } else { Fate::Open { read: 0 } };
-        let hold = Self(Arc::new(Shared(Mutex::new(State { fate, reader: None, due: None }))));
+        let fate = if is_empty {
+            Fate::Over { failed: false }
+        } else {
+            Fate::Open { read: 0 }
+        };
+        let hold = Self(Arc::new(Shared(Mutex::new(State {
+            fate,
+            reader: None,
+            due: None,
+        }))));
         (hold.clone(), HoldGuard(hold))
     }
 
@@ -102,12 +110,17 @@ impl Hold {
     /// read, or its `Content-Length` is met. The answer is then settled at its head.
     pub(crate) fn engage(&self, finish: Finish, content_length: Option<u64>) -> Result<(), Finish> {
         let mut state = self.0.lock();
-        let Fate::Open { read } = state.fate else { return Err(finish) };
+        let Fate::Open { read } = state.fate else {
+            return Err(finish);
+        };
         if content_length.is_some_and(|length| length <= read) {
             state.fate = Fate::Passed;
             return Err(finish);
         }
-        state.fate = Fate::Engaged { finish, terms: Terms { content_length } };
+        state.fate = Fate::Engaged {
+            finish,
+            terms: Terms { content_length },
+        };
         state.due = Some(Instant::now());
         Ok(())
     }
@@ -142,7 +155,10 @@ impl WeakHold {
     pub(crate) fn unread_for(&self) -> Option<Duration> {
         let shared = self.0.upgrade()?;
         let state = shared.lock();
-        state.due.filter(|_| matches!(state.fate, Fate::Engaged { .. })).map(|due| due.elapsed())
+        state
+            .due
+            .filter(|_| matches!(state.fate, Fate::Engaged { .. }))
+            .map(|due| due.elapsed())
     }
 }
 
@@ -195,8 +211,15 @@ impl HoldGuard {
             return Err(why.clone());
         }
         state.due = None;
-        let is_known = state.reader.as_ref().is_some_and(|known| known.will_wake(reader));
-        let before = if is_known { None } else { state.reader.replace(reader.clone()) };
+        let is_known = state
+            .reader
+            .as_ref()
+            .is_some_and(|known| known.will_wake(reader));
+        let before = if is_known {
+            None
+        } else {
+            state.reader.replace(reader.clone())
+        };
         drop(state);
         // Not under the lock: with the last waker of a task goes all that the task owns.
         drop(before);
@@ -224,7 +247,10 @@ impl HoldGuard {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.0.0.lock().fate, Fate::Open { .. } | Fate::Engaged { .. } | Fate::Broken(_))
+        matches!(
+            self.0.0.lock().fate,
+            Fate::Open { .. } | Fate::Engaged { .. } | Fate::Broken(_)
+        )
     }
 
     /// How the body is to be settled.

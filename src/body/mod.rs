@@ -95,7 +95,13 @@ impl<B: Body> SessionBody<B> {
 
     fn with_state(inner: B, state: State) -> Self {
         let exact = inner.size_hint().exact();
-        Self { inner: Some(inner), read: 0, exact, withheld: Withheld::default(), state }
+        Self {
+            inner: Some(inner),
+            read: 0,
+            exact,
+            withheld: Withheld::default(),
+            state,
+        }
     }
 }
 
@@ -115,7 +121,9 @@ where
             let this = self.as_mut().project();
             match this.state {
                 State::Reading(_) => match ready!(self.as_mut().poll_inner(cx)) {
-                    Read::Through(item) => return Poll::Ready(item.map(|frame| frame.map_err(Into::into))),
+                    Read::Through(item) => {
+                        return Poll::Ready(item.map(|frame| frame.map_err(Into::into)));
+                    }
                     Read::Withheld => {}
                     Read::Ended => {
                         if let Err(error) = self.as_mut().settle() {
@@ -145,7 +153,9 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Reading(guard) => !is_open(guard) && self.inner.as_ref().is_none_or(Body::is_end_stream),
+            State::Reading(guard) => {
+                !is_open(guard) && self.inner.as_ref().is_none_or(Body::is_end_stream)
+            }
             State::Delivering => self.withheld.is_empty(),
             State::Settling(_) | State::Failed => false,
         }
@@ -154,7 +164,10 @@ where
     fn size_hint(&self) -> SizeHint {
         let inner = match &self.state {
             State::Reading(guard) => {
-                let hint = self.inner.as_ref().map_or_else(SizeHint::default, Body::size_hint);
+                let hint = self
+                    .inner
+                    .as_ref()
+                    .map_or_else(SizeHint::default, Body::size_hint);
                 if !is_open(guard) {
                     return hint;
                 }
@@ -166,7 +179,11 @@ where
         };
         let hint = self.withheld.added_to(&inner);
         // A server does not poll for the end of what is exactly empty.
-        if hint.exact() == Some(0) { SizeHint::default() } else { hint }
+        if hint.exact() == Some(0) {
+            SizeHint::default()
+        } else {
+            hint
+        }
     }
 }
 
@@ -212,7 +229,10 @@ where
             _ => Seen::More,
         };
         // Asked when the frame is there, and not before: the head may have gone out in between.
-        let Some(terms) = guard.as_ref().and_then(|guard| guard.report(*this.read, seen)) else {
+        let Some(terms) = guard
+            .as_ref()
+            .and_then(|guard| guard.report(*this.read, seen))
+        else {
             return Poll::Ready(Read::Through(item));
         };
         let frame = match item {
@@ -225,7 +245,13 @@ where
             return Poll::Ready(Read::Failed(error));
         }
         let complete = ended || length == Some(*this.read);
-        let through = frame.and_then(|frame| if complete { this.withheld.put(frame) } else { Some(frame) });
+        let through = frame.and_then(|frame| {
+            if complete {
+                this.withheld.put(frame)
+            } else {
+                Some(frame)
+            }
+        });
         Poll::Ready(match through {
             Some(frame) => Read::Through(Some(Ok(frame))),
             None if ended => Read::Ended,
@@ -238,9 +264,13 @@ where
         let mut this = self.project();
         this.inner.set(None);
         // Failed until there is a future to wait for, if this panics.
-        let State::Reading(Some(guard)) = mem::replace(this.state, State::Failed) else { return Ok(()) };
+        let State::Reading(Some(guard)) = mem::replace(this.state, State::Failed) else {
+            return Ok(());
+        };
         if let Some(finish) = guard.finish().map_err(BodyError::cut_off)? {
-            *this.state = State::Settling(Mutex::new(finish(End { trailers: this.withheld.trailers.clone() })));
+            *this.state = State::Settling(Mutex::new(finish(End {
+                trailers: this.withheld.trailers.clone(),
+            })));
         }
         Ok(())
     }
@@ -276,7 +306,10 @@ impl<B: Body> fmt::Debug for SessionBody<B> {
             State::Delivering => "delivering",
             State::Failed => "failed",
         };
-        f.debug_struct("SessionBody").field("state", &state).field("read", &self.read).finish_non_exhaustive()
+        f.debug_struct("SessionBody")
+            .field("state", &state)
+            .field("read", &self.read)
+            .finish_non_exhaustive()
     }
 }
 

@@ -26,7 +26,10 @@ impl<D: Buf> Withheld<D> {
     }
 
     pub(super) fn take(&mut self) -> Option<Frame<D>> {
-        self.data.take().map(Frame::data).or_else(|| self.trailers.take().map(Frame::trailers))
+        self.data
+            .take()
+            .map(Frame::data)
+            .or_else(|| self.trailers.take().map(Frame::trailers))
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -49,6 +52,9 @@ impl<D: Buf> Withheld<D> {
 
 impl<D> Default for Withheld<D> {
     fn default() -> Self {
-        Self { data: None, trailers: None }
+        Self {
+            data: None,
+            trailers: None,
+        }
     }
 }

@@ -104,7 +104,13 @@ struct Variables<'p> {
 
 impl<'p> Variables<'p> {
     fn new(prefix: &'p str, url: &'p str) -> Self {
-        Self { prefix, url, settings: Settings::default(), foreign: Vec::new(), parts: Vec::new() }
+        Self {
+            prefix,
+            url,
+            settings: Settings::default(),
+            foreign: Vec::new(),
+            parts: Vec::new(),
+        }
     }
 
     fn read<K: AsRef<str>, V: AsRef<str>>(
@@ -116,7 +122,9 @@ impl<'p> Variables<'p> {
             match key.strip_prefix(self.prefix) {
                 _ if key == self.url => self.set("url", key, value)?,
                 Some(name) => self.set(&name.to_ascii_lowercase(), key, value)?,
-                None => self.meant(key).map_or(Ok(()), |meant| Err(misspelt(key, &meant)))?,
+                None => self
+                    .meant(key)
+                    .map_or(Ok(()), |meant| Err(misspelt(key, &meant)))?,
             }
         }
         self.foreign.sort();
@@ -127,7 +135,10 @@ impl<'p> Variables<'p> {
         }
         let hint = match self.parts.as_slice() {
             [] => String::new(),
-            parts => format!("; {} are not read, put what they say into the URL", parts.join(", ")),
+            parts => format!(
+                "; {} are not read, put what they say into the URL",
+                parts.join(", ")
+            ),
         };
         self.settings.finish(self.url, &hint)
     }
@@ -145,7 +156,11 @@ impl<'p> Variables<'p> {
             return Some(self.url.to_owned());
         }
         let name = names::alike(plain.strip_prefix(&names::plain(self.prefix))?)?;
-        Some(if name == "url" { self.url.to_owned() } else { format!("{}{}", self.prefix, name.to_uppercase()) })
+        Some(if name == "url" {
+            self.url.to_owned()
+        } else {
+            format!("{}{}", self.prefix, name.to_uppercase())
+        })
     }
 
     fn set(&mut self, name: &str, key: &str, value: &str) -> Result<(), ConfigError> {

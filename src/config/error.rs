@@ -22,7 +22,10 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(super) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { key: key.into(), problem: problem.into() }
+        Self {
+            key: key.into(),
+            problem: problem.into(),
+        }
     }
 
     /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.

@@ -248,7 +248,10 @@ impl PoolConfig {
             (None, Some(_)) => LevelFilter::Warn,
             (None, None) => level,
         };
-        options.sqlx_slow_statements_logging_settings(level, self.options.slow_threshold.unwrap_or(threshold));
+        options.sqlx_slow_statements_logging_settings(
+            level,
+            self.options.slow_threshold.unwrap_or(threshold),
+        );
         options
     }
 }
@@ -262,6 +265,9 @@ impl fmt::Display for PoolConfig {
 
 impl fmt::Debug for PoolConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolConfig").field("url", &self.url).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("PoolConfig")
+            .field("url", &self.url)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }

@@ -94,7 +94,10 @@ pub(super) fn alike(name: &str) -> Option<&'static str> {
 
 /// Letters and digits only, in lower case.
 pub(super) fn plain(name: &str) -> String {
-    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    name.chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
 }
 
 pub(super) fn is_part_of_a_url(name: &str) -> bool {
@@ -111,14 +114,26 @@ fn is_injected(name: &str) -> bool {
         || name.ends_with("service_host")
         || name.contains("service_port")
         || name.ends_with("_port")
-        || name.split_once("port_").is_some_and(|(_, port)| has_number(port))
+        || name
+            .split_once("port_")
+            .is_some_and(|(_, port)| has_number(port))
 }
 
 /// The name nearest to `wrong`, unless it is far from all of them.
-pub(super) fn nearest<'n>(wrong: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    let near = names.into_iter().map(|name| (distance(wrong, name), name)).min()?;
+pub(super) fn nearest<'n>(
+    wrong: &str,
+    names: impl IntoIterator<Item = &'n str>,
+) -> Option<&'n str> {
+    let near = names
+        .into_iter()
+        .map(|name| (distance(wrong, name), name))
+        .min()?;
     // Of few letters, two others are another word: `test` is not `reset`.
-    let bound = if wrong.len() <= 5 { 1 } else { 2.max(wrong.len() / 4) };
+    let bound = if wrong.len() <= 5 {
+        1
+    } else {
+        2.max(wrong.len() / 4)
+    };
     (near.0 <= bound).then_some(near.1)
 }
 

@@ -29,7 +29,10 @@ use Values::{Address, Any, Host, Number, OneOf, Port};
 
 // From `src/options/parse.rs` of sqlx-postgres, sqlx-mysql and sqlx-sqlite 0.9.0.
 const POSTGRES: &[Parameter] = &[
-    (&["sslmode", "ssl-mode"], OneOf("disable allow prefer require verify-ca verify-full")),
+    (
+        &["sslmode", "ssl-mode"],
+        OneOf("disable allow prefer require verify-ca verify-full"),
+    ),
     (&["sslrootcert", "ssl-root-cert", "ssl-ca"], Any),
     (&["sslcert", "ssl-cert"], Any),
     (&["sslkey", "ssl-key"], Any),
@@ -44,7 +47,10 @@ const POSTGRES: &[Parameter] = &[
     (&[OPTIONS], Any),
 ];
 const MYSQL: &[Parameter] = &[
-    (&["ssl-mode", "sslmode"], OneOf("disabled preferred required verify_ca verify_identity")),
+    (
+        &["ssl-mode", "sslmode"],
+        OneOf("disabled preferred required verify_ca verify_identity"),
+    ),
     (&["ssl-ca", "sslca"], Any),
     (&["ssl-cert", "sslcert"], Any),
     (&["ssl-key", "sslkey"], Any),
@@ -74,7 +80,10 @@ pub(super) fn check<N: AsRef<str>, V: AsRef<str>>(
     let mut given = BTreeMap::<&str, (String, String)>::new();
     for (name, value) in pairs {
         let (name, value) = (name.as_ref(), value.as_ref());
-        let Some((names, values)) = parameters(backend).iter().find(|(names, _)| names.contains(&name)) else {
+        let Some((names, values)) = parameters(backend)
+            .iter()
+            .find(|(names, _)| names.contains(&name))
+        else {
             if backend == DbBackend::Postgres && is_option(name) {
                 continue;
             }
@@ -89,7 +98,9 @@ pub(super) fn check<N: AsRef<str>, V: AsRef<str>>(
         }
         match given.insert(names[0], (name.to_owned(), value.to_owned())) {
             Some((before, other)) if other != value => {
-                return refused(format!("its parameters `{before}` and `{name}` disagree: keep one of the two"));
+                return refused(format!(
+                    "its parameters `{before}` and `{name}` disagree: keep one of the two"
+                ));
             }
             _ => {}
         }
@@ -110,14 +121,20 @@ fn parameters(backend: DbBackend) -> &'static [Parameter] {
 
 /// `options[search_path]`.
 fn is_option(name: &str) -> bool {
-    name.strip_prefix("options[").and_then(|name| name.strip_suffix(']')).is_some_and(|name| !name.is_empty())
+    name.strip_prefix("options[")
+        .and_then(|name| name.strip_suffix(']'))
+        .is_some_and(|name| !name.is_empty())
 }
 
 impl Values {
     /// What is wrong with `value`.
     fn refuse(self, backend: DbBackend, value: &str) -> Option<String> {
         // sqlx takes the modes of TLS in any case, SQLite's values as they are.
-        let folded = if backend == DbBackend::Sqlite { value.to_owned() } else { value.to_ascii_lowercase() };
+        let folded = if backend == DbBackend::Sqlite {
+            value.to_owned()
+        } else {
+            value.to_ascii_lowercase()
+        };
         let fits = match self {
             Any => true,
             OneOf(values) => values.split(' ').any(|known| known == folded),
@@ -130,7 +147,10 @@ impl Values {
             OneOf(values) => format!("has another value than {}", listed(values.split(' '))),
             Number | Any => "is no number".to_owned(),
             Port => "is no port".to_owned(),
-            Host => "is not one host: sqlx connects to one, and an IPv6 address has no brackets here".to_owned(),
+            Host => {
+                "is not one host: sqlx connects to one, and an IPv6 address has no brackets here"
+                    .to_owned()
+            }
             Address => "is no IP address (an IPv6 address has no brackets here)".to_owned(),
         })
     }
@@ -139,7 +159,11 @@ impl Values {
 /// What to write instead of a parameter that the driver does not know.
 fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
     let is_harmless = |c: char| c.is_ascii_alphanumeric() || "-_.[]".contains(c);
-    let known = || parameters(backend).iter().flat_map(|(names, _)| names.iter().copied());
+    let known = || {
+        parameters(backend)
+            .iter()
+            .flat_map(|(names, _)| names.iter().copied())
+    };
     let canonical = parameters(backend).iter().map(|(names, _)| names[0]);
     let plain = plain(name);
     let advice = if let Some(name) = known().find(|name| self::plain(name) == plain) {
@@ -152,7 +176,10 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
         format!("did you mean `{near}`?")
     } else if name.len() > 40 || !name.chars().all(is_harmless) || value.is_empty() {
         // It may be the half of a password with a `?` in it.
-        return format!("the driver does not know one of its parameters; there are {}", listed(canonical));
+        return format!(
+            "the driver does not know one of its parameters; there are {}",
+            listed(canonical)
+        );
     } else {
         format!("there are {}", listed(canonical))
     };
@@ -161,16 +188,25 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
 
 /// Without capitals and signs: drivers differ in these most.
 fn plain(name: &str) -> String {
-    name.chars().filter(|c| !"-_".contains(*c)).collect::<String>().to_ascii_lowercase()
+    name.chars()
+        .filter(|c| !"-_".contains(*c))
+        .collect::<String>()
+        .to_ascii_lowercase()
 }
 
 fn listed(names: impl Iterator<Item = &'static str>) -> String {
-    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    names
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// libpq looks at the certificate as soon as it has an authority to check it with; sqlx does so in two
 /// modes only.
-fn unchecked_certificate(backend: DbBackend, given: &BTreeMap<&str, (String, String)>) -> Option<String> {
+fn unchecked_certificate(
+    backend: DbBackend,
+    given: &BTreeMap<&str, (String, String)>,
+) -> Option<String> {
     let (mode, authority, from_env) = match backend {
         DbBackend::Postgres => ("sslmode", "sslrootcert", env::var("PGSSLMODE").ok()),
         DbBackend::MySql => ("ssl-mode", "ssl-ca", None),
@@ -181,8 +217,11 @@ fn unchecked_certificate(backend: DbBackend, given: &BTreeMap<&str, (String, Str
     if is_checked.is_some_and(|mode| mode.to_ascii_lowercase().starts_with("verify")) {
         return None;
     }
-    let modes =
-        if backend == DbBackend::Postgres { "verify-full` or `verify-ca" } else { "VERIFY_IDENTITY` or `VERIFY_CA" };
+    let modes = if backend == DbBackend::Postgres {
+        "verify-full` or `verify-ca"
+    } else {
+        "VERIFY_IDENTITY` or `VERIFY_CA"
+    };
     Some(format!(
         "its parameter `{name}` does nothing unless the certificate is checked: write `{mode}={modes}` as well"
     ))

@@ -28,30 +28,90 @@ impl Settings {
     pub(super) fn set(&mut self, name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
         let (options, keys) = (&mut self.options, &mut self.keys);
         match name {
-            "url" => put(keys, &mut self.url, "url", key, DatabaseUrl::parse(key, text)?),
-            "test_before_acquire" | "pool_pre_ping" => {
-                put(keys, &mut options.test_before_acquire, "test_before_acquire", key, value::switch(key, text)?)
-            }
-            "connect_lazy" => put(keys, &mut options.connect_lazy, "connect_lazy", key, value::switch(key, text)?),
-            "sqlx_logging" | "echo" => {
-                put(keys, &mut options.sqlx_logging, "sqlx_logging", key, value::switch(key, text)?)
-            }
-            "warm" => put(keys, &mut options.warm, "warm", key, value::switch(key, text)?),
-            "cancel_running" => {
-                put(keys, &mut options.cancel_running, "cancel_running", key, value::switch(key, text)?)
-            }
-            "reset" => put(keys, &mut options.reset, "reset", key, value::reset(key, text)?),
-            "pool_reset_on_return" => put(keys, &mut options.reset, "reset", key, value::reset_on_return(key, text)?),
-            "sqlx_logging_level" => {
-                put(keys, &mut options.sqlx_logging_level, "sqlx_logging_level", key, value::level(key, text)?)
-            }
-            "sqlx_slow_statements_logging_level" => {
-                put(keys, &mut options.slow_level, "slow_level", key, value::level(key, text)?)
-            }
-            "schema_search_path" => {
-                put(keys, &mut options.schema_search_path, "schema_search_path", key, text.to_owned())
-            }
-            "application_name" => put(keys, &mut options.application_name, "application_name", key, text.to_owned()),
+            "url" => put(
+                keys,
+                &mut self.url,
+                "url",
+                key,
+                DatabaseUrl::parse(key, text)?,
+            ),
+            "test_before_acquire" | "pool_pre_ping" => put(
+                keys,
+                &mut options.test_before_acquire,
+                "test_before_acquire",
+                key,
+                value::switch(key, text)?,
+            ),
+            "connect_lazy" => put(
+                keys,
+                &mut options.connect_lazy,
+                "connect_lazy",
+                key,
+                value::switch(key, text)?,
+            ),
+            "sqlx_logging" | "echo" => put(
+                keys,
+                &mut options.sqlx_logging,
+                "sqlx_logging",
+                key,
+                value::switch(key, text)?,
+            ),
+            "warm" => put(
+                keys,
+                &mut options.warm,
+                "warm",
+                key,
+                value::switch(key, text)?,
+            ),
+            "cancel_running" => put(
+                keys,
+                &mut options.cancel_running,
+                "cancel_running",
+                key,
+                value::switch(key, text)?,
+            ),
+            "reset" => put(
+                keys,
+                &mut options.reset,
+                "reset",
+                key,
+                value::reset(key, text)?,
+            ),
+            "pool_reset_on_return" => put(
+                keys,
+                &mut options.reset,
+                "reset",
+                key,
+                value::reset_on_return(key, text)?,
+            ),
+            "sqlx_logging_level" => put(
+                keys,
+                &mut options.sqlx_logging_level,
+                "sqlx_logging_level",
+                key,
+                value::level(key, text)?,
+            ),
+            "sqlx_slow_statements_logging_level" => put(
+                keys,
+                &mut options.slow_level,
+                "slow_level",
+                key,
+                value::level(key, text)?,
+            ),
+            "schema_search_path" => put(
+                keys,
+                &mut options.schema_search_path,
+                "schema_search_path",
+                key,
+                text.to_owned(),
+            ),
+            "application_name" => put(
+                keys,
+                &mut options.application_name,
+                "application_name",
+                key,
+                text.to_owned(),
+            ),
             _ => self.set_size(name, key, text),
         }
     }
@@ -59,20 +119,52 @@ impl Settings {
     fn set_size(&mut self, name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
         let (options, keys) = (&mut self.options, &mut self.keys);
         match name {
-            "max_connections" => {
-                put(keys, &mut options.max_connections, "max_connections", key, value::count(key, text, 1)?)
-            }
-            "min_connections" => {
-                put(keys, &mut options.min_connections, "min_connections", key, value::count(key, text, 0)?)
-            }
+            "max_connections" => put(
+                keys,
+                &mut options.max_connections,
+                "max_connections",
+                key,
+                value::count(key, text, 1)?,
+            ),
+            "min_connections" => put(
+                keys,
+                &mut options.min_connections,
+                "min_connections",
+                key,
+                value::count(key, text, 0)?,
+            ),
             "pool_size" => {
                 let size = value::pool_size(key, text)?;
                 put(keys, &mut self.pool_size, "pool_size", key, size)?;
-                put(keys, &mut options.min_connections, "min_connections", key, size)
+                put(
+                    keys,
+                    &mut options.min_connections,
+                    "min_connections",
+                    key,
+                    size,
+                )
             }
-            "max_overflow" => put(keys, &mut self.max_overflow, "max_overflow", key, value::max_overflow(key, text)?),
-            "max_waiting" => put(keys, &mut options.max_waiting, "max_waiting", key, value::count(key, text, 0)?),
-            "reserve" => put(keys, &mut options.reserve, "reserve", key, value::count(key, text, 0)?),
+            "max_overflow" => put(
+                keys,
+                &mut self.max_overflow,
+                "max_overflow",
+                key,
+                value::max_overflow(key, text)?,
+            ),
+            "max_waiting" => put(
+                keys,
+                &mut options.max_waiting,
+                "max_waiting",
+                key,
+                value::count(key, text, 0)?,
+            ),
+            "reserve" => put(
+                keys,
+                &mut options.reserve,
+                "reserve",
+                key,
+                value::count(key, text, 0)?,
+            ),
             _ => self.set_time(name, key, text),
         }
     }
@@ -90,15 +182,33 @@ impl Settings {
             }
             "warn_hold" => {
                 let time = value::time_or_never(key, text)?;
-                return put(keys, &mut options.warn_hold, "warn_hold", key, time.unwrap_or(Duration::MAX));
+                return put(
+                    keys,
+                    &mut options.warn_hold,
+                    "warn_hold",
+                    key,
+                    time.unwrap_or(Duration::MAX),
+                );
             }
             "max_hold" => {
                 let time = value::time_or_never(key, text)?;
-                return put(keys, &mut options.max_hold, "max_hold", key, time.unwrap_or(Duration::MAX));
+                return put(
+                    keys,
+                    &mut options.max_hold,
+                    "max_hold",
+                    key,
+                    time.unwrap_or(Duration::MAX),
+                );
             }
             "body_timeout" => {
                 let time = value::time_or_never(key, text)?;
-                return put(keys, &mut options.body_timeout, "body_timeout", key, time.unwrap_or(Duration::MAX));
+                return put(
+                    keys,
+                    &mut options.body_timeout,
+                    "body_timeout",
+                    key,
+                    time.unwrap_or(Duration::MAX),
+                );
             }
             "max_lifetime" | "pool_recycle" => {
                 let time = value::time_or_never(key, text)?;
@@ -106,11 +216,23 @@ impl Settings {
             }
             "sqlx_slow_statements_logging_threshold" => {
                 let time = value::time_or_zero(key, text)?;
-                return put(keys, &mut options.slow_threshold, "slow_threshold", key, time);
+                return put(
+                    keys,
+                    &mut options.slow_threshold,
+                    "slow_threshold",
+                    key,
+                    time,
+                );
             }
             "startup_timeout" => {
                 let time = value::time_or_zero(key, text)?;
-                return put(keys, &mut options.startup_timeout, "startup_timeout", key, time);
+                return put(
+                    keys,
+                    &mut options.startup_timeout,
+                    "startup_timeout",
+                    key,
+                    time,
+                );
             }
             _ => return Err(unknown(name, key)),
         };
@@ -121,9 +243,16 @@ impl Settings {
     pub(super) fn finish(mut self, url_key: &str, hint: &str) -> Result<PoolConfig, ConfigError> {
         let overflows = self.resolve_overflow()?;
         let Some(url) = self.url else {
-            return Err(ConfigError::new(url_key, format!("not set: write `postgres://user@host/database`{hint}")));
+            return Err(ConfigError::new(
+                url_key,
+                format!("not set: write `postgres://user@host/database`{hint}"),
+            ));
         };
-        let default = if url.backend() == DbBackend::Sqlite { 1 } else { 10 };
+        let default = if url.backend() == DbBackend::Sqlite {
+            1
+        } else {
+            10
+        };
         let (max, is_default) = match self.options.max_connections {
             Some(max) => (max, ""),
             None => (default, " (the default)"),
@@ -139,25 +268,45 @@ impl Settings {
             );
             return Err(ConfigError::new(key("reserve"), why));
         }
-        Ok(PoolConfig { url, overflows, options: self.options })
+        Ok(PoolConfig {
+            url,
+            overflows,
+            options: self.options,
+        })
     }
 
     /// Makes `min_connections` and `max_connections` of `pool_size` and `max_overflow`.
     fn resolve_overflow(&mut self) -> Result<bool, ConfigError> {
-        let (given, max) = (self.pool_size.or(self.max_overflow).is_some(), self.options.max_connections);
+        let (given, max) = (
+            self.pool_size.or(self.max_overflow).is_some(),
+            self.options.max_connections,
+        );
         if !given || (self.max_overflow.is_none() && max.is_some()) {
             return Ok(false);
         }
         let size = *self.options.min_connections.get_or_insert(POOL_SIZE);
         let overflow = self.max_overflow.unwrap_or(MAX_OVERFLOW);
-        let key = self.keys.get("max_overflow").or(self.keys.get("pool_size")).cloned().unwrap_or_default();
+        let key = self
+            .keys
+            .get("max_overflow")
+            .or(self.keys.get("pool_size"))
+            .cloned()
+            .unwrap_or_default();
         let Some(sum) = size.checked_add(overflow) else {
-            return Err(ConfigError::new(key, "too many connections together with `pool_size`"));
+            return Err(ConfigError::new(
+                key,
+                "too many connections together with `pool_size`",
+            ));
         };
         if max.is_some_and(|max| max != sum) {
-            let other = self.keys.get("max_connections").cloned().unwrap_or_default();
-            let why =
-                format!("{size} and {overflow} more are {sum}, and `{other}` says otherwise: keep one of the two");
+            let other = self
+                .keys
+                .get("max_connections")
+                .cloned()
+                .unwrap_or_default();
+            let why = format!(
+                "{size} and {overflow} more are {sum}, and `{other}` says otherwise: keep one of the two"
+            );
             return Err(ConfigError::new(key, why));
         }
         self.keys.entry("min_connections").or_insert(key);
@@ -176,7 +325,9 @@ fn put<T: PartialEq>(
 ) -> Result<(), ConfigError> {
     if slot.as_ref().is_some_and(|before| *before != value) {
         let before = keys.get(name).map_or(name, String::as_str);
-        let why = format!("`{before}` is another name of the same setting and says otherwise: keep one of the two");
+        let why = format!(
+            "`{before}` is another name of the same setting and says otherwise: keep one of the two"
+        );
         return Err(ConfigError::new(key, why));
     }
     *slot = Some(value);
@@ -186,12 +337,22 @@ fn put<T: PartialEq>(
 
 fn unknown(name: &str, key: &str) -> ConfigError {
     // As the key was written: `DB_POOL_SIZE`, or `pool_size`.
-    let prefix = key.get(..key.len().saturating_sub(name.len())).unwrap_or_default();
-    let written =
-        |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}{}", name.to_uppercase()) };
+    let prefix = key
+        .get(..key.len().saturating_sub(name.len()))
+        .unwrap_or_default();
+    let written = |name: &str| {
+        if prefix.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{prefix}{}", name.to_uppercase())
+        }
+    };
     let mut why = "no such setting".to_owned();
     if names::is_part_of_a_url(name) {
-        why += &format!(": a connection is one URL, write it to `{}`", written("url"));
+        why += &format!(
+            ": a connection is one URL, write it to `{}`",
+            written("url")
+        );
     } else if let Some(name) = names::alike(name).or_else(|| names::nearest(name, names::NAMES)) {
         why += &format!(": did you mean `{}`?", written(name));
     } else {
@@ -205,8 +366,10 @@ fn unknown(name: &str, key: &str) -> ConfigError {
 
 /// A variable that is not the one that was `meant`.
 pub(super) fn misspelt(key: &str, meant: &str) -> ConfigError {
-    ConfigError::new(key, format!("no such setting: did you mean `{meant}`?{OWN_PREFIX}"))
+    ConfigError::new(
+        key,
+        format!("no such setting: did you mean `{meant}`?{OWN_PREFIX}"),
+    )
 }
 
-const OWN_PREFIX: &str =
-    " (if it is another program's, read these from a prefix of their own: `PoolConfig::from_prefixed_vars`)";
+const OWN_PREFIX: &str = " (if it is another program's, read these from a prefix of their own: `PoolConfig::from_prefixed_vars`)";

@@ -50,19 +50,28 @@ impl PoolConfig {
             // A pool would try a refused connection again by itself, without telling why.
             let mut probing = options.clone();
             probing.connect_lazy(true).min_connections(0);
-            self.wait_for_server(&SessionPool::try_new(Database::connect(probing).await?)?).await?;
+            self.wait_for_server(&SessionPool::try_new(Database::connect(probing).await?)?)
+                .await?;
             options.connect_lazy(false);
         }
         Ok(self.session_pool(Database::connect(options).await?)?)
     }
 
     async fn wait_for_server(&self, pool: &SessionPool) -> Result<(), DbErr> {
-        let bound = self.options.acquire_timeout.or(self.options.connect_timeout).unwrap_or(CONNECT_TIMEOUT);
+        let bound = self
+            .options
+            .acquire_timeout
+            .or(self.options.connect_timeout)
+            .unwrap_or(CONNECT_TIMEOUT);
         let startup = self.options.startup_timeout.unwrap_or_default();
         let (started, mut pause, mut has_failed) = (Instant::now(), FIRST_PAUSE, false);
         loop {
             let left = startup.saturating_sub(started.elapsed());
-            let attempt = if startup.is_zero() { bound } else { bound.min(left.max(FIRST_PAUSE)) };
+            let attempt = if startup.is_zero() {
+                bound
+            } else {
+                bound.min(left.max(FIRST_PAUSE))
+            };
             let error = match timeout(attempt, pool.probe()).await {
                 Ok(Ok(())) => break,
                 Ok(Err(error)) if !is_not_there_yet(&error) => return Err(error),
@@ -95,7 +104,9 @@ fn is_not_there_yet(error: &DbErr) -> bool {
     use crate::error::Trouble;
     use sea_orm::{RuntimeErr, sqlx};
     use std::io::ErrorKind;
-    let DbErr::Conn(RuntimeErr::SqlxError(error)) = error else { return false };
+    let DbErr::Conn(RuntimeErr::SqlxError(error)) = error else {
+        return false;
+    };
     match &**error {
         sqlx::Error::Io(error) => match error.kind() {
             ErrorKind::ConnectionRefused
@@ -107,7 +118,9 @@ fn is_not_there_yet(error: &DbErr) -> bool {
             | ErrorKind::HostUnreachable
             | ErrorKind::NetworkUnreachable => true,
             // std has no kind of its own for names that cannot be resolved.
-            _ => error.to_string().starts_with("failed to lookup address information"),
+            _ => error
+                .to_string()
+                .starts_with("failed to lookup address information"),
         },
         sqlx::Error::Database(error) => Trouble::of_database(&**error) == Some(Trouble::StartingUp),
         _ => false,

@@ -29,10 +29,14 @@ impl DatabaseUrl {
         let text = text.trim();
         let url = Url::parse(text).map_err(|_| refused(ill_formed(text)))?;
         let backend = backend(key, url.scheme())?;
-        let password = url.password().map(|password| percent_decode_str(password).decode_utf8());
+        let password = url
+            .password()
+            .map(|password| percent_decode_str(password).decode_utf8());
         let password = password
             .transpose()
-            .map_err(|_| refused("the password in it is not UTF-8 when its `%` escapes are undone"))?
+            .map_err(|_| {
+                refused("the password in it is not UTF-8 when its `%` escapes are undone")
+            })?
             .map(Cow::into_owned);
         if backend == DbBackend::Sqlite {
             return Self::sqlite(key, text, &url);
@@ -49,7 +53,11 @@ impl DatabaseUrl {
         }
         // sqlx takes all that follows the first `?` for parameters.
         let query = text.split_once('?').map_or("", |(_, query)| query);
-        parameters::check(key, DbBackend::Sqlite, form_urlencoded::parse(query.as_bytes()))?;
+        parameters::check(
+            key,
+            DbBackend::Sqlite,
+            form_urlencoded::parse(query.as_bytes()),
+        )?;
         Ok(Self {
             whole: text.to_owned(),
             bare: text.to_owned(),
@@ -60,11 +68,22 @@ impl DatabaseUrl {
         })
     }
 
-    fn server(key: &str, mut url: Url, backend: DbBackend, mut password: Option<String>) -> Result<Self, ConfigError> {
+    fn server(
+        key: &str,
+        mut url: Url,
+        backend: DbBackend,
+        mut password: Option<String>,
+    ) -> Result<Self, ConfigError> {
         let refused = |why: &str| Err(ConfigError::new(key, why));
         let (shown, address) = (shown(&url), ipv6(&url));
-        let (secrets, rest): (Vec<_>, Vec<_>) = url.query_pairs().into_owned().partition(|(name, _)| is_secret(name));
-        if secrets.iter().any(|(name, _)| backend != DbBackend::Postgres || name != "password") {
+        let (secrets, rest): (Vec<_>, Vec<_>) = url
+            .query_pairs()
+            .into_owned()
+            .partition(|(name, _)| is_secret(name));
+        if secrets
+            .iter()
+            .any(|(name, _)| backend != DbBackend::Postgres || name != "password")
+        {
             return refused(
                 "there is a password among its parameters that the driver does not read: write it before the host",
             );
@@ -84,7 +103,14 @@ impl DatabaseUrl {
             url.query_pairs_mut().clear().extend_pairs(rest);
         }
         let bare = addressed(&url);
-        Ok(Self { whole, bare, password, address, shown, backend })
+        Ok(Self {
+            whole,
+            bare,
+            password,
+            address,
+            shown,
+            backend,
+        })
     }
 
     pub(super) fn backend(&self) -> DbBackend {
@@ -102,7 +128,10 @@ impl DatabaseUrl {
     }
 
     /// Adds what is not in the URL.
-    #[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(unused_mut, unused_variables))]
+    #[cfg_attr(
+        not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
+        allow(unused_mut, unused_variables)
+    )]
     fn completed(&self, mut options: ConnectOptions, password: Option<String>) -> ConnectOptions {
         match self.backend {
             #[cfg(feature = "sqlx-postgres")]
@@ -155,7 +184,9 @@ const SEVERAL_HOSTS: &str =
 fn ill_formed(text: &str) -> &'static str {
     let authority = text.split_once("://").map_or("", |(_, rest)| rest);
     let authority = &authority[..authority.find(['/', '?', '#']).unwrap_or(authority.len())];
-    let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+    let hosts = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, hosts)| hosts);
     if hosts.contains(',') {
         SEVERAL_HOSTS
     } else if hosts.matches(':').count() > 1 && !hosts.contains('[') {
@@ -185,13 +216,21 @@ fn misplaced(url: &Url) -> Option<&'static str> {
 /// The host if it is an IPv6 address, without its brackets: sqlx 0.9.0 keeps them, and looks for a host of
 /// that name (<https://github.com/SeaQL/sea-orm/issues/2579>).
 fn ipv6(url: &Url) -> Option<String> {
-    Some(url.host_str()?.strip_prefix('[')?.strip_suffix(']')?.to_owned())
+    Some(
+        url.host_str()?
+            .strip_prefix('[')?
+            .strip_suffix(']')?
+            .to_owned(),
+    )
 }
 
 /// Names the IPv6 address as a parameter as well. A `host` that the URL itself names comes later, and counts.
 fn with_address(mut url: Url, address: Option<&str>) -> String {
     if let Some(address) = address {
-        let rest = url.query().map(|query| format!("&{query}")).unwrap_or_default();
+        let rest = url
+            .query()
+            .map(|query| format!("&{query}"))
+            .unwrap_or_default();
         url.set_query(Some(&format!("hostaddr={address}{rest}")));
     }
     url.into()
@@ -200,20 +239,42 @@ fn with_address(mut url: Url, address: Option<&str>) -> String {
 /// The driver for `scheme`, if it is built in.
 fn backend(key: &str, scheme: &str) -> Result<DbBackend, ConfigError> {
     let (backend, built_in, feature) = match scheme {
-        "postgres" | "postgresql" => (DbBackend::Postgres, cfg!(feature = "sqlx-postgres"), "sqlx-postgres"),
+        "postgres" | "postgresql" => (
+            DbBackend::Postgres,
+            cfg!(feature = "sqlx-postgres"),
+            "sqlx-postgres",
+        ),
         "mysql" => (DbBackend::MySql, cfg!(feature = "sqlx-mysql"), "sqlx-mysql"),
-        "sqlite" => (DbBackend::Sqlite, cfg!(feature = "sqlx-sqlite"), "sqlx-sqlite"),
-        "mariadb" => return Err(ConfigError::new(key, "MariaDB's scheme is `mysql` here: write `mysql://…`")),
+        "sqlite" => (
+            DbBackend::Sqlite,
+            cfg!(feature = "sqlx-sqlite"),
+            "sqlx-sqlite",
+        ),
+        "mariadb" => {
+            return Err(ConfigError::new(
+                key,
+                "MariaDB's scheme is `mysql` here: write `mysql://…`",
+            ));
+        }
         _ => {
             // What follows a `+` names SQLAlchemy's driver.
             let known = ["postgresql", "mysql", "mariadb", "sqlite"];
-            let python = scheme.split_once('+').filter(|(dialect, _)| known.contains(dialect));
+            let python = scheme
+                .split_once('+')
+                .filter(|(dialect, _)| known.contains(dialect));
             let why = match python {
                 Some((dialect, _)) => {
-                    let scheme = if dialect == "mariadb" { "mysql" } else { dialect };
+                    let scheme = if dialect == "mariadb" {
+                        "mysql"
+                    } else {
+                        dialect
+                    };
                     format!("the part after `+` names a driver of Python's: write `{scheme}://…`")
                 }
-                None => "no database of this crate's: write `postgres://…`, `mysql://…` or `sqlite://…`".to_owned(),
+                None => {
+                    "no database of this crate's: write `postgres://…`, `mysql://…` or `sqlite://…`"
+                        .to_owned()
+                }
             };
             return Err(ConfigError::new(key, why));
         }
@@ -221,19 +282,25 @@ fn backend(key: &str, scheme: &str) -> Result<DbBackend, ConfigError> {
     if built_in {
         return Ok(backend);
     }
-    let why = format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm");
+    let why =
+        format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm");
     Err(ConfigError::new(key, why))
 }
 
 /// Whether a part of the URL has a sign that a password may have brought there: a `/`, `?` or `#` in it
 /// that is not escaped makes the host of its first half, and the `@` that was to follow comes later.
 fn has_stray_sign(url: &Url) -> bool {
-    url.fragment().is_some() || url.path().contains('@') || url.query().is_some_and(|query| query.contains('@'))
+    url.fragment().is_some()
+        || url.path().contains('@')
+        || url.query().is_some_and(|query| query.contains('@'))
 }
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    name != "passfile" && ["pass", "pwd", "secret", "token", "credential"].iter().any(|part| name.contains(part))
+    name != "passfile"
+        && ["pass", "pwd", "secret", "token", "credential"]
+            .iter()
+            .any(|part| name.contains(part))
 }
 
 /// What may be shown: never a password, no query, and nothing of what looks ill-formed.
@@ -252,6 +319,13 @@ fn shown(url: &Url) -> String {
         (user, None) => format!("{user}@"),
         (user, Some(_)) => format!("{user}:***@"),
     };
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{scheme}://{user}{}{port}{}{query}", url.host_str().unwrap_or_default(), url.path())
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    format!(
+        "{scheme}://{user}{}{port}{}{query}",
+        url.host_str().unwrap_or_default(),
+        url.path()
+    )
 }

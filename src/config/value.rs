@@ -10,7 +10,8 @@ use crate::Reset;
 /// sqlx adds times to the clock's, which must not overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-const TIME: &str = "write seconds (`30`, `0.5`) or a number with a unit (`250ms`, `30s`, `5min`, `1h`, `1d`)";
+const TIME: &str =
+    "write seconds (`30`, `0.5`) or a number with a unit (`250ms`, `30s`, `5min`, `1h`, `1d`)";
 
 /// A number of connections, `least` or more.
 pub(super) fn count(key: &str, text: &str, least: u32) -> Result<u32, ConfigError> {
@@ -48,7 +49,11 @@ pub(super) fn time(key: &str, text: &str) -> Result<Duration, ConfigError> {
     let time = time_or_zero(key, text)?;
     // Less is nothing to PostgreSQL's `statement_timeout`, and nothing is no limit there.
     if time < Duration::from_millis(1) {
-        return Err(refused(key, text, "too short: write `1ms` or more, or leave it out"));
+        return Err(refused(
+            key,
+            text,
+            "too short: write `1ms` or more, or leave it out",
+        ));
     }
     Ok(time)
 }
@@ -56,7 +61,11 @@ pub(super) fn time(key: &str, text: &str) -> Result<Duration, ConfigError> {
 /// A time that may be 0.
 pub(super) fn time_or_zero(key: &str, text: &str) -> Result<Duration, ConfigError> {
     if text.trim().starts_with('-') {
-        return Err(refused(key, text, &format!("a time cannot be negative: {TIME}")));
+        return Err(refused(
+            key,
+            text,
+            &format!("a time cannot be negative: {TIME}"),
+        ));
     }
     let time = seconds(text).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     match time.ok_or_else(|| refused(key, text, &format!("no time: {TIME}")))? {
@@ -75,7 +84,10 @@ pub(super) fn time_or_never(key: &str, text: &str) -> Result<Option<Duration>, C
 
 fn seconds(text: &str) -> Option<f64> {
     let text = text.trim();
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let (number, unit) = text.split_at(
+        text.find(|c: char| c.is_ascii_alphabetic())
+            .unwrap_or(text.len()),
+    );
     let unit = match unit.to_ascii_lowercase().as_str() {
         "ms" | "millis" | "milliseconds" => 0.001,
         "" | "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
@@ -92,9 +104,11 @@ pub(super) fn switch(key: &str, text: &str) -> Result<bool, ConfigError> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
-        "debug" if key.to_ascii_lowercase().ends_with("echo") => {
-            Err(refused(key, text, "the rows are logged by nobody here: write `true` for the statements"))
-        }
+        "debug" if key.to_ascii_lowercase().ends_with("echo") => Err(refused(
+            key,
+            text,
+            "the rows are logged by nobody here: write `true` for the statements",
+        )),
         _ => Err(refused(key, text, "write `true` or `false`")),
     }
 }
@@ -106,7 +120,11 @@ pub(super) fn reset(key: &str, text: &str) -> Result<Reset, ConfigError> {
         "rollback_only" => Ok(Reset::RollbackOnly),
         "session_state" => Ok(Reset::SessionState),
         "session_state_always" => Ok(Reset::SessionStateAlways),
-        _ => Err(refused(key, text, "write `none`, `rollback_only`, `session_state` or `session_state_always`")),
+        _ => Err(refused(
+            key,
+            text,
+            "write `none`, `rollback_only`, `session_state` or `session_state_always`",
+        )),
     }
 }
 
@@ -115,15 +133,29 @@ pub(super) fn reset_on_return(key: &str, text: &str) -> Result<Reset, ConfigErro
     match text.trim().to_ascii_lowercase().as_str() {
         "none" => Ok(Reset::None),
         "rollback" => Ok(Reset::RollbackOnly),
-        "commit" => Err(refused(key, text, "what nobody has committed is never committed here: write `rollback`")),
-        _ => Err(refused(key, text, "write `rollback` or `none`, or see `reset`")),
+        "commit" => Err(refused(
+            key,
+            text,
+            "what nobody has committed is never committed here: write `rollback`",
+        )),
+        _ => Err(refused(
+            key,
+            text,
+            "write `rollback` or `none`, or see `reset`",
+        )),
     }
 }
 
 /// A level of the log.
 pub(super) fn level(key: &str, text: &str) -> Result<LevelFilter, ConfigError> {
     let level = text.trim().parse();
-    level.map_err(|_| refused(key, text, "write `off`, `error`, `warn`, `info`, `debug` or `trace`"))
+    level.map_err(|_| {
+        refused(
+            key,
+            text,
+            "write `off`, `error`, `warn`, `info`, `debug` or `trace`",
+        )
+    })
 }
 
 /// The error for `text`, which is shown if it can be no secret.

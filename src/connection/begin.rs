@@ -22,21 +22,32 @@ pub(super) fn begin_statement(
     options: TransactionOptions,
     depth: usize,
 ) -> Result<BeginStatement, DbErr> {
-    let TransactionOptions { isolation_level, access_mode, sqlite_transaction_mode } = options;
+    let TransactionOptions {
+        isolation_level,
+        access_mode,
+        sqlite_transaction_mode,
+    } = options;
     if depth > 0 {
         let has_own = isolation_level.is_some() || access_mode.is_some();
-        return if has_own { Err(Kind::NestedOptions.into_db_err()) } else { Ok(BeginStatement::default()) };
+        return if has_own {
+            Err(Kind::NestedOptions.into_db_err())
+        } else {
+            Ok(BeginStatement::default())
+        };
     }
     if backend == DbBackend::Sqlite {
         return Ok(BeginStatement {
-            statement: sqlite_transaction_mode.map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
+            statement: sqlite_transaction_mode
+                .map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
             query_only: matches!(access_mode, Some(AccessMode::ReadOnly)),
         });
     }
     if isolation_level.is_none() && access_mode.is_none() {
         return Ok(BeginStatement::default());
     }
-    let isolation = isolation_level.map(|level| format!(" ISOLATION LEVEL {level}")).unwrap_or_default();
+    let isolation = isolation_level
+        .map(|level| format!(" ISOLATION LEVEL {level}"))
+        .unwrap_or_default();
     let access = match access_mode {
         None => "",
         Some(AccessMode::ReadOnly) => " READ ONLY",
@@ -47,7 +58,10 @@ pub(super) fn begin_statement(
         DbBackend::MySql => format!("SET TRANSACTION{isolation}; START TRANSACTION{access}"),
         _ => format!("BEGIN{isolation}{access}"),
     };
-    Ok(BeginStatement { statement: Some(statement), query_only: false })
+    Ok(BeginStatement {
+        statement: Some(statement),
+        query_only: false,
+    })
 }
 
 #[cfg(test)]
@@ -65,15 +79,24 @@ mod tests {
         };
         let text = |backend| begin_statement(backend, options, 0).unwrap_or_default();
         let sql = |backend| text(backend).statement.unwrap_or_default();
-        assert_eq!(sql(DbBackend::Postgres), "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY");
-        assert_eq!(sql(DbBackend::MySql), "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY");
+        assert_eq!(
+            sql(DbBackend::Postgres),
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
+        );
+        assert_eq!(
+            sql(DbBackend::MySql),
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY"
+        );
         assert_eq!(sql(DbBackend::Sqlite), "");
         assert!(text(DbBackend::Sqlite).query_only);
     }
 
     #[test]
     fn a_savepoint_refuses_options_of_its_own() {
-        let options = TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() };
+        let options = TransactionOptions {
+            isolation_level: Some(IsolationLevel::Serializable),
+            ..Default::default()
+        };
         assert!(begin_statement(DbBackend::Postgres, options, 1).is_err());
     }
 }

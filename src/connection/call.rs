@@ -8,7 +8,10 @@ use std::{
 
 use sea_orm::{AccessMode, DbBackend, DbErr, Statement, TransactionOptions};
 
-use super::{Begin, Failed, Operation, Output, PinnedConnection, Refusal, State, Task, begin::begin_statement, driver};
+use super::{
+    Begin, Failed, Operation, Output, PinnedConnection, Refusal, State, Task,
+    begin::begin_statement, driver,
+};
 use crate::{
     error::Kind,
     sql::{Change, Effect, effect},
@@ -19,21 +22,40 @@ impl PinnedConnection {
     /// all there is.
     pub(crate) async fn call(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let change = self.foresee(task);
-        self.refusal = if self.refusal == Refusal::Servers { Refusal::None } else { self.refusal };
+        self.refusal = if self.refusal == Refusal::Servers {
+            Refusal::None
+        } else {
+            self.refusal
+        };
         self.reset = task.reset;
         let depth = task.depth;
         let commits = matches!(task.operation, Some(Operation::Commit)) && depth == 1;
-        self.state = if self.state == State::Known { State::Busy } else { self.state };
+        self.state = if self.state == State::Known {
+            State::Busy
+        } else {
+            self.state
+        };
         let stray = self.state == State::Suspect && depth == 0;
         let was_suspect = self.state == State::Suspect && !stray;
         let mut output = self.perform_unless_lost(stray, change, task).await;
-        let fatal = output.as_ref().err().filter(|error| driver::is_fatal(error));
+        let fatal = output
+            .as_ref()
+            .err()
+            .filter(|error| driver::is_fatal(error));
         if let Some(error) = fatal {
             if commits {
                 tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
             }
-            self.state = if self.in_memory { self.state } else { State::Broken };
-            output = if commits { Err(Kind::OutcomeUnknown.into_db_err()) } else { output };
+            self.state = if self.in_memory {
+                self.state
+            } else {
+                State::Broken
+            };
+            output = if commits {
+                Err(Kind::OutcomeUnknown.into_db_err())
+            } else {
+                output
+            };
         }
         if let Err(error) = &output {
             self.note_refusal(error);
@@ -45,7 +67,11 @@ impl PinnedConnection {
         if self.state != State::Broken {
             // A half of what was to be there before the operation may be.
             let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
-            self.state = if was_suspect || task.doubtful || half_begun { State::Suspect } else { State::Known };
+            self.state = if was_suspect || task.doubtful || half_begun {
+                State::Suspect
+            } else {
+                State::Known
+            };
         }
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(victim) = self.victim.as_ref().filter(|_| task.stoppable) {
@@ -59,8 +85,16 @@ impl PinnedConnection {
 
     /// Performs the operation, with what has to come before it. Where its answer is known to be lost, it has failed
     /// with its connection.
-    async fn perform_unless_lost(&mut self, stray: bool, change: Change, task: &mut Task) -> Result<Output, DbErr> {
-        let victim = self.victim.clone().map(|victim| (victim.next_turn(), victim));
+    async fn perform_unless_lost(
+        &mut self,
+        stray: bool,
+        change: Change,
+        task: &mut Task,
+    ) -> Result<Output, DbErr> {
+        let victim = self
+            .victim
+            .clone()
+            .map(|victim| (victim.next_turn(), victim));
         let ended = {
             let mut performing = pin!(async {
                 match self.arrange(stray, change, task).await {
@@ -70,7 +104,9 @@ impl PinnedConnection {
                 }
             });
             poll_fn(|cx| {
-                let Some((turn, victim)) = &victim else { return performing.as_mut().poll(cx).map(Some) };
+                let Some((turn, victim)) = &victim else {
+                    return performing.as_mut().poll(cx).map(Some);
+                };
                 let waker = victim.count_wakes(cx.waker());
                 match performing.as_mut().poll(&mut Context::from_waker(&waker)) {
                     Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -112,7 +148,8 @@ impl PinnedConnection {
         {
             victim.outside();
         }
-        if self.base_ended && depth == 0 && task.operation.as_ref().is_some_and(Operation::is_work) {
+        if self.base_ended && depth == 0 && task.operation.as_ref().is_some_and(Operation::is_work)
+        {
             return Err(Kind::TestEnded.into_db_err());
         }
         if !self.is_proven {
@@ -132,7 +169,9 @@ impl PinnedConnection {
         }
         if let Some(begin) = &task.begin {
             let mut prepared = self.begin_prepared(begin).await;
-            if prepared.as_ref().is_err_and(driver::is_stale) && self.roll_back_to(depth).await.is_ok() {
+            if prepared.as_ref().is_err_and(driver::is_stale)
+                && self.roll_back_to(depth).await.is_ok()
+            {
                 // Nothing of the session's own has run in it.
                 prepared = self.begin_prepared(begin).await;
             }
@@ -175,7 +214,9 @@ impl PinnedConnection {
                 Effect::None => false,
                 Effect::Unknown => true,
                 Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),
-                Effect::CommitsImplicitly if depth > 0 => return Err(Kind::CommitsImplicitly.into_db_err()),
+                Effect::CommitsImplicitly if depth > 0 => {
+                    return Err(Kind::CommitsImplicitly.into_db_err());
+                }
                 Effect::CommitsImplicitly => false,
             };
             let mut task = Task::set_up(statement.clone(), depth, doubtful);
@@ -213,14 +254,17 @@ impl PinnedConnection {
         let is_stream = operation.is_some_and(|operation| operation.reader().is_some());
         let is_text = operation.is_some_and(|operation| operation.text().is_some());
         // In a test's transaction a statement that fails must not spoil what surrounds it.
-        let isolated = self.base > 0 && depth == 0 && operation.is_some_and(Operation::is_statement);
+        let isolated =
+            self.base > 0 && depth == 0 && operation.is_some_and(Operation::is_statement);
         if isolated {
             return Box::pin(self.perform_isolated(task)).await;
         }
         let guarded = task.doubtful && depth > 0;
         if guarded {
             Box::pin(self.release_leftover()).await;
-            self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
+            self.driver
+                .execute_unprepared(format!("SAVEPOINT {GUARD}"))
+                .await?;
         }
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, commits).await;
@@ -237,12 +281,18 @@ impl PinnedConnection {
             }
         }
         // With the connection, the proof is lost as well.
-        if guarded && (output.as_ref().is_err_and(driver::is_fatal) || !self.is_guarded(depth).await) {
+        if guarded
+            && (output.as_ref().is_err_and(driver::is_fatal) || !self.is_guarded(depth).await)
+        {
             self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
             self.ended_elsewhere = true;
             self.base_ended |= self.base > 0;
         }
-        let may_be_open = task.doubtful && is_text && depth == 0 && self.base == 0 && self.backend == DbBackend::MySql;
+        let may_be_open = task.doubtful
+            && is_text
+            && depth == 0
+            && self.base == 0
+            && self.backend == DbBackend::MySql;
         if may_be_open && output.is_ok() && Box::pin(self.was_left_open()).await? {
             return Err(Kind::LeftOpenByCode.into_db_err());
         }
@@ -251,7 +301,11 @@ impl PinnedConnection {
 
     /// Reads what the server has still to say of a call. An error in it is the call's own, unless that was a
     /// COMMIT: one that was acknowledged stays true.
-    async fn read_what_is_left(&mut self, output: Result<Output, DbErr>, commits: bool) -> Result<Output, DbErr> {
+    async fn read_what_is_left(
+        &mut self,
+        output: Result<Output, DbErr>,
+        commits: bool,
+    ) -> Result<Output, DbErr> {
         if self.state == State::Broken || output.as_ref().is_err_and(driver::is_fatal) {
             return output;
         }
@@ -269,7 +323,11 @@ impl PinnedConnection {
                 error
             }
         };
-        if commits { output } else { output.and(Err(error)) }
+        if commits {
+            output
+        } else {
+            output.and(Err(error))
+        }
     }
 
     /// Whether the transaction that was open before an opaque operation is still the same: then the
@@ -279,7 +337,11 @@ impl PinnedConnection {
             self.state = State::Broken;
             return false;
         }
-        let Err(error) = self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await else {
+        let Err(error) = self
+            .driver
+            .execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}"))
+            .await
+        else {
             return true;
         };
         if driver::is_fatal(&error) {
@@ -292,7 +354,9 @@ impl PinnedConnection {
     }
 
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        self.driver.execute_unprepared(format!("SAVEPOINT {GUARD}")).await?;
+        self.driver
+            .execute_unprepared(format!("SAVEPOINT {GUARD}"))
+            .await?;
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, false).await;
         let mut released = self.release_guard(output.is_err()).await;
@@ -310,16 +374,23 @@ impl PinnedConnection {
 
     async fn release_guard(&mut self, undo: bool) -> Result<(), DbErr> {
         if undo {
-            self.driver.execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
+            self.driver
+                .execute_unprepared(format!("ROLLBACK TO SAVEPOINT {GUARD}"))
+                .await?;
         }
-        self.driver.execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}")).await.map(drop)
+        self.driver
+            .execute_unprepared(format!("RELEASE SAVEPOINT {GUARD}"))
+            .await
+            .map(drop)
     }
 
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let operation = task.take_operation();
         let again = self.spare(&operation);
         match self.perform_once(operation).await {
-            Err(error) if driver::is_stale(&error) => Box::pin(self.prepare_anew(error, again)).await,
+            Err(error) if driver::is_stale(&error) => {
+                Box::pin(self.prepare_anew(error, again)).await
+            }
             output => output,
         }
     }
@@ -327,20 +398,43 @@ impl PinnedConnection {
     /// What few calls need is boxed, so that the others fit into a small one.
     pub(super) async fn perform_once(&mut self, operation: Operation) -> Result<Output, DbErr> {
         match operation {
-            Operation::Execute(statement) => self.driver.execute(statement, self.named).await.map(Output::Executed),
-            Operation::Unprepared(sql) => self.driver.execute_unprepared(sql).await.map(Output::Executed),
-            Operation::One(statement) => self.driver.query_one(statement, self.named).await.map(Output::Row),
-            Operation::All(statement) => self.driver.query_all(statement, self.named).await.map(Output::Rows),
+            Operation::Execute(statement) => self
+                .driver
+                .execute(statement, self.named)
+                .await
+                .map(Output::Executed),
+            Operation::Unprepared(sql) => self
+                .driver
+                .execute_unprepared(sql)
+                .await
+                .map(Output::Executed),
+            Operation::One(statement) => self
+                .driver
+                .query_one(statement, self.named)
+                .await
+                .map(Output::Row),
+            Operation::All(statement) => self
+                .driver
+                .query_all(statement, self.named)
+                .await
+                .map(Output::Rows),
             #[cfg(feature = "stream")]
             Operation::Stream(statement, mut rows) => {
-                Box::pin(self.driver.stream(statement, &mut rows, self.named)).await.map(|()| Output::Done)
+                Box::pin(self.driver.stream(statement, &mut rows, self.named))
+                    .await
+                    .map(|()| Output::Done)
             }
             Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
             Operation::Commit => self.commit().await.map(|()| Output::Done),
             Operation::Rollback => {
-                let came_too_late = matches!(self.failed, Some(Failed::Ended(Kind::EndedElsewhere)));
+                let came_too_late =
+                    matches!(self.failed, Some(Failed::Ended(Kind::EndedElsewhere)));
                 self.roll_back_one().await?;
-                if came_too_late { Err(Kind::EndedElsewhere.into_db_err()) } else { Ok(Output::Done) }
+                if came_too_late {
+                    Err(Kind::EndedElsewhere.into_db_err())
+                } else {
+                    Ok(Output::Done)
+                }
             }
             Operation::Ping => Box::pin(self.driver.ping()).await.map(|()| Output::Done),
             Operation::Settle => Ok(Output::Done),
@@ -350,10 +444,17 @@ impl PinnedConnection {
 
     async fn begin(&mut self, options: TransactionOptions) -> Result<(), DbErr> {
         // A test's sessions have a savepoint where others have a transaction.
-        let options = if self.base > 0 && self.depth() == 0 { TransactionOptions::default() } else { options };
+        let options = if self.base > 0 && self.depth() == 0 {
+            TransactionOptions::default()
+        } else {
+            options
+        };
         let reads_only = options.access_mode == Some(AccessMode::ReadOnly);
         let begin = begin_statement(self.backend, options, self.driver.depth())?;
-        let several = begin.statement.as_ref().is_some_and(|sql| sql.contains(';'));
+        let several = begin
+            .statement
+            .as_ref()
+            .is_some_and(|sql| sql.contains(';'));
         let begun = Box::pin(self.driver.begin(begin.statement)).await;
         if begun.is_err() && several {
             // The first half may have taken effect: the next transaction must not inherit it.
@@ -363,14 +464,18 @@ impl PinnedConnection {
         self.reads_only |= reads_only;
         if begin.query_only {
             self.query_only = true;
-            self.driver.execute_unprepared("PRAGMA query_only = 1".to_owned()).await?;
+            self.driver
+                .execute_unprepared("PRAGMA query_only = 1".to_owned())
+                .await?;
         }
         Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), DbErr> {
         if self.base > 0 && self.depth() == 1 && self.backend == DbBackend::Postgres {
-            self.driver.execute_unprepared(CHECK_CONSTRAINTS.to_owned()).await?;
+            self.driver
+                .execute_unprepared(CHECK_CONSTRAINTS.to_owned())
+                .await?;
         }
         self.driver.commit().await?;
         if self.end_query_only().await.is_err() {

@@ -34,7 +34,11 @@ pub(crate) enum Identity {
     /// Its start in microseconds of the server's clock, and the server's own.
     Postgres { pid: i32, started: i64, server: i64 },
     /// The client's address and port, as the server sees them, and the server's own name and port.
-    MySql { id: u64, client: String, server: String },
+    MySql {
+        id: u64,
+        client: String,
+        server: String,
+    },
 }
 
 /// How a statement is stopped.
@@ -137,7 +141,9 @@ impl Victim {
     /// Who serves the connection, whatever runs on it.
     pub(crate) fn identity(&self, route: Route) -> Option<Identity> {
         match &self.lock().reach {
-            Reach::Server { identity, inside } if route == Route::Direct || *inside => Some(identity.clone()),
+            Reach::Server { identity, inside } if route == Route::Direct || *inside => {
+                Some(identity.clone())
+            }
             _ => None,
         }
     }
@@ -199,7 +205,9 @@ impl Victim {
         match &self.lock().reach {
             // A proxy for MySQL has numbers of its own.
             Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
-            Reach::Server { inside: false, .. } => proxied && inside && backend == DbBackend::Postgres,
+            Reach::Server { inside: false, .. } => {
+                proxied && inside && backend == DbBackend::Postgres
+            }
             _ => false,
         }
     }
@@ -232,20 +240,31 @@ impl PinnedConnection {
         let own = self.victim.replace(victim.clone());
         let known = own.map(|own| std::mem::take(&mut own.lock().reach));
         // SQLite's handler looks at the other one's flag: it is set anew.
-        victim.lock().reach = known.filter(|reach| !matches!(reach, Reach::Here)).unwrap_or_default();
+        victim.lock().reach = known
+            .filter(|reach| !matches!(reach, Reach::Here))
+            .unwrap_or_default();
     }
 
     /// Learns how to stop this connection's statements, if it is not known: one round trip.
     pub(super) async fn identify(&mut self, route: Route) -> Result<(), DbErr> {
         let inside = self.driver.depth() > 0;
-        let Some(victim) = self.victim.clone().filter(|victim| victim.is_unknown(route, self.backend, inside)) else {
+        let Some(victim) = self
+            .victim
+            .clone()
+            .filter(|victim| victim.is_unknown(route, self.backend, inside))
+        else {
             return Ok(());
         };
         let reach = if self.backend == DbBackend::Sqlite {
-            self.driver.watch(victim.interrupt.clone()).await.map(|()| Reach::Here)
+            self.driver
+                .watch(victim.interrupt.clone())
+                .await
+                .map(|()| Reach::Here)
         } else {
             let identity = self.driver.identity().await;
-            identity.map(|found| found.map_or(Reach::None, |identity| Reach::Server { identity, inside }))
+            identity.map(|found| {
+                found.map_or(Reach::None, |identity| Reach::Server { identity, inside })
+            })
         };
         let reach = match reach {
             Ok(reach) => reach,
@@ -279,7 +298,11 @@ impl PinnedConnection {
             let absorbed = match self.backend {
                 // No statement: in an aborted transaction one would fail.
                 DbBackend::Postgres => self.driver.ping().await,
-                DbBackend::MySql => self.driver.execute_unprepared("DO 0".to_owned()).await.map(drop),
+                DbBackend::MySql => self
+                    .driver
+                    .execute_unprepared("DO 0".to_owned())
+                    .await
+                    .map(drop),
                 _ => return,
             };
             match absorbed {
@@ -298,7 +321,9 @@ impl PinnedConnection {
 
     /// Takes back what was put on the connection.
     pub(super) async fn forget_victim(&mut self) {
-        let Some(victim) = self.victim.take() else { return };
+        let Some(victim) = self.victim.take() else {
+            return;
+        };
         if matches!(victim.lock().reach, Reach::Here) && self.driver.unwatch().await.is_err() {
             self.give_up();
         }

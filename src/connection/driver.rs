@@ -7,7 +7,10 @@ use futures_util::{StreamExt, stream::BoxStream};
 use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, sqlx};
 use sea_orm::{
     sea_query::Values,
-    sqlx::{AssertSqlSafe, Connection, Either, Executor, SqlSafeStr, SqlStr, pool::PoolConnection, query::Query},
+    sqlx::{
+        AssertSqlSafe, Connection, Either, Executor, SqlSafeStr, SqlStr, pool::PoolConnection,
+        query::Query,
+    },
 };
 use sea_query_sqlx::SqlxValues;
 use sqlx_core::{database::HasStatementCache, transaction::TransactionManager};
@@ -62,7 +65,11 @@ type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Databas
 type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
 
 impl Driver {
-    pub(crate) async fn execute(&mut self, statement: Statement, named: bool) -> Result<ExecResult, DbErr> {
+    pub(crate) async fn execute(
+        &mut self,
+        statement: Statement,
+        named: bool,
+    ) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
             read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
@@ -76,7 +83,11 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    pub(crate) async fn query_one(&mut self, statement: Statement, named: bool) -> Result<Option<QueryResult>, DbErr> {
+    pub(crate) async fn query_one(
+        &mut self,
+        statement: Statement,
+        named: bool,
+    ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             // SQLite makes no more rows than are read; only what writes has to come to its end.
             let is_read = <DB as sqlx::Database>::NAME == SQLITE && is_sqlite_read(&statement.sql);
@@ -92,7 +103,11 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    pub(crate) async fn query_all(&mut self, statement: Statement, named: bool) -> Result<Vec<QueryResult>, DbErr> {
+    pub(crate) async fn query_all(
+        &mut self,
+        statement: Statement,
+        named: bool,
+    ) -> Result<Vec<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             let mut rows = Vec::new();
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
@@ -102,7 +117,10 @@ impl Driver {
     }
 
     /// The first row of a text without values, in one round trip even if it was never sent before.
-    pub(crate) async fn query_unprepared(&mut self, sql: String) -> Result<Option<QueryResult>, DbErr> {
+    pub(crate) async fn query_unprepared(
+        &mut self,
+        sql: String,
+    ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             let row = (&mut **c).fetch_optional(AssertSqlSafe(sql)).await.map_err(query_error)?;
             Ok(row.map(QueryResult::from))
@@ -145,7 +163,11 @@ impl Driver {
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(c) => {
                 let before = c.cached_statements_size();
-                match (&mut **c).prepare("DO /* tower-sea-orm */ 0".into_sql_str()).await.map_err(query_error) {
+                match (&mut **c)
+                    .prepare("DO /* tower-sea-orm */ 0".into_sql_str())
+                    .await
+                    .map_err(query_error)
+                {
                     Ok(_) => {}
                     Err(error) if is_fatal(&error) => return Err(error),
                     Err(_) => return Ok(true),
@@ -225,7 +247,10 @@ impl Driver {
     }
 }
 
-fn query<DB: sqlx::Database + HasStatementCache>(statement: Statement, named: bool) -> Query<'static, DB, SqlxValues>
+fn query<DB: sqlx::Database + HasStatementCache>(
+    statement: Statement,
+    named: bool,
+) -> Query<'static, DB, SqlxValues>
 where
     SqlxValues: sqlx::IntoArguments<DB>,
 {
@@ -283,7 +308,10 @@ fn lost() -> DbErr {
 
 /// The server has ended a statement, and its answer has not arrived.
 pub(crate) fn unanswered() -> DbErr {
-    let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "the server's answer was lost on its way");
+    let error = std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        "the server's answer was lost on its way",
+    );
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
 }
 
@@ -322,8 +350,12 @@ pub(crate) fn is_stale(error: &DbErr) -> bool {
 /// Whether a stale plan was that of the statement itself, and not of one in a function that it called.
 pub(crate) fn has_not_run(error: &DbErr) -> bool {
     #[cfg(feature = "sqlx-postgres")]
-    if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) = error {
-        let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
+    if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) =
+        error
+    {
+        let error = error
+            .as_database_error()
+            .and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
         return error.is_some_and(|error| error.r#where().is_none());
     }
     let _ = error;
@@ -377,7 +409,11 @@ pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
         DbBackend::Postgres => is_servers(error),
         // The whole transaction is gone, and what follows would autocommit.
         DbBackend::MySql => {
-            let ends = [Trouble::Serialization, Trouble::Deadlock, Trouble::TransactionEnded];
+            let ends = [
+                Trouble::Serialization,
+                Trouble::Deadlock,
+                Trouble::TransactionEnded,
+            ];
             Trouble::of(error).is_some_and(|trouble| ends.contains(&trouble))
         }
         _ => Trouble::of(error) == Some(Trouble::TransactionEnded),

@@ -25,8 +25,10 @@ const POSTGRES: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000
 /// removed; MariaDB reads the other comment. A version that understands neither refuses the text, and a MySQL
 /// without its performance schema finds nothing in the newer one: these have the older.
 #[cfg(feature = "sqlx-mysql")]
-pub(crate) const PROCESSES: [&str; 2] =
-    ["/*!80022 performance_schema. */ /*M! information_schema. */ processlist", "information_schema.processlist"];
+pub(crate) const PROCESSES: [&str; 2] = [
+    "/*!80022 performance_schema. */ /*M! information_schema. */ processlist",
+    "information_schema.processlist",
+];
 
 /// Which server this is, behind a name that may lead to several.
 #[cfg(feature = "sqlx-mysql")]
@@ -38,12 +40,21 @@ impl Driver {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(connection) => {
-                let rows = sqlx::raw_sql(POSTGRES).fetch_all(&mut **connection).await.map_err(query_error)?;
-                let Some(row) = rows.first() else { return Ok(None) };
+                let rows = sqlx::raw_sql(POSTGRES)
+                    .fetch_all(&mut **connection)
+                    .await
+                    .map_err(query_error)?;
+                let Some(row) = rows.first() else {
+                    return Ok(None);
+                };
                 let started: Option<i64> = row.try_get(1).map_err(query_error)?;
                 let pid = row.try_get(0).map_err(query_error)?;
                 let server = row.try_get(2).map_err(query_error)?;
-                Ok(started.map(|started| Identity::Postgres { pid, started, server }))
+                Ok(started.map(|started| Identity::Postgres {
+                    pid,
+                    started,
+                    server,
+                }))
             }
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(connection) => {
@@ -53,7 +64,10 @@ impl Driver {
                          WHERE ID = CONNECTION_ID()"
                     );
                     let is_last = place + 1 == PROCESSES.len();
-                    let rows = match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut **connection).await {
+                    let rows = match sqlx::raw_sql(AssertSqlSafe(sql))
+                        .fetch_all(&mut **connection)
+                        .await
+                    {
                         Err(sqlx::Error::Database(_)) if !is_last => continue,
                         rows => rows.map_err(query_error)?,
                     };
@@ -78,7 +92,9 @@ impl Driver {
             Self::Sqlite(connection) => {
                 let mut handle = connection.lock_handle().await.map_err(query_error)?;
                 // The rollback that follows is not to be stopped.
-                handle.set_progress_handler(INSTRUCTIONS, move || !interrupt.swap(false, Ordering::Relaxed));
+                handle.set_progress_handler(INSTRUCTIONS, move || {
+                    !interrupt.swap(false, Ordering::Relaxed)
+                });
                 Ok(())
             }
             #[allow(unreachable_patterns)]
@@ -94,7 +110,11 @@ impl Driver {
         match self {
             #[cfg(feature = "sqlx-sqlite")]
             Self::Sqlite(connection) => {
-                connection.lock_handle().await.map_err(query_error)?.remove_progress_handler();
+                connection
+                    .lock_handle()
+                    .await
+                    .map_err(query_error)?
+                    .remove_progress_handler();
                 Ok(())
             }
             #[allow(unreachable_patterns)]

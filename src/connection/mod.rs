@@ -110,7 +110,12 @@ enum Failed {
 }
 
 impl PinnedConnection {
-    pub(crate) fn new(driver: Driver, backend: DbBackend, runtime: Handle, in_memory: bool) -> Self {
+    pub(crate) fn new(
+        driver: Driver,
+        backend: DbBackend,
+        runtime: Handle,
+        in_memory: bool,
+    ) -> Self {
         Self {
             driver,
             backend,
@@ -164,7 +169,9 @@ impl PinnedConnection {
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
         let is_only_one = self.may_be_heard;
-        self.failed = self.failed.filter(|failed| !is_only_one || !matches!(failed, Failed::Unheard(_)));
+        self.failed = self
+            .failed
+            .filter(|failed| !is_only_one || !matches!(failed, Failed::Unheard(_)));
     }
 
     /// Whether a transaction was ended behind the session's back since this was last asked.
@@ -175,7 +182,11 @@ impl PinnedConnection {
     /// Whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
         let is_asked = self.refusal != Refusal::Unasked;
-        self.state == State::Known && self.depth() == 0 && !self.query_only && self.change == Change::None && is_asked
+        self.state == State::Known
+            && self.depth() == 0
+            && !self.query_only
+            && self.change == Change::None
+            && is_asked
     }
 
     /// Proves the connection clean: reads what is unread, rolls back what is open, puts back what has

@@ -21,20 +21,36 @@ impl Driver {
         Err(lost())
     }
 
-    pub(crate) async fn query_one(&mut self, _: Statement, _: bool) -> Result<Option<QueryResult>, DbErr> {
+    pub(crate) async fn query_one(
+        &mut self,
+        _: Statement,
+        _: bool,
+    ) -> Result<Option<QueryResult>, DbErr> {
         Err(lost())
     }
 
-    pub(crate) async fn query_all(&mut self, _: Statement, _: bool) -> Result<Vec<QueryResult>, DbErr> {
+    pub(crate) async fn query_all(
+        &mut self,
+        _: Statement,
+        _: bool,
+    ) -> Result<Vec<QueryResult>, DbErr> {
         Err(lost())
     }
 
-    pub(crate) async fn query_unprepared(&mut self, _: String) -> Result<Option<QueryResult>, DbErr> {
+    pub(crate) async fn query_unprepared(
+        &mut self,
+        _: String,
+    ) -> Result<Option<QueryResult>, DbErr> {
         Err(lost())
     }
 
     #[cfg(feature = "stream")]
-    pub(crate) async fn stream(&mut self, _: Statement, _: &mut super::Rows, _: bool) -> Result<(), DbErr> {
+    pub(crate) async fn stream(
+        &mut self,
+        _: Statement,
+        _: &mut super::Rows,
+        _: bool,
+    ) -> Result<(), DbErr> {
         Err(lost())
     }
 

@@ -99,7 +99,8 @@ pub(crate) enum Operation {
 }
 
 /// User code that runs on the driver's own connection.
-pub(crate) type Raw = Box<dyn for<'c> FnOnce(&'c mut Driver) -> BoxFuture<'c, Result<(), DbErr>> + Send>;
+pub(crate) type Raw =
+    Box<dyn for<'c> FnOnce(&'c mut Driver) -> BoxFuture<'c, Result<(), DbErr>> + Send>;
 
 /// What an [`Operation`] yields.
 pub(crate) enum Output {
@@ -113,11 +114,18 @@ impl Operation {
     /// The user's own SQL, if it is some.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
-            Self::Execute(statement) | Self::One(statement) | Self::All(statement) => Some(&statement.sql),
+            Self::Execute(statement) | Self::One(statement) | Self::All(statement) => {
+                Some(&statement.sql)
+            }
             #[cfg(feature = "stream")]
             Self::Stream(statement, _) => Some(&statement.sql),
             Self::Unprepared(sql) => Some(sql),
-            Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle | Self::Raw(_) => None,
+            Self::Begin(_)
+            | Self::Commit
+            | Self::Rollback
+            | Self::Ping
+            | Self::Settle
+            | Self::Raw(_) => None,
         }
     }
 
@@ -132,7 +140,10 @@ impl Operation {
 
     /// Whether it is user's work, which belongs into the session's transaction.
     pub(crate) fn is_work(&self) -> bool {
-        !matches!(self, Self::Commit | Self::Rollback | Self::Ping | Self::Settle)
+        !matches!(
+            self,
+            Self::Commit | Self::Rollback | Self::Ping | Self::Settle
+        )
     }
 
     /// The same statement once more, if it is one.
@@ -144,7 +155,12 @@ impl Operation {
             Self::All(statement) => Some(Self::All(statement.clone())),
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => Some(Self::Stream(statement.clone(), rows.clone())),
-            Self::Begin(_) | Self::Commit | Self::Rollback | Self::Ping | Self::Settle | Self::Raw(_) => None,
+            Self::Begin(_)
+            | Self::Commit
+            | Self::Rollback
+            | Self::Ping
+            | Self::Settle
+            | Self::Raw(_) => None,
         }
     }
 

@@ -48,7 +48,10 @@ impl PinnedConnection {
     pub(super) async fn ask_who_refuses(&mut self) -> Result<(), DbErr> {
         let (sql, answers) = match self.backend {
             DbBackend::MySql => (MYSQL, self.state != State::Broken),
-            _ => (POSTGRES, self.state == State::Known && self.driver.depth() == 0),
+            _ => (
+                POSTGRES,
+                self.state == State::Known && self.driver.depth() == 0,
+            ),
         };
         if !answers {
             return Ok(());
@@ -61,7 +64,11 @@ impl PinnedConnection {
             Err(_) => None,
             Ok(row) => row.and_then(|row| row.try_get_by_index::<i32>(0).ok()),
         };
-        self.refusal = if matches!(answer, Some(0 | 1)) { Refusal::None } else { Refusal::Servers };
+        self.refusal = if matches!(answer, Some(0 | 1)) {
+            Refusal::None
+        } else {
+            Refusal::Servers
+        };
         if answer == Some(1) && !self.reset.is_of_session() {
             // Nothing else would put it back, and the next sessions could not write.
             self.change = Change::Beyond;

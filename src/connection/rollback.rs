@@ -12,7 +12,9 @@ impl PinnedConnection {
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
             (_, Failed::Ended(kind)) => Some(kind),
             // Where a SAVEPOINT fails, sqlx rolls back what is around it.
-            (Operation::Commit | Operation::Begin(_), Failed::Aborted(_) | Failed::Unheard(_)) => Some(Kind::Aborted),
+            (Operation::Commit | Operation::Begin(_), Failed::Aborted(_) | Failed::Unheard(_)) => {
+                Some(Kind::Aborted)
+            }
             // PostgreSQL refuses by itself.
             (_, Failed::Aborted(_) | Failed::Unheard(_)) => None,
         }
@@ -71,7 +73,9 @@ impl PinnedConnection {
     pub(super) async fn prove(&mut self) -> Result<(), DbErr> {
         if !self.is_proven {
             if self.driver.is_new().await? {
-                self.driver.execute_unprepared(TO_AUTOCOMMIT.to_owned()).await?;
+                self.driver
+                    .execute_unprepared(TO_AUTOCOMMIT.to_owned())
+                    .await?;
             }
             self.is_proven = true;
         }
@@ -83,7 +87,10 @@ impl PinnedConnection {
         if self.base > 0 {
             return Ok(());
         }
-        let rolled_back = self.driver.execute_unprepared(self.stray_rollback().to_owned()).await;
+        let rolled_back = self
+            .driver
+            .execute_unprepared(self.stray_rollback().to_owned())
+            .await;
         // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
         if self.backend != DbBackend::Sqlite {
             rolled_back?;
@@ -93,7 +100,11 @@ impl PinnedConnection {
 
     /// What ends a stray transaction.
     pub(super) fn stray_rollback(&self) -> &'static str {
-        if self.backend == DbBackend::MySql { TO_AUTOCOMMIT } else { "ROLLBACK" }
+        if self.backend == DbBackend::MySql {
+            TO_AUTOCOMMIT
+        } else {
+            "ROLLBACK"
+        }
     }
 
     /// Whether code that cannot be looked into has left a transaction open. It is rolled back, and the
@@ -153,14 +164,18 @@ impl PinnedConnection {
             return;
         }
         let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
-        let text = std::iter::once("BEGIN".to_owned()).chain(savepoints).collect();
+        let text = std::iter::once("BEGIN".to_owned())
+            .chain(savepoints)
+            .collect();
         // It may not have ended after all, and the server says so.
         let _ = self.driver.execute_unprepared(text).await;
     }
 
     pub(super) async fn end_query_only(&mut self) -> Result<(), DbErr> {
         if self.query_only && self.depth() == 0 {
-            self.driver.execute_unprepared("PRAGMA query_only = 0".to_owned()).await?;
+            self.driver
+                .execute_unprepared("PRAGMA query_only = 0".to_owned())
+                .await?;
             self.query_only = false;
         }
         Ok(())
@@ -169,4 +184,5 @@ impl PinnedConnection {
 
 /// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
 /// transaction, or end the connection, if `completion_type` says so.
-const TO_AUTOCOMMIT: &str = "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
+const TO_AUTOCOMMIT: &str =
+    "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";

@@ -18,7 +18,14 @@ impl Rows {
     /// At most so many rows wait for the reader.
     pub(crate) fn new(buffered: usize) -> (Self, mpsc::Receiver<QueryResult>) {
         let (sender, receiver) = mpsc::channel(buffered);
-        (Self { sender, stop: Arc::default(), stopped: false }, receiver)
+        (
+            Self {
+                sender,
+                stop: Arc::default(),
+                stopped: false,
+            },
+            receiver,
+        )
     }
 
     /// Stops the stream when it is notified once, even if its reader is there and reads nothing.

@@ -13,16 +13,29 @@ impl PinnedConnection {
             return Change::None;
         }
         if !task.reset.is_of_session() {
-            return if task.on_acquire.is_some() { Change::Beyond } else { Change::None };
+            return if task.on_acquire.is_some() {
+                Change::Beyond
+            } else {
+                Change::None
+            };
         }
         let of = |sql: &str| change(self.backend, sql);
         let own = match &task.operation {
             Some(Operation::Raw(_)) => Change::Session,
-            operation => operation.as_ref().and_then(Operation::text).map_or(Change::None, of),
+            operation => operation
+                .as_ref()
+                .and_then(Operation::text)
+                .map_or(Change::None, of),
         };
         let set_up = task.begin.iter().flat_map(|begin| begin.set_up.iter());
-        let around = if task.on_acquire.is_some() { Change::Session } else { self.at_least(task.reset) };
-        set_up.map(|statement| of(&statement.sql)).fold(own.max(around), Change::max)
+        let around = if task.on_acquire.is_some() {
+            Change::Session
+        } else {
+            self.at_least(task.reset)
+        };
+        set_up
+            .map(|statement| of(&statement.sql))
+            .fold(own.max(around), Change::max)
     }
 
     /// What counts as changed by any call.
@@ -37,7 +50,11 @@ impl PinnedConnection {
     }
 
     /// Notes a change that is about to come, and what there was before it.
-    pub(super) async fn note_change(&mut self, foreseen: Change, begin: Option<&Begin>) -> Result<(), DbErr> {
+    pub(super) async fn note_change(
+        &mut self,
+        foreseen: Change,
+        begin: Option<&Begin>,
+    ) -> Result<(), DbErr> {
         let change = match (foreseen, self.backend) {
             (Change::None, _) => return Ok(()),
             (Change::Session, DbBackend::MySql) => Change::Beyond,
@@ -49,10 +66,15 @@ impl PinnedConnection {
         // What a transaction sets for itself looks like what was there before. So a transaction that
         // begins with a set-up is looked at before.
         let early = change == Change::Transaction && begin.is_some();
-        let missing = self.baseline.is_none() && matches!(self.backend, DbBackend::Postgres | DbBackend::Sqlite);
+        let missing = self.baseline.is_none()
+            && matches!(self.backend, DbBackend::Postgres | DbBackend::Sqlite);
         let recorded = !missing || (early || change == Change::Session) && self.record().await?;
         // Otherwise nobody knows what to put back.
-        let kept = if change == Change::Session && !recorded { Change::Beyond } else { change };
+        let kept = if change == Change::Session && !recorded {
+            Change::Beyond
+        } else {
+            change
+        };
         self.is_set_locally |= change == Change::Transaction && self.backend == DbBackend::Postgres;
         if kept > Change::Transaction {
             self.change = self.change.max(kept);
@@ -90,14 +112,21 @@ impl PinnedConnection {
     /// The statements that give a connection of PostgreSQL the settings it has.
     async fn settings(&mut self) -> Result<Vec<String>, DbErr> {
         let row = self.driver.query_unprepared(SETTINGS.to_owned()).await?;
-        let text = row.ok_or(DbErr::RecordNotFound(String::new()))?.try_get_by_index::<String>(0)?;
+        let text = row
+            .ok_or(DbErr::RecordNotFound(String::new()))?
+            .try_get_by_index::<String>(0)?;
         Ok(vec![text])
     }
 
     /// The statements that remove what a connection of SQLite has beside its database.
     async fn extras(&mut self) -> Result<Vec<String>, DbErr> {
-        let rows = self.driver.query_all(Statement::from_string(self.backend, EXTRAS), self.named).await?;
-        rows.iter().map(|row| row.try_get_by_index::<String>(0)).collect()
+        let rows = self
+            .driver
+            .query_all(Statement::from_string(self.backend, EXTRAS), self.named)
+            .await?;
+        rows.iter()
+            .map(|row| row.try_get_by_index::<String>(0))
+            .collect()
     }
 
     /// Whether the connection has to be closed once nothing is open on it.
@@ -110,17 +139,30 @@ impl PinnedConnection {
     pub(super) async fn put_back(&mut self) -> Result<(), DbErr> {
         let stray = self.state != State::Known;
         if self.change == Change::None {
-            return if stray { self.end_stray().await } else { Ok(()) };
+            return if stray {
+                self.end_stray().await
+            } else {
+                Ok(())
+            };
         }
-        let rollback = if stray { format!("{}; ", self.stray_rollback()) } else { String::new() };
+        let rollback = if stray {
+            format!("{}; ", self.stray_rollback())
+        } else {
+            String::new()
+        };
         match self.backend {
             DbBackend::Postgres => {
                 let baseline = self.baseline.iter().flatten().map(String::as_str);
-                let text: String = [rollback.as_str(), TO_DEFAULTS].into_iter().chain(baseline).collect();
+                let text: String = [rollback.as_str(), TO_DEFAULTS]
+                    .into_iter()
+                    .chain(baseline)
+                    .collect();
                 self.driver.execute_unprepared(text).await?;
             }
             DbBackend::MySql => {
-                self.driver.execute_unprepared(format!("{rollback}{FREE_LOCKS}")).await?;
+                self.driver
+                    .execute_unprepared(format!("{rollback}{FREE_LOCKS}"))
+                    .await?;
             }
             _ => {
                 if stray {
@@ -138,7 +180,10 @@ impl PinnedConnection {
     async fn remove_extras(&mut self) {
         let before = self.baseline.clone().unwrap_or_default();
         let now = self.extras().await.unwrap_or_default();
-        for statement in now.into_iter().filter(|statement| !before.contains(statement)) {
+        for statement in now
+            .into_iter()
+            .filter(|statement| !before.contains(statement))
+        {
             if let Err(error) = self.driver.execute_unprepared(statement).await {
                 tracing::warn!(target: "tower_sea_orm::session", "a temporary object could not be removed from an in-memory database: {error}");
             }

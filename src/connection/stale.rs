@@ -19,14 +19,22 @@ impl PinnedConnection {
             return None;
         }
         // Without a plan of its own, a text has none that is stale.
-        operation.copy().filter(|again| !matches!(again, Operation::Unprepared(_)))
+        operation
+            .copy()
+            .filter(|again| !matches!(again, Operation::Unprepared(_)))
     }
 
     /// After a statement found its plan stale: has all statements prepared anew, and runs `again`, since nothing of
     /// it has run.
-    pub(super) async fn prepare_anew(&mut self, error: DbErr, again: Option<Operation>) -> Result<Output, DbErr> {
+    pub(super) async fn prepare_anew(
+        &mut self,
+        error: DbErr,
+        again: Option<Operation>,
+    ) -> Result<Output, DbErr> {
         self.driver.forget_statements().await?;
-        let Some(again) = again.filter(|_| driver::has_not_run(&error)) else { return Err(error) };
+        let Some(again) = again.filter(|_| driver::has_not_run(&error)) else {
+            return Err(error);
+        };
         tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale, and runs once more: {error}");
         let output = self.perform_once(again).await;
         if output.as_ref().is_err_and(driver::is_stale) && !self.in_memory {

@@ -103,9 +103,11 @@ pub(super) const IN_DB_ERR: [Kind; 35] = [
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            Self::Exhausted | Self::Crowded | Self::ServerFull | Self::NotOpened | Self::TestConnectionHeld => {
-                DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)
-            }
+            Self::Exhausted
+            | Self::Crowded
+            | Self::ServerFull
+            | Self::NotOpened
+            | Self::TestConnectionHeld => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
@@ -148,7 +150,9 @@ impl Kind {
             Self::LeftOpenByCode => {
                 "stored code left a transaction open, or autocommit off with work to commit, and was rolled back: have it commit what it does"
             }
-            Self::CommitFailed => "the server refused to commit: nothing of the transaction is there",
+            Self::CommitFailed => {
+                "the server refused to commit: nothing of the transaction is there"
+            }
             Self::OutcomeUnknown => {
                 "the connection was lost while COMMIT was under way, or it was not answered in time: the transaction may be committed or not"
             }
@@ -158,7 +162,9 @@ impl Kind {
             Self::StillRunning => {
                 "a statement of this session was still running when the handler answered, so everything was rolled back: await what you spawn"
             }
-            Self::RollbackOnly => "this session was set to roll back only: it cannot commit any more",
+            Self::RollbackOnly => {
+                "this session was set to roll back only: it cannot commit any more"
+            }
             Self::NoTransaction => {
                 "this session commits each statement by itself: take a `DbTx`, or put `.transaction()` on the layer"
             }
@@ -174,7 +180,9 @@ impl Kind {
             Self::OtherPool(_) => {
                 "the request has a session of another pool already: give one of the two `DbSessionLayer`s a tag of its own"
             }
-            Self::TransactionOpen => "a transaction is open: `commit()` or `rollback()` before you `release()`",
+            Self::TransactionOpen => {
+                "a transaction is open: `commit()` or `rollback()` before you `release()`"
+            }
             Self::MustBeTransaction => {
                 "the session layer's `on_begin` needs a transaction: a route inside of it cannot do without"
             }
@@ -191,16 +199,24 @@ impl Kind {
             Self::RawRunning => {
                 "a raw closure of this session has its connection: use that one in the closure, and the session again when the closure has ended"
             }
-            Self::ConnectionLost => "the session's connection is lost: this request cannot go on with it",
-            Self::WrongDriver => "the session's connection belongs to another driver: check `backend()` first",
-            Self::NoRuntime => "there is no tokio runtime here: a session needs one to acquire its connection",
+            Self::ConnectionLost => {
+                "the session's connection is lost: this request cannot go on with it"
+            }
+            Self::WrongDriver => {
+                "the session's connection belongs to another driver: check `backend()` first"
+            }
+            Self::NoRuntime => {
+                "there is no tokio runtime here: a session needs one to acquire its connection"
+            }
             Self::MissingLayer => {
                 "no database session in this request: add `tower_sea_orm::DbSessionLayer` around the route (with the same tag, if the session has one)"
             }
             Self::Disconnected => {
                 "the DatabaseConnection is disconnected: connect it before you build a DbSessionLayer or SessionPool"
             }
-            Self::DriverNotEnabled(_) => "the DatabaseConnection's driver is not built into tower-sea-orm",
+            Self::DriverNotEnabled(_) => {
+                "the DatabaseConnection's driver is not built into tower-sea-orm"
+            }
             Self::InvalidReserve => {
                 "`reserve` leaves no connection for sessions: it must be smaller than max_connections"
             }
@@ -219,9 +235,13 @@ impl Kind {
             Self::NoSession => {
                 "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it"
             }
-            Self::Serialization => "the transaction could not be serialized with a concurrent one: run it again",
+            Self::Serialization => {
+                "the transaction could not be serialized with a concurrent one: run it again"
+            }
             Self::Deadlock => "the transaction lost a deadlock: run it again",
-            Self::LockNotAvailable => "the statement did not get a lock in time: run the transaction again",
+            Self::LockNotAvailable => {
+                "the statement did not get a lock in time: run the transaction again"
+            }
             Self::StatementTimeout => "the statement ran for longer than the server allows",
             Self::ReadOnly => {
                 "the server, or the transaction, is read-only: after a fail-over, a new connection leads to the server that takes writes"
@@ -255,7 +275,9 @@ impl Control {
             Self::Commit => {
                 "raw COMMIT is refused: use `commit()` of the session or of its transaction, which says whether it worked"
             }
-            Self::Rollback => "raw ROLLBACK is refused: use `rollback()` of the session or of its transaction",
+            Self::Rollback => {
+                "raw ROLLBACK is refused: use `rollback()` of the session or of its transaction"
+            }
             Self::Savepoint => {
                 "raw SAVEPOINT, RELEASE and ROLLBACK TO are refused: use `begin()` on the transaction, then `commit()` or `rollback()` of what it returns"
             }

@@ -59,7 +59,9 @@ impl Error {
         let kind = match error {
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
-            DbErr::Conn(RuntimeErr::Internal(text)) => *IN_DB_ERR.iter().find(|kind| kind.text() == text)?,
+            DbErr::Conn(RuntimeErr::Internal(text)) => {
+                *IN_DB_ERR.iter().find(|kind| kind.text() == text)?
+            }
             #[cfg(feature = "_sqlx")]
             error => Trouble::of(error)?.kind()?,
             #[cfg(not(feature = "_sqlx"))]
@@ -90,11 +92,16 @@ impl Error {
             TransactionError::Connection(error) => return Self::of(error),
             TransactionError::Transaction(error) => error,
         };
-        let chain = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
-        chain.into_iter().find_map(|error| match error.downcast_ref::<DbErr>() {
-            Some(error) => Self::of(error),
-            None => error.downcast_ref::<Self>().cloned(),
-        })
+        let chain =
+            std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| {
+                error.source()
+            });
+        chain
+            .into_iter()
+            .find_map(|error| match error.downcast_ref::<DbErr>() {
+                Some(error) => Self::of(error),
+                None => error.downcast_ref::<Self>().cloned(),
+            })
     }
 
     /// Returns the status that the layer answers with: 503 for temporary failures, 504 for a statement that the
@@ -148,7 +155,11 @@ impl Error {
     pub fn is_exhausted(&self) -> bool {
         matches!(
             self.kind,
-            Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::NotOpened | Kind::TestConnectionHeld
+            Kind::Exhausted
+                | Kind::Crowded
+                | Kind::ServerFull
+                | Kind::NotOpened
+                | Kind::TestConnectionHeld
         )
     }
 
@@ -203,7 +214,10 @@ impl Error {
     /// Returns whether a concurrent transaction was in the way: the transaction could not be serialized, lost a
     /// deadlock, or did not get a lock.
     pub fn is_conflict(&self) -> bool {
-        matches!(self.kind, Kind::Serialization | Kind::Deadlock | Kind::LockNotAvailable)
+        matches!(
+            self.kind,
+            Kind::Serialization | Kind::Deadlock | Kind::LockNotAvailable
+        )
     }
 
     /// Returns whether a statement did not get a lock: in time (`lock_timeout`, `innodb_lock_wait_timeout`,
@@ -240,7 +254,10 @@ impl Error {
     /// Returns whether a transaction could not go on or be committed because the server had aborted
     /// it after a failed statement, or because raw code had ended it.
     pub fn is_aborted(&self) -> bool {
-        matches!(self.kind, Kind::Aborted | Kind::EndedElsewhere | Kind::TestEnded)
+        matches!(
+            self.kind,
+            Kind::Aborted | Kind::EndedElsewhere | Kind::TestEnded
+        )
     }
 
     /// Returns whether the server refused the COMMIT: nothing of the transaction was committed. A
@@ -283,8 +300,14 @@ impl Error {
         matches!(self.kind, Kind::Reclaimed | Kind::Unread | Kind::Closing)
     }
 
-    pub(crate) fn with_source(kind: Kind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self { kind, source: Some(Arc::new(source)) }
+    pub(crate) fn with_source(
+        kind: Kind,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            kind,
+            source: Some(Arc::new(source)),
+        }
     }
 
     /// Whether something of the transaction may be there nevertheless.
@@ -316,17 +339,26 @@ impl Error {
     pub(crate) fn to_db_err(&self) -> DbErr {
         let is_servers = self.is_commit_failed()
             || self.is_conflict()
-            || matches!(self.kind, Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan);
-        let cause = self.source.as_ref().filter(|_| is_servers).and_then(|source| source.downcast_ref::<DbErr>());
+            || matches!(
+                self.kind,
+                Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan
+            );
+        let cause = self
+            .source
+            .as_ref()
+            .filter(|_| is_servers)
+            .and_then(|source| source.downcast_ref::<DbErr>());
         cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
     }
 
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            Kind::Exhausted | Kind::Crowded | Kind::ServerFull | Kind::NotOpened | Kind::TestConnectionHeld => {
-                "the service is busy"
-            }
+            Kind::Exhausted
+            | Kind::Crowded
+            | Kind::ServerFull
+            | Kind::NotOpened
+            | Kind::TestConnectionHeld => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
@@ -384,7 +416,10 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error").field("kind", &self.kind).field("source", &self.source).finish()
+        f.debug_struct("Error")
+            .field("kind", &self.kind)
+            .field("source", &self.source)
+            .finish()
     }
 }
 

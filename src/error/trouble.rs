@@ -56,7 +56,10 @@ impl Trouble {
             Self::IdleEnded | Self::ConnectionEnded => Some(Kind::ConnectionLost),
             Self::TransactionAborted => Some(Kind::Aborted),
             Self::StalePlan => Some(Kind::StalePlan),
-            Self::LogInRefused | Self::TransactionEnded | Self::StatementRefused | Self::TransactionOpen => None,
+            Self::LogInRefused
+            | Self::TransactionEnded
+            | Self::StatementRefused
+            | Self::TransactionOpen => None,
         }
     }
 }

@@ -19,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    SessionPool, checkout::CheckedOut, current::current, holders::Wait, ping::PROBE, queue::AfterFailure,
-    source::SILENCE, ticket::Ticket,
+    SessionPool, checkout::CheckedOut, current::current, holders::Wait, ping::PROBE,
+    queue::AfterFailure, source::SILENCE, ticket::Ticket,
 };
 use crate::{
     connection::{Driver, PinnedConnection},
@@ -65,15 +65,26 @@ impl SessionPool {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let started = Instant::now();
         let request = current();
-        let second = request.clone().filter(|request| !another && self.holds_one(request));
+        let second = request
+            .clone()
+            .filter(|request| !another && self.holds_one(request));
         if second.is_some() {
             self.shared.queue.expect_seconds();
         }
         let holds = another || second.is_some();
-        let Some(receiver) = self.shared.queue.join(self, runtime, request.clone(), holds) else {
+        let Some(receiver) = self
+            .shared
+            .queue
+            .join(self, runtime, request.clone(), holds)
+        else {
             return Err(self.turn_away(holds).await);
         };
-        let mut waiting = Waiting { receiver, pool: self, done: false, _wait: Wait::of(request) };
+        let mut waiting = Waiting {
+            receiver,
+            pool: self,
+            done: false,
+            _wait: Wait::of(request),
+        };
         if let Some(request) = second {
             self.look_for_deadlock(&request);
         }
@@ -81,7 +92,9 @@ impl SessionPool {
         waiting.done = matches!(result, Ok(Ok(_)));
         drop(waiting);
         match result {
-            Ok(Ok(Ok(_))) if self.is_shut() => Err(self.fail(Kind::Closing.into(), started.elapsed())),
+            Ok(Ok(Ok(_))) if self.is_shut() => {
+                Err(self.fail(Kind::Closing.into(), started.elapsed()))
+            }
             Ok(Ok(Ok(lease))) => {
                 self.pressure().relieved();
                 Ok(lease)
@@ -96,7 +109,10 @@ impl SessionPool {
 
     /// Waits for what the queue gives, for the `acquire_timeout` in all. Where connections are still being opened
     /// shortly before that is over, the server is tried, so that the reason is known in time.
-    async fn answer<T>(&self, receiver: &mut (impl Future<Output = T> + Unpin)) -> Result<T, Error> {
+    async fn answer<T>(
+        &self,
+        receiver: &mut (impl Future<Output = T> + Unpin),
+    ) -> Result<T, Error> {
         let all = self.settings().acquire_timeout;
         let ahead = PROBE.min(all / 2);
         if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {
@@ -105,14 +121,24 @@ impl SessionPool {
         let is_opening = !self.is_test() && self.status().acquiring > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
         let probe = runtime.map(|runtime| self.start_probe(&runtime));
-        timeout(ahead, receiver).await.map_err(|_| self.diagnose(probe, ahead))
+        timeout(ahead, receiver)
+            .await
+            .map_err(|_| self.diagnose(probe, ahead))
     }
 
     /// An error where nothing but the caller could end the wait: a test's own session has the one connection of
     /// its pool, and it is a request of the service, or the test itself, that wants it.
     pub(crate) fn refuse_hopeless(&self, is_request: impl FnOnce() -> bool) -> Result<(), Error> {
-        let is_hopeless = self.shared.outer.as_ref().is_some_and(|outer| outer.is_held_by_test(is_request));
-        if is_hopeless { Err(self.fail(Kind::TestConnectionHeld.into(), Duration::ZERO)) } else { Ok(()) }
+        let is_hopeless = self
+            .shared
+            .outer
+            .as_ref()
+            .is_some_and(|outer| outer.is_held_by_test(is_request));
+        if is_hopeless {
+            Err(self.fail(Kind::TestConnectionHeld.into(), Duration::ZERO))
+        } else {
+            Ok(())
+        }
     }
 
     /// There is no room to wait.
@@ -120,7 +146,10 @@ impl SessionPool {
         let error = self.fail(Kind::Crowded.into(), Duration::ZERO);
         // Others may wait for what it holds.
         if !holds {
-            self.shared.refusals.keep(self.settings().acquire_timeout).await;
+            self.shared
+                .refusals
+                .keep(self.settings().acquire_timeout)
+                .await;
         }
         error
     }
@@ -129,7 +158,11 @@ impl SessionPool {
     #[cfg(feature = "config")]
     pub(crate) async fn probe(&self) -> Result<(), DbErr> {
         // A server that is full answers: there is nothing to wait for.
-        self.shared.source.connect_once().await.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
+        self.shared
+            .source
+            .connect_once()
+            .await
+            .or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
     }
 
     pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
@@ -147,14 +180,17 @@ impl SessionPool {
             return Kind::TestConnectionHeld.into();
         }
         let status = self.status();
-        let Some(probe) = probe.filter(|_| status.acquiring > 0) else { return Kind::Exhausted.into() };
+        let Some(probe) = probe.filter(|_| status.acquiring > 0) else {
+            return Kind::Exhausted.into();
+        };
         let failure: Option<Error> = match probe.now_or_never() {
             Some(ended) => ended.ok().flatten(),
             None => (time >= PROBE).then(|| Kind::Down.into()),
         };
         let is_any_used = status.in_use > 0 || self.shared.source.is_used(status.acquiring);
         // Without a cause it is silence, which may be a slow log-in.
-        let is_slow = |error: &Error| error.source().is_none() && self.shared.queue.logs_in_slowly();
+        let is_slow =
+            |error: &Error| error.source().is_none() && self.shared.queue.logs_in_slowly();
         match failure {
             Some(error) if error.is_down() && !is_slow(&error) => error,
             Some(error) if error.is_exhausted() && !is_any_used => error,
@@ -207,9 +243,12 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
     let (pool, began) = (ticket.pool().clone(), Instant::now());
     let fetched = match &pool.shared.outer {
         Some(outer) => outer.take(),
-        None => take_from_driver(&mut ticket, &pool, &runtime).await.map(|driver| {
-            PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory()).unnamed(pool.shared.unnamed)
-        }),
+        None => take_from_driver(&mut ticket, &pool, &runtime)
+            .await
+            .map(|driver| {
+                PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory())
+                    .unnamed(pool.shared.unnamed)
+            }),
     };
     match fetched {
         // Evicted on its way: dropping both closes it and sends for another one.
@@ -233,7 +272,11 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
 
 /// A connection of the driver's pool. sqlx bounds a connect only by its own `acquire_timeout`, and goes on with it when
 /// the pool is closed. A server's that takes too long is given up here: nothing has been sent on it but a log-in.
-async fn take_from_driver(ticket: &mut Ticket, pool: &SessionPool, runtime: &Handle) -> Result<Driver, DbErr> {
+async fn take_from_driver(
+    ticket: &mut Ticket,
+    pool: &SessionPool,
+    runtime: &Handle,
+) -> Result<Driver, DbErr> {
     let (source, queue) = (&pool.shared.source, &pool.shared.queue);
     let mut acquiring = pin!(join(source.acquire(), pool.explore(runtime)));
     if let Ok((driver, ())) = timeout(SILENCE, acquiring.as_mut()).await {
@@ -246,7 +289,9 @@ async fn take_from_driver(ticket: &mut Ticket, pool: &SessionPool, runtime: &Han
     let patience = queue.patience();
     match select(acquiring, pin!(timeout(patience, source.closed()))).await {
         Either::Left(((driver, ()), _)) => driver,
-        Either::Right((Ok(()), _)) => Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)),
+        Either::Right((Ok(()), _)) => {
+            Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed))
+        }
         Either::Right((Err(_), _)) => {
             tracing::info!(target: "tower_sea_orm::pool", ?patience, "gave up a connection that took too long to open");
             queue.gave_up(patience);

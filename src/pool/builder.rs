@@ -73,7 +73,10 @@ impl Settings {
     /// How many may be in the queue besides those for whom a connection can still be opened.
     pub(super) fn room(&self, source: &Source) -> Room {
         if let Some(waiting) = self.max_waiting {
-            return Room { certain: waiting as usize, patience: Duration::ZERO };
+            return Room {
+                certain: waiting as usize,
+                patience: Duration::ZERO,
+            };
         }
         let max = source.max_connections().unwrap_or(u32::MAX);
         Room {
@@ -119,7 +122,11 @@ pub struct SessionPoolBuilder {
 impl SessionPool {
     /// Starts a pool over `database` with settings other than the defaults.
     pub fn builder(database: DatabaseConnection) -> SessionPoolBuilder {
-        SessionPoolBuilder { database, settings: Settings::default(), acquire_timeout: None }
+        SessionPoolBuilder {
+            database,
+            settings: Settings::default(),
+            acquire_timeout: None,
+        }
     }
 }
 
@@ -371,8 +378,16 @@ impl SessionPoolBuilder {
     }
 
     /// The pool over what `source` says its database is.
-    pub(super) fn build_over(self, source: Source, outer: Option<Outer>) -> Result<SessionPool, Error> {
-        let Self { database, mut settings, acquire_timeout } = self;
+    pub(super) fn build_over(
+        self,
+        source: Source,
+        outer: Option<Outer>,
+    ) -> Result<SessionPool, Error> {
+        let Self {
+            database,
+            mut settings,
+            acquire_timeout,
+        } = self;
         check(&settings, &source, &database)?;
         let default = settings.acquire_timeout;
         let drivers = || source.acquire_timeout().unwrap_or(default).min(default);
@@ -394,7 +409,11 @@ impl From<DatabaseConnection> for SessionPoolBuilder {
 
 impl fmt::Debug for SessionPoolBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { settings, acquire_timeout, .. } = self;
+        let Self {
+            settings,
+            acquire_timeout,
+            ..
+        } = self;
         f.debug_struct("SessionPoolBuilder")
             .field("settings", settings)
             .field("acquire_timeout", acquire_timeout)
@@ -403,10 +422,16 @@ impl fmt::Debug for SessionPoolBuilder {
 }
 
 fn check(settings: &Settings, source: &Source, database: &DatabaseConnection) -> Result<(), Error> {
-    if source.max_connections().is_some_and(|max| settings.reserve >= max) {
+    if source
+        .max_connections()
+        .is_some_and(|max| settings.reserve >= max)
+    {
         return Err(Kind::InvalidReserve.into());
     }
-    if settings.warn_hold.is_zero() || settings.max_hold.is_zero() || settings.body_timeout.is_zero() {
+    if settings.warn_hold.is_zero()
+        || settings.max_hold.is_zero()
+        || settings.body_timeout.is_zero()
+    {
         return Err(Kind::InvalidHold.into());
     }
     let has_connections = !matches!(source, Source::Direct) || database.is_mock_connection();

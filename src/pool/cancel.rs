@@ -21,7 +21,12 @@ impl SessionPool {
     ///
     /// Its connection is kept: with each one closed, a storm of clients that leave would empty the pool
     /// (<https://github.com/authzed/spicedb/pull/3176>).
-    pub(crate) async fn see_off<F>(&self, mut call: F, victim: &Victim, runtime: &Handle) -> Finished
+    pub(crate) async fn see_off<F>(
+        &self,
+        mut call: F,
+        victim: &Victim,
+        runtime: &Handle,
+    ) -> Finished
     where
         F: Future<Output = Finished> + Unpin,
     {
@@ -54,7 +59,13 @@ impl SessionPool {
     }
 
     /// Asks the server to stop what `call` runs, and waits for the answer, whatever becomes of the call.
-    async fn stop<F>(&self, call: &mut F, target: Identity, late: &mut Late, runtime: &Handle) -> Option<Finished>
+    async fn stop<F>(
+        &self,
+        call: &mut F,
+        target: Identity,
+        late: &mut Late,
+        runtime: &Handle,
+    ) -> Option<Finished>
     where
         F: Future<Output = Finished> + Unpin,
     {
@@ -62,7 +73,9 @@ impl SessionPool {
         let (id, reply) = self.request(Some(target), runtime);
         let (finished, reply) = match select(call, reply).await {
             Either::Right((reply, _)) => (None, reply.ok()),
-            Either::Left((finished, _)) if self.shared.control.withdraw(id) => return Some(finished),
+            Either::Left((finished, _)) if self.shared.control.withdraw(id) => {
+                return Some(finished);
+            }
             // It is under way, and may be carried out after the statement's end. The next one would be hit:
             // https://github.com/pgbouncer/pgbouncer/issues/245
             Either::Left((finished, reply)) => (Some(finished), reply.await.ok()),

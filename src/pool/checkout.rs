@@ -50,13 +50,26 @@ impl CheckedOut {
     pub(super) fn new(connection: PinnedConnection, slot: SlotGuard, fetched: Instant) -> Self {
         let runtime = connection.runtime().clone();
         let (connection, text) = (Some(connection), Redacted::default());
-        Self(Box::new(Parts { connection, runtime, fetched, text, slot }))
+        Self(Box::new(Parts {
+            connection,
+            runtime,
+            fetched,
+            text,
+            slot,
+        }))
     }
 
     /// A session of `pool`, and of `request`, holds the connection from now on, until it is back.
-    pub(crate) fn hold(&mut self, pool: &SessionPool, holder: Weak<dyn Holder>, request: Option<Weak<dyn Holder>>) {
+    pub(crate) fn hold(
+        &mut self,
+        pool: &SessionPool,
+        holder: Weak<dyn Holder>,
+        request: Option<Weak<dyn Holder>>,
+    ) {
         self.0.text.clear();
-        self.0.slot.hold(pool.note_holder(holder, request, &self.0.runtime));
+        self.0
+            .slot
+            .hold(pool.note_holder(holder, request, &self.0.runtime));
     }
 
     /// The session's last statement.
@@ -67,7 +80,10 @@ impl CheckedOut {
     /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
     /// one, and so does a first statement that the server says it had no connection for any more: nothing has
     /// happened yet that could happen twice.
-    #[allow(clippy::manual_async_fn, reason = "an `async fn` has room for its arguments twice")]
+    #[allow(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has room for its arguments twice"
+    )]
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
             let mut output = self.call_once(&mut task).await;
@@ -75,7 +91,10 @@ impl CheckedOut {
                 output = Box::pin(self.begin_again(output, &mut task)).await;
             }
             self.leave_read_only();
-            Finished { connection: self, output }
+            Finished {
+                connection: self,
+                output,
+            }
         }
     }
 
@@ -85,7 +104,11 @@ impl CheckedOut {
         self.is_broken() && is_undone && task.is_whole() && !self.0.slot.pool().is_test()
     }
 
-    async fn begin_again(&mut self, mut output: Result<Output, DbErr>, task: &mut Task) -> Result<Output, DbErr> {
+    async fn begin_again(
+        &mut self,
+        mut output: Result<Output, DbErr>,
+        task: &mut Task,
+    ) -> Result<Output, DbErr> {
         for _ in 0..BEGIN_AGAIN {
             if !self.may_begin_again(&output, task) {
                 break;
@@ -133,7 +156,10 @@ impl CheckedOut {
 
     /// What stops its statements.
     pub(crate) fn victim(&mut self) -> Option<Arc<Victim>> {
-        self.0.connection.as_mut().map(|connection| connection.victim().clone())
+        self.0
+            .connection
+            .as_mut()
+            .map(|connection| connection.victim().clone())
     }
 
     /// Lets a cancel that came too late hit nobody.
@@ -151,12 +177,18 @@ impl CheckedOut {
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.0.connection.as_ref().map_or(0, PinnedConnection::depth)
+        self.0
+            .connection
+            .as_ref()
+            .map_or(0, PinnedConnection::depth)
     }
 
     /// Whether the open transaction has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.0.connection.as_ref().is_some_and(PinnedConnection::has_failed)
+        self.0
+            .connection
+            .as_ref()
+            .is_some_and(PinnedConnection::has_failed)
     }
 
     /// The reader of the stream that has failed knows it now.
@@ -169,23 +201,37 @@ impl CheckedOut {
 
     /// Whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
-        self.0.connection.as_mut().is_some_and(PinnedConnection::take_ended_elsewhere)
+        self.0
+            .connection
+            .as_mut()
+            .is_some_and(PinnedConnection::take_ended_elsewhere)
     }
 
     /// Whether its server has refused a write, and may have another one in its place.
     pub(crate) fn may_be_demoted(&self) -> bool {
-        self.0.connection.as_ref().is_some_and(PinnedConnection::may_be_demoted)
+        self.0
+            .connection
+            .as_ref()
+            .is_some_and(PinnedConnection::may_be_demoted)
     }
 
     /// Has all leave a server that takes no writes.
     fn leave_read_only(&self) {
-        if self.0.connection.as_ref().is_some_and(PinnedConnection::is_demoted) {
+        if self
+            .0
+            .connection
+            .as_ref()
+            .is_some_and(PinnedConnection::is_demoted)
+        {
             self.0.slot.pool().leave_server(self.0.fetched);
         }
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.0.connection.as_ref().is_none_or(PinnedConnection::is_broken)
+        self.0
+            .connection
+            .as_ref()
+            .is_none_or(PinnedConnection::is_broken)
     }
 
     /// The runtime that serves the connection.
@@ -204,7 +250,9 @@ impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
     /// not, never if it is broken. `then` runs when it has left.
     pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
-        let Some(connection) = &self.0.connection else { return then() };
+        let Some(connection) = &self.0.connection else {
+            return then();
+        };
         if connection.is_broken() {
             // What killed it may have killed the others.
             self.0.slot.pool().cool_down();
@@ -237,7 +285,9 @@ impl CheckedOut {
 
     async fn clean(&mut self) -> bool {
         let patience = self.patience();
-        let Some(connection) = &mut self.0.connection else { return false };
+        let Some(connection) = &mut self.0.connection else {
+            return false;
+        };
         match patience {
             None => connection.clean().await.is_ok(),
             Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
@@ -293,12 +343,23 @@ impl CheckedOut {
 
 impl Drop for CheckedOut {
     fn drop(&mut self) {
-        if !self.0.connection.as_ref().is_some_and(PinnedConnection::survives_cancel) {
+        if !self
+            .0
+            .connection
+            .as_ref()
+            .is_some_and(PinnedConnection::survives_cancel)
+        {
             return;
         }
-        let Some(connection) = self.0.connection.take() else { return };
+        let Some(connection) = self.0.connection.take() else {
+            return;
+        };
         let runtime = self.0.runtime.clone();
-        let mut survivor = Survivor(Some(Self::new(connection, self.0.slot.take(), self.0.fetched)));
+        let mut survivor = Survivor(Some(Self::new(
+            connection,
+            self.0.slot.take(),
+            self.0.fetched,
+        )));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0
                 && checked_out.clean().await

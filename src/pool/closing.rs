@@ -111,7 +111,8 @@ impl SessionPool {
 
     /// Counts a session from here on, unless the pool takes no new ones.
     pub(crate) fn admit(&self) -> Result<Admission<'_>, Error> {
-        self.try_admit().ok_or_else(|| self.fail(Kind::Closing.into(), Duration::ZERO))
+        self.try_admit()
+            .ok_or_else(|| self.fail(Kind::Closing.into(), Duration::ZERO))
     }
 
     /// [`admit`](Self::admit), without a word to the log.

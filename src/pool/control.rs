@@ -103,7 +103,10 @@ impl Control {
 
     fn take(&self) -> (Vec<Request>, Vec<Question>) {
         let mut state = self.lock();
-        (std::mem::take(&mut state.requests), std::mem::take(&mut state.questions))
+        (
+            std::mem::take(&mut state.requests),
+            std::mem::take(&mut state.questions),
+        )
     }
 
     /// Whether the task may end; then the next request starts another.
@@ -114,7 +117,9 @@ impl Control {
     }
 
     fn has_failed(&self) -> bool {
-        self.lock().failed.is_some_and(|failed| failed.elapsed() < RETRY)
+        self.lock()
+            .failed
+            .is_some_and(|failed| failed.elapsed() < RETRY)
     }
 
     fn opened(&self, route: Route, cancels: bool) {
@@ -147,7 +152,11 @@ impl Control {
 
 impl SessionPool {
     /// Has the server stop a connection's statement; the number withdraws the request.
-    pub(super) fn request(&self, target: Option<Identity>, runtime: &Handle) -> (u64, oneshot::Receiver<Reply>) {
+    pub(super) fn request(
+        &self,
+        target: Option<Identity>,
+        runtime: &Handle,
+    ) -> (u64, oneshot::Receiver<Reply>) {
         let control = &self.shared.control;
         let (reply, receiver) = oneshot::channel();
         let mut state = control.lock();
@@ -159,7 +168,11 @@ impl SessionPool {
     }
 
     /// Asks the server whether it is at work for `subject`; `None` if it cannot say.
-    pub(super) fn ask(&self, subject: Subject, runtime: &Handle) -> oneshot::Receiver<Option<bool>> {
+    pub(super) fn ask(
+        &self,
+        subject: Subject,
+        runtime: &Handle,
+    ) -> oneshot::Receiver<Option<bool>> {
         let (reply, receiver) = oneshot::channel();
         let mut state = self.shared.control.lock();
         state.questions.push(Question { subject, reply });
@@ -175,7 +188,10 @@ impl SessionPool {
         if is_served {
             rung.notify_one();
         } else {
-            let operator = Operator { pool: Arc::downgrade(&self.shared), rung: rung.clone() };
+            let operator = Operator {
+                pool: Arc::downgrade(&self.shared),
+                rung: rung.clone(),
+            };
             runtime.spawn(operator.serve());
         }
     }
@@ -208,7 +224,9 @@ struct Operator {
 
 impl Operator {
     async fn serve(mut self) {
-        let Some(mut closed) = self.pool.upgrade().map(|shared| shared.source.closed()) else { return };
+        let Some(mut closed) = self.pool.upgrade().map(|shared| shared.source.closed()) else {
+            return;
+        };
         let mut line = None;
         while self.turn(&mut line, &mut closed).await {}
         if let Some(line) = line {
@@ -219,7 +237,9 @@ impl Operator {
     /// Answers what has come in, or waits for more; false if nothing came for long enough.
     async fn turn(&mut self, line: &mut Option<Line>, closed: &mut BoxFuture<'static, ()>) -> bool {
         {
-            let Some(shared) = self.pool.upgrade() else { return false };
+            let Some(shared) = self.pool.upgrade() else {
+                return false;
+            };
             let (requests, questions) = shared.control.take();
             if !requests.is_empty() || !questions.is_empty() {
                 shared.answer(line, requests).await;
@@ -228,8 +248,14 @@ impl Operator {
             }
         }
         let rest = select(Box::pin(sleep(IDLE)), closed);
-        let rested = matches!(select(Box::pin(self.rung.notified()), rest).await, Either::Right(_));
-        let is_over = self.pool.upgrade().is_none_or(|shared| rested && shared.control.rest());
+        let rested = matches!(
+            select(Box::pin(self.rung.notified()), rest).await,
+            Either::Right(_)
+        );
+        let is_over = self
+            .pool
+            .upgrade()
+            .is_none_or(|shared| rested && shared.control.rest());
         if is_over {
             self.pool = Weak::new();
         }
@@ -239,11 +265,16 @@ impl Operator {
 
 impl Drop for Operator {
     fn drop(&mut self) {
-        let Some(shared) = self.pool.upgrade() else { return };
+        let Some(shared) = self.pool.upgrade() else {
+            return;
+        };
         let (requests, _unanswered) = {
             let mut state = shared.control.lock();
             state.is_served = false;
-            (std::mem::take(&mut state.requests), std::mem::take(&mut state.questions))
+            (
+                std::mem::take(&mut state.requests),
+                std::mem::take(&mut state.questions),
+            )
         };
         for request in requests {
             let _ = request.reply.send(Reply::Unsent);
@@ -254,7 +285,11 @@ impl Drop for Operator {
 impl Shared {
     /// Answers `requests`, with a new line if there is none.
     async fn answer(&self, line: &mut Option<Line>, requests: Vec<Request>) {
-        let mut batch = Batch::new(requests.iter().filter_map(|request| request.target.as_ref()));
+        let mut batch = Batch::new(
+            requests
+                .iter()
+                .filter_map(|request| request.target.as_ref()),
+        );
         let rested = line.is_some();
         let fault = self.send(line, &mut batch).await;
         if rested && fault.is_some_and(|fault| fault.is_over(&batch)) {

@@ -10,12 +10,17 @@ thread_local! {
 
 /// The request that is being polled, by its outermost session.
 pub(crate) fn current() -> Option<Arc<dyn Holder>> {
-    CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+    CURRENT
+        .try_with(|current| current.borrow().clone())
+        .ok()
+        .flatten()
 }
 
 /// What is polled from here on, until the returned value is dropped, belongs to `request`.
 pub(crate) fn enter(request: Arc<dyn Holder>) -> Entered {
-    Entered { before: replace(Some(request)) }
+    Entered {
+        before: replace(Some(request)),
+    }
 }
 
 /// Restores, when it is dropped, what was current before.
@@ -32,5 +37,8 @@ impl Drop for Entered {
 
 /// Whatever goes is dropped by the caller, when nothing is borrowed any more.
 fn replace(next: Option<Arc<dyn Holder>>) -> Option<Arc<dyn Holder>> {
-    CURRENT.try_with(|current| current.replace(next)).ok().flatten()
+    CURRENT
+        .try_with(|current| current.replace(next))
+        .ok()
+        .flatten()
 }

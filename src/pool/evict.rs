@@ -56,17 +56,26 @@ impl Eviction {
     /// Notes one because of a refused write, unless it is too soon; returns how long ago the one before was.
     fn note_refusal(&self) -> Option<Duration> {
         let mut last = self.lock();
-        let (past, pause) = last.map_or((Duration::MAX, Duration::ZERO), |last| (last.at.elapsed(), last.pause));
+        let (past, pause) = last.map_or((Duration::MAX, Duration::ZERO), |last| {
+            (last.at.elapsed(), last.pause)
+        });
         if past < pause {
             return None;
         }
-        let next = if past < CALM { (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { FIRST_PAUSE };
+        let next = if past < CALM {
+            (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+        } else {
+            FIRST_PAUSE
+        };
         self.set(&mut last, next);
         Some(past)
     }
 
     fn set(&self, last: &mut Option<Last>, pause: Duration) {
-        *last = Some(Last { at: Instant::now(), pause });
+        *last = Some(Last {
+            at: Instant::now(),
+            pause,
+        });
         self.has_been.store(true, Ordering::Relaxed);
     }
 
@@ -126,7 +135,9 @@ impl SessionPool {
         if self.is_evicted(fetched) {
             return;
         }
-        let Some(past) = self.shared.eviction.note_refusal() else { return };
+        let Some(past) = self.shared.eviction.note_refusal() else {
+            return;
+        };
         if past >= QUIET {
             tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes");
         }

@@ -157,7 +157,11 @@ impl Holders {
     pub(super) fn enter_unwatched(&self, holder: Weak<dyn Holder>) -> Key {
         let mut register = self.lock();
         register.entered += 1;
-        register.place(Entry { holder, request: None, watch: None })
+        register.place(Entry {
+            holder,
+            request: None,
+            watch: None,
+        })
     }
 
     /// Notes that `holder` holds a connection from now on; tells whether that needs a watcher.
@@ -168,10 +172,23 @@ impl Holders {
         settings: &Settings,
     ) -> (Key, bool) {
         let since = Instant::now();
-        let (warn_at, cut_at) = (since.checked_add(settings.warn_hold), since.checked_add(settings.max_hold));
+        let (warn_at, cut_at) = (
+            since.checked_add(settings.warn_hold),
+            since.checked_add(settings.max_hold),
+        );
         let ask_at = warn_at.filter(|_| settings.cancel_running);
-        let watch = Watch { since, warn_at, ask_at, cut_at, told: None };
-        let entry = Entry { holder, request, watch: Some(watch) };
+        let watch = Watch {
+            since,
+            warn_at,
+            ask_at,
+            cut_at,
+            told: None,
+        };
+        let entry = Entry {
+            holder,
+            request,
+            watch: Some(watch),
+        };
         let mut register = self.lock();
         register.entered += 1;
         let key = register.place(entry);
@@ -201,22 +218,34 @@ impl Holders {
 
     /// Those that are there.
     pub(super) fn all(&self) -> Vec<Arc<dyn Holder>> {
-        self.lock().entries.iter().flatten().filter_map(|entry| entry.holder.upgrade()).collect()
+        self.lock()
+            .entries
+            .iter()
+            .flatten()
+            .filter_map(|entry| entry.holder.upgrade())
+            .collect()
     }
 
     /// Those that are watched, with their places.
     pub(super) fn watched(&self) -> Vec<(Key, Arc<dyn Holder>)> {
         let register = self.lock();
         let entries = register.entries.iter().enumerate();
-        let watched =
-            entries.filter_map(|(key, entry)| Some((key, entry.as_ref()?.watch.as_ref().and(entry.as_ref())?)));
-        watched.filter_map(|(key, entry)| Some((key, entry.holder.upgrade()?))).collect()
+        let watched = entries.filter_map(|(key, entry)| {
+            Some((key, entry.as_ref()?.watch.as_ref().and(entry.as_ref())?))
+        });
+        watched
+            .filter_map(|(key, entry)| Some((key, entry.holder.upgrade()?)))
+            .collect()
     }
 
     /// Those of `request`.
     pub(super) fn of(&self, request: &Arc<dyn Holder>) -> Vec<Arc<dyn Holder>> {
         let register = self.lock();
-        let own = register.entries.iter().flatten().filter(|entry| entry.is_of(request));
+        let own = register
+            .entries
+            .iter()
+            .flatten()
+            .filter(|entry| entry.is_of(request));
         own.filter_map(|entry| entry.holder.upgrade()).collect()
     }
 
@@ -227,7 +256,12 @@ impl Holders {
     /// Finds those that have held for too long; each is named once.
     pub(super) fn look(&self) -> Look {
         let now = Instant::now();
-        let mut look = Look { long: Vec::new(), doubtful: Vec::new(), too_long: Vec::new(), next: Some(TICK) };
+        let mut look = Look {
+            long: Vec::new(),
+            doubtful: Vec::new(),
+            too_long: Vec::new(),
+            next: Some(TICK),
+        };
         let mut register = self.lock();
         for (key, entry) in register.entries.iter_mut().enumerate() {
             let Some(entry) = entry else { continue };
@@ -253,7 +287,11 @@ impl Holders {
 
     /// It could not be taken away: that is tried again.
     pub(super) fn try_again(&self, key: Key, holder: &Arc<dyn Holder>, told: Option<Told>) {
-        if let Some(watch) = self.lock().entry_of(key, holder).and_then(|entry| entry.watch.as_mut()) {
+        if let Some(watch) = self
+            .lock()
+            .entry_of(key, holder)
+            .and_then(|entry| entry.watch.as_mut())
+        {
             watch.cut_at = Instant::now().checked_add(AGAIN);
             watch.told = told;
         }
@@ -290,7 +328,9 @@ impl Register {
 
 impl Entry {
     fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
-        self.request.as_ref().is_some_and(|own| std::ptr::addr_eq(own.as_ptr(), Arc::as_ptr(request)))
+        self.request
+            .as_ref()
+            .is_some_and(|own| std::ptr::addr_eq(own.as_ptr(), Arc::as_ptr(request)))
     }
 
     /// What is upgraded here must not be dropped under the lock: `look` takes it all along.
@@ -304,7 +344,10 @@ impl Entry {
             && let Some(holder) = self.holder.upgrade()
         {
             if is_long && watch.told.is_none() {
-                watch.told = Some(Told { label: holder.label(), since: watch.since });
+                watch.told = Some(Told {
+                    label: holder.label(),
+                    since: watch.since,
+                });
             }
             if is_long {
                 look.long.push((holder.clone(), held));
@@ -323,7 +366,10 @@ impl Entry {
         if is_too_long {
             watch.cut_at = now.checked_add(AGAIN);
         }
-        for due in [watch.warn_at, watch.ask_at, watch.cut_at].into_iter().flatten() {
+        for due in [watch.warn_at, watch.ask_at, watch.cut_at]
+            .into_iter()
+            .flatten()
+        {
             look.next = look.next.min(Some(due.saturating_duration_since(now)));
         }
     }

@@ -38,14 +38,20 @@ pub(super) struct Batch<'a> {
 }
 
 /// One that is to be stopped.
-#[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
+#[cfg_attr(
+    not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
+    allow(dead_code)
+)]
 pub(super) struct Errand<'a> {
     pub(super) target: &'a Identity,
     pub(super) fate: Fate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
+#[cfg_attr(
+    not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
+    allow(dead_code)
+)]
 pub(super) enum Fate {
     /// Nothing was sent that would stop it.
     Untouched,
@@ -57,23 +63,35 @@ pub(super) enum Fate {
 
 impl<'a> Batch<'a> {
     pub(super) fn new(targets: impl Iterator<Item = &'a Identity>) -> Self {
-        let errands = targets.map(|target| Errand { target, fate: Fate::Untouched }).collect();
+        let errands = targets
+            .map(|target| Errand {
+                target,
+                fate: Fate::Untouched,
+            })
+            .collect();
         Self { errands }
     }
 
     /// Whether nothing was sent that would stop anybody.
     fn is_untouched(&self) -> bool {
-        self.errands.iter().all(|errand| errand.fate == Fate::Untouched)
+        self.errands
+            .iter()
+            .all(|errand| errand.fate == Fate::Untouched)
     }
 
     #[cfg(feature = "sqlx-postgres")]
     fn all(&mut self, fate: Fate) {
-        self.errands.iter_mut().for_each(|errand| errand.fate = fate);
+        self.errands
+            .iter_mut()
+            .for_each(|errand| errand.fate = fate);
     }
 }
 
 /// A connection beside the driver's pool.
-#[cfg_attr(not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")), allow(dead_code))]
+#[cfg_attr(
+    not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
+    allow(dead_code)
+)]
 pub(super) enum Line {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(PgConnection),
@@ -149,9 +167,19 @@ impl Line {
                 // A proxy answers the first by a number of its own, and passes the second on.
                 let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
                 let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
-                let route = if told.is_some() && told == own { Route::Direct } else { Route::Proxied };
+                let route = if told.is_some() && told == own {
+                    Route::Direct
+                } else {
+                    Route::Proxied
+                };
                 let processes = find_processes(&mut connection).await?;
-                Ok((Self::MySql { connection, processes }, route))
+                Ok((
+                    Self::MySql {
+                        connection,
+                        processes,
+                    },
+                    route,
+                ))
             }
             #[allow(unreachable_patterns)]
             _ => Err(Fault::Silent),
@@ -167,7 +195,10 @@ impl Line {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(connection) => cancel_postgres(connection, batch).await,
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql { connection, processes } => kill_mysql(connection, processes, batch).await,
+            Self::MySql {
+                connection,
+                processes,
+            } => kill_mysql(connection, processes, batch).await,
             #[allow(unreachable_patterns)]
             _ => Err(Fault::Silent),
         }
@@ -177,7 +208,14 @@ impl Line {
     pub(super) async fn is_busy(&mut self, target: &Identity) -> Result<Option<bool>, Fault> {
         match (self, target) {
             #[cfg(feature = "sqlx-postgres")]
-            (Self::Postgres(connection), Identity::Postgres { pid, started, server }) => {
+            (
+                Self::Postgres(connection),
+                Identity::Postgres {
+                    pid,
+                    started,
+                    server,
+                },
+            ) => {
                 // Where activities are not tracked, all may be busy.
                 let sql = format!(
                     "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
@@ -185,17 +223,28 @@ impl Line {
                      AND coalesce(state, '') NOT LIKE 'idle%') \
                      WHERE (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8 = {server}"
                 );
-                let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?;
+                let rows =
+                    answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?;
                 Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
             }
             #[cfg(feature = "sqlx-mysql")]
-            (Self::MySql { connection, processes }, Identity::MySql { id, client, server }) => {
+            (
+                Self::MySql {
+                    connection,
+                    processes,
+                },
+                Identity::MySql { id, client, server },
+            ) => {
                 let sql = format!(
                     "SELECT {MYSQL_SERVER}, (SELECT CAST(HOST AS CHAR) FROM {processes} \
                      WHERE ID = {id} AND COMMAND <> 'Sleep')"
                 );
-                let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?;
-                let Some(row) = rows.first().filter(|row| row.try_get(0).is_ok_and(|is: String| is == *server)) else {
+                let rows =
+                    answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?;
+                let Some(row) = rows
+                    .first()
+                    .filter(|row| row.try_get(0).is_ok_and(|is: String| is == *server))
+                else {
                     return Ok(None);
                 };
                 let busy: Option<String> = row.try_get(1)?;
@@ -209,7 +258,10 @@ impl Line {
     /// Whether the server is at work for any connection of this client's to the same database; `None` if it has fewer
     /// than `count` of them, because the others are another server's then, or it does not say.
     pub(super) async fn is_busy_at_all(&mut self, count: u32) -> Result<Option<bool>, Fault> {
-        let found = self.count_connections().await?.filter(|(connections, _)| *connections >= i64::from(count));
+        let found = self
+            .count_connections()
+            .await?
+            .filter(|(connections, _)| *connections >= i64::from(count));
         Ok(found.map(|(_, busy)| busy > 0))
     }
 
@@ -217,13 +269,20 @@ impl Line {
     async fn count_connections(&mut self) -> Result<Option<(i64, i64)>, Fault> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(connection) => {
-                Ok(Some(pair(&answered(sqlx::raw_sql(POSTGRES_ALL).fetch_all(connection)).await?)?))
-            }
+            Self::Postgres(connection) => Ok(Some(pair(
+                &answered(sqlx::raw_sql(POSTGRES_ALL).fetch_all(connection)).await?,
+            )?)),
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql { connection, processes } => {
+            Self::MySql {
+                connection,
+                processes,
+            } => {
                 // Without the port.
-                let address = |host| format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))");
+                let address = |host| {
+                    format!(
+                        "LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))"
+                    )
+                };
                 let sql = format!(
                     "SELECT COUNT(*), CAST(COALESCE(SUM(it.COMMAND <> 'Sleep'), 0) AS SIGNED) \
                      FROM {processes} AS own JOIN {processes} AS it \
@@ -232,7 +291,9 @@ impl Line {
                     address("it.HOST"),
                     address("own.HOST"),
                 );
-                Ok(Some(pair(&answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?)?))
+                Ok(Some(pair(
+                    &answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection)).await?,
+                )?))
             }
             #[allow(unreachable_patterns)]
             _ => Ok(None),
@@ -258,7 +319,9 @@ const POSTGRES_ALL: &str = "SELECT count(*), count(*) FILTER (WHERE coalesce(it.
      WHERE own.pid = pg_catalog.pg_backend_pid()";
 
 #[cfg(feature = "sqlx-postgres")]
-async fn open_postgres(options: &sqlx::postgres::PgConnectOptions) -> Result<(PgConnection, Route), Fault> {
+async fn open_postgres(
+    options: &sqlx::postgres::PgConnectOptions,
+) -> Result<(PgConnection, Route), Fault> {
     let mark = mark();
     let mut connection = match options.clone().options([(MARK, &mark)]).connect().await {
         Ok(connection) => connection,
@@ -267,9 +330,18 @@ async fn open_postgres(options: &sqlx::postgres::PgConnectOptions) -> Result<(Pg
         Err(error) => return Err(error.into()),
     };
     let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
-    let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
-    let arrived = rows.first().and_then(|row| row.try_get::<Option<String>, _>(0).ok()).flatten();
-    let route = if arrived.as_deref() == Some(&*mark) { Route::Direct } else { Route::Proxied };
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql))
+        .fetch_all(&mut connection)
+        .await?;
+    let arrived = rows
+        .first()
+        .and_then(|row| row.try_get::<Option<String>, _>(0).ok())
+        .flatten();
+    let route = if arrived.as_deref() == Some(&*mark) {
+        Route::Direct
+    } else {
+        Route::Proxied
+    };
     Ok((connection, route))
 }
 
@@ -282,7 +354,10 @@ fn mark() -> String {
 
 /// Cancels all in one statement.
 #[cfg(feature = "sqlx-postgres")]
-async fn cancel_postgres(connection: &mut PgConnection, batch: &mut Batch<'_>) -> Result<(), Fault> {
+async fn cancel_postgres(
+    connection: &mut PgConnection,
+    batch: &mut Batch<'_>,
+) -> Result<(), Fault> {
     batch.all(Fate::InDoubt);
     let mut ended = cancel_backends(connection, &batch.errands).await;
     if ended.as_ref().is_err_and(Fault::is_fatal) {
@@ -306,7 +381,10 @@ async fn cancel_postgres(connection: &mut PgConnection, batch: &mut Batch<'_>) -
 
 /// The number alone may be somebody else's by now: the start has to be the same.
 #[cfg(feature = "sqlx-postgres")]
-async fn cancel_backends(connection: &mut PgConnection, errands: &[Errand<'_>]) -> Result<(), Fault> {
+async fn cancel_backends(
+    connection: &mut PgConnection,
+    errands: &[Errand<'_>],
+) -> Result<(), Fault> {
     let wanted: Vec<String> = errands
         .iter()
         .filter_map(|errand| match errand.target {
@@ -333,10 +411,13 @@ async fn kill_mysql(
     processes: &'static str,
     batch: &mut Batch<'_>,
 ) -> Result<(), Fault> {
-    let ids = batch.errands.iter().filter_map(|errand| match errand.target {
-        Identity::MySql { id, .. } => Some(id.to_string()),
-        Identity::Postgres { .. } => None,
-    });
+    let ids = batch
+        .errands
+        .iter()
+        .filter_map(|errand| match errand.target {
+            Identity::MySql { id, .. } => Some(id.to_string()),
+            Identity::Postgres { .. } => None,
+        });
     let sql = format!(
         "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM {processes} \
          WHERE ID IN ({}) AND COMMAND <> 'Sleep'",
@@ -349,7 +430,9 @@ async fn kill_mysql(
     let mut ended = Ok(());
     for errand in &mut batch.errands {
         if let Identity::MySql { id, client, .. } = errand.target
-            && busy.iter().any(|(number, host)| number == id && host == client)
+            && busy
+                .iter()
+                .any(|(number, host)| number == id && host == client)
         {
             errand.fate = Fate::InDoubt;
             match answered(connection.execute(AssertSqlSafe(format!("KILL QUERY {id}")))).await {
@@ -379,7 +462,10 @@ where
 /// The server's answer, if it comes in time.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 async fn answered<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Fault> {
-    timeout(BOUND, answer).await.map_err(|_| Fault::Silent)?.map_err(Fault::Driver)
+    timeout(BOUND, answer)
+        .await
+        .map_err(|_| Fault::Silent)?
+        .map_err(Fault::Driver)
 }
 
 /// The table of processes that this server has.
@@ -387,7 +473,10 @@ async fn answered<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Re
 async fn find_processes(connection: &mut MySqlConnection) -> Result<&'static str, Fault> {
     let [newer, older] = PROCESSES;
     let sql = format!("SELECT ID FROM {newer} WHERE ID = CONNECTION_ID()");
-    match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await {
+    match sqlx::raw_sql(AssertSqlSafe(sql))
+        .fetch_all(connection)
+        .await
+    {
         Ok(rows) => Ok(if rows.is_empty() { older } else { newer }),
         Err(sqlx::Error::Database(_)) => Ok(older),
         Err(error) => Err(error.into()),
@@ -396,14 +485,23 @@ async fn find_processes(connection: &mut MySqlConnection) -> Result<&'static str
 
 #[cfg(feature = "sqlx-mysql")]
 fn is_gone(error: &dyn sqlx_core::error::DatabaseError) -> bool {
-    error.try_downcast_ref::<sea_orm::SqlxMySqlError>().is_some_and(|error| error.number() == 1094)
+    error
+        .try_downcast_ref::<sea_orm::SqlxMySqlError>()
+        .is_some_and(|error| error.number() == 1094)
 }
 
 #[cfg(feature = "sqlx-mysql")]
-async fn first_number(connection: &mut MySqlConnection, sql: &'static str) -> Result<Option<u64>, Fault> {
+async fn first_number(
+    connection: &mut MySqlConnection,
+    sql: &'static str,
+) -> Result<Option<u64>, Fault> {
     let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
     let number = rows.first().and_then(|row| {
-        row.try_get::<u64, _>(0).ok().or_else(|| row.try_get::<i64, _>(0).ok().and_then(|id| id.try_into().ok()))
+        row.try_get::<u64, _>(0).ok().or_else(|| {
+            row.try_get::<i64, _>(0)
+                .ok()
+                .and_then(|id| id.try_into().ok())
+        })
     });
     Ok(number)
 }

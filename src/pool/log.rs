@@ -33,7 +33,10 @@ impl Pressure {
     pub(crate) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
         let mut burst = self.burst.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_on.store(true, Ordering::Relaxed);
-        if burst.told.is_some_and(|told| told.elapsed() < Duration::from_secs(1)) {
+        if burst
+            .told
+            .is_some_and(|told| told.elapsed() < Duration::from_secs(1))
+        {
             burst.untold += 1;
             return;
         }
@@ -55,7 +58,10 @@ impl Pressure {
             return;
         }
         let mut burst = self.burst.lock().unwrap_or_else(PoisonError::into_inner);
-        if burst.told.is_some_and(|told| told.elapsed() >= Duration::from_secs(1)) {
+        if burst
+            .told
+            .is_some_and(|told| told.elapsed() >= Duration::from_secs(1))
+        {
             burst.told = None;
             self.is_on.store(false, Ordering::Relaxed);
             let suppressed = std::mem::take(&mut burst.untold);

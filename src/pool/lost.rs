@@ -31,7 +31,11 @@ impl Suspect {
     pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
         let doubt = holder.doubtful()?;
         let wakes = doubt.victim.wakes();
-        Some(Self { holder, doubt, wakes })
+        Some(Self {
+            holder,
+            doubt,
+            wakes,
+        })
     }
 
     /// Whether the same call was running the last time this was asked.
@@ -41,7 +45,10 @@ impl Suspect {
 
     /// Whether it still runs, and nothing has arrived for it since it was suspected.
     fn is_silent(&self) -> bool {
-        let is_same = self.holder.doubtful().is_some_and(|now| now.turn == self.doubt.turn);
+        let is_same = self
+            .holder
+            .doubtful()
+            .is_some_and(|now| now.turn == self.doubt.turn);
         is_same && self.wakes == self.doubt.victim.wakes()
     }
 
@@ -64,13 +71,17 @@ impl SessionPool {
     /// Ends what runs for `suspect` where the server is not at it any more.
     pub(super) async fn look_for_loss(self, suspect: Suspect) {
         let victim = suspect.doubt.victim.clone();
-        self.examine(vec![suspect], || victim.identity(self.route()).map(Subject::One)).await;
+        self.examine(vec![suspect], || {
+            victim.identity(self.route()).map(Subject::One)
+        })
+        .await;
     }
 
     /// Ends what runs for the `suspects` if the server does nothing at all for this client. This needs no knowledge of
     /// the server processes behind their connections.
     pub(super) async fn look_for_losses(self, suspects: Vec<Suspect>) {
-        self.examine(suspects, || Some(Subject::All(self.shared.source.size()))).await;
+        self.examine(suspects, || Some(Subject::All(self.shared.source.size())))
+            .await;
     }
 
     async fn examine(&self, mut suspects: Vec<Suspect>, subject: impl Fn() -> Option<Subject>) {
@@ -81,7 +92,9 @@ impl SessionPool {
             }
             if round < TIMES {
                 // What has arrived is read, even if the statement's own future is not polled.
-                suspects.iter().for_each(|suspect| suspect.holder.clone().look_at_call());
+                suspects
+                    .iter()
+                    .for_each(|suspect| suspect.holder.clone().look_at_call());
                 sleep(PAUSE).await;
             }
             suspects.retain(Suspect::is_silent);
@@ -95,6 +108,9 @@ impl SessionPool {
     /// Whether the server is at work for `subject`; `None` if that cannot be told.
     async fn is_at_work(&self, subject: Subject) -> Option<bool> {
         let runtime = Handle::try_current().ok()?;
-        timeout(BOUND, self.ask(subject, &runtime)).await.ok()?.ok()?
+        timeout(BOUND, self.ask(subject, &runtime))
+            .await
+            .ok()?
+            .ok()?
     }
 }

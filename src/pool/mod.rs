@@ -45,8 +45,8 @@ pub(crate) use self::{
     outer::Hook,
 };
 use self::{
-    closing::Closing, control::Control, holders::Holders, log::Pressure, outer::Outer, queue::Queue,
-    refusals::Refusals, second::Second, source::Source,
+    closing::Closing, control::Control, holders::Holders, log::Pressure, outer::Outer,
+    queue::Queue, refusals::Refusals, second::Second, source::Source,
 };
 pub use crate::connection::Reset;
 use crate::error::Error;
@@ -143,8 +143,17 @@ impl SessionPool {
         Self::assemble(database, Source::Direct, Settings::default(), None)
     }
 
-    fn assemble(database: DatabaseConnection, source: Source, settings: Settings, outer: Option<Outer>) -> Self {
-        let limit = if outer.is_some() { 1 } else { settings.limit(&source) };
+    fn assemble(
+        database: DatabaseConnection,
+        source: Source,
+        settings: Settings,
+        outer: Option<Outer>,
+    ) -> Self {
+        let limit = if outer.is_some() {
+            1
+        } else {
+            settings.limit(&source)
+        };
         let shared = Shared {
             queue: Queue::new(limit, settings.room(&source)),
             unnamed: source.keeps_no_statements(),
@@ -161,13 +170,18 @@ impl SessionPool {
             closing: Closing::default(),
             outer,
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Returns the underlying SeaORM connection, for code that must have it. For a `testing::TestPool`, that
     /// connection is closed, because its statements would not be part of the test.
     pub fn database(&self) -> &DatabaseConnection {
-        self.shared.outer.as_ref().map_or(&self.shared.database, Outer::stand_in)
+        self.shared
+            .outer
+            .as_ref()
+            .map_or(&self.shared.database, Outer::stand_in)
     }
 
     /// Returns the pool's current state. Never waits.
@@ -187,7 +201,9 @@ impl SessionPool {
     /// Whether sessions of both run on the same database.
     pub(crate) fn has_database_of(&self, other: &Self) -> bool {
         let (one, other) = (&self.shared, &other.shared);
-        Arc::ptr_eq(one, other) || one.source.is_same(&other.source) || is_same_stand_in(&one.database, &other.database)
+        Arc::ptr_eq(one, other)
+            || one.source.is_same(&other.source)
+            || is_same_stand_in(&one.database, &other.database)
     }
 
     /// Whether statements run on a server that can be asked about them by another connection.

@@ -46,7 +46,10 @@ impl Outer {
     }
 
     pub(super) fn take(&self) -> Result<PinnedConnection, DbErr> {
-        self.lock().connection.take().ok_or_else(|| Kind::ConnectionLost.into_db_err())
+        self.lock()
+            .connection
+            .take()
+            .ok_or_else(|| Kind::ConnectionLost.into_db_err())
     }
 
     pub(super) fn put(&self, connection: PinnedConnection) {
@@ -67,8 +70,12 @@ impl Outer {
     /// does: that is in the test's own task, or a request.
     pub(super) fn is_held_by_test(&self, is_request: impl FnOnce() -> bool) -> bool {
         let own = self.lock().own.clone();
-        let Some((holder, place)) = own else { return false };
-        let holds = holder.upgrade().is_some_and(|holder| holder.grip() != Grip::None);
+        let Some((holder, place)) = own else {
+            return false;
+        };
+        let holds = holder
+            .upgrade()
+            .is_some_and(|holder| holder.grip() != Grip::None);
         holds && (place == Place::current() || is_request())
     }
 }
@@ -95,11 +102,19 @@ impl SessionPool {
             return Err(Kind::NothingToRollBack.into());
         }
         let lease = outside.acquire().await?;
-        let connection = lease.into_connection().and_then(CheckedOut::into_connection);
+        let connection = lease
+            .into_connection()
+            .and_then(CheckedOut::into_connection);
         let mut connection = connection.ok_or(Kind::ConnectionLost)?;
-        connection.begin_outer().await.map_err(|error| Error::with_source(Kind::ConnectionLost, error))?;
+        connection
+            .begin_outer()
+            .await
+            .map_err(|error| Error::with_source(Kind::ConnectionLost, error))?;
         let source = Source::of(database)?;
-        let outer = Outer { state: Mutex::default(), stand_in: source.closed_stand_in() };
+        let outer = Outer {
+            state: Mutex::default(),
+            stand_in: source.closed_stand_in(),
+        };
         outer.put(connection);
         builder.build_over(source, Some(outer))
     }
@@ -128,16 +143,25 @@ impl SessionPool {
     }
 
     pub(crate) fn kept_hooks(&self) -> usize {
-        self.shared.outer.as_ref().map_or(0, |outer| outer.lock().hooks.len())
+        self.shared
+            .outer
+            .as_ref()
+            .map_or(0, |outer| outer.lock().hooks.len())
     }
 
     pub(crate) fn take_hooks(&self) -> Vec<Hook> {
-        self.shared.outer.as_ref().map(|outer| std::mem::take(&mut outer.lock().hooks)).unwrap_or_default()
+        self.shared
+            .outer
+            .as_ref()
+            .map(|outer| std::mem::take(&mut outer.lock().hooks))
+            .unwrap_or_default()
     }
 
     /// Rolls the test's transaction back, now or when its last session ends.
     pub(crate) fn end_outer(&self) {
-        let Some(outer) = &self.shared.outer else { return };
+        let Some(outer) = &self.shared.outer else {
+            return;
+        };
         let mut state = outer.lock();
         state.over = true;
         let connection = state.connection.take();
@@ -150,16 +174,25 @@ impl SessionPool {
     /// Waits for the connection, rolls the test's transaction back and returns it.
     pub(crate) async fn roll_back_outer(&self) -> Result<(), Error> {
         self.refuse_hopeless(|| false)?;
-        let connection = self.acquire().await?.into_connection().and_then(CheckedOut::into_connection);
+        let connection = self
+            .acquire()
+            .await?
+            .into_connection()
+            .and_then(CheckedOut::into_connection);
         let mut connection = connection.ok_or(Kind::ConnectionLost)?;
         let was_ended = connection.is_base_ended();
-        let rolled_back = tokio::time::timeout(self.settings().release_timeout, connection.end_outer()).await;
+        let rolled_back =
+            tokio::time::timeout(self.settings().release_timeout, connection.end_outer()).await;
         match rolled_back {
             Ok(Ok(())) => connection.return_to_driver().await,
             Ok(Err(error)) => return Err(Error::with_source(Kind::ConnectionLost, error)),
             Err(_) => return Err(Kind::ConnectionLost.into()),
         }
-        if was_ended { Err(Kind::TestEnded.into()) } else { Ok(()) }
+        if was_ended {
+            Err(Kind::TestEnded.into())
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -33,9 +33,17 @@ impl Pace {
         let elapsed = now.saturating_duration_since(*self.since.get_or_insert(now));
         let current = self.turns as f64 / elapsed.as_secs_f64();
         if elapsed >= SPAN {
-            *self = Self { since: Some(now), turns: 0, before: current };
+            *self = Self {
+                since: Some(now),
+                turns: 0,
+                before: current,
+            };
         }
-        let pace = if elapsed >= GLANCE { self.before.max(current) } else { self.before };
+        let pace = if elapsed >= GLANCE {
+            self.before.max(current)
+        } else {
+            self.before
+        };
         (pace * time.as_secs_f64()) as usize
     }
 }

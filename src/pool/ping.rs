@@ -61,12 +61,22 @@ impl SessionPool {
             return Ok(());
         }
         // A server that is full has answered.
-        self.try_server().await.or_else(|error| if error.is_exhausted() { Ok(()) } else { Err(error) })
+        self.try_server().await.or_else(|error| {
+            if error.is_exhausted() {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
     }
 
     async fn try_server(&self) -> Result<(), Error> {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
-        self.start_probe(&runtime).await.ok().flatten().map_or(Ok(()), Err)
+        self.start_probe(&runtime)
+            .await
+            .ok()
+            .flatten()
+            .map_or(Ok(()), Err)
     }
 
     /// Finds out whether a connection can be made at all, and if not, why, which sqlx's pool does not tell
@@ -85,12 +95,19 @@ impl SessionPool {
         let failure = match timeout(PROBE, self.shared.source.connect_once()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => {
-                let kind = if is_full(&error) { Kind::ServerFull } else { Kind::Down };
+                let kind = if is_full(&error) {
+                    Kind::ServerFull
+                } else {
+                    Kind::Down
+                };
                 Some(Error::with_source(kind, error))
             }
             Err(_) => Some(Kind::Down.into()),
         };
-        *last = Some(Probe { at: Instant::now(), failure: failure.clone() });
+        *last = Some(Probe {
+            at: Instant::now(),
+            failure: failure.clone(),
+        });
         failure
     }
 }

@@ -154,12 +154,19 @@ struct Waiter {
 
 impl Queue {
     pub(super) fn new(limit: u32, room: Room) -> Self {
-        Self { state: Mutex::default(), limit, room }
+        Self {
+            state: Mutex::default(),
+            limit,
+            room,
+        }
     }
 
     fn lock(&self) -> Locked<'_> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { state, discarded: Vec::new() }
+        Locked {
+            state,
+            discarded: Vec::new(),
+        }
     }
 
     pub(super) fn status(&self) -> Status {
@@ -169,7 +176,11 @@ impl Queue {
             in_use: state.out - state.cooling,
             warm: state.warm.len() + state.cooling as usize,
             acquiring: state.acquiring,
-            waiting: state.waiters.iter().filter(|waiter| waiter.is_live()).count(),
+            waiting: state
+                .waiters
+                .iter()
+                .filter(|waiter| waiter.is_live())
+                .count(),
         }
     }
 
@@ -193,15 +204,29 @@ impl Queue {
         let mut state = self.lock();
         let free = self.limit.saturating_sub(state.out) as usize;
         // Others may wait for what a request holds: it is turned away only where nobody may wait at all.
-        let is_full = if holds { self.room.certain == 0 && free == 0 } else { state.is_full(&self.room, free) };
+        let is_full = if holds {
+            self.room.certain == 0 && free == 0
+        } else {
+            state.is_full(&self.room, free)
+        };
         if is_full {
             return None;
         }
         state.next += 1;
         let id = state.next;
-        let waiter = Waiter { id, sender, runtime, request, holds };
+        let waiter = Waiter {
+            id,
+            sender,
+            runtime,
+            request,
+            holds,
+        };
         if holds {
-            let place = state.waiters.iter().position(|waiter| !waiter.holds).unwrap_or(state.waiters.len());
+            let place = state
+                .waiters
+                .iter()
+                .position(|waiter| !waiter.holds)
+                .unwrap_or(state.waiters.len());
             state.waiters.insert(place, waiter);
         } else {
             state.waiters.push_back(waiter);
@@ -241,11 +266,19 @@ impl Queue {
     /// The first waiter that no fetch is under way for, if one more connection may be out.
     fn next_to_fetch_for(&self) -> Option<(u64, Handle)> {
         let mut state = self.lock();
-        if state.failures.paused_until.is_some_and(|until| Instant::now() < until) {
+        if state
+            .failures
+            .paused_until
+            .is_some_and(|until| Instant::now() < until)
+        {
             return None;
         }
         let counted_on = state.acquiring - state.slow;
-        let waiter = state.waiters.iter().filter(|waiter| waiter.is_live()).nth(counted_on as usize)?;
+        let waiter = state
+            .waiters
+            .iter()
+            .filter(|waiter| waiter.is_live())
+            .nth(counted_on as usize)?;
         if state.out + state.acquiring >= state.limit_for(waiter.holds, self.limit) {
             return None;
         }
@@ -257,7 +290,9 @@ impl Queue {
     /// Gives `connection` to the oldest live waiter, or back to the caller if nobody takes it.
     pub(super) fn hand_over(&self, mut connection: CheckedOut) -> Option<CheckedOut> {
         loop {
-            let Some(waiter) = self.lock().next_turn(self.limit) else { return Some(connection) };
+            let Some(waiter) = self.lock().next_turn(self.limit) else {
+                return Some(connection);
+            };
             connection = waiter.give(connection)?;
         }
     }
@@ -275,7 +310,9 @@ impl Queue {
                     return Placed::Left(connection);
                 }
                 state.out -= 1;
-                return Placed::Warm { unkept: state.warm.push(connection) };
+                return Placed::Warm {
+                    unkept: state.warm.push(connection),
+                };
             };
             drop(state);
             match waiter.give(connection) {
@@ -288,7 +325,9 @@ impl Queue {
     /// A fresh warm connection, unless somebody waits before or as many are out as may be.
     pub(super) fn pop_warm(&self) -> Option<CheckedOut> {
         let mut state = self.lock();
-        if state.out >= state.limit_for(false, self.limit) || state.waiters.iter().any(Waiter::is_live) {
+        if state.out >= state.limit_for(false, self.limit)
+            || state.waiters.iter().any(Waiter::is_live)
+        {
             return None;
         }
         let connection = state.warm.pop()?;
@@ -358,7 +397,9 @@ impl Queue {
     /// waiting, and after a pause one more is fetched. `may_pass`: also while there are none.
     pub(super) fn fetch_failed(&self, may_pass: bool) -> AfterFailure {
         let mut state = self.lock();
-        let under_way = state.acquiring.saturating_sub(1 + u32::from(state.failures.resting));
+        let under_way = state
+            .acquiring
+            .saturating_sub(1 + u32::from(state.failures.resting));
         let (out, failures) = (state.out, &mut state.failures);
         if out == 0 && under_way == 0 && !may_pass {
             failures.paused_until = None;
@@ -395,7 +436,9 @@ impl Queue {
     /// them; `holders` are the requests of all who hold one. Tells whether that was so.
     pub(super) fn break_deadlock(&self, holders: &[Arc<dyn Holder>], kind: Kind) -> bool {
         let mut state = self.lock();
-        let Some(newest) = state.newest_in_deadlock(holders, self.limit) else { return false };
+        let Some(newest) = state.newest_in_deadlock(holders, self.limit) else {
+            return false;
+        };
         let refused = state.waiters.remove(newest);
         drop(state);
         refused.is_some_and(|waiter| waiter.sender.send(Err(kind.into())).is_ok())
@@ -446,7 +489,9 @@ impl Queue {
 
     /// Whether connects take long, and come to a good end.
     pub(super) fn logs_in_slowly(&self) -> bool {
-        self.lock().slow_log_in.is_some_and(|at| at.elapsed() < SLOW_LOG_INS)
+        self.lock()
+            .slow_log_in
+            .is_some_and(|at| at.elapsed() < SLOW_LOG_INS)
     }
 
     /// The runtime of the waiter `id` took no task to fetch in, because it is shutting down: its waiter can
@@ -506,7 +551,9 @@ impl State {
 
     fn sweep(&mut self) {
         for _ in 0..self.waiters.len() {
-            let Some(waiter) = self.waiters.pop_front() else { break };
+            let Some(waiter) = self.waiters.pop_front() else {
+                break;
+            };
             if waiter.is_live() {
                 self.waiters.push_back(waiter);
             } else {
@@ -518,8 +565,15 @@ impl State {
 
     /// How many may be out when one more goes to a waiter.
     fn limit_for(&self, holds: bool, limit: u32) -> u32 {
-        let is_kept = || self.seconds_until.is_some_and(|until| Instant::now() < until);
-        if !holds && limit > 1 && is_kept() { limit - 1 } else { limit }
+        let is_kept = || {
+            self.seconds_until
+                .is_some_and(|until| Instant::now() < until)
+        };
+        if !holds && limit > 1 && is_kept() {
+            limit - 1
+        } else {
+            limit
+        }
     }
 
     /// The waiter that gets a connection, which counts as out.
@@ -551,18 +605,30 @@ impl State {
         if can_serve || holders.len() != self.out as usize {
             return None;
         }
-        let all_wait = holders.iter().all(|holder| self.waiters.iter().any(|waiter| waiter.is_of(holder)));
-        let newest = || self.waiters.iter().rposition(|waiter| holders.iter().any(|holder| waiter.is_of(holder)));
+        let all_wait = holders
+            .iter()
+            .all(|holder| self.waiters.iter().any(|waiter| waiter.is_of(holder)));
+        let newest = || {
+            self.waiters
+                .iter()
+                .rposition(|waiter| holders.iter().any(|holder| waiter.is_of(holder)))
+        };
         if all_wait { newest() } else { None }
     }
 
     /// Whether the next released connection is for the users of the driver's pool.
     fn is_plain_users_turn(&mut self, max: u32) -> bool {
-        if self.plain_users_until.is_some_and(|until| Instant::now() < until) {
+        if self
+            .plain_users_until
+            .is_some_and(|until| Instant::now() < until)
+        {
             return true;
         }
         let nothing_left = self.out + self.acquiring + self.warm.len() as u32 >= max;
-        let due = nothing_left && self.last_visit.is_none_or(|last| last.elapsed() >= PLAIN_SHARE);
+        let due = nothing_left
+            && self
+                .last_visit
+                .is_none_or(|last| last.elapsed() >= PLAIN_SHARE);
         if due {
             self.last_visit = Some(Instant::now());
         }
@@ -577,7 +643,11 @@ impl Waiter {
 
     /// Whether it is a live one of this request.
     fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
-        self.is_live() && self.request.as_ref().is_some_and(|own| is_same(own, request))
+        self.is_live()
+            && self
+                .request
+                .as_ref()
+                .is_some_and(|own| is_same(own, request))
     }
 
     /// Gives it a connection, or that back if the waiter has gone.

@@ -34,7 +34,11 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Ends when one more refusal may be told: at once, unless many have been; `longest` at most.
     pub(super) async fn keep(&self, longest: Duration) {
-        let at_once = self.at_once.lock().unwrap_or_else(PoisonError::into_inner).allows(AT_ONCE, SPAN);
+        let at_once = self
+            .at_once
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .allows(AT_ONCE, SPAN);
         if at_once {
             return;
         }
@@ -54,7 +58,10 @@ struct Kept<'c> {
 
 impl<'c> Kept<'c> {
     fn count(count: &'c AtomicUsize) -> Self {
-        Self { count, before: count.fetch_add(1, Ordering::Relaxed) }
+        Self {
+            count,
+            before: count.fetch_add(1, Ordering::Relaxed),
+        }
     }
 }
 

@@ -63,7 +63,11 @@ impl SessionPool {
 
     /// Whether `request` holds a connection, and has not begun to give it back.
     pub(super) fn holds_one(&self, request: &Arc<dyn Holder>) -> bool {
-        self.shared.holders.of(request).iter().any(|holder| holder.grip() != Grip::None)
+        self.shared
+            .holders
+            .of(request)
+            .iter()
+            .any(|holder| holder.grip() != Grip::None)
     }
 
     /// Something has changed for a request that waits: looks whether anybody can still go on.
@@ -73,14 +77,24 @@ impl SessionPool {
 
     fn break_deadlock(&self, holders: &[Arc<dyn Holder>]) {
         // What runs ends, and what is on its way back arrives: also of a session that has another one by now.
-        let is_twice = |(n, one): (usize, &Arc<dyn Holder>)| holders[..n].iter().any(|other| is_same(one, other));
-        if holders.iter().any(|holder| holder.grip() != Grip::Idle) || holders.iter().enumerate().any(is_twice) {
+        let is_twice = |(n, one): (usize, &Arc<dyn Holder>)| {
+            holders[..n].iter().any(|other| is_same(one, other))
+        };
+        if holders.iter().any(|holder| holder.grip() != Grip::Idle)
+            || holders.iter().enumerate().any(is_twice)
+        {
             return;
         }
         // What is not bound to its request may be in other hands.
         let bound = holders.iter().filter(|holder| holder.is_bound());
-        let requests: Vec<_> = bound.filter_map(|holder| holder.clone().request()).collect();
-        if self.shared.queue.break_deadlock(&requests, Kind::PoolDeadlock) {
+        let requests: Vec<_> = bound
+            .filter_map(|holder| holder.clone().request())
+            .collect();
+        if self
+            .shared
+            .queue
+            .break_deadlock(&requests, Kind::PoolDeadlock)
+        {
             tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
         }
     }

@@ -23,7 +23,10 @@ pub(crate) enum Source {
     #[cfg(feature = "sqlx-mysql")]
     MySql(sqlx::MySqlPool),
     #[cfg(feature = "sqlx-sqlite")]
-    Sqlite { pool: sqlx::SqlitePool, in_memory: bool },
+    Sqlite {
+        pool: sqlx::SqlitePool,
+        in_memory: bool,
+    },
     /// Nothing to pin: statements go to the `DatabaseConnection` itself.
     Direct,
 }
@@ -47,9 +50,9 @@ impl Source {
     pub(super) fn of(database: &DatabaseConnection) -> Result<Self, Error> {
         match &database.inner {
             #[cfg(feature = "sqlx-postgres")]
-            DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {
-                Ok(Self::Postgres(database.get_postgres_connection_pool().clone()))
-            }
+            DatabaseConnectionType::SqlxPostgresPoolConnection(_) => Ok(Self::Postgres(
+                database.get_postgres_connection_pool().clone(),
+            )),
             #[cfg(feature = "sqlx-mysql")]
             DatabaseConnectionType::SqlxMySqlPoolConnection(_) => {
                 Ok(Self::MySql(database.get_mysql_connection_pool().clone()))
@@ -57,9 +60,15 @@ impl Source {
             #[cfg(feature = "sqlx-sqlite")]
             DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
                 let pool = database.get_sqlite_connection_pool().clone();
-                let name = pool.connect_options().get_filename().to_string_lossy().into_owned();
+                let name = pool
+                    .connect_options()
+                    .get_filename()
+                    .to_string_lossy()
+                    .into_owned();
                 // sqlx gives an in-memory database a name of this form.
-                let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"].iter().any(|mark| name.contains(mark));
+                let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
+                    .iter()
+                    .any(|mark| name.contains(mark));
                 Ok(Self::Sqlite { pool, in_memory })
             }
             #[cfg(feature = "mock")]
@@ -79,7 +88,9 @@ impl Source {
         match (self, other) {
             // A pool's options live with what its clones share.
             #[cfg(feature = "sqlx-postgres")]
-            (Self::Postgres(one), Self::Postgres(other)) => std::ptr::eq(one.options(), other.options()),
+            (Self::Postgres(one), Self::Postgres(other)) => {
+                std::ptr::eq(one.options(), other.options())
+            }
             #[cfg(feature = "sqlx-mysql")]
             (Self::MySql(one), Self::MySql(other)) => std::ptr::eq(one.options(), other.options()),
             #[cfg(feature = "sqlx-sqlite")]
@@ -102,13 +113,15 @@ impl Source {
             }
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(pool) => {
-                let pool = sqlx::MySqlPool::connect_lazy_with(pool.connect_options().as_ref().clone());
+                let pool =
+                    sqlx::MySqlPool::connect_lazy_with(pool.connect_options().as_ref().clone());
                 drop(pool.close());
                 sea_orm::SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
             }
             #[cfg(feature = "sqlx-sqlite")]
             Self::Sqlite { pool, .. } => {
-                let pool = sqlx::SqlitePool::connect_lazy_with(pool.connect_options().as_ref().clone());
+                let pool =
+                    sqlx::SqlitePool::connect_lazy_with(pool.connect_options().as_ref().clone());
                 drop(pool.close());
                 sea_orm::SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
             }
@@ -151,9 +164,15 @@ impl Source {
             Self::Postgres(pool) => {
                 use sqlx::ConnectOptions;
                 // The rest of it is of no interest, and might make no URL.
-                let options = pool.connect_options().as_ref().clone().username("user").host("localhost");
+                let options = pool
+                    .connect_options()
+                    .as_ref()
+                    .clone()
+                    .username("user")
+                    .host("localhost");
                 let url = options.to_url_lossy();
-                url.query_pairs().any(|(key, value)| key == "statement-cache-capacity" && value == "0")
+                url.query_pairs()
+                    .any(|(key, value)| key == "statement-cache-capacity" && value == "0")
             }
             #[allow(unreachable_patterns)]
             _ => false,
@@ -252,11 +271,23 @@ impl Source {
     async fn driver_acquire(&self) -> Result<Driver, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(pool) => pool.acquire().await.map(Driver::Postgres).map_err(acquire_error),
+            Self::Postgres(pool) => pool
+                .acquire()
+                .await
+                .map(Driver::Postgres)
+                .map_err(acquire_error),
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(pool) => pool.acquire().await.map(Driver::MySql).map_err(acquire_error),
+            Self::MySql(pool) => pool
+                .acquire()
+                .await
+                .map(Driver::MySql)
+                .map_err(acquire_error),
             #[cfg(feature = "sqlx-sqlite")]
-            Self::Sqlite { pool, .. } => pool.acquire().await.map(Driver::Sqlite).map_err(acquire_error),
+            Self::Sqlite { pool, .. } => pool
+                .acquire()
+                .await
+                .map(Driver::Sqlite)
+                .map_err(acquire_error),
             Self::Direct => Ok(Driver::Gone),
         }
     }

@@ -29,7 +29,11 @@ enum Stage {
 
 impl Ticket {
     pub(super) fn new(pool: SessionPool, waiter: u64, spawning: Arc<AtomicBool>) -> Self {
-        Self { pool, waiter, stage: Stage::Spawned(spawning) }
+        Self {
+            pool,
+            waiter,
+            stage: Stage::Spawned(spawning),
+        }
     }
 
     pub(super) fn pool(&self) -> &SessionPool {
@@ -49,7 +53,11 @@ impl Ticket {
     pub(super) fn redeem(mut self) -> SlotGuard {
         let stage = std::mem::replace(&mut self.stage, Stage::Redeemed);
         self.pool.shared.queue.fetched(matches!(stage, Stage::Slow));
-        SlotGuard { pool: self.pool.clone(), counts: Counts::InUse, holder: None }
+        SlotGuard {
+            pool: self.pool.clone(),
+            counts: Counts::InUse,
+            holder: None,
+        }
     }
 }
 
@@ -100,7 +108,11 @@ impl SlotGuard {
             self.pool.shared.queue.not_cooled();
             counts = Counts::InUse;
         }
-        Self { pool: self.pool.clone(), counts, holder: self.holder.take() }
+        Self {
+            pool: self.pool.clone(),
+            counts,
+            holder: self.holder.take(),
+        }
     }
 
     /// Its warm connection goes back to the driver's pool; the queue has counted it so.

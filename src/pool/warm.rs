@@ -39,19 +39,31 @@ impl Warm {
 
     /// Takes the most recently used one, if it is still fresh.
     pub(super) fn pop(&mut self) -> Option<CheckedOut> {
-        let (connection, _) = self.connections.pop_if(|(_, since)| since.elapsed() < FRESH)?;
+        let (connection, _) = self
+            .connections
+            .pop_if(|(_, since)| since.elapsed() < FRESH)?;
         Some(connection)
     }
 
     /// Takes those that are no longer fresh, and the oldest of all if it is `crowded`.
     pub(super) fn take_stale(&mut self, crowded: bool) -> Vec<CheckedOut> {
-        let stale = self.connections.iter().take_while(|(_, since)| since.elapsed() >= FRESH).count();
+        let stale = self
+            .connections
+            .iter()
+            .take_while(|(_, since)| since.elapsed() >= FRESH)
+            .count();
         let taken = stale.max(usize::from(crowded)).min(self.connections.len());
-        self.connections.drain(..taken).map(|(connection, _)| connection).collect()
+        self.connections
+            .drain(..taken)
+            .map(|(connection, _)| connection)
+            .collect()
     }
 
     pub(super) fn take_all(&mut self) -> Vec<CheckedOut> {
-        self.connections.drain(..).map(|(connection, _)| connection).collect()
+        self.connections
+            .drain(..)
+            .map(|(connection, _)| connection)
+            .collect()
     }
 
     /// Whether there is nothing to look after; then the next one needs another keeper.
@@ -75,11 +87,19 @@ impl SessionPool {
     /// Hands a clean connection on, keeps it warm, or gives it back for the driver's pool.
     pub(super) fn place(&self, connection: CheckedOut) -> Option<CheckedOut> {
         let source = &self.shared.source;
-        if !self.settings().warm || self.is_test() || source.is_closed() || connection.is_due(source.max_lifetime()) {
+        if !self.settings().warm
+            || self.is_test()
+            || source.is_closed()
+            || connection.is_due(source.max_lifetime())
+        {
             return Some(connection);
         }
         let runtime = connection.runtime().clone();
-        match self.shared.queue.place(connection, source.max_connections().unwrap_or(0)) {
+        match self
+            .shared
+            .queue
+            .place(connection, source.max_connections().unwrap_or(0))
+        {
             Placed::Left(connection) => return Some(connection),
             Placed::Warm { unkept: true } => {
                 let keeper = Keeper(Arc::downgrade(&self.shared));
@@ -109,16 +129,22 @@ struct Keeper(Weak<Shared>);
 
 impl Keeper {
     async fn keep(self) {
-        let Some(mut closed) = self.0.upgrade().map(|shared| shared.source.closed()) else { return };
+        let Some(mut closed) = self.0.upgrade().map(|shared| shared.source.closed()) else {
+            return;
+        };
         loop {
             let tick = Box::pin(tokio::time::sleep(TICK));
             let closing = matches!(select(tick, &mut closed).await, Either::Right(_));
-            let Some(shared) = self.0.upgrade() else { return };
+            let Some(shared) = self.0.upgrade() else {
+                return;
+            };
             if closing {
                 // sqlx's `close()` waits for them: https://github.com/launchbadge/sqlx/issues/1773
                 shared.cool_down();
             }
-            let (stale, over) = shared.queue.take_stale(shared.source.max_connections().unwrap_or(0));
+            let (stale, over) = shared
+                .queue
+                .take_stale(shared.source.max_connections().unwrap_or(0));
             for connection in stale {
                 connection.return_to_driver();
             }

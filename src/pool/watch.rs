@@ -32,7 +32,11 @@ impl SessionPool {
     ) -> Key {
         let (key, needs_watcher) = self.shared.holders.enter(holder, request, self.settings());
         if needs_watcher {
-            let watcher = Watcher { shared: Arc::downgrade(&self.shared), over: false, ask_at: Instant::now() };
+            let watcher = Watcher {
+                shared: Arc::downgrade(&self.shared),
+                over: false,
+                ask_at: Instant::now(),
+            };
             runtime.spawn(watcher.watch());
         }
         key
@@ -69,10 +73,14 @@ struct Watcher {
 
 impl Watcher {
     async fn watch(mut self) {
-        let Some(alarm) = self.shared.upgrade().map(|shared| shared.holders.alarm()) else { return };
+        let Some(alarm) = self.shared.upgrade().map(|shared| shared.holders.alarm()) else {
+            return;
+        };
         let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            let Some(shared) = self.shared.upgrade() else { return };
+            let Some(shared) = self.shared.upgrade() else {
+                return;
+            };
             let next = look(&shared);
             self.look_for_stall(&shared);
             self.over = next.is_none();
@@ -87,13 +95,22 @@ impl Watcher {
     /// the last check: the network may have lost their connections.
     fn look_for_stall(&mut self, shared: &Arc<Shared>) {
         let now = Instant::now();
-        let pool = SessionPool { shared: shared.clone() };
+        let pool = SessionPool {
+            shared: shared.clone(),
+        };
         if now < self.ask_at || !shared.queue.is_exhausted() || !pool.has_server() {
             return;
         }
         self.ask_at = now + STALL_CHECK;
-        let holders = shared.holders.watched().into_iter().map(|(_, holder)| holder);
-        let suspects: Vec<_> = holders.filter_map(Suspect::of).filter(Suspect::ran_before).collect();
+        let holders = shared
+            .holders
+            .watched()
+            .into_iter()
+            .map(|(_, holder)| holder);
+        let suspects: Vec<_> = holders
+            .filter_map(Suspect::of)
+            .filter(Suspect::ran_before)
+            .collect();
         if !suspects.is_empty() {
             self.ask_at = now + ASK;
             tokio::spawn(pool.look_for_losses(suspects));
@@ -114,7 +131,12 @@ impl Drop for Watcher {
 fn look(shared: &Arc<Shared>) -> Option<Duration> {
     let look = shared.holders.look();
     for suspect in look.doubtful.into_iter().filter_map(Suspect::of) {
-        tokio::spawn(SessionPool { shared: shared.clone() }.look_for_loss(suspect));
+        tokio::spawn(
+            SessionPool {
+                shared: shared.clone(),
+            }
+            .look_for_loss(suspect),
+        );
     }
     for (holder, held) in look.long {
         let label = holder.label();
@@ -154,7 +176,9 @@ fn cut_unread(shared: &Shared) {
         return;
     }
     for (key, holder) in shared.holders.watched() {
-        let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else { continue };
+        let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else {
+            continue;
+        };
         let (label, told) = (holder.label(), shared.holders.hush(key, &holder));
         if !holder.clone().cut(Kind::Unread) {
             shared.holders.try_again(key, &holder, told);

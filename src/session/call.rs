@@ -51,7 +51,13 @@ enum Whereabouts {
 impl Call {
     pub(super) fn new(core: Arc<Core>, id: u64, streams: bool) -> Self {
         let open = streams.then(|| OpenStream(core.clone()));
-        Self { core, id, done: false, streams, open }
+        Self {
+            core,
+            id,
+            done: false,
+            streams,
+            open,
+        }
     }
 
     /// What keeps others out while a stream's reader may have rows to read, also after the call's end.
@@ -63,18 +69,25 @@ impl Call {
     fn look(&self) -> Whereabouts {
         let mut state = self.core.lock();
         match &mut state.slot {
-            Slot::Running(running) if running.call == self.id && running.is_driven => Whereabouts::Driven,
-            Slot::Running(running) if running.call == self.id => {
-                running.future.take().map_or(Whereabouts::Gone, Whereabouts::Here)
+            Slot::Running(running) if running.call == self.id && running.is_driven => {
+                Whereabouts::Driven
             }
-            _ => state.take_output(self.id).map_or(Whereabouts::Gone, Whereabouts::Ended),
+            Slot::Running(running) if running.call == self.id => running
+                .future
+                .take()
+                .map_or(Whereabouts::Gone, Whereabouts::Here),
+            _ => state
+                .take_output(self.id)
+                .map_or(Whereabouts::Gone, Whereabouts::Ended),
         }
     }
 
     /// Has the worker wake `waker` at the call's end; false if the worker does not poll it any more.
     fn wait_for_worker(&self, waker: Waker) -> bool {
         let mut state = self.core.lock();
-        let Slot::Running(running) = &mut state.slot else { return false };
+        let Slot::Running(running) = &mut state.slot else {
+            return false;
+        };
         if running.call != self.id || !running.is_driven {
             return false;
         }
@@ -91,7 +104,9 @@ impl Future for Call {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let result = loop {
             match self.look() {
-                Whereabouts::Driven if self.wait_for_worker(cx.waker().clone()) => return Poll::Pending,
+                Whereabouts::Driven if self.wait_for_worker(cx.waker().clone()) => {
+                    return Poll::Pending;
+                }
                 Whereabouts::Driven => {}
                 Whereabouts::Ended(output) => break Some(output),
                 Whereabouts::Gone => break None,
@@ -99,7 +114,9 @@ impl Future for Call {
                 // without a future.
                 Whereabouts::Here(mut future) => match future.as_mut().poll(cx) {
                     Poll::Ready(finished) => break self.core.finish(finished),
-                    Poll::Pending if self.core.put_back(future, Some(cx.waker().clone())) => return Poll::Pending,
+                    Poll::Pending if self.core.put_back(future, Some(cx.waker().clone())) => {
+                        return Poll::Pending;
+                    }
                     Poll::Pending => break None,
                 },
             }
@@ -124,7 +141,9 @@ impl Drop for Call {
             }
             return;
         }
-        let Slot::Running(running) = &mut state.slot else { return };
+        let Slot::Running(running) = &mut state.slot else {
+            return;
+        };
         if running.call != self.id || running.manner == Manner::Draining {
             return;
         }
@@ -157,7 +176,9 @@ impl Core {
     pub(super) fn put_back(self: &Arc<Self>, future: CallFuture, mut waker: Option<Waker>) -> bool {
         let mut state = self.lock();
         let is_over = state.is_over();
-        let Slot::Running(running) = &mut state.slot else { return false };
+        let Slot::Running(running) = &mut state.slot else {
+            return false;
+        };
         if is_over || running.is_left {
             let leave = running.leave();
             let owner = running.waker.take();

@@ -38,14 +38,37 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
-        let Plan { rules, label, is_job, is_loose, is_plain } = plan;
-        let origin = Origin { outer: pool::current(), label, is_job, is_loose, is_plain, ..Origin::default() };
+        let Plan {
+            rules,
+            label,
+            is_job,
+            is_loose,
+            is_plain,
+        } = plan;
+        let origin = Origin {
+            outer: pool::current(),
+            label,
+            is_job,
+            is_loose,
+            is_plain,
+            ..Origin::default()
+        };
         let fresh = pool.is_direct();
-        Arc::new(Self { pool, line: Line::default(), origin, state: Mutex::new(State::new(rules, fresh)) })
+        Arc::new(Self {
+            pool,
+            line: Line::default(),
+            origin,
+            state: Mutex::new(State::new(rules, fresh)),
+        })
     }
 
     /// A session that has its connection, after having waited for it.
-    pub(crate) fn with_connection(pool: SessionPool, plan: Plan, lease: Lease, waited: Duration) -> Arc<Self> {
+    pub(crate) fn with_connection(
+        pool: SessionPool,
+        plan: Plan,
+        lease: Lease,
+        waited: Duration,
+    ) -> Arc<Self> {
         let core = Self::new(pool, plan);
         core.install(lease, waited);
         core
@@ -86,7 +109,11 @@ impl Core {
     }
 
     /// Runs `operation` for `who` to its end.
-    pub(super) async fn run(self: &Arc<Self>, who: Who, operation: Operation) -> Result<Output, DbErr> {
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        who: Who,
+        operation: Operation,
+    ) -> Result<Output, DbErr> {
         self.start(who, None, operation).await?.await
     }
 
@@ -119,7 +146,8 @@ impl Core {
     /// rest.
     pub(super) fn vet(&self, who: Who, sql: &str) -> Result<Text, DbErr> {
         let backend = self.pool.backend();
-        if who == Who::Session && needs_transaction(backend, sql) && self.lock().surrounding() == 0 {
+        if who == Who::Session && needs_transaction(backend, sql) && self.lock().surrounding() == 0
+        {
             telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
         }
         match effect(self.pool.backend(), sql) {
@@ -183,12 +211,16 @@ impl Core {
             return Ok(true);
         }
         let lease = self.pool.try_acquire();
-        Ok(lease.map(|lease| self.install(lease, Duration::ZERO)).is_some())
+        Ok(lease
+            .map(|lease| self.install(lease, Duration::ZERO))
+            .is_some())
     }
 
     /// Puts a connection into the slot; into a session that has ended meanwhile, none goes.
     fn install(self: &Arc<Self>, lease: Lease, waited: Duration) {
-        let Some(mut connection) = lease.into_connection() else { return };
+        let Some(mut connection) = lease.into_connection() else {
+            return;
+        };
         let this: Weak<Self> = Arc::downgrade(self);
         connection.hold(&self.pool, this, self.whose_weak());
         let mut state = self.lock();
@@ -263,11 +295,20 @@ impl Core {
             state.hooks.seal_if_outermost(depth.saturating_sub(1));
         }
         let has_victim = self.pool.has_server();
-        let victim = if has_victim { connection.victim() } else { None };
-        state.runtime.get_or_insert_with(|| connection.runtime().clone());
+        let victim = if has_victim {
+            connection.victim()
+        } else {
+            None
+        };
+        state
+            .runtime
+            .get_or_insert_with(|| connection.runtime().clone());
         state.next += 1;
         let call = state.next;
-        state.levels.extend(opens.map(|id| OpenLevel { id, abandoned: false }));
+        state.levels.extend(opens.map(|id| OpenLevel {
+            id,
+            abandoned: false,
+        }));
         state.span.count();
         state.streaming = manner == Manner::Stream;
         state.slot = Slot::Running(Running {
@@ -298,22 +339,35 @@ impl Core {
     /// Takes the connection back from a call that has ended, and returns its output, unless that is kept for a
     /// future that is not polled at this moment.
     pub(super) fn finish(self: &Arc<Self>, finished: Finished) -> Option<Result<Output, DbErr>> {
-        let Finished { mut connection, output } = finished;
+        let Finished {
+            mut connection,
+            output,
+        } = finished;
         let mut output = Some(output);
         let mut state = self.lock();
-        let next = if connection.is_broken() { Slot::Broken } else { Slot::Empty };
+        let next = if connection.is_broken() {
+            Slot::Broken
+        } else {
+            Slot::Empty
+        };
         let mut ended = std::mem::replace(&mut state.slot, next);
-        let (mut owner, mut is_wanted, mut ended_elsewhere, mut unheard) = (None, false, None, None);
+        let (mut owner, mut is_wanted, mut ended_elsewhere, mut unheard) =
+            (None, false, None, None);
         if let Slot::Running(running) = &mut ended {
             std::mem::swap(connection.text(), &mut running.text);
-            let result = output.as_ref().map_or(Ok(()), |output| output.as_ref().map(drop));
-            ended_elsewhere = self.account_for(&mut state, running.purpose, &mut connection, result);
+            let result = output
+                .as_ref()
+                .map_or(Ok(()), |output| output.as_ref().map(drop));
+            ended_elsewhere =
+                self.account_for(&mut state, running.purpose, &mut connection, result);
             unheard = running.unheard(result);
             is_wanted = running.is_wanted;
             if running.is_driven {
                 owner = running.waker.take();
                 let kept = output.take().filter(|_| !running.is_left);
-                state.outputs.extend(kept.map(|output| (running.call, output)));
+                state
+                    .outputs
+                    .extend(kept.map(|output| (running.call, output)));
             }
         }
         let stray_ended = state.stray_ended.take();
@@ -354,7 +408,10 @@ impl Core {
         {
             state.failures.may_pass(known, 0, false);
         }
-        let (ended, failed) = (connection.take_ended_elsewhere(), connection.has_failed() || connection.is_broken());
+        let (ended, failed) = (
+            connection.take_ended_elsewhere(),
+            connection.has_failed() || connection.is_broken(),
+        );
         if !ended && !failed && state.cause.is_none() {
             return None;
         }
@@ -404,6 +461,10 @@ pub(super) enum Text {
 impl Text {
     /// Of an operation without one.
     fn of(operation: &Operation) -> Self {
-        if matches!(operation, Operation::Raw(_)) { Self::Doubtful } else { Self::Plain }
+        if matches!(operation, Operation::Raw(_)) {
+            Self::Doubtful
+        } else {
+            Self::Plain
+        }
     }
 }

@@ -47,7 +47,10 @@ impl Core {
     pub(super) fn whose(self: &Arc<Self>) -> Option<Arc<dyn Holder>> {
         match &self.origin.outer {
             Some(outer) => Some(outer.clone()),
-            None => self.origin.is_outermost().then(|| self.clone() as Arc<dyn Holder>),
+            None => self
+                .origin
+                .is_outermost()
+                .then(|| self.clone() as Arc<dyn Holder>),
         }
     }
 
@@ -55,13 +58,20 @@ impl Core {
     pub(super) fn whose_weak(self: &Arc<Self>) -> Option<Weak<dyn Holder>> {
         match &self.origin.outer {
             Some(outer) => Some(Arc::downgrade(outer)),
-            None => self.origin.is_outermost().then(|| Arc::downgrade(self) as Weak<dyn Holder>),
+            None => self
+                .origin
+                .is_outermost()
+                .then(|| Arc::downgrade(self) as Weak<dyn Holder>),
         }
     }
 
     /// Whether the session's request waits for a connection.
     pub(super) fn is_awaited(&self) -> bool {
-        let waits = self.origin.outer.as_ref().map_or(&self.origin.waits, |outer| outer.waits());
+        let waits = self
+            .origin
+            .outer
+            .as_ref()
+            .map_or(&self.origin.waits, |outer| outer.waits());
         waits.load(Ordering::Relaxed) > 0
     }
 }
@@ -69,7 +79,9 @@ impl Core {
 impl State {
     /// Why the session runs no statements any more; the layer answers for it if the handler gives up.
     pub(super) fn closed(&mut self) -> Kind {
-        let Some(cut) = &self.cut else { return Kind::SessionClosed };
+        let Some(cut) = &self.cut else {
+            return Kind::SessionClosed;
+        };
         let reason = cut.reason;
         self.failures.cut(reason.into());
         reason
@@ -82,7 +94,10 @@ impl State {
 
     /// Why the session lost an open transaction, if it did.
     pub(super) fn lost(&self) -> Option<Error> {
-        self.cut.as_ref().filter(|cut| cut.lost).map(|cut| cut.reason.into())
+        self.cut
+            .as_ref()
+            .filter(|cut| cut.lost)
+            .map(|cut| cut.reason.into())
     }
 }
 
@@ -113,7 +128,11 @@ impl Origin {
 
     /// Whether it is a request's, or of one.
     pub(super) fn is_of_request(&self) -> bool {
-        self.label.is_some() || self.outer.as_ref().is_some_and(|outer| outer.label().is_some())
+        self.label.is_some()
+            || self
+                .outer
+                .as_ref()
+                .is_some_and(|outer| outer.label().is_some())
     }
 }
 
@@ -135,7 +154,9 @@ impl Holder for Core {
     }
 
     fn note_committed(&self) {
-        self.origin.has_committed_beside.store(true, Ordering::Relaxed);
+        self.origin
+            .has_committed_beside
+            .store(true, Ordering::Relaxed);
     }
 
     fn grip(&self) -> Grip {
@@ -148,10 +169,18 @@ impl Holder for Core {
 
     fn doubtful(&self) -> Option<Doubt> {
         let state = self.lock();
-        let Slot::Running(running) = &state.slot else { return None };
+        let Slot::Running(running) = &state.slot else {
+            return None;
+        };
         // A stream may wait for its reader, and user's code for anything.
-        let victim = running.victim.clone().filter(|_| running.manner == Manner::Statement)?;
-        Some(Doubt { turn: victim.turn(), victim })
+        let victim = running
+            .victim
+            .clone()
+            .filter(|_| running.manner == Manner::Statement)?;
+        Some(Doubt {
+            turn: victim.turn(),
+            victim,
+        })
     }
 
     fn look_at_call(self: Arc<Self>) {
@@ -159,7 +188,10 @@ impl Holder for Core {
     }
 
     fn label(&self) -> Option<Label> {
-        self.origin.label.clone().or_else(|| self.origin.outer.as_ref()?.label())
+        self.origin
+            .label
+            .clone()
+            .or_else(|| self.origin.outer.as_ref()?.label())
     }
 
     fn last_statement(&self) -> String {
@@ -179,14 +211,20 @@ impl Holder for Core {
 
     fn cut(self: Arc<Self>, reason: Kind) -> bool {
         let mut state = self.lock();
-        let has_something = matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
+        let has_something =
+            matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
         // A session that settles comes to its end by itself.
-        if state.phase != Phase::Open || !has_something || state.running() == Some(Purpose::Commit) {
+        if state.phase != Phase::Open || !has_something || state.running() == Some(Purpose::Commit)
+        {
             return false;
         }
         let lost = state.levels.iter().any(|open| !open.abandoned) || state.hooks.is_any_waiting();
         state.phase = Phase::Over;
-        state.cut = Some(Box::new(Cut { reason, lost, leaving: None }));
+        state.cut = Some(Box::new(Cut {
+            reason,
+            lost,
+            leaving: None,
+        }));
         let direct = state.direct.take();
         let held = state.held.take();
         // What was open is told of by `Cut`, from which the end of the request takes it.

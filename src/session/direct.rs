@@ -49,7 +49,9 @@ impl State {
 
     /// Whether the server has given up the innermost transaction.
     pub(super) fn is_given_up(&self) -> bool {
-        self.through.given_up.is_some_and(|depth| depth <= self.levels.len())
+        self.through
+            .given_up
+            .is_some_and(|depth| depth <= self.levels.len())
     }
 
     /// Forgets what is known of transactions that are not open any more.
@@ -64,8 +66,15 @@ impl State {
         let innermost = self.through.alive.last().copied();
         let parked = &mut self.through.parked;
         parked.sort_by_key(|(level, _)| *level);
-        let stays = parked.iter().take_while(|(level, _)| innermost.is_some_and(|alive| *level < alive)).count();
-        parked.drain(stays..).rev().map(|(_, transaction)| transaction).collect()
+        let stays = parked
+            .iter()
+            .take_while(|(level, _)| innermost.is_some_and(|alive| *level < alive))
+            .count();
+        parked
+            .drain(stays..)
+            .rev()
+            .map(|(_, transaction)| transaction)
+            .collect()
     }
 }
 
@@ -88,14 +97,22 @@ impl Core {
     /// Whether `who` may begin a transaction now.
     pub(super) fn admit_begin(&self, who: Who) -> Result<(), DbErr> {
         self.admit_direct(who)?;
-        if self.lock().is_given_up() { Err(Kind::Aborted.into_db_err()) } else { Ok(()) }
+        if self.lock().is_given_up() {
+            Err(Kind::Aborted.into_db_err())
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether `who` may end its transaction now.
     pub(super) fn admit_end(&self, who: Who) -> Result<(), DbErr> {
         let mut state = self.lock();
         state.admit(who).map_err(Kind::into_db_err)?;
-        if state.through.parked.is_empty() { Ok(()) } else { Err(Kind::NestedOpen.into_db_err()) }
+        if state.through.parked.is_empty() {
+            Ok(())
+        } else {
+            Err(Kind::NestedOpen.into_db_err())
+        }
     }
 
     /// Notes what a failed statement did to the transaction around it.
@@ -103,12 +120,17 @@ impl Core {
         let Err(error) = &result else { return result };
         let backend = self.pool().backend();
         // A mock's errors have no codes. On PostgreSQL none are needed.
-        let is_mocked = backend == DbBackend::Postgres && self.pool().database().is_mock_connection();
+        let is_mocked =
+            backend == DbBackend::Postgres && self.pool().database().is_mock_connection();
         if aborts(backend, error) || is_mocked && Error::of(error).is_none() {
             let mut state = self.lock();
             let depth = state.levels.len();
             if depth > 0 {
-                let from = if backend == DbBackend::Postgres { depth } else { 1 };
+                let from = if backend == DbBackend::Postgres {
+                    depth
+                } else {
+                    1
+                };
                 state.through.given_up.get_or_insert(from);
             }
         }
@@ -116,7 +138,9 @@ impl Core {
     }
 
     /// The session's own transaction, begun if it has not been; `None` in autocommit.
-    pub(super) async fn direct_transaction(self: &Arc<Self>) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
+    pub(super) async fn direct_transaction(
+        self: &Arc<Self>,
+    ) -> Result<Option<Arc<DatabaseTransaction>>, DbErr> {
         self.admit_direct(Who::Session)?;
         self.set_up_direct().await?;
         if !self.lock().is_transactional() {
@@ -132,7 +156,9 @@ impl Core {
             let _turn = core.turn(Who::Session).await?;
             let begun = core.begin_direct().await;
             if let Err(error) = &begun {
-                core.lock().failures.not_begun(Error::of_begin(error.clone()));
+                core.lock()
+                    .failures
+                    .not_begun(Error::of_begin(error.clone()));
             }
             begun
         })
@@ -148,7 +174,9 @@ impl Core {
             }
             (state.rules.mode, state.rules.on_begin.clone())
         };
-        let Mode::Transaction(options) = mode else { return Ok(None) };
+        let Mode::Transaction(options) = mode else {
+            return Ok(None);
+        };
         let begun = self.pool().database().begin_with_options(options).await;
         let transaction = begun.inspect_err(|error| self.lock().note_failure(error, 0, true))?;
         for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
@@ -183,7 +211,10 @@ impl Core {
         };
         for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
             self.vet(Who::Session, &statement.sql)?;
-            self.pool().database().execute_raw(statement.clone()).await?;
+            self.pool()
+                .database()
+                .execute_raw(statement.clone())
+                .await?;
         }
         self.lock().fresh = false;
         Ok(())
@@ -207,7 +238,8 @@ impl Core {
         transaction: Arc<DatabaseTransaction>,
         commits: bool,
     ) -> Result<(), DbErr> {
-        let transaction = Arc::into_inner(transaction).ok_or_else(|| Kind::StillRunning.into_db_err())?;
+        let transaction =
+            Arc::into_inner(transaction).ok_or_else(|| Kind::StillRunning.into_db_err())?;
         let ended = self.end_through(transaction, commits, 1).await;
         let mut state = self.lock();
         if commits {
@@ -228,7 +260,12 @@ impl Core {
         commits: bool,
         depth: usize,
     ) -> Result<(), DbErr> {
-        let given_up = self.lock().through.given_up.take_if(|at| *at >= depth).is_some_and(|_| commits);
+        let given_up = self
+            .lock()
+            .through
+            .given_up
+            .take_if(|at| *at >= depth)
+            .is_some_and(|_| commits);
         if !commits {
             return transaction.rollback().await;
         }
@@ -247,7 +284,10 @@ impl Core {
     }
 
     /// Opens a transaction of SeaORM's inside of what is open.
-    pub(super) fn open_through(self: &Arc<Self>, transaction: DatabaseTransaction) -> SessionTransaction {
+    pub(super) fn open_through(
+        self: &Arc<Self>,
+        transaction: DatabaseTransaction,
+    ) -> SessionTransaction {
         let level = self.new_level();
         let mut state = self.lock();
         state.open_level(level);
@@ -272,7 +312,12 @@ impl Core {
     /// A transaction that the handler began was dropped.
     pub(super) fn drop_through(self: &Arc<Self>, level: Level, transaction: DatabaseTransaction) {
         let mut state = self.lock();
-        if state.through.alive.last().is_some_and(|innermost| *innermost > level) {
+        if state
+            .through
+            .alive
+            .last()
+            .is_some_and(|innermost| *innermost > level)
+        {
             state.through.alive.retain(|alive| *alive != level);
             state.through.parked.push((level, transaction));
             state.close_level(level, false);

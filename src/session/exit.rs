@@ -45,8 +45,17 @@ impl Core {
     /// Runs a call that nobody waits for to its end, in a task of its own. sqlx's calls must not be dropped half-way
     /// (<https://github.com/launchbadge/sqlx/issues/4393>, <https://github.com/launchbadge/sqlx/issues/563>).
     pub(super) fn drain(self: &Arc<Self>, future: CallFuture, leave: Leave) {
-        let Leave { runtime, patience, victim, .. } = leave;
-        let (mut guard, pool, handle) = (Abandoned(Some(self.clone())), self.pool().clone(), runtime.clone());
+        let Leave {
+            runtime,
+            patience,
+            victim,
+            ..
+        } = leave;
+        let (mut guard, pool, handle) = (
+            Abandoned(Some(self.clone())),
+            self.pool().clone(),
+            runtime.clone(),
+        );
         let draining = async move {
             let ending = async {
                 match victim {
@@ -71,9 +80,13 @@ impl Core {
     /// The running call is gone and its connection with it.
     pub(super) fn break_running(self: &Arc<Self>) {
         let mut state = self.lock();
-        let Slot::Running(running) = &state.slot else { return };
+        let Slot::Running(running) = &state.slot else {
+            return;
+        };
         let purpose = running.purpose;
-        let doubtful = running.is_doubtful.then(|| running.text.without_values(self.pool().backend()));
+        let doubtful = running
+            .is_doubtful
+            .then(|| running.text.without_values(self.pool().backend()));
         if purpose == Purpose::Commit {
             state.commit_lost();
         }
@@ -102,7 +115,9 @@ impl Core {
     pub(super) fn abandon(self: &Arc<Self>, level: Level) {
         {
             let mut state = self.lock();
-            let Some(position) = state.levels.iter().position(|open| open.id == level) else { return };
+            let Some(position) = state.levels.iter().position(|open| open.id == level) else {
+                return;
+            };
             for open in &mut state.levels[position..] {
                 open.abandoned = true;
             }
@@ -239,13 +254,17 @@ impl Core {
     /// its end, and has the server stop it if it may be stopped. Raw code is dropped.
     pub(super) fn seize(self: &Arc<Self>) {
         let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else { return };
+        let Slot::Running(running) = &mut state.slot else {
+            return;
+        };
         if let Some(stop) = &running.stop {
             stop.at_the_end();
         }
         running.stop_stream();
         // Without, it is in a task already, or whoever is polling it right now sees to it.
-        let Some(future) = running.future.take() else { return };
+        let Some(future) = running.future.take() else {
+            return;
+        };
         let waker = running.waker.take();
         let leave = running.leave();
         drop(state);
@@ -289,7 +308,11 @@ impl Running {
     /// through.
     fn patience_at_the_end(&self) -> Option<Duration> {
         let is_work = matches!(self.purpose, Purpose::Work | Purpose::BeginAndWork);
-        is_work.then_some(if self.stop.is_some() { STOPPED_WAIT } else { STRAY_WAIT })
+        is_work.then_some(if self.stop.is_some() {
+            STOPPED_WAIT
+        } else {
+            STRAY_WAIT
+        })
     }
 }
 

@@ -31,7 +31,10 @@ impl Failures {
 
     /// Why a transaction never began that the handler wanted.
     pub(super) fn missing_transaction(&self) -> Option<&Error> {
-        self.acquire.as_ref().filter(|_| self.is_transaction_missing).or(self.not_begun.as_deref())
+        self.acquire
+            .as_ref()
+            .filter(|_| self.is_transaction_missing)
+            .or(self.not_begun.as_deref())
     }
 
     pub(super) fn not_acquired(&mut self, error: Error, for_transaction: bool) {
@@ -67,7 +70,11 @@ impl Failures {
 
     pub(super) fn may_pass(&mut self, error: Error, depth: usize, is_undone: bool) {
         if self.passing.as_ref().is_none_or(|known| known.is_undone) {
-            self.passing = Some(Box::new(Passing { error, depth, is_undone }));
+            self.passing = Some(Box::new(Passing {
+                error,
+                depth,
+                is_undone,
+            }));
         }
     }
 
@@ -81,7 +88,11 @@ impl Failures {
     /// A statement or a COMMIT has succeeded, or the handler has rolled back to a savepoint: what was undone
     /// before is made good.
     pub(super) fn went_on(&mut self) {
-        if self.passing.as_ref().is_some_and(|passing| passing.is_undone) {
+        if self
+            .passing
+            .as_ref()
+            .is_some_and(|passing| passing.is_undone)
+        {
             self.passing = None;
         }
     }

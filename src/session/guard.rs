@@ -30,7 +30,10 @@ impl SessionGuard {
     pub(super) fn new(core: Arc<Core>, admission: Admission<'_>) -> Self {
         admission.pass_on();
         let holder: Weak<Core> = Arc::downgrade(&core);
-        let direct = core.pool().is_direct().then(|| core.pool().note_direct(holder));
+        let direct = core
+            .pool()
+            .is_direct()
+            .then(|| core.pool().note_direct(holder));
         Self { core, direct }
     }
 
@@ -51,13 +54,23 @@ impl SessionGuard {
     /// Whether a response with this head commits the session's transaction.
     pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
         let rule = self.core.lock().rules.commit_when.clone();
-        let commits = rule.map_or_else(|| is_success(head.status, &head.headers), |rule| rule(head));
-        if commits { Decision::Commit } else { Decision::RollBack }
+        let commits =
+            rule.map_or_else(|| is_success(head.status, &head.headers), |rule| rule(head));
+        if commits {
+            Decision::Commit
+        } else {
+            Decision::RollBack
+        }
     }
 
     /// Whether something of the request may stand: sent again, it would do it twice.
     pub(crate) fn may_have_committed(&self) -> bool {
-        self.core.lock().committed || self.core.origin.has_committed_beside.load(Ordering::Relaxed)
+        self.core.lock().committed
+            || self
+                .core
+                .origin
+                .has_committed_beside
+                .load(Ordering::Relaxed)
     }
 
     /// Why an open transaction of the session was lost before its end, if it was.

@@ -65,7 +65,11 @@ impl<Tag> DbSession<Tag> {
         let (body, hold) = SessionBody::new(body);
         let mut state = self.core.lock();
         let is_open = state.phase == Phase::Open && !state.rules.is_head;
-        let before = if is_open { state.hold.replace(hold) } else { Some(hold) };
+        let before = if is_open {
+            state.hold.replace(hold)
+        } else {
+            Some(hold)
+        };
         drop(state);
         if let Some(before) = before {
             before.pass();
@@ -85,7 +89,10 @@ impl SessionGuard {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let has_body = !head.status.is_informational()
-            && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            && !matches!(
+                head.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
         if !has_body || !hold.is_wanted() {
             hold.pass();
             return Err(self);
@@ -112,7 +119,9 @@ impl SessionGuard {
 fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) -> Finish {
     Box::new(move |End { trailers }| {
         let guard = guard.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(guard) = guard else { return Box::pin(ready(Ok(()))) };
+        let Some(guard) = guard else {
+            return Box::pin(ready(Ok(())));
+        };
         let decision = match trailers {
             None => Decision::Commit,
             Some(trailers) => {
@@ -153,7 +162,9 @@ impl Future for InTask {
     type Output = Result<(), BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map(|ended| ended.unwrap_or_else(|error| Err(error.into())))
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|ended| ended.unwrap_or_else(|error| Err(error.into())))
     }
 }
 

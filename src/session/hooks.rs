@@ -41,7 +41,12 @@ pub(super) enum After {
 }
 
 impl Hooks {
-    pub(super) fn register(&mut self, depth: usize, after: After, hook: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn register(
+        &mut self,
+        depth: usize,
+        after: After,
+        hook: impl Future<Output = ()> + Send + 'static,
+    ) {
         let lists = self.0.get_or_insert_default();
         let hook = hook.boxed();
         match (depth, after) {
@@ -54,7 +59,9 @@ impl Hooks {
 
     /// Whether there are some whose transaction has not ended.
     pub(super) fn is_any_waiting(&self) -> bool {
-        self.0.as_ref().is_some_and(|lists| !lists.waiting.is_empty())
+        self.0
+            .as_ref()
+            .is_some_and(|lists| !lists.waiting.is_empty())
     }
 
     /// Whether there are some to be run.
@@ -104,25 +111,34 @@ impl Hooks {
             lists.seal();
             lists.fire(After::Rollback);
         } else {
-            let gone = lists.waiting.extract_if(.., |waiting| waiting.depth > depth);
+            let gone = lists
+                .waiting
+                .extract_if(.., |waiting| waiting.depth > depth);
             lists.discarded.extend(gone.map(|waiting| waiting.hook));
         }
     }
 
     /// Whether there are some that will not run.
     pub(super) fn is_any_discarded(&self) -> bool {
-        self.0.as_ref().is_some_and(|lists| !lists.discarded.is_empty())
+        self.0
+            .as_ref()
+            .is_some_and(|lists| !lists.discarded.is_empty())
     }
 
     /// Those that will not run, to be dropped where nothing is locked.
     pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
-        self.0.as_mut().map(|lists| std::mem::take(&mut lists.discarded)).unwrap_or_default()
+        self.0
+            .as_mut()
+            .map(|lists| std::mem::take(&mut lists.discarded))
+            .unwrap_or_default()
     }
 
     /// Nobody knows whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
         if let Some(lists) = &mut self.0 {
-            lists.discarded.extend(lists.sealed.drain(..).map(|waiting| waiting.hook));
+            lists
+                .discarded
+                .extend(lists.sealed.drain(..).map(|waiting| waiting.hook));
         }
     }
 }
@@ -134,7 +150,11 @@ impl Lists {
 
     fn fire(&mut self, event: After) {
         for Waiting { after, hook, .. } in self.sealed.drain(..) {
-            let into = if after == event { &mut self.due } else { &mut self.discarded };
+            let into = if after == event {
+                &mut self.due
+            } else {
+                &mut self.discarded
+            };
             into.push(hook);
         }
     }
@@ -145,11 +165,15 @@ impl Core {
     /// instead.
     pub(super) fn run_hooks(self: &Arc<Self>) {
         let mut state = self.lock();
-        let Some(lists) = state.hooks.0.as_mut().filter(|lists| !lists.due.is_empty()) else { return };
+        let Some(lists) = state.hooks.0.as_mut().filter(|lists| !lists.due.is_empty()) else {
+            return;
+        };
         let due = std::mem::take(&mut lists.due);
         let runtime = state.runtime.clone();
         drop(state);
-        let Some(due) = self.pool().keep_hooks(due) else { return };
+        let Some(due) = self.pool().keep_hooks(due) else {
+            return;
+        };
         let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
             tracing::error!(target: "tower_sea_orm::session", "hooks are lost: there is no tokio runtime here");
             return;

@@ -18,7 +18,10 @@ pub(super) struct Locked<'c> {
 
 impl<'c> Locked<'c> {
     pub(super) fn new(state: MutexGuard<'c, State>) -> Self {
-        Self { state, discarded: None }
+        Self {
+            state,
+            discarded: None,
+        }
     }
 }
 

@@ -31,8 +31,8 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 
 use http::Extensions;
 use sea_orm::{
-    AccessMode, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder, TransactionError,
-    TransactionTrait,
+    AccessMode, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
+    TransactionError, TransactionTrait,
 };
 
 #[cfg(feature = "stream")]
@@ -141,7 +141,13 @@ impl DbSession {
 impl<Tag> DbSession<Tag> {
     fn guarded(core: Arc<Core>, admission: Admission<'_>) -> (Self, SessionGuard) {
         let guard = SessionGuard::new(core.clone(), admission);
-        (Self { core, tag: PhantomData }, guard)
+        (
+            Self {
+                core,
+                tag: PhantomData,
+            },
+            guard,
+        )
     }
 
     /// [`from_extensions`](DbSession::from_extensions) for the sessions of a tag:
@@ -154,7 +160,10 @@ impl<Tag> DbSession<Tag> {
     where
         Tag: 'static,
     {
-        extensions.get::<Self>().cloned().ok_or_else(|| Kind::MissingLayer.into())
+        extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Kind::MissingLayer.into())
     }
 
     /// Returns the pool that the session comes from, for work that outlives the request.
@@ -204,7 +213,9 @@ impl<Tag> DbSession<Tag> {
     /// Acquires the session's connection before its first statement.
     pub(crate) async fn check_out(&self) -> Result<(), Error> {
         let acquired = self.core.check_out_early().await;
-        acquired.map_err(|error| Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error)))
+        acquired.map_err(|error| {
+            Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
+        })
     }
 
     /// Whether the request that the session belongs to has ended.
@@ -292,13 +303,18 @@ impl<Tag> DbSession<Tag> {
 
 impl<Tag> Clone for DbSession<Tag> {
     fn clone(&self) -> Self {
-        Self { core: self.core.clone(), tag: PhantomData }
+        Self {
+            core: self.core.clone(),
+            tag: PhantomData,
+        }
     }
 }
 
 impl<Tag> fmt::Debug for DbSession<Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DbSession").field("closed", &self.is_closed()).finish_non_exhaustive()
+        f.debug_struct("DbSession")
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
     }
 }
 
@@ -313,7 +329,13 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
 /// handler's response decide in a unit test, run the handler with `testing::serve`.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
-        let plan = Plan { is_plain: true, ..Plan::default() };
-        Self { core: Core::new(SessionPool::pass_through(database), plan), tag: PhantomData }
+        let plan = Plan {
+            is_plain: true,
+            ..Plan::default()
+        };
+        Self {
+            core: Core::new(SessionPool::pass_through(database), plan),
+            tag: PhantomData,
+        }
     }
 }

@@ -9,7 +9,9 @@ use std::{
 
 use sea_orm::{DbBackend, TransactionError, TransactionOptions};
 
-use super::{DbSession, DbTx, Decision, Ended, Plan, core::Core, guard::SessionGuard, savepoint::Handle};
+use super::{
+    DbSession, DbTx, Decision, Ended, Plan, core::Core, guard::SessionGuard, savepoint::Handle,
+};
 use crate::{Error, SessionPool};
 
 impl SessionPool {
@@ -26,7 +28,10 @@ impl SessionPool {
     /// not polled may be assigned a connection that it does not take and that no other caller gets: after a
     /// `select!` on `&mut` of the future, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        let plan = Plan { is_loose: true, ..Plan::default() };
+        let plan = Plan {
+            is_loose: true,
+            ..Plan::default()
+        };
         let (session, guard) = self.eager_session(plan).await?;
         Ok(PoolSession { session, guard })
     }
@@ -88,7 +93,8 @@ impl SessionPool {
         F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
         E: fmt::Display + fmt::Debug,
     {
-        self.transaction_with(TransactionOptions::default(), work).await
+        self.transaction_with(TransactionOptions::default(), work)
+            .await
     }
 
     /// [`transaction`](Self::transaction) with an isolation level, an access mode, or SQLite's
@@ -111,7 +117,8 @@ impl SessionPool {
         E: fmt::Display + fmt::Debug,
     {
         let opened = self.eager_session(Plan::transaction(options)).await;
-        let (session, guard) = opened.map_err(|error| TransactionError::Connection(error.into()))?;
+        let (session, guard) =
+            opened.map_err(|error| TransactionError::Connection(error.into()))?;
         let tx = session.tx();
         let mut working = pin!(work(&tx));
         let outcome = poll_fn(|cx| {
@@ -120,16 +127,25 @@ impl SessionPool {
             working.as_mut().poll(cx)
         })
         .await;
-        let decision = if outcome.is_ok() { Decision::Commit } else { Decision::RollBack };
+        let decision = if outcome.is_ok() {
+            Decision::Commit
+        } else {
+            Decision::RollBack
+        };
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
             // What `work` takes for rolled back may stand.
-            (Err(_), Ended::Failed(error)) if error.may_stand() => Err(TransactionError::Connection(error.into())),
+            (Err(_), Ended::Failed(error)) if error.may_stand() => {
+                Err(TransactionError::Connection(error.into()))
+            }
             (outcome, _) => outcome.map_err(TransactionError::Transaction),
         }
     }
 
-    pub(crate) async fn eager_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Error> {
+    pub(crate) async fn eager_session<Tag>(
+        &self,
+        plan: Plan,
+    ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
         let admission = self.admit()?;
         if self.is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), admission));
@@ -143,18 +159,36 @@ impl SessionPool {
     }
 
     /// An eager session without a wait, if there is a warm connection; else the plan comes back.
-    #[allow(clippy::result_large_err, reason = "a plan on its way, which a box would cost an allocation")]
-    pub(crate) fn try_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(admission) = self.try_admit() else { return Err(plan) };
-        let Some(lease) = self.try_acquire() else { return Err(plan) };
+    #[allow(
+        clippy::result_large_err,
+        reason = "a plan on its way, which a box would cost an allocation"
+    )]
+    pub(crate) fn try_session<Tag>(
+        &self,
+        plan: Plan,
+    ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
+        let Some(admission) = self.try_admit() else {
+            return Err(plan);
+        };
+        let Some(lease) = self.try_acquire() else {
+            return Err(plan);
+        };
         let core = Core::with_connection(self.clone(), plan, lease, Duration::ZERO);
         Ok(DbSession::guarded(core, admission))
     }
 
     /// A session without a connection; the plan comes back if the pool takes no new ones.
-    #[allow(clippy::result_large_err, reason = "a plan on its way, which a box would cost an allocation")]
-    pub(crate) fn lazy_session<Tag>(&self, plan: Plan) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(admission) = self.try_admit() else { return Err(plan) };
+    #[allow(
+        clippy::result_large_err,
+        reason = "a plan on its way, which a box would cost an allocation"
+    )]
+    pub(crate) fn lazy_session<Tag>(
+        &self,
+        plan: Plan,
+    ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
+        let Some(admission) = self.try_admit() else {
+            return Err(plan);
+        };
         Ok(DbSession::guarded(Core::new(self.clone(), plan), admission))
     }
 }

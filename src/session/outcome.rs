@@ -37,7 +37,10 @@ pub struct Outcome<Tag = Main> {
 impl<Tag> Outcome<Tag> {
     pub(crate) fn of(ended: Ended) -> Option<Self> {
         let transactional = !matches!(ended, Ended::Autocommit);
-        transactional.then_some(Self { ended, tag: PhantomData })
+        transactional.then_some(Self {
+            ended,
+            tag: PhantomData,
+        })
     }
 
     /// Returns whether the server has committed it.
@@ -80,7 +83,10 @@ impl<Tag> Outcome<Tag> {
 
 impl<Tag> Clone for Outcome<Tag> {
     fn clone(&self) -> Self {
-        Self { ended: self.ended.clone(), tag: PhantomData }
+        Self {
+            ended: self.ended.clone(),
+            tag: PhantomData,
+        }
     }
 }
 

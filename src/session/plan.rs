@@ -64,7 +64,14 @@ pub(crate) enum Mode {
 impl Plan {
     /// A plan for a session in a transaction of its own.
     pub(crate) fn transaction(options: TransactionOptions) -> Self {
-        let rules = Rules { mode: Mode::Transaction(options), ..Rules::default() };
-        Self { rules, is_job: true, ..Self::default() }
+        let rules = Rules {
+            mode: Mode::Transaction(options),
+            ..Rules::default()
+        };
+        Self {
+            rules,
+            is_job: true,
+            ..Self::default()
+        }
     }
 }

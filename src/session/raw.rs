@@ -78,7 +78,9 @@ thread_local! {
 /// Whether this is called by raw code of the session `core`, which would wait for itself.
 pub(super) fn is_polled_for(core: &Arc<Core>) -> bool {
     let session = Arc::as_ptr(core).addr();
-    POLLED.try_with(|polled| polled.borrow().contains(&session)).unwrap_or(false)
+    POLLED
+        .try_with(|polled| polled.borrow().contains(&session))
+        .unwrap_or(false)
 }
 
 /// Polls raw code in the name of the session at the address `session`.

@@ -100,7 +100,10 @@ impl Running {
     /// fails by that, and is none.
     pub(super) fn unheard(&self, result: Result<(), &DbErr>) -> Option<DbErr> {
         let is_unheard = self.is_left || self.manner == Manner::Draining;
-        result.err().filter(|_| is_unheard && self.reader.is_some() && self.stop.is_none()).cloned()
+        result
+            .err()
+            .filter(|_| is_unheard && self.reader.is_some() && self.stop.is_none())
+            .cloned()
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use sea_orm::{
-    AccessMode, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
-    TransactionError, TransactionOptions, TransactionTrait,
+    AccessMode, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, Schema,
+    SchemaBuilder, TransactionError, TransactionOptions, TransactionTrait,
 };
 
 use super::{
@@ -48,7 +48,10 @@ pub(super) enum Handle<'a> {
 }
 
 impl SessionTransaction {
-    pub(super) async fn open(handle: Handle<'_>, options: TransactionOptions) -> Result<Self, DbErr> {
+    pub(super) async fn open(
+        handle: Handle<'_>,
+        options: TransactionOptions,
+    ) -> Result<Self, DbErr> {
         match handle {
             Handle::Plain(core, database) => {
                 let outer = core.direct_transaction().await?;
@@ -67,21 +70,34 @@ impl SessionTransaction {
                 // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
                 // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
                 let level = core.new_level();
-                let transaction = Self(Inner::Pinned { core: core.clone(), level });
-                core.start(who, Some(level), Operation::Begin(options)).await?.await?;
+                let transaction = Self(Inner::Pinned {
+                    core: core.clone(),
+                    level,
+                });
+                core.start(who, Some(level), Operation::Begin(options))
+                    .await?
+                    .await?;
                 Ok(transaction)
             }
         }
     }
 
     pub(super) fn direct(core: Arc<Core>, level: Level, transaction: DatabaseTransaction) -> Self {
-        Self(Inner::Direct { core, level, transaction })
+        Self(Inner::Direct {
+            core,
+            level,
+            transaction,
+        })
     }
 
     pub(super) fn handle(&self) -> Handle<'_> {
         match &self.0 {
             Inner::Pinned { core, level } => Handle::Pinned(core, Who::Level(*level)),
-            Inner::Direct { core, level, transaction } => Handle::Direct(core, *level, transaction),
+            Inner::Direct {
+                core,
+                level,
+                transaction,
+            } => Handle::Direct(core, *level, transaction),
             // Whoever ends it consumes it.
             Inner::Ended { core } => Handle::Pinned(core, Who::Level(Level::MAX)),
         }
@@ -125,13 +141,19 @@ impl SessionTransaction {
     async fn end(mut self, commits: bool) -> Result<(), DbErr> {
         match &self.0 {
             Inner::Pinned { core, level } => {
-                let operation = if commits { Operation::Commit } else { Operation::Rollback };
+                let operation = if commits {
+                    Operation::Commit
+                } else {
+                    Operation::Rollback
+                };
                 let call = core.start(Who::Level(*level), None, operation).await?;
                 core.answered(commits, call).await.map(drop)
             }
             Inner::Direct { core, level, .. } => {
                 core.admit_end(Who::Level(*level))?;
-                let Some((core, level, transaction)) = self.take_direct() else { return Ok(()) };
+                let Some((core, level, transaction)) = self.take_direct() else {
+                    return Ok(());
+                };
                 core.end_level(level, transaction, commits).await
             }
             Inner::Ended { .. } => Ok(()),
@@ -181,7 +203,10 @@ impl SessionTransaction {
     /// # Errors
     ///
     /// If the transaction or the request has ended.
-    pub fn after_commit(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
+    pub fn after_commit(
+        &self,
+        hook: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DbErr> {
         self.core().hook(self.who(), After::Commit, hook)
     }
 
@@ -192,7 +217,10 @@ impl SessionTransaction {
     /// # Errors
     ///
     /// If the transaction or the request has ended.
-    pub fn after_rollback(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
+    pub fn after_rollback(
+        &self,
+        hook: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DbErr> {
         self.core().hook(self.who(), After::Rollback, hook)
     }
 
@@ -233,12 +261,19 @@ impl SessionTransaction {
     }
 
     /// Commits what succeeded, rolls back what failed.
-    pub(super) async fn end_with<T, E>(self, outcome: Result<T, E>) -> Result<T, TransactionError<E>>
+    pub(super) async fn end_with<T, E>(
+        self,
+        outcome: Result<T, E>,
+    ) -> Result<T, TransactionError<E>>
     where
         E: fmt::Display + fmt::Debug,
     {
         match outcome {
-            Ok(value) => self.commit().await.map(|()| value).map_err(TransactionError::Connection),
+            Ok(value) => self
+                .commit()
+                .await
+                .map(|()| value)
+                .map_err(TransactionError::Connection),
             // Not by the handler's own word: whether it goes on is still to be seen.
             Err(error) => match self.end(false).await {
                 Ok(()) => Err(TransactionError::Transaction(error)),
@@ -257,7 +292,11 @@ impl SessionTransaction {
     fn take_direct(&mut self) -> Option<(Arc<Core>, Level, DatabaseTransaction)> {
         let core = self.core().clone();
         match std::mem::replace(&mut self.0, Inner::Ended { core }) {
-            Inner::Direct { core, level, transaction } => Some((core, level, transaction)),
+            Inner::Direct {
+                core,
+                level,
+                transaction,
+            } => Some((core, level, transaction)),
             other => {
                 self.0 = other;
                 None

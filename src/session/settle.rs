@@ -67,7 +67,11 @@ impl Core {
             return Settlement::Now(Ended::RolledBack);
         }
         let lost = state.lost().filter(|_| decision == Decision::Commit);
-        let decision = if state.rollback_only { Decision::RollBack } else { decision };
+        let decision = if state.rollback_only {
+            Decision::RollBack
+        } else {
+            decision
+        };
         let left_open = !is_cut && state.has_left_open();
         let at_work = !is_cut
             && state.is_transactional()
@@ -80,14 +84,20 @@ impl Core {
         let ended = match (decision, lost.or_else(|| state.not_committed())) {
             (_, Some(error)) if error.is_cut_off() => Ended::Failed(error),
             // Something of it may stand, whatever the handler answers.
-            (_, Some(error)) if error.may_stand() && state.is_transactional() => Ended::Failed(error),
+            (_, Some(error)) if error.may_stand() && state.is_transactional() => {
+                Ended::Failed(error)
+            }
             (Decision::Commit, Some(error)) if error.is_acquire() => Ended::Failed(error),
             _ if !state.is_transactional() => Ended::Autocommit,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
             (Decision::Commit, None) => {
                 state.hooks.seal();
                 state.hooks.committed(1);
-                if state.committed { Ended::Committed } else { Ended::Untouched }
+                if state.committed {
+                    Ended::Committed
+                } else {
+                    Ended::Untouched
+                }
             }
             (Decision::RollBack, _) if state.is_untouched() => Ended::Untouched,
             (Decision::RollBack, _) => Ended::RolledBack,
@@ -127,9 +137,13 @@ impl Core {
                     rollback.wait(self.pool().settings().release_timeout).await;
                 }
                 let state = self.lock();
-                let error = state.may_stand().filter(|_| !error.is_outcome_unknown()).unwrap_or(error);
+                let error = state
+                    .may_stand()
+                    .filter(|_| !error.is_outcome_unknown())
+                    .unwrap_or(error);
                 let conflict = state.failures.current().cloned();
-                let conflict = conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
+                let conflict =
+                    conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
                 let error = error.because(state.cause.as_deref());
                 Ended::Failed(conflict.unwrap_or(error))
             }
@@ -152,7 +166,9 @@ impl Core {
         if running.is_some() {
             self.drive();
         }
-        let turn = timeout(patience, self.turn(Who::Settlement)).await.map_err(|_| otherwise)?;
+        let turn = timeout(patience, self.turn(Who::Settlement))
+            .await
+            .map_err(|_| otherwise)?;
         let turn = turn.map_err(|_| Kind::SessionClosed)?;
         let direct = {
             let mut state = self.lock();
@@ -176,13 +192,16 @@ impl Core {
         if let Some(transaction) = direct {
             let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
             let committed = timeout(bound, self.end_through(transaction, true, 1)).await;
-            let committed =
-                committed.map_or_else(|_| Err(Kind::OutcomeUnknown.into()), |ended| ended.map_err(Error::of_commit));
+            let committed = committed.map_or_else(
+                |_| Err(Kind::OutcomeUnknown.into()),
+                |ended| ended.map_err(Error::of_commit),
+            );
             self.lock().direct_committed(committed.clone());
             return committed;
         }
-        let call =
-            self.launch(turn, Who::Settlement, None, Operation::Commit, Text::Plain).map_err(Error::of_commit)?;
+        let call = self
+            .launch(turn, Who::Settlement, None, Operation::Commit, Text::Plain)
+            .map_err(Error::of_commit)?;
         match timeout(bound, call).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(Error::of_commit(error)),
@@ -193,12 +212,16 @@ impl Core {
     /// A stream that is held but not read would never end: what is left of it is read in a task.
     fn end_stream(self: &Arc<Self>) {
         let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else { return };
+        let Slot::Running(running) = &mut state.slot else {
+            return;
+        };
         if running.manner != Manner::Stream {
             return;
         }
         running.stop_stream();
-        let Some(future) = running.future.take() else { return };
+        let Some(future) = running.future.take() else {
+            return;
+        };
         let (leave, waker) = (running.leave(), running.waker.take());
         drop(state);
         self.drain(future, leave);
@@ -219,7 +242,10 @@ impl Core {
 
     async fn end_early(self: &Arc<Self>, operation: Operation) -> Result<(), DbErr> {
         let commits = matches!(operation, Operation::Commit);
-        let end = match self.in_turn(move |core, turn| core.begin_to_end(turn, operation)).await? {
+        let end = match self
+            .in_turn(move |core, turn| core.begin_to_end(turn, operation))
+            .await?
+        {
             EarlyEnd::Done => return Ok(()),
             EarlyEnd::Direct(turn, transaction) => {
                 return self.end_direct(turn, transaction, commits).await;
@@ -300,7 +326,11 @@ impl State {
             return Err(Kind::NoTransaction.into_db_err());
         }
         // Neither a rollback nor another COMMIT tells what became of one that was lost.
-        if let Some(unknown) = self.unsettled.as_ref().filter(|error| error.is_outcome_unknown()) {
+        if let Some(unknown) = self
+            .unsettled
+            .as_ref()
+            .filter(|error| error.is_outcome_unknown())
+        {
             return Err(unknown.to_db_err());
         }
         if !commits {
@@ -313,7 +343,10 @@ impl State {
         if self.rollback_only {
             return Err(Kind::RollbackOnly.into_db_err());
         }
-        match self.untold().or_else(|| self.failures.missing_transaction().cloned()) {
+        match self
+            .untold()
+            .or_else(|| self.failures.missing_transaction().cloned())
+        {
             Some(error) => Err(error.to_db_err()),
             None => Ok(()),
         }
@@ -329,6 +362,8 @@ impl State {
 
     /// Why what the handler believes to be there is not.
     fn not_committed(&mut self) -> Option<Error> {
-        self.unsettled.take().or_else(|| self.failures.missing_transaction().cloned())
+        self.unsettled
+            .take()
+            .or_else(|| self.failures.missing_transaction().cloned())
     }
 }

@@ -116,7 +116,11 @@ pub(super) struct Found {
 impl Found {
     pub(super) fn of(connection: &CheckedOut) -> Self {
         let (depth, broken) = (connection.depth(), connection.is_broken());
-        Self { depth, broken, failed: connection.has_failed() }
+        Self {
+            depth,
+            broken,
+            failed: connection.has_failed(),
+        }
     }
 }
 
@@ -186,8 +190,12 @@ impl State {
         let innermost = self.levels.last().map(|open| open.id);
         match who {
             Who::Level(id) if innermost == Some(id) => Ok(self.levels.len()),
-            Who::Level(id) if !self.levels.iter().any(|open| open.id == id) => Err(Kind::TransactionOver),
-            Who::Session | Who::Settlement if innermost.is_none_or(|id| id == OWN) => Ok(self.levels.len()),
+            Who::Level(id) if !self.levels.iter().any(|open| open.id == id) => {
+                Err(Kind::TransactionOver)
+            }
+            Who::Session | Who::Settlement if innermost.is_none_or(|id| id == OWN) => {
+                Ok(self.levels.len())
+            }
             _ => Err(Kind::NestedOpen),
         }
     }
@@ -208,7 +216,10 @@ impl State {
 
     /// How many transactions remain when the abandoned are rolled back.
     pub(super) fn surviving(&self) -> usize {
-        self.levels.iter().take_while(|open| !open.abandoned).count()
+        self.levels
+            .iter()
+            .take_while(|open| !open.abandoned)
+            .count()
     }
 
     /// The handler has rolled back to a savepoint; where the transaction around it is sound, it goes on.
@@ -235,18 +246,27 @@ impl State {
 
     /// The session's own transaction is still to begin, and `operation` belongs into it.
     pub(super) fn begin_for(&mut self, operation: &Operation) -> Option<Begin> {
-        let Mode::Transaction(options) = self.rules.mode else { return None };
+        let Mode::Transaction(options) = self.rules.mode else {
+            return None;
+        };
         if !self.levels.is_empty() || !operation.is_work() {
             return None;
         }
-        self.levels.push(OpenLevel { id: OWN, abandoned: false });
+        self.levels.push(OpenLevel {
+            id: OWN,
+            abandoned: false,
+        });
         let set_up = self.rules.on_begin.clone().unwrap_or_default();
         Some(Begin { options, set_up })
     }
 
     /// Draws the conclusions from a call that has ended and left `depth` transactions open.
     pub(super) fn account(&mut self, purpose: Purpose, found: Found, result: Result<(), &DbErr>) {
-        let Found { depth, broken, failed } = found;
+        let Found {
+            depth,
+            broken,
+            failed,
+        } = found;
         let before = self.levels.len();
         match (purpose, result) {
             (Purpose::Commit, Ok(())) => {
@@ -310,10 +330,13 @@ impl State {
 
     /// Notes an error that the layer answers for. One that `is_undone` has left nothing to be rolled back.
     pub(super) fn note_failure(&mut self, error: &DbErr, depth: usize, is_undone: bool) {
-        let Some(known) = Error::of(error) else { return };
+        let Some(known) = Error::of(error) else {
+            return;
+        };
         let may_pass = known.is_statement_timeout() || known.is_stale_plan();
         if known.is_acquire() {
-            self.failures.not_acquired(known, depth > 0 || self.is_transactional());
+            self.failures
+                .not_acquired(known, depth > 0 || self.is_transactional());
         } else if may_pass || known.is_conflict() && self.is_transactional() {
             self.failures.may_pass(known, depth, is_undone);
         }
@@ -321,7 +344,10 @@ impl State {
 
     /// Something else has ended the transaction, in which `statement` was the last one.
     pub(super) fn ended_elsewhere(&mut self, statement: String) {
-        let cause = Cause { statement, error: None };
+        let cause = Cause {
+            statement,
+            error: None,
+        };
         self.committed = true;
         self.unsettled = Some(Error::from(Kind::EndedElsewhere).because(Some(&cause)));
         self.untold = true;
@@ -329,11 +355,19 @@ impl State {
     }
 
     /// Keeps the first failure of a transaction that it has made impossible to commit.
-    pub(super) fn note_cause(&mut self, has_failed: bool, error: Option<&DbErr>, statement: impl FnOnce() -> String) {
+    pub(super) fn note_cause(
+        &mut self,
+        has_failed: bool,
+        error: Option<&DbErr>,
+        statement: impl FnOnce() -> String,
+    ) {
         if !has_failed {
             self.cause = None;
         } else if let (None, Some(error)) = (&self.cause, error) {
-            self.cause = Some(Box::new(Cause { statement: statement(), error: Some(error.clone()) }));
+            self.cause = Some(Box::new(Cause {
+                statement: statement(),
+                error: Some(error.clone()),
+            }));
         }
     }
 
@@ -359,9 +393,17 @@ impl State {
 
     /// How the session ends, for the log.
     pub(super) fn outcome(&self) -> &'static str {
-        if self.unsettled.as_ref().is_some_and(Error::is_outcome_unknown) {
+        if self
+            .unsettled
+            .as_ref()
+            .is_some_and(Error::is_outcome_unknown)
+        {
             "unknown"
-        } else if self.unsettled.as_ref().is_some_and(Error::is_ended_elsewhere) {
+        } else if self
+            .unsettled
+            .as_ref()
+            .is_some_and(Error::is_ended_elsewhere)
+        {
             "failed"
         } else if !self.levels.is_empty() {
             "rolled back"
@@ -374,15 +416,24 @@ impl State {
 
     /// The failure of an earlier COMMIT that the handler does not know of, or that stays unknown.
     pub(super) fn untold(&self) -> Option<Error> {
-        self.unsettled.clone().filter(|error| self.untold || error.is_outcome_unknown())
+        self.unsettled
+            .clone()
+            .filter(|error| self.untold || error.is_outcome_unknown())
     }
 
     /// Why `operation` finds no connection. The end of a transaction is no rollback where something else may have
     /// committed it.
     pub(super) fn no_connection_for(&self, operation: &Operation) -> Kind {
         let ends = matches!(operation, Operation::Commit | Operation::Rollback);
-        let may_stand = self.unsettled.as_ref().is_some_and(Error::is_ended_elsewhere);
-        if ends && may_stand { Kind::EndedElsewhere } else { Kind::ConnectionLost }
+        let may_stand = self
+            .unsettled
+            .as_ref()
+            .is_some_and(Error::is_ended_elsewhere);
+        if ends && may_stand {
+            Kind::EndedElsewhere
+        } else {
+            Kind::ConnectionLost
+        }
     }
 
     /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
@@ -395,7 +446,10 @@ impl State {
     pub(super) fn open_own(&mut self, transaction: Arc<DatabaseTransaction>) {
         self.next += 1;
         self.direct = Some(transaction);
-        self.levels.push(OpenLevel { id: OWN, abandoned: false });
+        self.levels.push(OpenLevel {
+            id: OWN,
+            abandoned: false,
+        });
     }
 
     /// Takes it out, to be ended.
@@ -407,12 +461,17 @@ impl State {
 
     /// Opens a level for a transaction that the driver is not asked about.
     pub(super) fn open_level(&mut self, id: Level) {
-        self.levels.push(OpenLevel { id, abandoned: false });
+        self.levels.push(OpenLevel {
+            id,
+            abandoned: false,
+        });
     }
 
     /// Ends a level, and those inside of it, that the driver is not asked about.
     pub(super) fn close_level(&mut self, id: Level, committed: bool) {
-        let Some(position) = self.levels.iter().position(|open| open.id == id) else { return };
+        let Some(position) = self.levels.iter().position(|open| open.id == id) else {
+            return;
+        };
         let innermost = position + 1 == self.levels.len();
         self.levels.truncate(position);
         if committed && innermost {
@@ -430,7 +489,9 @@ impl State {
 
     /// Whether a transaction that the handler began is still open and its handle held.
     pub(super) fn has_left_open(&self) -> bool {
-        self.levels.iter().any(|open| open.id != OWN && !open.abandoned)
+        self.levels
+            .iter()
+            .any(|open| open.id != OWN && !open.abandoned)
     }
 
     pub(super) fn is_transactional(&self) -> bool {

@@ -53,13 +53,27 @@ impl Core {
         }
         // Also for what is not to be stopped: its answer may be lost.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
-        let stoppable = operation.text().is_some_and(|sql| in_transaction || is_read(pool.backend(), sql));
-        let Some(victim) = connection.victim().filter(|_| is_work) else { return (None, None) };
-        let identify = Some(if pool.backend() == DbBackend::Sqlite { Route::Direct } else { pool.route() });
+        let stoppable = operation
+            .text()
+            .is_some_and(|sql| in_transaction || is_read(pool.backend(), sql));
+        let Some(victim) = connection.victim().filter(|_| is_work) else {
+            return (None, None);
+        };
+        let identify = Some(if pool.backend() == DbBackend::Sqlite {
+            Route::Direct
+        } else {
+            pool.route()
+        });
         if !stoppable {
             return (None, identify);
         }
         victim.prepare();
-        (Some(Stop { victim, at_any_time: !in_transaction }), identify)
+        (
+            Some(Stop {
+                victim,
+                at_any_time: !in_transaction,
+            }),
+            identify,
+        )
     }
 }

@@ -69,7 +69,11 @@ impl<'a> SessionStream<'a> {
         }
     }
 
-    async fn open_plain(core: &Arc<Core>, database: &DatabaseConnection, statement: Statement) -> Result<Self, DbErr> {
+    async fn open_plain(
+        core: &Arc<Core>,
+        database: &DatabaseConnection,
+        statement: Statement,
+    ) -> Result<Self, DbErr> {
         core.vet(Who::Session, &statement.sql)?;
         Ok(match core.direct_transaction().await? {
             // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
@@ -81,16 +85,30 @@ impl<'a> SessionStream<'a> {
         })
     }
 
-    fn direct(core: &Arc<Core>, rows: Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>) -> Self {
+    fn direct(
+        core: &Arc<Core>,
+        rows: Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>,
+    ) -> Self {
         core.lock().streaming = true;
-        Self(Inner::Direct { rows, core: core.clone(), open: Some(OpenStream(core.clone())) })
+        Self(Inner::Direct {
+            rows,
+            core: core.clone(),
+            open: Some(OpenStream(core.clone())),
+        })
     }
 
     async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
         let (sender, rows) = Rows::new(BUFFERED);
-        let mut call = core.start(who, None, Operation::Stream(statement, sender)).await?;
+        let mut call = core
+            .start(who, None, Operation::Stream(statement, sender))
+            .await?;
         let open = call.take_open();
-        Ok(Self(Inner::Pinned { call: Some(call), rows, failure: None, open }))
+        Ok(Self(Inner::Pinned {
+            call: Some(call),
+            rows,
+            failure: None,
+            open,
+        }))
     }
 }
 
@@ -131,7 +149,12 @@ impl Stream for SessionStream<'_> {
                 }
                 return Poll::Ready(row.map(|row| core.heed(row)));
             }
-            Inner::Pinned { call, rows, failure, open } => (call, rows, failure, open),
+            Inner::Pinned {
+                call,
+                rows,
+                failure,
+                open,
+            } => (call, rows, failure, open),
         };
         // Rows first, then the call that makes more of them, then what it has just made. That none
         // comes out does not mean that none is there: tokio has a task that reads much yield. Only the
@@ -147,7 +170,9 @@ impl Stream for SessionStream<'_> {
                 }
                 Poll::Ready(None) | Poll::Pending => {}
             }
-            let Some(running) = call else { return Poll::Pending };
+            let Some(running) = call else {
+                return Poll::Pending;
+            };
             if let Poll::Ready(output) = Pin::new(running).poll(cx) {
                 *call = None;
                 *failure = output.err();
@@ -163,7 +188,11 @@ impl Stream for SessionStream<'_> {
 impl Drop for SessionStream<'_> {
     fn drop(&mut self) {
         // Of a failure that is still to come, the call tells.
-        if let Inner::Pinned { failure: Some(error), .. } = &self.0 {
+        if let Inner::Pinned {
+            failure: Some(error),
+            ..
+        } = &self.0
+        {
             telemetry::stream_failed_unheard(error);
         }
     }

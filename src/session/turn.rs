@@ -87,8 +87,13 @@ impl Line {
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
-        let Some(waiting) = &mut state.waiting else { return };
-        let (jobs, wakers) = (std::mem::take(&mut waiting.jobs), std::mem::take(&mut waiting.awaiting_turn));
+        let Some(waiting) = &mut state.waiting else {
+            return;
+        };
+        let (jobs, wakers) = (
+            std::mem::take(&mut waiting.jobs),
+            std::mem::take(&mut waiting.awaiting_turn),
+        );
         let worker = waiting.worker.clone();
         drop(state);
         drop(jobs);
@@ -136,7 +141,11 @@ impl Line {
 
     /// Wakes the worker, if there is one.
     pub(super) fn wake_worker(&self) {
-        let worker = self.lock().waiting.as_ref().and_then(|waiting| waiting.worker.clone());
+        let worker = self
+            .lock()
+            .waiting
+            .as_ref()
+            .and_then(|waiting| waiting.worker.clone());
         if let Some(worker) = worker {
             worker.wake();
         }
@@ -151,13 +160,19 @@ impl Line {
     pub(super) fn head(&self) -> Option<Head> {
         let mut state = self.lock();
         let Job { id, work, request } = state.waiting.as_mut()?.jobs.front_mut()?;
-        Some(Head { id: *id, work: work.take()?, request: request.clone() })
+        Some(Head {
+            id: *id,
+            work: work.take()?,
+            request: request.clone(),
+        })
     }
 
     /// The worker has polled a job that is not done; one that has left the line comes back.
     pub(super) fn put_back(&self, id: u64, work: Work) -> Option<Work> {
         let mut state = self.lock();
-        let Some(job) = state.waiting().jobs.iter_mut().find(|job| job.id == id) else { return Some(work) };
+        let Some(job) = state.waiting().jobs.iter_mut().find(|job| job.id == id) else {
+            return Some(work);
+        };
         job.work = Some(work);
         None
     }
@@ -214,7 +229,11 @@ impl Line {
         let waiting = state.waiting();
         waiting.next += 1;
         let id = waiting.next;
-        waiting.jobs.push_back(Job { id, work: Some(work), request });
+        waiting.jobs.push_back(Job {
+            id,
+            work: Some(work),
+            request,
+        });
         Some(id)
     }
 }
@@ -225,11 +244,16 @@ impl State {
     }
 
     fn is_any_job(&self) -> bool {
-        self.waiting.as_ref().is_some_and(|waiting| !waiting.jobs.is_empty())
+        self.waiting
+            .as_ref()
+            .is_some_and(|waiting| !waiting.jobs.is_empty())
     }
 
     fn take_wakers(&mut self) -> Vec<Waker> {
-        self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.awaiting_turn)).unwrap_or_default()
+        self.waiting
+            .as_mut()
+            .map(|waiting| std::mem::take(&mut waiting.awaiting_turn))
+            .unwrap_or_default()
     }
 }
 
@@ -298,7 +322,10 @@ impl Core {
         let job: Work = Box::pin(async move {
             let _ = sender.send(work.await);
         });
-        let place = self.line().join(job).map(|id| Place { core: self.clone(), id });
+        let place = self.line().join(job).map(|id| Place {
+            core: self.clone(),
+            id,
+        });
         self.start_worker(&runtime);
         let core = self.clone();
         Box::pin(async move {
@@ -309,8 +336,13 @@ impl Core {
     }
 
     /// Puts `work` into the line that nothing waits for.
-    pub(super) fn enqueue_detached(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
-        let Some(runtime) = self.runtime() else { return };
+    pub(super) fn enqueue_detached(
+        self: &Arc<Self>,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let Some(runtime) = self.runtime() else {
+            return;
+        };
         if self.line().join(Box::pin(work)).is_some() {
             self.start_worker(&runtime);
         }
@@ -332,7 +364,9 @@ impl Core {
     }
 
     fn runtime(&self) -> Option<Handle> {
-        Handle::try_current().ok().or_else(|| self.lock().runtime.clone())
+        Handle::try_current()
+            .ok()
+            .or_else(|| self.lock().runtime.clone())
     }
 }
 

@@ -98,13 +98,20 @@ impl<Tag> DbSession<Tag> {
     ///
     /// If the transaction has begun with other options.
     pub fn tx_with(&self, options: TransactionOptions) -> Result<DbTx<Tag>, DbErr> {
-        self.core.set_mode(Mode::Transaction(options)).map_err(Kind::into_db_err)?;
+        self.core
+            .set_mode(Mode::Transaction(options))
+            .map_err(Kind::into_db_err)?;
         Ok(DbTx(self.clone()))
     }
 
     /// What a layer inside of the session's own says.
     pub(crate) fn order(&self, order: Order) -> Result<(), Error> {
-        let Order { mode, commit_when, on_begin, on_acquire } = order;
+        let Order {
+            mode,
+            commit_when,
+            on_begin,
+            on_acquire,
+        } = order;
         if mode == Some(Mode::Autocommit) && on_begin.is_some() {
             return Err(Kind::MustBeTransaction.into());
         }
@@ -238,7 +245,10 @@ impl<Tag> DbSession<Tag> {
     ///
     /// If the request has ended, or on a handle that belongs to none (`DbSession::from(db)`) in a transaction,
     /// which nothing would end.
-    pub fn after_commit(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
+    pub fn after_commit(
+        &self,
+        hook: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DbErr> {
         self.core.hook(Who::Session, After::Commit, hook)
     }
 
@@ -251,7 +261,10 @@ impl<Tag> DbSession<Tag> {
     ///
     /// If the request has ended, or on a handle that belongs to none (`DbSession::from(db)`) in a transaction,
     /// which nothing would end.
-    pub fn after_rollback(&self, hook: impl Future<Output = ()> + Send + 'static) -> Result<(), DbErr> {
+    pub fn after_rollback(
+        &self,
+        hook: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DbErr> {
         self.core.hook(Who::Session, After::Rollback, hook)
     }
 }
@@ -299,15 +312,29 @@ impl Core {
 fn add(statements: &mut Option<Arc<[Statement]>>, next: Option<Vec<Statement>>) {
     if let Some(next) = next {
         let before = statements.take();
-        *statements = Some(before.iter().flat_map(|before| before.iter()).cloned().chain(next).collect());
+        *statements = Some(
+            before
+                .iter()
+                .flat_map(|before| before.iter())
+                .cloned()
+                .chain(next)
+                .collect(),
+        );
     }
 }
 
 impl State {
     fn depth_of(&self, who: Who) -> Result<usize, Kind> {
-        let Who::Level(id) = who else { return Ok(self.surrounding()) };
-        let position = self.levels.iter().position(|open| open.id == id && !open.abandoned);
-        position.map(|position| position + 1).ok_or(Kind::TransactionOver)
+        let Who::Level(id) = who else {
+            return Ok(self.surrounding());
+        };
+        let position = self
+            .levels
+            .iter()
+            .position(|open| open.id == id && !open.abandoned);
+        position
+            .map(|position| position + 1)
+            .ok_or(Kind::TransactionOver)
     }
 }
 
@@ -327,6 +354,8 @@ impl<Tag> Clone for DbTx<Tag> {
 
 impl<Tag> fmt::Debug for DbTx<Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DbTx").field("closed", &self.is_closed()).finish_non_exhaustive()
+        f.debug_struct("DbTx")
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
     }
 }

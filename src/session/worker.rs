@@ -74,7 +74,9 @@ impl Core {
     /// Polls the running call in its future's place. A stream is made by its reader alone.
     fn drive_call(self: &Arc<Self>, cx: &mut Context<'_>) -> Progress {
         let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else { return Progress::None };
+        let Slot::Running(running) = &mut state.slot else {
+            return Progress::None;
+        };
         if !matches!(running.manner, Manner::Statement | Manner::Raw) {
             return Progress::None;
         }
@@ -119,7 +121,9 @@ impl Core {
     /// The worker has gone before its time: the call is its own future's again.
     fn release_call(self: &Arc<Self>) {
         let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else { return };
+        let Slot::Running(running) = &mut state.slot else {
+            return;
+        };
         if !std::mem::take(&mut running.is_driven) {
             return;
         }

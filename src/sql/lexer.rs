@@ -39,7 +39,13 @@ pub(super) struct Lexer<'a> {
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(backend: DbBackend, sql: &'a str) -> Self {
-        Self { sql, at: 0, backend, executable: false, doubtful: false }
+        Self {
+            sql,
+            at: 0,
+            backend,
+            executable: false,
+            doubtful: false,
+        }
     }
 
     pub(super) fn is_executable_comment(&self) -> bool {
@@ -65,7 +71,10 @@ impl<'a> Lexer<'a> {
     }
 
     fn starts_with(&self, text: &str) -> bool {
-        self.sql.as_bytes().get(self.at..).is_some_and(|rest| rest.starts_with(text.as_bytes()))
+        self.sql
+            .as_bytes()
+            .get(self.at..)
+            .is_some_and(|rest| rest.starts_with(text.as_bytes()))
     }
 
     /// Goes on while `part` holds; says what it went over.
@@ -103,7 +112,9 @@ impl<'a> Lexer<'a> {
     /// Whether the comment that begins here is executable.
     fn comment(&mut self) -> bool {
         if self.backend == MySql {
-            let executable = ["/*!", "/*M!"].into_iter().find(|begin| self.starts_with(begin));
+            let executable = ["/*!", "/*M!"]
+                .into_iter()
+                .find(|begin| self.starts_with(begin));
             if let Some(begin) = executable {
                 self.doubtful |= self.executable;
                 self.executable = true;
@@ -162,7 +173,9 @@ impl<'a> Lexer<'a> {
             };
         }
         self.look_for_other_end(start);
-        self.sql.get(start..self.at.saturating_sub(1)).unwrap_or_default()
+        self.sql
+            .get(start..self.at.saturating_sub(1))
+            .unwrap_or_default()
     }
 
     /// `E'...'` of PostgreSQL; what follows it on other lines continues it.
@@ -213,13 +226,19 @@ impl<'a> Lexer<'a> {
             }
         }
         if named && self.byte(0) == Some(b'(') {
-            self.advance(|byte| byte != b')' && byte != 0 && !byte.is_ascii_whitespace() && byte != 0x0b);
+            self.advance(|byte| {
+                byte != b')' && byte != 0 && !byte.is_ascii_whitespace() && byte != 0x0b
+            });
         }
     }
 
     /// A server that skips an executable comment ends it at the first `*/`, in quotes or not.
     fn look_for_other_end(&mut self, start: usize) {
-        self.doubtful |= self.executable && self.sql.get(start..self.at).is_none_or(|text| text.contains("*/"));
+        self.doubtful |= self.executable
+            && self
+                .sql
+                .get(start..self.at)
+                .is_none_or(|text| text.contains("*/"));
     }
 }
 
@@ -286,12 +305,17 @@ impl<'a> Lexer<'a> {
                 }
                 (byte, _) if is_word_part(byte) => {
                     let word = self.advance(is_word_part);
-                    if self.backend == Postgres && word.eq_ignore_ascii_case("e") && self.byte(0) == Some(b'\'') {
+                    if self.backend == Postgres
+                        && word.eq_ignore_ascii_case("e")
+                        && self.byte(0) == Some(b'\'')
+                    {
                         self.escape_string();
                         Token::Literal
                     } else {
                         // No server takes these for spaces; were one to, the word would still be known.
-                        Token::Word(word.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'))
+                        Token::Word(
+                            word.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'),
+                        )
                     }
                 }
                 _ => {

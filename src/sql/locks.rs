@@ -15,7 +15,9 @@ pub(crate) fn needs_transaction(backend: DbBackend, sql: &str) -> bool {
         return false;
     }
     let mut lexer = Lexer::new(backend, sql);
-    let Some(Token::Word(first)) = lexer.find(|token| *token != Token::Symbol(b'(')) else { return false };
+    let Some(Token::Word(first)) = lexer.find(|token| *token != Token::Symbol(b'(')) else {
+        return false;
+    };
     let found = match backend {
         DbBackend::Postgres if is_one_of(first, &["lock", "declare"]) => {
             rest_of(lexer).all(|token| !token.is_word("hold"))
@@ -26,7 +28,12 @@ pub(crate) fn needs_transaction(backend: DbBackend, sql: &str) -> bool {
         _ => is_one_of(first, &["select", "with", "values", "table"]) && locks(backend, lexer),
     };
     // Several statements in one text are one transaction to PostgreSQL.
-    let is_alone = || lexer.skip_while(|token| *token != Token::Symbol(b';')).nth(1).is_none();
+    let is_alone = || {
+        lexer
+            .skip_while(|token| *token != Token::Symbol(b';'))
+            .nth(1)
+            .is_none()
+    };
     found && (backend != DbBackend::Postgres || is_alone())
 }
 
@@ -44,9 +51,12 @@ fn mentions(backend: DbBackend, sql: &str) -> bool {
             _ => return false,
         };
         let before = at.checked_sub(1).and_then(|before| sql.get(before));
-        let begins = before.is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
-        let is =
-            |word: &&str| sql.get(at..at + word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()));
+        let begins = before
+            .is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
+        let is = |word: &&str| {
+            sql.get(at..at + word.len())
+                .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+        };
         begins && words.iter().any(is)
     })
 }
@@ -61,9 +71,13 @@ fn locks(backend: DbBackend, rest: Lexer<'_>) -> bool {
     let (mut locks, mut previous) = (false, Token::Symbol(b';'));
     let mut call: Option<Call> = None;
     for token in rest_of(rest) {
-        let writes = ["insert", "update", "delete", "merge"].iter().any(|word| token.is_word(word));
-        let is_lock =
-            ["update", "share", "key", "no"].iter().any(|word| token.is_word(word)) && previous.is_word("for");
+        let writes = ["insert", "update", "delete", "merge"]
+            .iter()
+            .any(|word| token.is_word(word));
+        let is_lock = ["update", "share", "key", "no"]
+            .iter()
+            .any(|word| token.is_word(word))
+            && previous.is_word("for");
         let in_share_mode = token.is_word("in") && previous.is_word("lock");
         match &mut call {
             Some(open) => {
@@ -72,7 +86,9 @@ fn locks(backend: DbBackend, rest: Lexer<'_>) -> bool {
                     call = None;
                 }
             }
-            None if backend == DbBackend::Postgres && token.is_word("set_config") => call = Some(Call::default()),
+            None if backend == DbBackend::Postgres && token.is_word("set_config") => {
+                call = Some(Call::default())
+            }
             None => {}
         }
         locks |= is_lock || in_share_mode;
@@ -138,8 +154,14 @@ mod tests {
         ] {
             assert!(needs_transaction(Postgres, sql), "{sql}");
         }
-        assert!(needs_transaction(MySql, "SELECT * FROM item LOCK IN SHARE MODE"));
-        assert!(needs_transaction(MySql, "SELECT * FROM item FOR UPDATE WAIT 5"));
+        assert!(needs_transaction(
+            MySql,
+            "SELECT * FROM item LOCK IN SHARE MODE"
+        ));
+        assert!(needs_transaction(
+            MySql,
+            "SELECT * FROM item FOR UPDATE WAIT 5"
+        ));
     }
 
     #[test]

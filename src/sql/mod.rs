@@ -69,22 +69,36 @@ pub(crate) fn effect(backend: DbBackend, sql: &str) -> Effect {
         DbBackend::Sqlite => sqlite::effect(&mut lexer),
         _ => Effect::Unknown,
     };
-    if lexer.is_doubtful() { found.max(Effect::Unknown) } else { found }
+    if lexer.is_doubtful() {
+        found.max(Effect::Unknown)
+    } else {
+        found
+    }
 }
 
 /// Whether `sql` is one statement of the kind that nearly all are.
 fn is_plain(backend: DbBackend, sql: &str) -> bool {
-    let sql = sql.trim_ascii_start().trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
-    let end = sql.bytes().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(sql.len());
+    let sql = sql
+        .trim_ascii_start()
+        .trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
+    let end = sql
+        .bytes()
+        .position(|byte| !byte.is_ascii_alphabetic())
+        .unwrap_or(sql.len());
     let (word, rest) = sql.split_at(end);
-    if !is_one_of(word, &["select", "insert", "update", "delete", "with", "values"]) {
+    if !is_one_of(
+        word,
+        &["select", "insert", "update", "delete", "with", "values"],
+    ) {
         return false;
     }
     if rest.contains(';') {
         return false;
     }
     // `/*!` and `/*M!` hold SQL.
-    backend != DbBackend::MySql || !rest.contains('!') || !(rest.contains("/*!") || rest.contains("/*M!"))
+    backend != DbBackend::MySql
+        || !rest.contains('!')
+        || !(rest.contains("/*!") || rest.contains("/*M!"))
 }
 
 fn is_one_of(word: &str, words: &[&str]) -> bool {
@@ -105,5 +119,9 @@ fn first_word<'a>(lexer: &mut Lexer<'a>) -> Option<&'a str> {
 /// Whether a `ROLLBACK`, of which `lexer` has the rest, is one to a savepoint.
 fn is_to_savepoint(mut lexer: Lexer<'_>) -> bool {
     // In between may be WORK or, on SQLite, TRANSACTION and a name.
-    lexer.by_ref().take(3).take_while(|token| *token != Token::Symbol(b';')).any(|token| token.is_word("to"))
+    lexer
+        .by_ref()
+        .take(3)
+        .take_while(|token| *token != Token::Symbol(b';'))
+        .any(|token| token.is_word("to"))
 }

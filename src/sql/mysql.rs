@@ -72,7 +72,9 @@ pub(super) fn effect(lexer: &mut Lexer<'_>) -> Effect {
     while let Some(token) = lexer.next() {
         let found = match token {
             Token::Symbol(b';' | b'(') | Token::Seam | Token::Word("") => continue,
-            Token::Word(word) if word.eq_ignore_ascii_case("set") && skip_set_statement(lexer) => continue,
+            Token::Word(word) if word.eq_ignore_ascii_case("set") && skip_set_statement(lexer) => {
+                continue;
+            }
             Token::Word(word) => statement(word, *lexer),
             _ => Effect::Unknown,
         };
@@ -115,17 +117,27 @@ fn statement(word: &str, rest: Lexer<'_>) -> Effect {
         _ if word.eq_ignore_ascii_case("rollback") => Control::Rollback,
         _ if is_one_of(word, &["savepoint", "release"]) => Control::Savepoint,
         _ if word.eq_ignore_ascii_case("xa") => Control::TwoPhase,
-        _ if word.eq_ignore_ascii_case("set") && is_next(&["transaction"]) => Control::SetTransaction,
-        _ if word.eq_ignore_ascii_case("set") && is_next(&["password", "default"]) => return Effect::CommitsImplicitly,
-        _ if word.eq_ignore_ascii_case("set") => return assignments(rest),
-        // MariaDB's ANALYZE with a query is an EXPLAIN.
-        _ if word.eq_ignore_ascii_case("analyze") && is_next(&["table", "tables", "local", "no_write_to_binlog"]) => {
+        _ if word.eq_ignore_ascii_case("set") && is_next(&["transaction"]) => {
+            Control::SetTransaction
+        }
+        _ if word.eq_ignore_ascii_case("set") && is_next(&["password", "default"]) => {
             return Effect::CommitsImplicitly;
         }
-        _ if word.eq_ignore_ascii_case("load") && is_next(&["index"]) => return Effect::CommitsImplicitly,
+        _ if word.eq_ignore_ascii_case("set") => return assignments(rest),
+        // MariaDB's ANALYZE with a query is an EXPLAIN.
+        _ if word.eq_ignore_ascii_case("analyze")
+            && is_next(&["table", "tables", "local", "no_write_to_binlog"]) =>
+        {
+            return Effect::CommitsImplicitly;
+        }
+        _ if word.eq_ignore_ascii_case("load") && is_next(&["index"]) => {
+            return Effect::CommitsImplicitly;
+        }
         _ if is_temporary(word, rest) => return Effect::None,
         _ if is_one_of(word, &HARMLESS) => return Effect::None,
-        _ if is_one_of(word, &COMMITTING) || word.eq_ignore_ascii_case("start") => return Effect::CommitsImplicitly,
+        _ if is_one_of(word, &COMMITTING) || word.eq_ignore_ascii_case("start") => {
+            return Effect::CommitsImplicitly;
+        }
         _ => return Effect::Unknown,
     };
     Effect::Control(control)
@@ -141,9 +153,9 @@ fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
     }
     match rest.find(|token| drop || !token.is_word("or") && !token.is_word("replace")) {
         Some(token) if token.is_word("prepare") => drop,
-        Some(token) if token.is_word("temporary") => rest
-            .next()
-            .is_some_and(|what| what.is_word("table") || drop && (what.is_word("tables") || what.is_word("sequence"))),
+        Some(token) if token.is_word("temporary") => rest.next().is_some_and(|what| {
+            what.is_word("table") || drop && (what.is_word("tables") || what.is_word("sequence"))
+        }),
         _ => false,
     }
 }
@@ -182,7 +194,9 @@ fn assignments(mut rest: Lexer<'_>) -> Effect {
             Token::Symbol(b')') => depth = depth.saturating_sub(1),
             Token::Symbol(b',') if depth == 0 => target = Target::default(),
             Token::Symbol(b'@') => target.at_signs += 1,
-            Token::Symbol(b'=') if target.is_of_transactions() => return Effect::Control(Control::SetTransaction),
+            Token::Symbol(b'=') if target.is_of_transactions() => {
+                return Effect::Control(Control::SetTransaction);
+            }
             Token::Symbol(b'=') => target.assigned = true,
             Token::Word(name) | Token::Name(name) if !target.assigned => {
                 target.words += 1;
@@ -207,7 +221,12 @@ struct Target<'a> {
 
 impl Target<'_> {
     fn is_of_transactions(&self) -> bool {
-        let next_only = ["transaction_isolation", "transaction_read_only", "tx_isolation", "tx_read_only"];
+        let next_only = [
+            "transaction_isolation",
+            "transaction_read_only",
+            "tx_isolation",
+            "tx_read_only",
+        ];
         // `@name` is the user's own; `@@name` without a scope is that of the next transaction alone.
         !self.assigned
             && self.at_signs != 1
@@ -219,8 +238,9 @@ impl Target<'_> {
 /// Goes to the end of a CREATE or ALTER, which may have a body with statements of its own.
 fn skip_definition(lexer: &mut Lexer<'_>) -> Effect {
     const PROGRAMS: [&str; 5] = ["trigger", "procedure", "function", "event", "package"];
-    const OTHERS: [&str; 9] =
-        ["view", "index", "unique", "fulltext", "spatial", "database", "schema", "user", "sequence"];
+    const OTHERS: [&str; 9] = [
+        "view", "index", "unique", "fulltext", "spatial", "database", "schema", "user", "sequence",
+    ];
     for token in lexer.by_ref() {
         match token {
             Token::Symbol(b';') => return Effect::None,
@@ -250,7 +270,11 @@ fn skip_table(lexer: &mut Lexer<'_>) -> Effect {
         opens |= starts && token.is_word("transaction");
         starts = token.is_word("start");
     }
-    if opens { Effect::Control(Control::Begin) } else { Effect::None }
+    if opens {
+        Effect::Control(Control::Begin)
+    } else {
+        Effect::None
+    }
 }
 
 /// Goes to the `;` that is in no BEGIN ... END and no CASE ... END.
@@ -263,12 +287,16 @@ fn skip_body(lexer: &mut Lexer<'_>) {
         // BEGIN and END are no reserved words: behind these, they are names.
         let name = matches!(previous, Token::Symbol(b'.' | b',' | b'@')) || previous.is_word("xa");
         let alias = depth > 0 && previous.is_word("as");
-        let next = |words| matches!(lexer.peek(), Some(Token::Word(word)) if is_one_of(word, words));
+        let next =
+            |words| matches!(lexer.peek(), Some(Token::Word(word)) if is_one_of(word, words));
         match token {
             Token::Symbol(b';') if depth == 0 => return,
             _ if name || alias => {}
             _ if token.is_word("case") && !previous.is_word("end") => depth += 1,
-            _ if token.is_word("begin") && matches!(lexer.peek(), Some(Token::Word(_))) && !next(&["from"]) => {
+            _ if token.is_word("begin")
+                && matches!(lexer.peek(), Some(Token::Word(_)))
+                && !next(&["from"]) =>
+            {
                 depth += 1;
             }
             _ if token.is_word("end") && !next(&["if", "loop", "while", "repeat", "for"]) => {

@@ -27,7 +27,9 @@ fn control(word: &str, lexer: &Lexer<'_>) -> Option<Control> {
     let is_next = |words| matches!(lexer.peek(), Some(Token::Word(next)) if is_one_of(next, words));
     Some(match word {
         _ if is_one_of(word, &["begin", "start"]) => Control::Begin,
-        _ if is_one_of(word, &["commit", "rollback"]) && is_next(&["prepared"]) => Control::TwoPhase,
+        _ if is_one_of(word, &["commit", "rollback"]) && is_next(&["prepared"]) => {
+            Control::TwoPhase
+        }
         _ if is_one_of(word, &["commit", "end"]) => Control::Commit,
         _ if word.eq_ignore_ascii_case("rollback") && is_to_savepoint(*lexer) => Control::Savepoint,
         _ if is_one_of(word, &["rollback", "abort"]) => Control::Rollback,
@@ -41,7 +43,9 @@ fn control(word: &str, lexer: &Lexer<'_>) -> Option<Control> {
 /// Goes to the body of a function or procedure if it has one in plain SQL, otherwise to the statement's end.
 fn enters_body(lexer: &mut Lexer<'_>) -> bool {
     let mut ahead = *lexer;
-    let routine = ahead.by_ref().find(|token| !token.is_word("or") && !token.is_word("replace"));
+    let routine = ahead
+        .by_ref()
+        .find(|token| !token.is_word("or") && !token.is_word("replace"));
     if !routine.is_some_and(|token| token.is_word("function") || token.is_word("procedure")) {
         return false;
     }
@@ -52,7 +56,10 @@ fn enters_body(lexer: &mut Lexer<'_>) -> bool {
             Token::Symbol(b';') => break,
             Token::Symbol(b'(') => depth += 1,
             Token::Symbol(b')') => depth = depth.saturating_sub(1),
-            _ if depth == 0 && token.is_word("begin") && ahead.peek().is_some_and(|next| next.is_word("atomic")) => {
+            _ if depth == 0
+                && token.is_word("begin")
+                && ahead.peek().is_some_and(|next| next.is_word("atomic")) =>
+            {
                 ahead.next();
                 *lexer = ahead;
                 return true;

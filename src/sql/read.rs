@@ -8,7 +8,9 @@ use super::{
 };
 
 /// First words of statements that read, unless something in them writes.
-const READS: [&str; 8] = ["select", "values", "table", "with", "show", "describe", "desc", "explain"];
+const READS: [&str; 8] = [
+    "select", "values", "table", "with", "show", "describe", "desc", "explain",
+];
 
 /// Words that make a statement more than a read, wherever they stand: a column of such a name costs
 /// the statement no more than its being finished.
@@ -46,7 +48,9 @@ pub(crate) fn is_read(backend: DbBackend, sql: &str) -> bool {
         match token {
             Token::Seam => return false,
             Token::Symbol(b';') if lexer.next().is_some() => return false,
-            Token::Word(word) if is_one_of(word, &WRITES) && !is_function(word, &lexer) => return false,
+            Token::Word(word) if is_one_of(word, &WRITES) && !is_function(word, &lexer) => {
+                return false;
+            }
             _ => {}
         }
     }
@@ -58,7 +62,8 @@ pub(crate) fn is_read(backend: DbBackend, sql: &str) -> bool {
 pub(crate) fn is_sqlite_read(sql: &str) -> bool {
     // A SELECT writes nothing there, whatever is in it.
     let word = sql.as_bytes().get(.."select ".len());
-    let is_select = word.is_some_and(|word| word.eq_ignore_ascii_case(b"select ")) && !sql.contains(';');
+    let is_select =
+        word.is_some_and(|word| word.eq_ignore_ascii_case(b"select ")) && !sql.contains(';');
     is_select || is_read(DbBackend::Sqlite, sql)
 }
 
@@ -94,7 +99,10 @@ mod tests {
         assert!(is_read(Postgres, "TABLE item"));
         assert!(is_read(Postgres, "SELECT $$insert into$$"));
         assert!(is_read(MySql, "DESCRIBE item"));
-        assert!(is_read(MySql, "SELECT INSERT(name, 1, 2, 'x'), `into` FROM item"));
+        assert!(is_read(
+            MySql,
+            "SELECT INSERT(name, 1, 2, 'x'), `into` FROM item"
+        ));
     }
 
     #[test]

@@ -35,7 +35,11 @@ impl Redacted {
                 '\'' => quoted(rest, '\''),
                 '"' if backend == DbBackend::MySql => quoted(rest, '"'),
                 '0'..='9' if !shown.ends_with(is_in_name) => number(rest),
-                '$' if !shown.ends_with(is_in_name) && !rest[1..].starts_with(|c: char| c.is_ascii_digit()) => None,
+                '$' if !shown.ends_with(is_in_name)
+                    && !rest[1..].starts_with(|c: char| c.is_ascii_digit()) =>
+                {
+                    None
+                }
                 '-' if rest.starts_with("--") => None,
                 '/' if rest.starts_with("/*") => None,
                 '#' if backend == DbBackend::MySql => None,
@@ -66,7 +70,10 @@ fn is_in_name(c: char) -> bool {
 
 /// The length of a number at the beginning of `text`.
 fn number(text: &str) -> Option<usize> {
-    Some(text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(text.len()))
+    Some(
+        text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.')
+            .unwrap_or(text.len()),
+    )
 }
 
 /// The length of a literal at the beginning of `text`; `None` if its end is not certain. Of a doubled
@@ -93,10 +100,22 @@ mod tests {
     #[test]
     fn placeholders_and_names_are_shown_and_values_are_not() {
         for (backend, sql, expected) in [
-            (POSTGRES, "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = 42", "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = ?"),
+            (
+                POSTGRES,
+                "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = 42",
+                "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = ?",
+            ),
             (POSTGRES, "SELECT 'it''s', 1.5e3, x", "SELECT ??, ?, x"),
-            (MYSQL, "SELECT `a1`, \"secret\", ? + 0x1F", "SELECT `a1`, ?, ? + ?"),
-            (SQLITE, "SELECT \"name\" FROM item LIMIT 10", "SELECT \"name\" FROM item LIMIT ?"),
+            (
+                MYSQL,
+                "SELECT `a1`, \"secret\", ? + 0x1F",
+                "SELECT `a1`, ?, ? + ?",
+            ),
+            (
+                SQLITE,
+                "SELECT \"name\" FROM item LIMIT 10",
+                "SELECT \"name\" FROM item LIMIT ?",
+            ),
         ] {
             assert_eq!(shown(backend, sql), expected);
         }

@@ -63,7 +63,11 @@ fn the_time_is_linear_in_the_length_of_the_text() {
                 let steps = |times: usize| {
                     let sql = format!("{first}{}", piece.repeat(times));
                     STEPS.set(0);
-                    let _ = (effect(backend, &sql), change(backend, &sql), is_read(backend, &sql));
+                    let _ = (
+                        effect(backend, &sql),
+                        change(backend, &sql),
+                        is_read(backend, &sql),
+                    );
                     let _ = needs_transaction(backend, &sql);
                     STEPS.get()
                 };

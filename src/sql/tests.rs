@@ -43,7 +43,10 @@ fn assert_control(backend: DbBackend, table: &[(Control, &[&str])]) {
                 format!("INSERT INTO t VALUES ('/*'); {sql}; --'*/"),
             ] {
                 let found = effect(backend, &text);
-                assert!(matches!(found, Effect::Control(_)), "{backend:?}: {text}: {found:?}");
+                assert!(
+                    matches!(found, Effect::Control(_)),
+                    "{backend:?}: {text}: {found:?}"
+                );
             }
         }
     }
@@ -54,11 +57,35 @@ fn postgres_control_is_found() {
     assert_control(
         Postgres,
         &[
-            (Begin, &["begin", "begin work", "start transaction", "begin isolation level serializable"]),
+            (
+                Begin,
+                &[
+                    "begin",
+                    "begin work",
+                    "start transaction",
+                    "begin isolation level serializable",
+                ],
+            ),
             (Commit, &["commit", "end", "commit work", "end and chain"]),
             (Rollback, &["rollback", "abort", "rollback work and chain"]),
-            (Savepoint, &["savepoint a", "release a", "release savepoint a", "rollback to a", "rollback work to a"]),
-            (TwoPhase, &["prepare transaction 'x'", "commit prepared 'x'", "rollback prepared 'x'"]),
+            (
+                Savepoint,
+                &[
+                    "savepoint a",
+                    "release a",
+                    "release savepoint a",
+                    "rollback to a",
+                    "rollback work to a",
+                ],
+            ),
+            (
+                TwoPhase,
+                &[
+                    "prepare transaction 'x'",
+                    "commit prepared 'x'",
+                    "rollback prepared 'x'",
+                ],
+            ),
         ],
     );
 }
@@ -68,12 +95,42 @@ fn mysql_control_is_found() {
     assert_control(
         MySql,
         &[
-            (Begin, &["begin", "begin work", "start transaction", "begin not atomic select 1; end"]),
-            (Begin, &["create table t (a int) engine = innodb start transaction"]),
-            (Begin, &["create or replace table t (a int) start transaction comment = 'x'"]),
-            (Commit, &["commit", "commit work", "commit and chain", "set statement max_statement_time=1 for commit"]),
+            (
+                Begin,
+                &[
+                    "begin",
+                    "begin work",
+                    "start transaction",
+                    "begin not atomic select 1; end",
+                ],
+            ),
+            (
+                Begin,
+                &["create table t (a int) engine = innodb start transaction"],
+            ),
+            (
+                Begin,
+                &["create or replace table t (a int) start transaction comment = 'x'"],
+            ),
+            (
+                Commit,
+                &[
+                    "commit",
+                    "commit work",
+                    "commit and chain",
+                    "set statement max_statement_time=1 for commit",
+                ],
+            ),
             (Rollback, &["rollback", "rollback work"]),
-            (Savepoint, &["savepoint a", "release savepoint a", "rollback to a", "rollback work to savepoint a"]),
+            (
+                Savepoint,
+                &[
+                    "savepoint a",
+                    "release savepoint a",
+                    "rollback to a",
+                    "rollback work to savepoint a",
+                ],
+            ),
             (TwoPhase, &["xa start 'x'", "xa commit 'x'"]),
             (
                 SetTransaction,
@@ -102,9 +159,23 @@ fn sqlite_control_is_found() {
         Sqlite,
         &[
             (Begin, &["begin", "begin immediate", "begin transaction"]),
-            (Commit, &["commit", "end", "end transaction", "commit transaction"]),
-            (Rollback, &["rollback", "rollback transaction", "rollback transaction x"]),
-            (Savepoint, &["savepoint a", "release a", "rollback to a", "rollback transaction to savepoint a"]),
+            (
+                Commit,
+                &["commit", "end", "end transaction", "commit transaction"],
+            ),
+            (
+                Rollback,
+                &["rollback", "rollback transaction", "rollback transaction x"],
+            ),
+            (
+                Savepoint,
+                &[
+                    "savepoint a",
+                    "release a",
+                    "rollback to a",
+                    "rollback transaction to savepoint a",
+                ],
+            ),
         ],
     );
 }
@@ -148,7 +219,18 @@ fn ordinary_statements_are_let_through() {
             "DO $$BEGIN COMMIT; END$$",
         ],
     );
-    assert_all(Sqlite, Effect::None, &["commits", "[commit]", "`commit`", "EXPLAIN COMMIT", "VACUUM", "PRAGMA x=1"]);
+    assert_all(
+        Sqlite,
+        Effect::None,
+        &[
+            "commits",
+            "[commit]",
+            "`commit`",
+            "EXPLAIN COMMIT",
+            "VACUUM",
+            "PRAGMA x=1",
+        ],
+    );
 }
 
 #[test]
@@ -193,7 +275,13 @@ fn quotes_of_postgres_are_read_as_it_does() {
     assert_all(
         Postgres,
         Unknown,
-        &["SELECT 1; SELECT 'a", "SELECT $$; commit", "SELECT \"; commit", "/* commit", "SELECT E'\\'; commit"],
+        &[
+            "SELECT 1; SELECT 'a",
+            "SELECT $$; commit",
+            "SELECT \"; commit",
+            "/* commit",
+            "SELECT E'\\'; commit",
+        ],
     );
 }
 
@@ -231,7 +319,12 @@ fn quotes_of_mysql_are_read_as_it_does() {
     assert_all(
         MySql,
         Unknown,
-        &["SELECT 1; SELECT 'a\\'", "SELECT 1; SELECT 'a\\", "SELECT `; commit", "SELECT 1; /*"],
+        &[
+            "SELECT 1; SELECT 'a\\'",
+            "SELECT 1; SELECT 'a\\",
+            "SELECT `; commit",
+            "SELECT 1; /*",
+        ],
     );
 }
 
@@ -263,7 +356,11 @@ fn quotes_of_sqlite_are_read_as_it_does() {
             "SELECT 1;\u{feff}commit",
         ],
     );
-    assert_all(Sqlite, Unknown, &["SELECT 1; SELECT 'a", "SELECT [; commit"]);
+    assert_all(
+        Sqlite,
+        Unknown,
+        &["SELECT 1; SELECT 'a", "SELECT [; commit"],
+    );
 }
 
 #[test]
@@ -289,31 +386,52 @@ fn executable_comments_are_sql() {
             "com/**/; /*!commit*/",
         ],
     );
-    assert_all(MySql, Effect::Control(Begin), &["/*!50000 start */ transaction", "start /*! transaction */"]);
     assert_all(
         MySql,
         Effect::Control(Begin),
-        &["create table t (a int) /*!80021 start transaction */", "/*! create */ table t (a int) start transaction"],
+        &["/*!50000 start */ transaction", "start /*! transaction */"],
+    );
+    assert_all(
+        MySql,
+        Effect::Control(Begin),
+        &[
+            "create table t (a int) /*!80021 start transaction */",
+            "/*! create */ table t (a int) start transaction",
+        ],
     );
     assert_all(
         MySql,
         CommitsImplicitly,
-        &["create table t (start int, transaction int)", "create table t (a int) comment = 'start transaction'"],
+        &[
+            "create table t (start int, transaction int)",
+            "create table t (a int) comment = 'start transaction'",
+        ],
     );
     assert_all(
         MySql,
         Effect::Control(SetTransaction),
-        &["set /*! transaction */ read only", "/*!set autocommit=0*/", "/*! set */ autocommit = 0"],
+        &[
+            "set /*! transaction */ read only",
+            "/*!set autocommit=0*/",
+            "/*! set */ autocommit = 0",
+        ],
     );
     assert_all(
         MySql,
         Unknown,
-        &["SELECT 1 /*!999999 ' */; commit; -- '", "SELECT 1; SELECT 1 /*! ", "set @a = 1 /*!999999 , @x = */ , b = 0"],
+        &[
+            "SELECT 1 /*!999999 ' */; commit; -- '",
+            "SELECT 1; SELECT 1 /*! ",
+            "set @a = 1 /*!999999 , @x = */ , b = 0",
+        ],
     );
     assert_all(
         MySql,
         CommitsImplicitly,
-        &["drop /*!40005 temporary */ table t", "/*!50000 create */ temporary table t (a int)"],
+        &[
+            "drop /*!40005 temporary */ table t",
+            "/*!50000 create */ temporary table t (a int)",
+        ],
     );
 }
 
@@ -393,7 +511,11 @@ fn statements_of_mysql_that_commit_are_told() {
         ],
     );
     for backend in [Postgres, Sqlite] {
-        assert_all(backend, Effect::None, &["CREATE TABLE t (a int)", "DROP TABLE t", "CALL p()", "x"]);
+        assert_all(
+            backend,
+            Effect::None,
+            &["CREATE TABLE t (a int)", "DROP TABLE t", "CALL p()", "x"],
+        );
     }
 }
 
@@ -407,9 +529,16 @@ fn bodies_are_not_run_now() {
         (
             Sqlite,
             Effect::None,
-            &[trigger, "EXPLAIN CREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1 AS begin; SELECT 2 AS end; END"],
+            &[
+                trigger,
+                "EXPLAIN CREATE TRIGGER x AFTER INSERT ON t BEGIN SELECT 1 AS begin; SELECT 2 AS end; END",
+            ],
         ),
-        (Postgres, Effect::None, &[atomic, "CREATE PROCEDURE p() BEGIN ATOMIC END"]),
+        (
+            Postgres,
+            Effect::None,
+            &[atomic, "CREATE PROCEDURE p() BEGIN ATOMIC END"],
+        ),
         (
             MySql,
             CommitsImplicitly,
@@ -429,7 +558,11 @@ fn bodies_are_not_run_now() {
         assert_all(backend, expected, texts);
         for sql in texts {
             let text = format!("{sql}; COMMIT");
-            assert_eq!(effect(backend, &text), Effect::Control(Commit), "{backend:?}: {text}");
+            assert_eq!(
+                effect(backend, &text),
+                Effect::Control(Commit),
+                "{backend:?}: {text}"
+            );
             let text = format!("{sql};; SELECT 1;");
             assert_eq!(effect(backend, &text), expected, "{backend:?}: {text}");
         }
@@ -443,9 +576,16 @@ fn bodies_are_not_run_now() {
             "CREATE TABLE begin (a int); COMMIT",
         ],
     );
-    let named = ["CREATE FUNCTION f(begin atomic) RETURNS int RETURN 1; END", "CREATE TABLE t (a int); END"];
+    let named = [
+        "CREATE FUNCTION f(begin atomic) RETURNS int RETURN 1; END",
+        "CREATE TABLE t (a int); END",
+    ];
     assert_all(Postgres, Effect::Control(Commit), &named);
-    assert_all(Sqlite, Effect::Control(Commit), &["CREATE TABLE trigger_end (a); END"]);
+    assert_all(
+        Sqlite,
+        Effect::Control(Commit),
+        &["CREATE TABLE trigger_end (a); END"],
+    );
 }
 
 #[test]
@@ -465,7 +605,13 @@ fn a_long_text_takes_no_time_and_no_stack() {
         "--",
         "set (",
     ] {
-        for head in ["", "x ", "create procedure p() ", "set statement ", "explain "] {
+        for head in [
+            "",
+            "x ",
+            "create procedure p() ",
+            "set statement ",
+            "explain ",
+        ] {
             let text = format!("{head}{}", part.repeat(200_000 / part.len()));
             for backend in ALL {
                 effect(backend, &text);
@@ -481,8 +627,15 @@ fn backend() -> impl Strategy<Value = DbBackend> {
 /// Harmless on each backend, with control words where they control nothing.
 fn harmless() -> impl Strategy<Value = String> {
     let literal = "[ a-z;/*!$-]{0,12}";
-    let word =
-        select(vec!["commit", "begin", "rollback", "end", "savepoint a", "start transaction", "set autocommit=0"]);
+    let word = select(vec![
+        "commit",
+        "begin",
+        "rollback",
+        "end",
+        "savepoint a",
+        "start transaction",
+        "set autocommit=0",
+    ]);
     (literal, word, 0..7_usize).prop_map(|(noise, word, form)| {
         let quoted = format!("{noise};{word};{noise}").replace("*/", "");
         match form {
@@ -490,7 +643,10 @@ fn harmless() -> impl Strategy<Value = String> {
             1 => format!("INSERT INTO t VALUES ('it''s {quoted}', 1)"),
             2 => format!("select 1 as \"{quoted}\""),
             3 => format!("update t set a = 1 -- {quoted}\n"),
-            4 => format!("/* {} */ delete from t", quoted.replace("/*", "").replace('/', "")),
+            4 => format!(
+                "/* {} */ delete from t",
+                quoted.replace("/*", "").replace('/', "")
+            ),
             5 => "select case when a then 1 end as endings, t.commit from begin_date".to_owned(),
             _ => String::new(),
         }

@@ -84,8 +84,16 @@ impl<Tag> TransactionLayer<Tag> {
     /// [`autocommit`](TransactionLayer::autocommit).
     pub fn tagged(options: Option<TransactionOptions>) -> Self {
         let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
-        let policy = Policy { mode, commit_when: None, on_begin: None };
-        Self { policy, respond: EmptyBody, tag: PhantomData }
+        let policy = Policy {
+            mode,
+            commit_when: None,
+            on_begin: None,
+        };
+        Self {
+            policy,
+            respond: EmptyBody,
+            tag: PhantomData,
+        }
     }
 }
 
@@ -117,7 +125,11 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         F: Fn(&Error, &request::Parts) -> Response<B>,
     {
-        TransactionLayer { policy: self.policy, respond, tag: PhantomData }
+        TransactionLayer {
+            policy: self.policy,
+            respond,
+            tag: PhantomData,
+        }
     }
 }
 
@@ -137,7 +149,11 @@ impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
 
 impl<Tag, Respond: Clone> Clone for TransactionLayer<Tag, Respond> {
     fn clone(&self) -> Self {
-        Self { policy: self.policy.clone(), respond: self.respond.clone(), tag: PhantomData }
+        Self {
+            policy: self.policy.clone(),
+            respond: self.respond.clone(),
+            tag: PhantomData,
+        }
     }
 }
 

@@ -45,7 +45,8 @@ impl<S, Tag, Respond> TransactionService<S, Tag, Respond> {
     }
 }
 
-impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>> for TransactionService<S, Tag, Respond>
+impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
+    for TransactionService<S, Tag, Respond>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     Respond: OnError<ResBody>,
@@ -73,18 +74,26 @@ where
 
 /// Tells the request's session.
 fn tell<Tag: 'static>(policy: &Policy, parts: &http::request::Parts) -> Result<(), Error> {
-    let session = parts.extensions.get::<DbSession<Tag>>().filter(|session| !session.has_ended());
+    let session = parts
+        .extensions
+        .get::<DbSession<Tag>>()
+        .filter(|session| !session.has_ended());
     session.ok_or(Kind::NoSession)?.order(policy.order(parts))
 }
 
 impl<S: Clone, Tag, Respond: Clone> Clone for TransactionService<S, Tag, Respond> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+        Self {
+            inner: self.inner.clone(),
+            layer: self.layer.clone(),
+        }
     }
 }
 
 impl<S: fmt::Debug, Tag, Respond> fmt::Debug for TransactionService<S, Tag, Respond> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TransactionService").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("TransactionService")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }

@@ -25,7 +25,11 @@ use crate::support::{
 const KINDS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 fn own(kind: Kind) -> OwnServer {
-    if kind == Kind::Postgres { OwnServer::postgres() } else { OwnServer::mysql() }
+    if kind == Kind::Postgres {
+        OwnServer::postgres()
+    } else {
+        OwnServer::mysql()
+    }
 }
 
 /// Ends the server's side of all of the pool's connections.
@@ -39,7 +43,11 @@ async fn end_all(site: &Site) {
     }
     let sql = "SELECT CAST(id AS SIGNED) FROM information_schema.processlist \
                WHERE db = database() AND id <> connection_id() AND command = 'Sleep'";
-    for row in db.query_all_raw(Statement::from_string(DbBackend::MySql, sql)).await.unwrap() {
+    for row in db
+        .query_all_raw(Statement::from_string(DbBackend::MySql, sql))
+        .await
+        .unwrap()
+    {
         let id: i64 = row.try_get_by_index(0).unwrap();
         // One that has ended by itself is no failure.
         let _ = db.execute_unprepared(&format!("KILL {id}")).await;
@@ -63,9 +71,10 @@ async fn two_dead(site: &Site) {
 async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
     for kind in KINDS {
         let site = Site::new(kind).await.pooled(|pool| pool.warm(true));
-        for (name, layer) in
-            [("own", site.layer.clone().transaction()), ("lazy", site.layer.clone().lazy().transaction())]
-        {
+        for (name, layer) in [
+            ("own", site.layer.clone().transaction()),
+            ("lazy", site.layer.clone().lazy().transaction()),
+        ] {
             two_dead(&site).await;
             let handler = move |db: DbSession| async move { insert_item(&db, name).await };
             let app = Router::new().route("/", any(handler)).layer(layer);
@@ -92,8 +101,14 @@ async fn a_statement_that_may_have_run_is_not_run_again() {
     for kind in KINDS {
         let site = Site::new(kind).await.pooled(|pool| pool.warm(true));
         two_dead(&site).await;
-        let failed =
-            site.call(async |db: DbSession| db.execute_unprepared("SELECT 1").await.unwrap_err().to_string()).await;
+        let failed = site
+            .call(async |db: DbSession| {
+                db.execute_unprepared("SELECT 1")
+                    .await
+                    .unwrap_err()
+                    .to_string()
+            })
+            .await;
         assert_eq!(failed.status(), 200, "{kind:?}");
         // And a transaction that had begun stays lost.
         let layer = site.layer.clone().transaction();
@@ -106,10 +121,17 @@ async fn a_statement_that_may_have_run_is_not_run_again() {
                     DbBackend::Postgres => "SELECT pg_backend_pid()",
                     _ => "SELECT CAST(connection_id() AS SIGNED)",
                 };
-                let row = db.query_one_raw(Statement::from_string(db.backend(), own)).await.unwrap().unwrap();
+                let row = db
+                    .query_one_raw(Statement::from_string(db.backend(), own))
+                    .await
+                    .unwrap()
+                    .unwrap();
                 let end = match db.backend() {
                     DbBackend::Postgres => {
-                        format!("SELECT pg_terminate_backend({})", row.try_get_by_index::<i32>(0).unwrap())
+                        format!(
+                            "SELECT pg_terminate_backend({})",
+                            row.try_get_by_index::<i32>(0).unwrap()
+                        )
                     }
                     _ => format!("KILL {}", row.try_get_by_index::<i64>(0).unwrap()),
                 };
@@ -130,13 +152,23 @@ async fn a_set_up_that_fails_is_tried_on_no_other_connection() {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let site = site.pooled(|pool| pool.warm(true));
         let layer = site.layer.clone().transaction();
-        let layer = layer.on_acquire(move |_| vec![Statement::from_string(kind.backend(), "SELECT nonsense")]);
-        let handler = async |db: DbSession| db.execute_unprepared("SELECT 1").await.unwrap_err().to_string();
+        let layer = layer
+            .on_acquire(move |_| vec![Statement::from_string(kind.backend(), "SELECT nonsense")]);
+        let handler = async |db: DbSession| {
+            db.execute_unprepared("SELECT 1")
+                .await
+                .unwrap_err()
+                .to_string()
+        };
         drop(site.layer.pool().session().await.unwrap());
         let before = proxy.accepted();
         let answer = call(Router::new().route("/", any(handler)).layer(layer)).await;
         // The answer promises nothing that did not happen, since nothing was written.
-        assert!(answer.status() == 200 || answer.status() == 500, "{kind:?}: {}", answer.status());
+        assert!(
+            answer.status() == 200 || answer.status() == 500,
+            "{kind:?}: {}",
+            answer.status()
+        );
         assert_eq!(proxy.accepted(), before, "{kind:?}: new connections");
         site.assert_whole().await;
     }
@@ -149,11 +181,18 @@ async fn a_restart_under_load_fails_what_was_running_and_little_more() {
     for kind in KINDS {
         let mut server = own(kind);
         let test = TestDb::on(&server).await;
-        let db = sea_orm::Database::connect(test.options(SIZE)).await.unwrap();
-        let pool = SessionPool::builder(db.clone()).acquire_timeout(BOUND).build().unwrap();
+        let db = sea_orm::Database::connect(test.options(SIZE))
+            .await
+            .unwrap();
+        let pool = SessionPool::builder(db.clone())
+            .acquire_timeout(BOUND)
+            .build()
+            .unwrap();
         let layer = DbSessionLayer::new(pool).transaction();
         let handler = async |db: DbSession| {
-            let update = db.execute_unprepared("UPDATE item SET hits = hits + 1").await?;
+            let update = db
+                .execute_unprepared("UPDATE item SET hits = hits + 1")
+                .await?;
             db.execute_unprepared("SELECT 1").await?;
             Ok::<_, Refused>(update.rows_affected().to_string())
         };
@@ -162,19 +201,32 @@ async fn a_restart_under_load_fails_what_was_running_and_little_more() {
         let client = async || {
             while !stop.load(Ordering::Relaxed) {
                 let request = Request::new(Body::empty());
-                let answer = timeout(BOUND * 2, app.clone().oneshot(request)).await.expect("an answer").unwrap();
-                let counter = if answer.status() == StatusCode::OK { &served } else { &failed };
+                let answer = timeout(BOUND * 2, app.clone().oneshot(request))
+                    .await
+                    .expect("an answer")
+                    .unwrap();
+                let counter = if answer.status() == StatusCode::OK {
+                    &served
+                } else {
+                    &failed
+                };
                 counter.fetch_add(1, Ordering::Relaxed);
             }
         };
         let mut restart = async || {
-            eventually("requests are served", async || served.load(Ordering::Relaxed) > 200).await;
+            eventually("requests are served", async || {
+                served.load(Ordering::Relaxed) > 200
+            })
+            .await;
             tokio::task::block_in_place(|| {
                 server.stop();
                 server.start();
             });
             let before = served.load(Ordering::Relaxed);
-            eventually("they are served again", async || served.load(Ordering::Relaxed) > before + 200).await;
+            eventually("they are served again", async || {
+                served.load(Ordering::Relaxed) > before + 200
+            })
+            .await;
             stop.store(true, Ordering::Relaxed);
         };
         tokio::join!(join_all((0..CLIENTS).map(|_| client())), restart());
@@ -197,20 +249,24 @@ impl From<DbErr> for Refused {
 
 impl axum::response::IntoResponse for Refused {
     fn into_response(self) -> axum::response::Response {
-        let status =
-            tower_sea_orm::Error::of(&self.0).map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status());
+        let status = tower_sea_orm::Error::of(&self.0)
+            .map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status());
         status.into_response()
     }
 }
 
 #[tokio::test]
 async fn a_connection_that_is_lost_after_such_a_begin_is_told_as_lost() {
-    let site = Site::new(Kind::Postgres).await.pooled(|pool| pool.warm(true));
+    let site = Site::new(Kind::Postgres)
+        .await
+        .pooled(|pool| pool.warm(true));
     two_dead(&site).await;
     let response = site
         .call(async |tx: DbTx| {
             let sql = "SELECT pg_terminate_backend(pg_backend_pid())";
-            let _ = tx.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await;
+            let _ = tx
+                .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
+                .await;
         })
         .await;
     assert_eq!(response.status(), 500);

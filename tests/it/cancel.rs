@@ -14,7 +14,10 @@ use std::{
 use axum::{Router, body::Body, routing::any};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use http::{Request, StatusCode};
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, StreamTrait, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, StreamTrait,
+    TransactionTrait,
+};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer};
@@ -49,7 +52,11 @@ pub async fn drop_at<F: Future>(pendings: usize, future: F) -> Option<F::Output>
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending => {
             seen += 1;
-            if seen < pendings { Poll::Pending } else { Poll::Ready(None) }
+            if seen < pendings {
+                Poll::Pending
+            } else {
+                Poll::Ready(None)
+            }
         }
     });
     timeout(BOUND, driven).await.expect("a request hangs")
@@ -65,7 +72,10 @@ struct Work {
 
 impl Work {
     fn new() -> Arc<Self> {
-        Arc::new(Self { names: [unique_name(), unique_name()], acknowledged: AtomicU32::new(0) })
+        Arc::new(Self {
+            names: [unique_name(), unique_name()],
+            acknowledged: AtomicU32::new(0),
+        })
     }
 
     fn acknowledge(&self) {
@@ -87,7 +97,10 @@ const READ: Scenario = Scenario {
     handler: |work, db| {
         async move {
             assert_eq!(count_items(&db, &work.names[0]).await, 0);
-            assert_eq!(db.query_all_raw(rows(db.backend())).await.unwrap().len(), 100);
+            assert_eq!(
+                db.query_all_raw(rows(db.backend())).await.unwrap().len(),
+                100
+            );
             work.acknowledge();
         }
         .boxed()
@@ -221,7 +234,13 @@ impl Case {
         };
         let db = connect(&test, proxy.as_ref(), size).await;
         let layer = session_layer(db.clone());
-        Self { test, db, layer, observer, proxy }
+        Self {
+            test,
+            db,
+            layer,
+            observer,
+            proxy,
+        }
     }
 
     /// Starts anew with connections that have prepared nothing. An in-memory database keeps its own.
@@ -241,7 +260,9 @@ impl Case {
         let work = work.clone();
         let handler = any(move |db: DbSession| (scenario.handler)(work, db));
         let layer = self.layer.clone();
-        Router::new().route("/", handler).layer(if lazy { layer.lazy() } else { layer })
+        Router::new()
+            .route("/", handler)
+            .layer(if lazy { layer.lazy() } else { layer })
     }
 
     /// Drops the request after 1, 2, … pending polls until it gets its answer; returns how many
@@ -254,7 +275,12 @@ impl Case {
             let work = Work::new();
             let app = self.app(lazy, scenario, &work);
             let answer = drop_at(pendings, app.oneshot(request())).await;
-            self.check(scenario, &work, &format!("dropped at pending point {pendings}")).await;
+            self.check(
+                scenario,
+                &work,
+                &format!("dropped at pending point {pendings}"),
+            )
+            .await;
             if let Some(answer) = answer {
                 assert_eq!(answer.unwrap().status(), StatusCode::OK);
                 assert_eq!(work.acknowledged.load(Ordering::SeqCst), scenario.writes);
@@ -272,23 +298,47 @@ impl Case {
         })
         .await;
         if let Some(observer) = &self.observer {
-            assert_eq!(open_transactions(observer).await, 0, "{when}: a transaction is open");
+            assert_eq!(
+                open_transactions(observer).await,
+                0,
+                "{when}: a transaction is open"
+            );
         }
         let plain = unique_name();
         insert_item(&self.db, &plain).await;
-        assert_eq!(count_items(self.view(), &plain).await, 1, "{when}: what a plain user of the pool wrote");
+        assert_eq!(
+            count_items(self.view(), &plain).await,
+            1,
+            "{when}: what a plain user of the pool wrote"
+        );
         let next = Work::new();
         let answer = self.app(false, AUTOCOMMIT, &next).oneshot(request());
-        let answer = timeout(BOUND, answer).await.expect("a connection for the next request").unwrap();
+        let answer = timeout(BOUND, answer)
+            .await
+            .expect("a connection for the next request")
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{when}: the next request");
-        assert_eq!(self.seen(&next).await, [true, true], "{when}: what the next request wrote");
-        let (seen, acknowledged) = (self.seen(work).await, work.acknowledged.load(Ordering::SeqCst));
-        assert!((scenario.right)(seen, acknowledged), "{when}: {seen:?} after {acknowledged} acknowledged writes");
+        assert_eq!(
+            self.seen(&next).await,
+            [true, true],
+            "{when}: what the next request wrote"
+        );
+        let (seen, acknowledged) = (
+            self.seen(work).await,
+            work.acknowledged.load(Ordering::SeqCst),
+        );
+        assert!(
+            (scenario.right)(seen, acknowledged),
+            "{when}: {seen:?} after {acknowledged} acknowledged writes"
+        );
     }
 
     /// Which of the rows others see.
     async fn seen(&self, work: &Work) -> [bool; 2] {
-        [count_items(self.view(), &work.names[0]).await == 1, count_items(self.view(), &work.names[1]).await == 1]
+        [
+            count_items(self.view(), &work.names[0]).await == 1,
+            count_items(self.view(), &work.names[1]).await == 1,
+        ]
     }
 }
 
@@ -298,7 +348,9 @@ fn request() -> Request<Body> {
 
 /// Opens a pool, through the proxy if there is one, and only then makes its replies slow.
 async fn connect(test: &TestDb, proxy: Option<&Proxy>, size: u32) -> DatabaseConnection {
-    let Some(proxy) = proxy else { return test.connect(size).await };
+    let Some(proxy) = proxy else {
+        return test.connect(size).await;
+    };
     proxy.delay_replies(Duration::ZERO);
     let db = Database::connect(test.options_at(&proxy.url(test.url()), size)).await;
     proxy.delay_replies(DELAY);
@@ -308,7 +360,11 @@ async fn connect(test: &TestDb, proxy: Option<&Proxy>, size: u32) -> DatabaseCon
 /// The port in a database URL.
 fn port_of(url: &str) -> u16 {
     let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after.split(['/', '?']).next().and_then(|port| port.parse().ok()).expect("a port")
+    after
+        .split(['/', '?'])
+        .next()
+        .and_then(|port| port.parse().ok())
+        .expect("a port")
 }
 
 /// Drops requests of one scenario everywhere, on new connections and on used ones.
@@ -316,13 +372,24 @@ async fn dropped_at_every_point(scenario: Scenario) {
     for kind in Kind::ALL {
         let mut case = Case::new(kind, SIZE).await;
         for (lazy, fresh) in [(false, true), (false, false), (true, true), (true, false)] {
-            let before = if fresh { None } else { Some(marks(case.layer.pool()).await) };
+            let before = if fresh {
+                None
+            } else {
+                Some(marks(case.layer.pool()).await)
+            };
             let points = case.drop_everywhere(lazy, fresh, scenario).await;
             eprintln!("{kind:?}, lazy: {lazy}, fresh: {fresh}: {points} points");
             // SQLite may answer before it is waited for; a server behind a slow network does not.
-            assert!(points > 1 || case.proxy.is_none(), "{points} points are not enough");
+            assert!(
+                points > 1 || case.proxy.is_none(),
+                "{points} points are not enough"
+            );
             if let Some(before) = before {
-                assert_eq!(marks(case.layer.pool()).await, before, "{kind:?}: a dropped request cost a connection");
+                assert_eq!(
+                    marks(case.layer.pool()).await,
+                    before,
+                    "{kind:?}: a dropped request cost a connection"
+                );
             }
         }
         assert_whole(&case.test, &case.db, SIZE).await;
@@ -372,7 +439,10 @@ async fn a_statement_dropped_at_every_point_never_ends_its_transaction() {
             let _ = drop_at(pendings, insert_item(&transaction, &names[1])).await;
             let _ = drop_at(pendings, transaction.begin()).await;
             let _ = drop_at(pendings, async {
-                let mut stream = transaction.stream_raw(rows(case.test.kind.backend())).await.unwrap();
+                let mut stream = transaction
+                    .stream_raw(rows(case.test.kind.backend()))
+                    .await
+                    .unwrap();
                 while let Some(row) = stream.next().await {
                     row.unwrap();
                 }
@@ -381,13 +451,24 @@ async fn a_statement_dropped_at_every_point_never_ends_its_transaction() {
             insert_item(&transaction, &names[2]).await;
             if let Some(observer) = &case.observer {
                 for name in &names {
-                    assert_eq!(count_items(observer, name).await, 0, "nothing is written outside of the transaction");
+                    assert_eq!(
+                        count_items(observer, name).await,
+                        0,
+                        "nothing is written outside of the transaction"
+                    );
                 }
             }
             transaction.commit().await.unwrap();
             drop(session);
-            let seen = [count_items(case.view(), &names[0]).await, count_items(case.view(), &names[2]).await];
-            assert_eq!(seen, [1, 1], "{kind:?}, dropped at pending point {pendings}");
+            let seen = [
+                count_items(case.view(), &names[0]).await,
+                count_items(case.view(), &names[2]).await,
+            ];
+            assert_eq!(
+                seen,
+                [1, 1],
+                "{kind:?}, dropped at pending point {pendings}"
+            );
         }
         assert_whole(&case.test, &case.db, SIZE).await;
     }
@@ -401,7 +482,10 @@ async fn requests_dropped_while_they_wait_for_a_connection_cost_none() {
         let before = mark(&*session).await;
         for waits in 0..200 {
             let app = case.app(waits % 2 == 0, READ, &Work::new());
-            assert!(drop_at(1, app.oneshot(request())).await.is_none(), "there is one connection");
+            assert!(
+                drop_at(1, app.oneshot(request())).await.is_none(),
+                "there is one connection"
+            );
         }
         assert_eq!(case.layer.pool().status().waiting, 0);
         drop(session);
@@ -435,11 +519,16 @@ async fn requests_dropped_while_the_driver_acquires_cost_no_connection() {
                 tokio::task::yield_now().await;
             }
             if round % 20 == 0 {
-                eventually("the driver's pool has the connection", async || case.layer.pool().status().acquiring == 0)
-                    .await;
+                eventually("the driver's pool has the connection", async || {
+                    case.layer.pool().status().acquiring == 0
+                })
+                .await;
             }
         }
-        let session = timeout(BOUND, case.layer.pool().session()).await.expect("a connection").unwrap();
+        let session = timeout(BOUND, case.layer.pool().session())
+            .await
+            .expect("a connection")
+            .unwrap();
         assert_eq!(mark(&*session).await, before, "{kind:?}");
         drop(session);
         assert_whole(&case.test, &case.db, 1).await;

@@ -35,14 +35,21 @@ const WAITED_FOR: Duration = Duration::from_secs(4);
 
 /// What is in the text of a cancel.
 fn cancel_of(kind: Kind) -> &'static str {
-    if kind == Kind::Postgres { "pg_cancel_backend" } else { "KILL QUERY" }
+    if kind == Kind::Postgres {
+        "pg_cancel_backend"
+    } else {
+        "KILL QUERY"
+    }
 }
 
 /// From here on, this test's log is printed, which a failed one shows.
 fn print_log() {
     let levels = tracing_subscriber::EnvFilter::new("tower_sea_orm=debug");
     // A second one in the same process is of no use.
-    let _ = tracing_subscriber::fmt().with_env_filter(levels).with_test_writer().try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(levels)
+        .with_test_writer()
+        .try_init();
 }
 
 /// A site that has one connection, so that whatever comes next runs on it.
@@ -50,9 +57,17 @@ async fn one_connection(kind: Kind, transaction: bool) -> (Site, Proxy) {
     print_log();
     let test = TestDb::new(kind).await;
     let proxy = Proxy::start(port_of(test.url())).await;
-    let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
-    let site = Site::with(test, db, 1).await.pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));
-    let site = if transaction { site.layered(DbSessionLayer::transaction) } else { site };
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), 1))
+        .await
+        .unwrap();
+    let site = Site::with(test, db, 1)
+        .await
+        .pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));
+    let site = if transaction {
+        site.layered(DbSessionLayer::transaction)
+    } else {
+        site
+    };
     (site, proxy)
 }
 
@@ -75,7 +90,10 @@ async fn with_a_late_cancel(kind: Kind, transaction: bool) -> (Site, Proxy, i64)
 /// Waits until the statement has ended whose cancel is held back.
 async fn ended(site: &Site, proxy: &Proxy) {
     eventually("the cancel is on its way", async || proxy.held() == 1).await;
-    eventually("the statement has ended", async || running(site.view(), "sleep(").await == 0).await;
+    eventually("the statement has ended", async || {
+        running(site.view(), "sleep(").await == 0
+    })
+    .await;
 }
 
 /// A request that must not be hit by the cancel of the one before; `meanwhile` lets that go.
@@ -84,17 +102,27 @@ async fn innocent(site: &Site, meanwhile: impl AsyncFnOnce()) {
     let app = Router::new()
         .route(
             "/",
-            any(
-                async move |db: DbSession| {
-                    if sleeps_undisturbed(&db, kind, 0.9).await { StatusCode::OK } else { StatusCode::CONFLICT }
-                },
-            ),
+            any(async move |db: DbSession| {
+                if sleeps_undisturbed(&db, kind, 0.9).await {
+                    StatusCode::OK
+                } else {
+                    StatusCode::CONFLICT
+                }
+            }),
         )
         .layer(site.layer.clone());
     let request = tokio::spawn(app.oneshot(Request::new(Body::empty())));
     meanwhile().await;
-    let answer = timeout(BOUND, request).await.expect("no hang").unwrap().unwrap();
-    assert_eq!(answer.status(), StatusCode::OK, "{kind:?}: an innocent request was hit");
+    let answer = timeout(BOUND, request)
+        .await
+        .expect("no hang")
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        answer.status(),
+        StatusCode::OK,
+        "{kind:?}: an innocent request was hit"
+    );
     site.assert_whole().await;
 }
 
@@ -108,14 +136,22 @@ async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
                 let mut in_time = false;
                 innocent(&site, async || {
                     // It waits; if it did not, it would run by then.
-                    let runs = eventually("it runs", async || running(site.view(), "sleep(0.9)").await > 0);
+                    let runs = eventually("it runs", async || {
+                        running(site.view(), "sleep(0.9)").await > 0
+                    });
                     let runs = timeout(Duration::from_millis(300), runs).await.is_ok();
                     proxy.let_go();
                     in_time = asked.elapsed() < WAITED_FOR;
-                    assert!(!runs || !in_time, "{kind:?}: it runs on a connection whose cancel is under way");
+                    assert!(
+                        !runs || !in_time,
+                        "{kind:?}: it runs on a connection whose cancel is under way"
+                    );
                 })
                 .await;
-                assert!(!in_time || only(&site).await == before, "{kind:?}: it is the same");
+                assert!(
+                    !in_time || only(&site).await == before,
+                    "{kind:?}: it is the same"
+                );
                 in_time
             })
             .await;
@@ -152,10 +188,17 @@ async fn a_connection_whose_cancel_got_lost_serves_nobody_any_more() {
             } else {
                 kill_control(&site, &BTreeSet::from([before])).await;
             }
-            eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
+            eventually("no session is out", async || {
+                site.layer.pool().status().in_use == 0
+            })
+            .await;
             proxy.refuse(false);
             proxy.let_go();
-            assert_ne!(only(&site).await, before, "{kind:?}, {cut}: it is another one");
+            assert_ne!(
+                only(&site).await,
+                before,
+                "{kind:?}, {cut}: it is another one"
+            );
             site.assert_whole().await;
         }
     }
@@ -176,7 +219,12 @@ async fn after_a_late_cancel_a_connection_runs_something_of_its_own_first() {
         proxy.hold_back(cancel_of(kind));
         {
             let statement = session.query_all_raw(sleep(kind, LEFT));
-            let seen = pin!(eventually("it runs", async || running(site.view(), "sleep(").await > 0));
+            let seen = pin!(eventually("it runs", async || running(
+                site.view(),
+                "sleep("
+            )
+            .await
+                > 0));
             let left = select(Box::pin(statement), seen).await;
             assert!(matches!(left, Either::Right(_)), "{kind:?}: it has ended");
         }
@@ -184,7 +232,11 @@ async fn after_a_late_cancel_a_connection_runs_something_of_its_own_first() {
         proxy.reset_count();
         proxy.let_go();
         assert_eq!(value::<i32>(&*session, "SELECT 1").await, 1);
-        assert_eq!(proxy.requests(), 2, "{kind:?}: one for the late cancel, one for the statement");
+        assert_eq!(
+            proxy.requests(),
+            2,
+            "{kind:?}: one for the late cancel, one for the statement"
+        );
         drop(session);
         site.assert_whole().await;
     }
@@ -202,9 +254,15 @@ async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
         // Two seconds, and some more.
         tokio::time::sleep(Duration::from_millis(2500)).await;
         proxy.let_go();
-        eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
+        eventually("no session is out", async || {
+            site.layer.pool().status().in_use == 0
+        })
+        .await;
         let in_time = left.elapsed() < WAITED_FOR;
-        assert!(!in_time || only(&site).await == before, "the connection was closed");
+        assert!(
+            !in_time || only(&site).await == before,
+            "the connection was closed"
+        );
         site.assert_whole().await;
         in_time
     })
@@ -221,24 +279,50 @@ async fn a_cancel_that_is_not_answered_costs_one_connection_and_not_those_asked_
     // While it looks who is at it for the first, the others come in.
     proxy.hold_back("COMMAND <> 'Sleep'");
     let app = Router::new()
-        .route("/", any(async move |db: DbSession| drop(db.query_all_raw(sleep(kind, LONG)).await)))
+        .route(
+            "/",
+            any(async move |db: DbSession| drop(db.query_all_raw(sleep(kind, LONG)).await)),
+        )
         .layer(site.layer.clone());
-    let requests: Vec<_> = (0..SIZE).map(|_| Box::pin(app.clone().oneshot(Request::new(Body::empty())))).collect();
+    let requests: Vec<_> = (0..SIZE)
+        .map(|_| Box::pin(app.clone().oneshot(Request::new(Body::empty()))))
+        .collect();
     let mut requests = join_all(requests);
-    let all_run = pin!(eventually("all run", async || running(site.view(), "sleep(").await == SIZE as usize));
-    assert!(matches!(select(&mut requests, all_run).await, Either::Right(_)), "a request has ended");
+    let all_run = pin!(eventually("all run", async || running(
+        site.view(),
+        "sleep("
+    )
+    .await
+        == SIZE as usize));
+    assert!(
+        matches!(select(&mut requests, all_run).await, Either::Right(_)),
+        "a request has ended"
+    );
     drop(requests);
     eventually("the first is asked for", async || proxy.held() == 1).await;
     // The lowest number: it begins no other one's.
     let slow = before.first().unwrap();
     proxy.hold_back(&format!("KILL QUERY {slow}"));
-    eventually("no session is out", async || site.layer.pool().status().in_use == 0).await;
+    eventually("no session is out", async || {
+        site.layer.pool().status().in_use == 0
+    })
+    .await;
     proxy.let_go();
-    eventually("nothing runs", async || running(site.view(), "sleep(").await == 0).await;
-    assert_eq!(proxy.accepted() - accepted, 1, "the way for cancels is opened again");
+    eventually("nothing runs", async || {
+        running(site.view(), "sleep(").await == 0
+    })
+    .await;
+    assert_eq!(
+        proxy.accepted() - accepted,
+        1,
+        "the way for cancels is opened again"
+    );
     let mut kept = before.clone();
     kept.remove(slow);
     let after = marks(site.layer.pool()).await;
-    assert!(after.is_superset(&kept) && !after.contains(slow), "{after:?} of {before:?}, without {slow}");
+    assert!(
+        after.is_superset(&kept) && !after.contains(slow),
+        "{after:?} of {before:?}, without {slow}"
+    );
     site.assert_whole().await;
 }

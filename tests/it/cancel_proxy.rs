@@ -50,13 +50,28 @@ impl Shared {
         let test = TestDb::new(Kind::Postgres).await;
         let observer = test.observer().await.unwrap();
         let bouncer = Bouncer::start(port_of(test.url()), connections);
-        let url = test.url().replace(&format!(":{}/", port_of(test.url())), &format!(":{}/", bouncer.port()));
+        let url = test.url().replace(
+            &format!(":{}/", port_of(test.url())),
+            &format!(":{}/", bouncer.port()),
+        );
         // PgBouncer knows of prepared statements from 1.21 on; before, a pool must not keep any.
         let url = format!("{url}?statement-cache-capacity=0");
-        let db = Database::connect(test.options_at(&url, SIZE)).await.unwrap();
-        let layer =
-            DbSessionLayer::new(SessionPool::builder(db).cancel_running().acquire_timeout(BOUND).build().unwrap());
-        Self { test, observer, layer, _bouncer: bouncer }
+        let db = Database::connect(test.options_at(&url, SIZE))
+            .await
+            .unwrap();
+        let layer = DbSessionLayer::new(
+            SessionPool::builder(db)
+                .cancel_running()
+                .acquire_timeout(BOUND)
+                .build()
+                .unwrap(),
+        );
+        Self {
+            test,
+            observer,
+            layer,
+            _bouncer: bouncer,
+        }
     }
 
     async fn session(&self) -> PoolSession {
@@ -66,13 +81,28 @@ impl Shared {
     /// Drops a request in its statement, and waits until its slot is free.
     async fn leave(&self, layer: DbSessionLayer, seconds: f64) {
         let app = Router::new()
-            .route("/", any(async move |db: DbSession| drop(db.query_all_raw(sleep(Kind::Postgres, seconds)).await)))
+            .route(
+                "/",
+                any(async move |db: DbSession| {
+                    drop(db.query_all_raw(sleep(Kind::Postgres, seconds)).await)
+                }),
+            )
             .layer(layer);
         let request = Box::pin(app.oneshot(Request::new(Body::empty())));
-        let seen = pin!(eventually("the statement runs", async || running(&self.observer, "sleep(").await > 0));
-        let Either::Right(((), request)) = select(request, seen).await else { panic!("the request has ended") };
+        let seen = pin!(eventually("the statement runs", async || running(
+            &self.observer,
+            "sleep("
+        )
+        .await
+            > 0));
+        let Either::Right(((), request)) = select(request, seen).await else {
+            panic!("the request has ended")
+        };
         drop(request);
-        eventually("the slot is free", async || self.layer.pool().status().in_use == 0).await;
+        eventually("the slot is free", async || {
+            self.layer.pool().status().in_use == 0
+        })
+        .await;
     }
 }
 
@@ -97,13 +127,24 @@ async fn behind_a_sharing_proxy_no_innocent_statement_is_hit() {
     let app = Router::new()
         .route(
             "/{micros}",
-            any(async |axum::extract::Path(micros): axum::extract::Path<u64>, db: DbSession| {
-                let statement = sleep(Kind::Postgres, Duration::from_micros(micros).as_secs_f64());
-                db.query_all_raw(statement).await.map(|_| ()).map_err(|error| error.to_string()).unwrap();
-            }),
+            any(
+                async |axum::extract::Path(micros): axum::extract::Path<u64>, db: DbSession| {
+                    let statement =
+                        sleep(Kind::Postgres, Duration::from_micros(micros).as_secs_f64());
+                    db.query_all_raw(statement)
+                        .await
+                        .map(|_| ())
+                        .map_err(|error| error.to_string())
+                        .unwrap();
+                },
+            ),
         )
         .layer(shared.layer.clone().transaction());
-    let request = |micros: u64| Request::get(format!("/{micros}")).body(Body::empty()).unwrap();
+    let request = |micros: u64| {
+        Request::get(format!("/{micros}"))
+            .body(Body::empty())
+            .unwrap()
+    };
     let clients = (0..6_u32).map(|client| {
         let (app, left) = (app.clone(), left.clone());
         tokio::spawn(async move {
@@ -117,7 +158,10 @@ async fn behind_a_sharing_proxy_no_innocent_statement_is_hit() {
                     let wait = Duration::from_micros(4000 + u64::from(seed % 60) * 100);
                     let _ = timeout(wait, app.clone().oneshot(request(60_000))).await;
                 } else {
-                    let answer = timeout(BOUND, app.clone().oneshot(request(2000))).await.expect("no hang").unwrap();
+                    let answer = timeout(BOUND, app.clone().oneshot(request(2000)))
+                        .await
+                        .expect("no hang")
+                        .unwrap();
                     assert_eq!(answer.status(), 200, "an innocent request failed");
                 }
             }
@@ -126,7 +170,10 @@ async fn behind_a_sharing_proxy_no_innocent_statement_is_hit() {
     for ended in join_all(clients.collect::<Vec<_>>()).await {
         ended.unwrap();
     }
-    eventually("no session is out", async || shared.layer.pool().status().in_use == 0).await;
+    eventually("no session is out", async || {
+        shared.layer.pool().status().in_use == 0
+    })
+    .await;
 }
 
 /// The server's process of a connection's transaction serves somebody else's when that is over.
@@ -141,12 +188,19 @@ async fn behind_a_sharing_proxy_a_process_is_known_for_one_transaction_only() {
         let process = mark(&transaction).await;
         transaction.commit().await.unwrap();
         let innocent = bystander.begin().await.unwrap();
-        assert_eq!(mark(&innocent).await, process, "the proxy gives away the process it used last");
+        assert_eq!(
+            mark(&innocent).await,
+            process,
+            "the proxy gives away the process it used last"
+        );
         let innocent = tokio::spawn(async move {
             let slept = innocent.query_all_raw(sleep(kind, 4.0)).await;
             slept.map(|_| ()).map_err(|error| error.to_string())
         });
-        eventually("the bystander's statement runs", async || running(&shared.observer, "sleep(4)").await > 0).await;
+        eventually("the bystander's statement runs", async || {
+            running(&shared.observer, "sleep(4)").await > 0
+        })
+        .await;
         let left = async {
             if again {
                 let transaction = session.begin().await.unwrap();
@@ -155,12 +209,27 @@ async fn behind_a_sharing_proxy_a_process_is_known_for_one_transaction_only() {
                 session.query_all_raw(sleep(kind, 2.0)).await.unwrap();
             }
         };
-        let seen = pin!(eventually("it runs", async || running(&shared.observer, "sleep(2)").await > 0));
-        assert!(matches!(select(Box::pin(left), seen).await, Either::Right(_)), "the statement has ended");
+        let seen = pin!(eventually("it runs", async || running(
+            &shared.observer,
+            "sleep(2)"
+        )
+        .await
+            > 0));
+        assert!(
+            matches!(select(Box::pin(left), seen).await, Either::Right(_)),
+            "the statement has ended"
+        );
         drop(session);
-        assert_eq!(innocent.await.unwrap(), Ok(()), "again: {again}: an innocent statement was hit");
+        assert_eq!(
+            innocent.await.unwrap(),
+            Ok(()),
+            "again: {again}: an innocent statement was hit"
+        );
         drop(bystander);
-        eventually("no session is out", async || shared.layer.pool().status().in_use == 0).await;
+        eventually("no session is out", async || {
+            shared.layer.pool().status().in_use == 0
+        })
+        .await;
     }
 }
 

@@ -21,7 +21,9 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, MockDatabase, MockExecResult, TransactionError};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, MockDatabase, MockExecResult, TransactionError,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, oneshot},
@@ -38,13 +40,19 @@ use crate::support::{
     wait::eventually,
 };
 
-#[allow(dead_code, clippy::print_stdout, reason = "its `main` is for its users")]
+#[allow(
+    dead_code,
+    clippy::print_stdout,
+    reason = "its `main` is for its users"
+)]
 #[path = "../../examples/graceful_shutdown.rs"]
 mod example;
 
 /// Closes the pool, which must not hang.
 async fn close(pool: &SessionPool, within: Duration) -> usize {
-    timeout(BOUND, pool.close(within)).await.expect("closed, not hung")
+    timeout(BOUND, pool.close(within))
+        .await
+        .expect("closed, not hung")
 }
 
 /// Asserts that nothing is left open on the database; one in memory is gone with its pool.
@@ -61,22 +69,32 @@ async fn left(test: &TestDb, name: &str) -> Option<i64> {
 }
 
 fn mock() -> DatabaseConnection {
-    let done = MockExecResult { last_insert_id: 0, rows_affected: 1 };
-    MockDatabase::new(DbBackend::Postgres).append_exec_results(vec![done; 10]).into_connection()
+    let done = MockExecResult {
+        last_insert_id: 0,
+        rows_affected: 1,
+    };
+    MockDatabase::new(DbBackend::Postgres)
+        .append_exec_results(vec![done; 10])
+        .into_connection()
 }
 
 async fn assert_closed(pool: &SessionPool) {
     assert!(pool.is_closed());
     assert!(pool.session().await.unwrap_err().is_closing());
     let job = pool.transaction(async |_| Ok::<_, Infallible>(())).await;
-    let Err(TransactionError::Connection(error)) = job else { panic!("not refused") };
+    let Err(TransactionError::Connection(error)) = job else {
+        panic!("not refused")
+    };
     assert!(Error::of(&error).unwrap().is_closing());
     for lazy in [false, true] {
         let called = Arc::new(AtomicUsize::new(0));
         let calls = called.clone();
         let layer = DbSessionLayer::new(pool.clone());
         let layer = if lazy { layer.lazy() } else { layer };
-        let app = Router::new().route("/", any(async move || calls.fetch_add(1, Ordering::SeqCst).to_string()));
+        let app = Router::new().route(
+            "/",
+            any(async move || calls.fetch_add(1, Ordering::SeqCst).to_string()),
+        );
         let response = call(app.layer(layer)).await;
         assert_eq!(response.status(), 503, "lazy {lazy}");
         assert!(retry_after(&response).is_some());
@@ -95,7 +113,10 @@ async fn a_closed_pool_refuses_sessions_and_requests_at_once() {
         drop(pool.session().await.unwrap());
         assert_eq!(close(&pool, BOUND).await, 0);
         assert_closed(&pool).await;
-        assert!(db.ping().await.is_err(), "{kind:?}: the driver's pool is closed as well");
+        assert!(
+            db.ping().await.is_err(),
+            "{kind:?}: the driver's pool is closed as well"
+        );
         assert_eq!(pool.status().warm, 0);
         assert_eq!(close(&pool, BOUND).await, 0, "{kind:?}: a second time");
         assert_nothing_left(&test).await;
@@ -137,7 +158,10 @@ async fn sessions_that_have_begun_may_go_on() {
         let layer = DbSessionLayer::new(pool.clone());
         let holds = tokio::spawn(call(app(layer.clone(), "holds")));
         let lazy = tokio::spawn(call(app(layer.clone().lazy(), "lazy")));
-        eventually("they are there", async || inside.load(Ordering::SeqCst) == 2).await;
+        eventually("they are there", async || {
+            inside.load(Ordering::SeqCst) == 2
+        })
+        .await;
         let waits = tokio::spawn(call(app(layer, "waits")));
         eventually("it waits", async || pool.status().waiting == 1).await;
         let closing = tokio::spawn({
@@ -150,7 +174,11 @@ async fn sessions_that_have_begun_may_go_on() {
         gate.notify_waiters();
         gate.notify_one();
         for request in [holds, lazy, waits] {
-            assert_eq!(timeout(BOUND, request).await.unwrap().unwrap().status(), 200, "{kind:?}");
+            assert_eq!(
+                timeout(BOUND, request).await.unwrap().unwrap().status(),
+                200,
+                "{kind:?}"
+            );
         }
         assert_eq!(closing.await.unwrap(), 0, "{kind:?}");
         assert_closed(&pool).await;
@@ -177,9 +205,13 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
             assert!(error.is_closing() && error.status() == 503);
             eventually("it holds none", async || handler_pool.status().in_use == 0).await;
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool.clone()));
         let holds = tokio::spawn(call(app.clone()));
-        timeout(BOUND, inserted.notified()).await.expect("it holds one");
+        timeout(BOUND, inserted.notified())
+            .await
+            .expect("it holds one");
         let waits = tokio::spawn(call(app));
         eventually("it waits", async || pool.status().waiting == 1).await;
         assert_eq!(close(&pool, Duration::from_millis(50)).await, 2, "{kind:?}");
@@ -202,11 +234,17 @@ async fn what_runs_is_taken_away_and_what_was_committed_stays() {
         let pool = pool_with(&db, |pool| pool.release_timeout(Duration::from_millis(300)));
         let handler = async |db: DbSession| {
             insert_item(&db, "kept").await;
-            let slow = if db.backend() == DbBackend::Postgres { "SELECT pg_sleep(60)" } else { "SELECT SLEEP(60)" };
+            let slow = if db.backend() == DbBackend::Postgres {
+                "SELECT pg_sleep(60)"
+            } else {
+                "SELECT SLEEP(60)"
+            };
             assert!(known(db.execute_unprepared(slow).await).is_closing());
             StatusCode::INTERNAL_SERVER_ERROR
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool.clone()));
         let request = tokio::spawn(call(app));
         let observer = test.observer().await.unwrap();
         // Not only the INSERT's effect: its answer is still on its way then.
@@ -214,7 +252,11 @@ async fn what_runs_is_taken_away_and_what_was_committed_stays() {
         assert_eq!(count_items(&observer, "kept").await, 1, "{kind:?}");
         assert_eq!(close(&pool, Duration::ZERO).await, 1, "{kind:?}");
         let response = timeout(BOUND, request).await.unwrap().unwrap();
-        assert_eq!((response.status(), retry_after(&response)), (StatusCode::SERVICE_UNAVAILABLE, None), "{kind:?}");
+        assert_eq!(
+            (response.status(), retry_after(&response)),
+            (StatusCode::SERVICE_UNAVAILABLE, None),
+            "{kind:?}"
+        );
         assert_eq!(left(&test, "kept").await, Some(1));
         // The server itself is still asleep.
         assert_eq!(pool.status().in_use, 0);
@@ -237,9 +279,16 @@ async fn a_commit_that_was_sent_is_seen_through_by_a_closing_pool() {
         });
         let request = tokio::spawn(call(app));
         committing.notified().await;
-        eventually("the COMMIT took effect", async || site.count("kept").await == 1).await;
+        eventually("the COMMIT took effect", async || {
+            site.count("kept").await == 1
+        })
+        .await;
         assert_eq!(close(&pool, Duration::ZERO).await, 0, "{kind:?}");
-        assert_eq!(timeout(BOUND, request).await.unwrap().unwrap().status(), 200, "{kind:?}");
+        assert_eq!(
+            timeout(BOUND, request).await.unwrap().unwrap().status(),
+            200,
+            "{kind:?}"
+        );
         assert_nothing_left(&site.test).await;
     }
 }
@@ -264,12 +313,20 @@ async fn a_held_body_breaks_when_the_pool_closes() {
             });
             Response::new(Body::new(db.hold_until_body_end(Body::from_stream(parts))))
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool.clone()));
         let response = call(app).await;
         assert_eq!(response.status(), 200);
         assert_eq!(close(&pool, Duration::from_millis(20)).await, 1, "{kind:?}");
         gate.notify_one();
-        assert!(timeout(BOUND, response.into_body().collect()).await.expect("an end").is_err(), "{kind:?}");
+        assert!(
+            timeout(BOUND, response.into_body().collect())
+                .await
+                .expect("an end")
+                .is_err(),
+            "{kind:?}"
+        );
         assert_ne!(left(&test, "lost").await, Some(1), "{kind:?}");
         assert_nothing_left(&test).await;
     }
@@ -282,20 +339,30 @@ async fn a_mocks_sessions_are_cut_off_as_well() {
     let (inside, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (handler_inside, handler_gate) = (inside.clone(), gate.clone());
     let handler = async move |tx: DbTx| {
-        tx.execute_unprepared("UPDATE item SET hits = 1").await.unwrap();
+        tx.execute_unprepared("UPDATE item SET hits = 1")
+            .await
+            .unwrap();
         handler_inside.notify_one();
         handler_gate.notified().await;
         assert!(known(tx.execute_unprepared("UPDATE item SET hits = 2").await).is_closing());
     };
-    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+    let app = Router::new()
+        .route("/", any(handler))
+        .layer(DbSessionLayer::new(pool.clone()));
     let request = tokio::spawn(call(app));
     inside.notified().await;
     assert_eq!(close(&pool, Duration::from_millis(20)).await, 1);
     gate.notify_one();
-    assert_eq!(timeout(BOUND, request).await.unwrap().unwrap().status(), 503);
+    assert_eq!(
+        timeout(BOUND, request).await.unwrap().unwrap().status(),
+        503
+    );
     drop(pool);
     let log = format!("{:?}", db.into_transaction_log());
-    assert!(log.contains("ROLLBACK") && !log.contains("COMMIT") && !log.contains("hits = 2"), "{log}");
+    assert!(
+        log.contains("ROLLBACK") && !log.contains("COMMIT") && !log.contains("hits = 2"),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -311,19 +378,35 @@ async fn dropped_half_way_it_refuses_the_new_and_leaves_the_others_alone() {
         session.release().await.unwrap();
         session.execute_unprepared("SELECT 1").await.unwrap();
         assert_eq!(close(&pool, Duration::ZERO).await, 1, "{kind:?}");
-        assert!(known(session.execute_unprepared("SELECT 1").await).is_closing(), "{kind:?}");
+        assert!(
+            known(session.execute_unprepared("SELECT 1").await).is_closing(),
+            "{kind:?}"
+        );
         assert_nothing_left(&test).await;
     }
 }
 
 /// The answer to a GET on a connection of its own.
 async fn get(port: u16, path: &str) -> (StatusCode, bool, String) {
-    let io = TokioIo::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("it still answers"));
+    let io = TokioIo::new(
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .expect("it still answers"),
+    );
     let (mut sender, connection) = http1::handshake(io).await.unwrap();
     let connection = tokio::spawn(connection);
-    let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new()).unwrap();
-    let response = timeout(BOUND, sender.send_request(request)).await.expect("an answer").unwrap();
-    let (status, retry) = (response.status(), response.headers().contains_key("retry-after"));
+    let request = Request::get(path)
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = timeout(BOUND, sender.send_request(request))
+        .await
+        .expect("an answer")
+        .unwrap();
+    let (status, retry) = (
+        response.status(),
+        response.headers().contains_key("retry-after"),
+    );
     let body = response.into_body().collect().await.unwrap().to_bytes();
     connection.abort();
     (status, retry, String::from_utf8(body.to_vec()).unwrap())
@@ -341,24 +424,43 @@ async fn stop_the_example(kind: Kind) {
     let port = listener.local_addr().unwrap().port();
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move { drop(stopped.await) };
-    let served = tokio::spawn(example::serve(listener, pool.clone(), stopped, Duration::from_secs(10)));
+    let served = tokio::spawn(example::serve(
+        listener,
+        pool.clone(),
+        stopped,
+        Duration::from_secs(10),
+    ));
 
-    assert_eq!(get(port, "/count/0").await, (StatusCode::OK, false, "0 seconds\n".to_owned()));
+    assert_eq!(
+        get(port, "/count/0").await,
+        (StatusCode::OK, false, "0 seconds\n".to_owned())
+    );
     let long = tokio::spawn(get(port, "/count/600"));
     eventually("it holds a connection", async || pool.status().in_use == 1).await;
     let short = tokio::spawn(get(port, "/count/1"));
     // A pool in memory has one connection: the short one waits for it.
     let alone = kind == Kind::SqliteMemory;
-    eventually("both are there", async || pool.status().in_use + pool.status().waiting as u32 == 2).await;
+    eventually("both are there", async || {
+        pool.status().in_use + pool.status().waiting as u32 == 2
+    })
+    .await;
     stop.send(()).unwrap();
     eventually("it is told to stop", async || pool.is_closed()).await;
     let (status, retry, _) = get(port, "/count/0").await;
-    assert_eq!((status, retry), (StatusCode::SERVICE_UNAVAILABLE, true), "{kind:?}");
+    assert_eq!(
+        (status, retry),
+        (StatusCode::SERVICE_UNAVAILABLE, true),
+        "{kind:?}"
+    );
 
     let (status, ..) = timeout(BOUND, short).await.unwrap().unwrap();
     assert_eq!(status.as_u16(), if alone { 503 } else { 200 }, "{kind:?}");
     let (status, ..) = timeout(BOUND, long).await.unwrap().unwrap();
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{kind:?}");
-    timeout(BOUND, served).await.expect("the process ends").unwrap().unwrap();
+    timeout(BOUND, served)
+        .await
+        .expect("the process ends")
+        .unwrap()
+        .unwrap();
     assert_nothing_left(&test).await;
 }

@@ -54,7 +54,10 @@ struct Trace {
 
 impl Trace {
     fn new() -> Arc<Self> {
-        Arc::new(Self { names: [unique_name(), unique_name()], ..Self::default() })
+        Arc::new(Self {
+            names: [unique_name(), unique_name()],
+            ..Self::default()
+        })
     }
 
     fn watch(self: &Arc<Self>, tx: &DbTx) {
@@ -71,7 +74,8 @@ impl Trace {
     }
 
     fn hooks(&self) -> [u32; 3] {
-        [&self.registered, &self.committed, &self.rolled_back].map(|count| count.load(Ordering::SeqCst))
+        [&self.registered, &self.committed, &self.rolled_back]
+            .map(|count| count.load(Ordering::SeqCst))
     }
 }
 
@@ -110,7 +114,10 @@ const NESTED: Work = |trace, tx| {
         insert_item(&inner, &trace.names[1]).await;
         inner.commit().await.unwrap();
         let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) SELECT i FROM n";
-        let mut rows = tx.rows(Statement::from_string(tx.backend(), sql)).await.unwrap();
+        let mut rows = tx
+            .rows(Statement::from_string(tx.backend(), sql))
+            .await
+            .unwrap();
         rows.next().await.unwrap().unwrap();
         drop(rows);
         let undone = tx.begin().await.unwrap();
@@ -131,8 +138,14 @@ const EARLY: Work = |trace, tx| {
 
 fn app(site: &Site, lazy: bool, work: Work, trace: &Arc<Trace>) -> Router {
     let trace = trace.clone();
-    let layer = if lazy { site.layer.clone().lazy() } else { site.layer.clone() };
-    Router::new().route("/", axum::routing::any(move |tx: DbTx| work(trace, tx))).layer(layer)
+    let layer = if lazy {
+        site.layer.clone().lazy()
+    } else {
+        site.layer.clone()
+    };
+    Router::new()
+        .route("/", axum::routing::any(move |tx: DbTx| work(trace, tx)))
+        .layer(layer)
 }
 
 /// Drops the request after 1, 2, … pending polls until it gets its answer.
@@ -148,12 +161,18 @@ async fn dropped_everywhere(kinds: &[Kind], work: Work, status: u16, present: bo
                     site = renewed(site, proxy).await;
                 }
                 let trace = Trace::new();
-                let request = app(&site, lazy, work, &trace).oneshot(Request::new(axum::body::Body::empty()));
+                let request =
+                    app(&site, lazy, work, &trace).oneshot(Request::new(axum::body::Body::empty()));
                 let answer = drop_at(pendings, request).await.map(Result::unwrap);
-                let case = format!("{kind:?} lazy: {lazy}, fresh: {fresh}, pending point {pendings}");
+                let case =
+                    format!("{kind:?} lazy: {lazy}, fresh: {fresh}, pending point {pendings}");
                 let [first, second] = [trace.names[0].as_str(), trace.names[1].as_str()];
                 if let Some(answer) = &answer {
-                    assert_eq!(site.seen([first, second]).await, [present; 2], "{case}: at once");
+                    assert_eq!(
+                        site.seen([first, second]).await,
+                        [present; 2],
+                        "{case}: at once"
+                    );
                     assert_eq!(answer.status().as_u16(), status, "{case}");
                     assert_eq!(outcome(answer).is_committed(), status == 200, "{case}");
                 }
@@ -162,7 +181,11 @@ async fn dropped_everywhere(kinds: &[Kind], work: Work, status: u16, present: bo
                 assert_eq!(seen[0], seen[1], "{case}: all or nothing");
                 eventually("one of the hooks ran", async || {
                     let [registered, committed, rolled_back] = trace.hooks();
-                    let expected = if seen[0] { [committed, rolled_back] } else { [rolled_back, committed] };
+                    let expected = if seen[0] {
+                        [committed, rolled_back]
+                    } else {
+                        [rolled_back, committed]
+                    };
                     expected == [registered, 0]
                 })
                 .await;
@@ -180,9 +203,15 @@ async fn dropped_everywhere(kinds: &[Kind], work: Work, status: u16, present: bo
 async fn renewed(site: Site, proxy: &Proxy) -> Site {
     site.db.close_by_ref().await.unwrap();
     proxy.delay_replies(Duration::ZERO);
-    let db = Database::connect(site.test.options_at(&proxy.url(site.test.url()), SIZE)).await.unwrap();
+    let db = Database::connect(site.test.options_at(&proxy.url(site.test.url()), SIZE))
+        .await
+        .unwrap();
     proxy.delay_replies(DELAY);
-    Site { layer: session_layer(db.clone()), db, ..site }
+    Site {
+        layer: session_layer(db.clone()),
+        db,
+        ..site
+    }
 }
 
 async fn settled(site: &Site, case: &str) {
@@ -193,11 +222,19 @@ async fn settled(site: &Site, case: &str) {
     })
     .await;
     if let Some(observer) = &site.observer {
-        assert_eq!(open_transactions(observer).await, 0, "{case}: a transaction is open");
+        assert_eq!(
+            open_transactions(observer).await,
+            0,
+            "{case}: a transaction is open"
+        );
     }
     let next = unique_name();
     insert_item(&site.db, &next).await;
-    assert_eq!(site.count(&next).await, 1, "{case}: what a plain user of the pool wrote");
+    assert_eq!(
+        site.count(&next).await,
+        1,
+        "{case}: what a plain user of the pool wrote"
+    );
 }
 
 #[tokio::test]
@@ -227,7 +264,11 @@ async fn a_request_that_commits_early_is_dropped_at_every_point() {
 
 #[tokio::test]
 async fn h17_a_commit_dropped_at_every_point_is_seen_through_before_the_request_goes_on() {
-    for (kind, fails) in Kind::ALL.map(|kind| (kind, false)).into_iter().chain(DEFERRING.map(|kind| (kind, true))) {
+    for (kind, fails) in Kind::ALL
+        .map(|kind| (kind, false))
+        .into_iter()
+        .chain(DEFERRING.map(|kind| (kind, true)))
+    {
         let (site, proxy) = slow_site(kind).await;
         if fails {
             site.defer().await;
@@ -256,20 +297,27 @@ async fn h17_a_commit_dropped_at_every_point_is_seen_through_before_the_request_
                             let seen = count_items(observer, &trace.names[1]).await;
                             assert_eq!(seen, 0, "it waits for the transaction's end");
                         }
-                        if ends_well { StatusCode::OK } else { StatusCode::NOT_FOUND }
+                        if ends_well {
+                            StatusCode::OK
+                        } else {
+                            StatusCode::NOT_FOUND
+                        }
                     }
                 });
                 let response = call(request).await;
                 let seen = site.seen([names[0].as_str(), names[1].as_str()]).await;
                 let told = dropped.load(Ordering::SeqCst) == 0;
-                let case =
-                    format!("{kind:?} fails: {fails}, pending point {pendings}, told: {told}, well: {ends_well}");
+                let case = format!(
+                    "{kind:?} fails: {fails}, pending point {pendings}, told: {told}, well: {ends_well}"
+                );
                 let status = response.status().as_u16();
                 match (fails, ends_well) {
                     (false, true) => assert_eq!((status, seen), (200, [true, true]), "{case}"),
                     (false, false) => assert_eq!((status, seen), (404, [true, false]), "{case}"),
                     // Told of it, the handler goes on at its own risk, and the next commit stands.
-                    (true, true) if told => assert_eq!((status, seen), (200, [false, true]), "{case}"),
+                    (true, true) if told => {
+                        assert_eq!((status, seen), (200, [false, true]), "{case}")
+                    }
                     (true, true) => assert_eq!((status, seen), (500, [false, false]), "{case}"),
                     (true, false) => assert_eq!((status, seen), (404, [false, false]), "{case}"),
                 }

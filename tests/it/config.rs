@@ -35,8 +35,15 @@ const BOUND: Duration = crate::support::wait::BOUND;
 const TOO_LONG: &str = "600s";
 
 fn config(url: &str, settings: &[(&str, &str)]) -> PoolConfig {
-    let settings = settings.iter().map(|(name, value)| (format!("DB_{name}"), (*value).to_owned()));
-    PoolConfig::from_vars([("DATABASE_URL".to_owned(), url.to_owned())].into_iter().chain(settings)).unwrap()
+    let settings = settings
+        .iter()
+        .map(|(name, value)| (format!("DB_{name}"), (*value).to_owned()));
+    PoolConfig::from_vars(
+        [("DATABASE_URL".to_owned(), url.to_owned())]
+            .into_iter()
+            .chain(settings),
+    )
+    .unwrap()
 }
 
 /// Everything that is logged at any level, with the fields of all spans.
@@ -99,10 +106,19 @@ async fn size(db: &DatabaseConnection, kind: Kind) -> u32 {
 async fn pool_size_and_max_overflow_bound_the_connections_and_pool_timeout_the_wait() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
-        let settings = [("POOL_SIZE", "2"), ("MAX_OVERFLOW", "1"), ("POOL_TIMEOUT", "3s"), ("ECHO", "false")];
+        let settings = [
+            ("POOL_SIZE", "2"),
+            ("MAX_OVERFLOW", "1"),
+            ("POOL_TIMEOUT", "3s"),
+            ("ECHO", "false"),
+        ];
         let pool = config(test.url(), &settings).connect().await.unwrap();
         assert_eq!(pool.status().limit, 3, "{kind:?}");
-        assert_eq!(size(pool.database(), kind).await, 2, "{kind:?}: pool_size are opened at the start");
+        assert_eq!(
+            size(pool.database(), kind).await,
+            2,
+            "{kind:?}: pool_size are opened at the start"
+        );
 
         let mut sessions = Vec::new();
         for _ in 0..3 {
@@ -114,7 +130,11 @@ async fn pool_size_and_max_overflow_bound_the_connections_and_pool_timeout_the_w
         let started = Instant::now();
         let error = timeout(BOUND, pool.session()).await.unwrap().unwrap_err();
         assert!(error.is_exhausted(), "{kind:?}: {error:?}");
-        assert!(started.elapsed() >= Duration::from_secs(3), "{kind:?}: {:?}", started.elapsed());
+        assert!(
+            started.elapsed() >= Duration::from_secs(3),
+            "{kind:?}: {:?}",
+            started.elapsed()
+        );
 
         sessions.pop();
         drop(pool.session().await.unwrap());
@@ -166,10 +186,16 @@ async fn overflow_that_sqlalchemy_would_close_at_once_is_said_once() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::SqliteFile).await;
     let line = "`max_overflow` is a part of `max_connections`";
-    let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "0")]).connect().await.unwrap();
+    let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "0")])
+        .connect()
+        .await
+        .unwrap();
     assert_eq!(log.count(line), 0);
     drop(pool);
-    let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "2")]).connect().await.unwrap();
+    let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "2")])
+        .connect()
+        .await
+        .unwrap();
     assert_eq!(log.count(line), 1);
     assert_whole(&test, pool.database(), 3).await;
 }
@@ -180,20 +206,31 @@ async fn echo_puts_the_statements_into_the_log_or_not() {
         // SQLite's statements are logged by a thread of sqlx's, which this subscriber does not see.
         for kind in [Kind::Postgres, Kind::MySql] {
             let test = TestDb::new(kind).await;
-            let pool = config(test.url(), &[("ECHO", echo), ("SQLX_LOGGING_LEVEL", level)]).connect().await.unwrap();
+            let pool = config(test.url(), &[("ECHO", echo), ("SQLX_LOGGING_LEVEL", level)])
+                .connect()
+                .await
+                .unwrap();
             let session = pool.session().await.unwrap();
             let (log, guard) = Log::start();
             let name = unique_name();
             let sql = format!("SELECT hits AS {name} FROM item");
-            session.query_all_raw(Statement::from_string(kind.backend(), sql)).await.unwrap();
+            session
+                .query_all_raw(Statement::from_string(kind.backend(), sql))
+                .await
+                .unwrap();
             drop(guard);
             let text = log.text();
-            let lines: Vec<_> =
-                text.lines().filter(|line| line.contains("sqlx::query") && line.contains(&name)).collect();
+            let lines: Vec<_> = text
+                .lines()
+                .filter(|line| line.contains("sqlx::query") && line.contains(&name))
+                .collect();
             if expected.is_empty() {
                 assert!(lines.is_empty(), "{kind:?}: {lines:?}");
             } else {
-                assert!(lines.iter().any(|line| line.contains(expected)), "{kind:?}: {text}");
+                assert!(
+                    lines.iter().any(|line| line.contains(expected)),
+                    "{kind:?}: {text}"
+                );
             }
             drop(session);
             assert_whole(&test, pool.database(), 3).await;
@@ -207,9 +244,15 @@ async fn connecting_waits_for_a_server_that_is_being_started() {
         let test = TestDb::on(&server).await;
         server.stop();
         let (log, guard) = Log::start();
-        let waiting = config(test.url(), &[("STARTUP_TIMEOUT", TOO_LONG), ("MIN_CONNECTIONS", "2")]);
+        let waiting = config(
+            test.url(),
+            &[("STARTUP_TIMEOUT", TOO_LONG), ("MIN_CONNECTIONS", "2")],
+        );
         let waiting = tokio::spawn(async move { waiting.connect().await });
-        eventually("the log says that it is waiting", async || log.count("is not there yet: trying again") == 1).await;
+        eventually("the log says that it is waiting", async || {
+            log.count("is not there yet: trying again") == 1
+        })
+        .await;
         let server = spawn_blocking(move || {
             server.start();
             server
@@ -234,14 +277,21 @@ async fn a_server_that_is_not_there_is_said_at_once_or_when_the_startup_timeout_
     for scheme in ["postgres", "mysql"] {
         let url = format!("{scheme}://app:hunter2@127.0.0.1:{port}/shop");
         // Without one the driver's pool would try for its `acquire_timeout`, and then say that only.
-        let error = timeout(BOUND, config(&url, &[("POOL_TIMEOUT", "1d")]).connect()).await.unwrap().unwrap_err();
+        let error = timeout(BOUND, config(&url, &[("POOL_TIMEOUT", "1d")]).connect())
+            .await
+            .unwrap()
+            .unwrap_err();
         assert!(error.to_string().contains("refused"), "{error}");
         assert!(!all_of(&error).contains("hunter2"));
 
         let started = Instant::now();
         let config = config(&url, &[("STARTUP_TIMEOUT", "1.5")]);
         let error = timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
-        assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() >= Duration::from_millis(1500),
+            "{:?}",
+            started.elapsed()
+        );
         assert!(error.to_string().contains("refused"), "{error}");
     }
 }
@@ -249,14 +299,25 @@ async fn a_server_that_is_not_there_is_said_at_once_or_when_the_startup_timeout_
 #[tokio::test]
 async fn a_name_that_cannot_be_resolved_is_tried_again() {
     let (log, _guard) = Log::start();
-    let config = config("postgres://app@nowhere.invalid/shop", &[("STARTUP_TIMEOUT", "3")]);
+    let config = config(
+        "postgres://app@nowhere.invalid/shop",
+        &[("STARTUP_TIMEOUT", "3")],
+    );
     timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
-    assert_eq!(log.count("is not there yet: trying again"), 1, "{}", log.text());
+    assert_eq!(
+        log.count("is not there yet: trying again"),
+        1,
+        "{}",
+        log.text()
+    );
 }
 
 #[tokio::test]
 async fn a_lazy_pool_connects_at_its_first_session() {
-    let pool = config("postgres://app@nowhere.invalid/shop", &[("CONNECT_LAZY", "true"), ("POOL_TIMEOUT", "0.2")]);
+    let pool = config(
+        "postgres://app@nowhere.invalid/shop",
+        &[("CONNECT_LAZY", "true"), ("POOL_TIMEOUT", "0.2")],
+    );
     let pool = timeout(BOUND, pool.connect()).await.unwrap().unwrap();
     let error = timeout(BOUND, pool.session()).await.unwrap().unwrap_err();
     assert!(error.is_acquire(), "{error:?}");
@@ -265,7 +326,10 @@ async fn a_lazy_pool_connects_at_its_first_session() {
 /// Says these PostgreSQL error codes, one a connection; at an empty one it hangs up.
 async fn refusing(codes: &'static [&'static str]) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("postgres://app:hunter2@{}/shop?sslmode=disable", listener.local_addr().unwrap());
+    let url = format!(
+        "postgres://app:hunter2@{}/shop?sslmode=disable",
+        listener.local_addr().unwrap()
+    );
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     tokio::spawn(async move {
@@ -279,7 +343,10 @@ async fn refusing(codes: &'static [&'static str]) -> (String, Arc<AtomicUsize>) 
             if !code.is_empty() {
                 let fields = format!("SFATAL\0VFATAL\0C{code}\0Mrefused by the test\0\0");
                 connection.write_u8(b'E').await.unwrap();
-                connection.write_u32(u32::try_from(fields.len()).unwrap() + 4).await.unwrap();
+                connection
+                    .write_u32(u32::try_from(fields.len()).unwrap() + 4)
+                    .await
+                    .unwrap();
                 connection.write_all(fields.as_bytes()).await.unwrap();
             }
             connection.shutdown().await.ok();
@@ -307,17 +374,33 @@ async fn only_what_says_that_the_server_is_not_there_yet_is_tried_again() {
         assert!(!all_of(&error).contains("hunter2"));
     }
     let (url, calls) = refusing(&["57P03"]).await;
-    timeout(BOUND, config(&url, &[]).connect()).await.unwrap().unwrap_err();
-    assert_eq!(calls.load(Ordering::SeqCst), 1, "no startup_timeout, no second attempt");
+    timeout(BOUND, config(&url, &[]).connect())
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        calls.load(Ordering::SeqCst),
+        1,
+        "no startup_timeout, no second attempt"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_given_up_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("postgres://app:hunter2@{}/shop", listener.local_addr().unwrap());
+    let url = format!(
+        "postgres://app:hunter2@{}/shop",
+        listener.local_addr().unwrap()
+    );
     for settings in [[("POOL_TIMEOUT", "0.2")], [("STARTUP_TIMEOUT", "0.2")]] {
-        let error = timeout(BOUND, config(&url, &settings).connect()).await.unwrap().unwrap_err();
-        assert!(Error::of(&error).is_some_and(|error| error.is_down()), "{error:?}");
+        let error = timeout(BOUND, config(&url, &settings).connect())
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert!(
+            Error::of(&error).is_some_and(|error| error.is_down()),
+            "{error:?}"
+        );
     }
 }
 
@@ -326,13 +409,18 @@ async fn on_ipv6(url: &str) -> Option<String> {
     let listener = TcpListener::bind("[::1]:0").await.ok()?;
     let (head, rest) = url.split_once("127.0.0.1:")?;
     let (port, database) = rest.split_once('/')?;
-    let (server, port) = (format!("127.0.0.1:{port}"), listener.local_addr().unwrap().port());
+    let (server, port) = (
+        format!("127.0.0.1:{port}"),
+        listener.local_addr().unwrap().port(),
+    );
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             let server = server.clone();
             tokio::spawn(async move {
                 let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
-                tokio::io::copy_bidirectional(&mut client, &mut server).await.ok();
+                tokio::io::copy_bidirectional(&mut client, &mut server)
+                    .await
+                    .ok();
             });
         }
     });
@@ -343,7 +431,9 @@ async fn on_ipv6(url: &str) -> Option<String> {
 async fn a_server_with_an_ipv6_address_is_connected_to() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
-        let Some(url) = on_ipv6(test.url()).await else { return };
+        let Some(url) = on_ipv6(test.url()).await else {
+            return;
+        };
         // With a password as well, which a server that asks for none ignores.
         let (scheme, rest) = url.split_once("://").unwrap();
         let with_password = match kind {
@@ -351,11 +441,17 @@ async fn a_server_with_an_ipv6_address_is_connected_to() {
             _ => url.clone(),
         };
         for url in [url, with_password] {
-            let config = config(&url, &[("MAX_CONNECTIONS", "2"), ("CANCEL_RUNNING", "true")]);
+            let config = config(
+                &url,
+                &[("MAX_CONNECTIONS", "2"), ("CANCEL_RUNNING", "true")],
+            );
             let pool = timeout(BOUND, config.connect()).await.unwrap().unwrap();
             pool.session().await.unwrap().ping().await.unwrap();
             pool.close(BOUND).await;
-            let db = timeout(BOUND, sea_orm::Database::connect(config.connect_options())).await.unwrap().unwrap();
+            let db = timeout(BOUND, sea_orm::Database::connect(config.connect_options()))
+                .await
+                .unwrap()
+                .unwrap();
             let pool = config.session_pool(db).unwrap();
             pool.session().await.unwrap().ping().await.unwrap();
             assert_whole(&test, pool.database(), 2).await;
@@ -376,12 +472,21 @@ async fn variables_of_other_programs_are_named_in_one_line_of_the_log() {
     PoolConfig::from_vars(vars).unwrap();
     assert_eq!(log.count("WARN"), 1, "{}", log.text());
     for (name, value) in &vars[1..] {
-        assert_eq!(log.count(&format!("{name},")) + log.count(&format!("{name}\"")), 1, "{name}: {}", log.text());
+        assert_eq!(
+            log.count(&format!("{name},")) + log.count(&format!("{name}\"")),
+            1,
+            "{name}: {}",
+            log.text()
+        );
         assert_eq!(log.count(value), 0, "{}", log.text());
     }
     let (log, _guard) = Log::start();
-    PoolConfig::from_vars([("DATABASE_URL", "sqlite://shop.db"), ("DB_POOL_SIZE", "1"), ("DB_MAX_OVERFLOW", "0")])
-        .unwrap();
+    PoolConfig::from_vars([
+        ("DATABASE_URL", "sqlite://shop.db"),
+        ("DB_POOL_SIZE", "1"),
+        ("DB_MAX_OVERFLOW", "0"),
+    ])
+    .unwrap();
     assert_eq!(log.text(), "");
 }
 
@@ -397,38 +502,98 @@ async fn the_right_password_connects_a_wrong_one_fails_at_once_and_neither_is_to
     let server = OwnServer::postgres();
     let test = TestDb::on(&server).await;
     let admin = test.connect(1).await;
-    admin.execute_unprepared(&format!("CREATE ROLE app SUPERUSER LOGIN PASSWORD '{RIGHT}'")).await.unwrap();
+    admin
+        .execute_unprepared(&format!(
+            "CREATE ROLE app SUPERUSER LOGIN PASSWORD '{RIGHT}'"
+        ))
+        .await
+        .unwrap();
     // From here on, passwords count.
     let backend = Kind::Postgres.backend();
-    let file = admin.query_one_raw(Statement::from_string(backend, "SHOW hba_file")).await.unwrap().unwrap();
+    let file = admin
+        .query_one_raw(Statement::from_string(backend, "SHOW hba_file"))
+        .await
+        .unwrap()
+        .unwrap();
     let file: String = file.try_get("", "hba_file").unwrap();
     let rules = "host all app all scram-sha-256\nhost all all all trust\n";
     std::fs::write(file, rules).unwrap();
-    admin.execute_unprepared("SELECT pg_reload_conf()").await.unwrap();
+    admin
+        .execute_unprepared("SELECT pg_reload_conf()")
+        .await
+        .unwrap();
     let database = test.url().rsplit_once('/').unwrap().1;
-    let url =
-        |userinfo: &str, query: &str| format!("postgres://{userinfo}@127.0.0.1:{}/{database}{query}", server.port());
-    eventually("the server asks for passwords", async || config(&url("app", ""), &[]).connect().await.is_err()).await;
+    let url = |userinfo: &str, query: &str| {
+        format!(
+            "postgres://{userinfo}@127.0.0.1:{}/{database}{query}",
+            server.port()
+        )
+    };
+    eventually("the server asks for passwords", async || {
+        config(&url("app", ""), &[]).connect().await.is_err()
+    })
+    .await;
 
     let (log, guard) = Log::start();
-    for url in [url(&format!("app:{}", escaped(RIGHT)), ""), url("app:no", &format!("?password={}", escaped(RIGHT)))] {
-        let pool = config(&url, &[("MIN_CONNECTIONS", "1")]).connect().await.unwrap();
+    for url in [
+        url(&format!("app:{}", escaped(RIGHT)), ""),
+        url("app:no", &format!("?password={}", escaped(RIGHT))),
+    ] {
+        let pool = config(&url, &[("MIN_CONNECTIONS", "1")])
+            .connect()
+            .await
+            .unwrap();
         pool.session().await.unwrap().ping().await.unwrap();
         assert_whole(&test, pool.database(), 2).await;
     }
     for (url, code) in [
         (url(&format!("app:{}", escaped(WRONG)), ""), "28P01"),
-        (url("app", &format!("?password={}", escaped(WRONG))), "28P01"),
-        (url(&format!("app:{}", escaped(RIGHT)), "?dbname=no_such_database"), "3D000"),
+        (
+            url("app", &format!("?password={}", escaped(WRONG))),
+            "28P01",
+        ),
+        (
+            url(
+                &format!("app:{}", escaped(RIGHT)),
+                "?dbname=no_such_database",
+            ),
+            "3D000",
+        ),
     ] {
-        let error = timeout(BOUND, config(&url, &[("STARTUP_TIMEOUT", "1d")]).connect()).await.unwrap().unwrap_err();
+        let error = timeout(BOUND, config(&url, &[("STARTUP_TIMEOUT", "1d")]).connect())
+            .await
+            .unwrap()
+            .unwrap_err();
         let text = all_of(&error);
         assert!(text.contains(code), "{text}");
-        assert_untold(&text, &[RIGHT, WRONG, &escaped(RIGHT), &escaped(WRONG), "hunter2", "w?rd"]);
+        assert_untold(
+            &text,
+            &[
+                RIGHT,
+                WRONG,
+                &escaped(RIGHT),
+                &escaped(WRONG),
+                "hunter2",
+                "w?rd",
+            ],
+        );
     }
     drop(guard);
-    assert!(log.count("127.0.0.1") > 0, "the spans that SeaORM makes of options are in the log");
-    assert_untold(&log.text(), &[RIGHT, WRONG, &escaped(RIGHT), &escaped(WRONG), "hunter2", "w?rd"]);
+    assert!(
+        log.count("127.0.0.1") > 0,
+        "the spans that SeaORM makes of options are in the log"
+    );
+    assert_untold(
+        &log.text(),
+        &[
+            RIGHT,
+            WRONG,
+            &escaped(RIGHT),
+            &escaped(WRONG),
+            "hunter2",
+            "w?rd",
+        ],
+    );
     assert_whole(&test, &admin, 1).await;
 }
 
@@ -438,23 +603,38 @@ async fn a_wrong_password_fails_at_once_on_mysql_too() {
     let test = TestDb::new(Kind::MySql).await;
     let admin = test.connect(1).await;
     let user = unique_name();
-    for sql in [format!("CREATE USER {user} IDENTIFIED BY '{RIGHT}'"), format!("GRANT ALL ON *.* TO {user}")] {
+    for sql in [
+        format!("CREATE USER {user} IDENTIFIED BY '{RIGHT}'"),
+        format!("GRANT ALL ON *.* TO {user}"),
+    ] {
         admin.execute_unprepared(&sql).await.unwrap();
     }
     let (log, guard) = Log::start();
-    let (_, address) = mysql_url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let (_, address) = mysql_url()
+        .split_once('@')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
     let (address, _) = address.split_once('/').unwrap();
     let database = test.url().rsplit_once('/').unwrap().1;
     let right = format!("mysql://{user}:{}@{address}/{database}", escaped(RIGHT));
     let wrong = format!("mysql://{user}:hunter2@{address}/{database}");
     // Without TLS and without sqlx's `mysql-rsa`, a password is never sent to MySQL, and the error says so.
-    let (accepted, refusal) =
-        if is_mariadb(&admin).await { (true, "Access denied") } else { (false, "enable feature `mysql-rsa`") };
+    let (accepted, refusal) = if is_mariadb(&admin).await {
+        (true, "Access denied")
+    } else {
+        (false, "enable feature `mysql-rsa`")
+    };
     if accepted {
         let pool = config(&right, &[]).connect().await.unwrap();
         assert_whole(&test, pool.database(), 2).await;
     }
-    let error = timeout(BOUND, config(&wrong, &[("STARTUP_TIMEOUT", "1d")]).connect()).await.unwrap().unwrap_err();
+    let error = timeout(
+        BOUND,
+        config(&wrong, &[("STARTUP_TIMEOUT", "1d")]).connect(),
+    )
+    .await
+    .unwrap()
+    .unwrap_err();
     assert!(error.to_string().contains(refusal), "{error}");
     drop(guard);
     for text in [all_of(&error), log.text()] {
@@ -465,7 +645,9 @@ async fn a_wrong_password_fails_at_once_on_mysql_too() {
 
 fn assert_untold(text: &str, secrets: &[&str]) {
     for secret in secrets {
-        let place = text.find(secret).map(|at| text[..at].lines().last().unwrap_or_default());
+        let place = text
+            .find(secret)
+            .map(|at| text[..at].lines().last().unwrap_or_default());
         assert!(place.is_none(), "a password is told after: {place:?}");
     }
 }
@@ -475,17 +657,28 @@ fn assert_untold(text: &str, secrets: &[&str]) {
 fn the_environment_is_read() {
     const CHILD: &str = "CONFIG_TEST_EXPECTS";
     if let Ok(expected) = std::env::var(CHILD) {
-        let read = PoolConfig::from_env().map(|config| config.connect_options().get_max_connections());
+        let read =
+            PoolConfig::from_env().map(|config| config.connect_options().get_max_connections());
         assert_eq!(format!("{read:?}"), expected);
         return;
     }
     let read = |pool_size: &'static str, expected: &str| {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "config::the_environment_is_read"]).env(CHILD, expected);
-        let vars =
-            [("DATABASE_URL", "sqlite://shop.db"), ("DB_MAX_OVERFLOW", "3"), ("DB_PASSWORD", "x"), (pool_size, "2")];
+        child
+            .args(["--exact", "config::the_environment_is_read"])
+            .env(CHILD, expected);
+        let vars = [
+            ("DATABASE_URL", "sqlite://shop.db"),
+            ("DB_MAX_OVERFLOW", "3"),
+            ("DB_PASSWORD", "x"),
+            (pool_size, "2"),
+        ];
         let output = child.envs(vars).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
     };
     read("DB_POOL_SIZE", "Ok(Some(5))");

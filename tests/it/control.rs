@@ -22,7 +22,10 @@ fn controls(kind: Kind) -> Vec<(&'static str, &'static str)> {
         ("commit ;", "commit()"),
         ("/* nothing */ -- at all\n COMMIT", "commit()"),
         ("SELECT 1; COMMIT", "commit()"),
-        ("INSERT INTO item (name) VALUES ('no'); ROLLBACK; SELECT 1", "rollback()"),
+        (
+            "INSERT INTO item (name) VALUES ('no'); ROLLBACK; SELECT 1",
+            "rollback()",
+        ),
         ("ROLLBACK", "rollback()"),
         ("SAVEPOINT mine", "begin()"),
         ("RELEASE SAVEPOINT mine", "begin()"),
@@ -43,7 +46,10 @@ fn controls(kind: Kind) -> Vec<(&'static str, &'static str)> {
             ("SET autocommit = 1", "begin_with_options()"),
             ("XA START 'x'", "with_mysql()"),
         ]),
-        _ => controls.extend([("END TRANSACTION", "commit()"), ("BEGIN IMMEDIATE", "begin()")]),
+        _ => controls.extend([
+            ("END TRANSACTION", "commit()"),
+            ("BEGIN IMMEDIATE", "begin()"),
+        ]),
     }
     controls
 }
@@ -60,7 +66,10 @@ async fn assert_refused(db: &impl ConnectionTrait, sql: &str, method: &str) {
     for result in results {
         let error = known(result);
         assert!(error.is_refused(), "{sql}: {error}");
-        assert!(error.to_string().contains(method), "{sql}: {error} does not name {method}");
+        assert!(
+            error.to_string().contains(method),
+            "{sql}: {error} does not name {method}"
+        );
     }
 }
 
@@ -85,7 +94,11 @@ async fn h15_transaction_control_in_sql_is_refused_and_the_transaction_goes_on()
             })
             .await;
         assert_eq!(response.status(), StatusCode::OK, "{kind:?}");
-        assert_eq!(site.seen(["before", "nested", "after", "no"]).await, [true, true, true, false], "{kind:?}");
+        assert_eq!(
+            site.seen(["before", "nested", "after", "no"]).await,
+            [true, true, true, false],
+            "{kind:?}"
+        );
         site.assert_whole().await;
     }
 }
@@ -111,9 +124,16 @@ async fn h15_transaction_control_in_sql_is_refused_in_autocommit_as_well() {
 /// The session found out that its transaction is not the one it began.
 #[track_caller]
 fn assert_found_out(response: &Response, case: &str) {
-    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{case}");
+    assert_eq!(
+        response.status(),
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "{case}"
+    );
     let error = outcome(response).error().expect("an error").to_string();
-    assert!(error.contains("behind the session's back"), "{case}: {error}");
+    assert!(
+        error.contains("behind the session's back"),
+        "{case}: {error}"
+    );
 }
 
 #[tokio::test]
@@ -142,7 +162,11 @@ async fn h15_a_transaction_ended_by_raw_code_is_found_out() {
                 assert_found_out(&response, &case);
                 // What raw code has committed stands.
                 let stands = sql.starts_with("COMMIT");
-                assert_eq!(site.seen(["before", "autocommitted"]).await, [stands, false], "{case}");
+                assert_eq!(
+                    site.seen(["before", "autocommitted"]).await,
+                    [stands, false],
+                    "{case}"
+                );
                 site.assert_whole().await;
             }
         }
@@ -163,7 +187,11 @@ async fn harmless_raw_code_is_part_of_the_transaction() {
                 })
                 .await;
             assert_eq!(response.status().as_u16(), status);
-            assert_eq!(site.seen(["first", "second", "third"]).await, [status == 200; 3], "{kind:?} {status}");
+            assert_eq!(
+                site.seen(["first", "second", "third"]).await,
+                [status == 200; 3],
+                "{kind:?} {status}"
+            );
             site.assert_whole().await;
         }
     }
@@ -179,7 +207,9 @@ async fn h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres() {
             insert_item(&tx, "lost").await;
             let swallowed = tx.with_postgres(|db| {
                 Box::pin(async move {
-                    db.execute("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
+                    db.execute("INSERT INTO item (name) VALUES ('taken')")
+                        .await
+                        .unwrap_err();
                 })
             });
             swallowed.await.unwrap();
@@ -193,7 +223,11 @@ async fn h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres() {
 
 #[tokio::test]
 async fn h15_stored_code_that_commits_is_found_out() {
-    for sql in ["CALL commits()", "EXECUTE IMMEDIATE 'COMMIT'", "EXECUTE IMMEDIATE 'TRUNCATE TABLE other'"] {
+    for sql in [
+        "CALL commits()",
+        "EXECUTE IMMEDIATE 'COMMIT'",
+        "EXECUTE IMMEDIATE 'TRUNCATE TABLE other'",
+    ] {
         let site = Site::new(Kind::MySql).await;
         if sql.starts_with("EXECUTE IMMEDIATE") && !is_mariadb(&site.db).await {
             continue;
@@ -218,7 +252,8 @@ async fn h15_stored_code_that_commits_is_found_out() {
 async fn stored_code_that_does_not_commit_is_part_of_the_transaction() {
     for status in [200, 404] {
         let site = Site::new(Kind::MySql).await;
-        site.run("CREATE PROCEDURE inserts() INSERT INTO item (name) VALUES ('stored')").await;
+        site.run("CREATE PROCEDURE inserts() INSERT INTO item (name) VALUES ('stored')")
+            .await;
         let response = site
             .call(async move |tx: DbTx| {
                 tx.execute_unprepared("CALL inserts()").await.unwrap();
@@ -250,18 +285,29 @@ async fn m4_what_commits_implicitly_is_refused_inside_of_a_transaction_only() {
             }
             insert_item(&tx, "first").await;
             for sql in COMMITTING {
-                assert!(known(tx.execute_unprepared(sql).await).is_refused(), "{sql}");
+                assert!(
+                    known(tx.execute_unprepared(sql).await).is_refused(),
+                    "{sql}"
+                );
             }
-            tx.execute_unprepared("CREATE TEMPORARY TABLE mine (id integer)").await.unwrap();
+            tx.execute_unprepared("CREATE TEMPORARY TABLE mine (id integer)")
+                .await
+                .unwrap();
             insert_item(&tx, "second").await;
             StatusCode::NOT_FOUND
         })
         .await;
     assert_eq!(response.status(), StatusCode::NOT_FOUND);
-    assert_eq!(site.seen(["first", "second"]).await, [false, false], "all of it was rolled back");
+    assert_eq!(
+        site.seen(["first", "second"]).await,
+        [false, false],
+        "all of it was rolled back"
+    );
     let response = site
         .call(async |db: DbSession| {
-            db.execute_unprepared("CREATE TABLE made (id integer)").await.unwrap();
+            db.execute_unprepared("CREATE TABLE made (id integer)")
+                .await
+                .unwrap();
             let tx = db.begin().await.unwrap();
             assert!(known(tx.execute_unprepared("DROP TABLE made").await).is_refused());
             insert_item(&tx, "third").await;

@@ -20,7 +20,9 @@ const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 async fn identity(pool: &SessionPool) -> i64 {
     let session = pool.session().await.unwrap();
     match session.backend() {
-        DbBackend::Postgres => value::<i32>(&*session, "SELECT pg_backend_pid()").await.into(),
+        DbBackend::Postgres => value::<i32>(&*session, "SELECT pg_backend_pid()")
+            .await
+            .into(),
         _ => value(&*session, "SELECT CAST(connection_id() AS SIGNED)").await,
     }
 }
@@ -52,7 +54,10 @@ async fn a_connection_that_is_never_idle_is_replaced_after_its_max_lifetime() {
         let pool = SessionPool::new(db.clone());
         let first = identity(&pool).await;
         // One session after the other, so that it goes from hand to hand.
-        eventually("another connection serves", async || identity(&pool).await != first).await;
+        eventually("another connection serves", async || {
+            identity(&pool).await != first
+        })
+        .await;
         assert_whole(&test, &db, 2).await;
     }
 }
@@ -62,13 +67,18 @@ async fn idle_connections_are_closed_after_the_idle_timeout_and_the_minimum_is_k
     for kind in SERVERS {
         let test = TestDb::new(kind).await;
         let mut options = test.options(4);
-        options.idle_timeout(Duration::from_millis(500)).min_connections(1);
+        options
+            .idle_timeout(Duration::from_millis(500))
+            .min_connections(1);
         let db = Database::connect(options).await.unwrap();
         let pool = SessionPool::new(db.clone());
         let three: Vec<_> = join_all((0..3).map(|_| pool.session())).await;
         assert_eq!(size(&db).0, 3, "{kind:?}");
         drop(three);
-        eventually("all but the minimum are closed", async || size(&db) == (1, 1)).await;
+        eventually("all but the minimum are closed", async || {
+            size(&db) == (1, 1)
+        })
+        .await;
         assert_eq!(pool.status().warm, 0);
         assert_whole(&test, &db, 4).await;
     }
@@ -83,7 +93,10 @@ async fn while_sessions_rest_a_plain_user_is_served_at_once() {
         // Whatever sessions did a moment ago, one connection is the plain users'.
         for _ in 0..20 {
             drop(join_all([pool.session(), pool.session()]).await);
-            timeout(BOUND, db.execute_unprepared("SELECT 1")).await.expect("a connection").unwrap();
+            timeout(BOUND, db.execute_unprepared("SELECT 1"))
+                .await
+                .expect("a connection")
+                .unwrap();
         }
         assert_whole(&test, &db, 2).await;
     }
@@ -96,14 +109,19 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
     for users in [1, 4] {
         let test = TestDb::new(Kind::Postgres).await;
         let db = test.connect(10).await;
-        let pool = SessionPool::builder(db.clone()).acquire_timeout(BOUND).max_waiting(1000).build().unwrap();
+        let pool = SessionPool::builder(db.clone())
+            .acquire_timeout(BOUND)
+            .max_waiting(1000)
+            .build()
+            .unwrap();
         let sessions: Vec<_> = (0..64)
             .map(|_| {
                 let pool = pool.clone();
                 tokio::spawn(async move {
                     loop {
                         let session = pool.session().await.unwrap();
-                        let sleep = Statement::from_string(DbBackend::Postgres, "SELECT pg_sleep(0.002)");
+                        let sleep =
+                            Statement::from_string(DbBackend::Postgres, "SELECT pg_sleep(0.002)");
                         session.query_one_raw(sleep).await.unwrap();
                     }
                 })
@@ -114,7 +132,10 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
             let mut waits = Vec::new();
             for _ in 0..ROUNDS {
                 let started = Instant::now();
-                timeout(BOUND, db.execute_unprepared("SELECT 1")).await.expect("a turn").unwrap();
+                timeout(BOUND, db.execute_unprepared("SELECT 1"))
+                    .await
+                    .expect("a turn")
+                    .unwrap();
                 waits.push(started.elapsed());
             }
             waits
@@ -122,7 +143,9 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
         let mut waits = plain.await.concat();
         waits.sort();
         let (median, worst) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
-        eprintln!("{users} plain user(s) beside 64 sessions on 10 connections: median {median:?}, p99 {worst:?}");
+        eprintln!(
+            "{users} plain user(s) beside 64 sessions on 10 connections: median {median:?}, p99 {worst:?}"
+        );
         sessions.iter().for_each(|session| session.abort());
         eventually("the sessions rest", async || pool.status().in_use == 0).await;
         assert_whole(&test, &db, 10).await;

@@ -12,7 +12,10 @@ use std::{
 
 use futures_util::StreamExt;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, StreamTrait, TransactionError, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, Statement, StreamTrait, TransactionError,
+    TransactionTrait,
+};
 use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbTx, SessionTransaction};
 
@@ -79,9 +82,14 @@ impl Around {
             Self::Autocommit => &[Work::Commit, Work::RollBack, Work::Leave, Work::Statements],
             Self::Begun => &[Work::Commit, Work::RollBack, Work::Leave],
             Self::Job => &[Work::Leave, Work::EarlyCommit],
-            Self::Layer | Self::Argument => {
-                &[Work::Commit, Work::RollBack, Work::Leave, Work::Statements, Work::EarlyCommit, Work::EarlyRollBack]
-            }
+            Self::Layer | Self::Argument => &[
+                Work::Commit,
+                Work::RollBack,
+                Work::Leave,
+                Work::Statements,
+                Work::EarlyCommit,
+                Work::EarlyRollBack,
+            ],
         }
     }
 }
@@ -108,7 +116,10 @@ struct Notes {
 
 impl Notes {
     fn new() -> Self {
-        Self { stage: Arc::new(AtomicU8::new(0)), prefix: unique_name() }
+        Self {
+            stage: Arc::new(AtomicU8::new(0)),
+            prefix: unique_name(),
+        }
     }
 
     fn reach(&self, stage: Stage) {
@@ -116,7 +127,13 @@ impl Notes {
     }
 
     fn stage(&self) -> Stage {
-        let stages = [Stage::Waiting, Stage::First, Stage::Second, Stage::Ending, Stage::Ended];
+        let stages = [
+            Stage::Waiting,
+            Stage::First,
+            Stage::Second,
+            Stage::Ending,
+            Stage::Ended,
+        ];
         stages[usize::from(self.stage.load(Ordering::SeqCst))]
     }
 
@@ -131,8 +148,12 @@ const LOCK: &str = "UPDATE item SET hits = hits + 1 WHERE name = 'locked'";
 fn rows(kind: Kind) -> Statement {
     let sql = match kind {
         Kind::Postgres => "SELECT pg_sleep(0.001), i FROM generate_series(1, 3) AS t (i)",
-        Kind::MySql => "SELECT SLEEP(0.001), n FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3) AS numbers",
-        _ => "WITH RECURSIVE t (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t WHERE i < 300) SELECT i FROM t",
+        Kind::MySql => {
+            "SELECT SLEEP(0.001), n FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3) AS numbers"
+        }
+        _ => {
+            "WITH RECURSIVE t (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t WHERE i < 300) SELECT i FROM t"
+        }
     };
     Statement::from_string(kind.backend(), sql)
 }
@@ -191,7 +212,11 @@ impl Case {
             db.execute_unprepared(LOCK).await?;
             self.contend(db).await;
             notes.reach(Stage::Ending);
-            if self.work == Work::EarlyCommit { db.commit().await? } else { db.rollback().await? }
+            if self.work == Work::EarlyCommit {
+                db.commit().await?
+            } else {
+                db.rollback().await?
+            }
         }
         notes.reach(Stage::Ended);
         Ok(())
@@ -200,28 +225,47 @@ impl Case {
     /// The handler.
     async fn serve(self, db: &DbSession, other: Option<&DatabaseConnection>, notes: &Notes) {
         if self.around != Around::Layer {
-            db.execute_unprepared(&notes.insert("before")).await.unwrap();
+            db.execute_unprepared(&notes.insert("before"))
+                .await
+                .unwrap();
         }
         if self.around != Around::Begun {
             let done = match self.work {
-                Work::Commit | Work::RollBack | Work::Leave => self.cut.short(self.transact(db, notes)).await,
+                Work::Commit | Work::RollBack | Work::Leave => {
+                    self.cut.short(self.transact(db, notes)).await
+                }
                 _ => self.cut.short(self.state(db, notes)).await,
             };
             done.unwrap_or(Ok(())).unwrap();
             return self.go_on(db, other, notes).await;
         }
         let outer = db.begin().await.unwrap();
-        outer.execute_unprepared(&notes.insert("around")).await.unwrap();
-        self.cut.short(self.transact(&outer, notes)).await.unwrap_or(Ok(())).unwrap();
+        outer
+            .execute_unprepared(&notes.insert("around"))
+            .await
+            .unwrap();
+        self.cut
+            .short(self.transact(&outer, notes))
+            .await
+            .unwrap_or(Ok(()))
+            .unwrap();
         self.go_on(&outer, other, notes).await;
-        if self.status == 200 { outer.commit().await.unwrap() } else { outer.rollback().await.unwrap() }
+        if self.status == 200 {
+            outer.commit().await.unwrap()
+        } else {
+            outer.rollback().await.unwrap()
+        }
     }
 
     /// Others get the lock although the session is not used.
     async fn look(&self, other: Option<&DatabaseConnection>, notes: &Notes) {
-        let Some(other) = other.filter(|_| self.is_unlocked(notes.stage())) else { return };
+        let Some(other) = other.filter(|_| self.is_unlocked(notes.stage())) else {
+            return;
+        };
         let locked = timeout(BOUND / 3, other.execute_unprepared(LOCK)).await;
-        locked.unwrap_or_else(|_| panic!("locked: {self:?} {:?}", notes.stage())).unwrap();
+        locked
+            .unwrap_or_else(|_| panic!("locked: {self:?} {:?}", notes.stage()))
+            .unwrap();
     }
 
     fn is_unlocked(&self, stage: Stage) -> bool {
@@ -231,7 +275,9 @@ impl Case {
             // A lock on a file is the whole transaction's.
             _ if self.kind == Kind::SqliteFile && nests => false,
             // InnoDB keeps what a savepoint has locked, PostgreSQL what a released one has.
-            _ if nests => self.kind == Kind::Postgres && (stage < Stage::Ending || self.work != Work::Commit),
+            _ if nests => {
+                self.kind == Kind::Postgres && (stage < Stage::Ending || self.work != Work::Commit)
+            }
             _ if self.work == Work::Statements => self.kind != Kind::SqliteFile,
             _ => stage == Stage::Ended || stage == Stage::Ending && !self.cut.contended,
         }
@@ -246,9 +292,19 @@ impl Case {
         }
         self.look(other, notes).await;
         let what = |error| panic!("{error}: {self:?} {:?}", notes.stage());
-        db.execute_unprepared(&notes.insert("after")).await.map(drop).unwrap_or_else(what);
-        let again = db.begin().await.unwrap_or_else(|error| panic!("{error}: {self:?} {:?}", notes.stage()));
-        again.execute_unprepared(&notes.insert("again")).await.map(drop).unwrap_or_else(what);
+        db.execute_unprepared(&notes.insert("after"))
+            .await
+            .map(drop)
+            .unwrap_or_else(what);
+        let again = db
+            .begin()
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {self:?} {:?}", notes.stage()));
+        again
+            .execute_unprepared(&notes.insert("again"))
+            .await
+            .map(drop)
+            .unwrap_or_else(what);
         again.commit().await.unwrap_or_else(what);
     }
 
@@ -258,24 +314,43 @@ impl Case {
         let is_there = |name: &str| seen.contains(&format!("{}_{name}", notes.prefix));
         let stands = self.status == 200;
         let what = format!("{self:?} {stage:?} {seen:?}");
-        let has_ended =
-            |work| self.work == work && stage >= Stage::Ending && !self.cut.contended || stage == Stage::Ended;
+        let has_ended = |work| {
+            self.work == work && stage >= Stage::Ending && !self.cut.contended
+                || stage == Stage::Ended
+        };
         let own = matches!(self.around, Around::Layer | Around::Argument | Around::Job);
-        if self.work == Work::EarlyCommit && (stage == Stage::Ended || has_ended(Work::EarlyCommit)) {
+        if self.work == Work::EarlyCommit && (stage == Stage::Ended || has_ended(Work::EarlyCommit))
+        {
             assert!(is_there("first") && is_there("second"), "{what}");
             assert_eq!(is_there("before"), self.around != Around::Layer, "{what}");
         } else if self.work == Work::EarlyRollBack && has_ended(Work::EarlyRollBack) {
-            assert!(!is_there("first") && !is_there("second") && !is_there("before"), "{what}");
+            assert!(
+                !is_there("first") && !is_there("second") && !is_there("before"),
+                "{what}"
+            );
         }
         let kept = stands || !own && self.around != Around::Begun;
         let more = kept && self.goes_on;
-        assert_eq!((is_there("after"), is_there("again")), (more, more), "{what}");
+        assert_eq!(
+            (is_there("after"), is_there("again")),
+            (more, more),
+            "{what}"
+        );
         match self.work {
             Work::EarlyCommit | Work::EarlyRollBack if stage < Stage::Ending => {
-                assert_eq!(is_there("before"), stands && self.around != Around::Layer, "{what}");
-                assert!(stands || !is_there("first") && !is_there("second"), "{what}");
+                assert_eq!(
+                    is_there("before"),
+                    stands && self.around != Around::Layer,
+                    "{what}"
+                );
+                assert!(
+                    stands || !is_there("first") && !is_there("second"),
+                    "{what}"
+                );
             }
-            Work::EarlyCommit | Work::EarlyRollBack => assert_eq!(is_there("first"), is_there("second"), "{what}"),
+            Work::EarlyCommit | Work::EarlyRollBack => {
+                assert_eq!(is_there("first"), is_there("second"), "{what}")
+            }
             Work::Statements => {
                 // What was sent is seen through.
                 let sent = |of| kept && stage >= of && !self.cut.contended || kept && stage > of;
@@ -286,11 +361,16 @@ impl Case {
             _ => {
                 assert_eq!(is_there("first"), is_there("second"), "{what}");
                 let committed = self.work == Work::Commit && kept && has_ended(Work::Commit);
-                let open = self.work == Work::Commit && kept && stage == Stage::Ending && self.cut.contended;
+                let open = self.work == Work::Commit
+                    && kept
+                    && stage == Stage::Ending
+                    && self.cut.contended;
                 assert!(open || is_there("first") == committed, "{what}");
             }
         }
-        if !matches!(self.work, Work::EarlyCommit | Work::EarlyRollBack) && self.around != Around::Layer {
+        if !matches!(self.work, Work::EarlyCommit | Work::EarlyRollBack)
+            && self.around != Around::Layer
+        {
             assert_eq!(is_there("before"), stands || !own, "{what}");
         }
     }
@@ -318,11 +398,15 @@ impl Cut {
 /// A request of this case; whether its work came to its end.
 async fn ask(site: &Site, case: Case) -> bool {
     let notes = Notes::new();
-    let (other, status) = (site.observer.clone(), StatusCode::from_u16(case.status).unwrap());
+    let (other, status) = (
+        site.observer.clone(),
+        StatusCode::from_u16(case.status).unwrap(),
+    );
     let at_work = notes.clone();
     let response = match case.around {
         Around::Autocommit | Around::Begun => {
-            let serving = async move |db: DbSession| case.serve(&db, other.as_ref(), &at_work).await;
+            let serving =
+                async move |db: DbSession| case.serve(&db, other.as_ref(), &at_work).await;
             site.call(async move |db: DbSession| {
                 serving(db).await;
                 status
@@ -341,7 +425,9 @@ async fn ask(site: &Site, case: Case) -> bool {
                 case.serve(&db, other.as_ref(), &at_work).await;
                 status
             };
-            let app = axum::Router::new().fallback(serving).layer(site.layer.clone().transaction());
+            let app = axum::Router::new()
+                .fallback(serving)
+                .layer(site.layer.clone().transaction());
             call(app).await
         }
         Around::Job => {
@@ -356,7 +442,12 @@ async fn ask(site: &Site, case: Case) -> bool {
         let may_be = case.around == Around::Layer || case.work == Work::EarlyRollBack;
         let untouched = outcome.is_untouched() && may_be && !case.goes_on;
         assert!(
-            untouched || if case.status == 200 { outcome.is_committed() } else { outcome.is_rolled_back() },
+            untouched
+                || if case.status == 200 {
+                    outcome.is_committed()
+                } else {
+                    outcome.is_rolled_back()
+                },
             "{case:?} {outcome:?}"
         );
     }
@@ -367,7 +458,11 @@ async fn ask(site: &Site, case: Case) -> bool {
 async fn work(site: &Site, case: Case, other: Option<DatabaseConnection>, notes: &Notes) {
     let working = site.layer.pool().transaction(async |tx| {
         case.serve(tx, other.as_ref(), notes).await;
-        if case.status == 200 { Ok(()) } else { Err("no") }
+        if case.status == 200 {
+            Ok(())
+        } else {
+            Err("no")
+        }
     });
     match timeout(BOUND, working).await.expect("an end, not a hang") {
         Ok(()) => assert_eq!(case.status, 200, "{case:?}"),
@@ -378,10 +473,20 @@ async fn work(site: &Site, case: Case, other: Option<DatabaseConnection>, notes:
 
 async fn judge(site: &Site, case: Case, notes: &Notes) {
     // What was sent is seen through, also after the answer.
-    eventually("the connection is back", async || site.layer.pool().status().in_use == 0).await;
+    eventually("the connection is back", async || {
+        site.layer.pool().status().in_use == 0
+    })
+    .await;
     let sql = format!("SELECT name FROM item WHERE name LIKE '{}%'", notes.prefix);
-    let rows = site.view().query_all_raw(Statement::from_string(case.kind.backend(), sql)).await.unwrap();
-    let seen: Vec<String> = rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect();
+    let rows = site
+        .view()
+        .query_all_raw(Statement::from_string(case.kind.backend(), sql))
+        .await
+        .unwrap();
+    let seen: Vec<String> = rows
+        .iter()
+        .map(|row| row.try_get_by_index(0).unwrap())
+        .collect();
     case.judge(notes, &seen);
 }
 
@@ -404,7 +509,18 @@ async fn drop_everywhere(kind: Kind) {
                 (true, false, false, 200),
             ];
             for (contended, late, goes_on, status) in ways {
-                let case = |polls| Case { kind, around, work, cut: Cut { polls, late, contended }, goes_on, status };
+                let case = |polls| Case {
+                    kind,
+                    around,
+                    work,
+                    cut: Cut {
+                        polls,
+                        late,
+                        contended,
+                    },
+                    goes_on,
+                    status,
+                };
                 let mut polls = 1;
                 while !ask(&site, case(polls)).await {
                     polls += 1;
@@ -442,7 +558,11 @@ async fn a_dropped_commit_that_the_server_refuses_is_told() {
         site.defer().await;
         for late in [false, true] {
             for polls in 1.. {
-                let cut = Cut { polls, late, contended: false };
+                let cut = Cut {
+                    polls,
+                    late,
+                    contended: false,
+                };
                 let response = site
                     .call(async move |tx: DbTx| {
                         violate(&tx).await;
@@ -459,8 +579,15 @@ async fn a_dropped_commit_that_the_server_refuses_is_told() {
                 if response.status() == StatusCode::CREATED {
                     break;
                 }
-                assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?} {cut:?}");
-                assert!(outcome(&response).error().unwrap().is_commit_failed(), "{kind:?} {cut:?}");
+                assert_eq!(
+                    response.status(),
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "{kind:?} {cut:?}"
+                );
+                assert!(
+                    outcome(&response).error().unwrap().is_commit_failed(),
+                    "{kind:?} {cut:?}"
+                );
             }
         }
         site.assert_whole().await;

@@ -3,7 +3,9 @@
 use axum::extract::Path;
 use axum::{Router, routing::any};
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, MockDatabase, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, MockDatabase, TransactionTrait,
+};
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::support::pool::session_layer;
@@ -17,7 +19,9 @@ use crate::{
 
 /// The crate's own words for a refusal.
 fn refusal<T>(result: Result<T, DbErr>) -> Error {
-    let Err(error) = result else { panic!("not refused") };
+    let Err(error) = result else {
+        panic!("not refused")
+    };
     Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"))
 }
 
@@ -44,14 +48,28 @@ async fn an_early_commit_stands_and_what_follows_is_another_transaction() {
             assert_seen(kind, &view, "third", 0).await;
             StatusCode::from_u16(status).unwrap()
         };
-        let app = Router::new().route("/{status}", any(handler)).layer(world.layer());
+        let app = Router::new()
+            .route("/{status}", any(handler))
+            .layer(world.layer());
         for (status, ended, third) in [(500, "rolled back", 0), (200, "committed", 1)] {
             let response = post(&app, &format!("/{status}")).await;
-            assert_eq!((response.status().as_u16(), outcome(&response)), (status, ended), "{kind:?}");
+            assert_eq!(
+                (response.status().as_u16(), outcome(&response)),
+                (status, ended),
+                "{kind:?}"
+            );
             for (name, expected) in [("kept", 1), ("second", 1), ("third", third)] {
-                assert_eq!(world.seen(name).await, expected, "{kind:?} {status}: {name}");
+                assert_eq!(
+                    world.seen(name).await,
+                    expected,
+                    "{kind:?} {status}: {name}"
+                );
             }
-            world.view.execute_unprepared("DELETE FROM item").await.unwrap();
+            world
+                .view
+                .execute_unprepared("DELETE FROM item")
+                .await
+                .unwrap();
         }
         world.assert_whole().await;
     }
@@ -70,8 +88,16 @@ async fn an_early_rollback_undoes_and_what_follows_is_another_transaction() {
             assert_seen(kind, &view, "kept", 0).await;
         });
         let response = post(&app.layer(world.layer()), "/").await;
-        assert_eq!((response.status(), outcome(&response)), (StatusCode::OK, "committed"), "{kind:?}");
-        assert_eq!((world.seen("lost").await, world.seen("kept").await), (0, 1), "{kind:?}");
+        assert_eq!(
+            (response.status(), outcome(&response)),
+            (StatusCode::OK, "committed"),
+            "{kind:?}"
+        );
+        assert_eq!(
+            (world.seen("lost").await, world.seen("kept").await),
+            (0, 1),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -83,7 +109,9 @@ async fn a_failed_log_in_answers_401_and_keeps_its_counter() {
         let sql = "INSERT INTO item (name, hits) VALUES ('account', 0)";
         world.db.execute_unprepared(sql).await.unwrap();
         let app = serve(async |tx: DbTx| {
-            tx.execute_unprepared("UPDATE item SET hits = hits + 1 WHERE name = 'account'").await.unwrap();
+            tx.execute_unprepared("UPDATE item SET hits = hits + 1 WHERE name = 'account'")
+                .await
+                .unwrap();
             tx.commit().await.unwrap();
             StatusCode::UNAUTHORIZED
         });
@@ -107,7 +135,10 @@ async fn release_needs_the_transaction_ended_and_the_next_statement_has_another_
             tx.release().await.unwrap();
             insert_item(&tx, "kept").await;
             let error = refusal(tx.release().await);
-            assert!(error.to_string().contains("`commit()` or `rollback()`"), "{error}");
+            assert!(
+                error.to_string().contains("`commit()` or `rollback()`"),
+                "{error}"
+            );
             // Nothing happened to it.
             assert_eq!(count_items(&tx, "kept").await, 1);
             tx.commit().await.unwrap();
@@ -121,11 +152,27 @@ async fn release_needs_the_transaction_ended_and_the_next_statement_has_another_
             StatusCode::CONFLICT
         });
         for lazy in [false, true] {
-            let layer = if lazy { world.layer().lazy() } else { world.layer() };
+            let layer = if lazy {
+                world.layer().lazy()
+            } else {
+                world.layer()
+            };
             let response = post(&app.clone().layer(layer), "/").await;
-            assert_eq!((response.status(), outcome(&response)), (StatusCode::CONFLICT, "rolled back"), "{kind:?}");
-            assert_eq!((world.seen("kept").await, world.seen("lost").await), (1, 0), "{kind:?}");
-            world.view.execute_unprepared("DELETE FROM item").await.unwrap();
+            assert_eq!(
+                (response.status(), outcome(&response)),
+                (StatusCode::CONFLICT, "rolled back"),
+                "{kind:?}"
+            );
+            assert_eq!(
+                (world.seen("kept").await, world.seen("lost").await),
+                (1, 0),
+                "{kind:?}"
+            );
+            world
+                .view
+                .execute_unprepared("DELETE FROM item")
+                .await
+                .unwrap();
         }
         world.assert_whole().await;
     }
@@ -139,17 +186,37 @@ async fn rollback_only_rolls_back_whatever_the_answer_is_and_refuses_to_commit()
             insert_item(&tx, "first").await;
             db.set_rollback_only().unwrap();
             for _ in 0..2 {
-                assert!(refusal(tx.commit().await).to_string().contains("roll back only"));
-                assert_eq!(count_items(&tx, "first").await, 1, "it goes on, for a dry run");
+                assert!(
+                    refusal(tx.commit().await)
+                        .to_string()
+                        .contains("roll back only")
+                );
+                assert_eq!(
+                    count_items(&tx, "first").await,
+                    1,
+                    "it goes on, for a dry run"
+                );
             }
             tx.rollback().await.unwrap();
             // Every later one as well.
             insert_item(&tx, "second").await;
-            assert!(refusal(tx.commit().await).to_string().contains("roll back only"));
+            assert!(
+                refusal(tx.commit().await)
+                    .to_string()
+                    .contains("roll back only")
+            );
         });
         let response = post(&app.layer(world.layer()), "/").await;
-        assert_eq!((response.status(), outcome(&response)), (StatusCode::OK, "rolled back"), "{kind:?}");
-        assert_eq!((world.seen("first").await, world.seen("second").await), (0, 0), "{kind:?}");
+        assert_eq!(
+            (response.status(), outcome(&response)),
+            (StatusCode::OK, "rolled back"),
+            "{kind:?}"
+        );
+        assert_eq!(
+            (world.seen("first").await, world.seen("second").await),
+            (0, 0),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -164,8 +231,15 @@ async fn what_stood_before_rollback_only_stands() {
             tx.set_rollback_only().unwrap();
             insert_item(&tx, "lost").await;
         });
-        assert_eq!(post(&app.layer(world.layer()), "/").await.status(), StatusCode::OK);
-        assert_eq!((world.seen("kept").await, world.seen("lost").await), (1, 0), "{kind:?}");
+        assert_eq!(
+            post(&app.layer(world.layer()), "/").await.status(),
+            StatusCode::OK
+        );
+        assert_eq!(
+            (world.seen("kept").await, world.seen("lost").await),
+            (1, 0),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -176,13 +250,21 @@ async fn a_session_without_a_transaction_refuses_to_end_one() {
         let world = World::new(kind, 1).await;
         let app = serve(async |db: DbSession| {
             insert_item(&db, "kept").await;
-            for error in [refusal(db.commit().await), refusal(db.rollback().await), refusal(db.set_rollback_only())] {
+            for error in [
+                refusal(db.commit().await),
+                refusal(db.rollback().await),
+                refusal(db.set_rollback_only()),
+            ] {
                 assert!(error.to_string().contains("`DbTx`"), "{error}");
             }
             StatusCode::BAD_REQUEST
         });
         let response = post(&app.layer(world.layer()), "/").await;
-        assert_eq!((response.status(), outcome(&response)), (StatusCode::BAD_REQUEST, "none"), "{kind:?}");
+        assert_eq!(
+            (response.status(), outcome(&response)),
+            (StatusCode::BAD_REQUEST, "none"),
+            "{kind:?}"
+        );
         assert_eq!(world.seen("kept").await, 1, "{kind:?}");
         world.assert_whole().await;
     }
@@ -203,8 +285,15 @@ async fn with_a_nested_transaction_open_the_session_can_neither_commit_nor_roll_
             tx.commit().await.unwrap();
             StatusCode::BAD_REQUEST
         });
-        assert_eq!(post(&app.layer(world.layer()), "/").await.status(), StatusCode::BAD_REQUEST);
-        assert_eq!((world.seen("outer").await, world.seen("nested").await), (1, 1), "{kind:?}");
+        assert_eq!(
+            post(&app.layer(world.layer()), "/").await.status(),
+            StatusCode::BAD_REQUEST
+        );
+        assert_eq!(
+            (world.seen("outer").await, world.seen("nested").await),
+            (1, 1),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -218,12 +307,19 @@ async fn ending_what_has_not_begun_sends_nothing() {
         tx.release().await.unwrap();
     });
     let response = post(&app.clone().layer(session_layer(db.clone())), "/").await;
-    assert_eq!((response.status(), outcome(&response)), (StatusCode::OK, "untouched"));
+    assert_eq!(
+        (response.status(), outcome(&response)),
+        (StatusCode::OK, "untouched")
+    );
     assert_eq!(db.into_transaction_log(), []);
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let response = post(&app.clone().layer(world.layer()), "/").await;
-        assert_eq!((response.status(), outcome(&response)), (StatusCode::OK, "untouched"), "{kind:?}");
+        assert_eq!(
+            (response.status(), outcome(&response)),
+            (StatusCode::OK, "untouched"),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -252,7 +348,9 @@ async fn after_a_failed_commit(tx: DbTx, Path(then): Path<String>) -> StatusCode
 async fn a_failed_early_commit_becomes_an_error_unless_the_handler_makes_it_good() {
     for kind in CHECKS_LATE {
         let world = World::with_late_check(kind, 1).await;
-        let app = Router::new().route("/{then}", any(after_a_failed_commit)).layer(world.layer());
+        let app = Router::new()
+            .route("/{then}", any(after_a_failed_commit))
+            .layer(world.layer());
         for (then, status, ended) in [
             ("nothing", 500, "failed"),
             ("nothing-to-commit", 500, "failed"),
@@ -261,10 +359,20 @@ async fn a_failed_early_commit_becomes_an_error_unless_the_handler_makes_it_good
             ("again", 200, "committed"),
         ] {
             let response = post(&app, &format!("/{then}")).await;
-            assert_eq!((response.status().as_u16(), outcome(&response)), (status, ended), "{kind:?}: {then}");
+            assert_eq!(
+                (response.status().as_u16(), outcome(&response)),
+                (status, ended),
+                "{kind:?}: {then}"
+            );
             if status == 500 {
                 assert!(
-                    response.extensions().get::<tower_sea_orm::Outcome>().unwrap().error().unwrap().is_commit_failed()
+                    response
+                        .extensions()
+                        .get::<tower_sea_orm::Outcome>()
+                        .unwrap()
+                        .error()
+                        .unwrap()
+                        .is_commit_failed()
                 );
                 assert_eq!(text(response).await, "", "no word of the database");
             }
@@ -281,11 +389,16 @@ async fn an_early_commit_after_a_swallowed_error_fails_on_postgres_and_so_does_t
     insert_item(&world.db, "taken").await;
     let app = serve(async |tx: DbTx| {
         insert_item(&tx, "lost").await;
-        tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
+        tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+            .await
+            .unwrap_err();
         assert!(refusal(tx.commit().await).is_aborted());
     });
     let response = post(&app.layer(world.layer()), "/").await;
-    assert_eq!((response.status(), outcome(&response)), (StatusCode::INTERNAL_SERVER_ERROR, "failed"));
+    assert_eq!(
+        (response.status(), outcome(&response)),
+        (StatusCode::INTERNAL_SERVER_ERROR, "failed")
+    );
     assert_eq!(world.seen("lost").await, 0);
     world.assert_whole().await;
 }

@@ -39,7 +39,9 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, StreamTrait, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, StreamTrait, TransactionTrait,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Runtime,
@@ -49,7 +51,9 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn, timeout::TimeoutLayer};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer as HttpTimeoutLayer};
-use tower_sea_orm::{DbSession, DbSessionLayer, Error, PoolSession, SessionPool, SessionTransaction};
+use tower_sea_orm::{
+    DbSession, DbSessionLayer, Error, PoolSession, SessionPool, SessionTransaction,
+};
 
 use crate::support::pool::session_layer;
 use crate::support::{
@@ -76,10 +80,17 @@ async fn everywhere(way: impl AsyncFn(&Case<'_>)) {
             eprintln!("{kind:?}, lazy: {lazy}");
             let case = Case::new(&test, lazy).await;
             let before = marks(case.layer.pool()).await;
-            eventually("no session is out", async || case.layer.pool().status().in_use == 0).await;
+            eventually("no session is out", async || {
+                case.layer.pool().status().in_use == 0
+            })
+            .await;
             way(&case).await;
             case.assert_whole().await;
-            assert_eq!(marks(case.layer.pool()).await, before, "no connection was closed for it");
+            assert_eq!(
+                marks(case.layer.pool()).await,
+                before,
+                "no connection was closed for it"
+            );
             case.close().await;
         }
     }
@@ -98,7 +109,12 @@ impl<'t> Case<'t> {
         let db = test.connect(SIZE).await;
         let layer = session_layer(db.clone());
         let layer = if lazy { layer.lazy() } else { layer };
-        Self { test, db, layer, writes: Arc::default() }
+        Self {
+            test,
+            db,
+            layer,
+            writes: Arc::default(),
+        }
     }
 
     fn writes(&self) -> Arc<Writes> {
@@ -111,7 +127,9 @@ impl<'t> Case<'t> {
         H: Handler<T, ()>,
         T: 'static,
     {
-        Router::new().route("/", any(handler)).layer(self.layer.clone())
+        Router::new()
+            .route("/", any(handler))
+            .layer(self.layer.clone())
     }
 
     /// Asserts that nothing of the request is left but the row that stays.
@@ -119,15 +137,31 @@ impl<'t> Case<'t> {
     /// The plain users of the pool come first: a session would mend what another one broke.
     async fn assert_whole(&self) {
         assert_whole(self.test, &self.db, SIZE).await;
-        eventually("no session is out", async || self.layer.pool().status().in_use == 0).await;
+        eventually("no session is out", async || {
+            self.layer.pool().status().in_use == 0
+        })
+        .await;
         self.assert_serves().await;
         let observer = self.test.observer().await;
         let view = observer.as_ref().unwrap_or(&self.db);
-        let Writes { kept, lost, written, .. } = &*self.writes;
+        let Writes {
+            kept,
+            lost,
+            written,
+            ..
+        } = &*self.writes;
         if written.load(Ordering::SeqCst) {
-            assert_eq!(count_items(view, kept).await, 1, "what was written outside of a transaction is there");
+            assert_eq!(
+                count_items(view, kept).await,
+                1,
+                "what was written outside of a transaction is there"
+            );
         }
-        assert_eq!(count_items(view, lost).await, 0, "what nobody committed is not there");
+        assert_eq!(
+            count_items(view, lost).await,
+            0,
+            "what nobody committed is not there"
+        );
         if let Some(observer) = observer {
             let _ = observer.close().await;
         }
@@ -154,14 +188,20 @@ impl<'t> Case<'t> {
             });
             app.oneshot(request())
         });
-        let answers = timeout(BOUND, join_all(requests)).await.expect("the next requests have a connection each");
+        let answers = timeout(BOUND, join_all(requests))
+            .await
+            .expect("the next requests have a connection each");
         for answer in answers {
             assert_eq!(answer.unwrap().status(), StatusCode::OK, "a next request");
         }
         let observer = self.test.observer().await;
         let view = observer.as_ref().unwrap_or(&self.db);
         for name in &names {
-            assert_eq!(count_items(view, name).await, 1, "others see what the next request writes");
+            assert_eq!(
+                count_items(view, name).await,
+                1,
+                "others see what the next request writes"
+            );
         }
         if let Some(observer) = observer {
             let _ = observer.close().await;
@@ -213,11 +253,15 @@ impl Writes {
     }
 
     async fn reached(&self) {
-        timeout(BOUND, self.reached.notified()).await.expect("the handler got there");
+        timeout(BOUND, self.reached.notified())
+            .await
+            .expect("the handler got there");
     }
 
     async fn left(&self) {
-        timeout(BOUND, self.left.notified()).await.expect("the handler is gone");
+        timeout(BOUND, self.left.notified())
+            .await
+            .expect("the handler is gone");
     }
 
     /// Tells `left` when it is dropped.
@@ -242,7 +286,10 @@ fn request() -> Request<Body> {
 pub async fn marks(pool: &SessionPool) -> BTreeSet<i64> {
     let sessions = join_all((0..pool.status().limit).map(|_| pool.session())).await;
     let sessions: Vec<PoolSession> = sessions.into_iter().map(Result::unwrap).collect();
-    join_all(sessions.iter().map(|session| mark(&**session))).await.into_iter().collect()
+    join_all(sessions.iter().map(|session| mark(&**session)))
+        .await
+        .into_iter()
+        .collect()
 }
 
 /// What tells one connection to the server from another, for as long as it lives.
@@ -262,7 +309,10 @@ pub async fn mark<C: ConnectionTrait>(db: &C) -> i64 {
             "SELECT id FROM mark"
         }
     };
-    let row = db.query_one_raw(Statement::from_string(backend, sql)).await.expect("a mark");
+    let row = db
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await
+        .expect("a mark");
     row.unwrap().try_get_by_index(0).unwrap()
 }
 
@@ -272,9 +322,13 @@ async fn slow<C: ConnectionTrait>(db: &C) -> Result<(), DbErr> {
     let sql = match backend {
         DbBackend::Postgres => "SELECT pg_sleep(0.3)",
         DbBackend::MySql => "SELECT SLEEP(0.3)",
-        _ => "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400000) SELECT count(*) FROM n",
+        _ => {
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400000) SELECT count(*) FROM n"
+        }
     };
-    db.query_all_raw(Statement::from_string(backend, sql)).await.map(drop)
+    db.query_all_raw(Statement::from_string(backend, sql))
+        .await
+        .map(drop)
 }
 
 /// A query for `500` rows.
@@ -309,7 +363,12 @@ enum Doing {
 }
 
 impl Doing {
-    const ALL: [Self; 4] = [Self::Nothing, Self::Querying, Self::Queueing, Self::Streaming];
+    const ALL: [Self; 4] = [
+        Self::Nothing,
+        Self::Querying,
+        Self::Queueing,
+        Self::Streaming,
+    ];
 }
 
 /// A handler that never returns by itself, and is found in the middle of something.
@@ -401,12 +460,24 @@ async fn a_transaction_without_an_end_is_rolled_back_before_the_answer() {
         // Nobody but a waiting write could tell, so one that does not wait for locks looks.
         let name = case.writes.lost.clone();
         let again = case.app(move |db: DbSession| async move { insert_item(&db, &name).await });
-        let answer = timeout(BOUND, again.oneshot(request())).await.expect("no lock is left").unwrap();
-        assert_eq!(answer.status(), StatusCode::OK, "the unique name is free again");
+        let answer = timeout(BOUND, again.oneshot(request()))
+            .await
+            .expect("no lock is left")
+            .unwrap();
+        assert_eq!(
+            answer.status(),
+            StatusCode::OK,
+            "the unique name is free again"
+        );
         let observer = case.test.observer().await;
         let view = observer.as_ref().unwrap_or(&case.db);
         assert_eq!(count_items(view, &case.writes.lost).await, 1);
-        view.execute_unprepared(&format!("DELETE FROM item WHERE name = '{}'", case.writes.lost)).await.unwrap();
+        view.execute_unprepared(&format!(
+            "DELETE FROM item WHERE name = '{}'",
+            case.writes.lost
+        ))
+        .await
+        .unwrap();
     })
     .await;
 }
@@ -422,12 +493,18 @@ async fn an_inner_error_passes_untouched_and_gives_the_connection_back() {
         let inner = service_fn(move |request: Request<Body>| {
             let writes = writes.clone();
             async move {
-                let db: DbSession = DbSession::from_extensions(request.extensions()).expect("a session");
+                let db: DbSession =
+                    DbSession::from_extensions(request.extensions()).expect("a session");
                 let _open = writes.write(&db).await;
                 Err::<Response<Body>, _>(Teapot(418))
             }
         });
-        let error = case.layer.layer(inner).oneshot(request()).await.unwrap_err();
+        let error = case
+            .layer
+            .layer(inner)
+            .oneshot(request())
+            .await
+            .unwrap_err();
         assert_eq!(error, Teapot(418));
     })
     .await;
@@ -449,7 +526,9 @@ async fn a_panic_in_the_handler_gives_the_connection_back() {
 async fn a_panic_caught_outside_gives_the_connection_back() {
     everywhere(async |case| {
         let writes = case.writes();
-        let app = case.app(move |db: DbSession| panics(writes, db)).layer(CatchPanicLayer::new());
+        let app = case
+            .app(move |db: DbSession| panics(writes, db))
+            .layer(CatchPanicLayer::new());
         let answer = app.oneshot(request()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert!(case.writes.is_written());
@@ -463,7 +542,10 @@ struct Explosive;
 impl FromRequest<Arc<Writes>> for Explosive {
     type Rejection = Infallible;
 
-    async fn from_request(request: Request<Body>, writes: &Arc<Writes>) -> Result<Self, Infallible> {
+    async fn from_request(
+        request: Request<Body>,
+        writes: &Arc<Writes>,
+    ) -> Result<Self, Infallible> {
         let db: DbSession = DbSession::from_extensions(request.extensions()).expect("a session");
         let body = request.into_body().collect().await.unwrap();
         assert_eq!(body.to_bytes(), "body");
@@ -493,7 +575,10 @@ async fn a_request_that_is_never_polled_costs_nothing() {
         let writes = case.writes();
         let mut app = case.app(move |db: DbSession| async move { drop(writes.write(&db).await) });
         for _ in 0..50 {
-            let future = ServiceExt::<Request<Body>>::ready(&mut app).await.unwrap().call(request());
+            let future = ServiceExt::<Request<Body>>::ready(&mut app)
+                .await
+                .unwrap()
+                .call(request());
             drop(future);
             assert_eq!(case.layer.pool().status().in_use, 0);
         }
@@ -519,7 +604,10 @@ async fn a_time_out_layer_outside_gives_the_connection_back() {
     everywhere(async |case| {
         let writes = case.writes();
         let app = case.app(move |db: DbSession| stay(Doing::Querying, writes, db));
-        let app = app.layer(HttpTimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, STRIKE));
+        let app = app.layer(HttpTimeoutLayer::with_status_code(
+            StatusCode::REQUEST_TIMEOUT,
+            STRIKE,
+        ));
         let answer = app.oneshot(request()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
     })
@@ -527,7 +615,11 @@ async fn a_time_out_layer_outside_gives_the_connection_back() {
     everywhere(async |case| {
         let writes = case.writes();
         let app = case.app(move |db: DbSession| stay(Doing::Querying, writes, db));
-        let error = TimeoutLayer::new(STRIKE).layer(app).oneshot(request()).await.unwrap_err();
+        let error = TimeoutLayer::new(STRIKE)
+            .layer(app)
+            .oneshot(request())
+            .await
+            .unwrap_err();
         assert!(error.is::<tower::timeout::error::Elapsed>());
     })
     .await;
@@ -539,7 +631,10 @@ async fn a_time_out_layer_inside_gives_the_connection_back() {
         let writes = case.writes();
         let handler = any(move |db: DbSession| stay(Doing::Querying, writes, db));
         let strike = HttpTimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, STRIKE);
-        let app = Router::new().route("/", handler).layer(strike).layer(case.layer.clone());
+        let app = Router::new()
+            .route("/", handler)
+            .layer(strike)
+            .layer(case.layer.clone());
         let answer = app.oneshot(request()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
     })
@@ -606,16 +701,23 @@ async fn client_goes(http: Http, going: Going, during: During) {
 
 /// Sends a request: the first part of an upload that never ends, or all there is.
 async fn send(http: Http, port: u16, during: During) -> JoinHandle<()> {
-    let io = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let io = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+        .await
+        .unwrap();
     let io = TokioIo::new(io);
     let first = Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")));
     let body = match during {
         // An upload that nobody reads would keep hyper from seeing an HTTP/1 client go.
         During::Handler => Empty::new().boxed_unsync(),
-        During::Upload => StreamBody::new(stream::iter([first]).chain(stream::pending())).boxed_unsync(),
+        During::Upload => {
+            StreamBody::new(stream::iter([first]).chain(stream::pending())).boxed_unsync()
+        }
     };
     let uri = format!("http://127.0.0.1:{port}/");
-    let request = Request::post(uri).header("host", "localhost").body(body).unwrap();
+    let request = Request::post(uri)
+        .header("host", "localhost")
+        .body(body)
+        .unwrap();
     match http {
         Http::One => {
             let (mut sender, connection) = http1::handshake(io).await.unwrap();
@@ -623,7 +725,8 @@ async fn send(http: Http, port: u16, during: During) -> JoinHandle<()> {
             tokio::spawn(async move { drop(sender.send_request(request).await) })
         }
         Http::Two => {
-            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), io).await.unwrap();
             tokio::spawn(connection);
             tokio::spawn(async move { drop(sender.send_request(request).await) })
         }
@@ -641,7 +744,10 @@ fn mid_upload(case: &Case<'_>) -> Router {
     let writes = case.writes();
     case.app(move |db: DbSession, mut body: Body| async move {
         let _leaving = writes.on_leaving();
-        assert!(matches!(body.frame().await, Some(Ok(_))), "the first part of the upload");
+        assert!(
+            matches!(body.frame().await, Some(Ok(_))),
+            "the first part of the upload"
+        );
         let _open = writes.write(&db).await;
         writes.reach();
         while let Some(Ok(_)) = body.frame().await {}
@@ -707,7 +813,10 @@ async fn a_handle_that_outlives_its_request_is_dead() {
         let others = join_all((0..limit).map(|_| case.layer.pool().session())).await;
         go.notify_one();
         let task = tasks.recv().await.unwrap();
-        let closed = timeout(BOUND, task).await.expect("an answer for the dead handle").unwrap();
+        let closed = timeout(BOUND, task)
+            .await
+            .expect("an answer for the dead handle")
+            .unwrap();
         assert_eq!(closed, [true; 9]);
         drop(others);
     })
@@ -736,7 +845,10 @@ async fn a_statement_that_outlives_its_request_gets_an_answer() {
         // Its transaction is not committed: an OK would be untrue.
         assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let task = tasks.recv().await.unwrap();
-        let (first, second) = timeout(BOUND, task).await.expect("an answer for the stray statement").unwrap();
+        let (first, second) = timeout(BOUND, task)
+            .await
+            .expect("an answer for the stray statement")
+            .unwrap();
         assert!(is_closed(&first), "{first:?}");
         assert!(is_closed(&second), "{second:?}");
     })
@@ -788,7 +900,10 @@ async fn extensions_copied_into_the_response_hold_no_connection() {
         let writes = case.writes();
         let handler = any(move |db: DbSession| async move { drop(writes.write(&db).await) });
         let copying = middleware::from_fn(copy_extensions);
-        let app = Router::new().route("/", handler).layer(copying).layer(case.layer.clone());
+        let app = Router::new()
+            .route("/", handler)
+            .layer(copying)
+            .layer(case.layer.clone());
         let answer = app.oneshot(request()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         case.assert_serves().await;
@@ -820,7 +935,10 @@ async fn two_tasks_of_one_request_take_turns() {
                 task.unwrap();
             }
         });
-        let answer = timeout(BOUND, app.oneshot(request())).await.expect("no task waits for ever").unwrap();
+        let answer = timeout(BOUND, app.oneshot(request()))
+            .await
+            .expect("no task waits for ever")
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         let observer = case.test.observer().await;
         let view = observer.as_ref().unwrap_or(&case.db);
@@ -847,7 +965,11 @@ async fn a_dropped_statement_does_not_disturb_the_next_one() {
                 _ = slow(&transaction) => panic!("slower than that"),
                 () = std::future::ready(()) => {}
             }
-            assert!(timeout(Duration::from_millis(1), slow(&transaction)).await.is_err());
+            assert!(
+                timeout(Duration::from_millis(1), slow(&transaction))
+                    .await
+                    .is_err()
+            );
             insert_item(&transaction, &after).await;
             transaction.commit().await.unwrap();
         });
@@ -873,13 +995,20 @@ async fn a_stream_dropped_half_read_does_not_disturb_the_next_statement() {
                     stream.next().await.unwrap().unwrap();
                 }
                 drop(stream);
-                assert_eq!(db.query_all_raw(rows(db.backend())).await.unwrap().len(), 500);
+                assert_eq!(
+                    db.query_all_raw(rows(db.backend())).await.unwrap().len(),
+                    500
+                );
             }
             let transaction = writes.write(&db).await;
             let mut stream = transaction.stream_raw(rows(db.backend())).await.unwrap();
             stream.next().await.unwrap().unwrap();
             drop(stream);
-            assert_eq!(count_items(&transaction, &writes.lost).await, 1, "the transaction goes on");
+            assert_eq!(
+                count_items(&transaction, &writes.lost).await,
+                1,
+                "the transaction goes on"
+            );
         });
         let answer = app.oneshot(request()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
@@ -904,7 +1033,10 @@ async fn a_stream_read_to_its_end_or_kept_open_gives_the_connection_back() {
             // Kept open until the handler is over.
             let mut stream = transaction.stream_raw(rows(db.backend())).await.unwrap();
             stream.next().await.unwrap().unwrap();
-            let refused = transaction.execute_unprepared("SELECT 1").await.unwrap_err();
+            let refused = transaction
+                .execute_unprepared("SELECT 1")
+                .await
+                .unwrap_err();
             assert!(Error::of(&refused).unwrap().is_out_of_turn());
             StatusCode::OK
         });
@@ -990,7 +1122,10 @@ async fn a_request_dropped_while_unwinding_gives_the_connection_back() {
 #[test]
 fn a_runtime_dropped_with_sessions_out_panics_nowhere() {
     let outer = Runtime::new().unwrap();
-    for (kind, doing) in Kind::ALL.into_iter().flat_map(|kind| Doing::ALL.map(|doing| (kind, doing))) {
+    for (kind, doing) in Kind::ALL
+        .into_iter()
+        .flat_map(|kind| Doing::ALL.map(|doing| (kind, doing)))
+    {
         eprintln!("{kind:?}, {doing:?}");
         let test = outer.block_on(TestDb::new(kind));
         let inner = Runtime::new().unwrap();
@@ -1011,17 +1146,30 @@ fn a_runtime_dropped_with_sessions_out_panics_nowhere() {
             // One of them waits for ever for a connection.
             let others = [0, 1].map(|_| tokio::spawn(idle.clone().oneshot(request())));
             let pool = case.layer.pool();
-            eventually("all connections are out", async || pool.status().in_use == pool.status().limit).await;
-            (case, Vec::from_iter([first].into_iter().chain(others)), handles.recv().await.unwrap())
+            eventually("all connections are out", async || {
+                pool.status().in_use == pool.status().limit
+            })
+            .await;
+            (
+                case,
+                Vec::from_iter([first].into_iter().chain(others)),
+                handles.recv().await.unwrap(),
+            )
         });
-        thread::spawn(move || drop(inner)).join().expect("the runtime's end panics nowhere");
-        thread::spawn(move || drop(handles)).join().expect("a handle's end panics nowhere");
+        thread::spawn(move || drop(inner))
+            .join()
+            .expect("the runtime's end panics nowhere");
+        thread::spawn(move || drop(handles))
+            .join()
+            .expect("a handle's end panics nowhere");
         outer.block_on(async {
             for task in tasks {
                 match task.await {
                     Err(ended) => assert!(ended.is_cancelled(), "a request's end panics nowhere"),
                     // The one that waited may have been told, before its own turn to be dropped came.
-                    Ok(answer) => assert_eq!(answer.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE),
+                    Ok(answer) => {
+                        assert_eq!(answer.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE)
+                    }
                 }
             }
             if kind == Kind::SqliteMemory {

@@ -67,17 +67,30 @@ impl Server {
             let mut served = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (server, service) = (server.clone(), service.clone());
-                served.spawn(async move { drop(server.serve_connection(TokioIo::new(stream), service).await) });
+                served.spawn(async move {
+                    drop(server.serve_connection(TokioIo::new(stream), service).await)
+                });
             }
         });
-        Self { pool, port, _connections: connections }
+        Self {
+            pool,
+            port,
+            _connections: connections,
+        }
     }
 
     /// The head of the export, its body yet to be read, on a connection of its own.
     async fn get(&self, http: Http) -> (Response<Incoming>, JoinSet<()>) {
-        let io = TokioIo::new(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.unwrap());
+        let io = TokioIo::new(
+            TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
+                .await
+                .unwrap(),
+        );
         let uri = format!("http://127.0.0.1:{}/sales.csv", self.port);
-        let request = Request::get(uri).header("host", "localhost").body(Empty::<Bytes>::new()).unwrap();
+        let request = Request::get(uri)
+            .header("host", "localhost")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
         let mut connection = JoinSet::new();
         let answer = match http {
             Http::One => {
@@ -115,10 +128,16 @@ async fn read(mut body: Incoming) -> Result<(Vec<u8>, usize), hyper::Error> {
 /// Asserts that a CSV reader finds what the table has, row by row.
 async fn assert_complete(server: &Server, text: &[u8], rows: u64) {
     let mut reader = csv::Reader::from_reader(text);
-    assert_eq!(reader.headers().unwrap(), vec!["id", "name", "cents", "remark"]);
+    assert_eq!(
+        reader.headers().unwrap(),
+        vec!["id", "name", "cents", "remark"]
+    );
     let sql = "SELECT id, name, cents, remark FROM export_example_sale ORDER BY id";
     let session = server.pool.session().await.unwrap();
-    let table = session.query_all_raw(Statement::from_string(session.backend(), sql)).await.unwrap();
+    let table = session
+        .query_all_raw(Statement::from_string(session.backend(), sql))
+        .await
+        .unwrap();
     assert_eq!(table.len() as u64, rows);
     let mut records = reader.records();
     for row in &table {
@@ -127,7 +146,9 @@ async fn assert_complete(server: &Server, text: &[u8], rows: u64) {
             row.try_get_by_index::<i64>(0).unwrap().to_string(),
             row.try_get_by_index::<String>(1).unwrap(),
             row.try_get_by_index::<i32>(2).unwrap().to_string(),
-            row.try_get_by_index::<Option<String>>(3).unwrap().unwrap_or_default(),
+            row.try_get_by_index::<Option<String>>(3)
+                .unwrap()
+                .unwrap_or_default(),
         ];
         assert_eq!(record, expected.to_vec());
     }
@@ -146,7 +167,10 @@ async fn every_row_arrives_once_and_as_csv_over_http1_and_http2() {
                 for _ in 0..3 {
                     let (text, pieces) = server.export(http).await.unwrap();
                     assert_complete(&server, &text, rows).await;
-                    assert!(pieces <= 5 + text.len() / 4096, "{kind:?} {http:?}: {pieces} pieces");
+                    assert!(
+                        pieces <= 5 + text.len() / 4096,
+                        "{kind:?} {http:?}: {pieces} pieces"
+                    );
                 }
             }
         }
@@ -165,11 +189,21 @@ async fn a_client_that_leaves_half_way_gives_the_connection_back() {
                 let (mut answer, connection) = server.get(http).await;
                 for _ in 0..pieces {
                     let piece = timeout(BOUND, answer.body_mut().frame()).await.unwrap();
-                    assert!(piece.is_some_and(|piece| piece.is_ok()), "{kind:?} {http:?}");
+                    assert!(
+                        piece.is_some_and(|piece| piece.is_ok()),
+                        "{kind:?} {http:?}"
+                    );
                 }
-                assert_eq!(server.pool.status().in_use, 1, "{kind:?} {http:?}: it is held until the body's end");
+                assert_eq!(
+                    server.pool.status().in_use,
+                    1,
+                    "{kind:?} {http:?}: it is held until the body's end"
+                );
                 drop((answer, connection));
-                eventually("the connection is back", async || server.pool.status().in_use == 0).await;
+                eventually("the connection is back", async || {
+                    server.pool.status().in_use == 0
+                })
+                .await;
             }
         }
         assert_whole(&test, &db, 1).await;
@@ -184,13 +218,21 @@ async fn all_rows_are_of_one_moment() {
         let db = test.connect(1).await;
         let server = Server::new(session_pool(db.clone()), MANY).await;
         let (mut answer, _connection) = server.get(Http::One).await;
-        let first = timeout(BOUND, answer.body_mut().frame()).await.unwrap().unwrap().unwrap();
+        let first = timeout(BOUND, answer.body_mut().frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         let observer = test.observer().await.unwrap();
         let delete = format!("DELETE FROM export_example_sale WHERE id > {}", MANY - 100);
         observer.execute_unprepared(&delete).await.unwrap();
         let (rest, _) = read(answer.into_body()).await.unwrap();
         let text = [&first.into_data().unwrap()[..], &rest].concat();
-        assert_eq!(csv::Reader::from_reader(&text[..]).records().count() as u64, MANY, "{kind:?}");
+        assert_eq!(
+            csv::Reader::from_reader(&text[..]).records().count() as u64,
+            MANY,
+            "{kind:?}"
+        );
         observer.close().await.unwrap();
         assert_whole(&test, &db, 1).await;
     }
@@ -202,10 +244,20 @@ async fn an_export_that_cannot_begin_is_answered_with_an_error() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let server = Server::new(session_pool(db.clone()), 10).await;
-        db.execute_unprepared("DROP TABLE export_example_sale").await.unwrap();
+        db.execute_unprepared("DROP TABLE export_example_sale")
+            .await
+            .unwrap();
         let (answer, _connection) = server.get(Http::One).await;
         assert_eq!(answer.status(), 500, "{kind:?}");
-        assert!(answer.into_body().collect().await.unwrap().to_bytes().is_empty());
+        assert!(
+            answer
+                .into_body()
+                .collect()
+                .await
+                .unwrap()
+                .to_bytes()
+                .is_empty()
+        );
         assert_whole(&test, &db, 1).await;
     }
 }
@@ -225,7 +277,10 @@ async fn an_export_whose_database_fails_is_not_taken_for_a_whole_one() {
             assert!(rest.is_err(), "{http:?}: the body breaks off");
             drop(connection);
             database.start();
-            eventually("the connection's place is free", async || server.pool.status().in_use == 0).await;
+            eventually("the connection's place is free", async || {
+                server.pool.status().in_use == 0
+            })
+            .await;
         }
         assert_whole(&test, &db, 1).await;
         let observer = Database::connect(test.options(1)).await.unwrap();

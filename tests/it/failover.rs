@@ -21,10 +21,15 @@ async fn one_connection() -> Site {
 /// Every way to run a prepared statement, each with a text of its own.
 async fn run_all(db: &DbSession) -> Result<(), DbErr> {
     let statement = |sql: &str| Statement::from_sql_and_values(db.backend(), sql, [1.into()]);
-    db.query_one_raw(statement("SELECT *, 1 FROM item WHERE id = $1")).await?;
-    db.query_all_raw(statement("SELECT *, 2 FROM item WHERE id = $1")).await?;
-    db.execute_raw(statement("SELECT *, 3 FROM item WHERE id = $1")).await?;
-    let mut rows = db.rows(statement("SELECT *, 4 FROM item WHERE id = $1")).await?;
+    db.query_one_raw(statement("SELECT *, 1 FROM item WHERE id = $1"))
+        .await?;
+    db.query_all_raw(statement("SELECT *, 2 FROM item WHERE id = $1"))
+        .await?;
+    db.execute_raw(statement("SELECT *, 3 FROM item WHERE id = $1"))
+        .await?;
+    let mut rows = db
+        .rows(statement("SELECT *, 4 FROM item WHERE id = $1"))
+        .await?;
     while let Some(row) = rows.next().await {
         row?;
     }
@@ -32,7 +37,11 @@ async fn run_all(db: &DbSession) -> Result<(), DbErr> {
 }
 
 fn status<T>(result: Result<T, DbErr>) -> StatusCode {
-    if result.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }
+    if result.is_ok() {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
 }
 
 /// What makes the prepared statements of the pool's only connection stale.
@@ -40,7 +49,9 @@ async fn make_stale(site: &Site, how: &'static str) {
     if how.starts_with("ALTER") {
         site.run(how).await;
     } else {
-        let response = site.call(async move |db: DbSession| status(db.execute_unprepared(how).await)).await;
+        let response = site
+            .call(async move |db: DbSession| status(db.execute_unprepared(how).await))
+            .await;
         assert_eq!(response.status(), StatusCode::OK, "{how}");
     }
 }
@@ -57,7 +68,9 @@ async fn a_stale_plan_outside_of_a_transaction_is_prepared_anew() {
     for how in STALE {
         let site = one_connection().await;
         for round in 0..3 {
-            let response = site.call(async |db: DbSession| status(run_all(&db).await)).await;
+            let response = site
+                .call(async |db: DbSession| status(run_all(&db).await))
+                .await;
             assert_eq!(response.status(), StatusCode::OK, "{how}, round {round}");
             if round == 0 {
                 make_stale(&site, how).await;
@@ -100,7 +113,15 @@ async fn a_stale_plan_in_a_transaction_costs_that_request_and_no_other() {
 async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
     for in_transaction in [false, true] {
         let test = TestDb::new(Kind::Postgres).await;
-        let name = test.url().rsplit_once('/').unwrap().1.split('?').next().unwrap().to_owned();
+        let name = test
+            .url()
+            .rsplit_once('/')
+            .unwrap()
+            .1
+            .split('?')
+            .next()
+            .unwrap()
+            .to_owned();
         let admin = test.connect(1).await;
         let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
         admin.execute_unprepared(&set).await.unwrap();
@@ -115,7 +136,10 @@ async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
         }
         drop(held);
         let reset = format!("ALTER DATABASE {name} RESET default_transaction_read_only");
-        admin.execute_unprepared("SET default_transaction_read_only = off").await.unwrap();
+        admin
+            .execute_unprepared("SET default_transaction_read_only = off")
+            .await
+            .unwrap();
         admin.execute_unprepared(&reset).await.unwrap();
         let mut failed = 0;
         for _ in 0..10 {
@@ -124,7 +148,10 @@ async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
                     if in_transaction {
                         db.tx();
                     }
-                    status(db.execute_unprepared("UPDATE item SET hits = hits + 1").await)
+                    status(
+                        db.execute_unprepared("UPDATE item SET hits = hits + 1")
+                            .await,
+                    )
                 })
                 .await;
             if response.status() != StatusCode::OK {
@@ -174,8 +201,16 @@ async fn closed(view: &DatabaseConnection, id: i64) {
         DbBackend::Postgres => format!("SELECT 1 FROM pg_stat_activity WHERE pid = {id}"),
         _ => format!("SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {id}"),
     };
-    let sees = async || view.query_one_raw(Statement::from_string(backend, &sql)).await.unwrap().is_some();
-    eventually("the server closes the idle connection", async || !sees().await).await;
+    let sees = async || {
+        view.query_one_raw(Statement::from_string(backend, &sql))
+            .await
+            .unwrap()
+            .is_some()
+    };
+    eventually("the server closes the idle connection", async || {
+        !sees().await
+    })
+    .await;
 }
 
 /// A pool of one connection that its server closes as soon as it is idle for a while, and which that is.
@@ -185,8 +220,14 @@ async fn soon_closed(kind: Kind) -> (Site, i64) {
     let site = Site::with(test, db, 1).await;
     let session = site.layer.pool().session().await.unwrap();
     let (set, own) = match kind {
-        Kind::Postgres => ("SET idle_session_timeout = '300ms'", "SELECT pg_backend_pid()::bigint"),
-        _ => ("SET SESSION wait_timeout = 1", "SELECT CAST(CONNECTION_ID() AS SIGNED)"),
+        Kind::Postgres => (
+            "SET idle_session_timeout = '300ms'",
+            "SELECT pg_backend_pid()::bigint",
+        ),
+        _ => (
+            "SET SESSION wait_timeout = 1",
+            "SELECT CAST(CONNECTION_ID() AS SIGNED)",
+        ),
     };
     session.execute_unprepared(set).await.unwrap();
     let id = value(&*session, own).await;
@@ -208,7 +249,11 @@ async fn a_first_statement_that_finds_its_connection_closed_as_idle_runs_on_anot
                 closed(&view, id).await;
                 status(insert_by(way, &db, "once").await)
             };
-            assert_eq!(site.call(handler).await.status(), StatusCode::OK, "{kind:?} {way:?}");
+            assert_eq!(
+                site.call(handler).await.status(),
+                StatusCode::OK,
+                "{kind:?} {way:?}"
+            );
             assert_eq!(site.count("once").await, 1, "{kind:?} {way:?}");
             site.assert_whole().await;
         }
@@ -228,7 +273,11 @@ async fn a_later_statement_that_finds_its_connection_closed_as_idle_is_lost() {
             let again = insert_by(Way::Unprepared, &db, "never").await;
             assert!(known(again).is_connection_lost(), "{error}");
         };
-        assert_eq!(site.call(handler).await.status(), StatusCode::OK, "{kind:?}");
+        assert_eq!(
+            site.call(handler).await.status(),
+            StatusCode::OK,
+            "{kind:?}"
+        );
         assert_eq!(site.count("never").await, 0, "{kind:?}");
         site.assert_whole().await;
     }
@@ -241,8 +290,14 @@ async fn connection_of(session: &DbSession, next: &mut i32) -> i32 {
         return row.try_get_by_index(0).unwrap();
     }
     *next += 1;
-    session.execute_unprepared("CREATE TEMPORARY TABLE numbered (n integer)").await.unwrap();
-    session.execute_unprepared(&format!("INSERT INTO numbered VALUES ({next})")).await.unwrap();
+    session
+        .execute_unprepared("CREATE TEMPORARY TABLE numbered (n integer)")
+        .await
+        .unwrap();
+    session
+        .execute_unprepared(&format!("INSERT INTO numbered VALUES ({next})"))
+        .await
+        .unwrap();
     *next
 }
 
@@ -268,10 +323,17 @@ async fn recycling_replaces_every_connection_and_disturbs_no_session() {
         let held = connection_of(&session, &mut next).await;
         assert!(before.contains(&held), "{kind:?}: a connection from before");
         pool.recycle().unwrap();
-        assert_eq!(connection_of(&session, &mut next).await, held, "{kind:?}: the session keeps its connection");
+        assert_eq!(
+            connection_of(&session, &mut next).await,
+            held,
+            "{kind:?}: the session keeps its connection"
+        );
         drop(session);
         let after = connections_of(pool, &mut next).await;
-        assert!(after.iter().all(|number| *number > 3), "{kind:?}: {after:?}");
+        assert!(
+            after.iter().all(|number| *number > 3),
+            "{kind:?}: {after:?}"
+        );
         site.assert_whole().await;
     }
 }
@@ -300,7 +362,11 @@ async fn recycling_replaces_a_connection_that_is_on_its_way_back() {
         eventually("it is being fetched", async || pool.status().acquiring == 1).await;
         proxy.thaw();
         let session = waiting.await.unwrap();
-        assert_eq!(connection_of(&session, &mut next).await, 2, "{kind:?}: a new connection");
+        assert_eq!(
+            connection_of(&session, &mut next).await,
+            2,
+            "{kind:?}: a new connection"
+        );
         drop((session, plain));
         site.assert_whole().await;
     }
@@ -315,7 +381,10 @@ async fn recycling_leaves_a_database_in_memory_alone() {
         if by_a_session {
             drop(pool.session().await.unwrap());
         }
-        eventually("it is idle", async || driver.num_idle() == 1 && pool.status().in_use == 0).await;
+        eventually("it is idle", async || {
+            driver.num_idle() == 1 && pool.status().in_use == 0
+        })
+        .await;
         pool.recycle().unwrap();
         eventually("it is idle", async || driver.num_idle() == 1).await;
         assert_eq!(site.count("kept").await, 1);

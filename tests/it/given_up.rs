@@ -19,7 +19,11 @@ async fn h8_the_error_of_a_stream_dropped_half_read_aborts_the_transaction_as_we
         let response = site
             .call(async move |tx: DbTx| {
                 insert_item(&tx, "before").await;
-                let inner = if nested { Some(tx.begin().await.unwrap()) } else { None };
+                let inner = if nested {
+                    Some(tx.begin().await.unwrap())
+                } else {
+                    None
+                };
                 // It fails long after the reader has lost interest.
                 let sql = "SELECT 1 / (5000 - i) FROM generate_series(1, 10000) AS i";
                 let statement = Statement::from_string(tx.backend(), sql);
@@ -31,9 +35,20 @@ async fn h8_the_error_of_a_stream_dropped_half_read_aborts_the_transaction_as_we
             })
             .await;
         // With the savepoint rolled back, all is well.
-        assert_eq!(response.status(), if nested { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR });
+        assert_eq!(
+            response.status(),
+            if nested {
+                StatusCode::OK
+            } else {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        );
         let told = outcome(&response);
-        assert_eq!(told.error().is_some_and(|error| error.is_aborted()), !nested, "{told:?}");
+        assert_eq!(
+            told.error().is_some_and(|error| error.is_aborted()),
+            !nested,
+            "{told:?}"
+        );
         assert_eq!(site.seen(["before"]).await, [nested]);
         site.assert_whole().await;
     }
@@ -57,13 +72,18 @@ async fn h8_sql_that_says_rollback_lets_nothing_autocommit_on_sqlite() {
                  BEGIN SELECT RAISE(ROLLBACK, 'forbidden'); END",
             )
             .await;
-            for sql in
-                ["INSERT OR ROLLBACK INTO item (name) VALUES ('taken')", "INSERT INTO item (name) VALUES ('forbidden')"]
-            {
+            for sql in [
+                "INSERT OR ROLLBACK INTO item (name) VALUES ('taken')",
+                "INSERT INTO item (name) VALUES ('forbidden')",
+            ] {
                 let response = site
                     .call(async move |tx: DbTx| {
                         insert_item(&tx, "lost").await;
-                        let inner = if nested { Some(tx.begin().await.unwrap()) } else { None };
+                        let inner = if nested {
+                            Some(tx.begin().await.unwrap())
+                        } else {
+                            None
+                        };
                         let next = "INSERT INTO item (name) VALUES ('autocommitted')";
                         match &inner {
                             Some(inner) => {
@@ -78,9 +98,17 @@ async fn h8_sql_that_says_rollback_lets_nothing_autocommit_on_sqlite() {
                         assert!(known(tx.execute_unprepared(next).await).is_aborted());
                     })
                     .await;
-                assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?} {sql}");
+                assert_eq!(
+                    response.status(),
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "{kind:?} {sql}"
+                );
                 assert!(outcome(&response).error().unwrap().is_aborted());
-                assert_eq!(site.seen(["lost", "autocommitted"]).await, [false, false], "{kind:?} {sql}");
+                assert_eq!(
+                    site.seen(["lost", "autocommitted"]).await,
+                    [false, false],
+                    "{kind:?} {sql}"
+                );
             }
             site.assert_whole().await;
         }
@@ -89,26 +117,47 @@ async fn h8_sql_that_says_rollback_lets_nothing_autocommit_on_sqlite() {
 
 #[tokio::test]
 async fn h8_a_lock_timeout_that_ends_the_transaction_lets_nothing_autocommit_on_mysql() {
-    let server = OwnServer::mysql_with(&["--innodb-rollback-on-timeout", "--innodb-lock-wait-timeout=1"]);
+    let server = OwnServer::mysql_with(&[
+        "--innodb-rollback-on-timeout",
+        "--innodb-lock-wait-timeout=1",
+    ]);
     for ends in [true, false] {
-        let test = if ends { TestDb::on(&server).await } else { TestDb::new(Kind::MySql).await };
+        let test = if ends {
+            TestDb::on(&server).await
+        } else {
+            TestDb::new(Kind::MySql).await
+        };
         let db = Database::connect(test.options(SIZE)).await.unwrap();
         let site = Site::with(test, db, SIZE).await;
         insert_item(&site.db, "locked").await;
         let holder = site.view().begin().await.unwrap();
-        holder.execute_unprepared("UPDATE item SET hits = 1 WHERE id = 1").await.unwrap();
+        holder
+            .execute_unprepared("UPDATE item SET hits = 1 WHERE id = 1")
+            .await
+            .unwrap();
         let response = site
             .call(async |tx: DbTx| {
-                tx.execute_unprepared("SET SESSION innodb_lock_wait_timeout = 1").await.unwrap();
+                tx.execute_unprepared("SET SESSION innodb_lock_wait_timeout = 1")
+                    .await
+                    .unwrap();
                 insert_item(&tx, "before").await;
-                let error = known(tx.execute_unprepared("UPDATE item SET hits = 2 WHERE id = 1").await);
+                let error = known(
+                    tx.execute_unprepared("UPDATE item SET hits = 2 WHERE id = 1")
+                        .await,
+                );
                 assert!(error.is_conflict());
-                let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await;
+                let _ = tx
+                    .execute_unprepared("INSERT INTO item (name) VALUES ('after')")
+                    .await;
             })
             .await;
         // By default only the statement fails, and its error is the handler's to judge.
         assert_eq!(response.status().as_u16(), if ends { 503 } else { 200 });
-        assert_eq!(site.seen(["before", "after"]).await, [!ends; 2], "ends: {ends}");
+        assert_eq!(
+            site.seen(["before", "after"]).await,
+            [!ends; 2],
+            "ends: {ends}"
+        );
         holder.rollback().await.unwrap();
         site.assert_whole().await;
     }
@@ -124,7 +173,9 @@ async fn h5b_a_savepoint_that_fails_in_an_aborted_transaction_is_no_fresh_start(
                 tx.execute_unprepared("SELECT 1 / 0").await.unwrap_err();
                 assert!(tx.begin().await.is_err());
                 if goes_on {
-                    let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('later')").await;
+                    let _ = tx
+                        .execute_unprepared("INSERT INTO item (name) VALUES ('later')")
+                        .await;
                     assert!(tx.commit().await.is_err());
                 }
             })
@@ -163,9 +214,16 @@ pub async fn raw(db: &DbSession, sql: &'static str) {
                 .unwrap();
         }
         DbBackend::MySql => {
-            db.with_mysql(move |db| Box::pin(async move { db.execute(sql).await.map(drop) })).await.unwrap().unwrap();
+            db.with_mysql(move |db| Box::pin(async move { db.execute(sql).await.map(drop) }))
+                .await
+                .unwrap()
+                .unwrap();
         }
-        _ => db.with_sqlite(move |db| Box::pin(async move { db.execute(sql).await.map(drop) })).await.unwrap().unwrap(),
+        _ => db
+            .with_sqlite(move |db| Box::pin(async move { db.execute(sql).await.map(drop) }))
+            .await
+            .unwrap()
+            .unwrap(),
     }
 }
 
@@ -180,13 +238,27 @@ async fn h8_a_snapshot_conflict_on_mariadb_lets_nothing_autocommit() {
     let other = site.observer.clone().unwrap();
     let response = site
         .call(async move |tx: DbTx| {
-            tx.execute_unprepared("SET SESSION innodb_snapshot_isolation = ON").await.unwrap();
+            tx.execute_unprepared("SET SESSION innodb_snapshot_isolation = ON")
+                .await
+                .unwrap();
             insert_item(&tx, "before").await;
             let _: i64 = value(&tx, "SELECT count(*) FROM item").await;
-            other.execute_unprepared("UPDATE item SET hits = 1 WHERE id = 1").await.unwrap();
-            let error = known(tx.execute_unprepared("UPDATE item SET hits = 2 WHERE id = 1").await);
+            other
+                .execute_unprepared("UPDATE item SET hits = 1 WHERE id = 1")
+                .await
+                .unwrap();
+            let error = known(
+                tx.execute_unprepared("UPDATE item SET hits = 2 WHERE id = 1")
+                    .await,
+            );
             assert!(error.is_conflict());
-            assert!(known(tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await).is_aborted());
+            assert!(
+                known(
+                    tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')")
+                        .await
+                )
+                .is_aborted()
+            );
         })
         .await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -214,13 +286,23 @@ async fn h8_a_savepoint_in_an_aborted_transaction_spoils_nothing_but_that() {
                 } else {
                     tx.execute_unprepared(fails).await.unwrap_err();
                     assert!(known(tx.begin().await).is_aborted());
-                    tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await.unwrap_err();
+                    tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')")
+                        .await
+                        .unwrap_err();
                 }
             })
             .await;
-        let expected = if nested { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let expected = if nested {
+            StatusCode::OK
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
         assert_eq!(response.status(), expected, "nested: {nested}");
-        assert_eq!(site.seen(["before", "after"]).await, [nested, nested], "nested: {nested}");
+        assert_eq!(
+            site.seen(["before", "after"]).await,
+            [nested, nested],
+            "nested: {nested}"
+        );
         // Another request on the same connection, with a transaction of its own.
         let response = site
             .call(async |db: DbSession| {

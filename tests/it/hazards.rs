@@ -23,7 +23,8 @@ use futures_util::{
 };
 use http::{Request, StatusCode, header};
 use sea_orm::{
-    ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, StreamTrait, TransactionTrait, sqlx::Executor,
+    ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, StreamTrait, TransactionTrait,
+    sqlx::Executor,
 };
 use tokio::{runtime::Runtime, time::timeout};
 use tower::ServiceExt;
@@ -47,7 +48,9 @@ async fn h1_a_request_cancelled_around_begin_never_poisons_the_pool() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), 1))
+            .await
+            .unwrap();
         let observer = test.observer().await.unwrap();
         let app = Router::new()
             .route(
@@ -67,14 +70,28 @@ async fn h1_a_request_cancelled_around_begin_never_poisons_the_pool() {
             let cancelled = Duration::from_micros(150 * round);
             let _ = timeout(cancelled, send(&app, "/begin")).await;
             let name = unique_name();
-            assert_eq!(send(&app, &format!("/write/{name}")).await.status(), StatusCode::OK);
-            assert_eq!(count_items(&observer, &name).await, 1, "{kind:?}: acknowledged, cancelled at {cancelled:?}");
+            assert_eq!(
+                send(&app, &format!("/write/{name}")).await.status(),
+                StatusCode::OK
+            );
+            assert_eq!(
+                count_items(&observer, &name).await,
+                1,
+                "{kind:?}: acknowledged, cancelled at {cancelled:?}"
+            );
         }
         for polls in 0..20 {
             let _ = after_polls(polls, send(&app, "/begin")).await;
             let name = unique_name();
-            assert_eq!(send(&app, &format!("/write/{name}")).await.status(), StatusCode::OK);
-            assert_eq!(count_items(&observer, &name).await, 1, "{kind:?}: acknowledged, cancelled at poll {polls}");
+            assert_eq!(
+                send(&app, &format!("/write/{name}")).await.status(),
+                StatusCode::OK
+            );
+            assert_eq!(
+                count_items(&observer, &name).await,
+                1,
+                "{kind:?}: acknowledged, cancelled at poll {polls}"
+            );
         }
         assert_eq!(open_transactions(&observer).await, 0);
         proxy.delay_replies(Duration::ZERO);
@@ -87,7 +104,10 @@ async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
     for server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;
         let db = test.connect(2).await;
-        let pool = pool_with(&db, |pool| pool.release_timeout(RELEASE).acquire_timeout(Duration::from_secs(5)));
+        let pool = pool_with(&db, |pool| {
+            pool.release_timeout(RELEASE)
+                .acquire_timeout(Duration::from_secs(5))
+        });
 
         let clean = pool.session().await.unwrap();
         clean.ping().await.unwrap();
@@ -103,7 +123,9 @@ async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
         assert!(frozen.elapsed() >= RELEASE, "closed before its time");
 
         let refused = timeout(BOUND, pool.session()).await;
-        let error = refused.expect("an answer in bounded time").expect_err("the server is frozen");
+        let error = refused
+            .expect("an answer in bounded time")
+            .expect_err("the server is frozen");
         assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
 
         server.thaw();
@@ -139,8 +161,13 @@ async fn h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time() {
             .layer(layer);
 
         let request = Box::pin(send(&app, "/sleep"));
-        let running = pin!(eventually("the statement runs", async || is_sleeping(&observer).await));
-        let Either::Right(((), request)) = select(request, running).await else { panic!("the request ended") };
+        let running = pin!(eventually("the statement runs", async || is_sleeping(
+            &observer
+        )
+        .await));
+        let Either::Right(((), request)) = select(request, running).await else {
+            panic!("the request ended")
+        };
         drop(request);
         eventually("the slot is free", async || pool.status().in_use == 0).await;
         assert_eq!(send(&app, "/write/next").await.status(), StatusCode::OK);
@@ -162,7 +189,13 @@ async fn h3m_a_statement_dropped_after_any_number_of_polls_loses_no_permit() {
         insert_item(&tx, "dropped").await;
         // A text of its own each time: the driver has not prepared it yet.
         let sql = format!("SELECT SLEEP(0.02) AS {}", unique_name());
-        drop(after_polls(polls % 6, tx.query_one_raw(Statement::from_string(tx.backend(), sql))).await);
+        drop(
+            after_polls(
+                polls % 6,
+                tx.query_one_raw(Statement::from_string(tx.backend(), sql)),
+            )
+            .await,
+        );
         drop(tx);
         drop(session);
         eventually("the slot is free", async || pool.status().in_use == 0).await;
@@ -207,7 +240,11 @@ async fn h5_ending_siblings_out_of_order_is_an_error_and_loses_nothing_silently(
             insert_item(&outer, "outer").await;
             let inner = outer.begin().await.unwrap();
             insert_item(&inner, "inner").await;
-            assert_out_of_turn(if commit { outer.commit().await } else { outer.rollback().await });
+            assert_out_of_turn(if commit {
+                outer.commit().await
+            } else {
+                outer.rollback().await
+            });
             assert_out_of_turn(inner.execute_unprepared("SELECT 1").await);
             assert_out_of_turn(inner.commit().await);
             assert_eq!(count_items(&*session, "outer").await, 0, "{kind:?}");
@@ -235,8 +272,16 @@ async fn h5b_a_nested_begin_dropped_half_way_leaves_the_outer_transaction_intact
             drop(after_polls(polls, outer.begin()).await);
             insert_item(&outer, &after).await;
             if let Some(observer) = &observer {
-                assert_eq!(count_items(observer, &before).await, 0, "{kind:?}: not committed, {polls} polls");
-                assert_eq!(count_items(observer, &after).await, 0, "{kind:?}: not committed, {polls} polls");
+                assert_eq!(
+                    count_items(observer, &before).await,
+                    0,
+                    "{kind:?}: not committed, {polls} polls"
+                );
+                assert_eq!(
+                    count_items(observer, &after).await,
+                    0,
+                    "{kind:?}: not committed, {polls} polls"
+                );
             }
             let expected = if polls % 2 == 0 {
                 outer.commit().await.unwrap();
@@ -245,8 +290,16 @@ async fn h5b_a_nested_begin_dropped_half_way_leaves_the_outer_transaction_intact
                 outer.rollback().await.unwrap();
                 0
             };
-            assert_eq!(count_items(&*session, &before).await, expected, "{kind:?}, {polls} polls");
-            assert_eq!(count_items(&*session, &after).await, expected, "{kind:?}, {polls} polls");
+            assert_eq!(
+                count_items(&*session, &before).await,
+                expected,
+                "{kind:?}, {polls} polls"
+            );
+            assert_eq!(
+                count_items(&*session, &after).await,
+                expected,
+                "{kind:?}, {polls} polls"
+            );
         }
         assert_whole(&test, &db, 1).await;
     }
@@ -327,7 +380,11 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
         let tx = session.begin().await.unwrap();
         let mut stream = tx.stream_raw(all()).await.unwrap();
         stream.next().await.unwrap().unwrap();
-        assert_out_of_turn(timeout(BOUND, tx.execute_unprepared("SELECT 1")).await.expect("at once"));
+        assert_out_of_turn(
+            timeout(BOUND, tx.execute_unprepared("SELECT 1"))
+                .await
+                .expect("at once"),
+        );
         let mut rest = 0;
         while let Some(row) = stream.next().await {
             row.unwrap();
@@ -339,10 +396,17 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
 
         // The size of the result makes no difference: three rows have all arrived, and still the stream is open.
         let few = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 3) SELECT n FROM t";
-        let mut stream = session.stream_raw(Statement::from_string(kind.backend(), few)).await.unwrap();
+        let mut stream = session
+            .stream_raw(Statement::from_string(kind.backend(), few))
+            .await
+            .unwrap();
         for _ in 0..3 {
             stream.next().await.unwrap().unwrap();
-            assert_out_of_turn(timeout(BOUND, session.execute_unprepared("SELECT 1")).await.expect("at once"));
+            assert_out_of_turn(
+                timeout(BOUND, session.execute_unprepared("SELECT 1"))
+                    .await
+                    .expect("at once"),
+            );
         }
         assert!(stream.next().await.is_none());
         session.execute_unprepared("SELECT 1").await.unwrap();
@@ -351,8 +415,11 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
         // One that already queues when a stream opens does not wait for it either.
         let queued = async {
             let statement = session.query_one_raw(slow(kind));
-            let (first, stream, third) =
-                futures_util::join!(statement, session.stream_raw(all()), session.execute_unprepared("SELECT 1"));
+            let (first, stream, third) = futures_util::join!(
+                statement,
+                session.stream_raw(all()),
+                session.execute_unprepared("SELECT 1")
+            );
             first.unwrap();
             drop(stream.unwrap());
             let _ = third;
@@ -369,12 +436,18 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
 
 #[tokio::test]
 async fn h11_using_the_plain_connection_beside_a_session_ends_in_an_error_and_has_ways_out() {
-    async fn mixed(session: DbSession, State(plain): State<DatabaseConnection>) -> Result<(), Failed> {
+    async fn mixed(
+        session: DbSession,
+        State(plain): State<DatabaseConnection>,
+    ) -> Result<(), Failed> {
         plain.execute_unprepared("SELECT 1").await?;
         session.execute_unprepared("SELECT 1").await?;
         Ok(())
     }
-    async fn plain_while_released(session: DbSession, State(plain): State<DatabaseConnection>) -> Result<(), Failed> {
+    async fn plain_while_released(
+        session: DbSession,
+        State(plain): State<DatabaseConnection>,
+    ) -> Result<(), Failed> {
         session.execute_unprepared("SELECT 1").await?;
         session.release().await?;
         plain.execute_unprepared("SELECT 1").await?;
@@ -399,8 +472,16 @@ async fn h11_using_the_plain_connection_beside_a_session_ends_in_an_error_and_ha
 
         let eager = app(session_layer(db.clone()));
         let answer = timeout(BOUND, send(&eager, "/")).await;
-        assert_eq!(answer.expect("not a hang").status(), StatusCode::SERVICE_UNAVAILABLE, "{kind:?}");
-        assert_eq!(send(&eager, "/released").await.status(), StatusCode::OK, "{kind:?}");
+        assert_eq!(
+            answer.expect("not a hang").status(),
+            StatusCode::SERVICE_UNAVAILABLE,
+            "{kind:?}"
+        );
+        assert_eq!(
+            send(&eager, "/released").await.status(),
+            StatusCode::OK,
+            "{kind:?}"
+        );
 
         let lazy = app(session_layer(db.clone()).lazy());
         assert_eq!(send(&lazy, "/").await.status(), StatusCode::OK, "{kind:?}");
@@ -424,14 +505,23 @@ async fn h12_fifty_queued_requests_share_one_connection() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let layer = layer_with(&db, |pool| pool.max_waiting(50));
-        let app = Router::new().route("/write/{name}", get(write)).layer(layer);
-        let names: Vec<_> = (0..50).map(|_| format!("/write/{}", unique_name())).collect();
+        let app = Router::new()
+            .route("/write/{name}", get(write))
+            .layer(layer);
+        let names: Vec<_> = (0..50)
+            .map(|_| format!("/write/{}", unique_name()))
+            .collect();
         for answer in join_all(names.iter().map(|uri| send(&app, uri))).await {
             assert_eq!(answer.status(), StatusCode::OK, "{kind:?}");
         }
         // One after the other, without a pause: each finds the connection that the last one left.
         for _ in 0..50 {
-            assert_eq!(send(&app, &format!("/write/{}", unique_name())).await.status(), StatusCode::OK);
+            assert_eq!(
+                send(&app, &format!("/write/{}", unique_name()))
+                    .await
+                    .status(),
+                StatusCode::OK
+            );
         }
         assert_whole(&test, &db, 1).await;
     }
@@ -452,10 +542,16 @@ async fn h13_a_panic_rolls_back_and_frees_the_slot() {
         let layer = session_layer(db.clone());
         let pool = layer.pool().clone();
         let routes = Router::new().route("/", get(panics));
-        let outside = routes.clone().layer(layer.clone()).layer(CatchPanicLayer::new());
+        let outside = routes
+            .clone()
+            .layer(layer.clone())
+            .layer(CatchPanicLayer::new());
         let inside = routes.layer(CatchPanicLayer::new()).layer(layer);
         for app in [outside, inside] {
-            assert_eq!(send(&app, "/").await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(
+                send(&app, "/").await.status(),
+                StatusCode::INTERNAL_SERVER_ERROR
+            );
             eventually("the slot is free", async || pool.status().in_use == 0).await;
             assert_eq!(count_items(&db, "panic").await, 0, "{kind:?}");
             assert_eq!(count_items(&db, "inner").await, 0, "{kind:?}");
@@ -479,7 +575,8 @@ async fn h16_transactions_may_be_dropped_in_any_order_while_a_query_runs() {
                     insert_item(&outer, &name).await;
                     let inner = std::sync::Arc::new(outer.begin().await.unwrap());
                     let queried = inner.clone();
-                    let mut query = Box::pin(async move { queried.query_one_raw(slow(kind)).await.map(drop) });
+                    let mut query =
+                        Box::pin(async move { queried.query_one_raw(slow(kind)).await.map(drop) });
                     assert!(after_polls(1, &mut query).await.is_none(), "the query runs");
                     // Fields drop in their order, on return and in an unwind alike.
                     let held: Box<dyn std::any::Any> = match order {
@@ -494,7 +591,11 @@ async fn h16_transactions_may_be_dropped_in_any_order_while_a_query_runs() {
                 let ended = AssertUnwindSafe(drops).catch_unwind().await;
                 assert_eq!(ended.is_err(), unwinding);
                 // The request lives on, and so does its session.
-                assert_eq!(count_items(&*session, &name).await, 0, "{kind:?}, order {order}");
+                assert_eq!(
+                    count_items(&*session, &name).await,
+                    0,
+                    "{kind:?}, order {order}"
+                );
             }
         }
         assert_whole(&test, &db, 1).await;
@@ -533,7 +634,9 @@ async fn h22_ten_thousand_cancelled_waits_cost_no_connection() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
     insert_item(&db, "survivor").await;
-    let app = Router::new().route("/write/{name}", get(write)).layer(session_layer(db.clone()));
+    let app = Router::new()
+        .route("/write/{name}", get(write))
+        .layer(session_layer(db.clone()));
     for round in 0..2_000 {
         let uri = format!("/write/{}", unique_name());
         drop(after_polls(round % 12, send(&app, &uri)).await);
@@ -551,19 +654,33 @@ async fn h23_every_request_gets_its_own_answer() {
     }
     /// The same, but the rest is an error, except on SQLite: two rows where one may stand.
     async fn breaks(session: DbSession, Path(n): Path<i32>) -> Result<String, Failed> {
-        one(&session, n, "(SELECT earlier.n FROM t AS earlier WHERE earlier.n <= t.n)").await
+        one(
+            &session,
+            n,
+            "(SELECT earlier.n FROM t AS earlier WHERE earlier.n <= t.n)",
+        )
+        .await
     }
     async fn one(session: &DbSession, n: i32, column: &str) -> Result<String, Failed> {
         let sql = format!(
             "WITH RECURSIVE t(n) AS (SELECT {n} UNION ALL SELECT n + 1 FROM t WHERE n < {n} + 100) SELECT {column} FROM t"
         );
-        let row = session.query_one_raw(Statement::from_string(session.backend(), sql)).await?;
+        let row = session
+            .query_one_raw(Statement::from_string(session.backend(), sql))
+            .await?;
         let row = row.ok_or_else(|| DbErr::Custom("no row".to_owned()))?;
-        let n = row.try_get_by_index::<i64>(0).or_else(|_| row.try_get_by_index::<i32>(0).map(i64::from))?;
+        let n = row
+            .try_get_by_index::<i64>(0)
+            .or_else(|_| row.try_get_by_index::<i32>(0).map(i64::from))?;
         Ok(n.to_string())
     }
     async fn fail(session: DbSession) -> Result<(), Failed> {
-        session.query_all_raw(Statement::from_string(session.backend(), "SELECT no_such_column FROM item")).await?;
+        session
+            .query_all_raw(Statement::from_string(
+                session.backend(),
+                "SELECT no_such_column FROM item",
+            ))
+            .await?;
         Ok(())
     }
     for kind in Kind::ALL {
@@ -582,15 +699,23 @@ async fn h23_every_request_gets_its_own_answer() {
                     let (uri, failure) = match n % 4 {
                         0 => ("/fail".to_owned(), Some("no_such_column")),
                         // A result is read to its end, and so its error is its own.
-                        1 if kind == Kind::Postgres => (format!("/breaks/{n}"), Some("more than one row")),
-                        1 if kind == Kind::MySql => (format!("/breaks/{n}"), Some("more than 1 row")),
+                        1 if kind == Kind::Postgres => {
+                            (format!("/breaks/{n}"), Some("more than one row"))
+                        }
+                        1 if kind == Kind::MySql => {
+                            (format!("/breaks/{n}"), Some("more than 1 row"))
+                        }
                         1 => (format!("/breaks/{n}"), None),
                         _ => (format!("/first/{n}"), None),
                     };
                     let answer = send(app, &uri).await;
                     let (status, body) = (answer.status(), text(answer).await);
                     match failure {
-                        None => assert_eq!((status, body), (StatusCode::OK, n.to_string()), "{kind:?}: {uri}"),
+                        None => assert_eq!(
+                            (status, body),
+                            (StatusCode::OK, n.to_string()),
+                            "{kind:?}: {uri}"
+                        ),
                         Some(own) => {
                             assert_eq!(status, StatusCode::IM_A_TEAPOT, "{kind:?}: {uri}: {body}");
                             assert!(body.contains(own), "{kind:?}: {uri}: {body}");
@@ -608,7 +733,12 @@ async fn h23_every_request_gets_its_own_answer() {
 async fn h25_a_database_that_is_down_is_told_apart_from_a_full_pool() {
     async fn statement(session: DbSession) -> Result<(), (StatusCode, String)> {
         let result = session.execute_unprepared("SELECT 1").await;
-        result.map(drop).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, describe(Error::of(&error).as_ref())))
+        result.map(drop).map_err(|error| {
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                describe(Error::of(&error).as_ref()),
+            )
+        })
     }
     for mut server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;
@@ -627,10 +757,18 @@ async fn h25_a_database_that_is_down_is_told_apart_from_a_full_pool() {
 
         let expect = async |what: &str| {
             for app in [&eager, &lazy] {
-                let answer = timeout(BOUND, send(app, "/")).await.expect("in bounded time");
+                let answer = timeout(BOUND, send(app, "/"))
+                    .await
+                    .expect("in bounded time");
                 assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-                let wait = answer.headers()[header::RETRY_AFTER].to_str().unwrap().to_owned();
-                assert!((1..=3).contains(&wait.parse().unwrap()), "Retry-After: {wait}");
+                let wait = answer.headers()[header::RETRY_AFTER]
+                    .to_str()
+                    .unwrap()
+                    .to_owned();
+                assert!(
+                    (1..=3).contains(&wait.parse().unwrap()),
+                    "Retry-After: {wait}"
+                );
                 assert_eq!(text(answer).await, what);
             }
             let answer = send(&handler, "/").await;
@@ -645,7 +783,10 @@ async fn h25_a_database_that_is_down_is_told_apart_from_a_full_pool() {
         server.stop();
         expect("down").await;
         server.start();
-        eventually("it works again", async || send(&lazy, "/").await.status() == StatusCode::OK).await;
+        eventually("it works again", async || {
+            send(&lazy, "/").await.status() == StatusCode::OK
+        })
+        .await;
         assert_eq!(send(&eager, "/").await.status(), StatusCode::OK);
         assert_whole(&test, &db, 1).await;
 
@@ -665,7 +806,11 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
         let outer = session.tx();
         for round in 0..1000 {
             let inner = outer.begin().await.unwrap();
-            if round % 2 == 0 { inner.rollback().await.unwrap() } else { drop(inner) }
+            if round % 2 == 0 {
+                inner.rollback().await.unwrap()
+            } else {
+                drop(inner)
+            }
         }
         // Each success takes one savepoint of that name away.
         macro_rules! release_all {
@@ -673,7 +818,11 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
                 outer.$with(|connection| {
                     Box::pin(async move {
                         let mut left = 0;
-                        while connection.execute("RELEASE SAVEPOINT _sqlx_savepoint_1").await.is_ok() {
+                        while connection
+                            .execute("RELEASE SAVEPOINT _sqlx_savepoint_1")
+                            .await
+                            .is_ok()
+                        {
                             left += 1;
                         }
                         left
@@ -732,7 +881,9 @@ fn h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime() {
                 drop_on_a_plain_thread((request, tx, session));
             } else {
                 drop_on_a_plain_thread((request, tx, session));
-                runtime.block_on(eventually("the slots are free", async || pool.status().in_use == 0));
+                runtime.block_on(eventually("the slots are free", async || {
+                    pool.status().in_use == 0
+                }));
             }
             drop_on_a_plain_thread(pool);
         }
@@ -798,14 +949,18 @@ fn send_owned(app: Router, uri: &str) -> impl Future<Output = Response> + Send +
 
 /// The text of a response's body.
 pub async fn text(response: Response) -> String {
-    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX)
+        .await
+        .unwrap();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
 /// Asserts that the crate refused, and why.
 #[track_caller]
 fn assert_out_of_turn<T>(result: Result<T, DbErr>) {
-    let Err(error) = result else { panic!("not refused") };
+    let Err(error) = result else {
+        panic!("not refused")
+    };
     let known = Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"));
     assert!(known.is_out_of_turn(), "another error: {known}");
 }
@@ -820,12 +975,19 @@ fn drop_on_a_plain_thread<T: Send + 'static>(value: T) {
         let others = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if thread::current().name() == Some(NAME) {
-                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
+                PANICS
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(info.to_string());
             }
             others(info);
         }));
     });
-    let dropped = thread::Builder::new().name(NAME.to_owned()).spawn(move || drop(value)).unwrap().join();
+    let dropped = thread::Builder::new()
+        .name(NAME.to_owned())
+        .spawn(move || drop(value))
+        .unwrap()
+        .join();
     let panics = std::mem::take(&mut *PANICS.lock().unwrap_or_else(PoisonError::into_inner));
     assert!(dropped.is_ok() && panics.is_empty(), "{panics:?}");
 }
@@ -858,9 +1020,15 @@ async fn is_sleeping(observer: &DatabaseConnection) -> bool {
         sea_orm::DbBackend::Postgres => {
             "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'              AND query LIKE 'SELECT pg_sleep(%'"
         }
-        _ => "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP(%'",
+        _ => {
+            "SELECT 1 FROM information_schema.processlist WHERE db = database() AND info LIKE 'SELECT SLEEP(%'"
+        }
     };
-    observer.query_one_raw(Statement::from_string(backend, sql)).await.unwrap().is_some()
+    observer
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await
+        .unwrap()
+        .is_some()
 }
 
 /// Ends whoever runs [`sleep`] in the observer's database.
@@ -889,7 +1057,10 @@ pub async fn backend_pid<C: ConnectionTrait>(db: &C) -> i64 {
         backend @ sea_orm::DbBackend::Postgres => (backend, "SELECT pg_backend_pid()::bigint"),
         backend => (backend, "SELECT CAST(connection_id() AS SIGNED)"),
     };
-    let row = db.query_one_raw(Statement::from_string(backend, sql)).await.unwrap();
+    let row = db
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await
+        .unwrap();
     row.unwrap().try_get_by_index(0).unwrap()
 }
 
@@ -907,5 +1078,10 @@ fn describe(error: Option<&Error>) -> String {
 /// The port in a database URL.
 fn port_of(url: &str) -> u16 {
     let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after.split(['/', '?']).next().expect("a port").parse().expect("a port")
+    after
+        .split(['/', '?'])
+        .next()
+        .expect("a port")
+        .parse()
+        .expect("a port")
 }

@@ -51,10 +51,20 @@ enum Form {
 }
 
 impl Form {
-    const ALL: [Self; 5] = [Self::Chunked, Self::Length, Self::Two, Self::TwoLength, Self::Trailers];
+    const ALL: [Self; 5] = [
+        Self::Chunked,
+        Self::Length,
+        Self::Two,
+        Self::TwoLength,
+        Self::Trailers,
+    ];
 
     fn version(self) -> Version {
-        if matches!(self, Self::Chunked | Self::Length) { Version::HTTP_11 } else { Version::HTTP_2 }
+        if matches!(self, Self::Chunked | Self::Length) {
+            Version::HTTP_11
+        } else {
+            Version::HTTP_2
+        }
     }
 
     fn has_length(self) -> bool {
@@ -92,7 +102,10 @@ async fn lines(tx: &DbTx, form: Form, status: &'static str, gate: Arc<Semaphore>
     });
     let lines = rows.map(|row| {
         let number = row?;
-        let number = number.try_get_by_index::<i32>(0).map(i64::from).or_else(|_| number.try_get_by_index::<i64>(0))?;
+        let number = number
+            .try_get_by_index::<i32>(0)
+            .map(i64::from)
+            .or_else(|_| number.try_get_by_index::<i64>(0))?;
         Ok::<_, DbErr>(Frame::data(Bytes::from(format!("{number}\n"))))
     });
     let trailers = (form == Form::Trailers).then(|| {
@@ -103,7 +116,9 @@ async fn lines(tx: &DbTx, form: Form, status: &'static str, gate: Arc<Semaphore>
     let body = StreamBody::new(lines.chain(futures_util::stream::iter(trailers)));
     let mut response = Response::new(Body::new(tx.hold_until_body_end(body)));
     if form.has_length() {
-        response.headers_mut().insert(header::CONTENT_LENGTH, (ROWS * 6).into());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, (ROWS * 6).into());
     }
     response
 }
@@ -126,8 +141,9 @@ impl Server {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = TowerToHyperService::new(app.clone());
                 tokio::spawn(async move {
-                    let _ =
-                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -140,9 +156,17 @@ impl Server {
         version: Version,
         method: Method,
     ) -> Result<(http::Response<Incoming>, JoinHandle<()>), hyper::Error> {
-        let io = TokioIo::new(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.unwrap());
+        let io = TokioIo::new(
+            TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
+                .await
+                .unwrap(),
+        );
         let uri = format!("http://127.0.0.1:{}/", self.port);
-        let request = Request::builder().method(method).uri(uri).header("host", "localhost").header("te", "trailers");
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("host", "localhost")
+            .header("te", "trailers");
         let request = request.body(Empty::<Bytes>::new()).unwrap();
         if version == Version::HTTP_2 {
             let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
@@ -167,7 +191,10 @@ impl Server {
     }
 
     /// Reads an answer to its end.
-    async fn read(&self, form: Form) -> Result<(StatusCode, Vec<u8>, Option<HeaderMap>), hyper::Error> {
+    async fn read(
+        &self,
+        form: Form,
+    ) -> Result<(StatusCode, Vec<u8>, Option<HeaderMap>), hyper::Error> {
         let exchange = async {
             let (response, _connection) = self.send(form.version(), Method::GET).await?;
             let status = response.status();
@@ -206,13 +233,21 @@ async fn a_complete_body_is_a_committed_transaction() {
                 read += frame.unwrap().data_ref().map_or(0, Bytes::len);
             }
             if site.observer.is_some() {
-                assert_eq!(site.count(&name).await, 0, "{kind:?} {form:?}: with the body's end, not before");
+                assert_eq!(
+                    site.count(&name).await,
+                    0,
+                    "{kind:?} {form:?}: with the body's end, not before"
+                );
             }
             gate.add_permits(1);
             let rest = timeout(BOUND, body.collect()).await.unwrap().unwrap();
             let trailers = rest.trailers().cloned();
             read += rest.to_bytes().len();
-            assert_eq!(site.count(&name).await, 1, "{kind:?} {form:?}: the complete body is there");
+            assert_eq!(
+                site.count(&name).await,
+                1,
+                "{kind:?} {form:?}: the complete body is there"
+            );
             assert_eq!(read, ROWS * 6);
             assert_eq!(trailers.is_some(), form == Form::Trailers);
             connection.abort();
@@ -234,7 +269,11 @@ async fn a_body_whose_commit_fails_is_incomplete_in_every_form() {
             }))
             .await;
             let answer = server.read(form).await;
-            assert!(answer.is_err(), "{kind:?} {form:?}: {:?}", answer.map(|(status, body, _)| (status, body.len())));
+            assert!(
+                answer.is_err(),
+                "{kind:?} {form:?}: {:?}",
+                answer.map(|(status, body, _)| (status, body.len()))
+            );
             assert_eq!(site.count("lost").await, 0, "{kind:?} {form:?}");
         }
         site.assert_whole().await;
@@ -249,21 +288,32 @@ async fn a_client_that_hangs_up_half_way_rolls_back() {
             let server = Server::start(site.app(async move |tx: DbTx| {
                 insert_item(&tx, "lost").await;
                 // More than the sockets' buffers take.
-                let endless =
-                    futures_util::stream::iter(0..).map(|_| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 1 << 16])));
-                let mut response = Response::new(Body::new(tx.hold_until_body_end(Body::from_stream(endless))));
+                let endless = futures_util::stream::iter(0..)
+                    .map(|_| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 1 << 16])));
+                let mut response = Response::new(Body::new(
+                    tx.hold_until_body_end(Body::from_stream(endless)),
+                ));
                 if form.has_length() {
-                    response.headers_mut().insert(header::CONTENT_LENGTH, (1_u64 << 40).into());
+                    response
+                        .headers_mut()
+                        .insert(header::CONTENT_LENGTH, (1_u64 << 40).into());
                 }
                 response
             }))
             .await;
             let (response, connection) = server.send(form.version(), Method::GET).await.unwrap();
             let mut body = response.into_body();
-            timeout(BOUND, body.frame()).await.unwrap().unwrap().unwrap();
+            timeout(BOUND, body.frame())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
             drop(body);
             connection.abort();
-            eventually("the session has ended", async || site.layer.pool().status().in_use == 0).await;
+            eventually("the session has ended", async || {
+                site.layer.pool().status().in_use == 0
+            })
+            .await;
             assert_eq!(site.count("lost").await, 0, "{kind:?} {form:?}");
         }
         site.assert_whole().await;
@@ -277,17 +327,26 @@ async fn an_error_in_the_body_rolls_back() {
         for form in Form::ALL {
             let server = Server::start(site.app(async move |tx: DbTx| {
                 insert_item(&tx, "lost").await;
-                let parts = [Ok(Bytes::from_static(b"part")), Err(BoxError::from("broken"))];
-                let body = tx.hold_until_body_end(Body::from_stream(futures_util::stream::iter(parts)));
+                let parts = [
+                    Ok(Bytes::from_static(b"part")),
+                    Err(BoxError::from("broken")),
+                ];
+                let body =
+                    tx.hold_until_body_end(Body::from_stream(futures_util::stream::iter(parts)));
                 let mut response = Response::new(Body::new(body));
                 if form.has_length() {
-                    response.headers_mut().insert(header::CONTENT_LENGTH, 8.into());
+                    response
+                        .headers_mut()
+                        .insert(header::CONTENT_LENGTH, 8.into());
                 }
                 response
             }))
             .await;
             assert!(server.read(form).await.is_err(), "{kind:?} {form:?}");
-            eventually("the session has ended", async || site.layer.pool().status().in_use == 0).await;
+            eventually("the session has ended", async || {
+                site.layer.pool().status().in_use == 0
+            })
+            .await;
             assert_eq!(site.count("lost").await, 0, "{kind:?} {form:?}");
         }
         site.assert_whole().await;
@@ -314,7 +373,12 @@ async fn trailers_that_say_no_roll_back_and_go_out() {
 #[tokio::test]
 async fn what_has_no_body_to_wait_for_is_settled_at_its_head() {
     for kind in Kind::ALL {
-        for (method, status) in [(Method::HEAD, 200), (Method::GET, 204), (Method::GET, 404), (Method::GET, 500)] {
+        for (method, status) in [
+            (Method::HEAD, 200),
+            (Method::GET, 204),
+            (Method::GET, 404),
+            (Method::GET, 500),
+        ] {
             for version in [Version::HTTP_11, Version::HTTP_2] {
                 let site = Site::new(kind).await.layered(|layer| layer.transaction());
                 let app = Router::new()
@@ -322,7 +386,10 @@ async fn what_has_no_body_to_wait_for_is_settled_at_its_head() {
                         "/",
                         axum::routing::any(async move |db: DbSession| {
                             insert_item(&db, "row").await;
-                            (StatusCode::from_u16(status).unwrap(), if status == 204 { "" } else { "a body" })
+                            (
+                                StatusCode::from_u16(status).unwrap(),
+                                if status == 204 { "" } else { "a body" },
+                            )
                         }),
                     )
                     .layer(site.layer.clone().hold_until_body_end());
@@ -351,7 +418,9 @@ async fn a_middleware_that_replaces_the_body_settles_at_the_head() {
                     lines(&tx, Form::Chunked, "0", open_gate()).await
                 }),
             )
-            .layer(middleware::map_response(async |_: Response| "replaced".into_response()))
+            .layer(middleware::map_response(async |_: Response| {
+                "replaced".into_response()
+            }))
             .layer(site.layer.clone());
         let server = Server::start(app).await;
         let (status, body, _) = server.read(Form::Chunked).await.unwrap();
@@ -379,7 +448,10 @@ async fn a_session_without_a_transaction_holds_its_connection_as_well() {
         let server = Server::start(app).await;
         let (response, connection) = server.send(Version::HTTP_11, Method::GET).await.unwrap();
         assert!(response.extensions().get::<Outcome>().is_none());
-        let body = timeout(BOUND, response.into_body().collect()).await.unwrap().unwrap();
+        let body = timeout(BOUND, response.into_body().collect())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(body.to_bytes().len(), ROWS * 5, "{kind:?}");
         assert_eq!(site.count("row").await, 1, "{kind:?}");
         connection.abort();
@@ -400,9 +472,12 @@ async fn a_statement_that_fails_while_the_body_goes_out_breaks_it() {
                 tokio::time::sleep(Duration::ZERO).await;
                 Ok::<_, Infallible>(Bytes::from_static(b"all is well"))
             });
-            let mut response = Response::new(Body::new(tx.hold_until_body_end(Body::from_stream(body))));
+            let mut response =
+                Response::new(Body::new(tx.hold_until_body_end(Body::from_stream(body))));
             if form.has_length() {
-                response.headers_mut().insert(header::CONTENT_LENGTH, 11.into());
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_LENGTH, 11.into());
             }
             response
         }))

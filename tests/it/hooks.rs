@@ -37,7 +37,12 @@ fn note(db: &DbSession, log: &Log, committed: &'static str, rolled_back: &'stati
     db.after_rollback(log.note(rolled_back)).unwrap();
 }
 
-fn note_nested(tx: &SessionTransaction, log: &Log, committed: &'static str, rolled_back: &'static str) {
+fn note_nested(
+    tx: &SessionTransaction,
+    log: &Log,
+    committed: &'static str,
+    rolled_back: &'static str,
+) {
     tx.after_commit(log.note(committed)).unwrap();
     tx.after_rollback(log.note(rolled_back)).unwrap();
 }
@@ -45,7 +50,10 @@ fn note_nested(tx: &SessionTransaction, log: &Log, committed: &'static str, roll
 #[tokio::test]
 async fn hooks_run_in_order_and_only_those_of_the_end_that_came() {
     for kind in Kind::ALL {
-        for (status, expected) in [(200, ["c1", "c2", "c3", "c4", "c5"]), (400, ["r1", "r2", "r3", "r4", "r5"])] {
+        for (status, expected) in [
+            (200, ["c1", "c2", "c3", "c4", "c5"]),
+            (400, ["r1", "r2", "r3", "r4", "r5"]),
+        ] {
             let world = World::new(kind, 1).await;
             let log = Log::default();
             let notes = log.clone();
@@ -128,7 +136,11 @@ async fn a_transaction_begun_by_the_handler_has_hooks_as_well() {
             });
             post(&app.layer(world.layer()), "/").await;
             world.assert_whole().await;
-            assert_eq!((log.read(), world.seen("row").await), (expected.to_vec(), i64::from(commit)), "{kind:?}");
+            assert_eq!(
+                (log.read(), world.seen("row").await),
+                (expected.to_vec(), i64::from(commit)),
+                "{kind:?}"
+            );
         }
     }
 }
@@ -150,7 +162,10 @@ async fn after_an_early_end_hooks_run_at_once_and_once() {
             notes.becomes(&["c1", "r2"]).await;
             note(&tx, &notes, "c3", "r3");
         });
-        assert_eq!(post(&app.layer(world.layer()), "/").await.status(), StatusCode::OK);
+        assert_eq!(
+            post(&app.layer(world.layer()), "/").await.status(),
+            StatusCode::OK
+        );
         log.becomes(&["c1", "r2", "c3"]).await;
         world.assert_whole().await;
         assert_eq!(log.read(), ["c1", "r2", "c3"], "{kind:?}");
@@ -182,7 +197,9 @@ async fn whatever_rolls_back_runs_the_hooks_of_a_rollback() {
                 }
             }
         };
-        let app = Router::new().route("/{why}", any(handler)).layer(world.layer());
+        let app = Router::new()
+            .route("/{why}", any(handler))
+            .layer(world.layer());
         let mut expected = Vec::new();
         for why in ["late", "early", "only", "open"] {
             post(&app, &format!("/{why}")).await;
@@ -210,8 +227,13 @@ async fn a_hook_does_not_delay_the_answer() {
             })
             .unwrap();
         });
-        let response = timeout(BOUND, post(&app.layer(world.layer()), "/")).await.expect("it waits for nobody");
-        assert_eq!((response.status(), world.seen("row").await), (StatusCode::OK, 1));
+        let response = timeout(BOUND, post(&app.layer(world.layer()), "/"))
+            .await
+            .expect("it waits for nobody");
+        assert_eq!(
+            (response.status(), world.seen("row").await),
+            (StatusCode::OK, 1)
+        );
         assert_eq!(log.read(), [""; 0]);
         answered.notify_one();
         log.becomes(&["after the answer"]).await;
@@ -243,7 +265,10 @@ async fn a_hook_finds_the_connection_back_and_its_work_done() {
                 StatusCode::from_u16(status).unwrap()
             });
             post(&app.layer(world.layer()), "/").await;
-            let seen = timeout(BOUND, done).await.expect("in time").expect("the hook works");
+            let seen = timeout(BOUND, done)
+                .await
+                .expect("in time")
+                .expect("the hook works");
             assert_eq!(seen, rows, "{kind:?}");
             world.assert_whole().await;
         }
@@ -261,7 +286,10 @@ async fn a_hook_that_panics_does_not_stop_the_next() {
         tx.after_commit(notes.note("last")).unwrap();
         insert_item(&tx, "row").await;
     });
-    assert_eq!(post(&app.layer(world.layer()), "/").await.status(), StatusCode::OK);
+    assert_eq!(
+        post(&app.layer(world.layer()), "/").await.status(),
+        StatusCode::OK
+    );
     log.becomes(&["first", "last"]).await;
     world.assert_whole().await;
 }
@@ -321,7 +349,11 @@ async fn after_the_request_hooks_are_refused() {
             nested.after_commit(log.note("commit")),
             nested.after_rollback(log.note("rollback")),
         ] {
-            assert!(Error::of(&refused.unwrap_err()).unwrap().is_session_closed());
+            assert!(
+                Error::of(&refused.unwrap_err())
+                    .unwrap()
+                    .is_session_closed()
+            );
         }
         drop(nested);
         world.assert_whole().await;
@@ -342,8 +374,13 @@ async fn a_client_that_leaves_before_the_commit_causes_a_rollback_and_its_hooks(
             at.notify_one();
             std::future::pending::<()>().await;
         });
-        let request = tokio::spawn(app.layer(world.layer()).oneshot(Request::new(Body::empty())));
-        timeout(BOUND, reached.notified()).await.expect("the handler is called");
+        let request = tokio::spawn(
+            app.layer(world.layer())
+                .oneshot(Request::new(Body::empty())),
+        );
+        timeout(BOUND, reached.notified())
+            .await
+            .expect("the handler is called");
         request.abort();
         let _ = request.await;
         log.becomes(&["rolled back"]).await;
@@ -358,7 +395,9 @@ async fn a_client_that_leaves_after_the_commit_was_sent_does_not_stop_the_hooks(
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
         let proxy = Arc::new(Proxy::start(port_of(test.url())).await);
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), 1))
+            .await
+            .unwrap();
         let (log, sent) = (Log::default(), Arc::new(AtomicU64::new(u64::MAX)));
         let (notes, before, wire) = (log.clone(), sent.clone(), proxy.clone());
         let app = serve(async move |tx: DbTx| {
@@ -370,8 +409,12 @@ async fn a_client_that_leaves_after_the_commit_was_sent_does_not_stop_the_hooks(
         });
         let app = app.layer(session_layer(db.clone()));
         let request = Box::pin(app.oneshot(Request::new(Body::empty())));
-        let commit = eventually("COMMIT was sent", async || proxy.requests() > sent.load(Ordering::SeqCst));
-        let Either::Right(((), request)) = select(request, Box::pin(commit)).await else { panic!("it was answered") };
+        let commit = eventually("COMMIT was sent", async || {
+            proxy.requests() > sent.load(Ordering::SeqCst)
+        });
+        let Either::Right(((), request)) = select(request, Box::pin(commit)).await else {
+            panic!("it was answered")
+        };
         drop(request);
         proxy.delay_replies(Duration::ZERO);
         log.becomes(&["committed"]).await;
@@ -384,7 +427,12 @@ async fn a_client_that_leaves_after_the_commit_was_sent_does_not_stop_the_hooks(
 /// The port in a database URL.
 fn port_of(url: &str) -> u16 {
     let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after.split(['/', '?']).next().expect("a port").parse().expect("a port")
+    after
+        .split(['/', '?'])
+        .next()
+        .expect("a port")
+        .parse()
+        .expect("a port")
 }
 
 #[tokio::test]
@@ -405,7 +453,12 @@ async fn a_mocks_nested_transaction_takes_its_hooks_along() {
         });
         post(&app.layer(session_layer(db)), "/").await;
         // Rolled back to a savepoint, both are dropped; the outermost one was a transaction of its own.
-        log.becomes(if transactional { &["right"] } else { &["undone", "right"] }).await;
+        log.becomes(if transactional {
+            &["right"]
+        } else {
+            &["undone", "right"]
+        })
+        .await;
     }
 }
 

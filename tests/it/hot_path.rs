@@ -56,9 +56,15 @@ fn a_session_that_is_not_used_costs_a_few_allocations() {
     let (_test, db) = connect(&runtime);
     let app = || Router::new().route("/", get(async || ()));
     let bare = per_request(&runtime, &app().layer(tower::layer::util::Identity::new()));
-    let lazy = per_request(&runtime, &app().layer(DbSessionLayer::new(db.clone()).lazy())) - bare;
+    let lazy = per_request(
+        &runtime,
+        &app().layer(DbSessionLayer::new(db.clone()).lazy()),
+    ) - bare;
     let eager = per_request(&runtime, &app().layer(DbSessionLayer::new(db.clone()))) - bare;
-    let transaction = per_request(&runtime, &app().layer(DbSessionLayer::new(db).transaction())) - bare;
+    let transaction = per_request(
+        &runtime,
+        &app().layer(DbSessionLayer::new(db).transaction()),
+    ) - bare;
     // The session, its entry in the request's extensions, and the growth of their table.
     eprintln!("bare {bare}, lazy +{lazy}, eager +{eager}, transaction +{transaction}");
     assert!(lazy <= 3.0, "lazy, untouched: {lazy}");
@@ -79,10 +85,15 @@ fn a_statement_costs_little_more_than_in_seaorms_own_transaction() {
         Router::new().route("/", get(handler))
     };
     let ours = |statements| {
-        let app = Router::new().route("/", get(move |db: DbSession| async move { select(&db, statements).await }));
+        let app = Router::new().route(
+            "/",
+            get(move |db: DbSession| async move { select(&db, statements).await }),
+        );
         app.layer(DbSessionLayer::new(db.clone()).transaction())
     };
-    let each = |one: Router, eleven: Router| (per_request(&runtime, &eleven) - per_request(&runtime, &one)) / 10.0;
+    let each = |one: Router, eleven: Router| {
+        (per_request(&runtime, &eleven) - per_request(&runtime, &one)) / 10.0
+    };
     let theirs = each(own(1), own(11));
     let mine = each(ours(1), ours(11));
     eprintln!("a statement: SeaORM's transaction {theirs:.2}, a session {mine:.2}");

@@ -7,7 +7,8 @@ use axum::{Router, body::Body, extract::Path, response::Response, routing::any};
 use futures_util::future::join_all;
 use http::{Request, StatusCode};
 use sea_orm::{
-    ConnectionTrait, DbErr, IsolationLevel, Statement, TransactionOptions, TransactionTrait, sqlx::Executor,
+    ConnectionTrait, DbErr, IsolationLevel, Statement, TransactionOptions, TransactionTrait,
+    sqlx::Executor,
 };
 use tokio::{sync::Barrier, time::timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -28,7 +29,10 @@ async fn assert_unlocked(site: &Site, case: &str) {
         Kind::SqliteFile => {
             let pool = view.get_sqlite_connection_pool();
             let mut connection = pool.acquire().await.unwrap();
-            let locked = connection.execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE").await.map(drop);
+            let locked = connection
+                .execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE")
+                .await
+                .map(drop);
             let _ = connection.execute("ROLLBACK").await;
             connection.close().await.unwrap();
             locked.map_err(|error| error.to_string())
@@ -63,10 +67,15 @@ enum End {
 }
 
 async fn lock(db: &impl ConnectionTrait) {
-    db.execute_unprepared("UPDATE item SET hits = hits + 1 WHERE id = 1").await.unwrap();
+    db.execute_unprepared("UPDATE item SET hits = hits + 1 WHERE id = 1")
+        .await
+        .unwrap();
 }
 
-async fn end(end: End, db: DbSession) -> (StatusCode, Option<Arc<tower_sea_orm::SessionTransaction>>) {
+async fn end(
+    end: End,
+    db: DbSession,
+) -> (StatusCode, Option<Arc<tower_sea_orm::SessionTransaction>>) {
     let status = |code| StatusCode::from_u16(code).unwrap();
     if !matches!(end, End::Dropped(_) | End::Kept) {
         lock(&db.tx()).await;
@@ -154,10 +163,18 @@ async fn locks_are_free_when_an_inner_services_error_is_there() {
             lock(&db).await;
             Err::<Response, _>("inner")
         }));
-        let answer = service.ready().await.unwrap().call(Request::new(Body::empty())).await;
+        let answer = service
+            .ready()
+            .await
+            .unwrap()
+            .call(Request::new(Body::empty()))
+            .await;
         assert_unlocked(&site, &format!("{kind:?}")).await;
         assert_eq!(answer.unwrap_err(), "inner");
-        assert_eq!(value::<i32>(site.view(), "SELECT hits FROM item WHERE id = 1").await, 0);
+        assert_eq!(
+            value::<i32>(site.view(), "SELECT hits FROM item WHERE id = 1").await,
+            0
+        );
         site.assert_whole().await;
     }
 }
@@ -172,12 +189,19 @@ const SERIALIZABLE: TransactionOptions = TransactionOptions {
 async fn until_served(app: &Router, uri: &str) -> u32 {
     for sent in 1.. {
         let request = Request::post(uri).body(Body::empty()).unwrap();
-        let response = app.clone().oneshot(request).await.unwrap_or_else(|never: Infallible| match never {});
+        let response = app
+            .clone()
+            .oneshot(request)
+            .await
+            .unwrap_or_else(|never: Infallible| match never {});
         if response.status() == StatusCode::OK {
             assert!(outcome(&response).is_committed() || outcome(&response).is_untouched());
             return sent;
         }
-        assert_eq!((response.status(), retry_after(&response)), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
+        assert_eq!(
+            (response.status(), retry_after(&response)),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("1"))
+        );
         tokio::task::yield_now().await;
     }
     unreachable!("a request is served some time")
@@ -186,21 +210,30 @@ async fn until_served(app: &Router, uri: &str) -> u32 {
 async fn number(tx: &DbTx, sql: &str) -> Result<i64, DbErr> {
     let sql = format!(
         "SELECT CAST(({sql}) AS {})",
-        if tx.backend() == sea_orm::DbBackend::MySql { "SIGNED" } else { "bigint" }
+        if tx.backend() == sea_orm::DbBackend::MySql {
+            "SIGNED"
+        } else {
+            "bigint"
+        }
     );
-    let row = tx.query_one_raw(Statement::from_string(tx.backend(), sql)).await?;
+    let row = tx
+        .query_one_raw(Statement::from_string(tx.backend(), sql))
+        .await?;
     row.unwrap().try_get_by_index(0)
 }
 
 #[tokio::test]
 async fn no_update_is_lost_under_serializable() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
-        let site = Site::new(kind).await.layered(|layer| layer.transaction_with(SERIALIZABLE));
+        let site = Site::new(kind)
+            .await
+            .layered(|layer| layer.transaction_with(SERIALIZABLE));
         insert_item(&site.db, "counter").await;
         let app = site.app(async |tx: DbTx| {
             let hits = number(&tx, "SELECT hits FROM item WHERE id = 1").await?;
             tokio::task::yield_now().await;
-            tx.execute_unprepared(&format!("UPDATE item SET hits = {} WHERE id = 1", hits + 1)).await?;
+            tx.execute_unprepared(&format!("UPDATE item SET hits = {} WHERE id = 1", hits + 1))
+                .await?;
             Ok::<_, Failed>(())
         });
         let clients = (0..6).map(async |_| {
@@ -208,8 +241,14 @@ async fn no_update_is_lost_under_serializable() {
                 until_served(&app, "/").await;
             }
         });
-        timeout(BOUND, join_all(clients)).await.expect("all are served");
-        assert_eq!(value::<i32>(site.view(), "SELECT hits FROM item WHERE id = 1").await, 24, "{kind:?}");
+        timeout(BOUND, join_all(clients))
+            .await
+            .expect("all are served");
+        assert_eq!(
+            value::<i32>(site.view(), "SELECT hits FROM item WHERE id = 1").await,
+            24,
+            "{kind:?}"
+        );
         site.assert_whole().await;
     }
 }
@@ -218,7 +257,9 @@ async fn no_update_is_lost_under_serializable() {
 #[tokio::test]
 async fn no_write_is_skewed_under_serializable() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
-        let site = Site::new(kind).await.layered(|layer| layer.transaction_with(SERIALIZABLE));
+        let site = Site::new(kind)
+            .await
+            .layered(|layer| layer.transaction_with(SERIALIZABLE));
         for round in 0..4 {
             site.run("DELETE FROM item").await;
             insert_item(site.view(), "first").await;
@@ -230,7 +271,8 @@ async fn no_write_is_skewed_under_serializable() {
                 .route(
                     "/{name}",
                     any(async move |Path(name): Path<String>, tx: DbTx| {
-                        let on_duty = number(&tx, "SELECT count(*) FROM item WHERE hits = 0").await?;
+                        let on_duty =
+                            number(&tx, "SELECT count(*) FROM item WHERE hits = 0").await?;
                         if tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2 {
                             both.wait().await;
                         }
@@ -243,7 +285,11 @@ async fn no_write_is_skewed_under_serializable() {
                 )
                 .layer(site.layer.clone());
             let clients = ["/first", "/second"].map(|uri| until_served(&app, uri));
-            let sent: u32 = timeout(BOUND, join_all(clients)).await.expect("both are served").iter().sum();
+            let sent: u32 = timeout(BOUND, join_all(clients))
+                .await
+                .expect("both are served")
+                .iter()
+                .sum();
             assert!(sent > 2, "{kind:?}: one of them had to come again");
             let off: i64 = value(site.view(), "SELECT count(*) FROM item WHERE hits = 1").await;
             assert_eq!(off, 1, "{kind:?} round {round}: exactly one of them goes");

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use sea_orm::{
-    AccessMode, ConnectionTrait, DbErr, IsolationLevel, Statement, TransactionError, TransactionOptions,
-    TransactionTrait,
+    AccessMode, ConnectionTrait, DbErr, IsolationLevel, Statement, TransactionError,
+    TransactionOptions, TransactionTrait,
 };
 use tokio::{sync::Notify, time::timeout};
 use tower_sea_orm::{DbTx, Error};
@@ -45,7 +45,11 @@ async fn ok_commits_and_an_error_rolls_back() {
                 Ok::<_, DbErr>(count_items(tx, "kept").await)
             })
             .await;
-        assert_eq!((answer.unwrap(), world.seen("kept").await), (1, 1), "{kind:?}: when it returns, it is there");
+        assert_eq!(
+            (answer.unwrap(), world.seen("kept").await),
+            (1, 1),
+            "{kind:?}: when it returns, it is there"
+        );
         log.becomes(&["committed"]).await;
 
         let answer = pool
@@ -55,7 +59,10 @@ async fn ok_commits_and_an_error_rolls_back() {
                 Err::<(), _>("the job's own")
             })
             .await;
-        assert!(matches!(answer, Err(TransactionError::Transaction("the job's own"))), "{answer:?}");
+        assert!(
+            matches!(answer, Err(TransactionError::Transaction("the job's own"))),
+            "{answer:?}"
+        );
         assert_eq!(world.seen("lost").await, 0, "{kind:?}");
         log.becomes(&["committed", "rolled back"]).await;
         world.assert_whole().await;
@@ -80,7 +87,9 @@ async fn a_job_that_panics_or_is_dropped_is_rolled_back() {
                 })
                 .await
             });
-            timeout(BOUND, reached.notified()).await.expect("the job runs");
+            timeout(BOUND, reached.notified())
+                .await
+                .expect("the job runs");
             if !panics {
                 job.abort();
             }
@@ -97,25 +106,40 @@ async fn the_options_are_in_force() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let pool = session_pool(world.db.clone());
-        let read_only = TransactionOptions { access_mode: Some(AccessMode::ReadOnly), ..Default::default() };
+        let read_only = TransactionOptions {
+            access_mode: Some(AccessMode::ReadOnly),
+            ..Default::default()
+        };
         let refused = pool
             .transaction_with(read_only, async |tx| {
-                tx.execute_unprepared("INSERT INTO item (name) VALUES ('refused')").await.map(drop)
+                tx.execute_unprepared("INSERT INTO item (name) VALUES ('refused')")
+                    .await
+                    .map(drop)
             })
             .await;
-        assert!(matches!(refused, Err(TransactionError::Transaction(_))), "{kind:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(TransactionError::Transaction(_))),
+            "{kind:?}: {refused:?}"
+        );
         pool.transaction(async |tx| {
             insert_item(tx, "kept").await;
             Ok::<_, DbErr>(())
         })
         .await
         .unwrap();
-        assert_eq!((world.seen("refused").await, world.seen("kept").await), (0, 1), "{kind:?}");
+        assert_eq!(
+            (world.seen("refused").await, world.seen("kept").await),
+            (0, 1),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
     let world = World::new(Kind::Postgres, 1).await;
     let pool = session_pool(world.db.clone());
-    let options = TransactionOptions { isolation_level: Some(IsolationLevel::RepeatableRead), ..Default::default() };
+    let options = TransactionOptions {
+        isolation_level: Some(IsolationLevel::RepeatableRead),
+        ..Default::default()
+    };
     let level = pool.transaction_with(options, async |tx| {
         Ok::<_, DbErr>(value::<String, _>(tx, "SHOW transaction_isolation").await)
     });
@@ -137,7 +161,10 @@ async fn a_commit_that_fails_is_an_error_of_the_database() {
             })
             .await;
         let error = database(failed.unwrap_err());
-        assert!(error.to_string().to_lowercase().contains("foreign key"), "{kind:?}: the server's own words: {error}");
+        assert!(
+            error.to_string().to_lowercase().contains("foreign key"),
+            "{kind:?}: the server's own words: {error}"
+        );
         log.becomes(&["rolled back"]).await;
         assert_eq!(world.seen("refused").await, 0, "{kind:?}");
         world.assert_whole().await;
@@ -153,7 +180,9 @@ async fn what_error_of_says_about_a_transaction_that_was_not_committed() {
 
     let aborted = pool
         .transaction(async |tx| {
-            tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
+            tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+                .await
+                .unwrap_err();
             Ok::<_, DbErr>(())
         })
         .await;
@@ -171,7 +200,10 @@ async fn what_error_of_says_about_a_transaction_that_was_not_committed() {
     drop(kept);
 
     // Each reads what the other one writes: one of them has to go, at its COMMIT.
-    let serializable = TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() };
+    let serializable = TransactionOptions {
+        isolation_level: Some(IsolationLevel::Serializable),
+        ..Default::default()
+    };
     let conflict = pool
         .transaction_with(serializable, async |tx| {
             count_items(tx, "second").await;
@@ -185,8 +217,14 @@ async fn what_error_of_says_about_a_transaction_that_was_not_committed() {
         })
         .await;
     let conflict = of(conflict.unwrap_err());
-    assert!(conflict.is_conflict() && conflict.is_retryable(), "{conflict}");
-    assert_eq!((world.seen("first").await, world.seen("second").await), (0, 1));
+    assert!(
+        conflict.is_conflict() && conflict.is_retryable(),
+        "{conflict}"
+    );
+    assert_eq!(
+        (world.seen("first").await, world.seen("second").await),
+        (0, 1)
+    );
     world.assert_whole().await;
 }
 
@@ -225,11 +263,18 @@ async fn rollback_only_lets_a_job_say_ok_without_a_trace() {
         let counted = pool
             .transaction(async |tx| {
                 tx.set_rollback_only()?;
-                let sql = Statement::from_string(kind.backend(), "INSERT INTO item (name) VALUES ('dry run')");
+                let sql = Statement::from_string(
+                    kind.backend(),
+                    "INSERT INTO item (name) VALUES ('dry run')",
+                );
                 Ok::<_, DbErr>(tx.execute_raw(sql).await?.rows_affected())
             })
             .await;
-        assert_eq!((counted.unwrap(), world.seen("dry run").await), (1, 0), "{kind:?}");
+        assert_eq!(
+            (counted.unwrap(), world.seen("dry run").await),
+            (1, 0),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -249,7 +294,10 @@ async fn a_conflict_beside_a_job_that_was_committed_is_not_to_be_sent_again() {
             .call(async move |tx: DbTx| {
                 insert_item(&tx, "late").await;
                 if job {
-                    let work = async |tx: &DbTx| tx.execute_unprepared("INSERT INTO item (name) VALUES ('job')").await;
+                    let work = async |tx: &DbTx| {
+                        tx.execute_unprepared("INSERT INTO item (name) VALUES ('job')")
+                            .await
+                    };
                     tx.pool().transaction(work).await.unwrap();
                 }
             })

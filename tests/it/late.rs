@@ -21,7 +21,13 @@ enum Way {
     Stream,
 }
 
-const WAYS: [Way; 5] = [Way::One, Way::All, Way::Execute, Way::Unprepared, Way::Stream];
+const WAYS: [Way; 5] = [
+    Way::One,
+    Way::All,
+    Way::Execute,
+    Way::Unprepared,
+    Way::Stream,
+];
 
 async fn run(db: &DbSession, way: Way, sql: &str) -> Result<(), DbErr> {
     let statement = Statement::from_string(db.backend(), sql);
@@ -46,14 +52,16 @@ async fn failing_late(kind: Kind) -> (Site, Vec<&'static str>) {
     match kind {
         Kind::MySql => {
             site.run("CREATE TABLE late (id integer PRIMARY KEY AUTO_INCREMENT, n integer CHECK (n <> 10))").await;
-            site.run("CREATE PROCEDURE complains() BEGIN SELECT 1; SIGNAL SQLSTATE '45000'; END").await;
+            site.run("CREATE PROCEDURE complains() BEGIN SELECT 1; SIGNAL SQLSTATE '45000'; END")
+                .await;
             let selects = "CREATE PROCEDURE several() BEGIN SELECT 1 UNION SELECT 2; SELECT 3; INSERT INTO late (n) VALUES (10); END";
             site.run(selects).await;
             let several = "INSERT INTO late (n) SELECT seq FROM seq_1_to_20 RETURNING id";
             (site, vec![several, "CALL complains()", "CALL several()"])
         }
         Kind::Postgres => {
-            site.run("CREATE TABLE late (n integer CHECK (n <> 10))").await;
+            site.run("CREATE TABLE late (n integer CHECK (n <> 10))")
+                .await;
             (
                 site,
                 vec![
@@ -63,7 +71,10 @@ async fn failing_late(kind: Kind) -> (Site, Vec<&'static str>) {
             )
         }
         _ => {
-            site.run("CREATE TABLE late (n integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)").await;
+            site.run(
+                "CREATE TABLE late (n integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)",
+            )
+            .await;
             (site, vec!["INSERT INTO late VALUES (-1), (-2) RETURNING n"])
         }
     }
@@ -89,7 +100,11 @@ async fn an_error_after_the_first_row_is_the_statements_own() {
                         }
                     })
                     .await;
-                assert_eq!((response.status(), left(&site).await), (StatusCode::CONFLICT, 0), "{case}");
+                assert_eq!(
+                    (response.status(), left(&site).await),
+                    (StatusCode::CONFLICT, 0),
+                    "{case}"
+                );
                 assert_eq!(site.count("next").await, 1, "{case}");
                 site.run("DELETE FROM item").await;
             }
@@ -116,9 +131,21 @@ async fn an_error_after_the_first_row_is_heard_inside_of_a_transaction() {
                         Err(_) => StatusCode::CONFLICT,
                     })
                     .await;
-                let expected = if kind == Kind::MySql { StatusCode::OK } else { StatusCode::CONFLICT };
-                assert_eq!((response.status(), left(&site).await), (expected, 0), "{case}");
-                assert_eq!(site.count("next").await, i64::from(kind == Kind::MySql), "{case}");
+                let expected = if kind == Kind::MySql {
+                    StatusCode::OK
+                } else {
+                    StatusCode::CONFLICT
+                };
+                assert_eq!(
+                    (response.status(), left(&site).await),
+                    (expected, 0),
+                    "{case}"
+                );
+                assert_eq!(
+                    site.count("next").await,
+                    i64::from(kind == Kind::MySql),
+                    "{case}"
+                );
                 site.run("DELETE FROM item").await;
             }
         }
@@ -134,15 +161,30 @@ async fn a_stream_that_fails_behind_its_readers_back_is_not_committed() {
         let response = site
             .call(async move |tx: DbTx| {
                 insert_item(&tx, "before").await;
-                let mut rows = tx.stream_raw(Statement::from_string(tx.backend(), sql)).await.unwrap();
+                let mut rows = tx
+                    .stream_raw(Statement::from_string(tx.backend(), sql))
+                    .await
+                    .unwrap();
                 let first = rows.next().await;
                 drop(rows);
                 // PostgreSQL sends the error with the rows or before them.
-                if first.is_some_and(|row| row.is_ok()) { StatusCode::CREATED } else { StatusCode::CONFLICT }
+                if first.is_some_and(|row| row.is_ok()) {
+                    StatusCode::CREATED
+                } else {
+                    StatusCode::CONFLICT
+                }
             })
             .await;
-        assert!(!response.status().is_success(), "{kind:?}: {}", response.status());
-        assert_eq!((site.count("before").await, left(&site).await), (0, 0), "{kind:?}");
+        assert!(
+            !response.status().is_success(),
+            "{kind:?}: {}",
+            response.status()
+        );
+        assert_eq!(
+            (site.count("before").await, left(&site).await),
+            (0, 0),
+            "{kind:?}"
+        );
         if response.status() != StatusCode::CONFLICT {
             assert!(outcome(&response).error().is_some(), "{kind:?}");
         }
@@ -154,22 +196,32 @@ async fn a_stream_that_fails_behind_its_readers_back_is_not_committed() {
 async fn a_write_whose_stream_is_dropped_takes_place_nevertheless() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
-        let mut sql = "INSERT INTO item (name) VALUES ('first'), ('second'), ('third') RETURNING id";
+        let mut sql =
+            "INSERT INTO item (name) VALUES ('first'), ('second'), ('third') RETURNING id";
         if kind == Kind::MySql && !is_mariadb(&site.db).await {
             // MySQL has no RETURNING.
             let insert = "INSERT INTO item (name) VALUES ('first'), ('second'), ('third')";
-            site.run(&format!("CREATE PROCEDURE writes() BEGIN SELECT 1 UNION ALL SELECT 2; {insert}; END")).await;
+            site.run(&format!(
+                "CREATE PROCEDURE writes() BEGIN SELECT 1 UNION ALL SELECT 2; {insert}; END"
+            ))
+            .await;
             sql = "CALL writes()";
         }
         let response = site
             .call(async move |db: DbSession| {
-                let mut rows = db.stream_raw(Statement::from_string(db.backend(), sql)).await.unwrap();
+                let mut rows = db
+                    .stream_raw(Statement::from_string(db.backend(), sql))
+                    .await
+                    .unwrap();
                 assert!(rows.next().await.unwrap().is_ok());
                 drop(rows);
             })
             .await;
         assert_eq!(response.status(), StatusCode::OK);
-        eventually("all rows are there", async || site.seen(["first", "second", "third"]).await == [true; 3]).await;
+        eventually("all rows are there", async || {
+            site.seen(["first", "second", "third"]).await == [true; 3]
+        })
+        .await;
         site.assert_whole().await;
     }
 }
@@ -179,10 +231,17 @@ async fn one_row_of_an_endless_result_is_had_at_once_on_sqlite() {
     for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
         let site = Site::new(kind).await;
         let asking = site.call(async |db: DbSession| {
-            let sql = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT n FROM t";
-            db.query_one_raw(Statement::from_string(db.backend(), sql)).await.unwrap().unwrap();
+            let sql =
+                "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT n FROM t";
+            db.query_one_raw(Statement::from_string(db.backend(), sql))
+                .await
+                .unwrap()
+                .unwrap();
         });
-        assert_eq!(tokio::time::timeout(BOUND, asking).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            tokio::time::timeout(BOUND, asking).await.unwrap().status(),
+            StatusCode::OK
+        );
         site.assert_whole().await;
     }
 }
@@ -200,13 +259,21 @@ async fn a_failure_that_is_heard_makes_none_good_that_was_not() {
             let mut unheard = tx.stream_raw(call("CALL late()")).await.unwrap();
             let _ = unheard.next().await;
             drop(unheard);
-            let mut heard = tx.stream_raw(call("SELECT 1 FROM no_such_table")).await.unwrap();
+            let mut heard = tx
+                .stream_raw(call("SELECT 1 FROM no_such_table"))
+                .await
+                .unwrap();
             while let Some(row) = heard.next().await {
                 row.unwrap_err();
             }
         })
         .await;
-    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{:?}", outcome(&response));
+    assert_eq!(
+        response.status(),
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "{:?}",
+        outcome(&response)
+    );
     assert_eq!(site.seen(["half"]).await, [false]);
     site.assert_whole().await;
 }

@@ -29,12 +29,17 @@ struct Hooks(Arc<[AtomicBool; 2]>);
 impl Hooks {
     fn register(&self, tx: &DbTx) {
         let (committed, rolled_back) = (self.0.clone(), self.0.clone());
-        tx.after_commit(async move { committed[0].store(true, Ordering::SeqCst) }).unwrap();
-        tx.after_rollback(async move { rolled_back[1].store(true, Ordering::SeqCst) }).unwrap();
+        tx.after_commit(async move { committed[0].store(true, Ordering::SeqCst) })
+            .unwrap();
+        tx.after_rollback(async move { rolled_back[1].store(true, Ordering::SeqCst) })
+            .unwrap();
     }
 
     fn ran(&self) -> [bool; 2] {
-        [self.0[0].load(Ordering::SeqCst), self.0[1].load(Ordering::SeqCst)]
+        [
+            self.0[0].load(Ordering::SeqCst),
+            self.0[1].load(Ordering::SeqCst),
+        ]
     }
 }
 
@@ -61,7 +66,10 @@ async fn a_commit_that_took_effect_unheard_is_unknown() {
             }
         }));
         let cut = async {
-            eventually("the COMMIT took effect", async || site.count("there").await == 1).await;
+            eventually("the COMMIT took effect", async || {
+                site.count("there").await == 1
+            })
+            .await;
             proxy.cut();
         };
         let (response, ()) = tokio::join!(request, cut);
@@ -70,7 +78,11 @@ async fn a_commit_that_took_effect_unheard_is_unknown() {
         assert_unknown(&response);
         assert_eq!(site.count("there").await, 1, "{kind:?}");
         site.assert_whole().await;
-        assert_eq!(hooks.ran(), [false, false], "{kind:?}: nobody knows which ones");
+        assert_eq!(
+            hooks.ran(),
+            [false, false],
+            "{kind:?}: nobody knows which ones"
+        );
     }
 }
 
@@ -92,12 +104,26 @@ async fn a_commit_that_a_frozen_server_does_not_answer_is_unknown_within_the_com
             })
             .await;
         assert_unknown(&response);
-        eventually("the slot is free", async || site.layer.pool().status().in_use == 0).await;
+        eventually("the slot is free", async || {
+            site.layer.pool().status().in_use == 0
+        })
+        .await;
         proxy.thaw();
-        eventually("the connection is closed", async || proxy.connections() <= 1).await;
-        assert!(proxy.requests() <= 1, "{kind:?}: the COMMIT was sent {} times", proxy.requests());
+        eventually("the connection is closed", async || {
+            proxy.connections() <= 1
+        })
+        .await;
+        assert!(
+            proxy.requests() <= 1,
+            "{kind:?}: the COMMIT was sent {} times",
+            proxy.requests()
+        );
         site.assert_whole().await;
-        assert_eq!(hooks.ran(), [false, false], "{kind:?}: nobody knows which ones");
+        assert_eq!(
+            hooks.ran(),
+            [false, false],
+            "{kind:?}: nobody knows which ones"
+        );
     }
 }
 
@@ -123,8 +149,12 @@ async fn a_backend_ended_in_the_midst_of_commit_is_unknown() {
         pin_mut!(request);
         let running = "SELECT count(*) FROM pg_stat_activity \
                        WHERE datname = current_database() AND state = 'active' AND query = 'COMMIT'";
-        let mut committing =
-            Box::pin(eventually("the COMMIT runs", async || value::<i64>(site.view(), running).await == 1).fuse());
+        let mut committing = Box::pin(
+            eventually("the COMMIT runs", async || {
+                value::<i64>(site.view(), running).await == 1
+            })
+            .fuse(),
+        );
         select! {
             response = request => panic!("answered before its end: {response:?}"),
             () = committing => {}
@@ -138,7 +168,10 @@ async fn a_backend_ended_in_the_midst_of_commit_is_unknown() {
         }
         assert_unknown(&request.await);
         if cut {
-            eventually("the server has finished nevertheless", async || site.count("slow").await == 1).await;
+            eventually("the server has finished nevertheless", async || {
+                site.count("slow").await == 1
+            })
+            .await;
         } else {
             assert_eq!(site.count("slow").await, 0);
         }
@@ -161,7 +194,10 @@ async fn an_early_commit_lost_on_the_way_ends_the_request_with_an_error() {
                     proxy.cut();
                     let error = known(tx.commit().await);
                     assert!(error.is_outcome_unknown());
-                    known(tx.execute_unprepared("INSERT INTO item (name) VALUES ('no')").await);
+                    known(
+                        tx.execute_unprepared("INSERT INTO item (name) VALUES ('no')")
+                            .await,
+                    );
                 }
             })
             .await;
@@ -202,7 +238,11 @@ async fn an_early_commit_that_is_not_answered_ends_with_the_commit_timeout_and_s
                 })
                 .await;
             proxy.thaw();
-            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?}, {nested}");
+            assert_eq!(
+                response.status(),
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "{kind:?}, {nested}"
+            );
             if !nested {
                 assert_unknown(&response);
             }
@@ -216,7 +256,10 @@ async fn a_commit_that_was_told_as_unknown_stays_so_if_its_answer_comes_after_al
     for kind in SERVERS {
         for status in [StatusCode::OK, StatusCode::CONFLICT] {
             let (site, proxy) = Site::behind_a_proxy(kind).await;
-            let site = site.pooled(|pool| pool.commit_timeout(Duration::from_millis(300)).release_timeout(BOUND));
+            let site = site.pooled(|pool| {
+                pool.commit_timeout(Duration::from_millis(300))
+                    .release_timeout(BOUND)
+            });
             let proxy = Arc::new(proxy);
             let response = site
                 .call({
@@ -235,7 +278,11 @@ async fn a_commit_that_was_told_as_unknown_stays_so_if_its_answer_comes_after_al
                 })
                 .await;
             assert_unknown(&response);
-            assert_eq!(site.seen(["there", "next"]).await, [true, false], "{kind:?}, {status}");
+            assert_eq!(
+                site.seen(["there", "next"]).await,
+                [true, false],
+                "{kind:?}, {status}"
+            );
             site.assert_whole().await;
         }
     }
@@ -243,7 +290,10 @@ async fn a_commit_that_was_told_as_unknown_stays_so_if_its_answer_comes_after_al
 
 #[tokio::test]
 async fn a_rollback_after_a_commit_whose_connection_was_lost_does_not_make_it_good() {
-    for (kind, status) in SERVERS.into_iter().flat_map(|kind| [(kind, StatusCode::OK), (kind, StatusCode::CONFLICT)]) {
+    for (kind, status) in SERVERS
+        .into_iter()
+        .flat_map(|kind| [(kind, StatusCode::OK), (kind, StatusCode::CONFLICT)])
+    {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let proxy = Arc::new(proxy);
         let request = call(site.app({
@@ -258,7 +308,10 @@ async fn a_rollback_after_a_commit_whose_connection_was_lost_does_not_make_it_go
             }
         }));
         let cut = async {
-            eventually("the COMMIT took effect", async || site.count("there").await == 1).await;
+            eventually("the COMMIT took effect", async || {
+                site.count("there").await == 1
+            })
+            .await;
             proxy.cut();
         };
         let (response, ()) = tokio::join!(request, cut);

@@ -4,10 +4,10 @@ use futures_util::{StreamExt, TryStreamExt};
 use sea_orm::{
     AccessMode, ActiveModelTrait,
     ActiveValue::Set,
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, DerivePartialModel, EntityTrait,
-    FromQueryResult, IntoActiveModel, IsolationLevel, LoaderTrait, MockDatabase, ModelTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, SqlErr, SqliteTransactionMode, Statement, StreamTrait, TransactionError,
-    TransactionOptions, TransactionTrait,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, DerivePartialModel,
+    EntityTrait, FromQueryResult, IntoActiveModel, IsolationLevel, LoaderTrait, MockDatabase,
+    ModelTrait, PaginatorTrait, QueryFilter, QueryOrder, SqlErr, SqliteTransactionMode, Statement,
+    StreamTrait, TransactionError, TransactionOptions, TransactionTrait,
     sea_query::{Expr, ExprTrait},
     sqlx::{Connection, Executor},
 };
@@ -61,7 +61,11 @@ mod note {
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
     pub enum Relation {
-        #[sea_orm(belongs_to = "super::item::Entity", from = "Column::ItemId", to = "super::item::Column::Id")]
+        #[sea_orm(
+            belongs_to = "super::item::Entity",
+            from = "Column::ItemId",
+            to = "super::item::Column::Id"
+        )]
         Item,
     }
 
@@ -88,13 +92,19 @@ async fn everywhere(test: impl AsyncFn(Kind, &PoolSession)) {
 }
 
 fn named(name: &str) -> item::ActiveModel {
-    item::ActiveModel { name: Set(name.to_owned()), ..Default::default() }
+    item::ActiveModel {
+        name: Set(name.to_owned()),
+        ..Default::default()
+    }
 }
 
 /// `count` items, `item 0` first.
 async fn fill<C: ConnectionTrait>(db: &C, count: i32) {
-    let models =
-        (0..count).map(|n| item::ActiveModel { name: Set(format!("item {n:03}")), hits: Set(n), ..Default::default() });
+    let models = (0..count).map(|n| item::ActiveModel {
+        name: Set(format!("item {n:03}")),
+        hits: Set(n),
+        ..Default::default()
+    });
     item::Entity::insert_many(models).exec(db).await.unwrap();
 }
 
@@ -103,21 +113,51 @@ async fn entities_are_found_inserted_updated_saved_and_deleted() {
     everywhere(async |kind, session| {
         let db: &DbSession = session;
         assert_eq!(db.get_database_backend(), kind.backend());
-        let inserted = item::ActiveModel { hits: Set(1), ..named("a") }.insert(db).await.unwrap();
+        let inserted = item::ActiveModel {
+            hits: Set(1),
+            ..named("a")
+        }
+        .insert(db)
+        .await
+        .unwrap();
         assert_eq!((inserted.name.as_str(), inserted.hits), ("a", 1));
-        assert_eq!(item::Entity::find_by_id(inserted.id).one(db).await.unwrap(), Some(inserted.clone()));
-        assert_eq!(item::Entity::find_by_id(inserted.id + 1).one(db).await.unwrap(), None);
+        assert_eq!(
+            item::Entity::find_by_id(inserted.id).one(db).await.unwrap(),
+            Some(inserted.clone())
+        );
+        assert_eq!(
+            item::Entity::find_by_id(inserted.id + 1)
+                .one(db)
+                .await
+                .unwrap(),
+            None
+        );
 
         let mut active = inserted.into_active_model();
         active.hits = Set(2);
         let updated = active.update(db).await.unwrap();
         assert_eq!(updated.hits, 2);
-        let saved = item::ActiveModel { hits: Set(5), ..named("b") }.save(db).await.unwrap();
+        let saved = item::ActiveModel {
+            hits: Set(5),
+            ..named("b")
+        }
+        .save(db)
+        .await
+        .unwrap();
         let mut saved = saved.into_active_model();
         saved.hits = Set(6);
         saved.save(db).await.unwrap();
-        let all = item::Entity::find().order_by_asc(item::Column::Id).all(db).await.unwrap();
-        assert_eq!(all.iter().map(|item| (item.name.as_str(), item.hits)).collect::<Vec<_>>(), [("a", 2), ("b", 6)]);
+        let all = item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .all(db)
+            .await
+            .unwrap();
+        assert_eq!(
+            all.iter()
+                .map(|item| (item.name.as_str(), item.hits))
+                .collect::<Vec<_>>(),
+            [("a", 2), ("b", 6)]
+        );
 
         let changed = item::Entity::update_many()
             .col_expr(item::Column::Hits, Expr::col(item::Column::Hits).add(10))
@@ -127,7 +167,11 @@ async fn entities_are_found_inserted_updated_saved_and_deleted() {
             .unwrap();
         assert_eq!(changed.rows_affected, 1);
         assert_eq!(all[1].clone().delete(db).await.unwrap().rows_affected, 1);
-        let deleted = item::Entity::delete_many().filter(item::Column::Hits.eq(12)).exec(db).await.unwrap();
+        let deleted = item::Entity::delete_many()
+            .filter(item::Column::Hits.eq(12))
+            .exec(db)
+            .await
+            .unwrap();
         assert_eq!(deleted.rows_affected, 1);
         assert_eq!(item::Entity::find().count(db).await.unwrap(), 0);
 
@@ -154,11 +198,19 @@ async fn paginators_cursors_partial_models_and_raw_sql_work() {
     everywhere(async |kind, session| {
         let db: &DbSession = session;
         fill(db, 25).await;
-        let pages = item::Entity::find().order_by_asc(item::Column::Id).paginate(db, 10);
-        assert_eq!(pages.num_items_and_pages().await.unwrap().number_of_pages, 3);
+        let pages = item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .paginate(db, 10);
+        assert_eq!(
+            pages.num_items_and_pages().await.unwrap().number_of_pages,
+            3
+        );
         assert_eq!(pages.fetch_page(2).await.unwrap().len(), 5);
         let mut seen = 0;
-        let mut stream = item::Entity::find().order_by_asc(item::Column::Id).paginate(db, 7).into_stream();
+        let mut stream = item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .paginate(db, 7)
+            .into_stream();
         while let Some(page) = stream.try_next().await.unwrap() {
             seen += page.len();
         }
@@ -167,22 +219,44 @@ async fn paginators_cursors_partial_models_and_raw_sql_work() {
 
         let mut cursor = item::Entity::find().cursor_by(item::Column::Hits);
         let page = cursor.after(9).first(5).all(db).await.unwrap();
-        assert_eq!(page.iter().map(|item| item.hits).collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
+        assert_eq!(
+            page.iter().map(|item| item.hits).collect::<Vec<_>>(),
+            [10, 11, 12, 13, 14]
+        );
 
-        let first = item::Entity::find().order_by_asc(item::Column::Id).into_partial_model::<Named>();
-        assert_eq!(first.one(db).await.unwrap(), Some(Named { name: "item 000".to_owned() }));
+        let first = item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .into_partial_model::<Named>();
+        assert_eq!(
+            first.one(db).await.unwrap(),
+            Some(Named {
+                name: "item 000".to_owned()
+            })
+        );
 
         let total = match kind {
             Kind::MySql => "SELECT CAST(sum(hits) AS SIGNED) AS total FROM item",
             _ => "SELECT sum(hits) AS total FROM item",
         };
-        let sum = Sum::find_by_statement(Statement::from_string(kind.backend(), total)).one(db).await.unwrap();
+        let sum = Sum::find_by_statement(Statement::from_string(kind.backend(), total))
+            .one(db)
+            .await
+            .unwrap();
         assert_eq!(sum.unwrap().total, 300);
         let all = "SELECT * FROM item WHERE hits < 3 ORDER BY hits";
-        let models =
-            item::Entity::find().from_raw_sql(Statement::from_string(kind.backend(), all)).all(db).await.unwrap();
+        let models = item::Entity::find()
+            .from_raw_sql(Statement::from_string(kind.backend(), all))
+            .all(db)
+            .await
+            .unwrap();
         assert_eq!(models.len(), 3);
-        assert_eq!(db.execute_unprepared("DELETE FROM item WHERE hits > 19").await.unwrap().rows_affected(), 5);
+        assert_eq!(
+            db.execute_unprepared("DELETE FROM item WHERE hits > 19")
+                .await
+                .unwrap()
+                .rows_affected(),
+            5
+        );
     })
     .await;
 }
@@ -191,23 +265,53 @@ async fn paginators_cursors_partial_models_and_raw_sql_work() {
 async fn relations_are_loaded_and_schemas_built() {
     everywhere(async |_, session| {
         let db: &DbSession = session;
-        db.get_schema_builder().register(note::Entity).apply(db).await.unwrap();
+        db.get_schema_builder()
+            .register(note::Entity)
+            .apply(db)
+            .await
+            .unwrap();
         let mut ids = Vec::new();
         for name in ["a", "b"] {
             let item = named(name).insert(db).await.unwrap();
             for n in 0..=ids.len() {
                 let text = Set(format!("{name} {n}"));
-                note::ActiveModel { item_id: Set(item.id), text, ..Default::default() }.insert(db).await.unwrap();
+                note::ActiveModel {
+                    item_id: Set(item.id),
+                    text,
+                    ..Default::default()
+                }
+                .insert(db)
+                .await
+                .unwrap();
             }
             ids.push(item.id);
         }
-        let items = item::Entity::find().order_by_asc(item::Column::Id).all(db).await.unwrap();
+        let items = item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .all(db)
+            .await
+            .unwrap();
         let notes = items.load_many(note::Entity, db).await.unwrap();
         assert_eq!(notes.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
-        let notes = note::Entity::find().order_by_asc(note::Column::Id).all(db).await.unwrap();
+        let notes = note::Entity::find()
+            .order_by_asc(note::Column::Id)
+            .all(db)
+            .await
+            .unwrap();
         let owners = notes.load_one(item::Entity, db).await.unwrap();
-        assert_eq!(owners.iter().flatten().map(|item| item.id).collect::<Vec<_>>(), [ids[0], ids[1], ids[1]]);
-        let joined = item::Entity::find().find_with_related(note::Entity).all(db).await.unwrap();
+        assert_eq!(
+            owners
+                .iter()
+                .flatten()
+                .map(|item| item.id)
+                .collect::<Vec<_>>(),
+            [ids[0], ids[1], ids[1]]
+        );
+        let joined = item::Entity::find()
+            .find_with_related(note::Entity)
+            .all(db)
+            .await
+            .unwrap();
         assert_eq!(joined.len(), 2);
         let related = items[1].find_related(note::Entity).all(db).await.unwrap();
         assert_eq!(related.len(), 2);
@@ -220,7 +324,11 @@ async fn rows_are_streamed_whole_and_half() {
     everywhere(async |kind, session| {
         let db: &DbSession = session;
         fill(db, 200).await;
-        let mut stream = item::Entity::find().order_by_asc(item::Column::Id).stream(db).await.unwrap();
+        let mut stream = item::Entity::find()
+            .order_by_asc(item::Column::Id)
+            .stream(db)
+            .await
+            .unwrap();
         let mut hits = 0;
         while let Some(item) = stream.try_next().await.unwrap() {
             assert_eq!(item.hits, hits);
@@ -231,16 +339,31 @@ async fn rows_are_streamed_whole_and_half() {
         for taken in [0, 1, 17, 199] {
             let stream = item::Entity::find().stream(db).await.unwrap();
             assert_eq!(stream.take(taken).count().await, taken);
-            assert_eq!(item::Entity::find().count(db).await.unwrap(), 200, "{kind:?}: after {taken} rows");
+            assert_eq!(
+                item::Entity::find().count(db).await.unwrap(),
+                200,
+                "{kind:?}: after {taken} rows"
+            );
         }
-        let bad = db.stream_raw(Statement::from_string(kind.backend(), "SELECT nothing FROM nowhere")).await;
+        let bad = db
+            .stream_raw(Statement::from_string(
+                kind.backend(),
+                "SELECT nothing FROM nowhere",
+            ))
+            .await;
         let failed = match bad {
             Ok(mut stream) => stream.try_next().await.is_err(),
             Err(_) => true,
         };
         assert!(failed);
         let tx = db.begin().await.unwrap();
-        let rows: Vec<_> = item::Entity::find().stream(&tx).await.unwrap().try_collect().await.unwrap();
+        let rows: Vec<_> = item::Entity::find()
+            .stream(&tx)
+            .await
+            .unwrap()
+            .try_collect()
+            .await
+            .unwrap();
         assert_eq!(rows.len(), 200);
         tx.commit().await.unwrap();
     })
@@ -273,13 +396,21 @@ async fn transactions_commit_what_succeeds_and_roll_back_what_fails() {
                 })
             })
             .await;
-        assert!(matches!(failed, Err(TransactionError::Transaction(DbErr::Custom(own))) if own == "own"));
+        assert!(
+            matches!(failed, Err(TransactionError::Transaction(DbErr::Custom(own))) if own == "own")
+        );
         assert!(!present(db, "failed").await);
 
-        let (level, mode) = (Some(IsolationLevel::Serializable), Some(AccessMode::ReadWrite));
+        let (level, mode) = (
+            Some(IsolationLevel::Serializable),
+            Some(AccessMode::ReadWrite),
+        );
         let insert = |tx: &SessionTransaction| {
             let name = "configured";
-            let statement = Statement::from_string(tx.backend(), format!("INSERT INTO item (name) VALUES ('{name}')"));
+            let statement = Statement::from_string(
+                tx.backend(),
+                format!("INSERT INTO item (name) VALUES ('{name}')"),
+            );
             (name, statement)
         };
         let configured = db.transaction_with_config::<_, _, DbErr>(
@@ -362,22 +493,51 @@ async fn transaction_options_reach_the_server() {
         let db: &DbSession = session;
         if kind.backend() == DbBackend::Sqlite {
             // No such thing there: ignored, as SeaORM ignores it.
-            let tx = db.begin_with_config(Some(IsolationLevel::Serializable), None).await.unwrap();
+            let tx = db
+                .begin_with_config(Some(IsolationLevel::Serializable), None)
+                .await
+                .unwrap();
             insert_item(&tx, "x").await;
             return tx.commit().await.unwrap();
         }
-        let tx = db.begin_with_config(None, Some(AccessMode::ReadOnly)).await.unwrap();
-        assert!(tx.execute_unprepared("INSERT INTO item (name) VALUES ('x')").await.is_err(), "read only");
+        let tx = db
+            .begin_with_config(None, Some(AccessMode::ReadOnly))
+            .await
+            .unwrap();
+        assert!(
+            tx.execute_unprepared("INSERT INTO item (name) VALUES ('x')")
+                .await
+                .is_err(),
+            "read only"
+        );
         tx.rollback().await.unwrap();
         insert_item(db, "the next one is not").await;
 
         let level = Some(IsolationLevel::Serializable);
-        let tx = db.begin_with_config(level, Some(AccessMode::ReadWrite)).await.unwrap();
+        let tx = db
+            .begin_with_config(level, Some(AccessMode::ReadWrite))
+            .await
+            .unwrap();
         if kind == Kind::Postgres {
-            let shown = tx.query_one_raw(Statement::from_string(kind.backend(), "SHOW transaction_isolation")).await;
-            assert_eq!(shown.unwrap().unwrap().try_get_by_index::<String>(0).unwrap(), "serializable");
+            let shown = tx
+                .query_one_raw(Statement::from_string(
+                    kind.backend(),
+                    "SHOW transaction_isolation",
+                ))
+                .await;
+            assert_eq!(
+                shown
+                    .unwrap()
+                    .unwrap()
+                    .try_get_by_index::<String>(0)
+                    .unwrap(),
+                "serializable"
+            );
         }
-        assert!(tx.begin_with_config(level, None).await.is_err(), "a savepoint has no options");
+        assert!(
+            tx.begin_with_config(level, None).await.is_err(),
+            "a savepoint has no options"
+        );
         insert_item(&tx, "still in order").await;
         tx.commit().await.unwrap();
         assert_eq!(count_items(db, "still in order").await, 1);
@@ -391,10 +551,20 @@ async fn errors_are_those_that_seaorm_users_know() {
         let db: &DbSession = session;
         named("twice").insert(db).await.unwrap();
         let error = named("twice").insert(db).await.unwrap_err();
-        assert!(matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))), "{kind:?}: {error:?}");
+        assert!(
+            matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))),
+            "{kind:?}: {error:?}"
+        );
         assert!(Error::of(&error).is_none());
-        let missing = item::ActiveModel { id: Set(4711), hits: Set(1), ..Default::default() };
-        assert!(matches!(missing.update(db).await, Err(DbErr::RecordNotUpdated | DbErr::RecordNotFound(_))));
+        let missing = item::ActiveModel {
+            id: Set(4711),
+            hits: Set(1),
+            ..Default::default()
+        };
+        assert!(matches!(
+            missing.update(db).await,
+            Err(DbErr::RecordNotUpdated | DbErr::RecordNotFound(_))
+        ));
         let failed = item::Entity::delete_by_id(4711).exec(db).await.unwrap();
         assert_eq!(failed.rows_affected, 0);
         let found = item::Entity::find_by_id(4711).one(db).await.unwrap();
@@ -421,9 +591,15 @@ where
 {
     named(name).insert(db).await?;
     let tx = db.begin().await?;
-    item::Entity::update_many().col_expr(item::Column::Hits, Expr::value(7)).exec(&tx).await?;
+    item::Entity::update_many()
+        .col_expr(item::Column::Hits, Expr::value(7))
+        .exec(&tx)
+        .await?;
     sea_orm::TransactionSession::commit(tx).await?;
-    let mut rows = item::Entity::find().filter(item::Column::Hits.eq(7)).stream(db).await?;
+    let mut rows = item::Entity::find()
+        .filter(item::Column::Hits.eq(7))
+        .stream(db)
+        .await?;
     let mut seen = 0;
     while rows.try_next().await?.is_some() {
         seen += 1;
@@ -464,9 +640,14 @@ async fn generic_code_takes_a_connection_a_session_and_a_transaction() {
 
 #[tokio::test]
 async fn a_mock_stands_behind_a_plain_handle() {
-    let row = item::Model { id: 1, name: "mock".to_owned(), hits: 0 };
-    let db: DatabaseConnection =
-        MockDatabase::new(DbBackend::MySql).append_query_results([[row.clone()]]).into_connection();
+    let row = item::Model {
+        id: 1,
+        name: "mock".to_owned(),
+        hits: 0,
+    };
+    let db: DatabaseConnection = MockDatabase::new(DbBackend::MySql)
+        .append_query_results([[row.clone()]])
+        .into_connection();
     let session = DbSession::from(db);
     assert!(session.is_mock_connection());
     assert_eq!(item::Entity::find().one(&session).await.unwrap(), Some(row));
@@ -506,9 +687,14 @@ async fn raw_access_gives_the_drivers_connection_and_leaves_no_transaction() {
         let left_open = "INSERT INTO item (name) VALUES ('left open')";
         match kind {
             Kind::Postgres => {
-                let pinged = db.with_postgres(|c| Box::pin(async move { c.ping().await.is_ok() })).await;
+                let pinged = db
+                    .with_postgres(|c| Box::pin(async move { c.ping().await.is_ok() }))
+                    .await;
                 assert!(pinged.unwrap());
-                assert!(db.with_mysql(|c| Box::pin(c.ping())).await.is_err(), "another driver");
+                assert!(
+                    db.with_mysql(|c| Box::pin(c.ping())).await.is_err(),
+                    "another driver"
+                );
                 db.with_postgres(move |c| {
                     Box::pin(async move {
                         c.execute("BEGIN").await.unwrap();
@@ -519,8 +705,14 @@ async fn raw_access_gives_the_drivers_connection_and_leaves_no_transaction() {
                 .unwrap();
             }
             Kind::MySql => {
-                db.with_mysql(|c| Box::pin(c.ping())).await.unwrap().unwrap();
-                assert!(db.with_sqlite(|c| Box::pin(c.ping())).await.is_err(), "another driver");
+                db.with_mysql(|c| Box::pin(c.ping()))
+                    .await
+                    .unwrap()
+                    .unwrap();
+                assert!(
+                    db.with_sqlite(|c| Box::pin(c.ping())).await.is_err(),
+                    "another driver"
+                );
                 db.with_mysql(move |c| {
                     Box::pin(async move {
                         c.execute("START TRANSACTION").await.unwrap();
@@ -531,8 +723,14 @@ async fn raw_access_gives_the_drivers_connection_and_leaves_no_transaction() {
                 .unwrap();
             }
             Kind::SqliteFile | Kind::SqliteMemory => {
-                db.with_sqlite(|c| Box::pin(c.ping())).await.unwrap().unwrap();
-                assert!(db.with_postgres(|c| Box::pin(c.ping())).await.is_err(), "another driver");
+                db.with_sqlite(|c| Box::pin(c.ping()))
+                    .await
+                    .unwrap()
+                    .unwrap();
+                assert!(
+                    db.with_postgres(|c| Box::pin(c.ping())).await.is_err(),
+                    "another driver"
+                );
                 db.with_sqlite(move |c| {
                     Box::pin(async move {
                         c.execute("BEGIN").await.unwrap();
@@ -557,9 +755,16 @@ async fn sessions_ping_and_show_nothing_secret() {
     everywhere(async |_, session| {
         session.ping().await.unwrap();
         let tx = session.begin().await.unwrap();
-        for shown in [format!("{session:?}"), format!("{:?}", **session), format!("{tx:?}")] {
+        for shown in [
+            format!("{session:?}"),
+            format!("{:?}", **session),
+            format!("{tx:?}"),
+        ] {
             assert!(shown.contains("Session"), "{shown}");
-            assert!(!shown.contains("://") && !shown.contains("127.0.0.1"), "{shown}");
+            assert!(
+                !shown.contains("://") && !shown.contains("127.0.0.1"),
+                "{shown}"
+            );
         }
         tx.rollback().await.unwrap();
     })

@@ -47,7 +47,10 @@ struct Load {
 fn app(pool: &SessionPool) -> Router {
     let handler = async |db: DbSession| {
         let query = Statement::from_string(DbBackend::Postgres, "SELECT pg_sleep(0.005)");
-        db.query_one_raw(query).await.map(drop).map_err(|error: DbErr| error.to_string())
+        db.query_one_raw(query)
+            .await
+            .map(drop)
+            .map_err(|error: DbErr| error.to_string())
     };
     let handler = move |db| async move {
         match handler(db).await {
@@ -55,7 +58,9 @@ fn app(pool: &SessionPool) -> Router {
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     };
-    Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()))
+    Router::new()
+        .route("/", any(handler))
+        .layer(DbSessionLayer::new(pool.clone()))
 }
 
 /// `clients` in a closed loop, each a task; one that was rejected comes back after `pause`.
@@ -77,7 +82,8 @@ async fn load(app: &Router, clients: usize, pause: Duration) -> Arc<Load> {
     tokio::time::sleep(SPAN).await;
     stop.store(true, Ordering::Relaxed);
     let served = load.served.load(Ordering::Relaxed);
-    load.served_per_second.store(served * 1_000_000 / micros(started), Ordering::Relaxed);
+    load.served_per_second
+        .store(served * 1_000_000 / micros(started), Ordering::Relaxed);
     for task in join_all(tasks).await {
         task.unwrap();
     }
@@ -93,8 +99,10 @@ impl Load {
     /// One request; whether it was served.
     async fn one(&self, app: &Router) -> bool {
         let started = Instant::now();
-        let answer =
-            timeout(BOUND, app.clone().oneshot(Request::new(Body::empty()))).await.expect("an answer").unwrap();
+        let answer = timeout(BOUND, app.clone().oneshot(Request::new(Body::empty())))
+            .await
+            .expect("an answer")
+            .unwrap();
         let took = micros(started);
         let served = match answer.status() {
             StatusCode::OK => true,
@@ -102,8 +110,11 @@ impl Load {
             other => panic!("{other}"),
         };
         assert_eq!(retry_after(&answer).is_some(), !served);
-        let (count, slowest) =
-            if served { (&self.served, &self.slowest_answer) } else { (&self.rejected, &self.slowest_rejection) };
+        let (count, slowest) = if served {
+            (&self.served, &self.slowest_answer)
+        } else {
+            (&self.rejected, &self.slowest_rejection)
+        };
         count.fetch_add(1, Ordering::Relaxed);
         slowest.fetch_max(took, Ordering::Relaxed);
         served
@@ -143,7 +154,11 @@ async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
             load.tell(clients);
             let rejected = load.rejected.load(Ordering::Relaxed);
             // 200 may wait, and 10 are served.
-            assert_eq!(rejected > 0, clients > 210, "{clients} clients: {rejected} rejected");
+            assert_eq!(
+                rejected > 0,
+                clients > 210,
+                "{clients} clients: {rejected} rejected"
+            );
             // However soon they come again: 1000 in two seconds are told at once, the others after half a second.
             let took = Duration::from_micros(load.took.load(Ordering::Relaxed));
             let most = 1000 * (took.as_secs() / 2 + 2) + clients as u64 * (took.as_secs() + 1) * 2;
@@ -164,7 +179,9 @@ async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
     let pool = session_pool(db.clone());
     // They hold their connection for a moment and ask the server nothing: a turn costs a slow machine little.
     let handler = async |_: DbSession| tokio::time::sleep(Duration::from_millis(1)).await;
-    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+    let app = Router::new()
+        .route("/", any(handler))
+        .layer(DbSessionLayer::new(pool.clone()));
     in_one_of(20, "100 are let in", async || {
         let load = load(&app, CLIENTS, Duration::ZERO).await;
         load.tell(CLIENTS);
@@ -197,7 +214,10 @@ async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_
     for (acquire_timeout, kept) in [(5000, 500), (200, 200)] {
         let test = TestDb::new(Kind::SqliteFile).await;
         let db = test.connect(1).await;
-        let pool = pool_with(&db, |pool| pool.max_waiting(0).acquire_timeout(Duration::from_millis(acquire_timeout)));
+        let pool = pool_with(&db, |pool| {
+            pool.max_waiting(0)
+                .acquire_timeout(Duration::from_millis(acquire_timeout))
+        });
         let held = pool.session().await.unwrap();
         tokio::time::pause();
         let refused = async || {
@@ -235,13 +255,23 @@ async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_seco
         tokio::time::pause();
         let started = tokio::time::Instant::now();
         for _ in 0..3000 {
-            assert!(session.pool().session().await.map(drop).unwrap_err().is_exhausted());
+            assert!(
+                session
+                    .pool()
+                    .session()
+                    .await
+                    .map(drop)
+                    .unwrap_err()
+                    .is_exhausted()
+            );
         }
         let took = started.elapsed().as_millis().to_string();
         tokio::time::resume();
         took
     };
-    let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool));
+    let app = Router::new()
+        .route("/", any(handler))
+        .layer(DbSessionLayer::new(pool));
     let answer = app.oneshot(Request::new(Body::empty())).await.unwrap();
     let took = axum::body::to_bytes(answer.into_body(), 100).await.unwrap();
     assert_eq!(took, "0");
@@ -282,8 +312,14 @@ async fn whoever_waits_is_served_in_the_order_of_coming_and_the_gone_cost_nothin
         let expected: Vec<usize> = (0..60).filter(|number| number % 3 != 0).collect();
         // Two may be served at the same time, and tell in any order.
         for (place, number) in served.iter().enumerate() {
-            let due = expected.iter().position(|expected| expected == number).unwrap();
-            assert!(place.abs_diff(due) <= 2, "{kind:?}: number {number} was served as number {place}: {served:?}");
+            let due = expected
+                .iter()
+                .position(|expected| expected == number)
+                .unwrap();
+            assert!(
+                place.abs_diff(due) <= 2,
+                "{kind:?}: number {number} was served as number {place}: {served:?}"
+            );
         }
         assert_eq!(served.len(), expected.len(), "{kind:?}");
         assert_whole(&test, &db, 2).await;

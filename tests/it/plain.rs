@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, http::StatusCode, routing::get};
 use futures_util::TryStreamExt;
 use sea_orm::{
-    ConnectionTrait, DbBackend, DbErr, MockDatabase, MockExecResult, RuntimeErr, Statement, StreamTrait,
-    TransactionTrait,
+    ConnectionTrait, DbBackend, DbErr, MockDatabase, MockExecResult, RuntimeErr, Statement,
+    StreamTrait, TransactionTrait,
 };
 use tower_sea_orm::{DbSession, DbTx, Error};
 
@@ -31,13 +31,19 @@ async fn a_transaction_that_the_server_has_given_up_is_not_called_committed() {
         let db = test.connect(3).await;
         let tx = DbSession::from(db.clone()).tx();
         insert_item(&tx, "own").await;
-        tx.execute_unprepared("INSERT INTO nowhere VALUES (1)").await.unwrap_err();
+        tx.execute_unprepared("INSERT INTO nowhere VALUES (1)")
+            .await
+            .unwrap_err();
         let committed = tx.commit().await;
         assert_eq!(committed.is_err(), gives_up(kind), "{kind:?}");
         if gives_up(kind) {
             assert!(known(committed).is_aborted());
         }
-        assert_eq!(count_items(&db, "own").await, i64::from(!gives_up(kind)), "{kind:?}");
+        assert_eq!(
+            count_items(&db, "own").await,
+            i64::from(!gives_up(kind)),
+            "{kind:?}"
+        );
 
         // The next one is another transaction.
         insert_item(&tx, "next").await;
@@ -46,9 +52,16 @@ async fn a_transaction_that_the_server_has_given_up_is_not_called_committed() {
 
         let begun = DbSession::from(db.clone()).begin().await.unwrap();
         insert_item(&begun, "begun").await;
-        begun.execute_unprepared("INSERT INTO nowhere VALUES (1)").await.unwrap_err();
+        begun
+            .execute_unprepared("INSERT INTO nowhere VALUES (1)")
+            .await
+            .unwrap_err();
         assert_eq!(begun.commit().await.is_err(), gives_up(kind), "{kind:?}");
-        assert_eq!(count_items(&db, "begun").await, i64::from(!gives_up(kind)), "{kind:?}");
+        assert_eq!(
+            count_items(&db, "begun").await,
+            i64::from(!gives_up(kind)),
+            "{kind:?}"
+        );
         drop(tx);
         assert_whole(&test, &db, 3).await;
     }
@@ -62,7 +75,10 @@ async fn a_commit_whose_connection_was_lost_is_unknown_and_stays_so() {
         insert_item(&tx, "there").await;
         proxy.delay_replies(BOUND);
         let cut = async {
-            eventually("the COMMIT took effect", async || site.count("there").await == 1).await;
+            eventually("the COMMIT took effect", async || {
+                site.count("there").await == 1
+            })
+            .await;
             proxy.cut();
         };
         let (committed, ()) = tokio::join!(tx.commit(), cut);
@@ -85,7 +101,10 @@ async fn a_failure_that_was_rolled_back_to_a_savepoint_spoils_nothing_around_it(
             insert_item(&tx, "before").await;
             let nested = tx.begin().await.unwrap();
             insert_item(&nested, "nested").await;
-            nested.execute_unprepared("INSERT INTO nowhere VALUES (1)").await.unwrap_err();
+            nested
+                .execute_unprepared("INSERT INTO nowhere VALUES (1)")
+                .await
+                .unwrap_err();
             if dropped {
                 drop(nested);
             } else {
@@ -94,13 +113,20 @@ async fn a_failure_that_was_rolled_back_to_a_savepoint_spoils_nothing_around_it(
             insert_item(&tx, "after").await;
             tx.commit().await.unwrap();
             for (name, count) in [("before", 1), ("nested", 0), ("after", 1)] {
-                assert_eq!(count_items(&db, name).await, count, "{kind:?} {dropped} {name}");
+                assert_eq!(
+                    count_items(&db, name).await,
+                    count,
+                    "{kind:?} {dropped} {name}"
+                );
             }
             // One that was committed although it had failed takes only itself along.
             let tx = DbSession::from(db.clone()).tx();
             insert_item(&tx, "around").await;
             let nested = tx.begin().await.unwrap();
-            nested.execute_unprepared("INSERT INTO nowhere VALUES (1)").await.unwrap_err();
+            nested
+                .execute_unprepared("INSERT INTO nowhere VALUES (1)")
+                .await
+                .unwrap_err();
             assert_eq!(nested.commit().await.is_err(), gives_up(kind));
             tx.commit().await.unwrap();
             assert_eq!(count_items(&db, "around").await, 1, "{kind:?}");
@@ -120,13 +146,25 @@ async fn nested_transactions_are_a_stack() {
         insert_item(&outer, "outer").await;
         let inner = outer.begin().await.unwrap();
         insert_item(&inner, "inner").await;
-        assert!(known(outer.execute_unprepared("SELECT 1").await).is_out_of_turn(), "{kind:?}");
-        assert!(known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(), "{kind:?}");
+        assert!(
+            known(outer.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            "{kind:?}"
+        );
+        assert!(
+            known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            "{kind:?}"
+        );
         assert!(known(plain.begin().await).is_out_of_turn(), "{kind:?}");
         // Out of order: an error, and everything of it is undone.
         assert!(known(outer.commit().await).is_out_of_turn(), "{kind:?}");
-        assert!(known(inner.execute_unprepared("SELECT 1").await).is_out_of_turn(), "{kind:?}");
-        assert!(known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(), "{kind:?}: not while it is there");
+        assert!(
+            known(inner.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            "{kind:?}"
+        );
+        assert!(
+            known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            "{kind:?}: not while it is there"
+        );
         assert!(inner.commit().await.is_err(), "{kind:?}");
         plain.execute_unprepared("SELECT 1").await.unwrap();
         eventually("both are rolled back", async || {
@@ -163,12 +201,18 @@ async fn an_open_stream_refuses_other_statements_at_once() {
         insert_item(&begun, "two").await;
         let select = || Statement::from_string(kind.backend(), "SELECT name FROM item");
         let rows = begun.stream_raw(select()).await.unwrap();
-        assert!(known(begun.execute_unprepared("SELECT 1").await).is_out_of_turn(), "{kind:?}");
+        assert!(
+            known(begun.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            "{kind:?}"
+        );
         assert_eq!(rows.try_collect::<Vec<_>>().await.unwrap().len(), 2);
         begun.execute_unprepared("SELECT 1").await.unwrap();
         begun.commit().await.unwrap();
         let rows = plain.stream_raw(select()).await.unwrap();
-        assert!(known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(), "{kind:?}");
+        assert!(
+            known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            "{kind:?}"
+        );
         drop(rows);
         plain.execute_unprepared("SELECT 1").await.unwrap();
         drop(plain);
@@ -186,10 +230,17 @@ async fn a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive() {
         let (own, nested_own) = (tx.clone(), tx.clone());
         assert!(tx.after_rollback(async move { drop(own) }).is_err());
         let nested = tx.begin().await.unwrap();
-        assert!(nested.after_commit(async move { drop(nested_own) }).is_err());
+        assert!(
+            nested
+                .after_commit(async move { drop(nested_own) })
+                .is_err()
+        );
         nested.commit().await.unwrap();
         drop(tx);
-        eventually("it is rolled back", async || count_items(&db, "undone").await == 0).await;
+        eventually("it is rolled back", async || {
+            count_items(&db, "undone").await == 0
+        })
+        .await;
 
         // What commits by itself, or by its own handle, has an end.
         let plain = DbSession::from(db.clone());
@@ -216,7 +267,10 @@ async fn a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive() {
 }
 
 fn done() -> MockExecResult {
-    MockExecResult { last_insert_id: 0, rows_affected: 1 }
+    MockExecResult {
+        last_insert_id: 0,
+        rows_affected: 1,
+    }
 }
 
 fn failed() -> DbErr {
@@ -232,12 +286,18 @@ async fn a_mock_of_postgresql_commits_nothing_after_a_failed_statement() {
             .into_connection()
     };
     async fn swallow(tx: DbTx) -> StatusCode {
-        tx.execute_unprepared("INSERT INTO item VALUES (1)").await.unwrap();
-        tx.execute_unprepared("INSERT INTO item VALUES (1)").await.unwrap_err();
+        tx.execute_unprepared("INSERT INTO item VALUES (1)")
+            .await
+            .unwrap();
+        tx.execute_unprepared("INSERT INTO item VALUES (1)")
+            .await
+            .unwrap_err();
         StatusCode::CREATED
     }
     let db = mock();
-    let app = Router::new().route("/", get(swallow)).layer(session_layer(db.clone()));
+    let app = Router::new()
+        .route("/", get(swallow))
+        .layer(session_layer(db.clone()));
     assert_eq!(call(app).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let log = format!("{:?}", db.into_transaction_log());
     assert!(log.contains("ROLLBACK") && !log.contains("COMMIT"), "{log}");
@@ -254,10 +314,15 @@ async fn a_mock_of_postgresql_commits_nothing_after_a_failed_statement() {
 #[tokio::test]
 async fn a_service_with_set_up_statements_can_be_tested_on_a_mock() {
     let results = vec![done(); 4];
-    let db = MockDatabase::new(DbBackend::Postgres).append_exec_results(results).into_connection();
-    let set_up =
-        |name: &'static str| move |_: &http::request::Parts| vec![Statement::from_string(DbBackend::Postgres, name)];
-    let layer = session_layer(db.clone()).on_acquire(set_up("SET one")).on_begin(set_up("SELECT two"));
+    let db = MockDatabase::new(DbBackend::Postgres)
+        .append_exec_results(results)
+        .into_connection();
+    let set_up = |name: &'static str| {
+        move |_: &http::request::Parts| vec![Statement::from_string(DbBackend::Postgres, name)]
+    };
+    let layer = session_layer(db.clone())
+        .on_acquire(set_up("SET one"))
+        .on_begin(set_up("SELECT two"));
     let app = Router::new().route(
         "/",
         get(async |tx: DbTx| {
@@ -267,16 +332,33 @@ async fn a_service_with_set_up_statements_can_be_tested_on_a_mock() {
     );
     assert_eq!(call(app.layer(layer)).await.status(), StatusCode::OK);
     let log = db.into_transaction_log();
-    let sql: Vec<_> = log.iter().flat_map(|part| part.statements()).map(|one| one.sql.clone()).collect();
-    assert_eq!(sql, ["SET one", "BEGIN", "SELECT two", "SELECT three", "SELECT four", "COMMIT"]);
+    let sql: Vec<_> = log
+        .iter()
+        .flat_map(|part| part.statements())
+        .map(|one| one.sql.clone())
+        .collect();
+    assert_eq!(
+        sql,
+        [
+            "SET one",
+            "BEGIN",
+            "SELECT two",
+            "SELECT three",
+            "SELECT four",
+            "COMMIT"
+        ]
+    );
 }
 
 #[tokio::test]
 async fn nothing_runs_on_a_mock_after_a_set_up_that_failed() {
     let results = vec![done(); 2];
-    let db = MockDatabase::new(DbBackend::Postgres).append_exec_errors(vec![failed(); 2]).append_exec_results(results);
+    let db = MockDatabase::new(DbBackend::Postgres)
+        .append_exec_errors(vec![failed(); 2])
+        .append_exec_results(results);
     let db = db.into_connection();
-    let layer = session_layer(db.clone()).on_acquire(|_| vec![Statement::from_string(DbBackend::Postgres, "SET one")]);
+    let layer = session_layer(db.clone())
+        .on_acquire(|_| vec![Statement::from_string(DbBackend::Postgres, "SET one")]);
     let app = Router::new().route(
         "/",
         get(async |db: DbSession| {
@@ -286,7 +368,11 @@ async fn nothing_runs_on_a_mock_after_a_set_up_that_failed() {
     );
     assert_eq!(call(app.layer(layer)).await.status(), StatusCode::OK);
     let log = db.into_transaction_log();
-    let sql: Vec<_> = log.iter().flat_map(|part| part.statements()).map(|one| one.sql.clone()).collect();
+    let sql: Vec<_> = log
+        .iter()
+        .flat_map(|part| part.statements())
+        .map(|one| one.sql.clone())
+        .collect();
     assert_eq!(sql, ["SET one", "SET one"]);
 }
 
@@ -296,7 +382,11 @@ async fn sessions_of_every_kind_stand_where_a_connection_stands_even_under_a_glo
 
     async fn generic<C: ConnectionTrait + TransactionTrait + StreamTrait>(db: &C) -> u64 {
         let begun = db.begin().await.unwrap();
-        let one = begun.execute_unprepared("DELETE FROM item").await.unwrap().rows_affected();
+        let one = begun
+            .execute_unprepared("DELETE FROM item")
+            .await
+            .unwrap()
+            .rows_affected();
         begun.commit().await.unwrap();
         one
     }
@@ -334,11 +424,21 @@ fn a_retryable_error_is_found_in_both_arms_of_a_transactions_error() {
     }
     let timeout = || DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
     let is_exhausted = |error: Option<Error>| error.is_some_and(|error| error.is_exhausted());
-    assert!(is_exhausted(Error::of_transaction(&TransactionError::<DbErr>::Connection(timeout()))));
-    assert!(is_exhausted(Error::of_transaction(&TransactionError::Transaction(timeout()))));
-    assert!(is_exhausted(Error::of_transaction(&TransactionError::Transaction(Wrapped(timeout())))));
+    assert!(is_exhausted(Error::of_transaction(&TransactionError::<
+        DbErr,
+    >::Connection(
+        timeout()
+    ))));
+    assert!(is_exhausted(Error::of_transaction(
+        &TransactionError::Transaction(timeout())
+    )));
+    assert!(is_exhausted(Error::of_transaction(
+        &TransactionError::Transaction(Wrapped(timeout()))
+    )));
     let own = Error::of(&timeout()).unwrap();
-    assert!(is_exhausted(Error::of_transaction(&TransactionError::Transaction(own))));
+    assert!(is_exhausted(Error::of_transaction(
+        &TransactionError::Transaction(own)
+    )));
     let other = TransactionError::Transaction(DbErr::Custom("no such item".to_owned()));
     assert!(Error::of_transaction(&other).is_none());
 }

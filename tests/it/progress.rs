@@ -46,7 +46,13 @@ enum Mode {
     PassThrough,
 }
 
-const MODES: [Mode; 5] = [Mode::Autocommit, Mode::Own, Mode::Nested, Mode::Savepoint, Mode::PassThrough];
+const MODES: [Mode; 5] = [
+    Mode::Autocommit,
+    Mode::Own,
+    Mode::Nested,
+    Mode::Savepoint,
+    Mode::PassThrough,
+];
 
 /// A statement that takes about so long.
 fn slow(kind: Kind, seconds: f32) -> Statement {
@@ -100,7 +106,9 @@ macro_rules! in_mode {
                 Mode::PassThrough => $work(&DbSession::from($db.clone()), $test.kind).await,
             }
         };
-        timeout(BOUND, done).await.unwrap_or_else(|_| panic!("{:?} {:?} hangs", $test.kind, $mode));
+        timeout(BOUND, done)
+            .await
+            .unwrap_or_else(|_| panic!("{:?} {:?} hangs", $test.kind, $mode));
         drop(session);
         whole(&pool).await;
         assert_whole(&$test, &$db, SIZE).await;
@@ -166,21 +174,29 @@ async fn combine(db: &impl ConnectionTrait, kind: Kind) {
     let mut rows = stream::iter(0..8).map(|_| select()).buffered(3);
     while let Some(row) = rows.next().await {
         row.unwrap();
-        db.execute_unprepared("UPDATE item SET hits = hits + 1").await.unwrap();
+        db.execute_unprepared("UPDATE item SET hits = hits + 1")
+            .await
+            .unwrap();
     }
     let mut rows = stream::iter(0..8).map(|_| select()).buffer_unordered(3);
     while let Some(row) = rows.next().await {
         row.unwrap();
-        db.execute_unprepared("UPDATE item SET hits = hits + 1").await.unwrap();
+        db.execute_unprepared("UPDATE item SET hits = hits + 1")
+            .await
+            .unwrap();
     }
     let mut rows: FuturesUnordered<_> = (0..5).map(|_| select()).collect();
     while let Some(row) = rows.next().await {
         row.unwrap();
-        db.execute_unprepared("UPDATE item SET hits = hits + 1").await.unwrap();
+        db.execute_unprepared("UPDATE item SET hits = hits + 1")
+            .await
+            .unwrap();
     }
     let mut kept: FuturesUnordered<_> = (0..5).map(|_| select()).collect();
     kept.next().await.unwrap().unwrap();
-    db.execute_unprepared("UPDATE item SET hits = hits + 1").await.unwrap();
+    db.execute_unprepared("UPDATE item SET hits = hits + 1")
+        .await
+        .unwrap();
     drop(kept);
     select().await.unwrap();
 }
@@ -203,7 +219,9 @@ async fn half_polled(db: &impl ConnectionTrait, kind: Kind) {
     assert!(once(first.as_mut()).await.is_pending());
     assert!(once(second.as_mut()).await.is_pending());
     assert!(once(third.as_mut()).await.is_pending());
-    db.execute_unprepared("UPDATE item SET hits = hits + 2").await.unwrap();
+    db.execute_unprepared("UPDATE item SET hits = hits + 2")
+        .await
+        .unwrap();
     // What was kept is not lost.
     drop(second);
     assert!(first.await.unwrap().is_some());
@@ -223,15 +241,28 @@ async fn a_commit_that_is_not_polled_any_more_holds_nobody_up() {
                 let _ = once(commit.as_mut()).await;
                 db.execute_unprepared(&insert(&second)).await.unwrap();
                 db.tx();
-                db.execute_unprepared("UPDATE item SET hits = hits + 1").await.unwrap();
+                db.execute_unprepared("UPDATE item SET hits = hits + 1")
+                    .await
+                    .unwrap();
                 let mut commit = Box::pin(db.commit());
                 let _ = once(commit.as_mut()).await;
-                db.execute_unprepared("UPDATE item SET hits = hits + 1").await.unwrap();
+                db.execute_unprepared("UPDATE item SET hits = hits + 1")
+                    .await
+                    .unwrap();
                 let mut roll_back = Box::pin(db.rollback());
                 let _ = once(roll_back.as_mut()).await;
-                let rows = db.query_all_raw(Statement::from_string(kind.backend(), "SELECT hits FROM item")).await;
+                let rows = db
+                    .query_all_raw(Statement::from_string(
+                        kind.backend(),
+                        "SELECT hits FROM item",
+                    ))
+                    .await;
                 let rows = rows.unwrap();
-                assert!(rows.iter().all(|row| row.try_get_by_index::<i32>(0).unwrap() == 1), "{kind:?}");
+                assert!(
+                    rows.iter()
+                        .all(|row| row.try_get_by_index::<i32>(0).unwrap() == 1),
+                    "{kind:?}"
+                );
                 assert_eq!(rows.len(), 2);
             })
             .await;
@@ -290,14 +321,24 @@ async fn statements_of_a_session_run_in_the_order_of_their_first_polls() {
             // Every other one is polled, from the last to the first.
             let (mut polled, mut kept) = (Vec::new(), Vec::new());
             for (n, insert) in inserts.into_iter().enumerate().rev() {
-                if n % 2 == 0 { polled.push(insert) } else { kept.push(insert) }
+                if n % 2 == 0 {
+                    polled.push(insert)
+                } else {
+                    kept.push(insert)
+                }
             }
             for result in join_all(polled).await {
                 result.unwrap();
             }
             let sql = "SELECT name FROM item ORDER BY id";
-            let rows = tx.query_all_raw(Statement::from_string(kind.backend(), sql)).await.unwrap();
-            let seen: Vec<String> = rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect();
+            let rows = tx
+                .query_all_raw(Statement::from_string(kind.backend(), sql))
+                .await
+                .unwrap();
+            let seen: Vec<String> = rows
+                .iter()
+                .map(|row| row.try_get_by_index(0).unwrap())
+                .collect();
             assert_eq!(seen, names[..seen.len()], "{kind:?}");
             assert!(seen.len() >= 19, "{kind:?}: {seen:?}");
             drop(kept);
@@ -335,18 +376,27 @@ async fn raw_code_that_is_not_polled_goes_on_and_is_dropped_with_its_future() {
         .call(async |db: DbSession| {
             let mut code = Box::pin(db.with_postgres(|connection| {
                 Box::pin(async move {
-                    sea_orm::sqlx::query("SELECT pg_sleep(0.02)").execute(connection).await.unwrap();
+                    sea_orm::sqlx::query("SELECT pg_sleep(0.02)")
+                        .execute(connection)
+                        .await
+                        .unwrap();
                     7
                 })
             }));
             assert!(once(code.as_mut()).await.is_pending());
-            db.execute_unprepared("UPDATE item SET hits = 1").await.unwrap();
+            db.execute_unprepared("UPDATE item SET hits = 1")
+                .await
+                .unwrap();
             assert_eq!(code.await.unwrap(), 7);
             // Never done, and its future is dropped while a statement waits for it.
             let mut code = Box::pin(db.with_postgres(|_| Box::pin(pending::<()>())));
             assert!(once(code.as_mut()).await.is_pending());
             let mut next = pin!(db.execute_unprepared("UPDATE item SET hits = 1"));
-            assert!(timeout(Duration::from_millis(20), next.as_mut()).await.is_err());
+            assert!(
+                timeout(Duration::from_millis(20), next.as_mut())
+                    .await
+                    .is_err()
+            );
             drop(code);
             next.await.unwrap_err();
         })
@@ -375,8 +425,11 @@ async fn raw_code_that_uses_its_own_session_is_told_so() {
             }
             // Beside the code and not inside, it waits for its turn.
             let sleep = "SELECT pg_sleep(0.02)";
-            let raw = tx.with_postgres(move |connection| sea_orm::sqlx::query(sleep).execute(connection).boxed());
-            let (raw, beside) = tokio::join!(raw, tx.execute_unprepared("UPDATE item SET hits = 1"));
+            let raw = tx.with_postgres(move |connection| {
+                sea_orm::sqlx::query(sleep).execute(connection).boxed()
+            });
+            let (raw, beside) =
+                tokio::join!(raw, tx.execute_unprepared("UPDATE item SET hits = 1"));
             raw.unwrap().unwrap();
             beside.unwrap();
         })
@@ -389,7 +442,9 @@ async fn raw_code_that_uses_its_own_session_is_told_so() {
 async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_end() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         for (own, streams) in [(false, false), (true, false), (false, true), (true, true)] {
-            let site = Site::new(kind).await.pooled(|pool| pool.release_timeout(Duration::from_secs(120)));
+            let site = Site::new(kind)
+                .await
+                .pooled(|pool| pool.release_timeout(Duration::from_secs(120)));
             site.run(&insert("locked")).await;
             let view = site.view().clone();
             let response = site
@@ -397,12 +452,16 @@ async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_
                     if own {
                         db.tx();
                         // Not on SQLite, where a lock is the whole file's.
-                        db.query_all_raw(Statement::from_string(kind.backend(), "SELECT 1")).await.unwrap();
+                        db.query_all_raw(Statement::from_string(kind.backend(), "SELECT 1"))
+                            .await
+                            .unwrap();
                     }
                     let updated = Notify::new();
                     let work = async {
                         let tx = db.begin().await.unwrap();
-                        tx.execute_unprepared("UPDATE item SET hits = 5").await.unwrap();
+                        tx.execute_unprepared("UPDATE item SET hits = 5")
+                            .await
+                            .unwrap();
                         updated.notify_one();
                         if streams {
                             let mut rows = tx.stream_raw(slow(kind, 0.4)).await.unwrap();
@@ -424,13 +483,23 @@ async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_
                     // The handler does something else, and another one needs what was locked.
                     if kind != Kind::SqliteFile || !own {
                         let sql = "UPDATE item SET hits = 1";
-                        eventually("the lock is free", async || view.execute_unprepared(sql).await.is_ok()).await;
+                        eventually("the lock is free", async || {
+                            view.execute_unprepared(sql).await.is_ok()
+                        })
+                        .await;
                     }
                     // However slow the machine is, nothing of it runs any more when the handler answers.
-                    db.query_all_raw(Statement::from_string(kind.backend(), "SELECT 1")).await.unwrap();
+                    db.query_all_raw(Statement::from_string(kind.backend(), "SELECT 1"))
+                        .await
+                        .unwrap();
                 })
                 .await;
-            assert_eq!(response.status(), StatusCode::OK, "{kind:?} {own} {streams} {:?}", outcome(&response));
+            assert_eq!(
+                response.status(),
+                StatusCode::OK,
+                "{kind:?} {own} {streams} {:?}",
+                outcome(&response)
+            );
             site.assert_whole().await;
         }
     }
@@ -441,7 +510,11 @@ struct Asks(DbSession, Arc<AtomicBool>);
 
 impl Drop for Asks {
     fn drop(&mut self) {
-        let _ = (self.0.is_closed(), self.0.is_transactional(), self.0.pool().status());
+        let _ = (
+            self.0.is_closed(),
+            self.0.is_transactional(),
+            self.0.pool().status(),
+        );
         let _ = self.0.after_rollback(ready(()));
         self.1.store(true, Ordering::SeqCst);
     }
@@ -467,14 +540,24 @@ fn captures_of_a_hook_that_will_not_run_may_use_the_session_in_their_drop() {
     std::thread::spawn(move || {
         Runtime::new().unwrap().block_on(async {
             for kind in [Kind::SqliteFile, Kind::Postgres] {
-                for how in [Commit, EarlyCommit, RollBack, EarlyRollBack, Savepoint, DroppedSavepoint, Autocommit] {
+                for how in [
+                    Commit,
+                    EarlyCommit,
+                    RollBack,
+                    EarlyRollBack,
+                    Savepoint,
+                    DroppedSavepoint,
+                    Autocommit,
+                ] {
                     drop_hooks(kind, how).await;
                 }
             }
         });
         sender.send(()).unwrap();
     });
-    receiver.recv_timeout(3 * BOUND).expect("no lock is taken twice");
+    receiver
+        .recv_timeout(3 * BOUND)
+        .expect("no lock is taken twice");
 }
 
 async fn drop_hooks(kind: Kind, how: Dropping) {
@@ -486,7 +569,9 @@ async fn drop_hooks(kind: Kind, how: Dropping) {
         if !matches!(how, Dropping::Autocommit) {
             db.tx();
         }
-        db.execute_unprepared("UPDATE item SET hits = 1").await.unwrap();
+        db.execute_unprepared("UPDATE item SET hits = 1")
+            .await
+            .unwrap();
         let capture = asks(&flag);
         let hook = async move {
             let _capture = &capture;
@@ -512,13 +597,22 @@ async fn drop_hooks(kind: Kind, how: Dropping) {
                 let inner = db.begin().await.unwrap();
                 inner.after_commit(hook).unwrap();
                 drop(inner);
-                db.execute_unprepared("UPDATE item SET hits = 1").await.unwrap();
+                db.execute_unprepared("UPDATE item SET hits = 1")
+                    .await
+                    .unwrap();
             }
         }
-        if matches!(how, Dropping::RollBack) { StatusCode::CONFLICT } else { StatusCode::OK }
+        if matches!(how, Dropping::RollBack) {
+            StatusCode::CONFLICT
+        } else {
+            StatusCode::OK
+        }
     })
     .await;
-    eventually("the capture is dropped", async || dropped.load(Ordering::SeqCst)).await;
+    eventually("the capture is dropped", async || {
+        dropped.load(Ordering::SeqCst)
+    })
+    .await;
     site.assert_whole().await;
 }
 
@@ -561,7 +655,9 @@ fn a_body_that_is_held_may_use_the_session_when_it_is_asked_for_its_size() {
                 })
                 .await;
             assert_eq!(response.status(), StatusCode::OK);
-            axum::body::to_bytes(response.into_body(), 100).await.unwrap();
+            axum::body::to_bytes(response.into_body(), 100)
+                .await
+                .unwrap();
             let ended = ended.lock().unwrap().take().unwrap();
             eventually("the session has ended", async || ended.is_closed()).await;
             drop(ended.hold_until_body_end(AsksBack(ended.clone())));
@@ -569,14 +665,20 @@ fn a_body_that_is_held_may_use_the_session_when_it_is_asked_for_its_size() {
         });
         sender.send(()).unwrap();
     });
-    receiver.recv_timeout(3 * BOUND).expect("no lock is taken twice");
+    receiver
+        .recv_timeout(3 * BOUND)
+        .expect("no lock is taken twice");
 }
 
 #[tokio::test]
 async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_sent() {
     let set_up = Statement::from_string(sea_orm::DbBackend::MySql, "SET time_zone = '+00:00'");
-    let done = sea_orm::MockExecResult { last_insert_id: 0, rows_affected: 0 };
-    let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::MySql).append_exec_results([done.clone(), done]);
+    let done = sea_orm::MockExecResult {
+        last_insert_id: 0,
+        rows_affected: 0,
+    };
+    let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::MySql)
+        .append_exec_results([done.clone(), done]);
     let db = mock.into_connection();
     let layer = DbSessionLayer::new(db.clone()).on_acquire(move |_| vec![set_up.clone()]);
     let app = axum::Router::new().fallback(async |db: DbSession| {
@@ -587,9 +689,15 @@ async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_se
         assert!(known(ddl.await).is_refused());
         StatusCode::BAD_REQUEST
     });
-    assert_eq!(crate::support::site::call(app.layer(layer)).await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(
+        crate::support::site::call(app.layer(layer)).await.status(),
+        StatusCode::BAD_REQUEST
+    );
     let sent = format!("{:?}", db.into_transaction_log());
-    assert!(sent.contains("time_zone") && !sent.contains("CREATE"), "{sent}");
+    assert!(
+        sent.contains("time_zone") && !sent.contains("CREATE"),
+        "{sent}"
+    );
 }
 
 #[tokio::test]
@@ -630,7 +738,14 @@ enum Cure {
 async fn a_conflict_that_was_made_good_leaves_the_handler_its_own_answer() {
     use Cure::*;
     for kind in [Kind::Postgres, Kind::MySql] {
-        for cure in [None, RollBackOnly, SecondTry, Savepoint, SavepointByClosure, SecondSavepoint] {
+        for cure in [
+            None,
+            RollBackOnly,
+            SecondTry,
+            Savepoint,
+            SavepointByClosure,
+            SecondSavepoint,
+        ] {
             let site = Site::new(kind).await;
             site.run(&insert("row")).await;
             let other = site.view().clone();
@@ -641,14 +756,23 @@ async fn a_conflict_that_was_made_good_leaves_the_handler_its_own_answer() {
                 })
                 .await;
             let made_good = matches!(cure, SecondTry | Savepoint | SecondSavepoint);
-            let expected = if made_good { StatusCode::BAD_GATEWAY } else { StatusCode::SERVICE_UNAVAILABLE };
+            let expected = if made_good {
+                StatusCode::BAD_GATEWAY
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
             assert_eq!(response.status(), expected, "{kind:?} {cure:?}");
             site.assert_whole().await;
         }
     }
 }
 
-async fn meet_a_conflict(db: &DbSession, other: &sea_orm::DatabaseConnection, kind: Kind, cure: Cure) {
+async fn meet_a_conflict(
+    db: &DbSession,
+    other: &sea_orm::DatabaseConnection,
+    kind: Kind,
+    cure: Cure,
+) {
     let update = "UPDATE item SET hits = hits + 1 WHERE name = 'row'";
     let locked = other.begin().await.unwrap();
     locked.execute_unprepared(update).await.unwrap();
@@ -658,7 +782,9 @@ async fn meet_a_conflict(db: &DbSession, other: &sea_orm::DatabaseConnection, ki
     };
     let tx = db.tx();
     if cure != Cure::SecondTry {
-        tx.query_one_raw(Statement::from_string(kind.backend(), "SELECT 1")).await.unwrap();
+        tx.query_one_raw(Statement::from_string(kind.backend(), "SELECT 1"))
+            .await
+            .unwrap();
     }
     match cure {
         Cure::None | Cure::RollBackOnly | Cure::SecondTry => {
@@ -670,7 +796,9 @@ async fn meet_a_conflict(db: &DbSession, other: &sea_orm::DatabaseConnection, ki
             inner.rollback().await.unwrap();
         }
         Cure::SavepointByClosure => {
-            let failed = tx.transaction_async(async |inner| inner.execute_unprepared(conflict).await).await;
+            let failed = tx
+                .transaction_async(async |inner| inner.execute_unprepared(conflict).await)
+                .await;
             failed.unwrap_err();
         }
     }
@@ -698,7 +826,9 @@ async fn a_transaction_that_never_got_its_connection_is_no_success() {
             let test = TestDb::new(kind).await;
             let db = test.connect(1).await;
             let site = Site::with(test, db, 1).await;
-            let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_secs(1))).layered(DbSessionLayer::lazy);
+            let site = site
+                .pooled(|pool| pool.acquire_timeout(Duration::from_secs(1)))
+                .layered(DbSessionLayer::lazy);
             let taken = opened(site.layer.pool()).await;
             let response = site
                 .call(async move |db: DbSession| {
@@ -713,7 +843,11 @@ async fn a_transaction_that_never_got_its_connection_is_no_success() {
                     }
                 })
                 .await;
-            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{kind:?} {begins}");
+            assert_eq!(
+                response.status(),
+                StatusCode::SERVICE_UNAVAILABLE,
+                "{kind:?} {begins}"
+            );
             assert!(retry_after(&response).is_some());
             assert!(outcome(&response).error().unwrap().is_exhausted());
             drop(taken);
@@ -727,7 +861,9 @@ async fn a_second_try_that_gets_a_connection_makes_the_first_good() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
     let site = Site::with(test, db, 1).await;
-    let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_secs(1))).layered(DbSessionLayer::lazy);
+    let site = site
+        .pooled(|pool| pool.acquire_timeout(Duration::from_secs(1)))
+        .layered(DbSessionLayer::lazy);
     let taken = Arc::new(Mutex::new(Some(opened(site.layer.pool()).await)));
     for (first, answer) in [(true, 200), (false, 502)] {
         let taken = taken.clone();
@@ -765,7 +901,9 @@ async fn a_job_whose_transaction_never_got_its_connection_fails() {
         })
         .await;
     drop(receiver.await.unwrap());
-    let sea_orm::TransactionError::Connection(error) = result.unwrap_err() else { panic!("another error") };
+    let sea_orm::TransactionError::Connection(error) = result.unwrap_err() else {
+        panic!("another error")
+    };
     assert!(tower_sea_orm::Error::of(&error).unwrap().is_exhausted());
     whole(&pool).await;
     assert_whole(&test, &db, 1).await;
@@ -775,7 +913,9 @@ async fn a_job_whose_transaction_never_got_its_connection_fails() {
 async fn a_failed_answer_does_not_wait_for_a_statement_that_its_handler_has_dropped() {
     for kind in [Kind::Postgres, Kind::MySql] {
         for nested in [false, true] {
-            let site = Site::new(kind).await.pooled(|pool| pool.release_timeout(Duration::from_secs(120)));
+            let site = Site::new(kind)
+                .await
+                .pooled(|pool| pool.release_timeout(Duration::from_secs(120)));
             let started = std::time::Instant::now();
             let response = site
                 .call(async move |db: DbSession| {
@@ -792,7 +932,11 @@ async fn a_failed_answer_does_not_wait_for_a_statement_that_its_handler_has_drop
                     StatusCode::GATEWAY_TIMEOUT
                 })
                 .await;
-            assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT, "{kind:?} {nested}");
+            assert_eq!(
+                response.status(),
+                StatusCode::GATEWAY_TIMEOUT,
+                "{kind:?} {nested}"
+            );
             assert!(started.elapsed() < BOUND);
         }
     }
@@ -870,13 +1014,22 @@ type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 impl Shared {
     fn start(&self, Step { op, outside, .. }: Step) -> Running {
         let this = self.clone();
-        let innermost = this.open.lock().unwrap().last().cloned().filter(|_| !outside);
+        let innermost = this
+            .open
+            .lock()
+            .unwrap()
+            .last()
+            .cloned()
+            .filter(|_| !outside);
         Box::pin(async move {
             // An error may be what a session used out of turn is told; the property is that it ends.
             match op {
                 Op::Insert => {
                     let name = unique_name();
-                    if run(&this.db, innermost.as_deref(), &insert(&name)).await.is_ok() {
+                    if run(&this.db, innermost.as_deref(), &insert(&name))
+                        .await
+                        .is_ok()
+                    {
                         this.inserted.lock().unwrap().push(name);
                     }
                 }
@@ -886,7 +1039,14 @@ impl Shared {
                         None => this.db.query_one_raw(slow(this.kind, 0.003)).await,
                     };
                 }
-                Op::Fail => drop(run(&this.db, innermost.as_deref(), "SELECT nothing FROM nowhere").await),
+                Op::Fail => drop(
+                    run(
+                        &this.db,
+                        innermost.as_deref(),
+                        "SELECT nothing FROM nowhere",
+                    )
+                    .await,
+                ),
                 Op::Begin => {
                     let begun = match innermost {
                         Some(tx) => tx.begin().await,
@@ -905,7 +1065,9 @@ impl Shared {
                 }
                 Op::DropTransaction => drop(this.open.lock().unwrap().pop()),
                 Op::Stream => {
-                    let Ok(mut rows) = this.db.rows(slow(this.kind, 0.001)).await else { return };
+                    let Ok(mut rows) = this.db.rows(slow(this.kind, 0.001)).await else {
+                        return;
+                    };
                     while rows.next().await.is_some() {}
                 }
                 Op::Commit => drop(this.db.commit().await),
@@ -916,7 +1078,11 @@ impl Shared {
     }
 }
 
-async fn run(db: &DbSession, tx: Option<&tower_sea_orm::SessionTransaction>, sql: &str) -> Result<(), DbErr> {
+async fn run(
+    db: &DbSession,
+    tx: Option<&tower_sea_orm::SessionTransaction>,
+    sql: &str,
+) -> Result<(), DbErr> {
     match tx {
         Some(tx) => tx.execute_unprepared(sql).await.map(drop),
         None => db.execute_unprepared(sql).await.map(drop),
@@ -928,12 +1094,18 @@ fn every_polled_future_ends(kind: Kind) {
     let runtime = Runtime::new().unwrap();
     let test = runtime.block_on(TestDb::new(kind));
     let db = runtime.block_on(test.connect(SIZE));
-    let config = Config { cases: cases(48), failure_persistence: None, max_shrink_iters: 60, ..Config::default() };
+    let config = Config {
+        cases: cases(48),
+        failure_persistence: None,
+        max_shrink_iters: 60,
+        ..Config::default()
+    };
     let handlers = (vec(step(), 1..16), any::<bool>(), any::<bool>());
     let result = TestRunner::new(config).run(&handlers, |(steps, transactional, lazy)| {
         let pool = session_pool(db.clone());
         runtime.block_on(async {
-            let handled = timeout(2 * BOUND, handle(&pool, kind, &steps, transactional, lazy)).await;
+            let handled =
+                timeout(2 * BOUND, handle(&pool, kind, &steps, transactional, lazy)).await;
             assert!(handled.is_ok(), "{kind:?} hangs");
             whole(&pool).await;
         });
@@ -952,7 +1124,12 @@ async fn handle(pool: &SessionPool, kind: Kind, steps: &[Step], transactional: b
         session.release().await.unwrap();
     }
     let db = DbSession::clone(&session);
-    let shared = Shared { db, kind, open: Arc::default(), inserted: Arc::default() };
+    let shared = Shared {
+        db,
+        kind,
+        open: Arc::default(),
+        inserted: Arc::default(),
+    };
     let (mut kept, mut later) = (Vec::new(), Vec::new());
     for step in steps {
         let mut future = shared.start(*step);

@@ -104,10 +104,13 @@ type Shared = Arc<Mutex<Ledger>>;
 
 async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
     let name = unique_name();
-    let note = |change: &dyn Fn(&mut Ledger, String)| change(&mut ledger.lock().unwrap(), name.clone());
+    let note =
+        |change: &dyn Fn(&mut Ledger, String)| change(&mut ledger.lock().unwrap(), name.clone());
     // Until it is acknowledged, it may be there or not.
-    let (sure, lost) =
-        (|ledger: &mut Ledger, name| ledger.open.push(name), |ledger: &mut Ledger, name| ledger.lost.push(name));
+    let (sure, lost) = (
+        |ledger: &mut Ledger, name| ledger.open.push(name),
+        |ledger: &mut Ledger, name| ledger.lost.push(name),
+    );
     match step {
         Step::Insert => {
             insert(tx, &name).await?;
@@ -132,14 +135,19 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
             note(&lost);
             let inner = tx.begin().await?;
             insert(&inner, &name).await?;
-            inner.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
+            inner
+                .execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+                .await
+                .unwrap_err();
             inner.rollback().await?;
         }
         Step::Swallow => {
             insert(tx, &name).await?;
             note(&sure);
             ledger.lock().unwrap().spoiled |= tx.backend() == sea_orm::DbBackend::Postgres;
-            let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await;
+            let _ = tx
+                .execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+                .await;
         }
         Step::Commit => {
             ledger.lock().unwrap().committing = true;
@@ -148,8 +156,16 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
             ledger.committing = false;
             match &result {
                 Ok(()) => {
-                    assert!(!ledger.spoiled && !ledger.only_rollback, "a commit that cannot be: {ledger:?}");
-                    let Ledger { committed, open, perhaps, .. } = &mut *ledger;
+                    assert!(
+                        !ledger.spoiled && !ledger.only_rollback,
+                        "a commit that cannot be: {ledger:?}"
+                    );
+                    let Ledger {
+                        committed,
+                        open,
+                        perhaps,
+                        ..
+                    } = &mut *ledger;
                     committed.append(open);
                     // Whether they were sent, nobody has seen.
                     perhaps.clear();
@@ -199,10 +215,16 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
 }
 
 async fn insert<C: ConnectionTrait>(db: &C, name: &str) -> Result<(), DbErr> {
-    db.execute_unprepared(&format!("INSERT INTO item (name) VALUES ('{name}')")).await.map(drop)
+    db.execute_unprepared(&format!("INSERT INTO item (name) VALUES ('{name}')"))
+        .await
+        .map(drop)
 }
 
-async fn handle(tx: DbTx, Extension(plan): Extension<Plan>, Extension(ledger): Extension<Shared>) -> Response {
+async fn handle(
+    tx: DbTx,
+    Extension(plan): Extension<Plan>,
+    Extension(ledger): Extension<Shared>,
+) -> Response {
     let mut response = Response::new(Body::from("planned"));
     for one in &plan.steps {
         // A step that is refused has noted nothing, and the next one is tried nevertheless.
@@ -246,27 +268,40 @@ fn plans() -> impl Strategy<Value = Plan> {
         1 => Just(Exit::Inner),
         1 => Just(Exit::Kept),
     ];
-    (vec(step, 0..5), exit, any::<bool>(), option::of(0..24_u32)).prop_map(|(steps, exit, lazy, cancelled)| Plan {
-        steps,
-        exit,
-        lazy,
-        cancelled,
-    })
+    (vec(step, 0..5), exit, any::<bool>(), option::of(0..24_u32)).prop_map(
+        |(steps, exit, lazy, cancelled)| Plan {
+            steps,
+            exit,
+            lazy,
+            cancelled,
+        },
+    )
 }
 
 /// The answer of one request, `None` if it was dropped before; and whether it was an inner error.
-async fn serve(site: &Site, plan: &Plan, ledger: &Shared) -> Option<Result<Response, &'static str>> {
+async fn serve(
+    site: &Site,
+    plan: &Plan,
+    ledger: &Shared,
+) -> Option<Result<Response, &'static str>> {
     let routes = Router::new().route("/", get(handle));
     let inner = plan.exit == Exit::Inner;
     // An inner service's own error, with the request's work done.
     let service = service_fn(move |request: Request<Body>| {
         let routes = routes.clone();
         async move {
-            let response = routes.oneshot(request).await.unwrap_or_else(|never| match never {});
+            let response = routes
+                .oneshot(request)
+                .await
+                .unwrap_or_else(|never| match never {});
             if inner { Err("inner") } else { Ok(response) }
         }
     });
-    let layer = if plan.lazy { site.layer.clone().lazy() } else { site.layer.clone() };
+    let layer = if plan.lazy {
+        site.layer.clone().lazy()
+    } else {
+        site.layer.clone()
+    };
     let service = tower::ServiceBuilder::new().layer(layer).service(service);
     let mut request = Request::new(Body::empty());
     request.extensions_mut().insert(plan.clone());
@@ -277,7 +312,12 @@ async fn serve(site: &Site, plan: &Plan, ledger: &Shared) -> Option<Result<Respo
     Some(answer.unwrap_or(Err("panic")))
 }
 
-async fn check(site: &Site, plan: &Plan, answer: Option<Result<Response, &'static str>>, ledger: Ledger) {
+async fn check(
+    site: &Site,
+    plan: &Plan,
+    answer: Option<Result<Response, &'static str>>,
+    ledger: Ledger,
+) {
     let count = async |names: &[String]| {
         let mut found = 0;
         for name in names {
@@ -286,10 +326,18 @@ async fn check(site: &Site, plan: &Plan, answer: Option<Result<Response, &'stati
         found
     };
     let case = format!("{plan:?} {ledger:?}");
-    assert_eq!(count(&ledger.lost).await, 0, "what was rolled back is not there: {case}");
+    assert_eq!(
+        count(&ledger.lost).await,
+        0,
+        "what was rolled back is not there: {case}"
+    );
     let perhaps_there = count(&ledger.perhaps).await;
     let open = count(&ledger.open).await;
-    assert_eq!(count(&ledger.committed).await, ledger.committed.len(), "committed early is there: {case}");
+    assert_eq!(
+        count(&ledger.committed).await,
+        ledger.committed.len(),
+        "committed early is there: {case}"
+    );
     let all_or_nothing = open == 0 || open == ledger.open.len();
     match answer {
         None => {
@@ -300,7 +348,11 @@ async fn check(site: &Site, plan: &Plan, answer: Option<Result<Response, &'stati
             let outcome = response.extensions().get::<Outcome>().unwrap();
             if ledger.only_rollback {
                 assert!(outcome.is_rolled_back() || outcome.is_untouched(), "{case}");
-                assert_eq!((open, perhaps_there), (0, 0), "rolled back is not there: {case}");
+                assert_eq!(
+                    (open, perhaps_there),
+                    (0, 0),
+                    "rolled back is not there: {case}"
+                );
             } else {
                 assert!(!ledger.spoiled, "{case}");
                 assert_eq!(open, ledger.open.len(), "acknowledged is there: {case}");
@@ -308,14 +360,23 @@ async fn check(site: &Site, plan: &Plan, answer: Option<Result<Response, &'stati
         }
         Some(answer) => {
             let status = answer.as_ref().map(Response::status);
-            assert_eq!((open, perhaps_there), (0, 0), "rolled back is not there: {status:?} {case}");
+            assert_eq!(
+                (open, perhaps_there),
+                (0, 0),
+                "rolled back is not there: {status:?} {case}"
+            );
             if let Ok(response) = &answer {
                 // Raw code has ended the transaction: a 404 would say that nothing of it stands.
                 let outcome = response.extensions().get::<Outcome>();
-                let has_ended_it = plan.steps.iter().any(|step| matches!(step, Step::RawRollBack));
-                let is_told = has_ended_it && outcome.is_some_and(|outcome| outcome.error().is_some());
+                let has_ended_it = plan
+                    .steps
+                    .iter()
+                    .any(|step| matches!(step, Step::RawRollBack));
+                let is_told =
+                    has_ended_it && outcome.is_some_and(|outcome| outcome.error().is_some());
                 // The plans run at the same time, and MySQL's inserts may meet in a gap of the index.
-                let is_deadlock = outcome.is_some_and(|outcome| outcome.error().is_some_and(Error::is_conflict));
+                let is_deadlock =
+                    outcome.is_some_and(|outcome| outcome.error().is_some_and(Error::is_conflict));
                 let expected = match plan.exit {
                     Exit::NotFound if !is_told => StatusCode::NOT_FOUND,
                     _ if is_deadlock => StatusCode::SERVICE_UNAVAILABLE,
@@ -334,7 +395,12 @@ fn every_promise_is_kept(kind: Kind) {
         insert_item(&site.db, "taken").await;
         site
     });
-    let config = Config { cases: cases(100), failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let config = Config {
+        cases: cases(100),
+        failure_persistence: None,
+        max_shrink_iters: 300,
+        ..Config::default()
+    };
     let result = TestRunner::new(config).run(&vec(plans(), 1..4), |plans| {
         runtime.block_on(async {
             let requests = plans.iter().map(async |plan| {

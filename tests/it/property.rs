@@ -80,7 +80,10 @@ impl Work {
         match self {
             Self::Autocommit | Self::Commit | Self::Nested => [true, true],
             Self::NestedRollBack | Self::NestedDrop => [true, false],
-            Self::RollBack | Self::DropTransaction | Self::KeepTransaction | Self::OuterRollBack => [false, false],
+            Self::RollBack
+            | Self::DropTransaction
+            | Self::KeepTransaction
+            | Self::OuterRollBack => [false, false],
         }
     }
 
@@ -93,7 +96,12 @@ impl Work {
         }
     }
 
-    async fn run(self, db: &DbSession, Rows([first, second]): &Rows, kept: &Kept) -> Result<(), DbErr> {
+    async fn run(
+        self,
+        db: &DbSession,
+        Rows([first, second]): &Rows,
+        kept: &Kept,
+    ) -> Result<(), DbErr> {
         if matches!(self, Self::Autocommit) {
             insert(db, first).await?;
             return insert(db, second).await;
@@ -137,11 +145,13 @@ fn plan() -> impl Strategy<Value = Plan> {
         Just(Work::OuterRollBack),
     ];
     let exit = prop_oneof![Just(Exit::Answer), Just(Exit::Fail), Just(Exit::Panic)];
-    (work, exit, any::<bool>(), option::of(0..16_u32)).prop_map(|(work, exit, lazy, cancelled)| Plan {
-        work,
-        exit,
-        lazy,
-        cancelled,
+    (work, exit, any::<bool>(), option::of(0..16_u32)).prop_map(|(work, exit, lazy, cancelled)| {
+        Plan {
+            work,
+            exit,
+            lazy,
+            cancelled,
+        }
     })
 }
 
@@ -153,7 +163,12 @@ fn every_outcome_is_the_promised_one(kind: Kind) {
         let (db, observer) = (test.connect(SIZE).await, test.observer().await.unwrap());
         (test, db, observer)
     });
-    let config = Config { cases: cases(24), failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config = Config {
+        cases: cases(24),
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..Config::default()
+    };
     let batches = vec(vec(plan(), 1..6), 1..5);
     let result = TestRunner::new(config).run(&batches, |batches| {
         runtime.block_on(serve(&db, &observer, &batches));
@@ -167,21 +182,36 @@ async fn serve(db: &DatabaseConnection, observer: &DatabaseConnection, batches: 
     let kept = Kept::default();
     let layer = session_layer(db.clone());
     let pool = layer.pool().clone();
-    let routes = Router::new().route("/", get(handle)).layer(CatchPanicLayer::new()).layer(Extension(kept.clone()));
-    let (eager, lazy) = (routes.clone().layer(layer.clone()), routes.layer(layer.lazy()));
+    let routes = Router::new()
+        .route("/", get(handle))
+        .layer(CatchPanicLayer::new())
+        .layer(Extension(kept.clone()));
+    let (eager, lazy) = (
+        routes.clone().layer(layer.clone()),
+        routes.layer(layer.lazy()),
+    );
     for batch in batches {
         let requests = batch.iter().map(async |plan| {
             let rows = Rows([unique_name(), unique_name()]);
             let mut request = Request::new(Body::empty());
             request.extensions_mut().insert(plan.clone());
             request.extensions_mut().insert(rows.clone());
-            let app = if plan.lazy { lazy.clone() } else { eager.clone() };
-            let answer = after_polls(plan.cancelled.unwrap_or(u32::MAX), app.oneshot(request)).await;
-            let Some(answer) = answer else { return Some((plan, rows)) };
+            let app = if plan.lazy {
+                lazy.clone()
+            } else {
+                eager.clone()
+            };
+            let answer =
+                after_polls(plan.cancelled.unwrap_or(u32::MAX), app.oneshot(request)).await;
+            let Some(answer) = answer else {
+                return Some((plan, rows));
+            };
             let answer = answer.unwrap();
             let (status, words) = match plan.exit {
                 // An OK would be untrue.
-                Exit::Answer if matches!(plan.work, Work::KeepTransaction) => (StatusCode::INTERNAL_SERVER_ERROR, ""),
+                Exit::Answer if matches!(plan.work, Work::KeepTransaction) => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "")
+                }
                 Exit::Answer => (StatusCode::OK, "planned"),
                 Exit::Fail => (StatusCode::INTERNAL_SERVER_ERROR, "planned"),
                 Exit::Panic => (StatusCode::INTERNAL_SERVER_ERROR, "Service panicked"),
@@ -225,12 +255,17 @@ async fn handle(
 }
 
 async fn insert<C: ConnectionTrait>(db: &C, name: &str) -> Result<(), DbErr> {
-    db.execute_unprepared(&format!("INSERT INTO item (name) VALUES ('{name}')")).await.map(drop)
+    db.execute_unprepared(&format!("INSERT INTO item (name) VALUES ('{name}')"))
+        .await
+        .map(drop)
 }
 
 /// Which rows others see.
 async fn seen(observer: &DatabaseConnection, Rows([first, second]): &Rows) -> [bool; 2] {
-    [count_items(observer, first).await == 1, count_items(observer, second).await == 1]
+    [
+        count_items(observer, first).await == 1,
+        count_items(observer, second).await == 1,
+    ]
 }
 
 #[test]

@@ -46,19 +46,36 @@ impl Pair {
         let name = test.url().rsplit_once('/').unwrap().1;
         let second = format!("mysql://root@127.0.0.1:{}", servers[1].port());
         let root = Database::connect(format!("{second}/mysql")).await.unwrap();
-        root.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+        root.execute_unprepared(&format!("CREATE DATABASE {name}"))
+            .await
+            .unwrap();
         let second = Database::connect(format!("{second}/{name}")).await.unwrap();
         for sql in test.kind.schema() {
             second.execute_unprepared(sql).await.unwrap();
         }
         let admins = [test.connect(1).await, second];
         for admin in &admins {
-            admin.execute_unprepared("CREATE USER plain@'%'").await.unwrap();
-            admin.execute_unprepared("GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO plain@'%'").await.unwrap();
+            admin
+                .execute_unprepared("CREATE USER plain@'%'")
+                .await
+                .unwrap();
+            admin
+                .execute_unprepared("GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO plain@'%'")
+                .await
+                .unwrap();
         }
-        admins[1].execute_unprepared("SET GLOBAL read_only = 1").await.unwrap();
+        admins[1]
+            .execute_unprepared("SET GLOBAL read_only = 1")
+            .await
+            .unwrap();
         let proxy = Proxy::start(servers[0].port()).await;
-        Self { servers, admins, proxy, primary: AtomicUsize::new(0), test }
+        Self {
+            servers,
+            admins,
+            proxy,
+            primary: AtomicUsize::new(0),
+            test,
+        }
     }
 
     /// By which a service connects that may not write on a read-only server.
@@ -70,8 +87,14 @@ impl Pair {
     async fn fail_over(&self) {
         let old = self.primary.load(Ordering::SeqCst);
         let new = 1 - old;
-        self.admins[old].execute_unprepared("SET GLOBAL read_only = 1").await.unwrap();
-        self.admins[new].execute_unprepared("SET GLOBAL read_only = 0").await.unwrap();
+        self.admins[old]
+            .execute_unprepared("SET GLOBAL read_only = 1")
+            .await
+            .unwrap();
+        self.admins[new]
+            .execute_unprepared("SET GLOBAL read_only = 0")
+            .await
+            .unwrap();
         self.proxy.lead_to(self.servers[new].port());
         self.primary.store(new, Ordering::SeqCst);
     }
@@ -94,7 +117,15 @@ enum Way {
     Held,
 }
 
-const WAYS: [Way; 7] = [Way::Autocommit, Way::Stream, Way::Transaction, Way::Nested, Way::Job, Way::Commit, Way::Held];
+const WAYS: [Way; 7] = [
+    Way::Autocommit,
+    Way::Stream,
+    Way::Transaction,
+    Way::Nested,
+    Way::Job,
+    Way::Commit,
+    Way::Held,
+];
 
 async fn write(db: &DbSession, way: Way, name: &str) -> Result<(), DbErr> {
     let sql = format!("INSERT INTO item (name) VALUES ('{name}')");
@@ -111,7 +142,9 @@ async fn write(db: &DbSession, way: Way, name: &str) -> Result<(), DbErr> {
             inner.commit().await?;
         }
         Way::Autocommit => _ = db.execute_unprepared(&sql).await?,
-        Way::Transaction | Way::Commit | Way::Held | Way::Job => _ = db.tx().execute_unprepared(&sql).await?,
+        Way::Transaction | Way::Commit | Way::Held | Way::Job => {
+            _ = db.tx().execute_unprepared(&sql).await?
+        }
     }
     Ok(())
 }
@@ -130,12 +163,22 @@ async fn handle(db: DbSession, way: Way, name: String, fails_over: Option<Arc<Pa
 }
 
 /// Whether a request that writes succeeds. Otherwise it is told to come again. The pair fails over after the write.
-async fn succeeds(pool: &SessionPool, way: Way, name: &str, fails_over: Option<&Arc<Pair>>) -> bool {
+async fn succeeds(
+    pool: &SessionPool,
+    way: Way,
+    name: &str,
+    fails_over: Option<&Arc<Pair>>,
+) -> bool {
     if way == Way::Job {
         let sql = format!("INSERT INTO item (name) VALUES ('{name}')");
-        let job = pool.transaction(async |tx| tx.execute_unprepared(&sql).await.map(drop)).await;
+        let job = pool
+            .transaction(async |tx| tx.execute_unprepared(&sql).await.map(drop))
+            .await;
         let known = job.as_ref().err().and_then(Error::of_transaction);
-        assert!(job.is_ok() || known.is_some_and(|known| known.is_read_only()), "{name}: {job:?}");
+        assert!(
+            job.is_ok() || known.is_some_and(|known| known.is_read_only()),
+            "{name}: {job:?}"
+        );
         return job.is_ok();
     }
     let (owned, fails_over) = (name.to_owned(), fails_over.cloned());
@@ -154,7 +197,9 @@ async fn succeeds(pool: &SessionPool, way: Way, name: &str, fails_over: Option<&
 async fn after_a_fail_over_to_another_server_every_way_to_write_goes_there() {
     let pair = Arc::new(Pair::new().await);
     for way in WAYS {
-        let db = Database::connect(pair.test.options_at(&pair.url(), SIZE)).await.unwrap();
+        let db = Database::connect(pair.test.options_at(&pair.url(), SIZE))
+            .await
+            .unwrap();
         let pool = session_layer(db).pool().clone();
         // All connections are to the server of before.
         let mut held = Vec::new();
@@ -171,13 +216,26 @@ async fn after_a_fail_over_to_another_server_every_way_to_write_goes_there() {
         let mut failed = 0;
         for n in 0..8 {
             let name = format!("{way:?} {n}");
-            let is_good = succeeds(&pool, way, &name, Some(&pair).filter(|_| by_itself && n == 0)).await;
+            let is_good = succeeds(
+                &pool,
+                way,
+                &name,
+                Some(&pair).filter(|_| by_itself && n == 0),
+            )
+            .await;
             assert_eq!(pair.count(&name).await, i64::from(is_good), "{name}");
             failed += u32::from(!is_good);
         }
-        assert!((1..=SIZE).contains(&failed), "{way:?}: {failed} of 8 writes failed");
+        assert!(
+            (1..=SIZE).contains(&failed),
+            "{way:?}: {failed} of 8 writes failed"
+        );
         let name = format!("{way:?} 7");
-        assert_eq!(count_items(&pair.admins[pair.primary.load(Ordering::SeqCst)], &name).await, 1, "{name}");
+        assert_eq!(
+            count_items(&pair.admins[pair.primary.load(Ordering::SeqCst)], &name).await,
+            1,
+            "{name}"
+        );
     }
 }
 
@@ -187,16 +245,35 @@ async fn writes_that_a_standby_refuses_go_to_the_primary_once_the_name_leads_the
     let test = TestDb::on(&primary).await;
     let (standby, observer) = (primary.standby(), test.connect(1).await);
     let proxy = Proxy::start(standby.port()).await;
-    for way in WAYS.into_iter().filter(|way| !matches!(way, Way::Commit | Way::Held)) {
+    for way in WAYS
+        .into_iter()
+        .filter(|way| !matches!(way, Way::Commit | Way::Held))
+    {
         proxy.lead_to(standby.port());
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE)).await.unwrap();
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE))
+            .await
+            .unwrap();
         let pool = session_layer(db).pool().clone();
         let name = format!("{way:?}");
-        assert!(!succeeds(&pool, way, &name, None).await, "{name} on the standby");
-        assert_eq!(count_items(&observer, &name).await, 0, "{name} on the standby");
+        assert!(
+            !succeeds(&pool, way, &name, None).await,
+            "{name} on the standby"
+        );
+        assert_eq!(
+            count_items(&observer, &name).await,
+            0,
+            "{name} on the standby"
+        );
         proxy.lead_to(primary.port());
-        eventually("a write takes place", async || succeeds(&pool, way, &name, None).await).await;
-        assert_eq!(count_items(&observer, &name).await, 1, "{name} on the primary");
+        eventually("a write takes place", async || {
+            succeeds(&pool, way, &name, None).await
+        })
+        .await;
+        assert_eq!(
+            count_items(&observer, &name).await,
+            1,
+            "{name} on the primary"
+        );
     }
 }
 
@@ -206,24 +283,45 @@ async fn a_standby_that_is_promoted_takes_the_next_write() {
     let test = TestDb::on(&primary).await;
     let standby = primary.standby();
     let proxy = Proxy::start(standby.port()).await;
-    let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE)).await.unwrap();
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE))
+        .await
+        .unwrap();
     let pool = session_layer(db.clone()).pool().clone();
     assert!(!succeeds(&pool, Way::Transaction, "before", None).await);
     db.execute_unprepared("SELECT pg_promote()").await.unwrap();
-    eventually("it takes a write", async || succeeds(&pool, Way::Transaction, "after", None).await).await;
-    assert_eq!((count_items(&db, "before").await, count_items(&db, "after").await), (0, 1));
+    eventually("it takes a write", async || {
+        succeeds(&pool, Way::Transaction, "after", None).await
+    })
+    .await;
+    assert_eq!(
+        (
+            count_items(&db, "before").await,
+            count_items(&db, "after").await
+        ),
+        (0, 1)
+    );
 }
 
 /// A database that is read-only for good, as a replica is or a role's setting says.
 #[tokio::test]
 async fn refused_writes_do_not_replace_a_connection_each() {
     let test = TestDb::new(Kind::Postgres).await;
-    let name = test.url().rsplit_once('/').unwrap().1.split('?').next().unwrap().to_owned();
+    let name = test
+        .url()
+        .rsplit_once('/')
+        .unwrap()
+        .1
+        .split('?')
+        .next()
+        .unwrap()
+        .to_owned();
     let admin = test.connect(1).await;
     let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
     admin.execute_unprepared(&set).await.unwrap();
     let proxy = Proxy::start(crate::support::site::port_of(test.url())).await;
-    let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE)).await.unwrap();
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE))
+        .await
+        .unwrap();
     let site = Site::with(test, db, SIZE).await;
     let (before, since) = (proxy.accepted(), Instant::now());
     for n in 0..60 {
@@ -231,7 +329,10 @@ async fn refused_writes_do_not_replace_a_connection_each() {
             if n % 2 == 0 {
                 db.tx();
             }
-            match db.execute_unprepared("UPDATE item SET hits = hits + 1").await {
+            match db
+                .execute_unprepared("UPDATE item SET hits = hits + 1")
+                .await
+            {
                 Ok(_) => StatusCode::OK,
                 Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
             }
@@ -243,19 +344,42 @@ async fn refused_writes_do_not_replace_a_connection_each() {
     let new = proxy.accepted() - before;
     // After 50 ms, twice as late each time, and at last every five seconds; all that are idle each time.
     let evictions = 9 + since.elapsed().as_secs() / 5;
-    assert!(new <= evictions * u64::from(SIZE), "{new} connections for 60 writes");
+    assert!(
+        new <= evictions * u64::from(SIZE),
+        "{new} connections for 60 writes"
+    );
 }
 
 /// A handler's own ways to have its writes refused: what it says first, what is refused then, and whether in a
 /// transaction.
 const OWN: [(Kind, &str, &str, bool); 9] = [
     (Kind::Postgres, "SET TRANSACTION READ ONLY", WRITE, true),
-    (Kind::Postgres, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", WRITE, false),
-    (Kind::Postgres, "SET default_transaction_read_only = on", WRITE, false),
-    (Kind::Postgres, "SET transaction_read_only = on", WRITE, true),
+    (
+        Kind::Postgres,
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        WRITE,
+        false,
+    ),
+    (
+        Kind::Postgres,
+        "SET default_transaction_read_only = on",
+        WRITE,
+        false,
+    ),
+    (
+        Kind::Postgres,
+        "SET transaction_read_only = on",
+        WRITE,
+        true,
+    ),
     (Kind::Postgres, "SELECT 1", "SELECT refuses()", false),
     (Kind::Postgres, "SELECT 1", "SELECT refuses()", true),
-    (Kind::MySql, "SET SESSION TRANSACTION READ ONLY", WRITE, false),
+    (
+        Kind::MySql,
+        "SET SESSION TRANSACTION READ ONLY",
+        WRITE,
+        false,
+    ),
     (Kind::MySql, "SELECT 1", "CALL refuses()", false),
     (Kind::MySql, "SELECT 1", "CALL refuses()", true),
 ];
@@ -290,25 +414,35 @@ async fn a_write_that_is_refused_by_the_handlers_own_doing_closes_no_connection(
                 }
                 db.execute_unprepared(before).await.unwrap();
                 let error = db.execute_unprepared(refused).await.unwrap_err();
-                assert!(Error::of(&error).unwrap().is_read_only(), "{before}: {error}");
+                assert!(
+                    Error::of(&error).unwrap().is_read_only(),
+                    "{before}: {error}"
+                );
                 StatusCode::INTERNAL_SERVER_ERROR
             })
             .await;
         let is_askable = !in_transaction && refused == WRITE || kind == Kind::MySql;
         if is_askable {
-            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?} {before}, {refused}");
+            assert_eq!(
+                response.status(),
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "{kind:?} {before}, {refused}"
+            );
         }
         site.assert_whole().await;
         // The first time, the pool says that it leaves a server.
         let lines = log.lines();
         assert!(
-            !lines.iter().any(|line| line.contains("connections are closed")),
+            !lines
+                .iter()
+                .any(|line| line.contains("connections are closed")),
             "{kind:?} {before}, {refused}: {lines:?}"
         );
         for n in 0..SIZE {
             let name = format!("after {n}");
             let inserted = name.clone();
-            site.call(async move |db: DbSession| insert_item(&db, &inserted).await).await;
+            site.call(async move |db: DbSession| insert_item(&db, &inserted).await)
+                .await;
             assert_eq!(site.count(&name).await, 1, "{kind:?} {before}, {refused}");
         }
         site.assert_whole().await;

@@ -10,8 +10,8 @@
 use axum::{Router, extract::Path, routing::any};
 use http::StatusCode;
 use sea_orm::{
-    AccessMode, ConnectionTrait, Database, DatabaseConnection, IsolationLevel, Statement, TransactionOptions,
-    TransactionTrait,
+    AccessMode, ConnectionTrait, Database, DatabaseConnection, IsolationLevel, Statement,
+    TransactionOptions, TransactionTrait,
 };
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 
@@ -35,9 +35,19 @@ impl Wire {
     async fn new(kind: Kind) -> Self {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), 1)).await.unwrap();
-        let pool = SessionPool::builder(db.clone()).warm(false).build().unwrap();
-        Self { test, proxy, db, pool }
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), 1))
+            .await
+            .unwrap();
+        let pool = SessionPool::builder(db.clone())
+            .warm(false)
+            .build()
+            .unwrap();
+        Self {
+            test,
+            proxy,
+            db,
+            pool,
+        }
     }
 
     fn layer(&self) -> DbSessionLayer {
@@ -46,14 +56,23 @@ impl Wire {
 
     /// How many round trips one request costs, all in all.
     async fn count(&self, layer: DbSessionLayer, uri: &str) -> u64 {
-        let app = Router::new().route("/{way}/{statements}", any(work)).layer(layer);
+        let app = Router::new()
+            .route("/{way}/{statements}", any(work))
+            .layer(layer);
         let (mut counts, mut last) = (Vec::new(), 0);
         for _ in 0..4 {
             self.proxy.reset_count();
             let response = post(&app, uri).await;
-            let expected = if uri.starts_with("/fail") { StatusCode::CONFLICT } else { StatusCode::OK };
+            let expected = if uri.starts_with("/fail") {
+                StatusCode::CONFLICT
+            } else {
+                StatusCode::OK
+            };
             assert_eq!(response.status(), expected, "{uri}: {}", outcome(&response));
-            eventually("the connection is back", async || self.pool.status().in_use == 0).await;
+            eventually("the connection is back", async || {
+                self.pool.status().in_use == 0
+            })
+            .await;
             last = self.proxy.requests();
             counts.push(last);
         }
@@ -92,22 +111,41 @@ async fn a_transaction_costs_its_statements_and_two_more() {
         let idle = wire.count(wire.layer(), "/idle/0").await;
         assert_eq!(idle, 2, "{kind:?}");
         let options = |isolation_level, access_mode| {
-            wire.layer().transaction_with(TransactionOptions { isolation_level, access_mode, ..Default::default() })
+            wire.layer().transaction_with(TransactionOptions {
+                isolation_level,
+                access_mode,
+                ..Default::default()
+            })
         };
         let plain = wire.layer().transaction();
         let isolated = options(Some(IsolationLevel::RepeatableRead), None);
         let read_only = options(None, Some(AccessMode::ReadOnly));
-        let both = options(Some(IsolationLevel::Serializable), Some(AccessMode::ReadOnly));
-        for (what, layer) in [("plain", plain), ("isolated", isolated), ("read only", read_only), ("both", both)] {
+        let both = options(
+            Some(IsolationLevel::Serializable),
+            Some(AccessMode::ReadOnly),
+        );
+        for (what, layer) in [
+            ("plain", plain),
+            ("isolated", isolated),
+            ("read only", read_only),
+            ("both", both),
+        ] {
             for statements in [1, 3] {
                 for way in ["ok", "fail"] {
-                    let cost = wire.count(layer.clone(), &format!("/{way}/{statements}")).await - idle;
+                    let cost = wire
+                        .count(layer.clone(), &format!("/{way}/{statements}"))
+                        .await
+                        - idle;
                     assert_eq!(cost, statements + 2, "{kind:?}, {what}, {way}");
                 }
             }
         }
         // To compare with.
-        assert_eq!(wire.count(wire.layer(), "/ok/3").await - idle, 3, "{kind:?}: autocommit");
+        assert_eq!(
+            wire.count(wire.layer(), "/ok/3").await - idle,
+            3,
+            "{kind:?}: autocommit"
+        );
         assert_whole(&wire.test, &wire.db, 1).await;
     }
 }
@@ -123,8 +161,16 @@ async fn a_transaction_that_no_statement_runs_in_costs_nothing() {
             let set_up = select.clone();
             let prepared = wire.layer().on_begin(move |_| vec![set_up.clone()]);
             for layer in [wire.layer().transaction(), prepared] {
-                assert_eq!(wire.count(layer.clone(), &uri).await, idle, "{kind:?} {way}: no BEGIN");
-                assert_eq!(wire.count(layer.lazy(), &uri).await, 0, "{kind:?} {way}: no connection");
+                assert_eq!(
+                    wire.count(layer.clone(), &uri).await,
+                    idle,
+                    "{kind:?} {way}: no BEGIN"
+                );
+                assert_eq!(
+                    wire.count(layer.lazy(), &uri).await,
+                    0,
+                    "{kind:?} {way}: no connection"
+                );
             }
         }
         assert_whole(&wire.test, &wire.db, 1).await;
@@ -137,7 +183,9 @@ async fn a_set_up_costs_its_statements() {
         let wire = Wire::new(kind).await;
         let idle = wire.count(wire.layer(), "/idle/0").await;
         let select = Statement::from_string(kind.backend(), "SELECT 1");
-        let layer = wire.layer().on_begin(move |_| vec![select.clone(), select.clone()]);
+        let layer = wire
+            .layer()
+            .on_begin(move |_| vec![select.clone(), select.clone()]);
         for way in ["ok", "fail", "commit"] {
             let cost = wire.count(layer.clone(), &format!("/{way}/3")).await - idle;
             assert_eq!(cost, 2 + 2 + 3, "{kind:?} {way}");
@@ -154,7 +202,11 @@ async fn an_early_commit_takes_the_place_of_the_last_one() {
         let cost = wire.count(wire.layer().transaction(), "/commit/3").await - idle;
         assert_eq!(cost, 3 + 2, "{kind:?}: nothing is left to end");
         let cost = wire.count(wire.layer().transaction(), "/nested/0").await - idle;
-        assert_eq!(cost, 1 + 2 + 2, "{kind:?}: SAVEPOINT and its RELEASE come on top");
+        assert_eq!(
+            cost,
+            1 + 2 + 2,
+            "{kind:?}: SAVEPOINT and its RELEASE come on top"
+        );
         assert_whole(&wire.test, &wire.db, 1).await;
     }
 }
@@ -162,5 +214,10 @@ async fn an_early_commit_takes_the_place_of_the_last_one() {
 /// The port in a database URL.
 fn port_of(url: &str) -> u16 {
     let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after.split(['/', '?']).next().expect("a port").parse().expect("a port")
+    after
+        .split(['/', '?'])
+        .next()
+        .expect("a port")
+        .parse()
+        .expect("a port")
 }

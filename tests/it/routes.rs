@@ -16,7 +16,10 @@ use axum::{
     routing::any,
 };
 use http::{Method, StatusCode};
-use sea_orm::{AccessMode, ConnectionTrait, DbBackend, IsolationLevel, MockDatabase, Statement, TransactionOptions};
+use sea_orm::{
+    AccessMode, ConnectionTrait, DbBackend, IsolationLevel, MockDatabase, Statement,
+    TransactionOptions,
+};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, TransactionLayer, problem_json};
 
@@ -36,11 +39,17 @@ async fn write_and_fail(db: DbSession, request: Request) -> StatusCode {
 }
 
 fn read_only() -> TransactionOptions {
-    TransactionOptions { access_mode: Some(AccessMode::ReadOnly), ..Default::default() }
+    TransactionOptions {
+        access_mode: Some(AccessMode::ReadOnly),
+        ..Default::default()
+    }
 }
 
 fn serializable() -> TransactionOptions {
-    TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() }
+    TransactionOptions {
+        isolation_level: Some(IsolationLevel::Serializable),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
@@ -52,7 +61,10 @@ async fn the_innermost_layer_decides_whether_there_is_a_transaction() {
         let routes = Router::new()
             .route("/nothing", handler.clone())
             .route("/new", handler.clone().layer(on()))
-            .route("/default", handler.clone().layer(TransactionLayer::default()))
+            .route(
+                "/default",
+                handler.clone().layer(TransactionLayer::default()),
+            )
             .route("/autocommit", handler.clone().layer(off()))
             .route("/new-in-autocommit", handler.clone().layer((off(), on())))
             .route("/autocommit-in-new", handler.clone().layer((on(), off())))
@@ -71,9 +83,17 @@ async fn the_innermost_layer_decides_whether_there_is_a_transaction() {
                 let uri = format!("{uri}?{outside}");
                 let transactional = inside.unwrap_or(outside);
                 let response = post(&app, &uri).await;
-                assert_eq!(outcome(&response), if transactional { "rolled back" } else { "none" }, "{kind:?} {uri}");
+                assert_eq!(
+                    outcome(&response),
+                    if transactional { "rolled back" } else { "none" },
+                    "{kind:?} {uri}"
+                );
                 let name = uri.split('?').next().unwrap();
-                assert_eq!(world.seen(name).await, i64::from(!transactional), "{kind:?} {uri}");
+                assert_eq!(
+                    world.seen(name).await,
+                    i64::from(!transactional),
+                    "{kind:?} {uri}"
+                );
                 let sql = format!("DELETE FROM item WHERE name = '{name}'");
                 world.view.execute_unprepared(&sql).await.unwrap();
             }
@@ -90,7 +110,9 @@ async fn a_handlers_dbtx_counts_more_than_a_route_without() {
             insert_item(&tx, "lost").await;
             StatusCode::BAD_REQUEST
         });
-        let app = app.layer(TransactionLayer::autocommit()).layer(world.layer());
+        let app = app
+            .layer(TransactionLayer::autocommit())
+            .layer(world.layer());
         assert_eq!(outcome(&post(&app, "/").await), "rolled back");
         assert_eq!(world.seen("lost").await, 0, "{kind:?}");
         world.assert_whole().await;
@@ -100,14 +122,24 @@ async fn a_handlers_dbtx_counts_more_than_a_route_without() {
 #[tokio::test]
 async fn the_options_of_the_innermost_layer_are_in_force() {
     let world = World::new(Kind::Postgres, 1).await;
-    let app = serve(async |db: DbSession| value::<String, _>(&db, "SHOW transaction_isolation").await);
+    let app =
+        serve(async |db: DbSession| value::<String, _>(&db, "SHOW transaction_isolation").await);
     let with = TransactionLayer::with;
-    let repeatable = TransactionOptions { isolation_level: Some(IsolationLevel::RepeatableRead), ..Default::default() };
+    let repeatable = TransactionOptions {
+        isolation_level: Some(IsolationLevel::RepeatableRead),
+        ..Default::default()
+    };
     let plain = app.clone().layer(with(serializable())).layer(world.layer());
     assert_eq!(text(post(&plain, "/").await).await, "serializable");
-    let nested = app.clone().layer(with(serializable())).layer(with(repeatable)).layer(world.layer());
+    let nested = app
+        .clone()
+        .layer(with(serializable()))
+        .layer(with(repeatable))
+        .layer(world.layer());
     assert_eq!(text(post(&nested, "/").await).await, "serializable");
-    let over = app.layer(with(repeatable)).layer(world.layer().transaction_with(serializable()));
+    let over = app
+        .layer(with(repeatable))
+        .layer(world.layer().transaction_with(serializable()));
     assert_eq!(text(post(&over, "/").await).await, "repeatable read");
     world.assert_whole().await;
 
@@ -119,12 +151,29 @@ async fn the_options_of_the_innermost_layer_are_in_force() {
                 Err(_) => StatusCode::FORBIDDEN,
             }
         });
-        let refuses = app.clone().layer(with(read_only())).layer(world.layer().transaction());
-        assert_eq!(post(&refuses, "/refused").await.status(), StatusCode::FORBIDDEN, "{kind:?}");
+        let refuses = app
+            .clone()
+            .layer(with(read_only()))
+            .layer(world.layer().transaction());
+        assert_eq!(
+            post(&refuses, "/refused").await.status(),
+            StatusCode::FORBIDDEN,
+            "{kind:?}"
+        );
         // An exception among requests that only read.
-        let writes = app.layer(TransactionLayer::new()).layer(world.layer().read_only_otherwise());
-        assert_eq!(ask(&writes, Method::GET, "/written").await.status(), StatusCode::OK, "{kind:?}");
-        assert_eq!((world.seen("/refused").await, world.seen("/written").await), (0, 1), "{kind:?}");
+        let writes = app
+            .layer(TransactionLayer::new())
+            .layer(world.layer().read_only_otherwise());
+        assert_eq!(
+            ask(&writes, Method::GET, "/written").await.status(),
+            StatusCode::OK,
+            "{kind:?}"
+        );
+        assert_eq!(
+            (world.seen("/refused").await, world.seen("/written").await),
+            (0, 1),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -142,21 +191,53 @@ async fn the_innermost_rule_says_which_answers_commit() {
         let layer = TransactionLayer::new;
         let app = Router::new()
             .route("/default", handler.clone().layer(layer()))
-            .route("/rule", handler.clone().layer(layer().commit_when(not_found)))
-            .route("/inner", handler.clone().layer((layer().commit_when(never), layer().commit_when(not_found))))
-            .route("/outer", handler.clone().layer((layer().commit_when(not_found), layer())))
-            .route("/autocommit", handler.layer(TransactionLayer::autocommit().commit_when(not_found)));
+            .route(
+                "/rule",
+                handler.clone().layer(layer().commit_when(not_found)),
+            )
+            .route(
+                "/inner",
+                handler
+                    .clone()
+                    .layer((layer().commit_when(never), layer().commit_when(not_found))),
+            )
+            .route(
+                "/outer",
+                handler
+                    .clone()
+                    .layer((layer().commit_when(not_found), layer())),
+            )
+            .route(
+                "/autocommit",
+                handler.layer(TransactionLayer::autocommit().commit_when(not_found)),
+            );
         for rule_of_session in [false, true] {
             let session = world.layer();
-            let app = app.clone().layer(if rule_of_session { session.commit_when(never) } else { session });
-            for (uri, commits) in
-                [("/default", false), ("/rule", true), ("/inner", true), ("/outer", true), ("/autocommit", true)]
-            {
+            let app = app.clone().layer(if rule_of_session {
+                session.commit_when(never)
+            } else {
+                session
+            });
+            for (uri, commits) in [
+                ("/default", false),
+                ("/rule", true),
+                ("/inner", true),
+                ("/outer", true),
+                ("/autocommit", true),
+            ] {
                 let response = post(&app, uri).await;
                 assert_eq!(response.status(), StatusCode::NOT_FOUND);
-                assert_eq!(outcome(&response), if commits { "committed" } else { "rolled back" }, "{kind:?} {uri}");
+                assert_eq!(
+                    outcome(&response),
+                    if commits { "committed" } else { "rolled back" },
+                    "{kind:?} {uri}"
+                );
                 assert_eq!(world.seen(uri).await, i64::from(commits), "{kind:?} {uri}");
-                world.view.execute_unprepared("DELETE FROM item").await.unwrap();
+                world
+                    .view
+                    .execute_unprepared("DELETE FROM item")
+                    .await
+                    .unwrap();
             }
         }
         world.assert_whole().await;
@@ -165,8 +246,9 @@ async fn the_innermost_rule_says_which_answers_commit() {
 
 /// A statement for `on_begin` that tells whether `before` ran before it.
 fn step(kind: Kind, before: &str, name: &str) -> Vec<Statement> {
-    let sql =
-        format!("INSERT INTO item (name) SELECT '{name}' WHERE EXISTS (SELECT 1 FROM item WHERE name = '{before}')");
+    let sql = format!(
+        "INSERT INTO item (name) SELECT '{name}' WHERE EXISTS (SELECT 1 FROM item WHERE name = '{before}')"
+    );
     vec![Statement::from_string(kind.backend(), sql)]
 }
 
@@ -177,7 +259,11 @@ async fn each_layers_set_up_runs_after_that_of_the_layers_around() {
         insert_item(&world.db, "0").await;
         let app = serve(async move |db: DbSession, request: Request| {
             let last = step(kind, "3", request.uri().path()).remove(0);
-            assert_eq!(db.execute_raw(last).await.unwrap().rows_affected(), 1, "{kind:?}: all came before");
+            assert_eq!(
+                db.execute_raw(last).await.unwrap().rows_affected(),
+                1,
+                "{kind:?}: all came before"
+            );
         });
         let app = app
             .layer(TransactionLayer::new().on_begin(move |_| step(kind, "2", "3")))
@@ -204,15 +290,43 @@ async fn a_set_up_is_never_skipped_in_silence() {
         let set_up = move |_: &http::request::Parts| vec![inserting(kind, "set up")];
         let (on, off) = (TransactionLayer::new, TransactionLayer::autocommit);
         let apps = [
-            ("the session layer's", app.clone().layer(off()).layer(world.layer().on_begin(set_up))),
-            ("a route layer's", app.clone().layer(off()).layer(on().on_begin(set_up)).layer(world.layer())),
-            ("its own", app.clone().layer(off().on_begin(set_up)).layer(world.layer())),
-            ("its own in a transaction", app.layer(off().on_begin(set_up)).layer(world.layer().transaction())),
+            (
+                "the session layer's",
+                app.clone()
+                    .layer(off())
+                    .layer(world.layer().on_begin(set_up)),
+            ),
+            (
+                "a route layer's",
+                app.clone()
+                    .layer(off())
+                    .layer(on().on_begin(set_up))
+                    .layer(world.layer()),
+            ),
+            (
+                "its own",
+                app.clone()
+                    .layer(off().on_begin(set_up))
+                    .layer(world.layer()),
+            ),
+            (
+                "its own in a transaction",
+                app.layer(off().on_begin(set_up))
+                    .layer(world.layer().transaction()),
+            ),
         ];
         for (whose, app) in apps {
             let response = post(&app, "/").await;
-            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?}: {whose}");
-            assert_eq!(calls.load(Ordering::SeqCst), 0, "{kind:?}: {whose}: the handler was called");
+            assert_eq!(
+                response.status(),
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "{kind:?}: {whose}"
+            );
+            assert_eq!(
+                calls.load(Ordering::SeqCst),
+                0,
+                "{kind:?}: {whose}: the handler was called"
+            );
             assert_eq!(text(response).await, "");
         }
         assert_eq!(world.seen("unprepared").await, 0);
@@ -243,14 +357,26 @@ async fn what_a_transaction_has_begun_with_cannot_be_changed_any_more() {
             ("a set-up", TransactionLayer::new().on_begin(set_up)),
         ] {
             let response = post(&early(layer).layer(world.layer().transaction()), "/").await;
-            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?}: {what}");
+            assert_eq!(
+                response.status(),
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "{kind:?}: {what}"
+            );
             assert_eq!(outcome(&response), "rolled back", "{kind:?}: {what}");
-            assert_eq!(calls.load(Ordering::SeqCst), 0, "{kind:?}: {what}: the handler was called");
+            assert_eq!(
+                calls.load(Ordering::SeqCst),
+                0,
+                "{kind:?}: {what}: the handler was called"
+            );
             assert_eq!(world.seen("first").await, 0, "{kind:?}: {what}");
         }
         let same = early(TransactionLayer::new()).layer(world.layer().transaction());
         let response = post(&same, "/").await;
-        assert_eq!((response.status(), outcome(&response)), (StatusCode::OK, "committed"), "{kind:?}");
+        assert_eq!(
+            (response.status(), outcome(&response)),
+            (StatusCode::OK, "committed"),
+            "{kind:?}"
+        );
         assert_eq!(calls.load(Ordering::SeqCst), 1);
         assert_eq!(world.seen("first").await, 1, "{kind:?}");
         world.assert_whole().await;
@@ -266,16 +392,25 @@ async fn a_handler_is_told_when_its_options_come_too_late() {
             insert_item(&tx, "kept").await;
             db.tx_with(serializable()).unwrap();
             let error = Error::of(&db.tx_with(read_only()).unwrap_err()).expect("this crate's own");
-            assert!(error.to_string().contains("before its first statement"), "{error}");
+            assert!(
+                error.to_string().contains("before its first statement"),
+                "{error}"
+            );
             // The next one may have others.
             db.commit().await.unwrap();
             db.tx_with(read_only()).unwrap();
-            db.execute_unprepared("INSERT INTO item (name) VALUES ('refused')").await.unwrap_err();
+            db.execute_unprepared("INSERT INTO item (name) VALUES ('refused')")
+                .await
+                .unwrap_err();
             db.rollback().await.unwrap();
         });
         let response = post(&app.layer(world.layer()), "/").await;
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!((world.seen("kept").await, world.seen("refused").await), (1, 0), "{kind:?}");
+        assert_eq!(
+            (world.seen("kept").await, world.seen("refused").await),
+            (1, 0),
+            "{kind:?}"
+        );
         world.assert_whole().await;
     }
 }
@@ -285,7 +420,11 @@ async fn without_a_session_layer_the_answer_is_an_error_and_the_handler_is_not_c
     async fn handler() -> StatusCode {
         panic!("called")
     }
-    for layer in [TransactionLayer::new(), TransactionLayer::autocommit(), TransactionLayer::with(serializable())] {
+    for layer in [
+        TransactionLayer::new(),
+        TransactionLayer::autocommit(),
+        TransactionLayer::with(serializable()),
+    ] {
         let response = post(&serve(handler).layer(layer), "/").await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(text(response).await, "");
@@ -297,28 +436,68 @@ async fn without_a_session_layer_the_answer_is_an_error_and_the_handler_is_not_c
     let response = text(post(&serve(handler).layer(explained), "/").await).await;
     assert!(response.contains("DbSessionLayer"), "{response}");
 
-    let plain =
-        service_fn(async |_: http::Request<String>| -> Result<http::Response<String>, Infallible> { panic!("called") });
-    let response = TransactionLayer::new().layer(plain).oneshot(http::Request::new(String::new())).await.unwrap();
+    let plain = service_fn(
+        async |_: http::Request<String>| -> Result<http::Response<String>, Infallible> {
+            panic!("called")
+        },
+    );
+    let response = TransactionLayer::new()
+        .layer(plain)
+        .oneshot(http::Request::new(String::new()))
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let problem = TransactionLayer::new().on_error(problem_json).layer(plain);
-    let response = problem.oneshot(http::Request::new(String::new())).await.unwrap();
-    assert!(response.body().contains("internal error"), "{}", response.body());
-    let request = http::Request::builder().header("content-type", "application/grpc").body(String::new()).unwrap();
-    let response = TransactionLayer::new().layer(plain).oneshot(request).await.unwrap();
-    assert_eq!((response.status(), response.headers()["grpc-status"].to_str().unwrap()), (StatusCode::OK, "13"));
+    let response = problem
+        .oneshot(http::Request::new(String::new()))
+        .await
+        .unwrap();
+    assert!(
+        response.body().contains("internal error"),
+        "{}",
+        response.body()
+    );
+    let request = http::Request::builder()
+        .header("content-type", "application/grpc")
+        .body(String::new())
+        .unwrap();
+    let response = TransactionLayer::new()
+        .layer(plain)
+        .oneshot(request)
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            response.status(),
+            response.headers()["grpc-status"].to_str().unwrap()
+        ),
+        (StatusCode::OK, "13")
+    );
 }
 
 #[tokio::test]
 async fn the_session_of_another_request_is_none() {
     let world = World::new(Kind::SqliteMemory, 1).await;
-    let dead = world.layer().pool().session().await.map(|session| (*session).clone()).unwrap();
+    let dead = world
+        .layer()
+        .pool()
+        .session()
+        .await
+        .map(|session| (*session).clone())
+        .unwrap();
     assert!(dead.is_closed());
-    let plain =
-        service_fn(async |_: http::Request<String>| -> Result<http::Response<String>, Infallible> { panic!("called") });
+    let plain = service_fn(
+        async |_: http::Request<String>| -> Result<http::Response<String>, Infallible> {
+            panic!("called")
+        },
+    );
     let mut request = http::Request::new(String::new());
     request.extensions_mut().insert(dead);
-    let response = TransactionLayer::new().layer(plain).oneshot(request).await.unwrap();
+    let response = TransactionLayer::new()
+        .layer(plain)
+        .oneshot(request)
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     world.assert_whole().await;
 }
@@ -334,15 +513,29 @@ async fn plain_services_have_transactions_per_route_as_well() {
             *response.status_mut() = StatusCode::CONFLICT;
             Ok::<_, Infallible>(response)
         });
-        let kept = TransactionLayer::new().commit_when(|parts| parts.status == StatusCode::CONFLICT);
+        let kept =
+            TransactionLayer::new().commit_when(|parts| parts.status == StatusCode::CONFLICT);
         for (name, layer, seen) in [
             ("rolled back", TransactionLayer::new(), 0),
             ("committed", kept, 1),
             ("autocommitted", TransactionLayer::autocommit(), 1),
         ] {
-            let service = world.layer().transaction_with(serializable()).layer(layer.layer(service));
-            let response = service.oneshot(http::Request::new(name.to_owned())).await.unwrap();
-            assert_eq!(outcome(&response), if name == "autocommitted" { "none" } else { name });
+            let service = world
+                .layer()
+                .transaction_with(serializable())
+                .layer(layer.layer(service));
+            let response = service
+                .oneshot(http::Request::new(name.to_owned()))
+                .await
+                .unwrap();
+            assert_eq!(
+                outcome(&response),
+                if name == "autocommitted" {
+                    "none"
+                } else {
+                    name
+                }
+            );
             assert_eq!(world.seen(name).await, seen, "{kind:?} {name}");
         }
         world.assert_whole().await;
@@ -352,21 +545,36 @@ async fn plain_services_have_transactions_per_route_as_well() {
 #[tokio::test]
 async fn a_layer_speaks_to_the_session_of_its_tag_only() {
     enum Analytics {}
-    let (main, other) = (World::new(Kind::SqliteFile, 1).await, World::new(Kind::Postgres, 1).await);
+    let (main, other) = (
+        World::new(Kind::SqliteFile, 1).await,
+        World::new(Kind::Postgres, 1).await,
+    );
     let app = serve(async |db: DbSession, analytics: DbSession<Analytics>| {
         insert_item(&db, "main").await;
         insert_item(&analytics, "analytics").await;
         StatusCode::NOT_FOUND
     });
     let analytics = DbSessionLayer::<Analytics>::tagged(session_pool(other.db.clone()));
-    let app = app.layer(TransactionLayer::<Analytics>::tagged(Some(TransactionOptions::default())));
+    let app = app.layer(TransactionLayer::<Analytics>::tagged(Some(
+        TransactionOptions::default(),
+    )));
     let response = post(&app.clone().layer(main.layer()).layer(analytics), "/").await;
-    assert_eq!((outcome(&response), outcome_of::<Analytics, _>(&response)), ("none", "rolled back"));
-    assert_eq!((main.seen("main").await, other.seen("analytics").await), (1, 0));
+    assert_eq!(
+        (outcome(&response), outcome_of::<Analytics, _>(&response)),
+        ("none", "rolled back")
+    );
+    assert_eq!(
+        (main.seen("main").await, other.seen("analytics").await),
+        (1, 0)
+    );
     main.assert_whole().await;
     other.assert_whole().await;
 
     let mock = MockDatabase::new(DbBackend::Postgres).into_connection();
     let response = post(&app.layer(session_layer(mock)), "/").await;
-    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "no session of that tag");
+    assert_eq!(
+        response.status(),
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "no session of that tag"
+    );
 }

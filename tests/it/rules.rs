@@ -16,22 +16,43 @@ use crate::support::{
 };
 
 /// Writes one row and answers with this status and header.
-async fn write(tx: DbTx, Path((status, name, value)): Path<(u16, String, String)>) -> Response<String> {
+async fn write(
+    tx: DbTx,
+    Path((status, name, value)): Path<(u16, String, String)>,
+) -> Response<String> {
     insert_item(&tx, "written").await;
-    Response::builder().status(status).header(name, value).body(String::new()).unwrap()
+    Response::builder()
+        .status(status)
+        .header(name, value)
+        .body(String::new())
+        .unwrap()
 }
 
 /// Asserts for each answer whether it commits.
 async fn assert_rule(layer: impl Fn(&World) -> DbSessionLayer, answers: &[(&str, bool)]) {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
-        let app = Router::new().route("/{status}/{name}/{value}", any(write)).layer(layer(&world));
+        let app = Router::new()
+            .route("/{status}/{name}/{value}", any(write))
+            .layer(layer(&world));
         for (uri, commits) in answers {
             let response = post(&app, uri).await;
             assert_eq!(response.status().as_str(), &uri[1..4]);
-            assert_eq!(outcome(&response), if *commits { "committed" } else { "rolled back" }, "{kind:?} {uri}");
-            assert_eq!(world.seen("written").await, i64::from(*commits), "{kind:?} {uri}");
-            world.view.execute_unprepared("DELETE FROM item").await.unwrap();
+            assert_eq!(
+                outcome(&response),
+                if *commits { "committed" } else { "rolled back" },
+                "{kind:?} {uri}"
+            );
+            assert_eq!(
+                world.seen("written").await,
+                i64::from(*commits),
+                "{kind:?} {uri}"
+            );
+            world
+                .view
+                .execute_unprepared("DELETE FROM item")
+                .await
+                .unwrap();
         }
         world.assert_whole().await;
     }
@@ -39,10 +60,30 @@ async fn assert_rule(layer: impl Fn(&World) -> DbSessionLayer, answers: &[(&str,
 
 #[tokio::test]
 async fn a_rule_of_the_users_own_says_which_answers_commit() {
-    let not_found = |world: &World| world.layer().commit_when(|parts| parts.status == StatusCode::NOT_FOUND);
-    assert_rule(not_found, &[("/404/a/b", true), ("/200/a/b", false), ("/500/a/b", false)]).await;
-    let header = |world: &World| world.layer().commit_when(|parts| !parts.headers.contains_key("x-roll-back"));
-    assert_rule(header, &[("/200/a/b", true), ("/200/x-roll-back/1", false), ("/500/a/b", true)]).await;
+    let not_found = |world: &World| {
+        world
+            .layer()
+            .commit_when(|parts| parts.status == StatusCode::NOT_FOUND)
+    };
+    assert_rule(
+        not_found,
+        &[("/404/a/b", true), ("/200/a/b", false), ("/500/a/b", false)],
+    )
+    .await;
+    let header = |world: &World| {
+        world
+            .layer()
+            .commit_when(|parts| !parts.headers.contains_key("x-roll-back"))
+    };
+    assert_rule(
+        header,
+        &[
+            ("/200/a/b", true),
+            ("/200/x-roll-back/1", false),
+            ("/500/a/b", true),
+        ],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -72,7 +113,11 @@ async fn an_error_of_the_inner_service_passes_untouched_after_the_rollback() {
             let error = service.clone().oneshot(Request::new(())).await.unwrap_err();
             assert_eq!(*error, "the service's own");
             if kind != Kind::SqliteMemory {
-                assert_eq!(open_transactions(&world.view).await, 0, "{kind:?}: it was awaited");
+                assert_eq!(
+                    open_transactions(&world.view).await,
+                    0,
+                    "{kind:?}: it was awaited"
+                );
             }
         }
         assert_eq!(world.seen("lost").await, 0, "{kind:?}");
@@ -84,12 +129,18 @@ async fn an_error_of_the_inner_service_passes_untouched_after_the_rollback() {
 async fn an_answer_leaves_after_the_end_of_its_transaction() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let world = World::new(kind, 1).await;
-        let app = Router::new().route("/{status}/{name}/{value}", any(write)).layer(world.layer());
+        let app = Router::new()
+            .route("/{status}/{name}/{value}", any(write))
+            .layer(world.layer());
         for status in [200, 500] {
             for _ in 0..10 {
                 post(&app, &format!("/{status}/a/b")).await;
                 assert_eq!(open_transactions(&world.view).await, 0, "{kind:?}");
-                world.view.execute_unprepared("DELETE FROM item").await.unwrap();
+                world
+                    .view
+                    .execute_unprepared("DELETE FROM item")
+                    .await
+                    .unwrap();
             }
         }
         world.assert_whole().await;
@@ -145,13 +196,21 @@ async fn the_extensions_say_how_the_transaction_ended() {
             ("left-open", 500, "failed", 0),
         ] {
             let response = post(&app, &format!("/{way}")).await;
-            assert_eq!((response.status().as_u16(), outcome(&response)), (status, expected), "{kind:?} {way}");
+            assert_eq!(
+                (response.status().as_u16(), outcome(&response)),
+                (status, expected),
+                "{kind:?} {way}"
+            );
             if expected == "failed" {
                 let outcome: &Outcome = response.extensions().get().unwrap();
                 assert!(outcome.error().unwrap().is_unfinished(), "{outcome:?}");
             }
             assert_eq!(world.seen("row").await, rows, "{kind:?} {way}");
-            world.view.execute_unprepared("DELETE FROM item").await.unwrap();
+            world
+                .view
+                .execute_unprepared("DELETE FROM item")
+                .await
+                .unwrap();
         }
         world.assert_whole().await;
     }
@@ -166,8 +225,20 @@ async fn a_commit_that_the_server_refuses_is_an_error_for_the_client_and_in_the_
             tx.execute_unprepared(ORPHAN).await.unwrap();
         });
         let response = post(&app.layer(world.layer()), "/").await;
-        assert_eq!((response.status(), outcome(&response)), (StatusCode::INTERNAL_SERVER_ERROR, "failed"), "{kind:?}");
-        assert!(response.extensions().get::<Outcome>().unwrap().error().unwrap().is_commit_failed());
+        assert_eq!(
+            (response.status(), outcome(&response)),
+            (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+            "{kind:?}"
+        );
+        assert!(
+            response
+                .extensions()
+                .get::<Outcome>()
+                .unwrap()
+                .error()
+                .unwrap()
+                .is_commit_failed()
+        );
         assert_eq!(world.seen("refused").await, 0, "{kind:?}");
         world.assert_whole().await;
     }
@@ -175,11 +246,24 @@ async fn a_commit_that_the_server_refuses_is_an_error_for_the_client_and_in_the_
     insert_item(&world.db, "taken").await;
     let app = serve(async |tx: DbTx| {
         insert_item(&tx, "lost").await;
-        tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
+        tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+            .await
+            .unwrap_err();
     });
     let response = post(&app.layer(world.layer()), "/").await;
-    assert_eq!((response.status(), outcome(&response)), (StatusCode::INTERNAL_SERVER_ERROR, "failed"));
-    assert!(response.extensions().get::<Outcome>().unwrap().error().unwrap().is_aborted());
+    assert_eq!(
+        (response.status(), outcome(&response)),
+        (StatusCode::INTERNAL_SERVER_ERROR, "failed")
+    );
+    assert!(
+        response
+            .extensions()
+            .get::<Outcome>()
+            .unwrap()
+            .error()
+            .unwrap()
+            .is_aborted()
+    );
     assert_eq!(world.seen("lost").await, 0);
     world.assert_whole().await;
 }
@@ -187,7 +271,10 @@ async fn a_commit_that_the_server_refuses_is_an_error_for_the_client_and_in_the_
 #[tokio::test]
 async fn two_databases_have_an_outcome_each() {
     enum Analytics {}
-    let (main, other) = (World::new(Kind::MySql, 1).await, World::new(Kind::Postgres, 1).await);
+    let (main, other) = (
+        World::new(Kind::MySql, 1).await,
+        World::new(Kind::Postgres, 1).await,
+    );
     insert_item(&other.db, "taken").await;
     let service = service_fn(async |request: Request<&'static str>| {
         let tx: DbTx = DbTx::from_extensions(request.extensions()).unwrap();
@@ -202,9 +289,18 @@ async fn two_databases_have_an_outcome_each() {
     let service = analytics.layer(main.layer().layer(service));
     for (what, expected) in [("main only", "untouched"), ("both", "committed")] {
         let response = service.clone().oneshot(Request::new(what)).await.unwrap();
-        assert_eq!((outcome(&response), outcome_of::<Analytics, _>(&response)), ("committed", expected));
-        assert_eq!((main.seen("row").await, other.seen("row").await), (1, i64::from(what == "both")));
-        main.view.execute_unprepared("DELETE FROM item").await.unwrap();
+        assert_eq!(
+            (outcome(&response), outcome_of::<Analytics, _>(&response)),
+            ("committed", expected)
+        );
+        assert_eq!(
+            (main.seen("row").await, other.seen("row").await),
+            (1, i64::from(what == "both"))
+        );
+        main.view
+            .execute_unprepared("DELETE FROM item")
+            .await
+            .unwrap();
     }
     main.assert_whole().await;
     other.assert_whole().await;

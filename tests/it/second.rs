@@ -37,21 +37,36 @@ fn by_session(db: DbSession, _: Option<DbSession<Other>>) -> BoxFuture<'static, 
     .boxed()
 }
 
-fn by_transaction(db: DbSession, _: Option<DbSession<Other>>) -> BoxFuture<'static, Result<(), Error>> {
+fn by_transaction(
+    db: DbSession,
+    _: Option<DbSession<Other>>,
+) -> BoxFuture<'static, Result<(), Error>> {
     async move {
-        let done = db.pool().transaction(async |tx| tx.execute_unprepared("SELECT 1").await.map(drop)).await;
+        let done = db
+            .pool()
+            .transaction(async |tx| tx.execute_unprepared("SELECT 1").await.map(drop))
+            .await;
         match done {
             Ok(()) => Ok(()),
-            Err(TransactionError::Connection(error) | TransactionError::Transaction(error)) => Err(of(&error)),
+            Err(TransactionError::Connection(error) | TransactionError::Transaction(error)) => {
+                Err(of(&error))
+            }
         }
     }
     .boxed()
 }
 
-fn by_another_tag(_: DbSession, other: Option<DbSession<Other>>) -> BoxFuture<'static, Result<(), Error>> {
+fn by_another_tag(
+    _: DbSession,
+    other: Option<DbSession<Other>>,
+) -> BoxFuture<'static, Result<(), Error>> {
     async move {
         let other = other.expect("its layer is there");
-        other.execute_unprepared("SELECT 1").await.map(drop).map_err(|error| of(&error))
+        other
+            .execute_unprepared("SELECT 1")
+            .await
+            .map(drop)
+            .map_err(|error| of(&error))
     }
     .boxed()
 }
@@ -61,16 +76,22 @@ fn of(error: &DbErr) -> Error {
 }
 
 fn warnings(log: &Log) -> Vec<String> {
-    log.lines().into_iter().filter(|line| line.contains("waits for a second session")).collect()
+    log.lines()
+        .into_iter()
+        .filter(|line| line.contains("waits for a second session"))
+        .collect()
 }
 
 #[tokio::test]
-async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_the_others_are_served() {
+async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_the_others_are_served()
+ {
     for kind in Kind::ALL {
         let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
         for second in [by_session as Second, by_transaction, by_another_tag] {
             let (log, _guard) = Log::start();
-            let site = Site::new(kind).await.pooled(|pool| pool.acquire_timeout(LONG));
+            let site = Site::new(kind)
+                .await
+                .pooled(|pool| pool.acquire_timeout(LONG));
             let barrier = Arc::new(Barrier::new(size as usize));
             let handler = async move |db: DbSession, other: Option<DbSession<Other>>| {
                 barrier.wait().await;
@@ -88,11 +109,18 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
                 .layer(DbSessionLayer::<Other>::tagged(site.layer.pool().clone()).lazy())
                 .layer(site.layer.clone());
             let requests = (0..size).map(|_| {
-                let request = http::Request::post("/two").body(axum::body::Body::empty()).unwrap();
+                let request = http::Request::post("/two")
+                    .body(axum::body::Body::empty())
+                    .unwrap();
                 tower::ServiceExt::oneshot(app.clone(), request)
             });
-            let answers = timeout(BOUND, join_all(requests)).await.expect("an error at once");
-            let mut statuses: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().status().as_u16()).collect();
+            let answers = timeout(BOUND, join_all(requests))
+                .await
+                .expect("an error at once");
+            let mut statuses: Vec<_> = answers
+                .into_iter()
+                .map(|answer| answer.unwrap().status().as_u16())
+                .collect();
             statuses.sort_unstable();
             let mut expected = vec![200; size as usize - 1];
             expected.push(500);
@@ -109,10 +137,13 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
 
 /// A job is the future of `transaction()`, which a session that it opens is known to belong to.
 #[tokio::test]
-async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_the_others_are_done() {
+async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_the_others_are_done()
+{
     for kind in Kind::ALL {
         let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
-        let site = Site::new(kind).await.pooled(|pool| pool.acquire_timeout(LONG));
+        let site = Site::new(kind)
+            .await
+            .pooled(|pool| pool.acquire_timeout(LONG));
         let barrier = Barrier::new(size as usize);
         let pool = site.layer.pool();
         let job = async || {
@@ -121,15 +152,22 @@ async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_th
                 barrier.wait().await;
                 let second = pool.transaction(async |tx| tx.execute_unprepared("SELECT 1").await);
                 second.await.map(drop).map_err(|error| match error {
-                    TransactionError::Connection(error) | TransactionError::Transaction(error) => error,
+                    TransactionError::Connection(error) | TransactionError::Transaction(error) => {
+                        error
+                    }
                 })
             })
             .await
         };
-        let done = timeout(BOUND, join_all((0..size).map(|_| job()))).await.expect("an error at once");
+        let done = timeout(BOUND, join_all((0..size).map(|_| job())))
+            .await
+            .expect("an error at once");
         let failed: Vec<_> = done.into_iter().filter_map(Result::err).collect();
         assert_eq!(failed.len(), 1, "{kind:?}: {failed:?}");
-        assert!(Error::of_transaction(&failed[0]).is_some_and(|error| error.is_pool_deadlock()), "{failed:?}");
+        assert!(
+            Error::of_transaction(&failed[0]).is_some_and(|error| error.is_pool_deadlock()),
+            "{failed:?}"
+        );
         site.assert_whole().await;
     }
 }
@@ -139,18 +177,28 @@ async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_th
 async fn a_request_whose_own_sessions_are_all_there_are_is_told_so_at_once() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let site = Site::new(kind).await;
-        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(SIZE - 2));
+        let pool = pool_with(&site.db, |pool| {
+            pool.acquire_timeout(LONG).reserve(SIZE - 2)
+        });
         let handler = async |db: DbSession| {
             let pool = db.pool().clone();
             db.execute_unprepared("SELECT 1").await.unwrap();
             let first = pool.transaction(async |_| {
-                let second = pool.transaction(async |_| Ok::<_, DbErr>(())).await.unwrap_err();
-                assert!(Error::of_transaction(&second).is_some_and(|error| error.is_pool_deadlock()), "{second}");
+                let second = pool
+                    .transaction(async |_| Ok::<_, DbErr>(()))
+                    .await
+                    .unwrap_err();
+                assert!(
+                    Error::of_transaction(&second).is_some_and(|error| error.is_pool_deadlock()),
+                    "{second}"
+                );
                 Ok::<_, DbErr>(())
             });
             first.await.unwrap();
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool));
         assert_eq!(call(app).await.status(), 200, "{kind:?}");
         site.assert_whole().await;
     }
@@ -197,7 +245,11 @@ async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         // All but one connection are for others.
-        let reserve = if kind == Kind::SqliteMemory { 0 } else { SIZE - 1 };
+        let reserve = if kind == Kind::SqliteMemory {
+            0
+        } else {
+            SIZE - 1
+        };
         let one = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(reserve));
         let app = Router::new()
             .route("/", any(async || ()))
@@ -219,12 +271,18 @@ async fn a_job_that_holds_a_session_and_does_not_wait_keeps_it_from_being_an_err
         let app = Router::new()
             .route(
                 "/",
-                any(async |db: DbSession| by_session(db, None).await.map_or_else(|e| e.status(), |()| StatusCode::OK)),
+                any(async |db: DbSession| {
+                    by_session(db, None)
+                        .await
+                        .map_or_else(|e| e.status(), |()| StatusCode::OK)
+                }),
             )
             .layer(DbSessionLayer::new(pool.clone()));
         let request = tokio::spawn(call(app));
-        eventually("it waits, and the log says so", async || pool.status().waiting == 1 && warnings(&log).len() == 1)
-            .await;
+        eventually("it waits, and the log says so", async || {
+            pool.status().waiting == 1 && warnings(&log).len() == 1
+        })
+        .await;
         job.execute_unprepared("SELECT 1").await.unwrap();
         assert!(!request.is_finished(), "{kind:?}");
         drop(job);
@@ -244,7 +302,12 @@ async fn the_wait_of_a_spawned_task_is_its_own() {
         assert!(error.is_exhausted(), "{error}");
     };
     let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(3)));
-    assert_eq!(call(Router::new().route("/", any(handler)).layer(layer)).await.status(), 200);
+    assert_eq!(
+        call(Router::new().route("/", any(handler)).layer(layer))
+            .await
+            .status(),
+        200
+    );
     assert_eq!(warnings(&log), Vec::<String>::new());
     assert_whole(&test, &db, 1).await;
 }
@@ -253,7 +316,11 @@ async fn the_wait_of_a_spawned_task_is_its_own() {
 async fn a_statement_that_runs_beside_the_wait_ends_first() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
-        let reserve = if kind == Kind::SqliteMemory { 0 } else { SIZE - 1 };
+        let reserve = if kind == Kind::SqliteMemory {
+            0
+        } else {
+            SIZE - 1
+        };
         let pool = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(reserve));
         let handler = async |db: DbSession| {
             let slow = match db.backend() {
@@ -261,13 +328,16 @@ async fn a_statement_that_runs_beside_the_wait_ends_first() {
                 sea_orm::DbBackend::MySql => "SELECT SLEEP(0.2)",
                 _ => "SELECT 1",
             };
-            let (slow, second) = tokio::join!(db.execute_unprepared(slow), by_session(db.clone(), None));
+            let (slow, second) =
+                tokio::join!(db.execute_unprepared(slow), by_session(db.clone(), None));
             slow.unwrap();
             assert!(second.unwrap_err().is_pool_deadlock());
             // The session is as good as before.
             insert_item(&db, "there").await;
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool));
         assert_eq!(call(app).await.status(), 200, "{kind:?}");
         assert_eq!(site.count("there").await, 1);
         site.assert_whole().await;
@@ -286,7 +356,9 @@ async fn a_second_session_is_no_matter_while_there_are_enough_or_after_a_release
             by_session(db.clone(), None).await.unwrap();
             db.execute_unprepared("SELECT 1").await.unwrap();
         };
-        let app = Router::new().route("/", any(handler)).layer(session_layer(db.clone()));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(session_layer(db.clone()));
         for _ in 0..3 {
             assert_eq!(call(app.clone()).await.status(), 200, "{kind:?}");
         }
@@ -302,7 +374,9 @@ async fn a_connection_that_is_on_its_way_back_is_no_reason_for_an_error() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         // Prepared for its request, it is closed behind it.
-        let set_up = move |_: &http::request::Parts| vec![Statement::from_string(kind.backend(), "SELECT 1")];
+        let set_up = move |_: &http::request::Parts| {
+            vec![Statement::from_string(kind.backend(), "SELECT 1")]
+        };
         let layer = session_layer(db.clone()).on_acquire(set_up);
         let handler = async |db: DbSession| {
             for _ in 0..5 {
@@ -319,11 +393,17 @@ async fn a_connection_that_is_on_its_way_back_is_no_reason_for_an_error() {
 
 #[tokio::test]
 async fn two_databases_are_two_pools() {
-    let (one, two) = (TestDb::new(Kind::Postgres).await, TestDb::new(Kind::MySql).await);
+    let (one, two) = (
+        TestDb::new(Kind::Postgres).await,
+        TestDb::new(Kind::MySql).await,
+    );
     let (one_db, two_db) = (one.connect(1).await, two.connect(1).await);
     let other = session_pool(two_db.clone());
     let busy = other.session().await.unwrap();
-    let handler = async |_: DbSession, other: DbSession<Other>| match other.execute_unprepared("SELECT 1").await {
+    let handler = async |_: DbSession, other: DbSession<Other>| match other
+        .execute_unprepared("SELECT 1")
+        .await
+    {
         Ok(_) => StatusCode::OK.into_response(),
         Err(error) => of(&error).status().into_response(),
     };
@@ -332,7 +412,10 @@ async fn two_databases_are_two_pools() {
         .layer(DbSessionLayer::<Other>::tagged(other.clone()).lazy())
         .layer(session_layer(one_db.clone()));
     let request = tokio::spawn(call(app));
-    eventually("it waits for the other one", async || other.status().waiting == 1).await;
+    eventually("it waits for the other one", async || {
+        other.status().waiting == 1
+    })
+    .await;
     drop(busy);
     assert_eq!(request.await.unwrap().status(), 200);
     assert_whole(&one, &one_db, 1).await;
@@ -349,17 +432,35 @@ async fn cancelled_waits_leave_no_mark() {
         // It gives up its wait, and the next ones are not blamed for that.
         let handler = async |db: DbSession| {
             for _ in 0..20 {
-                assert!(timeout(Duration::from_millis(2), by_session(db.clone(), None)).await.is_err());
+                assert!(
+                    timeout(Duration::from_millis(2), by_session(db.clone(), None))
+                        .await
+                        .is_err()
+                );
             }
         };
-        let app = Router::new().route("/", any(handler)).layer(DbSessionLayer::new(pool.clone()));
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool.clone()));
         assert_eq!(call(app).await.status(), 200, "{kind:?}");
         drop(job);
         let app = Router::new()
-            .route("/", any(async |db: DbSession| by_session(db, None).await.map_err(|error| error.status())))
+            .route(
+                "/",
+                any(async |db: DbSession| {
+                    by_session(db, None).await.map_err(|error| error.status())
+                }),
+            )
             .layer(DbSessionLayer::new(pool.clone()));
-        assert_eq!(call(app).await.status(), 200, "{kind:?}: nobody else holds one");
-        eventually("nobody waits", async || format!("{pool:?}").contains("waiting: 0")).await;
+        assert_eq!(
+            call(app).await.status(),
+            200,
+            "{kind:?}: nobody else holds one"
+        );
+        eventually("nobody waits", async || {
+            format!("{pool:?}").contains("waiting: 0")
+        })
+        .await;
         assert_whole(&test, &db, 2).await;
     }
 }

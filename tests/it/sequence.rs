@@ -93,8 +93,20 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn program() -> impl Strategy<Value = Program> {
     let end = prop_oneof![4 => Just(End::Answer(200)), 1 => Just(End::Answer(404)), 1 => Just(End::Answer(500)), 1 => Just(End::Panic)];
-    (vec(step(), 0..12), end, anything::<bool>(), anything::<bool>(), option::weighted(0.4, 0..40_u32))
-        .prop_map(|(steps, end, transaction, lazy, cancelled)| Program { steps, end, transaction, lazy, cancelled })
+    (
+        vec(step(), 0..12),
+        end,
+        anything::<bool>(),
+        anything::<bool>(),
+        option::weighted(0.4, 0..40_u32),
+    )
+        .prop_map(|(steps, end, transaction, lazy, cancelled)| Program {
+            steps,
+            end,
+            transaction,
+            lazy,
+            cancelled,
+        })
 }
 
 /// Rows by the number of the step that inserts them.
@@ -184,7 +196,11 @@ impl Model {
                 self.nested.pop();
                 None
             }
-            Step::CommitEarly | Step::RollBackEarly if !self.transaction || !self.nested.is_empty() => Some(false),
+            Step::CommitEarly | Step::RollBackEarly
+                if !self.transaction || !self.nested.is_empty() =>
+            {
+                Some(false)
+            }
             Step::CommitEarly => Some(self.commit_own()),
             Step::RollBackEarly => {
                 self.own = None;
@@ -196,7 +212,9 @@ impl Model {
     }
 
     fn commit_own(&mut self) -> bool {
-        let Some(own) = self.own.take() else { return true };
+        let Some(own) = self.own.take() else {
+            return true;
+        };
         if own.aborted {
             self.commit_failed = true;
         } else {
@@ -262,7 +280,11 @@ async fn handle(db: DbSession, Extension(order): Extension<Order>) -> StatusCode
             (Step::Raw, _) if nested.is_empty() => raw(&db).await,
             (_, result) => result,
         };
-        order.log.lock().unwrap().push(result.map_err(|error| error.to_string()));
+        order
+            .log
+            .lock()
+            .unwrap()
+            .push(result.map_err(|error| error.to_string()));
     }
     match order.program.end {
         End::Answer(status) => StatusCode::from_u16(status).unwrap(),
@@ -271,8 +293,16 @@ async fn handle(db: DbSession, Extension(order): Extension<Order>) -> StatusCode
 }
 
 /// The steps that are statements.
-async fn run<C: ConnectionTrait>(db: &C, order: &Order, number: usize, step: Step) -> Result<(), DbErr> {
-    let insert = format!("INSERT INTO item (name, hits) VALUES ('{}-{number}', {number})", order.name);
+async fn run<C: ConnectionTrait>(
+    db: &C,
+    order: &Order,
+    number: usize,
+    step: Step,
+) -> Result<(), DbErr> {
+    let insert = format!(
+        "INSERT INTO item (name, hits) VALUES ('{}-{number}', {number})",
+        order.name
+    );
     let sql = match step {
         Step::Insert | Step::InsertDropped(_) => insert,
         Step::Fail => "INSERT INTO item (name) VALUES ('taken')".to_owned(),
@@ -296,15 +326,19 @@ async fn raw(db: &DbSession) -> Result<(), DbErr> {
     let failed = |error: sea_orm::sqlx::Error| DbErr::Custom(error.to_string());
     match db.backend() {
         DbBackend::Postgres => {
-            let raw = db.with_postgres(|db| Box::pin(async move { db.execute("SELECT 1").await.map(drop) }));
+            let raw = db.with_postgres(|db| {
+                Box::pin(async move { db.execute("SELECT 1").await.map(drop) })
+            });
             raw.await?.map_err(failed)
         }
         DbBackend::MySql => {
-            let raw = db.with_mysql(|db| Box::pin(async move { db.execute("SELECT 1").await.map(drop) }));
+            let raw =
+                db.with_mysql(|db| Box::pin(async move { db.execute("SELECT 1").await.map(drop) }));
             raw.await?.map_err(failed)
         }
         _ => {
-            let raw = db.with_sqlite(|db| Box::pin(async move { db.execute("SELECT 1").await.map(drop) }));
+            let raw = db
+                .with_sqlite(|db| Box::pin(async move { db.execute("SELECT 1").await.map(drop) }));
             raw.await?.map_err(failed)
         }
     }
@@ -313,14 +347,21 @@ async fn raw(db: &DbSession) -> Result<(), DbErr> {
 /// Which rows of a request others see.
 async fn seen(observer: &DatabaseConnection, name: &str) -> Rows {
     let sql = format!("SELECT hits FROM item WHERE name LIKE '{name}-%'");
-    let rows = observer.query_all_raw(Statement::from_string(observer.get_database_backend(), sql)).await.unwrap();
-    rows.iter().map(|row| row.try_get_by_index::<i32>(0).unwrap() as usize).collect()
+    let rows = observer
+        .query_all_raw(Statement::from_string(observer.get_database_backend(), sql))
+        .await
+        .unwrap();
+    rows.iter()
+        .map(|row| row.try_get_by_index::<i32>(0).unwrap() as usize)
+        .collect()
 }
 
 /// Whether these may be the rows of a session that has come so far.
 fn allows(model: &Model, rows: &Rows) -> bool {
     rows.is_superset(&model.committed.rows)
-        && rows.iter().all(|row| model.committed.rows.contains(row) || model.committed.maybe.contains(row))
+        && rows
+            .iter()
+            .all(|row| model.committed.rows.contains(row) || model.committed.maybe.contains(row))
 }
 
 /// Waits until all connections have been given back.
@@ -340,12 +381,21 @@ async fn check(
     kind: Kind,
     program: &Program,
 ) -> Result<(), String> {
-    let order = Order { program: program.clone(), kind, name: unique_name(), log: Arc::default() };
+    let order = Order {
+        program: program.clone(),
+        kind,
+        name: unique_name(),
+        log: Arc::default(),
+    };
     let mut request = Request::new(Body::empty());
     request.extensions_mut().insert(order.clone());
     let app = app[usize::from(program.lazy)].clone();
     let answer = after_polls(program.cancelled.unwrap_or(u32::MAX), app.oneshot(request)).await;
-    let mut model = Model { kind: Some(kind), transaction: program.transaction, ..Model::default() };
+    let mut model = Model {
+        kind: Some(kind),
+        transaction: program.transaction,
+        ..Model::default()
+    };
     // What may be there after each step, if the request was dropped.
     let mut states = vec![model.clone()];
     let mut expected = Vec::new();
@@ -357,7 +407,10 @@ async fn check(
     let log = order.log.lock().unwrap().clone();
     for (number, (is, must)) in log.iter().zip(&expected).enumerate() {
         if must.is_some_and(|must| must != is.is_ok()) {
-            return Err(format!("step {number}: {:?} gave {is:?}", program.steps[number]));
+            return Err(format!(
+                "step {number}: {:?} gave {is:?}",
+                program.steps[number]
+            ));
         }
     }
     let Some(answer) = answer else {
@@ -365,7 +418,11 @@ async fn check(
         at_rest(pool).await;
         let rows = seen(observer, &order.name).await;
         let allowed = states.iter().any(|state| allows(state, &rows));
-        return if allowed { Ok(()) } else { Err(format!("{rows:?} after {} steps", log.len())) };
+        return if allowed {
+            Ok(())
+        } else {
+            Err(format!("{rows:?} after {} steps", log.len()))
+        };
     };
     let status = answer.unwrap().status();
     let told = match program.end {
@@ -379,7 +436,11 @@ async fn check(
     }
     // At once, not eventually.
     let rows = seen(observer, &order.name).await;
-    if allows(&model, &rows) { Ok(()) } else { Err(format!("{rows:?} instead of {:?}", model.committed)) }
+    if allows(&model, &rows) {
+        Ok(())
+    } else {
+        Err(format!("{rows:?} instead of {:?}", model.committed))
+    }
 }
 
 fn every_program_does_what_the_model_does(kind: Kind, reset: Reset) {
@@ -392,14 +453,26 @@ fn every_program_does_what_the_model_does(kind: Kind, reset: Reset) {
     });
     let layer = layer_with(&db, |pool| pool.reset(reset));
     let pool = layer.pool().clone();
-    let routes = Router::new().route("/", any(handle)).layer(CatchPanicLayer::new());
-    let (eager, lazy) = (routes.clone().layer(layer.clone()), routes.layer(layer.lazy()));
-    let config = Config { cases: cases(120), failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
+    let routes = Router::new()
+        .route("/", any(handle))
+        .layer(CatchPanicLayer::new());
+    let (eager, lazy) = (
+        routes.clone().layer(layer.clone()),
+        routes.layer(layer.lazy()),
+    );
+    let config = Config {
+        cases: cases(120),
+        failure_persistence: None,
+        max_shrink_iters: 300,
+        ..Config::default()
+    };
     let result = TestRunner::new(config).run(&vec(program(), 1..4), |programs| {
         runtime.block_on(async {
             for program in &programs {
                 if let Err(error) = check([&eager, &lazy], &pool, &observer, kind, program).await {
-                    return Err(TestCaseError::fail(format!("{kind:?}: {error}: {program:?}")));
+                    return Err(TestCaseError::fail(format!(
+                        "{kind:?}: {error}: {program:?}"
+                    )));
                 }
             }
             at_rest(&pool).await;

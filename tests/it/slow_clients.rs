@@ -92,9 +92,13 @@ async fn ask<Io>(io: Io, version: Version, path: &str) -> http::Response<Incomin
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let request = Request::get(format!("http://localhost{path}")).body(Empty::<Bytes>::new()).unwrap();
+    let request = Request::get(format!("http://localhost{path}"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     if version == Version::HTTP_2 {
-        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
         tokio::spawn(connection);
         return sender.send_request(request).await.unwrap();
     }
@@ -113,18 +117,26 @@ async fn breaks(mut body: Incoming, case: &str) {
             }
         }
     });
-    let end = end.await.unwrap_or_else(|_| panic!("{case}: the body streams on"));
+    let end = end
+        .await
+        .unwrap_or_else(|_| panic!("{case}: the body streams on"));
     assert!(matches!(end, Some(Err(_))), "{case}: {end:?}");
 }
 
 /// Serves one body as `axum::serve` does, cuts its session by `cut`, and waits for the server's end.
-async fn is_cut(pool: SessionPool, version: Version, path: &str, cut: impl AsyncFnOnce(&SessionPool)) {
+async fn is_cut(
+    pool: SessionPool,
+    version: Version,
+    path: &str,
+    cut: impl AsyncFnOnce(&SessionPool),
+) {
     let case = format!("{version:?} {path}");
     let app = app(DbSessionLayer::new(pool.clone()));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = axum::serve(listener, app).with_graceful_shutdown(async { stopped.await.unwrap() });
+    let serving =
+        axum::serve(listener, app).with_graceful_shutdown(async { stopped.await.unwrap() });
     let server = tokio::spawn(serving.into_future());
 
     let response = ask(TcpStream::connect(address).await.unwrap(), version, path).await;
@@ -135,17 +147,27 @@ async fn is_cut(pool: SessionPool, version: Version, path: &str, cut: impl Async
     cut(&pool).await;
     breaks(body, &case).await;
     let stopped = timeout(BOUND, server).await;
-    stopped.unwrap_or_else(|_| panic!("{case}: the server does not stop")).unwrap().unwrap();
-    eventually(&format!("{case}: the connection is back"), async || pool.status().in_use == 0).await;
+    stopped
+        .unwrap_or_else(|_| panic!("{case}: the server does not stop"))
+        .unwrap()
+        .unwrap();
+    eventually(&format!("{case}: the connection is back"), async || {
+        pool.status().in_use == 0
+    })
+    .await;
 }
 
 const ROWS: usize = 3000;
 
 /// Rows as they are read, one a line.
 async fn rows(tx: DbTx) -> Response {
-    let sql =
-        format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) SELECT i FROM n");
-    let rows = tx.rows(Statement::from_string(tx.backend(), sql)).await.unwrap();
+    let sql = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) SELECT i FROM n"
+    );
+    let rows = tx
+        .rows(Statement::from_string(tx.backend(), sql))
+        .await
+        .unwrap();
     let lines = rows.map(|row| row.map(|_| Bytes::from_static(b"row\n")));
     Response::new(Body::new(tx.hold_until_body_end(Body::from_stream(lines))))
 }
@@ -154,19 +176,28 @@ async fn rows(tx: DbTx) -> Response {
 async fn doomed_rows(tx: DbTx) -> Response {
     violate(&tx).await;
     let mut response = rows(tx).await;
-    response.headers_mut().insert(header::CONTENT_LENGTH, (ROWS * 4).into());
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, (ROWS * 4).into());
     response
 }
 
 /// How many rows a client of HTTP/1.0 gets until the connection ends.
 async fn rows_over_http_1_0(app: Router, path: &str) -> usize {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
     let server = tokio::spawn(axum::serve(listener, app).into_future());
-    client.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    client
+        .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     // A connection that is reset has told what it had to tell before.
-    let _ = timeout(BOUND, client.read_to_end(&mut answer)).await.expect("the end of the connection");
+    let _ = timeout(BOUND, client.read_to_end(&mut answer))
+        .await
+        .expect("the end of the connection");
     server.abort();
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.0 200"), "{answer:.100}");
@@ -178,17 +209,28 @@ async fn a_client_of_http_1_0_gets_all_rows_and_with_a_length_the_last_one_after
     for kind in DEFERRING {
         let site = Site::new(kind).await;
         site.defer().await;
-        let app =
-            || Router::new().route("/rows", get(rows)).route("/doomed", get(doomed_rows)).layer(site.layer.clone());
+        let app = || {
+            Router::new()
+                .route("/rows", get(rows))
+                .route("/doomed", get(doomed_rows))
+                .layer(site.layer.clone())
+        };
         assert_eq!(rows_over_http_1_0(app(), "/rows").await, ROWS, "{kind:?}");
         let doomed = rows_over_http_1_0(app(), "/doomed").await;
-        assert!(doomed < ROWS, "{kind:?}: complete, though nothing was committed");
+        assert!(
+            doomed < ROWS,
+            "{kind:?}: complete, though nothing was committed"
+        );
         site.assert_whole().await;
     }
 }
 
-const FORMS: [(Version, &str); 4] =
-    [(Version::HTTP_11, "/idle"), (Version::HTTP_11, "/busy"), (Version::HTTP_2, "/idle"), (Version::HTTP_2, "/busy")];
+const FORMS: [(Version, &str); 4] = [
+    (Version::HTTP_11, "/idle"),
+    (Version::HTTP_11, "/busy"),
+    (Version::HTTP_2, "/idle"),
+    (Version::HTTP_2, "/busy"),
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_is_closed_breaks_its_bodies_and_the_server_stops() {
@@ -210,7 +252,9 @@ async fn max_hold_breaks_the_body_of_its_session_and_the_server_stops() {
         let test = TestDb::new(kind).await;
         for (version, path) in FORMS {
             // Longer than a busy machine takes to send the first part.
-            let pool = pool_with(&test.connect(2).await, |pool| pool.max_hold(Duration::from_secs(2)));
+            let pool = pool_with(&test.connect(2).await, |pool| {
+                pool.max_hold(Duration::from_secs(2))
+            });
             is_cut(pool, version, path, async |_| {}).await;
         }
     }
@@ -224,9 +268,15 @@ async fn over_a_thin_line(pool: &SessionPool, version: Version) -> Incoming {
         let io = TokioIo::new(served);
         let _ = match version {
             Version::HTTP_2 => {
-                server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+                server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service)
+                    .await
             }
-            _ => server::conn::http1::Builder::new().serve_connection(io, service).await,
+            _ => {
+                server::conn::http1::Builder::new()
+                    .serve_connection(io, service)
+                    .await
+            }
         };
     });
     ask(client, version, "/large").await.into_body()
@@ -239,12 +289,16 @@ async fn a_client_that_stops_reading_loses_the_connection_of_its_session() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             // Nobody is watched for anything else.
             let pool = pool_with(&test.connect(1).await, |pool| {
-                pool.body_timeout(Duration::from_secs(2)).warn_hold(Duration::MAX)
+                pool.body_timeout(Duration::from_secs(2))
+                    .warn_hold(Duration::MAX)
             });
             let mut body = over_a_thin_line(&pool, version).await;
             body.frame().await.unwrap().unwrap();
             // The only connection serves the next one, while the client is still there.
-            let next = pool.session().await.unwrap_or_else(|error| panic!("{kind:?} {version:?}: {error}"));
+            let next = pool
+                .session()
+                .await
+                .unwrap_or_else(|error| panic!("{kind:?} {version:?}: {error}"));
             next.execute_unprepared("SELECT 1").await.unwrap();
             breaks(body, &format!("{kind:?} {version:?}")).await;
         }
@@ -256,12 +310,17 @@ async fn a_client_that_reads_slowly_keeps_its_session() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let bound = Duration::from_secs(8);
     let pool = pool_with(&test.connect(2).await, |pool| pool.body_timeout(bound));
-    let [mut one, mut two] =
-        [over_a_thin_line(&pool, Version::HTTP_11).await, over_a_thin_line(&pool, Version::HTTP_2).await];
+    let [mut one, mut two] = [
+        over_a_thin_line(&pool, Version::HTTP_11).await,
+        over_a_thin_line(&pool, Version::HTTP_2).await,
+    ];
     let started = Instant::now();
     while started.elapsed() < bound * 3 / 2 {
         for body in [&mut one, &mut two] {
-            body.frame().await.expect("more").expect("the session was cut off");
+            body.frame()
+                .await
+                .expect("more")
+                .expect("the session was cut off");
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -271,31 +330,48 @@ async fn a_client_that_reads_slowly_keeps_its_session() {
 #[tokio::test]
 async fn slow_uploads_keep_no_connection_from_others() {
     let test = TestDb::new(Kind::Postgres).await;
-    let layer = DbSessionLayer::new(pool_with(&test.connect(2).await, |pool| pool)).eager_if(without_body);
+    let layer =
+        DbSessionLayer::new(pool_with(&test.connect(2).await, |pool| pool)).eager_if(without_body);
     let app = app(layer);
-    let (lines, uploads): (Vec<_>, Vec<_>) = [("transfer-encoding", "chunked"), ("content-length", "4")]
-        .into_iter()
-        .map(|(name, value)| {
-            let (line, mut parts) = mpsc::channel::<&str>(1);
-            let body =
-                Body::from_stream(stream::poll_fn(move |cx| parts.poll_recv(cx).map(|p| p.map(Ok::<_, Infallible>))));
-            let upload = app.clone().oneshot(Request::post("/upload").header(name, value).body(body).unwrap());
-            (line, tokio::spawn(upload))
-        })
-        .unzip();
+    let (lines, uploads): (Vec<_>, Vec<_>) =
+        [("transfer-encoding", "chunked"), ("content-length", "4")]
+            .into_iter()
+            .map(|(name, value)| {
+                let (line, mut parts) = mpsc::channel::<&str>(1);
+                let body = Body::from_stream(stream::poll_fn(move |cx| {
+                    parts.poll_recv(cx).map(|p| p.map(Ok::<_, Infallible>))
+                }));
+                let upload = app.clone().oneshot(
+                    Request::post("/upload")
+                        .header(name, value)
+                        .body(body)
+                        .unwrap(),
+                );
+                (line, tokio::spawn(upload))
+            })
+            .unzip();
     for line in &lines {
         line.send("slow").await.unwrap();
         // Room for another one: the handler has taken the first, and waits for more.
         line.reserve().await.unwrap();
     }
-    let pings = (0..40).map(|_| app.clone().oneshot(Request::get("/ping").body(Body::empty()).unwrap()));
-    for response in timeout(BOUND / 2, join_all(pings)).await.expect("the uploads hold the connections") {
+    let pings = (0..40).map(|_| {
+        app.clone()
+            .oneshot(Request::get("/ping").body(Body::empty()).unwrap())
+    });
+    for response in timeout(BOUND / 2, join_all(pings))
+        .await
+        .expect("the uploads hold the connections")
+    {
         assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
     drop(lines);
     for upload in uploads {
         let response = timeout(BOUND, upload).await.unwrap().unwrap().unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "4");
+        assert_eq!(
+            response.into_body().collect().await.unwrap().to_bytes(),
+            "4"
+        );
     }
 }

@@ -91,14 +91,20 @@ async fn freezes_and_restarts(mut server: OwnServer) {
     let answer = tokio::time::timeout(Duration::from_millis(300), ping(&db)).await;
     assert!(answer.is_err(), "a frozen server answered");
     server.thaw();
-    eventually("the server answers after the thaw", async || ping(&db).await.is_ok()).await;
+    eventually("the server answers after the thaw", async || {
+        ping(&db).await.is_ok()
+    })
+    .await;
 
     server.freeze();
     server.stop();
     let answer = tokio::time::timeout(Duration::from_millis(300), ping(&db)).await;
     assert!(!matches!(answer, Ok(Ok(()))), "a stopped server answered");
     server.start();
-    eventually("the server answers after the restart", async || ping(&db).await.is_ok()).await;
+    eventually("the server answers after the restart", async || {
+        ping(&db).await.is_ok()
+    })
+    .await;
     assert_eq!(count_items(&db, "before").await, 1);
     assert_whole(&test_db, &db, 2).await;
 }

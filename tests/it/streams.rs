@@ -36,15 +36,19 @@ const BOUND: Duration = crate::support::wait::BOUND;
 const BUDGET: usize = 128;
 
 fn numbers(kind: Kind, rows: usize) -> Statement {
-    let sql =
-        format!("WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < {rows}) SELECT n FROM t");
+    let sql = format!(
+        "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < {rows}) SELECT n FROM t"
+    );
     Statement::from_string(kind.backend(), sql)
 }
 
 /// Spends what this poll may do, except for `left` things.
 fn spend(cx: &mut Context<'_>, left: usize) {
     for _ in left..BUDGET {
-        assert!(pin!(tokio::task::consume_budget()).poll(cx).is_ready(), "the task has just begun its poll");
+        assert!(
+            pin!(tokio::task::consume_budget()).poll(cx).is_ready(),
+            "the task has just begun its poll"
+        );
     }
 }
 
@@ -75,7 +79,14 @@ where
 }
 
 /// With all of them the last rows are read when there is nothing left to do in that poll.
-const ALLOWANCES: [&[usize]; 6] = [&[BUDGET], &[0, BUDGET], &[BUDGET, 0], &[1], &[0, 2], &[3, 0, 1]];
+const ALLOWANCES: [&[usize]; 6] = [
+    &[BUDGET],
+    &[0, BUDGET],
+    &[BUDGET, 0],
+    &[1],
+    &[0, 2],
+    &[3, 0, 1],
+];
 
 #[tokio::test]
 async fn every_row_arrives_in_a_task_that_has_to_yield() {
@@ -86,9 +97,17 @@ async fn every_row_arrives_in_a_task_that_has_to_yield() {
         for allowance in ALLOWANCES {
             for length in [1, 2, 15, 16, 17, 40, 300] {
                 let rows = session.rows(numbers(kind, length)).await.unwrap();
-                assert_eq!(read(rows, allowance).await, Ok(length), "{kind:?}, {allowance:?}");
+                assert_eq!(
+                    read(rows, allowance).await,
+                    Ok(length),
+                    "{kind:?}, {allowance:?}"
+                );
                 let rows = session.stream_raw(numbers(kind, length)).await.unwrap();
-                assert_eq!(read(rows, allowance).await, Ok(length), "{kind:?}, {allowance:?}");
+                assert_eq!(
+                    read(rows, allowance).await,
+                    Ok(length),
+                    "{kind:?}, {allowance:?}"
+                );
             }
         }
         drop(session);
@@ -106,7 +125,10 @@ async fn a_failure_is_told_once_in_a_task_that_has_to_yield() {
             let statement = Statement::from_string(kind.backend(), "SELECT n FROM nowhere");
             let mut rows = session.rows(statement).await.unwrap();
             read(&mut rows, allowance).await.unwrap_err();
-            assert!(timeout(BOUND, rows.next()).await.unwrap().is_none(), "{kind:?}, {allowance:?}");
+            assert!(
+                timeout(BOUND, rows.next()).await.unwrap().is_none(),
+                "{kind:?}, {allowance:?}"
+            );
         }
         drop(session);
         assert_whole(&test, &db, 1).await;
@@ -120,8 +142,12 @@ async fn what_fails_before_the_first_row_is_no_empty_stream() {
         let db = test.connect(1).await;
         for allowance in ALLOWANCES {
             // The transaction cannot be set up.
-            let layer = session_layer(db.clone())
-                .on_begin(move |_| vec![Statement::from_string(kind.backend(), "SELECT n FROM nowhere")]);
+            let layer = session_layer(db.clone()).on_begin(move |_| {
+                vec![Statement::from_string(
+                    kind.backend(),
+                    "SELECT n FROM nowhere",
+                )]
+            });
             let handler = async move |db: DbSession| {
                 let rows = db.rows(numbers(kind, 3)).await.unwrap();
                 read(rows, allowance).await.unwrap_err();
@@ -144,10 +170,17 @@ async fn a_stream_whose_session_has_ended_does_not_end_as_if_complete() {
             let rows = db.rows(numbers(kind, 10_000)).await.unwrap();
             Body::from_stream(rows.map(|row| row.map(|_| "row ")))
         };
-        let app = Router::new().route("/", get(handler)).layer(session_layer(db.clone()));
+        let app = Router::new()
+            .route("/", get(handler))
+            .layer(session_layer(db.clone()));
         let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
-        let body = timeout(BOUND, response.into_body().collect()).await.unwrap();
-        assert!(body.is_err_and(|error| format!("{error:?}").contains("session")), "{kind:?}");
+        let body = timeout(BOUND, response.into_body().collect())
+            .await
+            .unwrap();
+        assert!(
+            body.is_err_and(|error| format!("{error:?}").contains("session")),
+            "{kind:?}"
+        );
         assert_whole(&test, &db, 1).await;
     }
 }
@@ -160,11 +193,16 @@ async fn failing_late(db: &DatabaseConnection, kind: Kind, rows: usize) -> State
         // SQLite returns nothing until all is inserted; its COMMIT comes after the rows.
         _ => "REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED".to_owned(),
     };
-    db.execute_unprepared(&format!("CREATE TABLE late (n integer {rule})")).await.unwrap();
+    db.execute_unprepared(&format!("CREATE TABLE late (n integer {rule})"))
+        .await
+        .unwrap();
     let numbers = numbers(kind, rows + 1).sql;
     let sql = match kind {
         // PostgreSQL returns nothing of an INSERT that fails.
-        Kind::Postgres => numbers.replace("SELECT n FROM", &format!("SELECT 1 / ({rows} + 1 - n) FROM")),
+        Kind::Postgres => numbers.replace(
+            "SELECT n FROM",
+            &format!("SELECT 1 / ({rows} + 1 - n) FROM"),
+        ),
         _ => format!("INSERT INTO late {numbers} RETURNING n"),
     };
     Statement::from_string(kind.backend(), sql)
@@ -184,11 +222,32 @@ async fn what_fails_after_its_stream_was_dropped_is_told_to_the_log() {
             let session = session_pool(db.clone()).session().await.unwrap();
             let (log, _guard) = Log::start();
             let mut stream = session.rows(statement).await.unwrap();
-            assert!(timeout(BOUND, stream.next()).await.unwrap().unwrap().is_ok(), "{kind:?} {rows}: a row");
+            assert!(
+                timeout(BOUND, stream.next())
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .is_ok(),
+                "{kind:?} {rows}: a row"
+            );
             drop(stream);
-            let is_told = || log.lines().iter().any(|line| line.starts_with("WARN") && line.contains("failed after"));
-            eventually(&format!("{kind:?} {rows}: a line in the log"), async || is_told()).await;
-            assert_eq!(session.execute_unprepared("DELETE FROM late").await.unwrap().rows_affected(), 0);
+            let is_told = || {
+                log.lines()
+                    .iter()
+                    .any(|line| line.starts_with("WARN") && line.contains("failed after"))
+            };
+            eventually(&format!("{kind:?} {rows}: a line in the log"), async || {
+                is_told()
+            })
+            .await;
+            assert_eq!(
+                session
+                    .execute_unprepared("DELETE FROM late")
+                    .await
+                    .unwrap()
+                    .rows_affected(),
+                0
+            );
             drop(session);
             assert_whole(&test, &db, 1).await;
         }
@@ -204,10 +263,20 @@ async fn what_the_reader_of_a_stream_has_heard_is_not_told_twice() {
         let (log, _guard) = Log::start();
         let statement = Statement::from_string(kind.backend(), "SELECT n FROM nowhere");
         let mut rows = session.rows(statement).await.unwrap();
-        timeout(BOUND, rows.next()).await.unwrap().unwrap().unwrap_err();
+        timeout(BOUND, rows.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap_err();
         drop(rows);
         session.execute_unprepared("SELECT 1").await.unwrap();
-        assert!(log.lines().iter().all(|line| !line.contains("failed after")), "{kind:?}: {:?}", log.lines());
+        assert!(
+            log.lines()
+                .iter()
+                .all(|line| !line.contains("failed after")),
+            "{kind:?}: {:?}",
+            log.lines()
+        );
         drop(session);
         assert_whole(&test, &db, 1).await;
     }

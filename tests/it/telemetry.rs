@@ -64,7 +64,8 @@ impl Log {
     pub fn start() -> (Self, DefaultGuard) {
         keep_interest();
         let log = Self::default();
-        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+        let guard =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
         (log, guard)
     }
 
@@ -73,12 +74,18 @@ impl Log {
     }
 
     fn count(&self, part: &str) -> usize {
-        self.lines().iter().filter(|line| line.contains(part)).count()
+        self.lines()
+            .iter()
+            .filter(|line| line.contains(part))
+            .count()
     }
 }
 
 async fn call(app: &Router) -> http::Response<Body> {
-    app.clone().oneshot(Request::new(Body::empty())).await.unwrap()
+    app.clone()
+        .oneshot(Request::new(Body::empty()))
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -96,7 +103,12 @@ async fn a_session_says_how_long_it_waited_and_held_and_what_became_of_it() {
         .route_layer(session_layer(test.connect(1).await));
     assert_eq!(call(&app).await.status(), 200);
     let lines = log.lines().join("\n");
-    for part in ["span db_session waited_ms=", "span db_session held_ms=", "statements=2", "outcome=\"released\""] {
+    for part in [
+        "span db_session waited_ms=",
+        "span db_session held_ms=",
+        "statements=2",
+        "outcome=\"released\"",
+    ] {
         assert!(lines.contains(part), "no {part} in\n{lines}");
     }
 }
@@ -105,27 +117,38 @@ async fn a_session_says_how_long_it_waited_and_held_and_what_became_of_it() {
 async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_is_over() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::SqliteFile).await;
-    let layer = layer_with(&test.connect(1).await, |pool| pool.acquire_timeout(Duration::from_secs(1)));
+    let layer = layer_with(&test.connect(1).await, |pool| {
+        pool.acquire_timeout(Duration::from_secs(1))
+    });
     let pool = layer.pool().clone();
-    let app = Router::new().route("/", get(async |_: DbSession| ())).route_layer(layer);
+    let app = Router::new()
+        .route("/", get(async |_: DbSession| ()))
+        .route_layer(layer);
     let holder = opened(&pool).await;
     let started = Instant::now();
     for response in join_all((0..5).map(|_| call(&app))).await {
         assert_eq!(response.status(), 503);
         assert!(response.headers().contains_key("retry-after"));
     }
-    let warnings: Vec<_> =
-        log.lines().into_iter().filter(|line| line.starts_with("WARN tower_sea_orm::pool")).collect();
+    let warnings: Vec<_> = log
+        .lines()
+        .into_iter()
+        .filter(|line| line.starts_with("WARN tower_sea_orm::pool"))
+        .collect();
     // They fail together, a second after they began; a busy machine may take some seconds for that.
     let seconds = started.elapsed().as_secs().max(1) as usize;
-    assert!((1..=seconds.min(4)).contains(&warnings.len()), "{warnings:?}");
+    assert!(
+        (1..=seconds.min(4)).contains(&warnings.len()),
+        "{warnings:?}"
+    );
     for part in ["in_use=1", "waiting=", "limit=1", "waited_ms="] {
         assert!(warnings[0].contains(part), "no {part} in {}", warnings[0]);
     }
     drop(holder);
-    crate::support::wait::eventually("the log says that connections are available again", async || {
-        call(&app).await.status() == 200 && log.count("available again") == 1
-    })
+    crate::support::wait::eventually(
+        "the log says that connections are available again",
+        async || call(&app).await.status() == 200 && log.count("available again") == 1,
+    )
     .await;
 }
 
@@ -135,5 +158,10 @@ async fn a_missing_layer_is_an_error_in_the_log() {
     let app = Router::new().route("/", get(async |_: DbSession| ()));
     let response = call(&app).await;
     assert_eq!(response.status(), 500);
-    assert_eq!(log.count("ERROR tower_sea_orm message=no database session in this request"), 1, "{:?}", log.lines());
+    assert_eq!(
+        log.count("ERROR tower_sea_orm message=no database session in this request"),
+        1,
+        "{:?}",
+        log.lines()
+    );
 }

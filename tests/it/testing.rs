@@ -8,7 +8,9 @@ use std::sync::{
 use axum::{Router, body::Body, extract::Path, routing::post};
 use futures_util::{FutureExt, future::join};
 use http::{Request, StatusCode};
-use sea_orm::{ConnectionTrait, DbErr, IsolationLevel, TransactionOptions, TransactionTrait, sqlx::Executor};
+use sea_orm::{
+    ConnectionTrait, DbErr, IsolationLevel, TransactionOptions, TransactionTrait, sqlx::Executor,
+};
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool, testing::TestPool};
 
@@ -21,17 +23,23 @@ use crate::support::{
 
 /// Inserts an item of this name in a transaction, then answers with this status.
 fn app(pool: SessionPool) -> Router {
-    let options =
-        TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..TransactionOptions::default() };
+    let options = TransactionOptions {
+        isolation_level: Some(IsolationLevel::Serializable),
+        ..TransactionOptions::default()
+    };
     let create = async |tx: DbTx, Path((name, status)): Path<(String, u16)>| {
         insert_item(&tx, &name).await;
         StatusCode::from_u16(status).unwrap()
     };
-    Router::new().route("/{name}/{status}", post(create)).layer(DbSessionLayer::new(pool).transaction_with(options))
+    Router::new()
+        .route("/{name}/{status}", post(create))
+        .layer(DbSessionLayer::new(pool).transaction_with(options))
 }
 
 async fn call(app: &Router, name: &str, status: u16) -> Outcome {
-    let request = Request::post(format!("/{name}/{status}")).body(Body::empty()).unwrap();
+    let request = Request::post(format!("/{name}/{status}"))
+        .body(Body::empty())
+        .unwrap();
     let response = app.clone().oneshot(request).await.unwrap();
     assert_eq!(response.status().as_u16(), status);
     response.extensions().get::<Outcome>().unwrap().clone()
@@ -50,12 +58,24 @@ async fn commits_and_rollbacks_are_told_apart_and_nothing_is_left() {
         let session = test.session().await.unwrap();
         assert_eq!(count_items(&*session, &kept).await, 1, "{kind:?}");
         assert_eq!(count_items(&*session, &lost).await, 0, "{kind:?}");
-        if let Some(observer) = database.observer().await.filter(|_| kind != Kind::SqliteFile) {
-            assert_eq!(count_items(&observer, &kept).await, 0, "{kind:?}: not committed");
+        if let Some(observer) = database
+            .observer()
+            .await
+            .filter(|_| kind != Kind::SqliteFile)
+        {
+            assert_eq!(
+                count_items(&observer, &kept).await,
+                0,
+                "{kind:?}: not committed"
+            );
         }
         drop(session);
         test.roll_back().await.unwrap();
-        assert_eq!(count_items(&db, &kept).await, 0, "{kind:?}: nothing is left");
+        assert_eq!(
+            count_items(&db, &kept).await,
+            0,
+            "{kind:?}: nothing is left"
+        );
         assert_whole(&database, &db, 2).await;
     }
 }
@@ -68,14 +88,30 @@ async fn a_failed_statement_spoils_neither_the_session_nor_the_test() {
         let test = TestPool::begin(db.clone()).await.unwrap();
         let session = test.session().await.unwrap();
         insert_item(&*session, "first").await;
-        session.execute_unprepared("INSERT INTO item (name) VALUES ('first')").await.unwrap_err();
-        session.execute_unprepared("INSERT INTO nowhere VALUES (1)").await.unwrap_err();
+        session
+            .execute_unprepared("INSERT INTO item (name) VALUES ('first')")
+            .await
+            .unwrap_err();
+        session
+            .execute_unprepared("INSERT INTO nowhere VALUES (1)")
+            .await
+            .unwrap_err();
         insert_item(&*session, "second").await;
         // In a transaction of its own it does, as in production.
         let tx = session.begin().await.unwrap();
-        tx.execute_unprepared("INSERT INTO item (name) VALUES ('first')").await.unwrap_err();
-        assert_eq!(tx.commit().await.is_err(), kind == Kind::Postgres, "{kind:?}");
-        assert_eq!(count_items(&*session, "first").await + count_items(&*session, "second").await, 2, "{kind:?}");
+        tx.execute_unprepared("INSERT INTO item (name) VALUES ('first')")
+            .await
+            .unwrap_err();
+        assert_eq!(
+            tx.commit().await.is_err(),
+            kind == Kind::Postgres,
+            "{kind:?}"
+        );
+        assert_eq!(
+            count_items(&*session, "first").await + count_items(&*session, "second").await,
+            2,
+            "{kind:?}"
+        );
         drop(session);
         test.roll_back().await.unwrap();
         assert_whole(&database, &db, 1).await;
@@ -86,15 +122,23 @@ async fn a_failed_statement_spoils_neither_the_session_nor_the_test() {
 async fn a_deferred_constraint_is_checked_at_commit_on_postgres() {
     let database = TestDb::new(Kind::Postgres).await;
     let db = database.connect(1).await;
-    db.execute_unprepared("CREATE TABLE part (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)").await.unwrap();
+    db.execute_unprepared("CREATE TABLE part (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        .await
+        .unwrap();
     let test = TestPool::begin(db.clone()).await.unwrap();
     let pool = test.pool();
-    let twice = async |tx: &DbTx| tx.execute_unprepared("INSERT INTO part VALUES (1), (1)").await.map(drop);
+    let twice = async |tx: &DbTx| {
+        tx.execute_unprepared("INSERT INTO part VALUES (1), (1)")
+            .await
+            .map(drop)
+    };
     pool.transaction(twice).await.unwrap_err();
     // Deferred still: the duplicate may be made good before COMMIT.
     let made_good = async |tx: &DbTx| -> Result<(), DbErr> {
-        tx.execute_unprepared("INSERT INTO part VALUES (2), (2)").await?;
-        tx.execute_unprepared("DELETE FROM part WHERE ctid = (SELECT min(ctid) FROM part)").await?;
+        tx.execute_unprepared("INSERT INTO part VALUES (2), (2)")
+            .await?;
+        tx.execute_unprepared("DELETE FROM part WHERE ctid = (SELECT min(ctid) FROM part)")
+            .await?;
         Ok(())
     };
     pool.transaction(made_good).await.unwrap();
@@ -136,13 +180,21 @@ async fn hooks_are_kept_for_the_test() {
             }
         };
         let work = async |tx: &DbTx| {
-            tx.execute_unprepared("INSERT INTO item (name) VALUES ('one')").await?;
+            tx.execute_unprepared("INSERT INTO item (name) VALUES ('one')")
+                .await?;
             tx.after_rollback(hook(&ran))?;
             tx.after_commit(hook(&ran))
         };
         test.pool().transaction(work).await.unwrap();
         assert_eq!((test.hooks(), ran.load(Ordering::SeqCst)), (1, 0));
-        assert_eq!((test.run_hooks().await, ran.load(Ordering::SeqCst), test.hooks()), (1, 1, 0));
+        assert_eq!(
+            (
+                test.run_hooks().await,
+                ran.load(Ordering::SeqCst),
+                test.hooks()
+            ),
+            (1, 1, 0)
+        );
         test.roll_back().await.unwrap();
         assert_whole(&database, &db, 1).await;
     }
@@ -162,7 +214,9 @@ async fn a_test_pool_that_is_dropped_rolls_back() {
             drop(test);
             drop(session);
             eventually("the connection is back", async || {
-                tokio::time::timeout(std::time::Duration::from_secs(5), db.ping()).await.is_ok()
+                tokio::time::timeout(std::time::Duration::from_secs(5), db.ping())
+                    .await
+                    .is_ok()
             })
             .await;
             assert_eq!(count_items(&db, &name).await, 0, "{kind:?}");
@@ -177,7 +231,10 @@ async fn what_mysql_commits_implicitly_is_refused_in_a_test() {
     let db = database.connect(1).await;
     let test = TestPool::begin(db.clone()).await.unwrap();
     let session = test.session().await.unwrap();
-    let refused = session.execute_unprepared("CREATE TABLE other (id int)").await.unwrap_err();
+    let refused = session
+        .execute_unprepared("CREATE TABLE other (id int)")
+        .await
+        .unwrap_err();
     assert!(tower_sea_orm::Error::of(&refused).unwrap().is_refused());
     drop(session);
     test.roll_back().await.unwrap();
@@ -187,7 +244,13 @@ async fn what_mysql_commits_implicitly_is_refused_in_a_test() {
 #[tokio::test]
 async fn a_mock_has_nothing_to_roll_back() {
     let db = sea_orm::MockDatabase::new(sea_orm::DbBackend::Postgres).into_connection();
-    assert!(TestPool::begin(db.clone()).await.unwrap_err().to_string().contains("mock"));
+    assert!(
+        TestPool::begin(db.clone())
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("mock")
+    );
     assert!(!DbSession::from(db).is_closed());
 }
 
@@ -208,9 +271,18 @@ async fn a_handler_that_is_served_alone_is_told_at_once_that_there_is_no_second_
 /// Runs SQL past the session, on the driver's own connection. Says whether it worked there.
 async fn raw(db: &DbSession, kind: Kind, sql: &'static str) -> Result<bool, DbErr> {
     match kind {
-        Kind::Postgres => db.with_postgres(move |c| async move { c.execute(sql).await.is_ok() }.boxed()).await,
-        Kind::MySql => db.with_mysql(move |c| async move { c.execute(sql).await.is_ok() }.boxed()).await,
-        _ => db.with_sqlite(move |c| async move { c.execute(sql).await.is_ok() }.boxed()).await,
+        Kind::Postgres => {
+            db.with_postgres(move |c| async move { c.execute(sql).await.is_ok() }.boxed())
+                .await
+        }
+        Kind::MySql => {
+            db.with_mysql(move |c| async move { c.execute(sql).await.is_ok() }.boxed())
+                .await
+        }
+        _ => {
+            db.with_sqlite(move |c| async move { c.execute(sql).await.is_ok() }.boxed())
+                .await
+        }
     }
 }
 
@@ -232,14 +304,26 @@ async fn raw_code_that_ends_a_tests_transaction_ends_the_test_and_not_the_databa
                 } else {
                     let error = raw(&session, kind, sql).await.map(drop);
                     let text = error.as_ref().unwrap_err().to_string();
-                    assert!(text.contains("`TestPool`") && known(error).is_aborted(), "{case}: {text}");
-                    assert!(known(session.execute_unprepared("DELETE FROM item").await).is_aborted(), "{case}");
+                    assert!(
+                        text.contains("`TestPool`") && known(error).is_aborted(),
+                        "{case}: {text}"
+                    );
+                    assert!(
+                        known(session.execute_unprepared("DELETE FROM item").await).is_aborted(),
+                        "{case}"
+                    );
                     assert!(known(session.begin().await).is_aborted(), "{case}");
                 }
                 drop(session);
                 let next = test.session().await.unwrap();
-                assert!(known(next.execute_unprepared("DELETE FROM item").await).is_aborted(), "{case}");
-                assert!(known(next.tx().execute_unprepared("DELETE FROM item").await).is_aborted(), "{case}");
+                assert!(
+                    known(next.execute_unprepared("DELETE FROM item").await).is_aborted(),
+                    "{case}"
+                );
+                assert!(
+                    known(next.tx().execute_unprepared("DELETE FROM item").await).is_aborted(),
+                    "{case}"
+                );
                 drop(next);
                 assert!(test.roll_back().await.unwrap_err().is_aborted(), "{case}");
                 // Not closed: an in-memory database is still there, with its table.
@@ -257,7 +341,12 @@ async fn a_statement_that_fails_within_raw_code_spoils_nothing_of_a_test() {
         let test = TestPool::begin(db.clone()).await.unwrap();
         let session = test.session().await.unwrap();
         insert_item(&session, "before").await;
-        assert!(!raw(&session, kind, "INSERT INTO nowhere VALUES (1)").await.unwrap(), "{kind:?}");
+        assert!(
+            !raw(&session, kind, "INSERT INTO nowhere VALUES (1)")
+                .await
+                .unwrap(),
+            "{kind:?}"
+        );
         insert_item(&session, "after").await;
         assert_eq!(count_items(&session, "before").await, 1, "{kind:?}");
         drop(session);

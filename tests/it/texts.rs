@@ -278,13 +278,21 @@ fn text(kind: Kind) -> impl Strategy<Value = String> {
     let joint = select(vec![";", ";", ";", "; ", " ", " ", "", "\n"]);
     let row = vec((select(pieces.clone()), joint), 1..6);
     // Control between two pieces that may be the begin and the end of something that hides it, or not.
-    let hidden = (select(traps(kind)), select(CONTROL.to_vec()), select(traps(kind)));
-    let hidden = hidden.prop_map(|(before, control, after)| vec![(before, ";"), (control, ";"), (after, "")]);
+    let hidden = (
+        select(traps(kind)),
+        select(CONTROL.to_vec()),
+        select(traps(kind)),
+    );
+    let hidden = hidden
+        .prop_map(|(before, control, after)| vec![(before, ";"), (control, ";"), (after, "")]);
     let row = prop_oneof![row, hidden];
     let added = vec((proptest::prelude::any::<Index>(), select(pieces)), 0..3);
     let removed = vec(proptest::prelude::any::<Index>(), 0..2);
     (row, added, removed).prop_map(|(row, added, removed)| {
-        let mut text: Vec<char> = row.iter().flat_map(|(piece, joint)| piece.chars().chain(joint.chars())).collect();
+        let mut text: Vec<char> = row
+            .iter()
+            .flat_map(|(piece, joint)| piece.chars().chain(joint.chars()))
+            .collect();
         for (at, piece) in added {
             let at = at.index(text.len() + 1);
             text.splice(at..at, piece.chars());
@@ -313,24 +321,45 @@ impl Stage {
             let test = TestDb::new(kind).await;
             let (db, observer) = (test.connect(2).await, test.observer().await.unwrap());
             if kind == Kind::MySql {
-                db.execute_unprepared("CREATE PROCEDURE commits() COMMIT").await.unwrap();
-                db.execute_unprepared("CREATE PROCEDURE sets() SET @x = 'y'").await.unwrap();
+                db.execute_unprepared("CREATE PROCEDURE commits() COMMIT")
+                    .await
+                    .unwrap();
+                db.execute_unprepared("CREATE PROCEDURE sets() SET @x = 'y'")
+                    .await
+                    .unwrap();
             }
             (test, db, observer)
         });
-        Self { runtime, kind, test, db, observer }
+        Self {
+            runtime,
+            kind,
+            test,
+            db,
+            observer,
+        }
     }
 
-    fn run(self, default: u32, check: impl AsyncFn(&Self, &SessionPool, String) -> Result<(), String>) {
-        let config =
-            Config { cases: cases(default), failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    fn run(
+        self,
+        default: u32,
+        check: impl AsyncFn(&Self, &SessionPool, String) -> Result<(), String>,
+    ) {
+        let config = Config {
+            cases: cases(default),
+            failure_persistence: None,
+            max_shrink_iters: 400,
+            ..Config::default()
+        };
         let pool = pool_with(&self.db, |pool| pool.reset(Reset::SessionState));
         let result = TestRunner::new(config).run(&text(self.kind), |text| {
             self.runtime.block_on(async {
                 let told = format!("{:?}: {text:?}", self.kind);
                 let checked = timeout(BOUND, check(&self, &pool, text)).await;
                 let result = checked.unwrap_or_else(|_| Err("it hangs".to_owned()));
-                eventually("the connections are back", async || pool.status().in_use == 0).await;
+                eventually("the connections are back", async || {
+                    pool.status().in_use == 0
+                })
+                .await;
                 result.map_err(|error| TestCaseError::fail(format!("{error}: {told}")))
             })
         });
@@ -341,20 +370,30 @@ impl Stage {
 
 /// Runs `sql` in a managed transaction: it is refused, or the transaction is still the same, or the
 /// session has found out that it is not.
-async fn leaves_the_transaction_alone(stage: &Stage, pool: &SessionPool, sql: String) -> Result<(), String> {
+async fn leaves_the_transaction_alone(
+    stage: &Stage,
+    pool: &SessionPool,
+    sql: String,
+) -> Result<(), String> {
     let (observer, name) = (&stage.observer, unique_name());
     let session = pool.session().await.unwrap();
     let tx = session.begin().await.unwrap();
     insert_item(&tx, &name).await;
     let result = tx.execute_unprepared(&sql).await;
-    let refused = result.as_ref().is_err_and(|error| Error::of(error).is_some_and(|error| error.is_refused()));
+    let refused = result
+        .as_ref()
+        .is_err_and(|error| Error::of(error).is_some_and(|error| error.is_refused()));
     let outside = count_items(observer, &name).await;
     let count = format!("SELECT count(*) FROM item WHERE name = '{name}'");
-    let inside = tx.query_one_raw(Statement::from_string(tx.backend(), count)).await;
+    let inside = tx
+        .query_one_raw(Statement::from_string(tx.backend(), count))
+        .await;
     let inside = inside.map(|row| row.unwrap().try_get_by_index::<i64>(0).unwrap());
     let told = inside.is_err();
     if refused && (outside, &inside) != (0, &Ok(1)) {
-        return Err(format!("refused, and yet {outside} outside, {inside:?} inside"));
+        return Err(format!(
+            "refused, and yet {outside} outside, {inside:?} inside"
+        ));
     }
     // By an error of the server's, PostgreSQL aborts it.
     if outside != 0 && !told || inside == Ok(0) {
@@ -388,7 +427,10 @@ async fn likeness(kind: Kind, db: &impl ConnectionTrait) -> String {
              WHERE name <> 'temp') || ('a' LIKE 'A') || (SELECT read_uncommitted FROM pragma_read_uncommitted)"
         }
     };
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await.unwrap();
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await
+        .unwrap();
     let mut likeness: String = row.unwrap().try_get_by_index(0).unwrap();
     if kind == Kind::MySql {
         for sql in ["SELECT count(*) FROM mine", "EXECUTE p"] {
@@ -399,7 +441,11 @@ async fn likeness(kind: Kind, db: &impl ConnectionTrait) -> String {
     likeness
 }
 
-async fn leaves_nothing_behind(stage: &Stage, pool: &SessionPool, sql: String) -> Result<(), String> {
+async fn leaves_nothing_behind(
+    stage: &Stage,
+    pool: &SessionPool,
+    sql: String,
+) -> Result<(), String> {
     let kind = stage.kind;
     let clean = likeness(kind, &stage.observer).await;
     let session = pool.session().await.unwrap();

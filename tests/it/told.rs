@@ -33,15 +33,29 @@ async fn the_error_line_of_an_aborted_transaction_names_its_first_failure() {
     let (log, _guard) = Log::start();
     let response = site
         .call(async |tx: DbTx| {
-            tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
-            tx.execute_unprepared("UPDATE item SET hits = 7").await.unwrap_err();
+            tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+                .await
+                .unwrap_err();
+            tx.execute_unprepared("UPDATE item SET hits = 7")
+                .await
+                .unwrap_err();
         })
         .await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("ERROR")).collect();
+    let lines: Vec<_> = log
+        .lines()
+        .into_iter()
+        .filter(|line| line.starts_with("ERROR"))
+        .collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains("INSERT INTO item (name) VALUES (?)"), "{lines:?}");
-    assert!(lines[0].contains("item_name"), "the server's own words: {lines:?}");
+    assert!(
+        lines[0].contains("INSERT INTO item (name) VALUES (?)"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[0].contains("item_name"),
+        "the server's own words: {lines:?}"
+    );
     assert!(!lines[0].contains("UPDATE"), "{lines:?}");
 }
 
@@ -51,23 +65,36 @@ async fn what_has_no_effect_without_a_transaction_is_told_once_for_each_text() {
         let site = Site::new(kind).await;
         let (log, _guard) = Log::start();
         // Other tests of this process may have told of the usual texts.
-        let locking = Box::leak(format!("SELECT id AS {kind:?}_told FROM item FOR UPDATE").into_boxed_str());
+        let locking =
+            Box::leak(format!("SELECT id AS {kind:?}_told FROM item FOR UPDATE").into_boxed_str());
         for _ in 0..3 {
             let sql: &'static str = locking;
             site.call(async move |db: DbSession| {
-                db.query_all_raw(Statement::from_string(db.backend(), sql)).await.unwrap();
-            })
-            .await;
-            site.call(async move |tx: DbTx| {
-                tx.query_all_raw(Statement::from_string(tx.backend(), "SELECT name FROM item FOR UPDATE"))
+                db.query_all_raw(Statement::from_string(db.backend(), sql))
                     .await
                     .unwrap();
             })
             .await;
+            site.call(async move |tx: DbTx| {
+                tx.query_all_raw(Statement::from_string(
+                    tx.backend(),
+                    "SELECT name FROM item FOR UPDATE",
+                ))
+                .await
+                .unwrap();
+            })
+            .await;
         }
-        let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("WARN")).collect();
+        let lines: Vec<_> = log
+            .lines()
+            .into_iter()
+            .filter(|line| line.starts_with("WARN"))
+            .collect();
         assert_eq!(lines.len(), 1, "{kind:?}: {lines:?}");
-        assert!(lines[0].contains("DbTx") && lines[0].contains("FOR UPDATE"), "{kind:?}: {lines:?}");
+        assert!(
+            lines[0].contains("DbTx") && lines[0].contains("FOR UPDATE"),
+            "{kind:?}: {lines:?}"
+        );
     }
 }
 
@@ -119,14 +146,23 @@ enum Leaves {
 }
 
 #[tokio::test]
-async fn a_transaction_that_was_ended_elsewhere_is_an_error_line_whether_or_not_the_client_is_there() {
+async fn a_transaction_that_was_ended_elsewhere_is_an_error_line_whether_or_not_the_client_is_there()
+ {
     use {EndedBy::*, Leaves::*};
     let cases = [
         (Kind::MySql, Procedure, &[Refuses, Later, Meanwhile][..]),
         (Kind::MySql, Text, &[Refuses, Later]),
         (Kind::MySql, Raw(Kind::MySql), &[Refuses, Later, Meanwhile]),
-        (Kind::Postgres, Raw(Kind::Postgres), &[Refuses, Later, Meanwhile]),
-        (Kind::SqliteFile, Raw(Kind::SqliteFile), &[Refuses, Later, Meanwhile]),
+        (
+            Kind::Postgres,
+            Raw(Kind::Postgres),
+            &[Refuses, Later, Meanwhile],
+        ),
+        (
+            Kind::SqliteFile,
+            Raw(Kind::SqliteFile),
+            &[Refuses, Later, Meanwhile],
+        ),
     ];
     for (kind, ended_by, leaves) in cases {
         for leaves in leaves {
@@ -142,8 +178,15 @@ async fn assert_told_of_an_end_elsewhere(kind: Kind, ended_by: EndedBy, leaves: 
         return;
     }
     if ended_by == EndedBy::Procedure {
-        let slept = if leaves == Leaves::Meanwhile { "0.5" } else { "0" };
-        site.run(&format!("CREATE PROCEDURE commits_and_sleeps() BEGIN COMMIT; DO SLEEP({slept}); END")).await;
+        let slept = if leaves == Leaves::Meanwhile {
+            "0.5"
+        } else {
+            "0"
+        };
+        site.run(&format!(
+            "CREATE PROCEDURE commits_and_sleeps() BEGIN COMMIT; DO SLEEP({slept}); END"
+        ))
+        .await;
     }
     let (log, _guard) = Log::start();
     let ended = Arc::new(tokio::sync::Notify::new());
@@ -159,7 +202,10 @@ async fn assert_told_of_an_end_elsewhere(kind: Kind, ended_by: EndedBy, leaves: 
     });
     let request = app.oneshot(Request::new(Body::empty()));
     match leaves {
-        Leaves::Refuses => assert_eq!(request.await.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR),
+        Leaves::Refuses => assert_eq!(
+            request.await.unwrap().status(),
+            StatusCode::INTERNAL_SERVER_ERROR
+        ),
         Leaves::Later => {
             tokio::select! {
                 _ = request => unreachable!("no answer"),
@@ -176,13 +222,24 @@ async fn assert_told_of_an_end_elsewhere(kind: Kind, ended_by: EndedBy, leaves: 
     }
     site.assert_whole().await;
     let lines = log.lines();
-    let lines: Vec<_> = lines.iter().filter(|line| line.contains("behind its session's back")).collect();
-    assert_eq!(lines.len(), 1, "{kind:?} {ended_by:?} {leaves:?}: {lines:?}");
+    let lines: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("behind its session's back"))
+        .collect();
+    assert_eq!(
+        lines.len(),
+        1,
+        "{kind:?} {ended_by:?} {leaves:?}: {lines:?}"
+    );
     assert!(lines[0].starts_with("ERROR"), "{lines:?}");
     if ended_by == EndedBy::Procedure {
         assert!(lines[0].contains("commits_and_sleeps"), "{lines:?}");
     }
-    assert_eq!(site.count("stands").await, 1, "{kind:?} {ended_by:?} {leaves:?}");
+    assert_eq!(
+        site.count("stands").await,
+        1,
+        "{kind:?} {ended_by:?} {leaves:?}"
+    );
 }
 
 /// Keeps what the driver says.
@@ -193,7 +250,8 @@ impl DriverLog {
     fn start() -> (Self, DefaultGuard) {
         keep_interest();
         let log = Self::default();
-        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+        let guard =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
         (log, guard)
     }
 }
@@ -202,7 +260,10 @@ impl<S: Subscriber> Layer<S> for DriverLog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         if metadata.target().starts_with("sqlx") && *metadata.level() <= tracing::Level::WARN {
-            self.0.lock().unwrap().push(format!("{} {event:?}", metadata.target()));
+            self.0
+                .lock()
+                .unwrap()
+                .push(format!("{} {event:?}", metadata.target()));
         }
     }
 }
@@ -227,7 +288,11 @@ async fn a_commit_that_the_server_refuses_makes_the_driver_warn_of_nothing() {
                     }
                 })
                 .await;
-            let expected = if early { StatusCode::CONFLICT } else { StatusCode::INTERNAL_SERVER_ERROR };
+            let expected = if early {
+                StatusCode::CONFLICT
+            } else {
+                StatusCode::INTERNAL_SERVER_ERROR
+            };
             assert_eq!(response.status(), expected, "{kind:?} {early}");
             site.assert_whole().await;
             let lines = log.0.lock().unwrap().clone();
@@ -243,7 +308,11 @@ async fn the_driver_log_hears_a_warning_of_the_server() {
     let mut connection = sqlx::PgConnection::connect(site.test.url()).await.unwrap();
     connection.execute("ROLLBACK").await.unwrap();
     eventually("the warning is heard", async || {
-        log.0.lock().unwrap().iter().any(|line| line.contains("no transaction in progress"))
+        log.0
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|line| line.contains("no transaction in progress"))
     })
     .await;
 }
@@ -256,18 +325,26 @@ async fn a_connection_that_was_lost_names_what_was_lost_with_it() {
     for (layer, sql, cause) in [
         (site.layer.clone(), end, "terminating connection"),
         (
-            site.layer.clone().on_acquire(move |_| vec![Statement::from_string(DbBackend::Postgres, prepare)]),
+            site.layer
+                .clone()
+                .on_acquire(move |_| vec![Statement::from_string(DbBackend::Postgres, prepare)]),
             "SELECT 1",
             "division by zero",
         ),
     ] {
         let (log, _guard) = Log::start();
         let handler = async move |tx: DbTx| {
-            let _ = tx.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await;
+            let _ = tx
+                .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
+                .await;
         };
         let response = call(Router::new().route("/", any(handler)).layer(layer)).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("ERROR")).collect();
+        let lines: Vec<_> = log
+            .lines()
+            .into_iter()
+            .filter(|line| line.starts_with("ERROR"))
+            .collect();
         assert!(lines.iter().any(|line| line.contains(cause)), "{lines:?}");
         site.assert_whole().await;
     }
@@ -280,19 +357,33 @@ async fn raw_code_that_has_ended_a_transaction_is_named_and_not_the_statement_be
     let response = site
         .call(async |tx: DbTx| {
             insert_item(&tx, "before").await;
-            tx.with_postgres(|connection| sqlx::query("COMMIT").execute(connection).boxed()).await.unwrap().unwrap();
+            tx.with_postgres(|connection| sqlx::query("COMMIT").execute(connection).boxed())
+                .await
+                .unwrap()
+                .unwrap();
         })
         .await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    let lines: Vec<_> = log.lines().into_iter().filter(|line| line.starts_with("ERROR")).collect();
-    assert!(lines.iter().any(|line| line.contains("raw code")), "{lines:?}");
-    assert!(!lines.iter().any(|line| line.contains("INSERT")), "{lines:?}");
+    let lines: Vec<_> = log
+        .lines()
+        .into_iter()
+        .filter(|line| line.starts_with("ERROR"))
+        .collect();
+    assert!(
+        lines.iter().any(|line| line.contains("raw code")),
+        "{lines:?}"
+    );
+    assert!(
+        !lines.iter().any(|line| line.contains("INSERT")),
+        "{lines:?}"
+    );
 }
 
 #[tokio::test]
 async fn the_end_of_a_transaction_that_stored_code_has_committed_tells_so_on_a_lost_connection() {
     let site = Site::new(Kind::MySql).await;
-    site.run("CREATE PROCEDURE commits_and_dies() BEGIN COMMIT; KILL CONNECTION_ID(); END").await;
+    site.run("CREATE PROCEDURE commits_and_dies() BEGIN COMMIT; KILL CONNECTION_ID(); END")
+        .await;
     for savepoint in [false, true] {
         for commits in [false, true] {
             let name = format!("stands {savepoint} {commits}");
@@ -300,14 +391,25 @@ async fn the_end_of_a_transaction_that_stored_code_has_committed_tells_so_on_a_l
             site.call(async move |db: DbSession| {
                 if savepoint {
                     db.tx();
-                    db.execute_unprepared("UPDATE item SET hits = 1").await.unwrap();
+                    db.execute_unprepared("UPDATE item SET hits = 1")
+                        .await
+                        .unwrap();
                 }
                 let tx = db.begin().await.unwrap();
                 insert_item(&tx, &inserted).await;
-                tx.execute_unprepared("CALL commits_and_dies()").await.unwrap_err();
-                let ended = if commits { tx.commit().await } else { tx.rollback().await };
+                tx.execute_unprepared("CALL commits_and_dies()")
+                    .await
+                    .unwrap_err();
+                let ended = if commits {
+                    tx.commit().await
+                } else {
+                    tx.rollback().await
+                };
                 let error = known(ended);
-                assert!(error.to_string().contains("may stand"), "{savepoint} {commits}: {error}");
+                assert!(
+                    error.to_string().contains("may stand"),
+                    "{savepoint} {commits}: {error}"
+                );
                 StatusCode::CONFLICT
             })
             .await;
@@ -322,7 +424,10 @@ async fn no_rollback_is_told_while_stored_code_that_may_commit_still_runs() {
     // Whether it ends before the answer, and how the handler answers.
     for (seconds, status) in [(0.03, 409), (0.6, 409), (0.6, 500), (2.5, 200)] {
         let site = Site::new(Kind::MySql).await;
-        site.run(&format!("CREATE PROCEDURE commits_late() BEGIN DO SLEEP({seconds}); COMMIT; END")).await;
+        site.run(&format!(
+            "CREATE PROCEDURE commits_late() BEGIN DO SLEEP({seconds}); COMMIT; END"
+        ))
+        .await;
         for streams in [false, true] {
             let name = format!("stands {streams} {status}");
             let inserted = name.clone();
@@ -331,7 +436,9 @@ async fn no_rollback_is_told_while_stored_code_that_may_commit_still_runs() {
                     insert_item(&tx, &inserted).await;
                     let statement = Statement::from_string(tx.backend(), "CALL commits_late()");
                     if streams {
-                        let opening = std::pin::pin!(async { tx.stream_raw(statement).await.unwrap().next().await });
+                        let opening = std::pin::pin!(async {
+                            tx.stream_raw(statement).await.unwrap().next().await
+                        });
                         assert!(futures_util::poll!(opening).is_pending());
                     } else {
                         let calling = std::pin::pin!(tx.execute_raw(statement));
@@ -340,9 +447,16 @@ async fn no_rollback_is_told_while_stored_code_that_may_commit_still_runs() {
                     StatusCode::from_u16(status).unwrap()
                 })
                 .await;
-            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{seconds} {streams} {status}");
+            assert_eq!(
+                response.status(),
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "{seconds} {streams} {status}"
+            );
             let error = outcome(&response).error().expect("no rollback").to_string();
-            assert!(error.contains("may stand"), "{seconds} {streams} {status}: {error}");
+            assert!(
+                error.contains("may stand"),
+                "{seconds} {streams} {status}: {error}"
+            );
             site.assert_whole().await;
             assert_eq!(site.count(&name).await, 1, "{seconds} {streams} {status}");
         }

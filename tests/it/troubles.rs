@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{http::StatusCode, response::Response};
 use sea_orm::{
-    AccessMode, ConnectOptions, ConnectionTrait, Database, DbErr, RuntimeErr, Statement, TransactionOptions,
+    AccessMode, ConnectOptions, ConnectionTrait, Database, DbErr, RuntimeErr, Statement,
+    TransactionOptions,
     sqlx::{Connection, MySqlConnection, PgConnection},
 };
 use tower_sea_orm::{DbSession, DbTx, Error};
@@ -20,7 +21,11 @@ const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 /// A handler's answer to a statement: 500 if it failed, whatever the reason.
 fn answer<T>(result: Result<T, DbErr>, told: &std::sync::Mutex<Option<DbErr>>) -> StatusCode {
-    let status = if result.is_ok() { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let status = if result.is_ok() {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
     *told.lock().unwrap() = result.err();
     status
 }
@@ -37,13 +42,23 @@ async fn fails(site: &Site, in_transaction: bool, statements: &[&str]) -> (Respo
             }
             let mut result = Ok(());
             for sql in &statements {
-                result = db.query_all_raw(Statement::from_string(db.backend(), sql)).await.map(drop);
+                result = db
+                    .query_all_raw(Statement::from_string(db.backend(), sql))
+                    .await
+                    .map(drop);
             }
             answer(result, &said)
         })
         .await;
-    let error = told.lock().unwrap().take().expect("the last statement fails");
-    (response, Error::of(&error).unwrap_or_else(|| panic!("another error: {error}")))
+    let error = told
+        .lock()
+        .unwrap()
+        .take()
+        .expect("the last statement fails");
+    (
+        response,
+        Error::of(&error).unwrap_or_else(|| panic!("another error: {error}")),
+    )
 }
 
 #[tokio::test]
@@ -57,7 +72,10 @@ async fn a_lock_that_is_not_there_is_told_alike_on_every_server() {
         insert_item(&site.db, "wanted").await;
         let holder = site.layer.pool().session().await.unwrap();
         holder.tx();
-        holder.execute_unprepared("UPDATE item SET hits = 1 WHERE name = 'wanted'").await.unwrap();
+        holder
+            .execute_unprepared("UPDATE item SET hits = 1 WHERE name = 'wanted'")
+            .await
+            .unwrap();
 
         let update = "UPDATE item SET hits = 2 WHERE name = 'wanted'";
         let no_wait = "SELECT id FROM item WHERE name = 'wanted' FOR UPDATE NOWAIT";
@@ -68,8 +86,15 @@ async fn a_lock_that_is_not_there_is_told_alike_on_every_server() {
         };
         for way in ways {
             let (response, error) = fails(&site, true, way).await;
-            assert!(error.is_lock_not_available() && error.is_conflict(), "{kind:?} {way:?}: {error}");
-            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{kind:?} {way:?}");
+            assert!(
+                error.is_lock_not_available() && error.is_conflict(),
+                "{kind:?} {way:?}: {error}"
+            );
+            assert_eq!(
+                response.status(),
+                StatusCode::SERVICE_UNAVAILABLE,
+                "{kind:?} {way:?}"
+            );
             assert_eq!(retry_after(&response), Some("1"));
             assert!(!outcome(&response).is_committed());
         }
@@ -84,7 +109,9 @@ async fn a_statement_that_the_server_stops_for_its_length_is_a_504() {
         let site = Site::new(kind).await;
         let long: &[&str] = match kind {
             Kind::Postgres => &["SET statement_timeout = '50ms'", "SELECT pg_sleep(60)"],
-            _ if is_mariadb(&site.db).await => &["SET max_statement_time = 0.05", "SELECT SLEEP(60)"],
+            _ if is_mariadb(&site.db).await => {
+                &["SET max_statement_time = 0.05", "SELECT SLEEP(60)"]
+            }
             _ => &[
                 "SET max_execution_time = 50",
                 "SELECT count(*) FROM information_schema.columns a, information_schema.columns b, \
@@ -93,7 +120,10 @@ async fn a_statement_that_the_server_stops_for_its_length_is_a_504() {
         };
         for in_transaction in [false, true] {
             let (response, error) = fails(&site, in_transaction, long).await;
-            assert!(error.is_statement_timeout() && !error.is_retryable(), "{kind:?}: {error}");
+            assert!(
+                error.is_statement_timeout() && !error.is_retryable(),
+                "{kind:?}: {error}"
+            );
             assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT, "{kind:?}");
             assert_eq!(retry_after(&response), None);
         }
@@ -113,7 +143,10 @@ async fn a_statement_that_was_cancelled_by_request_is_no_time_out() {
                     "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
                      WHERE pid = {pid} AND query LIKE '%pg_sleep(61)%' AND state = 'active'"
                 );
-                let row = canceller.query_one_raw(Statement::from_string(db.backend(), sql)).await.unwrap();
+                let row = canceller
+                    .query_one_raw(Statement::from_string(db.backend(), sql))
+                    .await
+                    .unwrap();
                 row.is_some()
             })
             .await;
@@ -124,7 +157,10 @@ async fn a_statement_that_was_cancelled_by_request_is_no_time_out() {
         assert!(Error::of(&error).is_none(), "{error}");
         StatusCode::INTERNAL_SERVER_ERROR
     };
-    assert_eq!(site.call(handler).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        site.call(handler).await.status(),
+        StatusCode::INTERNAL_SERVER_ERROR
+    );
     site.assert_whole().await;
 }
 
@@ -134,13 +170,25 @@ async fn a_transaction_that_only_reads_says_so_on_every_server() {
         let site = Site::new(kind).await;
         let handler = async |db: DbSession| {
             let access_mode = Some(AccessMode::ReadOnly);
-            let tx: DbTx = db.tx_with(TransactionOptions { access_mode, ..Default::default() }).unwrap();
-            let error = tx.execute_unprepared("INSERT INTO item (name) VALUES ('refused')").await.unwrap_err();
+            let tx: DbTx = db
+                .tx_with(TransactionOptions {
+                    access_mode,
+                    ..Default::default()
+                })
+                .unwrap();
+            let error = tx
+                .execute_unprepared("INSERT INTO item (name) VALUES ('refused')")
+                .await
+                .unwrap_err();
             let known = Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"));
             assert!(known.is_read_only(), "{error}");
             StatusCode::CONFLICT
         };
-        assert_eq!(site.call(handler).await.status(), StatusCode::CONFLICT, "{kind:?}");
+        assert_eq!(
+            site.call(handler).await.status(),
+            StatusCode::CONFLICT,
+            "{kind:?}"
+        );
         site.assert_whole().await;
     }
 }
@@ -178,7 +226,10 @@ async fn a_server_without_a_place_is_full_and_not_down() {
         only.execute_unprepared("SELECT 1").await.unwrap();
         let error = refusal(kind, &url).await;
         let known = Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"));
-        assert!(known.is_exhausted() && known.is_retryable() && !known.is_down(), "{kind:?}: {error}");
+        assert!(
+            known.is_exhausted() && known.is_retryable() && !known.is_down(),
+            "{kind:?}: {error}"
+        );
         assert_eq!(known.status(), StatusCode::SERVICE_UNAVAILABLE);
         drop(only);
         let _ = db.execute_unprepared(&format!("DROP USER {user}")).await;
@@ -192,8 +243,14 @@ async fn a_connection_that_the_server_ends_is_lost() {
         let killer = site.view().clone();
         let handler = async move |db: DbSession| {
             let (own, kill) = match kind {
-                Kind::Postgres => ("SELECT pg_backend_pid()::bigint", "SELECT pg_terminate_backend("),
-                _ => ("SELECT CAST(CONNECTION_ID() AS SIGNED)", "KILL CONNECTION ("),
+                Kind::Postgres => (
+                    "SELECT pg_backend_pid()::bigint",
+                    "SELECT pg_terminate_backend(",
+                ),
+                _ => (
+                    "SELECT CAST(CONNECTION_ID() AS SIGNED)",
+                    "KILL CONNECTION (",
+                ),
             };
             let id: i64 = value(&db, own).await;
             let kill = format!("{kill}{id})");
@@ -211,7 +268,11 @@ async fn a_connection_that_the_server_ends_is_lost() {
                     ),
                 };
                 eventually("the statement runs", async || {
-                    killer.query_one_raw(Statement::from_string(kind.backend(), &sees)).await.unwrap().is_some()
+                    killer
+                        .query_one_raw(Statement::from_string(kind.backend(), &sees))
+                        .await
+                        .unwrap()
+                        .is_some()
                 })
                 .await;
                 killer.execute_unprepared(&kill).await.unwrap();
@@ -219,9 +280,15 @@ async fn a_connection_that_the_server_ends_is_lost() {
             let (slept, ()) = tokio::join!(db.execute_unprepared(sleep), kills);
             // MariaDB may close the connection before it says so.
             let known = Error::of(&slept.unwrap_err());
-            assert!(known.is_none_or(|known| known.is_connection_lost()), "{kind:?}");
+            assert!(
+                known.is_none_or(|known| known.is_connection_lost()),
+                "{kind:?}"
+            );
             let next = db.execute_unprepared("SELECT 1").await.unwrap_err();
-            assert!(Error::of(&next).unwrap().is_connection_lost(), "{kind:?}: {next}");
+            assert!(
+                Error::of(&next).unwrap().is_connection_lost(),
+                "{kind:?}: {next}"
+            );
         };
         assert_eq!(site.call(handler).await.status(), StatusCode::OK);
         site.assert_whole().await;

@@ -22,16 +22,32 @@ enum Way {
     Stream,
 }
 
-const WAYS: [Way; 5] = [Way::One, Way::All, Way::Execute, Way::Unprepared, Way::Stream];
+const WAYS: [Way; 5] = [
+    Way::One,
+    Way::All,
+    Way::Execute,
+    Way::Unprepared,
+    Way::Stream,
+];
 
-async fn read(db: &(impl ConnectionTrait + StreamTrait), kind: Kind, way: Way, sql: &str) -> Result<(), DbErr> {
+async fn read(
+    db: &(impl ConnectionTrait + StreamTrait),
+    kind: Kind,
+    way: Way,
+    sql: &str,
+) -> Result<(), DbErr> {
     let statement = Statement::from_string(kind.backend(), sql);
     match way {
         Way::One => db.query_one_raw(statement).await.map(drop),
         Way::All => db.query_all_raw(statement).await.map(drop),
         Way::Execute => db.execute_raw(statement).await.map(drop),
         Way::Unprepared => db.execute_unprepared(sql).await.map(drop),
-        Way::Stream => db.stream_raw(statement).await?.try_collect::<Vec<_>>().await.map(drop),
+        Way::Stream => db
+            .stream_raw(statement)
+            .await?
+            .try_collect::<Vec<_>>()
+            .await
+            .map(drop),
     }
 }
 
@@ -44,7 +60,10 @@ fn failing_late(kind: Kind) -> &'static [(&'static str, &'static str)] {
                 "INSERT INTO item (name, hits) SELECT 'late' || i, i FROM generate_series(1, 500) AS t (i) RETURNING 1 / (400 - hits)",
                 "division by zero",
             ),
-            ("SELECT 1 / (400 - i) FROM generate_series(1, 500) AS t (i)", "division by zero"),
+            (
+                "SELECT 1 / (400 - i) FROM generate_series(1, 500) AS t (i)",
+                "division by zero",
+            ),
         ],
         Kind::MySql => &[
             (
@@ -54,8 +73,14 @@ fn failing_late(kind: Kind) -> &'static [(&'static str, &'static str)] {
             ("CALL selects_and_fails()", "it failed"),
         ],
         _ => &[
-            ("INSERT INTO later VALUES (-1), (-2), (-3) RETURNING id", "FOREIGN KEY"),
-            ("WITH two (id) AS (VALUES (-1), (-2)) INSERT INTO later SELECT id FROM two RETURNING id", "FOREIGN KEY"),
+            (
+                "INSERT INTO later VALUES (-1), (-2), (-3) RETURNING id",
+                "FOREIGN KEY",
+            ),
+            (
+                "WITH two (id) AS (VALUES (-1), (-2)) INSERT INTO later SELECT id FROM two RETURNING id",
+                "FOREIGN KEY",
+            ),
         ],
     }
 }
@@ -80,20 +105,36 @@ async fn fail_late(site: &Site) {
             let response = site
                 .call(async move |db: DbSession| {
                     let error = read(&db, kind, way, sql).await.expect_err(sql);
-                    assert!(error.to_string().contains(words), "{kind:?} {way:?}: {error}");
+                    assert!(
+                        error.to_string().contains(words),
+                        "{kind:?} {way:?}: {error}"
+                    );
                     // The next one is not blamed for it.
                     insert_item(&db, &format!("next {way:?} {words}")).await;
-                    db.execute_unprepared("DELETE FROM item WHERE name LIKE 'next%'").await.unwrap();
+                    db.execute_unprepared("DELETE FROM item WHERE name LIKE 'next%'")
+                        .await
+                        .unwrap();
                     StatusCode::CONFLICT
                 })
                 .await;
-            assert_eq!(response.status(), StatusCode::CONFLICT, "{kind:?} {way:?} {sql}");
+            assert_eq!(
+                response.status(),
+                StatusCode::CONFLICT,
+                "{kind:?} {way:?} {sql}"
+            );
             if kind.backend() != sea_orm::DbBackend::Sqlite {
                 fail_late_inside(site, way, sql, words).await;
             }
         }
     }
-    let rows = site.view().query_all_raw(Statement::from_string(kind.backend(), "SELECT id FROM item")).await.unwrap();
+    let rows = site
+        .view()
+        .query_all_raw(Statement::from_string(
+            kind.backend(),
+            "SELECT id FROM item",
+        ))
+        .await
+        .unwrap();
     assert!(rows.is_empty(), "{kind:?}");
     site.assert_whole().await;
 }
@@ -111,12 +152,23 @@ async fn fail_late_inside(site: &Site, way: Way, sql: &'static str, words: &'sta
                     read(&*tx, kind, way, sql).await
                 };
                 let error = failed.expect_err(sql);
-                assert!(error.to_string().contains(words), "{kind:?} {way:?}: {error}");
+                assert!(
+                    error.to_string().contains(words),
+                    "{kind:?} {way:?}: {error}"
+                );
             })
             .await;
         let lives_on = nested || kind == Kind::MySql;
-        let expected = if lives_on { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
-        assert_eq!(response.status(), expected, "{kind:?} {way:?} {nested} {sql}");
+        let expected = if lives_on {
+            StatusCode::OK
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        assert_eq!(
+            response.status(),
+            expected,
+            "{kind:?} {way:?} {nested} {sql}"
+        );
     }
 }
 
@@ -129,12 +181,17 @@ async fn an_error_after_the_first_row_is_the_statements_own_however_it_is_read()
 
 fn assert_aborted<T>(result: Result<T, DbErr>) {
     let error = result.err().expect("an error");
-    assert!(Error::of(&error).is_some_and(|error| error.is_aborted()), "{error}");
+    assert!(
+        Error::of(&error).is_some_and(|error| error.is_aborted()),
+        "{error}"
+    );
 }
 
 /// Fails because the name is taken.
 async fn fail(tx: &SessionTransaction) {
-    tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')").await.unwrap_err();
+    tx.execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
+        .await
+        .unwrap_err();
 }
 
 #[tokio::test]
@@ -213,12 +270,19 @@ async fn h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits() {
     inner.execute_unprepared(&lock("one")).await.unwrap();
     // Whichever comes last closes the circle: the lighter one is the victim.
     let (one, two) = (lock("one"), lock("two"));
-    let (heavier, victim) = futures_util::join!(other.execute_unprepared(&one), inner.execute_unprepared(&two));
+    let (heavier, victim) = futures_util::join!(
+        other.execute_unprepared(&one),
+        inner.execute_unprepared(&two)
+    );
     heavier.unwrap();
     let error = Error::of(&victim.unwrap_err()).unwrap();
     assert!(error.is_conflict());
 
-    assert_aborted(inner.execute_unprepared("INSERT INTO item (name) VALUES ('autocommitted')").await);
+    assert_aborted(
+        inner
+            .execute_unprepared("INSERT INTO item (name) VALUES ('autocommitted')")
+            .await,
+    );
     assert_aborted(inner.commit().await);
     assert_aborted(outer.commit().await);
     other.rollback().await.unwrap();
@@ -242,17 +306,26 @@ async fn h8_a_full_sqlite_database_ends_the_transaction_for_good() {
         let statement = Statement::from_string(sea_orm::DbBackend::Sqlite, pages);
         let row = session.query_one_raw(statement).await.unwrap().unwrap();
         let pages: i32 = row.try_get("", "n").unwrap();
-        session.execute_unprepared(&format!("PRAGMA max_page_count = {}", pages + 2)).await.unwrap();
+        session
+            .execute_unprepared(&format!("PRAGMA max_page_count = {}", pages + 2))
+            .await
+            .unwrap();
 
         let tx = session.begin().await.unwrap();
         insert_item(&tx, "lost").await;
         let fill = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 9000) \
                     INSERT INTO item (name) SELECT 'filler ' || n FROM t";
         tx.execute_unprepared(fill).await.unwrap_err();
-        assert_aborted(tx.execute_unprepared("INSERT INTO item (name) VALUES ('autocommitted')").await);
+        assert_aborted(
+            tx.execute_unprepared("INSERT INTO item (name) VALUES ('autocommitted')")
+                .await,
+        );
         assert_aborted(tx.commit().await);
 
-        session.execute_unprepared("PRAGMA max_page_count = 1000000").await.unwrap();
+        session
+            .execute_unprepared("PRAGMA max_page_count = 1000000")
+            .await
+            .unwrap();
         for name in ["lost", "autocommitted"] {
             assert_eq!(count_items(&*session, name).await, 0, "{kind:?} {name}");
         }

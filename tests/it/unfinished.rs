@@ -39,7 +39,9 @@ impl Leak {
             }
             Self::Static => KEPT.lock().unwrap().push(handle),
             Self::Response => {
-                response.extensions_mut().insert(Arc::new(Mutex::new(handle)));
+                response
+                    .extensions_mut()
+                    .insert(Arc::new(Mutex::new(handle)));
             }
         }
         response
@@ -50,7 +52,9 @@ impl Leak {
 async fn h4_a_transaction_left_open_is_no_200() {
     for kind in Kind::ALL {
         for leak in [Leak::Task, Leak::Static, Leak::Response] {
-            for (transactional, nested) in [(true, false), (true, true), (false, false), (false, true)] {
+            for (transactional, nested) in
+                [(true, false), (true, true), (false, false), (false, true)]
+            {
                 let site = Site::new(kind).await;
                 let response = site
                     .call(async move |db: DbSession| {
@@ -69,14 +73,26 @@ async fn h4_a_transaction_left_open_is_no_200() {
                         }
                     })
                     .await;
-                let case = format!("{kind:?} {leak:?} transactional: {transactional} nested: {nested}");
+                let case =
+                    format!("{kind:?} {leak:?} transactional: {transactional} nested: {nested}");
                 // A parent that was dropped takes what is inside of it along: nothing is left open then.
                 let open = !nested;
-                assert_eq!(response.status().as_u16(), if open { 500 } else { 200 }, "{case}");
+                assert_eq!(
+                    response.status().as_u16(),
+                    if open { 500 } else { 200 },
+                    "{case}"
+                );
                 let before = !transactional || !open;
-                assert_eq!(site.seen(["before", "lost", "lost as well"]).await, [before, false, false], "{case}");
+                assert_eq!(
+                    site.seen(["before", "lost", "lost as well"]).await,
+                    [before, false, false],
+                    "{case}"
+                );
                 if open {
-                    assert!(outcome(&response).error().unwrap().is_unfinished(), "{case}");
+                    assert!(
+                        outcome(&response).error().unwrap().is_unfinished(),
+                        "{case}"
+                    );
                 }
                 site.assert_whole().await;
             }
@@ -99,7 +115,11 @@ async fn a_dropped_nested_transaction_is_rolled_back_and_the_rest_commits() {
             })
             .await;
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(site.seen(["before", "dropped", "after"]).await, [true, false, true], "{kind:?}");
+        assert_eq!(
+            site.seen(["before", "dropped", "after"]).await,
+            [true, false, true],
+            "{kind:?}"
+        );
         site.assert_whole().await;
     }
 }
@@ -123,7 +143,11 @@ fn slow_insert(kind: Kind, seconds: f32) -> String {
 /// Seconds that end long before the answer has waited for a second. SQLite has to work for its own, which a busy
 /// machine makes many times longer.
 fn soon(kind: Kind) -> f32 {
-    if matches!(kind, Kind::Postgres | Kind::MySql) { 0.2 } else { 0.02 }
+    if matches!(kind, Kind::Postgres | Kind::MySql) {
+        0.2
+    } else {
+        0.02
+    }
 }
 
 /// Polls `future` once, which starts its call, and leaves it to a task.
@@ -140,28 +164,43 @@ where
 #[tokio::test]
 async fn a_stray_statement_that_ends_soon_belongs_to_the_200() {
     for kind in Kind::ALL {
-        in_one_of(10, "the statement ends within a second of the answer", async || {
-            let site = Site::new(kind).await;
-            let asked = Instant::now();
-            let response = site
-                .call(async move |tx: DbTx| {
-                    insert_item(&tx, "before").await;
-                    let stray = tx.clone();
-                    start(async move { stray.execute_unprepared(&slow_insert(kind, soon(kind))).await }).await;
-                })
-                .await;
-            let soon = response.status() == StatusCode::OK;
-            assert!(soon || asked.elapsed() >= Duration::from_secs(1), "{kind:?}: {}", response.status());
-            assert_eq!(site.seen(["before", "stray"]).await, [soon; 2], "{kind:?}");
-            site.assert_whole().await;
-            soon
-        })
+        in_one_of(
+            10,
+            "the statement ends within a second of the answer",
+            async || {
+                let site = Site::new(kind).await;
+                let asked = Instant::now();
+                let response = site
+                    .call(async move |tx: DbTx| {
+                        insert_item(&tx, "before").await;
+                        let stray = tx.clone();
+                        start(async move {
+                            stray
+                                .execute_unprepared(&slow_insert(kind, soon(kind)))
+                                .await
+                        })
+                        .await;
+                    })
+                    .await;
+                let soon = response.status() == StatusCode::OK;
+                assert!(
+                    soon || asked.elapsed() >= Duration::from_secs(1),
+                    "{kind:?}: {}",
+                    response.status()
+                );
+                assert_eq!(site.seen(["before", "stray"]).await, [soon; 2], "{kind:?}");
+                site.assert_whole().await;
+                soon
+            },
+        )
         .await;
     }
 }
 
 async fn assert_rolled_back_beside_a_stray_statement(kind: Kind, release: Duration) {
-    let site = Site::new(kind).await.pooled(|pool| pool.release_timeout(release));
+    let site = Site::new(kind)
+        .await
+        .pooled(|pool| pool.release_timeout(release));
     let response = site
         .call(async move |tx: DbTx| {
             insert_item(&tx, "before").await;
@@ -169,10 +208,18 @@ async fn assert_rolled_back_beside_a_stray_statement(kind: Kind, release: Durati
             start(async move { stray.execute_unprepared(&slow_insert(kind, 10.0)).await }).await;
         })
         .await;
-    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{kind:?}");
+    assert_eq!(
+        response.status(),
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "{kind:?}"
+    );
     assert!(outcome(&response).error().unwrap().is_unfinished());
     site.assert_whole().await;
-    assert_eq!(site.seen(["before", "stray"]).await, [false, false], "{kind:?}");
+    assert_eq!(
+        site.seen(["before", "stray"]).await,
+        [false, false],
+        "{kind:?}"
+    );
 }
 
 #[tokio::test]
@@ -188,24 +235,36 @@ async fn a_stray_statement_that_does_not_end_is_a_500_and_all_is_rolled_back() {
 async fn a_statement_dropped_half_way_belongs_to_the_transaction() {
     for kind in Kind::ALL {
         for status in [200, 404] {
-            in_one_of(10, "the statement ends within a second of the answer", async || {
-                let site = Site::new(kind).await;
-                let asked = Instant::now();
-                let response = site
-                    .call(async move |tx: DbTx| {
-                        insert_item(&tx, "before").await;
-                        let sql = slow_insert(kind, soon(kind));
-                        // It is sent at the first poll, and then it is dropped.
-                        assert!(tx.execute_unprepared(&sql).now_or_never().is_none());
-                        StatusCode::from_u16(status).unwrap()
-                    })
-                    .await;
-                let soon = response.status().as_u16() == status;
-                assert!(soon || asked.elapsed() >= Duration::from_secs(1), "{kind:?}: {}", response.status());
-                assert_eq!(site.seen(["before", "stray"]).await, [soon && status == 200; 2], "{kind:?} {status}");
-                site.assert_whole().await;
-                soon
-            })
+            in_one_of(
+                10,
+                "the statement ends within a second of the answer",
+                async || {
+                    let site = Site::new(kind).await;
+                    let asked = Instant::now();
+                    let response = site
+                        .call(async move |tx: DbTx| {
+                            insert_item(&tx, "before").await;
+                            let sql = slow_insert(kind, soon(kind));
+                            // It is sent at the first poll, and then it is dropped.
+                            assert!(tx.execute_unprepared(&sql).now_or_never().is_none());
+                            StatusCode::from_u16(status).unwrap()
+                        })
+                        .await;
+                    let soon = response.status().as_u16() == status;
+                    assert!(
+                        soon || asked.elapsed() >= Duration::from_secs(1),
+                        "{kind:?}: {}",
+                        response.status()
+                    );
+                    assert_eq!(
+                        site.seen(["before", "stray"]).await,
+                        [soon && status == 200; 2],
+                        "{kind:?} {status}"
+                    );
+                    site.assert_whole().await;
+                    soon
+                },
+            )
             .await;
         }
     }
@@ -263,8 +322,16 @@ async fn h17_a_stray_commit_is_waited_for_and_its_failure_is_a_500() {
                 }
                 let response = stray_commit(&site, stray, fails).await;
                 let case = format!("{kind:?} {stray:?} fails: {fails}");
-                assert_eq!(site.count("acknowledged").await, i64::from(!fails), "{case}");
-                assert_eq!(response.status().as_u16(), if fails { 500 } else { 200 }, "{case}");
+                assert_eq!(
+                    site.count("acknowledged").await,
+                    i64::from(!fails),
+                    "{case}"
+                );
+                assert_eq!(
+                    response.status().as_u16(),
+                    if fails { 500 } else { 200 },
+                    "{case}"
+                );
                 assert_eq!(outcome(&response).is_committed(), !fails, "{case}");
                 site.assert_whole().await;
             }
@@ -283,7 +350,10 @@ async fn h17_the_next_commit_does_not_make_good_one_that_failed_unseen() {
                 insert_item(&tx, "lost").await;
                 violate(&tx).await;
                 let mut commit = Box::pin(tx.commit());
-                assert!(std::future::poll_fn(|cx| Poll::Ready(commit.poll_unpin(cx).is_pending())).await);
+                assert!(
+                    std::future::poll_fn(|cx| Poll::Ready(commit.poll_unpin(cx).is_pending()))
+                        .await
+                );
                 drop(commit);
                 insert_item(&tx, "later").await;
                 tx.commit().await.unwrap_err();
@@ -294,8 +364,14 @@ async fn h17_the_next_commit_does_not_make_good_one_that_failed_unseen() {
                 }
             })
             .await;
-        assert_eq!(response.status().as_u16(), if makes_good { 200 } else { 500 });
-        assert_eq!(site.seen(["lost", "later", "last"]).await, [false, false, makes_good]);
+        assert_eq!(
+            response.status().as_u16(),
+            if makes_good { 200 } else { 500 }
+        );
+        assert_eq!(
+            site.seen(["lost", "later", "last"]).await,
+            [false, false, makes_good]
+        );
         site.assert_whole().await;
     }
 }
@@ -308,7 +384,13 @@ async fn h12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open() {
             .call(async |tx: DbTx| {
                 insert_item(&tx, "outer").await;
                 let inner = tx.begin().await.unwrap();
-                assert!(known(tx.execute_unprepared("INSERT INTO item (name) VALUES ('no')").await).is_out_of_turn());
+                assert!(
+                    known(
+                        tx.execute_unprepared("INSERT INTO item (name) VALUES ('no')")
+                            .await
+                    )
+                    .is_out_of_turn()
+                );
                 assert!(known(tx.commit().await).is_out_of_turn());
                 assert!(known(tx.rollback().await).is_out_of_turn());
                 insert_item(&inner, "inner").await;
@@ -316,7 +398,11 @@ async fn h12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open() {
             })
             .await;
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(site.seen(["outer", "inner", "no"]).await, [true, true, false], "{kind:?}");
+        assert_eq!(
+            site.seen(["outer", "inner", "no"]).await,
+            [true, true, false],
+            "{kind:?}"
+        );
         site.assert_whole().await;
     }
 }

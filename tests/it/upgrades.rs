@@ -42,7 +42,9 @@ async fn switch(tx: DbTx, request: Request) -> Response {
 
 fn switching() -> Response {
     let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-    let response = response.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "telling");
+    let response = response
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, "telling");
     response.body(Body::empty()).unwrap()
 }
 
@@ -64,15 +66,31 @@ async fn an_upgrade_commits_at_its_head_and_its_connection_needs_none_of_the_dat
             let (mut sender, connection) = http1::handshake(io).await.unwrap();
             tokio::spawn(connection.with_upgrades());
             let request = http::Request::get("/").header(header::HOST, "localhost");
-            let request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "telling");
-            let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
-            assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS, "{kind:?} {hold}");
+            let request = request
+                .header(header::CONNECTION, "upgrade")
+                .header(header::UPGRADE, "telling");
+            let answer = sender
+                .send_request(request.body(Empty::<Bytes>::new()).unwrap())
+                .await
+                .unwrap();
+            assert_eq!(
+                answer.status(),
+                StatusCode::SWITCHING_PROTOCOLS,
+                "{kind:?} {hold}"
+            );
             let mut io = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
             let mut message = String::new();
-            timeout(BOUND, io.read_to_string(&mut message)).await.expect("a message").unwrap();
+            timeout(BOUND, io.read_to_string(&mut message))
+                .await
+                .expect("a message")
+                .unwrap();
             assert_eq!(message, "closed", "{kind:?} {hold}");
             server.abort();
-            assert_eq!(site.seen(["at the head", "afterwards"]).await, [true, true], "{kind:?} {hold}");
+            assert_eq!(
+                site.seen(["at the head", "afterwards"]).await,
+                [true, true],
+                "{kind:?} {hold}"
+            );
             site.assert_whole().await;
         }
     }
@@ -88,7 +106,10 @@ async fn a_handler_that_a_test_calls_may_answer_with_an_upgrade() {
         })
         .await;
         assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
-        assert!(answer.extensions().get::<Outcome>().unwrap().is_committed(), "{kind:?}");
+        assert!(
+            answer.extensions().get::<Outcome>().unwrap().is_committed(),
+            "{kind:?}"
+        );
         assert_eq!(site.count("row").await, 1, "{kind:?}");
         site.assert_whole().await;
     }

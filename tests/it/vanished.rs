@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, Database, DbBackend, Statement, TransactionError, TransactionTrait, sqlx::Executor};
+use sea_orm::{
+    ConnectionTrait, Database, DbBackend, Statement, TransactionError, TransactionTrait,
+    sqlx::Executor,
+};
 use tokio::sync::Notify;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
@@ -31,13 +34,19 @@ async fn a_transaction_that_an_error_has_ended_neither_goes_on_nor_commits() {
                 .call(async move |tx: DbTx| {
                     insert_item(&tx, "before").await;
                     tx.execute_unprepared(SQLITE_GONE).await.unwrap_err();
-                    tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await.unwrap_err();
+                    tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')")
+                        .await
+                        .unwrap_err();
                     StatusCode::from_u16(status).unwrap()
                 })
                 .await;
             let expected = if status == 200 { 500 } else { 422 };
             assert_eq!(response.status().as_u16(), expected, "{kind:?}");
-            assert_eq!(site.seen(["before", "after"]).await, [false; 2], "{kind:?} {status}");
+            assert_eq!(
+                site.seen(["before", "after"]).await,
+                [false; 2],
+                "{kind:?} {status}"
+            );
             site.assert_whole().await;
         }
     }
@@ -66,8 +75,12 @@ async fn with_leaving_procedure() -> Site {
     site.size = 1;
     site.db = site.test.connect(1).await;
     site.layer = session_layer(site.db.clone());
-    let body = "SET @sql_text = sql_text; PREPARE it FROM @sql_text; EXECUTE it; DEALLOCATE PREPARE it";
-    site.run(&format!("CREATE PROCEDURE leaves(sql_text text) BEGIN {body}; END")).await;
+    let body =
+        "SET @sql_text = sql_text; PREPARE it FROM @sql_text; EXECUTE it; DEALLOCATE PREPARE it";
+    site.run(&format!(
+        "CREATE PROCEDURE leaves(sql_text text) BEGIN {body}; END"
+    ))
+    .await;
     site
 }
 
@@ -86,7 +99,10 @@ async fn modes_that_a_request_leaves_behind_are_put_right_before_the_next_statem
                         tx.commit().await.unwrap();
                     } else {
                         db.execute_unprepared(&leaving).await.unwrap();
-                        let _ = db.execute_unprepared("INSERT INTO item (name) VALUES ('same')").await.unwrap();
+                        let _ = db
+                            .execute_unprepared("INSERT INTO item (name) VALUES ('same')")
+                            .await
+                            .unwrap();
                     }
                 })
                 .await;
@@ -94,7 +110,9 @@ async fn modes_that_a_request_leaves_behind_are_put_right_before_the_next_statem
             // Without the connection's end, which commits nothing either.
             assert_eq!(site.count("same").await, 1, "{sql} inside: {inside}");
             for name in ["next", "third"] {
-                let response = site.call(async move |db: DbSession| insert_item(&db, name).await).await;
+                let response = site
+                    .call(async move |db: DbSession| insert_item(&db, name).await)
+                    .await;
                 assert_eq!(response.status(), StatusCode::OK, "{sql}");
                 assert_eq!(site.count(name).await, 1, "{sql} inside: {inside}");
             }
@@ -104,7 +122,11 @@ async fn modes_that_a_request_leaves_behind_are_put_right_before_the_next_statem
                     StatusCode::CONFLICT
                 })
                 .await;
-            assert_eq!((response.status(), site.count("refused").await), (StatusCode::CONFLICT, 0), "{sql}");
+            assert_eq!(
+                (response.status(), site.count("refused").await),
+                (StatusCode::CONFLICT, 0),
+                "{sql}"
+            );
             site.assert_whole().await;
         }
     }
@@ -112,25 +134,42 @@ async fn modes_that_a_request_leaves_behind_are_put_right_before_the_next_statem
 
 #[tokio::test]
 async fn modes_that_raw_code_leaves_behind_are_put_right() {
-    for sql in ["SET autocommit = 0", "SET completion_type = 1", "SET SESSION autocommit = 0"] {
+    for sql in [
+        "SET autocommit = 0",
+        "SET completion_type = 1",
+        "SET SESSION autocommit = 0",
+    ] {
         let site = with_leaving_procedure().await;
-        let response = site.call(async move |db: DbSession| raw(&db, sql).await).await;
+        let response = site
+            .call(async move |db: DbSession| raw(&db, sql).await)
+            .await;
         assert_eq!(response.status(), StatusCode::OK);
-        let response = site.call(async |db: DbSession| insert_item(&db, "next").await).await;
-        assert_eq!((response.status(), site.count("next").await), (StatusCode::OK, 1), "{sql}");
+        let response = site
+            .call(async |db: DbSession| insert_item(&db, "next").await)
+            .await;
+        assert_eq!(
+            (response.status(), site.count("next").await),
+            (StatusCode::OK, 1),
+            "{sql}"
+        );
         site.assert_whole().await;
     }
 }
 
 #[tokio::test]
 async fn an_insert_commits_by_itself_whatever_the_servers_own_modes_are() {
-    for options in [["--autocommit=0"], ["--init-connect=SET autocommit=0, completion_type=1"]] {
+    for options in [
+        ["--autocommit=0"],
+        ["--init-connect=SET autocommit=0, completion_type=1"],
+    ] {
         let server = OwnServer::mysql_with(&options);
         let test = TestDb::on(&server).await;
         // `init_connect` spares those with all privileges.
         let admin = test.connect(1).await;
         admin
-            .execute_unprepared("CREATE USER plain@'%'; GRANT SELECT, INSERT, DELETE ON *.* TO plain@'%'; COMMIT")
+            .execute_unprepared(
+                "CREATE USER plain@'%'; GRANT SELECT, INSERT, DELETE ON *.* TO plain@'%'; COMMIT",
+            )
             .await
             .unwrap();
         let url = test.url().replace("root@", "plain@");
@@ -139,10 +178,16 @@ async fn an_insert_commits_by_itself_whatever_the_servers_own_modes_are() {
         for n in 0..4 {
             let name = format!("kept {n}");
             let inserted = name.clone();
-            let response = site.call(async move |db: DbSession| insert_item(&db, &inserted).await).await;
+            let response = site
+                .call(async move |db: DbSession| insert_item(&db, &inserted).await)
+                .await;
             // The servers' own modes freeze what an observer sees.
             let observer = site.test.observer().await.unwrap();
-            assert_eq!((response.status(), count_items(&observer, &name).await), (StatusCode::OK, 1), "{options:?}");
+            assert_eq!(
+                (response.status(), count_items(&observer, &name).await),
+                (StatusCode::OK, 1),
+                "{options:?}"
+            );
             observer.close().await.unwrap();
         }
     }
@@ -156,21 +201,37 @@ async fn stored_code_that_leaves_a_transaction_open_has_failed() {
     site.run(sql).await;
     for sql in ["CALL opens()", "CALL keeps()"] {
         let response = site
-            .call(async move |db: DbSession| match db.execute_unprepared(sql).await {
-                Ok(_) => StatusCode::CREATED,
-                Err(_) => StatusCode::CONFLICT,
-            })
+            .call(
+                async move |db: DbSession| match db.execute_unprepared(sql).await {
+                    Ok(_) => StatusCode::CREATED,
+                    Err(_) => StatusCode::CONFLICT,
+                },
+            )
             .await;
-        assert_eq!((response.status(), site.count("open").await), (StatusCode::CONFLICT, 0), "{sql}");
+        assert_eq!(
+            (response.status(), site.count("open").await),
+            (StatusCode::CONFLICT, 0),
+            "{sql}"
+        );
     }
     site.assert_whole().await;
 }
 
 fn assert_told(response: &Response, case: &str) {
-    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR, "{case}");
+    assert_eq!(
+        response.status(),
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "{case}"
+    );
     let outcome = outcome(response);
-    assert!(!outcome.is_rolled_back() && !outcome.is_committed(), "{case}: {outcome:?}");
-    assert!(outcome.error().is_some_and(Error::is_aborted), "{case}: {outcome:?}");
+    assert!(
+        !outcome.is_rolled_back() && !outcome.is_committed(),
+        "{case}: {outcome:?}"
+    );
+    assert!(
+        outcome.error().is_some_and(Error::is_aborted),
+        "{case}: {outcome:?}"
+    );
     assert_eq!(retry_after(response), None, "{case}");
 }
 
@@ -217,7 +278,11 @@ async fn a_rollback_that_comes_too_late_is_an_error() {
     let session = site.layer.pool().session().await.unwrap();
     let tx = session.begin().await.unwrap();
     let _ = tx.execute_unprepared("CALL commits()").await;
-    assert!(Error::of(&tx.rollback().await.unwrap_err()).unwrap().is_aborted());
+    assert!(
+        Error::of(&tx.rollback().await.unwrap_err())
+            .unwrap()
+            .is_aborted()
+    );
     insert_item(&*session, "goes on").await;
     drop(session);
     assert_eq!(site.count("goes on").await, 1);
@@ -243,23 +308,35 @@ async fn a_jobs_transaction_that_stored_code_has_committed_is_not_told_as_rolled
 
 #[tokio::test]
 async fn set_up_statements_are_vetted_like_a_handlers() {
-    const ENDING: [&str; 4] = ["CREATE TABLE made (id integer)", "COMMIT", "CALL commits()", "BEGIN"];
+    const ENDING: [&str; 4] = [
+        "CREATE TABLE made (id integer)",
+        "COMMIT",
+        "CALL commits()",
+        "BEGIN",
+    ];
     for sql in ENDING {
         let site = Site::new(Kind::MySql).await;
         site.run("CREATE PROCEDURE commits() COMMIT").await;
         let site = site.layered(|layer| {
             layer.on_begin(move |_| {
                 let insert = "INSERT INTO item (name) VALUES ('set up')";
-                [insert, sql].map(|sql| Statement::from_string(DbBackend::MySql, sql)).to_vec()
+                [insert, sql]
+                    .map(|sql| Statement::from_string(DbBackend::MySql, sql))
+                    .to_vec()
             })
         });
         let response = site
-            .call(async |tx: DbTx| match tx.execute_unprepared("INSERT INTO item (name) VALUES ('worked')").await {
-                Ok(_) => StatusCode::BAD_REQUEST,
-                Err(error) => {
-                    let error = Error::of(&error).unwrap();
-                    assert!(error.is_refused() || error.is_aborted(), "{error}");
-                    StatusCode::CONFLICT
+            .call(async |tx: DbTx| {
+                match tx
+                    .execute_unprepared("INSERT INTO item (name) VALUES ('worked')")
+                    .await
+                {
+                    Ok(_) => StatusCode::BAD_REQUEST,
+                    Err(error) => {
+                        let error = Error::of(&error).unwrap();
+                        assert!(error.is_refused() || error.is_aborted(), "{error}");
+                        StatusCode::CONFLICT
+                    }
                 }
             })
             .await;
@@ -277,7 +354,13 @@ async fn set_up_statements_are_vetted_like_a_handlers() {
 #[tokio::test]
 async fn control_statements_are_refused_in_set_up_on_every_database() {
     for kind in Kind::ALL {
-        for sql in ["COMMIT", "BEGIN", "ROLLBACK", "SAVEPOINT mine", "SELECT 1; COMMIT"] {
+        for sql in [
+            "COMMIT",
+            "BEGIN",
+            "ROLLBACK",
+            "SAVEPOINT mine",
+            "SELECT 1; COMMIT",
+        ] {
             let site = Site::new(kind).await.layered(|layer| {
                 layer.on_begin(move |_| {
                     ["INSERT INTO item (name) VALUES ('set up')", sql]
@@ -287,13 +370,23 @@ async fn control_statements_are_refused_in_set_up_on_every_database() {
             });
             let response = site
                 .call(async |tx: DbTx| {
-                    let error = tx.execute_unprepared("INSERT INTO item (name) VALUES ('worked')").await.unwrap_err();
-                    assert!(Error::of(&error).is_some_and(|error| error.is_refused()), "{error}");
+                    let error = tx
+                        .execute_unprepared("INSERT INTO item (name) VALUES ('worked')")
+                        .await
+                        .unwrap_err();
+                    assert!(
+                        Error::of(&error).is_some_and(|error| error.is_refused()),
+                        "{error}"
+                    );
                     StatusCode::BAD_REQUEST
                 })
                 .await;
             assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{kind:?} {sql}");
-            assert_eq!(site.seen(["set up", "worked"]).await, [false; 2], "{kind:?} {sql}");
+            assert_eq!(
+                site.seen(["set up", "worked"]).await,
+                [false; 2],
+                "{kind:?} {sql}"
+            );
             site.assert_whole().await;
         }
     }
@@ -301,14 +394,26 @@ async fn control_statements_are_refused_in_set_up_on_every_database() {
         let site = Site::new(Kind::MySql).await;
         site.run("CREATE PROCEDURE opens() BEGIN SET autocommit = 0; INSERT INTO item (name) VALUES ('open'); END")
             .await;
-        let site = site.layered(|layer| layer.on_acquire(move |_| vec![Statement::from_string(DbBackend::MySql, sql)]));
+        let site = site.layered(|layer| {
+            layer.on_acquire(move |_| vec![Statement::from_string(DbBackend::MySql, sql)])
+        });
         let response = site
             .call(async |db: DbSession| {
-                let inserted = db.execute_unprepared("INSERT INTO item (name) VALUES ('worked')").await;
-                if inserted.is_ok() { StatusCode::OK } else { StatusCode::CONFLICT }
+                let inserted = db
+                    .execute_unprepared("INSERT INTO item (name) VALUES ('worked')")
+                    .await;
+                if inserted.is_ok() {
+                    StatusCode::OK
+                } else {
+                    StatusCode::CONFLICT
+                }
             })
             .await;
-        assert_eq!((response.status(), site.count("worked").await), (StatusCode::CONFLICT, 0), "{sql}");
+        assert_eq!(
+            (response.status(), site.count("worked").await),
+            (StatusCode::CONFLICT, 0),
+            "{sql}"
+        );
         assert_eq!(site.count("open").await, 0, "{sql}");
     }
 }
@@ -331,12 +436,18 @@ async fn a_transaction_whose_connection_was_lost_in_stored_code_is_not_told_as_r
                     } else {
                         let _ = tx.execute_unprepared(sql).await;
                     }
-                    let _ = tx.execute_unprepared("INSERT INTO item (name) VALUES ('after')").await;
+                    let _ = tx
+                        .execute_unprepared("INSERT INTO item (name) VALUES ('after')")
+                        .await;
                     StatusCode::from_u16(status).unwrap()
                 })
                 .await;
             assert_told(&response, &format!("{sql} {status}"));
-            assert_eq!(site.seen(["stands", "after"]).await, [true, false], "{sql} {status}");
+            assert_eq!(
+                site.seen(["stands", "after"]).await,
+                [true, false],
+                "{sql} {status}"
+            );
             site.assert_whole().await;
         }
     }

@@ -32,7 +32,10 @@ fn pool_for(db: &DatabaseConnection, waiting: u32) -> SessionPool {
 }
 
 async fn take(pool: &SessionPool) -> PoolSession {
-    timeout(BOUND, pool.session()).await.expect("a connection").unwrap()
+    timeout(BOUND, pool.session())
+        .await
+        .expect("a connection")
+        .unwrap()
 }
 
 /// So many who wait.
@@ -44,14 +47,24 @@ async fn queue(pool: &SessionPool, count: usize) -> Vec<JoinHandle<Result<(), Er
             tokio::spawn(async move { pool.session().await.map(drop) })
         })
         .collect();
-    eventually("they wait", async || pool.status().waiting == before + count).await;
+    eventually("they wait", async || {
+        pool.status().waiting == before + count
+    })
+    .await;
     waiters
 }
 
 /// One more is not let in.
 async fn assert_crowded(pool: &SessionPool) {
-    let refused = timeout(BOUND, pool.session()).await.expect("an answer at once").map(drop).unwrap_err();
-    assert!(refused.is_exhausted() && refused.is_retryable(), "{refused}");
+    let refused = timeout(BOUND, pool.session())
+        .await
+        .expect("an answer at once")
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        refused.is_exhausted() && refused.is_retryable(),
+        "{refused}"
+    );
     assert_eq!(refused.status(), 503);
     assert!(refused.to_string().contains("max_waiting"), "{refused}");
 }
@@ -75,7 +88,11 @@ async fn one_more_than_may_wait_is_answered_at_once() {
 
         drop(held);
         for waiter in waiters.chain(another) {
-            timeout(BOUND, waiter).await.expect("a turn").unwrap().unwrap();
+            timeout(BOUND, waiter)
+                .await
+                .expect("a turn")
+                .unwrap()
+                .unwrap();
         }
         assert_whole(&test, &db, 2).await;
     }
@@ -87,7 +104,11 @@ async fn a_request_too_many_is_a_503_with_retry_after() {
         let site = Site::new(kind).await;
         let size = site.size;
         let site = site.pooled(|pool| pool.max_waiting(0).acquire_timeout(LONG));
-        let site = if lazy { site.layered(DbSessionLayer::lazy) } else { site };
+        let site = if lazy {
+            site.layered(DbSessionLayer::lazy)
+        } else {
+            site
+        };
         let held = join_all((0..size).map(|_| take(site.layer.pool()))).await;
         let answer = site
             .call(async |db: DbSession| match db.ping().await {
@@ -109,7 +130,9 @@ async fn those_for_whom_there_is_a_connection_do_not_count() {
         let db = test.connect(4).await;
         let pool = pool_for(&db, 0);
         // All at once, none of them warm: four are fetched for.
-        let four = timeout(BOUND, join_all((0..4).map(|_| pool.session()))).await.expect("connections");
+        let four = timeout(BOUND, join_all((0..4).map(|_| pool.session())))
+            .await
+            .expect("connections");
         let four: Vec<_> = four.into_iter().collect::<Result<_, _>>().unwrap();
         assert_crowded(&pool).await;
         drop(four);
@@ -127,7 +150,11 @@ async fn by_default_twenty_may_wait_for_each_connection() {
     assert_crowded(&pool).await;
     drop(held);
     for waiter in waiters {
-        timeout(BOUND, waiter).await.expect("a turn").unwrap().unwrap();
+        timeout(BOUND, waiter)
+            .await
+            .expect("a turn")
+            .unwrap()
+            .unwrap();
     }
     assert_whole(&test, &db, 2).await;
 }
@@ -141,7 +168,10 @@ async fn ping_waits_for_nobody_and_tells_down_from_full() {
         let pool = pool_of(&db);
         let held = take(&pool).await;
         let waiting = queue(&pool, 2).await;
-        timeout(BOUND, pool.ping()).await.expect("an answer").expect("a full pool is no failure");
+        timeout(BOUND, pool.ping())
+            .await
+            .expect("an answer")
+            .expect("a full pool is no failure");
         waiting.into_iter().for_each(|waiter| waiter.abort());
         drop(held);
 
@@ -152,7 +182,10 @@ async fn ping_waits_for_nobody_and_tells_down_from_full() {
         assert!(error.is_down(), "{error}");
         assert!(!error.to_string().contains("127.0.0.1"), "{error}");
         server.start();
-        eventually("it is seen to be up again", async || pool.ping().await.is_ok()).await;
+        eventually("it is seen to be up again", async || {
+            pool.ping().await.is_ok()
+        })
+        .await;
         db.close_by_ref().await.unwrap();
         assert!(pool.ping().await.unwrap_err().is_closing());
     }
@@ -163,7 +196,9 @@ async fn however_many_ping_the_server_sees_few_log_ins() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), 2)).await.unwrap();
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), 2))
+            .await
+            .unwrap();
         let pool = session_pool(db.clone());
         let before = proxy.accepted();
         // Those who give up leave their attempt to the others.
@@ -186,7 +221,10 @@ async fn ping_works_without_a_server() {
         let db = test.connect(1).await;
         let layer = session_layer(db.clone());
         let _held = take(layer.pool()).await;
-        timeout(BOUND, layer.pool().ping()).await.expect("an answer").unwrap();
+        timeout(BOUND, layer.pool().ping())
+            .await
+            .expect("an answer")
+            .unwrap();
     }
     let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::Postgres).into_connection();
     session_pool(mock).ping().await.unwrap();
@@ -204,11 +242,19 @@ impl Drop for UsesPool {
 /// A request that waits for its connection, and with it goes a closure of its layer.
 fn waiting_request(pool: &SessionPool) -> JoinHandle<StatusCode> {
     let captured = UsesPool(pool.clone());
-    let layer = DbSessionLayer::new(pool.clone()).lazy().commit_when(move |_| {
-        let _ = &captured;
-        true
-    });
-    let handler = async |db: DbSession| if db.ping().await.is_ok() { StatusCode::OK } else { StatusCode::CONFLICT };
+    let layer = DbSessionLayer::new(pool.clone())
+        .lazy()
+        .commit_when(move |_| {
+            let _ = &captured;
+            true
+        });
+    let handler = async |db: DbSession| {
+        if db.ping().await.is_ok() {
+            StatusCode::OK
+        } else {
+            StatusCode::CONFLICT
+        }
+    };
     let app = Router::new().route("/", any(handler)).layer(layer);
     tokio::spawn(async { call(app).await.status() })
 }
@@ -241,7 +287,10 @@ fn those_who_have_given_up_are_dropped_under_no_lock() {
     // In a thread of its own, which a deadlock stops for good.
     let (sender, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         for kind in [Kind::SqliteFile, Kind::Postgres] {
             runtime.block_on(give_up_in_every_place(kind));
         }
@@ -259,12 +308,19 @@ async fn those_who_share_a_pool_share_its_settings() {
     assert_eq!((pool.status().limit, layer.pool().status().limit), (1, 1));
     let job = take(&pool).await;
     // A job that waits is no obstacle for the layer's requests behind it, nor they for it.
-    let waiters = queue(&pool, 1).await.into_iter().chain(queue(layer.pool(), 1).await);
+    let waiters = queue(&pool, 1)
+        .await
+        .into_iter()
+        .chain(queue(layer.pool(), 1).await);
     let waiters: Vec<_> = waiters.collect();
     assert_eq!(pool.status().in_use, 1);
     drop(job);
     for waiter in waiters {
-        timeout(BOUND, waiter).await.expect("a turn").unwrap().unwrap();
+        timeout(BOUND, waiter)
+            .await
+            .expect("a turn")
+            .unwrap()
+            .unwrap();
     }
     assert_whole(&test, &db, 4).await;
 }

@@ -4,7 +4,9 @@ use std::{convert::Infallible, time::Instant};
 
 use futures_util::future::{join, join_all};
 use http::{Request, Response, StatusCode};
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
+};
 use tokio::{runtime::Runtime, time::timeout};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
@@ -34,23 +36,44 @@ fn app(layer: DbSessionLayer, selects: usize, update: bool) -> App {
 
 async fn work(db: &DbSession, selects: usize, update: bool) -> Result<(), DbErr> {
     for _ in 0..selects {
-        db.query_one_raw(Statement::from_string(db.backend(), "SELECT 1")).await?;
+        db.query_one_raw(Statement::from_string(db.backend(), "SELECT 1"))
+            .await?;
     }
     if update {
-        db.execute_raw(Statement::from_string(db.backend(), "UPDATE item SET hits = hits + 1")).await?;
+        db.execute_raw(Statement::from_string(
+            db.backend(),
+            "UPDATE item SET hits = hits + 1",
+        ))
+        .await?;
     }
     Ok(())
 }
 
 async fn call(app: &mut App) -> StatusCode {
-    timeout(BOUND, app.ready().await.unwrap().call(Request::new(()))).await.expect("an answer").unwrap().status()
+    timeout(BOUND, app.ready().await.unwrap().call(Request::new(())))
+        .await
+        .expect("an answer")
+        .unwrap()
+        .status()
 }
 
 /// A database on the shared server, reached through a proxy that counts.
 async fn proxied(kind: Kind, connections: u32) -> (TestDb, Proxy, DatabaseConnection) {
     let test = TestDb::new(kind).await;
-    let url = if kind == Kind::Postgres { postgres_url() } else { mysql_url() };
-    let port = url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let url = if kind == Kind::Postgres {
+        postgres_url()
+    } else {
+        mysql_url()
+    };
+    let port = url
+        .rsplit_once(':')
+        .unwrap()
+        .1
+        .split('/')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     let proxy = Proxy::start(port).await;
     let mut options = ConnectOptions::new(proxy.url(test.options(connections).get_url()));
     options.max_connections(connections).sqlx_logging(false);
@@ -83,7 +106,10 @@ async fn requests_one_after_the_other_pay_for_their_own_statements_only() {
                 assert_eq!(call(&mut app).await, StatusCode::OK);
             }
             let (own, all) = (20 * statements, proxy.requests());
-            assert!((own..=own + visits(opened)).contains(&all), "{kind:?}: {all} round trips instead of {own}");
+            assert!(
+                (own..=own + visits(opened)).contains(&all),
+                "{kind:?}: {all} round trips instead of {own}"
+            );
         }
         db.close().await.unwrap();
         let db = test.connect(2).await;
@@ -120,7 +146,10 @@ async fn a_saturated_pool_pays_for_little_more_than_the_statements() {
     // Every 50 ms one connection visits the driver's pool, which pings it twice.
     let visits = started.elapsed().as_millis() as u64 / 50 + 2;
     let extra = proxy.requests() - REQUESTS;
-    assert!(extra <= 2 * visits, "{extra} round trips for {visits} visits");
+    assert!(
+        extra <= 2 * visits,
+        "{extra} round trips for {visits} visits"
+    );
 }
 
 #[tokio::test]
@@ -142,13 +171,19 @@ async fn users_of_the_plain_pool_are_served_while_sessions_rest_and_while_they_c
             .collect();
         eventually("sessions wait", async || pool.status().waiting > 0).await;
         for _ in 0..10 {
-            timeout(BOUND, db.execute_unprepared("SELECT 1")).await.expect("a turn").unwrap();
+            timeout(BOUND, db.execute_unprepared("SELECT 1"))
+                .await
+                .expect("a turn")
+                .unwrap();
         }
         for task in busy {
             task.abort();
         }
         eventually("the sessions rest", async || pool.status().in_use == 0).await;
-        timeout(BOUND, db.execute_unprepared("SELECT 1")).await.expect("a connection").unwrap();
+        timeout(BOUND, db.execute_unprepared("SELECT 1"))
+            .await
+            .expect("a connection")
+            .unwrap();
         assert_whole(&test, &db, 2).await;
     }
 }
@@ -162,8 +197,15 @@ async fn h26_the_drivers_pool_closes_while_connections_are_warm() {
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
         assert_eq!(pool.status().warm, 1, "{kind:?}");
-        timeout(BOUND, db.close_by_ref()).await.expect("it closes").unwrap();
-        assert_eq!((pool.status().warm, pool.status().in_use), (0, 0), "{kind:?}");
+        timeout(BOUND, db.close_by_ref())
+            .await
+            .expect("it closes")
+            .unwrap();
+        assert_eq!(
+            (pool.status().warm, pool.status().in_use),
+            (0, 0),
+            "{kind:?}"
+        );
         assert_eq!(call(&mut app).await, StatusCode::SERVICE_UNAVAILABLE);
     }
 }
@@ -188,7 +230,9 @@ async fn on_its_way_to_the_drivers_pool_a_connection_is_in_nobodys_use() {
     let server = OwnServer::postgres();
     let test = TestDb::on(&server).await;
     let proxy = Proxy::start(server.port()).await;
-    let db = Database::connect(test.options_at(&proxy.url(test.url()), 3)).await.unwrap();
+    let db = Database::connect(test.options_at(&proxy.url(test.url()), 3))
+        .await
+        .unwrap();
     let pool = SessionPool::new(db.clone());
     drop(pool.session().await.unwrap());
     proxy.reset_count();

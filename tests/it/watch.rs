@@ -14,7 +14,10 @@ use axum::{
 use futures_util::{StreamExt, future::join_all};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionError, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionError,
+    TransactionTrait,
+};
 use tokio::{runtime::Builder, time::timeout};
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, SessionPoolBuilder};
@@ -35,11 +38,17 @@ const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 const HOLD: Duration = Duration::from_secs(2);
 
 fn held_long(log: &Log) -> Vec<String> {
-    log.lines().into_iter().filter(|line| line.contains("has held its connection for long")).collect()
+    log.lines()
+        .into_iter()
+        .filter(|line| line.contains("has held its connection for long"))
+        .collect()
 }
 
 fn count(log: &Log, part: &str) -> usize {
-    log.lines().iter().filter(|line| line.contains(part)).count()
+    log.lines()
+        .iter()
+        .filter(|line| line.contains(part))
+        .count()
 }
 
 /// Waits until the session's connection was taken away.
@@ -58,7 +67,9 @@ fn slow(backend: DbBackend) -> &'static str {
         DbBackend::Postgres => "SELECT pg_sleep(10)",
         DbBackend::MySql => "SELECT SLEEP(10)",
         // Its worker goes on to the end, so that is not too far.
-        _ => "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000000) SELECT count(*) FROM n",
+        _ => {
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000000) SELECT count(*) FROM n"
+        }
     }
 }
 
@@ -75,29 +86,51 @@ async fn a_session_that_holds_for_long_is_named_once_and_once_more_when_it_is_ba
                 any(async move |db: DbSession| {
                     let before = held_long(&handler_log).len();
                     insert_item(&db, &unique_name()).await;
-                    let sql = format!("UPDATE item SET name = '{handler_secret}', hits = 12345 WHERE id = -1");
+                    let sql = format!(
+                        "UPDATE item SET name = '{handler_secret}', hits = 12345 WHERE id = -1"
+                    );
                     db.execute_unprepared(&sql).await.unwrap();
-                    eventually("it is named", async || held_long(&handler_log).len() > before).await;
+                    eventually("it is named", async || {
+                        held_long(&handler_log).len() > before
+                    })
+                    .await;
                 }),
             )
             .layer(site.layer.clone());
         for round in 1..=2 {
-            let request = Request::put("/items/7?token=secret").body(Body::empty()).unwrap();
+            let request = Request::put("/items/7?token=secret")
+                .body(Body::empty())
+                .unwrap();
             assert_eq!(app.clone().oneshot(request).await.unwrap().status(), 200);
-            eventually("it is back", async || count(&log, "came back after all") == round).await;
+            eventually("it is back", async || {
+                count(&log, "came back after all") == round
+            })
+            .await;
             let named = held_long(&log);
             assert_eq!(named.len(), round, "{kind:?}: once per checkout: {named:?}");
             let line = &named[round - 1];
-            for part in ["WARN tower_sea_orm::pool", "\"PUT\"", "\"/items/7\"", "held_ms=", "UPDATE item SET name = ?"]
-            {
+            for part in [
+                "WARN tower_sea_orm::pool",
+                "\"PUT\"",
+                "\"/items/7\"",
+                "held_ms=",
+                "UPDATE item SET name = ?",
+            ] {
                 assert!(line.contains(part), "{kind:?}: no {part} in {line}");
             }
             for value in [&*secret, "token", "12345"] {
                 assert!(!line.contains(value), "{kind:?}: {value} in {line}");
             }
         }
-        let back = log.lines().into_iter().find(|line| line.contains("came back after all")).unwrap();
-        assert!(back.starts_with("INFO tower_sea_orm::pool") && back.contains("/items/7"), "{back}");
+        let back = log
+            .lines()
+            .into_iter()
+            .find(|line| line.contains("came back after all"))
+            .unwrap();
+        assert!(
+            back.starts_with("INFO tower_sea_orm::pool") && back.contains("/items/7"),
+            "{back}"
+        );
         site.assert_whole().await;
     }
 }
@@ -107,13 +140,23 @@ async fn a_session_of_no_request_is_named_while_it_runs_and_a_quick_one_is_not()
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(2).await;
-    let quiet = pool_with(&db, |pool| pool.warn_hold(Duration::MAX)).session().await.unwrap();
+    let quiet = pool_with(&db, |pool| pool.warn_hold(Duration::MAX))
+        .session()
+        .await
+        .unwrap();
     let pool = pool_with(&db, |pool| pool.warn_hold(HOLD));
     let long = pool.session().await.unwrap();
     let slow = long.execute_unprepared("SELECT pg_sleep(4)");
-    let (slow, ()) = tokio::join!(slow, eventually("it is named", async || held_long(&log).len() == 1));
+    let (slow, ()) = tokio::join!(
+        slow,
+        eventually("it is named", async || held_long(&log).len() == 1)
+    );
     slow.unwrap();
-    assert!(held_long(&log)[0].contains("SELECT pg_sleep(?)"), "{:?}", held_long(&log));
+    assert!(
+        held_long(&log)[0].contains("SELECT pg_sleep(?)"),
+        "{:?}",
+        held_long(&log)
+    );
     drop((long, quiet));
     for _ in 0..20 {
         drop(pool.session().await.unwrap());
@@ -129,7 +172,9 @@ fn another_watcher_begins_where_the_last_one_ended_with_its_runtime() {
     let first = runtime();
     let (test, pool) = first.block_on(async {
         let test = TestDb::new(Kind::SqliteFile).await;
-        let pool = pool_with(&test.connect(2).await, |pool| pool.warn_hold(Duration::from_secs(1)));
+        let pool = pool_with(&test.connect(2).await, |pool| {
+            pool.warn_hold(Duration::from_secs(1))
+        });
         drop(pool.session().await.unwrap());
         (test, pool)
     });
@@ -141,8 +186,16 @@ fn another_watcher_begins_where_the_last_one_ended_with_its_runtime() {
         eventually("it is named", async || held_long(&log).len() == 1).await;
     });
     second.block_on(async {
-        let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-        eventually("nobody watches when there is nothing to watch", async || alive() == 0).await;
+        let alive = || {
+            tokio::runtime::Handle::current()
+                .metrics()
+                .num_alive_tasks()
+        };
+        eventually(
+            "nobody watches when there is nothing to watch",
+            async || alive() == 0,
+        )
+        .await;
     });
     drop((pool, second, test));
 }
@@ -156,40 +209,61 @@ async fn hasty(kind: Kind) -> Site {
 async fn a_transaction_that_was_lost_is_never_answered_below_400() {
     let (log, _guard) = Log::start();
     let all = Kind::ALL.map(|kind| (kind, false));
-    join_all(all.into_iter().chain([(Kind::Postgres, true)]).map(async |(kind, lazy)| {
-        let site = hasty(kind).await.layered(|layer| if lazy { layer.lazy() } else { layer });
-        let pool = site.layer.pool().clone();
-        for (wanted, got) in [(200, 504), (201, 504), (302, 504), (404, 404), (500, 504), (502, 504)] {
-            for asks in [true, false] {
-                let pool = pool.clone();
-                let response = site
-                    .call(async move |tx: DbTx| {
-                        insert_item(&tx, "lost").await;
-                        taken(&pool).await;
-                        if asks {
-                            let error = known(tx.execute_unprepared("SELECT 1").await);
-                            assert!(error.is_reclaimed() && error.status() == 504, "{error}");
-                            assert!(known(tx.commit().await).is_reclaimed());
-                            assert!(known(tx.begin().await.map(drop)).is_reclaimed());
-                            assert!(tx.is_closed());
-                        }
-                        // Meanwhile the connection serves others.
-                        let other = pool.session().await.unwrap();
-                        other.execute_unprepared("SELECT 1").await.unwrap();
-                        StatusCode::from_u16(wanted).unwrap()
-                    })
-                    .await;
-                // A 5xx that does not come from a statement stays.
-                let got = if asks || wanted < 500 { got } else { wanted };
-                assert_eq!(response.status().as_u16(), got, "{kind:?}, lazy {lazy}: {wanted}, asks {asks}");
-                let was_failed = outcome(&response).error().is_some_and(Error::is_reclaimed);
-                assert_eq!(was_failed, wanted < 400, "{kind:?}: {wanted}");
-                assert_eq!(retry_after(&response), None);
-                assert_eq!(site.count("lost").await, 0, "{kind:?}");
-            }
-        }
-        site.assert_whole().await;
-    }))
+    join_all(
+        all.into_iter()
+            .chain([(Kind::Postgres, true)])
+            .map(async |(kind, lazy)| {
+                let site = hasty(kind)
+                    .await
+                    .layered(|layer| if lazy { layer.lazy() } else { layer });
+                let pool = site.layer.pool().clone();
+                for (wanted, got) in [
+                    (200, 504),
+                    (201, 504),
+                    (302, 504),
+                    (404, 404),
+                    (500, 504),
+                    (502, 504),
+                ] {
+                    for asks in [true, false] {
+                        let pool = pool.clone();
+                        let response = site
+                            .call(async move |tx: DbTx| {
+                                insert_item(&tx, "lost").await;
+                                taken(&pool).await;
+                                if asks {
+                                    let error = known(tx.execute_unprepared("SELECT 1").await);
+                                    assert!(
+                                        error.is_reclaimed() && error.status() == 504,
+                                        "{error}"
+                                    );
+                                    assert!(known(tx.commit().await).is_reclaimed());
+                                    assert!(known(tx.begin().await.map(drop)).is_reclaimed());
+                                    assert!(tx.is_closed());
+                                }
+                                // Meanwhile the connection serves others.
+                                let other = pool.session().await.unwrap();
+                                other.execute_unprepared("SELECT 1").await.unwrap();
+                                StatusCode::from_u16(wanted).unwrap()
+                            })
+                            .await;
+                        // A 5xx that does not come from a statement stays.
+                        let got = if asks || wanted < 500 { got } else { wanted };
+                        assert_eq!(
+                            response.status().as_u16(),
+                            got,
+                            "{kind:?}, lazy {lazy}: {wanted}, asks {asks}"
+                        );
+                        let was_failed =
+                            outcome(&response).error().is_some_and(Error::is_reclaimed);
+                        assert_eq!(was_failed, wanted < 400, "{kind:?}: {wanted}");
+                        assert_eq!(retry_after(&response), None);
+                        assert_eq!(site.count("lost").await, 0, "{kind:?}");
+                    }
+                }
+                site.assert_whole().await;
+            }),
+    )
     .await;
     assert_eq!(count(&log, "it was taken away"), 5 * 12, "one line each");
     assert_eq!(count(&log, "ERROR"), 0, "{:?}", log.lines());
@@ -198,7 +272,9 @@ async fn a_transaction_that_was_lost_is_never_answered_below_400() {
 #[tokio::test]
 async fn a_rule_of_ones_own_or_a_dry_run_does_not_hide_that_the_transaction_was_lost() {
     join_all(SERVERS.map(async |kind| {
-        let site = hasty(kind).await.layered(|layer| layer.commit_when(|head| head.status == 201));
+        let site = hasty(kind)
+            .await
+            .layered(|layer| layer.commit_when(|head| head.status == 201));
         let pool = site.layer.pool().clone();
         for (wanted, dry) in [(200, false), (201, true)] {
             let pool = pool.clone();
@@ -224,12 +300,20 @@ async fn what_committed_by_itself_stands_and_so_does_the_answer_below_500() {
     join_all(Kind::ALL.map(async |kind| {
         let site = hasty(kind).await;
         let pool = site.layer.pool().clone();
-        for (wanted, keep, got) in
-            [(200, false, 200), (404, false, 404), (500, false, 504), (503, false, 504), (500, true, 500)]
-        {
+        for (wanted, keep, got) in [
+            (200, false, 200),
+            (404, false, 404),
+            (500, false, 504),
+            (503, false, 504),
+            (500, true, 500),
+        ] {
             let name = unique_name();
             let (pool, handler_name) = (pool.clone(), name.clone());
-            let layer = if keep { site.layer.clone().keep_handler_errors() } else { site.layer.clone() };
+            let layer = if keep {
+                site.layer.clone().keep_handler_errors()
+            } else {
+                site.layer.clone()
+            };
             let handler = async move |db: DbSession| {
                 insert_item(&db, &handler_name).await;
                 taken(&pool).await;
@@ -276,17 +360,30 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
         // What takes SQLite long is work, which there cannot be too much of; a busy machine takes long for that.
         const BOUND: Duration = Duration::from_secs(600);
         let is_work = matches!(kind, Kind::SqliteFile | Kind::SqliteMemory);
-        let hold = if is_work { Duration::from_secs(1) } else { HOLD };
-        let site = Site::new(kind).await.pooled(|pool| pool.max_hold(hold).release_timeout(Duration::from_millis(300)));
+        let hold = if is_work {
+            Duration::from_secs(1)
+        } else {
+            HOLD
+        };
+        let site = Site::new(kind).await.pooled(|pool| {
+            pool.max_hold(hold)
+                .release_timeout(Duration::from_millis(300))
+        });
         let pool = site.layer.pool().clone();
         let app = site.app(async move |tx: DbTx| {
             insert_item(&tx, "lost").await;
             let error = known(tx.execute_unprepared(slow(tx.backend())).await);
             assert!(error.is_reclaimed(), "{error}");
-            eventually_within(BOUND, "the connection is back", async || pool.status().in_use == 0).await;
+            eventually_within(BOUND, "the connection is back", async || {
+                pool.status().in_use == 0
+            })
+            .await;
             StatusCode::INTERNAL_SERVER_ERROR
         });
-        let response = timeout(BOUND, app.oneshot(Request::new(Body::empty()))).await.expect("an answer").unwrap();
+        let response = timeout(BOUND, app.oneshot(Request::new(Body::empty())))
+            .await
+            .expect("an answer")
+            .unwrap();
         assert_eq!(response.status(), 504, "{kind:?}");
         assert_eq!(site.count("lost").await, 0, "{kind:?}");
         site.assert_whole().await;
@@ -297,7 +394,11 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
 #[tokio::test]
 async fn queued_statements_raw_code_and_streams_are_told_as_well() {
     let site = Site::new(Kind::Postgres).await;
-    let site = site.pooled(|pool| pool.max_hold(HOLD).release_timeout(Duration::from_millis(300)).warm(true));
+    let site = site.pooled(|pool| {
+        pool.max_hold(HOLD)
+            .release_timeout(Duration::from_millis(300))
+            .warm(true)
+    });
     let response = site
         .call(async |db: DbSession| {
             let sql = slow(db.backend());
@@ -307,7 +408,9 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
         .await;
     assert_eq!(response.status(), 200);
     site.call(async |db: DbSession| {
-        let never = db.with_postgres(|_| Box::pin(std::future::pending::<()>())).await;
+        let never = db
+            .with_postgres(|_| Box::pin(std::future::pending::<()>()))
+            .await;
         assert!(known(never).is_reclaimed());
     })
     .await;
@@ -316,7 +419,10 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
     let pool = site.layer.pool().clone();
     site.call(async move |db: DbSession| {
         let many = "SELECT i FROM generate_series(1, 100000) AS n(i)";
-        let mut rows = db.rows(Statement::from_string(db.backend(), many)).await.unwrap();
+        let mut rows = db
+            .rows(Statement::from_string(db.backend(), many))
+            .await
+            .unwrap();
         rows.next().await.unwrap().unwrap();
         taken(&pool).await;
         assert_eq!(pool.status().warm, 1, "not closed");
@@ -335,7 +441,8 @@ async fn a_commit_that_was_sent_is_seen_through() {
         let proxy = Arc::new(proxy);
         for early in [true, false] {
             let name = unique_name();
-            let (proxy, handler_name, pool) = (proxy.clone(), name.clone(), site.layer.pool().clone());
+            let (proxy, handler_name, pool) =
+                (proxy.clone(), name.clone(), site.layer.pool().clone());
             let response = site.call({
                 let proxy = proxy.clone();
                 async move |tx: DbTx| {
@@ -365,7 +472,13 @@ async fn a_commit_that_was_sent_is_seen_through() {
 async fn a_held_body_breaks() {
     join_all(Kind::ALL.map(async |kind| {
         for transaction in [true, false] {
-            let site = hasty(kind).await.layered(|layer| if transaction { layer.transaction() } else { layer });
+            let site = hasty(kind).await.layered(|layer| {
+                if transaction {
+                    layer.transaction()
+                } else {
+                    layer
+                }
+            });
             let pool = site.layer.pool().clone();
             let name = unique_name();
             let handler_name = name.clone();
@@ -385,7 +498,9 @@ async fn a_held_body_breaks() {
                 })
                 .await;
             assert_eq!(response.status(), 200);
-            let body = timeout(BOUND, response.into_body().collect()).await.expect("an end");
+            let body = timeout(BOUND, response.into_body().collect())
+                .await
+                .expect("an end");
             assert!(body.is_err(), "{kind:?}, transaction {transaction}");
             assert_eq!(site.count(&name).await, i64::from(!transaction), "{kind:?}");
             site.assert_whole().await;
@@ -408,9 +523,14 @@ async fn jobs_lose_theirs_too_and_hooks_know_of_the_rollback() {
             taken(&pool).await;
             Ok::<_, DbErr>(())
         });
-        let Err(TransactionError::Connection(error)) = job.await else { panic!("{kind:?}: not lost") };
+        let Err(TransactionError::Connection(error)) = job.await else {
+            panic!("{kind:?}: not lost")
+        };
         assert!(Error::of(&error).unwrap().is_reclaimed());
-        eventually("the hook ran", async || *ran.lock().unwrap() == ["rolled back"]).await;
+        eventually("the hook ran", async || {
+            *ran.lock().unwrap() == ["rolled back"]
+        })
+        .await;
         // While it holds none, no time is counted.
         let session = pool.session().await.unwrap();
         session.release().await.unwrap();
@@ -427,8 +547,13 @@ async fn a_hold_of_zero_is_refused_when_the_pool_is_built() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
     type Set = fn(SessionPoolBuilder, Duration) -> SessionPoolBuilder;
-    for set in [SessionPoolBuilder::max_hold as Set, SessionPoolBuilder::warn_hold] {
-        let error = set(pool_builder(db.clone()), Duration::ZERO).build().unwrap_err();
+    for set in [
+        SessionPoolBuilder::max_hold as Set,
+        SessionPoolBuilder::warn_hold,
+    ] {
+        let error = set(pool_builder(db.clone()), Duration::ZERO)
+            .build()
+            .unwrap_err();
         assert!(error.to_string().contains("cannot be zero"), "{error}");
     }
 }
@@ -437,7 +562,10 @@ async fn a_hold_of_zero_is_refused_when_the_pool_is_built() {
 async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
-        let site = site.pooled(|pool| pool.max_hold(Duration::from_millis(20)).release_timeout(Duration::from_secs(2)));
+        let site = site.pooled(|pool| {
+            pool.max_hold(Duration::from_millis(20))
+                .release_timeout(Duration::from_secs(2))
+        });
         let site = site.layered(DbSessionLayer::transaction);
         let app = site.app(async |db: DbSession, uri: http::Uri| -> Response {
             let number: u64 = uri.query().unwrap().parse().unwrap();
@@ -451,12 +579,20 @@ async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
             ().into_response()
         });
         let requests = (0..200_u64).map(|number| {
-            let request = Request::get(format!("/?{number}")).body(Body::empty()).unwrap();
-            timeout(Duration::from_millis(5 + number % 60), app.clone().oneshot(request))
+            let request = Request::get(format!("/?{number}"))
+                .body(Body::empty())
+                .unwrap();
+            timeout(
+                Duration::from_millis(5 + number % 60),
+                app.clone().oneshot(request),
+            )
         });
         for answer in join_all(requests).await.into_iter().flatten() {
             let status = answer.unwrap().status().as_u16();
-            assert!(matches!(status, 200 | 500 | 503 | 504), "{kind:?}: {status}");
+            assert!(
+                matches!(status, 200 | 500 | 503 | 504),
+                "{kind:?}: {status}"
+            );
         }
         site.assert_whole().await;
         let pool = site.layer.pool();

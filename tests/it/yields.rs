@@ -18,7 +18,9 @@ fn endless(kind: Kind) -> &'static str {
     match kind {
         Kind::Postgres => "SELECT generate_series(1, 2000000000), 'much'",
         Kind::MySql => "SELECT a.seq, 'much' FROM seq_1_to_1000000 a, seq_1_to_1000000 b",
-        _ => "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT n, 'much' FROM t",
+        _ => {
+            "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT n, 'much' FROM t"
+        }
     }
 }
 
@@ -40,11 +42,18 @@ async fn read(db: &DbSession, way: usize, sql: &str) {
 
 async fn is_left_alone(pool: &SessionPool, kind: Kind, way: usize, inside: bool) {
     let session = pool.session().await.unwrap();
-    let tx = if inside { Some(session.begin().await.unwrap()) } else { None };
+    let tx = if inside {
+        Some(session.begin().await.unwrap())
+    } else {
+        None
+    };
     let sql = endless(kind);
     let reading = async {
         match &tx {
-            Some(tx) => drop(tx.query_one_raw(Statement::from_string(tx.backend(), sql)).await),
+            Some(tx) => drop(
+                tx.query_one_raw(Statement::from_string(tx.backend(), sql))
+                    .await,
+            ),
             None => read(&session, way, sql).await,
         }
         // What was read to its end, or given up, is waited for as well.
@@ -54,7 +63,10 @@ async fn is_left_alone(pool: &SessionPool, kind: Kind, way: usize, inside: bool)
     let _ = timeout(Duration::from_millis(100), reading).await;
     drop(tx);
     drop(session);
-    eventually("the connection is free again", async || pool.status().in_use == 0).await;
+    eventually("the connection is free again", async || {
+        pool.status().in_use == 0
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -62,14 +62,23 @@ async fn every_conversation(database: database::Kind) {
 pub async fn every_message(site: &Site, kind: Kind, few: Option<usize>, row: &mut Row) {
     let messages = conversation(site, kind).await;
     let points = points(messages);
-    row.notes.push(format!("{} messages up, {} down, {} points", messages[0], messages[1], points.len()));
-    let all: Vec<(Point, Fault)> = points.iter().flat_map(|point| FAULTS.map(|fault| (*point, fault))).collect();
+    row.notes.push(format!(
+        "{} messages up, {} down, {} points",
+        messages[0],
+        messages[1],
+        points.len()
+    ));
+    let all: Vec<(Point, Fault)> = points
+        .iter()
+        .flat_map(|point| FAULTS.map(|fault| (*point, fault)))
+        .collect();
     let step = few.map_or(1, |few| all.len().div_ceil(few) | 1);
     let mut tally = Tally::default();
     for (point, fault) in all.into_iter().step_by(step) {
         if !break_once(site, kind, point, fault, row, &mut tally).await {
             row.leaked += 1;
-            row.notes.push(format!("did not recover from {fault:?} at {point:?}"));
+            row.notes
+                .push(format!("did not recover from {fault:?} at {point:?}"));
             break;
         }
     }
@@ -80,18 +89,34 @@ pub async fn every_message(site: &Site, kind: Kind, few: Option<usize>, row: &mu
 async fn while_connecting(database: database::Kind) -> Row {
     let plan = Plan::default();
     let (mut site, mut tally) = (Site::new(database, plan).await, Tally::default());
-    let mut row = Row::new(Group::Network, format!("{database:?}, connecting, then transaction"));
+    let mut row = Row::new(
+        Group::Network,
+        format!("{database:?}, connecting, then transaction"),
+    );
     site.renew(&plan).await;
     let messages = undisturbed(&site, Kind::Transaction).await;
     let points = points(messages);
-    row.notes.push(format!("{} messages up, {} down, {} points", messages[0], messages[1], points.len()));
-    let all: Vec<(Point, Fault)> = points.iter().flat_map(|point| FAULTS.map(|fault| (*point, fault))).collect();
-    let step = if is_long() { 1 } else { all.len().div_ceil(FEW) | 1 };
+    row.notes.push(format!(
+        "{} messages up, {} down, {} points",
+        messages[0],
+        messages[1],
+        points.len()
+    ));
+    let all: Vec<(Point, Fault)> = points
+        .iter()
+        .flat_map(|point| FAULTS.map(|fault| (*point, fault)))
+        .collect();
+    let step = if is_long() {
+        1
+    } else {
+        all.len().div_ceil(FEW) | 1
+    };
     for (point, fault) in all.into_iter().step_by(step) {
         site.renew(&plan).await;
         if !strike(&site, Kind::Transaction, point, fault, &mut row, &mut tally).await {
             row.leaked += 1;
-            row.notes.push(format!("did not recover from {fault:?} at {point:?}"));
+            row.notes
+                .push(format!("did not recover from {fault:?} at {point:?}"));
             break;
         }
     }
@@ -112,10 +137,17 @@ struct Tally {
 
 impl Tally {
     fn report(&self, row: &mut Row) {
-        row.notes.push(format!("slots free within {} ms", self.slot_free.as_millis()));
-        row.notes.push(format!("{} failed after their fault was over", self.aftermath));
+        row.notes.push(format!(
+            "slots free within {} ms",
+            self.slot_free.as_millis()
+        ));
+        row.notes.push(format!(
+            "{} failed after their fault was over",
+            self.aftermath
+        ));
         if self.missed > 0 {
-            row.notes.push(format!("{} points not reached", self.missed));
+            row.notes
+                .push(format!("{} points not reached", self.missed));
         }
     }
 }
@@ -123,7 +155,10 @@ impl Tally {
 /// How many messages a conversation has on a connection that knows its statements.
 async fn conversation(site: &Site, kind: Kind) -> [u64; 2] {
     for _ in 0..2 {
-        assert!(site.settles(kind).await.is_some(), "{kind:?} works as long as nothing is broken");
+        assert!(
+            site.settles(kind).await.is_some(),
+            "{kind:?} works as long as nothing is broken"
+        );
     }
     undisturbed(site, kind).await
 }
@@ -143,25 +178,53 @@ fn points(messages: [u64; 2]) -> Vec<Point> {
     let mut points = Vec::new();
     for (direction, last) in [Direction::Up, Direction::Down].into_iter().zip(messages) {
         for number in 1..=last {
-            points.extend([Place::Before, Place::Middle].map(|place| Point { direction, number, place }));
+            points.extend([Place::Before, Place::Middle].map(|place| Point {
+                direction,
+                number,
+                place,
+            }));
         }
-        points.push(Point { direction, number: last, place: Place::After });
+        points.push(Point {
+            direction,
+            number: last,
+            place: Place::After,
+        });
     }
     points
 }
 
 /// Whether the service recovers.
-async fn break_once(site: &Site, kind: Kind, point: Point, fault: Fault, row: &mut Row, tally: &mut Tally) -> bool {
+async fn break_once(
+    site: &Site,
+    kind: Kind,
+    point: Point,
+    fault: Fault,
+    row: &mut Row,
+    tally: &mut Tally,
+) -> bool {
     // On a connection that knows the statements, as the one that was counted on.
-    let Some(failed) = site.settles(kind).await else { return false };
+    let Some(failed) = site.settles(kind).await else {
+        return false;
+    };
     tally.aftermath += failed;
     strike(site, kind, point, fault, row, tally).await
 }
 
 /// Whether the service recovers.
-async fn strike(site: &Site, kind: Kind, point: Point, fault: Fault, row: &mut Row, tally: &mut Tally) -> bool {
+async fn strike(
+    site: &Site,
+    kind: Kind,
+    point: Point,
+    fault: Fault,
+    row: &mut Row,
+    tally: &mut Tally,
+) -> bool {
     site.proxy.arm(Some((point, fault)));
-    let patience = if fault == Fault::Silence { PATIENCE } else { HANGS };
+    let patience = if fault == Fault::Silence {
+        PATIENCE
+    } else {
+        HANGS
+    };
     let answer = timeout(patience, site.ask(kind, 200)).await;
     if answer.is_err() && fault != Fault::Silence {
         row.hung += 1;

@@ -53,20 +53,27 @@ const PAGE: usize = 50_000;
 impl Ledger {
     /// A ledger that does not grow until so many requests were made.
     pub fn with_capacity(requests: usize) -> Self {
-        Self { entries: Mutex::new(Vec::with_capacity(requests)) }
+        Self {
+            entries: Mutex::new(Vec::with_capacity(requests)),
+        }
     }
 
     /// The number of a new request, and whether its handler means all of it to be rolled back.
     pub fn open(&self, doomed: bool) -> i64 {
         let mut entries = self.lock();
-        entries.push(Entry { note: Note::Unanswered, doomed });
+        entries.push(Entry {
+            note: Note::Unanswered,
+            doomed,
+        });
         entries.len() as i64
     }
 
     /// Notes what became of a request. An acknowledgement stands, whatever comes after it.
     pub fn note(&self, number: i64, note: Note) {
         let mut entries = self.lock();
-        let Some(known) = entries.get_mut(number as usize - 1) else { return };
+        let Some(known) = entries.get_mut(number as usize - 1) else {
+            return;
+        };
         if known.note != Note::Acknowledged {
             known.note = note;
         }
@@ -74,7 +81,10 @@ impl Ledger {
 
     /// How many requests have this note.
     pub fn count(&self, note: Note) -> u64 {
-        self.lock().iter().filter(|known| known.note == note).count() as u64
+        self.lock()
+            .iter()
+            .filter(|known| known.note == note)
+            .count() as u64
     }
 
     pub fn requests(&self) -> u64 {
@@ -83,7 +93,10 @@ impl Ledger {
 
     /// Compares the ledger with what `view`, somebody else's connection, sees. Nothing may be running.
     pub async fn audit(&self, view: &DatabaseConnection) -> Audit {
-        let mut audit = Audit { mixed: mixed(view).await, ..Audit::default() };
+        let mut audit = Audit {
+            mixed: mixed(view).await,
+            ..Audit::default()
+        };
         let entries = self.lock().clone();
         for (page, entries) in entries.chunks(PAGE).enumerate() {
             let first = page * PAGE + 1;
@@ -103,7 +116,11 @@ impl Ledger {
         let entry = self.lock()[number as usize - 1];
         let mut audit = Audit::default();
         let rows = rows(view, number as usize, number as usize + 1).await;
-        audit.compare(entry, rows.iter().fold(0, |mask, (_, half)| mask | 1 << (half - 1)));
+        audit.compare(
+            entry,
+            rows.iter()
+                .fold(0, |mask, (_, half)| mask | 1 << (half - 1)),
+        );
         audit == Audit::default()
     }
 
@@ -146,9 +163,16 @@ pub fn schema(backend: DbBackend) -> [&'static str; 2] {
 async fn rows(view: &DatabaseConnection, first: usize, end: usize) -> Vec<(i64, i32)> {
     let sql = format!("SELECT number, half FROM ledger WHERE number >= {first} AND number < {end}");
     let statement = Statement::from_string(view.get_database_backend(), sql);
-    let rows = view.query_all_raw(statement).await.expect("the ledger can be read");
-    let row = |row: &sea_orm::QueryResult| Some((row.try_get_by_index(0).ok()?, row.try_get_by_index(1).ok()?));
-    rows.iter().map(|found| row(found).expect("two numbers")).collect()
+    let rows = view
+        .query_all_raw(statement)
+        .await
+        .expect("the ledger can be read");
+    let row = |row: &sea_orm::QueryResult| {
+        Some((row.try_get_by_index(0).ok()?, row.try_get_by_index(1).ok()?))
+    };
+    rows.iter()
+        .map(|found| row(found).expect("two numbers"))
+        .collect()
 }
 
 /// How many of the server's transactions have rows of more than one request; only PostgreSQL tells.
@@ -157,9 +181,11 @@ async fn mixed(view: &DatabaseConnection) -> u64 {
     if backend != DbBackend::Postgres {
         return 0;
     }
-    let sql =
-        "SELECT count(*) FROM (SELECT 1 FROM ledger GROUP BY xmin::text HAVING count(DISTINCT number) > 1) AS mixed";
-    let row = view.query_one_raw(Statement::from_string(backend, sql)).await.expect("the ledger can be read");
+    let sql = "SELECT count(*) FROM (SELECT 1 FROM ledger GROUP BY xmin::text HAVING count(DISTINCT number) > 1) AS mixed";
+    let row = view
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await
+        .expect("the ledger can be read");
     let count: i64 = row.expect("a count").try_get_by_index(0).expect("a count");
     count as u64
 }

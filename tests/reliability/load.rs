@@ -49,7 +49,11 @@ impl Dice {
             96..98 => Kind::Timeout,
             _ => Kind::Panic,
         };
-        let status = if kind.is_transaction() && self.below(4) == 0 { 409 } else { 200 };
+        let status = if kind.is_transaction() && self.below(4) == 0 {
+            409
+        } else {
+            200
+        };
         (kind, status)
     }
 }
@@ -81,7 +85,9 @@ impl Load {
             good: AtomicU64::new(0),
             hung: AtomicU64::new(0),
         });
-        let clients = (0..clients).map(|seed| tokio::spawn(ask_on(shared.clone(), Dice::new(seed + 1)))).collect();
+        let clients = (0..clients)
+            .map(|seed| tokio::spawn(ask_on(shared.clone(), Dice::new(seed + 1))))
+            .collect();
         Self { shared, clients }
     }
 
@@ -121,20 +127,28 @@ impl Load {
 }
 
 async fn ask_on(shared: Arc<Shared>, mut dice: Dice) {
-    while !shared.stopped.load(Ordering::Relaxed) && shared.left.fetch_sub(1, Ordering::Relaxed) > 0 {
+    while !shared.stopped.load(Ordering::Relaxed) && shared.left.fetch_sub(1, Ordering::Relaxed) > 0
+    {
         let (kind, status) = dice.request();
         // One in twenty goes away.
-        let patience = if dice.below(20) == 0 { Duration::from_micros(dice.below(20_000)) } else { HANGS };
+        let patience = if dice.below(20) == 0 {
+            Duration::from_micros(dice.below(20_000))
+        } else {
+            HANGS
+        };
         let number = shared.site.court.ledger.open(kind.is_doomed(status));
         match timeout(patience, shared.site.send(kind, number, status)).await {
             Ok(response) => {
                 let note = service::meaning(kind, &response);
                 shared.site.court.ledger.note(number, note);
-                let good = response.status().as_u16() < 400 || matches!(note, Note::RolledBack) && status == 409;
+                let good = response.status().as_u16() < 400
+                    || matches!(note, Note::RolledBack) && status == 409;
                 shared.good.fetch_add(u64::from(good), Ordering::Relaxed);
             }
             Err(_) => {
-                shared.hung.fetch_add(u64::from(patience == HANGS), Ordering::Relaxed);
+                shared
+                    .hung
+                    .fetch_add(u64::from(patience == HANGS), Ordering::Relaxed);
             }
         }
         shared.done.fetch_add(1, Ordering::Relaxed);

@@ -70,11 +70,17 @@ async fn a_service_outlives_the_failures_of_postgres() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_outlives_the_failures_of_mariadb() {
-    endure_all(OwnServer::mysql_with(&[&format!("--{}", CONNECTIONS.replace('_', "-"))])).await;
+    endure_all(OwnServer::mysql_with(&[&format!(
+        "--{}",
+        CONNECTIONS.replace('_', "-")
+    )]))
+    .await;
 }
 
 async fn endure_all(mut server: OwnServer) {
-    let admin = Database::connect(server.url()).await.expect("the server answers");
+    let admin = Database::connect(server.url())
+        .await
+        .expect("the server answers");
     for sql in make_account(&server) {
         run(&admin, sql).await;
     }
@@ -91,8 +97,15 @@ async fn endure_all(mut server: OwnServer) {
 }
 
 async fn endure(server: &mut OwnServer, outage: Outage) -> Row {
-    let mut row = Row::new(Group::Server, format!("{:?}, {}", server.engine(), outage.name()));
-    let plan = Plan { size: 4, acquire_timeout: Duration::from_secs(3), ..Plan::default() };
+    let mut row = Row::new(
+        Group::Server,
+        format!("{:?}, {}", server.engine(), outage.name()),
+    );
+    let plan = Plan {
+        size: 4,
+        acquire_timeout: Duration::from_secs(3),
+        ..Plan::default()
+    };
     let site = Arc::new(Site::over(TestDb::on(server).await, plan, as_app, ours).await);
     let load = Load::start(&site, 8, None);
     let before = load.goodput(WINDOW).await;
@@ -103,7 +116,9 @@ async fn endure(server: &mut OwnServer, outage: Outage) -> Row {
         None => row.leaked += 1,
     }
     let after = load.goodput(WINDOW).await;
-    row.notes.push(format!("{before:.0} good answers per second before, {after:.0} after"));
+    row.notes.push(format!(
+        "{before:.0} good answers per second before, {after:.0} after"
+    ));
     row.hung += load.stop().await;
     site.judge(&mut row).await;
     row
@@ -114,7 +129,11 @@ const WINDOW: Duration = Duration::from_millis(300);
 
 /// How long an outage lasts that could last for any time.
 fn length() -> Duration {
-    if is_long() { Duration::from_secs(10) } else { Duration::from_millis(500) }
+    if is_long() {
+        Duration::from_secs(10)
+    } else {
+        Duration::from_millis(500)
+    }
 }
 
 impl Outage {
@@ -137,7 +156,11 @@ impl Outage {
     async fn happen(self, server: &mut OwnServer, site: &Site) {
         match self {
             Self::FastRestart => {
-                let signal = if server.engine() == Engine::Postgres { Signal::SIGINT } else { Signal::SIGTERM };
+                let signal = if server.engine() == Engine::Postgres {
+                    Signal::SIGINT
+                } else {
+                    Signal::SIGTERM
+                };
                 server.end_by(signal, false);
                 server.start();
             }
@@ -150,7 +173,10 @@ impl Outage {
                 server.start();
             }
             Self::BackendKilled => {
-                eventually("the service has a session", async || !sessions(site).await.is_empty()).await;
+                eventually("the service has a session", async || {
+                    !sessions(site).await.is_empty()
+                })
+                .await;
                 let victim = sessions(site).await.pop().expect("a session");
                 kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("a backend");
             }
@@ -178,7 +204,11 @@ impl Outage {
                     run(&site.view, sql.to_owned()).await;
                 }
                 tokio::time::sleep(length()).await;
-                run(&site.view, "DROP TRIGGER full_disk ON ledger".replace(" ON ledger", on_table(server))).await;
+                run(
+                    &site.view,
+                    "DROP TRIGGER full_disk ON ledger".replace(" ON ledger", on_table(server)),
+                )
+                .await;
             }
             Self::StatementTimeouts => {
                 for _ in 0..10 {
@@ -226,7 +256,8 @@ fn make_account(server: &OwnServer) -> Vec<String> {
 }
 
 fn as_app(url: String) -> String {
-    url.replace("postgres://postgres@", "postgres://app:one@").replace("mysql://root@", "mysql://app:one@")
+    url.replace("postgres://postgres@", "postgres://app:one@")
+        .replace("mysql://root@", "mysql://app:one@")
 }
 
 async fn set_password(site: &Site, password: &str) {
@@ -243,11 +274,19 @@ async fn set_password(site: &Site, password: &str) {
 async fn sessions(site: &Site) -> Vec<i64> {
     let backend = site.view.get_database_backend();
     let sql = match backend {
-        sea_orm::DbBackend::Postgres => "SELECT pid::bigint FROM pg_stat_activity WHERE usename = 'app'",
+        sea_orm::DbBackend::Postgres => {
+            "SELECT pid::bigint FROM pg_stat_activity WHERE usename = 'app'"
+        }
         _ => "SELECT CAST(id AS SIGNED) FROM information_schema.processlist WHERE user = 'app'",
     };
-    let rows = site.view.query_all_raw(Statement::from_string(backend, sql)).await.expect("the sessions");
-    rows.iter().map(|row| row.try_get_by_index(0).expect("a number")).collect()
+    let rows = site
+        .view
+        .query_all_raw(Statement::from_string(backend, sql))
+        .await
+        .expect("the sessions");
+    rows.iter()
+        .map(|row| row.try_get_by_index(0).expect("a number"))
+        .collect()
 }
 
 async fn end_sessions(site: &Site) {
@@ -263,14 +302,24 @@ async fn end_sessions(site: &Site) {
 
 /// Takes all connections there are, and ends those of the service.
 async fn use_up_connections(server: &OwnServer, site: &Site) {
-    let url = site.test.url().replace("//postgres@", "//hog@").replace("//root@", "//hog@");
+    let url = site
+        .test
+        .url()
+        .replace("//postgres@", "//hog@")
+        .replace("//root@", "//hog@");
     let (mut postgres, mut mysql) = (Vec::new(), Vec::new());
     let mut ended = false;
     let mut until = Instant::now() + 2 * BOUND;
     while Instant::now() < until {
         let taken = match server.engine() {
-            Engine::Postgres => PgConnection::connect(&url).await.map(|taken| postgres.push(taken)).is_ok(),
-            Engine::MySql => MySqlConnection::connect(&url).await.map(|taken| mysql.push(taken)).is_ok(),
+            Engine::Postgres => PgConnection::connect(&url)
+                .await
+                .map(|taken| postgres.push(taken))
+                .is_ok(),
+            Engine::MySql => MySqlConnection::connect(&url)
+                .await
+                .map(|taken| mysql.push(taken))
+                .is_ok(),
         };
         if !taken && !std::mem::replace(&mut ended, true) {
             site.proxy.end_all(false);
@@ -297,5 +346,9 @@ fn full_disk(server: &OwnServer) -> Vec<&'static str> {
 }
 
 fn on_table(server: &OwnServer) -> &'static str {
-    if server.engine() == Engine::Postgres { " ON ledger" } else { "" }
+    if server.engine() == Engine::Postgres {
+        " ON ledger"
+    } else {
+        ""
+    }
 }

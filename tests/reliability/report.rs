@@ -115,7 +115,10 @@ impl Row {
     #[allow(dead_code, reason = "for `tests/peers`")]
     pub fn kept(&self) -> (usize, usize) {
         let invariants = self.invariants();
-        (invariants.iter().filter(|(_, count)| *count == 0).count(), invariants.len())
+        (
+            invariants.iter().filter(|(_, count)| *count == 0).count(),
+            invariants.len(),
+        )
     }
 
     /// Prints the line and keeps it for the report; returns the invariants that do not hold.
@@ -123,15 +126,45 @@ impl Row {
     pub fn finish(self) -> Vec<String> {
         let invariants = self.invariants();
         let names: Vec<&str> = invariants.iter().map(|(name, _)| *name).collect();
-        let counts: Vec<String> = invariants.iter().map(|(_, count)| count.to_string()).collect();
+        let counts: Vec<String> = invariants
+            .iter()
+            .map(|(_, count)| count.to_string())
+            .collect();
         let wrong = invariants.iter().filter(|(_, count)| *count > 0);
-        let wrong: Vec<String> = wrong.map(|(name, count)| format!("{}: {count} {name}", self.scenario)).collect();
-        let verdict = if wrong.is_empty() { "all invariants hold".to_owned() } else { wrong.join(", ") };
-        eprintln!("{}{}{verdict}\n  {}", SENT, self.sent(), self.words.join("\n  "));
-        keep(&format!("{:?}", self.group).to_lowercase(), SENT, &self.sent());
-        let head = format!("| scenario | {} |\n|---{}|\n", names.join(" | "), "|--:".repeat(names.len()));
-        let found = if self.group == Group::Peers { "peers-found" } else { "found" };
-        keep(found, &head, &format!("| {} | {} |\n", self.scenario, counts.join(" | ")));
+        let wrong: Vec<String> = wrong
+            .map(|(name, count)| format!("{}: {count} {name}", self.scenario))
+            .collect();
+        let verdict = if wrong.is_empty() {
+            "all invariants hold".to_owned()
+        } else {
+            wrong.join(", ")
+        };
+        eprintln!(
+            "{}{}{verdict}\n  {}",
+            SENT,
+            self.sent(),
+            self.words.join("\n  ")
+        );
+        keep(
+            &format!("{:?}", self.group).to_lowercase(),
+            SENT,
+            &self.sent(),
+        );
+        let head = format!(
+            "| scenario | {} |\n|---{}|\n",
+            names.join(" | "),
+            "|--:".repeat(names.len())
+        );
+        let found = if self.group == Group::Peers {
+            "peers-found"
+        } else {
+            "found"
+        };
+        keep(
+            found,
+            &head,
+            &format!("| {} | {} |\n", self.scenario, counts.join(" | ")),
+        );
         wrong
     }
 
@@ -163,7 +196,12 @@ impl Row {
         ];
         let counts: Vec<String> = counts.into_iter().map(|count| count.to_string()).collect();
         let recovery = self.recovery.as_millis();
-        format!("| {} | {} | {recovery} ms | {} |\n", self.scenario, counts.join(" | "), self.notes.join("; "))
+        format!(
+            "| {} | {} | {recovery} ms | {} |\n",
+            self.scenario,
+            counts.join(" | "),
+            self.notes.join("; ")
+        )
     }
 }
 
@@ -185,11 +223,17 @@ const SENT: &str = "| scenario | faults | requests | acknowledged | rolled back 
 
 /// Appends a line to one of the report's tables, if a report is asked for.
 pub fn keep(table: &str, head: &str, line: &str) {
-    let Some(dir) = env::var_os("RELIABILITY_OUT").map(PathBuf::from) else { return };
-    let file = fs::File::options().create(true).append(true).open(dir.join(table));
+    let Some(dir) = env::var_os("RELIABILITY_OUT").map(PathBuf::from) else {
+        return;
+    };
+    let file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(table));
     let mut file = file.expect("a file for the table");
     if file.metadata().is_ok_and(|file| file.len() == 0) {
-        file.write_all(head.as_bytes()).expect("the table's head is kept");
+        file.write_all(head.as_bytes())
+            .expect("the table's head is kept");
     }
     file.write_all(line.as_bytes()).expect("the line is kept");
 }
@@ -203,7 +247,9 @@ fn count_panics() {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             let text = info.payload().downcast_ref::<String>().map(String::as_str);
-            let text = text.or(info.payload().downcast_ref().copied()).unwrap_or_default();
+            let text = text
+                .or(info.payload().downcast_ref().copied())
+                .unwrap_or_default();
             if text.starts_with(BROKEN) {
                 // Without a backtrace: its symbols would count as growth.
                 eprintln!("{text}");

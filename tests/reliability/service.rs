@@ -64,7 +64,12 @@ pub fn request(kind: Kind, number: i64, status: u16) -> Request<Body> {
 /// What an answer tells its client about the rows. Where this layer says what became of the transaction, it
 /// is taken at its word; other services are believed that a handler's own error rolls back.
 pub fn meaning<B>(kind: Kind, response: &http::Response<B>) -> Note {
-    let said = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let said = |name| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let succeeded = response.status().as_u16() < 400;
     if !kind.writes() && !kind.always_fails() {
         return Note::Read;
@@ -86,47 +91,78 @@ pub fn meaning<B>(kind: Kind, response: &http::Response<B>) -> Note {
 fn handlers() -> [(Kind, MethodRouter<Arc<Court>>); 11] {
     macro_rules! handler {
         ($db:ident: $Db:ty, $provokes:expr, $method:ident) => {
-            any(async |$db: $Db, State(court): Court_, Path((number, status)): Path<(i64, u16)>| {
-                let done = court.$method(&$db, number).await;
-                answer(&court, number, status, $provokes, done)
-            })
+            any(
+                async |$db: $Db, State(court): Court_, Path((number, status)): Path<(i64, u16)>| {
+                    let done = court.$method(&$db, number).await;
+                    answer(&court, number, status, $provokes, done)
+                },
+            )
         };
     }
     [
         (Kind::Read, handler!(db: DbSession, Provokes::Nothing, read)),
-        (Kind::Write, handler!(db: DbSession, Provokes::Nothing, write)),
-        (Kind::Transaction, handler!(tx: DbTx, Provokes::Nothing, transact)),
+        (
+            Kind::Write,
+            handler!(db: DbSession, Provokes::Nothing, write),
+        ),
+        (
+            Kind::Transaction,
+            handler!(tx: DbTx, Provokes::Nothing, transact),
+        ),
         (Kind::Nested, handler!(tx: DbTx, Provokes::Nothing, nest)),
-        (Kind::Swallow, handler!(tx: DbTx, Provokes::Nothing, swallow)),
-        (Kind::Stream, handler!(db: DbSession, Provokes::Nothing, stream)),
+        (
+            Kind::Swallow,
+            handler!(tx: DbTx, Provokes::Nothing, swallow),
+        ),
+        (
+            Kind::Stream,
+            handler!(db: DbSession, Provokes::Nothing, stream),
+        ),
         (Kind::Clash, handler!(db: DbSession, Provokes::Clash, clash)),
         (Kind::Late, handler!(db: DbSession, Provokes::Late, late)),
         (Kind::Slow, handler!(db: DbSession, Provokes::Nothing, slow)),
-        (Kind::Timeout, handler!(tx: DbTx, Provokes::Timeout, time_out)),
+        (
+            Kind::Timeout,
+            handler!(tx: DbTx, Provokes::Timeout, time_out),
+        ),
         (Kind::Early, any(early)),
     ]
 }
 
-async fn early(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64, u16)>) -> Response {
+async fn early(
+    tx: DbTx,
+    State(court): Court_,
+    Path((number, status)): Path<(i64, u16)>,
+) -> Response {
     let done = async {
         court.transact(&tx, number).await?;
         tx.commit().await?;
         court.ledger.note(number, Note::Acknowledged);
         // Its transaction is another one, with nobody's mark.
-        sea_orm::ConnectionTrait::execute_unprepared(&tx, "SELECT 1").await.map(drop)
+        sea_orm::ConnectionTrait::execute_unprepared(&tx, "SELECT 1")
+            .await
+            .map(drop)
     };
     let done = done.await;
     answer(&court, number, status, Provokes::Nothing, done)
 }
 
-async fn panicking(tx: DbTx, State(court): Court_, Path((number, _)): Path<(i64, u16)>) -> Response {
+async fn panicking(
+    tx: DbTx,
+    State(court): Court_,
+    Path((number, _)): Path<(i64, u16)>,
+) -> Response {
     match court.transact(&tx, number).await {
         Ok(()) => panic!("{ON_PURPOSE}"),
         Err(error) => answer(&court, number, 500, Provokes::Nothing, Err(error)),
     }
 }
 
-async fn held(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64, u16)>) -> Response {
+async fn held(
+    tx: DbTx,
+    State(court): Court_,
+    Path((number, status)): Path<(i64, u16)>,
+) -> Response {
     let rows = async {
         court.transact(&tx, number).await?;
         let sql = format!("SELECT half FROM ledger WHERE number = {number}");
@@ -134,7 +170,8 @@ async fn held(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64,
     };
     match rows.await {
         Ok(rows) => {
-            let lines = rows.map(|row| Ok::<_, DbErr>(row?.try_get_by_index::<i32>(0)?.to_string()));
+            let lines =
+                rows.map(|row| Ok::<_, DbErr>(row?.try_get_by_index::<i32>(0)?.to_string()));
             let mut response = answer(&court, number, status, Provokes::Nothing, Ok(()));
             *response.body_mut() = Body::new(tx.hold_until_body_end(Body::from_stream(lines)));
             response
@@ -143,7 +180,11 @@ async fn held(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64,
     }
 }
 
-async fn stray(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64, u16)>) -> Response {
+async fn stray(
+    tx: DbTx,
+    State(court): Court_,
+    Path((number, status)): Path<(i64, u16)>,
+) -> Response {
     let done = court.transact(&tx, number).await;
     tokio::spawn(async move {
         tokio::time::sleep(KEPT).await;
@@ -156,7 +197,12 @@ async fn stray(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64
 pub const KEPT: Duration = Duration::from_millis(50);
 
 /// Writes in a transaction that is open while the body arrives.
-async fn upload(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i64, u16)>, body: Body) -> Response {
+async fn upload(
+    tx: DbTx,
+    State(court): Court_,
+    Path((number, status)): Path<(i64, u16)>,
+    body: Body,
+) -> Response {
     let done = court.transact(&tx, number).await;
     match axum::body::to_bytes(body, 1 << 20).await {
         Ok(_) => answer(&court, number, status, Provokes::Nothing, done),
@@ -165,7 +211,11 @@ async fn upload(tx: DbTx, State(court): Court_, Path((number, status)): Path<(i6
 }
 
 /// Reads, then answers with more than a socket takes at once.
-async fn download(db: DbSession, State(court): Court_, Path((number, status)): Path<(i64, u16)>) -> Response {
+async fn download(
+    db: DbSession,
+    State(court): Court_,
+    Path((number, status)): Path<(i64, u16)>,
+) -> Response {
     let done = court.read(&db, number).await;
     let mut response = answer(&court, number, status, Provokes::Nothing, done);
     *response.body_mut() = Body::from(Bytes::from_static(&[b'-'; 4 << 20]));
@@ -173,19 +223,35 @@ async fn download(db: DbSession, State(court): Court_, Path((number, status)): P
 }
 
 /// A handler's own answer.
-pub fn answer(court: &Court, number: i64, status: u16, provokes: Provokes, done: Result<(), DbErr>) -> Response {
+pub fn answer(
+    court: &Court,
+    number: i64,
+    status: u16,
+    provokes: Provokes,
+    done: Result<(), DbErr>,
+) -> Response {
     let status = match &done {
         Ok(()) => StatusCode::from_u16(status).unwrap_or(StatusCode::OK),
         Err(error) => {
             court.witness.see(number, provokes, error);
-            if provokes == Provokes::Nothing { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::CONFLICT }
+            if provokes == Provokes::Nothing {
+                StatusCode::INTERNAL_SERVER_ERROR
+            } else {
+                StatusCode::CONFLICT
+            }
         }
     };
-    Response::builder().status(status).header(BY_HANDLER, "yes").body(Body::empty()).expect("an answer")
+    Response::builder()
+        .status(status)
+        .header(BY_HANDLER, "yes")
+        .body(Body::empty())
+        .expect("an answer")
 }
 
 async fn tell_outcome(mut response: Response) -> Response {
-    let Some(outcome) = response.extensions().get::<Outcome>() else { return response };
+    let Some(outcome) = response.extensions().get::<Outcome>() else {
+        return response;
+    };
     let said = if outcome.is_pending() {
         "pending"
     } else if outcome.is_committed() {
@@ -199,6 +265,8 @@ async fn tell_outcome(mut response: Response) -> Response {
     } else {
         "failed"
     };
-    response.headers_mut().insert(OUTCOME, http::HeaderValue::from_static(said));
+    response
+        .headers_mut()
+        .insert(OUTCOME, http::HeaderValue::from_static(said));
     response
 }

@@ -88,31 +88,54 @@ impl Site {
         change: impl FnOnce(String) -> String,
         service: impl FnOnce(&Plan, DatabaseConnection, Arc<Court>) -> (Router, Idle),
     ) -> Self {
-        let view = Database::connect(test.options(2)).await.expect("the database can be reached");
+        let view = Database::connect(test.options(2))
+            .await
+            .expect("the database can be reached");
         for sql in schema(view.get_database_backend()) {
             view.execute_unprepared(sql).await.expect("a table");
         }
-        let wire = if test.kind == database::Kind::Postgres { Wire::Postgres } else { Wire::MySql };
+        let wire = if test.kind == database::Kind::Postgres {
+            Wire::Postgres
+        } else {
+            Wire::MySql
+        };
         let proxy = FaultProxy::start(port_of(test.url()), wire).await;
         let url = change(proxy.url(test.url()));
         let mut options = test.options_at(&url, plan.size);
         // The driver's own patience is no part of what is measured.
         options.acquire_timeout(Duration::from_secs(5));
-        let db = Database::connect(options).await.expect("the proxy can be reached");
+        let db = Database::connect(options)
+            .await
+            .expect("the proxy can be reached");
         let court = Arc::new(Court {
             ledger: Ledger::with_capacity(plan.requests),
             witness: Witness::default(),
             in_transaction: plan.transaction,
         });
         let (app, idle) = service(&plan, db.clone(), court.clone());
-        Self { test, proxy, db, app, court, view, size: plan.size, idle }
+        Self {
+            test,
+            proxy,
+            db,
+            app,
+            court,
+            view,
+            size: plan.size,
+            idle,
+        }
     }
 
     /// Begins anew with an empty pool of this crate's.
     pub async fn renew(&mut self, plan: &Plan) {
-        let mut options = self.test.options_at(&self.proxy.url(self.test.url()), plan.size);
-        options.acquire_timeout(Duration::from_secs(5)).connect_lazy(true);
-        let db = Database::connect(options).await.expect("a pool without a connection");
+        let mut options = self
+            .test
+            .options_at(&self.proxy.url(self.test.url()), plan.size);
+        options
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy(true);
+        let db = Database::connect(options)
+            .await
+            .expect("a pool without a connection");
         let before = std::mem::replace(&mut self.db, db.clone());
         (self.app, self.idle) = ours(plan, db, self.court.clone());
         let _ = timeout(PATIENCE, before.close()).await;
@@ -131,13 +154,20 @@ impl Site {
     pub async fn works(&self, kind: Kind) -> bool {
         let number = self.court.ledger.open(kind.is_doomed(200));
         let response = self.send(kind, number, 200).await;
-        self.court.ledger.note(number, service::meaning(kind, &response));
+        self.court
+            .ledger
+            .note(number, service::meaning(kind, &response));
         response.status() == 200 && !response.headers().contains_key(BROKEN)
     }
 
     /// The answer to a request, with its body read to the end.
     pub async fn send(&self, kind: Kind, number: i64, status: u16) -> Response<()> {
-        let response = match self.app.clone().oneshot(service::request(kind, number, status)).await {
+        let response = match self
+            .app
+            .clone()
+            .oneshot(service::request(kind, number, status))
+            .await
+        {
             Ok(response) => response,
             Err(never) => match never {},
         };
@@ -178,7 +208,11 @@ impl Site {
     pub async fn whole(&self) -> Option<Duration> {
         let started = Instant::now();
         let whole = timeout(PATIENCE, async {
-            while !join_all((0..self.size).map(|_| self.works(Kind::Slow))).await.into_iter().all(|works| works) {
+            while !join_all((0..self.size).map(|_| self.works(Kind::Slow)))
+                .await
+                .into_iter()
+                .all(|works| works)
+            {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });
@@ -216,11 +250,21 @@ impl Site {
 
 /// This crate's service.
 pub fn ours(plan: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, Idle) {
-    let pool = SessionPool::builder(db).release_timeout(plan.release_timeout).acquire_timeout(plan.acquire_timeout);
-    let pool = if plan.cancel { pool.cancel_running() } else { pool };
+    let pool = SessionPool::builder(db)
+        .release_timeout(plan.release_timeout)
+        .acquire_timeout(plan.acquire_timeout);
+    let pool = if plan.cancel {
+        pool.cancel_running()
+    } else {
+        pool
+    };
     let layer = DbSessionLayer::new(pool.build().expect("settings that fit"));
     let layer = if plan.lazy { layer.lazy() } else { layer };
-    let layer = if plan.transaction { layer.transaction() } else { layer };
+    let layer = if plan.transaction {
+        layer.transaction()
+    } else {
+        layer
+    };
     let pool = layer.pool().clone();
     let idle = move || {
         let status = pool.status();

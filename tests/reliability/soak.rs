@@ -79,14 +79,20 @@ pub async fn soak_on(site: &Arc<Site>, requests: u64, row: &mut Row) {
 
 /// How many requests a soak makes.
 fn requests() -> u64 {
-    let asked = std::env::var("RELIABILITY_REQUESTS").ok().and_then(|asked| asked.parse().ok());
+    let asked = std::env::var("RELIABILITY_REQUESTS")
+        .ok()
+        .and_then(|asked| asked.parse().ok());
     asked.unwrap_or(if is_long() { 600_000 } else { 1_500 })
 }
 
 /// One fault, of a random kind.
 async fn strike(site: &Site, dice: &mut Dice) {
     let point = Point {
-        direction: if dice.below(2) == 0 { Direction::Up } else { Direction::Down },
+        direction: if dice.below(2) == 0 {
+            Direction::Up
+        } else {
+            Direction::Down
+        },
         number: 1 + dice.below(60),
         place: [Place::Before, Place::Middle, Place::After][dice.below(3) as usize],
     };
@@ -105,8 +111,14 @@ async fn strike(site: &Site, dice: &mut Dice) {
         6 => site.proxy.arm(Some((point, Fault::Reset))),
         7 => site.proxy.arm(Some((point, Fault::HalfClose))),
         8 => site.proxy.arm(Some((point, Fault::Silence))),
-        9 => site.proxy.arm(Some((point, Fault::Stall(Duration::from_millis(dice.below(400)))))),
-        10 => site.proxy.arm(Some((point, Fault::Delay(Duration::from_millis(dice.below(100)))))),
+        9 => site.proxy.arm(Some((
+            point,
+            Fault::Stall(Duration::from_millis(dice.below(400))),
+        ))),
+        10 => site.proxy.arm(Some((
+            point,
+            Fault::Delay(Duration::from_millis(dice.below(100))),
+        ))),
         _ => site.proxy.arm(Some((point, Fault::Drip))),
     }
 }
@@ -126,14 +138,21 @@ async fn end_a_session(site: &Site, dice: &mut Dice) {
             "KILL CONNECTION $",
         ),
     };
-    let sessions = site.view.query_all_raw(Statement::from_string(backend, list)).await.expect("the sessions");
+    let sessions = site
+        .view
+        .query_all_raw(Statement::from_string(backend, list))
+        .await
+        .expect("the sessions");
     if sessions.is_empty() {
         return;
     }
     let victim = &sessions[dice.below(sessions.len() as u64) as usize];
     let victim: i64 = victim.try_get_by_index(0).expect("a number");
     // It may have gone by itself.
-    let _ = site.view.execute_unprepared(&end.replace('$', &victim.to_string())).await;
+    let _ = site
+        .view
+        .execute_unprepared(&end.replace('$', &victim.to_string()))
+        .await;
 }
 
 /// What the process takes of the machine's memory, over its requests.
@@ -147,7 +166,8 @@ impl Memory {
     fn sample(&mut self, requests: u64) {
         let pages = fs::read_to_string("/proc/self/statm").ok();
         let pages = pages.and_then(|pages| pages.split_whitespace().nth(1)?.parse::<f64>().ok());
-        self.samples.extend(pages.map(|pages| (requests as f64, pages * 4096.0)));
+        self.samples
+            .extend(pages.map(|pages| (requests as f64, pages * 4096.0)));
     }
 
     /// Of the second half, when everything there is has been used once: MiB on average, bytes per request
@@ -157,10 +177,17 @@ impl Memory {
         let count = late.len() as f64;
         let mean = |of: fn(&(f64, f64)) -> f64| late.iter().map(of).sum::<f64>() / count;
         let (requests, bytes) = (mean(|sample| sample.0), mean(|sample| sample.1));
-        let along: f64 = late.iter().map(|sample| (sample.0 - requests) * (sample.1 - bytes)).sum();
-        let spread: f64 = late.iter().map(|sample| (sample.0 - requests).powi(2)).sum();
+        let along: f64 = late
+            .iter()
+            .map(|sample| (sample.0 - requests) * (sample.1 - bytes))
+            .sum();
+        let spread: f64 = late
+            .iter()
+            .map(|sample| (sample.0 - requests).powi(2))
+            .sum();
         let slope = if spread > 0.0 { along / spread } else { 0.0 };
-        let all = late.last().map_or(0.0, |last| last.0) - late.first().map_or(0.0, |first| first.0);
+        let all =
+            late.last().map_or(0.0, |last| last.0) - late.first().map_or(0.0, |first| first.0);
         let mib = f64::from(1 << 20);
         (bytes / mib, slope, slope * all / mib)
     }

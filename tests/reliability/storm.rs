@@ -101,7 +101,13 @@ async fn mysql_serves_on_through_a_storm_of_disconnecting_clients() {
 
 async fn every_storm(database: database::Kind) {
     let mut broken = Vec::new();
-    let all = [Http::One, Http::Two, Http::SlowUpload, Http::SlowReader, Http::SlowStatement];
+    let all = [
+        Http::One,
+        Http::Two,
+        Http::SlowUpload,
+        Http::SlowReader,
+        Http::SlowStatement,
+    ];
     for (turn, http) in all.into_iter().enumerate() {
         for (lazy, transaction) in [(false, false), (true, true), (false, true), (true, false)] {
             // The short form has one of the modes for each way to disconnect.
@@ -109,9 +115,17 @@ async fn every_storm(database: database::Kind) {
                 continue;
             }
             for cancel in [false, true] {
-                let chosen = if http == Http::SlowStatement { cancel } else { is_long() || cancel == lazy };
+                let chosen = if http == Http::SlowStatement {
+                    cancel
+                } else {
+                    is_long() || cancel == lazy
+                };
                 if chosen {
-                    broken.extend(storm(database, http, lazy, transaction, cancel).await.finish());
+                    broken.extend(
+                        storm(database, http, lazy, transaction, cancel)
+                            .await
+                            .finish(),
+                    );
                 }
             }
         }
@@ -123,12 +137,20 @@ async fn every_storm(database: database::Kind) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_serves_on_through_a_storm_behind_a_proxy_that_shares_connections() {
     let http = Http::SlowStatement;
-    let row =
-        Row::new(Group::Storm, format!("Postgres behind PgBouncer, {}, eager, transaction, cancelling", http.name()));
+    let row = Row::new(
+        Group::Storm,
+        format!(
+            "Postgres behind PgBouncer, {}, eager, transaction, cancelling",
+            http.name()
+        ),
+    );
     let mut bouncer = None;
     let share = |url: String| {
         let bouncer = bouncer.insert(Bouncer::start(port_of(&url), SHARED));
-        let url = url.replace(&format!(":{}/", port_of(&url)), &format!(":{}/", bouncer.port()));
+        let url = url.replace(
+            &format!(":{}/", port_of(&url)),
+            &format!(":{}/", bouncer.port()),
+        );
         // PgBouncer knows of prepared statements from 1.21 on; before, a pool must not keep any, and only what
         // is in a transaction is safe.
         format!("{url}?statement-cache-capacity=0")
@@ -139,14 +161,42 @@ async fn postgres_serves_on_through_a_storm_behind_a_proxy_that_shares_connectio
 }
 
 fn plan(lazy: bool, transaction: bool, cancel: bool) -> Plan {
-    Plan { size: 6, lazy, transaction, cancel, release_timeout: Duration::from_secs(5), ..Plan::default() }
+    Plan {
+        size: 6,
+        lazy,
+        transaction,
+        cancel,
+        release_timeout: Duration::from_secs(5),
+        ..Plan::default()
+    }
 }
 
-async fn storm(database: database::Kind, http: Http, lazy: bool, transaction: bool, cancel: bool) -> Row {
-    let mut modes = vec![if lazy { "lazy" } else { "eager" }, if transaction { "transaction" } else { "autocommit" }];
+async fn storm(
+    database: database::Kind,
+    http: Http,
+    lazy: bool,
+    transaction: bool,
+    cancel: bool,
+) -> Row {
+    let mut modes = vec![
+        if lazy { "lazy" } else { "eager" },
+        if transaction {
+            "transaction"
+        } else {
+            "autocommit"
+        },
+    ];
     modes.extend(cancel.then_some("cancelling"));
-    let row = Row::new(Group::Storm, format!("{database:?}, {}, {}", http.name(), modes.join(", ")));
-    storm_on(Arc::new(Site::new(database, plan(lazy, transaction, cancel)).await), http, row).await
+    let row = Row::new(
+        Group::Storm,
+        format!("{database:?}, {}, {}", http.name(), modes.join(", ")),
+    );
+    storm_on(
+        Arc::new(Site::new(database, plan(lazy, transaction, cancel)).await),
+        http,
+        row,
+    )
+    .await
 }
 
 async fn storm_on(site: Arc<Site>, http: Http, mut row: Row) -> Row {
@@ -156,7 +206,9 @@ async fn storm_on(site: Arc<Site>, http: Http, mut row: Row) -> Row {
     let before = load.goodput(window).await;
     let opened = site.proxy.accepted();
     let storm = rage(&site, http, server.address, disconnects(http));
-    let during = load.goodput_during(select(pin!(storm), pin!(stand_by(&site))).map(|_| ())).await;
+    let during = load
+        .goodput_during(select(pin!(storm), pin!(stand_by(&site))).map(|_| ()))
+        .await;
     let reconnects = site.proxy.accepted() - opened;
     row.faults = disconnects(http);
     match site.whole().await {
@@ -165,7 +217,9 @@ async fn storm_on(site: Arc<Site>, http: Http, mut row: Row) -> Row {
     }
     let after = load.goodput(window).await;
     row.notes.push(format!("{reconnects} reconnects"));
-    row.notes.push(format!("good answers per second {before:.0} before, {during:.0} during, {after:.0} after"));
+    row.notes.push(format!(
+        "good answers per second {before:.0} before, {during:.0} during, {after:.0} after"
+    ));
     row.hung += load.stop().await;
     server.end().await;
     site.judge(&mut row).await;
@@ -189,7 +243,12 @@ async fn rage(site: &Arc<Site>, http: Http, address: SocketAddr, disconnects: u6
         .map(|seed| {
             let (site, left, mut dice) = (site.clone(), left.clone(), Dice::new(1000 + seed));
             tokio::spawn(async move {
-                let take = || left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+                let take = || {
+                    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                        left.checked_sub(1)
+                    })
+                    .is_ok()
+                };
                 while take() {
                     match http {
                         Http::Two => {
@@ -229,7 +288,8 @@ fn request(site: &Site, http: Http, dice: &mut Dice) -> (String, Duration) {
     let number = site.court.ledger.open(doomed);
     let leave = if http == Http::SlowStatement && dice.below(2) == 0 {
         // At about the end of its statement, so that the cancel is about to come too late.
-        (slowness(number) + Duration::from_micros(dice.below(AROUND))).saturating_sub(Duration::from_micros(AROUND / 2))
+        (slowness(number) + Duration::from_micros(dice.below(AROUND)))
+            .saturating_sub(Duration::from_micros(AROUND / 2))
     } else {
         Duration::from_micros(dice.below(LATEST))
     };
@@ -239,10 +299,13 @@ fn request(site: &Site, http: Http, dice: &mut Dice) -> (String, Duration) {
 /// Sends a request over HTTP/1, and leaves at a random moment without having heard the answer.
 async fn leave_connection(site: &Site, http: Http, address: SocketAddr, dice: &mut Dice) {
     let (uri, leave) = request(site, http, dice);
-    let Ok(mut socket) = TcpStream::connect(address).await else { return };
+    let Ok(mut socket) = TcpStream::connect(address).await else {
+        return;
+    };
     let talk = async {
         let length = if http == Http::SlowUpload { 1000 } else { 0 };
-        let head = format!("POST {uri} HTTP/1.1\r\nhost: storm\r\ncontent-length: {length}\r\n\r\n");
+        let head =
+            format!("POST {uri} HTTP/1.1\r\nhost: storm\r\ncontent-length: {length}\r\n\r\n");
         socket.write_all(head.as_bytes()).await?;
         if http == Http::SlowUpload {
             for _ in 0..length {
@@ -265,9 +328,14 @@ async fn leave_connection(site: &Site, http: Http, address: SocketAddr, dice: &m
 
 /// Sends requests over one connection of HTTP/2, and cancels each at a random moment.
 async fn leave_streams(site: &Site, address: SocketAddr, dice: &mut Dice, streams: u64) {
-    let Ok(socket) = TcpStream::connect(address).await else { return };
-    let handshake = http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(socket)).await;
-    let Ok((mut sender, connection)) = handshake else { return };
+    let Ok(socket) = TcpStream::connect(address).await else {
+        return;
+    };
+    let handshake =
+        http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(socket)).await;
+    let Ok((mut sender, connection)) = handshake else {
+        return;
+    };
     let connection = tokio::spawn(connection);
     let requests = (0..streams).map(|_| {
         let (uri, leave) = request(site, Http::Two, dice);
@@ -288,7 +356,9 @@ struct Server {
 
 impl Server {
     async fn start(app: Router) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free loopback port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free loopback port");
         let address = listener.local_addr().expect("a bound listener");
         let open = Arc::new(AtomicU64::new(0));
         let counted = open.clone();
@@ -297,13 +367,18 @@ impl Server {
                 let (service, open) = (TowerToHyperService::new(app.clone()), counted.clone());
                 open.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
-                    let _ =
-                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(socket), service)
+                        .await;
                     open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, accepting: accepting.abort_handle(), open }
+        Self {
+            address,
+            accepting: accepting.abort_handle(),
+            open,
+        }
     }
 
     /// Waits until its clients have gone.
@@ -313,7 +388,10 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
-        assert!(gone.await.is_ok(), "the server ends what its clients have left");
+        assert!(
+            gone.await.is_ok(),
+            "the server ends what its clients have left"
+        );
         self.accepting.abort();
     }
 }

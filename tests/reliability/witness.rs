@@ -34,10 +34,13 @@ pub enum Provokes {
 impl Witness {
     /// Looks at an error that request `number` got.
     pub fn see(&self, number: i64, provokes: Provokes, error: &DbErr) {
-        let Some((code, text)) = told(error) else { return };
+        let Some((code, text)) = told(error) else {
+            return;
+        };
         match code.as_str() {
             "23505" | "1062" => {
-                let own = text.contains(&format!("({number})")) || text.contains(&format!("'{number}'"));
+                let own =
+                    text.contains(&format!("({number})")) || text.contains(&format!("'{number}'"));
                 if provokes != Provokes::Clash || !own {
                     self.count(&self.foreign, format!("request {number}: {text}"));
                 }
@@ -55,12 +58,18 @@ impl Witness {
     /// Request `number` expected to be in the transaction of `expected`, and was in that of `found`.
     pub fn compare(&self, number: i64, expected: &str, found: &str) {
         if expected != found {
-            self.count(&self.strangers, format!("request {number}: in {found:?} instead of {expected:?}"));
+            self.count(
+                &self.strangers,
+                format!("request {number}: in {found:?} instead of {expected:?}"),
+            );
         }
     }
 
     pub fn words(&self) -> Vec<String> {
-        self.words.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.words
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn count(&self, what: &AtomicU64, words: String) {
@@ -85,5 +94,12 @@ fn told(error: &DbErr) -> Option<(String, String)> {
         return Some((error.number().to_string(), error.message().to_owned()));
     }
     let error = error.try_downcast_ref::<SqlxPostgresError>()?;
-    Some((error.code().to_owned(), format!("{}: {}", error.message(), error.detail().unwrap_or_default())))
+    Some((
+        error.code().to_owned(),
+        format!(
+            "{}: {}",
+            error.message(),
+            error.detail().unwrap_or_default()
+        ),
+    ))
 }

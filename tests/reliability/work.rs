@@ -60,8 +60,15 @@ pub fn slowness(number: i64) -> Duration {
 
 impl Kind {
     /// Those whose conversations are broken at every message.
-    pub const CONVERSATIONS: [Self; 7] =
-        [Self::Read, Self::Write, Self::Transaction, Self::Nested, Self::Stream, Self::Early, Self::Held];
+    pub const CONVERSATIONS: [Self; 7] = [
+        Self::Read,
+        Self::Write,
+        Self::Transaction,
+        Self::Nested,
+        Self::Stream,
+        Self::Early,
+        Self::Held,
+    ];
 
     pub fn path(self) -> &'static str {
         match self {
@@ -101,7 +108,13 @@ impl Kind {
     pub fn is_transaction(self) -> bool {
         matches!(
             self,
-            Self::Transaction | Self::Nested | Self::Held | Self::Swallow | Self::Stray | Self::Timeout | Self::Panic
+            Self::Transaction
+                | Self::Nested
+                | Self::Held
+                | Self::Swallow
+                | Self::Stray
+                | Self::Timeout
+                | Self::Panic
         )
     }
 }
@@ -109,13 +122,21 @@ impl Kind {
 impl Court {
     pub async fn read<C: ConnectionTrait>(&self, db: &C, number: i64) -> Result<(), DbErr> {
         self.expect_nobody(db, number).await?;
-        db.query_all_raw(with(db, "SELECT half FROM ledger WHERE number = ?", [number.into()])).await.map(drop)
+        db.query_all_raw(with(
+            db,
+            "SELECT half FROM ledger WHERE number = ?",
+            [number.into()],
+        ))
+        .await
+        .map(drop)
     }
 
     pub async fn write<C: ConnectionTrait>(&self, db: &C, number: i64) -> Result<(), DbErr> {
         self.expect_nobody(db, number).await?;
         let sql = "INSERT INTO ledger VALUES (?, 1), (?, 2)";
-        db.execute_raw(with(db, sql, [number.into(), number.into()])).await.map(drop)
+        db.execute_raw(with(db, sql, [number.into(), number.into()]))
+            .await
+            .map(drop)
     }
 
     /// In a transaction.
@@ -133,11 +154,19 @@ impl Court {
         let second = insert(tx, number, 2).await;
         // Only PostgreSQL gives the transaction up after an error. Elsewhere it goes on, and a handler that
         // swallowed this one would ask for half of its work.
-        if tx.get_database_backend() == DbBackend::Postgres { Ok(()) } else { second }
+        if tx.get_database_backend() == DbBackend::Postgres {
+            Ok(())
+        } else {
+            second
+        }
     }
 
     /// In a transaction.
-    pub async fn nest<C: ConnectionTrait + TransactionTrait>(&self, tx: &C, number: i64) -> Result<(), DbErr> {
+    pub async fn nest<C: ConnectionTrait + TransactionTrait>(
+        &self,
+        tx: &C,
+        number: i64,
+    ) -> Result<(), DbErr> {
         self.mark(tx, number).await?;
         insert(tx, number, 1).await?;
         let inner = tx.begin().await?;
@@ -149,7 +178,11 @@ impl Court {
         self.expect_mark(tx, number).await
     }
 
-    pub async fn stream<C: ConnectionTrait + StreamTrait>(&self, db: &C, number: i64) -> Result<(), DbErr> {
+    pub async fn stream<C: ConnectionTrait + StreamTrait>(
+        &self,
+        db: &C,
+        number: i64,
+    ) -> Result<(), DbErr> {
         self.expect_nobody(db, number).await?;
         let sql = format!(
             "WITH RECURSIVE row_of (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM row_of WHERE n < {STREAMED}) \
@@ -167,22 +200,32 @@ impl Court {
     /// Always an error: that of its own number.
     pub async fn clash<C: ConnectionTrait>(&self, db: &C, number: i64) -> Result<(), DbErr> {
         for _ in 0..2 {
-            db.execute_raw(with(db, "INSERT INTO clash VALUES (?)", [number.into()])).await?;
+            db.execute_raw(with(db, "INSERT INTO clash VALUES (?)", [number.into()]))
+                .await?;
         }
         Ok(())
     }
 
     /// What is wrong with a later row is nobody's business, least of all another request's.
-    pub async fn late<C: ConnectionTrait + StreamTrait>(&self, db: &C, _: i64) -> Result<(), DbErr> {
+    pub async fn late<C: ConnectionTrait + StreamTrait>(
+        &self,
+        db: &C,
+        _: i64,
+    ) -> Result<(), DbErr> {
         let backend = ConnectionTrait::get_database_backend(db);
         let sql = match backend {
             DbBackend::Postgres => "SELECT 1 / (1000 - n) FROM generate_series(1, 1000) AS n",
-            _ => "SELECT exp(500 * n) FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3) AS numbers",
+            _ => {
+                "SELECT exp(500 * n) FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3) AS numbers"
+            }
         };
         let statement = Statement::from_string(backend, sql);
         if backend == DbBackend::Postgres {
             // sqlx reads on after the only row that is asked for, but not after a stream's first ones.
-            return pin!(db.stream_raw(statement).await?).try_next().await.map(drop);
+            return pin!(db.stream_raw(statement).await?)
+                .try_next()
+                .await
+                .map(drop);
         }
         db.query_one_raw(statement).await.map(drop)
     }
@@ -192,7 +235,9 @@ impl Court {
             DbBackend::Postgres => "SELECT pg_sleep(?)",
             _ => "SELECT SLEEP(?)",
         };
-        db.query_all_raw(with(db, sql, [slowness(number).as_secs_f64().into()])).await.map(drop)
+        db.query_all_raw(with(db, sql, [slowness(number).as_secs_f64().into()]))
+            .await
+            .map(drop)
     }
 
     /// In a transaction. Always an error.
@@ -200,7 +245,8 @@ impl Court {
         insert(tx, number, 1).await?;
         match tx.get_database_backend() {
             DbBackend::Postgres => {
-                tx.execute_unprepared("SET LOCAL statement_timeout = 20").await?;
+                tx.execute_unprepared("SET LOCAL statement_timeout = 20")
+                    .await?;
                 tx.execute_unprepared("SELECT pg_sleep(5)").await?;
             }
             _ => {
@@ -218,16 +264,25 @@ impl Court {
             DbBackend::Postgres => "SELECT set_config('app.req', ?, true)",
             _ => "SET @req = ?",
         };
-        tx.execute_raw(with(tx, sql, [number.to_string().into()])).await.map(drop)
+        tx.execute_raw(with(tx, sql, [number.to_string().into()]))
+            .await
+            .map(drop)
     }
 
     async fn expect_mark<C: ConnectionTrait>(&self, tx: &C, number: i64) -> Result<(), DbErr> {
         let (sql, expected) = match tx.get_database_backend() {
-            DbBackend::Postgres => ("SELECT current_setting('app.req', true)", number.to_string()),
+            DbBackend::Postgres => (
+                "SELECT current_setting('app.req', true)",
+                number.to_string(),
+            ),
             // MariaDB alone reads what is in such a comment, and MySQL cannot be asked.
-            _ => ("SELECT concat(@req, '/', coalesce(/*M! @@in_transaction, */ 1))", format!("{number}/1")),
+            _ => (
+                "SELECT concat(@req, '/', coalesce(/*M! @@in_transaction, */ 1))",
+                format!("{number}/1"),
+            ),
         };
-        self.witness.compare(number, &expected, &text(tx, sql).await?);
+        self.witness
+            .compare(number, &expected, &text(tx, sql).await?);
         Ok(())
     }
 
@@ -235,16 +290,29 @@ impl Court {
     async fn expect_nobody<C: ConnectionTrait>(&self, db: &C, number: i64) -> Result<(), DbErr> {
         let (sql, expected) = match db.get_database_backend() {
             DbBackend::Postgres => ("SELECT coalesce(current_setting('app.req', true), '')", ""),
-            _ if self.in_transaction => ("SELECT concat(coalesce(/*M! @@in_transaction, */ 1), '')", "1"),
-            _ => ("SELECT concat(coalesce(/*M! @@in_transaction, */ 0), '')", "0"),
+            _ if self.in_transaction => (
+                "SELECT concat(coalesce(/*M! @@in_transaction, */ 1), '')",
+                "1",
+            ),
+            _ => (
+                "SELECT concat(coalesce(/*M! @@in_transaction, */ 0), '')",
+                "0",
+            ),
         };
-        self.witness.compare(number, expected, &text(db, sql).await?);
+        self.witness
+            .compare(number, expected, &text(db, sql).await?);
         Ok(())
     }
 }
 
 async fn insert<C: ConnectionTrait>(db: &C, number: i64, half: i32) -> Result<(), DbErr> {
-    db.execute_raw(with(db, "INSERT INTO ledger VALUES (?, ?)", [number.into(), half.into()])).await.map(drop)
+    db.execute_raw(with(
+        db,
+        "INSERT INTO ledger VALUES (?, ?)",
+        [number.into(), half.into()],
+    ))
+    .await
+    .map(drop)
 }
 
 /// A statement with values, its `?` in the dialect's own words.
@@ -262,7 +330,9 @@ fn with<C: ConnectionTrait, const N: usize>(db: &C, sql: &str, values: [Value; N
 }
 
 async fn text<C: ConnectionTrait>(db: &C, sql: &str) -> Result<String, DbErr> {
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await?;
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await?;
     let row = row.ok_or_else(|| DbErr::Custom("no row".to_owned()))?;
     row.try_get_by_index(0)
 }

@@ -13,7 +13,10 @@ pub struct Options {
 
 impl Options {
     /// Reads the arguments; those named in `switches` take no value.
-    pub fn parse(arguments: impl Iterator<Item = String>, switches: &[&str]) -> Result<Self, Failure> {
+    pub fn parse(
+        arguments: impl Iterator<Item = String>,
+        switches: &[&str],
+    ) -> Result<Self, Failure> {
         let mut options = Self::default();
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
@@ -25,7 +28,11 @@ impl Options {
                 true => String::new(),
                 false => arguments.next().ok_or(format!("--{name} needs a value"))?,
             };
-            options.values.entry(name.to_owned()).or_default().push(value);
+            options
+                .values
+                .entry(name.to_owned())
+                .or_default()
+                .push(value);
         }
         Ok(options)
     }
@@ -51,14 +58,27 @@ impl Options {
     }
 
     pub fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
-        let Some(text) = self.text(name) else { return Ok(None) };
-        Ok(Some(text.parse().map_err(|_| format!("--{name} {text}: not a number"))?))
+        let Some(text) = self.text(name) else {
+            return Ok(None);
+        };
+        Ok(Some(
+            text.parse()
+                .map_err(|_| format!("--{name} {text}: not a number"))?,
+        ))
     }
 
     /// Refuses options that nobody reads.
     pub fn only(&self, known: &[&str]) -> Result<(), Failure> {
-        match self.values.keys().find(|name| !known.contains(&name.as_str())) {
-            Some(name) => Err(format!("unknown option --{name}; there are: --{}", known.join(" --")).into()),
+        match self
+            .values
+            .keys()
+            .find(|name| !known.contains(&name.as_str()))
+        {
+            Some(name) => Err(format!(
+                "unknown option --{name}; there are: --{}",
+                known.join(" --")
+            )
+            .into()),
             None => Ok(()),
         }
     }

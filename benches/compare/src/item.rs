@@ -24,7 +24,11 @@ impl ActiveModelBehavior for ActiveModel {}
 
 /// The answer of the endpoint that needs no database.
 pub fn constant(id: i32) -> Model {
-    Model { id, name: format!("item {id}"), hits: 0 }
+    Model {
+        id,
+        name: format!("item {id}"),
+        hits: 0,
+    }
 }
 
 /// `id` and the four after it.

@@ -20,9 +20,15 @@ fn command() -> Result<(), Failure> {
     let command = arguments.next().unwrap_or_default();
     let options = Options::parse(arguments, &["quick"])?;
     match command.as_str() {
-        "run" => Builder::new_current_thread().enable_all().build()?.block_on(plan::run(&options)),
+        "run" => Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(plan::run(&options)),
         "report" => report::run(&options),
-        "serve" => Builder::new_multi_thread().enable_all().build()?.block_on(serve::run(&options)),
+        "serve" => Builder::new_multi_thread()
+            .enable_all()
+            .build()?
+            .block_on(serve::run(&options)),
         "load" => load::run(&options),
         _ => Err("commands: run, report, serve, load".into()),
     }

@@ -41,11 +41,21 @@ struct Load {
 impl Load {
     fn start(arguments: &[String], processor: Option<&str>) -> Result<Self, Failure> {
         let program = env::current_exe()?;
-        let mut command = process::command(program.to_str().ok_or("a path that is no text")?, processor);
-        let mut child = command.arg("load").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut command =
+            process::command(program.to_str().ok_or("a path that is no text")?, processor);
+        let mut child = command
+            .arg("load")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let input = child.stdin.take().ok_or("no input")?;
         let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-        Ok(Self { child, input, lines })
+        Ok(Self {
+            child,
+            input,
+            lines,
+        })
     }
 
     /// Waits for the line `word`; what stands behind it.
@@ -79,18 +89,44 @@ fn arguments(service: &Service, endpoint: &Endpoint, clients: usize) -> Vec<Stri
     let port = service.port.to_string();
     let clients = clients.to_string();
     let path = format!("/{}/", endpoint.name);
-    let pairs = [("--port", port.as_str()), ("--method", endpoint.method), ("--path", &path), ("--clients", &clients)];
-    pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_owned()]).collect()
+    let pairs = [
+        ("--port", port.as_str()),
+        ("--method", endpoint.method),
+        ("--path", &path),
+        ("--clients", &clients),
+    ];
+    pairs
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value.to_owned()])
+        .collect()
 }
 
 /// A load for some time.
-pub fn sample(cell: Cell<'_>, time: &Time, service: &Service, server: &Server) -> Result<Sample, Failure> {
+pub fn sample(
+    cell: Cell<'_>,
+    time: &Time,
+    service: &Service,
+    server: &Server,
+) -> Result<Sample, Failure> {
     let mut arguments = arguments(service, cell.endpoint, cell.clients);
     let takes_long = cell.endpoint.is_slow() || cell.part == Part::Overload;
-    let warm_up = if takes_long { time.warm_up.max(1.0) } else { time.warm_up };
+    let warm_up = if takes_long {
+        time.warm_up.max(1.0)
+    } else {
+        time.warm_up
+    };
     // A refusal may come after half a second.
-    let seconds = if cell.part == Part::Overload { time.seconds.max(1.5) } else { time.seconds };
-    arguments.extend(["--warm-up".to_owned(), warm_up.to_string(), "--seconds".to_owned(), seconds.to_string()]);
+    let seconds = if cell.part == Part::Overload {
+        time.seconds.max(1.5)
+    } else {
+        time.seconds
+    };
+    arguments.extend([
+        "--warm-up".to_owned(),
+        warm_up.to_string(),
+        "--seconds".to_owned(),
+        seconds.to_string(),
+    ]);
     let mut load = Load::start(&arguments, cell.processor)?;
     load.expect("begin")?;
     process::reset_peak(service.pid())?;
@@ -118,7 +154,12 @@ pub fn sample(cell: Cell<'_>, time: &Time, service: &Service, server: &Server) -
 }
 
 /// A number of requests through the proxy.
-pub fn trips(endpoint: &Endpoint, requests: u64, service: &Service, proxy: &Proxy) -> Result<Trips, Failure> {
+pub fn trips(
+    endpoint: &Endpoint,
+    requests: u64,
+    service: &Service,
+    proxy: &Proxy,
+) -> Result<Trips, Failure> {
     let mut arguments = arguments(service, endpoint, 128);
     arguments.extend(["--requests".to_owned(), requests.to_string()]);
     let mut load = Load::start(&arguments, None)?;
@@ -132,15 +173,30 @@ pub fn trips(endpoint: &Endpoint, requests: u64, service: &Service, proxy: &Prox
     load.end()?;
     let failed = figures.errors.values().sum();
     let (subject, endpoint) = (service.subject.name().to_owned(), endpoint.name.to_owned());
-    Ok(Trips { subject, endpoint, requests: figures.requests + failed, failed, trips })
+    Ok(Trips {
+        subject,
+        endpoint,
+        requests: figures.requests + failed,
+        failed,
+        trips,
+    })
 }
 
 /// The service's memory while `clients` requests wait behind a lock on the table.
-pub async fn memory(clients: u64, service: &Service, server: &mut Server) -> Result<Memory, Failure> {
-    let endpoint = Endpoint { name: "one", title: "", method: "GET" };
+pub async fn memory(
+    clients: u64,
+    service: &Service,
+    server: &mut Server,
+) -> Result<Memory, Failure> {
+    let endpoint = Endpoint {
+        name: "one",
+        title: "",
+        method: "GET",
+    };
     let idle_kib = process::memory_kib(service.pid())?;
     let mut arguments = arguments(service, &endpoint, clients as usize);
-    arguments.extend(["--warm-path", "/none/", "--requests", &clients.to_string()].map(str::to_owned));
+    arguments
+        .extend(["--warm-path", "/none/", "--requests", &clients.to_string()].map(str::to_owned));
     let mut load = Load::start(&arguments, None)?;
     load.expect("ready")?;
     let connected_kib = process::memory_kib(service.pid())?;
@@ -163,9 +219,20 @@ pub async fn memory(clients: u64, service: &Service, server: &mut Server) -> Res
     let figures = load.figures()?;
     load.end()?;
     if !figures.errors.is_empty() {
-        return Err(format!("{}: not all waited: {:?}", service.subject.name(), figures.errors).into());
+        return Err(format!(
+            "{}: not all waited: {:?}",
+            service.subject.name(),
+            figures.errors
+        )
+        .into());
     }
-    Ok(Memory { subject: service.subject.name().to_owned(), clients, idle_kib, connected_kib, waiting_kib })
+    Ok(Memory {
+        subject: service.subject.name().to_owned(),
+        clients,
+        idle_kib,
+        connected_kib,
+        waiting_kib,
+    })
 }
 
 /// What a service does after its last answer, such as giving a connection back.
@@ -183,7 +250,11 @@ impl Snapshot {
     fn take(service: &Service, server: &Server, load: &Load) -> Self {
         Self {
             service: process::cpu_nanos(service.pid()),
-            server: server.processes().into_iter().map(|pid| (pid, process::cpu_nanos(pid))).collect(),
+            server: server
+                .processes()
+                .into_iter()
+                .map(|pid| (pid, process::cpu_nanos(pid)))
+                .collect(),
             client: process::cpu_nanos(load.child.id()),
         }
     }

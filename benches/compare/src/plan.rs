@@ -28,12 +28,36 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub const ALL: [Self; 6] = [
-        Self { name: "none", title: "No database", method: "GET" },
-        Self { name: "one", title: "1 select", method: "GET" },
-        Self { name: "five", title: "5 selects", method: "GET" },
-        Self { name: "touch", title: "Select and update in a transaction", method: "POST" },
-        Self { name: "slow", title: "Select, 50 ms elsewhere, select", method: "GET" },
-        Self { name: "slow-release", title: "The same with `release()` before the 50 ms", method: "GET" },
+        Self {
+            name: "none",
+            title: "No database",
+            method: "GET",
+        },
+        Self {
+            name: "one",
+            title: "1 select",
+            method: "GET",
+        },
+        Self {
+            name: "five",
+            title: "5 selects",
+            method: "GET",
+        },
+        Self {
+            name: "touch",
+            title: "Select and update in a transaction",
+            method: "POST",
+        },
+        Self {
+            name: "slow",
+            title: "Select, 50 ms elsewhere, select",
+            method: "GET",
+        },
+        Self {
+            name: "slow-release",
+            title: "The same with `release()` before the 50 ms",
+            method: "GET",
+        },
     ];
 
     /// Its answer takes 50 ms elsewhere.
@@ -64,11 +88,15 @@ struct Plan {
     quick: bool,
 }
 
-const PARTS: [&str; 6] = ["direct", "trips", "delayed", "one-core", "overload", "memory"];
+const PARTS: [&str; 6] = [
+    "direct", "trips", "delayed", "one-core", "overload", "memory",
+];
 
 /// As many as can be served at their best, and many more.
 pub const CROWDS: [usize; 3] = [32, 128, 1000];
-const KNOWN: [&str; 9] = ["quick", "only", "part", "rounds", "seconds", "warm-up", "clients", "url", "results"];
+const KNOWN: [&str; 9] = [
+    "quick", "only", "part", "rounds", "seconds", "warm-up", "clients", "url", "results",
+];
 
 /// The requests that wait at the same time when memory is measured.
 const WAITING: u64 = 2000;
@@ -79,8 +107,9 @@ impl Plan {
         let quick = options.has("quick");
         let only = options.all("only");
         let subjects = Subject::ALL.into_iter();
-        let subjects =
-            subjects.filter(|it| only.is_empty() || only.iter().any(|name| it.name().contains(name.as_str())));
+        let subjects = subjects.filter(|it| {
+            only.is_empty() || only.iter().any(|name| it.name().contains(name.as_str()))
+        });
         let parts = match options.all("part") {
             [] => PARTS.map(str::to_owned).to_vec(),
             parts => parts.to_vec(),
@@ -88,12 +117,16 @@ impl Plan {
         if let Some(part) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
             return Err(format!("no part {part}; there are: {}", PARTS.join(" ")).into());
         }
-        let clients = options.number("clients")?.map_or(vec![32, 128], |clients| vec![clients]);
+        let clients = options
+            .number("clients")?
+            .map_or(vec![32, 128], |clients| vec![clients]);
         let (warm_up, seconds) = if quick { (0.1, 0.3) } else { (0.3, 0.7) };
         Ok(Self {
             subjects: subjects.collect(),
             parts,
-            rounds: options.number("rounds")?.unwrap_or(if quick { 1 } else { 5 }),
+            rounds: options
+                .number("rounds")?
+                .unwrap_or(if quick { 1 } else { 5 }),
             clients,
             time: Time {
                 warm_up: options.number("warm-up")?.unwrap_or(warm_up),
@@ -108,7 +141,10 @@ impl Plan {
     }
 
     fn start(&self, url: &str, start: Start<'_>) -> Result<Vec<Service>, Failure> {
-        self.subjects.iter().map(|subject| Service::start(*subject, url, start)).collect()
+        self.subjects
+            .iter()
+            .map(|subject| Service::start(*subject, url, start))
+            .collect()
     }
 }
 
@@ -117,7 +153,10 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let plan = Plan::read(options)?;
     let began = Instant::now();
     let mut server = Server::prepare(options.needed("url")?).await?;
-    let mut results = Results { about: about(&plan, &server), ..Results::default() };
+    let mut results = Results {
+        about: about(&plan, &server),
+        ..Results::default()
+    };
     if plan.has("direct") {
         let services = plan.start(&server.url, Start::default())?;
         rounds(&plan, Part::Direct, &services, &mut server, &mut results).await?;
@@ -129,20 +168,41 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         one_core(&plan, &mut server, &mut results).await?;
     }
     if plan.has("overload") {
-        let crowded = Plan { subjects: plan.subjects.iter().copied().filter(is_crowded).collect(), ..plan.clone() };
+        let crowded = Plan {
+            subjects: plan.subjects.iter().copied().filter(is_crowded).collect(),
+            ..plan.clone()
+        };
         let services = crowded.start(&server.url, Start::default())?;
-        rounds(&crowded, Part::Overload, &services, &mut server, &mut results).await?;
+        rounds(
+            &crowded,
+            Part::Overload,
+            &services,
+            &mut server,
+            &mut results,
+        )
+        .await?;
     }
     if plan.has("memory") {
         for subject in &plan.subjects {
             say(&format!("memory: {}", subject.name()));
-            let start = Start { waiting: Some(2 * WAITING as u32), ..Start::default() };
+            let start = Start {
+                waiting: Some(2 * WAITING as u32),
+                ..Start::default()
+            };
             let service = Service::start(*subject, &server.url, start)?;
-            results.memory.push(measure::memory(WAITING, &service, &mut server).await?);
+            results
+                .memory
+                .push(measure::memory(WAITING, &service, &mut server).await?);
         }
     }
-    results.about.insert("took".to_owned(), format!("{:.0} min", began.elapsed().as_secs_f64() / 60.0));
-    fs::write(options.needed("results")?, serde_json::to_vec_pretty(&results)?)?;
+    results.about.insert(
+        "took".to_owned(),
+        format!("{:.0} min", began.elapsed().as_secs_f64() / 60.0),
+    );
+    fs::write(
+        options.needed("results")?,
+        serde_json::to_vec_pretty(&results)?,
+    )?;
     Ok(())
 }
 
@@ -162,13 +222,29 @@ async fn rounds(
     let mut random = 0x9E37_79B9_7F4A_7C15;
     for round in 0..plan.rounds {
         server.tidy_up().await?;
-        for endpoint in Endpoint::ALL.iter().filter(|endpoint| belongs(endpoint, part)) {
+        for endpoint in Endpoint::ALL
+            .iter()
+            .filter(|endpoint| belongs(endpoint, part))
+        {
             for clients in clients.iter().copied() {
-                say(&format!("{part:?}, round {}: {}, {clients} clients", round + 1, endpoint.title));
-                let mut order: Vec<&Service> = services.iter().filter(|it| endpoint.has(it.subject)).collect();
+                say(&format!(
+                    "{part:?}, round {}: {}, {clients} clients",
+                    round + 1,
+                    endpoint.title
+                ));
+                let mut order: Vec<&Service> = services
+                    .iter()
+                    .filter(|it| endpoint.has(it.subject))
+                    .collect();
                 shuffle(&mut order, &mut random);
                 for service in order {
-                    let cell = Cell { part, round, endpoint, clients, processor };
+                    let cell = Cell {
+                        part,
+                        round,
+                        endpoint,
+                        clients,
+                        processor,
+                    };
                     let sample = measure::sample(cell, &plan.time, service, server)?;
                     say_sample(&sample);
                     results.samples.push(sample);
@@ -183,7 +259,9 @@ async fn rounds(
 /// and in the server, meets another one each time.
 fn shuffle<T>(items: &mut [T], random: &mut u64) {
     for end in (1..items.len()).rev() {
-        *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         items.swap(end, (*random >> 33) as usize % (end + 1));
     }
 }
@@ -203,18 +281,31 @@ fn is_crowded(subject: &Subject) -> bool {
 }
 
 /// Round trips are counted first, then made longer.
-async fn behind_proxy(plan: &Plan, server: &mut Server, results: &mut Results) -> Result<(), Failure> {
+async fn behind_proxy(
+    plan: &Plan,
+    server: &mut Server,
+    results: &mut Results,
+) -> Result<(), Failure> {
     let proxy = Proxy::start(server.port)?;
     let services = plan.start(&proxy.url(&server.url)?, Start::default())?;
     if plan.has("trips") {
         for endpoint in Endpoint::ALL.iter().filter(|endpoint| !endpoint.is_slow()) {
-            for service in services.iter().filter(|service| endpoint.has(service.subject)) {
-                say(&format!("round trips: {}, {}", endpoint.title, service.subject.name()));
+            for service in services
+                .iter()
+                .filter(|service| endpoint.has(service.subject))
+            {
+                say(&format!(
+                    "round trips: {}, {}",
+                    endpoint.title,
+                    service.subject.name()
+                ));
                 let requests = match (plan.quick, service.subject) {
                     (true, _) | (_, Subject::Guide) => 1000,
                     (false, _) => 10_000,
                 };
-                results.trips.push(measure::trips(endpoint, requests, service, &proxy)?);
+                results
+                    .trips
+                    .push(measure::trips(endpoint, requests, service, &proxy)?);
             }
         }
     }
@@ -237,7 +328,13 @@ async fn behind_proxy(plan: &Plan, server: &mut Server, results: &mut Results) -
 /// The service on one processor, the server and the load on the other.
 async fn one_core(plan: &Plan, server: &mut Server, results: &mut Results) -> Result<(), Failure> {
     server.bind_to("1")?;
-    let services = plan.start(&server.url, Start { processor: Some("0"), waiting: None });
+    let services = plan.start(
+        &server.url,
+        Start {
+            processor: Some("0"),
+            waiting: None,
+        },
+    );
     let done = match services {
         Ok(services) => rounds(plan, Part::OneCore, &services, server, results).await,
         Err(error) => Err(error),
@@ -252,23 +349,45 @@ fn about(plan: &Plan, server: &Server) -> BTreeMap<String, String> {
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|it| it.1);
+    let model = processor
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map(|it| it.1);
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let pairs = [
-        ("processor", Some(format!("{processors} × {}", model.unwrap_or("unknown")))),
+        (
+            "processor",
+            Some(format!("{processors} × {}", model.unwrap_or("unknown"))),
+        ),
         ("kernel", output("uname", &["-sr"])),
         ("rustc", output("rustc", &["--version"])),
-        ("commit", output("git", &["describe", "--always", "--dirty"])),
+        (
+            "commit",
+            output("git", &["describe", "--always", "--dirty"]),
+        ),
         ("date", output("date", &["+%Y-%m-%d"])),
         ("postgres", Some(server.version.clone())),
-        ("python", env::var("GUIDE_PYTHON").ok().and_then(|python| output(&python, &["--version"]))),
-        ("packages", env::var("GUIDE_PYTHON").ok().and_then(|python| output(&python, &["-m", "pip", "freeze"]))),
+        (
+            "python",
+            env::var("GUIDE_PYTHON")
+                .ok()
+                .and_then(|python| output(&python, &["--version"])),
+        ),
+        (
+            "packages",
+            env::var("GUIDE_PYTHON")
+                .ok()
+                .and_then(|python| output(&python, &["-m", "pip", "freeze"])),
+        ),
         ("rounds", Some(plan.rounds.to_string())),
         ("warm-up", Some(plan.time.warm_up.to_string())),
         ("seconds", Some(plan.time.seconds.to_string())),
         ("quick", plan.quick.then(|| "yes".to_owned())),
     ];
-    pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    pairs
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .collect()
 }
 
 fn say(line: &str) {
@@ -285,6 +404,10 @@ fn say_sample(sample: &crate::results::Sample) {
         sample.each(sample.service_us),
         sample.each(sample.server_us),
         sample.each(sample.client_us),
-        if sample.figures.errors.is_empty() { String::new() } else { format!("errors {:?}", sample.figures.errors) },
+        if sample.figures.errors.is_empty() {
+            String::new()
+        } else {
+            format!("errors {:?}", sample.figures.errors)
+        },
     );
 }

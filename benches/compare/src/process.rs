@@ -17,18 +17,27 @@ pub fn command(program: &str, processor: Option<&str>) -> Command {
 
 /// Processor time that the threads of `pid` have taken, in nanoseconds; 0 if it is gone.
 pub fn cpu_nanos(pid: u32) -> u64 {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return 0;
+    };
     let of_thread = |path: std::path::PathBuf| {
         let text = fs::read_to_string(path.join("schedstat")).ok()?;
         text.split_whitespace().next()?.parse::<u64>().ok()
     };
-    threads.flatten().filter_map(|thread| of_thread(thread.path())).sum()
+    threads
+        .flatten()
+        .filter_map(|thread| of_thread(thread.path()))
+        .sum()
 }
 
 /// The children of `pid`.
 pub fn children(pid: u32) -> Vec<u32> {
-    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else { return Vec::new() };
-    text.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else {
+        return Vec::new();
+    };
+    text.split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
 }
 
 /// The parent of `pid`.
@@ -54,9 +63,13 @@ pub fn reset_peak(pid: u32) -> Result<(), Failure> {
 /// A line of `/proc/PID/status`, without its unit.
 fn status(pid: u32, name: &str) -> Result<String, Failure> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let value = value.and_then(|value| value.split_whitespace().next());
-    Ok(value.ok_or(format!("no {name} of process {pid}"))?.to_owned())
+    Ok(value
+        .ok_or(format!("no {name} of process {pid}"))?
+        .to_owned())
 }
 
 #[cfg(test)]

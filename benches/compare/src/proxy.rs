@@ -14,7 +14,8 @@ use std::{
 };
 
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, unix::AsyncFd},
@@ -51,9 +52,14 @@ impl Proxy {
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let shared = Arc::<Shared>::default();
-        let proxy = Self { port, shared: Arc::clone(&shared) };
+        let proxy = Self {
+            port,
+            shared: Arc::clone(&shared),
+        };
         let runtime = Builder::new_current_thread().enable_io().build()?;
-        thread::spawn(move || LocalSet::new().block_on(&runtime, accept(listener, target, &shared)));
+        thread::spawn(move || {
+            LocalSet::new().block_on(&runtime, accept(listener, target, &shared))
+        });
         Ok(proxy)
     }
 
@@ -66,7 +72,9 @@ impl Proxy {
 
     /// From now on each answer of the server is held for that long.
     pub fn delay(&self, delay: Duration) {
-        self.shared.delay_micros.store(delay.as_micros() as u64, Ordering::SeqCst);
+        self.shared
+            .delay_micros
+            .store(delay.as_micros() as u64, Ordering::SeqCst);
     }
 
     /// How many round trips there were: bursts from a client that the server had answered before.
@@ -142,7 +150,9 @@ async fn downstream(
         if !delay.is_zero() {
             let arrived = Instant::now();
             timer.sleep(delay).await?;
-            shared.held_nanos.fetch_add(arrived.elapsed().as_nanos() as u64, Ordering::SeqCst);
+            shared
+                .held_nanos
+                .fetch_add(arrived.elapsed().as_nanos() as u64, Ordering::SeqCst);
             shared.held_chunks.fetch_add(1, Ordering::SeqCst);
         }
         talk.borrow_mut().server_says(&buffer[..read]);
@@ -154,21 +164,39 @@ async fn downstream(
 struct Timer(AsyncFd<OwnedFd>);
 
 impl Timer {
-    #[allow(deprecated, reason = "its successor is unsafe code, for the sake of other things than an `OwnedFd`")]
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe code, for the sake of other things than an `OwnedFd`"
+    )]
     fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Self(AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?))
+        Ok(Self(AsyncFd::new(timerfd_create(
+            TimerfdClockId::Monotonic,
+            flags,
+        )?)?))
     }
 
     async fn sleep(&self, time: Duration) -> io::Result<()> {
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
-        let once = Itimerspec { it_interval: never, it_value: time };
+        let never = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let time = Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        let once = Itimerspec {
+            it_interval: never,
+            it_value: time,
+        };
         timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once)?;
         loop {
             let mut ready = self.0.readable().await?;
             // Eight bytes: how often it has run out.
-            if ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0; 8])?)).is_ok_and(|read| read.is_ok()) {
+            if ready
+                .try_io(|timer| Ok(rustix::io::read(timer, &mut [0; 8])?))
+                .is_ok_and(|read| read.is_ok())
+            {
                 ready.clear_ready();
                 return Ok(());
             }

@@ -11,7 +11,9 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let name = options.word(0).ok_or("serve needs the name of a subject")?;
     let subject = Subject::named(name).ok_or(format!("no subject {name}"))?;
     let db = subject.connect(options.needed("url")?).await?;
-    let router = subject.router(db, options.number("waiting")?).ok_or("that subject has a server of its own")?;
+    let router = subject
+        .router(db, options.number("waiting")?)
+        .ok_or("that subject has a server of its own")?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     println!("{}", listener.local_addr()?.port());
     let listener = listener.tap_io(|stream| {

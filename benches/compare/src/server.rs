@@ -19,9 +19,13 @@ impl Server {
     /// Connects to the server at `url` and fills the table.
     pub async fn prepare(url: &str) -> Result<Self, Failure> {
         let mut admin = PgConnection::connect(url).await?;
-        let port = url.rsplit_once(':').and_then(|(_, after)| after.split('/').next()?.parse().ok());
+        let port = url
+            .rsplit_once(':')
+            .and_then(|(_, after)| after.split('/').next()?.parse().ok());
         let (backend, version): (i32, String) =
-            sqlx::query_as("SELECT pg_backend_pid(), current_setting('server_version')").fetch_one(&mut admin).await?;
+            sqlx::query_as("SELECT pg_backend_pid(), current_setting('server_version')")
+                .fetch_one(&mut admin)
+                .await?;
         // Room on each page, so that an update stays on its row's page and the table does not grow.
         admin.execute("DROP TABLE IF EXISTS item").await?;
         admin
@@ -29,11 +33,19 @@ impl Server {
                 "CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL, hits int NOT NULL) WITH (fillfactor = 50)",
             )
             .await?;
-        let fill = format!("INSERT INTO item SELECT id, 'item ' || id, 0 FROM generate_series(1, {ROWS}) id");
+        let fill = format!(
+            "INSERT INTO item SELECT id, 'item ' || id, 0 FROM generate_series(1, {ROWS}) id"
+        );
         admin.execute(AssertSqlSafe(fill)).await?;
         let postmaster = process::parent(backend as u32)?;
         let port = port.ok_or("a URL without a port")?;
-        let mut server = Self { url: url.to_owned(), port, version, postmaster, admin };
+        let mut server = Self {
+            url: url.to_owned(),
+            port,
+            version,
+            postmaster,
+            admin,
+        };
         server.tidy_up().await?;
         Ok(server)
     }
@@ -61,7 +73,9 @@ impl Server {
 
     /// Has every statement on the table wait until [`unlock`](Self::unlock).
     pub async fn lock(&mut self) -> Result<(), Failure> {
-        self.admin.execute("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE").await?;
+        self.admin
+            .execute("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+            .await?;
         Ok(())
     }
 
@@ -74,7 +88,9 @@ impl Server {
     pub fn bind_to(&self, list: &str) -> Result<(), Failure> {
         for pid in self.processes() {
             let pid = pid.to_string();
-            let done = Command::new("taskset").args(["-a", "-c", "-p", list, &pid]).output()?;
+            let done = Command::new("taskset")
+                .args(["-a", "-c", "-p", list, &pid])
+                .output()?;
             // One that has just ended needs no processor.
             if !done.status.success() && std::path::Path::new("/proc").join(&pid).exists() {
                 return Err(String::from_utf8_lossy(&done.stderr).into());

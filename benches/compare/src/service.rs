@@ -46,12 +46,22 @@ impl Service {
         if let Some(waiting) = start.waiting {
             command.args(["--waiting", &waiting.to_string()]);
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let out = child.stdout.take().ok_or("no output")?;
-        let mut service = Self { subject, port: 0, child };
+        let mut service = Self {
+            subject,
+            port: 0,
+            child,
+        };
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
-        service.port = line.trim().parse().map_err(|_| format!("{} did not start", subject.name()))?;
+        service.port = line
+            .trim()
+            .parse()
+            .map_err(|_| format!("{} did not start", subject.name()))?;
         Ok(service)
     }
 
@@ -59,14 +69,34 @@ impl Service {
         let url = url.replacen("postgres://", "postgresql+asyncpg://", 1);
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         command
-            .args(["-m", "uvicorn", "app:app", "--host", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--loop", "uvloop", "--http", "httptools", "--workers", "1", "--no-access-log"])
+            .args([
+                "-m",
+                "uvicorn",
+                "app:app",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+            ])
+            .args([
+                "--loop",
+                "uvloop",
+                "--http",
+                "httptools",
+                "--workers",
+                "1",
+                "--no-access-log",
+            ])
             .args(["--log-level", "warning"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("guide"))
             .env("DATABASE_URL", url)
             .env("PYTHONDONTWRITEBYTECODE", "1");
         let child = command.stdin(Stdio::null()).spawn()?;
-        let mut service = Self { subject: Subject::Guide, port, child };
+        let mut service = Self {
+            subject: Subject::Guide,
+            port,
+            child,
+        };
         let deadline = Instant::now() + START_BOUND;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if Instant::now() > deadline || service.child.try_wait()?.is_some() {
@@ -92,9 +122,11 @@ impl Drop for Service {
 /// The program that serves `subject`.
 fn program(subject: Subject) -> Result<String, Failure> {
     if subject == Subject::Guide {
-        return Ok(
-            env::var("GUIDE_PYTHON").map_err(|_| "GUIDE_PYTHON does not name a Python with the guide's packages")?
-        );
+        return Ok(env::var("GUIDE_PYTHON")
+            .map_err(|_| "GUIDE_PYTHON does not name a Python with the guide's packages")?);
     }
-    Ok(env::current_exe()?.to_str().ok_or("a path that is no text")?.to_owned())
+    Ok(env::current_exe()?
+        .to_str()
+        .ok_or("a path that is no text")?
+        .to_owned())
 }

@@ -21,5 +21,9 @@ pub async fn five(connection: &mut PgConnection, id: i32) -> Result<Vec<item::Mo
 pub async fn touch(connection: &mut PgConnection, id: i32) -> Result<item::Model, AppError> {
     let found = one(connection, id).await?;
     let query = sqlx::query_as("UPDATE item SET hits = $1 WHERE id = $2 RETURNING id, name, hits");
-    Ok(query.bind(found.hits + 1).bind(id).fetch_one(connection).await?)
+    Ok(query
+        .bind(found.hits + 1)
+        .bind(id)
+        .fetch_one(connection)
+        .await?)
 }

@@ -5,7 +5,10 @@ use sea_orm::{ActiveModelTrait, ActiveValue::Set, ConnectionTrait, EntityTrait, 
 use crate::{error::AppError, item};
 
 pub async fn one(db: &impl ConnectionTrait, id: i32) -> Result<item::Model, AppError> {
-    item::Entity::find_by_id(id).one(db).await?.ok_or(AppError::NOT_FOUND)
+    item::Entity::find_by_id(id)
+        .one(db)
+        .await?
+        .ok_or(AppError::NOT_FOUND)
 }
 
 pub async fn five(db: &impl ConnectionTrait, id: i32) -> Result<Vec<item::Model>, AppError> {

@@ -34,7 +34,11 @@ async fn the_last_frame_waits_for_the_commit_however_its_end_is_known() {
     for (shape, content_length) in shapes {
         let log = Log::default();
         let (mut body, hold) = SessionBody::new(shape(script(&log)));
-        let Finishing { finish, mut called, outcome } = finishing(&log);
+        let Finishing {
+            finish,
+            mut called,
+            outcome,
+        } = finishing(&log);
         engaged(&hold, finish, content_length);
         assert!(!body.is_end_stream());
         assert_eq!(next(&mut body).await, "data:one");
@@ -55,7 +59,10 @@ async fn the_last_frame_waits_for_the_commit_however_its_end_is_known() {
         assert_eq!(body.size_hint().exact(), Some(0));
         assert_eq!(next(&mut body).await, "end");
         drop(body);
-        assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+        assert_eq!(
+            log.events(),
+            ["inner dropped", "finish called", "committed"]
+        );
     }
 }
 
@@ -63,7 +70,11 @@ async fn the_last_frame_waits_for_the_commit_however_its_end_is_known() {
 async fn an_end_that_nobody_announced_waits_for_the_commit() {
     let log = Log::default();
     let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
-    let Finishing { finish, mut called, outcome } = finishing(&log);
+    let Finishing {
+        finish,
+        mut called,
+        outcome,
+    } = finishing(&log);
     engaged(&hold, finish, None);
     assert_eq!(next(&mut body).await, "data:one");
     assert_eq!(next(&mut body).await, "data:last");
@@ -83,20 +94,34 @@ async fn trailers_are_shown_and_wait_with_the_data_before_them() {
         let mut script = Script::new(&log, [data("one"), Step::Pending, trailers("7")]);
         script.exact = exact;
         let (mut body, hold) = SessionBody::new(script);
-        let Finishing { finish, called, outcome } = finishing(&log);
+        let Finishing {
+            finish,
+            called,
+            outcome,
+        } = finishing(&log);
         engaged(&hold, finish, content_length);
         outcome.send(Ok(())).unwrap();
         assert_eq!(next(&mut body).await, "data:one");
         assert!(!body.is_end_stream());
-        assert_eq!(called.now_or_never().is_some(), exact.or(content_length).is_some());
+        assert_eq!(
+            called.now_or_never().is_some(),
+            exact.or(content_length).is_some()
+        );
         assert_eq!(next(&mut body).await, "trailers:7");
         assert!(body.is_end_stream());
         assert_eq!(next(&mut body).await, "end");
-        assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+        assert_eq!(
+            log.events(),
+            ["inner dropped", "finish called", "committed"]
+        );
     }
     let log = Log::default();
     let (mut body, hold) = SessionBody::new(Script::new(&log, [trailers("7")]));
-    let Finishing { finish, mut called, outcome: _outcome } = finishing(&log);
+    let Finishing {
+        finish,
+        mut called,
+        outcome: _outcome,
+    } = finishing(&log);
     engaged(&hold, finish, None);
     assert!(poll!(Box::pin(next(&mut body))).is_pending());
     assert_eq!(called.try_recv().unwrap(), Some(trailer_map("7")));
@@ -106,11 +131,23 @@ async fn trailers_are_shown_and_wait_with_the_data_before_them() {
 async fn a_body_that_belies_its_length_is_broken_off_and_rolled_back() {
     let cases: Vec<(Vec<Step>, bool, &[&str])> = vec![
         (vec![data("123456")], false, &[TOO_LONG]),
-        (vec![data("123"), data("456")], true, &["data:123", TOO_LONG]),
-        (vec![data("12345"), Step::Pending, data("6")], false, &[TOO_LONG]),
+        (
+            vec![data("123"), data("456")],
+            true,
+            &["data:123", TOO_LONG],
+        ),
+        (
+            vec![data("12345"), Step::Pending, data("6")],
+            false,
+            &[TOO_LONG],
+        ),
         (vec![data("123")], false, &["data:123", TOO_SHORT]),
         (vec![data("123")], true, &[TOO_SHORT]),
-        (vec![data("123"), trailers("7")], false, &["data:123", TOO_SHORT]),
+        (
+            vec![data("123"), trailers("7")],
+            false,
+            &["data:123", TOO_SHORT],
+        ),
         (vec![], false, &[TOO_SHORT]),
     ];
     for (steps, knows_end, expected) in cases {
@@ -125,14 +162,23 @@ async fn a_body_that_belies_its_length_is_broken_off_and_rolled_back() {
 #[tokio::test]
 async fn empty_frames_neither_complete_nor_lengthen_a_body() {
     let log = Log::default();
-    let script = Script::new(&log, [data(""), data("12345"), data(""), Step::Pending, data("")]);
-    assert_eq!(run(script, &log, Some(5)).await, ["data:", "data:12345", "end"]);
+    let script = Script::new(
+        &log,
+        [data(""), data("12345"), data(""), Step::Pending, data("")],
+    );
+    assert_eq!(
+        run(script, &log, Some(5)).await,
+        ["data:", "data:12345", "end"]
+    );
 
     let script = Script::new(&log, [data("12345"), data("")]).knowing_its_end();
     assert_eq!(run(script, &log, Some(5)).await, ["data:12345", "end"]);
 
     let script = Script::new(&log, [data("12345"), data("")]).knowing_its_end();
-    assert_eq!(run(script, &log, None).await, ["data:12345", "data:", "end"]);
+    assert_eq!(
+        run(script, &log, None).await,
+        ["data:12345", "data:", "end"]
+    );
 
     let script = Script::new(&log, [data("")]);
     assert_eq!(run(script, &log, None).await, ["data:", "end"]);
@@ -143,13 +189,18 @@ async fn a_large_only_frame_is_counted_while_it_is_withheld() {
     let log = Log::default();
     let large = Bytes::from(vec![b'x'; 32 << 20]);
     let (mut body, hold) = SessionBody::new(Full::new(large.clone()));
-    let Finishing { finish, outcome, .. } = finishing(&log);
+    let Finishing {
+        finish, outcome, ..
+    } = finishing(&log);
     engaged(&hold, finish, None);
     assert_eq!(body.size_hint().exact(), Some(32 << 20));
     assert!(poll!(body.frame()).is_pending());
     assert_eq!(body.size_hint().exact(), Some(32 << 20));
     outcome.send(Ok(())).unwrap();
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), large);
+    assert_eq!(
+        body.frame().await.unwrap().unwrap().into_data().unwrap(),
+        large
+    );
     assert!(body.is_end_stream());
 }
 
@@ -183,14 +234,27 @@ async fn an_error_of_the_inner_body_goes_through_and_rolls_back() {
 async fn a_failed_commit_is_an_error_and_the_end_is_never_handed_out() {
     type Shape = fn(Script) -> Script;
     let shapes: [(Shape, Option<u64>, &[&str]); 4] = [
-        (|script| script, None, &["data:one", "data:last", NOT_COMMITTED]),
-        (|script| script.knowing_its_end(), None, &["data:one", NOT_COMMITTED]),
-        (|script| script.of_exactly(7), None, &["data:one", NOT_COMMITTED]),
+        (
+            |script| script,
+            None,
+            &["data:one", "data:last", NOT_COMMITTED],
+        ),
+        (
+            |script| script.knowing_its_end(),
+            None,
+            &["data:one", NOT_COMMITTED],
+        ),
+        (
+            |script| script.of_exactly(7),
+            None,
+            &["data:one", NOT_COMMITTED],
+        ),
         (|script| script, Some(7), &["data:one", NOT_COMMITTED]),
     ];
     for (shape, content_length, expected) in shapes {
         let log = Log::default();
-        let (mut body, hold) = SessionBody::new(shape(Script::new(&log, [data("one"), data("last")])));
+        let (mut body, hold) =
+            SessionBody::new(shape(Script::new(&log, [data("one"), data("last")])));
         engaged(&hold, finish(&log, Err("no quorum".into())), content_length);
         assert_eq!(all(&mut body).await, expected);
         assert_eq!(log.events(), ["inner dropped", "finish called", "failed"]);
@@ -221,11 +285,18 @@ async fn a_body_dropped_before_its_end_rolls_back() {
 async fn a_body_dropped_while_it_settles_drops_the_future() {
     let log = Log::default();
     let (mut body, hold) = SessionBody::new(Script::new(&log, [data("last")]));
-    let Finishing { finish, outcome: _outcome, .. } = finishing(&log);
+    let Finishing {
+        finish,
+        outcome: _outcome,
+        ..
+    } = finishing(&log);
     engaged(&hold, finish, Some(4));
     assert!(poll!(Box::pin(next(&mut body))).is_pending());
     drop(body);
-    assert_eq!(log.events(), ["inner dropped", "finish called", "finish dropped"]);
+    assert_eq!(
+        log.events(),
+        ["inner dropped", "finish called", "finish dropped"]
+    );
 }
 
 #[tokio::test]
@@ -243,11 +314,15 @@ async fn a_body_that_is_gone_gives_finish_back() {
 #[tokio::test]
 async fn a_body_read_below_the_layer_goes_through_and_gives_finish_back() {
     type Shape = fn(Script) -> Script;
-    let shapes: [(Shape, bool); 3] =
-        [(|script| script, false), (|script| script.knowing_its_end(), true), (|script| script.of_exactly(7), true)];
+    let shapes: [(Shape, bool); 3] = [
+        (|script| script, false),
+        (|script| script.knowing_its_end(), true),
+        (|script| script.of_exactly(7), true),
+    ];
     for (shape, knows) in shapes {
         let log = Log::default();
-        let (mut body, hold) = SessionBody::new(shape(Script::new(&log, [data("one"), data("last")])));
+        let (mut body, hold) =
+            SessionBody::new(shape(Script::new(&log, [data("one"), data("last")])));
         assert_eq!(next(&mut body).await, "data:one");
         assert!(hold.is_wanted());
         assert_eq!(next(&mut body).await, "data:last");
@@ -291,7 +366,8 @@ async fn a_body_that_failed_below_the_layer_says_so() {
 async fn the_head_may_go_out_while_the_first_frame_is_awaited() {
     let log = Log::default();
     let (go, wait) = oneshot::channel();
-    let (mut body, hold) = SessionBody::new(Script::new(&log, [Step::Wait(wait), data("last")]).knowing_its_end());
+    let (mut body, hold) =
+        SessionBody::new(Script::new(&log, [Step::Wait(wait), data("last")]).knowing_its_end());
     {
         let mut frame = Box::pin(next(&mut body));
         assert!(poll!(&mut frame).is_pending());
@@ -318,7 +394,9 @@ async fn the_head_may_go_out_while_a_task_reads_the_last_frame() {
 #[tokio::test]
 async fn a_body_settled_at_its_head_passes() {
     let log = Log::default();
-    let script = Script::new(&log, [data("one"), data("last")]).knowing_its_end().of_exactly(7);
+    let script = Script::new(&log, [data("one"), data("last")])
+        .knowing_its_end()
+        .of_exactly(7);
     let (mut body, hold) = SessionBody::new(script);
     hold.pass();
     assert!(!hold.is_wanted());
@@ -339,7 +417,10 @@ async fn passing_an_engaged_body_changes_nothing() {
     hold.pass();
     assert!(refused(hold.engage(finish(&Log::default(), Ok(())), None)));
     assert_eq!(all(&mut body).await, ["data:last", "end"]);
-    assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+    assert_eq!(
+        log.events(),
+        ["inner dropped", "finish called", "committed"]
+    );
 }
 
 #[tokio::test]
@@ -367,7 +448,10 @@ async fn a_body_that_turned_out_empty_after_the_head_is_settled_at_its_end() {
     assert_eq!(all(&mut body).await, ["end"]);
     assert!(body.is_end_stream());
     drop(go);
-    assert_eq!(log.events(), ["inner dropped", "finish called", "committed"]);
+    assert_eq!(
+        log.events(),
+        ["inner dropped", "finish called", "committed"]
+    );
 }
 
 #[tokio::test]
@@ -377,5 +461,8 @@ async fn a_plain_body_passes() {
     assert_eq!(next(&mut body).await, "data:text");
     assert!(body.is_end_stream());
     assert!(SessionBody::<Full<Bytes>>::default().is_end_stream());
-    assert_eq!(format!("{body:?}"), r#"SessionBody { state: "reading", read: 4, .. }"#);
+    assert_eq!(
+        format!("{body:?}"),
+        r#"SessionBody { state: "reading", read: 4, .. }"#
+    );
 }

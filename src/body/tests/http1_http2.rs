@@ -24,13 +24,29 @@ impl Form {
     fn all() -> impl Iterator<Item = Self> {
         (0..32).map(|bits: u8| {
             let bit = |n: u8| bits & (1 << n) != 0;
-            let version = if bit(0) { Version::HTTP_2 } else { Version::HTTP_11 };
-            Self { version, header: bit(1), exact: bit(2), knows_end: bit(3), trailers: bit(4) }
+            let version = if bit(0) {
+                Version::HTTP_2
+            } else {
+                Version::HTTP_11
+            };
+            Self {
+                version,
+                header: bit(1),
+                exact: bit(2),
+                knows_end: bit(3),
+                trailers: bit(4),
+            }
         })
     }
 
     fn plain(version: Version) -> Self {
-        Self { version, header: false, exact: false, knows_end: false, trailers: false }
+        Self {
+            version,
+            header: false,
+            exact: false,
+            knows_end: false,
+            trailers: false,
+        }
     }
 
     fn has_length(self) -> bool {
@@ -56,7 +72,11 @@ impl Form {
 
     /// What of the body is with the client when its transaction is still to be settled.
     fn before_the_commit(self) -> &'static str {
-        if self.has_length() || (self.knows_end && !self.trailers) { "first" } else { "firstlast" }
+        if self.has_length() || (self.knows_end && !self.trailers) {
+            "first"
+        } else {
+            "firstlast"
+        }
     }
 }
 
@@ -67,12 +87,21 @@ struct Exchange {
 }
 
 impl Exchange {
-    async fn new(form: Form, method: Method, body: SessionBody<Script>, content_length: Option<u64>) -> Self {
+    async fn new(
+        form: Form,
+        method: Method,
+        body: SessionBody<Script>,
+        content_length: Option<u64>,
+    ) -> Self {
         let mut response = Response::new(body);
         if let Some(length) = content_length {
-            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, length.into());
         }
-        response.headers_mut().insert(header::TRAILER, header::HeaderValue::from_static("x-sum"));
+        response
+            .headers_mut()
+            .insert(header::TRAILER, header::HeaderValue::from_static("x-sum"));
         let answer = Mutex::new(Some(response));
         let service = service_fn(move |_: Request<Incoming>| {
             let answer = answer.lock().unwrap().take().unwrap();
@@ -82,20 +111,34 @@ impl Exchange {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = method;
         *request.uri_mut() = "http://host/".parse().unwrap();
-        request.headers_mut().insert(header::TE, header::HeaderValue::from_static("trailers"));
+        request
+            .headers_mut()
+            .insert(header::TE, header::HeaderValue::from_static("trailers"));
 
         let (near, far) = tokio::io::duplex(1 << 16);
         let (near, far) = (TokioIo::new(near), TokioIo::new(far));
         let (request, client) = if form.version == Version::HTTP_2 {
-            tokio::spawn(server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(far, service));
-            let (mut sender, connection) = client::conn::http2::handshake(TokioExecutor::new(), near).await.unwrap();
+            tokio::spawn(
+                server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(far, service),
+            );
+            let (mut sender, connection) =
+                client::conn::http2::handshake(TokioExecutor::new(), near)
+                    .await
+                    .unwrap();
             let client = tokio::spawn(connection.map(drop));
-            (async move { sender.send_request(request).await }.boxed(), client)
+            (
+                async move { sender.send_request(request).await }.boxed(),
+                client,
+            )
         } else {
             tokio::spawn(server::conn::http1::Builder::new().serve_connection(far, service));
             let (mut sender, connection) = client::conn::http1::handshake(near).await.unwrap();
             let client = tokio::spawn(connection.map(drop));
-            (async move { sender.send_request(request).await }.boxed(), client)
+            (
+                async move { sender.send_request(request).await }.boxed(),
+                client,
+            )
         };
         Self { request, client }
     }
@@ -109,13 +152,20 @@ impl Exchange {
             let mut trailers = None;
             while let Some(frame) = response.frame().await {
                 match frame?.into_data() {
-                    Ok(data) => far.lock().unwrap().push_str(std::str::from_utf8(&data).unwrap()),
+                    Ok(data) => far
+                        .lock()
+                        .unwrap()
+                        .push_str(std::str::from_utf8(&data).unwrap()),
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 }
             }
             Ok(trailers)
         });
-        Reader { seen, task, client: self.client }
+        Reader {
+            seen,
+            task,
+            client: self.client,
+        }
     }
 }
 
@@ -145,7 +195,9 @@ impl Reader {
 
 /// A bound for what ought to happen at once.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), what).await.expect("it hangs")
+    tokio::time::timeout(Duration::from_secs(60), what)
+        .await
+        .expect("it hangs")
 }
 
 /// Lets everybody do all they can. There is one thread and no socket: nobody is left waiting.
@@ -170,11 +222,21 @@ async fn the_client_sees_no_end_before_the_commit() {
     for form in Form::all() {
         let log = Log::default();
         let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
-        let Finishing { finish, called, outcome } = finishing(&log);
+        let Finishing {
+            finish,
+            called,
+            outcome,
+        } = finishing(&log);
         engaged(&hold, finish, form.length());
-        let reader = Exchange::new(form, Method::GET, body, form.length()).await.read();
+        let reader = Exchange::new(form, Method::GET, body, form.length())
+            .await
+            .read();
 
-        assert_eq!(soon(called).await.unwrap().is_some(), form.trailers, "{form:?}");
+        assert_eq!(
+            soon(called).await.unwrap().is_some(),
+            form.trailers,
+            "{form:?}"
+        );
         quiet().await;
         assert_eq!(reader.seen(), form.before_the_commit(), "{form:?}");
         assert!(!reader.task.is_finished(), "{form:?}");
@@ -184,8 +246,16 @@ async fn the_client_sees_no_end_before_the_commit() {
         let received = result.unwrap();
         assert_eq!(seen, "firstlast", "{form:?}");
         let carries_trailers = form.version == Version::HTTP_2 || !form.has_length();
-        assert_eq!(received, (form.trailers && carries_trailers).then(|| trailer_map("7")), "{form:?}");
-        assert_eq!(log.events(), ["inner dropped", "finish called", "committed"], "{form:?}");
+        assert_eq!(
+            received,
+            (form.trailers && carries_trailers).then(|| trailer_map("7")),
+            "{form:?}"
+        );
+        assert_eq!(
+            log.events(),
+            ["inner dropped", "finish called", "committed"],
+            "{form:?}"
+        );
     }
 }
 
@@ -194,9 +264,15 @@ async fn a_failed_commit_is_an_incomplete_body() {
     for form in Form::all() {
         let log = Log::default();
         let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
-        let Finishing { finish, called, outcome } = finishing(&log);
+        let Finishing {
+            finish,
+            called,
+            outcome,
+        } = finishing(&log);
         engaged(&hold, finish, form.length());
-        let reader = Exchange::new(form, Method::GET, body, form.length()).await.read();
+        let reader = Exchange::new(form, Method::GET, body, form.length())
+            .await
+            .read();
 
         soon(called).await.unwrap();
         quiet().await;
@@ -204,7 +280,11 @@ async fn a_failed_commit_is_an_incomplete_body() {
         let (seen, result) = reader.end().await;
         assert!(result.is_err(), "{form:?}: {seen}");
         assert_eq!(seen, form.before_the_commit(), "{form:?}");
-        assert_eq!(log.events(), ["inner dropped", "finish called", "failed"], "{form:?}");
+        assert_eq!(
+            log.events(),
+            ["inner dropped", "finish called", "failed"],
+            "{form:?}"
+        );
     }
 }
 
@@ -212,9 +292,14 @@ async fn a_failed_commit_is_an_incomplete_body() {
 async fn an_inner_error_is_an_incomplete_body_and_rolls_back() {
     for form in Form::all() {
         let log = Log::default();
-        let (body, hold) = SessionBody::new(form.script(&log, vec![data("first"), Step::Pending, Step::Fail]));
+        let (body, hold) =
+            SessionBody::new(form.script(&log, vec![data("first"), Step::Pending, Step::Fail]));
         engaged(&hold, finish(&log, Ok(())), form.length());
-        let (_, result) = Exchange::new(form, Method::GET, body, form.length()).await.read().end().await;
+        let (_, result) = Exchange::new(form, Method::GET, body, form.length())
+            .await
+            .read()
+            .end()
+            .await;
         assert!(result.is_err(), "{form:?}");
         assert_eq!(log.events(), ["inner dropped", "rolled back"], "{form:?}");
     }
@@ -228,7 +313,9 @@ async fn a_client_that_leaves_in_the_middle_rolls_back() {
         let steps = vec![data("first"), Step::Wait(wait), data("last")];
         let (body, hold) = SessionBody::new(form.script(&log, steps));
         engaged(&hold, finish(&log, Ok(())), form.length());
-        let reader = Exchange::new(form, Method::GET, body, form.length()).await.read();
+        let reader = Exchange::new(form, Method::GET, body, form.length())
+            .await
+            .read();
         quiet().await;
         assert_eq!(reader.seen(), "first", "{form:?}");
         reader.hang_up();
@@ -242,13 +329,23 @@ async fn a_client_that_leaves_during_the_commit_drops_its_future() {
     for form in Form::all() {
         let log = Log::default();
         let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
-        let Finishing { finish, called, outcome: _outcome } = finishing(&log);
+        let Finishing {
+            finish,
+            called,
+            outcome: _outcome,
+        } = finishing(&log);
         engaged(&hold, finish, form.length());
-        let reader = Exchange::new(form, Method::GET, body, form.length()).await.read();
+        let reader = Exchange::new(form, Method::GET, body, form.length())
+            .await
+            .read();
         soon(called).await.unwrap();
         reader.hang_up();
         happened(&log, "finish dropped").await;
-        assert_eq!(log.events(), ["inner dropped", "finish called", "finish dropped"], "{form:?}");
+        assert_eq!(
+            log.events(),
+            ["inner dropped", "finish called", "finish dropped"],
+            "{form:?}"
+        );
     }
 }
 
@@ -260,20 +357,35 @@ async fn a_body_of_another_length_than_declared_is_incomplete_and_rolled_back() 
             let form = Form::plain(version);
             let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
             engaged(&hold, finish(&log, Ok(())), Some(declared));
-            let (_, result) = Exchange::new(form, Method::GET, body, Some(declared)).await.read().end().await;
+            let (_, result) = Exchange::new(form, Method::GET, body, Some(declared))
+                .await
+                .read()
+                .end()
+                .await;
             assert!(result.is_err(), "{version:?} {declared}");
-            assert_eq!(log.events(), ["inner dropped", "rolled back"], "{version:?} {declared}");
+            assert_eq!(
+                log.events(),
+                ["inner dropped", "rolled back"],
+                "{version:?} {declared}"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn an_answer_to_head_is_settled_at_its_head() {
-    let form = Form { header: true, ..Form::plain(Version::HTTP_11) };
+    let form = Form {
+        header: true,
+        ..Form::plain(Version::HTTP_11)
+    };
     let log = Log::default();
     let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
     hold.pass();
-    let (seen, result) = Exchange::new(form, Method::HEAD, body, form.length()).await.read().end().await;
+    let (seen, result) = Exchange::new(form, Method::HEAD, body, form.length())
+        .await
+        .read()
+        .end()
+        .await;
     assert!(result.is_ok() && seen.is_empty());
     assert_eq!(log.events(), ["inner dropped"]);
 
@@ -281,7 +393,13 @@ async fn an_answer_to_head_is_settled_at_its_head() {
     let log = Log::default();
     let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
     engaged(&hold, finish(&log, Ok(())), form.length());
-    Exchange::new(form, Method::HEAD, body, form.length()).await.read().end().await.1.unwrap();
+    Exchange::new(form, Method::HEAD, body, form.length())
+        .await
+        .read()
+        .end()
+        .await
+        .1
+        .unwrap();
     assert_eq!(log.events(), ["inner dropped", "rolled back"]);
 }
 
@@ -294,12 +412,20 @@ async fn a_body_of_trailers_alone_is_settled_at_its_end() {
             let mut script = form.script(&log, vec![trailers("7")]);
             script.exact = exact;
             let (body, hold) = SessionBody::new(script);
-            let Finishing { finish, called, outcome } = finishing(&log);
+            let Finishing {
+                finish,
+                called,
+                outcome,
+            } = finishing(&log);
             engaged(&hold, finish, None);
             let reader = Exchange::new(form, Method::GET, body, None).await.read();
             assert_eq!(soon(called).await.unwrap(), Some(trailer_map("7")));
             outcome.send(Ok(())).unwrap();
-            assert_eq!(reader.end().await.1.unwrap(), Some(trailer_map("7")), "{version:?}");
+            assert_eq!(
+                reader.end().await.1.unwrap(),
+                Some(trailer_map("7")),
+                "{version:?}"
+            );
         }
     }
 }
@@ -310,7 +436,11 @@ async fn an_error_status_goes_out_with_a_body_that_passes() {
         let log = Log::default();
         let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
         hold.pass();
-        let (seen, result) = Exchange::new(form, Method::GET, body, form.length()).await.read().end().await;
+        let (seen, result) = Exchange::new(form, Method::GET, body, form.length())
+            .await
+            .read()
+            .end()
+            .await;
         assert!(result.is_ok(), "{form:?}");
         assert_eq!(seen, "firstlast", "{form:?}");
     }

@@ -73,7 +73,10 @@ fn trailers(value: &'static str) -> Step {
 }
 
 fn trailer_map(value: &'static str) -> HeaderMap {
-    HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), http::HeaderValue::from_static(value))])
+    HeaderMap::from_iter([(
+        http::HeaderName::from_static("x-sum"),
+        http::HeaderValue::from_static(value),
+    )])
 }
 
 /// An inner body that plays its steps.
@@ -89,7 +92,13 @@ struct Script {
 impl Script {
     fn new(log: &Log, steps: impl IntoIterator<Item = Step>) -> Self {
         let gone = OnDrop(log.clone(), Some("inner dropped"));
-        Self { steps: steps.into_iter().collect(), knows_end: false, exact: None, over: false, _gone: gone }
+        Self {
+            steps: steps.into_iter().collect(),
+            knows_end: false,
+            exact: None,
+            over: false,
+            _gone: gone,
+        }
     }
 
     fn knowing_its_end(mut self) -> Self {
@@ -118,19 +127,29 @@ impl Body for Script {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         assert!(!self.over, "the inner body was polled after its end");
         if let Some(Step::Wait(signal)) = self.steps.front_mut() {
             std::task::ready!(signal.poll_unpin(cx)).ok();
             self.steps.pop_front();
         }
-        if let Some(meanwhile) = self.steps.pop_front_if(|step| matches!(step, Step::Meanwhile(_))) {
-            let Step::Meanwhile(happens) = meanwhile else { unreachable!() };
+        if let Some(meanwhile) = self
+            .steps
+            .pop_front_if(|step| matches!(step, Step::Meanwhile(_)))
+        {
+            let Step::Meanwhile(happens) = meanwhile else {
+                unreachable!()
+            };
             happens();
         }
         Poll::Ready(match self.steps.pop_front() {
             Some(Step::Data(data)) => {
-                self.exact = self.exact.map(|exact| exact.saturating_sub(data.len() as u64));
+                self.exact = self
+                    .exact
+                    .map(|exact| exact.saturating_sub(data.len() as u64));
                 Some(Ok(Frame::data(data)))
             }
             Some(Step::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
@@ -155,7 +174,8 @@ impl Body for Script {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.exact.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.exact
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -170,25 +190,37 @@ fn finishing(log: &Log) -> Finishing {
     let (call, called) = oneshot::channel();
     let (outcome, result) = oneshot::channel::<Result<(), BoxError>>();
     let mut uncalled = OnDrop(log.clone(), Some("rolled back"));
-    let finish: Finish = Box::new(move |end: End| -> BoxFuture<'static, Result<(), BoxError>> {
-        let log = uncalled.0.clone();
-        uncalled.forget();
-        log.push("finish called");
-        let _ = call.send(end.trailers);
-        let mut unfinished = OnDrop(log.clone(), Some("finish dropped"));
-        Box::pin(async move {
-            let result = result.await.unwrap();
-            unfinished.forget();
-            log.push(if result.is_ok() { "committed" } else { "failed" });
-            result
-        })
-    });
-    Finishing { finish, called, outcome }
+    let finish: Finish = Box::new(
+        move |end: End| -> BoxFuture<'static, Result<(), BoxError>> {
+            let log = uncalled.0.clone();
+            uncalled.forget();
+            log.push("finish called");
+            let _ = call.send(end.trailers);
+            let mut unfinished = OnDrop(log.clone(), Some("finish dropped"));
+            Box::pin(async move {
+                let result = result.await.unwrap();
+                unfinished.forget();
+                log.push(if result.is_ok() {
+                    "committed"
+                } else {
+                    "failed"
+                });
+                result
+            })
+        },
+    );
+    Finishing {
+        finish,
+        called,
+        outcome,
+    }
 }
 
 /// A `finish` with its answer at hand.
 fn finish(log: &Log, result: Result<(), BoxError>) -> Finish {
-    let Finishing { finish, outcome, .. } = finishing(log);
+    let Finishing {
+        finish, outcome, ..
+    } = finishing(log);
     outcome.send(result).unwrap();
     finish
 }
@@ -216,7 +248,10 @@ fn describe(frame: Option<Result<Frame<Bytes>, impl Debug + ToString>>) -> Strin
         Some(Err(error)) => format!("error:{}", error.to_string()),
         Some(Ok(frame)) => match frame.into_data() {
             Ok(data) => format!("data:{}", String::from_utf8_lossy(&data)),
-            Err(frame) => format!("trailers:{}", frame.into_trailers().unwrap()["x-sum"].to_str().unwrap()),
+            Err(frame) => format!(
+                "trailers:{}",
+                frame.into_trailers().unwrap()["x-sum"].to_str().unwrap()
+            ),
         },
     }
 }
@@ -230,12 +265,17 @@ where
     let mut frames = Vec::new();
     loop {
         frames.push(next(body).await);
-        if frames.last().is_some_and(|last| last == "end" || last.starts_with("error:")) {
+        if frames
+            .last()
+            .is_some_and(|last| last == "end" || last.starts_with("error:"))
+        {
             return frames;
         }
     }
 }
 
-const TOO_LONG: &str = "error:the response's body is longer than its length; its transaction is rolled back";
-const TOO_SHORT: &str = "error:the response's body ended before its length; its transaction is rolled back";
+const TOO_LONG: &str =
+    "error:the response's body is longer than its length; its transaction is rolled back";
+const TOO_SHORT: &str =
+    "error:the response's body ended before its length; its transaction is rolled back";
 const NOT_COMMITTED: &str = "error:the response's transaction could not be committed";

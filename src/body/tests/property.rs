@@ -18,12 +18,26 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (prop::collection::vec((0..4usize, any::<bool>()), 0..5), any::<[bool; 5]>(), 0..4usize).prop_map(
-        |(frames, [trailers, knows_end, exact, header, commits], engage_after)| {
-            let (sizes, pending) = frames.into_iter().unzip();
-            Case { sizes, pending, trailers, knows_end, exact, header, engage_after, commits }
-        },
+    (
+        prop::collection::vec((0..4usize, any::<bool>()), 0..5),
+        any::<[bool; 5]>(),
+        0..4usize,
     )
+        .prop_map(
+            |(frames, [trailers, knows_end, exact, header, commits], engage_after)| {
+                let (sizes, pending) = frames.into_iter().unzip();
+                Case {
+                    sizes,
+                    pending,
+                    trailers,
+                    knows_end,
+                    exact,
+                    header,
+                    engage_after,
+                    commits,
+                }
+            },
+        )
 }
 
 /// Reads as a server does, which stops as soon as it has what makes the answer complete.
@@ -49,9 +63,16 @@ async fn serve(case: Case) -> Result<(), TestCaseError> {
     let mut head = None;
     loop {
         if frames >= case.engage_after && head.is_none() {
-            let result = if case.commits { Ok(()) } else { Err("no quorum".into()) };
+            let result = if case.commits {
+                Ok(())
+            } else {
+                Err("no quorum".into())
+            };
             let engaged = !refused(hold.engage(finish(&log, result), case.header.then_some(total)));
-            let length = case.header.then_some(total).or(body.size_hint().exact().map(|left| bytes + left));
+            let length = case
+                .header
+                .then_some(total)
+                .or(body.size_hint().exact().map(|left| bytes + left));
             head = Some((engaged, length));
             complete = body.is_end_stream() || length == Some(bytes);
         }
@@ -79,7 +100,10 @@ async fn serve(case: Case) -> Result<(), TestCaseError> {
     drop(body);
     let events = log.events();
     prop_assert_eq!(complete, case.commits);
-    prop_assert_eq!(events.last().map(String::as_str), Some(if complete { "committed" } else { "failed" }));
+    prop_assert_eq!(
+        events.last().map(String::as_str),
+        Some(if complete { "committed" } else { "failed" })
+    );
     if complete {
         prop_assert_eq!(bytes, total);
     }

@@ -10,7 +10,12 @@ fn example(name: &str) -> &'static str {
         "pool_reset_on_return" => "rollback",
         "max_hold" => "1min",
         "body_timeout" => "20s",
-        name if name.starts_with("max_") || name.ends_with("_connections") || name == "pool_size" => "5",
+        name if name.starts_with("max_")
+            || name.ends_with("_connections")
+            || name == "pool_size" =>
+        {
+            "5"
+        }
         name if name.ends_with("_level") => "debug",
         "test_before_acquire"
         | "pool_pre_ping"
@@ -30,7 +35,8 @@ fn every_name_is_known_to_the_environment_and_to_files_and_stands_in_the_documen
         let value = example(name);
         env([(name, value)]).unwrap_or_else(|error| panic!("{error}"));
         if name != "url" {
-            let file = json(&format!("\"{name}\": \"{value}\"")).unwrap_or_else(|error| panic!("{error}"));
+            let file =
+                json(&format!("\"{name}\": \"{value}\"")).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(file, env([(name, value)]).unwrap(), "{name}");
         }
         assert!(documentation.contains(&format!("`{name}`")), "{name}");
@@ -45,19 +51,33 @@ fn an_unknown_name_is_refused_with_the_nearest_one() {
         ("MAX_CONECTION", "`DB_MAX_CONNECTIONS`"),
         ("POOL_RECYLCE", "`DB_POOL_RECYCLE`"),
         ("ECHOO", "`DB_ECHO`"),
-        ("SQLX_SLOW_STATEMENT_LOGGING_TRESHOLD", "`DB_SQLX_SLOW_STATEMENTS_LOGGING_THRESHOLD`"),
+        (
+            "SQLX_SLOW_STATEMENT_LOGGING_TRESHOLD",
+            "`DB_SQLX_SLOW_STATEMENTS_LOGGING_THRESHOLD`",
+        ),
     ] {
         let error = env([(wrong, "secret")]).unwrap_err();
         assert_eq!(error.key(), format!("DB_{wrong}"));
-        assert!(error.to_string().contains(&format!("did you mean {meant}?")), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("did you mean {meant}?")),
+            "{error}"
+        );
         assert!(error.to_string().contains("from_prefixed_vars"), "{error}");
         assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
     }
     let error = json("\"pool-size\": 3").unwrap_err().to_string();
-    assert!(error.starts_with("`pool-size`: no such setting: did you mean `pool_size`?"), "{error}");
+    assert!(
+        error.starts_with("`pool-size`: no such setting: did you mean `pool_size`?"),
+        "{error}"
+    );
     assert!(!error.contains("from_prefixed_vars"), "{error}");
     let error = json("\"colour\": \"red\"").unwrap_err().to_string();
-    assert!(error.contains("there are url, max_connections, "), "{error}");
+    assert!(
+        error.contains("there are url, max_connections, "),
+        "{error}"
+    );
 }
 
 #[test]
@@ -82,21 +102,50 @@ fn a_name_that_differs_in_case_or_separators_is_refused_with_the_right_one() {
         ("db_url", "DATABASE_URL"),
     ] {
         let vars = |right: &'static str| [(right, URL), (wrong, "hunter2")];
-        for error in [PoolConfig::from_vars(vars("DATABASE_URL")), PoolConfig::from_vars(vars("LANG"))] {
+        for error in [
+            PoolConfig::from_vars(vars("DATABASE_URL")),
+            PoolConfig::from_vars(vars("LANG")),
+        ] {
             let error = error.expect_err(wrong);
             assert_eq!(error.key(), wrong);
-            assert!(error.to_string().contains(&format!("did you mean `{meant}`?")), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("did you mean `{meant}`?")),
+                "{error}"
+            );
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
     }
-    for (wrong, meant) in [("stock_db_warm", "STOCK_DB_WARM"), ("STOCKDB_URL", "STOCK_DB_URL")] {
-        let error = PoolConfig::from_prefixed_vars("STOCK_DB_", [("STOCK_DB_URL", URL), (wrong, "no")]).unwrap_err();
+    for (wrong, meant) in [
+        ("stock_db_warm", "STOCK_DB_WARM"),
+        ("STOCKDB_URL", "STOCK_DB_URL"),
+    ] {
+        let error =
+            PoolConfig::from_prefixed_vars("STOCK_DB_", [("STOCK_DB_URL", URL), (wrong, "no")])
+                .unwrap_err();
         assert_eq!(error.key(), wrong);
-        assert!(error.to_string().contains(&format!("did you mean `{meant}`?")), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("did you mean `{meant}`?")),
+            "{error}"
+        );
     }
     // Another program's, or another prefix's.
-    for name in ["POOL_SIZE", "pool_size", "URL", "MY_DB_URL", "DATABASE", "db", "db_host", "DB", "TEST_DATABASE_URL"] {
-        PoolConfig::from_vars([("DATABASE_URL", URL), (name, "x")]).unwrap_or_else(|error| panic!("{error}"));
+    for name in [
+        "POOL_SIZE",
+        "pool_size",
+        "URL",
+        "MY_DB_URL",
+        "DATABASE",
+        "db",
+        "db_host",
+        "DB",
+        "TEST_DATABASE_URL",
+    ] {
+        PoolConfig::from_vars([("DATABASE_URL", URL), (name, "x")])
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
@@ -130,13 +179,19 @@ const INJECTED: [&str; 22] = [
 #[test]
 fn the_variables_of_kubernetes_and_docker_are_passed_over_and_a_misspelt_one_beside_them_is_not() {
     for prefix in ["DB_", "DATABASE_", "STOCK_DB_", "APP"] {
-        let injected =
-            || INJECTED.iter().map(move |name| (format!("{prefix}{name}"), "tcp://10.0.0.1:5432".to_owned()));
+        let injected = || {
+            INJECTED
+                .iter()
+                .map(move |name| (format!("{prefix}{name}"), "tcp://10.0.0.1:5432".to_owned()))
+        };
         let with = |vars: &[(&str, &str)]| {
-            let vars = vars.iter().map(|(name, value)| (format!("{prefix}{name}"), (*value).to_owned()));
+            let vars = vars
+                .iter()
+                .map(|(name, value)| (format!("{prefix}{name}"), (*value).to_owned()));
             PoolConfig::from_prefixed_vars(prefix, injected().chain(vars))
         };
-        let config = with(&[("URL", URL), ("POOL_SIZE", "3")]).unwrap_or_else(|error| panic!("{error}"));
+        let config =
+            with(&[("URL", URL), ("POOL_SIZE", "3")]).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(config.connect_options().get_min_connections(), Some(3));
         let error = with(&[("URL", URL), ("POOL_SZIE", "3")]).unwrap_err();
         assert_eq!(error.key(), format!("{prefix}POOL_SZIE"));
@@ -148,33 +203,68 @@ fn the_variables_of_kubernetes_and_docker_are_passed_over_and_a_misspelt_one_bes
 
 #[test]
 fn a_word_of_another_program_is_no_misspelt_setting() {
-    for name in ["TEST", "UID", "USE", "SSL", "SET", "WAL", "COLOUR", "LOG", "CHARSET", "SERVER", "SERVICE", "PREFIX"] {
+    for name in [
+        "TEST", "UID", "USE", "SSL", "SET", "WAL", "COLOUR", "LOG", "CHARSET", "SERVER", "SERVICE",
+        "PREFIX",
+    ] {
         env([(name, "x")]).unwrap_or_else(|error| panic!("{error}"));
     }
-    for (name, meant) in [("URI", "DB_URL"), ("WARN", "DB_WARM"), ("RSET", "DB_RESET"), ("POOLSIZE", "DB_POOL_SIZE")] {
+    for (name, meant) in [
+        ("URI", "DB_URL"),
+        ("WARN", "DB_WARM"),
+        ("RSET", "DB_RESET"),
+        ("POOLSIZE", "DB_POOL_SIZE"),
+    ] {
         let error = env([(name, "x")]).unwrap_err().to_string();
-        assert!(error.contains(&format!("did you mean `{meant}`?")), "{error}");
+        assert!(
+            error.contains(&format!("did you mean `{meant}`?")),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn what_others_call_the_parts_of_a_url_is_left_alone_unless_the_prefix_is_ours() {
-    env([("HOST", "db"), ("USER", "app"), ("PASSWORD", "hunter2"), ("NAME", "shop")]).unwrap();
+    env([
+        ("HOST", "db"),
+        ("USER", "app"),
+        ("PASSWORD", "hunter2"),
+        ("NAME", "shop"),
+    ])
+    .unwrap();
     let without_url = [("DB_HOST", "db"), ("DB_PASSWORD", "hunter2")];
     let error = PoolConfig::from_vars(without_url).unwrap_err();
     assert_eq!(error.key(), "DATABASE_URL");
-    assert!(error.to_string().contains("`DB_HOST`, `DB_PASSWORD` are not read"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("`DB_HOST`, `DB_PASSWORD` are not read"),
+        "{error}"
+    );
     assert!(!error.to_string().contains("hunter2"), "{error}");
 
     let error = PoolConfig::from_prefixed_vars("STOCK_", [("STOCK_HOST", "db")]).unwrap_err();
     assert!(error.to_string().contains("`STOCK_URL`"), "{error}");
-    assert!(json("\"password\": \"hunter2\"").unwrap_err().to_string().contains("write it to `url`"));
+    assert!(
+        json("\"password\": \"hunter2\"")
+            .unwrap_err()
+            .to_string()
+            .contains("write it to `url`")
+    );
 }
 
 #[test]
 fn a_prefix_of_its_own_reads_nothing_else() {
-    let vars = [("STOCK_DB_URL", URL), ("STOCK_DB_ECHO", "no"), ("DB_ECHO", "what"), ("DATABASE_URL", "what")];
-    assert_eq!(PoolConfig::from_prefixed_vars("STOCK_DB_", vars), env([("ECHO", "no")]));
+    let vars = [
+        ("STOCK_DB_URL", URL),
+        ("STOCK_DB_ECHO", "no"),
+        ("DB_ECHO", "what"),
+        ("DATABASE_URL", "what"),
+    ];
+    assert_eq!(
+        PoolConfig::from_prefixed_vars("STOCK_DB_", vars),
+        env([("ECHO", "no")])
+    );
     let error = PoolConfig::from_prefixed_vars("STOCK_DB_", [("DATABASE_URL", URL)]).unwrap_err();
     assert_eq!(error.key(), "STOCK_DB_URL");
 }
@@ -182,19 +272,53 @@ fn a_prefix_of_its_own_reads_nothing_else() {
 #[test]
 fn two_names_of_one_setting_have_to_say_the_same() {
     for (one, other, same, different) in [
-        ("pool_timeout", "acquire_timeout", ("30", "30s"), ("30", "31")),
-        ("pool_recycle", "max_lifetime", ("-1", "never"), ("-1", "1h")),
-        ("pool_pre_ping", "test_before_acquire", ("true", "1"), ("true", "0")),
+        (
+            "pool_timeout",
+            "acquire_timeout",
+            ("30", "30s"),
+            ("30", "31"),
+        ),
+        (
+            "pool_recycle",
+            "max_lifetime",
+            ("-1", "never"),
+            ("-1", "1h"),
+        ),
+        (
+            "pool_pre_ping",
+            "test_before_acquire",
+            ("true", "1"),
+            ("true", "0"),
+        ),
         ("echo", "sqlx_logging", ("off", "false"), ("on", "false")),
-        ("pool_reset_on_return", "reset", ("rollback", "rollback_only"), ("rollback", "session_state")),
+        (
+            "pool_reset_on_return",
+            "reset",
+            ("rollback", "rollback_only"),
+            ("rollback", "session_state"),
+        ),
         ("url", "url", (URL, URL), (URL, "sqlite://other")),
     ] {
         env([(one, same.0), (other, same.1)]).unwrap();
-        let error = env([(one, different.0), (other, different.1)]).unwrap_err().to_string();
+        let error = env([(one, different.0), (other, different.1)])
+            .unwrap_err()
+            .to_string();
         if one != "url" {
             let first = format!("`DB_{}`", one.to_uppercase());
-            assert!(error.starts_with(&format!("`DB_{}`: {first} is another name", other.to_uppercase())), "{error}");
-            assert!(json(&format!("\"{one}\": \"{}\", \"{other}\": \"{}\"", different.0, different.1)).is_err());
+            assert!(
+                error.starts_with(&format!(
+                    "`DB_{}`: {first} is another name",
+                    other.to_uppercase()
+                )),
+                "{error}"
+            );
+            assert!(
+                json(&format!(
+                    "\"{one}\": \"{}\", \"{other}\": \"{}\"",
+                    different.0, different.1
+                ))
+                .is_err()
+            );
         }
     }
 }
@@ -203,6 +327,11 @@ fn two_names_of_one_setting_have_to_say_the_same() {
 fn an_empty_variable_is_not_set() {
     assert_eq!(env([("POOL_SIZE", ""), ("ECHO", " ")]), env([]));
     assert!(env([("POOL_SZIE", "")]).is_err());
-    assert_eq!(PoolConfig::from_vars([("DATABASE_URL", "")]).unwrap_err().key(), "DATABASE_URL");
+    assert_eq!(
+        PoolConfig::from_vars([("DATABASE_URL", "")])
+            .unwrap_err()
+            .key(),
+        "DATABASE_URL"
+    );
     assert_eq!(json("\"pool_size\": null").unwrap(), json("").unwrap());
 }

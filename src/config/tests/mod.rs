@@ -17,9 +17,17 @@ const URL: &str = if cfg!(feature = "sqlx-postgres") {
 };
 
 /// Reads these settings from variables.
-fn env<'a>(settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<PoolConfig, ConfigError> {
-    let settings = settings.into_iter().map(|(name, value)| (format!("DB_{}", name.to_uppercase()), value.to_owned()));
-    PoolConfig::from_vars([("DATABASE_URL".to_owned(), URL.to_owned())].into_iter().chain(settings))
+fn env<'a>(
+    settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<PoolConfig, ConfigError> {
+    let settings = settings
+        .into_iter()
+        .map(|(name, value)| (format!("DB_{}", name.to_uppercase()), value.to_owned()));
+    PoolConfig::from_vars(
+        [("DATABASE_URL".to_owned(), URL.to_owned())]
+            .into_iter()
+            .chain(settings),
+    )
 }
 
 /// Reads these settings from JSON.

@@ -20,7 +20,10 @@ fn assert_accepted(base: &str, queries: &[&str]) {
     for query in queries {
         let config = PoolConfig::from_vars([("DATABASE_URL", format!("{base}?{query}"))]);
         let config = config.unwrap_or_else(|error| panic!("{query}: {error}"));
-        assert_eq!(config.connect_options().get_url(), format!("{base}?{query}"));
+        assert_eq!(
+            config.connect_options().get_url(),
+            format!("{base}?{query}")
+        );
     }
 }
 
@@ -40,7 +43,10 @@ fn postgresql_refuses_what_sqlx_would_pass_over_and_names_the_right_one() {
             ("schema=a", "`options[search_path]=…`"),
             ("currentSchema=a", "`options[search_path]=…`"),
             ("search_path=a", "`options[search_path]=…`"),
-            ("target_session_attrs=read-write", "sqlx does not support it"),
+            (
+                "target_session_attrs=read-write",
+                "sqlx does not support it",
+            ),
             ("targetServerType=primary", "sqlx does not support it"),
             ("load_balance_hosts=random", "sqlx does not support it"),
             ("channel_binding=require", "no channel binding"),
@@ -56,11 +62,20 @@ fn postgresql_refuses_what_sqlx_would_pass_over_and_names_the_right_one() {
             ("pool_size=5", "`pool_size`"),
             ("ApplicationName=a", "`application_name=…`"),
             ("statement_cache_capacity=5", "`statement-cache-capacity=…`"),
-            ("prepared_statement_cache_size=5", "`statement-cache-capacity=…`"),
+            (
+                "prepared_statement_cache_size=5",
+                "`statement-cache-capacity=…`",
+            ),
             ("passfile=hunter2", "`PGPASSFILE`"),
-            ("frobnicate=hunter2", "its parameter `frobnicate`: there are `sslmode`"),
+            (
+                "frobnicate=hunter2",
+                "its parameter `frobnicate`: there are `sslmode`",
+            ),
             ("hunter2", "one of its parameters; there are `sslmode`"),
-            ("options[search_path=a", "its parameter `options[search_path`"),
+            (
+                "options[search_path=a",
+                "its parameter `options[search_path`",
+            ),
             ("options[]=a", "does not know its parameter"),
         ],
     );
@@ -72,11 +87,17 @@ fn postgresql_refuses_values_that_sqlx_would_and_parameters_that_disagree() {
     assert_refused(
         "postgres://app:hunter2@h/shop",
         &[
-            ("sslmode=hunter2", "`sslmode` has another value than `disable`"),
+            (
+                "sslmode=hunter2",
+                "`sslmode` has another value than `disable`",
+            ),
             ("sslmode=required", "`require`"),
             ("sslmode=", "`require`"),
             ("sslmode=require&sslmode=disable", "disagree"),
-            ("sslmode=verify-full&ssl-mode=prefer", "`sslmode` and `ssl-mode` disagree"),
+            (
+                "sslmode=verify-full&ssl-mode=prefer",
+                "`sslmode` and `ssl-mode` disagree",
+            ),
             ("statement-cache-capacity=hunter2", "is no number"),
             ("port=hunter2", "is no port"),
             ("port=70000", "is no port"),
@@ -85,7 +106,10 @@ fn postgresql_refuses_values_that_sqlx_would_and_parameters_that_disagree() {
             ("hostaddr=[::1]", "no IP address"),
             ("hostaddr=localhost", "no IP address"),
             ("sslrootcert=/ca.pem", "`sslmode=verify-full`"),
-            ("sslrootcert=/ca.pem&sslmode=require", "`sslmode=verify-full`"),
+            (
+                "sslrootcert=/ca.pem&sslmode=require",
+                "`sslmode=verify-full`",
+            ),
             ("ssl-ca=/ca.pem&sslmode=prefer", "`ssl-ca` does nothing"),
         ],
     );
@@ -172,7 +196,14 @@ fn sqlite_refuses_what_sqlx_would_when_it_connects() {
             ("sslmode=require", "there are `mode`"),
         ],
     );
-    assert_accepted("sqlite://shop.db", &["mode=rwc", "mode=ro&immutable=1", "mode=memory&cache=shared&vfs=unix"]);
+    assert_accepted(
+        "sqlite://shop.db",
+        &[
+            "mode=rwc",
+            "mode=ro&immutable=1",
+            "mode=memory&cache=shared&vfs=unix",
+        ],
+    );
 }
 
 #[cfg(all(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
@@ -182,8 +213,14 @@ fn an_ipv6_address_reaches_the_driver_without_brackets() {
 
     for (url, host) in [
         ("postgres://app:x@[::1]:5433/shop", "::1"),
-        ("postgres://app@[2001:db8::7]/shop?sslmode=require", "2001:db8::7"),
-        ("postgres://[::ffff:127.0.0.1]/shop?password=x", "::ffff:7f00:1"),
+        (
+            "postgres://app@[2001:db8::7]/shop?sslmode=require",
+            "2001:db8::7",
+        ),
+        (
+            "postgres://[::ffff:127.0.0.1]/shop?password=x",
+            "::ffff:7f00:1",
+        ),
         ("postgres://app@[::1]/shop?hostaddr=::1", "::1"),
         ("postgres://app@[::1]/shop?host=db.example", "db.example"),
         ("postgres://app@127.0.0.1/shop", "127.0.0.1"),
@@ -194,6 +231,7 @@ fn an_ipv6_address_reaches_the_driver_without_brackets() {
             assert_eq!(options.get_host(), host, "{url}");
         }
     }
-    let config = PoolConfig::from_vars([("DATABASE_URL", "mysql://app:x@[::1]:3307/shop")]).unwrap();
+    let config =
+        PoolConfig::from_vars([("DATABASE_URL", "mysql://app:x@[::1]:3307/shop")]).unwrap();
     assert_eq!(config.to_string(), "mysql://app:***@[::1]:3307/shop");
 }

@@ -7,9 +7,20 @@ fn config(url: &str) -> Result<PoolConfig, super::ConfigError> {
 }
 
 /// Every URL has this in it, whole or in part.
-const SECRETS: [&str; 6] = ["hunter2", "hunter", "unter2", "%68unter2", "hunter%32", "h%75nter2"];
+const SECRETS: [&str; 6] = [
+    "hunter2",
+    "hunter",
+    "unter2",
+    "%68unter2",
+    "hunter%32",
+    "h%75nter2",
+];
 
-#[cfg(all(feature = "sqlx-postgres", feature = "sqlx-mysql", feature = "sqlx-sqlite"))]
+#[cfg(all(
+    feature = "sqlx-postgres",
+    feature = "sqlx-mysql",
+    feature = "sqlx-sqlite"
+))]
 #[test]
 fn no_url_shows_its_password() {
     let mut accepted = 0;
@@ -57,7 +68,11 @@ fn no_url_shows_its_password() {
                 accepted += 1;
                 let guarded = config.with_settings(config.url.guarded_options());
                 // What SQLite's has in its query is no password of a database's.
-                let guarded = if url.starts_with("sqlite") { String::new() } else { format!("{guarded:?}") };
+                let guarded = if url.starts_with("sqlite") {
+                    String::new()
+                } else {
+                    format!("{guarded:?}")
+                };
                 format!("{config} {config:?} {config:#?} {guarded}")
             }
             Err(error) => format!("{error} {error:?}"),
@@ -73,7 +88,10 @@ fn no_url_shows_its_password() {
 #[test]
 fn user_host_and_database_are_shown() {
     for (url, shown) in [
-        ("postgres://app:hunter2@db.example:5433/shop?sslmode=disable", "postgres://app:***@db.example:5433/shop?…"),
+        (
+            "postgres://app:hunter2@db.example:5433/shop?sslmode=disable",
+            "postgres://app:***@db.example:5433/shop?…",
+        ),
         ("postgresql://app@[::1]/shop", "postgresql://app@[::1]/shop"),
         ("postgres://db.example", "postgres://db.example"),
         ("postgres:///shop?host=/tmp", "postgres:///shop?…"),
@@ -84,28 +102,49 @@ fn user_host_and_database_are_shown() {
     ] {
         let config = config(url).unwrap();
         assert_eq!(config.to_string(), shown);
-        assert!(format!("{config:?}").starts_with(&format!("PoolConfig {{ url: \"{shown}\"")), "{config:?}");
+        assert!(
+            format!("{config:?}").starts_with(&format!("PoolConfig {{ url: \"{shown}\"")),
+            "{config:?}"
+        );
     }
 }
 
 #[test]
 fn a_url_that_cannot_be_is_refused_with_what_to_write() {
     for (url, part) in [
-        ("db.example/shop", "write `postgres://user:password@host/database`"),
-        ("postgresql+asyncpg://db.example/shop", "write `postgresql://…`"),
+        (
+            "db.example/shop",
+            "write `postgres://user:password@host/database`",
+        ),
+        (
+            "postgresql+asyncpg://db.example/shop",
+            "write `postgresql://…`",
+        ),
         ("mysql+aiomysql://db.example/shop", "write `mysql://…`"),
         ("mariadb+asyncmy://db.example/shop", "write `mysql://…`"),
         ("sqlite+aiosqlite:///shop.db", "write `sqlite://…`"),
         ("mariadb://db.example/shop", "write `mysql://…`"),
-        ("mssql://db.example/shop", "`postgres://…`, `mysql://…` or `sqlite://…`"),
+        (
+            "mssql://db.example/shop",
+            "`postgres://…`, `mysql://…` or `sqlite://…`",
+        ),
         ("postgres:db.example/shop", "`//` is missing"),
         ("postgres://app:12/x@db.example/shop", "`%2F`"),
         ("postgres://app:12#x@db.example/shop", "`%23`"),
-        ("mysql://db.example/shop?password=x", "write it before the host"),
-        ("postgres://db.example/shop?sslpassword=x", "write it before the host"),
+        (
+            "mysql://db.example/shop?password=x",
+            "write it before the host",
+        ),
+        (
+            "postgres://db.example/shop?sslpassword=x",
+            "write it before the host",
+        ),
         ("postgres://app:%ff@db.example/shop", "not UTF-8"),
         ("sqlite://app:x@db.example/shop", "has no password"),
-        ("postgres://app@::1:5432/shop", "`postgres://user:password@[::1]:5432/database`"),
+        (
+            "postgres://app@::1:5432/shop",
+            "`postgres://user:password@[::1]:5432/database`",
+        ),
         ("postgres://app@a:5432,b:5432/shop", "several hosts"),
         ("postgres://app@a,b/shop", "several hosts"),
         ("mysql://app@a,b/shop", "several hosts"),
@@ -120,13 +159,28 @@ fn a_url_that_cannot_be_is_refused_with_what_to_write() {
 #[test]
 fn a_driver_that_is_not_built_in_is_refused_with_its_feature() {
     for (url, feature, is_built_in) in [
-        ("postgres://db.example/shop", "sqlx-postgres", cfg!(feature = "sqlx-postgres")),
-        ("mysql://db.example/shop", "sqlx-mysql", cfg!(feature = "sqlx-mysql")),
-        ("sqlite://shop.db", "sqlx-sqlite", cfg!(feature = "sqlx-sqlite")),
+        (
+            "postgres://db.example/shop",
+            "sqlx-postgres",
+            cfg!(feature = "sqlx-postgres"),
+        ),
+        (
+            "mysql://db.example/shop",
+            "sqlx-mysql",
+            cfg!(feature = "sqlx-mysql"),
+        ),
+        (
+            "sqlite://shop.db",
+            "sqlx-sqlite",
+            cfg!(feature = "sqlx-sqlite"),
+        ),
     ] {
         match config(url) {
             Ok(_) => assert!(is_built_in, "{url}"),
-            Err(error) => assert!(!is_built_in && error.to_string().contains(&format!("`{feature}`")), "{error}"),
+            Err(error) => assert!(
+                !is_built_in && error.to_string().contains(&format!("`{feature}`")),
+                "{error}"
+            ),
         }
     }
 }
@@ -134,10 +188,19 @@ fn a_driver_that_is_not_built_in_is_refused_with_its_feature() {
 #[cfg(feature = "sqlx-postgres")]
 #[test]
 fn what_is_no_secret_stays_in_the_query() {
-    let url =
-        "postgres://app:x@h/shop?sslmode=disable&password=y&options[search_path]=a%20b&application_name=caf%C3%A9";
+    let url = "postgres://app:x@h/shop?sslmode=disable&password=y&options[search_path]=a%20b&application_name=caf%C3%A9";
     let options = config(url).unwrap().url.guarded_options();
     let parsed = url::Url::parse(options.get_url()).unwrap();
-    let rest: Vec<_> = parsed.query_pairs().map(|(name, value)| format!("{name}={value}")).collect();
-    assert_eq!(rest, ["sslmode=disable", "options[search_path]=a b", "application_name=café"]);
+    let rest: Vec<_> = parsed
+        .query_pairs()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    assert_eq!(
+        rest,
+        [
+            "sslmode=disable",
+            "options[search_path]=a b",
+            "application_name=café"
+        ]
+    );
 }

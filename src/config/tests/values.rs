@@ -23,12 +23,24 @@ fn a_time_is_in_seconds_or_has_a_unit() {
         ("3650d", 315_360_000_000),
     ] {
         let options = env([("pool_timeout", text)]).unwrap().connect_options();
-        assert_eq!(options.get_acquire_timeout(), Some(Duration::from_millis(millis)), "{text}");
+        assert_eq!(
+            options.get_acquire_timeout(),
+            Some(Duration::from_millis(millis)),
+            "{text}"
+        );
     }
-    let numbers = json("\"pool_timeout\": 0.25, \"pool_recycle\": 1800, \"idle_timeout\": \"never\"").unwrap();
+    let numbers =
+        json("\"pool_timeout\": 0.25, \"pool_recycle\": 1800, \"idle_timeout\": \"never\"")
+            .unwrap();
     let options = numbers.connect_options();
-    assert_eq!(options.get_acquire_timeout(), Some(Duration::from_millis(250)));
-    assert_eq!(options.get_max_lifetime(), Some(Some(Duration::from_secs(1800))));
+    assert_eq!(
+        options.get_acquire_timeout(),
+        Some(Duration::from_millis(250))
+    );
+    assert_eq!(
+        options.get_max_lifetime(),
+        Some(Some(Duration::from_secs(1800)))
+    );
     assert_eq!(options.get_idle_timeout(), Some(None));
 }
 
@@ -37,11 +49,18 @@ fn minus_one_and_never_are_no_limit_where_sqlalchemy_has_it() {
     for name in ["pool_recycle", "max_lifetime", "idle_timeout"] {
         for text in ["-1", "never"] {
             let options = env([(name, text)]).unwrap().connect_options();
-            let set = if name == "idle_timeout" { options.get_idle_timeout() } else { options.get_max_lifetime() };
+            let set = if name == "idle_timeout" {
+                options.get_idle_timeout()
+            } else {
+                options.get_max_lifetime()
+            };
             assert_eq!(set, Some(None), "{name}={text}");
         }
     }
-    assert_eq!(json("\"pool_recycle\": -1").unwrap(), env([("max_lifetime", "never")]).unwrap());
+    assert_eq!(
+        json("\"pool_recycle\": -1").unwrap(),
+        env([("max_lifetime", "never")]).unwrap()
+    );
 }
 
 #[test]
@@ -75,17 +94,28 @@ fn what_is_no_value_is_refused_with_the_key_and_what_is_allowed() {
         ("max_hold", "off", "no time"),
         ("sqlx_logging_level", "loud", "`warn`"),
         ("sqlx_slow_statements_logging_level", "7", "`warn`"),
-        ("sqlx_logging_level", "a secret: hunter2@home", "this value is refused"),
+        (
+            "sqlx_logging_level",
+            "a secret: hunter2@home",
+            "this value is refused",
+        ),
     ] {
         let error = env([(name, text)]).unwrap_err();
         assert_eq!(error.key(), format!("DB_{}", name.to_uppercase()));
         assert!(error.to_string().contains(part), "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
-        let error = json(&format!("\"{name}\": \"{text}\"")).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("`{name}`: ")) && error.contains(part), "{error}");
+        let error = json(&format!("\"{name}\": \"{text}\""))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(&format!("`{name}`: ")) && error.contains(part),
+            "{error}"
+        );
     }
     for nested in ["[1]", "{\"secs\": 3}"] {
-        let error = json(&format!("\"pool_timeout\": {nested}")).unwrap_err().to_string();
+        let error = json(&format!("\"pool_timeout\": {nested}"))
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("`pool_timeout`: write text"), "{error}");
     }
 }
@@ -99,19 +129,41 @@ fn every_setting_arrives_in_seaorms_options() {
         "schema_search_path": "shop", "application_name": "shopd""#,
     );
     let config = config.unwrap();
-    for options in [config.connect_options(), config.with_settings(config.url.guarded_options())] {
-        assert_eq!((options.get_min_connections(), options.get_max_connections()), (Some(2), Some(4)));
+    for options in [
+        config.connect_options(),
+        config.with_settings(config.url.guarded_options()),
+    ] {
+        assert_eq!(
+            (options.get_min_connections(), options.get_max_connections()),
+            (Some(2), Some(4))
+        );
         assert_eq!(options.get_acquire_timeout(), Some(Duration::from_secs(3)));
         assert_eq!(options.get_connect_timeout(), Some(Duration::from_secs(4)));
-        assert_eq!(options.get_idle_timeout(), Some(Some(Duration::from_secs(5))));
-        assert_eq!(options.get_max_lifetime(), Some(Some(Duration::from_secs(6))));
-        assert_eq!(options.get_statement_timeout(), Some(Duration::from_secs(8)));
-        assert!(!options.get_test_before_acquire() && options.get_connect_lazy() && !options.get_sqlx_logging());
+        assert_eq!(
+            options.get_idle_timeout(),
+            Some(Some(Duration::from_secs(5)))
+        );
+        assert_eq!(
+            options.get_max_lifetime(),
+            Some(Some(Duration::from_secs(6)))
+        );
+        assert_eq!(
+            options.get_statement_timeout(),
+            Some(Duration::from_secs(8))
+        );
+        assert!(
+            !options.get_test_before_acquire()
+                && options.get_connect_lazy()
+                && !options.get_sqlx_logging()
+        );
         assert_eq!(options.get_sqlx_logging_level(), LevelFilter::Trace);
         let slow = (LevelFilter::Warn, Duration::from_secs(7));
         assert_eq!(options.get_sqlx_slow_statements_logging_settings(), slow);
         let debug = format!("{options:?}");
-        assert!(debug.contains("Some(\"shop\")") && debug.contains("Some(\"shopd\")"), "{debug}");
+        assert!(
+            debug.contains("Some(\"shop\")") && debug.contains("Some(\"shopd\")"),
+            "{debug}"
+        );
     }
 }
 

@@ -15,7 +15,10 @@ impl Trouble {
     }
 
     pub(crate) fn of_database(error: &dyn DatabaseError) -> Option<Self> {
-        TABLE.iter().find(|row| row.fits(error)).map(|row| row.trouble)
+        TABLE
+            .iter()
+            .find(|row| row.fits(error))
+            .map(|row| row.trouble)
     }
 }
 
@@ -57,11 +60,18 @@ impl Row {
         if let Some(said) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
             return self.mysql.has(|code| *code == said.number(), error);
         }
-        let Some(said) = error.code() else { return false };
+        let Some(said) = error.code() else {
+            return false;
+        };
         #[cfg(feature = "sqlx-sqlite")]
-        if error.try_downcast_ref::<sea_orm::SqlxSqliteError>().is_some() {
+        if error
+            .try_downcast_ref::<sea_orm::SqlxSqliteError>()
+            .is_some()
+        {
             let said: i32 = said.parse().unwrap_or_default();
-            return self.sqlite.has(|code| [said, said & 0xff].contains(code), error);
+            return self
+                .sqlite
+                .has(|code| [said, said & 0xff].contains(code), error);
         }
         self.postgres.has(|code| said.starts_with(code), error)
     }
@@ -70,7 +80,9 @@ impl Row {
 impl<Code> Says<Code> {
     fn has(&self, is_code: impl Fn(&Code) -> bool, error: &dyn DatabaseError) -> bool {
         match self {
-            Self::These(codes) => codes.iter().any(|(code, mark)| is_code(code) && mark.is_on(error)),
+            Self::These(codes) => codes
+                .iter()
+                .any(|(code, mark)| is_code(code) && mark.is_on(error)),
             Self::Nothing(_) => false,
         }
     }
@@ -89,7 +101,9 @@ impl Mark {
 
 #[cfg(feature = "sqlx-postgres")]
 fn reported_by(error: &dyn DatabaseError) -> Option<&str> {
-    error.try_downcast_ref::<sea_orm::SqlxPostgresError>()?.routine()
+    error
+        .try_downcast_ref::<sea_orm::SqlxPostgresError>()?
+        .routine()
 }
 
 #[cfg(not(feature = "sqlx-postgres"))]

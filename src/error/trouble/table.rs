@@ -79,7 +79,12 @@ pub(super) const TABLE: &[Row] = &[
         trouble: ReadOnly,
         postgres: These(&[("25006", Any)]),
         // `read_only` and `super_read_only`, among other options; READ ONLY transactions; InnoDB's read-only mode.
-        mysql: These(&[(1290, With("read-only")), (1290, With("read_only")), (1792, Any), (1836, Any)]),
+        mysql: These(&[
+            (1290, With("read-only")),
+            (1290, With("read_only")),
+            (1792, Any),
+            (1836, Any),
+        ]),
         // SQLITE_READONLY.
         sqlite: These(&[(8, Any)]),
     },
@@ -142,7 +147,14 @@ pub(super) const TABLE: &[Row] = &[
         trouble: ConnectionEnded,
         // Shutdown, crash of another backend, database dropped; a transaction that was idle or took too long; and
         // the class of connection errors.
-        postgres: These(&[("57P01", Any), ("57P02", Any), ("57P04", Any), ("25P03", Any), ("25P04", Any), ("08", Any)]),
+        postgres: These(&[
+            ("57P01", Any),
+            ("57P02", Any),
+            ("57P04", Any),
+            ("25P03", Any),
+            ("25P04", Any),
+            ("08", Any),
+        ]),
         // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE, errors of the network as the server
         // saw them, ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's ER_SESSION_WAS_KILLED.
         mysql: These(&[

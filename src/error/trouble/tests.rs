@@ -1,10 +1,14 @@
 use super::table::{Mark, Says, TABLE};
 
 /// Whether each code is said without a doubt by one row only, and not hidden by a row before.
-fn check<Code: Copy + std::fmt::Debug>(codes: &[(Code, Mark)], covers: impl Fn(Code, Code) -> bool) {
+fn check<Code: Copy + std::fmt::Debug>(
+    codes: &[(Code, Mark)],
+    covers: impl Fn(Code, Code) -> bool,
+) {
     for (place, (code, mark)) in codes.iter().enumerate() {
         for (earlier, earlier_mark) in &codes[..place] {
-            let hidden = covers(*earlier, *code) && (*earlier_mark == Mark::Any || earlier_mark == mark);
+            let hidden =
+                covers(*earlier, *code) && (*earlier_mark == Mark::Any || earlier_mark == mark);
             assert!(!hidden, "{code:?} is taken for {earlier:?}");
         }
     }
@@ -15,7 +19,10 @@ fn all<Code: Copy + 'static>(says: impl Iterator<Item = &'static Says<Code>>) ->
     for says in says {
         match says {
             Says::These(codes) => {
-                assert!(!codes.is_empty(), "a trouble that a server has no code for says why");
+                assert!(
+                    !codes.is_empty(),
+                    "a trouble that a server has no code for says why"
+                );
                 all.extend_from_slice(codes);
             }
             Says::Nothing(why) => assert!(!why.is_empty()),
@@ -26,9 +33,17 @@ fn all<Code: Copy + 'static>(says: impl Iterator<Item = &'static Says<Code>>) ->
 
 #[test]
 fn every_trouble_has_a_code_or_a_reason_on_every_server() {
-    check(&all(TABLE.iter().map(|row| &row.postgres)), |earlier, code| code.starts_with(earlier));
-    check(&all(TABLE.iter().map(|row| &row.mysql)), |earlier, code| earlier == code);
-    check(&all(TABLE.iter().map(|row| &row.sqlite)), |earlier, code| earlier == code || earlier == code & 0xff);
+    check(
+        &all(TABLE.iter().map(|row| &row.postgres)),
+        |earlier, code| code.starts_with(earlier),
+    );
+    check(&all(TABLE.iter().map(|row| &row.mysql)), |earlier, code| {
+        earlier == code
+    });
+    check(
+        &all(TABLE.iter().map(|row| &row.sqlite)),
+        |earlier, code| earlier == code || earlier == code & 0xff,
+    );
 }
 
 #[test]

@@ -41,9 +41,18 @@ pub(crate) fn change(backend: DbBackend, sql: &str) -> Change {
     if is_plain(backend, sql) && !mentions(backend, sql) {
         return Change::None;
     }
-    let mut scan = Scan { lexer: Lexer::new(backend, sql), previous: END, first: END, begins: true };
+    let mut scan = Scan {
+        lexer: Lexer::new(backend, sql),
+        previous: END,
+        first: END,
+        begins: true,
+    };
     let found = scan.run(backend);
-    if scan.lexer.is_doubtful() { found.max(Change::Session) } else { found }
+    if scan.lexer.is_doubtful() {
+        found.max(Change::Session)
+    } else {
+        found
+    }
 }
 
 /// Whether a statement of the usual kind has to be looked at more closely: it has a part of a name that
@@ -51,9 +60,14 @@ pub(crate) fn change(backend: DbBackend, sql: &str) -> Change {
 fn mentions(backend: DbBackend, sql: &str) -> bool {
     let bytes = sql.as_bytes();
     let after = |at: usize, word: &str| {
-        bytes.get(at..at + word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+        bytes
+            .get(at..at + word.len())
+            .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
     };
-    let is_after = |at: usize, word: &str| at.checked_sub(word.len()).is_some_and(|before| after(before, word));
+    let is_after = |at: usize, word: &str| {
+        at.checked_sub(word.len())
+            .is_some_and(|before| after(before, word))
+    };
     bytes.iter().enumerate().any(|(at, byte)| match byte {
         b'_' => {
             TELLING.iter().any(|word| after(at + 1, word))
@@ -71,8 +85,17 @@ fn mentions(backend: DbBackend, sql: &str) -> bool {
 /// What follows the underscore in names of functions that change a session: `set_config`,
 /// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
 /// `load_extension`, `query_to_xml`; and of the view `pg_settings`.
-const TELLING: [&str; 9] =
-    ["config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings", "to_xml"];
+const TELLING: [&str; 9] = [
+    "config",
+    "advisory_",
+    "temp",
+    "origin_session",
+    "lock",
+    "get_",
+    "extension",
+    "settings",
+    "to_xml",
+];
 
 /// What stands before a statement.
 const END: Token<'static> = Token::Symbol(b';');
@@ -106,11 +129,16 @@ impl<'a> Scan<'a> {
                 Token::Word("") => continue,
                 Token::Word(word) if self.begins => {
                     (self.begins, self.first) = (false, token);
-                    self.statement(backend, word).max(self.inside(backend, token))
+                    self.statement(backend, word)
+                        .max(self.inside(backend, token))
                 }
                 // What stands in the comment may be nothing to the server.
                 Token::Word(word) if behind_seam => {
-                    let found = if mysql::is_known(word) { self.statement(backend, word) } else { Change::None };
+                    let found = if mysql::is_known(word) {
+                        self.statement(backend, word)
+                    } else {
+                        Change::None
+                    };
                     found.max(self.inside(backend, token))
                 }
                 token => self.inside(backend, token),
@@ -161,7 +189,8 @@ impl<'a> Scan<'a> {
 
 /// Whether `word` begins so, in whatever case.
 fn starts_with(word: &str, beginning: &str) -> bool {
-    word.get(..beginning.len()).is_some_and(|found| found.eq_ignore_ascii_case(beginning))
+    word.get(..beginning.len())
+        .is_some_and(|found| found.eq_ignore_ascii_case(beginning))
 }
 
 fn is_word_of(token: Token<'_>, words: &[&str]) -> bool {

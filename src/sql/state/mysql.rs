@@ -60,7 +60,17 @@ const HARMLESS: [&str; 46] = [
 ];
 
 /// First words of statements that are sure to leave something behind.
-const STATEFUL: [&str; 9] = ["set", "use", "prepare", "deallocate", "execute", "call", "handler", "get", "backup"];
+const STATEFUL: [&str; 9] = [
+    "set",
+    "use",
+    "prepare",
+    "deallocate",
+    "execute",
+    "call",
+    "handler",
+    "get",
+    "backup",
+];
 
 const LOCKING: [&str; 3] = ["lock", "unlock", "flush"];
 
@@ -81,14 +91,24 @@ pub(super) fn statement(word: &str, rest: &mut Lexer<'_>) -> Option<Change> {
     })
 }
 
-pub(super) fn inside(token: Token<'_>, previous: Token<'_>, first: Token<'_>, rest: Lexer<'_>) -> Change {
+pub(super) fn inside(
+    token: Token<'_>,
+    previous: Token<'_>,
+    first: Token<'_>,
+    rest: Lexer<'_>,
+) -> Change {
     match token {
-        Token::Word(name) | Token::Name(name) if name.eq_ignore_ascii_case("get_lock") => Change::Locks,
+        Token::Word(name) | Token::Name(name) if name.eq_ignore_ascii_case("get_lock") => {
+            Change::Locks
+        }
         // The locking service of a plugin.
-        Token::Word(name) | Token::Name(name) if starts_with(name, "service_get_") => Change::Beyond,
+        Token::Word(name) | Token::Name(name) if starts_with(name, "service_get_") => {
+            Change::Beyond
+        }
         // What stands between, in a comment, may be nothing to the server.
         Token::Word(_) if token.is_word("temporary") => {
-            let made = is_word_of(previous, &["create", "replace", "drop"]) || is_word_of(first, &["create", "drop"]);
+            let made = is_word_of(previous, &["create", "replace", "drop"])
+                || is_word_of(first, &["create", "drop"]);
             if made { Change::Beyond } else { Change::None }
         }
         Token::Word(_) if token.is_word("prepare") && previous.is_word("drop") => Change::Beyond,

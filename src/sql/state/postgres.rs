@@ -62,7 +62,9 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
     match word {
         _ if is_one_of(word, &HARMLESS) => Change::None,
         _ if word.eq_ignore_ascii_case("set") && is_next(&["local"]) => Change::Transaction,
-        _ if word.eq_ignore_ascii_case("set") && is_next(&["transaction", "constraints"]) => Change::None,
+        _ if word.eq_ignore_ascii_case("set") && is_next(&["transaction", "constraints"]) => {
+            Change::None
+        }
         // sqlx has prepared statements of its own that must stay, and a library cannot be unloaded.
         _ if is_one_of(word, &["prepare", "deallocate", "load"]) => Change::Beyond,
         _ if word.eq_ignore_ascii_case("discard") && is_next(&["all"]) => Change::Beyond,
@@ -84,10 +86,19 @@ pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> 
         _ if name.eq_ignore_ascii_case("set_config") => Change::Session,
         _ if starts_with(name, "pg_") => server_function(name),
         // These run a text that may be any statement.
-        _ if starts_with(name, "query_to_xml") || is_one_of(name, &["ts_stat", "ts_rewrite"]) => Change::Session,
+        _ if starts_with(name, "query_to_xml") || is_one_of(name, &["ts_stat", "ts_rewrite"]) => {
+            Change::Session
+        }
         // A connection to another server, known by its name.
         _ if starts_with(name, "dblink_") => Change::Beyond,
-        _ if is_temporary(token, previous, &["create", "replace", "local", "global", "into"]) => Change::Session,
+        _ if is_temporary(
+            token,
+            previous,
+            &["create", "replace", "local", "global", "into"],
+        ) =>
+        {
+            Change::Session
+        }
         _ if token.is_word("hold") && previous.is_word("with") => Change::Session,
         _ => Change::None,
     }

@@ -66,10 +66,14 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Option<Change> {
 }
 
 fn pragma(mut rest: Lexer<'_>) -> Change {
-    let Some(Token::Word(mut name)) = rest.next() else { return Change::Session };
+    let Some(Token::Word(mut name)) = rest.next() else {
+        return Change::Session;
+    };
     if rest.peek() == Some(Token::Symbol(b'.')) {
         rest.next();
-        let Some(Token::Word(found)) = rest.next() else { return Change::Session };
+        let Some(Token::Word(found)) = rest.next() else {
+            return Change::Session;
+        };
         name = found;
     }
     match rest.next() {
@@ -83,8 +87,14 @@ pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> 
     let name = match token {
         Token::Word(name) | Token::Name(name) => name,
         // `CREATE TABLE [temp].t`, where any quotes do.
-        Token::Literal if is_word_of(previous, &["table", "view", "index", "trigger", "exists"]) => {
-            return if rest.peek() == Some(Token::Symbol(b'.')) { Change::Session } else { Change::None };
+        Token::Literal
+            if is_word_of(previous, &["table", "view", "index", "trigger", "exists"]) =>
+        {
+            return if rest.peek() == Some(Token::Symbol(b'.')) {
+                Change::Session
+            } else {
+                Change::None
+            };
         }
         _ => return Change::None,
     };

@@ -23,7 +23,10 @@ fn dressed(backend: DbBackend, sql: &str) -> Vec<String> {
         format!("INSERT INTO t VALUES ('/*'); {sql}; -- '*/"),
     ];
     if backend == MySql {
-        texts.extend([format!("/*!50000 {sql} */"), format!("/*M! {sql} */; SELECT 1")]);
+        texts.extend([
+            format!("/*!50000 {sql} */"),
+            format!("/*M! {sql} */; SELECT 1"),
+        ]);
     }
     texts
 }

@@ -3,8 +3,8 @@
 use axum::{Router, routing::any};
 use http::StatusCode;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, MockDatabase, Statement,
-    TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, MockDatabase,
+    Statement, TransactionTrait,
     sqlx::{Executor, pool::PoolOptions},
 };
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Reset, SessionPool, testing::TestPool};
@@ -64,7 +64,10 @@ async fn what_after_connect_set_survives_every_reset() {
                 let db = connect(with_settings(&test)).await;
                 let pool = pool_with(&db, |pool| pool.reset(reset).warm(warm));
                 let session = pool.session().await.unwrap();
-                let (first, expected) = (connection(Kind::Postgres, &*session).await, configured(&*session).await);
+                let (first, expected) = (
+                    connection(Kind::Postgres, &*session).await,
+                    configured(&*session).await,
+                );
                 assert_eq!(expected[1..3], ["7s", "5MB"]);
                 assert_eq!(expected[4], "pg_write_all_data");
                 drop(session);
@@ -73,7 +76,11 @@ async fn what_after_connect_set_survives_every_reset() {
                     let session = pool.session().await.unwrap();
                     for name in CONFIGURED.into_iter().filter(|name| *name != "role") {
                         let value = if name == "datestyle" { "German" } else { "99" };
-                        let value = if name.ends_with("isolation") { "serializable" } else { value };
+                        let value = if name.ends_with("isolation") {
+                            "serializable"
+                        } else {
+                            value
+                        };
                         let sql = format!("SET {name} = '{value}'");
                         if transaction {
                             let tx = session.begin().await.unwrap();
@@ -84,11 +91,18 @@ async fn what_after_connect_set_survives_every_reset() {
                         }
                     }
                     session.execute_unprepared("RESET ROLE").await.unwrap();
-                    session.execute_unprepared("SET client_encoding = 'LATIN1'").await.unwrap();
+                    session
+                        .execute_unprepared("SET client_encoding = 'LATIN1'")
+                        .await
+                        .unwrap();
                     drop(session);
                     returned(&pool).await;
                     let session = pool.session().await.unwrap();
-                    assert_eq!(configured(&*session).await, expected, "{reset:?} transaction: {transaction}");
+                    assert_eq!(
+                        configured(&*session).await,
+                        expected,
+                        "{reset:?} transaction: {transaction}"
+                    );
                     let same = connection(Kind::Postgres, &*session).await == first;
                     assert!(same || !warm, "{reset:?}: it was closed");
                     drop(session);
@@ -109,8 +123,14 @@ async fn seaorms_schema_search_path_survives_a_reset() {
     let pool = pool_with(&db, |pool| pool.reset(Reset::SessionState));
     for _ in 0..3 {
         let session = pool.session().await.unwrap();
-        assert_eq!(look(&*session, "SELECT current_setting('search_path')").await, "mine, public");
-        session.execute_unprepared("SET search_path = pg_catalog").await.unwrap();
+        assert_eq!(
+            look(&*session, "SELECT current_setting('search_path')").await,
+            "mine, public"
+        );
+        session
+            .execute_unprepared("SET search_path = pg_catalog")
+            .await
+            .unwrap();
         drop(session);
         returned(&pool).await;
     }
@@ -125,19 +145,29 @@ async fn what_a_transaction_set_for_itself_is_not_taken_for_the_connections_own(
         let world = World::new(Kind::Postgres, 2).await;
         let app = serve(async move |tx: DbTx| {
             if !by_layer {
-                tx.execute_unprepared("SET LOCAL lock_timeout = '9s'").await.unwrap();
+                tx.execute_unprepared("SET LOCAL lock_timeout = '9s'")
+                    .await
+                    .unwrap();
             }
             assert_eq!(look(&tx, see).await, "9s");
             // Only now it becomes clear that there is something to put back.
-            tx.execute_unprepared("SELECT pg_advisory_lock(7)").await.unwrap();
-            tx.execute_unprepared("SET statement_timeout = '8s'").await.unwrap();
+            tx.execute_unprepared("SELECT pg_advisory_lock(7)")
+                .await
+                .unwrap();
+            tx.execute_unprepared("SET statement_timeout = '8s'")
+                .await
+                .unwrap();
         });
         let layer = world.layer_with(|pool| pool.reset(Reset::SessionState));
         let sql = "SELECT set_config('lock_timeout', $1, true)";
         let layer = match by_layer {
-            true => {
-                layer.on_begin(move |_| vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, ["9s".into()])])
-            }
+            true => layer.on_begin(move |_| {
+                vec![Statement::from_sql_and_values(
+                    DbBackend::Postgres,
+                    sql,
+                    ["9s".into()],
+                )]
+            }),
             false => layer,
         };
         let pool = layer.pool().clone();
@@ -147,7 +177,10 @@ async fn what_a_transaction_set_for_itself_is_not_taken_for_the_connections_own(
             returned(&pool).await;
             for session in [pool.session().await.unwrap(), pool.session().await.unwrap()] {
                 assert_eq!(look(&*session, see).await, "0", "by the layer: {by_layer}");
-                assert_eq!(look(&*session, "SELECT current_setting('statement_timeout')").await, "0");
+                assert_eq!(
+                    look(&*session, "SELECT current_setting('statement_timeout')").await,
+                    "0"
+                );
             }
         }
         world.assert_whole().await;
@@ -167,7 +200,9 @@ async fn a_connection_prepared_for_a_request_is_reset_where_it_can_be_and_closed
         let layer = world.layer_with(|pool| pool.reset(Reset::SessionState));
         let pool = layer.pool().clone();
         let layer = layer.on_acquire(move |_| vec![Statement::from_string(kind.backend(), sql)]);
-        let handler = async move |db: DbSession| format!("{} {}", look(&db, see).await, connection(kind, &db).await);
+        let handler = async move |db: DbSession| {
+            format!("{} {}", look(&db, see).await, connection(kind, &db).await)
+        };
         let app = Router::new().route("/", any(handler)).layer(layer);
         let mut connections = std::collections::BTreeSet::new();
         for _ in 0..3 {
@@ -195,7 +230,9 @@ async fn the_transaction_around_a_test_stays() {
         for reset in [Reset::SessionState, Reset::SessionStateAlways] {
             let database = TestDb::new(kind).await;
             let db = database.connect(2).await;
-            let test = TestPool::begin(SessionPool::builder(db.clone()).reset(reset)).await.unwrap();
+            let test = TestPool::begin(SessionPool::builder(db.clone()).reset(reset))
+                .await
+                .unwrap();
             let sql = match kind {
                 Kind::Postgres => leaks::POSTGRES[1].0,
                 Kind::MySql => leaks::MYSQL[0].0,
@@ -206,9 +243,17 @@ async fn the_transaction_around_a_test_stays() {
                 insert_item(&db, "made").await;
                 db.execute_unprepared(sql).await.unwrap();
             });
-            assert_eq!(post(&app.layer(layer), "/").await.status(), StatusCode::OK, "{kind:?}");
+            assert_eq!(
+                post(&app.layer(layer), "/").await.status(),
+                StatusCode::OK,
+                "{kind:?}"
+            );
             let session = test.session().await.unwrap();
-            assert_eq!(count_items(&*session, "made").await, 1, "{kind:?} {reset:?}");
+            assert_eq!(
+                count_items(&*session, "made").await,
+                1,
+                "{kind:?} {reset:?}"
+            );
             drop(session);
             test.roll_back().await.unwrap();
             assert_eq!(count_items(&db, "made").await, 0, "{kind:?} {reset:?}");
@@ -220,7 +265,9 @@ async fn the_transaction_around_a_test_stays() {
 async fn what_an_in_memory_database_had_before_stays() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
-    db.execute_unprepared("CREATE TEMP TABLE configured (a); ATTACH ':memory:' AS other").await.unwrap();
+    db.execute_unprepared("CREATE TEMP TABLE configured (a); ATTACH ':memory:' AS other")
+        .await
+        .unwrap();
     let see = "SELECT group_concat(name) FROM (SELECT name FROM sqlite_temp_master UNION ALL \
                SELECT name FROM pragma_database_list WHERE name <> 'temp')";
     let pool = pool_with(&db, |pool| pool.reset(Reset::SessionState));
@@ -228,7 +275,10 @@ async fn what_an_in_memory_database_had_before_stays() {
         let session = pool.session().await.unwrap();
         assert_eq!(look(&*session, see).await, "configured,main,other");
         for (sql, _) in leaks::SQLITE {
-            session.execute_unprepared(&sql.replace("TABLE mine", "TABLE mine_too")).await.unwrap();
+            session
+                .execute_unprepared(&sql.replace("TABLE mine", "TABLE mine_too"))
+                .await
+                .unwrap();
         }
         drop(session);
         returned(&pool).await;

@@ -28,14 +28,31 @@ impl Wire {
     async fn new(kind: Kind, size: u32, reset: Reset) -> Self {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), size)).await.unwrap();
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), size))
+            .await
+            .unwrap();
         insert_item(&db, "one").await;
-        let pool = SessionPool::builder(db.clone()).reset(reset).build().unwrap();
-        Self { test, proxy, db, pool, opened: Instant::now() }
+        let pool = SessionPool::builder(db.clone())
+            .reset(reset)
+            .build()
+            .unwrap();
+        Self {
+            test,
+            proxy,
+            db,
+            pool,
+            opened: Instant::now(),
+        }
     }
 
     /// Asserts how many round trips a request costs when its connection is warm and its statements are prepared.
-    async fn assert_per_request(&self, layer: DbSessionLayer, work: Work, expected: u64, case: &str) {
+    async fn assert_per_request(
+        &self,
+        layer: DbSessionLayer,
+        work: Work,
+        expected: u64,
+        case: &str,
+    ) {
         const REQUESTS: u64 = 100;
         let pool = layer.pool().clone();
         let app = match work {
@@ -58,7 +75,10 @@ impl Wire {
             returned(&pool).await;
         }
         let (own, all) = (expected * REQUESTS, self.proxy.requests());
-        assert!((own..=own + visits(self.opened)).contains(&all), "{case} {work:?}: {all} instead of {own}");
+        assert!(
+            (own..=own + visits(self.opened)).contains(&all),
+            "{case} {work:?}: {all} instead of {own}"
+        );
     }
 
     async fn assert_whole(&self) {
@@ -82,7 +102,9 @@ async fn read<C: ConnectionTrait>(db: &C) {
     } else {
         "SELECT id FROM item WHERE hits = ?"
     };
-    db.query_all_raw(Statement::from_sql_and_values(backend, sql, [0.into()])).await.unwrap();
+    db.query_all_raw(Statement::from_sql_and_values(backend, sql, [0.into()]))
+        .await
+        .unwrap();
 }
 
 async fn lock<C: ConnectionTrait>(db: &C) {
@@ -90,27 +112,37 @@ async fn lock<C: ConnectionTrait>(db: &C) {
         DbBackend::Postgres => "SELECT 1 FROM pg_advisory_lock(7)",
         _ => "SELECT GET_LOCK('mine', 1)",
     };
-    db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await.unwrap();
+    db.query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_session_that_changes_nothing_pays_nothing_and_one_that_does_pays_one_round_trip() {
     for kind in [Kind::Postgres, Kind::MySql] {
-        for (reset, extra) in [(Reset::RollbackOnly, 0), (Reset::SessionState, 0), (Reset::SessionStateAlways, 1)] {
+        for (reset, extra) in [
+            (Reset::RollbackOnly, 0),
+            (Reset::SessionState, 0),
+            (Reset::SessionStateAlways, 1),
+        ] {
             let case = format!("{kind:?} {reset:?}");
             // A new one each time: every ten seconds the driver's pool sees a connection, which pings it.
             let wire = Wire::new(kind, 4, reset).await;
             let layer = || DbSessionLayer::new(wire.pool.clone());
-            wire.assert_per_request(layer(), Work::Nothing, 0, &case).await;
-            wire.assert_per_request(layer(), Work::Read, 1 + extra, &case).await;
-            wire.assert_per_request(layer(), Work::InTransaction, 3 + extra, &case).await;
+            wire.assert_per_request(layer(), Work::Nothing, 0, &case)
+                .await;
+            wire.assert_per_request(layer(), Work::Read, 1 + extra, &case)
+                .await;
+            wire.assert_per_request(layer(), Work::InTransaction, 3 + extra, &case)
+                .await;
             wire.assert_whole().await;
         }
         for reset in [Reset::SessionState, Reset::SessionStateAlways] {
             let wire = Wire::new(kind, 4, reset).await;
             let layer = DbSessionLayer::new(wire.pool.clone());
             // Nothing is prepared again after a hundred resets.
-            wire.assert_per_request(layer, Work::Lock, 3, &format!("{kind:?} {reset:?}")).await;
+            wire.assert_per_request(layer, Work::Lock, 3, &format!("{kind:?} {reset:?}"))
+                .await;
             wire.assert_whole().await;
         }
     }
@@ -122,9 +154,14 @@ async fn settings_of_a_transaction_cost_no_reset() {
         let wire = Wire::new(Kind::Postgres, 4, reset).await;
         let layer = DbSessionLayer::new(wire.pool.clone()).on_begin(|_| {
             let sql = "SELECT set_config('app.tenant', $1, true)";
-            vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, ["blue".into()])]
+            vec![Statement::from_sql_and_values(
+                DbBackend::Postgres,
+                sql,
+                ["blue".into()],
+            )]
         });
-        wire.assert_per_request(layer, Work::InTransaction, 4, &format!("{reset:?}")).await;
+        wire.assert_per_request(layer, Work::InTransaction, 4, &format!("{reset:?}"))
+            .await;
         wire.assert_whole().await;
     }
 }
@@ -167,7 +204,14 @@ async fn after_raw_code_rollback_and_reset_go_together() {
         returned(&pool).await;
         assert_eq!(wire.proxy.requests(), 1);
         let session = pool.session().await.unwrap();
-        assert_eq!(look(&*session, "SELECT coalesce(nullif(current_setting('app.x', true), ''), '-')").await, "-");
+        assert_eq!(
+            look(
+                &*session,
+                "SELECT coalesce(nullif(current_setting('app.x', true), ''), '-')"
+            )
+            .await,
+            "-"
+        );
     }
     wire.assert_whole().await;
 }

@@ -13,11 +13,14 @@ use crate::support::{database::Kind, wait::eventually};
 
 /// What a query says, as a text; a query that fails says so.
 async fn look<C: ConnectionTrait>(db: &C, sql: &str) -> String {
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await;
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await;
     match row {
-        Ok(Some(row)) => {
-            row.try_get_by_index::<Option<String>>(0).expect("a text").unwrap_or_else(|| "null".to_owned())
-        }
+        Ok(Some(row)) => row
+            .try_get_by_index::<Option<String>>(0)
+            .expect("a text")
+            .unwrap_or_else(|| "null".to_owned()),
         Ok(None) => "nothing".to_owned(),
         Err(_) => "an error".to_owned(),
     }

@@ -26,7 +26,11 @@ const REQUESTS: usize = 40;
 async fn none_sees_anothers(kind: Kind, leaks: &'static [Leak], reset: Reset) {
     let world = World::new(kind, 2).await;
     if kind == Kind::MySql {
-        world.db.execute_unprepared("CREATE TABLE other (a int)").await.unwrap();
+        world
+            .db
+            .execute_unprepared("CREATE TABLE other (a int)")
+            .await
+            .unwrap();
     }
     let mut clean = Vec::new();
     for (_, see) in leaks {
@@ -47,22 +51,40 @@ async fn none_sees_anothers(kind: Kind, leaks: &'static [Leak], reset: Reset) {
     let layer = world.layer_with(|pool| pool.reset(reset));
     let pool = layer.pool().clone();
     let app = Router::new()
-        .route("/plain/{leak}/{end}", any(async move |db: DbSession, path| check(&db, path).await))
-        .route("/tx/{leak}/{end}", any(async move |_: DbTx, db: DbSession, path| also(&db, path).await))
+        .route(
+            "/plain/{leak}/{end}",
+            any(async move |db: DbSession, path| check(&db, path).await),
+        )
+        .route(
+            "/tx/{leak}/{end}",
+            any(async move |_: DbTx, db: DbSession, path| also(&db, path).await),
+        )
         .layer(layer);
     let clients = (0..CLIENTS).map(async |client| {
         for request in 0..REQUESTS {
             let number = client * REQUESTS + request;
             let leak = (number * 7) % leaks.len();
-            let way = if number.is_multiple_of(3) { "tx" } else { "plain" };
+            let way = if number.is_multiple_of(3) {
+                "tx"
+            } else {
+                "plain"
+            };
             let end = if number.is_multiple_of(4) { 404 } else { 200 };
-            let polls = if number.is_multiple_of(2) { u32::MAX } else { (number % 60) as u32 };
+            let polls = if number.is_multiple_of(2) {
+                u32::MAX
+            } else {
+                (number % 60) as u32
+            };
             drop(after_polls(polls, post(&app, &format!("/{way}/{leak}/{end}"))).await);
         }
     });
     join_all(clients).await;
     returned(&pool).await;
-    assert_eq!(dirty.load(Ordering::SeqCst), 0, "{kind:?} {reset:?}: what was seen of others");
+    assert_eq!(
+        dirty.load(Ordering::SeqCst),
+        0,
+        "{kind:?} {reset:?}: what was seen of others"
+    );
     world.assert_whole().await;
 }
 
@@ -81,8 +103,14 @@ static POSTGRES: [Leak; 8] = [
 static MYSQL: [Leak; 4] = [
     ("SELECT GET_LOCK('mine', 0)", leaks::MYSQL[0].1),
     ("SET @mine = 'y'", "SELECT CAST(@mine AS CHAR)"),
-    ("SET time_zone = '+09:00'", "SELECT CAST(@@time_zone AS CHAR)"),
-    ("CREATE TEMPORARY TABLE mine (a int)", "SELECT CAST(count(*) AS CHAR) FROM mine"),
+    (
+        "SET time_zone = '+09:00'",
+        "SELECT CAST(@@time_zone AS CHAR)",
+    ),
+    (
+        "CREATE TEMPORARY TABLE mine (a int)",
+        "SELECT CAST(count(*) AS CHAR) FROM mine",
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

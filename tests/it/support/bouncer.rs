@@ -55,8 +55,11 @@ impl Bouncer {
                  ignore_startup_parameters = extra_float_digits\n"
             );
             fs::write(dir.join("bouncer.ini"), config).expect("a configuration");
-            fs::set_permissions(dir.join("bouncer.ini"), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-                .expect("a readable configuration");
+            fs::set_permissions(
+                dir.join("bouncer.ini"),
+                std::os::unix::fs::PermissionsExt::from_mode(0o644),
+            )
+            .expect("a readable configuration");
             match Self::try_start(&account, &dir, port) {
                 Ok(bouncer) => return bouncer,
                 Err(said) => log = said,
@@ -87,7 +90,11 @@ impl Bouncer {
         let mut pid = String::new();
         let mut output = BufReader::new(keeper.stdout.take().expect("a piped stdout"));
         output.read_line(&mut pid).expect("the keeper answers");
-        let bouncer = Self { port, keeper, input };
+        let bouncer = Self {
+            port,
+            keeper,
+            input,
+        };
         let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
         let deadline = Instant::now() + BOUND;
         // Its own words: a connection might reach the server of somebody else.

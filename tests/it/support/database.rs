@@ -35,7 +35,12 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Postgres, Self::MySql, Self::SqliteFile, Self::SqliteMemory];
+    pub const ALL: [Self; 4] = [
+        Self::Postgres,
+        Self::MySql,
+        Self::SqliteFile,
+        Self::SqliteMemory,
+    ];
 
     /// SeaORM's name for it.
     pub fn backend(self) -> DbBackend {
@@ -125,7 +130,10 @@ impl TestDb {
     /// proxy, say.
     pub fn options_at(&self, url: &str, max_connections: u32) -> ConnectOptions {
         let mut options = ConnectOptions::new(url);
-        options.max_connections(max_connections).acquire_timeout(ACQUIRE_TIMEOUT).sqlx_logging(false);
+        options
+            .max_connections(max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .sqlx_logging(false);
         match self.kind {
             Kind::Postgres | Kind::MySql => {}
             Kind::SqliteFile => {
@@ -137,7 +145,11 @@ impl TestDb {
                 });
             }
             Kind::SqliteMemory => {
-                options.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+                options
+                    .max_connections(1)
+                    .min_connections(1)
+                    .idle_timeout(None)
+                    .max_lifetime(None);
             }
         }
         options
@@ -194,7 +206,12 @@ impl TestDb {
 
     /// Makes the standard table in the empty database at `url`.
     async fn with_table(kind: Kind, url: String, dir: Option<TempDir>) -> Self {
-        let mut this = Self { kind, url, _dir: dir, memory: None };
+        let mut this = Self {
+            kind,
+            url,
+            _dir: dir,
+            memory: None,
+        };
         let db = open(this.options(1)).await;
         for sql in kind.schema() {
             db.execute_unprepared(sql).await.expect("the table is made");

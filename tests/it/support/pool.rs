@@ -23,7 +23,10 @@ pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
 
 /// A session pool over `db`, with settings.
 #[track_caller]
-pub fn pool_with(db: &DatabaseConnection, set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder) -> SessionPool {
+pub fn pool_with(
+    db: &DatabaseConnection,
+    set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+) -> SessionPool {
     set(pool_builder(db.clone())).build().expect("a pool")
 }
 
@@ -82,10 +85,16 @@ pub async fn assert_whole(test_db: &TestDb, db: &DatabaseConnection, size: u32) 
     let observer = test_db.observer().await;
     let name = unique_name();
     if let Some(observer) = &observer {
-        eventually("no transaction is left open", async || open_transactions(observer).await == 0).await;
+        eventually("no transaction is left open", async || {
+            open_transactions(observer).await == 0
+        })
+        .await;
     }
     // SQLite's worker may still be at the statement of a connection that was closed, and hold its lock.
-    eventually("an insert works", async || try_insert_item(db, &name).await.is_ok()).await;
+    eventually("an insert works", async || {
+        try_insert_item(db, &name).await.is_ok()
+    })
+    .await;
     let view = observer.as_ref().unwrap_or(db);
     assert_eq!(count_items(view, &name).await, 1, "the insert is seen");
     if let Some(observer) = observer {
@@ -100,8 +109,10 @@ where
     DB: Database,
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    eventually("all connections came back to the pool", async || usize::try_from(pool.size()) == Ok(pool.num_idle()))
-        .await;
+    eventually("all connections came back to the pool", async || {
+        usize::try_from(pool.size()) == Ok(pool.num_idle())
+    })
+    .await;
     let max = pool.options().get_max_connections();
     assert!(pool.size() <= max, "{} of {max} connections", pool.size());
 

@@ -39,7 +39,8 @@ const FREEZE_BOUND: Duration = Duration::from_secs(60);
 const START_TRIES: u32 = 5;
 
 /// What installs the servers.
-pub(super) const INSTALL: &str = "apt-get update && apt-get install -y postgresql mariadb-server pgbouncer";
+pub(super) const INSTALL: &str =
+    "apt-get update && apt-get install -y postgresql mariadb-server pgbouncer";
 
 /// The keeper: `sh -c KEEPER keeper DIR ENGINE INSTALLER SERVER ARGS...`.
 ///
@@ -163,11 +164,21 @@ impl OwnServer {
         fs::remove_dir_all(&data).expect("the standby's own data can go");
         let copied = Account::of(Engine::Postgres)
             .command(&binary(Engine::Postgres, "pg_basebackup"), &standby.dir)
-            .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-p",
+                &self.port.to_string(),
+            ])
             .args(["-R", "-c", "fast", "--no-sync", "-D"])
             .arg(&data)
             .status();
-        assert!(copied.expect("pg_basebackup starts").success(), "pg_basebackup has failed");
+        assert!(
+            copied.expect("pg_basebackup starts").success(),
+            "pg_basebackup has failed"
+        );
         if let Err(log) = standby.try_start() {
             panic!("the standby did not start:\n{log}");
         }
@@ -218,7 +229,9 @@ impl OwnServer {
         for child in &children {
             let _ = kill(*child, Signal::SIGSTOP);
         }
-        await_until(deadline, "the child processes are stopped", || children.iter().all(|child| stopped(*child)));
+        await_until(deadline, "the child processes are stopped", || {
+            children.iter().all(|child| stopped(*child))
+        });
     }
 
     /// Lets a frozen server go on (`SIGCONT`).
@@ -251,7 +264,9 @@ impl OwnServer {
         }
         let deadline = Instant::now() + START_BOUND;
         let gone = |pid: &Pid| matches!(state(*pid), None | Some('Z'));
-        await_until(deadline, "the server is gone", || gone(&main) && children.iter().all(gone));
+        await_until(deadline, "the server is gone", || {
+            gone(&main) && children.iter().all(gone)
+        });
         self.stop();
     }
 
@@ -309,7 +324,15 @@ impl OwnServer {
             .expect("sh starts");
         let orders = keeper.stdin.take();
         let answers = BufReader::new(keeper.stdout.take().expect("a piped stdout"));
-        let mut server = Self { engine, dir, port, pid: None, keeper, orders, answers };
+        let mut server = Self {
+            engine,
+            dir,
+            port,
+            pid: None,
+            keeper,
+            orders,
+            answers,
+        };
         let status = server.order("install");
         assert_eq!(status, "0", "no data directory:\n{}", server.log());
         server
@@ -359,7 +382,9 @@ impl OwnServer {
         let orders = self.orders.as_mut().expect("a living keeper");
         writeln!(orders, "{word}").expect("the keeper reads");
         let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("the keeper answers");
+        self.answers
+            .read_line(&mut answer)
+            .expect("the keeper answers");
         answer.trim_end().to_owned()
     }
 }
@@ -420,7 +445,11 @@ pub(super) fn new_dir(account: &Account) -> PathBuf {
         Some(_) => PathBuf::from("/tmp"),
         None => env::temp_dir(),
     };
-    let dir = tempfile::Builder::new().prefix("test-server-").tempdir_in(parent).expect("a temporary directory").keep();
+    let dir = tempfile::Builder::new()
+        .prefix("test-server-")
+        .tempdir_in(parent)
+        .expect("a temporary directory")
+        .keep();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("an own directory");
     if let Some((user, group)) = account.other {
         chown(&dir, Some(user), Some(group)).expect("an own directory");

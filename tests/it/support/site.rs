@@ -46,13 +46,21 @@ impl Site {
     pub async fn behind_a_proxy(kind: Kind) -> (Self, Proxy) {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE)).await.unwrap();
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE))
+            .await
+            .unwrap();
         (Self::with(test, db, SIZE).await, proxy)
     }
 
     pub async fn with(test: TestDb, db: DatabaseConnection, size: u32) -> Self {
         let observer = test.observer().await;
-        Self { layer: session_layer(db.clone()), test, db, observer, size }
+        Self {
+            layer: session_layer(db.clone()),
+            test,
+            db,
+            observer,
+            size,
+        }
     }
 
     pub fn kind(&self) -> Kind {
@@ -81,7 +89,9 @@ impl Site {
         H: Handler<T, ()>,
         T: 'static,
     {
-        Router::new().route("/", any(handler)).layer(self.layer.clone())
+        Router::new()
+            .route("/", any(handler))
+            .layer(self.layer.clone())
     }
 
     /// The answer to one request, which must not hang.
@@ -100,7 +110,10 @@ impl Site {
 
     /// Makes a table whose constraint is checked at COMMIT: see [`violate`].
     pub async fn defer(&self) {
-        self.run("CREATE TABLE later (id integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)").await;
+        self.run(
+            "CREATE TABLE later (id integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)",
+        )
+        .await;
     }
 
     /// How many rows of this name others see: 0 or 1.
@@ -129,7 +142,10 @@ impl Site {
 
 /// The answer of `app` to one request, which must not hang.
 pub async fn call(app: Router) -> Response {
-    match timeout(BOUND, app.oneshot(Request::new(Body::empty()))).await.expect("an answer, not a hang") {
+    match timeout(BOUND, app.oneshot(Request::new(Body::empty())))
+        .await
+        .expect("an answer, not a hang")
+    {
         Ok(response) => response,
         Err(never) => match never {},
     }
@@ -137,7 +153,9 @@ pub async fn call(app: Router) -> Response {
 
 /// What this does makes the next COMMIT fail.
 pub async fn violate(db: &impl ConnectionTrait) {
-    db.execute_unprepared("INSERT INTO later VALUES (-1)").await.unwrap();
+    db.execute_unprepared("INSERT INTO later VALUES (-1)")
+        .await
+        .unwrap();
 }
 
 pub fn outcome(response: &Response) -> &Outcome {
@@ -145,29 +163,43 @@ pub fn outcome(response: &Response) -> &Outcome {
 }
 
 pub fn retry_after(response: &Response) -> Option<&str> {
-    response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap())
+    response
+        .headers()
+        .get(header::RETRY_AFTER)
+        .map(|value| value.to_str().unwrap())
 }
 
 /// The crate's own error in a statement's.
 #[track_caller]
 pub fn known<T>(result: Result<T, DbErr>) -> Error {
-    let Err(error) = result else { panic!("no error") };
+    let Err(error) = result else {
+        panic!("no error")
+    };
     Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"))
 }
 
 /// The first column of the only row.
 pub async fn value<T: sea_orm::TryGetable>(db: &impl ConnectionTrait, sql: &str) -> T {
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await.unwrap();
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await
+        .unwrap();
     row.unwrap().try_get_by_index(0).unwrap()
 }
 
 /// Whether the server is MariaDB, and not MySQL.
 pub async fn is_mariadb(db: &impl ConnectionTrait) -> bool {
-    value::<String>(db, "SELECT VERSION()").await.contains("MariaDB")
+    value::<String>(db, "SELECT VERSION()")
+        .await
+        .contains("MariaDB")
 }
 
 /// The port in a database URL.
 pub fn port_of(url: &str) -> u16 {
     let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after.split(['/', '?']).next().and_then(|port| port.parse().ok()).expect("a port")
+    after
+        .split(['/', '?'])
+        .next()
+        .and_then(|port| port.parse().ok())
+        .expect("a port")
 }

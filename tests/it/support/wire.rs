@@ -64,7 +64,9 @@ struct Shared {
 impl Proxy {
     /// Starts a proxy in front of `127.0.0.1:target_port`.
     pub async fn start(target_port: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free loopback port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free loopback port");
         let port = listener.local_addr().expect("a bound listener").port();
         let shared = Arc::new(Shared {
             target_port: AtomicU16::new(target_port),
@@ -83,7 +85,11 @@ impl Proxy {
             cuts: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Self { port, shared, accepting }
+        Self {
+            port,
+            shared,
+            accepting,
+        }
     }
 
     /// From now on, new connections go to `127.0.0.1:target_port`, as by a name that leads elsewhere. Those that are
@@ -133,7 +139,9 @@ impl Proxy {
 
     /// From now on, holds back what a client sends that has `what` in it. Other connections go on.
     pub fn hold_back(&self, what: &str) {
-        self.shared.held_back.send_replace(Some(what.as_bytes().to_vec()));
+        self.shared
+            .held_back
+            .send_replace(Some(what.as_bytes().to_vec()));
     }
 
     /// Forwards what was held back.
@@ -217,8 +225,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             shared.connections.fetch_add(1, Ordering::SeqCst);
             // Not polled any more, it keeps its sockets open.
-            let mut serving =
-                std::pin::pin!(async { if is_mute { listen(client).await } else { serve(client, &shared).await } });
+            let mut serving = std::pin::pin!(async {
+                if is_mute {
+                    listen(client).await
+                } else {
+                    serve(client, &shared).await
+                }
+            });
             tokio::select! {
                 _ = cuts.changed() => {}
                 _ = silenced.changed() => drop(cuts.changed().await),
@@ -230,7 +243,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 fn store(micros: &AtomicU64, delay: Duration) {
-    micros.store(u64::try_from(delay.as_micros()).expect("a delay that fits"), Ordering::SeqCst);
+    micros.store(
+        u64::try_from(delay.as_micros()).expect("a delay that fits"),
+        Ordering::SeqCst,
+    );
 }
 
 /// Waits for as long as a delay lasts that [`store`] has set.
@@ -243,13 +259,19 @@ async fn wait_out(micros: &AtomicU64) {
 
 /// Reads what one client says until its end, and says nothing.
 async fn listen(mut client: TcpStream) -> io::Result<()> {
-    tokio::io::copy(&mut client, &mut tokio::io::sink()).await.map(drop)
+    tokio::io::copy(&mut client, &mut tokio::io::sink())
+        .await
+        .map(drop)
 }
 
 /// Serves one client until the server's side ends.
 async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
     wait_out(&shared.connect_delay_micros).await;
-    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.target_port.load(Ordering::SeqCst))).await?;
+    let server = TcpStream::connect((
+        Ipv4Addr::LOCALHOST,
+        shared.target_port.load(Ordering::SeqCst),
+    ))
+    .await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
@@ -299,7 +321,13 @@ async fn downstream(
     let mut buffer = vec![0; 64 * 1024];
     let mut forsaken = shared.forsaken.subscribe();
     loop {
-        let is_forsaken = async { drop(forsaken.wait_for(|forsaken| *forsaken && lock(talk).is_held).await) };
+        let is_forsaken = async {
+            drop(
+                forsaken
+                    .wait_for(|forsaken| *forsaken && lock(talk).is_held)
+                    .await,
+            )
+        };
         let read = tokio::select! {
             read = from.read(&mut buffer) => Some(read?),
             () = is_forsaken => None,
@@ -307,7 +335,9 @@ async fn downstream(
         let Some(read) = read else {
             let _ = to.shutdown().await;
             // Its last words are for nobody.
-            return tokio::io::copy(&mut from, &mut tokio::io::sink()).await.map(drop);
+            return tokio::io::copy(&mut from, &mut tokio::io::sink())
+                .await
+                .map(drop);
         };
         wait_out(&shared.delay_micros).await;
         thawed(shared).await;
@@ -330,7 +360,9 @@ async fn thawed(shared: &Shared) {
 async fn let_go(shared: &Shared, chunk: &[u8], talk: &Mutex<Talk>) {
     let mut held_back = shared.held_back.subscribe();
     let passes = |what: &Option<Vec<u8>>| {
-        !what.as_ref().is_some_and(|what| chunk.windows(what.len()).any(|window| window == what))
+        !what
+            .as_ref()
+            .is_some_and(|what| chunk.windows(what.len()).any(|window| window == what))
     };
     if passes(&held_back.borrow_and_update()) {
         return;

@@ -35,7 +35,13 @@ impl World {
         let test = TestDb::new(kind).await;
         let db = test.connect(size).await;
         let view = test.observer().await.unwrap_or_else(|| db.clone());
-        Self { kind, test, db, view, size }
+        Self {
+            kind,
+            test,
+            db,
+            view,
+            size,
+        }
     }
 
     /// A layer over the service's pool.
@@ -44,7 +50,10 @@ impl World {
     }
 
     /// A layer over the service's pool with settings.
-    pub fn layer_with(&self, set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder) -> DbSessionLayer {
+    pub fn layer_with(
+        &self,
+        set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+    ) -> DbSessionLayer {
         layer_with(&self.db, set)
     }
 
@@ -70,7 +79,11 @@ where
 
 /// The answer of `app`.
 pub async fn ask(app: &Router, method: Method, uri: &str) -> Response {
-    let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .body(Body::empty())
+        .unwrap();
     match app.clone().oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -84,7 +97,9 @@ pub async fn post(app: &Router, uri: &str) -> Response {
 
 /// What the response's extensions say about the transaction with this tag: one thing, or nothing.
 pub fn outcome_of<Tag: 'static, B>(response: &http::Response<B>) -> &'static str {
-    let Some(outcome) = response.extensions().get::<Outcome<Tag>>() else { return "none" };
+    let Some(outcome) = response.extensions().get::<Outcome<Tag>>() else {
+        return "none";
+    };
     let failed = outcome.error().is_some() && !outcome.is_unknown();
     let answers = [
         (outcome.is_committed(), "committed"),
@@ -107,12 +122,18 @@ pub fn outcome<B>(response: &http::Response<B>) -> &'static str {
 
 /// A statement that inserts an item.
 pub fn inserting(kind: Kind, name: &str) -> Statement {
-    Statement::from_string(kind.backend(), format!("INSERT INTO item (name) VALUES ('{name}')"))
+    Statement::from_string(
+        kind.backend(),
+        format!("INSERT INTO item (name) VALUES ('{name}')"),
+    )
 }
 
 /// The first column of a query's only row.
 pub async fn value<T: sea_orm::TryGetable, C: ConnectionTrait>(db: &C, sql: &str) -> T {
-    let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect("the query works");
+    let row = db
+        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await
+        .expect("the query works");
     row.expect("a row").try_get_by_index(0).expect("a value")
 }
 
@@ -134,7 +155,9 @@ impl Log {
 
     /// Waits until exactly this has happened.
     pub async fn becomes(&self, expected: &[&str]) {
-        let waiting = eventually("everything happened", async || self.read().len() >= expected.len());
+        let waiting = eventually("everything happened", async || {
+            self.read().len() >= expected.len()
+        });
         if timeout(BOUND / 2, waiting).await.is_err() {
             panic!("{:?} instead of {expected:?}", self.read());
         }
@@ -146,7 +169,8 @@ impl World {
     /// Makes a table whose [`ORPHAN`]s are found at COMMIT only; MySQL and MariaDB have none such.
     pub async fn with_late_check(kind: Kind, size: u32) -> Self {
         let world = Self::new(kind, size).await;
-        let sql = "CREATE TABLE part (item integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)";
+        let sql =
+            "CREATE TABLE part (item integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)";
         world.db.execute_unprepared(sql).await.expect("a table");
         world
     }

@@ -2,7 +2,11 @@
 //! invariants does each keep?
 //!
 //! The harness itself is included as it is.
-#![allow(dead_code, unreachable_pub, reason = "not everything of the harness is in use here")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "not everything of the harness is in use here"
+)]
 
 #[path = "../../reliability/boundaries.rs"]
 mod boundaries;
@@ -43,14 +47,29 @@ use self::{
 };
 
 /// One service: its name, how it is made, and which conversations it can have.
-type Subject = (&'static str, fn(&Plan, DatabaseConnection, Arc<Court>) -> (Router, Idle), &'static [Kind]);
+type Subject = (
+    &'static str,
+    fn(&Plan, DatabaseConnection, Arc<Court>) -> (Router, Idle),
+    &'static [Kind],
+);
 
-const COMMON: [Kind; 6] = [Kind::Read, Kind::Write, Kind::Transaction, Kind::Nested, Kind::Stream, Kind::Early];
+const COMMON: [Kind; 6] = [
+    Kind::Read,
+    Kind::Write,
+    Kind::Transaction,
+    Kind::Nested,
+    Kind::Stream,
+    Kind::Early,
+];
 
 const SUBJECTS: [Subject; 4] = [
     ("tower-sea-orm", site::ours, &Kind::CONVERSATIONS),
     ("SeaORM, transactions by hand", seaorm::service, &COMMON),
-    ("axum-sea-orm-tx 0.1", sea_orm_tx::service, COMMON.split_last().expect("a list").1),
+    (
+        "axum-sea-orm-tx 0.1",
+        sea_orm_tx::service,
+        COMMON.split_last().expect("a list").1,
+    ),
     ("axum-sqlx-tx 0.11", sqlx_tx::service, &COMMON),
 ];
 
@@ -63,7 +82,16 @@ async fn main() {
             boundaries::every_message(&site, *kind, Some(few()), &mut row).await;
             site.judge(&mut row).await;
         }
-        let site = Arc::new(new_site(service, Plan { size: 6, ..Plan::default() }).await);
+        let site = Arc::new(
+            new_site(
+                service,
+                Plan {
+                    size: 6,
+                    ..Plan::default()
+                },
+            )
+            .await,
+        );
         soak::soak_on(&site, requests(), &mut row).await;
         site.judge(&mut row).await;
         let (kept, all) = row.kept();
@@ -73,19 +101,34 @@ async fn main() {
     }
 }
 
-async fn new_site(service: fn(&Plan, DatabaseConnection, Arc<Court>) -> (Router, Idle), plan: Plan) -> Site {
-    Site::over(TestDb::new(database::Kind::Postgres).await, plan, |url| url, service).await
+async fn new_site(
+    service: fn(&Plan, DatabaseConnection, Arc<Court>) -> (Router, Idle),
+    plan: Plan,
+) -> Site {
+    Site::over(
+        TestDb::new(database::Kind::Postgres).await,
+        plan,
+        |url| url,
+        service,
+    )
+    .await
 }
 
 /// From which faults it did not recover, and how often; of the other notes, none.
 fn summed_up(notes: &[String]) -> Vec<String> {
     let mut faults = BTreeMap::new();
     for note in notes {
-        if let Some((fault, _)) = note.strip_prefix("did not recover from ").and_then(|note| note.split_once(" at ")) {
+        if let Some((fault, _)) = note
+            .strip_prefix("did not recover from ")
+            .and_then(|note| note.split_once(" at "))
+        {
             *faults.entry(fault.to_lowercase()).or_insert(0) += 1;
         }
     }
-    faults.into_iter().map(|(fault, times)| format!("did not recover from {fault} ({times}×)")).collect()
+    faults
+        .into_iter()
+        .map(|(fault, times)| format!("did not recover from {fault} ({times}×)"))
+        .collect()
 }
 
 /// How many faults each conversation gets.

@@ -29,16 +29,21 @@ pub fn service(_: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, 
         router = router.route(&format!("/{}/{{number}}/{{status}}", kind.path()), handler);
     }
     let router = router.route_layer(from_fn_with_state(db.clone(), transaction));
-    (router.layer(CatchPanicLayer::new()).with_state(court), Box::new(move || all_idle(&db)))
+    (
+        router.layer(CatchPanicLayer::new()).with_state(court),
+        Box::new(move || all_idle(&db)),
+    )
 }
 
 fn handlers() -> [(Kind, MethodRouter<Arc<Court>>); 12] {
     macro_rules! handler {
         ($provokes:expr, $method:ident) => {
-            any(async |tx: Tx, State(court): Shared, Path((number, status)): Numbers| {
-                let done = court.$method(&*tx, number).await;
-                answer(&court, number, status, $provokes, done)
-            })
+            any(
+                async |tx: Tx, State(court): Shared, Path((number, status)): Numbers| {
+                    let done = court.$method(&*tx, number).await;
+                    answer(&court, number, status, $provokes, done)
+                },
+            )
         };
     }
     [

@@ -33,26 +33,39 @@ pub fn service(_: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, 
     for (kind, handler) in handlers() {
         router = router.route(&format!("/{}/{{number}}/{{status}}", kind.path()), handler);
     }
-    let state = Shared { db: db.clone(), court };
-    (router.layer(CatchPanicLayer::new()).with_state(state), Box::new(move || all_idle(&db)))
+    let state = Shared {
+        db: db.clone(),
+        court,
+    };
+    (
+        router.layer(CatchPanicLayer::new()).with_state(state),
+        Box::new(move || all_idle(&db)),
+    )
 }
 
 fn handlers() -> [(Kind, MethodRouter<Shared>); 13] {
     macro_rules! plain {
         ($provokes:expr, $method:ident) => {
-            any(async |State(Shared { db, court }): State<Shared>, Path((number, status)): Numbers| {
-                let done = court.$method(&db, number).await;
-                answer(&court, number, status, $provokes, done)
-            })
+            any(
+                async |State(Shared { db, court }): State<Shared>,
+                       Path((number, status)): Numbers| {
+                    let done = court.$method(&db, number).await;
+                    answer(&court, number, status, $provokes, done)
+                },
+            )
         };
     }
     macro_rules! transaction {
         ($provokes:expr, $method:ident) => {
-            any(async |State(shared): State<Shared>, Path((number, status)): Numbers| {
-                let court = shared.court.clone();
-                let work = move |tx| -> Work { Box::pin(async move { (court.$method(&tx, number).await, tx) }) };
-                in_transaction(shared, number, status, $provokes, work).await
-            })
+            any(
+                async |State(shared): State<Shared>, Path((number, status)): Numbers| {
+                    let court = shared.court.clone();
+                    let work = move |tx| -> Work {
+                        Box::pin(async move { (court.$method(&tx, number).await, tx) })
+                    };
+                    in_transaction(shared, number, status, $provokes, work).await
+                },
+            )
         };
     }
     [
@@ -96,7 +109,10 @@ async fn in_transaction(
     answer(&court, number, status, provokes, done)
 }
 
-async fn early(State(Shared { db, court }): State<Shared>, Path((number, status)): Numbers) -> Response {
+async fn early(
+    State(Shared { db, court }): State<Shared>,
+    Path((number, status)): Numbers,
+) -> Response {
     let done = async {
         let tx = db.begin().await?;
         court.transact(&tx, number).await?;
@@ -111,7 +127,8 @@ async fn early(State(Shared { db, court }): State<Shared>, Path((number, status)
 /// By hand, there is a COMMIT before the answer; a task can only keep the pool.
 async fn stray(State(shared): State<Shared>, Path((number, status)): Numbers) -> Response {
     let (court, db) = (shared.court.clone(), shared.db.clone());
-    let work = move |tx| -> Work { Box::pin(async move { (court.transact(&tx, number).await, tx) }) };
+    let work =
+        move |tx| -> Work { Box::pin(async move { (court.transact(&tx, number).await, tx) }) };
     let response = in_transaction(shared, number, status, Provokes::Nothing, work).await;
     tokio::spawn(async move {
         tokio::time::sleep(KEPT).await;
@@ -120,7 +137,10 @@ async fn stray(State(shared): State<Shared>, Path((number, status)): Numbers) ->
     response
 }
 
-async fn panicking(State(Shared { db, court }): State<Shared>, Path((number, _)): Numbers) -> Response {
+async fn panicking(
+    State(Shared { db, court }): State<Shared>,
+    Path((number, _)): Numbers,
+) -> Response {
     let done = async {
         let tx = db.begin().await?;
         court.transact(&tx, number).await?;

@@ -36,7 +36,9 @@ pub fn service(_: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, 
     let route = |kind: Kind| format!("/{}/{{number}}/{{status}}", kind.path());
     let mut router = Router::new();
     for (kind, provokes, work) in works() {
-        let handler = async move |mut tx: Tx, State(court): State<Arc<Court>>, Path((number, status)): Numbers| {
+        let handler = async move |mut tx: Tx,
+                                  State(court): State<Arc<Court>>,
+                                  Path((number, status)): Numbers| {
             let done = work(&mut tx, &court, number).await;
             answer(&court, number, status, provokes, done.map_err(error))
         };
@@ -57,31 +59,57 @@ type WorkOf = for<'c> fn(&'c mut PgConnection, &'c Court, i64) -> Done<'c>;
 /// What [`Court`] does, on sqlx.
 fn works() -> [(Kind, Provokes, WorkOf); 10] {
     [
-        (Kind::Read, Provokes::Nothing, |c, court, number| read(c, court, number).boxed()),
-        (Kind::Write, Provokes::Nothing, |c, court, number| write(c, court, number).boxed()),
+        (Kind::Read, Provokes::Nothing, |c, court, number| {
+            read(c, court, number).boxed()
+        }),
+        (Kind::Write, Provokes::Nothing, |c, court, number| {
+            write(c, court, number).boxed()
+        }),
         (Kind::Stream, Provokes::Nothing, |c, _, _| stream(c).boxed()),
-        (Kind::Transaction, Provokes::Nothing, |c, court, number| transact(c, court, number).boxed()),
-        (Kind::Nested, Provokes::Nothing, |c, court, number| nest(c, court, number).boxed()),
-        (Kind::Swallow, Provokes::Nothing, |c, _, number| swallow(c, number).boxed()),
-        (Kind::Clash, Provokes::Clash, |c, _, number| clash(c, number).boxed()),
+        (Kind::Transaction, Provokes::Nothing, |c, court, number| {
+            transact(c, court, number).boxed()
+        }),
+        (Kind::Nested, Provokes::Nothing, |c, court, number| {
+            nest(c, court, number).boxed()
+        }),
+        (Kind::Swallow, Provokes::Nothing, |c, _, number| {
+            swallow(c, number).boxed()
+        }),
+        (Kind::Clash, Provokes::Clash, |c, _, number| {
+            clash(c, number).boxed()
+        }),
         (Kind::Late, Provokes::Late, |c, _, _| late(c).boxed()),
-        (Kind::Slow, Provokes::Nothing, |c, _, number| slow(c, number).boxed()),
-        (Kind::Timeout, Provokes::Timeout, |c, _, number| time_out(c, number).boxed()),
+        (Kind::Slow, Provokes::Nothing, |c, _, number| {
+            slow(c, number).boxed()
+        }),
+        (Kind::Timeout, Provokes::Timeout, |c, _, number| {
+            time_out(c, number).boxed()
+        }),
     ]
 }
 
 async fn read(c: &mut PgConnection, court: &Court, number: i64) -> Result<(), sqlx::Error> {
     expect(c, court, number, "").await?;
-    query("SELECT half FROM ledger WHERE number = $1").bind(number).fetch_all(c).await.map(drop)
+    query("SELECT half FROM ledger WHERE number = $1")
+        .bind(number)
+        .fetch_all(c)
+        .await
+        .map(drop)
 }
 
 async fn write(c: &mut PgConnection, court: &Court, number: i64) -> Result<(), sqlx::Error> {
     expect(c, court, number, "").await?;
-    query("INSERT INTO ledger VALUES ($1, 1), ($1, 2)").bind(number).execute(c).await.map(drop)
+    query("INSERT INTO ledger VALUES ($1, 1), ($1, 2)")
+        .bind(number)
+        .execute(c)
+        .await
+        .map(drop)
 }
 
 async fn stream(c: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let rows = query("SELECT n, repeat('-', 100) FROM generate_series(1, $1) AS n").bind(STREAMED).fetch(c);
+    let rows = query("SELECT n, repeat('-', 100) FROM generate_series(1, $1) AS n")
+        .bind(STREAMED)
+        .fetch(c);
     rows.try_for_each(async |_| Ok(())).await
 }
 
@@ -113,17 +141,27 @@ async fn swallow(c: &mut PgConnection, number: i64) -> Result<(), sqlx::Error> {
 
 async fn clash(c: &mut PgConnection, number: i64) -> Result<(), sqlx::Error> {
     for _ in 0..2 {
-        query("INSERT INTO clash VALUES ($1)").bind(number).execute(&mut *c).await?;
+        query("INSERT INTO clash VALUES ($1)")
+            .bind(number)
+            .execute(&mut *c)
+            .await?;
     }
     Ok(())
 }
 
 async fn late(c: &mut PgConnection) -> Result<(), sqlx::Error> {
-    query("SELECT 1 / (2 - n) FROM generate_series(1, 9) AS n").fetch_one(c).await.map(drop)
+    query("SELECT 1 / (2 - n) FROM generate_series(1, 9) AS n")
+        .fetch_one(c)
+        .await
+        .map(drop)
 }
 
 async fn slow(c: &mut PgConnection, number: i64) -> Result<(), sqlx::Error> {
-    query("SELECT pg_sleep($1)").bind((number % 40) as f64 / 1000.0).execute(c).await.map(drop)
+    query("SELECT pg_sleep($1)")
+        .bind((number % 40) as f64 / 1000.0)
+        .execute(c)
+        .await
+        .map(drop)
 }
 
 async fn time_out(c: &mut PgConnection, number: i64) -> Result<(), sqlx::Error> {
@@ -132,7 +170,11 @@ async fn time_out(c: &mut PgConnection, number: i64) -> Result<(), sqlx::Error> 
     c.execute("SELECT pg_sleep(5)").await.map(drop)
 }
 
-async fn early(mut tx: Tx, State(court): State<Arc<Court>>, Path((number, status)): Numbers) -> Response {
+async fn early(
+    mut tx: Tx,
+    State(court): State<Arc<Court>>,
+    Path((number, status)): Numbers,
+) -> Response {
     let done = async {
         transact(&mut tx, &court, number).await?;
         tx.commit().await?;
@@ -143,16 +185,30 @@ async fn early(mut tx: Tx, State(court): State<Arc<Court>>, Path((number, status
     answer(&court, number, status, Provokes::Nothing, done)
 }
 
-async fn stray(mut tx: Tx, State(court): State<Arc<Court>>, Path((number, status)): Numbers) -> Response {
+async fn stray(
+    mut tx: Tx,
+    State(court): State<Arc<Court>>,
+    Path((number, status)): Numbers,
+) -> Response {
     let done = transact(&mut tx, &court, number).await;
     tokio::spawn(async move {
         tokio::time::sleep(KEPT).await;
         drop(tx);
     });
-    answer(&court, number, status, Provokes::Nothing, done.map_err(error))
+    answer(
+        &court,
+        number,
+        status,
+        Provokes::Nothing,
+        done.map_err(error),
+    )
 }
 
-async fn panicking(mut tx: Tx, State(court): State<Arc<Court>>, Path((number, _)): Numbers) -> Response {
+async fn panicking(
+    mut tx: Tx,
+    State(court): State<Arc<Court>>,
+    Path((number, _)): Numbers,
+) -> Response {
     match transact(&mut tx, &court, number).await {
         Ok(()) => panic!("{ON_PURPOSE}"),
         Err(failed) => answer(&court, number, 500, Provokes::Nothing, Err(error(failed))),
@@ -160,16 +216,33 @@ async fn panicking(mut tx: Tx, State(court): State<Arc<Court>>, Path((number, _)
 }
 
 async fn insert(c: &mut PgConnection, number: i64, half: i32) -> Result<(), sqlx::Error> {
-    query("INSERT INTO ledger VALUES ($1, $2)").bind(number).bind(half).execute(c).await.map(drop)
+    query("INSERT INTO ledger VALUES ($1, $2)")
+        .bind(number)
+        .bind(half)
+        .execute(c)
+        .await
+        .map(drop)
 }
 
 async fn mark(c: &mut PgConnection, number: i64) -> Result<(), sqlx::Error> {
-    query("SELECT set_config('app.req', $1, true)").bind(number.to_string()).execute(c).await.map(drop)
+    query("SELECT set_config('app.req', $1, true)")
+        .bind(number.to_string())
+        .execute(c)
+        .await
+        .map(drop)
 }
 
-async fn expect(c: &mut PgConnection, court: &Court, number: i64, expected: &str) -> Result<(), sqlx::Error> {
-    let found = sqlx::query_scalar::<_, String>("SELECT coalesce(current_setting('app.req', true), '')");
-    court.witness.compare(number, expected, &found.fetch_one(c).await?);
+async fn expect(
+    c: &mut PgConnection,
+    court: &Court,
+    number: i64,
+    expected: &str,
+) -> Result<(), sqlx::Error> {
+    let found =
+        sqlx::query_scalar::<_, String>("SELECT coalesce(current_setting('app.req', true), '')");
+    court
+        .witness
+        .compare(number, expected, &found.fetch_one(c).await?);
     Ok(())
 }
 

@@ -30,7 +30,12 @@ pub struct Frames {
 
 impl Frames {
     pub fn new(wire: Wire, direction: Direction) -> Self {
-        Self { wire, direction, starting: true, buffer: Vec::new() }
+        Self {
+            wire,
+            direction,
+            starting: true,
+            buffer: Vec::new(),
+        }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
@@ -66,7 +71,9 @@ impl Frames {
                 Some((u32::from_be_bytes(*bytes.first_chunk()?) as usize).max(4))
             }
             // The answer to a request for TLS is one byte, and no message begins with these two.
-            (Wire::Postgres, Direction::Down) if self.starting && bytes.len() == 1 && b"NS".contains(&bytes[0]) => {
+            (Wire::Postgres, Direction::Down)
+                if self.starting && bytes.len() == 1 && b"NS".contains(&bytes[0]) =>
+            {
                 Some(1)
             }
             (Wire::Postgres, _) => {
@@ -88,7 +95,11 @@ mod tests {
 
     #[test]
     fn messages_are_found_however_they_are_torn() {
-        let start = [&[0, 0, 0, 9, 0, 3, 0, 0, 0][..], b"Q\0\0\0\x06a\0", b"S\0\0\0\x04"];
+        let start = [
+            &[0, 0, 0, 9, 0, 3, 0, 0, 0][..],
+            b"Q\0\0\0\x06a\0",
+            b"S\0\0\0\x04",
+        ];
         for torn in 1..8 {
             let mut frames = Frames::new(Wire::Postgres, Direction::Up);
             let mut found = Vec::new();
@@ -104,7 +115,11 @@ mod tests {
     #[test]
     fn a_request_for_tls_is_no_start() {
         let mut up = Frames::new(Wire::Postgres, Direction::Up);
-        let sent = [&[0, 0, 0, 8, 4, 210, 22, 47][..], &[0, 0, 0, 9, 0, 3, 0, 0, 0], b"X\0\0\0\x04"];
+        let sent = [
+            &[0, 0, 0, 8, 4, 210, 22, 47][..],
+            &[0, 0, 0, 9, 0, 3, 0, 0, 0],
+            b"X\0\0\0\x04",
+        ];
         up.push(&sent.concat());
         assert_eq!(std::iter::from_fn(|| up.pop()).collect::<Vec<_>>(), sent);
         let mut down = Frames::new(Wire::Postgres, Direction::Down);

@@ -43,14 +43,21 @@ impl From<io::Error> for End {
 
 impl<'s> Line<'s> {
     pub(super) fn new(shared: &'s Shared) -> Self {
-        Self { shared, held: watch::Sender::new(false), dripping: AtomicBool::new(false) }
+        Self {
+            shared,
+            held: watch::Sender::new(false),
+            dripping: AtomicBool::new(false),
+        }
     }
 
     /// Serves one client until one side has gone or a fault ends it.
     pub(super) async fn run(self, client: TcpStream, server: TcpStream) {
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
-        let (mut ended, mut given_up) = (self.shared.ended.subscribe(), self.shared.given_up.subscribe());
+        let (mut ended, mut given_up) = (
+            self.shared.ended.subscribe(),
+            self.shared.given_up.subscribe(),
+        );
         let (from_client, mut to_client) = client.into_split();
         let (from_server, mut to_server) = server.into_split();
         let end = {
@@ -61,7 +68,11 @@ impl<'s> Line<'s> {
                     Err(end) => end,
                 }
             };
-            let down = async { self.pump(Direction::Down, from_server, &mut to_client).await.err() };
+            let down = async {
+                self.pump(Direction::Down, from_server, &mut to_client)
+                    .await
+                    .err()
+            };
             tokio::select! {
                 end = up => end,
                 end = down => end.unwrap_or(End::Closed),
@@ -84,7 +95,12 @@ impl<'s> Line<'s> {
     }
 
     /// Forwards one direction, message by message, until its sender ends.
-    async fn pump(&self, direction: Direction, mut from: OwnedReadHalf, to: &mut OwnedWriteHalf) -> Result<(), End> {
+    async fn pump(
+        &self,
+        direction: Direction,
+        mut from: OwnedReadHalf,
+        to: &mut OwnedWriteHalf,
+    ) -> Result<(), End> {
         let mut frames = Frames::new(self.shared.wire, direction);
         let mut buffer = vec![0; 16 * 1024];
         let mut ready = Vec::new();

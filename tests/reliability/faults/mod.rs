@@ -52,7 +52,9 @@ struct Shared {
 impl FaultProxy {
     /// Starts a proxy before `127.0.0.1:target`.
     pub async fn start(target: u16, wire: Wire) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free loopback port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free loopback port");
         let port = listener.local_addr().expect("a bound listener").port();
         let shared = Arc::new(Shared {
             target,
@@ -64,12 +66,20 @@ impl FaultProxy {
             held: watch::Sender::new(false),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
-        Self { port, shared, accepting }
+        Self {
+            port,
+            shared,
+            accepting,
+        }
     }
 
     /// `url` with the proxy's port in place of the server's.
     pub fn url(&self, url: &str) -> String {
-        url.replacen(&format!(":{}/", self.shared.target), &format!(":{}/", self.port), 1)
+        url.replacen(
+            &format!(":{}/", self.shared.target),
+            &format!(":{}/", self.port),
+            1,
+        )
     }
 
     /// Counts messages from here on, and breaks the connection at the point if there is one.

@@ -50,7 +50,11 @@ pub struct Script {
 impl Script {
     /// From here on counts, and waits for the point if there is one.
     pub fn arm(&mut self, armed: Option<(Point, Fault)>) {
-        *self = Self { armed, seen: [0, 0], fired: false };
+        *self = Self {
+            armed,
+            seen: [0, 0],
+            fired: false,
+        };
     }
 
     /// How many messages have passed, up and down, and whether the fault has happened.

@@ -69,9 +69,20 @@ impl Course {
 
 impl Clients {
     pub fn new(app: Router, pace: Duration) -> Self {
-        let shared = Shared { app, pace, mode: watch::Sender::new(Mode::Ask), answers: Mutex::default() };
+        let shared = Shared {
+            app,
+            pace,
+            mode: watch::Sender::new(Mode::Ask),
+            answers: Mutex::default(),
+        };
         let now = Instant::now();
-        Self { shared: Arc::new(shared), tasks: Vec::new(), began: now, closed: now, over: now }
+        Self {
+            shared: Arc::new(shared),
+            tasks: Vec::new(),
+            began: now,
+            closed: now,
+            over: now,
+        }
     }
 
     /// Has so many clients ask.
@@ -116,14 +127,24 @@ impl Clients {
         }
         let answers = self.shared.answers();
         let since = answers.iter().filter(|answer| answer.came >= self.began);
-        let under: Vec<&Answer> = since.clone().filter(|answer| answer.sent < self.closed).collect();
+        let under: Vec<&Answer> = since
+            .clone()
+            .filter(|answer| answer.sent < self.closed)
+            .collect();
         Course {
             answers: under.len(),
             good: under.iter().filter(|answer| answer.good).count(),
-            longest: since.clone().map(|answer| answer.came - answer.sent).max().unwrap_or_default(),
+            longest: since
+                .clone()
+                .map(|answer| answer.came - answer.sent)
+                .max()
+                .unwrap_or_default(),
             left: since.filter(|answer| answer.left).count(),
-            good_again: settled
-                .then(|| last_bad(&answers).map_or(Duration::ZERO, |bad| bad.saturating_duration_since(self.over))),
+            good_again: settled.then(|| {
+                last_bad(&answers).map_or(Duration::ZERO, |bad| {
+                    bad.saturating_duration_since(self.over)
+                })
+            }),
         }
     }
 
@@ -140,16 +161,33 @@ impl Shared {
 
 async fn ask_on(shared: Arc<Shared>) {
     let mut mode = shared.mode.subscribe();
-    while mode.wait_for(|mode| *mode != Mode::Pause).await.is_ok_and(|mode| *mode == Mode::Ask) {
+    while mode
+        .wait_for(|mode| *mode != Mode::Pause)
+        .await
+        .is_ok_and(|mode| *mode == Mode::Ask)
+    {
         let sent = Instant::now();
-        let answer = timeout(PATIENCE, shared.app.clone().oneshot(Request::new(Body::empty()))).await;
+        let answer = timeout(
+            PATIENCE,
+            shared.app.clone().oneshot(Request::new(Body::empty())),
+        )
+        .await;
         let good = matches!(&answer, Ok(Ok(answer)) if answer.status().is_success());
-        shared.answers().push(Answer { sent, came: Instant::now(), good, left: answer.is_err() });
+        shared.answers().push(Answer {
+            sent,
+            came: Instant::now(),
+            good,
+            left: answer.is_err(),
+        });
         tokio::time::sleep(shared.pace.saturating_sub(sent.elapsed())).await;
     }
 }
 
 /// When the last answer came that was not good.
 fn last_bad(answers: &[Answer]) -> Option<Instant> {
-    answers.iter().filter(|answer| !answer.good).map(|answer| answer.came).max()
+    answers
+        .iter()
+        .filter(|answer| !answer.good)
+        .map(|answer| answer.came)
+        .max()
 }

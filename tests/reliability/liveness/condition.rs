@@ -87,7 +87,10 @@ impl Condition {
 
     /// Whether it is about new connections, which only a load that rises asks for.
     pub fn is_for_rising_load(self) -> bool {
-        !matches!(self, Self::Forgotten | Self::Silenced | Self::Slow | Self::VerySlow)
+        !matches!(
+            self,
+            Self::Forgotten | Self::Silenced | Self::Slow | Self::VerySlow
+        )
     }
 
     /// Whether it has an end: those who find a black hole are helped by a new connection only.
@@ -106,10 +109,14 @@ impl Condition {
             Self::ServerLimit => {
                 // One is the administrator's.
                 for _ in 0..LEAST - 1 - ROOM {
-                    let taken = MySqlConnection::connect(setting.test.url()).await.expect("a connection");
+                    let taken = MySqlConnection::connect(setting.test.url())
+                        .await
+                        .expect("a connection");
                     setting.taken.lock().await.push(taken);
                 }
-                setting.run(&format!("SET GLOBAL max_connections = {LEAST}")).await;
+                setting
+                    .run(&format!("SET GLOBAL max_connections = {LEAST}"))
+                    .await;
             }
         }
     }
@@ -142,15 +149,27 @@ pub struct Setting<'t> {
 impl<'t> Setting<'t> {
     pub async fn new(test: &'t TestDb, proxy: Proxy) -> Self {
         let admin = test.observer().await.expect("a server's database");
-        let setting = Self { test, proxy, admin, account: unique_name(), taken: Mutex::default() };
+        let setting = Self {
+            test,
+            proxy,
+            admin,
+            account: unique_name(),
+            taken: Mutex::default(),
+        };
         let account = &setting.account;
         match test.kind {
             Kind::Postgres => setting.run(&format!("CREATE ROLE {account} LOGIN")).await,
             _ => {
                 setting.run(&format!("CREATE USER {account}")).await;
                 setting.run(&format!("GRANT ALL ON *.* TO {account}")).await;
-                let name = if is_mariadb(&setting.admin).await { "CONNECTION ADMIN" } else { "CONNECTION_ADMIN" };
-                setting.run(&format!("REVOKE SUPER, {name} ON *.* FROM {account}")).await;
+                let name = if is_mariadb(&setting.admin).await {
+                    "CONNECTION ADMIN"
+                } else {
+                    "CONNECTION_ADMIN"
+                };
+                setting
+                    .run(&format!("REVOKE SUPER, {name} ON *.* FROM {account}"))
+                    .await;
             }
         }
         setting
@@ -159,7 +178,10 @@ impl<'t> Setting<'t> {
     /// By which the service connects.
     pub fn url(&self) -> String {
         let account = format!("//{}@", self.account);
-        self.proxy.url(self.test.url()).replace("//postgres@", &account).replace("//root@", &account)
+        self.proxy
+            .url(self.test.url())
+            .replace("//postgres@", &account)
+            .replace("//root@", &account)
     }
 
     /// Closes the service's connections.
@@ -169,7 +191,11 @@ impl<'t> Setting<'t> {
 
     /// Ends the account.
     pub async fn remove(self) {
-        let kind = if self.test.kind == Kind::Postgres { "ROLE" } else { "USER" };
+        let kind = if self.test.kind == Kind::Postgres {
+            "ROLE"
+        } else {
+            "USER"
+        };
         self.run(&format!("DROP {kind} {}", self.account)).await;
     }
 
@@ -177,10 +203,14 @@ impl<'t> Setting<'t> {
         let account = &self.account;
         if self.test.kind == Kind::Postgres {
             let limit = connections.map_or(-1, i64::from);
-            self.run(&format!("ALTER ROLE {account} CONNECTION LIMIT {limit}")).await;
+            self.run(&format!("ALTER ROLE {account} CONNECTION LIMIT {limit}"))
+                .await;
         } else {
             let limit = connections.unwrap_or(0);
-            self.run(&format!("ALTER USER {account} WITH MAX_USER_CONNECTIONS {limit}")).await;
+            self.run(&format!(
+                "ALTER USER {account} WITH MAX_USER_CONNECTIONS {limit}"
+            ))
+            .await;
         }
     }
 

@@ -67,7 +67,9 @@ async fn while_some_of_mariadb_works_every_request_is_answered_well() {
 
 /// The long form has the machine for one condition at a time.
 async fn side_by_side(database: database::Kind) {
-    let conditions = Condition::ALL.into_iter().filter(|condition| condition.is_for(database));
+    let conditions = Condition::ALL
+        .into_iter()
+        .filter(|condition| condition.is_for(database));
     let mut broken = Vec::new();
     if is_long() {
         for condition in conditions {
@@ -75,7 +77,11 @@ async fn side_by_side(database: database::Kind) {
         }
     } else {
         let conditions = conditions.filter(|condition| condition.is_short());
-        broken.extend(join_all(conditions.map(|condition| compare(database, condition))).await.concat());
+        broken.extend(
+            join_all(conditions.map(|condition| compare(database, condition)))
+                .await
+                .concat(),
+        );
     }
     conclude(&broken);
 }
@@ -100,10 +106,17 @@ async fn compare(database: database::Kind, condition: Condition) -> Vec<String> 
     let theirs = watched(Service::SeaOrm).await;
     let mut broken = Vec::new();
     if condition.is_promised() && ours.share() < 1.0 - NOISE {
-        broken.push(format!("{scenario}: {:.3} answered well, by SeaORM {:.3}", ours.share(), theirs.share()));
+        broken.push(format!(
+            "{scenario}: {:.3} answered well, by SeaORM {:.3}",
+            ours.share(),
+            theirs.share()
+        ));
     }
     if ours.left > 0 {
-        broken.push(format!("{scenario}: {} not answered within {PATIENCE:?}", ours.left));
+        broken.push(format!(
+            "{scenario}: {} not answered within {PATIENCE:?}",
+            ours.left
+        ));
     }
     if ours.good_again.is_none() {
         broken.push(format!("{scenario}: requests fail after it"));
@@ -117,11 +130,17 @@ async fn run(test: &TestDb, condition: Condition, service: Service) -> Course {
     let setting = Setting::new(test, proxy).await;
     let mut options = test.options_at(&setting.url(), CONNECTIONS);
     options.acquire_timeout(ACQUIRE_TIMEOUT);
-    let db = Database::connect(options).await.expect("the proxy can be reached");
+    let db = Database::connect(options)
+        .await
+        .expect("the proxy can be reached");
     let app = app(service, &db);
     let pace = Duration::from_millis(if is_long() { 20 } else { 80 });
     let mut clients = Clients::new(app, pace);
-    clients.ask(if condition.is_for_rising_load() { FEW } else { ALL });
+    clients.ask(if condition.is_for_rising_load() {
+        FEW
+    } else {
+        ALL
+    });
     tokio::time::sleep(length(2)).await;
     if condition == Condition::Forgotten {
         clients.pause();
@@ -153,14 +172,19 @@ fn length(seconds: u64) -> Duration {
 fn app(service: Service, db: &DatabaseConnection) -> Router {
     let on = |pool: SessionPoolBuilder| {
         let layer = DbSessionLayer::new(pool.build().expect("settings that fit"));
-        Router::new().route("/", any(async |db: DbSession| answer(&db).await)).layer(layer)
+        Router::new()
+            .route("/", any(async |db: DbSession| answer(&db).await))
+            .layer(layer)
     };
     let pool = SessionPool::builder(db.clone());
     match service {
         Service::Ours => on(pool),
         Service::Asking => on(pool.cancel_running().warn_hold(Duration::from_secs(1))),
         Service::SeaOrm => Router::new()
-            .route("/", any(async |State(db): State<DatabaseConnection>| answer(&db).await))
+            .route(
+                "/",
+                any(async |State(db): State<DatabaseConnection>| answer(&db).await),
+            )
             .with_state(db.clone()),
     }
 }
@@ -184,7 +208,9 @@ fn tell(scenario: &str, service: &str, course: &Course) {
     const HEAD: &str = "| scenario | service | answers | good | share | longest wait | good again after | \
                         left |\n|---|---|--:|--:|--:|--:|--:|--:|\n";
     let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
-    let good_again = course.good_again.map_or_else(|| "never".to_owned(), seconds);
+    let good_again = course
+        .good_again
+        .map_or_else(|| "never".to_owned(), seconds);
     let line = format!(
         "| {scenario} | {service} | {} | {} | {:.1} % | {} | {good_again} | {} |\n",
         course.answers,

@@ -51,7 +51,12 @@ impl Handler {
     pub fn new(kind: Kind, next: Arc<AtomicI64>, is_transactional: bool) -> Self {
         let mut notes = Notes::default();
         let own = is_transactional.then(|| notes.open(None));
-        Self { kind, next, notes: Arc::new(Mutex::new(notes)), own: Arc::new(Mutex::new(own)) }
+        Self {
+            kind,
+            next,
+            notes: Arc::new(Mutex::new(notes)),
+            own: Arc::new(Mutex::new(own)),
+        }
     }
 
     pub fn notes(&self) -> MutexGuard<'_, Notes> {
@@ -81,13 +86,21 @@ impl Handler {
         match (step, db) {
             (Step::Run(operation, way, taken), _) => {
                 let heard = self.statement(db, *operation, *way).await;
-                if matches!(heard, Heard::Failed | Heard::MayStand) { taken.answer() } else { Ok(()) }
+                if matches!(heard, Heard::Failed | Heard::MayStand) {
+                    taken.answer()
+                } else {
+                    Ok(())
+                }
             }
             (Step::Nest(steps, end), _) => self.nest(db, steps, *end).await,
             (Step::Commit(taken), Db::Session(session)) => {
                 let committed = session.commit().await;
                 self.end_own(Told::by_end(&committed, true));
-                if committed.is_err() { taken.answer() } else { Ok(()) }
+                if committed.is_err() {
+                    taken.answer()
+                } else {
+                    Ok(())
+                }
             }
             (Step::Rollback, Db::Session(session)) => {
                 let rolled_back = session.rollback().await;
@@ -121,7 +134,9 @@ impl Handler {
             Err(error) => {
                 let mut notes = self.notes();
                 if parent.is_none() && !notes.is_contended && !notes.may_be_released() {
-                    notes.wrong.push(format!("no BEGIN where nothing is open: {error}"));
+                    notes
+                        .wrong
+                        .push(format!("no BEGIN where nothing is open: {error}"));
                 }
                 return Ok(());
             }
@@ -144,7 +159,9 @@ impl Handler {
     /// Runs one statement with rows of its own.
     async fn statement(&self, db: Db<'_>, operation: Operation, way: Way) -> Heard {
         let first = self.next.fetch_add(ROWS, Ordering::Relaxed);
-        let Some(traits) = operation.traits(self.kind, first) else { return Heard::Nothing };
+        let Some(traits) = operation.traits(self.kind, first) else {
+            return Heard::Nothing;
+        };
         let heard = db.run(&traits.sql, way).await;
         self.notes().note(first, traits, heard, self.scope(db));
         heard
@@ -170,7 +187,9 @@ impl Db<'_> {
             }),
             Way::Dropped(polls) => {
                 let running = on!(self, c => c.execute_unprepared(sql));
-                after_polls(polls, running).await.map_or(Heard::Nothing, heard)
+                after_polls(polls, running)
+                    .await
+                    .map_or(Heard::Nothing, heard)
             }
         }
     }

@@ -22,8 +22,8 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use sea_orm::{
-    ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, IsolationLevel, Statement, TransactionError,
-    TransactionOptions, TransactionTrait,
+    ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, IsolationLevel, Statement,
+    TransactionError, TransactionOptions, TransactionTrait,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
 use tower_sea_orm::{DbSession, DbTx, Outcome};
@@ -77,7 +77,9 @@ async fn what_two_requests_at_a_time_are_told_is_what_stands_on_sqlite() {
 
 /// What an environment variable asks for.
 fn asked(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|number| number.parse().ok())
+    std::env::var(name)
+        .ok()
+        .and_then(|number| number.parse().ok())
 }
 
 /// Handlers, so many `at_a_time`.
@@ -93,9 +95,14 @@ async fn tell_the_truth(kind: Kind, at_a_time: u32) {
         }
         for seed in left.by_ref().take(A_DATABASE) {
             let mut dice = Dice::new(seed.wrapping_add(1).wrapping_mul(0xd134_2543_de82_ef95));
-            let scripts: Vec<_> = (0..at_a_time).map(|_| Script::draw(kind, &mut dice)).collect();
+            let scripts: Vec<_> = (0..at_a_time)
+                .map(|_| Script::draw(kind, &mut dice))
+                .collect();
             let wrong = court.hear(&scripts).await;
-            assert!(wrong.is_empty(), "TRUTH_SEED={seed}\n{scripts:#?}\n{wrong:#?}");
+            assert!(
+                wrong.is_empty(),
+                "TRUTH_SEED={seed}\n{scripts:#?}\n{wrong:#?}"
+            );
         }
         court.close().await;
     }
@@ -125,10 +132,18 @@ impl Court {
         let mut blocker = None;
         if kind != Kind::SqliteFile {
             let locked = site.view().begin().await.expect("a transaction");
-            locked.execute_unprepared("SELECT id FROM locked FOR UPDATE").await.expect("a lock");
+            locked
+                .execute_unprepared("SELECT id FROM locked FOR UPDATE")
+                .await
+                .expect("a lock");
             blocker = Some(locked);
         }
-        Self { site, at_a_time, next: Arc::new(AtomicI64::new(ROWS)), blocker }
+        Self {
+            site,
+            at_a_time,
+            next: Arc::new(AtomicI64::new(ROWS)),
+            blocker,
+        }
     }
 
     /// Runs the scripts, then requests on the same connections. Returns what was not true.
@@ -136,7 +151,11 @@ impl Court {
         let mut handlers: Vec<_> = scripts.iter().map(|script| self.handler(script)).collect();
         let serving = handlers.iter().zip(scripts).map(async |(handler, script)| {
             handler.notes().is_contended = self.at_a_time > 1;
-            after_polls(script.leaves.unwrap_or(u32::MAX), self.serve(script, handler)).await;
+            after_polls(
+                script.leaves.unwrap_or(u32::MAX),
+                self.serve(script, handler),
+            )
+            .await;
         });
         let heard = tokio::time::timeout(BOUND, join_all(serving)).await;
         heard.expect("answers, not a hang");
@@ -161,17 +180,32 @@ impl Court {
     }
 
     fn handler(&self, script: &Script) -> Handler {
-        Handler::new(self.site.kind(), self.next.clone(), script.mode != Mode::Autocommit)
+        Handler::new(
+            self.site.kind(),
+            self.next.clone(),
+            script.mode != Mode::Autocommit,
+        )
     }
 
     /// A plain insert by the next request.
     async fn probe(&self, mode: Mode, status: u16) -> Handler {
-        let steps = vec![Step::Run(Operation::Plain, Way::Execute, Taken::Passed(500))];
-        let script = Script { mode, steps, status, leaves: None };
+        let steps = vec![Step::Run(
+            Operation::Plain,
+            Way::Execute,
+            Taken::Passed(500),
+        )];
+        let script = Script {
+            mode,
+            steps,
+            status,
+            leaves: None,
+        };
         let handler = self.handler(&script);
         let answered = self.serve(&script, &handler).await;
         if answered != status {
-            handler.notes().wrong.push(format!("the next request on this connection was answered by {answered}"));
+            handler.notes().wrong.push(format!(
+                "the next request on this connection was answered by {answered}"
+            ));
         }
         handler
     }
@@ -179,24 +213,37 @@ impl Court {
     async fn serve(&self, script: &Script, handler: &Handler) -> u16 {
         let (script, at_work) = (script.clone(), handler.clone());
         let options = match script.mode {
-            Mode::Serializable => {
-                TransactionOptions { isolation_level: Some(IsolationLevel::Serializable), ..Default::default() }
-            }
+            Mode::Serializable => TransactionOptions {
+                isolation_level: Some(IsolationLevel::Serializable),
+                ..Default::default()
+            },
             _ => TransactionOptions::default(),
         };
         let transactional = self.site.layer.clone().transaction_with(options);
         let response = match script.mode {
             Mode::Job => return self.job(&script, handler).await,
-            Mode::Autocommit => self.site.call(async move |db: DbSession| answer(&script, &at_work, &db).await).await,
+            Mode::Autocommit => {
+                self.site
+                    .call(async move |db: DbSession| answer(&script, &at_work, &db).await)
+                    .await
+            }
             Mode::Layer | Mode::Serializable => {
-                let app = axum::Router::new().fallback(async move |db: DbSession| answer(&script, &at_work, &db).await);
+                let app = axum::Router::new()
+                    .fallback(async move |db: DbSession| answer(&script, &at_work, &db).await);
                 crate::support::site::call(app.layer(transactional)).await
             }
-            Mode::Argument => self.site.call(async move |tx: DbTx| answer(&script, &at_work, &tx).await).await,
+            Mode::Argument => {
+                self.site
+                    .call(async move |tx: DbTx| answer(&script, &at_work, &tx).await)
+                    .await
+            }
             Mode::Held(to_its_end) => {
                 let serving = async move |tx: DbTx| {
                     let (head, _) = answer(&script, &at_work, &tx).await.into_parts();
-                    Response::from_parts(head, Body::new(tx.hold_until_body_end(Body::from("the body"))))
+                    Response::from_parts(
+                        head,
+                        Body::new(tx.hold_until_body_end(Body::from("the body"))),
+                    )
                 };
                 return held(self.site.call(serving).await, handler, to_its_end).await;
             }
@@ -236,9 +283,13 @@ impl Court {
         let end = self.next.load(std::sync::atomic::Ordering::Relaxed);
         let sql = format!("SELECT n FROM truth WHERE n >= {}", end - 200 * ROWS);
         let view = self.site.view();
-        let rows = view.query_all_raw(Statement::from_string(view.get_database_backend(), sql)).await;
+        let rows = view
+            .query_all_raw(Statement::from_string(view.get_database_backend(), sql))
+            .await;
         let rows = rows.expect("the table can be read");
-        rows.iter().map(|row| row.try_get_by_index(0).expect("a number")).collect()
+        rows.iter()
+            .map(|row| row.try_get_by_index(0).expect("a number"))
+            .collect()
     }
 
     async fn close(self) {
@@ -253,22 +304,39 @@ impl Court {
 /// for long.
 async fn connect(test: &TestDb, size: u32) -> DatabaseConnection {
     let mut options = match test.kind {
-        Kind::MySql => test.options_at(&format!("{}?statement-cache-capacity=4000", test.url()), size),
+        Kind::MySql => test.options_at(
+            &format!("{}?statement-cache-capacity=4000", test.url()),
+            size,
+        ),
         _ => test.options(size),
     };
     if test.kind == Kind::SqliteFile {
-        let busy = if size == 1 { BOUND } else { Duration::from_millis(5) };
+        let busy = if size == 1 {
+            BOUND
+        } else {
+            Duration::from_millis(5)
+        };
         options.map_sqlx_sqlite_opts(move |options| {
-            let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off);
+            let options = options
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Off);
             options.busy_timeout(busy).pragma("max_page_count", "2000")
         });
     }
-    Database::connect(options).await.expect("the database can be reached")
+    Database::connect(options)
+        .await
+        .expect("the database can be reached")
 }
 
 async fn answer(script: &Script, handler: &Handler, db: &DbSession) -> Response {
-    let status = handler.run(db, &script.steps).await.err().unwrap_or(script.status);
-    StatusCode::from_u16(status).expect("a status").into_response()
+    let status = handler
+        .run(db, &script.steps)
+        .await
+        .err()
+        .unwrap_or(script.status);
+    StatusCode::from_u16(status)
+        .expect("a status")
+        .into_response()
 }
 
 /// The client reads the body to its end, or leaves.
@@ -277,13 +345,22 @@ async fn held(response: Response, handler: &Handler, to_its_end: bool) -> u16 {
     let status = response.status();
     let outcome = response.extensions().get::<Outcome>().cloned();
     if !outcome.as_ref().is_some_and(Outcome::is_pending) {
-        handler.notes().tell(own, Told::by_outcome(outcome.as_ref()));
+        handler
+            .notes()
+            .tell(own, Told::by_outcome(outcome.as_ref()));
         note_contradiction(handler, status, outcome.as_ref());
     } else if !to_its_end {
         drop(response);
         handler.notes().dropped(own);
     } else if response.into_body().collect().await.is_ok() {
-        handler.notes().tell(own, if status.as_u16() < 400 { Told::Committed } else { Told::RolledBack });
+        handler.notes().tell(
+            own,
+            if status.as_u16() < 400 {
+                Told::Committed
+            } else {
+                Told::RolledBack
+            },
+        );
     }
     status.as_u16()
 }
@@ -297,6 +374,9 @@ fn note_contradiction(handler: &Handler, status: StatusCode, outcome: Option<&Ou
         None => false,
     };
     if !fits {
-        handler.notes().wrong.push(format!("{status} with {outcome:?}"));
+        handler
+            .notes()
+            .wrong
+            .push(format!("{status} with {outcome:?}"));
     }
 }

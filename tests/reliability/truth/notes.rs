@@ -55,7 +55,11 @@ pub enum Told {
 
 impl Notes {
     pub fn open(&mut self, parent: Option<usize>) -> usize {
-        self.scopes.push(Scope { parent, told: Told::Unknown, ends: false });
+        self.scopes.push(Scope {
+            parent,
+            told: Told::Unknown,
+            ends: false,
+        });
         self.scopes.len() - 1
     }
 
@@ -82,14 +86,24 @@ impl Notes {
         }
         let must_work = traits.must_work && !self.is_contended && !self.may_be_released();
         if matches!(heard, Heard::Failed | Heard::MayStand) && must_work && scope.is_none() {
-            self.wrong.push(format!("failed where each statement is alone: {}", traits.sql));
+            self.wrong.push(format!(
+                "failed where each statement is alone: {}",
+                traits.sql
+            ));
         }
-        self.statements.push(Noted { first, traits, heard, scope });
+        self.statements.push(Noted {
+            first,
+            traits,
+            heard,
+            scope,
+        });
     }
 
     /// Whether MySQL was told to close the connection at the end of the transaction.
     pub fn may_be_released(&self) -> bool {
-        self.statements.iter().any(|noted| noted.traits.sql.contains("completion_type = 2"))
+        self.statements
+            .iter()
+            .any(|noted| noted.traits.sql.contains("completion_type = 2"))
     }
 
     /// Compares with the rows that others see.

@@ -79,8 +79,14 @@ impl Operation {
     ];
 
     /// Those by which two requests come into each other's way.
-    pub const CONTENDED: [Self; 6] =
-        [Self::Shared(1), Self::Shared(2), Self::Shared(3), Self::Skewed, Self::Skewed, Self::LockWait];
+    pub const CONTENDED: [Self; 6] = [
+        Self::Shared(1),
+        Self::Shared(2),
+        Self::Shared(3),
+        Self::Skewed,
+        Self::Skewed,
+        Self::LockWait,
+    ];
 
     /// What it is with rows from the number `first` on; `None` if this database has no such thing.
     pub fn traits(self, kind: Kind, first: i64) -> Option<Traits> {
@@ -88,16 +94,23 @@ impl Operation {
             let numbers = match kind {
                 Kind::MySql => "(SELECT seq AS n FROM seq_0_to_19) AS numbers",
                 Kind::Postgres => "generate_series(0, 19) AS numbers (n)",
-                _ => "(WITH RECURSIVE t (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM t WHERE n < 19) SELECT n FROM t)",
+                _ => {
+                    "(WITH RECURSIVE t (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM t WHERE n < 19) SELECT n FROM t)"
+                }
             };
-            failing(format!("INSERT INTO truth (n, k) SELECT {first} + n, {k} FROM {numbers}{more}"))
+            failing(format!(
+                "INSERT INTO truth (n, k) SELECT {first} + n, {k} FROM {numbers}{more}"
+            ))
         };
         let at_13 = |value: &str| format!("CASE WHEN n = 13 THEN {value} ELSE 0 END");
         Some(match self {
             Self::Plain => working(format!("INSERT INTO truth (n, k) VALUES ({first}, 0)"), 1),
             Self::Returning => {
                 let values = format!("({first}, 0), ({first} + 1, 0), ({first} + 2, 0)");
-                working(format!("INSERT INTO truth (n, k) VALUES {values} RETURNING n"), 3)
+                working(
+                    format!("INSERT INTO truth (n, k) VALUES {values} RETURNING n"),
+                    3,
+                )
             }
             Self::LateCheck => select(&at_13("100"), ""),
             Self::LateReturning => select(&at_13("100"), " RETURNING n"),
@@ -105,16 +118,28 @@ impl Operation {
             Self::LateTrigger => select(&at_13("77"), " RETURNING k"),
             Self::LateDuplicate => {
                 let values = format!("({first}, 0), ({first} + 1, 0), ({first}, 0)");
-                failing(format!("INSERT INTO truth (n, k) VALUES {values} RETURNING n"))
+                failing(format!(
+                    "INSERT INTO truth (n, k) VALUES {values} RETURNING n"
+                ))
             }
             Self::Deferred if kind != Kind::MySql => {
-                let insert = format!("INSERT INTO truth (n, k, parent) VALUES ({first}, 0, -1), ({first} + 1, 0, -1)");
-                Traits { must_work: false, ..working(format!("{insert} RETURNING n"), 2) }
+                let insert = format!(
+                    "INSERT INTO truth (n, k, parent) VALUES ({first}, 0, -1), ({first} + 1, 0, -1)"
+                );
+                Traits {
+                    must_work: false,
+                    ..working(format!("{insert} RETURNING n"), 2)
+                }
             }
             Self::Two => {
-                let insert = |k: i64| format!("INSERT INTO truth (n, k) VALUES ({}, {k})", first + k);
+                let insert =
+                    |k: i64| format!("INSERT INTO truth (n, k) VALUES ({}, {k})", first + k);
                 let text = format!("{}; {}", insert(0), insert(100));
-                Traits { several: kind != Kind::Postgres, unprepared: true, ..failing(text) }
+                Traits {
+                    several: kind != Kind::Postgres,
+                    unprepared: true,
+                    ..failing(text)
+                }
             }
             Self::LockRefused if kind != Kind::SqliteFile => {
                 failing("SELECT id FROM locked WHERE id = 1 FOR UPDATE NOWAIT".to_owned())
@@ -124,25 +149,45 @@ impl Operation {
                  INSERT INTO truth (n, k) SELECT {first}, SLEEP(n) FROM (SELECT 0 AS n UNION SELECT 30) AS numbers"
             )),
             Self::Timeout if kind == Kind::Postgres => {
-                let insert = format!("INSERT INTO truth (n, k) SELECT {first}, 0 FROM pg_sleep(30)");
+                let insert =
+                    format!("INSERT INTO truth (n, k) SELECT {first}, 0 FROM pg_sleep(30)");
                 let text = format!("SET LOCAL statement_timeout = 20; {insert}");
-                Traits { unprepared: true, inside: true, ..failing(text) }
+                Traits {
+                    unprepared: true,
+                    inside: true,
+                    ..failing(text)
+                }
             }
             Self::LockWait if kind == Kind::MySql => failing(format!(
                 "SET STATEMENT innodb_lock_wait_timeout = 1 FOR INSERT INTO truth (n, k) VALUES ({first}, 50)"
             )),
             Self::LockWait if kind == Kind::Postgres => {
-                let insert = format!("INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, 50)");
+                let insert =
+                    format!("INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, 50)");
                 let text = format!("SET LOCAL lock_timeout = 20; {insert}");
-                Traits { unprepared: true, inside: true, ..failing(text) }
+                Traits {
+                    unprepared: true,
+                    inside: true,
+                    ..failing(text)
+                }
             }
             Self::Shared(row) => {
-                let insert = format!("INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, {})", 50 + row);
-                Traits { must_work: false, ..working(insert, 2) }
+                let insert = format!(
+                    "INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, {})",
+                    50 + row
+                );
+                Traits {
+                    must_work: false,
+                    ..working(insert, 2)
+                }
             }
             Self::Skewed => {
-                let insert = format!("INSERT INTO truth (n, k) SELECT {first}, 0 * count(*) FROM truth");
-                Traits { must_work: false, ..working(insert, 1) }
+                let insert =
+                    format!("INSERT INTO truth (n, k) SELECT {first}, 0 * count(*) FROM truth");
+                Traits {
+                    must_work: false,
+                    ..working(insert, 1)
+                }
             }
             Self::Special(place) => special(kind, first).into_iter().nth(place)?,
             Self::Deferred | Self::LockRefused | Self::Timeout | Self::LockWait => return None,
@@ -152,21 +197,44 @@ impl Operation {
 
 /// What only this kind of database has.
 pub fn special(kind: Kind, first: i64) -> Vec<Traits> {
-    let doubtful = |sql: &str| Traits { several: true, ends: true, ..working(sql.to_owned(), 0) };
+    let doubtful = |sql: &str| Traits {
+        several: true,
+        ends: true,
+        ..working(sql.to_owned(), 0)
+    };
     match kind {
         Kind::MySql => {
-            let at_once = |sql: &str| Traits { unprepared: true, ..doubtful(&format!("EXECUTE IMMEDIATE '{sql}'")) };
+            let at_once = |sql: &str| Traits {
+                unprepared: true,
+                ..doubtful(&format!("EXECUTE IMMEDIATE '{sql}'"))
+            };
             let prepared = |sql: &str| {
                 let text = format!("PREPARE some FROM '{sql}'; EXECUTE some");
-                Traits { unprepared: true, ..doubtful(&text) }
+                Traits {
+                    unprepared: true,
+                    ..doubtful(&text)
+                }
             };
-            let opening = |sql: &str| Traits { must_work: false, ..at_once(sql) };
+            let opening = |sql: &str| Traits {
+                must_work: false,
+                ..at_once(sql)
+            };
             // Alone it fails, and is rolled back.
-            let leaving = |sql: String| Traits { must_work: false, ends: true, ..working(sql, 1) };
+            let leaving = |sql: String| Traits {
+                must_work: false,
+                ends: true,
+                ..working(sql, 1)
+            };
             vec![
                 failing("CALL selects_and_fails()".to_owned()),
-                Traits { several: true, ..failing(format!("CALL inserts_and_fails({first})")) },
-                Traits { rows: 2, ..doubtful(&format!("CALL commits({first})")) },
+                Traits {
+                    several: true,
+                    ..failing(format!("CALL inserts_and_fails({first})"))
+                },
+                Traits {
+                    rows: 2,
+                    ..doubtful(&format!("CALL commits({first})"))
+                },
                 doubtful(&format!("CALL rolls_back({first})")),
                 leaving(format!("CALL opens({first})")),
                 leaving(format!("CALL keeps({first})")),
@@ -181,25 +249,60 @@ pub fn special(kind: Kind, first: i64) -> Vec<Traits> {
                 prepared("SET @@session.autocommit = off"),
             ]
             .into_iter()
-            .map(|known| if known.sql.contains("CHAIN") { Traits { must_work: false, ..known } } else { known })
+            .map(|known| {
+                if known.sql.contains("CHAIN") {
+                    Traits {
+                        must_work: false,
+                        ..known
+                    }
+                } else {
+                    known
+                }
+            })
             .collect()
         }
         Kind::Postgres => vec![
-            Traits { must_work: false, rows: 2, ..doubtful(&format!("CALL commits({first})")) },
-            Traits { must_work: false, ..doubtful(&format!("CALL rolls_back({first})")) },
-            Traits { several: true, ..failing(format!("CALL commits_and_fails({first})")) },
-            Traits { must_work: false, ..doubtful("DO 'BEGIN COMMIT; END'") },
-            failing(format!("SELECT inserts_and_fails({first}) FROM generate_series(1, 3)")),
+            Traits {
+                must_work: false,
+                rows: 2,
+                ..doubtful(&format!("CALL commits({first})"))
+            },
+            Traits {
+                must_work: false,
+                ..doubtful(&format!("CALL rolls_back({first})"))
+            },
+            Traits {
+                several: true,
+                ..failing(format!("CALL commits_and_fails({first})"))
+            },
+            Traits {
+                must_work: false,
+                ..doubtful("DO 'BEGIN COMMIT; END'")
+            },
+            failing(format!(
+                "SELECT inserts_and_fails({first}) FROM generate_series(1, 3)"
+            )),
         ],
         _ => {
             let values = format!("({first}, 0), ({first} + 1, 0), ({first}, 0)");
             let full = "INSERT INTO filler VALUES (zeroblob(9000000))";
-            let ending = |sql: String| Traits { ends: true, ..failing(sql) };
+            let ending = |sql: String| Traits {
+                ends: true,
+                ..failing(sql)
+            };
             vec![
-                ending(format!("INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, 78)")),
-                ending(format!("INSERT OR ROLLBACK INTO truth (n, k) VALUES {values}")),
-                ending(format!("INSERT INTO truth (n, k) VALUES {values} RETURNING n")),
-                ending(format!("INSERT INTO only_once VALUES ({first}), ({first}) RETURNING n")),
+                ending(format!(
+                    "INSERT INTO truth (n, k) VALUES ({first}, 0), ({first} + 1, 78)"
+                )),
+                ending(format!(
+                    "INSERT OR ROLLBACK INTO truth (n, k) VALUES {values}"
+                )),
+                ending(format!(
+                    "INSERT INTO truth (n, k) VALUES {values} RETURNING n"
+                )),
+                ending(format!(
+                    "INSERT INTO only_once VALUES ({first}), ({first}) RETURNING n"
+                )),
                 ending(full.to_owned()),
             ]
         }
@@ -220,7 +323,11 @@ fn working(sql: String, rows: i64) -> Traits {
 }
 
 fn failing(sql: String) -> Traits {
-    Traits { must_fail: true, must_work: false, ..working(sql, 0) }
+    Traits {
+        must_fail: true,
+        must_work: false,
+        ..working(sql, 0)
+    }
 }
 
 /// What makes the tables and what is stored beside them.

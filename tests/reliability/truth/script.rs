@@ -79,12 +79,19 @@ impl Script {
         let status = [200, 201, 200, 302, 400, 422, 500][dice.below(7) as usize];
         let transactional = mode != Mode::Autocommit;
         let leaves = (dice.below(8) == 0).then(|| dice.below(40) as u32);
-        Self { mode, steps: steps(kind, dice, transactional, transactional, 2), status, leaves }
+        Self {
+            mode,
+            steps: steps(kind, dice, transactional, transactional, 2),
+            status,
+            leaves,
+        }
     }
 }
 
 fn steps(kind: Kind, dice: &mut Dice, inside: bool, may_end: bool, depth: u32) -> Vec<Step> {
-    (0..=dice.below(4)).map(|_| step(kind, dice, inside, may_end, depth)).collect()
+    (0..=dice.below(4))
+        .map(|_| step(kind, dice, inside, may_end, depth))
+        .collect()
 }
 
 fn step(kind: Kind, dice: &mut Dice, inside: bool, may_end: bool, depth: u32) -> Step {
@@ -106,12 +113,23 @@ fn run(kind: Kind, dice: &mut Dice, inside: bool) -> Step {
             2 => Operation::CONTENDED[dice.below(Operation::CONTENDED.len() as u64) as usize],
             _ => Operation::USUAL[dice.below(Operation::USUAL.len() as u64) as usize],
         };
-        let Some(traits) = operation.traits(kind, 0).filter(|traits| inside || !traits.inside) else { continue };
+        let Some(traits) = operation
+            .traits(kind, 0)
+            .filter(|traits| inside || !traits.inside)
+        else {
+            continue;
+        };
         let way = match dice.below(8) {
             0 if !traits.unprepared => Way::Half,
             1 => Way::Dropped(dice.below(4) as u32),
             _ if traits.unprepared => Way::Unprepared,
-            n => [Way::One, Way::All, Way::Execute, Way::Unprepared, Way::Stream][n as usize % 5],
+            n => [
+                Way::One,
+                Way::All,
+                Way::Execute,
+                Way::Unprepared,
+                Way::Stream,
+            ][n as usize % 5],
         };
         return Step::Run(operation, way, taken(dice));
     }

@@ -23,15 +23,33 @@ impl Client {
     pub async fn connect(port: u16, number: u64) -> io::Result<Self> {
         let random = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let stream = Some(connect(port).await?);
-        Ok(Self { port, stream, out: Vec::with_capacity(128), input: vec![0; 16 * 1024], random })
+        Ok(Self {
+            port,
+            stream,
+            out: Vec::with_capacity(128),
+            input: vec![0; 16 * 1024],
+            random,
+        })
     }
 
     /// One request to its answer's end; the answer's status.
-    pub async fn request(&mut self, method: &str, path: &str, sent: impl FnOnce()) -> io::Result<u16> {
+    pub async fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        sent: impl FnOnce(),
+    ) -> io::Result<u16> {
         let id = self.next_id();
         self.out.clear();
-        write!(self.out, "{method} {path}{id} HTTP/1.1\r\nhost: 127.0.0.1\r\n")?;
-        self.out.extend_from_slice(if method == "POST" { b"content-length: 0\r\n\r\n" } else { b"\r\n" });
+        write!(
+            self.out,
+            "{method} {path}{id} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        )?;
+        self.out.extend_from_slice(if method == "POST" {
+            b"content-length: 0\r\n\r\n"
+        } else {
+            b"\r\n"
+        });
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => connect(self.port).await?,
@@ -80,13 +98,19 @@ async fn connect(port: u16) -> io::Result<TcpStream> {
 /// The status and the length, body included, of the answer that `input` begins with; none if its head is
 /// not complete.
 fn head(input: &[u8]) -> io::Result<Option<(u16, usize)>> {
-    let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+    let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Ok(None);
+    };
     let text = std::str::from_utf8(&input[..end]).map_err(|_| ErrorKind::InvalidData)?;
     let mut lines = text.split("\r\n");
-    let status = lines.next().and_then(|line| line.get(9..12)).and_then(|status| status.parse().ok());
+    let status = lines
+        .next()
+        .and_then(|line| line.get(9..12))
+        .and_then(|status| status.parse().ok());
     let length = lines.find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().ok())?
     });
     match (status, length) {
         (Some(status), Some(length)) => Ok(Some((status, end + 4 + length))),

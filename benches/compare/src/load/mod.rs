@@ -69,12 +69,31 @@ struct Target {
 
 /// Runs to the end of the load.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    options.only(&["port", "method", "path", "warm-path", "clients", "warm-up", "seconds", "requests"])?;
-    let target = |method: &str, path: &str| Rc::new(Target { method: method.to_owned(), path: path.to_owned() });
-    let main = target(options.text("method").unwrap_or("GET"), options.needed("path")?);
+    options.only(&[
+        "port",
+        "method",
+        "path",
+        "warm-path",
+        "clients",
+        "warm-up",
+        "seconds",
+        "requests",
+    ])?;
+    let target = |method: &str, path: &str| {
+        Rc::new(Target {
+            method: method.to_owned(),
+            path: path.to_owned(),
+        })
+    };
+    let main = target(
+        options.text("method").unwrap_or("GET"),
+        options.needed("path")?,
+    );
     let load = Load {
         port: options.number("port")?.ok_or("--port is missing")?,
-        warm_up_target: options.text("warm-path").map_or_else(|| Rc::clone(&main), |path| target("GET", path)),
+        warm_up_target: options
+            .text("warm-path")
+            .map_or_else(|| Rc::clone(&main), |path| target("GET", path)),
         target: main,
         clients: options.number("clients")?.unwrap_or(32),
         warm_up: Duration::from_secs_f64(options.number("warm-up")?.unwrap_or(0.5)),
@@ -185,13 +204,19 @@ impl Shared {
     }
 }
 
-fn drive(clients: Vec<Client>, target: &Rc<Target>, shared: &Rc<Shared>) -> Vec<JoinHandle<Client>> {
+fn drive(
+    clients: Vec<Client>,
+    target: &Rc<Target>,
+    shared: &Rc<Shared>,
+) -> Vec<JoinHandle<Client>> {
     let drive = |mut client: Client| {
         let (target, shared) = (Rc::clone(target), Rc::clone(shared));
         tokio::task::spawn_local(async move {
             while shared.next() {
                 let began = Instant::now();
-                let status = client.request(&target.method, &target.path, || shared.sent()).await;
+                let status = client
+                    .request(&target.method, &target.path, || shared.sent())
+                    .await;
                 shared.answered(status, began.elapsed());
             }
             client

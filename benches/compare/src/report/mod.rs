@@ -33,7 +33,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn text(results: &Results) -> String {
-    let about = |name: &str| results.about.get(name).cloned().unwrap_or_else(|| "–".to_owned());
+    let about = |name: &str| {
+        results
+            .about
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| "–".to_owned())
+    };
     let mut text = TEMPLATE.to_owned();
     let fill = [
         ("targets", targets::table(results)),
@@ -50,16 +56,37 @@ fn text(results: &Results) -> String {
     for (name, value) in fill {
         text = text.replace(&format!("{{{{{name}}}}}"), value.trim_end());
     }
-    for name in
-        ["processor", "kernel", "rustc", "commit", "date", "postgres", "python", "rounds", "warm-up", "seconds", "took"]
-    {
+    for name in [
+        "processor",
+        "kernel",
+        "rustc",
+        "commit",
+        "date",
+        "postgres",
+        "python",
+        "rounds",
+        "warm-up",
+        "seconds",
+        "took",
+    ] {
         text = text.replace(&format!("{{{{about {name}}}}}"), &about(name));
     }
-    for name in ["tower-sea-orm", "sea-orm", "sqlx", "axum", "axum-sqlx-tx", "axum-sea-orm-tx", "hyper", "tokio"] {
+    for name in [
+        "tower-sea-orm",
+        "sea-orm",
+        "sqlx",
+        "axum",
+        "axum-sqlx-tx",
+        "axum-sea-orm-tx",
+        "hyper",
+        "tokio",
+    ] {
         text = text.replace(&format!("{{{{crate {name}}}}}"), locked(name));
     }
     for line in about("packages").lines() {
-        let Some((name, version)) = line.split_once("==") else { continue };
+        let Some((name, version)) = line.split_once("==") else {
+            continue;
+        };
         text = text.replace(&format!("{{{{package {}}}}}", name.to_lowercase()), version);
     }
     if results.about.contains_key("quick") {
@@ -71,21 +98,38 @@ fn text(results: &Results) -> String {
 /// The version of a crate in the lock file.
 fn locked(name: &str) -> &'static str {
     let begin = format!("name = \"{name}\"\nversion = \"");
-    LOCK.split_once(&begin).and_then(|(_, after)| after.split('"').next()).unwrap_or("–")
+    LOCK.split_once(&begin)
+        .and_then(|(_, after)| after.split('"').next())
+        .unwrap_or("–")
 }
 
 /// By how much a pinned connection loses around a slow call.
 fn pinning(results: &Results) -> String {
     let mut out = String::new();
     for clients in results.clients(Part::Direct) {
-        let at = |endpoint| At { part: Part::Direct, endpoint, clients };
+        let at = |endpoint| At {
+            part: Part::Direct,
+            endpoint,
+            clients,
+        };
         let lazy = Subject::OursLazy.name();
-        let rate = |endpoint, subject: Subject| results.spread(at(endpoint), subject.name(), Sample::per_second);
+        let rate = |endpoint, subject: Subject| {
+            results.spread(at(endpoint), subject.name(), Sample::per_second)
+        };
         let loss = results.ratio(at("slow"), Subject::SeaOrm.name(), lazy, Sample::per_second);
-        let (pinned, released) = (rate("slow", Subject::OursLazy), rate("slow-release", Subject::OursLazy));
-        let kept =
-            results.ratio_of((at("slow-release"), lazy), (at("slow"), Subject::SeaOrm.name()), Sample::per_second);
-        let (Some(pinned), Some(released), Some(loss), Some(kept)) = (pinned, released, loss, kept) else { continue };
+        let (pinned, released) = (
+            rate("slow", Subject::OursLazy),
+            rate("slow-release", Subject::OursLazy),
+        );
+        let kept = results.ratio_of(
+            (at("slow-release"), lazy),
+            (at("slow"), Subject::SeaOrm.name()),
+            Sample::per_second,
+        );
+        let (Some(pinned), Some(released), Some(loss), Some(kept)) = (pinned, released, loss, kept)
+        else {
+            continue;
+        };
         out.push_str(&format!(
             "- {clients} clients: {:.0} requests/s with the connection kept, {:.1} times fewer than with SeaORM's pool; \
              with `release()` {:.0} requests/s, {:.2} times SeaORM's.\n",
@@ -97,7 +141,13 @@ fn pinning(results: &Results) -> String {
 
 /// What the load itself takes.
 fn client(results: &Results) -> String {
-    let at = At { part: Part::Direct, endpoint: "one", clients: *results.clients(Part::Direct).last().unwrap_or(&0) };
-    let each = results.spread(at, Subject::OursLazy.name(), |sample| sample.each(sample.client_us));
+    let at = At {
+        part: Part::Direct,
+        endpoint: "one",
+        clients: *results.clients(Part::Direct).last().unwrap_or(&0),
+    };
+    let each = results.spread(at, Subject::OursLazy.name(), |sample| {
+        sample.each(sample.client_us)
+    });
     each.map_or("–".to_owned(), |each| format!("{each:.1}"))
 }

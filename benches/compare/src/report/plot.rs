@@ -29,7 +29,11 @@ const HEAD: f64 = 34.0;
 /// A picture of `panels`, one below the other.
 pub fn picture(title: &str, unit: &str, panels: &[Panel]) -> String {
     let width = LABEL + BAR + VALUE;
-    let height = panels.iter().map(|panel| HEAD + ROW * panel.bars.len() as f64).sum::<f64>() + 44.0;
+    let height = panels
+        .iter()
+        .map(|panel| HEAD + ROW * panel.bars.len() as f64)
+        .sum::<f64>()
+        + 44.0;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
          font-family=\"sans-serif\" font-size=\"13\" fill=\"#222\">\n\
@@ -48,10 +52,18 @@ pub fn picture(title: &str, unit: &str, panels: &[Panel]) -> String {
 }
 
 fn draw(out: &mut String, panel: &Panel, top: f64) {
-    let most = panel.bars.iter().map(|bar| bar.whole.most).fold(f64::MIN_POSITIVE, f64::max);
+    let most = panel
+        .bars
+        .iter()
+        .map(|bar| bar.whole.most)
+        .fold(f64::MIN_POSITIVE, f64::max);
     let scale = BAR / most;
-    let _ =
-        writeln!(out, "<text x=\"8\" y=\"{:.0}\" font-weight=\"bold\">{}</text>", top + 22.0, escaped(&panel.title));
+    let _ = writeln!(
+        out,
+        "<text x=\"8\" y=\"{:.0}\" font-weight=\"bold\">{}</text>",
+        top + 22.0,
+        escaped(&panel.title)
+    );
     for (number, bar) in panel.bars.iter().enumerate() {
         let y = top + HEAD + ROW * number as f64;
         let middle = y + 8.0;
@@ -62,7 +74,11 @@ fn draw(out: &mut String, panel: &Panel, top: f64) {
             y + 12.0,
             escaped(&bar.label)
         );
-        let colours = if bar.ours { ["#1f6f8b", "#99c1cf"] } else { ["#8a8f98", "#cdd0d4"] };
+        let colours = if bar.ours {
+            ["#1f6f8b", "#99c1cf"]
+        } else {
+            ["#8a8f98", "#cdd0d4"]
+        };
         let mut x = LABEL;
         for (part, colour) in bar.parts.iter().zip(colours) {
             let _ = writeln!(
@@ -72,7 +88,10 @@ fn draw(out: &mut String, panel: &Panel, top: f64) {
             );
             x += part * scale;
         }
-        let (low, high) = (LABEL + bar.whole.least * scale, LABEL + bar.whole.most * scale);
+        let (low, high) = (
+            LABEL + bar.whole.least * scale,
+            LABEL + bar.whole.most * scale,
+        );
         let _ = writeln!(
             out,
             "<path d=\"M{low:.1} {middle:.1}H{high:.1}M{low:.1} {0:.1}v8M{high:.1} {0:.1}v8\" stroke=\"#222\" fill=\"none\"/>",
@@ -80,10 +99,18 @@ fn draw(out: &mut String, panel: &Panel, top: f64) {
         );
         let decimals = if bar.whole.median < 100.0 { 1 } else { 0 };
         let value = grouped(bar.whole.median, decimals);
-        let _ = writeln!(out, "<text x=\"{:.1}\" y=\"{:.0}\">{value}</text>", high.max(x) + 6.0, y + 12.0);
+        let _ = writeln!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.0}\">{value}</text>",
+            high.max(x) + 6.0,
+            y + 12.0
+        );
     }
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('`', "")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('`', "")
 }

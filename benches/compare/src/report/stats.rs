@@ -22,13 +22,25 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Some(Self { median, least, most })
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
+        Some(Self {
+            median,
+            least,
+            most,
+        })
     }
 
     /// With the same factor on all three.
     pub fn times(self, factor: f64) -> Self {
-        Self { median: self.median * factor, least: self.least * factor, most: self.most * factor }
+        Self {
+            median: self.median * factor,
+            least: self.least * factor,
+            most: self.most * factor,
+        }
     }
 }
 
@@ -37,14 +49,24 @@ impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let decimals = f.precision().unwrap_or(0);
         let number = |value| grouped(value, decimals);
-        write!(f, "{} ({}–{})", number(self.median), number(self.least), number(self.most))
+        write!(
+            f,
+            "{} ({}–{})",
+            number(self.median),
+            number(self.least),
+            number(self.most)
+        )
     }
 }
 
 /// A number with thin spaces between thousands.
 pub fn grouped(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
-    let (whole, rest) = text.split_once('.').map_or((text.as_str(), String::new()), |(a, b)| (a, format!(".{b}")));
+    let (whole, rest) = text
+        .split_once('.')
+        .map_or((text.as_str(), String::new()), |(a, b)| {
+            (a, format!(".{b}"))
+        });
     let mut out = String::new();
     for (at, digit) in whole.chars().enumerate() {
         let left = whole.len() - at;
@@ -73,12 +95,23 @@ impl Results {
         })
     }
 
-    pub fn spread(&self, at: At<'_>, subject: &str, value: impl Fn(&Sample) -> f64) -> Option<Spread> {
+    pub fn spread(
+        &self,
+        at: At<'_>,
+        subject: &str,
+        value: impl Fn(&Sample) -> f64,
+    ) -> Option<Spread> {
         Spread::of(self.samples(at, subject).map(value))
     }
 
     /// How many times more than `other`: within each round, then over the rounds.
-    pub fn ratio(&self, at: At<'_>, one: &str, other: &str, value: impl Fn(&Sample) -> f64) -> Option<Spread> {
+    pub fn ratio(
+        &self,
+        at: At<'_>,
+        one: &str,
+        other: &str,
+        value: impl Fn(&Sample) -> f64,
+    ) -> Option<Spread> {
         self.ratio_of((at, one), (at, other), value)
     }
 
@@ -90,7 +123,9 @@ impl Results {
         value: impl Fn(&Sample) -> f64,
     ) -> Option<Spread> {
         Spread::of(self.samples(at, one).filter_map(|sample| {
-            let base = self.samples(base_at, base).find(|it| it.round == sample.round)?;
+            let base = self
+                .samples(base_at, base)
+                .find(|it| it.round == sample.round)?;
             Some(value(sample) / value(base))
         }))
     }
@@ -98,23 +133,40 @@ impl Results {
     /// Requests per second of the greatest crowd against the best of the smaller ones of the same round.
     pub fn goodput_kept(&self, endpoint: &str, subject: &str) -> Option<Spread> {
         let [fewer @ .., most] = CROWDS;
-        let at = |clients| At { part: Part::Overload, endpoint, clients };
+        let at = |clients| At {
+            part: Part::Overload,
+            endpoint,
+            clients,
+        };
         Spread::of(self.samples(at(most), subject).map(|sample| {
-            let best = fewer.iter().flat_map(|clients| self.samples(at(*clients), subject));
-            let best = best.filter(|it| it.round == sample.round).map(Sample::per_second).fold(0.0, f64::max);
+            let best = fewer
+                .iter()
+                .flat_map(|clients| self.samples(at(*clients), subject));
+            let best = best
+                .filter(|it| it.round == sample.round)
+                .map(Sample::per_second)
+                .fold(0.0, f64::max);
             sample.per_second() / best
         }))
     }
 
     /// Round trips per request.
     pub fn trips_each(&self, endpoint: &str, subject: &str) -> Option<f64> {
-        let trips = self.trips.iter().find(|trips| trips.endpoint == endpoint && trips.subject == subject)?;
+        let trips = self
+            .trips
+            .iter()
+            .find(|trips| trips.endpoint == endpoint && trips.subject == subject)?;
         Some(trips.each())
     }
 
     /// The numbers of clients that `part` was run with.
     pub fn clients(&self, part: Part) -> Vec<usize> {
-        let mut clients: Vec<_> = self.samples.iter().filter(|it| it.part == part).map(|it| it.clients).collect();
+        let mut clients: Vec<_> = self
+            .samples
+            .iter()
+            .filter(|it| it.part == part)
+            .map(|it| it.clients)
+            .collect();
         clients.sort_unstable();
         clients.dedup();
         clients

@@ -23,13 +23,27 @@ struct Line {
 
 /// The table of all targets that were measured.
 pub fn table(results: &Results) -> String {
-    let lines = [trips(results), rates(results), guide(results), overload(results), processor(results), peers(results)]
-        .concat();
+    let lines = [
+        trips(results),
+        rates(results),
+        guide(results),
+        overload(results),
+        processor(results),
+        peers(results),
+    ]
+    .concat();
     let hits = lines.iter().filter(|line| line.hit).count();
-    let mut out = format!("{hits} of {} are met.\n\n| | target | measured | |\n|---|--:|--:|---|\n", lines.len());
+    let mut out = format!(
+        "{hits} of {} are met.\n\n| | target | measured | |\n|---|--:|--:|---|\n",
+        lines.len()
+    );
     for line in lines {
         let verdict = if line.hit { "met" } else { "**missed**" };
-        let _ = writeln!(out, "| {} | {} | {} | {verdict} |", line.what, line.target, line.measured);
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {verdict} |",
+            line.what, line.target, line.measured
+        );
     }
     out
 }
@@ -47,8 +61,17 @@ fn trips(results: &Results) -> Vec<Line> {
         };
         subjects.iter().filter_map(line).collect()
     };
-    let all = [Subject::OursAutocommit, Subject::OursLazy, Subject::OursTransaction];
-    [ours(&AUTOCOMMIT, "one", 1.0), ours(&AUTOCOMMIT, "five", 5.0), ours(&all, "touch", 4.0)].concat()
+    let all = [
+        Subject::OursAutocommit,
+        Subject::OursLazy,
+        Subject::OursTransaction,
+    ];
+    [
+        ours(&AUTOCOMMIT, "one", 1.0),
+        ours(&AUTOCOMMIT, "five", 5.0),
+        ours(&all, "touch", 4.0),
+    ]
+    .concat()
 }
 
 /// Requests per second against SeaORM's defaults.
@@ -63,8 +86,17 @@ fn rates(results: &Results) -> Vec<Line> {
     for (part, where_, endpoint, target) in targets {
         for clients in results.clients(part) {
             for subject in AUTOCOMMIT {
-                let at = At { part, endpoint, clients };
-                let ratio = results.ratio(at, subject.name(), Subject::SeaOrm.name(), Sample::per_second);
+                let at = At {
+                    part,
+                    endpoint,
+                    clients,
+                };
+                let ratio = results.ratio(
+                    at,
+                    subject.name(),
+                    Subject::SeaOrm.name(),
+                    Sample::per_second,
+                );
                 lines.extend(ratio.map(|ratio| Line {
                     what: format!(
                         "requests/s against SeaORM's defaults: {}{where_}, {clients} clients, {}",
@@ -85,8 +117,17 @@ fn guide(results: &Results) -> Vec<Line> {
     let mut lines = Vec::new();
     for endpoint in ["one", "five", "touch"] {
         for subject in AUTOCOMMIT {
-            let at = At { part: Part::OneCore, endpoint, clients: 128 };
-            let ratio = results.ratio(at, subject.name(), Subject::Guide.name(), Sample::per_second);
+            let at = At {
+                part: Part::OneCore,
+                endpoint,
+                clients: 128,
+            };
+            let ratio = results.ratio(
+                at,
+                subject.name(),
+                Subject::Guide.name(),
+                Sample::per_second,
+            );
             lines.extend(ratio.map(|ratio| Line {
                 what: format!(
                     "requests/s on one core against the guide's app: {}, {}",
@@ -109,7 +150,11 @@ fn overload(results: &Results) -> Vec<Line> {
         for subject in AUTOCOMMIT {
             let kept = results.goodput_kept(endpoint, subject.name());
             lines.extend(kept.map(|kept| Line {
-                what: format!("answers/s to 1000 clients against the best: {}, {}", title(endpoint), subject.title()),
+                what: format!(
+                    "answers/s to 1000 clients against the best: {}, {}",
+                    title(endpoint),
+                    subject.title()
+                ),
                 target: "0.90 at least".to_owned(),
                 measured: format!("{kept:.2}"),
                 hit: kept.median >= 0.9,
@@ -122,14 +167,21 @@ fn overload(results: &Results) -> Vec<Line> {
 /// The service's processor time against SeaORM's own way: the pool, or a transaction made by hand.
 fn processor(results: &Results) -> Vec<Line> {
     let mut lines = Vec::new();
-    for endpoint in Endpoint::ALL.iter().filter(|endpoint| endpoint.name != "slow-release") {
+    for endpoint in Endpoint::ALL
+        .iter()
+        .filter(|endpoint| endpoint.name != "slow-release")
+    {
         for clients in results.clients(Part::Direct) {
             for (subject, base) in [
                 (Subject::OursAutocommit, Subject::SeaOrm),
                 (Subject::OursLazy, Subject::SeaOrm),
                 (Subject::OursTransaction, Subject::SeaOrmTransaction),
             ] {
-                let at = At { part: Part::Direct, endpoint: endpoint.name, clients };
+                let at = At {
+                    part: Part::Direct,
+                    endpoint: endpoint.name,
+                    clients,
+                };
                 let ratio = results.ratio(at, subject.name(), base.name(), service_each);
                 lines.extend(ratio.map(|ratio| Line {
                     what: format!(
@@ -150,16 +202,36 @@ fn processor(results: &Results) -> Vec<Line> {
 
 /// The best of ours against the best of the peers.
 fn peers(results: &Results) -> Vec<Line> {
-    let peers = [Subject::SqlxTx, Subject::SeaOrmTx, Subject::Naive, Subject::Guide];
+    let peers = [
+        Subject::SqlxTx,
+        Subject::SeaOrmTx,
+        Subject::Naive,
+        Subject::Guide,
+    ];
     let mut lines = Vec::new();
-    for endpoint in Endpoint::ALL.iter().filter(|endpoint| endpoint.name != "slow-release") {
+    for endpoint in Endpoint::ALL
+        .iter()
+        .filter(|endpoint| endpoint.name != "slow-release")
+    {
         for clients in results.clients(Part::Direct) {
-            let at = At { part: Part::Direct, endpoint: endpoint.name, clients };
+            let at = At {
+                part: Part::Direct,
+                endpoint: endpoint.name,
+                clients,
+            };
             // Where a connection should be given back meanwhile, ours is.
-            let ours = At { endpoint: if endpoint.is_slow() { "slow-release" } else { endpoint.name }, ..at };
+            let ours = At {
+                endpoint: if endpoint.is_slow() {
+                    "slow-release"
+                } else {
+                    endpoint.name
+                },
+                ..at
+            };
             let nearest = peers.iter().filter_map(|peer| {
                 let base = (at, peer.name());
-                let ratio = results.ratio_of((ours, Subject::OursLazy.name()), base, Sample::per_second)?;
+                let ratio =
+                    results.ratio_of((ours, Subject::OursLazy.name()), base, Sample::per_second)?;
                 Some((*peer, ratio))
             });
             let nearest = nearest.min_by(|one, other| one.1.median.total_cmp(&other.1.median));
@@ -179,5 +251,8 @@ fn peers(results: &Results) -> Vec<Line> {
 }
 
 fn title(endpoint: &str) -> &'static str {
-    Endpoint::ALL.iter().find(|it| it.name == endpoint).map_or("", |it| it.title)
+    Endpoint::ALL
+        .iter()
+        .find(|it| it.name == endpoint)
+        .map_or("", |it| it.title)
 }

@@ -82,7 +82,10 @@ impl Subject {
     }
 
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::OursAutocommit | Self::OursTransaction | Self::OursLazy)
+        matches!(
+            self,
+            Self::OursAutocommit | Self::OursTransaction | Self::OursLazy
+        )
     }
 
     /// Its connection pool.
@@ -100,7 +103,10 @@ impl Subject {
     pub fn router(self, db: DatabaseConnection, waiting: Option<u32>) -> Option<Router> {
         let layer = |db| {
             let pool = SessionPool::builder(db);
-            let pool = waiting.into_iter().fold(pool, SessionPoolBuilder::max_waiting).build();
+            let pool = waiting
+                .into_iter()
+                .fold(pool, SessionPoolBuilder::max_waiting)
+                .build();
             pool.ok().map(DbSessionLayer::new)
         };
         Some(match self {

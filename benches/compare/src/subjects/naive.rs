@@ -27,9 +27,15 @@ pub fn router(pool: PgPool) -> Router {
         .route_layer(from_fn_with_state(pool, pin))
 }
 
-async fn pin(State(pool): State<PgPool>, mut request: Request, next: Next) -> Result<Response, AppError> {
+async fn pin(
+    State(pool): State<PgPool>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, AppError> {
     let connection = pool.acquire().await?;
-    request.extensions_mut().insert(Arc::new(Mutex::new(connection)));
+    request
+        .extensions_mut()
+        .insert(Arc::new(Mutex::new(connection)));
     Ok(next.run(request).await)
 }
 
@@ -41,7 +47,10 @@ async fn one(Extension(db): Pinned, Path(id): Path<i32>) -> Result<Json<item::Mo
     sql::one(&mut *db.lock().await, id).await.map(Json)
 }
 
-async fn five(Extension(db): Pinned, Path(id): Path<i32>) -> Result<Json<Vec<item::Model>>, AppError> {
+async fn five(
+    Extension(db): Pinned,
+    Path(id): Path<i32>,
+) -> Result<Json<Vec<item::Model>>, AppError> {
     sql::five(&mut *db.lock().await, id).await.map(Json)
 }
 

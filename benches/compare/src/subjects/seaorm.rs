@@ -23,22 +23,34 @@ async fn none(Path(id): Path<i32>) -> Json<item::Model> {
     Json(item::constant(id))
 }
 
-async fn one(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+async fn one(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<item::Model>, AppError> {
     store::one(&db, id).await.map(Json)
 }
 
-async fn five(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<Vec<item::Model>>, AppError> {
+async fn five(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<Vec<item::Model>>, AppError> {
     store::five(&db, id).await.map(Json)
 }
 
-async fn touch(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+async fn touch(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<item::Model>, AppError> {
     let tx = db.begin().await?;
     let item = store::touch(&tx, id).await?;
     tx.commit().await?;
     Ok(Json(item))
 }
 
-async fn slow(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+async fn slow(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<item::Model>, AppError> {
     store::one(&db, id).await?;
     item::elsewhere().await;
     store::one(&db, id).await.map(Json)

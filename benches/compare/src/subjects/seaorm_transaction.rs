@@ -23,28 +23,40 @@ async fn none(Path(id): Path<i32>) -> Json<item::Model> {
     Json(item::constant(id))
 }
 
-async fn one(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+async fn one(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<item::Model>, AppError> {
     let tx = db.begin().await?;
     let item = store::one(&tx, id).await?;
     tx.commit().await?;
     Ok(Json(item))
 }
 
-async fn five(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<Vec<item::Model>>, AppError> {
+async fn five(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<Vec<item::Model>>, AppError> {
     let tx = db.begin().await?;
     let items = store::five(&tx, id).await?;
     tx.commit().await?;
     Ok(Json(items))
 }
 
-async fn touch(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+async fn touch(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<item::Model>, AppError> {
     let tx = db.begin().await?;
     let item = store::touch(&tx, id).await?;
     tx.commit().await?;
     Ok(Json(item))
 }
 
-async fn slow(State(db): State<DatabaseConnection>, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+async fn slow(
+    State(db): State<DatabaseConnection>,
+    Path(id): Path<i32>,
+) -> Result<Json<item::Model>, AppError> {
     let tx = db.begin().await?;
     store::one(&tx, id).await?;
     item::elsewhere().await;
