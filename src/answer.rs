@@ -6,7 +6,7 @@ use http::{HeaderValue, Request, Response, header, request::Parts};
 
 use crate::{
     Error, Outcome,
-    respond::{OnError, forbid_retry, is_failure},
+    respond::{ResponseForError, forbid_retry, is_failure},
     session::{Ended, SessionGuard, is_success},
     telemetry,
 };
@@ -29,7 +29,7 @@ enum Asked {
 impl<Tag: 'static, Respond> Answer<Tag, Respond> {
     pub(crate) fn new<B>(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self
     where
-        Respond: OnError<B>,
+        Respond: ResponseForError<B>,
     {
         let asked = if Respond::READS_REQUEST {
             Asked::Head(Box::new(parts.clone()))
@@ -46,17 +46,17 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
 
     pub(crate) fn error<B>(&self, error: &Error) -> Response<B>
     where
-        Respond: OnError<B>,
+        Respond: ResponseForError<B>,
     {
         telemetry::answered(error);
         match &self.asked {
-            Asked::Head(parts) => self.respond.response(error, parts),
+            Asked::Head(parts) => self.respond.response_for_error(error, parts),
             Asked::ContentType(kind) => {
                 let (mut parts, ()) = Request::new(()).into_parts();
                 parts
                     .headers
                     .extend(kind.clone().map(|kind| (header::CONTENT_TYPE, kind)));
-                self.respond.response(error, &parts)
+                self.respond.response_for_error(error, &parts)
             }
         }
     }
@@ -77,7 +77,7 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         guard: &SessionGuard,
     ) -> Response<B>
     where
-        Respond: OnError<B>,
+        Respond: ResponseForError<B>,
     {
         let failure = match (&ended, guard.lost()) {
             (Ended::Failed(error), _) => Some(error.clone()),

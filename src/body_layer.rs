@@ -1,4 +1,4 @@
-//! [`HoldLayer`]: holds the body of every response.
+//! [`SessionBodyLayer`]: holds the body of every response.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use pin_project::pin_project;
 use tower::Service;
 use tower_layer::Layer;
 
-use crate::{DbSession, Main, SessionBody};
+use crate::{DbSession, DefaultDatabase, SessionBody};
 
 /// Keeps the session of every request until the end of its response's body, as
 /// [`DbSession::hold_until_body_end`] does for one. Put it inside a
@@ -23,40 +23,57 @@ use crate::{DbSession, Main, SessionBody};
 ///
 /// A request without a session is passed through unchanged.
 #[must_use = "a layer does nothing until it wraps a service"]
-pub struct HoldLayer<Tag = Main>(PhantomData<fn() -> Tag>);
+pub struct SessionBodyLayer<Tag = DefaultDatabase>(PhantomData<fn() -> Tag>);
 
-impl HoldLayer {
+impl SessionBodyLayer {
     /// Creates a layer for a service with a single database.
     pub fn new() -> Self {
         Self::tagged()
     }
 }
 
-impl<Tag> HoldLayer<Tag> {
+impl<Tag> SessionBodyLayer<Tag> {
     /// Creates a layer for the sessions of a tag, for services with several databases.
     pub fn tagged() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<S, Tag> Layer<S> for HoldLayer<Tag> {
-    type Service = HoldService<S, Tag>;
+impl<S, Tag> Layer<S> for SessionBodyLayer<Tag> {
+    type Service = SessionBodyService<S, Tag>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        HoldService {
+        SessionBodyService {
             inner,
             tag: PhantomData,
         }
     }
 }
 
-/// The service that a [`HoldLayer`] makes.
-pub struct HoldService<S, Tag = Main> {
+/// The service that a [`SessionBodyLayer`] makes.
+pub struct SessionBodyService<S, Tag = DefaultDatabase> {
     inner: S,
     tag: PhantomData<fn() -> Tag>,
 }
 
-impl<S, Tag, ReqBody, ResBody> Service<Request<ReqBody>> for HoldService<S, Tag>
+impl<S, Tag> SessionBodyService<S, Tag> {
+    /// Returns a reference to the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, Tag, ReqBody, ResBody> Service<Request<ReqBody>> for SessionBodyService<S, Tag>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
     ResBody: Body,
@@ -64,7 +81,7 @@ where
 {
     type Response = Response<SessionBody<ResBody>>;
     type Error = S::Error;
-    type Future = HoldFuture<S::Future, Tag>;
+    type Future = SessionBodyFuture<S::Future, Tag>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -72,23 +89,23 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let session = DbSession::tagged(request.extensions()).ok();
-        HoldFuture {
+        SessionBodyFuture {
             future: self.inner.call(request),
             session,
         }
     }
 }
 
-/// The future of a [`HoldService`].
+/// The future of a [`SessionBodyService`].
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct HoldFuture<F, Tag = Main> {
+pub struct SessionBodyFuture<F, Tag = DefaultDatabase> {
     #[pin]
     future: F,
     session: Option<DbSession<Tag>>,
 }
 
-impl<F, Tag, B, E> Future for HoldFuture<F, Tag>
+impl<F, Tag, B, E> Future for SessionBodyFuture<F, Tag>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
@@ -105,19 +122,19 @@ where
     }
 }
 
-impl Default for HoldLayer {
+impl Default for SessionBodyLayer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<Tag> Clone for HoldLayer<Tag> {
+impl<Tag> Clone for SessionBodyLayer<Tag> {
     fn clone(&self) -> Self {
         Self(PhantomData)
     }
 }
 
-impl<S: Clone, Tag> Clone for HoldService<S, Tag> {
+impl<S: Clone, Tag> Clone for SessionBodyService<S, Tag> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -126,22 +143,22 @@ impl<S: Clone, Tag> Clone for HoldService<S, Tag> {
     }
 }
 
-impl<Tag> fmt::Debug for HoldLayer<Tag> {
+impl<Tag> fmt::Debug for SessionBodyLayer<Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldLayer").finish()
+        f.debug_struct("SessionBodyLayer").finish()
     }
 }
 
-impl<S: fmt::Debug, Tag> fmt::Debug for HoldService<S, Tag> {
+impl<S: fmt::Debug, Tag> fmt::Debug for SessionBodyService<S, Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldService")
+        f.debug_struct("SessionBodyService")
             .field("inner", &self.inner)
             .finish_non_exhaustive()
     }
 }
 
-impl<F, Tag> fmt::Debug for HoldFuture<F, Tag> {
+impl<F, Tag> fmt::Debug for SessionBodyFuture<F, Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldFuture").finish_non_exhaustive()
+        f.debug_struct("SessionBodyFuture").finish_non_exhaustive()
     }
 }

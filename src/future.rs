@@ -13,11 +13,11 @@ use pin_project::pin_project;
 use tower::Service;
 
 use crate::{
-    DbSession, Error, Main, SessionPool,
+    DbSession, DefaultDatabase, Error, SessionPool,
     answer::Answer,
     error::Kind,
     policy::Policy,
-    respond::{EmptyBody, OnError},
+    respond::{DefaultResponseForError, ResponseForError},
     session::{Decision, Ended, SessionGuard, Settlement},
 };
 
@@ -27,7 +27,7 @@ use crate::{
 /// back.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct ResponseFuture<S, ReqBody, Tag = Main, Respond = EmptyBody>
+pub struct ResponseFuture<S, ReqBody, Tag = DefaultDatabase, Respond = DefaultResponseForError>
 where
     S: Service<Request<ReqBody>>,
 {
@@ -128,7 +128,7 @@ where
     ) -> Self
     where
         S: Clone,
-        Respond: OnError<ResBody>,
+        Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
         let eager = policy.checkout.is_eager(&parts) && !pool.is_direct();
@@ -165,7 +165,7 @@ where
     ) -> Self
     where
         S: Clone,
-        Respond: OnError<ResBody>,
+        Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
         let answer = Answer::new(respond, &parts, true);
@@ -191,7 +191,7 @@ where
 impl<S, ReqBody, ResBody, Tag, Respond> Future for ResponseFuture<S, ReqBody, Tag, Respond>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    Respond: OnError<ResBody>,
+    Respond: ResponseForError<ResBody>,
     Tag: 'static,
 {
     type Output = Result<Response<ResBody>, S::Error>;

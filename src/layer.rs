@@ -7,10 +7,10 @@ use sea_orm::{DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
 use crate::{
-    DbSessionService, Error, HoldLayer, Main, SessionPool,
+    DbSessionService, DefaultDatabase, Error, SessionBodyLayer, SessionPool,
     error::Kind,
     policy::{Checkout, Policy, Transactions},
-    respond::EmptyBody,
+    respond::DefaultResponseForError,
 };
 
 /// Gives every request to the wrapped service a [`DbSession`](crate::DbSession), and takes the
@@ -22,7 +22,7 @@ use crate::{
 /// `Tag` distinguishes several databases; `Respond` makes the response when no connection can be
 /// acquired.
 #[must_use = "a layer does nothing until it wraps a service"]
-pub struct DbSessionLayer<Tag = Main, Respond = EmptyBody> {
+pub struct DbSessionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     pool: SessionPool,
     policy: Arc<Policy>,
     respond: Respond,
@@ -43,7 +43,7 @@ impl DbSessionLayer {
     ///
     /// // With settings of the pool:
     /// let db = MockDatabase::new(DbBackend::Postgres).into_connection();
-    /// let pool = SessionPool::builder(db).max_waiting(100).build()?;
+    /// let pool = SessionPool::builder(db).max_pending(100).build()?;
     /// let layer = DbSessionLayer::new(pool).lazy();
     /// # let _ = layer; }
     /// # Ok::<(), tower_sea_orm::Error>(())
@@ -95,7 +95,7 @@ impl<Tag> DbSessionLayer<Tag> {
         Self {
             pool: pool.into(),
             policy: Arc::default(),
-            respond: EmptyBody,
+            respond: DefaultResponseForError,
             tag: PhantomData,
         }
     }
@@ -255,7 +255,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     }
 
     /// Keeps a handler's own 5xx response if its session got no connection, or lost it to
-    /// [`max_hold`](crate::SessionPoolBuilder::max_hold). By default the layer replaces it, because
+    /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout). By default the layer replaces it, because
     /// only the layer knows that 503 and `Retry-After` are right.
     pub fn keep_handler_errors(mut self) -> Self {
         self.policy().keep_handler_errors = true;
@@ -275,13 +275,13 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// # use sea_orm::{DbBackend, MockDatabase};
     /// # use tower_sea_orm::{DbSessionLayer, error_response};
     /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
-    /// let layer = DbSessionLayer::new(db).on_error(|error, parts| {
+    /// let layer = DbSessionLayer::new(db).response_for_error(|error, parts| {
     ///     let body = format!("{} could not be served", parts.uri.path());
     ///     error_response(error, parts, body) // the status and `Retry-After` that belong to it
     /// });
     /// # let _ = layer; }
     /// ```
-    pub fn on_error<F, B>(self, respond: F) -> DbSessionLayer<Tag, F>
+    pub fn response_for_error<F, B>(self, respond: F) -> DbSessionLayer<Tag, F>
     where
         F: Fn(&Error, &Parts) -> Response<B>,
     {
@@ -297,8 +297,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// [`DbSession::hold_until_body_end`](crate::DbSession::hold_until_body_end) does for one request: for
     /// bodies that stream rows. Call it last: it returns a stack of two layers, whose responses have a
     /// [`SessionBody`](crate::SessionBody).
-    pub fn hold_until_body_end(self) -> Stack<HoldLayer<Tag>, Self> {
-        Stack::new(HoldLayer::tagged(), self)
+    pub fn hold_until_body_end(self) -> Stack<SessionBodyLayer<Tag>, Self> {
+        Stack::new(SessionBodyLayer::tagged(), self)
     }
 
     fn policy(&mut self) -> &mut Policy {

@@ -181,14 +181,14 @@
 //! | **No driver call is cancelled half-way** | Once started, a driver call (acquiring included) runs to completion: in the request if it still waits, otherwise in a task of this crate. |
 //! | **A handle that outlives its request is dead** | Its statements fail with *session closed*, and the error says what to do instead. It never touches another request's connection. |
 //! | **A cancelled request stops costing the server** | With [`cancel_running`](SessionPoolBuilder::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that the cancellation can never hit another request's statement. Outside a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction, this works only inside transactions. |
-//! | **Exhaustion is an error, not a hang** | Both the wait ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and the queue ([`max_waiting`](SessionPoolBuilder::max_waiting)) are bounded; beyond that, the client gets 503 with `Retry-After`, whether the checkout is lazy or not. Pool exhausted, database down and pool closing are distinct errors. |
+//! | **Exhaustion is an error, not a hang** | Both the wait ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and the queue ([`max_pending`](SessionPoolBuilder::max_pending)) are bounded; beyond that, the client gets 503 with `Retry-After`, whether the checkout is lazy or not. Pool exhausted, database down and pool closing are distinct errors. |
 //! | **Dropping is harmless** | No panic and no blocking, not even without a runtime, while unwinding or at shutdown. |
 //! | **An acknowledged write is a committed write** | In a transaction, a success response is sent only after the server has committed. A failed COMMIT, a transaction that the server aborted after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the response into an error and rolls the transaction back. If the connection is lost during COMMIT, the outcome is unknown; that is a separate kind of error, and is never retried. |
 //! | **Everything else rolls back** | The rollback is awaited, for at most the `release_timeout`, before the error response is sent. If the handler dropped a statement half-way, as a timeout layer inside the session layer does, the response waits 100 ms for that statement, and the rollback follows in a task. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error and never loses another transaction's data. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset), a session's settings, role, advisory locks, temporary tables, LISTEN and cursors are gone before the next session gets the connection. Not available behind a proxy that pools per transaction. |
 //! | **No deadlock between futures of one session** | Every future of a session that is still polled completes: with `select!` on `&mut` futures, with `buffered`, beside a statement that is kept but no longer polled. While a stream is open, other statements are refused instead. |
-//! | **While the database answers, requests are answered** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. Statements whose results the network has lost end with an error as soon as requests wait for their connections and the server reports that it is doing nothing; a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`max_hold`](SessionPoolBuilder::max_hold). |
+//! | **While the database answers, requests are answered** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. Statements whose results the network has lost end with an error as soon as requests wait for their connections and the server reports that it is doing nothing; a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
 //! | **Fail-over needs no restart** | When the server refuses a write as read-only, the pool's connections are closed, so that new ones connect to whichever server the host name then points to. |
 //! | **A good citizen of tower** | The inner service's error passes through unchanged, readiness is respected, axum is optional, and any body type works. |
 //! | **The client gets a status, the log the cause** | No response made by this crate contains database text, SQL or a URL; no `Debug` output of its types contains a password. Every 5xx it makes is logged. |
@@ -226,7 +226,7 @@
 //!   loses it: its next statement fails with *session closed*.
 //! - **Hooks live in memory.** A process that ends between COMMIT and `after_commit` loses them. If a
 //!   message must not be lost, write it as a row in the same transaction and send it from there.
-//! - **`max_hold` and `close()` take the connection, not the handler:** the handler goes on until its next
+//! - **`hold_timeout` and `close()` take the connection, not the handler:** the handler goes on until its next
 //!   statement, which fails.
 //! - **Behind PgBouncer before 1.21** put `statement-cache-capacity=0` into the URL, and use transactions only:
 //!   outside one, the statement that runs and the result that comes back can be another client's.
@@ -241,13 +241,13 @@
 //!   rolling back are closed instead, and the server rolls back. Let the requests finish first, as in
 //!   the `items` example.
 //! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight to the
-//!   next session, and so is sqlx's ping. If you rely on them, set [`warm(false)`](SessionPoolBuilder::warm). At
+//!   next session, and so is sqlx's ping. If you rely on them, set [`direct_handoff(false)`](SessionPoolBuilder::direct_handoff). At
 //!   least every 10 s (or `max_lifetime`, if that is shorter) each connection passes through sqlx's pool, which
 //!   looks at its age.
 //! - **A handler that uses its session and the plain `DatabaseConnection`** can deadlock with others like it: each
 //!   holds a connection and waits for another one, until the acquire timeout. To avoid this, run everything on the
 //!   session; or use [`lazy`](DbSessionLayer::lazy) and [`release`](DbSession::release) before the plain connection is
-//!   used; or [`reserve`](SessionPoolBuilder::reserve) connections for plain users. A second session from `pool()` has
+//!   used; or [`reserved_connections`](SessionPoolBuilder::reserved_connections) connections for plain users. A second session from `pool()` has
 //!   the same problem, but is detected: the log names the request, and if every request that holds a connection waits
 //!   for another, one of them gets an error at once. The same goes for jobs ([`transaction`](SessionPool::transaction)
 //!   within another one). A [`session`](SessionPool::session) that the handler took from `pool()` is not attributed to
@@ -262,17 +262,17 @@
 //!
 //! | what happened | the layer's response | `Retry-After` |
 //! |---|---|---|
-//! | no connection within `acquire_timeout`, too many requests in the queue already ([`max_waiting`](SessionPoolBuilder::max_waiting)), database down, pool closed | 503 | 1–3 s, random |
+//! | no connection within `acquire_timeout`, too many requests in the queue already ([`max_pending`](SessionPoolBuilder::max_pending)), database down, pool closed | 503 | 1–3 s, random |
 //! | the same with lazy checkout, and the handler answered 5xx | 503 instead of the handler's response ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) keeps the handler's) | 1–3 s, random; none if the session had run a statement before |
 //! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if a part of the request was committed |
-//! | the connection was taken away by [`max_hold`](SessionPoolBuilder::max_hold): the handler answered below 400 and its transaction was lost, or it answered 5xx | 504 | – |
+//! | the connection was taken away by [`hold_timeout`](SessionPoolBuilder::hold_timeout): the handler answered below 400 and its transaction was lost, or it answered 5xx | 504 | – |
 //! | the server stopped a statement (`statement_timeout`, `max_execution_time`) and the handler answered 5xx | 504 | – |
 //! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | – |
 //! | COMMIT failed for good or its outcome is unknown, the transaction was aborted, or part of it is still open or running | 500 | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
 //! | anything else | the handler's own response | – |
 //!
-//! The body is empty; use [`on_error`](DbSessionLayer::on_error) for a different response, with
+//! The body is empty; use [`response_for_error`](DbSessionLayer::response_for_error) for a different response, with
 //! [`problem_json`] for one of `application/problem+json`. A gRPC request gets status 200 with
 //! `grpc-status` 14, 13 or, in place of a 504, 4.
 //!
@@ -288,10 +288,10 @@
 //! | `tower_sea_orm::session` | ERROR | a transaction that something else has ended; hooks that panicked, or that had no runtime to run on |
 //! | `tower_sea_orm::session` | WARN | a statement that has no effect outside a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed, or that was lost during COMMIT; an error of a stream that the handler has dropped |
-//! | `tower_sea_orm::pool` | WARN | no connection could be acquired: in use, waiting, limit, waited; at most once a second |
+//! | `tower_sea_orm::pool` | WARN | no connection could be acquired: used, pending, max, waited_ms; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are available again |
-//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`warn_hold`](SessionPoolBuilder::warn_hold) (10 s), with method, path and its last statement without values; INFO when it gives the connection back after all |
-//! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `max_hold` or by [`close`](SessionPool::close) |
+//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`hold_slow_threshold`](SessionPoolBuilder::hold_slow_threshold) (10 s), with method, path and its last statement without values; INFO when it gives the connection back after all |
+//! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `hold_timeout` or by [`close`](SessionPool::close) |
 //! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session of a pool while it holds one |
 //! | `tower_sea_orm::pool` | WARN | a statement whose result the network has lost, with method and path |
 //! | `tower_sea_orm::pool` | INFO | a connection attempt that took too long and was given up |
@@ -351,15 +351,15 @@ pub use self::extract::MissingSession;
 pub use self::session::SessionStream;
 pub use self::{
     body::SessionBody,
-    body_layer::{HoldFuture, HoldLayer, HoldService},
+    body_layer::{SessionBodyFuture, SessionBodyLayer, SessionBodyService},
     error::Error,
     future::ResponseFuture,
     layer::DbSessionLayer,
     policy::{unsafe_methods, without_body},
     pool::{Reset, SessionPool, SessionPoolBuilder, Status},
-    respond::{EmptyBody, OnError, error_response, problem_json},
+    respond::{DefaultResponseForError, ResponseForError, error_response, problem_json},
     service::DbSessionService,
-    session::{DbSession, DbTx, Main, Outcome, PoolSession, SessionTransaction},
+    session::{DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionTransaction},
     transaction::{TransactionLayer, TransactionService},
 };
 

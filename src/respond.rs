@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, Response, header, request::Parts};
 use crate::{Error, session::GRPC_STATUS};
 
 /// Makes a layer's own responses. Functions and closures `Fn(&Error, &Parts) -> Response<B>` implement it,
-/// and [`on_error`](crate::DbSessionLayer::on_error) takes them.
+/// and [`response_for_error`](crate::DbSessionLayer::response_for_error) takes them.
 ///
 /// The client gets a status; the cause belongs in the log. Start from [`error_response`], which
 /// sets the status and `Retry-After`.
@@ -13,12 +13,12 @@ use crate::{Error, session::GRPC_STATUS};
     message = "`{Self}` makes no answer with a body of type `{B}`",
     label = "the layer's own answers need the body type of the service inside of it",
     note = "an empty body, the default, needs `{B}: Default`",
-    note = "say `.on_error(|error, parts| error_response(error, parts, body))` with a body of that type",
+    note = "say `.response_for_error(|error, parts| error_response(error, parts, body))` with a body of that type",
     note = "or put `.map_response_body(axum::body::Body::new)` (tower-http) between this layer and the one inside of it that changes the body, such as `TraceLayer`",
     note = "or put this layer inside of that one: see \"The order of layers\" in the documentation of `tower_sea_orm`"
 )]
-pub trait OnError<B> {
-    /// `true` if [`response`](Self::response) reads more of the request than `content-type`. In that
+pub trait ResponseForError<B> {
+    /// `true` if [`response_for_error`](Self::response_for_error) reads more of the request than `content-type`. In that
     /// case, the request's head is copied before the inner service gets it, which costs requests
     /// without an error as well.
     const READS_REQUEST: bool = true;
@@ -26,34 +26,34 @@ pub trait OnError<B> {
     /// Returns the response to a request that could not be served because of `error`. The parts are
     /// those that the request had when it reached the layer: method, URI, version, headers and
     /// extensions.
-    fn response(&self, error: &Error, parts: &Parts) -> Response<B>;
+    fn response_for_error(&self, error: &Error, parts: &Parts) -> Response<B>;
 }
 
-impl<B, F> OnError<B> for F
+impl<B, F> ResponseForError<B> for F
 where
     F: Fn(&Error, &Parts) -> Response<B>,
 {
-    fn response(&self, error: &Error, parts: &Parts) -> Response<B> {
+    fn response_for_error(&self, error: &Error, parts: &Parts) -> Response<B> {
         self(error, parts)
     }
 }
 
 /// Answers with an empty body. The default.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct EmptyBody;
+pub struct DefaultResponseForError;
 
 #[diagnostic::do_not_recommend]
-impl<B: Default> OnError<B> for EmptyBody {
+impl<B: Default> ResponseForError<B> for DefaultResponseForError {
     const READS_REQUEST: bool = false;
 
-    fn response(&self, error: &Error, parts: &Parts) -> Response<B> {
+    fn response_for_error(&self, error: &Error, parts: &Parts) -> Response<B> {
         error_response(error, parts, B::default())
     }
 }
 
 /// Answers with a body of `application/problem+json` (RFC 9457), for bodies made from a `String`; a gRPC
 /// request gets the response of [`error_response`], without a body. For
-/// [`on_error`](crate::DbSessionLayer::on_error).
+/// [`response_for_error`](crate::DbSessionLayer::response_for_error).
 ///
 /// ```
 /// use http::{Request, Response};

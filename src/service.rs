@@ -11,10 +11,10 @@ use http::{Request, Response};
 use tower::Service;
 
 use crate::{
-    DbSession, Main, SessionPool,
+    DbSession, DefaultDatabase, SessionPool,
     future::ResponseFuture,
     policy::Policy,
-    respond::{EmptyBody, OnError},
+    respond::{DefaultResponseForError, ResponseForError},
 };
 
 /// The service that a [`DbSessionLayer`] makes.
@@ -26,7 +26,7 @@ use crate::{
 /// with [`TransactionLayer`](crate::TransactionLayer); an eager inner layer checks out a lazy session's
 /// connection before its own inner service is called. A layer over another database under the same tag
 /// answers 500 and logs the tag, because its handlers would run on the wrong database.
-pub struct DbSessionService<S, Tag = Main, Respond = EmptyBody> {
+pub struct DbSessionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     inner: S,
     pool: SessionPool,
     policy: Arc<Policy>,
@@ -65,7 +65,7 @@ impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
     for DbSessionService<S, Tag, Respond>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
-    Respond: OnError<ResBody> + Clone,
+    Respond: ResponseForError<ResBody> + Clone,
     Tag: 'static,
 {
     type Response = S::Response;

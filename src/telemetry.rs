@@ -109,7 +109,7 @@ impl Drop for ClosedSpan {
 /// was that a connection was taken away.
 pub(crate) fn answered(error: &Error) {
     let cause = std::error::Error::source(error).map(tracing::field::display);
-    if error.is_acquire() || error.is_reclaimed() {
+    if error.is_acquire() || error.is_hold_timeout() {
         return;
     }
     if error.status() == StatusCode::INTERNAL_SERVER_ERROR {

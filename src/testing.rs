@@ -35,7 +35,7 @@
 //! drop(session);
 //! // and what it would have sent.
 //! assert_eq!(test.hooks(), 1);
-//! test.roll_back().await?;
+//! test.rollback().await?;
 //! // Nothing of it is left.
 //! assert_eq!(db.execute_unprepared("DELETE FROM item").await?.rows_affected(), 0);
 //! # Ok::<(), sea_orm::DbErr>(())
@@ -59,9 +59,9 @@
 //! - On MySQL and MariaDB, statements that commit implicitly (DDL) are refused: create the tables
 //!   beforehand. On these, a deadlock also ends the outer transaction.
 //! - Code that cannot be inspected (raw access, procedures) must leave the outer transaction alone. If it
-//!   ends that transaction, its own statement, all later ones and [`TestPool::roll_back`] return an error.
+//!   ends that transaction, its own statement, all later ones and [`TestPool::rollback`] return an error.
 //! - The connection stays: `reset` resets nothing, `cancel_running` cancels nothing, and a statement that runs
-//!   when `max_hold` is over goes on. A connection that is closed at the `release_timeout` ends the test's
+//!   when `hold_timeout` is over goes on. A connection that is closed at the `release_timeout` ends the test's
 //!   transaction.
 //! - With tokio's clock paused, timeouts expire while the test waits for a server. SQLite and mocks have
 //!   no server.
@@ -78,7 +78,8 @@ use std::{
 use http::{Method, Request, Response, Uri};
 
 use crate::{
-    DbSession, EmptyBody, Error, Main, PoolSession, SessionPool, SessionPoolBuilder,
+    DbSession, DefaultDatabase, DefaultResponseForError, Error, PoolSession, SessionPool,
+    SessionPoolBuilder,
     answer::Answer,
     error::Kind,
     future::{Fate, decide},
@@ -126,7 +127,7 @@ where
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
-    let answer = Answer::<Main, _>::new::<B>(EmptyBody, &parts, false);
+    let answer = Answer::<DefaultDatabase, _>::new::<B>(DefaultResponseForError, &parts, false);
     let label = Some(Label {
         method: Method::GET,
         uri: Uri::default(),
@@ -157,13 +158,13 @@ where
 /// A [`SessionPool`] whose sessions all run inside one transaction, which is rolled back at the end.
 ///
 /// If it is dropped, it rolls back in a task, or closes the connection if the runtime ends first;
-/// [`roll_back`](Self::roll_back) waits for the rollback.
+/// [`rollback`](Self::rollback) waits for the rollback.
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool(SessionPool);
 
 impl TestPool {
     /// Takes a connection from the database and opens the transaction. Pass a `DatabaseConnection`, or a
-    /// [`SessionPool::builder`] with the settings that the service has in production; `reserve`, `reset`
+    /// [`SessionPool::builder`] with the settings that the service has in production; `reserved_connections`, `reset`
     /// and `cancel_running` have no effect, because there is one connection, which stays.
     ///
     /// # Errors
@@ -234,7 +235,7 @@ impl TestPool {
     /// # Cancel safety
     ///
     /// If the future is dropped half-way, the connection is closed, and the server rolls back.
-    pub async fn roll_back(self) -> Result<(), Error> {
+    pub async fn rollback(self) -> Result<(), Error> {
         self.0.roll_back_outer().await
     }
 }

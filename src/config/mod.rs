@@ -73,7 +73,7 @@ const TARGET: &str = "tower_sea_orm::pool";
 /// | `connect_timeout` | | time | | The driver pool's acquire timeout, if `acquire_timeout` is not given. |
 /// | `idle_timeout` | | time, `never` | 10 min | After this time, an unused connection above `min_connections` is closed. |
 /// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never) | The age at which an unused connection is closed. |
-/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | Ping a connection of the driver's pool before it is used. A connection that goes straight from one session to the next is not pinged; see `warm`. |
+/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | Ping a connection of the driver's pool before it is used. A connection that goes straight from one session to the next is not pinged; see `direct_handoff`. |
 /// | `connect_lazy` | | switch | false | Connect at the first session, as SQLAlchemy always does. |
 /// | `sqlx_logging` | `echo` | switch | true (SQLAlchemy: false) | Log statements under the target `sqlx::query`, without their values. |
 /// | `sqlx_logging_level` | | level | info | The level at which statements are logged. |
@@ -82,14 +82,14 @@ const TARGET: &str = "tower_sea_orm::pool";
 /// | `schema_search_path` | | text | | PostgreSQL only, like the next two; without effect elsewhere. |
 /// | `application_name` | | text | | The name shown in `pg_stat_activity`. |
 /// | `statement_timeout` | | time | | The time after which the server stops a statement. |
-/// | `reserve` | | number | 0 | [`SessionPoolBuilder::reserve`] |
+/// | `reserved_connections` | | number | 0 | [`SessionPoolBuilder::reserved_connections`] |
 /// | `release_timeout` | | time | 5 s | [`SessionPoolBuilder::release_timeout`] |
-/// | `max_waiting` | | number | by the pace, at least 20 × `max_connections` | [`SessionPoolBuilder::max_waiting`] |
-/// | `warm` | | switch | true | [`SessionPoolBuilder::warm`] |
+/// | `max_pending` | | number | by the pace, at least 20 × `max_connections` | [`SessionPoolBuilder::max_pending`] |
+/// | `direct_handoff` | | switch | true | [`SessionPoolBuilder::direct_handoff`] |
 /// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPoolBuilder::reset`] |
 /// | `cancel_running` | | switch | false | [`SessionPoolBuilder::cancel_running`] |
-/// | `warn_hold` | | time, `never` or `-1` | 10 s | [`SessionPoolBuilder::warn_hold`] |
-/// | `max_hold` | | time, `never` or `-1` | never | [`SessionPoolBuilder::max_hold`] |
+/// | `hold_slow_threshold` | | time, `never` or `-1` | 10 s | [`SessionPoolBuilder::hold_slow_threshold`] |
+/// | `hold_timeout` | | time, `never` or `-1` | never | [`SessionPoolBuilder::hold_timeout`] |
 /// | `body_timeout` | | time, `never` or `-1` | 30 s | [`SessionPoolBuilder::body_timeout`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not available yet. |
 ///
@@ -115,7 +115,7 @@ const TARGET: &str = "tower_sea_orm::pool";
 ///   program, so among them only a name that is almost a setting's, or differs from one in case and
 ///   separators (`db_pool_size`), is refused; one log line names the others that begin with the prefix.
 /// - A value that cannot be parsed or is out of range, and two names of one setting that disagree.
-/// - `min_connections` above `max_connections`, and a `reserve` that leaves no connection for
+/// - `min_connections` above `max_connections`, and a `reserved_connections` that leaves no connection for
 ///   sessions.
 /// - A URL for a driver that is not built in.
 /// - A URL parameter that sqlx does not read, or a parameter value that it does not accept: `ssl=true`
@@ -157,14 +157,14 @@ struct Options {
     schema_search_path: Option<String>,
     application_name: Option<String>,
     statement_timeout: Option<Duration>,
-    reserve: Option<u32>,
-    max_waiting: Option<u32>,
+    reserved_connections: Option<u32>,
+    max_pending: Option<u32>,
     release_timeout: Option<Duration>,
-    warm: Option<bool>,
+    direct_handoff: Option<bool>,
     reset: Option<Reset>,
     cancel_running: Option<bool>,
-    warn_hold: Option<Duration>,
-    max_hold: Option<Duration>,
+    hold_slow_threshold: Option<Duration>,
+    hold_timeout: Option<Duration>,
     body_timeout: Option<Duration>,
     startup_timeout: Option<Duration>,
 }
@@ -189,7 +189,7 @@ impl PoolConfig {
     /// let mut options = config.connect_options();
     /// options.after_connect(|db| Box::pin(async move { db.ping().await }));
     /// let pool = config.session_pool(Database::connect(options).await?)?;
-    /// assert_eq!(pool.status().limit, 1);
+    /// assert_eq!(pool.status().max, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// # }
@@ -200,7 +200,7 @@ impl PoolConfig {
     }
 
     /// Builds a pool of sessions over `database`, with this configuration's values for [`SessionPool`]'s own
-    /// settings: `acquire_timeout`, `release_timeout`, `reserve` and those below it in the table.
+    /// settings: `acquire_timeout`, `release_timeout`, `reserved_connections` and those below it in the table.
     ///
     /// # Errors
     ///
@@ -213,7 +213,7 @@ impl PoolConfig {
             };
         }
         let mut builder = SessionPool::builder(database);
-        set!(builder: acquire_timeout, release_timeout, reserve, max_waiting, reset, warn_hold, max_hold, body_timeout, warm);
+        set!(builder: acquire_timeout, release_timeout, reserved_connections, max_pending, reset, hold_slow_threshold, hold_timeout, body_timeout, direct_handoff);
         if self.options.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }

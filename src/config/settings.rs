@@ -56,10 +56,10 @@ impl Settings {
                 key,
                 value::switch(key, text)?,
             ),
-            "warm" => put(
+            "direct_handoff" => put(
                 keys,
-                &mut options.warm,
-                "warm",
+                &mut options.direct_handoff,
+                "direct_handoff",
                 key,
                 value::switch(key, text)?,
             ),
@@ -151,17 +151,17 @@ impl Settings {
                 key,
                 value::max_overflow(key, text)?,
             ),
-            "max_waiting" => put(
+            "max_pending" => put(
                 keys,
-                &mut options.max_waiting,
-                "max_waiting",
+                &mut options.max_pending,
+                "max_pending",
                 key,
                 value::count(key, text, 0)?,
             ),
-            "reserve" => put(
+            "reserved_connections" => put(
                 keys,
-                &mut options.reserve,
-                "reserve",
+                &mut options.reserved_connections,
+                "reserved_connections",
                 key,
                 value::count(key, text, 0)?,
             ),
@@ -180,22 +180,22 @@ impl Settings {
                 let time = value::time_or_never(key, text)?;
                 return put(keys, &mut options.idle_timeout, "idle_timeout", key, time);
             }
-            "warn_hold" => {
+            "hold_slow_threshold" => {
                 let time = value::time_or_never(key, text)?;
                 return put(
                     keys,
-                    &mut options.warn_hold,
-                    "warn_hold",
+                    &mut options.hold_slow_threshold,
+                    "hold_slow_threshold",
                     key,
                     time.unwrap_or(Duration::MAX),
                 );
             }
-            "max_hold" => {
+            "hold_timeout" => {
                 let time = value::time_or_never(key, text)?;
                 return put(
                     keys,
-                    &mut options.max_hold,
-                    "max_hold",
+                    &mut options.hold_timeout,
+                    "hold_timeout",
                     key,
                     time.unwrap_or(Duration::MAX),
                 );
@@ -262,11 +262,15 @@ impl Settings {
             let why = format!("{min} is more than `max_connections`, {max}{is_default}");
             return Err(ConfigError::new(key("min_connections"), why));
         }
-        if let Some(reserve) = self.options.reserve.filter(|reserve| *reserve >= max) {
+        if let Some(reserve) = self
+            .options
+            .reserved_connections
+            .filter(|reserve| *reserve >= max)
+        {
             let why = format!(
                 "{reserve} leaves no connection to sessions: write less than `max_connections`, {max}{is_default}"
             );
-            return Err(ConfigError::new(key("reserve"), why));
+            return Err(ConfigError::new(key("reserved_connections"), why));
         }
         Ok(PoolConfig {
             url,

@@ -119,7 +119,7 @@ impl Kind {
                 "no connection became free within the acquire timeout: raise max_connections, or hold sessions for less time (`.lazy()`, `release()`)"
             }
             Self::Crowded => {
-                "too many others wait for a connection already: raise max_connections or max_waiting, or hold sessions for less time (`.lazy()`, `release()`)"
+                "too many others wait for a connection already: raise max_connections or max_pending, or hold sessions for less time (`.lazy()`, `release()`)"
             }
             Self::Down => "the database cannot be reached: see the log for the cause",
             Self::Closing => "the connection pool is closed",
@@ -127,13 +127,13 @@ impl Kind {
                 "session closed: its request has ended; for work that outlives the request take `session.pool()` and open a session of its own"
             }
             Self::Reclaimed => {
-                "the session held its connection for longer than `max_hold`, so it was taken away and what was open rolled back: do less in one request, or `release()` it around what needs no database"
+                "the session held its connection for longer than `hold_timeout`, so it was taken away and what was open rolled back: do less in one request, or `release()` it around what needs no database"
             }
             Self::Unread => {
                 "the client did not read the response's body for the `body_timeout`, so the session that lived for it was cut off and what was open rolled back"
             }
             Self::PoolDeadlock => {
-                "every connection of the pool is held by a request or a job that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserve`"
+                "every connection of the pool is held by a request or a job that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`"
             }
             Self::NestedOpen => {
                 "a nested transaction is open: use its handle, and commit or roll it back before you use the one around it"
@@ -218,10 +218,10 @@ impl Kind {
                 "the DatabaseConnection's driver is not built into tower-sea-orm"
             }
             Self::InvalidReserve => {
-                "`reserve` leaves no connection for sessions: it must be smaller than max_connections"
+                "`reserved_connections` leaves no connection for sessions: it must be smaller than max_connections"
             }
             Self::InvalidHold => {
-                "`warn_hold`, `max_hold` and `body_timeout` cannot be zero: every session would be over it at once (`Duration::MAX` turns them off)"
+                "`hold_slow_threshold`, `hold_timeout` and `body_timeout` cannot be zero: every session would be over it at once (`Duration::MAX` turns them off)"
             }
             Self::CannotClose => {
                 "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`"

@@ -39,7 +39,7 @@ impl Error {
     /// | [`is_read_only`](Self::is_read_only) | `25006` | 1290 (`read_only`), 1792, 1836, Galera 1047 and 1180 | `SQLITE_READONLY` |
     /// | [`is_exhausted`](Self::is_exhausted) | `53300`, PgBouncer's `max_client_conn` and `query_wait_timeout` | 1040, 1203, 1226 | |
     /// | [`is_stale_plan`](Self::is_stale_plan) | `0A000` and `26000` of a prepared statement, `XX000` of its types | 1243, 1615 | `SQLITE_SCHEMA` |
-    /// | [`is_down`](Self::is_down) | `57P03` | 3168 | |
+    /// | [`is_unreachable`](Self::is_unreachable) | `57P03` | 3168 | |
     /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08` | 1053, 1927, 4031 and their like | |
     /// | [`is_aborted`](Self::is_aborted) | `25P02` | | |
     ///
@@ -105,7 +105,7 @@ impl Error {
     }
 
     /// Returns the status that the layer answers with: 503 for temporary failures, 504 for a statement that the
-    /// server stopped for taking too long and for a connection that was taken away by `max_hold`, 500 for
+    /// server stopped for taking too long and for a connection that was taken away by `hold_timeout`, 500 for
     /// everything else.
     pub fn status(&self) -> StatusCode {
         match self.kind {
@@ -150,7 +150,7 @@ impl Error {
     }
 
     /// Returns whether all connections were in use, either for the whole `acquire_timeout` or with a full queue
-    /// ([`max_waiting`](crate::SessionPoolBuilder::max_waiting)); or whether the server is at its connection limit, or
+    /// ([`max_pending`](crate::SessionPoolBuilder::max_pending)); or whether the server is at its connection limit, or
     /// takes too long to log a connection in.
     pub fn is_exhausted(&self) -> bool {
         matches!(
@@ -164,7 +164,7 @@ impl Error {
     }
 
     /// Returns whether the database could not be reached.
-    pub fn is_down(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         self.kind == Kind::Down
     }
 
@@ -180,9 +180,9 @@ impl Error {
     }
 
     /// Returns whether the session's connection was taken away because it was held for longer than
-    /// [`max_hold`](crate::SessionPoolBuilder::max_hold), or for a body that the client did not
+    /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), or for a body that the client did not
     /// read ([`body_timeout`](crate::SessionPoolBuilder::body_timeout)).
-    pub fn is_reclaimed(&self) -> bool {
+    pub fn is_hold_timeout(&self) -> bool {
         matches!(self.kind, Kind::Reclaimed | Kind::Unread)
     }
 
@@ -194,7 +194,7 @@ impl Error {
 
     /// Returns whether a handle was used out of turn: beside an open transaction or stream, after its
     /// end, or for an operation that the session's mode does not allow.
-    pub fn is_out_of_turn(&self) -> bool {
+    pub fn is_wrong_handle(&self) -> bool {
         matches!(
             self.kind,
             Kind::NestedOpen
@@ -281,7 +281,7 @@ impl Error {
 
     /// Returns whether a statement was refused because it controls transactions behind the
     /// session's back, or because it would make MySQL commit.
-    pub fn is_refused(&self) -> bool {
+    pub fn is_forbidden_statement(&self) -> bool {
         matches!(self.kind, Kind::Control(_) | Kind::CommitsImplicitly)
     }
 

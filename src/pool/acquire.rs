@@ -187,12 +187,12 @@ impl SessionPool {
             Some(ended) => ended.ok().flatten(),
             None => (time >= PROBE).then(|| Kind::Down.into()),
         };
-        let is_any_used = status.in_use > 0 || self.shared.source.is_used(status.acquiring);
+        let is_any_used = status.used > 0 || self.shared.source.is_used(status.acquiring);
         // Without a cause it is silence, which may be a slow log-in.
         let is_slow =
             |error: &Error| error.source().is_none() && self.shared.queue.logs_in_slowly();
         match failure {
-            Some(error) if error.is_down() && !is_slow(&error) => error,
+            Some(error) if error.is_unreachable() && !is_slow(&error) => error,
             Some(error) if error.is_exhausted() && !is_any_used => error,
             _ if is_any_used => Kind::Exhausted.into(),
             _ => Kind::NotOpened.into(),
@@ -206,8 +206,8 @@ impl SessionPool {
             AfterFailure::GoOn => {}
             AfterFailure::Rest(pause) => {
                 let status = self.status();
-                let (in_use, waiting) = (status.in_use, status.waiting);
-                tracing::warn!(target: "tower_sea_orm::pool", in_use, waiting, "no further connection can be opened, those who wait go on waiting: {error}");
+                let (used, pending) = (status.used, status.pending);
+                tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened, those who wait go on waiting: {error}");
                 sleep(pause).await;
                 self.shared.queue.rested();
             }

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
-const WARN_HOLD: Duration = Duration::from_secs(10);
+const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many may wait for each connection, however slow they are.
@@ -26,14 +26,14 @@ pub(crate) struct Settings {
     pub(crate) acquire_timeout: Duration,
     pub(crate) release_timeout: Duration,
     pub(crate) commit_timeout: Duration,
-    pub(crate) reserve: u32,
+    pub(crate) reserved_connections: u32,
     /// `None`: in proportion to the connections.
-    pub(crate) max_waiting: Option<u32>,
-    pub(crate) warm: bool,
+    pub(crate) max_pending: Option<u32>,
+    pub(crate) direct_handoff: bool,
     pub(crate) reset: Reset,
     pub(crate) cancel_running: bool,
-    pub(crate) warn_hold: Duration,
-    pub(crate) max_hold: Duration,
+    pub(crate) hold_slow_threshold: Duration,
+    pub(crate) hold_timeout: Duration,
     pub(crate) body_timeout: Duration,
 }
 
@@ -43,13 +43,13 @@ impl Default for Settings {
             acquire_timeout: ACQUIRE_TIMEOUT,
             release_timeout: RELEASE_TIMEOUT,
             commit_timeout: COMMIT_TIMEOUT,
-            reserve: 0,
-            max_waiting: None,
-            warm: true,
+            reserved_connections: 0,
+            max_pending: None,
+            direct_handoff: true,
             reset: Reset::default(),
             cancel_running: false,
-            warn_hold: WARN_HOLD,
-            max_hold: Duration::MAX,
+            hold_slow_threshold: HOLD_SLOW_THRESHOLD,
+            hold_timeout: Duration::MAX,
             body_timeout: BODY_TIMEOUT,
         }
     }
@@ -67,12 +67,12 @@ impl Settings {
     /// How many connections sessions may hold at the same time.
     pub(super) fn limit(&self, source: &Source) -> u32 {
         let max = source.max_connections().unwrap_or(u32::MAX);
-        max.saturating_sub(self.reserve).max(1)
+        max.saturating_sub(self.reserved_connections).max(1)
     }
 
     /// How many may be in the queue besides those for whom a connection can still be opened.
     pub(super) fn room(&self, source: &Source) -> Room {
-        if let Some(waiting) = self.max_waiting {
+        if let Some(waiting) = self.max_pending {
             return Room {
                 certain: waiting as usize,
                 patience: Duration::ZERO,
@@ -103,9 +103,9 @@ impl Settings {
 /// options.max_connections(4);
 /// let pool = SessionPool::builder(Database::connect(options).await?)
 ///     .acquire_timeout(Duration::from_secs(2))
-///     .reserve(1)
+///     .reserved_connections(1)
 ///     .build()?;
-/// assert_eq!(pool.status().limit, 3);
+/// assert_eq!(pool.status().max, 3);
 /// let layer = DbSessionLayer::new(pool);
 /// # let _ = layer;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -163,8 +163,8 @@ impl SessionPoolBuilder {
     /// the acquire timeout: every connection is held by a request that waits for another one. A
     /// reserve of 1 or more prevents this, and so do [`lazy`](crate::DbSessionLayer::lazy) sessions
     /// that are released before the plain pool is used.
-    pub fn reserve(mut self, connections: u32) -> Self {
-        self.settings.reserve = connections;
+    pub fn reserved_connections(mut self, connections: u32) -> Self {
+        self.settings.reserved_connections = connections;
         self
     }
 
@@ -179,8 +179,8 @@ impl SessionPoolBuilder {
     ///
     /// Requests for which a connection can still be opened do not count. With 0, no request waits
     /// for a connection that another one holds.
-    pub fn max_waiting(mut self, waiting: u32) -> Self {
-        self.settings.max_waiting = Some(waiting);
+    pub fn max_pending(mut self, waiting: u32) -> Self {
+        self.settings.max_pending = Some(waiting);
         self
     }
 
@@ -190,8 +190,8 @@ impl SessionPoolBuilder {
     /// A connection that is handed over warm skips the driver pool's pings and also sqlx's
     /// `before_acquire` and `after_release` hooks, which this crate cannot see: pass `false` if you
     /// rely on them.
-    pub fn warm(mut self, warm: bool) -> Self {
-        self.settings.warm = warm;
+    pub fn direct_handoff(mut self, enabled: bool) -> Self {
+        self.settings.direct_handoff = enabled;
         self
     }
 
@@ -238,11 +238,11 @@ impl SessionPoolBuilder {
     /// # Lost results
     ///
     /// The network may lose a connection while a statement runs on it. When a session exceeds
-    /// [`warn_hold`](Self::warn_hold), and every 5 s from then on, the pool asks the server, on the same
+    /// [`hold_slow_threshold`](Self::hold_slow_threshold), and every 5 s from then on, the pool asks the server, on the same
     /// extra connection, whether it is still working on the statement. If it is not, three times within a
     /// few seconds, the result will not arrive: the statement ends with an error, its connection is
     /// closed, and a COMMIT's outcome is [unknown](Error::is_outcome_unknown). Streams, raw closures and,
-    /// behind a proxy, statements outside transactions are left alone: [`max_hold`](Self::max_hold) bounds
+    /// behind a proxy, statements outside transactions are left alone: [`hold_timeout`](Self::hold_timeout) bounds
     /// these. Without this setting, the server is asked only while requests wait and no connection is
     /// free, and only whether it is doing anything at all for this process.
     ///
@@ -288,8 +288,8 @@ impl SessionPoolBuilder {
     /// Sets after how long a session that still holds its connection is logged at WARN: method and path
     /// of its request, for how long, and its last statement without values. When the connection is back,
     /// another line says so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
-    pub fn warn_hold(mut self, time: Duration) -> Self {
-        self.settings.warn_hold = time;
+    pub fn hold_slow_threshold(mut self, time: Duration) -> Self {
+        self.settings.hold_slow_threshold = time;
         self
     }
 
@@ -300,7 +300,7 @@ impl SessionPoolBuilder {
     /// the connection serves other requests, or is closed if that takes longer than the
     /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent runs to completion first. The
     /// handler goes on: the statement that was running and every later one fail with an error for which
-    /// [`Error::is_reclaimed`] returns `true`.
+    /// [`Error::is_hold_timeout`] returns `true`.
     ///
     /// A request that lost its transaction this way never gets a response below 400: the layer answers
     /// 504. If a statement failed for this reason, a 5xx from the handler becomes 504 as well. A
@@ -317,27 +317,27 @@ impl SessionPoolBuilder {
     /// use tower_sea_orm::{Error, SessionPool};
     ///
     /// let db = Database::connect("sqlite::memory:").await?;
-    /// let pool = SessionPool::builder(db).max_hold(Duration::from_millis(20)).build()?;
+    /// let pool = SessionPool::builder(db).hold_timeout(Duration::from_millis(20)).build()?;
     /// let session = pool.session().await?;
     /// while !session.is_closed() {
     ///     tokio::time::sleep(Duration::from_millis(5)).await;
     /// }
     /// let error = session.execute_unprepared("SELECT 1").await.unwrap_err();
-    /// assert!(Error::of(&error).unwrap().is_reclaimed());
+    /// assert!(Error::of(&error).unwrap().is_hold_timeout());
     /// # Ok::<(), sea_orm::DbErr>(())
     /// # }).unwrap();
     /// ```
-    pub fn max_hold(mut self, time: Duration) -> Self {
-        self.settings.max_hold = time;
+    pub fn hold_timeout(mut self, time: Duration) -> Self {
+        self.settings.hold_timeout = time;
         self
     }
 
     /// Sets how long a session that is [held until the end of its response's
     /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. After that, the
-    /// session is cut off as by [`max_hold`](Self::max_hold) and the body is aborted, so that slow or stalled
+    /// session is cut off as by [`hold_timeout`](Self::hold_timeout) and the body is aborted, so that slow or stalled
     /// clients cannot take all connections. The time starts anew with each part that the server takes from the
     /// body; it is checked once a second. A body that has nothing to send, such as an event stream without
-    /// events, does not count as unread: [`max_hold`](Self::max_hold) bounds that case. Default: 30 s;
+    /// events, does not count as unread: [`hold_timeout`](Self::hold_timeout) bounds that case. Default: 30 s;
     /// [`Duration::MAX`] turns it off, and zero is refused.
     ///
     /// This crate does not see what the client reads, only what the server takes: hyper takes the next part when
@@ -368,8 +368,8 @@ impl SessionPoolBuilder {
     ///
     /// - the database is disconnected, or of a driver whose feature is not enabled in this crate; the
     ///   text names the feature;
-    /// - the [`reserve`](Self::reserve) leaves no connection to the sessions;
-    /// - [`warn_hold`](Self::warn_hold), [`max_hold`](Self::max_hold) or [`body_timeout`](Self::body_timeout) is
+    /// - the [`reserved_connections`](Self::reserved_connections) leaves no connection to the sessions;
+    /// - [`hold_slow_threshold`](Self::hold_slow_threshold), [`hold_timeout`](Self::hold_timeout) or [`body_timeout`](Self::body_timeout) is
     ///   zero;
     /// - session state is to be [reset](Self::reset), but the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
@@ -424,12 +424,12 @@ impl fmt::Debug for SessionPoolBuilder {
 fn check(settings: &Settings, source: &Source, database: &DatabaseConnection) -> Result<(), Error> {
     if source
         .max_connections()
-        .is_some_and(|max| settings.reserve >= max)
+        .is_some_and(|max| settings.reserved_connections >= max)
     {
         return Err(Kind::InvalidReserve.into());
     }
-    if settings.warn_hold.is_zero()
-        || settings.max_hold.is_zero()
+    if settings.hold_slow_threshold.is_zero()
+        || settings.hold_timeout.is_zero()
         || settings.body_timeout.is_zero()
     {
         return Err(Kind::InvalidHold.into());

@@ -49,7 +49,7 @@ impl SessionPool {
     /// Closes the pool. New sessions, including those of new requests, are refused at once with
     /// [`is_closing`](Error::is_closing), and the layer answers 503 without calling the handler. Sessions that have
     /// begun, including those waiting for their connection, may go on for at most `within`. The rest are then cut off,
-    /// as by [`max_hold`](crate::SessionPoolBuilder::max_hold), with the same error. Finally the driver's pool is
+    /// as by [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), with the same error. Finally the driver's pool is
     /// closed, for users of the plain `DatabaseConnection` as well.
     ///
     /// It takes at most three [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s beyond `within`. Returns

@@ -173,8 +173,8 @@ impl Holders {
     ) -> (Key, bool) {
         let since = Instant::now();
         let (warn_at, cut_at) = (
-            since.checked_add(settings.warn_hold),
-            since.checked_add(settings.max_hold),
+            since.checked_add(settings.hold_slow_threshold),
+            since.checked_add(settings.hold_timeout),
         );
         let ask_at = warn_at.filter(|_| settings.cancel_running);
         let watch = Watch {

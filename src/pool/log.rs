@@ -46,7 +46,7 @@ impl Pressure {
         let status = status();
         tracing::warn!(
             target: "tower_sea_orm::pool",
-            in_use = status.in_use, waiting = status.waiting, limit = status.limit,
+            used = status.used, pending = status.pending, max = status.max,
             waited_ms = milliseconds(waited), suppressed,
             cause = std::error::Error::source(error).map(tracing::field::display),
             "{error}",

@@ -68,7 +68,7 @@ use crate::error::Error;
 /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
 /// let session = pool.session().await?;
 /// session.execute_unprepared("CREATE TABLE item (id integer)").await?;
-/// assert_eq!(pool.status().in_use, 1);
+/// assert_eq!(pool.status().used, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```
@@ -100,17 +100,17 @@ struct Shared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
-    /// Connections that sessions may hold at the same time: `max_connections` less `reserve`.
-    pub limit: u32,
+    /// Connections that sessions may hold at the same time: `max_connections` less `reserved_connections`.
+    pub max: u32,
     /// Connections that sessions hold, those on their way back included.
-    pub in_use: u32,
+    pub used: u32,
     /// Connections that came back a moment ago and wait for the next session or, if none came, are
     /// on their way to the driver's pool.
-    pub warm: usize,
+    pub idle: usize,
     /// Connections being fetched from the driver's pool for waiting requests.
     pub acquiring: u32,
     /// Requests waiting for a connection.
-    pub waiting: usize,
+    pub pending: usize,
 }
 
 impl SessionPool {

@@ -43,7 +43,7 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// [`is_down`](Error::is_down), or [`is_closing`](Error::is_closing) if the pool is closed. Also if it is
+    /// [`is_unreachable`](Error::is_unreachable), or [`is_closing`](Error::is_closing) if the pool is closed. Also if it is
     /// called outside a tokio runtime.
     ///
     /// # Cancel safety

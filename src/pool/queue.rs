@@ -172,11 +172,11 @@ impl Queue {
     pub(super) fn status(&self) -> Status {
         let state = self.lock();
         Status {
-            limit: self.limit,
-            in_use: state.out - state.cooling,
-            warm: state.warm.len() + state.cooling as usize,
+            max: self.limit,
+            used: state.out - state.cooling,
+            idle: state.warm.len() + state.cooling as usize,
             acquiring: state.acquiring,
-            waiting: state
+            pending: state
                 .waiters
                 .iter()
                 .filter(|waiter| waiter.is_live())

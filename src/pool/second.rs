@@ -46,7 +46,7 @@ impl SessionPool {
                 target: "tower_sea_orm::pool",
                 method = label.as_ref().map(|label| label.method.as_str()),
                 path = label.as_ref().map(|label| label.uri.path()),
-                in_use = status.in_use, waiting = status.waiting, limit = status.limit, suppressed,
+                used = status.used, pending = status.pending, max = status.max, suppressed,
                 "a request or a job waits for a second session of this pool while it holds one: use one, or `release()` it first",
             );
         }

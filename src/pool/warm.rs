@@ -76,7 +76,7 @@ impl Warm {
 impl SessionPool {
     /// A warm connection, if there is one and nobody waits before.
     pub(crate) fn try_acquire(&self) -> Option<Lease> {
-        if !self.settings().warm || self.is_shut() {
+        if !self.settings().direct_handoff || self.is_shut() {
             return None;
         }
         let connection = self.shared.queue.pop_warm()?;
@@ -87,7 +87,7 @@ impl SessionPool {
     /// Hands a clean connection on, keeps it warm, or gives it back for the driver's pool.
     pub(super) fn place(&self, connection: CheckedOut) -> Option<CheckedOut> {
         let source = &self.shared.source;
-        if !self.settings().warm
+        if !self.settings().direct_handoff
             || self.is_test()
             || source.is_closed()
             || connection.is_due(source.max_lifetime())

@@ -1,4 +1,4 @@
-//! Watching those who hold connections: `warn_hold` and `max_hold`.
+//! Watching those who hold connections: `hold_slow_threshold` and `hold_timeout`.
 //!
 //! One task per pool, started by a holder that finds none, and gone when there has been no holder for a
 //! second or two.
@@ -162,7 +162,7 @@ fn look(shared: &Arc<Shared>) -> Option<Duration> {
             path = label.as_ref().map(|label| label.uri.path()),
             held_ms = held.as_millis() as u64,
             statement,
-            "a session held its connection for longer than `max_hold`: it was taken away",
+            "a session held its connection for longer than `hold_timeout`: it was taken away",
         );
     }
     cut_unread(shared);

@@ -33,7 +33,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// The connection is held for as long as the client takes to read; a client that stops reading loses it after
     /// the [`body_timeout`](crate::SessionPoolBuilder::body_timeout) (30 s). A session that is cut off (by that,
-    /// by [`max_hold`](crate::SessionPoolBuilder::max_hold) or [`close`](crate::SessionPool::close)) aborts its
+    /// by [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout) or [`close`](crate::SessionPool::close)) aborts its
     /// body at once, even if the body has nothing to send. With
     /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end), all bodies of a
     /// service are held.

@@ -55,7 +55,7 @@ use crate::{
 
 /// The default tag. Only services with several databases need another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Main {}
+pub enum DefaultDatabase {}
 
 /// A request's database session: one connection, lent to the handler.
 ///
@@ -67,7 +67,7 @@ pub enum Main {}
 /// working: their statements fail with *session closed*, and can never reach another request's
 /// connection.
 ///
-/// `Tag` distinguishes several databases of one service; `DbSession` is `DbSession<Main>`.
+/// `Tag` distinguishes several databases of one service; `DbSession` is `DbSession<DefaultDatabase>`.
 ///
 /// # Concurrent statements
 ///
@@ -121,7 +121,7 @@ pub enum Main {}
 /// Dropping the future of a statement, for example in `select!`, is safe. If the statement's turn has not
 /// come, it is not sent. If it is running, it runs to completion on the server, in a task of this crate,
 /// and the session's next statement waits for it.
-pub struct DbSession<Tag = Main> {
+pub struct DbSession<Tag = DefaultDatabase> {
     core: Arc<Core>,
     tag: PhantomData<fn() -> Tag>,
 }
@@ -199,7 +199,7 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// Returns whether the session no longer runs statements: the request that it belongs to has ended, or its
-    /// connection was taken away ([`max_hold`](crate::SessionPoolBuilder::max_hold), [`close`](SessionPool::close)).
+    /// connection was taken away ([`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), [`close`](SessionPool::close)).
     pub fn is_closed(&self) -> bool {
         self.core.is_over()
     }

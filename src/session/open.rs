@@ -19,7 +19,7 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// [`is_exhausted`](Error::is_exhausted), [`is_down`](Error::is_down) or
+    /// [`is_exhausted`](Error::is_exhausted), [`is_unreachable`](Error::is_unreachable) or
     /// [`is_closing`](Error::is_closing).
     ///
     /// # Cancel safety

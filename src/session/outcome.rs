@@ -2,7 +2,7 @@
 
 use std::{fmt, marker::PhantomData};
 
-use super::{Ended, Main};
+use super::{DefaultDatabase, Ended};
 use crate::Error;
 
 /// How a request's transaction ended, in the extensions of the response: for logging, metrics and
@@ -29,7 +29,7 @@ use crate::Error;
 /// assert!(response.extensions().get::<Outcome>().unwrap().is_committed());
 /// # }); }
 /// ```
-pub struct Outcome<Tag = Main> {
+pub struct Outcome<Tag = DefaultDatabase> {
     ended: Ended,
     tag: PhantomData<fn() -> Tag>,
 }

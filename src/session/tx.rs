@@ -6,7 +6,7 @@ use http::Extensions;
 use sea_orm::{DbBackend, DbErr, Statement, TransactionOptions};
 
 use super::{
-    DbSession, Main, Mode, Order,
+    DbSession, DefaultDatabase, Mode, Order,
     core::Core,
     hooks::After,
     savepoint::Handle,
@@ -25,7 +25,7 @@ use crate::error::{Error, Kind};
 /// ends the transaction: a status below 400 commits it, anything else rolls it back (see
 /// [`commit_when`](crate::DbSessionLayer::commit_when)). [`commit`](DbSession::commit) and
 /// [`rollback`](DbSession::rollback) end it early.
-pub struct DbTx<Tag = Main>(DbSession<Tag>);
+pub struct DbTx<Tag = DefaultDatabase>(DbSession<Tag>);
 
 impl DbTx {
     /// Returns a request's transaction from the extensions where the layer put its session; for

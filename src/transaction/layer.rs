@@ -8,9 +8,9 @@ use tower_layer::Layer;
 
 use super::service::TransactionService;
 use crate::{
-    Error, Main,
+    DefaultDatabase, Error,
     policy::SetUp,
-    respond::EmptyBody,
+    respond::DefaultResponseForError,
     session::{CommitWhen, Mode, Order},
 };
 
@@ -37,7 +37,7 @@ use crate::{
 ///
 /// Without a session layer around it, it answers 500 and logs the reason.
 #[must_use = "a layer does nothing until it wraps a service"]
-pub struct TransactionLayer<Tag = Main, Respond = EmptyBody> {
+pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     pub(super) policy: Policy,
     pub(super) respond: Respond,
     tag: PhantomData<fn() -> Tag>,
@@ -91,7 +91,7 @@ impl<Tag> TransactionLayer<Tag> {
         };
         Self {
             policy,
-            respond: EmptyBody,
+            respond: DefaultResponseForError,
             tag: PhantomData,
         }
     }
@@ -120,8 +120,8 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     }
 
     /// Makes the response when the session cannot follow this layer's settings, as
-    /// [`DbSessionLayer::on_error`](crate::DbSessionLayer::on_error) does.
-    pub fn on_error<F, B>(self, respond: F) -> TransactionLayer<Tag, F>
+    /// [`DbSessionLayer::response_for_error`](crate::DbSessionLayer::response_for_error) does.
+    pub fn response_for_error<F, B>(self, respond: F) -> TransactionLayer<Tag, F>
     where
         F: Fn(&Error, &request::Parts) -> Response<B>,
     {

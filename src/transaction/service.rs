@@ -12,14 +12,14 @@ use tower::Service;
 
 use super::{TransactionLayer, layer::Policy};
 use crate::{
-    DbSession, Error, Main,
+    DbSession, DefaultDatabase, Error,
     error::Kind,
-    respond::{EmptyBody, OnError},
+    respond::{DefaultResponseForError, ResponseForError},
     telemetry,
 };
 
 /// The service that a [`TransactionLayer`] makes.
-pub struct TransactionService<S, Tag = Main, Respond = EmptyBody> {
+pub struct TransactionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     inner: S,
     layer: TransactionLayer<Tag, Respond>,
 }
@@ -49,7 +49,7 @@ impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
     for TransactionService<S, Tag, Respond>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    Respond: OnError<ResBody>,
+    Respond: ResponseForError<ResBody>,
     Tag: 'static,
 {
     type Response = S::Response;
@@ -66,7 +66,10 @@ where
             Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
                 telemetry::answered(&error);
-                Either::Right(ready(Ok(self.layer.respond.response(&error, &parts))))
+                Either::Right(ready(Ok(self
+                    .layer
+                    .respond
+                    .response_for_error(&error, &parts))))
             }
         }
     }

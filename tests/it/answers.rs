@@ -62,12 +62,12 @@ async fn a_grpc_answer_has_no_body_whatever_makes_it() {
             .await
             .unwrap(),
         handler()
-            .layer(layer.clone().on_error(problem_json))
+            .layer(layer.clone().response_for_error(problem_json))
             .oneshot(grpc())
             .await
             .unwrap(),
         handler()
-            .layer(TransactionLayer::new().on_error(problem_json))
+            .layer(TransactionLayer::new().response_for_error(problem_json))
             .oneshot(grpc())
             .await
             .unwrap(),
@@ -230,8 +230,8 @@ async fn a_closure_sees_the_whole_head_at_the_start_and_at_the_end() {
         .unwrap()
     };
     // Neither closure needs its types written down.
-    let layer =
-        layer.on_error(|error, parts| error_response(error, parts, Body::from(seen(parts))));
+    let layer = layer
+        .response_for_error(|error, parts| error_response(error, parts, Body::from(seen(parts))));
     let app = Router::new()
         .route("/a", axum::routing::put(async |_: DbSession| ()))
         .layer(layer);
@@ -241,8 +241,8 @@ async fn a_closure_sees_the_whole_head_at_the_start_and_at_the_end() {
     drop(holder);
 
     let layer = TransactionLayer::new();
-    let layer =
-        layer.on_error(|error, parts| error_response(error, parts, Body::from(seen(parts))));
+    let layer = layer
+        .response_for_error(|error, parts| error_response(error, parts, Body::from(seen(parts))));
     let app = Router::new()
         .route("/a", axum::routing::put(async || ()))
         .layer(layer);
@@ -252,8 +252,9 @@ async fn a_closure_sees_the_whole_head_at_the_start_and_at_the_end() {
         let site = Site::new(kind).await;
         site.defer().await;
         let layer = site.layer.clone();
-        let layer =
-            layer.on_error(|error, parts| error_response(error, parts, Body::from(seen(parts))));
+        let layer = layer.response_for_error(|error, parts| {
+            error_response(error, parts, Body::from(seen(parts)))
+        });
         let app = Router::new()
             .route(
                 "/a",
@@ -294,7 +295,7 @@ async fn the_layer_stands_outside_of_one_that_changes_the_body() {
     let own = site
         .layer
         .clone()
-        .on_error(|error, parts| error_response(error, parts, Own("from the layer")));
+        .response_for_error(|error, parts| error_response(error, parts, Own("from the layer")));
     let app = own.layer(service_fn(async |_: Request<()>| {
         Ok::<_, Infallible>(Response::new(Own("from inside")))
     }));
@@ -341,7 +342,7 @@ async fn a_request_with_a_body_checks_out_late_where_the_layer_is_told_so() {
     let app = Router::new()
         .route(
             "/",
-            axum::routing::any(async |db: DbSession| db.pool().status().in_use.to_string()),
+            axum::routing::any(async |db: DbSession| db.pool().status().used.to_string()),
         )
         .layer(site.layer.clone().eager_if(tower_sea_orm::without_body));
     let request = |method: &str| Request::builder().method(method).uri("/");
@@ -403,7 +404,7 @@ async fn a_handler_called_by_a_test_commits_by_its_answer() {
                 .into_response()
         });
         assert_eq!(answer.await.status(), StatusCode::CREATED);
-        outer.roll_back().await.unwrap();
+        outer.rollback().await.unwrap();
         assert_eq!(count_items(&db, "within").await, 0, "{kind:?}");
         // A held body is read to its end by the test.
         let answer = testing::serve(session_pool(db.clone()), async |db| {
@@ -443,7 +444,7 @@ async fn nothing_goes_past_a_tests_transaction() {
         insert_item(&session, "within").await;
         drop(session);
         pool.ping().await.unwrap();
-        outer.roll_back().await.unwrap();
+        outer.rollback().await.unwrap();
         assert!(
             db.execute_unprepared("DELETE FROM past").await.is_err(),
             "{kind:?}: it was never made"

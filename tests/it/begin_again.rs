@@ -63,14 +63,16 @@ async fn two_dead(site: &Site) {
         session
     }));
     drop(two.await);
-    assert_eq!(pool.status().warm, 2);
+    assert_eq!(pool.status().idle, 2);
     end_all(site).await;
 }
 
 #[tokio::test]
 async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
     for kind in KINDS {
-        let site = Site::new(kind).await.pooled(|pool| pool.warm(true));
+        let site = Site::new(kind)
+            .await
+            .pooled(|pool| pool.direct_handoff(true));
         for (name, layer) in [
             ("own", site.layer.clone().transaction()),
             ("lazy", site.layer.clone().lazy().transaction()),
@@ -99,7 +101,9 @@ async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
 #[tokio::test]
 async fn a_statement_that_may_have_run_is_not_run_again() {
     for kind in KINDS {
-        let site = Site::new(kind).await.pooled(|pool| pool.warm(true));
+        let site = Site::new(kind)
+            .await
+            .pooled(|pool| pool.direct_handoff(true));
         two_dead(&site).await;
         let failed = site
             .call(async |db: DbSession| {
@@ -150,7 +154,7 @@ async fn a_statement_that_may_have_run_is_not_run_again() {
 async fn a_set_up_that_fails_is_tried_on_no_other_connection() {
     for kind in KINDS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.pooled(|pool| pool.warm(true));
+        let site = site.pooled(|pool| pool.direct_handoff(true));
         let layer = site.layer.clone().transaction();
         let layer = layer
             .on_acquire(move |_| vec![Statement::from_string(kind.backend(), "SELECT nonsense")]);
@@ -259,7 +263,7 @@ impl axum::response::IntoResponse for Refused {
 async fn a_connection_that_is_lost_after_such_a_begin_is_told_as_lost() {
     let site = Site::new(Kind::Postgres)
         .await
-        .pooled(|pool| pool.warm(true));
+        .pooled(|pool| pool.direct_handoff(true));
     two_dead(&site).await;
     let response = site
         .call(async |tx: DbTx| {

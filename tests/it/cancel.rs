@@ -294,7 +294,7 @@ impl Case {
         let pool = self.layer.pool();
         eventually("the session's connection came back", async || {
             let status = pool.status();
-            (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+            (status.used, status.acquiring, status.pending) == (0, 0, 0)
         })
         .await;
         if let Some(observer) = &self.observer {
@@ -487,7 +487,7 @@ async fn requests_dropped_while_they_wait_for_a_connection_cost_none() {
                 "there is one connection"
             );
         }
-        assert_eq!(case.layer.pool().status().waiting, 0);
+        assert_eq!(case.layer.pool().status().pending, 0);
         drop(session);
         for waits in 0..200 {
             let session = case.layer.pool().session().await.unwrap();

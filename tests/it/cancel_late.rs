@@ -189,7 +189,7 @@ async fn a_connection_whose_cancel_got_lost_serves_nobody_any_more() {
                 kill_control(&site, &BTreeSet::from([before])).await;
             }
             eventually("no session is out", async || {
-                site.layer.pool().status().in_use == 0
+                site.layer.pool().status().used == 0
             })
             .await;
             proxy.refuse(false);
@@ -255,7 +255,7 @@ async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
         tokio::time::sleep(Duration::from_millis(2500)).await;
         proxy.let_go();
         eventually("no session is out", async || {
-            site.layer.pool().status().in_use == 0
+            site.layer.pool().status().used == 0
         })
         .await;
         let in_time = left.elapsed() < WAITED_FOR;
@@ -304,7 +304,7 @@ async fn a_cancel_that_is_not_answered_costs_one_connection_and_not_those_asked_
     let slow = before.first().unwrap();
     proxy.hold_back(&format!("KILL QUERY {slow}"));
     eventually("no session is out", async || {
-        site.layer.pool().status().in_use == 0
+        site.layer.pool().status().used == 0
     })
     .await;
     proxy.let_go();

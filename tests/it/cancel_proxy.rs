@@ -100,7 +100,7 @@ impl Shared {
         };
         drop(request);
         eventually("the slot is free", async || {
-            self.layer.pool().status().in_use == 0
+            self.layer.pool().status().used == 0
         })
         .await;
     }
@@ -171,7 +171,7 @@ async fn behind_a_sharing_proxy_no_innocent_statement_is_hit() {
         ended.unwrap();
     }
     eventually("no session is out", async || {
-        shared.layer.pool().status().in_use == 0
+        shared.layer.pool().status().used == 0
     })
     .await;
 }
@@ -227,7 +227,7 @@ async fn behind_a_sharing_proxy_a_process_is_known_for_one_transaction_only() {
         );
         drop(bystander);
         eventually("no session is out", async || {
-            shared.layer.pool().status().in_use == 0
+            shared.layer.pool().status().used == 0
         })
         .await;
     }
@@ -250,7 +250,7 @@ async fn behind_a_sharing_proxy_transactions_keep_their_promises() {
         insert_item(&transaction, &names[2]).await;
         drop(transaction);
         drop(session);
-        eventually("no session is out", async || pool.status().in_use == 0).await;
+        eventually("no session is out", async || pool.status().used == 0).await;
         let mut seen = Vec::new();
         for name in &names {
             seen.push(count_items(&shared.observer, name).await);

@@ -135,7 +135,7 @@ async fn until_it_runs<T>(site: &Site, what: &str, statement: impl Future<Output
 /// Waits until no session is out and nothing sleeps.
 pub async fn all_gone(site: &Site) {
     eventually("the slot is free", async || {
-        site.layer.pool().status().in_use == 0
+        site.layer.pool().status().used == 0
     })
     .await;
     eventually("the query is gone", async || {
@@ -312,7 +312,7 @@ async fn a_commit_is_never_stopped() {
         };
         drop(request);
         eventually("the slot is free", async || {
-            site.layer.pool().status().in_use == 0
+            site.layer.pool().status().used == 0
         })
         .await;
         assert_eq!(site.count(&name).await, 1, "early: {early}");
@@ -473,7 +473,7 @@ async fn sqlite_is_interrupted_and_keeps_its_connection() {
                 };
                 drop(request);
                 eventually("the slot is free", async || {
-                    site.layer.pool().status().in_use == 0
+                    site.layer.pool().status().used == 0
                 })
                 .await;
                 assert_eq!(

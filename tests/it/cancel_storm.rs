@@ -112,7 +112,7 @@ async fn no_innocent_statement_is_hit_by_thousands_of_cancels() {
                 ended.unwrap();
             }
             eventually("no session is out", async || {
-                site.layer.pool().status().in_use == 0
+                site.layer.pool().status().used == 0
             })
             .await;
             let innocent = innocent.load(Ordering::SeqCst);
@@ -157,7 +157,7 @@ async fn a_storm_of_leaving_clients_costs_no_connection() {
             }
         }
         eventually("no session is out", async || {
-            site.layer.pool().status().in_use == 0
+            site.layer.pool().status().used == 0
         })
         .await;
         // The line for cancels is among them. On a busy machine a cancel may find no answer in time, but each that
@@ -327,7 +327,7 @@ async fn without_a_connection_to_cancel_by_a_statement_is_waited_for() {
         let asked = Instant::now();
         let left = leave(&site, site.layer.clone(), sleep(kind, 3.0)).await;
         eventually("the slot is free", async || {
-            site.layer.pool().status().in_use == 0
+            site.layer.pool().status().used == 0
         })
         .await;
         assert!(
@@ -436,7 +436,7 @@ async fn the_second_connection_goes_when_nobody_needs_it_and_is_opened_again() {
         })
         .await;
         leave(&site, DbSessionLayer::new(pool.clone()), sleep(kind, LONG)).await;
-        eventually("the slot is free", async || pool.status().in_use == 0).await;
+        eventually("the slot is free", async || pool.status().used == 0).await;
         eventually("it is opened again, and the query is gone", async || {
             running(site.view(), "sleep(").await == 0
         })
@@ -456,7 +456,7 @@ async fn the_second_connection_is_closed_with_the_pool_and_not_later() {
                 .unwrap();
             leave(&site, DbSessionLayer::new(pool.clone()), sleep(kind, LONG)).await;
             let used = Instant::now();
-            eventually("the slot is free", async || pool.status().in_use == 0).await;
+            eventually("the slot is free", async || pool.status().used == 0).await;
             site.db.close_by_ref().await.unwrap();
             eventually("all are closed", async || proxy.connections() == 0).await;
             used.elapsed() < Duration::from_secs(4)

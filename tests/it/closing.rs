@@ -117,7 +117,7 @@ async fn a_closed_pool_refuses_sessions_and_requests_at_once() {
             db.ping().await.is_err(),
             "{kind:?}: the driver's pool is closed as well"
         );
-        assert_eq!(pool.status().warm, 0);
+        assert_eq!(pool.status().idle, 0);
         assert_eq!(close(&pool, BOUND).await, 0, "{kind:?}: a second time");
         assert_nothing_left(&test).await;
     }
@@ -163,7 +163,7 @@ async fn sessions_that_have_begun_may_go_on() {
         })
         .await;
         let waits = tokio::spawn(call(app(layer, "waits")));
-        eventually("it waits", async || pool.status().waiting == 1).await;
+        eventually("it waits", async || pool.status().pending == 1).await;
         let closing = tokio::spawn({
             let pool = pool.clone();
             async move { close(&pool, Duration::from_secs(60)).await }
@@ -203,7 +203,7 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
             eventually("it is closed", async || tx.is_closed()).await;
             let error = known(tx.execute_unprepared("SELECT 1").await);
             assert!(error.is_closing() && error.status() == 503);
-            eventually("it holds none", async || handler_pool.status().in_use == 0).await;
+            eventually("it holds none", async || handler_pool.status().used == 0).await;
         };
         let app = Router::new()
             .route("/", any(handler))
@@ -213,7 +213,7 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
             .await
             .expect("it holds one");
         let waits = tokio::spawn(call(app));
-        eventually("it waits", async || pool.status().waiting == 1).await;
+        eventually("it waits", async || pool.status().pending == 1).await;
         assert_eq!(close(&pool, Duration::from_millis(50)).await, 2, "{kind:?}");
         for request in [holds, waits] {
             let response = timeout(BOUND, request).await.unwrap().unwrap();
@@ -259,7 +259,7 @@ async fn what_runs_is_taken_away_and_what_was_committed_stays() {
         );
         assert_eq!(left(&test, "kept").await, Some(1));
         // The server itself is still asleep.
-        assert_eq!(pool.status().in_use, 0);
+        assert_eq!(pool.status().used, 0);
     }
 }
 
@@ -436,12 +436,12 @@ async fn stop_the_example(kind: Kind) {
         (StatusCode::OK, false, "0 seconds\n".to_owned())
     );
     let long = tokio::spawn(get(port, "/count/600"));
-    eventually("it holds a connection", async || pool.status().in_use == 1).await;
+    eventually("it holds a connection", async || pool.status().used == 1).await;
     let short = tokio::spawn(get(port, "/count/1"));
     // A pool in memory has one connection: the short one waits for it.
     let alone = kind == Kind::SqliteMemory;
     eventually("both are there", async || {
-        pool.status().in_use + pool.status().waiting as u32 == 2
+        pool.status().used + pool.status().pending as u32 == 2
     })
     .await;
     stop.send(()).unwrap();

@@ -218,7 +218,7 @@ async fn settled(site: &Site, case: &str) {
     let pool = site.layer.pool();
     eventually("the session's connection came back", async || {
         let status = pool.status();
-        (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+        (status.used, status.acquiring, status.pending) == (0, 0, 0)
     })
     .await;
     if let Some(observer) = &site.observer {

@@ -113,7 +113,7 @@ async fn pool_size_and_max_overflow_bound_the_connections_and_pool_timeout_the_w
             ("ECHO", "false"),
         ];
         let pool = config(test.url(), &settings).connect().await.unwrap();
-        assert_eq!(pool.status().limit, 3, "{kind:?}");
+        assert_eq!(pool.status().max, 3, "{kind:?}");
         assert_eq!(
             size(pool.database(), kind).await,
             2,
@@ -148,37 +148,43 @@ async fn reserve_and_the_pools_own_settings_arrive() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let settings = [
         ("MAX_CONNECTIONS", "3"),
-        ("RESERVE", "2"),
+        ("RESERVED_CONNECTIONS", "2"),
         ("WARM", "no"),
         ("RELEASE_TIMEOUT", "7s"),
         ("ACQUIRE_TIMEOUT", "30"),
-        ("MAX_WAITING", "4"),
+        ("MAX_PENDING", "4"),
         ("RESET", "session_state"),
         ("CANCEL_RUNNING", "yes"),
-        ("WARN_HOLD", "1min"),
-        ("MAX_HOLD", "90"),
+        ("HOLD_SLOW_THRESHOLD", "1min"),
+        ("HOLD_TIMEOUT", "90"),
     ];
     let pool = config(test.url(), &settings).connect().await.unwrap();
-    assert_eq!(pool.status().limit, 1);
+    assert_eq!(pool.status().max, 1);
     let debug = format!("{pool:?}");
     for part in [
         "acquire_timeout: 30s",
         "release_timeout: 7s",
-        "reserve: 2",
-        "warm: false",
-        "max_waiting: Some(4)",
+        "reserved_connections: 2",
+        "direct_handoff: false",
+        "max_pending: Some(4)",
         "reset: SessionState",
         "cancel_running: true",
-        "warn_hold: 60s",
-        "max_hold: 90s",
+        "hold_slow_threshold: 60s",
+        "hold_timeout: 90s",
     ] {
         assert!(debug.contains(part), "no {part} in {debug}");
     }
     assert_whole(&test, pool.database(), 3).await;
 
-    let settings = config(test.url(), &[("MAX_CONNECTIONS", "3"), ("RESERVE", "2")]);
+    let settings = config(
+        test.url(),
+        &[("MAX_CONNECTIONS", "3"), ("RESERVED_CONNECTIONS", "2")],
+    );
     let error = settings.session_pool(test.connect(2).await).unwrap_err();
-    assert!(error.to_string().contains("`reserve`"), "{error}");
+    assert!(
+        error.to_string().contains("`reserved_connections`"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -398,7 +404,7 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
             .unwrap()
             .unwrap_err();
         assert!(
-            Error::of(&error).is_some_and(|error| error.is_down()),
+            Error::of(&error).is_some_and(|error| error.is_unreachable()),
             "{error:?}"
         );
     }

@@ -31,9 +31,9 @@ use static_assertions::{assert_impl_all, assert_not_impl_any};
 use tokio::time::timeout;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_sea_orm::{
-    DbSession, DbSessionLayer, DbSessionService, EmptyBody, Error, Main, MissingSession,
-    PoolSession, ResponseFuture, SessionPool, SessionStream, SessionTransaction, Status,
-    error_response, problem_json,
+    DbSession, DbSessionLayer, DbSessionService, DefaultDatabase, DefaultResponseForError, Error,
+    MissingSession, PoolSession, ResponseFuture, SessionPool, SessionStream, SessionTransaction,
+    Status, error_response, problem_json,
 };
 use tower_test::mock;
 
@@ -55,7 +55,7 @@ type Routed = axum::routing::Route;
 assert_impl_all!(DbSession: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(DbSession<Analytics>: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(DbSessionLayer: Send, Sync, Unpin, Clone, fmt::Debug);
-assert_impl_all!(DbSessionLayer<Analytics, EmptyBody>: Send, Sync, Unpin, Clone, fmt::Debug);
+assert_impl_all!(DbSessionLayer<Analytics, DefaultResponseForError>: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(DbSessionService<Routed>: Send, Sync, Unpin, Clone, fmt::Debug);
 assert_impl_all!(ResponseFuture<Routed, Request<Body>>: Send, fmt::Debug);
 assert_impl_all!(SessionTransaction: Send, Sync, Unpin, fmt::Debug);
@@ -65,8 +65,8 @@ assert_impl_all!(PoolSession: Send, Sync, Unpin, fmt::Debug);
 assert_impl_all!(Error: Send, Sync, Unpin, Clone, std::error::Error);
 assert_impl_all!(MissingSession: Send, Sync, Unpin, Clone, std::error::Error, IntoResponse);
 assert_impl_all!(Status: Send, Sync, Unpin, Copy, Eq, fmt::Debug);
-assert_impl_all!(EmptyBody: Send, Sync, Unpin, Copy, Default, fmt::Debug);
-assert_impl_all!(Main: Send, Sync, Unpin, Copy, Eq, fmt::Debug);
+assert_impl_all!(DefaultResponseForError: Send, Sync, Unpin, Copy, Default, fmt::Debug);
+assert_impl_all!(DefaultDatabase: Send, Sync, Unpin, Copy, Eq, fmt::Debug);
 // One way out each.
 assert_not_impl_any!(SessionTransaction: Clone);
 assert_not_impl_any!(PoolSession: Clone);
@@ -102,7 +102,7 @@ async fn the_inner_service_that_was_polled_ready_is_the_one_called() {
         respond.send_response(Response::new("hello".to_owned()));
         assert_eq!(answer.await.unwrap().unwrap().body(), "hello");
         assert!(session.is_closed());
-        eventually("the connection is back", async || pool.status().in_use == 0).await;
+        eventually("the connection is back", async || pool.status().used == 0).await;
     }
 }
 
@@ -420,7 +420,7 @@ async fn a_nested_layer_reuses_the_session() {
             "/",
             get(async |session: DbSession, pool: SessionPool| {
                 session.ping().await?;
-                Ok::<_, Failed>(pool.status().in_use.to_string())
+                Ok::<_, Failed>(pool.status().used.to_string())
             }),
         )
         .layer(layer.clone())
@@ -498,10 +498,13 @@ async fn misuse_panics_in_the_callers_line_or_is_an_error() {
     let db = test.connect(1).await;
     for reserve in [1, 9, u32::MAX] {
         let error = SessionPool::builder(db.clone())
-            .reserve(reserve)
+            .reserved_connections(reserve)
             .build()
             .unwrap_err();
-        assert!(error.to_string().contains("reserve"), "{error}");
+        assert!(
+            error.to_string().contains("reserved_connections"),
+            "{error}"
+        );
     }
 }
 
@@ -558,7 +561,7 @@ async fn exhaustion_is_an_answer_in_the_form_that_was_asked_for() {
 
     let problem = layer
         .clone()
-        .on_error(problem_json)
+        .response_for_error(problem_json)
         .layer(service_fn(async |_: Request<()>| {
             Ok::<_, Own>(Response::new("never called".to_owned()))
         }));
@@ -574,7 +577,7 @@ async fn exhaustion_is_an_answer_in_the_form_that_was_asked_for() {
 
     let own = layer
         .clone()
-        .on_error(|error: &Error, parts: &http::request::Parts| {
+        .response_for_error(|error: &Error, parts: &http::request::Parts| {
             assert!(error.is_exhausted());
             let mut response =
                 error_response(error, parts, Body::from(parts.uri.path().to_owned()));
@@ -694,7 +697,7 @@ async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
     hides("the pool's Debug", &format!("{pool:?}"));
 
     let error = pool.session().await.unwrap_err();
-    assert!(error.is_down(), "{error:?}");
+    assert!(error.is_unreachable(), "{error:?}");
     hides("the error's Display", &error.to_string());
     assert!(
         std::error::Error::source(&error).is_some(),
@@ -712,9 +715,11 @@ async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
     hides("the service's Debug", &format!("{:?}", lazy.layer(())));
     let apps = [
         routes.clone().layer(layer.clone()),
-        routes.clone().layer(layer.on_error(problem_json)),
+        routes.clone().layer(layer.response_for_error(problem_json)),
         routes.clone().layer(lazy.clone()),
-        routes.clone().layer(lazy.clone().on_error(problem_json)),
+        routes
+            .clone()
+            .layer(lazy.clone().response_for_error(problem_json)),
         routes.layer(lazy.keep_handler_errors()),
     ];
     for (nth, app) in apps.iter().enumerate() {
@@ -757,9 +762,9 @@ async fn fifty_clients_that_mix_session_and_plain_connection_are_all_served() {
             .with_state(db.clone());
         let reserve = Router::new()
             .route("/", get(session_first))
-            .layer(layer_with(&db, |pool| pool.reserve(1)));
+            .layer(layer_with(&db, |pool| pool.reserved_connections(1)));
         let reserve = reserve.with_state(db.clone());
-        for (what, app) in [("lazy", lazy), ("reserve", reserve)] {
+        for (what, app) in [("lazy", lazy), ("reserved_connections", reserve)] {
             let clients = (0..50).map(|_| {
                 let app = app.clone();
                 tokio::spawn(async move {
@@ -788,34 +793,30 @@ async fn the_pool_counts_those_who_wait() {
         assert!(poll!(wait).is_pending());
     }
     assert_eq!(
-        (
-            pool.status().in_use,
-            pool.status().waiting,
-            pool.status().limit
-        ),
+        (pool.status().used, pool.status().pending, pool.status().max),
         (1, 6, 1)
     );
     drop(waiting.pop());
-    assert_eq!(pool.status().waiting, 5);
+    assert_eq!(pool.status().pending, 5);
     drop(holder);
     eventually("the oldest has its connection", async || {
-        pool.status().waiting == 4
+        pool.status().pending == 4
     })
     .await;
     // It goes without having looked: the next one's turn.
     drop(waiting.remove(0));
     eventually("the next has it", async || {
-        pool.status().waiting == 3 && pool.status().in_use == 1
+        pool.status().pending == 3 && pool.status().used == 1
     })
     .await;
     for _ in 0..100 {
-        assert_eq!((pool.status().waiting, pool.status().in_use), (3, 1));
+        assert_eq!((pool.status().pending, pool.status().used), (3, 1));
         tokio::task::yield_now().await;
     }
     for wait in waiting {
         drop(wait.await.unwrap());
     }
-    assert_eq!(pool.status().waiting, 0);
+    assert_eq!(pool.status().pending, 0);
     assert_whole(&test, &db, 1).await;
 }
 
@@ -825,7 +826,7 @@ fn errors_answer_questions() {
     let error = Error::of(&failure).unwrap();
     assert!(error.is_exhausted() && error.is_acquire() && error.is_retryable());
     assert!(
-        !error.is_down()
+        !error.is_unreachable()
             && !error.is_closing()
             && !error.is_conflict()
             && !error.is_session_closed()

@@ -65,7 +65,7 @@ async fn assert_refused(db: &impl ConnectionTrait, sql: &str, method: &str) {
     ];
     for result in results {
         let error = known(result);
-        assert!(error.is_refused(), "{sql}: {error}");
+        assert!(error.is_forbidden_statement(), "{sql}: {error}");
         assert!(
             error.to_string().contains(method),
             "{sql}: {error} does not name {method}"
@@ -281,12 +281,12 @@ async fn m4_what_commits_implicitly_is_refused_inside_of_a_transaction_only() {
         .call(async |tx: DbTx| {
             for sql in COMMITTING {
                 let error = known(tx.execute_unprepared(sql).await);
-                assert!(error.is_refused(), "{sql}: {error}");
+                assert!(error.is_forbidden_statement(), "{sql}: {error}");
             }
             insert_item(&tx, "first").await;
             for sql in COMMITTING {
                 assert!(
-                    known(tx.execute_unprepared(sql).await).is_refused(),
+                    known(tx.execute_unprepared(sql).await).is_forbidden_statement(),
                     "{sql}"
                 );
             }
@@ -309,7 +309,7 @@ async fn m4_what_commits_implicitly_is_refused_inside_of_a_transaction_only() {
                 .await
                 .unwrap();
             let tx = db.begin().await.unwrap();
-            assert!(known(tx.execute_unprepared("DROP TABLE made").await).is_refused());
+            assert!(known(tx.execute_unprepared("DROP TABLE made").await).is_forbidden_statement());
             insert_item(&tx, "third").await;
             tx.commit().await.unwrap();
             db.execute_unprepared("DROP TABLE made").await.unwrap();

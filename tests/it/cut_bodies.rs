@@ -130,7 +130,7 @@ async fn what_a_broken_body_held_is_dropped_and_nothing_of_it_stands() {
             // Longer than a busy machine takes to send the first part.
             let site = Site::new(kind)
                 .await
-                .pooled(|pool| pool.max_hold(Duration::from_secs(2)));
+                .pooled(|pool| pool.hold_timeout(Duration::from_secs(2)));
             let dropped = Arc::new(AtomicBool::new(false));
             let gone = dropped.clone();
             let app = site.app(async move |tx: DbTx| {

@@ -79,7 +79,7 @@ async fn idle_connections_are_closed_after_the_idle_timeout_and_the_minimum_is_k
             size(&db) == (1, 1)
         })
         .await;
-        assert_eq!(pool.status().warm, 0);
+        assert_eq!(pool.status().idle, 0);
         assert_whole(&test, &db, 4).await;
     }
 }
@@ -111,7 +111,7 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
         let db = test.connect(10).await;
         let pool = SessionPool::builder(db.clone())
             .acquire_timeout(BOUND)
-            .max_waiting(1000)
+            .max_pending(1000)
             .build()
             .unwrap();
         let sessions: Vec<_> = (0..64)
@@ -127,7 +127,7 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
                 })
             })
             .collect();
-        eventually("sessions wait", async || pool.status().waiting > 20).await;
+        eventually("sessions wait", async || pool.status().pending > 20).await;
         let plain = join_all((0..users).map(|_| async {
             let mut waits = Vec::new();
             for _ in 0..ROUNDS {
@@ -147,7 +147,7 @@ async fn plain_users_share_a_pool_that_sessions_saturate() {
             "{users} plain user(s) beside 64 sessions on 10 connections: median {median:?}, p99 {worst:?}"
         );
         sessions.iter().for_each(|session| session.abort());
-        eventually("the sessions rest", async || pool.status().in_use == 0).await;
+        eventually("the sessions rest", async || pool.status().used == 0).await;
         assert_whole(&test, &db, 10).await;
     }
 }

@@ -474,7 +474,7 @@ async fn work(site: &Site, case: Case, other: Option<DatabaseConnection>, notes:
 async fn judge(site: &Site, case: Case, notes: &Notes) {
     // What was sent is seen through, also after the answer.
     eventually("the connection is back", async || {
-        site.layer.pool().status().in_use == 0
+        site.layer.pool().status().used == 0
     })
     .await;
     let sql = format!("SELECT name FROM item WHERE name LIKE '{}%'", notes.prefix);

@@ -278,9 +278,9 @@ async fn with_a_nested_transaction_open_the_session_can_neither_commit_nor_roll_
             insert_item(&tx, "outer").await;
             let nested = tx.begin().await.unwrap();
             insert_item(&nested, "nested").await;
-            assert!(refusal(tx.commit().await).is_out_of_turn());
-            assert!(refusal(tx.rollback().await).is_out_of_turn());
-            assert!(refusal(tx.release().await).is_out_of_turn());
+            assert!(refusal(tx.commit().await).is_wrong_handle());
+            assert!(refusal(tx.rollback().await).is_wrong_handle());
+            assert!(refusal(tx.release().await).is_wrong_handle());
             nested.commit().await.unwrap();
             tx.commit().await.unwrap();
             StatusCode::BAD_REQUEST

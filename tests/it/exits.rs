@@ -81,7 +81,7 @@ async fn everywhere(way: impl AsyncFn(&Case<'_>)) {
             let case = Case::new(&test, lazy).await;
             let before = marks(case.layer.pool()).await;
             eventually("no session is out", async || {
-                case.layer.pool().status().in_use == 0
+                case.layer.pool().status().used == 0
             })
             .await;
             way(&case).await;
@@ -138,7 +138,7 @@ impl<'t> Case<'t> {
     async fn assert_whole(&self) {
         assert_whole(self.test, &self.db, SIZE).await;
         eventually("no session is out", async || {
-            self.layer.pool().status().in_use == 0
+            self.layer.pool().status().used == 0
         })
         .await;
         self.assert_serves().await;
@@ -177,7 +177,7 @@ impl<'t> Case<'t> {
     /// Asserts that as many next requests as there are connections run at once, and that others see
     /// what they write.
     async fn assert_serves(&self) {
-        let limit = self.layer.pool().status().limit;
+        let limit = self.layer.pool().status().max;
         let together = Arc::new(Barrier::new(limit as usize));
         let names: Vec<String> = (0..limit).map(|_| unique_name()).collect();
         let requests = names.iter().map(|name| {
@@ -284,7 +284,7 @@ fn request() -> Request<Body> {
 
 /// The marks of all the pool's connections.
 pub async fn marks(pool: &SessionPool) -> BTreeSet<i64> {
-    let sessions = join_all((0..pool.status().limit).map(|_| pool.session())).await;
+    let sessions = join_all((0..pool.status().max).map(|_| pool.session())).await;
     let sessions: Vec<PoolSession> = sessions.into_iter().map(Result::unwrap).collect();
     join_all(sessions.iter().map(|session| mark(&**session)))
         .await
@@ -580,7 +580,7 @@ async fn a_request_that_is_never_polled_costs_nothing() {
                 .unwrap()
                 .call(request());
             drop(future);
-            assert_eq!(case.layer.pool().status().in_use, 0);
+            assert_eq!(case.layer.pool().status().used, 0);
         }
         assert!(!case.writes.is_written());
     })
@@ -809,7 +809,7 @@ async fn a_handle_that_outlives_its_request_is_dead() {
         // Its transaction is not committed: an OK would be untrue.
         assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
         // Others have all the connections there are: the dead handle must not reach theirs.
-        let limit = case.layer.pool().status().limit;
+        let limit = case.layer.pool().status().max;
         let others = join_all((0..limit).map(|_| case.layer.pool().session())).await;
         go.notify_one();
         let task = tasks.recv().await.unwrap();
@@ -1037,7 +1037,7 @@ async fn a_stream_read_to_its_end_or_kept_open_gives_the_connection_back() {
                 .execute_unprepared("SELECT 1")
                 .await
                 .unwrap_err();
-            assert!(Error::of(&refused).unwrap().is_out_of_turn());
+            assert!(Error::of(&refused).unwrap().is_wrong_handle());
             StatusCode::OK
         });
         let answer = app.oneshot(request()).await.unwrap();
@@ -1147,7 +1147,7 @@ fn a_runtime_dropped_with_sessions_out_panics_nowhere() {
             let others = [0, 1].map(|_| tokio::spawn(idle.clone().oneshot(request())));
             let pool = case.layer.pool();
             eventually("all connections are out", async || {
-                pool.status().in_use == pool.status().limit
+                pool.status().used == pool.status().max
             })
             .await;
             (

@@ -195,13 +195,13 @@ async fn a_client_that_leaves_half_way_gives_the_connection_back() {
                     );
                 }
                 assert_eq!(
-                    server.pool.status().in_use,
+                    server.pool.status().used,
                     1,
                     "{kind:?} {http:?}: it is held until the body's end"
                 );
                 drop((answer, connection));
                 eventually("the connection is back", async || {
-                    server.pool.status().in_use == 0
+                    server.pool.status().used == 0
                 })
                 .await;
             }
@@ -278,7 +278,7 @@ async fn an_export_whose_database_fails_is_not_taken_for_a_whole_one() {
             drop(connection);
             database.start();
             eventually("the connection's place is free", async || {
-                server.pool.status().in_use == 0
+                server.pool.status().used == 0
             })
             .await;
         }

@@ -343,7 +343,7 @@ async fn recycling_replaces_every_connection_and_disturbs_no_session() {
 async fn recycling_replaces_a_connection_that_is_on_its_way_back() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.pooled(|pool| pool.warm(false));
+        let site = site.pooled(|pool| pool.direct_handoff(false));
         let (pool, mut next) = (site.layer.pool().clone(), 0);
         let session = pool.session().await.unwrap();
         assert_eq!(connection_of(&session, &mut next).await, 1);
@@ -382,7 +382,7 @@ async fn recycling_leaves_a_database_in_memory_alone() {
             drop(pool.session().await.unwrap());
         }
         eventually("it is idle", async || {
-            driver.num_idle() == 1 && pool.status().in_use == 0
+            driver.num_idle() == 1 && pool.status().used == 0
         })
         .await;
         pool.recycle().unwrap();

@@ -119,7 +119,7 @@ async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
         drop(clean);
         drop(tx);
         drop(dirty);
-        eventually("the slots are free", async || pool.status().in_use == 0).await;
+        eventually("the slots are free", async || pool.status().used == 0).await;
         assert!(frozen.elapsed() >= RELEASE, "closed before its time");
 
         let refused = timeout(BOUND, pool.session()).await;
@@ -169,7 +169,7 @@ async fn h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time() {
             panic!("the request ended")
         };
         drop(request);
-        eventually("the slot is free", async || pool.status().in_use == 0).await;
+        eventually("the slot is free", async || pool.status().used == 0).await;
         assert_eq!(send(&app, "/write/next").await.status(), StatusCode::OK);
         // The server has not noticed yet that nobody waits for the statement.
         end_sleeping(&observer).await;
@@ -198,7 +198,7 @@ async fn h3m_a_statement_dropped_after_any_number_of_polls_loses_no_permit() {
         );
         drop(tx);
         drop(session);
-        eventually("the slot is free", async || pool.status().in_use == 0).await;
+        eventually("the slot is free", async || pool.status().used == 0).await;
         assert_eq!(count_items(&db, "dropped").await, 0);
     }
     assert_whole(&test, &db, 1).await;
@@ -322,7 +322,7 @@ async fn h6_dropping_anything_on_a_plain_thread_frees_the_slot_without_a_panic()
                 }),
             )
             .layer(layer);
-        let free = async || pool.status().in_use == 0;
+        let free = async || pool.status().used == 0;
 
         let session = pool.session().await.unwrap();
         drop_on_a_plain_thread(session);
@@ -490,7 +490,7 @@ async fn h11_using_the_plain_connection_beside_a_session_ends_in_an_error_and_ha
         let two = connect(2, BOUND).await;
         let reserved = Router::new()
             .route("/", get(mixed))
-            .layer(layer_with(&two, |pool| pool.reserve(1)))
+            .layer(layer_with(&two, |pool| pool.reserved_connections(1)))
             .with_state(two.clone());
         for answer in join_all((0..10).map(|_| send(&reserved, "/"))).await {
             assert_eq!(answer.status(), StatusCode::OK, "{kind:?}");
@@ -504,7 +504,7 @@ async fn h12_fifty_queued_requests_share_one_connection() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
-        let layer = layer_with(&db, |pool| pool.max_waiting(50));
+        let layer = layer_with(&db, |pool| pool.max_pending(50));
         let app = Router::new()
             .route("/write/{name}", get(write))
             .layer(layer);
@@ -552,7 +552,7 @@ async fn h13_a_panic_rolls_back_and_frees_the_slot() {
                 send(&app, "/").await.status(),
                 StatusCode::INTERNAL_SERVER_ERROR
             );
-            eventually("the slot is free", async || pool.status().in_use == 0).await;
+            eventually("the slot is free", async || pool.status().used == 0).await;
             assert_eq!(count_items(&db, "panic").await, 0, "{kind:?}");
             assert_eq!(count_items(&db, "inner").await, 0, "{kind:?}");
         }
@@ -614,7 +614,7 @@ async fn h22_ten_thousand_cancelled_waits_cost_no_connection() {
     for _ in 0..10_000 {
         assert!(after_polls(1, pool.session()).await.is_none());
     }
-    assert_eq!(pool.status().waiting, 0);
+    assert_eq!(pool.status().pending, 0);
     assert_eq!(backend_pid(&*holder).await, pid);
     drop(holder);
     // While it is being fetched from the driver's pool, ping included.
@@ -751,8 +751,12 @@ async fn h25_a_database_that_is_down_is_told_apart_from_a_full_pool() {
         let respond = |error: &Error, parts: &http::request::Parts| {
             tower_sea_orm::error_response(error, parts, Body::from(describe(Some(error))))
         };
-        let eager = routes.clone().layer(layer.clone().on_error(respond));
-        let lazy = routes.clone().layer(layer.clone().lazy().on_error(respond));
+        let eager = routes
+            .clone()
+            .layer(layer.clone().response_for_error(respond));
+        let lazy = routes
+            .clone()
+            .layer(layer.clone().lazy().response_for_error(respond));
         let handler = routes.layer(layer.lazy().keep_handler_errors());
 
         let expect = async |what: &str| {
@@ -882,7 +886,7 @@ fn h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime() {
             } else {
                 drop_on_a_plain_thread((request, tx, session));
                 runtime.block_on(eventually("the slots are free", async || {
-                    pool.status().in_use == 0
+                    pool.status().used == 0
                 }));
             }
             drop_on_a_plain_thread(pool);
@@ -962,7 +966,7 @@ fn assert_out_of_turn<T>(result: Result<T, DbErr>) {
         panic!("not refused")
     };
     let known = Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"));
-    assert!(known.is_out_of_turn(), "another error: {known}");
+    assert!(known.is_wrong_handle(), "another error: {known}");
 }
 
 /// Drops `value` on a thread that no runtime knows, and asserts that nothing panicked there: also
@@ -1068,7 +1072,7 @@ pub async fn backend_pid<C: ConnectionTrait>(db: &C) -> i64 {
 fn describe(error: Option<&Error>) -> String {
     let what = match error {
         Some(error) if error.is_exhausted() => "exhausted",
-        Some(error) if error.is_down() => "down",
+        Some(error) if error.is_unreachable() => "down",
         Some(error) if error.is_closing() => "closing",
         _ => "something else",
     };

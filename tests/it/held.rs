@@ -28,7 +28,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tower_sea_orm::{DbSession, DbTx, HoldLayer, Outcome};
+use tower_sea_orm::{DbSession, DbTx, Outcome, SessionBodyLayer};
 
 use crate::support::{
     database::{Kind, insert_item},
@@ -311,7 +311,7 @@ async fn a_client_that_hangs_up_half_way_rolls_back() {
             drop(body);
             connection.abort();
             eventually("the session has ended", async || {
-                site.layer.pool().status().in_use == 0
+                site.layer.pool().status().used == 0
             })
             .await;
             assert_eq!(site.count("lost").await, 0, "{kind:?} {form:?}");
@@ -344,7 +344,7 @@ async fn an_error_in_the_body_rolls_back() {
             .await;
             assert!(server.read(form).await.is_err(), "{kind:?} {form:?}");
             eventually("the session has ended", async || {
-                site.layer.pool().status().in_use == 0
+                site.layer.pool().status().used == 0
             })
             .await;
             assert_eq!(site.count("lost").await, 0, "{kind:?} {form:?}");
@@ -443,7 +443,7 @@ async fn a_session_without_a_transaction_holds_its_connection_as_well() {
                     Body::from_stream(rows.map(|row| row.map(|_| Bytes::from_static(b"line\n"))))
                 }),
             )
-            .layer(HoldLayer::new())
+            .layer(SessionBodyLayer::new())
             .layer(site.layer.clone());
         let server = Server::start(app).await;
         let (response, connection) = server.send(Version::HTTP_11, Method::GET).await.unwrap();

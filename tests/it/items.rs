@@ -94,7 +94,7 @@ async fn the_items_example_works_on_every_database_and_leaves_nothing_behind() {
             StatusCode::NOT_FOUND
         );
 
-        test.roll_back().await.unwrap();
+        test.rollback().await.unwrap();
         let app = example::app(session_pool(db.clone()));
         assert_eq!(
             call(&app, "GET", "/items", Value::Null).await,

@@ -43,7 +43,7 @@ async fn all_idle(site: &Site) {
     assert!(sessions.iter().all(Result::is_ok));
     drop(sessions);
     eventually("all are with the driver", async || {
-        pool.status().warm == 0 && pool.status().in_use == 0
+        pool.status().idle == 0 && pool.status().used == 0
     })
     .await;
 }
@@ -114,7 +114,7 @@ async fn idle_connections_that_a_firewall_has_forgotten_are_found_out_together()
         let site = site.pooled(|pool| pool.acquire_timeout(LONG));
         all_idle(&site).await;
         let one = pool_with(&site.db, |pool| {
-            pool.acquire_timeout(LONG).reserve(IDLE - 1)
+            pool.acquire_timeout(LONG).reserved_connections(IDLE - 1)
         });
         proxy.silence();
         let app = Router::new()
@@ -189,7 +189,7 @@ async fn closing_gives_connects_up_that_hang_and_closes_the_idle_at_once() {
             );
         }
         eventually("two are idle", async || {
-            pool.status().in_use + pool.status().warm as u32 == 0
+            pool.status().used + pool.status().idle as u32 == 0
         })
         .await;
         assert_eq!(pool.status().acquiring, 1);
@@ -218,7 +218,7 @@ async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_
             let (site, proxy) = patient_site(kind).await;
             let site = site.pooled(|pool| {
                 pool.acquire_timeout(LONG)
-                    .warn_hold(Duration::from_secs(1))
+                    .hold_slow_threshold(Duration::from_secs(1))
                     .cancel_running()
             });
             let (log, _guard) = Log::start();
@@ -267,7 +267,7 @@ async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_
                 "{kind:?}"
             );
             eventually("its place is free", async || {
-                site.layer.pool().status().in_use == 0
+                site.layer.pool().status().used == 0
             })
             .await;
             assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
@@ -333,7 +333,7 @@ async fn a_full_pool_whose_statements_take_long_is_left_alone() {
         let sleeping = join_all((1..SIZE).map(|_| site.call(sleeps)));
         let (slow, resting, next) = tokio::join!(sleeping, site.call(rests), async {
             eventually("all are in use", async || {
-                site.layer.pool().status().in_use == SIZE
+                site.layer.pool().status().used == SIZE
             })
             .await;
             site.call(select).await
@@ -362,7 +362,7 @@ async fn answers_that_arrive_slowly_are_not_taken_for_lost() {
         let site = site.pooled(|pool| {
             let pool = pool
                 .acquire_timeout(LONG)
-                .warn_hold(Duration::from_millis(500));
+                .hold_slow_threshold(Duration::from_millis(500));
             if cancels { pool.cancel_running() } else { pool }
         });
         all_idle(&site).await;
@@ -377,7 +377,7 @@ async fn answers_that_arrive_slowly_are_not_taken_for_lost() {
         let reading = join_all((0..SIZE).map(|_| site.call(reads)));
         let (answers, next) = tokio::join!(reading, async {
             eventually("all are in use", async || {
-                site.layer.pool().status().in_use == SIZE
+                site.layer.pool().status().used == SIZE
             })
             .await;
             site.call(select).await
@@ -403,7 +403,7 @@ async fn a_commit_that_is_not_answered_ends_as_unknown() {
         let site = site.pooled(|pool| {
             pool.acquire_timeout(LONG)
                 .commit_timeout(LONG)
-                .warn_hold(Duration::from_secs(1))
+                .hold_slow_threshold(Duration::from_secs(1))
                 .cancel_running()
         });
         proxy.hold_back("COMMIT");
@@ -428,7 +428,7 @@ async fn a_statement_that_the_server_works_on_or_whose_future_rests_is_left_alon
         let (site, _proxy) = patient_site(kind).await;
         let site = site.pooled(|pool| {
             pool.acquire_timeout(LONG)
-                .warn_hold(Duration::from_millis(500))
+                .hold_slow_threshold(Duration::from_millis(500))
                 .cancel_running()
         });
         let works =
@@ -485,7 +485,7 @@ async fn with_nothing_in_use_a_failed_connect_is_down_for_all_who_wait() {
     let sessions = join_all((0..9).map(|_| timeout(BOUND, site.layer.pool().session()))).await;
     for session in sessions {
         let error = session.expect("an answer").map(drop).unwrap_err();
-        assert!(error.is_down(), "{error}");
+        assert!(error.is_unreachable(), "{error}");
     }
 }
 
@@ -520,7 +520,10 @@ async fn a_server_with_no_place_left_is_exhausted_and_those_who_wait_get_what_co
         .expect("an answer")
         .map(drop)
         .unwrap_err();
-    assert!(refused.is_exhausted() && !refused.is_down(), "{refused}");
+    assert!(
+        refused.is_exhausted() && !refused.is_unreachable(),
+        "{refused}"
+    );
     drop((held, pool, app));
     let _ = observer
         .execute_unprepared(&format!("DROP USER {user}"))
@@ -595,8 +598,8 @@ async fn every_duration_is_fine_for_every_setting_and_for_close() {
                 let pool = pool
                     .release_timeout(time)
                     .commit_timeout(time)
-                    .warn_hold(hold)
-                    .max_hold(hold);
+                    .hold_slow_threshold(hold)
+                    .hold_timeout(hold);
                 if time.is_zero() {
                     pool
                 } else {
@@ -658,7 +661,7 @@ fn outside_of_a_runtime_nothing_panics() {
 #[tokio::test]
 async fn a_transaction_that_begins_on_another_connection_waits_for_no_second_session() {
     let (site, proxy) = Site::behind_a_proxy(Kind::Postgres).await;
-    let site = site.pooled(|pool| pool.warm(true));
+    let site = site.pooled(|pool| pool.direct_handoff(true));
     let (log, _guard) = Log::start();
     drop(site.layer.pool().session().await.unwrap());
     proxy.cut();
@@ -737,7 +740,7 @@ async fn a_test_that_keeps_its_own_session_is_told_so_at_once() {
         // A job of the service may wait until the test is ready.
         let pool = test.pool();
         let job = tokio::spawn(async move { pool.session().await.map(drop) });
-        eventually("it waits", async || test.pool().status().waiting == 1).await;
+        eventually("it waits", async || test.pool().status().pending == 1).await;
         drop(own);
         timeout(BOUND, job)
             .await
@@ -747,7 +750,7 @@ async fn a_test_that_keeps_its_own_session_is_told_so_at_once() {
         assert!(test.session().await.is_ok());
         let _own = test.session().await.unwrap();
         assert!(
-            timeout(BOUND, test.roll_back())
+            timeout(BOUND, test.rollback())
                 .await
                 .expect("at once")
                 .is_err(),
@@ -759,7 +762,7 @@ async fn a_test_that_keeps_its_own_session_is_told_so_at_once() {
 /// On a clock that stands still unless all wait.
 #[tokio::test]
 async fn the_reason_of_a_failed_wait_is_told_when_that_is_over_and_not_later() {
-    for (wait, is_down) in [(5000, true), (600, false)] {
+    for (wait, is_unreachable) in [(5000, true), (600, false)] {
         let (site, proxy) = patient_site(Kind::Postgres).await;
         let pool = pool_with(&site.db, |pool| {
             pool.acquire_timeout(Duration::from_millis(wait))
@@ -774,11 +777,14 @@ async fn the_reason_of_a_failed_wait_is_told_when_that_is_over_and_not_later() {
         tokio::time::resume();
         assert!((wait..wait + 100).contains(&took), "{took} ms");
         assert_eq!(
-            (error.is_down(), error.is_exhausted()),
-            (is_down, !is_down),
+            (error.is_unreachable(), error.is_exhausted()),
+            (is_unreachable, !is_unreachable),
             "{error}"
         );
-        assert!(is_down || error.to_string().contains("log-ins"), "{error}");
+        assert!(
+            is_unreachable || error.to_string().contains("log-ins"),
+            "{error}"
+        );
     }
 }
 
@@ -837,7 +843,7 @@ async fn connects_that_the_driver_repeats_keep_nobody_from_what_is_idle() {
     assert!(burst.iter().all(|answer| answer.status() == 200));
     // What is warm is over: the connections lie in the driver's pool.
     eventually("nothing is warm", async || {
-        pool.status().warm == 0 && db.get_postgres_connection_pool().num_idle() == 2
+        pool.status().idle == 0 && db.get_postgres_connection_pool().num_idle() == 2
     })
     .await;
     assert!(

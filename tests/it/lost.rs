@@ -105,7 +105,7 @@ async fn a_commit_that_a_frozen_server_does_not_answer_is_unknown_within_the_com
             .await;
         assert_unknown(&response);
         eventually("the slot is free", async || {
-            site.layer.pool().status().in_use == 0
+            site.layer.pool().status().used == 0
         })
         .await;
         proxy.thaw();

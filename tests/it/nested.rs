@@ -235,7 +235,7 @@ async fn what_comes_too_late_is_refused() {
 async fn an_eager_layer_inside_of_a_lazy_one_has_a_connection_before_its_handler_is_called() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
-        let route = get(async |db: DbSession| db.pool().status().in_use.to_string());
+        let route = get(async |db: DbSession| db.pool().status().used.to_string());
         let app = nest(site.layer.clone().lazy(), site.layer.clone(), route.clone());
         let body = axum::body::to_bytes(call(app).await.into_body(), 100)
             .await
@@ -243,7 +243,7 @@ async fn an_eager_layer_inside_of_a_lazy_one_has_a_connection_before_its_handler
         assert_eq!(body, "1", "{kind:?}");
         site.assert_whole().await;
         eventually("nothing is on its way back", async || {
-            site.layer.pool().status().in_use == 0
+            site.layer.pool().status().used == 0
         })
         .await;
         let app = nest(site.layer.clone().lazy(), site.layer.clone().lazy(), route);
@@ -338,7 +338,7 @@ async fn a_layer_over_another_database_under_the_same_tag_is_refused() {
                 assert!(
                     told.contains("another pool")
                         && told.contains("tower_sea_orm")
-                        && told.contains("Main"),
+                        && told.contains("DefaultDatabase"),
                     "{told}"
                 );
             }

@@ -666,7 +666,7 @@ async fn a_released_session_checks_out_again_and_leaves_the_connection_to_others
         insert_item(&*session, "after").await;
         let tx = session.begin().await.unwrap();
         let refused = session.release().await.unwrap_err();
-        assert!(Error::of(&refused).unwrap().is_out_of_turn());
+        assert!(Error::of(&refused).unwrap().is_wrong_handle());
         insert_item(&tx, "in a transaction").await;
         tx.commit().await.unwrap();
         session.release().await.unwrap();

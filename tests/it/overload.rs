@@ -135,7 +135,7 @@ impl Load {
 async fn all_are_back(pool: &SessionPool) {
     eventually("all are back", async || {
         let status = pool.status();
-        (status.in_use, status.waiting, status.acquiring) == (0, 0, 0)
+        (status.used, status.pending, status.acquiring) == (0, 0, 0)
     })
     .await;
 }
@@ -145,7 +145,7 @@ async fn all_are_back(pool: &SessionPool) {
 async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(CONNECTIONS).await;
-    let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_waiting(200));
+    let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(200));
     let app = app(&pool);
     for pause in [Duration::from_millis(500), Duration::ZERO] {
         eprintln!("a pause of {pause:?} after a rejection");
@@ -196,7 +196,7 @@ async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
             tokio::spawn(async move { pool.session().await.map(drop) })
         })
         .collect();
-    eventually("they wait", async || pool.status().waiting >= 40).await;
+    eventually("they wait", async || pool.status().pending >= 40).await;
     eventually("the last one is not let in", async || {
         let one_more = timeout(Duration::from_secs(5), pool.session());
         matches!(one_more.await, Ok(Err(error)) if error.is_exhausted())
@@ -215,7 +215,7 @@ async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_
         let test = TestDb::new(Kind::SqliteFile).await;
         let db = test.connect(1).await;
         let pool = pool_with(&db, |pool| {
-            pool.max_waiting(0)
+            pool.max_pending(0)
                 .acquire_timeout(Duration::from_millis(acquire_timeout))
         });
         let held = pool.session().await.unwrap();
@@ -250,7 +250,7 @@ async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_
 async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_second_one() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
-    let pool = pool_with(&db, |pool| pool.max_waiting(0));
+    let pool = pool_with(&db, |pool| pool.max_pending(0));
     let handler = async |session: DbSession| {
         tokio::time::pause();
         let started = tokio::time::Instant::now();
@@ -283,8 +283,8 @@ async fn whoever_waits_is_served_in_the_order_of_coming_and_the_gone_cost_nothin
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_waiting(1000));
-        let held = join_all((0..pool.status().limit).map(|_| pool.session())).await;
+        let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(1000));
+        let held = join_all((0..pool.status().max).map(|_| pool.session())).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut waiters = Vec::new();
         for number in 0..60 {
@@ -294,13 +294,13 @@ async fn whoever_waits_is_served_in_the_order_of_coming_and_the_gone_cost_nothin
                 order.lock().unwrap().push(number);
                 drop(session);
             }));
-            eventually("it waits", async || pool.status().waiting == number + 1).await;
+            eventually("it waits", async || pool.status().pending == number + 1).await;
         }
         // Every third one gives up.
         for waiter in waiters.iter().step_by(3) {
             waiter.abort();
         }
-        eventually("they have gone", async || pool.status().waiting == 40).await;
+        eventually("they have gone", async || pool.status().pending == 40).await;
         drop(held);
         for waiter in waiters {
             match timeout(BOUND, waiter).await.expect("a turn") {

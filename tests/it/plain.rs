@@ -147,22 +147,22 @@ async fn nested_transactions_are_a_stack() {
         let inner = outer.begin().await.unwrap();
         insert_item(&inner, "inner").await;
         assert!(
-            known(outer.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            known(outer.execute_unprepared("SELECT 1").await).is_wrong_handle(),
             "{kind:?}"
         );
         assert!(
-            known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            known(plain.execute_unprepared("SELECT 1").await).is_wrong_handle(),
             "{kind:?}"
         );
-        assert!(known(plain.begin().await).is_out_of_turn(), "{kind:?}");
+        assert!(known(plain.begin().await).is_wrong_handle(), "{kind:?}");
         // Out of order: an error, and everything of it is undone.
-        assert!(known(outer.commit().await).is_out_of_turn(), "{kind:?}");
+        assert!(known(outer.commit().await).is_wrong_handle(), "{kind:?}");
         assert!(
-            known(inner.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            known(inner.execute_unprepared("SELECT 1").await).is_wrong_handle(),
             "{kind:?}"
         );
         assert!(
-            known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            known(plain.execute_unprepared("SELECT 1").await).is_wrong_handle(),
             "{kind:?}: not while it is there"
         );
         assert!(inner.commit().await.is_err(), "{kind:?}");
@@ -202,7 +202,7 @@ async fn an_open_stream_refuses_other_statements_at_once() {
         let select = || Statement::from_string(kind.backend(), "SELECT name FROM item");
         let rows = begun.stream_raw(select()).await.unwrap();
         assert!(
-            known(begun.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            known(begun.execute_unprepared("SELECT 1").await).is_wrong_handle(),
             "{kind:?}"
         );
         assert_eq!(rows.try_collect::<Vec<_>>().await.unwrap().len(), 2);
@@ -210,7 +210,7 @@ async fn an_open_stream_refuses_other_statements_at_once() {
         begun.commit().await.unwrap();
         let rows = plain.stream_raw(select()).await.unwrap();
         assert!(
-            known(plain.execute_unprepared("SELECT 1").await).is_out_of_turn(),
+            known(plain.execute_unprepared("SELECT 1").await).is_wrong_handle(),
             "{kind:?}"
         );
         drop(rows);

@@ -118,7 +118,7 @@ macro_rules! in_mode {
 async fn whole(pool: &SessionPool) {
     eventually("no session is out", async || {
         let status = pool.status();
-        (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+        (status.used, status.acquiring, status.pending) == (0, 0, 0)
     })
     .await;
 }
@@ -420,7 +420,7 @@ async fn raw_code_that_uses_its_own_session_is_told_so() {
             };
             let errors = tx.with_postgres(|_| inside.boxed()).await.unwrap();
             for error in errors {
-                assert!(error.is_out_of_turn(), "{error}");
+                assert!(error.is_wrong_handle(), "{error}");
                 assert!(error.to_string().contains("raw closure"), "{error}");
             }
             // Beside the code and not inside, it waits for its turn.
@@ -686,7 +686,7 @@ async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_se
         // The connection is being set up; by the time that is done, the session is in a transaction.
         assert!(once(ddl.as_mut()).await.is_pending());
         db.tx();
-        assert!(known(ddl.await).is_refused());
+        assert!(known(ddl.await).is_forbidden_statement());
         StatusCode::BAD_REQUEST
     });
     assert_eq!(
@@ -714,7 +714,7 @@ async fn ddl_that_waits_for_its_turn_is_looked_at_again_when_that_comes() {
             // In the line: the DDL goes first, in a session that is in a transaction by then.
             let (long, ddl, ()) = tokio::join!(biased; long, ddl, work);
             long.unwrap();
-            assert!(known(ddl).is_refused());
+            assert!(known(ddl).is_forbidden_statement());
             StatusCode::BAD_REQUEST
         })
         .await;

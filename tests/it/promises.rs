@@ -411,7 +411,7 @@ fn every_promise_is_kept(kind: Kind) {
             let requests = join_all(requests).await;
             eventually("the slots are free", async || {
                 let status = site.layer.pool().status();
-                (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+                (status.used, status.acquiring, status.pending) == (0, 0, 0)
             })
             .await;
             for (plan, answer, ledger) in requests {

@@ -226,7 +226,7 @@ async fn serve(db: &DatabaseConnection, observer: &DatabaseConnection, batches: 
         // A connection that was sent for by a cancelled request may still be on its way.
         eventually("the slots are free", async || {
             let status = pool.status();
-            (status.in_use, status.acquiring) == (0, 0)
+            (status.used, status.acquiring) == (0, 0)
         })
         .await;
         for (plan, rows) in cancelled.into_iter().flatten() {
@@ -235,7 +235,7 @@ async fn serve(db: &DatabaseConnection, observer: &DatabaseConnection, batches: 
         }
     }
     let status = pool.status();
-    assert_eq!((status.in_use, status.acquiring, status.waiting), (0, 0, 0));
+    assert_eq!((status.used, status.acquiring, status.pending), (0, 0, 0));
     kept.lock().unwrap().clear();
 }
 

@@ -39,7 +39,7 @@ impl Wire {
             .await
             .unwrap();
         let pool = SessionPool::builder(db.clone())
-            .warm(false)
+            .direct_handoff(false)
             .build()
             .unwrap();
         Self {
@@ -70,7 +70,7 @@ impl Wire {
             };
             assert_eq!(response.status(), expected, "{uri}: {}", outcome(&response));
             eventually("the connection is back", async || {
-                self.pool.status().in_use == 0
+                self.pool.status().used == 0
             })
             .await;
             last = self.proxy.requests();

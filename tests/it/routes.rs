@@ -429,10 +429,11 @@ async fn without_a_session_layer_the_answer_is_an_error_and_the_handler_is_not_c
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(text(response).await, "");
     }
-    let explained = TransactionLayer::new().on_error(|error: &Error, _: &http::request::Parts| {
-        assert!(error.is_missing_layer());
-        Response::new(axum::body::Body::from(error.to_string()))
-    });
+    let explained =
+        TransactionLayer::new().response_for_error(|error: &Error, _: &http::request::Parts| {
+            assert!(error.is_missing_layer());
+            Response::new(axum::body::Body::from(error.to_string()))
+        });
     let response = text(post(&serve(handler).layer(explained), "/").await).await;
     assert!(response.contains("DbSessionLayer"), "{response}");
 
@@ -447,7 +448,9 @@ async fn without_a_session_layer_the_answer_is_an_error_and_the_handler_is_not_c
         .await
         .unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    let problem = TransactionLayer::new().on_error(problem_json).layer(plain);
+    let problem = TransactionLayer::new()
+        .response_for_error(problem_json)
+        .layer(plain);
     let response = problem
         .oneshot(http::Request::new(String::new()))
         .await

@@ -121,7 +121,7 @@ impl Service {
 
     async fn assert_whole(&self) {
         assert_whole(&self.test, self.pool.database(), self.size).await;
-        eventually("no session is out", async || self.pool.status().in_use == 0).await;
+        eventually("no session is out", async || self.pool.status().used == 0).await;
     }
 }
 

@@ -178,7 +178,7 @@ async fn a_request_whose_own_sessions_are_all_there_are_is_told_so_at_once() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let site = Site::new(kind).await;
         let pool = pool_with(&site.db, |pool| {
-            pool.acquire_timeout(LONG).reserve(SIZE - 2)
+            pool.acquire_timeout(LONG).reserved_connections(SIZE - 2)
         });
         let handler = async |db: DbSession| {
             let pool = db.pool().clone();
@@ -225,10 +225,10 @@ async fn a_job_that_holds_a_connection_goes_before_those_that_hold_none() {
                 })
             })
             .collect();
-        eventually("they wait", async || inner_pool.status().waiting == 3).await;
+        eventually("they wait", async || inner_pool.status().pending == 3).await;
         let second = inner_pool.transaction(async |tx| tx.execute_unprepared("SELECT 1").await);
         let released = async {
-            eventually("it waits", async || inner_pool.status().waiting == 4).await;
+            eventually("it waits", async || inner_pool.status().pending == 4).await;
             drop(held);
         };
         let (second, ()) = tokio::join!(timeout(BOUND, second), released);
@@ -250,7 +250,9 @@ async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
         } else {
             SIZE - 1
         };
-        let one = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(reserve));
+        let one = pool_with(&site.db, |pool| {
+            pool.acquire_timeout(LONG).reserved_connections(reserve)
+        });
         let app = Router::new()
             .route("/", any(async || ()))
             .layer(DbSessionLayer::<Other>::tagged(one.clone()))
@@ -280,7 +282,7 @@ async fn a_job_that_holds_a_session_and_does_not_wait_keeps_it_from_being_an_err
             .layer(DbSessionLayer::new(pool.clone()));
         let request = tokio::spawn(call(app));
         eventually("it waits, and the log says so", async || {
-            pool.status().waiting == 1 && warnings(&log).len() == 1
+            pool.status().pending == 1 && warnings(&log).len() == 1
         })
         .await;
         job.execute_unprepared("SELECT 1").await.unwrap();
@@ -321,7 +323,9 @@ async fn a_statement_that_runs_beside_the_wait_ends_first() {
         } else {
             SIZE - 1
         };
-        let pool = pool_with(&site.db, |pool| pool.acquire_timeout(LONG).reserve(reserve));
+        let pool = pool_with(&site.db, |pool| {
+            pool.acquire_timeout(LONG).reserved_connections(reserve)
+        });
         let handler = async |db: DbSession| {
             let slow = match db.backend() {
                 sea_orm::DbBackend::Postgres => "SELECT pg_sleep(0.2)",
@@ -413,7 +417,7 @@ async fn two_databases_are_two_pools() {
         .layer(session_layer(one_db.clone()));
     let request = tokio::spawn(call(app));
     eventually("it waits for the other one", async || {
-        other.status().waiting == 1
+        other.status().pending == 1
     })
     .await;
     drop(busy);

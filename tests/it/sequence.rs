@@ -368,7 +368,7 @@ fn allows(model: &Model, rows: &Rows) -> bool {
 async fn at_rest(pool: &SessionPool) {
     eventually("the slots are free", async || {
         let status = pool.status();
-        (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+        (status.used, status.acquiring, status.pending) == (0, 0, 0)
     })
     .await;
 }

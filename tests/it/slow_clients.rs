@@ -152,7 +152,7 @@ async fn is_cut(
         .unwrap()
         .unwrap();
     eventually(&format!("{case}: the connection is back"), async || {
-        pool.status().in_use == 0
+        pool.status().used == 0
     })
     .await;
 }
@@ -253,7 +253,7 @@ async fn max_hold_breaks_the_body_of_its_session_and_the_server_stops() {
         for (version, path) in FORMS {
             // Longer than a busy machine takes to send the first part.
             let pool = pool_with(&test.connect(2).await, |pool| {
-                pool.max_hold(Duration::from_secs(2))
+                pool.hold_timeout(Duration::from_secs(2))
             });
             is_cut(pool, version, path, async |_| {}).await;
         }
@@ -290,7 +290,7 @@ async fn a_client_that_stops_reading_loses_the_connection_of_its_session() {
             // Nobody is watched for anything else.
             let pool = pool_with(&test.connect(1).await, |pool| {
                 pool.body_timeout(Duration::from_secs(2))
-                    .warn_hold(Duration::MAX)
+                    .hold_slow_threshold(Duration::MAX)
             });
             let mut body = over_a_thin_line(&pool, version).await;
             body.frame().await.unwrap().unwrap();
@@ -324,7 +324,7 @@ async fn a_client_that_reads_slowly_keeps_its_session() {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(pool.status().in_use, 2);
+    assert_eq!(pool.status().used, 2);
 }
 
 #[tokio::test]

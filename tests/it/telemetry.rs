@@ -141,7 +141,7 @@ async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_i
         (1..=seconds.min(4)).contains(&warnings.len()),
         "{warnings:?}"
     );
-    for part in ["in_use=1", "waiting=", "limit=1", "waited_ms="] {
+    for part in ["used=1", "pending=", "max=1", "waited_ms="] {
         assert!(warnings[0].contains(part), "no {part} in {}", warnings[0]);
     }
     drop(holder);

@@ -70,7 +70,7 @@ async fn commits_and_rollbacks_are_told_apart_and_nothing_is_left() {
             );
         }
         drop(session);
-        test.roll_back().await.unwrap();
+        test.rollback().await.unwrap();
         assert_eq!(
             count_items(&db, &kept).await,
             0,
@@ -113,7 +113,7 @@ async fn a_failed_statement_spoils_neither_the_session_nor_the_test() {
             "{kind:?}"
         );
         drop(session);
-        test.roll_back().await.unwrap();
+        test.rollback().await.unwrap();
         assert_whole(&database, &db, 1).await;
     }
 }
@@ -142,7 +142,7 @@ async fn a_deferred_constraint_is_checked_at_commit_on_postgres() {
         Ok(())
     };
     pool.transaction(made_good).await.unwrap();
-    test.roll_back().await.unwrap();
+    test.rollback().await.unwrap();
     assert_whole(&database, &db, 1).await;
 }
 
@@ -160,7 +160,7 @@ async fn tests_side_by_side_on_one_postgres_do_not_see_each_other() {
         assert_eq!(count_items(&*session, &names[0]).await, 1);
         assert_eq!(count_items(&*session, &format!("{other}1")).await, 0);
         drop(session);
-        test.roll_back().await.unwrap();
+        test.rollback().await.unwrap();
     };
     join(one("a", "b"), one("b", "a")).await;
     assert_whole(&database, &db, 2).await;
@@ -195,7 +195,7 @@ async fn hooks_are_kept_for_the_test() {
             ),
             (1, 1, 0)
         );
-        test.roll_back().await.unwrap();
+        test.rollback().await.unwrap();
         assert_whole(&database, &db, 1).await;
     }
 }
@@ -235,9 +235,13 @@ async fn what_mysql_commits_implicitly_is_refused_in_a_test() {
         .execute_unprepared("CREATE TABLE other (id int)")
         .await
         .unwrap_err();
-    assert!(tower_sea_orm::Error::of(&refused).unwrap().is_refused());
+    assert!(
+        tower_sea_orm::Error::of(&refused)
+            .unwrap()
+            .is_forbidden_statement()
+    );
     drop(session);
-    test.roll_back().await.unwrap();
+    test.rollback().await.unwrap();
     assert_whole(&database, &db, 1).await;
 }
 
@@ -325,7 +329,7 @@ async fn raw_code_that_ends_a_tests_transaction_ends_the_test_and_not_the_databa
                     "{case}"
                 );
                 drop(next);
-                assert!(test.roll_back().await.unwrap_err().is_aborted(), "{case}");
+                assert!(test.rollback().await.unwrap_err().is_aborted(), "{case}");
                 // Not closed: an in-memory database is still there, with its table.
                 assert_whole(&database, &db, 1).await;
             }
@@ -350,7 +354,7 @@ async fn a_statement_that_fails_within_raw_code_spoils_nothing_of_a_test() {
         insert_item(&session, "after").await;
         assert_eq!(count_items(&session, "before").await, 1, "{kind:?}");
         drop(session);
-        test.roll_back().await.unwrap();
+        test.rollback().await.unwrap();
         assert_whole(&database, &db, 1).await;
     }
 }

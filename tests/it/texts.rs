@@ -356,10 +356,7 @@ impl Stage {
                 let told = format!("{:?}: {text:?}", self.kind);
                 let checked = timeout(BOUND, check(&self, &pool, text)).await;
                 let result = checked.unwrap_or_else(|_| Err("it hangs".to_owned()));
-                eventually("the connections are back", async || {
-                    pool.status().in_use == 0
-                })
-                .await;
+                eventually("the connections are back", async || pool.status().used == 0).await;
                 result.map_err(|error| TestCaseError::fail(format!("{error}: {told}")))
             })
         });
@@ -382,7 +379,7 @@ async fn leaves_the_transaction_alone(
     let result = tx.execute_unprepared(&sql).await;
     let refused = result
         .as_ref()
-        .is_err_and(|error| Error::of(error).is_some_and(|error| error.is_refused()));
+        .is_err_and(|error| Error::of(error).is_some_and(|error| error.is_forbidden_statement()));
     let outside = count_items(observer, &name).await;
     let count = format!("SELECT count(*) FROM item WHERE name = '{name}'");
     let inside = tx
@@ -451,7 +448,7 @@ async fn leaves_nothing_behind(
     let session = pool.session().await.unwrap();
     let _ = session.execute_unprepared(&sql).await;
     drop(session);
-    eventually("the connection is back", async || pool.status().in_use == 0).await;
+    eventually("the connection is back", async || pool.status().used == 0).await;
     for session in [pool.session().await.unwrap(), pool.session().await.unwrap()] {
         let found = likeness(kind, &*session).await;
         if found != clean {

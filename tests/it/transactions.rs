@@ -131,7 +131,8 @@ async fn without_a_layer_a_dbtx_names_it_and_an_optional_one_is_none() {
     assert!(text(response).await.contains("DbSessionLayer"));
     assert_eq!(text(post(&app, "/optional").await).await, "false");
     let (parts, ()) = Request::new(()).into_parts();
-    let error = DbTx::<tower_sea_orm::Main>::from_extensions(&parts.extensions).unwrap_err();
+    let error =
+        DbTx::<tower_sea_orm::DefaultDatabase>::from_extensions(&parts.extensions).unwrap_err();
     assert!(error.is_missing_layer());
 }
 

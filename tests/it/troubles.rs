@@ -227,7 +227,7 @@ async fn a_server_without_a_place_is_full_and_not_down() {
         let error = refusal(kind, &url).await;
         let known = Error::of(&error).unwrap_or_else(|| panic!("another error: {error}"));
         assert!(
-            known.is_exhausted() && known.is_retryable() && !known.is_down(),
+            known.is_exhausted() && known.is_retryable() && !known.is_unreachable(),
             "{kind:?}: {error}"
         );
         assert_eq!(known.status(), StatusCode::SERVICE_UNAVAILABLE);

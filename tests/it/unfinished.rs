@@ -389,10 +389,10 @@ async fn h12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open() {
                         tx.execute_unprepared("INSERT INTO item (name) VALUES ('no')")
                             .await
                     )
-                    .is_out_of_turn()
+                    .is_wrong_handle()
                 );
-                assert!(known(tx.commit().await).is_out_of_turn());
-                assert!(known(tx.rollback().await).is_out_of_turn());
+                assert!(known(tx.commit().await).is_wrong_handle());
+                assert!(known(tx.rollback().await).is_wrong_handle());
                 insert_item(&inner, "inner").await;
                 inner.commit().await.unwrap();
             })

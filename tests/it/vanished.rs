@@ -334,7 +334,10 @@ async fn set_up_statements_are_vetted_like_a_handlers() {
                     Ok(_) => StatusCode::BAD_REQUEST,
                     Err(error) => {
                         let error = Error::of(&error).unwrap();
-                        assert!(error.is_refused() || error.is_aborted(), "{error}");
+                        assert!(
+                            error.is_forbidden_statement() || error.is_aborted(),
+                            "{error}"
+                        );
                         StatusCode::CONFLICT
                     }
                 }
@@ -375,7 +378,7 @@ async fn control_statements_are_refused_in_set_up_on_every_database() {
                         .await
                         .unwrap_err();
                     assert!(
-                        Error::of(&error).is_some_and(|error| error.is_refused()),
+                        Error::of(&error).is_some_and(|error| error.is_forbidden_statement()),
                         "{error}"
                     );
                     StatusCode::BAD_REQUEST

@@ -28,7 +28,7 @@ fn pool_of(db: &DatabaseConnection) -> SessionPool {
 }
 
 fn pool_for(db: &DatabaseConnection, waiting: u32) -> SessionPool {
-    pool_with(db, |pool| pool.acquire_timeout(LONG).max_waiting(waiting))
+    pool_with(db, |pool| pool.acquire_timeout(LONG).max_pending(waiting))
 }
 
 async fn take(pool: &SessionPool) -> PoolSession {
@@ -40,7 +40,7 @@ async fn take(pool: &SessionPool) -> PoolSession {
 
 /// So many who wait.
 async fn queue(pool: &SessionPool, count: usize) -> Vec<JoinHandle<Result<(), Error>>> {
-    let before = pool.status().waiting;
+    let before = pool.status().pending;
     let waiters = (0..count)
         .map(|_| {
             let pool = pool.clone();
@@ -48,7 +48,7 @@ async fn queue(pool: &SessionPool, count: usize) -> Vec<JoinHandle<Result<(), Er
         })
         .collect();
     eventually("they wait", async || {
-        pool.status().waiting == before + count
+        pool.status().pending == before + count
     })
     .await;
     waiters
@@ -66,7 +66,7 @@ async fn assert_crowded(pool: &SessionPool) {
         "{refused}"
     );
     assert_eq!(refused.status(), 503);
-    assert!(refused.to_string().contains("max_waiting"), "{refused}");
+    assert!(refused.to_string().contains("max_pending"), "{refused}");
 }
 
 #[tokio::test]
@@ -75,14 +75,14 @@ async fn one_more_than_may_wait_is_answered_at_once() {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
         let pool = pool_for(&db, 3);
-        let held = join_all((0..pool.status().limit).map(|_| take(&pool))).await;
+        let held = join_all((0..pool.status().max).map(|_| take(&pool))).await;
         let waiters = queue(&pool, 3).await;
         assert_crowded(&pool).await;
 
         // Who gives up makes room for another one.
         let mut waiters = waiters.into_iter();
         waiters.next().unwrap().abort();
-        eventually("one has gone", async || pool.status().waiting == 2).await;
+        eventually("one has gone", async || pool.status().pending == 2).await;
         let another = queue(&pool, 1).await;
         assert_crowded(&pool).await;
 
@@ -103,7 +103,7 @@ async fn a_request_too_many_is_a_503_with_retry_after() {
     for (kind, lazy) in [(Kind::Postgres, false), (Kind::SqliteFile, true)] {
         let site = Site::new(kind).await;
         let size = site.size;
-        let site = site.pooled(|pool| pool.max_waiting(0).acquire_timeout(LONG));
+        let site = site.pooled(|pool| pool.max_pending(0).acquire_timeout(LONG));
         let site = if lazy {
             site.layered(DbSessionLayer::lazy)
         } else {
@@ -179,7 +179,7 @@ async fn ping_waits_for_nobody_and_tells_down_from_full() {
         // The result is up to a second old; that it is down is true for longer than that.
         eventually("it is seen to be down", async || pool.ping().await.is_err()).await;
         let error = pool.ping().await.unwrap_err();
-        assert!(error.is_down(), "{error}");
+        assert!(error.is_unreachable(), "{error}");
         assert!(!error.to_string().contains("127.0.0.1"), "{error}");
         server.start();
         eventually("it is seen to be up again", async || {
@@ -267,12 +267,12 @@ async fn give_up_in_every_place(kind: Kind) {
     for gone in [5, 2, 1] {
         let held = take(&pool).await;
         let mut requests: Vec<_> = (0..8).map(|_| waiting_request(&pool)).collect();
-        eventually("they wait", async || pool.status().waiting == 8).await;
+        eventually("they wait", async || pool.status().pending == 8).await;
         requests.iter().take(gone).for_each(JoinHandle::abort);
-        eventually("they have gone", async || pool.status().waiting == 8 - gone).await;
+        eventually("they have gone", async || pool.status().pending == 8 - gone).await;
         if gone > 1 {
             requests.extend((0..gone).map(|_| waiting_request(&pool)));
-            eventually("others wait", async || pool.status().waiting == 8).await;
+            eventually("others wait", async || pool.status().pending == 8).await;
         }
         drop(held);
         for request in requests.split_off(gone) {
@@ -303,9 +303,11 @@ fn those_who_have_given_up_are_dropped_under_no_lock() {
 async fn those_who_share_a_pool_share_its_settings() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(4).await;
-    let pool = pool_with(&db, |pool| pool.reserve(3).acquire_timeout(LONG));
+    let pool = pool_with(&db, |pool| {
+        pool.reserved_connections(3).acquire_timeout(LONG)
+    });
     let layer = DbSessionLayer::new(pool.clone());
-    assert_eq!((pool.status().limit, layer.pool().status().limit), (1, 1));
+    assert_eq!((pool.status().max, layer.pool().status().max), (1, 1));
     let job = take(&pool).await;
     // A job that waits is no obstacle for the layer's requests behind it, nor they for it.
     let waiters = queue(&pool, 1)
@@ -313,7 +315,7 @@ async fn those_who_share_a_pool_share_its_settings() {
         .into_iter()
         .chain(queue(layer.pool(), 1).await);
     let waiters: Vec<_> = waiters.collect();
-    assert_eq!(pool.status().in_use, 1);
+    assert_eq!(pool.status().used, 1);
     drop(job);
     for waiter in waiters {
         timeout(BOUND, waiter)

@@ -169,7 +169,7 @@ async fn users_of_the_plain_pool_are_served_while_sessions_rest_and_while_they_c
                 })
             })
             .collect();
-        eventually("sessions wait", async || pool.status().waiting > 0).await;
+        eventually("sessions wait", async || pool.status().pending > 0).await;
         for _ in 0..10 {
             timeout(BOUND, db.execute_unprepared("SELECT 1"))
                 .await
@@ -179,7 +179,7 @@ async fn users_of_the_plain_pool_are_served_while_sessions_rest_and_while_they_c
         for task in busy {
             task.abort();
         }
-        eventually("the sessions rest", async || pool.status().in_use == 0).await;
+        eventually("the sessions rest", async || pool.status().used == 0).await;
         timeout(BOUND, db.execute_unprepared("SELECT 1"))
             .await
             .expect("a connection")
@@ -196,16 +196,12 @@ async fn h26_the_drivers_pool_closes_while_connections_are_warm() {
         let pool = SessionPool::new(db.clone());
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
-        assert_eq!(pool.status().warm, 1, "{kind:?}");
+        assert_eq!(pool.status().idle, 1, "{kind:?}");
         timeout(BOUND, db.close_by_ref())
             .await
             .expect("it closes")
             .unwrap();
-        assert_eq!(
-            (pool.status().warm, pool.status().in_use),
-            (0, 0),
-            "{kind:?}"
-        );
+        assert_eq!((pool.status().idle, pool.status().used), (0, 0), "{kind:?}");
         assert_eq!(call(&mut app).await, StatusCode::SERVICE_UNAVAILABLE);
     }
 }
@@ -219,8 +215,8 @@ async fn warm_connections_return_to_the_drivers_pool_by_themselves() {
         drop(pool.session().await.unwrap());
         // The only connection of a pool stays with the driver.
         let warm = usize::from(kind != Kind::SqliteMemory);
-        assert_eq!(pool.status().warm, warm, "{kind:?}");
-        eventually("none is warm any more", async || pool.status().warm == 0).await;
+        assert_eq!(pool.status().idle, warm, "{kind:?}");
+        eventually("none is warm any more", async || pool.status().idle == 0).await;
         assert_whole(&test, &db, 3).await;
     }
 }
@@ -238,9 +234,9 @@ async fn on_its_way_to_the_drivers_pool_a_connection_is_in_nobodys_use() {
     proxy.reset_count();
     server.freeze();
     eventually("the driver pings it", async || proxy.requests() == 1).await;
-    assert_eq!((pool.status().warm, pool.status().in_use), (1, 0));
+    assert_eq!((pool.status().idle, pool.status().used), (1, 0));
     server.thaw();
-    eventually("none is warm any more", async || pool.status().warm == 0).await;
+    eventually("none is warm any more", async || pool.status().idle == 0).await;
     assert_whole(&test, &db, 3).await;
 }
 
@@ -253,7 +249,7 @@ async fn a_server_that_restarts_while_nobody_calls_costs_no_request() {
         let pool = SessionPool::new(db.clone());
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
-        eventually("none is warm any more", async || pool.status().warm == 0).await;
+        eventually("none is warm any more", async || pool.status().idle == 0).await;
         server.stop();
         server.start();
         for _ in 0..10 {
@@ -272,7 +268,7 @@ async fn a_server_that_restarts_under_warm_connections_costs_one_request_at_most
         let pool = SessionPool::new(db.clone());
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         drop(join_all((0..3).map(|_| pool.session())).await);
-        assert!(pool.status().warm > 0);
+        assert!(pool.status().idle > 0);
         server.stop();
         server.start();
         let mut failed = 0;
@@ -293,11 +289,11 @@ fn warm_connections_end_with_their_runtime() {
     let pool = inner.block_on(async {
         let pool = SessionPool::new(test.connect(3).await);
         drop(pool.session().await.unwrap());
-        assert_eq!(pool.status().warm, 1);
+        assert_eq!(pool.status().idle, 1);
         pool
     });
     drop(inner);
-    assert_eq!((pool.status().warm, pool.status().in_use), (0, 0));
+    assert_eq!((pool.status().idle, pool.status().used), (0, 0));
     drop(pool);
     outer.block_on(async {
         let observer = test.observer().await.unwrap();

@@ -1,4 +1,4 @@
-//! Those who hold a connection for long: named in the log, and with `max_hold` without it.
+//! Those who hold a connection for long: named in the log, and with `hold_timeout` without it.
 
 use std::{
     sync::{Arc, Mutex},
@@ -53,7 +53,7 @@ fn count(log: &Log, part: &str) -> usize {
 
 /// Waits until the session's connection was taken away.
 async fn taken(pool: &SessionPool) {
-    eventually("the connection is back", async || pool.status().in_use == 0).await;
+    eventually("the connection is back", async || pool.status().used == 0).await;
 }
 
 fn select_one(db: &impl ConnectionTrait) -> Statement {
@@ -77,7 +77,9 @@ fn slow(backend: DbBackend) -> &'static str {
 async fn a_session_that_holds_for_long_is_named_once_and_once_more_when_it_is_back() {
     for kind in Kind::ALL {
         let (log, _guard) = Log::start();
-        let site = Site::new(kind).await.pooled(|pool| pool.warn_hold(HOLD));
+        let site = Site::new(kind)
+            .await
+            .pooled(|pool| pool.hold_slow_threshold(HOLD));
         let secret = unique_name();
         let (handler_log, handler_secret) = (log.clone(), secret.clone());
         let app = Router::new()
@@ -140,11 +142,11 @@ async fn a_session_of_no_request_is_named_while_it_runs_and_a_quick_one_is_not()
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(2).await;
-    let quiet = pool_with(&db, |pool| pool.warn_hold(Duration::MAX))
+    let quiet = pool_with(&db, |pool| pool.hold_slow_threshold(Duration::MAX))
         .session()
         .await
         .unwrap();
-    let pool = pool_with(&db, |pool| pool.warn_hold(HOLD));
+    let pool = pool_with(&db, |pool| pool.hold_slow_threshold(HOLD));
     let long = pool.session().await.unwrap();
     let slow = long.execute_unprepared("SELECT pg_sleep(4)");
     let (slow, ()) = tokio::join!(
@@ -173,7 +175,7 @@ fn another_watcher_begins_where_the_last_one_ended_with_its_runtime() {
     let (test, pool) = first.block_on(async {
         let test = TestDb::new(Kind::SqliteFile).await;
         let pool = pool_with(&test.connect(2).await, |pool| {
-            pool.warn_hold(Duration::from_secs(1))
+            pool.hold_slow_threshold(Duration::from_secs(1))
         });
         drop(pool.session().await.unwrap());
         (test, pool)
@@ -202,7 +204,7 @@ fn another_watcher_begins_where_the_last_one_ended_with_its_runtime() {
 
 /// A layer that takes connections away.
 async fn hasty(kind: Kind) -> Site {
-    Site::new(kind).await.pooled(|pool| pool.max_hold(HOLD))
+    Site::new(kind).await.pooled(|pool| pool.hold_timeout(HOLD))
 }
 
 #[tokio::test]
@@ -234,11 +236,11 @@ async fn a_transaction_that_was_lost_is_never_answered_below_400() {
                                 if asks {
                                     let error = known(tx.execute_unprepared("SELECT 1").await);
                                     assert!(
-                                        error.is_reclaimed() && error.status() == 504,
+                                        error.is_hold_timeout() && error.status() == 504,
                                         "{error}"
                                     );
-                                    assert!(known(tx.commit().await).is_reclaimed());
-                                    assert!(known(tx.begin().await.map(drop)).is_reclaimed());
+                                    assert!(known(tx.commit().await).is_hold_timeout());
+                                    assert!(known(tx.begin().await.map(drop)).is_hold_timeout());
                                     assert!(tx.is_closed());
                                 }
                                 // Meanwhile the connection serves others.
@@ -254,8 +256,9 @@ async fn a_transaction_that_was_lost_is_never_answered_below_400() {
                             got,
                             "{kind:?}, lazy {lazy}: {wanted}, asks {asks}"
                         );
-                        let was_failed =
-                            outcome(&response).error().is_some_and(Error::is_reclaimed);
+                        let was_failed = outcome(&response)
+                            .error()
+                            .is_some_and(Error::is_hold_timeout);
                         assert_eq!(was_failed, wanted < 400, "{kind:?}: {wanted}");
                         assert_eq!(retry_after(&response), None);
                         assert_eq!(site.count("lost").await, 0, "{kind:?}");
@@ -317,7 +320,7 @@ async fn what_committed_by_itself_stands_and_so_does_the_answer_below_500() {
             let handler = async move |db: DbSession| {
                 insert_item(&db, &handler_name).await;
                 taken(&pool).await;
-                assert!(known(db.query_one_raw(select_one(&db)).await).is_reclaimed());
+                assert!(known(db.query_one_raw(select_one(&db)).await).is_hold_timeout());
                 StatusCode::from_u16(wanted).unwrap()
             };
             let response = call(Router::new().route("/", any(handler)).layer(layer)).await;
@@ -340,7 +343,7 @@ async fn a_transaction_of_the_handlers_own_is_lost_as_well_and_an_untouched_one_
                 let tx = db.begin().await.unwrap();
                 insert_item(&tx, "lost").await;
                 taken(&pool).await;
-                assert!(known(tx.commit().await).is_reclaimed());
+                assert!(known(tx.commit().await).is_hold_timeout());
             }
         };
         assert_eq!(site.call(nested).await.status(), 504, "{kind:?}");
@@ -366,16 +369,16 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
             HOLD
         };
         let site = Site::new(kind).await.pooled(|pool| {
-            pool.max_hold(hold)
+            pool.hold_timeout(hold)
                 .release_timeout(Duration::from_millis(300))
         });
         let pool = site.layer.pool().clone();
         let app = site.app(async move |tx: DbTx| {
             insert_item(&tx, "lost").await;
             let error = known(tx.execute_unprepared(slow(tx.backend())).await);
-            assert!(error.is_reclaimed(), "{error}");
+            assert!(error.is_hold_timeout(), "{error}");
             eventually_within(BOUND, "the connection is back", async || {
-                pool.status().in_use == 0
+                pool.status().used == 0
             })
             .await;
             StatusCode::INTERNAL_SERVER_ERROR
@@ -395,15 +398,15 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
 async fn queued_statements_raw_code_and_streams_are_told_as_well() {
     let site = Site::new(Kind::Postgres).await;
     let site = site.pooled(|pool| {
-        pool.max_hold(HOLD)
+        pool.hold_timeout(HOLD)
             .release_timeout(Duration::from_millis(300))
-            .warm(true)
+            .direct_handoff(true)
     });
     let response = site
         .call(async |db: DbSession| {
             let sql = slow(db.backend());
             let all = join_all((0..3).map(|_| db.execute_unprepared(sql))).await;
-            assert!(all.into_iter().all(|one| known(one).is_reclaimed()));
+            assert!(all.into_iter().all(|one| known(one).is_hold_timeout()));
         })
         .await;
     assert_eq!(response.status(), 200);
@@ -411,11 +414,15 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
         let never = db
             .with_postgres(|_| Box::pin(std::future::pending::<()>()))
             .await;
-        assert!(known(never).is_reclaimed());
+        assert!(known(never).is_hold_timeout());
     })
     .await;
     // More rows than fit anywhere, and a reader that does not read: its connection goes back in order.
-    let site = site.pooled(|pool| pool.max_hold(HOLD).release_timeout(BOUND).warm(true));
+    let site = site.pooled(|pool| {
+        pool.hold_timeout(HOLD)
+            .release_timeout(BOUND)
+            .direct_handoff(true)
+    });
     let pool = site.layer.pool().clone();
     site.call(async move |db: DbSession| {
         let many = "SELECT i FROM generate_series(1, 100000) AS n(i)";
@@ -425,9 +432,9 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
             .unwrap();
         rows.next().await.unwrap().unwrap();
         taken(&pool).await;
-        assert_eq!(pool.status().warm, 1, "not closed");
+        assert_eq!(pool.status().idle, 1, "not closed");
         let last = rows.collect::<Vec<_>>().await.pop().unwrap();
-        assert!(known(last).is_reclaimed(), "no silent end");
+        assert!(known(last).is_hold_timeout(), "no silent end");
     })
     .await;
     site.assert_whole().await;
@@ -437,7 +444,7 @@ async fn queued_statements_raw_code_and_streams_are_told_as_well() {
 async fn a_commit_that_was_sent_is_seen_through() {
     join_all(SERVERS.map(async |kind| {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
-        let site = site.pooled(|pool| pool.max_hold(HOLD).release_timeout(BOUND));
+        let site = site.pooled(|pool| pool.hold_timeout(HOLD).release_timeout(BOUND));
         let proxy = Arc::new(proxy);
         for early in [true, false] {
             let name = unique_name();
@@ -453,7 +460,7 @@ async fn a_commit_that_was_sent_is_seen_through() {
                         proxy.delay_replies(Duration::ZERO);
                         // Then its time is up.
                         taken(&pool).await;
-                        assert!(known(tx.execute_unprepared("SELECT 1").await).is_reclaimed());
+                        assert!(known(tx.execute_unprepared("SELECT 1").await).is_hold_timeout());
                     }
                 }
             });
@@ -526,7 +533,7 @@ async fn jobs_lose_theirs_too_and_hooks_know_of_the_rollback() {
         let Err(TransactionError::Connection(error)) = job.await else {
             panic!("{kind:?}: not lost")
         };
-        assert!(Error::of(&error).unwrap().is_reclaimed());
+        assert!(Error::of(&error).unwrap().is_hold_timeout());
         eventually("the hook ran", async || {
             *ran.lock().unwrap() == ["rolled back"]
         })
@@ -548,8 +555,8 @@ async fn a_hold_of_zero_is_refused_when_the_pool_is_built() {
     let db = test.connect(1).await;
     type Set = fn(SessionPoolBuilder, Duration) -> SessionPoolBuilder;
     for set in [
-        SessionPoolBuilder::max_hold as Set,
-        SessionPoolBuilder::warn_hold,
+        SessionPoolBuilder::hold_timeout as Set,
+        SessionPoolBuilder::hold_slow_threshold,
     ] {
         let error = set(pool_builder(db.clone()), Duration::ZERO)
             .build()
@@ -563,7 +570,7 @@ async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let site = site.pooled(|pool| {
-            pool.max_hold(Duration::from_millis(20))
+            pool.hold_timeout(Duration::from_millis(20))
                 .release_timeout(Duration::from_secs(2))
         });
         let site = site.layered(DbSessionLayer::transaction);
@@ -609,7 +616,7 @@ async fn a_storm_of_lost_and_cancelled_requests_leaves_no_holder() {
 async fn the_time_of_a_plain_connection_is_not_counted() {
     let test = TestDb::new(Kind::Postgres).await;
     let db: DatabaseConnection = test.connect(1).await;
-    let _pool = pool_with(&db, |pool| pool.max_hold(Duration::from_millis(20)));
+    let _pool = pool_with(&db, |pool| pool.hold_timeout(Duration::from_millis(20)));
     let tx = db.begin().await.unwrap();
     tx.execute_unprepared("SELECT pg_sleep(0.2)").await.unwrap();
     tx.commit().await.unwrap();

@@ -64,7 +64,7 @@ async fn is_left_alone(pool: &SessionPool, kind: Kind, way: usize, inside: bool)
     drop(tx);
     drop(session);
     eventually("the connection is free again", async || {
-        pool.status().in_use == 0
+        pool.status().used == 0
     })
     .await;
 }

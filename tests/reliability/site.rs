@@ -268,7 +268,7 @@ pub fn ours(plan: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, 
     let pool = layer.pool().clone();
     let idle = move || {
         let status = pool.status();
-        (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+        (status.used, status.acquiring, status.pending) == (0, 0, 0)
     };
     (service::app(layer, court), Box::new(idle))
 }

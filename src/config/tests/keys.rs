@@ -5,10 +5,10 @@ use super::{super::names::NAMES, PoolConfig, URL, env, json};
 fn example(name: &str) -> &'static str {
     match name {
         "url" => URL,
-        "reserve" => "0",
+        "reserved_connections" => "0",
         "reset" => "session_state",
         "pool_reset_on_return" => "rollback",
-        "max_hold" => "1min",
+        "hold_timeout" => "1min",
         "body_timeout" => "20s",
         name if name.starts_with("max_")
             || name.ends_with("_connections")
@@ -22,7 +22,7 @@ fn example(name: &str) -> &'static str {
         | "connect_lazy"
         | "sqlx_logging"
         | "echo"
-        | "warm"
+        | "direct_handoff"
         | "cancel_running" => "false",
         _ => "30",
     }

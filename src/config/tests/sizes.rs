@@ -136,12 +136,20 @@ fn sizes_that_cannot_be_are_refused_with_the_key_and_what_is_allowed() {
             "7 and 2 more are 9, and `DB_MAX_CONNECTIONS` says otherwise",
         ),
         (
-            &[("reserve", "3"), ("max_connections", "3")],
-            "RESERVE",
+            &[("reserved_connections", "3"), ("max_connections", "3")],
+            "RESERVED_CONNECTIONS",
             "leaves no connection",
         ),
-        (&[("reserve", "10")], "RESERVE", "(the default)"),
-        (&[("reserve", "-1")], "RESERVE", "0 or more"),
+        (
+            &[("reserved_connections", "10")],
+            "RESERVED_CONNECTIONS",
+            "(the default)",
+        ),
+        (
+            &[("reserved_connections", "-1")],
+            "RESERVED_CONNECTIONS",
+            "0 or more",
+        ),
     ] {
         let error = sizes(settings).unwrap_err();
         assert!(

@@ -62,7 +62,7 @@ async fn what_after_connect_set_survives_every_reset() {
         for transaction in [false, true] {
             for warm in [true, false] {
                 let db = connect(with_settings(&test)).await;
-                let pool = pool_with(&db, |pool| pool.reset(reset).warm(warm));
+                let pool = pool_with(&db, |pool| pool.reset(reset).direct_handoff(warm));
                 let session = pool.session().await.unwrap();
                 let (first, expected) = (
                     connection(Kind::Postgres, &*session).await,
@@ -255,7 +255,7 @@ async fn the_transaction_around_a_test_stays() {
                 "{kind:?} {reset:?}"
             );
             drop(session);
-            test.roll_back().await.unwrap();
+            test.rollback().await.unwrap();
             assert_eq!(count_items(&db, "made").await, 0, "{kind:?} {reset:?}");
         }
     }

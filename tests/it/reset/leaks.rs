@@ -402,9 +402,9 @@ async fn g13_a_connection_released_early_is_reset_as_well() {
             assert_eq!(connection(kind, &db).await, first, "{kind:?}");
         });
         for warm in [true, false] {
-            let app = app
-                .clone()
-                .layer(world.layer_with(|pool| pool.warm(warm).reset(Reset::SessionState)));
+            let app = app.clone().layer(
+                world.layer_with(|pool| pool.direct_handoff(warm).reset(Reset::SessionState)),
+            );
             assert_eq!(post(&app, "/").await.status(), StatusCode::OK);
         }
         world.assert_whole().await;

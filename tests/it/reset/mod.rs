@@ -39,7 +39,7 @@ async fn connection<C: ConnectionTrait>(kind: Kind, db: &C) -> String {
 async fn returned(pool: &SessionPool) {
     eventually("the connections are back", async || {
         let status = pool.status();
-        (status.in_use, status.acquiring) == (0, 0)
+        (status.used, status.acquiring) == (0, 0)
     })
     .await;
 }

@@ -13,12 +13,14 @@ use super::{
     wait::{BOUND, eventually},
 };
 
-/// The builder of a session pool over `db`. The suite runs twice: with `TEST_WARM=off`, no connection goes
+/// The builder of a session pool over `db`. The suite runs twice: with `TEST_HANDOFF=off`, no connection goes
 /// straight from session to session, and every promise holds all the same.
 /// Nobody is refused because the machine is busy.
 pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
-    let off = std::env::var("TEST_WARM").is_ok_and(|warm| warm == "off");
-    SessionPool::builder(db).warm(!off).acquire_timeout(BOUND)
+    let off = std::env::var("TEST_HANDOFF").is_ok_and(|warm| warm == "off");
+    SessionPool::builder(db)
+        .direct_handoff(!off)
+        .acquire_timeout(BOUND)
 }
 
 /// A session pool over `db`, with settings.

@@ -133,7 +133,7 @@ impl Site {
     pub async fn assert_whole(&self) {
         eventually("no session is out", async || {
             let status = self.layer.pool().status();
-            (status.in_use, status.acquiring, status.waiting) == (0, 0, 0)
+            (status.used, status.acquiring, status.pending) == (0, 0, 0)
         })
         .await;
         assert_whole(&self.test, &self.db, self.size).await;

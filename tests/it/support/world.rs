@@ -117,7 +117,7 @@ pub fn outcome_of<Tag: 'static, B>(response: &http::Response<B>) -> &'static str
 
 /// What the response's extensions say about the transaction.
 pub fn outcome<B>(response: &http::Response<B>) -> &'static str {
-    outcome_of::<tower_sea_orm::Main, B>(response)
+    outcome_of::<tower_sea_orm::DefaultDatabase, B>(response)
 }
 
 /// A statement that inserts an item.

@@ -49,7 +49,7 @@ impl Service {
     fn name(self) -> &'static str {
         match self {
             Self::Ours => "tower-sea-orm",
-            Self::Asking => "tower-sea-orm, `cancel_running`, `warn_hold` of 1 s",
+            Self::Asking => "tower-sea-orm, `cancel_running`, `hold_slow_threshold` of 1 s",
             Self::SeaOrm => "SeaORM alone",
         }
     }
@@ -179,7 +179,9 @@ fn app(service: Service, db: &DatabaseConnection) -> Router {
     let pool = SessionPool::builder(db.clone());
     match service {
         Service::Ours => on(pool),
-        Service::Asking => on(pool.cancel_running().warn_hold(Duration::from_secs(1))),
+        Service::Asking => on(pool
+            .cancel_running()
+            .hold_slow_threshold(Duration::from_secs(1))),
         Service::SeaOrm => Router::new()
             .route(
                 "/",

@@ -160,7 +160,7 @@ impl Court {
         let heard = tokio::time::timeout(BOUND, join_all(serving)).await;
         heard.expect("answers, not a hang");
         let pool = self.site.layer.pool();
-        eventually("no session is out", async || pool.status().in_use == 0).await;
+        eventually("no session is out", async || pool.status().used == 0).await;
         let mut held = Vec::new();
         for _ in 0..self.at_a_time {
             handlers.push(self.probe(Mode::Autocommit, 200).await);
@@ -169,7 +169,7 @@ impl Court {
             held.push(pool.session().await.expect("a connection"));
         }
         drop(held);
-        eventually("no session is out", async || pool.status().in_use == 0).await;
+        eventually("no session is out", async || pool.status().used == 0).await;
         let (seen, mut wrong) = (self.rows().await, Vec::new());
         for handler in handlers {
             let mut notes = handler.notes();

@@ -105,7 +105,7 @@ impl Subject {
             let pool = SessionPool::builder(db);
             let pool = waiting
                 .into_iter()
-                .fold(pool, SessionPoolBuilder::max_waiting)
+                .fold(pool, SessionPoolBuilder::max_pending)
                 .build();
             pool.ok().map(DbSessionLayer::new)
         };
