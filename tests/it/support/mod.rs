@@ -7,6 +7,7 @@ pub mod database;
 pub mod pool;
 pub mod servers;
 pub mod site;
+mod smoke;
 pub mod wait;
 pub mod wire;
 pub mod world;

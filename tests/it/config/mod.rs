@@ -1,0 +1,3 @@
+//! `PoolConfig` on real servers.
+
+mod pool_config;

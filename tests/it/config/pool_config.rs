@@ -1,0 +1,695 @@
+//! A pool made of settings, on real servers.
+
+use std::{
+    io::Write,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tower_sea_orm::{Error, PoolConfig};
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::support::{
+    database::{Kind, TestDb, unique_name},
+    pool::assert_whole,
+    servers::{OwnServer, mysql_url},
+    site::is_mariadb,
+    wait::eventually,
+};
+
+/// Longer than anything here takes unless it hangs.
+const BOUND: Duration = crate::support::wait::BOUND;
+
+/// What connecting gives up after if it waits where it must not.
+const TOO_LONG: &str = "600s";
+
+fn config(url: &str, settings: &[(&str, &str)]) -> PoolConfig {
+    let settings = settings
+        .iter()
+        .map(|(name, value)| (format!("DB_{name}"), (*value).to_owned()));
+    PoolConfig::from_vars(
+        [("DATABASE_URL".to_owned(), url.to_owned())]
+            .into_iter()
+            .chain(settings),
+    )
+    .unwrap()
+}
+
+/// Everything that is logged at any level, with the fields of all spans.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn start() -> (Self, DefaultGuard) {
+        crate::layer::log::keep_interest();
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_span_events(FmtSpan::NEW)
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        (log, tracing::subscriber::set_default(subscriber.finish()))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+
+    fn count(&self, part: &str) -> usize {
+        self.text().matches(part).count()
+    }
+}
+
+/// Its text, its `Debug`, and those of all its sources.
+fn all_of(error: &DbErr) -> String {
+    let mut text = format!("{error} {error:?} {error:#?}");
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text += &format!(" {error} {error:?}");
+        source = error.source();
+    }
+    text
+}
+
+async fn size(db: &DatabaseConnection, kind: Kind) -> u32 {
+    match kind {
+        Kind::Postgres => db.get_postgres_connection_pool().size(),
+        Kind::MySql => db.get_mysql_connection_pool().size(),
+        Kind::SqliteFile | Kind::SqliteMemory => db.get_sqlite_connection_pool().size(),
+    }
+}
+
+#[tokio::test]
+async fn pool_size_and_max_overflow_bound_the_connections_and_pool_timeout_the_wait() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let test = TestDb::new(kind).await;
+        let settings = [
+            ("POOL_SIZE", "2"),
+            ("MAX_OVERFLOW", "1"),
+            ("POOL_TIMEOUT", "3s"),
+            ("ECHO", "false"),
+        ];
+        let pool = config(test.url(), &settings).connect().await.unwrap();
+        assert_eq!(pool.status().max, 3, "{kind:?}");
+        assert_eq!(
+            size(pool.database(), kind).await,
+            2,
+            "{kind:?}: pool_size are opened at the start"
+        );
+
+        let mut sessions = Vec::new();
+        for _ in 0..3 {
+            let session = pool.session().await.unwrap();
+            session.ping().await.unwrap();
+            sessions.push(session);
+        }
+        assert_eq!(size(pool.database(), kind).await, 3, "{kind:?}");
+        let started = Instant::now();
+        let error = timeout(BOUND, pool.session()).await.unwrap().unwrap_err();
+        assert!(error.is_exhausted(), "{kind:?}: {error:?}");
+        assert!(
+            started.elapsed() >= Duration::from_secs(3),
+            "{kind:?}: {:?}",
+            started.elapsed()
+        );
+
+        sessions.pop();
+        drop(pool.session().await.unwrap());
+        drop(sessions);
+        assert_whole(&test, pool.database(), 3).await;
+    }
+}
+
+#[tokio::test]
+async fn reserve_and_the_pools_own_settings_arrive() {
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let settings = [
+        ("MAX_CONNECTIONS", "3"),
+        ("RESERVED_CONNECTIONS", "2"),
+        ("WARM", "no"),
+        ("RELEASE_TIMEOUT", "7s"),
+        ("ACQUIRE_TIMEOUT", "30"),
+        ("MAX_PENDING", "4"),
+        ("RESET", "session_state"),
+        ("CANCEL_RUNNING", "yes"),
+        ("HOLD_SLOW_THRESHOLD", "1min"),
+        ("HOLD_TIMEOUT", "90"),
+    ];
+    let pool = config(test.url(), &settings).connect().await.unwrap();
+    assert_eq!(pool.status().max, 1);
+    let debug = format!("{pool:?}");
+    for part in [
+        "acquire_timeout: 30s",
+        "release_timeout: 7s",
+        "reserved_connections: 2",
+        "direct_handoff: false",
+        "max_pending: Some(4)",
+        "reset: SessionState",
+        "cancel_running: true",
+        "hold_slow_threshold: 60s",
+        "hold_timeout: 90s",
+    ] {
+        assert!(debug.contains(part), "no {part} in {debug}");
+    }
+    assert_whole(&test, pool.database(), 3).await;
+
+    let settings = config(
+        test.url(),
+        &[("MAX_CONNECTIONS", "3"), ("RESERVED_CONNECTIONS", "2")],
+    );
+    let error = settings.session_pool(test.connect(2).await).unwrap_err();
+    assert!(
+        error.to_string().contains("`reserved_connections`"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn overflow_that_sqlalchemy_would_close_at_once_is_said_once() {
+    let (log, _guard) = Log::start();
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let line = "`max_overflow` is a part of `max_connections`";
+    let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "0")])
+        .connect()
+        .await
+        .unwrap();
+    assert_eq!(log.count(line), 0);
+    drop(pool);
+    let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "2")])
+        .connect()
+        .await
+        .unwrap();
+    assert_eq!(log.count(line), 1);
+    assert_whole(&test, pool.database(), 3).await;
+}
+
+#[tokio::test]
+async fn echo_puts_the_statements_into_the_log_or_not() {
+    for (echo, level, expected) in [("true", "warn", "WARN"), ("false", "warn", "")] {
+        // SQLite's statements are logged by a thread of sqlx's, which this subscriber does not see.
+        for kind in [Kind::Postgres, Kind::MySql] {
+            let test = TestDb::new(kind).await;
+            let pool = config(test.url(), &[("ECHO", echo), ("SQLX_LOGGING_LEVEL", level)])
+                .connect()
+                .await
+                .unwrap();
+            let session = pool.session().await.unwrap();
+            let (log, guard) = Log::start();
+            let name = unique_name();
+            let sql = format!("SELECT hits AS {name} FROM item");
+            session
+                .query_all_raw(Statement::from_string(kind.backend(), sql))
+                .await
+                .unwrap();
+            drop(guard);
+            let text = log.text();
+            let lines: Vec<_> = text
+                .lines()
+                .filter(|line| line.contains("sqlx::query") && line.contains(&name))
+                .collect();
+            if expected.is_empty() {
+                assert!(lines.is_empty(), "{kind:?}: {lines:?}");
+            } else {
+                assert!(
+                    lines.iter().any(|line| line.contains(expected)),
+                    "{kind:?}: {text}"
+                );
+            }
+            drop(session);
+            assert_whole(&test, pool.database(), 3).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn connecting_waits_for_a_server_that_is_being_started() {
+    for mut server in [OwnServer::postgres(), OwnServer::mysql()] {
+        let test = TestDb::on(&server).await;
+        server.stop();
+        let (log, guard) = Log::start();
+        let waiting = config(
+            test.url(),
+            &[("STARTUP_TIMEOUT", TOO_LONG), ("MIN_CONNECTIONS", "2")],
+        );
+        let waiting = tokio::spawn(async move { waiting.connect().await });
+        eventually("the log says that it is waiting", async || {
+            log.count("is not there yet: trying again") == 1
+        })
+        .await;
+        let server = spawn_blocking(move || {
+            server.start();
+            server
+        });
+        let server = server.await.unwrap();
+        let pool = timeout(BOUND, waiting).await.unwrap().unwrap().unwrap();
+        assert_eq!(log.count("the database is there"), 1, "{}", log.text());
+        assert_eq!(log.count("is not there yet: trying again"), 1);
+        drop(guard);
+        pool.session().await.unwrap().ping().await.unwrap();
+        assert_whole(&test, pool.database(), 3).await;
+        drop(server);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_said_at_once_or_when_the_startup_timeout_is_over() {
+    // Bound, so that it is nobody else's, and it does not listen.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    for scheme in ["postgres", "mysql"] {
+        let url = format!("{scheme}://app:hunter2@127.0.0.1:{port}/shop");
+        // Without one the driver's pool would try for its `acquire_timeout`, and then say that only.
+        let error = timeout(BOUND, config(&url, &[("POOL_TIMEOUT", "1d")]).connect())
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert!(error.to_string().contains("refused"), "{error}");
+        assert!(!all_of(&error).contains("hunter2"));
+
+        let started = Instant::now();
+        let config = config(&url, &[("STARTUP_TIMEOUT", "1.5")]);
+        let error = timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
+        assert!(
+            started.elapsed() >= Duration::from_millis(1500),
+            "{:?}",
+            started.elapsed()
+        );
+        assert!(error.to_string().contains("refused"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_resolved_is_tried_again() {
+    let (log, _guard) = Log::start();
+    let config = config(
+        "postgres://app@nowhere.invalid/shop",
+        &[("STARTUP_TIMEOUT", "3")],
+    );
+    timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
+    assert_eq!(
+        log.count("is not there yet: trying again"),
+        1,
+        "{}",
+        log.text()
+    );
+}
+
+#[tokio::test]
+async fn a_lazy_pool_connects_at_its_first_session() {
+    let pool = config(
+        "postgres://app@nowhere.invalid/shop",
+        &[("CONNECT_LAZY", "true"), ("POOL_TIMEOUT", "0.2")],
+    );
+    let pool = timeout(BOUND, pool.connect()).await.unwrap().unwrap();
+    let error = timeout(BOUND, pool.session()).await.unwrap().unwrap_err();
+    assert!(error.is_acquire(), "{error:?}");
+}
+
+/// Says these PostgreSQL error codes, one a connection; at an empty one it hangs up.
+async fn refusing(codes: &'static [&'static str]) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "postgres://app:hunter2@{}/shop?sslmode=disable",
+        listener.local_addr().unwrap()
+    );
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let call = counted.fetch_add(1, Ordering::SeqCst);
+            let code = codes[call.min(codes.len() - 1)];
+            let length = connection.read_u32().await.unwrap();
+            let mut startup = vec![0; length as usize - 4];
+            connection.read_exact(&mut startup).await.unwrap();
+            if !code.is_empty() {
+                let fields = format!("SFATAL\0VFATAL\0C{code}\0Mrefused by the test\0\0");
+                connection.write_u8(b'E').await.unwrap();
+                connection
+                    .write_u32(u32::try_from(fields.len()).unwrap() + 4)
+                    .await
+                    .unwrap();
+                connection.write_all(fields.as_bytes()).await.unwrap();
+            }
+            connection.shutdown().await.ok();
+        }
+    });
+    (url, calls)
+}
+
+#[tokio::test]
+async fn only_what_says_that_the_server_is_not_there_yet_is_tried_again() {
+    for (codes, attempts, last) in [
+        (&["57P03", "57P03", "28P01"] as &[_], 3, "28P01"),
+        (&["", "", "28P01"], 3, "28P01"),
+        (&["28P01"], 1, "28P01"),
+        (&["28000"], 1, "28000"),
+        (&["3D000"], 1, "3D000"),
+        (&["57P01"], 1, "57P01"),
+        (&["XX000"], 1, "XX000"),
+    ] {
+        let (url, calls) = refusing(codes).await;
+        let config = config(&url, &[("STARTUP_TIMEOUT", TOO_LONG)]);
+        let error = timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst), attempts, "{codes:?}: {error}");
+        assert!(format!("{error:?}").contains(last), "{error:?}");
+        assert!(!all_of(&error).contains("hunter2"));
+    }
+    let (url, calls) = refusing(&["57P03"]).await;
+    timeout(BOUND, config(&url, &[]).connect())
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        calls.load(Ordering::SeqCst),
+        1,
+        "no startup_timeout, no second attempt"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_given_up_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "postgres://app:hunter2@{}/shop",
+        listener.local_addr().unwrap()
+    );
+    for settings in [[("POOL_TIMEOUT", "0.2")], [("STARTUP_TIMEOUT", "0.2")]] {
+        let error = timeout(BOUND, config(&url, &settings).connect())
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert!(
+            Error::of(&error).is_some_and(|error| error.is_unreachable()),
+            "{error:?}"
+        );
+    }
+}
+
+/// Where `[::1]` leads to the server of `url`, or nothing where this machine has no IPv6.
+async fn on_ipv6(url: &str) -> Option<String> {
+    let listener = TcpListener::bind("[::1]:0").await.ok()?;
+    let (head, rest) = url.split_once("127.0.0.1:")?;
+    let (port, database) = rest.split_once('/')?;
+    let (server, port) = (
+        format!("127.0.0.1:{port}"),
+        listener.local_addr().unwrap().port(),
+    );
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                tokio::io::copy_bidirectional(&mut client, &mut server)
+                    .await
+                    .ok();
+            });
+        }
+    });
+    Some(format!("{head}[::1]:{port}/{database}"))
+}
+
+#[tokio::test]
+async fn a_server_with_an_ipv6_address_is_connected_to() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let test = TestDb::new(kind).await;
+        let Some(url) = on_ipv6(test.url()).await else {
+            return;
+        };
+        // With a password as well, which a server that asks for none ignores.
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let with_password = match kind {
+            Kind::Postgres => format!("{scheme}://{}", rest.replacen('@', ":any@", 1)),
+            _ => url.clone(),
+        };
+        for url in [url, with_password] {
+            let config = config(
+                &url,
+                &[("MAX_CONNECTIONS", "2"), ("CANCEL_RUNNING", "true")],
+            );
+            let pool = timeout(BOUND, config.connect()).await.unwrap().unwrap();
+            pool.session().await.unwrap().ping().await.unwrap();
+            pool.close(BOUND).await;
+            let db = timeout(BOUND, sea_orm::Database::connect(config.connect_options()))
+                .await
+                .unwrap()
+                .unwrap();
+            let pool = config.session_pool(db).unwrap();
+            pool.session().await.unwrap().ping().await.unwrap();
+            assert_whole(&test, pool.database(), 2).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn variables_of_other_programs_are_named_in_one_line_of_the_log() {
+    let (log, _guard) = Log::start();
+    let vars = [
+        ("DATABASE_URL", "sqlite://shop.db"),
+        ("DB_SERVICE_HOST", "10.0.0.1"),
+        ("DB_PORT", "tcp://10.0.0.1:5432"),
+        ("DB_PORT_5432_TCP", "tcp://10.0.0.1:5432"),
+        ("DB_COLOUR", "hunter2"),
+    ];
+    PoolConfig::from_vars(vars).unwrap();
+    assert_eq!(log.count("WARN"), 1, "{}", log.text());
+    for (name, value) in &vars[1..] {
+        assert_eq!(
+            log.count(&format!("{name},")) + log.count(&format!("{name}\"")),
+            1,
+            "{name}: {}",
+            log.text()
+        );
+        assert_eq!(log.count(value), 0, "{}", log.text());
+    }
+    let (log, _guard) = Log::start();
+    PoolConfig::from_vars([
+        ("DATABASE_URL", "sqlite://shop.db"),
+        ("DB_POOL_SIZE", "1"),
+        ("DB_MAX_OVERFLOW", "0"),
+    ])
+    .unwrap();
+    assert_eq!(log.text(), "");
+}
+
+/// `%` escapes for what has a meaning in a URL.
+fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[tokio::test]
+async fn the_right_password_connects_a_wrong_one_fails_at_once_and_neither_is_told() {
+    const RIGHT: &str = "p@ss/w?rd#100%+ä";
+    const WRONG: &str = "hunter2/@?";
+    let server = OwnServer::postgres();
+    let test = TestDb::on(&server).await;
+    let admin = test.connect(1).await;
+    admin
+        .execute_unprepared(&format!(
+            "CREATE ROLE app SUPERUSER LOGIN PASSWORD '{RIGHT}'"
+        ))
+        .await
+        .unwrap();
+    // From here on, passwords count.
+    let backend = Kind::Postgres.backend();
+    let file = admin
+        .query_one_raw(Statement::from_string(backend, "SHOW hba_file"))
+        .await
+        .unwrap()
+        .unwrap();
+    let file: String = file.try_get("", "hba_file").unwrap();
+    let rules = "host all app all scram-sha-256\nhost all all all trust\n";
+    std::fs::write(file, rules).unwrap();
+    admin
+        .execute_unprepared("SELECT pg_reload_conf()")
+        .await
+        .unwrap();
+    let database = test.url().rsplit_once('/').unwrap().1;
+    let url = |userinfo: &str, query: &str| {
+        format!(
+            "postgres://{userinfo}@127.0.0.1:{}/{database}{query}",
+            server.port()
+        )
+    };
+    eventually("the server asks for passwords", async || {
+        config(&url("app", ""), &[]).connect().await.is_err()
+    })
+    .await;
+
+    let (log, guard) = Log::start();
+    for url in [
+        url(&format!("app:{}", escaped(RIGHT)), ""),
+        url("app:no", &format!("?password={}", escaped(RIGHT))),
+    ] {
+        let pool = config(&url, &[("MIN_CONNECTIONS", "1")])
+            .connect()
+            .await
+            .unwrap();
+        pool.session().await.unwrap().ping().await.unwrap();
+        assert_whole(&test, pool.database(), 2).await;
+    }
+    for (url, code) in [
+        (url(&format!("app:{}", escaped(WRONG)), ""), "28P01"),
+        (
+            url("app", &format!("?password={}", escaped(WRONG))),
+            "28P01",
+        ),
+        (
+            url(
+                &format!("app:{}", escaped(RIGHT)),
+                "?dbname=no_such_database",
+            ),
+            "3D000",
+        ),
+    ] {
+        let error = timeout(BOUND, config(&url, &[("STARTUP_TIMEOUT", "1d")]).connect())
+            .await
+            .unwrap()
+            .unwrap_err();
+        let text = all_of(&error);
+        assert!(text.contains(code), "{text}");
+        assert_untold(
+            &text,
+            &[
+                RIGHT,
+                WRONG,
+                &escaped(RIGHT),
+                &escaped(WRONG),
+                "hunter2",
+                "w?rd",
+            ],
+        );
+    }
+    drop(guard);
+    assert!(
+        log.count("127.0.0.1") > 0,
+        "the spans that SeaORM makes of options are in the log"
+    );
+    assert_untold(
+        &log.text(),
+        &[
+            RIGHT,
+            WRONG,
+            &escaped(RIGHT),
+            &escaped(WRONG),
+            "hunter2",
+            "w?rd",
+        ],
+    );
+    assert_whole(&test, &admin, 1).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_fails_at_once_on_mysql_too() {
+    const RIGHT: &str = "p@ss/w?rd#100%";
+    let test = TestDb::new(Kind::MySql).await;
+    let admin = test.connect(1).await;
+    let user = unique_name();
+    for sql in [
+        format!("CREATE USER {user} IDENTIFIED BY '{RIGHT}'"),
+        format!("GRANT ALL ON *.* TO {user}"),
+    ] {
+        admin.execute_unprepared(&sql).await.unwrap();
+    }
+    let (log, guard) = Log::start();
+    let (_, address) = mysql_url()
+        .split_once('@')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let (address, _) = address.split_once('/').unwrap();
+    let database = test.url().rsplit_once('/').unwrap().1;
+    let right = format!("mysql://{user}:{}@{address}/{database}", escaped(RIGHT));
+    let wrong = format!("mysql://{user}:hunter2@{address}/{database}");
+    // Without TLS and without sqlx's `mysql-rsa`, a password is never sent to MySQL, and the error says so.
+    let (accepted, refusal) = if is_mariadb(&admin).await {
+        (true, "Access denied")
+    } else {
+        (false, "enable feature `mysql-rsa`")
+    };
+    if accepted {
+        let pool = config(&right, &[]).connect().await.unwrap();
+        assert_whole(&test, pool.database(), 2).await;
+    }
+    let error = timeout(
+        BOUND,
+        config(&wrong, &[("STARTUP_TIMEOUT", "1d")]).connect(),
+    )
+    .await
+    .unwrap()
+    .unwrap_err();
+    assert!(error.to_string().contains(refusal), "{error}");
+    drop(guard);
+    for text in [all_of(&error), log.text()] {
+        assert_untold(&text, &[RIGHT, &escaped(RIGHT), "hunter2"]);
+    }
+    assert_whole(&test, &admin, 1).await;
+}
+
+fn assert_untold(text: &str, secrets: &[&str]) {
+    for secret in secrets {
+        let place = text
+            .find(secret)
+            .map(|at| text[..at].lines().last().unwrap_or_default());
+        assert!(place.is_none(), "a password is told after: {place:?}");
+    }
+}
+
+/// Runs itself in a process of its own, which has another environment.
+#[test]
+fn the_environment_is_read() {
+    const CHILD: &str = "CONFIG_TEST_EXPECTS";
+    if let Ok(expected) = std::env::var(CHILD) {
+        let read =
+            PoolConfig::from_env().map(|config| config.connect_options().get_max_connections());
+        assert_eq!(format!("{read:?}"), expected);
+        return;
+    }
+    let read = |pool_size: &'static str, expected: &str| {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "config::pool_config::the_environment_is_read"])
+            .env(CHILD, expected);
+        let vars = [
+            ("DATABASE_URL", "sqlite://shop.db"),
+            ("DB_MAX_OVERFLOW", "3"),
+            ("DB_PASSWORD", "x"),
+            (pool_size, "2"),
+        ];
+        let output = child.envs(vars).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    };
+    read("DB_POOL_SIZE", "Ok(Some(5))");
+    let error = PoolConfig::from_vars([("DB_POOL_SZIE", "2")]).unwrap_err();
+    read("DB_POOL_SZIE", &format!("{:?}", Err::<(), _>(error)));
+    let error = PoolConfig::from_vars([("db_pool_size", "2")]).unwrap_err();
+    read("db_pool_size", &format!("{:?}", Err::<(), _>(error)));
+}

@@ -1,0 +1,6 @@
+//! Random programs against models of what must be there.
+
+mod acknowledged_writes;
+mod outcomes;
+mod programs;
+mod random_sql;

@@ -1,0 +1,217 @@
+//! What a reset costs on the wire.
+
+use std::time::Instant;
+
+use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Reset, SessionPool};
+
+use super::{connection, look, returned};
+use crate::support::{
+    database::{Kind, TestDb, insert_item},
+    pool::assert_whole,
+    site::port_of,
+    wire::{Proxy, visits},
+    world::{post, serve},
+};
+
+/// A database behind a proxy.
+struct Wire {
+    test: TestDb,
+    proxy: Proxy,
+    db: sea_orm::DatabaseConnection,
+    /// One for all: the warm connections of another would be counted when they cool down.
+    pool: SessionPool,
+    opened: Instant,
+}
+
+impl Wire {
+    async fn new(kind: Kind, size: u32, reset: Reset) -> Self {
+        let test = TestDb::new(kind).await;
+        let proxy = Proxy::start(port_of(test.url())).await;
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), size))
+            .await
+            .unwrap();
+        insert_item(&db, "one").await;
+        let pool = SessionPool::builder(db.clone())
+            .reset(reset)
+            .build()
+            .unwrap();
+        Self {
+            test,
+            proxy,
+            db,
+            pool,
+            opened: Instant::now(),
+        }
+    }
+
+    /// Asserts how many round trips a request costs when its connection is warm and its statements are prepared.
+    async fn assert_per_request(
+        &self,
+        layer: DbSessionLayer,
+        work: Work,
+        expected: u64,
+        case: &str,
+    ) {
+        const REQUESTS: u64 = 100;
+        let pool = layer.pool().clone();
+        let app = match work {
+            Work::InTransaction => serve(async |tx: DbTx| read(&tx).await).layer(layer),
+            Work::Nothing => serve(async || ()).layer(layer),
+            Work::Read => serve(async |db: DbSession| read(&db).await).layer(layer),
+            Work::Lock => serve(async |db: DbSession| {
+                read(&db).await;
+                lock(&db).await;
+            })
+            .layer(layer),
+        };
+        for _ in 0..3 {
+            assert_eq!(post(&app, "/").await.status(), 200);
+            returned(&pool).await;
+        }
+        self.proxy.reset_count();
+        for _ in 0..REQUESTS {
+            assert_eq!(post(&app, "/").await.status(), 200);
+            returned(&pool).await;
+        }
+        let (own, all) = (expected * REQUESTS, self.proxy.requests());
+        assert!(
+            (own..=own + visits(self.opened)).contains(&all),
+            "{case} {work:?}: {all} instead of {own}"
+        );
+    }
+
+    async fn assert_whole(&self) {
+        assert_whole(&self.test, &self.db, 2).await;
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Nothing,
+    Read,
+    InTransaction,
+    /// Reads, and takes a lock for good.
+    Lock,
+}
+
+async fn read<C: ConnectionTrait>(db: &C) {
+    let backend = db.get_database_backend();
+    let sql = if backend == DbBackend::Postgres {
+        "SELECT id FROM item WHERE hits = $1"
+    } else {
+        "SELECT id FROM item WHERE hits = ?"
+    };
+    db.query_all_raw(Statement::from_sql_and_values(backend, sql, [0.into()]))
+        .await
+        .unwrap();
+}
+
+async fn lock<C: ConnectionTrait>(db: &C) {
+    let sql = match db.get_database_backend() {
+        DbBackend::Postgres => "SELECT 1 FROM pg_advisory_lock(7)",
+        _ => "SELECT GET_LOCK('mine', 1)",
+    };
+    db.query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_changes_nothing_pays_nothing_and_one_that_does_pays_one_round_trip() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        for (reset, extra) in [
+            (Reset::RollbackOnly, 0),
+            (Reset::SessionState, 0),
+            (Reset::SessionStateAlways, 1),
+        ] {
+            let case = format!("{kind:?} {reset:?}");
+            // A new one each time: every ten seconds the driver's pool sees a connection, which pings it.
+            let wire = Wire::new(kind, 4, reset).await;
+            let layer = || DbSessionLayer::new(wire.pool.clone());
+            wire.assert_per_request(layer(), Work::Nothing, 0, &case)
+                .await;
+            wire.assert_per_request(layer(), Work::Read, 1 + extra, &case)
+                .await;
+            wire.assert_per_request(layer(), Work::InTransaction, 3 + extra, &case)
+                .await;
+            wire.assert_whole().await;
+        }
+        for reset in [Reset::SessionState, Reset::SessionStateAlways] {
+            let wire = Wire::new(kind, 4, reset).await;
+            let layer = DbSessionLayer::new(wire.pool.clone());
+            // Nothing is prepared again after a hundred resets.
+            wire.assert_per_request(layer, Work::Lock, 3, &format!("{kind:?} {reset:?}"))
+                .await;
+            wire.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn settings_of_a_transaction_cost_no_reset() {
+    for reset in [Reset::RollbackOnly, Reset::SessionState] {
+        let wire = Wire::new(Kind::Postgres, 4, reset).await;
+        let layer = DbSessionLayer::new(wire.pool.clone()).on_begin(|_| {
+            let sql = "SELECT set_config('app.tenant', $1, true)";
+            vec![Statement::from_sql_and_values(
+                DbBackend::Postgres,
+                sql,
+                ["blue".into()],
+            )]
+        });
+        wire.assert_per_request(layer, Work::InTransaction, 4, &format!("{reset:?}"))
+            .await;
+        wire.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connections_settings_are_read_once_before_the_first_change() {
+    let wire = Wire::new(Kind::Postgres, 4, Reset::SessionState).await;
+    let pool = wire.pool.clone();
+    let session = pool.session().await.unwrap();
+    let first = connection(Kind::Postgres, &*session).await;
+    let cost = async |sql: &str| {
+        wire.proxy.reset_count();
+        session.execute_unprepared(sql).await.unwrap();
+        wire.proxy.requests()
+    };
+    assert_eq!(cost("SELECT 1").await, 1);
+    assert_eq!(cost("SET app.x = 'y'").await, 2);
+    assert_eq!(cost("SET app.x = 'z'").await, 1);
+    drop(session);
+    returned(&pool).await;
+    let session = pool.session().await.unwrap();
+    assert_eq!(connection(Kind::Postgres, &*session).await, first);
+    wire.proxy.reset_count();
+    session.execute_unprepared("SET app.x = 'y'").await.unwrap();
+    assert_eq!(wire.proxy.requests(), 1, "a warm connection remembers");
+    drop(session);
+    wire.assert_whole().await;
+}
+
+/// Raw code gets the ROLLBACK and the reset in one round trip.
+#[tokio::test]
+async fn after_raw_code_rollback_and_reset_go_together() {
+    let wire = Wire::new(Kind::Postgres, 4, Reset::SessionState).await;
+    let pool = wire.pool.clone();
+    for _ in 0..3 {
+        let session = pool.session().await.unwrap();
+        crate::transactions::ended_by_server::raw(&session, "BEGIN; SET app.x = 'y'").await;
+        wire.proxy.reset_count();
+        drop(session);
+        returned(&pool).await;
+        assert_eq!(wire.proxy.requests(), 1);
+        let session = pool.session().await.unwrap();
+        assert_eq!(
+            look(
+                &*session,
+                "SELECT coalesce(nullif(current_setting('app.x', true), ''), '-')"
+            )
+            .await,
+            "-"
+        );
+    }
+    wire.assert_whole().await;
+}

@@ -1,0 +1,19 @@
+//! Transactions: G7, G8 and G12.
+
+mod aborted;
+mod commit_in_handler;
+mod commit_when;
+mod control_statements;
+mod db_tx;
+pub mod ended_by_server;
+mod failed_commit;
+mod hooks;
+mod isolation;
+mod log;
+mod mysql_modes;
+mod options;
+mod pool_transaction;
+mod round_trips;
+mod transaction_layer;
+mod unfinished;
+mod unknown_outcome;
