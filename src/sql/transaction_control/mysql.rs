@@ -3,9 +3,11 @@
 //! A comment that begins with `/*!` or `/*M!` is SQL to some servers. Its begin and its end are seams: until
 //! a statement has a word outside of such comments, its first word may be the one behind each seam.
 
-use super::{
-    Control, Effect, is_one_of, is_to_savepoint,
+use super::statement::is_to_savepoint;
+use crate::sql::{
+    effect::{Control, Effect},
     lexer::{Lexer, Token},
+    words::is_one_of,
 };
 
 /// First words of statements that leave transactions alone. PREPARE only parses: what was prepared runs
@@ -161,7 +163,7 @@ fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
 }
 
 /// MariaDB's `SET STATEMENT ... FOR`: goes to the statement behind it, if it is one.
-pub(super) fn skip_set_statement(lexer: &mut Lexer<'_>) -> bool {
+pub(in crate::sql) fn skip_set_statement(lexer: &mut Lexer<'_>) -> bool {
     let mut ahead = *lexer;
     if !ahead.next().is_some_and(|token| token.is_word("statement")) {
         return false;

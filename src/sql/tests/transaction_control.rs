@@ -9,7 +9,7 @@ use sea_orm::{
     DbBackend,
 };
 
-use super::{
+use crate::sql::{
     Control::{self, Begin, Commit, Rollback, Savepoint, SetTransaction, TwoPhase},
     Effect::{self, CommitsImplicitly, Unknown},
     effect,

@@ -1,11 +1,10 @@
 //! PostgreSQL: settings, role, advisory locks, temporary objects, LISTEN and cursors can be put back.
 
-use super::{
-    super::{
-        is_one_of,
-        lexer::{Lexer, Token},
-    },
-    Change, is_temporary, is_word_of, starts_with,
+use super::token::{is_temporary, is_word_of};
+use crate::sql::{
+    change::Change,
+    lexer::{Lexer, Token},
+    words::{is_one_of, starts_with},
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.

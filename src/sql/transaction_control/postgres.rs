@@ -1,8 +1,10 @@
 //! PostgreSQL: its set of control statements is closed, and stored code cannot end the transaction around it.
 
-use super::{
-    Control, Effect, first_word, is_one_of, is_to_savepoint,
+use super::statement::{first_word, is_to_savepoint};
+use crate::sql::{
+    effect::{Control, Effect},
     lexer::{Lexer, Token},
+    words::is_one_of,
 };
 
 pub(super) fn effect(lexer: &mut Lexer<'_>) -> Effect {

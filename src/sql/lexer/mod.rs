@@ -1,5 +1,8 @@
 //! Cuts a text into what matters of it, as the server would.
 
+#[cfg(test)]
+pub(super) mod steps;
+
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
     DbBackend,
@@ -249,7 +252,7 @@ impl<'a> Iterator for Lexer<'a> {
         let start = self.at;
         let token = self.token();
         #[cfg(test)]
-        super::steps::count(self.at - start + 1);
+        steps::count(self.at - start + 1);
         let _ = start;
         token
     }

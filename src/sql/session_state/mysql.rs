@@ -1,12 +1,11 @@
 //! MySQL and MariaDB: sqlx cannot reset a connection there, so only locks can be put back.
 
-use super::{
-    super::{
-        is_one_of,
-        lexer::{Lexer, Token},
-        mysql::skip_set_statement,
-    },
-    Change, is_word_of, starts_with,
+use super::token::is_word_of;
+use crate::sql::{
+    change::Change,
+    lexer::{Lexer, Token},
+    transaction_control::skip_set_statement,
+    words::{is_one_of, starts_with},
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.

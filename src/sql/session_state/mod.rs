@@ -7,8 +7,7 @@
 mod mysql;
 mod postgres;
 mod sqlite;
-#[cfg(test)]
-mod tests;
+mod token;
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
@@ -16,25 +15,10 @@ use sea_orm::{
 };
 
 use super::{
-    is_plain,
+    change::Change,
     lexer::{Lexer, Token},
+    plain::is_plain,
 };
-
-/// What a text of SQL may leave behind; the worst of its statements counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Change {
-    /// Nothing but data.
-    #[default]
-    None,
-    /// Settings that end with the transaction.
-    Transaction,
-    /// Locks of MySQL, which it can give back without knowing them.
-    Locks,
-    /// What the connection is told to be: settings, role, locks, temporary objects, cursors.
-    Session,
-    /// What no statement takes back.
-    Beyond,
-}
 
 /// What `sql` may leave behind, without allocating, in time linear in its length.
 pub(crate) fn change(backend: DbBackend, sql: &str) -> Change {
@@ -185,19 +169,4 @@ impl<'a> Scan<'a> {
             _ => Change::Session,
         }
     }
-}
-
-/// Whether `word` begins so, in whatever case.
-fn starts_with(word: &str, beginning: &str) -> bool {
-    word.get(..beginning.len())
-        .is_some_and(|found| found.eq_ignore_ascii_case(beginning))
-}
-
-fn is_word_of(token: Token<'_>, words: &[&str]) -> bool {
-    matches!(token, Token::Word(word) if super::is_one_of(word, words))
-}
-
-/// Whether a token makes the object that is being created a temporary one.
-fn is_temporary(token: Token<'_>, previous: Token<'_>, before: &[&str]) -> bool {
-    is_word_of(token, &["temp", "temporary"]) && is_word_of(previous, before)
 }

@@ -1,6 +1,11 @@
 //! SQLite: its set of control statements is closed; a text's statements run one after the other, always.
 
-use super::{Control, Effect, first_word, is_one_of, is_to_savepoint, lexer::Lexer};
+use super::statement::{first_word, is_to_savepoint};
+use crate::sql::{
+    effect::{Control, Effect},
+    lexer::Lexer,
+    words::is_one_of,
+};
 
 pub(super) fn effect(lexer: &mut Lexer<'_>) -> Effect {
     // Of a trigger, to the END that every trigger has; no control statements there.

@@ -1,19 +1,8 @@
 //! The reader's time is linear in a text's length: counted, not measured.
 
-use std::cell::Cell;
-
 use sea_orm::DatabaseBackend::{MySql, Postgres, Sqlite};
 
-use super::{change, effect, is_read, needs_transaction};
-
-thread_local! {
-    static STEPS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// A token was read that is so long.
-pub(super) fn count(bytes: usize) {
-    STEPS.set(STEPS.get() + bytes);
-}
+use crate::sql::{change, effect, is_read, lexer::steps, needs_transaction};
 
 /// Pieces that, said often, have made readers of SQL slow.
 const PIECES: [&str; 36] = [
@@ -60,18 +49,18 @@ fn the_time_is_linear_in_the_length_of_the_text() {
     for backend in [MySql, Postgres, Sqlite] {
         for first in ["", "SELECT ", "CREATE ", "CREATE FUNCTION ", "SET ", "/*! "] {
             for piece in PIECES {
-                let steps = |times: usize| {
+                let count = |times: usize| {
                     let sql = format!("{first}{}", piece.repeat(times));
-                    STEPS.set(0);
+                    steps::reset();
                     let _ = (
                         effect(backend, &sql),
                         change(backend, &sql),
                         is_read(backend, &sql),
                     );
                     let _ = needs_transaction(backend, &sql);
-                    STEPS.get()
+                    steps::count_so_far()
                 };
-                let (once, twice) = (steps(500), steps(1000));
+                let (once, twice) = (count(500), count(1000));
                 assert!(
                     twice <= 2 * once + once / 4 + 2000,
                     "{backend:?}, {first}{piece}…: {once} steps, then {twice}"

@@ -1,11 +1,10 @@
 //! SQLite: temporary objects and attached databases can be put back, PRAGMAs cannot.
 
-use super::{
-    super::{
-        is_one_of,
-        lexer::{Lexer, Token},
-    },
-    Change, is_temporary, is_word_of,
+use super::token::{is_temporary, is_word_of};
+use crate::sql::{
+    change::Change,
+    lexer::{Lexer, Token},
+    words::is_one_of,
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.

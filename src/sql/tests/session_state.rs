@@ -4,7 +4,7 @@ use sea_orm::{
     DbBackend,
 };
 
-use super::{
+use crate::sql::{
     Change::{self, Beyond, Locks, Session, Transaction},
     change,
 };
