@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::Kind,
-    sql::{Change, Effect, effect},
+    sql::{Change, Effect, classify},
 };
 
 impl PinnedConnection {
@@ -210,21 +210,20 @@ impl PinnedConnection {
         let depth = self.driver.depth();
         let mut any_doubtful = false;
         for statement in statements {
-            let doubtful = match effect(self.backend, &statement.sql) {
-                Effect::None => false,
-                Effect::Unknown => true,
+            let text = classify(self.backend, &statement.sql);
+            match text.effect {
                 Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),
                 Effect::CommitsImplicitly if depth > 0 => {
                     return Err(Kind::CommitsImplicitly.into_db_err());
                 }
-                Effect::CommitsImplicitly => false,
-            };
-            let mut task = Task::set_up(statement.clone(), depth, doubtful);
+                Effect::None | Effect::Unknown | Effect::CommitsImplicitly => {}
+            }
+            let mut task = Task::set_up(statement.clone(), depth, text);
             Box::pin(self.perform_honestly(&mut task)).await?;
             if let Some(Failed::Ended(kind)) = self.failed {
                 return Err(kind.into_db_err());
             }
-            any_doubtful |= doubtful;
+            any_doubtful |= text.is_doubtful();
         }
         Ok(any_doubtful)
     }
@@ -387,16 +386,21 @@ impl PinnedConnection {
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let operation = task.take_operation();
         let again = self.spare(&operation);
-        match self.perform_once(operation).await {
+        let reads_only = task.text.reads_only;
+        match self.perform_once(operation, reads_only).await {
             Err(error) if driver::is_stale(&error) => {
-                Box::pin(self.prepare_anew(error, again)).await
+                Box::pin(self.prepare_anew(error, again, reads_only)).await
             }
             output => output,
         }
     }
 
     /// What few calls need is boxed, so that the others fit into a small one.
-    pub(super) async fn perform_once(&mut self, operation: Operation) -> Result<Output, DbErr> {
+    pub(super) async fn perform_once(
+        &mut self,
+        operation: Operation,
+        reads_only: bool,
+    ) -> Result<Output, DbErr> {
         match operation {
             Operation::Execute(statement) => self
                 .driver
@@ -410,7 +414,7 @@ impl PinnedConnection {
                 .map(Output::Executed),
             Operation::One(statement) => self
                 .driver
-                .query_one(statement, self.named)
+                .query_one(statement, self.named, reads_only)
                 .await
                 .map(Output::Row),
             Operation::All(statement) => self
@@ -419,11 +423,12 @@ impl PinnedConnection {
                 .await
                 .map(Output::Rows),
             #[cfg(feature = "stream")]
-            Operation::Stream(statement, mut rows) => {
-                Box::pin(self.driver.stream(statement, &mut rows, self.named))
-                    .await
-                    .map(|()| Output::Done)
-            }
+            Operation::Stream(statement, mut rows) => Box::pin(
+                self.driver
+                    .stream(statement, &mut rows, self.named, reads_only),
+            )
+            .await
+            .map(|()| Output::Done),
             Operation::Begin(options) => self.begin(options).await.map(|()| Output::Done),
             Operation::Commit => self.commit().await.map(|()| Output::Done),
             Operation::Rollback => {

@@ -17,7 +17,6 @@ use sqlx_core::{database::HasStatementCache, transaction::TransactionManager};
 use std::sync::Arc;
 
 use crate::error::{Kind, Trouble, ends_connection};
-use crate::sql::is_sqlite_read;
 
 /// A connection checked out of one of sqlx's pools.
 pub(crate) enum Driver {
@@ -87,12 +86,12 @@ impl Driver {
         &mut self,
         statement: Statement,
         named: bool,
+        reads_only: bool,
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            // SQLite makes no more rows than are read; only what writes has to come to its end.
-            let is_read = <DB as sqlx::Database>::NAME == SQLITE && is_sqlite_read(&statement.sql);
+            let may_stop = may_stop_early::<DB>(&statement, reads_only);
             let query = query::<DB>(statement, named);
-            let row = if is_read {
+            let row = if may_stop {
                 (&mut **c).fetch_optional(query).await
             } else {
                 let mut first = None;
@@ -136,9 +135,10 @@ impl Driver {
         statement: Statement,
         rows: &mut super::Rows,
         named: bool,
+        reads_only: bool,
     ) -> Result<(), DbErr> {
         dispatch!(self, DB, c => {
-            let may_stop = <DB as sqlx::Database>::NAME == SQLITE && is_sqlite_read(&statement.sql);
+            let may_stop = may_stop_early::<DB>(&statement, reads_only);
             let mut results = (&mut **c).fetch_many(query::<DB>(statement, named));
             let mut steps = 0;
             while let Some(step) = results.next().await {
@@ -284,7 +284,16 @@ async fn breathe(steps: usize) {
     }
 }
 
-const SQLITE: &str = "SQLite";
+/// Whether nothing is lost by not reading all rows: SQLite makes no more rows than are read, and its SELECT writes
+/// nothing, whatever is in it. Only a write has to run to its end.
+fn may_stop_early<DB: sqlx::Database>(statement: &Statement, reads_only: bool) -> bool {
+    let sql = &statement.sql;
+    let is_select = || {
+        let word = sql.as_bytes().get(.."select ".len());
+        word.is_some_and(|word| word.eq_ignore_ascii_case(b"select ")) && !sql.contains(';')
+    };
+    DB::NAME == "SQLite" && (reads_only || is_select())
+}
 
 fn values(values: Option<Values>) -> SqlxValues {
     SqlxValues(values.unwrap_or_else(|| Values(Vec::new())))

@@ -25,6 +25,7 @@ impl Driver {
         &mut self,
         _: Statement,
         _: bool,
+        _: bool,
     ) -> Result<Option<QueryResult>, DbErr> {
         Err(lost())
     }
@@ -49,6 +50,7 @@ impl Driver {
         &mut self,
         _: Statement,
         _: &mut super::Rows,
+        _: bool,
         _: bool,
     ) -> Result<(), DbErr> {
         Err(lost())

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 #[cfg(feature = "stream")]
 use super::Rows;
 use super::{Driver, Reset, Route};
+use crate::sql::Classified;
 
 /// One call on a connection.
 pub(crate) struct Task {
@@ -24,7 +25,9 @@ pub(crate) struct Task {
     pub(crate) begin: Option<Begin>,
     /// `None` once it was sent.
     pub(crate) operation: Option<Operation>,
-    /// What the operation does to the transaction around it cannot be told from its text.
+    /// What is known of the operation by its text.
+    pub(crate) text: Classified,
+    /// The operation, or what came before it, may do more to the transaction around it than its text says.
     pub(crate) doubtful: bool,
     /// What becomes of the connection when the session gives it back.
     pub(crate) reset: Reset,
@@ -36,7 +39,7 @@ pub(crate) struct Task {
 
 impl Task {
     /// A statement that prepares something, beside the session's own.
-    pub(super) fn set_up(statement: Statement, depth: usize, doubtful: bool) -> Self {
+    pub(super) fn set_up(statement: Statement, depth: usize, text: Classified) -> Self {
         Self {
             first: false,
             rested: false,
@@ -44,7 +47,8 @@ impl Task {
             on_acquire: None,
             begin: None,
             operation: Some(Operation::Execute(statement)),
-            doubtful,
+            text,
+            doubtful: text.is_doubtful(),
             reset: Reset::default(),
             identify: None,
             stoppable: false,

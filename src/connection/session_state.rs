@@ -2,8 +2,8 @@
 
 use sea_orm::{DbBackend, DbErr, Statement};
 
-use super::{Begin, Operation, PinnedConnection, Reset, State, Task, driver};
-use crate::sql::{Change, change};
+use super::{Begin, PinnedConnection, Reset, State, Task, driver};
+use crate::sql::{Change, classify};
 
 impl PinnedConnection {
     /// What `task` may change beyond its transaction.
@@ -19,14 +19,6 @@ impl PinnedConnection {
                 Change::None
             };
         }
-        let of = |sql: &str| change(self.backend, sql);
-        let own = match &task.operation {
-            Some(Operation::Raw(_)) => Change::Session,
-            operation => operation
-                .as_ref()
-                .and_then(Operation::text)
-                .map_or(Change::None, of),
-        };
         let set_up = task.begin.iter().flat_map(|begin| begin.set_up.iter());
         let around = if task.on_acquire.is_some() {
             Change::Session
@@ -34,8 +26,8 @@ impl PinnedConnection {
             self.at_least(task.reset)
         };
         set_up
-            .map(|statement| of(&statement.sql))
-            .fold(own.max(around), Change::max)
+            .map(|statement| classify(self.backend, &statement.sql).change)
+            .fold(task.text.change.max(around), Change::max)
     }
 
     /// What counts as changed by any call.

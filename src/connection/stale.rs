@@ -30,13 +30,14 @@ impl PinnedConnection {
         &mut self,
         error: DbErr,
         again: Option<Operation>,
+        reads_only: bool,
     ) -> Result<Output, DbErr> {
         self.driver.forget_statements().await?;
         let Some(again) = again.filter(|_| driver::has_not_run(&error)) else {
             return Err(error);
         };
         tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale, and runs once more: {error}");
-        let output = self.perform_once(again).await;
+        let output = self.perform_once(again, reads_only).await;
         if output.as_ref().is_err_and(driver::is_stale) && !self.in_memory {
             // It is more that this connection remembers wrongly.
             self.change = Change::Beyond;

@@ -2,7 +2,7 @@
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
-use crate::sql::Control;
+use crate::sql::TransactionControl;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code)] // each driver has its own conflicts
@@ -32,7 +32,7 @@ pub(crate) enum Kind {
     OtherPool(&'static str),
     TransactionOpen,
     MustBeTransaction,
-    Control(Control),
+    Control(TransactionControl),
     CommitsImplicitly,
     NestedOptions,
     StreamOpen,
@@ -84,12 +84,12 @@ pub(super) const IN_DB_ERR: [Kind; 35] = [
     Kind::NoEnd,
     Kind::TransactionOpen,
     Kind::MustBeTransaction,
-    Kind::Control(Control::Begin),
-    Kind::Control(Control::Commit),
-    Kind::Control(Control::Rollback),
-    Kind::Control(Control::Savepoint),
-    Kind::Control(Control::SetTransaction),
-    Kind::Control(Control::TwoPhase),
+    Kind::Control(TransactionControl::Begin),
+    Kind::Control(TransactionControl::Commit),
+    Kind::Control(TransactionControl::Rollback),
+    Kind::Control(TransactionControl::Savepoint),
+    Kind::Control(TransactionControl::SetTransaction),
+    Kind::Control(TransactionControl::TwoPhase),
     Kind::CommitsImplicitly,
     Kind::NestedOptions,
     Kind::StreamOpen,
@@ -265,7 +265,7 @@ impl Kind {
     }
 }
 
-impl Control {
+impl TransactionControl {
     /// What to use instead.
     fn text(self) -> &'static str {
         match self {

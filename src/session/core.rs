@@ -24,7 +24,7 @@ use crate::{
     connection::{Operation, Output, Task},
     error::{Error, Kind},
     pool::{self, CheckedOut, Finished, Lease, SessionPool},
-    sql::{Effect, Redacted, effect, needs_transaction},
+    sql::{Classified, Effect, Redacted, classify},
     telemetry,
 };
 
@@ -126,7 +126,8 @@ impl Core {
     ) -> Result<Call, DbErr> {
         let text = match operation.text() {
             Some(sql) => self.vet(who, sql)?,
-            None => Text::of(&operation),
+            None if matches!(operation, Operation::Raw(_)) => Classified::OPAQUE,
+            None => Classified::OWN,
         };
         if let Some(turn) = self.try_turn()
             && self.try_check_out(who)?
@@ -142,22 +143,19 @@ impl Core {
         .await
     }
 
-    /// Refuses SQL that would control transactions behind the session's back, and tells what is known of the
-    /// rest.
-    pub(super) fn vet(&self, who: Who, sql: &str) -> Result<Text, DbErr> {
+    /// Reads `sql`, and refuses it if it would control transactions behind the session's back.
+    pub(super) fn vet(&self, who: Who, sql: &str) -> Result<Classified, DbErr> {
         let backend = self.pool.backend();
-        if who == Who::Session && needs_transaction(backend, sql) && self.lock().surrounding() == 0
-        {
+        let text = classify(backend, sql);
+        if who == Who::Session && text.needs_transaction && self.lock().surrounding() == 0 {
             telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
         }
-        match effect(self.pool.backend(), sql) {
-            Effect::None => Ok(Text::Plain),
-            Effect::Unknown => Ok(Text::Doubtful),
+        match text.effect {
             Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
             Effect::CommitsImplicitly if self.pool.is_test() || self.lock().is_inside(who) => {
                 Err(Kind::CommitsImplicitly.into_db_err())
             }
-            Effect::CommitsImplicitly => Ok(Text::CommitsImplicitly),
+            Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok(text),
         }
     }
 
@@ -246,14 +244,14 @@ impl Core {
         who: Who,
         opens: Option<Level>,
         operation: Operation,
-        text: Text,
+        text: Classified,
     ) -> Result<Call, DbErr> {
         let manner = Manner::of(&operation);
         let reader = operation.reader();
         let mut state = self.lock();
         let open = state.admit(who).map_err(Kind::into_db_err)?;
         // The statement may have waited for its turn while a transaction was begun.
-        if text == Text::CommitsImplicitly && (open > 0 || state.is_inside(who)) {
+        if text.effect == Effect::CommitsImplicitly && (open > 0 || state.is_inside(who)) {
             return Err(Kind::CommitsImplicitly.into_db_err());
         }
         let mut connection = match std::mem::replace(&mut state.slot, Slot::Broken) {
@@ -277,8 +275,8 @@ impl Core {
         let on_acquire = state.rules.on_acquire.clone().filter(|_| first);
         let reset = self.pool.settings().reset;
         let in_transaction = depth > 0 || begin.is_some();
-        let (stop, identify) = self.stop_for(&operation, in_transaction, &mut connection);
-        let (stoppable, doubtful) = (stop.is_some(), text == Text::Doubtful);
+        let (stop, identify) = self.stop_for(&operation, text, in_transaction, &mut connection);
+        let (stoppable, doubtful) = (stop.is_some(), text.is_doubtful());
         let task = Task {
             first,
             rested,
@@ -286,6 +284,7 @@ impl Core {
             on_acquire,
             begin,
             operation: Some(operation),
+            text,
             doubtful,
             reset,
             identify,
@@ -444,27 +443,6 @@ impl Core {
             if is_any_due {
                 self.run_hooks();
             }
-        }
-    }
-}
-
-/// What is known of an operation's text.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Text {
-    Plain,
-    /// What it does to the transaction around it cannot be told.
-    Doubtful,
-    /// The server commits what is open before it.
-    CommitsImplicitly,
-}
-
-impl Text {
-    /// Of an operation without one.
-    fn of(operation: &Operation) -> Self {
-        if matches!(operation, Operation::Raw(_)) {
-            Self::Doubtful
-        } else {
-            Self::Plain
         }
     }
 }

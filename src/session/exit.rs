@@ -6,13 +6,13 @@ use sea_orm::DbErr;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    core::{Core, Text},
+    core::Core,
     locked::Locked,
     running::{CallFuture, Leave, Manner, Purpose, Running},
     slot::{Level, Phase, Slot, State, Who},
     turn::Turn,
 };
-use crate::{connection::Operation, error::Kind, telemetry};
+use crate::{connection::Operation, error::Kind, sql::Classified, telemetry};
 
 /// How long an answer that is to roll back waits for a statement that its handler has left running.
 const STRAY_WAIT: Duration = Duration::from_millis(100);
@@ -143,7 +143,7 @@ impl Core {
             // Who could use the session next: what remains when the abandoned are gone.
             state.remaining()
         };
-        if let Ok(call) = self.launch(turn, who, None, Operation::Settle, Text::Plain) {
+        if let Ok(call) = self.launch(turn, who, None, Operation::Settle, Classified::OWN) {
             // Dropped unpolled, the call moves to a task.
             drop(call);
         }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     call::Call,
-    core::{Core, Text},
+    core::Core,
     running::{Manner, Purpose},
     slot::{Phase, Slot, State, Who},
     turn::Turn,
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     connection::{Operation, Output},
     error::{Error, Kind},
+    sql::Classified,
 };
 
 /// How long the end of a request waits for a statement that is still running.
@@ -200,7 +201,13 @@ impl Core {
             return committed;
         }
         let call = self
-            .launch(turn, Who::Settlement, None, Operation::Commit, Text::Plain)
+            .launch(
+                turn,
+                Who::Settlement,
+                None,
+                Operation::Commit,
+                Classified::OWN,
+            )
             .map_err(Error::of_commit)?;
         match timeout(bound, call).await {
             Ok(Ok(_)) => Ok(()),
@@ -300,7 +307,7 @@ impl Core {
         if let Some(transaction) = direct {
             return Ok(EarlyEnd::Direct(turn, transaction));
         }
-        let call = self.launch(turn, Who::Session, None, operation, Text::Plain)?;
+        let call = self.launch(turn, Who::Session, None, operation, Classified::OWN)?;
         self.lock().untold |= commits;
         Ok(EarlyEnd::Sent(call))
     }

@@ -8,7 +8,7 @@ use super::core::Core;
 use crate::{
     connection::{Operation, Route, Victim},
     pool::CheckedOut,
-    sql::is_read,
+    sql::Classified,
 };
 
 /// A call that may be stopped.
@@ -44,6 +44,7 @@ impl Core {
     pub(super) fn stop_for(
         &self,
         operation: &Operation,
+        text: Classified,
         in_transaction: bool,
         connection: &mut CheckedOut,
     ) -> (Option<Stop>, Option<Route>) {
@@ -53,9 +54,7 @@ impl Core {
         }
         // Also for what is not to be stopped: its answer may be lost.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
-        let stoppable = operation
-            .text()
-            .is_some_and(|sql| in_transaction || is_read(pool.backend(), sql));
+        let stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let Some(victim) = connection.victim().filter(|_| is_work) else {
             return (None, None);
         };

@@ -8,10 +8,10 @@ pub(crate) enum Change {
     None,
     /// Settings that end with the transaction.
     Transaction,
-    /// Locks of MySQL, which it can give back without knowing them.
+    /// Locks of MySQL, which can be released without being known.
     Locks,
-    /// What the connection is told to be: settings, role, locks, temporary objects, cursors.
+    /// State of the connection that can be put back: settings, role, locks, temporary objects, cursors.
     Session,
-    /// What no statement takes back.
+    /// State that no statement puts back.
     Beyond,
 }

@@ -5,17 +5,17 @@
 pub(crate) enum Effect {
     /// None of its statements touches transactions.
     None,
-    /// It cannot be told: stored code or an unknown statement of MySQL, a text that ends inside of a quote.
+    /// Unknown by its text: stored code or an unknown statement of MySQL, a text that ends inside a quote.
     Unknown,
-    /// A statement that commits what came before by itself (MySQL, MariaDB only).
+    /// The server commits the open transaction before it (MySQL, MariaDB only).
     CommitsImplicitly,
     /// Transaction control, to be refused always.
-    Control(Control),
+    Control(TransactionControl),
 }
 
-/// What a statement asks for that is the session's to do.
+/// A statement that begins, ends or sets a transaction, which only the session may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Control {
+pub(crate) enum TransactionControl {
     Begin,
     Commit,
     Rollback,

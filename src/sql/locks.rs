@@ -1,114 +1,128 @@
-//! Statements whose effect ends with their transaction, so that they do nothing outside of one: locks,
+//! [`LockReader`]: statements whose effect ends with their transaction, so that they do nothing outside one: locks,
 //! settings for a transaction, cursors.
 
-use sea_orm::DbBackend;
-
-use super::{
-    lexer::{Lexer, Token},
-    words::is_one_of,
+use sea_orm::{
+    DatabaseBackend::{Postgres, Sqlite},
+    DbBackend,
 };
 
-/// Whether `sql` does nothing lasting unless a transaction is open.
-pub(crate) fn needs_transaction(backend: DbBackend, sql: &str) -> bool {
-    // SQLite locks by itself, and knows none of these.
-    if backend == DbBackend::Sqlite || !mentions(backend, sql) {
-        return false;
+use super::lexer::{Lexer, Token};
+
+/// Reads one text to its end.
+#[derive(Debug)]
+pub(super) struct LockReader<'a> {
+    backend: DbBackend,
+    place: Place,
+    /// A lock, a cursor or a local setting was found.
+    found: bool,
+    previous: Token<'a>,
+    call: Option<SetConfig>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Before the first word.
+    Start,
+    /// In a query, which locks by words inside it.
+    Query,
+    /// In a LOCK or DECLARE.
+    Command,
+    /// In a SET LOCAL.
+    Setting,
+    /// Behind the first statement.
+    Ended,
+    /// In a text that works without a transaction.
+    Works,
+}
+
+impl<'a> LockReader<'a> {
+    pub(super) fn new(backend: DbBackend) -> Self {
+        Self {
+            backend,
+            // SQLite locks by itself, and knows none of these.
+            place: if backend == Sqlite {
+                Place::Works
+            } else {
+                Place::Start
+            },
+            found: false,
+            previous: Token::Symbol(b';'),
+            call: None,
+        }
     }
-    let mut lexer = Lexer::new(backend, sql);
-    let Some(Token::Word(first)) = lexer.find(|token| *token != Token::Symbol(b'(')) else {
-        return false;
-    };
-    let found = match backend {
-        DbBackend::Postgres if is_one_of(first, &["lock", "declare"]) => {
-            rest_of(lexer).all(|token| !token.is_word("hold"))
-        }
-        DbBackend::Postgres if first.eq_ignore_ascii_case("set") => {
-            lexer.peek().is_some_and(|next| next.is_word("local"))
-        }
-        _ => is_one_of(first, &["select", "with", "values", "table"]) && locks(backend, lexer),
-    };
-    // Several statements in one text are one transaction to PostgreSQL.
-    let is_alone = || {
-        lexer
-            .skip_while(|token| *token != Token::Symbol(b';'))
-            .nth(1)
-            .is_none()
-    };
-    found && (backend != DbBackend::Postgres || is_alone())
-}
 
-/// Whether `sql` has a word at all that may make it so: nearly none has.
-fn mentions(backend: DbBackend, sql: &str) -> bool {
-    let (sql, is_postgres) = (sql.as_bytes(), backend == DbBackend::Postgres);
-    sql.iter().enumerate().any(|(at, byte)| {
-        // Lower case of letters; what becomes none of these was none before.
-        let words: &[&str] = match byte | 0x20 {
-            b'f' => &["for"],
-            b'l' if is_postgres => &["lock", "local"],
-            b'l' => &["lock"],
-            b's' if is_postgres => &["set_config"],
-            b'd' if is_postgres => &["declare"],
-            _ => return false,
+    /// Whether the text does nothing lasting unless a transaction is open.
+    pub(super) fn needs_transaction(&self) -> bool {
+        self.found && !matches!(self.place, Place::Works)
+    }
+
+    pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
+        self.place = match (self.place, token) {
+            (Place::Works, _) => return,
+            (Place::Start, Token::Symbol(b'(')) => Place::Start,
+            (Place::Start, first) => self.first(first, rest),
+            // Several statements in one text are one transaction to PostgreSQL.
+            (Place::Ended, _) if self.backend == Postgres => Place::Works,
+            (_, Token::Symbol(b';')) => Place::Ended,
+            (Place::Query, token) => self.query(token),
+            (Place::Command, token) if token.is_word("hold") => Place::Works,
+            (place, _) => place,
         };
-        let before = at.checked_sub(1).and_then(|before| sql.get(before));
-        let begins = before
-            .is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')));
-        let is = |word: &&str| {
-            sql.get(at..at + word.len())
-                .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+    }
+
+    fn first(&mut self, word: Token<'_>, rest: Lexer<'_>) -> Place {
+        if word.is_one_of(&["select", "with", "values", "table"]) {
+            return Place::Query;
+        }
+        let is_local = || rest.peek().is_some_and(|next| next.is_word("local"));
+        let place = match self.backend {
+            Postgres if word.is_one_of(&["lock", "declare"]) => Place::Command,
+            Postgres if word.is_word("set") && is_local() => Place::Setting,
+            _ => Place::Works,
         };
-        begins && words.iter().any(is)
-    })
-}
+        self.found = true;
+        place
+    }
 
-fn rest_of(lexer: Lexer<'_>) -> impl Iterator<Item = Token<'_>> {
-    lexer.take_while(|token| *token != Token::Symbol(b';'))
-}
-
-/// Whether a query takes locks, or sets something, for its transaction alone. One that also writes is done
-/// with them at its end.
-fn locks(backend: DbBackend, rest: Lexer<'_>) -> bool {
-    let (mut locks, mut previous) = (false, Token::Symbol(b';'));
-    let mut call: Option<Call> = None;
-    for token in rest_of(rest) {
-        let writes = ["insert", "update", "delete", "merge"]
-            .iter()
-            .any(|word| token.is_word(word));
-        let is_lock = ["update", "share", "key", "no"]
-            .iter()
-            .any(|word| token.is_word(word))
-            && previous.is_word("for");
+    /// A query may take locks, or set something, for its transaction alone. One that also writes is done with them at
+    /// its end.
+    fn query(&mut self, token: Token<'a>) -> Place {
+        let previous = std::mem::replace(&mut self.previous, token);
+        let is_lock = token.is_one_of(&["update", "share", "key", "no"]) && previous.is_word("for");
         let in_share_mode = token.is_word("in") && previous.is_word("lock");
-        match &mut call {
-            Some(open) => {
-                locks |= open.is_local_at(token);
-                if open.depth == 0 {
-                    call = None;
-                }
-            }
-            None if backend == DbBackend::Postgres && token.is_word("set_config") => {
-                call = Some(Call::default())
-            }
-            None => {}
-        }
-        locks |= is_lock || in_share_mode;
+        self.found |= self.sets_locally(token) || is_lock || in_share_mode;
         // In `FOR NO KEY UPDATE` as well.
-        if writes && !is_lock && !previous.is_word("key") {
-            return false;
+        let is_of_lock = is_lock || previous.is_word("key");
+        if token.is_one_of(&["insert", "update", "delete", "merge"]) && !is_of_lock {
+            Place::Works
+        } else {
+            Place::Query
         }
-        previous = token;
     }
-    locks
+
+    /// Whether `token` makes a call of `set_config` one for the transaction alone.
+    fn sets_locally(&mut self, token: Token<'_>) -> bool {
+        let Some(call) = &mut self.call else {
+            let begins = self.backend == Postgres && token.is_word("set_config");
+            self.call = begins.then(SetConfig::default);
+            return false;
+        };
+        let is_local = call.is_local_at(token);
+        if call.depth == 0 {
+            self.call = None;
+        }
+        is_local
+    }
 }
 
-/// A call of `set_config` on its way.
-#[derive(Default)]
-struct Call {
+/// A call of `set_config` whose arguments are being read.
+#[derive(Debug, Default)]
+struct SetConfig {
     depth: usize,
     commas: usize,
 }
 
-impl Call {
+impl SetConfig {
     /// Whether `token` is the argument that makes a setting the transaction's own.
     fn is_local_at(&mut self, token: Token<'_>) -> bool {
         match token {

@@ -1,30 +1,133 @@
-//! Statements of the kind that nearly all are.
+//! [`Glance`]: a look at the bytes of a statement, which is enough for nearly all.
 
-use sea_orm::DbBackend;
+use sea_orm::{
+    DatabaseBackend::{MySql, Postgres},
+    DbBackend,
+};
 
-use super::words::is_one_of;
+use super::{lexer::is_word_part, reads::words_of_writes, words::is_one_of};
 
-/// Whether `sql` is one statement of the kind that nearly all are.
-pub(super) fn is_plain(backend: DbBackend, sql: &str) -> bool {
-    let sql = sql
-        .trim_ascii_start()
-        .trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
-    let end = sql
-        .bytes()
-        .position(|byte| !byte.is_ascii_alphabetic())
-        .unwrap_or(sql.len());
-    let (word, rest) = sql.split_at(end);
-    if !is_one_of(
-        word,
-        &["select", "insert", "update", "delete", "with", "values"],
-    ) {
-        return false;
-    }
-    if rest.contains(';') {
-        return false;
-    }
-    // `/*!` and `/*M!` hold SQL.
-    backend != DbBackend::MySql
-        || !rest.contains('!')
-        || !(rest.contains("/*!") || rest.contains("/*M!"))
+/// What the bytes of an ordinary statement say.
+#[derive(Debug, Default)]
+pub(super) struct Glance {
+    /// It is a query that writes nothing, unless a closer look says otherwise.
+    pub(super) reads: bool,
+    /// It has a part of a name by which a session is changed.
+    pub(super) may_change: bool,
+    /// A query has a word or quotes that only the lexer can judge.
+    is_unclear: bool,
+    double_quotes: usize,
+    backticks: usize,
 }
+
+impl Glance {
+    /// Looks at `sql`; `None` unless it is one statement of the kind that nearly all are.
+    pub(super) fn of(backend: DbBackend, sql: &str) -> Option<Self> {
+        let sql = sql
+            .trim_ascii_start()
+            .trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
+        let end = sql
+            .bytes()
+            .position(|byte| !byte.is_ascii_alphabetic())
+            .unwrap_or(sql.len());
+        let (word, rest) = sql.split_at(end);
+        let reads = is_one_of(word, &["select", "with", "values"]);
+        if !reads && !is_one_of(word, &["insert", "update", "delete"]) || rest.contains(';') {
+            return None;
+        }
+        // `/*!` and `/*M!` hold SQL.
+        if backend == MySql && rest.contains('!') && (rest.contains("/*!") || rest.contains("/*M!"))
+        {
+            return None;
+        }
+        let mut glance = Self {
+            reads,
+            is_unclear: rest.bytes().next().is_some_and(is_word_part),
+            ..Self::default()
+        };
+        glance.look(backend, rest.as_bytes());
+        Some(glance)
+    }
+
+    /// Whether no closer look is needed. Names in quotes end, unless quotes of two kinds stand in one another.
+    pub(super) fn is_clear(&self) -> bool {
+        let (double, back) = (self.double_quotes, self.backticks);
+        let ends = double % 2 == 0 && back % 2 == 0 && (double == 0 || back == 0);
+        !self.may_change && (!self.reads || !self.is_unclear && ends)
+    }
+
+    fn look(&mut self, backend: DbBackend, bytes: &[u8]) {
+        let mut in_word = true;
+        for (at, &byte) in bytes.iter().enumerate() {
+            let behind = || bytes.get(at + 1).copied().unwrap_or_default();
+            self.may_change |= may_change(backend, bytes, at, byte);
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' => {
+                    self.is_unclear |= self.reads && !in_word && is_telling(byte, bytes, at);
+                    in_word = true;
+                    continue;
+                }
+                b'_' => {
+                    in_word = true;
+                    continue;
+                }
+                b'"' => self.double_quotes += 1,
+                b'`' => self.backticks += 1,
+                b'\'' | b'\\' | b'[' | b'#' => self.is_unclear = true,
+                b'-' => self.is_unclear |= behind() == b'-',
+                b'/' => self.is_unclear |= behind() == b'*',
+                b'$' => self.is_unclear |= !behind().is_ascii_digit(),
+                _ => {}
+            }
+            in_word = false;
+        }
+    }
+}
+
+/// Whether a word begins at `at` by which a query may write or lock.
+fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
+    let is = |word: &&str| {
+        let end = at + word.len();
+        bytes
+            .get(at..end)
+            .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+            && bytes
+                .get(end)
+                .is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')))
+    };
+    words_of_writes(first).iter().any(is) || is(&"for")
+}
+
+/// Whether part of a name stands at `at` that only names have by which a session is changed.
+fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
+    let after = |at: usize, word: &str| {
+        bytes
+            .get(at..at + word.len())
+            .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+    };
+    let is_after = |word: &str| {
+        at.checked_sub(word.len())
+            .is_some_and(|before| after(before, word))
+    };
+    match byte {
+        b'_' => {
+            BEHIND_UNDERSCORES.iter().any(|word| after(at + 1, word))
+                || is_after("dblink")
+                || is_after("ts") && (after(at + 1, "stat") || after(at + 1, "rewrite"))
+        }
+        b't' | b'T' => backend == Postgres && after(at + 1, "emp"),
+        b'&' => backend == Postgres && after(at + 1, "\""),
+        b'@' => backend == MySql,
+        b':' => backend == MySql && after(at + 1, "="),
+        _ => false,
+    }
+}
+
+/// What follows the underscore in names of functions that change a session: `set_config`,
+/// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
+/// `load_extension`, `query_to_xml`; and of the view `pg_settings`.
+#[rustfmt::skip]
+const BEHIND_UNDERSCORES: [&str; 9] = [
+    "config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings",
+    "to_xml",
+];

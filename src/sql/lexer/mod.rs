@@ -8,6 +8,8 @@ use sea_orm::{
     DbBackend,
 };
 
+use super::words::is_one_of;
+
 /// One piece of a text; comments and spaces are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token<'a> {
@@ -25,6 +27,10 @@ pub(super) enum Token<'a> {
 impl Token<'_> {
     pub(super) fn is_word(&self, word: &str) -> bool {
         matches!(self, Self::Word(found) if found.eq_ignore_ascii_case(word))
+    }
+
+    pub(super) fn is_one_of(&self, words: &[&str]) -> bool {
+        matches!(self, Self::Word(found) if is_one_of(found, words))
     }
 }
 
@@ -64,9 +70,9 @@ impl<'a> Lexer<'a> {
         self.next()
     }
 
-    /// Goes on behind the statement's `;`.
-    pub(super) fn skip_statement(&mut self) {
-        self.find(|token| *token == Token::Symbol(b';'));
+    /// How many bytes were read.
+    pub(super) fn position(&self) -> usize {
+        self.at
     }
 
     fn byte(&self, offset: usize) -> Option<u8> {
@@ -335,6 +341,6 @@ fn is_space(byte: u8) -> bool {
     byte <= b' ' || byte == 0x7f
 }
 
-fn is_word_part(byte: u8) -> bool {
+pub(super) fn is_word_part(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
 }

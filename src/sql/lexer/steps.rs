@@ -11,10 +11,10 @@ pub(super) fn count(bytes: usize) {
     STEPS.set(STEPS.get() + bytes);
 }
 
-pub(in crate::sql) fn reset() {
+pub(crate) fn reset() {
     STEPS.set(0);
 }
 
-pub(in crate::sql) fn count_so_far() -> usize {
+pub(crate) fn count_so_far() -> usize {
     STEPS.get()
 }

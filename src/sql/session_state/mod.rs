@@ -1,8 +1,8 @@
-//! What a text of SQL may change beyond the transaction it runs in.
+//! [`ChangeReader`]: what a text of SQL may change beyond the transaction it runs in.
 //!
-//! A statement is known by its first word, and a few more by words inside of it: `TEMPORARY`, a user
-//! variable, a function that takes a lock or sets something. What a function of the user's own does
-//! cannot be seen. What cannot be told counts as changed.
+//! A statement is known by its first word, and a few more by words inside it: `TEMPORARY`, a user
+//! variable, a function that takes a lock or sets something. A function of the user's own cannot be looked into. A
+//! statement that is not known counts as a change.
 
 mod mysql;
 mod postgres;
@@ -17,155 +17,100 @@ use sea_orm::{
 use super::{
     change::Change,
     lexer::{Lexer, Token},
-    plain::is_plain,
+    transaction_control::behind_settings,
 };
-
-/// What `sql` may leave behind, without allocating, in time linear in its length.
-pub(crate) fn change(backend: DbBackend, sql: &str) -> Change {
-    if is_plain(backend, sql) && !mentions(backend, sql) {
-        return Change::None;
-    }
-    let mut scan = Scan {
-        lexer: Lexer::new(backend, sql),
-        previous: END,
-        first: END,
-        begins: true,
-    };
-    let found = scan.run(backend);
-    if scan.lexer.is_doubtful() {
-        found.max(Change::Session)
-    } else {
-        found
-    }
-}
-
-/// Whether a statement of the usual kind has to be looked at more closely: it has a part of a name that
-/// tells.
-fn mentions(backend: DbBackend, sql: &str) -> bool {
-    let bytes = sql.as_bytes();
-    let after = |at: usize, word: &str| {
-        bytes
-            .get(at..at + word.len())
-            .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
-    };
-    let is_after = |at: usize, word: &str| {
-        at.checked_sub(word.len())
-            .is_some_and(|before| after(before, word))
-    };
-    bytes.iter().enumerate().any(|(at, byte)| match byte {
-        b'_' => {
-            TELLING.iter().any(|word| after(at + 1, word))
-                || is_after(at, "dblink")
-                || is_after(at, "ts") && (after(at + 1, "stat") || after(at + 1, "rewrite"))
-        }
-        b't' | b'T' => backend == Postgres && after(at + 1, "emp"),
-        b'&' => backend == Postgres && after(at + 1, "\""),
-        b'@' => backend == MySql,
-        b':' => backend == MySql && after(at + 1, "="),
-        _ => false,
-    })
-}
-
-/// What follows the underscore in names of functions that change a session: `set_config`,
-/// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
-/// `load_extension`, `query_to_xml`; and of the view `pg_settings`.
-const TELLING: [&str; 9] = [
-    "config",
-    "advisory_",
-    "temp",
-    "origin_session",
-    "lock",
-    "get_",
-    "extension",
-    "settings",
-    "to_xml",
-];
 
 /// What stands before a statement.
 const END: Token<'static> = Token::Symbol(b';');
 
-/// A text on its way.
+/// Reads one text to its end.
 #[derive(Debug)]
-struct Scan<'a> {
-    lexer: Lexer<'a>,
+pub(super) struct ChangeReader<'a> {
+    backend: DbBackend,
+    found: Change,
     /// Seams are passed over.
     previous: Token<'a>,
     /// The statement's first word.
     first: Token<'a>,
     /// The statement has had no word yet.
     begins: bool,
+    behind_seam: bool,
+    /// Tokens up to here were read ahead.
+    read_ahead: usize,
 }
 
-impl<'a> Scan<'a> {
-    fn run(&mut self, backend: DbBackend) -> Change {
-        let mut worst = Change::None;
-        let mut behind_seam = false;
-        while let Some(token) = self.lexer.next() {
-            let found = match token {
-                Token::Seam => {
-                    behind_seam = true;
-                    continue;
-                }
-                Token::Symbol(b';') => {
-                    (self.begins, self.first) = (true, END);
-                    Change::None
-                }
-                Token::Word("") => continue,
-                Token::Word(word) if self.begins => {
-                    (self.begins, self.first) = (false, token);
-                    self.statement(backend, word)
-                        .max(self.inside(backend, token))
-                }
-                // What stands in the comment may be nothing to the server.
-                Token::Word(word) if behind_seam => {
-                    let found = if mysql::is_known(word) {
-                        self.statement(backend, word)
-                    } else {
-                        Change::None
-                    };
-                    found.max(self.inside(backend, token))
-                }
-                token => self.inside(backend, token),
-            };
-            worst = worst.max(found);
-            if worst == Change::Beyond {
-                return worst;
-            }
-            behind_seam = false;
-            self.previous = token;
+impl<'a> ChangeReader<'a> {
+    pub(super) fn new(backend: DbBackend) -> Self {
+        Self {
+            backend,
+            found: Change::None,
+            previous: END,
+            first: END,
+            begins: true,
+            behind_seam: false,
+            read_ahead: 0,
         }
-        worst
+    }
+
+    pub(super) fn found(&self) -> Change {
+        self.found
+    }
+
+    pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
+        if self.found == Change::Beyond || rest.position() <= self.read_ahead {
+            return;
+        }
+        let found = match token {
+            Token::Seam => {
+                self.behind_seam = true;
+                return;
+            }
+            Token::Word("") => return,
+            Token::Word(word) if self.begins => {
+                (self.begins, self.first) = (false, token);
+                self.statement(word, rest)
+            }
+            // What stands in the comment may be nothing to the server.
+            Token::Word(word) if self.behind_seam && mysql::is_known(word) => {
+                self.statement(word, rest)
+            }
+            _ => Change::None,
+        };
+        if token == END {
+            (self.begins, self.first) = (true, END);
+        }
+        self.found = self.found.max(found).max(self.inside(token, rest));
+        self.behind_seam = false;
+        self.previous = token;
     }
 
     /// What a statement leaves behind by its kind.
-    fn statement(&mut self, backend: DbBackend, word: &str) -> Change {
-        match backend {
-            Postgres => postgres::statement(word, self.lexer),
-            MySql => match mysql::statement(word, &mut self.lexer) {
-                Some(change) => change,
-                // The statement proper follows.
-                None => {
-                    self.begins = true;
-                    Change::None
+    fn statement(&mut self, word: &str, rest: Lexer<'a>) -> Change {
+        let change = match self.backend {
+            Postgres => Some(postgres::statement(word, rest)),
+            MySql if word.eq_ignore_ascii_case("set") => match behind_settings(rest) {
+                // MariaDB's settings for one statement.
+                Some(proper) => {
+                    self.read_ahead = proper.position();
+                    None
                 }
+                None => Some(Change::Beyond),
             },
-            Sqlite => match sqlite::statement(word, self.lexer) {
-                Some(change) => change,
-                None => {
-                    self.begins = true;
-                    Change::None
-                }
-            },
-            _ => Change::Session,
-        }
+            MySql => Some(mysql::statement(word)),
+            Sqlite => sqlite::statement(word, rest),
+            _ => Some(Change::Session),
+        };
+        // Otherwise the statement proper follows.
+        self.begins |= change.is_none();
+        change.unwrap_or_default()
     }
 
     /// What a statement leaves behind by a word in it.
-    fn inside(&self, backend: DbBackend, token: Token<'a>) -> Change {
-        match backend {
-            Postgres => postgres::inside(token, self.previous, self.lexer),
-            MySql => mysql::inside(token, self.previous, self.first, self.lexer),
-            Sqlite => sqlite::inside(token, self.previous, self.lexer),
+    fn inside(&self, token: Token<'a>, rest: Lexer<'a>) -> Change {
+        match self.backend {
+            Postgres => postgres::inside(token, self.previous, rest),
+            MySql => mysql::inside(token, self.previous, self.first, rest),
+            Sqlite => sqlite::inside(token, self.previous, rest),
             _ => Change::Session,
         }
     }

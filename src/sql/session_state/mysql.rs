@@ -1,74 +1,26 @@
-//! MySQL and MariaDB: sqlx cannot reset a connection there, so only locks can be put back.
+//! MySQL and MariaDB: sqlx cannot reset a connection there, so only locks can be released.
 
-use super::token::is_word_of;
 use crate::sql::{
     change::Change,
     lexer::{Lexer, Token},
-    transaction_control::skip_set_statement,
     words::{is_one_of, starts_with},
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+#[rustfmt::skip]
 const HARMLESS: [&str; 46] = [
-    "select",
-    "insert",
-    "update",
-    "delete",
-    "with",
-    "values",
-    "table",
-    "replace",
-    "show",
-    "explain",
-    "describe",
-    "desc",
-    "do",
-    "help",
-    "load",
-    "checksum",
-    "signal",
-    "resignal",
-    "analyze",
-    "alter",
-    "create",
-    "drop",
-    "truncate",
-    "rename",
-    "grant",
-    "revoke",
-    "check",
-    "optimize",
-    "repair",
-    "cache",
-    "install",
-    "uninstall",
-    "stop",
-    "reset",
-    "change",
-    "shutdown",
-    "import",
-    "clone",
-    "start",
-    "kill",
-    "purge",
-    "commit",
-    "rollback",
-    "savepoint",
-    "release",
-    "xa",
+    "select", "insert", "update", "delete", "with", "values", "table", "replace", "show",
+    "explain", "describe", "desc", "do", "help", "load", "checksum", "signal", "resignal",
+    "analyze", "alter", "create", "drop", "truncate", "rename", "grant", "revoke", "check",
+    "optimize", "repair", "cache", "install", "uninstall", "stop", "reset", "change",
+    "shutdown", "import", "clone", "start", "kill", "purge", "commit", "rollback", "savepoint",
+    "release", "xa",
 ];
 
 /// First words of statements that are sure to leave something behind.
+#[rustfmt::skip]
 const STATEFUL: [&str; 9] = [
-    "set",
-    "use",
-    "prepare",
-    "deallocate",
-    "execute",
-    "call",
-    "handler",
-    "get",
-    "backup",
+    "set", "use", "prepare", "deallocate", "execute", "call", "handler", "get", "backup",
 ];
 
 const LOCKING: [&str; 3] = ["lock", "unlock", "flush"];
@@ -78,16 +30,13 @@ pub(super) fn is_known(word: &str) -> bool {
     is_one_of(word, &STATEFUL) || is_one_of(word, &LOCKING)
 }
 
-/// What a statement leaves behind by its first word; `None` if the statement proper is still to come.
-pub(super) fn statement(word: &str, rest: &mut Lexer<'_>) -> Option<Change> {
-    let set = word.eq_ignore_ascii_case("set");
-    Some(match word {
+/// What a statement leaves behind by its first word.
+pub(super) fn statement(word: &str) -> Change {
+    match word {
         _ if is_one_of(word, &HARMLESS) => Change::None,
         _ if is_one_of(word, &LOCKING) => Change::Locks,
-        // MariaDB's settings for one statement.
-        _ if set && skip_set_statement(rest) => return None,
         _ => Change::Beyond,
-    })
+    }
 }
 
 pub(super) fn inside(
@@ -106,8 +55,8 @@ pub(super) fn inside(
         }
         // What stands between, in a comment, may be nothing to the server.
         Token::Word(_) if token.is_word("temporary") => {
-            let made = is_word_of(previous, &["create", "replace", "drop"])
-                || is_word_of(first, &["create", "drop"]);
+            let made = previous.is_one_of(&["create", "replace", "drop"])
+                || first.is_one_of(&["create", "drop"]);
             if made { Change::Beyond } else { Change::None }
         }
         Token::Word(_) if token.is_word("prepare") && previous.is_word("drop") => Change::Beyond,

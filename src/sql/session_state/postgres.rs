@@ -1,6 +1,6 @@
 //! PostgreSQL: settings, role, advisory locks, temporary objects, LISTEN and cursors can be put back.
 
-use super::token::{is_temporary, is_word_of};
+use super::token::is_temporary;
 use crate::sql::{
     change::Change,
     lexer::{Lexer, Token},
@@ -8,56 +8,17 @@ use crate::sql::{
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+#[rustfmt::skip]
 const HARMLESS: [&str; 45] = [
-    "select",
-    "insert",
-    "update",
-    "delete",
-    "with",
-    "values",
-    "merge",
-    "table",
-    "create",
-    "alter",
-    "drop",
-    "truncate",
-    "grant",
-    "revoke",
-    "comment",
-    "analyze",
-    "analyse",
-    "vacuum",
-    "explain",
-    "show",
-    "copy",
-    "fetch",
-    "move",
-    "close",
-    "lock",
-    "notify",
-    "reindex",
-    "cluster",
-    "checkpoint",
-    "refresh",
-    "import",
-    "security",
-    "reassign",
-    "declare",
-    "begin",
-    "start",
-    "commit",
-    "end",
-    "rollback",
-    "abort",
-    "savepoint",
-    "release",
-    "repack",
-    "wait",
-    "return",
+    "select", "insert", "update", "delete", "with", "values", "merge", "table", "create",
+    "alter", "drop", "truncate", "grant", "revoke", "comment", "analyze", "analyse", "vacuum",
+    "explain", "show", "copy", "fetch", "move", "close", "lock", "notify", "reindex", "cluster",
+    "checkpoint", "refresh", "import", "security", "reassign", "declare", "begin", "start",
+    "commit", "end", "rollback", "abort", "savepoint", "release", "repack", "wait", "return",
 ];
 
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
-    let is_next = |words: &[&str]| rest.peek().is_some_and(|next| is_word_of(next, words));
+    let is_next = |words: &[&str]| rest.peek().is_some_and(|next| next.is_one_of(words));
     match word {
         _ if is_one_of(word, &HARMLESS) => Change::None,
         _ if word.eq_ignore_ascii_case("set") && is_next(&["local"]) => Change::Transaction,

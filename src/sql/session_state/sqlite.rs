@@ -1,6 +1,6 @@
 //! SQLite: temporary objects and attached databases can be put back, PRAGMAs cannot.
 
-use super::token::{is_temporary, is_word_of};
+use super::token::is_temporary;
 use crate::sql::{
     change::Change,
     lexer::{Lexer, Token},
@@ -8,49 +8,19 @@ use crate::sql::{
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+#[rustfmt::skip]
 const HARMLESS: [&str; 18] = [
-    "select",
-    "insert",
-    "update",
-    "delete",
-    "replace",
-    "with",
-    "values",
-    "create",
-    "drop",
-    "alter",
-    "analyze",
-    "reindex",
-    "vacuum",
-    "begin",
-    "commit",
-    "end",
-    "rollback",
-    "savepoint",
+    "select", "insert", "update", "delete", "replace", "with", "values", "create", "drop",
+    "alter", "analyze", "reindex", "vacuum", "begin", "commit", "end", "rollback", "savepoint",
 ];
 
 /// PRAGMAs that only tell something, or work on the file, whatever their argument.
+#[rustfmt::skip]
 const TELLING: [&str; 20] = [
-    "table_info",
-    "table_xinfo",
-    "table_list",
-    "index_list",
-    "index_info",
-    "index_xinfo",
-    "foreign_key_list",
-    "foreign_key_check",
-    "database_list",
-    "collation_list",
-    "function_list",
-    "module_list",
-    "pragma_list",
-    "compile_options",
-    "integrity_check",
-    "quick_check",
-    "optimize",
-    "wal_checkpoint",
-    "incremental_vacuum",
-    "user_version",
+    "table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo",
+    "foreign_key_list", "foreign_key_check", "database_list", "collation_list", "function_list",
+    "module_list", "pragma_list", "compile_options", "integrity_check", "quick_check",
+    "optimize", "wal_checkpoint", "incremental_vacuum", "user_version",
 ];
 
 /// What a statement leaves behind by its first word; `None` if the statement proper is still to come.
@@ -86,9 +56,7 @@ pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> 
     let name = match token {
         Token::Word(name) | Token::Name(name) => name,
         // `CREATE TABLE [temp].t`, where any quotes do.
-        Token::Literal
-            if is_word_of(previous, &["table", "view", "index", "trigger", "exists"]) =>
-        {
+        Token::Literal if previous.is_one_of(&["table", "view", "index", "trigger", "exists"]) => {
             return if rest.peek() == Some(Token::Symbol(b'.')) {
                 Change::Session
             } else {

@@ -1,6 +1,13 @@
-use sea_orm::DatabaseBackend::{MySql, Postgres, Sqlite};
+use sea_orm::{
+    DatabaseBackend::{MySql, Postgres, Sqlite},
+    DbBackend,
+};
 
-use crate::sql::needs_transaction;
+use crate::sql::classify;
+
+fn needs_transaction(backend: DbBackend, sql: &str) -> bool {
+    classify(backend, sql).needs_transaction
+}
 
 #[test]
 fn what_ends_with_its_transaction_is_known() {

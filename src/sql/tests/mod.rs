@@ -1,5 +1,5 @@
 mod linear_time;
 mod locks;
-mod read;
+mod reads;
 mod session_state;
 mod transaction_control;

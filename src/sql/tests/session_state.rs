@@ -6,8 +6,12 @@ use sea_orm::{
 
 use crate::sql::{
     Change::{self, Beyond, Locks, Session, Transaction},
-    change,
+    classify,
 };
+
+fn change(backend: DbBackend, sql: &str) -> Change {
+    classify(backend, sql).change
+}
 
 /// What stands around a statement and changes nothing.
 fn dressed(backend: DbBackend, sql: &str) -> Vec<String> {

@@ -10,10 +10,14 @@ use sea_orm::{
 };
 
 use crate::sql::{
-    Control::{self, Begin, Commit, Rollback, Savepoint, SetTransaction, TwoPhase},
     Effect::{self, CommitsImplicitly, Unknown},
-    effect,
+    TransactionControl::{self, Begin, Commit, Rollback, Savepoint, SetTransaction, TwoPhase},
+    classify,
 };
+
+fn effect(backend: DbBackend, sql: &str) -> Effect {
+    classify(backend, sql).effect
+}
 
 const ALL: [DbBackend; 3] = [MySql, Postgres, Sqlite];
 
@@ -23,7 +27,7 @@ fn assert_all(backend: DbBackend, expected: Effect, texts: &[&str]) {
     }
 }
 
-fn assert_control(backend: DbBackend, table: &[(Control, &[&str])]) {
+fn assert_control(backend: DbBackend, table: &[(TransactionControl, &[&str])]) {
     for (control, texts) in table {
         assert_all(backend, Effect::Control(*control), texts);
         for sql in *texts {

@@ -1,30 +1,56 @@
-//! What a text of SQL may do to the transaction around it.
+//! [`EffectReader`]: what a text of SQL may do to the transaction around it.
 
+mod closed;
 mod mysql;
+mod mysql_statement;
 mod postgres;
+mod savepoint;
 mod sqlite;
-mod statement;
 
-use sea_orm::DbBackend;
+use sea_orm::{
+    DatabaseBackend::{MySql, Postgres, Sqlite},
+    DbBackend,
+};
 
-pub(super) use self::mysql::skip_set_statement;
-use super::{effect::Effect, lexer::Lexer, plain::is_plain};
+pub(super) use self::mysql_statement::behind_settings;
+use self::{closed::ClosedReader, mysql::MySqlReader};
+use super::{
+    effect::Effect,
+    lexer::{Lexer, Token},
+};
 
-/// What `sql` may do to the transaction around it, without allocating, in time linear in its length.
-pub(crate) fn effect(backend: DbBackend, sql: &str) -> Effect {
-    if is_plain(backend, sql) {
-        return Effect::None;
+/// Reads one text to its end.
+#[derive(Debug)]
+pub(super) enum EffectReader<'a> {
+    Closed(ClosedReader),
+    MySql(MySqlReader<'a>),
+    Other,
+}
+
+impl<'a> EffectReader<'a> {
+    pub(super) fn new(backend: DbBackend) -> Self {
+        match backend {
+            Postgres | Sqlite => Self::Closed(ClosedReader::new(backend)),
+            MySql => Self::MySql(MySqlReader::default()),
+            _ => Self::Other,
+        }
     }
-    let mut lexer = Lexer::new(backend, sql);
-    let found = match backend {
-        DbBackend::MySql => mysql::effect(&mut lexer),
-        DbBackend::Postgres => postgres::effect(&mut lexer),
-        DbBackend::Sqlite => sqlite::effect(&mut lexer),
-        _ => Effect::Unknown,
-    };
-    if lexer.is_doubtful() {
-        found.max(Effect::Unknown)
-    } else {
-        found
+
+    /// Takes the next token, which is followed by `rest`.
+    pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
+        match self {
+            Self::Closed(reader) => reader.see(token, rest),
+            Self::MySql(reader) => reader.see(token, rest),
+            Self::Other => {}
+        }
+    }
+
+    /// The effect of the worst statement so far.
+    pub(super) fn found(&self) -> Effect {
+        match self {
+            Self::Closed(reader) => reader.found(),
+            Self::MySql(reader) => reader.found(),
+            Self::Other => Effect::Unknown,
+        }
     }
 }

@@ -1,6 +1,13 @@
-use sea_orm::DatabaseBackend::{MySql, Postgres, Sqlite};
+use sea_orm::{
+    DatabaseBackend::{MySql, Postgres, Sqlite},
+    DbBackend,
+};
 
-use crate::sql::is_read;
+use crate::sql::classify;
+
+fn is_read(backend: DbBackend, sql: &str) -> bool {
+    classify(backend, sql).reads_only
+}
 
 #[test]
 fn reads_are_recognised() {

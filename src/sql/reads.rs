@@ -1,0 +1,76 @@
+//! [`ReadReader`]: whether a text only reads, so that nothing is lost if the server stops half-way.
+
+use super::{
+    lexer::{Lexer, Token},
+    words::is_one_of,
+};
+
+/// First words of statements that read, unless something in them writes.
+const READS: [&str; 8] = [
+    "select", "values", "table", "with", "show", "describe", "desc", "explain",
+];
+
+/// Words, by their first letter, that make a statement more than a read, wherever they stand: a column of such a
+/// name costs the statement no more than its being finished.
+pub(super) fn words_of_writes(first_letter: u8) -> &'static [&'static str] {
+    match first_letter.to_ascii_lowercase() {
+        // EXPLAIN with these runs the statement.
+        b'a' => &["analyze", "analyse"],
+        b'c' => &["call"],
+        b'd' => &["delete", "dblink", "dblink_exec"],
+        b'i' => &["insert", "into"],
+        // With `share`, a locking read.
+        b'l' => &["lock"],
+        b'm' => &["merge"],
+        b'n' => &["nextval"],
+        b'p' => &["procedure", "pg_notify"],
+        b'r' => &["replace"],
+        b's' => &["share", "setval"],
+        b'u' => &["update"],
+        _ => &[],
+    }
+}
+
+/// Reads one text to its end.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum ReadReader {
+    /// Before the first word.
+    #[default]
+    Start,
+    /// In a statement that has only read so far.
+    Reading,
+    /// Behind its `;`.
+    Ended,
+    /// It may write, or another statement follows.
+    Writing,
+}
+
+impl ReadReader {
+    pub(super) fn see(&mut self, token: Token<'_>, rest: Lexer<'_>) {
+        *self = match (*self, token) {
+            (Self::Start, Token::Symbol(b'(')) => Self::Start,
+            (Self::Start, first) if first.is_one_of(&READS) => Self::Reading,
+            (Self::Reading, Token::Symbol(b';')) => Self::Ended,
+            (Self::Reading, Token::Seam) => Self::Writing,
+            (Self::Reading, Token::Word(word)) if is_write(word) && !is_function(word, rest) => {
+                Self::Writing
+            }
+            (Self::Reading, _) => Self::Reading,
+            _ => Self::Writing,
+        };
+    }
+
+    pub(super) fn reads_only(self) -> bool {
+        matches!(self, Self::Reading | Self::Ended)
+    }
+}
+
+fn is_write(word: &str) -> bool {
+    let first = word.bytes().next().unwrap_or_default();
+    is_one_of(word, words_of_writes(first))
+}
+
+/// Whether it is `replace(...)` or MySQL's `insert(...)`, which work on strings.
+fn is_function(word: &str, rest: Lexer<'_>) -> bool {
+    is_one_of(word, &["insert", "replace"]) && rest.peek() == Some(Token::Symbol(b'('))
+}
