@@ -9,7 +9,6 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, TransactionError};
 
-use self::kind::IN_DB_ERR;
 pub(crate) use self::kind::Kind;
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::trouble::{Trouble, ends_connection};
@@ -59,9 +58,7 @@ impl Error {
         let kind = match error {
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
-            DbErr::Conn(RuntimeErr::Internal(text)) => {
-                *IN_DB_ERR.iter().find(|kind| kind.text() == text)?
-            }
+            DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
             #[cfg(feature = "_sqlx")]
             error => Trouble::of(error)?.kind()?,
             #[cfg(not(feature = "_sqlx"))]

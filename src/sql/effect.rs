@@ -26,3 +26,14 @@ pub(crate) enum TransactionControl {
     /// A transaction that outlives the connection.
     TwoPhase,
 }
+
+impl TransactionControl {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Begin,
+        Self::Commit,
+        Self::Rollback,
+        Self::Savepoint,
+        Self::SetTransaction,
+        Self::TwoPhase,
+    ];
+}
