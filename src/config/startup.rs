@@ -101,13 +101,13 @@ impl PoolConfig {
 /// Whether trying again may help while the server is being started.
 #[cfg(feature = "_sqlx")]
 fn is_not_there_yet(error: &DbErr) -> bool {
-    use crate::error::Trouble;
+    use crate::error::server;
     use sea_orm::{RuntimeErr, sqlx};
     use std::io::ErrorKind;
-    let DbErr::Conn(RuntimeErr::SqlxError(error)) = error else {
+    let DbErr::Conn(RuntimeErr::SqlxError(cause)) = error else {
         return false;
     };
-    match &**error {
+    match &**cause {
         sqlx::Error::Io(error) => match error.kind() {
             ErrorKind::ConnectionRefused
             | ErrorKind::ConnectionReset
@@ -122,8 +122,7 @@ fn is_not_there_yet(error: &DbErr) -> bool {
                 .to_string()
                 .starts_with("failed to lookup address information"),
         },
-        sqlx::Error::Database(error) => Trouble::of_database(&**error) == Some(Trouble::StartingUp),
-        _ => false,
+        _ => server::is_starting_up(error),
     }
 }
 

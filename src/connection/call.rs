@@ -13,7 +13,7 @@ use super::{
     begin::begin_statement, driver,
 };
 use crate::{
-    error::Kind,
+    error::{Kind, server},
     sql::{Change, Effect, classify},
 };
 
@@ -41,7 +41,7 @@ impl PinnedConnection {
         let fatal = output
             .as_ref()
             .err()
-            .filter(|error| driver::is_fatal(error));
+            .filter(|error| server::is_fatal(error));
         if let Some(error) = fatal {
             if commits {
                 tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
@@ -169,7 +169,7 @@ impl PinnedConnection {
         }
         if let Some(begin) = &task.begin {
             let mut prepared = self.begin_prepared(begin).await;
-            if prepared.as_ref().is_err_and(driver::is_stale)
+            if prepared.as_ref().is_err_and(server::is_stale)
                 && self.roll_back_to(depth).await.is_ok()
             {
                 // Nothing of the session's own has run in it.
@@ -271,7 +271,7 @@ impl PinnedConnection {
             && depth > 0
         {
             self.note_failure(error, depth, commits);
-            if self.failed.is_none() && !driver::is_fatal(error) && self.has_vanished(error).await {
+            if self.failed.is_none() && !server::is_fatal(error) && self.has_vanished(error).await {
                 self.failed = Some(Failed::Ended(Kind::Aborted));
             }
             if is_stream {
@@ -281,7 +281,7 @@ impl PinnedConnection {
         }
         // With the connection, the proof is lost as well.
         if guarded
-            && (output.as_ref().is_err_and(driver::is_fatal) || !self.is_guarded(depth).await)
+            && (output.as_ref().is_err_and(server::is_fatal) || !self.is_guarded(depth).await)
         {
             self.failed = Some(Failed::Ended(Kind::EndedElsewhere));
             self.ended_elsewhere = true;
@@ -305,7 +305,7 @@ impl PinnedConnection {
         output: Result<Output, DbErr>,
         commits: bool,
     ) -> Result<Output, DbErr> {
-        if self.state == State::Broken || output.as_ref().is_err_and(driver::is_fatal) {
+        if self.state == State::Broken || output.as_ref().is_err_and(server::is_fatal) {
             return output;
         }
         let error = match self.driver.drain().await {
@@ -343,9 +343,9 @@ impl PinnedConnection {
         else {
             return true;
         };
-        if driver::is_fatal(&error) {
+        if server::is_fatal(&error) {
             self.state = State::Broken;
-        } else if driver::is_aborted(&error) {
+        } else if server::is_aborted(&error) {
             self.failed.get_or_insert(Failed::Aborted(depth));
             return true;
         }
@@ -359,12 +359,12 @@ impl PinnedConnection {
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, false).await;
         let mut released = self.release_guard(output.is_err()).await;
-        if output.is_ok() && released.as_ref().is_err_and(driver::is_aborted) {
+        if output.is_ok() && released.as_ref().is_err_and(server::is_aborted) {
             // Raw code has passed over a statement that failed.
             released = self.release_guard(true).await;
         }
         let Err(error) = released else { return output };
-        if driver::is_fatal(&error) {
+        if server::is_fatal(&error) {
             return output.and(Err(error));
         }
         self.base_ended = true;
@@ -388,7 +388,7 @@ impl PinnedConnection {
         let again = self.spare(&operation);
         let reads_only = task.text.reads_only;
         match self.perform_once(operation, reads_only).await {
-            Err(error) if driver::is_stale(&error) => {
+            Err(error) if server::is_stale(&error) => {
                 Box::pin(self.prepare_anew(error, again, reads_only)).await
             }
             output => output,

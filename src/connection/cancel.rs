@@ -16,7 +16,8 @@ use futures_util::task::AtomicWaker;
 use sea_orm::{DbBackend, DbErr};
 use tokio::sync::Notify;
 
-use super::{PinnedConnection, State, driver};
+use super::{PinnedConnection, State};
+use crate::error::server;
 
 /// What is between this side and the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,7 +269,7 @@ impl PinnedConnection {
         };
         let reach = match reach {
             Ok(reach) => reach,
-            Err(error) if driver::is_fatal(&error) => return Err(error),
+            Err(error) if server::is_fatal(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(target: "tower_sea_orm::pool", "statements of this connection cannot be cancelled: the server does not tell who serves it: {error}");
                 if inside {
@@ -307,7 +308,7 @@ impl PinnedConnection {
             };
             match absorbed {
                 Ok(()) => return,
-                Err(error) if driver::is_fatal(&error) => break,
+                Err(error) if server::is_fatal(&error) => break,
                 Err(_) => {}
             }
         }

@@ -5,13 +5,7 @@
 mod begin;
 mod call;
 mod cancel;
-#[cfg(feature = "_sqlx")]
 mod driver;
-#[cfg(not(feature = "_sqlx"))]
-#[path = "no_driver.rs"]
-mod driver;
-#[cfg(feature = "_sqlx")]
-mod identity;
 mod operation;
 mod refusal;
 mod reset;
@@ -27,7 +21,7 @@ use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
 #[cfg(feature = "sqlx-mysql")]
-pub(crate) use self::identity::{MYSQL_SERVER, PROCESSES};
+pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
 use self::refusal::Refusal;
@@ -36,7 +30,7 @@ pub use self::reset::Reset;
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{Identity, Route, Target, Victim},
-    driver::{Driver, aborts, came_too_late, is_fatal},
+    driver::Driver,
     operation::{Begin, Operation, Output, Task},
 };
 use crate::{error::Kind, sql::Change};

@@ -6,8 +6,8 @@
 
 use sea_orm::{DbBackend, DbErr};
 
-use super::{PinnedConnection, State, driver};
-use crate::sql::Change;
+use super::{PinnedConnection, State};
+use crate::{error::server, sql::Change};
 
 /// Whose refusal the last call has met.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,9 +37,9 @@ impl PinnedConnection {
         if self.base > 0 || asked_for {
             return;
         }
-        if driver::is_without_quorum(error) {
+        if server::is_without_quorum(error) {
             self.refusal = Refusal::Servers;
-        } else if driver::is_read_only(error) {
+        } else if server::is_read_only(error) {
             self.refusal = Refusal::Unasked;
         }
     }
@@ -60,7 +60,7 @@ impl PinnedConnection {
         self.driver.drain().await?;
         // A server that cannot say is left: staying with one that takes no writes costs more.
         let answer = match answer {
-            Err(error) if driver::is_fatal(&error) => return Err(error),
+            Err(error) if server::is_fatal(&error) => return Err(error),
             Err(_) => None,
             Ok(row) => row.and_then(|row| row.try_get_by_index::<i32>(0).ok()),
         };

@@ -2,8 +2,8 @@
 
 use sea_orm::{DbBackend, DbErr};
 
-use super::{Failed, Operation, PinnedConnection, State, driver};
-use crate::error::Kind;
+use super::{Failed, Operation, PinnedConnection, State};
+use crate::error::{Kind, server};
 
 impl PinnedConnection {
     /// Why `operation` must not be sent: sqlx does not tell that a COMMIT was answered with ROLLBACK.
@@ -26,7 +26,7 @@ impl PinnedConnection {
         // A test's COMMIT is the release of a savepoint.
         let failed = if commits && self.base == 0 {
             Failed::Ended(Kind::Aborted)
-        } else if !driver::aborts(self.backend, error) {
+        } else if !server::aborts(self.backend, error) {
             return;
         } else if self.backend == DbBackend::Postgres {
             Failed::Aborted(depth)
@@ -51,7 +51,7 @@ impl PinnedConnection {
     pub(super) async fn has_vanished(&mut self, error: &DbErr) -> bool {
         // What each server refuses inside of a transaction, and does without harm outside.
         let (sql, undo) = match self.backend {
-            _ if driver::is_harmless(error) => return false,
+            _ if server::is_harmless(error) => return false,
             DbBackend::MySql => ("SET TRANSACTION READ WRITE", None),
             DbBackend::Sqlite => ("BEGIN", Some("ROLLBACK")),
             _ => return false,
@@ -62,10 +62,10 @@ impl PinnedConnection {
             }
             return true;
         };
-        if driver::is_fatal(&error) {
+        if server::is_fatal(&error) {
             self.state = State::Broken;
         }
-        !driver::is_within_transaction(&error)
+        !server::is_within_transaction(&error)
     }
 
     /// Puts MySQL's connections right that come from elsewhere: the server, `init_connect` or another user

@@ -2,8 +2,11 @@
 
 use sea_orm::{DbBackend, DbErr, Statement};
 
-use super::{Begin, PinnedConnection, Reset, State, Task, driver};
-use crate::sql::{Change, classify};
+use super::{Begin, PinnedConnection, Reset, State, Task};
+use crate::{
+    error::server,
+    sql::{Change, classify},
+};
 
 impl PinnedConnection {
     /// What `task` may change beyond its transaction.
@@ -88,7 +91,7 @@ impl PinnedConnection {
                 self.baseline = Some(baseline);
                 Ok(true)
             }
-            Err(error) if driver::is_fatal(&error) && !self.in_memory => {
+            Err(error) if server::is_fatal(&error) && !self.in_memory => {
                 self.state = State::Broken;
                 Err(error)
             }

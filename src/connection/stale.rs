@@ -6,8 +6,8 @@
 
 use sea_orm::{DbBackend, DbErr};
 
-use super::{Operation, Output, PinnedConnection, driver};
-use crate::sql::Change;
+use super::{Operation, Output, PinnedConnection};
+use crate::{error::server, sql::Change};
 
 impl PinnedConnection {
     /// `operation` once more, for the case that its prepared statement is stale.
@@ -33,12 +33,12 @@ impl PinnedConnection {
         reads_only: bool,
     ) -> Result<Output, DbErr> {
         self.driver.forget_statements().await?;
-        let Some(again) = again.filter(|_| driver::has_not_run(&error)) else {
+        let Some(again) = again.filter(|_| server::has_not_run(&error)) else {
             return Err(error);
         };
         tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale, and runs once more: {error}");
         let output = self.perform_once(again, reads_only).await;
-        if output.as_ref().is_err_and(driver::is_stale) && !self.in_memory {
+        if output.as_ref().is_err_and(server::is_stale) && !self.in_memory {
             // It is more that this connection remembers wrongly.
             self.change = Change::Beyond;
         }

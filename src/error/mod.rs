@@ -1,7 +1,7 @@
 //! [`Error`]: what went wrong, as questions to ask.
 
 mod kind;
-#[cfg(feature = "_sqlx")]
+pub(crate) mod server;
 mod trouble;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -10,8 +10,11 @@ use http::StatusCode;
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, TransactionError};
 
 pub(crate) use self::kind::Kind;
+use self::trouble::Trouble;
 #[cfg(feature = "_sqlx")]
-pub(crate) use self::trouble::{Trouble, ends_connection};
+pub(crate) use self::trouble::ends_connection;
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) use self::trouble::is_no_such_process;
 
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
@@ -59,10 +62,7 @@ impl Error {
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
-            #[cfg(feature = "_sqlx")]
             error => Trouble::of(error)?.kind()?,
-            #[cfg(not(feature = "_sqlx"))]
-            _ => return None,
         };
         Some(kind.into())
     }

@@ -1,15 +1,24 @@
 //! [`Trouble`]: what a server's error means. One table has the codes of all servers.
 
+#[cfg(feature = "_sqlx")]
 mod read;
+#[cfg(feature = "_sqlx")]
 mod table;
-#[cfg(test)]
+#[cfg(all(test, feature = "_sqlx"))]
 mod tests;
 
+#[cfg(feature = "_sqlx")]
 pub(crate) use self::read::ends_connection;
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) use self::read::is_no_such_process;
 use super::Kind;
 
 /// What is wrong, whichever server says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "_sqlx"),
+    allow(dead_code, reason = "a server needs a driver")
+)]
 pub(crate) enum Trouble {
     /// The transaction cannot be serialized with a concurrent one.
     Serialization,
@@ -38,6 +47,8 @@ pub(crate) enum Trouble {
     StatementRefused,
     /// A transaction is open, and no other can begin.
     TransactionOpen,
+    /// The process that was to be stopped does not exist.
+    NoSuchProcess,
     /// A prepared statement is gone, or does not fit its tables any more. It did not run.
     StalePlan,
 }
@@ -59,7 +70,14 @@ impl Trouble {
             Self::LogInRefused
             | Self::TransactionEnded
             | Self::StatementRefused
-            | Self::TransactionOpen => None,
+            | Self::TransactionOpen
+            | Self::NoSuchProcess => None,
         }
+    }
+
+    /// Without a driver, there is no server's error.
+    #[cfg(not(feature = "_sqlx"))]
+    pub(crate) fn of(_: &sea_orm::DbErr) -> Option<Self> {
+        None
     }
 }

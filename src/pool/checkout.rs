@@ -10,8 +10,8 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{Holder, SessionPool, source::SILENCE, ticket::SlotGuard};
 use crate::{
-    connection::{Output, PinnedConnection, Task, Victim, came_too_late, is_fatal},
-    error::Error,
+    connection::{Output, PinnedConnection, Task, Victim},
+    error::{Error, server},
     sql::Redacted,
 };
 
@@ -100,7 +100,7 @@ impl CheckedOut {
 
     fn may_begin_again(&self, output: &Result<Output, DbErr>, task: &Task) -> bool {
         let Err(error) = output else { return false };
-        let is_undone = task.opens() && is_fatal(error) || came_too_late(error);
+        let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         self.is_broken() && is_undone && task.is_whole() && !self.0.slot.pool().is_test()
     }
 

@@ -13,6 +13,8 @@ use crate::connection::{Identity, Route};
 use crate::connection::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
+#[cfg(feature = "sqlx-mysql")]
+use crate::error::is_no_such_process;
 
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx;
@@ -438,7 +440,8 @@ async fn kill_mysql(
             match answered(connection.execute(AssertSqlSafe(format!("KILL QUERY {id}")))).await {
                 Ok(_) => {}
                 // ER_NO_SUCH_THREAD: gone by itself.
-                Err(Fault::Driver(sqlx::Error::Database(error))) if is_gone(&*error) => {}
+                Err(Fault::Driver(sqlx::Error::Database(error))) if is_no_such_process(&*error) => {
+                }
                 Err(fault) if fault.is_fatal() => return Err(fault),
                 Err(fault) => ended = ended.and(Err(fault)),
             }
@@ -481,13 +484,6 @@ async fn find_processes(connection: &mut MySqlConnection) -> Result<&'static str
         Err(sqlx::Error::Database(_)) => Ok(older),
         Err(error) => Err(error.into()),
     }
-}
-
-#[cfg(feature = "sqlx-mysql")]
-fn is_gone(error: &dyn sqlx_core::error::DatabaseError) -> bool {
-    error
-        .try_downcast_ref::<sea_orm::SqlxMySqlError>()
-        .is_some_and(|error| error.number() == 1094)
 }
 
 #[cfg(feature = "sqlx-mysql")]

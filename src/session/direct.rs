@@ -12,10 +12,7 @@ use super::{
     slot::{Level, State, Who},
     turn::Turn,
 };
-use crate::{
-    connection::{aborts, is_fatal},
-    error::{Error, Kind},
-};
+use crate::error::{Error, Kind, server};
 
 /// What is known of the transactions that pass through. SeaORM ends whichever is the innermost one, so a
 /// handle must not go before those inside of it.
@@ -122,7 +119,7 @@ impl Core {
         // A mock's errors have no codes. On PostgreSQL none are needed.
         let is_mocked =
             backend == DbBackend::Postgres && self.pool().database().is_mock_connection();
-        if aborts(backend, error) || is_mocked && Error::of(error).is_none() {
+        if server::aborts(backend, error) || is_mocked && Error::of(error).is_none() {
             let mut state = self.lock();
             let depth = state.levels.len();
             if depth > 0 {
@@ -271,7 +268,7 @@ impl Core {
         }
         if !given_up {
             return transaction.commit().await.map_err(|error| {
-                if depth > 1 || !is_fatal(&error) {
+                if depth > 1 || !server::is_fatal(&error) {
                     return error;
                 }
                 tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");

@@ -14,7 +14,7 @@ impl Trouble {
         Self::of_database(database_error(error)?)
     }
 
-    pub(crate) fn of_database(error: &dyn DatabaseError) -> Option<Self> {
+    fn of_database(error: &dyn DatabaseError) -> Option<Self> {
         TABLE
             .iter()
             .find(|row| row.fits(error))
@@ -39,6 +39,12 @@ pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
             Trouble::of_database(error),
             Some(Trouble::IdleEnded | Trouble::ConnectionEnded | Trouble::StartingUp)
         )
+}
+
+/// Whether the process that was to be stopped does not exist any more.
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) fn is_no_such_process(error: &dyn DatabaseError) -> bool {
+    Trouble::of_database(error) == Some(Trouble::NoSuchProcess)
 }
 
 /// Whether PostgreSQL says so by the error's severity.

@@ -219,6 +219,13 @@ pub(super) const TABLE: &[Row] = &[
         sqlite: These(&[(1, With("within a transaction"))]),
     },
     Row {
+        trouble: NoSuchProcess,
+        postgres: Nothing("pg_cancel_backend() says so by a warning"),
+        // ER_NO_SUCH_THREAD.
+        mysql: These(&[(1094, Any)]),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
         trouble: StalePlan,
         // *cached plan must not change result type*; sqlx's statement was deallocated; a type was made anew.
         postgres: These(&[

@@ -65,7 +65,8 @@ fn every_trouble_has_one_row() {
         TransactionAborted => Some(TransactionEnded),
         TransactionEnded => Some(StatementRefused),
         StatementRefused => Some(TransactionOpen),
-        TransactionOpen => Some(StalePlan),
+        TransactionOpen => Some(NoSuchProcess),
+        NoSuchProcess => Some(StalePlan),
         StalePlan => None,
     };
     for trouble in std::iter::successors(Some(Serialization), |trouble| next(*trouble)) {

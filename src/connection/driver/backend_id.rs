@@ -5,13 +5,16 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use sea_orm::DbErr;
 #[cfg(feature = "sqlx-mysql")]
 use sea_orm::sqlx::AssertSqlSafe;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use sea_orm::sqlx::Row;
-use sea_orm::{DbErr, RuntimeErr, sqlx};
+use sea_orm::sqlx::{self, Row};
 
-use super::{Driver, cancel::Identity};
+use super::Driver;
+#[cfg(feature = "_sqlx")]
+use super::results::query_error;
+use crate::connection::Identity;
 
 /// After how many of its instructions SQLite looks whether it is to stop; some hundred microseconds at most.
 #[cfg(feature = "sqlx-sqlite")]
@@ -36,7 +39,7 @@ pub(crate) const MYSQL_SERVER: &str = "CAST(CONCAT(@@hostname, ':', @@port) AS C
 
 impl Driver {
     /// The server's process behind the connection.
-    pub(super) async fn identity(&mut self) -> Result<Option<Identity>, DbErr> {
+    pub(crate) async fn identity(&mut self) -> Result<Option<Identity>, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(connection) => {
@@ -86,7 +89,7 @@ impl Driver {
     }
 
     /// Has SQLite stop what it does when `interrupt` is set, once.
-    pub(super) async fn watch(&mut self, interrupt: Arc<AtomicBool>) -> Result<(), DbErr> {
+    pub(crate) async fn watch(&mut self, interrupt: Arc<AtomicBool>) -> Result<(), DbErr> {
         match self {
             #[cfg(feature = "sqlx-sqlite")]
             Self::Sqlite(connection) => {
@@ -106,7 +109,7 @@ impl Driver {
     }
 
     /// Undoes [`watch`](Self::watch).
-    pub(super) async fn unwatch(&mut self) -> Result<(), DbErr> {
+    pub(crate) async fn unwatch(&mut self) -> Result<(), DbErr> {
         match self {
             #[cfg(feature = "sqlx-sqlite")]
             Self::Sqlite(connection) => {
@@ -121,8 +124,4 @@ impl Driver {
             _ => Ok(()),
         }
     }
-}
-
-fn query_error(error: sqlx::Error) -> DbErr {
-    DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
 }

@@ -1,0 +1,270 @@
+//! [`Driver`]: the three sqlx drivers behind one set of calls.
+//!
+//! Without any of them there is only [`Driver::Gone`], and no connection to call.
+
+mod backend_id;
+#[cfg(feature = "_sqlx")]
+mod results;
+
+#[cfg(feature = "_sqlx")]
+use futures_util::StreamExt;
+#[cfg(feature = "_sqlx")]
+use sea_orm::sqlx::{
+    self, AssertSqlSafe, Connection, Either, Executor, SqlSafeStr, pool::PoolConnection,
+};
+use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
+#[cfg(feature = "_sqlx")]
+use sqlx_core::transaction::TransactionManager;
+
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
+#[cfg(feature = "_sqlx")]
+pub(super) use self::results::unanswered;
+#[cfg(feature = "_sqlx")]
+use self::results::{
+    breathe, connection_error, exec_error, may_stop_early, query, query_error, read,
+};
+use crate::error::{Kind, server};
+
+/// A connection checked out of one of sqlx's pools.
+pub(crate) enum Driver {
+    #[cfg(feature = "sqlx-postgres")]
+    Postgres(PoolConnection<sqlx::Postgres>),
+    #[cfg(feature = "sqlx-mysql")]
+    MySql(PoolConnection<sqlx::MySql>),
+    #[cfg(feature = "sqlx-sqlite")]
+    Sqlite(PoolConnection<sqlx::Sqlite>),
+    /// Handed back to its pool, or given to the task that closes it.
+    Gone,
+}
+
+/// Runs `$body` with `$c` bound to the driver's own connection and `$DB` to its database type.
+macro_rules! dispatch {
+    ($driver:expr, $DB:ident, $c:ident => $body:expr, gone => $gone:expr) => {
+        match $driver {
+            #[cfg(feature = "sqlx-postgres")]
+            Driver::Postgres($c) => {
+                #[allow(dead_code)]
+                type $DB = sqlx::Postgres;
+                $body
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            Driver::MySql($c) => {
+                #[allow(dead_code)]
+                type $DB = sqlx::MySql;
+                $body
+            }
+            #[cfg(feature = "sqlx-sqlite")]
+            Driver::Sqlite($c) => {
+                #[allow(dead_code)]
+                type $DB = sqlx::Sqlite;
+                $body
+            }
+            Driver::Gone => $gone,
+        }
+    };
+}
+
+/// The transaction manager of a database.
+#[cfg(feature = "_sqlx")]
+type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
+
+#[cfg_attr(
+    not(feature = "_sqlx"),
+    allow(unused_variables, unused_mut, reason = "nothing but `Gone` is left")
+)]
+impl Driver {
+    pub(crate) async fn execute(
+        &mut self,
+        statement: Statement,
+        named: bool,
+    ) -> Result<ExecResult, DbErr> {
+        dispatch!(self, DB, c => {
+            let results = (&mut **c).fetch_many(query::<DB>(statement, named));
+            read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
+        }, gone => Err(lost()))
+    }
+
+    pub(crate) async fn execute_unprepared(&mut self, sql: String) -> Result<ExecResult, DbErr> {
+        dispatch!(self, DB, c => {
+            let results = (&mut **c).fetch_many(AssertSqlSafe(sql));
+            read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
+        }, gone => Err(lost()))
+    }
+
+    pub(crate) async fn query_one(
+        &mut self,
+        statement: Statement,
+        named: bool,
+        reads_only: bool,
+    ) -> Result<Option<QueryResult>, DbErr> {
+        dispatch!(self, DB, c => {
+            let may_stop = may_stop_early::<DB>(&statement, reads_only);
+            let query = query::<DB>(statement, named);
+            let row = if may_stop {
+                (&mut **c).fetch_optional(query).await
+            } else {
+                let mut first = None;
+                let results = (&mut **c).fetch_many(query);
+                read::<DB>(results, |row| _ = first.get_or_insert(row)).await.map(|_| first)
+            };
+            row.map(|row| row.map(QueryResult::from)).map_err(query_error)
+        }, gone => Err(lost()))
+    }
+
+    pub(crate) async fn query_all(
+        &mut self,
+        statement: Statement,
+        named: bool,
+    ) -> Result<Vec<QueryResult>, DbErr> {
+        dispatch!(self, DB, c => {
+            let mut rows = Vec::new();
+            let results = (&mut **c).fetch_many(query::<DB>(statement, named));
+            read::<DB>(results, |row| rows.push(row.into())).await.map_err(query_error)?;
+            Ok(rows)
+        }, gone => Err(lost()))
+    }
+
+    /// The first row of a text without values, in one round trip even if it was never sent before.
+    pub(crate) async fn query_unprepared(
+        &mut self,
+        sql: String,
+    ) -> Result<Option<QueryResult>, DbErr> {
+        dispatch!(self, DB, c => {
+            let row = (&mut **c).fetch_optional(AssertSqlSafe(sql)).await.map_err(query_error)?;
+            Ok(row.map(QueryResult::from))
+        }, gone => Err(lost()))
+    }
+
+    /// Sends every row to `rows`. Where nobody listens any more, the rest is read and dropped: it may hold
+    /// the error by which the statement has failed. SQLite makes no more rows than are read, and a read
+    /// ends there.
+    #[cfg(feature = "stream")]
+    pub(crate) async fn stream(
+        &mut self,
+        statement: Statement,
+        rows: &mut super::Rows,
+        named: bool,
+        reads_only: bool,
+    ) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => {
+            let may_stop = may_stop_early::<DB>(&statement, reads_only);
+            let mut results = (&mut **c).fetch_many(query::<DB>(statement, named));
+            let mut steps = 0;
+            while let Some(step) = results.next().await {
+                let Either::Right(row) = step.map_err(query_error)? else { continue };
+                if rows.is_gone() || !rows.send(row.into()).await {
+                    if may_stop {
+                        break;
+                    }
+                    steps += 1;
+                    breathe(steps).await;
+                }
+            }
+            Ok(())
+        }, gone => Err(lost()))
+    }
+
+    /// Whether this connection is seen for the first time, as far as that can be told without asking the
+    /// server: one that was seen before keeps a statement prepared by which it is known again.
+    #[cfg_attr(not(feature = "sqlx-mysql"), allow(clippy::unused_async))]
+    pub(crate) async fn is_new(&mut self) -> Result<bool, DbErr> {
+        match self {
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(c) => {
+                let before = c.cached_statements_size();
+                match (&mut **c)
+                    .prepare("DO /* tower-sea-orm */ 0".into_sql_str())
+                    .await
+                    .map_err(query_error)
+                {
+                    Ok(_) => {}
+                    Err(error) if server::is_fatal(&error) => return Err(error),
+                    Err(_) => return Ok(true),
+                }
+                let after = c.cached_statements_size();
+                Ok(after != before || after == 0)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether MySQL has a transaction open that sqlx did not begin; then sqlx counts it from here on.
+    pub(crate) async fn adopts_transaction(&mut self) -> Result<bool, DbErr> {
+        match self.begin(Some("DO 0".to_owned())).await {
+            Ok(()) => Ok(true),
+            Err(error) if server::is_fatal(&error) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Reads what the server has sent for a call that ended early, without a round trip of its own.
+    ///
+    /// An error left unread belongs to the call that ended. It is no failure to reach the end, but may
+    /// have cost the transaction: the first one is returned.
+    pub(crate) async fn drain(&mut self) -> Result<Option<DbErr>, DbErr> {
+        dispatch!(self, DB, c => {
+            let mut unread = None;
+            // Each failing read takes one message, and a call leaves only a few.
+            for _ in 0..8 {
+                match c.flush().await {
+                    Ok(()) => return Ok(unread),
+                    Err(error @ sqlx::Error::Database(_)) => {
+                        unread.get_or_insert_with(|| query_error(error));
+                    }
+                    Err(error) => return Err(connection_error(error)),
+                }
+            }
+            Err(lost())
+        }, gone => Err(lost()))
+    }
+
+    /// Forgets every prepared statement, here and on the server, and the types of their values.
+    pub(crate) async fn forget_statements(&mut self) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => c.clear_cached_statements().await.map_err(connection_error), gone => Err(lost()))
+    }
+
+    pub(crate) async fn ping(&mut self) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => c.ping().await.map_err(connection_error), gone => Err(lost()))
+    }
+
+    /// Opens a transaction with `statement` (`BEGIN` if none), or a savepoint inside one.
+    pub(crate) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => {
+            let statement = statement.map(|sql| AssertSqlSafe(sql).into_sql_str());
+            Transactions::<DB>::begin(c, statement).await.map_err(query_error)
+        }, gone => Err(lost()))
+    }
+
+    pub(crate) async fn commit(&mut self) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => Transactions::<DB>::commit(c).await.map_err(query_error), gone => Err(lost()))
+    }
+
+    pub(crate) async fn rollback(&mut self) -> Result<(), DbErr> {
+        dispatch!(self, DB, c => Transactions::<DB>::rollback(c).await.map_err(query_error), gone => Err(lost()))
+    }
+
+    /// How many transactions (the outermost and its savepoints) are open by sqlx's count.
+    pub(crate) fn depth(&self) -> usize {
+        dispatch!(self, DB, c => Transactions::<DB>::get_transaction_depth(c), gone => 0)
+    }
+
+    /// Gives the connection back to sqlx's pool, through its ping.
+    pub(crate) async fn return_to_pool(&mut self) {
+        dispatch!(self, DB, c => c.return_to_pool().await, gone => ());
+    }
+
+    /// Has sqlx close the connection and free its slot when this value is dropped.
+    pub(crate) fn close_on_drop(&mut self) {
+        dispatch!(self, DB, c => c.close_on_drop(), gone => ());
+    }
+}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(super) fn unanswered() -> DbErr {
+    lost()
+}
+
+fn lost() -> DbErr {
+    Kind::ConnectionLost.into_db_err()
+}

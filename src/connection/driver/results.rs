@@ -1,0 +1,91 @@
+//! Statements into sqlx, and results and errors out of it.
+//!
+//! Values go in through `sea-query-sqlx`, rows come out through SeaORM's public `From`
+//! conversions, and errors are wrapped as SeaORM wraps them.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream::BoxStream};
+use sea_orm::{
+    DbErr, RuntimeErr, Statement,
+    sea_query::Values,
+    sqlx::{self, AssertSqlSafe, Either, query::Query},
+};
+use sea_query_sqlx::SqlxValues;
+use sqlx_core::database::HasStatementCache;
+
+/// The end of one statement of a text, or a row.
+type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
+
+pub(super) fn query<DB: sqlx::Database + HasStatementCache>(
+    statement: Statement,
+    named: bool,
+) -> Query<'static, DB, SqlxValues>
+where
+    SqlxValues: sqlx::IntoArguments<DB>,
+{
+    sqlx::query_with(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named)
+}
+
+/// Reads a result to its end, since a statement may fail after its first row. On MySQL, sqlx itself stops there
+/// (<https://github.com/launchbadge/sqlx/pull/2913>).
+pub(super) async fn read<DB: sqlx::Database>(
+    mut results: BoxStream<'_, Result<Step<DB>, sqlx::Error>>,
+    mut each: impl FnMut(DB::Row),
+) -> Result<DB::QueryResult, sqlx::Error> {
+    let (mut total, mut steps) = (DB::QueryResult::default(), 0);
+    while let Some(step) = results.next().await {
+        match step? {
+            Either::Left(done) => total.extend([done]),
+            Either::Right(row) => each(row),
+        }
+        steps += 1;
+        breathe(steps).await;
+    }
+    Ok(total)
+}
+
+/// Lets others have the thread now and then: as long as the server sends faster than it is read, sqlx
+/// does not (<https://github.com/launchbadge/sqlx/issues/2834>), and a time-out that wants the call to end would not be
+/// heard.
+pub(super) async fn breathe(steps: usize) {
+    if steps.is_multiple_of(64) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whether nothing is lost by not reading all rows: SQLite makes no more rows than are read, and its SELECT writes
+/// nothing, whatever is in it. Only a write has to run to its end.
+pub(super) fn may_stop_early<DB: sqlx::Database>(statement: &Statement, reads_only: bool) -> bool {
+    let sql = &statement.sql;
+    let is_select = || {
+        let word = sql.as_bytes().get(.."select ".len());
+        word.is_some_and(|word| word.eq_ignore_ascii_case(b"select ")) && !sql.contains(';')
+    };
+    DB::NAME == "SQLite" && (reads_only || is_select())
+}
+
+fn values(values: Option<Values>) -> SqlxValues {
+    SqlxValues(values.unwrap_or_else(|| Values(Vec::new())))
+}
+
+pub(super) fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+pub(super) fn query_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+pub(super) fn connection_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+/// The server has ended a statement, and its answer has not arrived.
+pub(crate) fn unanswered() -> DbErr {
+    let error = std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        "the server's answer was lost on its way",
+    );
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
+}
