@@ -233,7 +233,7 @@ impl PinnedConnection {
         if !task.stoppable {
             return true;
         }
-        let victim = self.victim();
+        let victim = self.cancel_handle();
         let is_wanted = !victim.is_abandoned();
         if is_wanted {
             victim.works(true);

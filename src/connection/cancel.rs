@@ -1,4 +1,4 @@
-//! [`Victim`]: what has to be known of a connection so that the server can be told to stop its statement.
+//! [`CancelHandle`]: what has to be known of a connection so that the server can be told to stop its statement.
 //!
 //! Only a statement is ever stopped, never what the session does around it, and never a COMMIT. Whoever
 //! has it stopped still owns the connection, waits for the answer and for the statement's end, and then
@@ -21,17 +21,17 @@ use crate::error::server;
 
 /// What is between this side and the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Route {
+pub(crate) enum Peer {
     /// Nothing: the process that serves a connection does so for the connection's life.
-    Direct,
+    Server,
     /// A proxy, or that cannot be told: the process is the connection's own for one transaction.
-    Proxied,
+    Proxy,
 }
 
 /// The server's process behind a connection, and what tells it from a later one of the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(dead_code)] // each driver has its own
-pub(crate) enum Identity {
+pub(crate) enum BackendId {
     /// Its start in microseconds of the server's clock, and the server's own.
     Postgres { pid: i32, started: i64, server: i64 },
     /// The client's address and port, as the server sees them, and the server's own name and port.
@@ -44,16 +44,16 @@ pub(crate) enum Identity {
 
 /// How a statement is stopped.
 #[derive(Debug)]
-pub(crate) enum Target {
+pub(crate) enum CancelTarget {
     /// By another connection.
-    Server(Identity),
+    Server(BackendId),
     /// By SQLite's progress handler, which is told already.
-    Here,
+    Sqlite,
 }
 
 /// A connection whose running statement may have to be stopped.
 #[derive(Default)]
-pub(crate) struct Victim {
+pub(crate) struct CancelHandle {
     state: Mutex<Known>,
     /// Has SQLite stop at the next look.
     interrupt: Arc<AtomicBool>,
@@ -84,16 +84,16 @@ enum Reach {
     #[default]
     Unknown,
     Server {
-        identity: Identity,
+        identity: BackendId,
         /// Known since the open transaction has begun.
         inside: bool,
     },
-    Here,
+    Sqlite,
     /// The server would not say.
     None,
 }
 
-impl Victim {
+impl CancelHandle {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,27 +122,27 @@ impl Victim {
     }
 
     /// How to stop the statement that runs right now; `None` if none does, or if it cannot be.
-    pub(crate) fn target(&self, route: Route) -> Option<Target> {
+    pub(crate) fn target(&self, route: Peer) -> Option<CancelTarget> {
         let known = self.lock();
         if !known.working {
             return None;
         }
         match &known.reach {
-            Reach::Here => {
+            Reach::Sqlite => {
                 self.interrupt.store(true, Ordering::Relaxed);
-                Some(Target::Here)
+                Some(CancelTarget::Sqlite)
             }
-            Reach::Server { identity, inside } if route == Route::Direct || *inside => {
-                Some(Target::Server(identity.clone()))
+            Reach::Server { identity, inside } if route == Peer::Server || *inside => {
+                Some(CancelTarget::Server(identity.clone()))
             }
             _ => None,
         }
     }
 
     /// Who serves the connection, whatever runs on it.
-    pub(crate) fn identity(&self, route: Route) -> Option<Identity> {
+    pub(crate) fn backend_id(&self, route: Peer) -> Option<BackendId> {
         match &self.lock().reach {
-            Reach::Server { identity, inside } if route == Route::Direct || *inside => {
+            Reach::Server { identity, inside } if route == Peer::Server || *inside => {
                 Some(identity.clone())
             }
             _ => None,
@@ -201,8 +201,8 @@ impl Victim {
     }
 
     /// Whether it is time to ask who serves the connection.
-    fn is_unknown(&self, route: Route, backend: DbBackend, inside: bool) -> bool {
-        let proxied = route == Route::Proxied && backend != DbBackend::Sqlite;
+    fn is_unknown(&self, route: Peer, backend: DbBackend, inside: bool) -> bool {
+        let proxied = route == Peer::Proxy && backend != DbBackend::Sqlite;
         match &self.lock().reach {
             // A proxy for MySQL has numbers of its own.
             Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
@@ -214,7 +214,7 @@ impl Victim {
     }
 }
 
-impl Wake for Victim {
+impl Wake for CancelHandle {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -227,27 +227,27 @@ impl Wake for Victim {
 
 impl PinnedConnection {
     /// What stops this connection's statements.
-    pub(crate) fn victim(&mut self) -> &Arc<Victim> {
+    pub(crate) fn cancel_handle(&mut self) -> &Arc<CancelHandle> {
         self.victim.get_or_insert_default()
     }
 
     /// Closes the connection; what stops its statements goes to another one, for whoever holds it.
-    pub(crate) fn into_victim(mut self) -> Option<Arc<Victim>> {
+    pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
         self.victim.take()
     }
 
     /// Lets `victim`, which somebody may hold already, stop this connection's statements from here on.
-    pub(crate) fn adopt(&mut self, victim: Arc<Victim>) {
+    pub(crate) fn adopt(&mut self, victim: Arc<CancelHandle>) {
         let own = self.victim.replace(victim.clone());
         let known = own.map(|own| std::mem::take(&mut own.lock().reach));
         // SQLite's handler looks at the other one's flag: it is set anew.
         victim.lock().reach = known
-            .filter(|reach| !matches!(reach, Reach::Here))
+            .filter(|reach| !matches!(reach, Reach::Sqlite))
             .unwrap_or_default();
     }
 
     /// Learns how to stop this connection's statements, if it is not known: one round trip.
-    pub(super) async fn identify(&mut self, route: Route) -> Result<(), DbErr> {
+    pub(super) async fn identify(&mut self, route: Peer) -> Result<(), DbErr> {
         let inside = self.driver.depth() > 0;
         let Some(victim) = self
             .victim
@@ -260,9 +260,9 @@ impl PinnedConnection {
             self.driver
                 .watch(victim.interrupt.clone())
                 .await
-                .map(|()| Reach::Here)
+                .map(|()| Reach::Sqlite)
         } else {
-            let identity = self.driver.identity().await;
+            let identity = self.driver.backend_id().await;
             identity.map(|found| {
                 found.map_or(Reach::None, |identity| Reach::Server { identity, inside })
             })
@@ -321,11 +321,11 @@ impl PinnedConnection {
     }
 
     /// Takes back what was put on the connection.
-    pub(super) async fn forget_victim(&mut self) {
+    pub(super) async fn forget_cancel_handle(&mut self) {
         let Some(victim) = self.victim.take() else {
             return;
         };
-        if matches!(victim.lock().reach, Reach::Here) && self.driver.unwatch().await.is_err() {
+        if matches!(victim.lock().reach, Reach::Sqlite) && self.driver.unwatch().await.is_err() {
             self.give_up();
         }
     }

@@ -29,7 +29,7 @@ pub use self::reset::Reset;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
-    cancel::{Identity, Route, Target, Victim},
+    cancel::{BackendId, CancelHandle, CancelTarget, Peer},
     driver::Driver,
     operation::{Begin, Operation, Output, Task},
 };
@@ -76,7 +76,7 @@ pub(crate) struct PinnedConnection {
     /// Code that cannot be looked into has ended them.
     base_ended: bool,
     /// What stops its statements, once somebody may want that.
-    victim: Option<Arc<Victim>>,
+    victim: Option<Arc<CancelHandle>>,
 }
 
 /// What is known of a connection between two calls.
@@ -222,7 +222,7 @@ impl PinnedConnection {
 
     /// Gives a clean connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_driver(&mut self) {
-        self.forget_victim().await;
+        self.forget_cancel_handle().await;
         if self.is_broken() {
             return;
         }

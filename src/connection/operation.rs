@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Driver, Reset, Route};
+use super::{Driver, Peer, Reset};
 use crate::sql::Classified;
 
 /// One call on a connection.
@@ -32,7 +32,7 @@ pub(crate) struct Task {
     /// What becomes of the connection when the session gives it back.
     pub(crate) reset: Reset,
     /// Who serves the connection has to be known, this being between.
-    pub(crate) identify: Option<Route>,
+    pub(crate) identify: Option<Peer>,
     /// The operation may be stopped when nobody waits for it any more.
     pub(crate) stoppable: bool,
 }

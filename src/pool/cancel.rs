@@ -6,7 +6,7 @@ use futures_util::future::{Either, select};
 use tokio::{runtime::Handle, time::sleep};
 
 use super::{Finished, SessionPool, control::Reply};
-use crate::connection::{Identity, Target, Victim};
+use crate::connection::{BackendId, CancelHandle, CancelTarget};
 
 /// How long a statement may still end by itself.
 const GRACE: Duration = Duration::from_millis(3);
@@ -24,7 +24,7 @@ impl SessionPool {
     pub(crate) async fn see_off<F>(
         &self,
         mut call: F,
-        victim: &Victim,
+        victim: &CancelHandle,
         runtime: &Handle,
     ) -> Finished
     where
@@ -43,8 +43,8 @@ impl SessionPool {
             pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
             match victim.target(self.shared.control.route()) {
                 None => {}
-                Some(Target::Here) => late.possible = true,
-                Some(Target::Server(target)) => {
+                Some(CancelTarget::Sqlite) => late.possible = true,
+                Some(CancelTarget::Server(target)) => {
                     if let Some(finished) = self.stop(&mut call, target, &mut late, runtime).await {
                         break finished;
                     }
@@ -62,7 +62,7 @@ impl SessionPool {
     async fn stop<F>(
         &self,
         call: &mut F,
-        target: Identity,
+        target: BackendId,
         late: &mut Late,
         runtime: &Handle,
     ) -> Option<Finished>

@@ -10,7 +10,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{Holder, SessionPool, source::SILENCE, ticket::SlotGuard};
 use crate::{
-    connection::{Output, PinnedConnection, Task, Victim},
+    connection::{CancelHandle, Output, PinnedConnection, Task},
     error::{Error, server},
     sql::Redacted,
 };
@@ -132,7 +132,11 @@ impl CheckedOut {
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: it begins on another one");
         // What killed it may have killed the others.
         pool.cool_down();
-        let victim = self.0.connection.take().and_then(|dead| dead.into_victim());
+        let victim = self
+            .0
+            .connection
+            .take()
+            .and_then(|dead| dead.into_cancel_handle());
         self.0.slot.free();
         if let Some(mut next) = pool.wait_for_one(true).await?.into_connection() {
             if let (Some(connection), Some(victim)) = (&mut next.0.connection, victim) {
@@ -155,11 +159,11 @@ impl CheckedOut {
     }
 
     /// What stops its statements.
-    pub(crate) fn victim(&mut self) -> Option<Arc<Victim>> {
+    pub(crate) fn cancel_handle(&mut self) -> Option<Arc<CancelHandle>> {
         self.0
             .connection
             .as_mut()
-            .map(|connection| connection.victim().clone())
+            .map(|connection| connection.cancel_handle().clone())
     }
 
     /// Lets a cancel that came too late hit nobody.

@@ -21,7 +21,7 @@ use super::{
     SessionPool, Shared,
     line::{Batch, Fate, Fault, Line},
 };
-use crate::connection::{Identity, Route};
+use crate::connection::{BackendId, Peer};
 
 /// How long the connection is kept without use.
 const IDLE: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ struct State {
     questions: Vec<Question>,
     /// Names the next request.
     next: u64,
-    route: Option<Route>,
+    route: Option<Peer>,
     /// A task serves the requests.
     is_served: bool,
     /// When the connection could not be opened.
@@ -57,7 +57,7 @@ struct State {
 struct Request {
     id: u64,
     /// `None`: only the route is of interest.
-    target: Option<Identity>,
+    target: Option<BackendId>,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -69,7 +69,7 @@ struct Question {
 
 /// For whom the server may be at work.
 pub(super) enum Subject {
-    One(Identity),
+    One(BackendId),
     /// All connections of this client's, of which the server has at least so many.
     All(u32),
 }
@@ -89,8 +89,8 @@ impl Control {
     }
 
     /// What is between; a proxy, as long as it is not known.
-    pub(super) fn route(&self) -> Route {
-        self.lock().route.unwrap_or(Route::Proxied)
+    pub(super) fn route(&self) -> Peer {
+        self.lock().route.unwrap_or(Peer::Proxy)
     }
 
     /// Takes a request back; false if it is under way.
@@ -122,13 +122,13 @@ impl Control {
             .is_some_and(|failed| failed.elapsed() < RETRY)
     }
 
-    fn opened(&self, route: Route, cancels: bool) {
+    fn opened(&self, route: Peer, cancels: bool) {
         let before = {
             let mut state = self.lock();
             state.failed = None;
             state.route.replace(route)
         };
-        if cancels && route == Route::Proxied && before != Some(route) {
+        if cancels && route == Peer::Proxy && before != Some(route) {
             tracing::warn!(target: "tower_sea_orm::pool", "a proxy stands before the server: statements outside of a transaction are not cancelled");
         }
     }
@@ -154,7 +154,7 @@ impl SessionPool {
     /// Has the server stop a connection's statement; the number withdraws the request.
     pub(super) fn request(
         &self,
-        target: Option<Identity>,
+        target: Option<BackendId>,
         runtime: &Handle,
     ) -> (u64, oneshot::Receiver<Reply>) {
         let control = &self.shared.control;
@@ -196,7 +196,7 @@ impl SessionPool {
         }
     }
 
-    pub(crate) fn route(&self) -> Route {
+    pub(crate) fn route(&self) -> Peer {
         self.shared.control.route()
     }
 
@@ -319,7 +319,7 @@ impl Shared {
                 let is_busy = match &subject {
                     Subject::One(target) => open.is_busy(target).await,
                     // What a proxy keeps waiting is nobody's work yet.
-                    Subject::All(_) if self.control.route() == Route::Proxied => Ok(None),
+                    Subject::All(_) if self.control.route() == Peer::Proxy => Ok(None),
                     Subject::All(count) => open.is_busy_at_all(*count).await,
                 };
                 match is_busy {

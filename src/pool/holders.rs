@@ -12,7 +12,7 @@ use http::{Method, Uri};
 use tokio::sync::Notify;
 
 use super::{SessionPool, Settings};
-use crate::{connection::Victim, error::Kind};
+use crate::{connection::CancelHandle, error::Kind};
 
 /// A session, as its pool sees it.
 pub(crate) trait Holder: Send + Sync {
@@ -67,7 +67,7 @@ pub(crate) enum Grip {
 pub(crate) struct Doubt {
     /// Names it among those of its connection.
     pub(crate) turn: u64,
-    pub(crate) victim: Arc<Victim>,
+    pub(crate) victim: Arc<CancelHandle>,
 }
 
 /// What a request is called in the log.

@@ -8,7 +8,7 @@ use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 
 use super::source::Source;
-use crate::connection::{Identity, Route};
+use crate::connection::{BackendId, Peer};
 #[cfg(feature = "sqlx-mysql")]
 use crate::connection::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
@@ -45,7 +45,7 @@ pub(super) struct Batch<'a> {
     allow(dead_code)
 )]
 pub(super) struct Errand<'a> {
-    pub(super) target: &'a Identity,
+    pub(super) target: &'a BackendId,
     pub(super) fate: Fate,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Fate {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(targets: impl Iterator<Item = &'a Identity>) -> Self {
+    pub(super) fn new(targets: impl Iterator<Item = &'a BackendId>) -> Self {
         let errands = targets
             .map(|target| Errand {
                 target,
@@ -156,7 +156,7 @@ impl From<sqlx::Error> for Fault {
 
 impl Line {
     /// Opens a line, and tells what it runs through.
-    pub(super) async fn open(source: &Source) -> Result<(Self, Route), Fault> {
+    pub(super) async fn open(source: &Source) -> Result<(Self, Peer), Fault> {
         match source {
             #[cfg(feature = "sqlx-postgres")]
             Source::Postgres(pool) => {
@@ -170,9 +170,9 @@ impl Line {
                 let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
                 let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
                 let route = if told.is_some() && told == own {
-                    Route::Direct
+                    Peer::Server
                 } else {
-                    Route::Proxied
+                    Peer::Proxy
                 };
                 let processes = find_processes(&mut connection).await?;
                 Ok((
@@ -207,12 +207,12 @@ impl Line {
     }
 
     /// Whether the server is at work for this connection; `None` if this is another server, or it does not say.
-    pub(super) async fn is_busy(&mut self, target: &Identity) -> Result<Option<bool>, Fault> {
+    pub(super) async fn is_busy(&mut self, target: &BackendId) -> Result<Option<bool>, Fault> {
         match (self, target) {
             #[cfg(feature = "sqlx-postgres")]
             (
                 Self::Postgres(connection),
-                Identity::Postgres {
+                BackendId::Postgres {
                     pid,
                     started,
                     server,
@@ -235,7 +235,7 @@ impl Line {
                     connection,
                     processes,
                 },
-                Identity::MySql { id, client, server },
+                BackendId::MySql { id, client, server },
             ) => {
                 let sql = format!(
                     "SELECT {MYSQL_SERVER}, (SELECT CAST(HOST AS CHAR) FROM {processes} \
@@ -323,12 +323,12 @@ const POSTGRES_ALL: &str = "SELECT count(*), count(*) FILTER (WHERE coalesce(it.
 #[cfg(feature = "sqlx-postgres")]
 async fn open_postgres(
     options: &sqlx::postgres::PgConnectOptions,
-) -> Result<(PgConnection, Route), Fault> {
+) -> Result<(PgConnection, Peer), Fault> {
     let mark = mark();
     let mut connection = match options.clone().options([(MARK, &mark)]).connect().await {
         Ok(connection) => connection,
         // What refuses start-up settings is no server.
-        Err(sqlx::Error::Database(_)) => return Ok((options.connect().await?, Route::Proxied)),
+        Err(sqlx::Error::Database(_)) => return Ok((options.connect().await?, Peer::Proxy)),
         Err(error) => return Err(error.into()),
     };
     let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
@@ -340,9 +340,9 @@ async fn open_postgres(
         .and_then(|row| row.try_get::<Option<String>, _>(0).ok())
         .flatten();
     let route = if arrived.as_deref() == Some(&*mark) {
-        Route::Direct
+        Peer::Server
     } else {
-        Route::Proxied
+        Peer::Proxy
     };
     Ok((connection, route))
 }
@@ -390,8 +390,8 @@ async fn cancel_backends(
     let wanted: Vec<String> = errands
         .iter()
         .filter_map(|errand| match errand.target {
-            Identity::Postgres { pid, started, .. } => Some(format!("({pid}, {started}::int8)")),
-            Identity::MySql { .. } => None,
+            BackendId::Postgres { pid, started, .. } => Some(format!("({pid}, {started}::int8)")),
+            BackendId::MySql { .. } => None,
         })
         .collect();
     let sql = format!(
@@ -417,8 +417,8 @@ async fn kill_mysql(
         .errands
         .iter()
         .filter_map(|errand| match errand.target {
-            Identity::MySql { id, .. } => Some(id.to_string()),
-            Identity::Postgres { .. } => None,
+            BackendId::MySql { id, .. } => Some(id.to_string()),
+            BackendId::Postgres { .. } => None,
         });
     let sql = format!(
         "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM {processes} \
@@ -431,7 +431,7 @@ async fn kill_mysql(
     }
     let mut ended = Ok(());
     for errand in &mut batch.errands {
-        if let Identity::MySql { id, client, .. } = errand.target
+        if let BackendId::MySql { id, client, .. } = errand.target
             && busy
                 .iter()
                 .any(|(number, host)| number == id && host == client)

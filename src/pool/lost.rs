@@ -72,7 +72,7 @@ impl SessionPool {
     pub(super) async fn look_for_loss(self, suspect: Suspect) {
         let victim = suspect.doubt.victim.clone();
         self.examine(vec![suspect], || {
-            victim.identity(self.route()).map(Subject::One)
+            victim.backend_id(self.route()).map(Subject::One)
         })
         .await;
     }

@@ -295,7 +295,7 @@ impl Core {
         }
         let has_victim = self.pool.has_server();
         let victim = if has_victim {
-            connection.victim()
+            connection.cancel_handle()
         } else {
             None
         };

@@ -7,7 +7,7 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use super::{stop::Stop, turn::Turn};
 use crate::{
-    connection::{Operation, Victim},
+    connection::{CancelHandle, Operation},
     pool::Finished,
     sql::Redacted,
 };
@@ -34,7 +34,7 @@ pub(super) struct Running {
     /// `None` if it is to run to its end.
     pub(super) stop: Option<Stop>,
     /// Who serves the connection is known by it, if that is of interest.
-    pub(super) victim: Option<Arc<Victim>>,
+    pub(super) victim: Option<Arc<CancelHandle>>,
     /// Stops a stream whose reader reads nothing; `None` if it is no stream.
     pub(super) reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.
@@ -50,7 +50,7 @@ pub(super) struct Leave {
     pub(super) manner: Manner,
     pub(super) runtime: Handle,
     pub(super) patience: Option<Duration>,
-    pub(super) victim: Option<Arc<Victim>>,
+    pub(super) victim: Option<Arc<CancelHandle>>,
 }
 
 /// How a running call treats those who come next, and its own early end.
@@ -85,7 +85,7 @@ impl Running {
             manner: std::mem::replace(&mut self.manner, Manner::Draining),
             runtime: self.runtime.clone(),
             patience: self.patience,
-            victim: self.stop.as_ref().map(Stop::victim),
+            victim: self.stop.as_ref().map(Stop::cancel_handle),
         }
     }
 

@@ -6,14 +6,14 @@ use sea_orm::DbBackend;
 
 use super::core::Core;
 use crate::{
-    connection::{Operation, Route, Victim},
+    connection::{CancelHandle, Operation, Peer},
     pool::CheckedOut,
     sql::Classified,
 };
 
 /// A call that may be stopped.
 pub(super) struct Stop {
-    victim: Arc<Victim>,
+    victim: Arc<CancelHandle>,
     /// Also while the session goes on: nothing depends on it.
     at_any_time: bool,
 }
@@ -31,7 +31,7 @@ impl Stop {
         }
     }
 
-    pub(super) fn victim(&self) -> Arc<Victim> {
+    pub(super) fn cancel_handle(&self) -> Arc<CancelHandle> {
         self.victim.clone()
     }
 }
@@ -47,7 +47,7 @@ impl Core {
         text: Classified,
         in_transaction: bool,
         connection: &mut CheckedOut,
-    ) -> (Option<Stop>, Option<Route>) {
+    ) -> (Option<Stop>, Option<Peer>) {
         let pool = self.pool();
         if !pool.settings().cancel_running || pool.is_test() {
             return (None, None);
@@ -55,11 +55,11 @@ impl Core {
         // Also for what is not to be stopped: its answer may be lost.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
         let stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
-        let Some(victim) = connection.victim().filter(|_| is_work) else {
+        let Some(victim) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);
         };
         let identify = Some(if pool.backend() == DbBackend::Sqlite {
-            Route::Direct
+            Peer::Server
         } else {
             pool.route()
         });

@@ -14,7 +14,7 @@ use sea_orm::sqlx::{self, Row};
 use super::Driver;
 #[cfg(feature = "_sqlx")]
 use super::results::query_error;
-use crate::connection::Identity;
+use crate::connection::BackendId;
 
 /// After how many of its instructions SQLite looks whether it is to stop; some hundred microseconds at most.
 #[cfg(feature = "sqlx-sqlite")]
@@ -39,7 +39,7 @@ pub(crate) const MYSQL_SERVER: &str = "CAST(CONCAT(@@hostname, ':', @@port) AS C
 
 impl Driver {
     /// The server's process behind the connection.
-    pub(crate) async fn identity(&mut self) -> Result<Option<Identity>, DbErr> {
+    pub(crate) async fn backend_id(&mut self) -> Result<Option<BackendId>, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(connection) => {
@@ -53,7 +53,7 @@ impl Driver {
                 let started: Option<i64> = row.try_get(1).map_err(query_error)?;
                 let pid = row.try_get(0).map_err(query_error)?;
                 let server = row.try_get(2).map_err(query_error)?;
-                Ok(started.map(|started| Identity::Postgres {
+                Ok(started.map(|started| BackendId::Postgres {
                     pid,
                     started,
                     server,
@@ -78,7 +78,7 @@ impl Driver {
                         let id = row.try_get(0).map_err(query_error)?;
                         let client = row.try_get(1).map_err(query_error)?;
                         let server = row.try_get(2).map_err(query_error)?;
-                        return Ok(Some(Identity::MySql { id, client, server }));
+                        return Ok(Some(BackendId::MySql { id, client, server }));
                     }
                 }
                 Ok(None)
