@@ -16,7 +16,7 @@ use futures_util::task::AtomicWaker;
 use sea_orm::{DbBackend, DbErr};
 use tokio::sync::Notify;
 
-use super::{PinnedConnection, State};
+use super::{PinnedConnection, State, backend_id::BackendId};
 use crate::error::server;
 
 /// What is between this side and the server.
@@ -26,20 +26,6 @@ pub(crate) enum Peer {
     Server,
     /// A proxy, or that cannot be told: the process is the connection's own for one transaction.
     Proxy,
-}
-
-/// The server's process behind a connection, and what tells it from a later one of the same number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code)] // each driver has its own
-pub(crate) enum BackendId {
-    /// Its start in microseconds of the server's clock, and the server's own.
-    Postgres { pid: i32, started: i64, server: i64 },
-    /// The client's address and port, as the server sees them, and the server's own name and port.
-    MySql {
-        id: u64,
-        client: String,
-        server: String,
-    },
 }
 
 /// How a statement is stopped.

@@ -2,18 +2,19 @@
 //!
 //! Dropped without having been handed back, it closes itself, on whatever thread that happens.
 
+mod backend_id;
 mod begin;
-mod call;
 mod cancel;
 mod driver;
+mod execute;
 mod operation;
 mod refusal;
 mod reset;
-mod rollback;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
 mod stale;
+mod transaction;
 
 use std::sync::Arc;
 
@@ -29,7 +30,8 @@ pub use self::reset::Reset;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
-    cancel::{BackendId, CancelHandle, CancelTarget, Peer},
+    backend_id::BackendId,
+    cancel::{CancelHandle, CancelTarget, Peer},
     driver::Driver,
     operation::{Begin, Operation, Output, Task},
 };

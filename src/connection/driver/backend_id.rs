@@ -14,7 +14,7 @@ use sea_orm::sqlx::{self, Row};
 use super::Driver;
 #[cfg(feature = "_sqlx")]
 use super::results::query_error;
-use crate::connection::BackendId;
+use crate::connection::backend_id::BackendId;
 
 /// After how many of its instructions SQLite looks whether it is to stop; some hundred microseconds at most.
 #[cfg(feature = "sqlx-sqlite")]
