@@ -28,6 +28,29 @@ impl ConfigError {
         }
     }
 
+    /// Refuses the value `text`, and shows it if it can be no secret.
+    pub(super) fn of_value(key: &str, text: &str, why: &str) -> Self {
+        let is_harmless = |c: char| c.is_ascii_alphanumeric() || " .+-_".contains(c);
+        let shown = if text.len() <= 24 && text.chars().all(is_harmless) {
+            format!("\"{text}\"")
+        } else {
+            "this value".to_owned()
+        };
+        Self::new(key, format!("{shown} is refused: {why}"))
+    }
+
+    /// Refuses to do without the URL that `key` should have; `parts` of one were given instead.
+    pub(super) fn no_url(key: &str, parts: &str) -> Self {
+        let hint = match parts {
+            "" => String::new(),
+            _ => format!("; {parts} are not read, put what they say into the URL"),
+        };
+        Self::new(
+            key,
+            format!("not set: write `postgres://user@host/database`{hint}"),
+        )
+    }
+
     /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.
     pub fn key(&self) -> &str {
         &self.key

@@ -1,9 +1,9 @@
 //! [`PoolConfig`]: the pool's settings from the environment or a file.
 
-mod advice;
-mod de;
 mod env;
 mod error;
+mod file;
+mod given;
 mod names;
 mod parameters;
 mod settings;
@@ -13,19 +13,20 @@ mod tests;
 mod url;
 mod value;
 
-use std::{fmt, time::Duration};
+use std::{env::vars_os, ffi::OsString, fmt};
 
 use log::LevelFilter;
-use sea_orm::{ConnectOptions, DatabaseConnection};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::error::ConfigError;
-use self::url::DatabaseUrl;
+use self::{
+    env::Variables, given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl,
+    value::Switch,
+};
 #[cfg(doc)]
 use crate::SessionPoolBuilder;
-use crate::{Error, Reset, SessionPool};
-
-/// Where the log has what is to be said about settings.
-const TARGET: &str = "tower_sea_orm::pool";
+use crate::{Error, SessionPool};
 
 /// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, read from the
 /// environment ([`from_env`](Self::from_env)) or, by serde, from a file in any format.
@@ -136,40 +137,103 @@ pub struct PoolConfig {
     url: DatabaseUrl,
     /// Whether a part of `max_connections` is SQLAlchemy's overflow.
     overflows: bool,
-    options: Options,
-}
-
-/// What may be given or not.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Options {
-    max_connections: Option<u32>,
-    min_connections: Option<u32>,
-    connect_timeout: Option<Duration>,
-    acquire_timeout: Option<Duration>,
-    idle_timeout: Option<Option<Duration>>,
-    max_lifetime: Option<Option<Duration>>,
-    test_before_acquire: Option<bool>,
-    connect_lazy: Option<bool>,
-    sqlx_logging: Option<bool>,
-    sqlx_logging_level: Option<LevelFilter>,
-    slow_level: Option<LevelFilter>,
-    slow_threshold: Option<Duration>,
-    schema_search_path: Option<String>,
-    application_name: Option<String>,
-    statement_timeout: Option<Duration>,
-    reserved_connections: Option<u32>,
-    max_pending: Option<u32>,
-    release_timeout: Option<Duration>,
-    direct_handoff: Option<bool>,
-    reset: Option<Reset>,
-    cancel_running: Option<bool>,
-    hold_slow_threshold: Option<Duration>,
-    hold_timeout: Option<Duration>,
-    body_timeout: Option<Duration>,
-    startup_timeout: Option<Duration>,
+    settings: Settings,
 }
 
 impl PoolConfig {
+    /// Reads `DATABASE_URL` and the variables that begin with `DB_` from the environment.
+    ///
+    /// Each setting can be given under any of its names: `DB_POOL_SIZE`, `DB_MAX_CONNECTIONS`, …
+    /// (`DB_URL` is `DATABASE_URL`). An empty variable counts as not set, so that
+    /// `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
+    ///
+    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo; so is
+    /// one whose name differs only in case or separators (`db_pool_size`, `DATABASE-URL`). Other `DB_`
+    /// variables belong to other programs, and one log line, at WARN, names them: variables for the parts
+    /// of a URL (`DB_HOST`, `DB_PASSWORD`, …), and those that Kubernetes and Docker inject beside a
+    /// service called `db` (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).
+    ///
+    /// # Errors
+    ///
+    /// If a setting is misspelt or impossible, contradicts another one, or is not UTF-8, or if there is
+    /// no URL.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        // A key that is not UTF-8 is no name of ours.
+        let vars = vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value)));
+        Self::from_variables(Variables::DEFAULT, vars)
+    }
+
+    /// [`from_env`](Self::from_env) with these variables in place of the environment's. Variables whose
+    /// names are not even close to `DATABASE_URL` or to a name that begins with `DB_` are ignored.
+    ///
+    /// ```
+    /// use tower_sea_orm::PoolConfig;
+    ///
+    /// # if cfg!(feature = "sqlx-postgres") {
+    /// let vars = [("DATABASE_URL", "postgres://app:secret@localhost/shop"), ("DB_POOL_TIMEOUT", "3"), ("LANG", "C")];
+    /// let config = PoolConfig::from_vars(vars).unwrap();
+    /// assert_eq!(config.to_string(), "postgres://app:***@localhost/shop");
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_env`](Self::from_env).
+    pub fn from_vars<K: AsRef<str>, V: AsRef<str>>(
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        Self::from_variables(Variables::DEFAULT, owned(vars))
+    }
+
+    /// Reads the variables that begin with `prefix`: for a second database, or if `DB_` belongs to
+    /// another program. The URL's variable is the prefix followed by `URL`; a variable that is almost
+    /// a setting's name is refused, as by [`from_env`](Self::from_env).
+    ///
+    /// ```
+    /// use tower_sea_orm::PoolConfig;
+    ///
+    /// # if cfg!(feature = "sqlx-sqlite") {
+    /// # let env = [("STOCK_DB_URL", "sqlite::memory:"), ("STOCK_DB_POOL_SIZE", "1"), ("STOCK_DB_MAX_OVERFLOW", "0")];
+    /// // with `std::env::vars()` in place of `env`:
+    /// let config = PoolConfig::from_prefixed_vars("STOCK_DB_", env)?;
+    /// assert_eq!(config.connect_options().get_max_connections(), Some(1));
+    /// # }
+    /// # Ok::<(), tower_sea_orm::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a setting is misspelt or impossible, or contradicts another one, or if there is no URL.
+    pub fn from_prefixed_vars<K: AsRef<str>, V: AsRef<str>>(
+        prefix: &str,
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        let url = &format!("{prefix}URL");
+        Self::from_variables(Variables { prefix, url }, owned(vars))
+    }
+
+    fn from_variables(
+        variables: Variables<'_>,
+        vars: impl Iterator<Item = (String, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let (given, no_url) = variables.read(vars)?;
+        Self::from_given(&given, no_url)
+    }
+
+    fn from_given(given: &Given<'_>, no_url: ConfigError) -> Result<Self, ConfigError> {
+        let mut settings: Settings = given.read()?;
+        let overflows = settings.unite(given)?;
+        let url = settings.url.take().ok_or(no_url)?;
+        let url =
+            DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
+        settings.check(url.backend(), given)?;
+        Ok(Self {
+            url,
+            overflows,
+            settings,
+        })
+    }
+
     /// Returns SeaORM's options, so that you can change those that have no setting here.
     /// [`session_pool`](Self::session_pool) then makes the pool of sessions.
     ///
@@ -206,53 +270,122 @@ impl PoolConfig {
     ///
     /// Those of [`SessionPoolBuilder::build`](crate::SessionPoolBuilder::build).
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
+        let mut builder = SessionPool::builder(database);
         /// Calls the setter for what was given.
         macro_rules! set {
-            ($builder:ident: $($name:ident),* $(,)?) => {
-                $(if let Some(value) = self.options.$name { $builder = $builder.$name(value); })*
+            ($($name:ident),* $(,)?) => {
+                $(if let Some(value) = self.settings.$name { builder = builder.$name(value.0); })*
             };
         }
-        let mut builder = SessionPool::builder(database);
-        set!(builder: acquire_timeout, release_timeout, reserved_connections, max_pending, reset, hold_slow_threshold, hold_timeout, body_timeout, direct_handoff);
-        if self.options.cancel_running == Some(true) {
+        set!(
+            acquire_timeout,
+            release_timeout,
+            reserved_connections,
+            max_pending,
+            reset
+        );
+        set!(
+            hold_slow_threshold,
+            hold_timeout,
+            body_timeout,
+            direct_handoff
+        );
+        if self.settings.cancel_running == Some(Switch(true)) {
             builder = builder.cancel_running();
         }
         builder.build()
     }
 
+    /// Connects, and builds a pool of sessions with these settings.
+    ///
+    /// With a `startup_timeout`, a server that is not available yet is tried again until that time has
+    /// passed, with pauses that grow from 50 ms to 2 s. *Not available yet* means: connection refused,
+    /// or closed before the server sent anything (as the port forwarders of containers do), no answer
+    /// in time, a host name that cannot be resolved, PostgreSQL's `57P03` (starting up). A refusal by
+    /// the server itself (a wrong password, an unknown database) and a wrong certificate fail at once.
+    /// Without a `startup_timeout`, every failure does.
+    ///
+    /// With `connect_lazy`, and for SQLite, there is no server to wait for.
+    ///
+    /// Unlike those of [`connect_options`](Self::connect_options), the options passed to SeaORM here
+    /// keep the password separate, so SeaORM's spans do not show it.
+    ///
+    /// # Errors
+    ///
+    /// The error of the last attempt.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connections that it has opened.
+    pub async fn connect(&self) -> Result<SessionPool, DbErr> {
+        let options = self.with_settings(self.url.guarded_options());
+        if self.overflows {
+            tracing::info!(
+                target: "tower_sea_orm::pool",
+                min_connections = options.get_min_connections(),
+                max_connections = options.get_max_connections(),
+                "`max_overflow` is a part of `max_connections`: these connections are not closed as they come back, but after `idle_timeout`",
+            );
+        }
+        if self.url.backend() != DbBackend::Sqlite && !options.get_connect_lazy() {
+            let startup = self.settings.startup_timeout.map(|timeout| timeout.0);
+            wait_for_server(&self.url, &options, startup.unwrap_or_default()).await?;
+        }
+        Ok(self.session_pool(Database::connect(options).await?)?)
+    }
+
     fn with_settings(&self, mut options: ConnectOptions) -> ConnectOptions {
+        let settings = &self.settings;
         /// Calls the setter for what was given.
         macro_rules! set {
-            ($($name:ident => $setter:ident),* $(,)?) => {
-                $(if let Some(value) = &self.options.$name { options.$setter(value.clone()); })*
+            ($($name:ident),* $(,)?) => {
+                $(if let Some(value) = settings.$name { options.$name(value.0); })*
             };
         }
-        set! {
-            max_connections => max_connections,
-            min_connections => min_connections,
-            connect_timeout => connect_timeout,
-            acquire_timeout => acquire_timeout,
-            idle_timeout => idle_timeout,
-            max_lifetime => max_lifetime,
-            test_before_acquire => test_before_acquire,
-            connect_lazy => connect_lazy,
-            sqlx_logging => sqlx_logging,
-            sqlx_logging_level => sqlx_logging_level,
-            schema_search_path => set_schema_search_path,
-            application_name => set_application_name,
-            statement_timeout => statement_timeout,
-        }
-        let (level, threshold) = options.get_sqlx_slow_statements_logging_settings();
-        let level = match (self.options.slow_level, self.options.slow_threshold) {
-            (Some(level), _) => level,
-            (None, Some(_)) => LevelFilter::Warn,
-            (None, None) => level,
-        };
-        options.sqlx_slow_statements_logging_settings(
-            level,
-            self.options.slow_threshold.unwrap_or(threshold),
+        set!(
+            max_connections,
+            min_connections,
+            connect_timeout,
+            acquire_timeout,
+            idle_timeout
         );
+        set!(
+            max_lifetime,
+            test_before_acquire,
+            connect_lazy,
+            statement_timeout
+        );
+        set!(sqlx_logging, sqlx_logging_level);
+        if let Some(path) = &settings.schema_search_path {
+            options.set_schema_search_path(path);
+        }
+        if let Some(name) = &settings.application_name {
+            options.set_application_name(name);
+        }
+        let (mut level, mut threshold) = options.get_sqlx_slow_statements_logging_settings();
+        if let Some(given) = settings.sqlx_slow_statements_logging_threshold {
+            (level, threshold) = (LevelFilter::Warn, given.0);
+        }
+        if let Some(given) = settings.sqlx_slow_statements_logging_level {
+            level = given.0;
+        }
+        options.sqlx_slow_statements_logging_settings(level, threshold);
         options
+    }
+}
+
+/// Owns the variables, as the environment's are.
+fn owned<K: AsRef<str>, V: AsRef<str>>(
+    vars: impl IntoIterator<Item = (K, V)>,
+) -> impl Iterator<Item = (String, OsString)> {
+    vars.into_iter()
+        .map(|(key, value)| (key.as_ref().to_owned(), value.as_ref().into()))
+}
+
+impl<'de> Deserialize<'de> for PoolConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let given = file::read(deserializer)?;
+        Self::from_given(&given, ConfigError::no_url("url", "")).map_err(D::Error::custom)
     }
 }
 
@@ -267,7 +400,7 @@ impl fmt::Debug for PoolConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolConfig")
             .field("url", &self.url)
-            .field("options", &self.options)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }

@@ -1,12 +1,14 @@
-//! Connecting, and waiting for a server that is not there yet.
+//! Waiting for a server that is not available yet.
 
 use std::time::{Duration, Instant};
 
-use sea_orm::{Database, DbBackend, DbErr};
+use sea_orm::{ConnectOptions, Database, DbErr};
 use tokio::time::{sleep, timeout};
 
-use super::{PoolConfig, TARGET};
+use super::url::DatabaseUrl;
 use crate::{SessionPool, error::Kind};
+
+const TARGET: &str = "tower_sea_orm::pool";
 
 /// The driver's own default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -14,93 +16,59 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-impl PoolConfig {
-    /// Connects, and builds a pool of sessions with these settings.
-    ///
-    /// With a `startup_timeout`, a server that is not available yet is tried again until that time has
-    /// passed, with pauses that grow from 50 ms to 2 s. *Not available yet* means: connection refused,
-    /// or closed before the server sent anything (as the port forwarders of containers do), no answer
-    /// in time, a host name that cannot be resolved, PostgreSQL's `57P03` (starting up). A refusal by
-    /// the server itself (a wrong password, an unknown database) and a wrong certificate fail at once.
-    /// Without a `startup_timeout`, every failure does.
-    ///
-    /// With `connect_lazy`, and for SQLite, there is no server to wait for.
-    ///
-    /// Unlike those of [`connect_options`](Self::connect_options), the options passed to SeaORM here
-    /// keep the password separate, so SeaORM's spans do not show it.
-    ///
-    /// # Errors
-    ///
-    /// The error of the last attempt.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future closes the connections that it has opened.
-    pub async fn connect(&self) -> Result<SessionPool, DbErr> {
-        let mut options = self.with_settings(self.url.guarded_options());
-        if self.overflows {
-            tracing::info!(
-                target: TARGET,
-                min_connections = self.options.min_connections,
-                max_connections = self.options.max_connections,
-                "`max_overflow` is a part of `max_connections`: these connections are not closed as they come back, but after `idle_timeout`",
-            );
-        }
-        if self.url.backend() != DbBackend::Sqlite && !options.get_connect_lazy() {
-            // A pool would try a refused connection again by itself, without telling why.
-            let mut probing = options.clone();
-            probing.connect_lazy(true).min_connections(0);
-            self.wait_for_server(&SessionPool::try_new(Database::connect(probing).await?)?)
-                .await?;
-            options.connect_lazy(false);
-        }
-        Ok(self.session_pool(Database::connect(options).await?)?)
-    }
-
-    async fn wait_for_server(&self, pool: &SessionPool) -> Result<(), DbErr> {
-        let bound = self
-            .options
-            .acquire_timeout
-            .or(self.options.connect_timeout)
-            .unwrap_or(CONNECT_TIMEOUT);
-        let startup = self.options.startup_timeout.unwrap_or_default();
-        let (started, mut pause, mut has_failed) = (Instant::now(), FIRST_PAUSE, false);
-        loop {
-            let left = startup.saturating_sub(started.elapsed());
-            let attempt = if startup.is_zero() {
-                bound
-            } else {
-                bound.min(left.max(FIRST_PAUSE))
-            };
-            let error = match timeout(attempt, pool.probe()).await {
-                Ok(Ok(())) => break,
-                Ok(Err(error)) if !is_not_there_yet(&error) => return Err(error),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    tracing::warn!(target: TARGET, url = %self.url, "no answer from the database within {attempt:?}");
-                    Kind::Down.into_db_err()
-                }
-            };
-            let left = startup.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                return Err(error);
+/// Tries to connect until the server lets us in, or `startup` is over.
+///
+/// # Errors
+///
+/// The error of the last attempt, or the first that another attempt cannot cure.
+pub(super) async fn wait_for_server(
+    url: &DatabaseUrl,
+    options: &ConnectOptions,
+    startup: Duration,
+) -> Result<(), DbErr> {
+    // A pool that connects at once would try a refused connection again by itself, and lose the reason.
+    let mut lazy = options.clone();
+    lazy.connect_lazy(true).min_connections(0);
+    let pool = SessionPool::try_new(Database::connect(lazy).await?)?;
+    let bound = options
+        .get_acquire_timeout()
+        .or(options.get_connect_timeout());
+    let bound = bound.unwrap_or(CONNECT_TIMEOUT);
+    let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
+    let left = || startup.saturating_sub(started.elapsed());
+    loop {
+        let bound = if startup.is_zero() {
+            bound
+        } else {
+            bound.min(left().max(FIRST_PAUSE))
+        };
+        let error = match timeout(bound, pool.probe()).await {
+            Ok(Ok(())) => break,
+            Ok(Err(error)) if !is_not_available_yet(&error) => return Err(error),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                tracing::warn!(target: TARGET, %url, "no answer from the database within {bound:?}");
+                Kind::Down.into_db_err()
             }
-            if !std::mem::replace(&mut has_failed, true) {
-                tracing::info!(target: TARGET, url = %self.url, %error, "the database is not there yet: trying again");
-            }
-            sleep(jittered(pause).min(left)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
+        if left().is_zero() {
+            return Err(error);
         }
-        if has_failed {
-            tracing::info!(target: TARGET, url = %self.url, "the database is there");
+        if pause == FIRST_PAUSE {
+            tracing::info!(target: TARGET, %url, %error, "the database is not there yet: trying again");
         }
-        Ok(())
+        sleep(jittered(pause).min(left())).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    if pause > FIRST_PAUSE {
+        tracing::info!(target: TARGET, %url, "the database is there");
+    }
+    Ok(())
 }
 
 /// Whether trying again may help while the server is being started.
 #[cfg(feature = "_sqlx")]
-fn is_not_there_yet(error: &DbErr) -> bool {
+fn is_not_available_yet(error: &DbErr) -> bool {
     use crate::error::server;
     use sea_orm::{RuntimeErr, sqlx};
     use std::io::ErrorKind;
@@ -127,7 +95,7 @@ fn is_not_there_yet(error: &DbErr) -> bool {
 }
 
 #[cfg(not(feature = "_sqlx"))]
-fn is_not_there_yet(_: &DbErr) -> bool {
+fn is_not_available_yet(_: &DbErr) -> bool {
     false
 }
 

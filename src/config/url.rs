@@ -6,10 +6,10 @@ use percent_encoding::percent_decode_str;
 use sea_orm::{ConnectOptions, DbBackend};
 use url::{Url, form_urlencoded};
 
-use super::{ConfigError, parameters};
+use super::parameters;
 
 /// A database's URL: whole for the driver, without its password in everything that is shown.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) struct DatabaseUrl {
     whole: String,
     /// Without a password, wherever it stood.
@@ -23,41 +23,24 @@ pub(super) struct DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Takes the URL apart. No error shows anything of it but its scheme and the names of its parameters.
-    pub(super) fn parse(key: &str, text: &str) -> Result<Self, ConfigError> {
-        let refused = |why: &str| ConfigError::new(key, why);
+    /// Takes the URL apart. An error shows nothing of it but its scheme and the names of its parameters.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let url = Url::parse(text).map_err(|_| refused(ill_formed(text)))?;
-        let backend = backend(key, url.scheme())?;
-        let password = url
-            .password()
-            .map(|password| percent_decode_str(password).decode_utf8());
-        let password = password
-            .transpose()
-            .map_err(|_| {
-                refused("the password in it is not UTF-8 when its `%` escapes are undone")
-            })?
-            .map(Cow::into_owned);
-        if backend == DbBackend::Sqlite {
-            return Self::sqlite(key, text, &url);
+        let url = Url::parse(text).map_err(|_| ill_formed(text))?;
+        match backend(url.scheme())? {
+            DbBackend::Sqlite => Self::sqlite(text, &url),
+            backend => Self::server(url, backend),
         }
-        if let Some(why) = misplaced(&url) {
-            return Err(refused(why));
-        }
-        Self::server(key, url, backend, password)
     }
 
-    fn sqlite(key: &str, text: &str, url: &Url) -> Result<Self, ConfigError> {
+    fn sqlite(text: &str, url: &Url) -> Result<Self, String> {
         if url.password().is_some() || url.query_pairs().any(|(name, _)| is_secret(&name)) {
-            return Err(ConfigError::new(key, "an SQLite URL has no password"));
+            return Err("an SQLite URL has no password".to_owned());
         }
-        // sqlx takes all that follows the first `?` for parameters.
+        // sqlx takes all that follows the first `?` for parameters, a fragment included.
         let query = text.split_once('?').map_or("", |(_, query)| query);
-        parameters::check(
-            key,
-            DbBackend::Sqlite,
-            form_urlencoded::parse(query.as_bytes()),
-        )?;
+        let query = form_urlencoded::parse(query.as_bytes());
+        parameters::check(DbBackend::Sqlite, query)?;
         Ok(Self {
             whole: text.to_owned(),
             bare: text.to_owned(),
@@ -68,44 +51,32 @@ impl DatabaseUrl {
         })
     }
 
-    fn server(
-        key: &str,
-        mut url: Url,
-        backend: DbBackend,
-        mut password: Option<String>,
-    ) -> Result<Self, ConfigError> {
-        let refused = |why: &str| Err(ConfigError::new(key, why));
+    fn server(mut url: Url, backend: DbBackend) -> Result<Self, String> {
+        if let Some(why) = misplaced(&url) {
+            return Err(why.to_owned());
+        }
         let (shown, address) = (shown(&url), ipv6(&url));
-        let (secrets, rest): (Vec<_>, Vec<_>) = url
-            .query_pairs()
-            .into_owned()
-            .partition(|(name, _)| is_secret(name));
-        if secrets
-            .iter()
-            .any(|(name, _)| backend != DbBackend::Postgres || name != "password")
-        {
-            return refused(
-                "there is a password among its parameters that the driver does not read: write it before the host",
-            );
+        let pairs = url.query_pairs().into_owned();
+        let (secrets, others): (Vec<_>, Vec<_>) = pairs.partition(|(name, _)| is_secret(name));
+        // sqlx reads this one for PostgreSQL, and no other.
+        let is_read = |name: &str| backend == DbBackend::Postgres && name == "password";
+        if secrets.iter().any(|(name, _)| !is_read(name)) {
+            return Err("there is a password among its parameters that the driver does not read: write it before the host".to_owned());
         }
-        parameters::check(key, backend, url.query_pairs())?;
-        let addressed = |url: &Url| match backend {
-            DbBackend::Postgres => with_address(url.clone(), address.as_deref()),
-            _ => url.to_string(),
-        };
-        let whole = addressed(&url);
-        if url.password().is_some() && url.set_password(None).is_err() {
-            return refused("there is a password but no host");
+        parameters::check(backend, url.query_pairs())?;
+        let whole = with_address(&url, backend, address.as_deref());
+        let mut password = password(&url)?;
+        if password.is_some() && url.set_password(None).is_err() {
+            return Err("there is a password but no host".to_owned());
         }
-        // Like sqlx: the one among the parameters counts.
+        // As for sqlx, the last one among the parameters counts.
         if let Some((_, last)) = secrets.into_iter().next_back() {
             password = Some(last);
-            url.query_pairs_mut().clear().extend_pairs(rest);
+            url.query_pairs_mut().clear().extend_pairs(others);
         }
-        let bare = addressed(&url);
         Ok(Self {
             whole,
-            bare,
+            bare: with_address(&url, backend, address.as_deref()),
             password,
             address,
             shown,
@@ -159,12 +130,6 @@ impl DatabaseUrl {
     }
 }
 
-impl PartialEq for DatabaseUrl {
-    fn eq(&self, other: &Self) -> bool {
-        self.whole == other.whole
-    }
-}
-
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
@@ -180,7 +145,7 @@ impl fmt::Debug for DatabaseUrl {
 const SEVERAL_HOSTS: &str =
     "it names several hosts, and sqlx connects to one: write the name that leads to the primary";
 
-/// What is wrong with a text that is no URL.
+/// Returns what is wrong with a text that cannot be parsed.
 fn ill_formed(text: &str) -> &'static str {
     let authority = text.split_once("://").map_or("", |(_, rest)| rest);
     let authority = &authority[..authority.find(['/', '?', '#']).unwrap_or(authority.len())];
@@ -197,7 +162,7 @@ fn ill_formed(text: &str) -> &'static str {
     }
 }
 
-/// What stands in a server's URL where it cannot be.
+/// Returns what is wrong with the URL of a server.
 fn misplaced(url: &Url) -> Option<&'static str> {
     if url.cannot_be_a_base() {
         Some("`//` is missing after the scheme: write `postgres://user:password@host/database`")
@@ -213,82 +178,76 @@ fn misplaced(url: &Url) -> Option<&'static str> {
     }
 }
 
-/// The host if it is an IPv6 address, without its brackets: sqlx 0.9.0 keeps them, and looks for a host of
+/// Returns the host if it is an IPv6 address, without its brackets: sqlx 0.9.0 keeps them, and looks for a host of
 /// that name (<https://github.com/SeaQL/sea-orm/issues/2579>).
 fn ipv6(url: &Url) -> Option<String> {
-    Some(
-        url.host_str()?
-            .strip_prefix('[')?
-            .strip_suffix(']')?
-            .to_owned(),
-    )
+    let host = url.host_str()?;
+    Some(host.strip_prefix('[')?.strip_suffix(']')?.to_owned())
 }
 
-/// Names the IPv6 address as a parameter as well. A `host` that the URL itself names comes later, and counts.
-fn with_address(mut url: Url, address: Option<&str>) -> String {
-    if let Some(address) = address {
-        let rest = url
-            .query()
-            .map(|query| format!("&{query}"))
-            .unwrap_or_default();
-        url.set_query(Some(&format!("hostaddr={address}{rest}")));
+/// Returns the URL with the IPv6 address as a parameter, which PostgreSQL's driver reads. A `host` among the
+/// URL's own parameters comes later, and counts.
+fn with_address(url: &Url, backend: DbBackend, address: Option<&str>) -> String {
+    let mut url = url.clone();
+    if let (DbBackend::Postgres, Some(address)) = (backend, address) {
+        let others = url.query().map(|query| format!("&{query}"));
+        let others = others.unwrap_or_default();
+        url.set_query(Some(&format!("hostaddr={address}{others}")));
     }
     url.into()
 }
 
-/// The driver for `scheme`, if it is built in.
-fn backend(key: &str, scheme: &str) -> Result<DbBackend, ConfigError> {
-    let (backend, built_in, feature) = match scheme {
-        "postgres" | "postgresql" => (
-            DbBackend::Postgres,
-            cfg!(feature = "sqlx-postgres"),
-            "sqlx-postgres",
-        ),
-        "mysql" => (DbBackend::MySql, cfg!(feature = "sqlx-mysql"), "sqlx-mysql"),
-        "sqlite" => (
-            DbBackend::Sqlite,
-            cfg!(feature = "sqlx-sqlite"),
-            "sqlx-sqlite",
-        ),
-        "mariadb" => {
-            return Err(ConfigError::new(
-                key,
-                "MariaDB's scheme is `mysql` here: write `mysql://…`",
-            ));
-        }
-        _ => {
-            // What follows a `+` names SQLAlchemy's driver.
-            let known = ["postgresql", "mysql", "mariadb", "sqlite"];
-            let python = scheme
-                .split_once('+')
-                .filter(|(dialect, _)| known.contains(dialect));
-            let why = match python {
-                Some((dialect, _)) => {
-                    let scheme = if dialect == "mariadb" {
-                        "mysql"
-                    } else {
-                        dialect
-                    };
-                    format!("the part after `+` names a driver of Python's: write `{scheme}://…`")
-                }
-                None => {
-                    "no database of this crate's: write `postgres://…`, `mysql://…` or `sqlite://…`"
-                        .to_owned()
-                }
-            };
-            return Err(ConfigError::new(key, why));
-        }
-    };
-    if built_in {
-        return Ok(backend);
+/// Returns the password before the host.
+fn password(url: &Url) -> Result<Option<String>, String> {
+    let password = url
+        .password()
+        .map(|password| percent_decode_str(password).decode_utf8());
+    match password.transpose() {
+        Ok(password) => Ok(password.map(Cow::into_owned)),
+        Err(_) => Err("the password in it is not UTF-8 when its `%` escapes are undone".to_owned()),
     }
-    let why =
-        format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm");
-    Err(ConfigError::new(key, why))
 }
 
-/// Whether a part of the URL has a sign that a password may have brought there: a `/`, `?` or `#` in it
-/// that is not escaped makes the host of its first half, and the `@` that was to follow comes later.
+/// Returns the driver for `scheme`, if it is built in.
+fn backend(scheme: &str) -> Result<DbBackend, String> {
+    // What follows a `+` names SQLAlchemy's driver.
+    let (dialect, is_pythons) = match scheme.split_once('+') {
+        Some((dialect, _)) => (dialect, true),
+        None => (scheme, false),
+    };
+    let postgres = cfg!(feature = "sqlx-postgres");
+    let mysql = cfg!(feature = "sqlx-mysql");
+    let sqlite = cfg!(feature = "sqlx-sqlite");
+    let (right, backend, feature, is_built_in) =
+        match dialect {
+            "postgres" => ("postgres", DbBackend::Postgres, "sqlx-postgres", postgres),
+            "postgresql" => ("postgresql", DbBackend::Postgres, "sqlx-postgres", postgres),
+            "mysql" | "mariadb" => ("mysql", DbBackend::MySql, "sqlx-mysql", mysql),
+            "sqlite" => ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", sqlite),
+            _ => return Err(
+                "no database of this crate's: write `postgres://…`, `mysql://…` or `sqlite://…`"
+                    .to_owned(),
+            ),
+        };
+    if is_pythons {
+        Err(format!(
+            "the part after `+` names a driver of Python's: write `{right}://…`"
+        ))
+    } else if dialect != right {
+        Err(format!(
+            "MariaDB's scheme is `{right}` here: write `{right}://…`"
+        ))
+    } else if !is_built_in {
+        Err(format!(
+            "its driver is not built in: enable the feature `{feature}` of tower-sea-orm"
+        ))
+    } else {
+        Ok(backend)
+    }
+}
+
+/// Returns whether the URL has a sign that only a password can have brought there: an unescaped `/`, `?` or `#`
+/// in it ends the host early, and the `@` that should follow comes later.
 fn has_stray_sign(url: &Url) -> bool {
     url.fragment().is_some()
         || url.path().contains('@')
@@ -303,29 +262,14 @@ fn is_secret(name: &str) -> bool {
             .any(|part| name.contains(part))
 }
 
-/// What may be shown: never a password, no query, and nothing of what looks ill-formed.
+/// Returns what may be shown: never a password, no query, and nothing of what looks ill-formed.
 fn shown(url: &Url) -> String {
-    let scheme = url.scheme();
-    if has_stray_sign(url) {
-        return format!("{scheme}:…");
+    let mut shown = url.clone();
+    shown.set_query(None);
+    let is_hidden = url.password().is_none() || shown.set_password(Some("***")).is_ok();
+    if has_stray_sign(url) || !is_hidden {
+        return format!("{}:…", url.scheme());
     }
     let query = if url.query().is_some() { "?…" } else { "" };
-    if url.cannot_be_a_base() {
-        // Only SQLite's: what follows is a file's name.
-        return format!("{scheme}:{}{query}", url.path());
-    }
-    let user = match (url.username(), url.password()) {
-        ("", None) => String::new(),
-        (user, None) => format!("{user}@"),
-        (user, Some(_)) => format!("{user}:***@"),
-    };
-    let port = url
-        .port()
-        .map(|port| format!(":{port}"))
-        .unwrap_or_default();
-    format!(
-        "{scheme}://{user}{}{port}{}{query}",
-        url.host_str().unwrap_or_default(),
-        url.path()
-    )
+    format!("{shown}{query}")
 }

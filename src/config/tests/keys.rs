@@ -1,6 +1,6 @@
 //! Names: all of them, wrong ones, and two of one setting.
 
-use super::{super::names::NAMES, PoolConfig, URL, env, json};
+use super::{super::names::names, PoolConfig, URL, env, json};
 
 fn example(name: &str) -> &'static str {
     match name {
@@ -31,7 +31,7 @@ fn example(name: &str) -> &'static str {
 #[test]
 fn every_name_is_known_to_the_environment_and_to_files_and_stands_in_the_documentation() {
     let documentation = include_str!("../mod.rs");
-    for name in NAMES {
+    for name in names() {
         let value = example(name);
         env([(name, value)]).unwrap_or_else(|error| panic!("{error}"));
         if name != "url" {
@@ -118,7 +118,7 @@ fn a_name_that_differs_in_case_or_separators_is_refused_with_the_right_one() {
         }
     }
     for (wrong, meant) in [
-        ("stock_db_warm", "STOCK_DB_WARM"),
+        ("stock_db_echo", "STOCK_DB_ECHO"),
         ("STOCKDB_URL", "STOCK_DB_URL"),
     ] {
         let error =
@@ -211,7 +211,7 @@ fn a_word_of_another_program_is_no_misspelt_setting() {
     }
     for (name, meant) in [
         ("URI", "DB_URL"),
-        ("WARN", "DB_WARM"),
+        ("ECH", "DB_ECHO"),
         ("RSET", "DB_RESET"),
         ("POOLSIZE", "DB_POOL_SIZE"),
     ] {

@@ -1,0 +1,60 @@
+//! Settings from a file, by serde.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, IgnoredAny, MapAccess, Visitor},
+};
+
+use super::{error::ConfigError, given::Given};
+
+/// A value of any format. It is read as the text that a variable would have.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Switch(bool),
+    Whole(i64),
+    Number(f64),
+    Text(String),
+    Nested(IgnoredAny),
+}
+
+/// Reads the settings of a file.
+pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Given<'static>, D::Error> {
+    let mut given = Given::default();
+    for (key, value) in deserializer.deserialize_map(Table)? {
+        let text = match value {
+            None => continue,
+            Some(Value::Switch(value)) => value.to_string(),
+            Some(Value::Whole(value)) => value.to_string(),
+            Some(Value::Number(value)) => value.to_string(),
+            Some(Value::Text(text)) => text,
+            Some(Value::Nested(_)) => {
+                let why = "write text, a number, `true` or `false`";
+                return Err(Error::custom(ConfigError::new(key, why)));
+            }
+        };
+        given.add(&key, &key, text).map_err(Error::custom)?;
+    }
+    Ok(given)
+}
+
+/// All entries in their order: a map would lose one of two with the same name.
+struct Table;
+
+impl<'de> Visitor<'de> for Table {
+    type Value = Vec<(String, Option<Value>)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the settings of a database pool")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+}
