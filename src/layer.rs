@@ -10,7 +10,7 @@ use crate::{
     DbSessionService, DefaultDatabase, Error, SessionBodyLayer, SessionPool,
     error::Kind,
     policy::{Checkout, Policy, Transactions},
-    respond::DefaultResponseForError,
+    response::DefaultResponseForError,
 };
 
 /// Gives every request to the wrapped service a [`DbSession`](crate::DbSession), and takes the

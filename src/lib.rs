@@ -321,12 +321,12 @@
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature
 //! `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
 
-mod answer;
 mod body;
 mod body_layer;
 #[cfg(feature = "config")]
 mod config;
 mod connection;
+mod decision;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
@@ -334,7 +334,7 @@ mod future;
 mod layer;
 mod policy;
 mod pool;
-mod respond;
+mod response;
 mod service;
 mod session;
 mod sql;
@@ -357,7 +357,7 @@ pub use self::{
     layer::DbSessionLayer,
     policy::{unsafe_methods, without_body},
     pool::{Reset, SessionPool, SessionPoolBuilder, Status},
-    respond::{DefaultResponseForError, ResponseForError, error_response, problem_json},
+    response::{DefaultResponseForError, ResponseForError, error_response, problem_json},
     service::DbSessionService,
     session::{DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionTransaction},
     transaction::{TransactionLayer, TransactionService},

@@ -14,7 +14,7 @@ use crate::{
     DbSession, DefaultDatabase, SessionPool,
     future::ResponseFuture,
     policy::Policy,
-    respond::{DefaultResponseForError, ResponseForError},
+    response::{DefaultResponseForError, ResponseForError},
 };
 
 /// The service that a [`DbSessionLayer`] makes.

@@ -80,10 +80,10 @@ use http::{Method, Request, Response, Uri};
 use crate::{
     DbSession, DefaultDatabase, DefaultResponseForError, Error, PoolSession, SessionPool,
     SessionPoolBuilder,
-    answer::Answer,
+    decision::{Fate, decide},
     error::Kind,
-    future::{Fate, decide},
     pool::Label,
+    response::Answer,
     session::Plan,
 };
 

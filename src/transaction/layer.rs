@@ -10,7 +10,7 @@ use super::service::TransactionService;
 use crate::{
     DefaultDatabase, Error,
     policy::SetUp,
-    respond::DefaultResponseForError,
+    response::DefaultResponseForError,
     session::{CommitWhen, Mode, Order},
 };
 

@@ -14,7 +14,7 @@ use super::{TransactionLayer, layer::Policy};
 use crate::{
     DbSession, DefaultDatabase, Error,
     error::Kind,
-    respond::{DefaultResponseForError, ResponseForError},
+    response::{DefaultResponseForError, ResponseForError},
     telemetry,
 };
 
