@@ -1,41 +1,43 @@
-//! [`decide`]: what an answer means for its session's transaction.
+//! [`SettleAt`]: the moment at which a response decides its session's transaction.
 
 use http::Response;
 
 use crate::session::{Decision, SessionGuard};
 
-/// Where an answer's fate is decided.
-pub(crate) enum Fate<B, E> {
-    /// Now.
+/// When a session is settled.
+pub(crate) enum SettleAt<B, E> {
+    /// Now, as the response's head decides.
     Head(Result<Response<B>, E>, Decision, SessionGuard),
-    /// At the end of the body, which has the guard.
-    Body(Response<B>),
+    /// At the end of the body, which owns the guard from here on.
+    BodyEnd(Response<B>),
 }
 
-/// What the answer means for the session's transaction.
-pub(crate) fn decide<B, E>(guard: SessionGuard, result: Result<Response<B>, E>) -> Fate<B, E> {
-    let response = match result {
-        Ok(response) => response,
-        Err(error) => return Fate::Head(Err(error), Decision::RollBack, guard),
-    };
-    let (head, body) = response.into_parts();
-    let mut decision = guard.decide(&head);
-    let mut guard = guard;
-    if let Some(hold) = guard.hold() {
-        if hold.has_failed() {
-            decision = Decision::RollBack;
+impl<B, E> SettleAt<B, E> {
+    /// Decides by the inner service's result. An error rolls back.
+    pub(crate) fn of(result: Result<Response<B>, E>, guard: SessionGuard) -> Self {
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => return Self::Head(Err(error), Decision::RollBack, guard),
+        };
+        let (head, body) = response.into_parts();
+        let mut decision = guard.decide(&head);
+        let mut guard = guard;
+        if let Some(hold) = guard.hold() {
+            if hold.has_failed() {
+                decision = Decision::RollBack;
+            }
+            if decision == Decision::RollBack {
+                hold.pass();
+            } else if let Some(error) = guard.cut_off() {
+                // The body cannot be completed without its session, and a server must not send it as complete.
+                hold.break_off(error);
+            } else {
+                guard = match guard.leave_to(&hold, &head) {
+                    Ok(()) => return Self::BodyEnd(Response::from_parts(head, body)),
+                    Err(guard) => guard,
+                };
+            }
         }
-        if decision == Decision::RollBack {
-            hold.pass();
-        } else if let Some(error) = guard.cut_off() {
-            // It was to live for its body, which would go on without.
-            hold.break_off(error);
-        } else {
-            guard = match guard.leave_to(&hold, &head) {
-                Ok(()) => return Fate::Body(Response::from_parts(head, body)),
-                Err(guard) => guard,
-            };
-        }
+        Self::Head(Ok(Response::from_parts(head, body)), decision, guard)
     }
-    Fate::Head(Ok(Response::from_parts(head, body)), decision, guard)
 }

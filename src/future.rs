@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    ops::ControlFlow::{self, Break, Continue},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -14,10 +15,10 @@ use tower::Service;
 
 use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,
-    decision::{Fate, decide},
+    decision::SettleAt,
     error::Kind,
     policy::Policy,
-    response::{Answer, DefaultResponseForError, ResponseForError},
+    response::{DefaultResponseForError, Responder, ResponseForError},
     session::{Ended, SessionGuard, Settlement},
 };
 
@@ -33,7 +34,7 @@ where
 {
     #[pin]
     state: State<S, ReqBody, S::Future, S::Response, S::Error, Tag>,
-    answer: Answer<Tag, Respond>,
+    responder: Responder<Tag, Respond>,
 }
 
 #[pin_project(project = StateProj, project_replace = StateOwned)]
@@ -42,13 +43,13 @@ where
     reason = "a box would cost every request an allocation"
 )]
 enum State<S, ReqBody, F, R, E, Tag> {
-    /// Waiting for a connection; the ready service and the request wait along.
+    /// Waiting for a connection, with the ready service and the request.
     Acquiring {
         inner: S,
         request: Request<ReqBody>,
         acquire: Acquire<Tag>,
     },
-    /// The request has a session that cannot do as told.
+    /// The request's session cannot follow the layer's settings.
     Refused(Error),
     /// The inner service is at work.
     Serving {
@@ -57,46 +58,45 @@ enum State<S, ReqBody, F, R, E, Tag> {
         /// `None` if a layer further out has the session.
         guard: Option<SessionGuard>,
     },
-    /// The answer is there; the transaction is being committed or rolled back.
+    /// The response is there; the transaction is being committed or rolled back.
     Settling {
         result: Option<Result<R, E>>,
         settlement: BoxFuture<'static, Ended>,
         guard: SessionGuard,
     },
-    /// Answered.
+    /// The response was returned.
     Done,
 }
 
 impl<S, ReqBody, Tag> State<S, ReqBody, S::Future, S::Response, S::Error, Tag>
 where
     S: Service<Request<ReqBody>>,
+    Tag: 'static,
 {
-    /// `own` is the session that the request gets from here, if it has none.
-    fn serving(
-        inner: &mut S,
-        mut request: Request<ReqBody>,
-        own: Option<(DbSession<Tag>, SessionGuard)>,
-    ) -> Self
-    where
-        Tag: 'static,
-    {
-        let Some((session, guard)) = own else {
-            return Self::Serving {
-                future: inner.call(request),
-                guard: None,
-            };
-        };
-        request.extensions_mut().insert(session);
-        let entered = guard.enter();
+    /// Calls the inner service. `own` is the session that the request gets from this layer.
+    fn serving(inner: &mut S, mut request: Request<ReqBody>, own: Option<Own<Tag>>) -> Self {
+        let guard = own.map(|(session, guard)| {
+            request.extensions_mut().insert(session);
+            guard
+        });
+        // A service may do its work in `call`: a second session that it takes there is this request's too.
+        let entered = guard.as_ref().and_then(SessionGuard::enter);
         let future = inner.call(request);
         drop(entered);
-        Self::Serving {
-            future,
-            guard: Some(guard),
+        Self::Serving { future, guard }
+    }
+
+    /// The connection is there: calls the service that has waited with the request.
+    fn acquired(self: Pin<&mut Self>, own: Option<Own<Tag>>) -> Self {
+        match self.project_replace(Self::Done) {
+            StateOwned::Acquiring {
+                mut inner, request, ..
+            } => Self::serving(&mut inner, request, own),
+            _ => polled_after_completion(),
         }
     }
 
-    /// The clone has not been polled ready: it stays, and the ready one goes.
+    /// The service that was polled ready goes with the request. Its clone was not, and stays.
     fn acquiring(inner: &mut S, request: Request<ReqBody>, acquire: Acquire<Tag>) -> Self
     where
         S: Clone,
@@ -110,8 +110,10 @@ where
     }
 }
 
-/// `None`: a session that the request had before has its connection now.
-type Acquire<Tag> = BoxFuture<'static, Result<Option<(DbSession<Tag>, SessionGuard)>, Error>>;
+type Own<Tag> = (DbSession<Tag>, SessionGuard);
+
+/// Acquires a session, or `None` for one that the request had before and that has its connection now.
+type Acquire<Tag> = BoxFuture<'static, Result<Option<Own<Tag>>, Error>>;
 
 impl<S, ReqBody, Tag, Respond> ResponseFuture<S, ReqBody, Tag, Respond>
 where
@@ -133,7 +135,7 @@ where
         let (parts, body) = request.into_parts();
         let eager = policy.checkout.is_eager(&parts) && !pool.is_direct();
         let plan = policy.plan(&parts);
-        let answer = Answer::new(respond, &parts, policy.keep_handler_errors);
+        let responder = Responder::new(respond, &parts, policy.keep_handler_errors);
         let request = Request::from_parts(parts, body);
         let opened = if eager {
             pool.try_session::<Tag>(plan)
@@ -144,17 +146,14 @@ where
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
                 let pool = pool.clone();
-                State::acquiring(
-                    inner,
-                    request,
-                    Box::pin(async move { pool.eager_session(plan).await.map(Some) }),
-                )
+                let acquire = async move { pool.eager_session(plan).await.map(Some) };
+                State::acquiring(inner, request, Box::pin(acquire))
             }
         };
-        Self { state, answer }
+        Self { state, responder }
     }
 
-    /// For a request that has its session from a layer further out: tells it what this layer says.
+    /// For a request that has its session from an outer layer, to which this layer's settings are applied.
     pub(crate) fn join<ResBody>(
         inner: &mut S,
         session: DbSession<Tag>,
@@ -168,15 +167,15 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
-        let answer = Answer::new(respond, &parts, true);
-        let told = if pool.has_database_of(session.pool()) {
+        let responder = Responder::new(respond, &parts, true);
+        let applied = if pool.has_database_of(session.pool()) {
             session.order(policy.order(&parts))
         } else {
             Err(Kind::OtherPool(std::any::type_name::<Tag>()).into())
         };
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
-        let state = match told {
+        let state = match applied {
             Err(error) => State::Refused(error),
             Ok(()) if waits => {
                 let check_out = async move { session.check_out().await.map(|()| None) };
@@ -184,7 +183,7 @@ where
             }
             Ok(()) => State::serving(inner, request, None),
         };
-        Self { state, answer }
+        Self { state, responder }
     }
 }
 
@@ -199,53 +198,19 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::Acquiring { acquire, .. } => {
-                    let acquired = ready!(acquire.as_mut().poll(cx));
-                    let StateOwned::Acquiring {
-                        mut inner, request, ..
-                    } = this.state.as_mut().project_replace(State::Done)
-                    else {
-                        polled_after_completion()
-                    };
-                    match acquired {
-                        Ok(own) => State::serving(&mut inner, request, own),
-                        Err(error) => return Poll::Ready(Ok(this.answer.error(&error))),
-                    }
-                }
-                StateProj::Refused(error) => {
-                    let response = this.answer.error(error);
-                    this.state.set(State::Done);
-                    return Poll::Ready(Ok(response));
-                }
+            let step = match this.state.as_mut().project() {
+                StateProj::Acquiring { acquire, .. } => match ready!(acquire.as_mut().poll(cx)) {
+                    Ok(own) => Continue(this.state.as_mut().acquired(own)),
+                    Err(error) => Break(Ok(this.responder.error(&error))),
+                },
+                StateProj::Refused(error) => Break(Ok(this.responder.error(error))),
                 StateProj::Serving { future, guard } => {
                     let entered = guard.as_ref().and_then(SessionGuard::enter);
                     let result = ready!(future.poll(cx));
                     drop(entered);
-                    let Some(guard) = guard.take() else {
-                        this.state.set(State::Done);
-                        return Poll::Ready(result);
-                    };
-                    let (result, decision, guard) = match decide(guard, result) {
-                        Fate::Head(result, decision, guard) => (result, decision, guard),
-                        Fate::Body(response) => {
-                            this.state.set(State::Done);
-                            return Poll::Ready(Ok(this.answer.pending(response)));
-                        }
-                    };
-                    match guard.settle(decision) {
-                        Settlement::Now(ended) => {
-                            this.state.set(State::Done);
-                            return Poll::Ready(
-                                result
-                                    .map(|response| this.answer.conclude(response, ended, &guard)),
-                            );
-                        }
-                        Settlement::Later(settlement) => State::Settling {
-                            result: Some(result),
-                            settlement,
-                            guard,
-                        },
+                    match guard.take() {
+                        None => Break(result),
+                        Some(guard) => served(result, guard, this.responder),
                     }
                 }
                 StateProj::Settling {
@@ -254,18 +219,45 @@ where
                     guard,
                 } => {
                     let ended = ready!(settlement.as_mut().poll(cx));
-                    let Some(result) = result.take() else {
-                        polled_after_completion()
-                    };
-                    let result =
-                        result.map(|response| this.answer.conclude(response, ended, guard));
-                    this.state.set(State::Done);
-                    return Poll::Ready(result);
+                    let result = result.take().unwrap_or_else(|| polled_after_completion());
+                    Break(result.map(|response| this.responder.conclude(response, ended, guard)))
                 }
                 StateProj::Done => polled_after_completion(),
             };
-            this.state.set(next);
+            match step {
+                Continue(next) => this.state.set(next),
+                Break(result) => {
+                    this.state.set(State::Done);
+                    return Poll::Ready(result);
+                }
+            }
         }
+    }
+}
+
+/// What the future is to return, or its next state.
+type Step<S, ReqBody, F, R, E, Tag> = ControlFlow<Result<R, E>, State<S, ReqBody, F, R, E, Tag>>;
+
+/// The inner service has responded: settles the session, or leaves it to the response's body.
+fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
+    result: Result<Response<B>, E>,
+    guard: SessionGuard,
+    responder: &Responder<Tag, Respond>,
+) -> Step<S, ReqBody, F, Response<B>, E, Tag> {
+    let (result, decision, guard) = match SettleAt::of(result, guard) {
+        SettleAt::Head(result, decision, guard) => (result, decision, guard),
+        SettleAt::BodyEnd(response) => return Break(Ok(responder.pending(response))),
+    };
+    match guard.settle(decision) {
+        Settlement::Now(ended) => {
+            Break(result.map(|response| responder.conclude(response, ended, &guard)))
+        }
+        // Only a settlement that has to wait for the database costs a box.
+        Settlement::Later(settlement) => Continue(State::Settling {
+            result: Some(result),
+            settlement,
+            guard,
+        }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The layers' own answers.
+//! The layers' own responses, and when they replace the handler's.
 
 use std::marker::PhantomData;
 
@@ -16,12 +16,12 @@ use crate::{
 /// The client gets a status; the cause belongs in the log. Start from [`error_response`], which
 /// sets the status and `Retry-After`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` makes no answer with a body of type `{B}`",
-    label = "the layer's own answers need the body type of the service inside of it",
-    note = "an empty body, the default, needs `{B}: Default`",
-    note = "say `.response_for_error(|error, parts| error_response(error, parts, body))` with a body of that type",
-    note = "or put `.map_response_body(axum::body::Body::new)` (tower-http) between this layer and the one inside of it that changes the body, such as `TraceLayer`",
-    note = "or put this layer inside of that one: see \"The order of layers\" in the documentation of `tower_sea_orm`"
+    message = "`{Self}` cannot make a response with a body of type `{B}`",
+    label = "this layer's own responses need the body type of the service it wraps",
+    note = "an empty body, which is the default, needs `{B}: Default`",
+    note = "call `.response_for_error(|error, parts| error_response(error, parts, body))` with a body of that type",
+    note = "or put `.map_response_body(axum::body::Body::new)` (tower-http) between this layer and the inner layer that changes the body, such as `TraceLayer`",
+    note = "or put this layer inside that one: see \"The order of layers\" in the documentation of `tower_sea_orm`"
 )]
 pub trait ResponseForError<B> {
     /// `true` if [`response_for_error`](Self::response_for_error) reads more of the request than `content-type`. In that
@@ -44,7 +44,7 @@ where
     }
 }
 
-/// Answers with an empty body. The default.
+/// Responds with an empty body. The default.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DefaultResponseForError;
 
@@ -111,7 +111,7 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     response
 }
 
-/// Whether a request wants its answer in gRPC's form.
+/// Returns whether the request expects a response in gRPC's form.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers
         .get(header::CONTENT_TYPE)
@@ -121,7 +121,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
-/// Whether an answer says that the service failed: a 5xx, or what stands for one in gRPC.
+/// Returns whether a response means that the service failed: a 5xx, or its equivalent in gRPC.
 pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
     // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
     let failures: [&[u8]; 5] = [b"2", b"4", b"13", b"14", b"15"];
@@ -132,67 +132,69 @@ pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
     response.status().is_server_error() || code.is_some_and(|code| failures.contains(&code))
 }
 
-/// Takes back that the request may be sent again: something of it may stand, and it would happen twice.
+/// Removes the invitation to send the request again: a part of it may be committed, and would happen twice.
 pub(crate) fn forbid_retry<B>(response: &mut Response<B>) {
     let headers = response.headers_mut();
     headers.remove(header::RETRY_AFTER);
     if headers.contains_key(&GRPC_STATUS) {
-        // What is no number of milliseconds tells a gRPC client not to.
+        // A value that is not a number of milliseconds forbids the retry:
+        // <https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>.
         headers.insert("grpc-retry-pushback-ms", HeaderValue::from_static("-1"));
     }
 }
 
-/// Makes answers of the layer's own.
-pub(crate) struct Answer<Tag, Respond> {
+/// Makes the layer's own responses to one request.
+pub(crate) struct Responder<Tag, Respond> {
     respond: Respond,
-    asked: Asked,
+    head: Head,
     keep_handler_errors: bool,
     tag: PhantomData<fn() -> Tag>,
 }
 
-/// What an answer may depend on. A copy of the head would cost every request allocations for the sake of the
-/// few that fail: only who reads it pays for it.
-enum Asked {
+/// The part of the request's head that a response may depend on. A copy of all of it would cost every request
+/// allocations for the sake of the few that fail: only a `Respond` that reads it pays for it.
+enum Head {
     ContentType(Option<HeaderValue>),
-    Head(Box<Parts>),
+    Complete(Box<Parts>),
 }
 
-impl<Tag: 'static, Respond> Answer<Tag, Respond> {
+impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     pub(crate) fn new<B>(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self
     where
         Respond: ResponseForError<B>,
     {
-        let asked = if Respond::READS_REQUEST {
-            Asked::Head(Box::new(parts.clone()))
+        let head = if Respond::READS_REQUEST {
+            Head::Complete(Box::new(parts.clone()))
         } else {
-            Asked::ContentType(parts.headers.get(header::CONTENT_TYPE).cloned())
+            Head::ContentType(parts.headers.get(header::CONTENT_TYPE).cloned())
         };
         Self {
             respond,
-            asked,
+            head,
             keep_handler_errors,
             tag: PhantomData,
         }
     }
 
+    /// Returns the layer's response for `error`, which is logged.
     pub(crate) fn error<B>(&self, error: &Error) -> Response<B>
     where
         Respond: ResponseForError<B>,
     {
-        telemetry::answered(error);
-        match &self.asked {
-            Asked::Head(parts) => self.respond.response_for_error(error, parts),
-            Asked::ContentType(kind) => {
+        telemetry::response_for(error);
+        match &self.head {
+            Head::Complete(parts) => self.respond.response_for_error(error, parts),
+            Head::ContentType(content_type) => {
                 let (mut parts, ()) = Request::new(()).into_parts();
-                parts
-                    .headers
-                    .extend(kind.clone().map(|kind| (header::CONTENT_TYPE, kind)));
+                let content_type = content_type.clone();
+                let header = content_type.map(|value| (header::CONTENT_TYPE, value));
+                parts.headers.extend(header);
                 self.respond.response_for_error(error, &parts)
             }
         }
     }
 
-    /// The handler's answer, whose body decides.
+    /// Returns the handler's response, whose outcome is decided at the end of its body.
     pub(crate) fn pending<B>(&self, mut response: Response<B>) -> Response<B> {
         if let Some(outcome) = Outcome::<Tag>::of(Ended::Pending) {
             response.extensions_mut().insert(outcome);
@@ -200,7 +202,7 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         response
     }
 
-    /// The handler's answer, or the layer's where the handler's would not be true.
+    /// Returns the handler's response, or the layer's where the handler's would be untrue.
     pub(crate) fn conclude<B>(
         &self,
         response: Response<B>,
@@ -212,7 +214,7 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
     {
         let failure = match (&ended, guard.lost()) {
             (Ended::Failed(error), _) => Some(error.clone()),
-            // Whatever the rule made of it: what the handler believes to be there is not.
+            // Even if `commit_when` rolls a success back: the handler believes that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
             _ if self.keep_handler_errors || !is_failure(&response) => None,
             _ => guard.failure(),
@@ -220,11 +222,11 @@ impl<Tag: 'static, Respond> Answer<Tag, Respond> {
         let mut response = match failure {
             None => response,
             Some(error) => {
-                let mut answer = self.error(&error);
+                let mut response = self.error(&error);
                 if guard.may_have_committed() {
-                    forbid_retry(&mut answer);
+                    forbid_retry(&mut response);
                 }
-                answer
+                response
             }
         };
         if let Some(outcome) = Outcome::<Tag>::of(ended) {

@@ -1,4 +1,4 @@
-//! What the crate says about itself: one span per session, and lines of the log that belong to no single place.
+//! One span per session, and the lines of the log that belong to no single place.
 //!
 //! The crate's documentation lists all that is logged.
 
@@ -10,13 +10,12 @@ use std::{
 };
 
 use http::StatusCode;
-
 use tracing::{Span, field::Empty};
 
 use crate::error::Error;
 
-/// How soon a server may close an idle connection. Less than any setting, since the connection may have been idle
-/// before.
+/// The time after which a server may have closed an idle connection. Shorter than any setting of a server, because
+/// the connection may have been idle before.
 const REST: Duration = Duration::from_millis(50);
 
 /// The span of one session.
@@ -51,7 +50,7 @@ impl SessionSpan {
         self.since = Some(Instant::now());
     }
 
-    /// Whether the session has had its connection for so long that the server may have closed it as idle: MySQL's
+    /// Returns whether the session has had its connection for so long that the server may have closed it as idle: MySQL's
     /// `wait_timeout` is a second at least.
     pub(crate) fn has_rested(&self) -> bool {
         self.since.is_some_and(|since| since.elapsed() >= REST)
@@ -84,7 +83,7 @@ impl SessionSpan {
     }
 }
 
-/// A span that records what is known when it is dropped.
+/// A span that records its fields when it is dropped.
 #[must_use = "it is closed when it is dropped"]
 pub(crate) struct ClosedSpan {
     span: Span,
@@ -105,13 +104,13 @@ impl Drop for ClosedSpan {
     }
 }
 
-/// Tells the log why the crate answers with an error. Failures to acquire were told already, and so
-/// was that a connection was taken away.
-pub(crate) fn answered(error: &Error) {
-    let cause = std::error::Error::source(error).map(tracing::field::display);
+/// Logs why the crate responds with an error. The pool has logged a failed acquire and a connection that was
+/// taken away already.
+pub(crate) fn response_for(error: &Error) {
     if error.is_acquire() || error.is_hold_timeout() {
         return;
     }
+    let cause = std::error::Error::source(error).map(tracing::field::display);
     if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::error!(target: "tower_sea_orm", cause, "{error}");
     } else {
@@ -119,7 +118,7 @@ pub(crate) fn answered(error: &Error) {
     }
 }
 
-/// Tells the log that stored or raw code has ended a transaction.
+/// Logs that stored or raw code has ended a transaction.
 pub(crate) fn ended_elsewhere(statement: &str) {
     tracing::error!(
         target: "tower_sea_orm::session", statement,
@@ -127,21 +126,22 @@ pub(crate) fn ended_elsewhere(statement: &str) {
     );
 }
 
-/// Tells the log of an error that the reader of a stream did not wait for.
+/// Logs an error that came after the stream was dropped.
 pub(crate) fn stream_failed_unheard(error: &sea_orm::DbErr) {
     tracing::warn!(target: "tower_sea_orm::session", "a statement failed after its stream was dropped: {error}");
 }
 
-/// So many statements are remembered that the log was told of; later ones are passed over.
+/// The number of statements that are logged once each. Later ones are not logged, so that texts with values in them
+/// do not fill the memory.
 const REMEMBERED: usize = 256;
 
-/// Tells the log, once for each statement, that it does nothing where each statement commits by itself.
+/// Logs, once for each text, a statement that has no effect where each statement commits by itself.
 pub(crate) fn needs_transaction(statement: &str) {
-    static TOLD: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_new = told.len() < REMEMBERED && told.insert(hash);
-    drop(told);
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = logged.len() < REMEMBERED && logged.insert(hash);
+    drop(logged);
     if is_new {
         tracing::warn!(
             target: "tower_sea_orm::session", statement,

@@ -79,11 +79,7 @@ use http::{Method, Request, Response, Uri};
 
 use crate::{
     DbSession, DefaultDatabase, DefaultResponseForError, Error, PoolSession, SessionPool,
-    SessionPoolBuilder,
-    decision::{Fate, decide},
-    error::Kind,
-    pool::Label,
-    response::Answer,
+    SessionPoolBuilder, decision::SettleAt, error::Kind, pool::Label, response::Responder,
     session::Plan,
 };
 
@@ -127,7 +123,8 @@ where
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
-    let answer = Answer::<DefaultDatabase, _>::new::<B>(DefaultResponseForError, &parts, false);
+    let responder =
+        Responder::<DefaultDatabase, _>::new::<B>(DefaultResponseForError, &parts, false);
     let label = Some(Label {
         method: Method::GET,
         uri: Uri::default(),
@@ -136,7 +133,7 @@ where
         label,
         ..Plan::default()
     }) else {
-        return answer.error(&Kind::Closing.into());
+        return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));
     let response = poll_fn(|cx| {
@@ -145,13 +142,13 @@ where
         handling.as_mut().poll(cx)
     })
     .await;
-    match decide(guard, Ok::<_, Infallible>(response)) {
-        Fate::Head(Ok(response), decision, guard) => {
+    match SettleAt::of(Ok::<_, Infallible>(response), guard) {
+        SettleAt::Head(Ok(response), decision, guard) => {
             let ended = guard.settle(decision).resolve().await;
-            answer.conclude(response, ended, &guard)
+            responder.conclude(response, ended, &guard)
         }
-        Fate::Body(response) => answer.pending(response),
-        Fate::Head(Err(never), ..) => match never {},
+        SettleAt::BodyEnd(response) => responder.pending(response),
+        SettleAt::Head(Err(never), ..) => match never {},
     }
 }
 

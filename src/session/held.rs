@@ -148,7 +148,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
 fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
     match (ended, guard.cut_off()) {
         (Ended::Failed(error), _) | (_, Some(error)) => {
-            telemetry::answered(&error);
+            telemetry::response_for(&error);
             Err(BoxError::from(error))
         }
         _ => Ok(()),

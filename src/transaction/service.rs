@@ -65,7 +65,7 @@ where
         match tell::<Tag>(&self.layer.policy, &parts) {
             Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
-                telemetry::answered(&error);
+                telemetry::response_for(&error);
                 Either::Right(ready(Ok(self
                     .layer
                     .respond
