@@ -1,4 +1,4 @@
-//! [`Hold`]: where the fate of an answer is decided, at its head or at its body's end.
+//! [`Hold`]: whether the head of a response decides its transaction, or the end of its body.
 
 use std::{
     fmt, mem,
@@ -23,7 +23,7 @@ pub(crate) type Finish = Box<dyn FnOnce(End) -> BoxFuture<'static, Result<(), Bo
 /// How a body ended.
 #[derive(Debug)]
 pub(crate) struct End {
-    /// They are on their way to the client when `finish` says `Ok`.
+    /// They go to the client once the future of `finish` returns `Ok`.
     pub(crate) trailers: Option<HeaderMap>,
 }
 
@@ -31,45 +31,46 @@ pub(crate) struct End {
 #[derive(Clone)]
 pub(crate) struct Hold(Arc<Shared>);
 
-/// What the session knows of the body that it lives for: its end must not depend on the session's.
+/// The session's reference to the body that it lives for. Weak, because the body owns the session's guard: a
+/// strong one would be a cycle.
 #[derive(Clone)]
 pub(crate) struct WeakHold(Weak<Shared>);
 
-/// The body's end of a [`Hold`]. Dropped, it gives the decision back, or rolls back.
+/// The body's side of a [`Hold`]. Dropped, it leaves the decision to the head, or rolls back.
 pub(super) struct HoldGuard(Hold);
 
-/// The waker of the inner body, so that it is known how long the reader leaves it waiting.
-struct Shared(Mutex<State>);
+/// Also the waker of the inner body, so that it is known for how long the reader leaves news unread.
+struct Shared(Mutex<HoldState>);
 
-struct State {
-    fate: Fate,
+struct HoldState {
+    phase: HoldPhase,
     /// Wakes the reader.
     reader: Option<Waker>,
-    /// Since when it is the reader's turn: a part was handed out, or there is news, and nothing was asked
-    /// for since.
+    /// Since when it is the reader's turn: a frame was passed on, or the inner body was woken, and the reader
+    /// has not polled since.
     due: Option<Instant>,
 }
 
-enum Fate {
-    /// The head has not passed the layer yet. So many bytes were read below it.
-    Open { read: u64 },
+enum HoldPhase {
+    /// The head has not passed the layer yet. A middleware below the layer has read this many bytes.
+    Undecided { read: u64 },
     /// The body decides.
-    Engaged { finish: Finish, terms: Terms },
+    BodyDecides { finish: Finish, terms: Terms },
     /// The head has decided.
-    Passed,
+    HeadDecides,
     /// The session was cut off.
-    Broken(Error),
-    /// The body is empty, was read to its end, has failed or is gone.
+    CutOff(Error),
+    /// The body is empty, was read to its end, has failed or was dropped.
     Over { failed: bool },
 }
 
-/// What a body that decides has to go by.
+/// What a body that decides has to comply with.
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     pub(super) content_length: Option<u64>,
 }
 
-/// What the inner body just said.
+/// What the inner body has just yielded.
 #[derive(Clone, Copy)]
 pub(super) enum Seen {
     More,
@@ -79,45 +80,46 @@ pub(super) enum Seen {
 
 impl Hold {
     pub(super) fn new(is_empty: bool) -> (Self, HoldGuard) {
-        let fate = if is_empty {
-            Fate::Over { failed: false }
+        let phase = if is_empty {
+            HoldPhase::Over { failed: false }
         } else {
-            Fate::Open { read: 0 }
+            HoldPhase::Undecided { read: 0 }
         };
-        let hold = Self(Arc::new(Shared(Mutex::new(State {
-            fate,
+        let hold = Self(Arc::new(Shared(Mutex::new(HoldState {
+            phase,
             reader: None,
             due: None,
         }))));
         (hold.clone(), HoldGuard(hold))
     }
 
-    /// Whether the body is still there to decide. If not, the answer is settled at its head.
+    /// Returns whether the body can still decide. If not, the response is settled at its head.
     pub(crate) fn is_wanted(&self) -> bool {
-        matches!(self.0.lock().fate, Fate::Open { .. })
+        matches!(self.0.lock().phase, HoldPhase::Undecided { .. })
     }
 
-    /// Whether the body failed before the head got here: nothing to commit, whatever the head says.
+    /// Returns whether the body failed before the head got here. There is nothing to commit then, even if the head
+    /// is a success.
     pub(crate) fn has_failed(&self) -> bool {
-        matches!(self.0.lock().fate, Fate::Over { failed: true })
+        matches!(self.0.lock().phase, HoldPhase::Over { failed: true })
     }
 
     /// From here on the body decides.
     ///
     /// # Errors
     ///
-    /// Gives `finish` back if the body will not be read to its end from here: it was dropped, or
-    /// read, or its `Content-Length` is met. The answer is then settled at its head.
+    /// Returns `finish` if the body will not be read to its end from here: it was dropped, or
+    /// read, or its `Content-Length` is met. The response is then settled at its head.
     pub(crate) fn engage(&self, finish: Finish, content_length: Option<u64>) -> Result<(), Finish> {
         let mut state = self.0.lock();
-        let Fate::Open { read } = state.fate else {
+        let HoldPhase::Undecided { read } = state.phase else {
             return Err(finish);
         };
         if content_length.is_some_and(|length| length <= read) {
-            state.fate = Fate::Passed;
+            state.phase = HoldPhase::HeadDecides;
             return Err(finish);
         }
-        state.fate = Fate::Engaged {
+        state.phase = HoldPhase::BodyDecides {
             finish,
             terms: Terms { content_length },
         };
@@ -128,12 +130,12 @@ impl Hold {
     /// The head decides: the body goes through as it is.
     pub(crate) fn pass(&self) {
         let mut state = self.0.lock();
-        if let Fate::Open { .. } = state.fate {
-            state.fate = Fate::Passed;
+        if let HoldPhase::Undecided { .. } = state.phase {
+            state.phase = HoldPhase::HeadDecides;
         }
     }
 
-    /// The session is over: the body is not to be completed, and whoever waits for more of it is told now.
+    /// Fails the body, whose session is over, and wakes its reader.
     pub(crate) fn break_off(&self, why: Error) {
         self.0.break_off(why);
     }
@@ -151,28 +153,31 @@ impl WeakHold {
         }
     }
 
-    /// For how long the body that decides has waited for its reader.
+    /// Returns for how long a body that decides has waited for its reader.
     pub(crate) fn unread_for(&self) -> Option<Duration> {
         let shared = self.0.upgrade()?;
         let state = shared.lock();
         state
             .due
-            .filter(|_| matches!(state.fate, Fate::Engaged { .. }))
+            .filter(|_| matches!(state.phase, HoldPhase::BodyDecides { .. }))
             .map(|due| due.elapsed())
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HoldState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn break_off(&self, why: Error) {
         let mut state = self.lock();
-        if !matches!(state.fate, Fate::Open { .. } | Fate::Engaged { .. }) {
+        if !matches!(
+            state.phase,
+            HoldPhase::Undecided { .. } | HoldPhase::BodyDecides { .. }
+        ) {
             return;
         }
-        let before = mem::replace(&mut state.fate, Fate::Broken(why));
+        let before = mem::replace(&mut state.phase, HoldPhase::CutOff(why));
         let reader = state.reader.take();
         drop(state);
         // Not under the lock: a rollback begins where `finish` is dropped.
@@ -200,14 +205,14 @@ impl Wake for Shared {
 }
 
 impl HoldGuard {
-    /// The reader asks for more: returns the waker for the inner body.
+    /// Notes that the reader polls, and returns the waker for the inner body.
     ///
     /// # Errors
     ///
     /// If the session was cut off.
     pub(super) fn ask(&self, reader: &Waker) -> Result<Waker, Error> {
         let mut state = self.0.0.lock();
-        if let Fate::Broken(why) = &state.fate {
+        if let HoldPhase::CutOff(why) = &state.phase {
             return Err(why.clone());
         }
         state.due = None;
@@ -226,50 +231,51 @@ impl HoldGuard {
         Ok(self.0.0.clone().into())
     }
 
-    /// Tells what was read, and asks in the same step whether this body decides.
+    /// Notes what was read, and returns the terms if this body decides. One step, because the head may pass the
+    /// layer in between.
     pub(super) fn report(&self, total: u64, seen: Seen) -> Option<Terms> {
         let mut state = self.0.0.lock();
-        match state.fate {
-            Fate::Open { .. } => {
-                state.fate = match seen {
-                    Seen::More => Fate::Open { read: total },
-                    Seen::End => Fate::Over { failed: false },
-                    Seen::Error => Fate::Over { failed: true },
+        match state.phase {
+            HoldPhase::Undecided { .. } => {
+                state.phase = match seen {
+                    Seen::More => HoldPhase::Undecided { read: total },
+                    Seen::End => HoldPhase::Over { failed: false },
+                    Seen::Error => HoldPhase::Over { failed: true },
                 };
                 None
             }
-            Fate::Engaged { terms, .. } => {
+            HoldPhase::BodyDecides { terms, .. } => {
                 state.due = Some(Instant::now());
                 Some(terms)
             }
-            Fate::Passed | Fate::Broken(_) | Fate::Over { .. } => None,
+            HoldPhase::HeadDecides | HoldPhase::CutOff(_) | HoldPhase::Over { .. } => None,
         }
     }
 
     pub(super) fn is_open(&self) -> bool {
         matches!(
-            self.0.0.lock().fate,
-            Fate::Open { .. } | Fate::Engaged { .. } | Fate::Broken(_)
+            self.0.0.lock().phase,
+            HoldPhase::Undecided { .. } | HoldPhase::BodyDecides { .. } | HoldPhase::CutOff(_)
         )
     }
 
-    /// How the body is to be settled.
+    /// Returns what settles the transaction, if this body decides.
     ///
     /// # Errors
     ///
     /// If the session was cut off meanwhile.
     pub(super) fn finish(self) -> Result<Option<Finish>, Error> {
         match self.leave() {
-            Fate::Engaged { finish, .. } => Ok(Some(finish)),
-            Fate::Broken(why) => Err(why),
+            HoldPhase::BodyDecides { finish, .. } => Ok(Some(finish)),
+            HoldPhase::CutOff(why) => Err(why),
             _ => Ok(None),
         }
     }
 
-    fn leave(&self) -> Fate {
+    fn leave(&self) -> HoldPhase {
         let mut state = self.0.0.lock();
-        let failed = matches!(state.fate, Fate::Over { failed: true });
-        mem::replace(&mut state.fate, Fate::Over { failed })
+        let failed = matches!(state.phase, HoldPhase::Over { failed: true });
+        mem::replace(&mut state.phase, HoldPhase::Over { failed })
     }
 }
 
@@ -282,13 +288,13 @@ impl Drop for HoldGuard {
 
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fate = match self.0.lock().fate {
-            Fate::Open { .. } => "open",
-            Fate::Engaged { .. } => "engaged",
-            Fate::Passed => "passed",
-            Fate::Broken(_) => "broken",
-            Fate::Over { .. } => "over",
+        let phase = match self.0.lock().phase {
+            HoldPhase::Undecided { .. } => "undecided",
+            HoldPhase::BodyDecides { .. } => "the body decides",
+            HoldPhase::HeadDecides => "the head decides",
+            HoldPhase::CutOff(_) => "cut off",
+            HoldPhase::Over { .. } => "over",
         };
-        f.debug_tuple("Hold").field(&fate).finish()
+        f.debug_tuple("Hold").field(&phase).finish()
     }
 }

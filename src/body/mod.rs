@@ -6,7 +6,6 @@
 //! never gets it.
 
 use std::{
-    cmp::Ordering,
     fmt, mem,
     pin::Pin,
     sync::{Mutex, PoisonError},
@@ -54,46 +53,49 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[pin_project]
 #[must_use = "a body that is dropped rolls its transaction back"]
 pub struct SessionBody<B: Body> {
-    /// Dropped at its end: what it borrowed from the session must not be in COMMIT's way. Declared
-    /// before `state`, so that it goes before the transaction is rolled back.
+    /// Dropped at its end: a stream that it keeps open would refuse COMMIT. Declared before `state`, so that it is
+    /// dropped before the transaction is rolled back.
     #[pin]
     inner: Option<B>,
-    /// What the inner body has yielded, in bytes.
+    /// The number of bytes that the inner body has yielded.
     read: u64,
-    /// The length that the inner body gave for itself.
+    /// The length that the inner body declared.
     exact: Option<u64>,
     withheld: Withheld<B::Data>,
-    state: State,
+    state: BodyState,
 }
 
-enum State {
+enum BodyState {
     /// The inner body is read. Its end goes through as well unless the hold is engaged; without a
     /// hold there is nothing to wait for.
     Reading(Option<HoldGuard>),
-    /// The inner body has ended, the transaction is being settled. The mutex is never locked, it
-    /// makes the future `Sync`.
+    /// The inner body has ended, the transaction is being settled. The mutex makes the future `Sync`, and is never
+    /// locked.
     Settling(Mutex<BoxFuture<'static, Result<(), BoxError>>>),
-    /// Settled; what was withheld is handed out.
+    /// Settled; the withheld frames are passed on.
     Delivering,
-    /// An error was handed out. Nothing comes after it, and that is not the body's end.
+    /// An error was passed on. Nothing follows it, and the body has not ended.
     Failed,
 }
 
 impl<B: Body> SessionBody<B> {
-    /// A body, and the hold by which the response future gives it something to wait for.
+    /// Creates a body, and the hold by which the response future makes it wait for a transaction.
     pub(crate) fn new(inner: B) -> (Self, Hold) {
         let (hold, guard) = Hold::new(inner.is_end_stream());
-        (Self::with_state(inner, State::Reading(Some(guard))), hold)
+        (
+            Self::with_state(inner, BodyState::Reading(Some(guard))),
+            hold,
+        )
     }
 
     /// Creates a body that no transaction waits for.
     ///
-    /// For a handler that holds its transaction in one branch only: both have the same type.
+    /// For a handler that holds its transaction in one branch only: both branches then have the same type.
     pub fn plain(inner: B) -> Self {
-        Self::with_state(inner, State::Reading(None))
+        Self::with_state(inner, BodyState::Reading(None))
     }
 
-    fn with_state(inner: B, state: State) -> Self {
+    fn with_state(inner: B, state: BodyState) -> Self {
         let exact = inner.size_hint().exact();
         Self {
             inner: Some(inner),
@@ -120,7 +122,7 @@ where
         loop {
             let this = self.as_mut().project();
             match this.state {
-                State::Reading(_) => match ready!(self.as_mut().poll_inner(cx)) {
+                BodyState::Reading(_) => match ready!(self.as_mut().poll_inner(cx)) {
                     Read::Through(item) => {
                         return Poll::Ready(item.map(|frame| frame.map_err(Into::into)));
                     }
@@ -135,35 +137,35 @@ where
                         return Poll::Ready(Some(Err(error)));
                     }
                 },
-                State::Settling(future) => {
+                BodyState::Settling(future) => {
                     let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
                     match ready!(future.as_mut().poll(cx)) {
-                        Ok(()) => *this.state = State::Delivering,
+                        Ok(()) => *this.state = BodyState::Delivering,
                         Err(error) => {
                             self.fail();
-                            return Poll::Ready(Some(Err(BodyError::not_committed(error))));
+                            return Poll::Ready(Some(Err(BodyError::NotCommitted(error).into())));
                         }
                     }
                 }
-                State::Delivering => return Poll::Ready(this.withheld.take().map(Ok)),
-                State::Failed => return Poll::Ready(None),
+                BodyState::Delivering => return Poll::Ready(this.withheld.take().map(Ok)),
+                BodyState::Failed => return Poll::Ready(None),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Reading(guard) => {
+            BodyState::Reading(guard) => {
                 !is_open(guard) && self.inner.as_ref().is_none_or(Body::is_end_stream)
             }
-            State::Delivering => self.withheld.is_empty(),
-            State::Settling(_) | State::Failed => false,
+            BodyState::Delivering => self.withheld.is_empty(),
+            BodyState::Settling(_) | BodyState::Failed => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         let inner = match &self.state {
-            State::Reading(guard) => {
+            BodyState::Reading(guard) => {
                 let hint = self
                     .inner
                     .as_ref()
@@ -173,9 +175,9 @@ where
                 }
                 hint
             }
-            State::Settling(_) => SizeHint::with_exact(0),
-            State::Delivering => return SizeHint::with_exact(self.withheld.len()),
-            State::Failed => return SizeHint::default(),
+            BodyState::Settling(_) => SizeHint::with_exact(0),
+            BodyState::Delivering => return SizeHint::with_exact(self.withheld.len()),
+            BodyState::Failed => return SizeHint::default(),
         };
         let hint = self.withheld.added_to(&inner);
         // A server does not poll for the end of what is exactly empty.
@@ -187,15 +189,15 @@ where
     }
 }
 
-/// What came of a poll of the inner body.
+/// The result of polling the inner body.
 enum Read<D, E> {
-    /// It goes on to whoever reads this body.
+    /// This goes to the reader.
     Through(Option<Result<Frame<D>, E>>),
-    /// It waits for the transaction; there is more to read.
+    /// The frame waits for the transaction; there is more to read.
     Withheld,
-    /// That was the end.
+    /// The body has ended.
     Ended,
-    /// It is not to be completed.
+    /// The body must not be completed.
     Failed(BoxError),
 }
 
@@ -206,81 +208,68 @@ where
 {
     fn poll_inner(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Read<B::Data, B::Error>> {
         let this = self.project();
-        let (State::Reading(guard), Some(mut inner)) = (this.state, this.inner.as_pin_mut()) else {
+        let (BodyState::Reading(guard), Some(mut inner)) = (this.state, this.inner.as_pin_mut())
+        else {
             return Poll::Ready(Read::Through(None));
         };
         let item = match guard.as_ref().map(|guard| guard.ask(cx.waker())) {
             None => ready!(inner.as_mut().poll_frame(cx)),
             Some(Ok(waker)) => ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker))),
-            Some(Err(why)) => return Poll::Ready(Read::Failed(BodyError::cut_off(why))),
+            Some(Err(why)) => return Poll::Ready(Read::Failed(BodyError::CutOff(why).into())),
         };
-        let ended = match &item {
-            None => true,
-            Some(Ok(frame)) => {
-                let len = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                *this.read = this.read.saturating_add(len);
-                frame.is_trailers() || inner.is_end_stream()
-            }
-            Some(Err(_)) => false,
-        };
+        let mut ended = item.is_none();
+        if let Some(Ok(frame)) = &item {
+            let len = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+            *this.read = this.read.saturating_add(len);
+            ended = frame.is_trailers() || inner.is_end_stream();
+        }
         let seen = match &item {
             Some(Err(_)) => Seen::Error,
             _ if ended || Some(*this.read) == *this.exact => Seen::End,
             _ => Seen::More,
         };
-        // Asked when the frame is there, and not before: the head may have gone out in between.
-        let Some(terms) = guard
+        // After the poll and not before it: the head may have passed the layer in between.
+        let terms = guard
             .as_ref()
-            .and_then(|guard| guard.report(*this.read, seen))
-        else {
-            return Poll::Ready(Read::Through(item));
-        };
-        let frame = match item {
-            Some(Err(error)) => return Poll::Ready(Read::Failed(error.into())),
-            Some(Ok(frame)) => Some(frame),
-            None => None,
-        };
-        let length = terms.content_length.or(*this.exact);
-        if let Some(error) = length.and_then(|length| belies(length, *this.read, ended)) {
-            return Poll::Ready(Read::Failed(error));
-        }
-        let complete = ended || length == Some(*this.read);
-        let through = frame.and_then(|frame| {
-            if complete {
-                this.withheld.put(frame)
-            } else {
-                Some(frame)
+            .and_then(|guard| guard.report(*this.read, seen));
+        Poll::Ready(match (terms, item) {
+            (None, item) => Read::Through(item),
+            (Some(_), Some(Err(error))) => Read::Failed(error.into()),
+            (Some(terms), item) => {
+                let length = terms.content_length.or(*this.exact);
+                let frame = item.and_then(Result::ok);
+                match this.withheld.withhold(frame, *this.read, length, ended) {
+                    Ok(Some(frame)) => Read::Through(Some(Ok(frame))),
+                    Ok(None) if ended => Read::Ended,
+                    Ok(None) => Read::Withheld,
+                    Err(error) => Read::Failed(error.into()),
+                }
             }
-        });
-        Poll::Ready(match through {
-            Some(frame) => Read::Through(Some(Ok(frame))),
-            None if ended => Read::Ended,
-            None => Read::Withheld,
         })
     }
 
-    /// The inner body has ended well: what comes of the answer is `finish`'s to say.
+    /// The inner body is complete: settles the transaction if the body decides.
     fn settle(self: Pin<&mut Self>) -> Result<(), BoxError> {
         let mut this = self.project();
         this.inner.set(None);
-        // Failed until there is a future to wait for, if this panics.
-        let State::Reading(Some(guard)) = mem::replace(this.state, State::Failed) else {
+        // Failed meanwhile, in case `finish` panics: the body must not end then.
+        let BodyState::Reading(Some(guard)) = mem::replace(this.state, BodyState::Failed) else {
             return Ok(());
         };
-        if let Some(finish) = guard.finish().map_err(BodyError::cut_off)? {
-            *this.state = State::Settling(Mutex::new(finish(End {
+        if let Some(finish) = guard.finish().map_err(BodyError::CutOff)? {
+            *this.state = BodyState::Settling(Mutex::new(finish(End {
                 trailers: this.withheld.trailers.clone(),
             })));
         }
         Ok(())
     }
 
-    /// The end will not be handed out. If `finish` was not called yet, it is dropped: a rollback.
+    /// The end will not be passed on. If `finish` was not called yet, it is dropped, which rolls back.
     fn fail(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);
         *this.withheld = Withheld::default();
-        *this.state = State::Failed;
+        *this.state = BodyState::Failed;
     }
 }
 
@@ -301,10 +290,10 @@ impl<B: Body + From<String>> From<String> for SessionBody<B> {
 impl<B: Body> fmt::Debug for SessionBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Reading(_) => "reading",
-            State::Settling(_) => "settling",
-            State::Delivering => "delivering",
-            State::Failed => "failed",
+            BodyState::Reading(_) => "reading",
+            BodyState::Settling(_) => "settling",
+            BodyState::Delivering => "delivering",
+            BodyState::Failed => "failed",
         };
         f.debug_struct("SessionBody")
             .field("state", &state)
@@ -313,16 +302,7 @@ impl<B: Body> fmt::Debug for SessionBody<B> {
     }
 }
 
-/// Whether the end is, or may still be, something to wait for.
+/// Returns whether the body may still have to wait for its end.
 fn is_open(guard: &Option<HoldGuard>) -> bool {
     guard.as_ref().is_some_and(HoldGuard::is_open)
-}
-
-/// A server sends no more than the length, and takes less for an error of its own.
-fn belies(length: u64, read: u64, ended: bool) -> Option<BoxError> {
-    match read.cmp(&length) {
-        Ordering::Greater => Some(BodyError::too_long()),
-        Ordering::Less if ended => Some(BodyError::too_short()),
-        _ => None,
-    }
 }

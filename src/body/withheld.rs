@@ -1,8 +1,12 @@
-//! [`Withheld`]: the end of a body, until its transaction is settled.
+//! [`Withheld`]: the last frames of a body, until its transaction is settled.
+
+use std::cmp::Ordering;
 
 use bytes::Buf;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+
+use super::error::BodyError;
 
 pub(super) struct Withheld<D> {
     data: Option<D>,
@@ -10,10 +14,33 @@ pub(super) struct Withheld<D> {
 }
 
 impl<D: Buf> Withheld<D> {
-    /// Gives a frame back that is neither data nor trailers.
-    pub(super) fn put(&mut self, frame: Frame<D>) -> Option<Frame<D>> {
+    /// Keeps the frame if it completes the body, and returns it otherwise. `length` is what the client was told.
+    ///
+    /// # Errors
+    ///
+    /// If the body contradicts its length. A server sends no more than the length, and takes less for an error of
+    /// its own: the client would get something else than what was committed.
+    pub(super) fn withhold(
+        &mut self,
+        frame: Option<Frame<D>>,
+        read: u64,
+        length: Option<u64>,
+        ended: bool,
+    ) -> Result<Option<Frame<D>>, BodyError> {
+        match length.map(|length| read.cmp(&length)) {
+            Some(Ordering::Greater) => Err(BodyError::TooLong),
+            Some(Ordering::Less) if ended => Err(BodyError::TooShort),
+            order if ended || order == Some(Ordering::Equal) => {
+                Ok(frame.and_then(|frame| self.put(frame)))
+            }
+            _ => Ok(frame),
+        }
+    }
+
+    /// Keeps the frame, or returns it if it is neither data nor trailers.
+    fn put(&mut self, frame: Frame<D>) -> Option<Frame<D>> {
         match frame.into_data() {
-            // After the frame that completed the length come only empty ones.
+            // Only empty frames follow the one that completed the length.
             Ok(data) => {
                 self.data.get_or_insert(data);
             }
