@@ -11,8 +11,8 @@ use std::{
 use http::{Request, Response};
 use http_body::Body;
 use pin_project::pin_project;
-use tower::Service;
 use tower_layer::Layer;
+use tower_service::Service;
 
 use crate::{DbSession, DefaultDatabase, SessionBody};
 

@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use pin_project::pin_project;
-use tower::Service;
+use tower_service::Service;
 
 use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,

@@ -188,7 +188,7 @@
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error and never loses another transaction's data. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset), a session's settings, role, advisory locks, temporary tables, LISTEN and cursors are gone before the next session gets the connection. Not available behind a proxy that pools per transaction. |
 //! | **No deadlock between futures of one session** | Every future of a session that is still polled completes: with `select!` on `&mut` futures, with `buffered`, beside a statement that is kept but no longer polled. While a stream is open, other statements are refused instead. |
-//! | **While the database answers, requests are answered** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. Statements whose results the network has lost end with an error as soon as requests wait for their connections and the server reports that it is doing nothing; a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
+//! | **While the database answers, requests are served** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. Statements whose results the network has lost end with an error as soon as requests wait for their connections and the server reports that it is doing nothing; a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
 //! | **Fail-over needs no restart** | When the server refuses a write as read-only, the pool's connections are closed, so that new ones connect to whichever server the host name then points to. |
 //! | **A good citizen of tower** | The inner service's error passes through unchanged, readiness is respected, axum is optional, and any body type works. |
 //! | **The client gets a status, the log the cause** | No response made by this crate contains database text, SQL or a URL; no `Debug` output of its types contains a password. Every 5xx it makes is logged. |
@@ -263,10 +263,10 @@
 //! | what happened | the layer's response | `Retry-After` |
 //! |---|---|---|
 //! | no connection within `acquire_timeout`, too many requests in the queue already ([`max_pending`](SessionPoolBuilder::max_pending)), database down, pool closed | 503 | 1–3 s, random |
-//! | the same with lazy checkout, and the handler answered 5xx | 503 instead of the handler's response ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) keeps the handler's) | 1–3 s, random; none if the session had run a statement before |
-//! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler answered 5xx | 503 | 1 s; none if a part of the request was committed |
-//! | the connection was taken away by [`hold_timeout`](SessionPoolBuilder::hold_timeout): the handler answered below 400 and its transaction was lost, or it answered 5xx | 504 | – |
-//! | the server stopped a statement (`statement_timeout`, `max_execution_time`) and the handler answered 5xx | 504 | – |
+//! | the same with lazy checkout, and the handler returned 5xx | 503 instead of the handler's response ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) keeps the handler's) | 1–3 s, random; none if the session had run a statement before |
+//! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler returned 5xx | 503 | 1 s; none if a part of the request was committed |
+//! | the connection was taken away by [`hold_timeout`](SessionPoolBuilder::hold_timeout): the handler returned below 400 and its transaction was lost, or it returned 5xx | 504 | – |
+//! | the server stopped a statement (`statement_timeout`, `max_execution_time`) and the handler returned 5xx | 504 | – |
 //! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | – |
 //! | COMMIT failed for good or its outcome is unknown, the transaction was aborted, or part of it is still open or running | 500 | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |

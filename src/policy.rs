@@ -1,4 +1,4 @@
-//! [`Policy`]: what a layer was told about the requests that pass it.
+//! [`Policy`]: the settings of a layer, and the plan that they make for a request.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     session::{CommitWhen, Mode, Order, Plan, Rules},
 };
 
-/// What the layer was told, shared with every service it wraps.
+/// The settings of a layer, shared with every service that it wraps.
 #[derive(Clone, Default)]
 pub(crate) struct Policy {
     pub(crate) checkout: Checkout,
@@ -38,7 +38,7 @@ type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
 
 impl Policy {
-    /// What a request's session begins with.
+    /// Returns the plan for a request that gets its session from this layer.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
         let Order {
             mode,
@@ -46,7 +46,7 @@ impl Policy {
             on_begin,
             on_acquire,
         } = self.order(parts);
-        // What `on_begin` sets must not outlive the request.
+        // Outside a transaction, what `on_begin` sets would outlive the request.
         let otherwise = if on_begin.is_some() {
             Mode::Transaction(self.options)
         } else {
@@ -70,14 +70,14 @@ impl Policy {
         }
     }
 
-    /// What a session is told that a layer further out has opened.
+    /// Returns the settings to apply to a session that an outer layer has opened.
     pub(crate) fn order(&self, parts: &Parts) -> Order {
         let picked = match &self.transactions {
             Transactions::None => false,
             Transactions::All => true,
             Transactions::If(predicate) => predicate(parts),
         };
-        // What only reads has no use for SQLite's lock for writers.
+        // A reader must not take SQLite's lock for writers.
         let read_only = TransactionOptions {
             access_mode: Some(AccessMode::ReadOnly),
             sqlite_transaction_mode: None,

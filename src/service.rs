@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use tower::Service;
+use tower_service::Service;
 
 use crate::{
     DbSession, DefaultDatabase, SessionPool,
@@ -25,7 +25,7 @@ use crate::{
 /// layer (transactions, `commit_when`, `on_begin`, `on_acquire`) apply to the requests that reach it, as
 /// with [`TransactionLayer`](crate::TransactionLayer); an eager inner layer checks out a lazy session's
 /// connection before its own inner service is called. A layer over another database under the same tag
-/// answers 500 and logs the tag, because its handlers would run on the wrong database.
+/// responds with 500 and logs the tag, because its handlers would run on the wrong database.
 pub struct DbSessionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     inner: S,
     pool: SessionPool,
@@ -77,17 +77,12 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let outer = request
-            .extensions()
-            .get::<DbSession<Tag>>()
-            .filter(|session| !session.has_ended());
-        let (inner, pool, policy, respond) = (
-            &mut self.inner,
-            &self.pool,
-            &self.policy,
-            self.respond.clone(),
-        );
-        match outer.cloned() {
+        let outer = request.extensions().get::<DbSession<Tag>>();
+        // A request that is retried or kept carries the handle of a session that is over.
+        let outer = outer.filter(|session| !session.has_ended()).cloned();
+        let (inner, pool, policy) = (&mut self.inner, &self.pool, &self.policy);
+        let respond = self.respond.clone();
+        match outer {
             None => ResponseFuture::new(inner, request, pool, policy, respond),
             Some(outer) => ResponseFuture::join(inner, outer, request, pool, policy, respond),
         }

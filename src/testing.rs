@@ -137,7 +137,7 @@ where
     };
     let mut handling = pin!(handler(session));
     let response = poll_fn(|cx| {
-        // So that a second session of the same pool is known to be this request's.
+        // A second session of the same pool has to count as this request's: one that waits for it is a deadlock.
         let _entered = guard.enter();
         handling.as_mut().poll(cx)
     })

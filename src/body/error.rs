@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt};
 
-use super::BoxError;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 #[derive(Debug)]
 pub(super) enum BodyError {

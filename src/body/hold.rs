@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
-use super::BoxError;
+use super::error::BoxError;
 use crate::Error;
 
 /// Settles the transaction of a body that has come to its end.

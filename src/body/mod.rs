@@ -29,10 +29,11 @@ mod hold;
 mod tests;
 mod withheld;
 
-// The response future's side.
-pub(crate) use self::hold::{End, Finish, Hold, WeakHold};
-
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+// The side of the session and the response future.
+pub(crate) use self::{
+    error::BoxError,
+    hold::{End, Finish, Hold, WeakHold},
+};
 
 /// A response body that is produced while a transaction is open, and ends when it is committed.
 ///

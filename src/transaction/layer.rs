@@ -35,23 +35,23 @@ use crate::{
 /// # let _ = app; }
 /// ```
 ///
-/// Without a session layer around it, it answers 500 and logs the reason.
+/// Without a session layer around it, it responds with 500 and logs the reason.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
-    pub(super) policy: Policy,
+    pub(super) policy: RoutePolicy,
     pub(super) respond: Respond,
     tag: PhantomData<fn() -> Tag>,
 }
 
-/// What the session is told.
+/// The settings that are applied to a request's session.
 #[derive(Clone)]
-pub(super) struct Policy {
+pub(super) struct RoutePolicy {
     pub(super) mode: Mode,
     pub(super) commit_when: Option<CommitWhen>,
     pub(super) on_begin: Option<SetUp>,
 }
 
-impl Policy {
+impl RoutePolicy {
     pub(super) fn order(&self, parts: &request::Parts) -> Order {
         Order {
             mode: Some(self.mode),
@@ -63,17 +63,18 @@ impl Policy {
 }
 
 impl TransactionLayer {
-    /// A transaction with the database's default options.
+    /// Creates a layer for a transaction with the database's default options.
     pub fn new() -> Self {
         Self::tagged(Some(TransactionOptions::default()))
     }
 
-    /// A transaction with an isolation level, an access mode, or SQLite's transaction mode.
+    /// Creates a layer for a transaction with an isolation level, an access mode, or SQLite's transaction mode.
     pub fn with(options: TransactionOptions) -> Self {
         Self::tagged(Some(options))
     }
 
-    /// No transaction: each statement commits by itself, whatever the layers around it say.
+    /// Creates a layer for no transaction: each statement commits by itself, even if an outer layer sets a
+    /// transaction.
     pub fn autocommit() -> Self {
         Self::tagged(None)
     }
@@ -84,7 +85,7 @@ impl<Tag> TransactionLayer<Tag> {
     /// [`autocommit`](TransactionLayer::autocommit).
     pub fn tagged(options: Option<TransactionOptions>) -> Self {
         let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
-        let policy = Policy {
+        let policy = RoutePolicy {
             mode,
             commit_when: None,
             on_begin: None,

@@ -1,4 +1,4 @@
-//! Transactions of single routes, and how a request's transaction ended.
+//! Transactions of single routes.
 
 mod layer;
 mod service;

@@ -1,4 +1,4 @@
-//! [`TransactionService`]: tells the session, then serves.
+//! [`TransactionService`]: applies its layer's settings to the session, then serves.
 
 use std::{
     fmt,
@@ -7,10 +7,10 @@ use std::{
 };
 
 use futures_util::future::Either;
-use http::{Request, Response};
-use tower::Service;
+use http::{Request, Response, request::Parts};
+use tower_service::Service;
 
-use super::{TransactionLayer, layer::Policy};
+use super::{TransactionLayer, layer::RoutePolicy};
 use crate::{
     DbSession, DefaultDatabase, Error,
     error::Kind,
@@ -62,7 +62,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        match tell::<Tag>(&self.layer.policy, &parts) {
+        match apply::<Tag>(&self.layer.policy, &parts) {
             Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
                 telemetry::response_for(&error);
@@ -75,12 +75,11 @@ where
     }
 }
 
-/// Tells the request's session.
-fn tell<Tag: 'static>(policy: &Policy, parts: &http::request::Parts) -> Result<(), Error> {
-    let session = parts
-        .extensions
-        .get::<DbSession<Tag>>()
-        .filter(|session| !session.has_ended());
+/// Applies the policy to the request's session.
+fn apply<Tag: 'static>(policy: &RoutePolicy, parts: &Parts) -> Result<(), Error> {
+    let session = parts.extensions.get::<DbSession<Tag>>();
+    // A request that is retried or kept carries the handle of a session that is over.
+    let session = session.filter(|session| !session.has_ended());
     session.ok_or(Kind::NoSession)?.order(policy.order(parts))
 }
 
