@@ -16,6 +16,7 @@ mod hazards;
 mod layer;
 mod models;
 mod pool;
+mod public_api;
 mod release;
 mod seaorm;
 mod session;
