@@ -37,7 +37,7 @@ fn the_public_interface_is_the_one_in_docs() {
     assert!(
         changes.is_empty(),
         "the public interface is not the one in docs/public-api.txt. If that is intended, write the file anew with \
-         `{WRITE}=1 tests/run the_public_interface`:\n{changes}",
+         `{WRITE}=1 cargo test --test it the_public_interface`:\n{changes}",
     );
 }
 
