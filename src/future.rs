@@ -235,7 +235,7 @@ where
     }
 }
 
-/// What the future is to return, or its next state.
+/// The result of the future, or its next state.
 type Step<S, ReqBody, F, R, E, Tag> = ControlFlow<Result<R, E>, State<S, ReqBody, F, R, E, Tag>>;
 
 /// The inner service has responded: settles the session, or leaves it to the response's body.

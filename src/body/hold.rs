@@ -20,7 +20,7 @@ use crate::Error;
 /// dropped as well, when the client leaves meanwhile: it must see a COMMIT through that was sent.
 pub(crate) type Finish = Box<dyn FnOnce(End) -> BoxFuture<'static, Result<(), BoxError>> + Send>;
 
-/// How a body ended.
+/// The end of a body.
 #[derive(Debug)]
 pub(crate) struct End {
     /// They go to the client once the future of `finish` returns `Ok`.
@@ -64,13 +64,13 @@ enum HoldPhase {
     Over { failed: bool },
 }
 
-/// What a body that decides has to comply with.
+/// The terms of a body that decides.
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     pub(super) content_length: Option<u64>,
 }
 
-/// What the inner body has just yielded.
+/// An item of the inner body.
 #[derive(Clone, Copy)]
 pub(super) enum Seen {
     More,

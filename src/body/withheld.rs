@@ -14,7 +14,7 @@ pub(super) struct Withheld<D> {
 }
 
 impl<D: Buf> Withheld<D> {
-    /// Keeps the frame if it completes the body, and returns it otherwise. `length` is what the client was told.
+    /// Keeps the frame if it completes the body, and returns it otherwise. `length` is what the response declares.
     ///
     /// # Errors
     ///

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::{
     error::ConfigError,
     given::Given,
-    names::{alike, is_foreign, is_part_of_a_url, plain},
+    names::{alike, is_foreign, is_part_of_a_url, names, plain},
 };
 
 /// The variables of one prefix.
@@ -29,23 +29,15 @@ impl<'p> Variables<'p> {
         let mut given = Given::with_prefix(self.prefix);
         let mut foreign = Vec::new();
         for (key, value) in vars {
-            let name = match key.strip_prefix(self.prefix) {
-                _ if key == self.url => "url".to_owned(),
-                Some(name) => name.to_ascii_lowercase(),
-                None => match self.meant(&key, &given) {
-                    Some(meant) => return Err(given.misspelt(&key, &meant)),
-                    None => continue,
+            match self.setting(&key, &given)? {
+                None => {}
+                Some(name) if is_foreign(&name) => foreign.push(key),
+                Some(name) => match value.into_string() {
+                    // Not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
+                    Ok(text) if text.trim().is_empty() && names().any(|it| it == name) => {}
+                    Ok(text) => given.add(&name, &key, text)?,
+                    Err(_) => return Err(ConfigError::new(key, "not UTF-8")),
                 },
-            };
-            if is_foreign(&name) {
-                foreign.push(key);
-                continue;
-            }
-            match value.into_string() {
-                // Not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
-                Ok(text) if text.trim().is_empty() && alike(&name) == Some(name.as_str()) => {}
-                Ok(text) => given.add(&name, &key, text)?,
-                Err(_) => return Err(ConfigError::new(key, "not UTF-8")),
             }
         }
         foreign.sort();
@@ -54,6 +46,18 @@ impl<'p> Variables<'p> {
             tracing::warn!(target: "tower_sea_orm::pool", variables, "these variables are no settings of the pool and are not read");
         }
         Ok((given, self.no_url(&foreign)))
+    }
+
+    /// Returns the variable's name without the prefix, if it has the prefix.
+    fn setting(&self, key: &str, given: &Given<'_>) -> Result<Option<String>, ConfigError> {
+        if key == self.url {
+            return Ok(Some("url".to_owned()));
+        }
+        match (key.strip_prefix(self.prefix), self.meant(key, given)) {
+            (Some(name), _) => Ok(Some(name.to_ascii_lowercase())),
+            (None, Some(meant)) => Err(given.misspelt(key, &meant)),
+            (None, None) => Ok(None),
+        }
     }
 
     /// Returns the variable whose name differs from `key` in case and separators only. For keys without the prefix.

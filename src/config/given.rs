@@ -19,7 +19,7 @@ use super::{
 const OWN_PREFIX: &str = " (if it is another program's, read these from a prefix of their own: \
      `PoolConfig::from_prefixed_vars`)";
 
-/// What SQLAlchemy takes and this crate does not: name, value, and what to write instead.
+/// Values that SQLAlchemy accepts and this crate does not: name, value, and what to write instead.
 const NOT_AS_IN_SQLALCHEMY: &str = include_str!("advice/sqlalchemy.txt");
 
 /// The settings that were written in one place.

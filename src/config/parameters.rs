@@ -65,8 +65,8 @@ const SQLITE: &[Parameter] = &[
 /// PostgreSQL's settings for a session, the only parameter that may be given several times.
 const OPTIONS: &str = "options";
 
-/// What to write instead of parameters that other drivers know. A line has names in the form of [`plain`], or
-/// exact ones, and the advice, where `{}` stands for the name.
+/// Advice on parameters that other drivers know. A line has names in the form of [`plain`], or exact ones, and what
+/// to write instead, where `{}` stands for the name.
 const POSTGRES_ADVICE: &str = include_str!("advice/postgres.txt");
 const MYSQL_ADVICE: &str = include_str!("advice/mysql.txt");
 const SQLITE_ADVICE: &str = include_str!("advice/sqlite.txt");

@@ -17,7 +17,7 @@ const POOL_SIZE: u32 = 5;
 /// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
 const MAX_OVERFLOW: u32 = 10;
 
-/// What was given. The names of the fields are those of the settings.
+/// The settings that were given. Their names are those of the fields.
 ///
 /// SQLAlchemy's names are fields and not aliases: for serde, an alias beside its name is a duplicate,
 /// even if both say the same.

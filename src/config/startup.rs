@@ -16,7 +16,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Tries to connect until the server lets us in, or `startup` is over.
+/// Tries to connect until the server accepts a connection, or `startup` is over.
 ///
 /// # Errors
 ///
@@ -36,21 +36,11 @@ pub(super) async fn wait_for_server(
     let bound = bound.unwrap_or(CONNECT_TIMEOUT);
     let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
     let left = || startup.saturating_sub(started.elapsed());
-    loop {
-        let bound = if startup.is_zero() {
-            bound
-        } else {
-            bound.min(left().max(FIRST_PAUSE))
-        };
-        let error = match timeout(bound, pool.probe()).await {
-            Ok(Ok(())) => break,
-            Ok(Err(error)) if !is_not_available_yet(&error) => return Err(error),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                tracing::warn!(target: TARGET, %url, "no answer from the database within {bound:?}");
-                Kind::Down.into_db_err()
-            }
-        };
+    let bound = || match startup {
+        Duration::ZERO => bound,
+        _ => bound.min(left().max(FIRST_PAUSE)),
+    };
+    while let Some(error) = attempt(&pool, url, bound()).await? {
         if left().is_zero() {
             return Err(error);
         }
@@ -66,7 +56,24 @@ pub(super) async fn wait_for_server(
     Ok(())
 }
 
-/// Whether trying again may help while the server is being started.
+/// Tries to connect once. Returns the error as a value if another attempt may cure it.
+async fn attempt(
+    pool: &SessionPool,
+    url: &DatabaseUrl,
+    bound: Duration,
+) -> Result<Option<DbErr>, DbErr> {
+    match timeout(bound, pool.probe()).await {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(error)) if is_not_available_yet(&error) => Ok(Some(error)),
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            tracing::warn!(target: TARGET, %url, "no answer from the database within {bound:?}");
+            Ok(Some(Kind::Down.into_db_err()))
+        }
+    }
+}
+
+/// Returns whether another attempt may help while the server is being started.
 #[cfg(feature = "_sqlx")]
 fn is_not_available_yet(error: &DbErr) -> bool {
     use crate::error::server;
@@ -85,7 +92,7 @@ fn is_not_available_yet(error: &DbErr) -> bool {
             | ErrorKind::TimedOut
             | ErrorKind::HostUnreachable
             | ErrorKind::NetworkUnreachable => true,
-            // std has no kind of its own for names that cannot be resolved.
+            // std has no kind for names that cannot be resolved.
             _ => error
                 .to_string()
                 .starts_with("failed to lookup address information"),
@@ -99,7 +106,7 @@ fn is_not_available_yet(_: &DbErr) -> bool {
     false
 }
 
-/// Between half of `pause` and all of it, so that many instances do not come at once.
+/// Returns between half of `pause` and all of it, so that many instances do not connect at the same moment.
 fn jittered(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let thousandths = 500 + RandomState::new().build_hasher().finish() % 501;
