@@ -149,7 +149,7 @@ async fn reserve_and_the_pools_own_settings_arrive() {
     let settings = [
         ("MAX_CONNECTIONS", "3"),
         ("RESERVED_CONNECTIONS", "2"),
-        ("WARM", "no"),
+        ("DIRECT_HANDOFF", "no"),
         ("RELEASE_TIMEOUT", "7s"),
         ("ACQUIRE_TIMEOUT", "30"),
         ("MAX_PENDING", "4"),
