@@ -88,6 +88,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        // Taken out here, because the inner service keeps the request.
         let session = DbSession::tagged(request.extensions()).ok();
         SessionBodyFuture {
             future: self.inner.call(request),

@@ -247,6 +247,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
+        // The session's connection is closed afterwards, which neither of the two survives.
         if self.pool.is_in_memory() || self.pool.is_proxy() {
             panic!("{}", Error::from(Kind::CannotClose));
         }
@@ -298,10 +299,12 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// bodies that stream rows. Call it last: it returns a stack of two layers, whose responses have a
     /// [`SessionBody`](crate::SessionBody).
     pub fn hold_until_body_end(self) -> Stack<SessionBodyLayer<Tag>, Self> {
+        // The first layer of a stack is the inner one: the body is held before its response reaches the session.
         Stack::new(SessionBodyLayer::tagged(), self)
     }
 
     fn policy(&mut self) -> &mut Policy {
+        // A copy if the layer was cloned or has wrapped a service: those keep their settings.
         Arc::make_mut(&mut self.policy)
     }
 

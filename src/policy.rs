@@ -59,6 +59,7 @@ impl Policy {
             on_acquire: on_acquire.map(Into::into),
             is_head: parts.method == http::Method::HEAD,
         };
+        // Cheap clones: a standard method is inline, and the URI is counted.
         let label = Label {
             method: parts.method.clone(),
             uri: parts.uri.clone(),

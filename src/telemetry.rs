@@ -72,6 +72,7 @@ impl SessionSpan {
     /// the subscriber's code.
     pub(crate) fn close(&mut self, outcome: &'static str) -> ClosedSpan {
         self.released();
+        // The handles keep the session's state, and with it this value, for longer than the session lasts.
         let span = std::mem::replace(&mut self.span, Span::none());
         ClosedSpan {
             span,

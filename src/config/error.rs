@@ -30,6 +30,7 @@ impl ConfigError {
 
     /// Refuses the value `text`, and shows it if it can be no secret.
     pub(super) fn of_value(key: &str, text: &str, why: &str) -> Self {
+        // A value in the wrong variable may be a password or a URL.
         let is_harmless = |c: char| c.is_ascii_alphanumeric() || " .+-_".contains(c);
         let shown = if text.len() <= 24 && text.chars().all(is_harmless) {
             format!("\"{text}\"")

@@ -24,6 +24,7 @@ enum Value {
 pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Given<'static>, D::Error> {
     let mut given = Given::default();
     for (key, value) in deserializer.deserialize_map(Table)? {
+        // As text, so that a value means the same in a file and in a variable.
         let text = match value {
             None => continue,
             Some(Value::Switch(value)) => value.to_string(),

@@ -223,6 +223,7 @@ impl PoolConfig {
     fn from_given(given: &Given<'_>, no_url: ConfigError) -> Result<Self, ConfigError> {
         let mut settings: Settings = given.read()?;
         let overflows = settings.unite(given)?;
+        // Out of the settings, whose `Debug` would show its password.
         let url = settings.url.take().ok_or(no_url)?;
         let url =
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;

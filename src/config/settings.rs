@@ -108,6 +108,7 @@ impl Settings {
 
     /// Checks the numbers of connections against the limit.
     pub(super) fn check(&self, backend: DbBackend, given: &Given<'_>) -> Result<(), ConfigError> {
+        // SeaORM passes only what is given to sqlx: these are the defaults of the drivers, which a test compares.
         let (max, note) = match (self.max_connections, backend) {
             (Some(Positive(max)), _) => (max, ""),
             (None, DbBackend::Sqlite) => (1, " (the default)"),

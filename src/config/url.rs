@@ -66,6 +66,7 @@ impl DatabaseUrl {
         parameters::check(backend, url.query_pairs())?;
         let whole = with_address(&url, backend, address.as_deref());
         let mut password = password(&url)?;
+        // Nothing but the password's own field may have it: SeaORM's spans show the URL that it connects with.
         if password.is_some() && url.set_password(None).is_err() {
             return Err("there is a password but no host".to_owned());
         }
@@ -254,6 +255,7 @@ fn has_stray_sign(url: &Url) -> bool {
         || url.query().is_some_and(|query| query.contains('@'))
 }
 
+/// Returns whether the parameter is a password, or looks like one that another driver reads.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name != "passfile"

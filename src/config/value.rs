@@ -36,7 +36,7 @@ read_from_text! {
     TimeOrZero(Duration) = time_or_zero;
     /// A time of 1 ms or more, or none.
     TimeOrNever(Option<Duration>) = time_or_never;
-    /// A time of 1 ms or more; `never` is the longest one.
+    /// A time of 1 ms or more; `never` is the longest one, which the pool's settings take for no limit.
     TimeOrMax(Duration) = |text| time_or_never(text).map(|time| time.unwrap_or(Duration::MAX));
     Switch(bool) = switch;
     Level(LevelFilter) = level;
