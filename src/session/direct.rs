@@ -8,8 +8,8 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Transactio
 use super::{
     core::Core,
     plan::Mode,
-    savepoint::SessionTransaction,
     slot::{Level, State, Who},
+    transaction::SessionTransaction,
     turn::Turn,
 };
 use crate::error::{Error, Kind, server};

@@ -2,7 +2,7 @@
 
 use std::{fmt, marker::PhantomData};
 
-use super::{DefaultDatabase, Ended};
+use super::{db_session::DefaultDatabase, settle::Ended};
 use crate::Error;
 
 /// How a request's transaction ended, in the extensions of the response: for logging, metrics and

@@ -13,11 +13,10 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement
 use tokio::sync::mpsc;
 
 use super::{
-    DbSession,
     call::{Call, OpenStream},
     core::Core,
-    savepoint::Handle,
     slot::{Slot, Who},
+    transaction::Handle,
 };
 use crate::{
     connection::{Operation, Rows},
@@ -69,7 +68,7 @@ impl<'a> SessionStream<'a> {
         }
     }
 
-    async fn open_plain(
+    pub(super) async fn open_plain(
         core: &Arc<Core>,
         database: &DatabaseConnection,
         statement: Statement,
@@ -97,7 +96,11 @@ impl<'a> SessionStream<'a> {
         })
     }
 
-    async fn open_pinned(core: &Arc<Core>, who: Who, statement: Statement) -> Result<Self, DbErr> {
+    pub(super) async fn open_pinned(
+        core: &Arc<Core>,
+        who: Who,
+        statement: Statement,
+    ) -> Result<Self, DbErr> {
         let (sender, rows) = Rows::new(BUFFERED);
         let mut call = core
             .start(who, None, Operation::Stream(statement, sender))
@@ -109,31 +112,6 @@ impl<'a> SessionStream<'a> {
             failure: None,
             open,
         }))
-    }
-}
-
-impl<Tag> DbSession<Tag> {
-    /// Returns the rows of one statement as they arrive, in a stream that borrows nothing: for a
-    /// response's body, which outlives the handler.
-    ///
-    /// A body that streams rows needs its session to live as long:
-    /// [`hold_until_body_end`](Self::hold_until_body_end).
-    ///
-    /// # Errors
-    ///
-    /// If no connection can be acquired, or the session is used out of turn. Errors from the server
-    /// are returned as items of the stream.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the stream is dropped half-read, it is read to its end in a task, and the session's next
-    /// statement waits for that.
-    pub async fn rows(&self, statement: Statement) -> Result<SessionStream<'static>, DbErr> {
-        if self.pool().is_direct() {
-            SessionStream::open_plain(&self.core, self.pool().database(), statement).await
-        } else {
-            SessionStream::open_pinned(&self.core, Who::Session, statement).await
-        }
     }
 }
 

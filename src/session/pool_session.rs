@@ -10,7 +10,13 @@ use std::{
 use sea_orm::{DbBackend, TransactionError, TransactionOptions};
 
 use super::{
-    DbSession, DbTx, Decision, Ended, Plan, core::Core, guard::SessionGuard, savepoint::Handle,
+    core::Core,
+    db_session::DbSession,
+    guard::SessionGuard,
+    plan::Plan,
+    settle::{Decision, Ended},
+    transaction::Handle,
+    tx::DbTx,
 };
 use crate::{Error, SessionPool};
 

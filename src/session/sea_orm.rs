@@ -9,9 +9,11 @@ use sea_orm::{
 };
 
 use super::{
-    DbSession, DbTx, PoolSession,
-    savepoint::{Handle, SessionTransaction},
+    db_session::DbSession,
+    pool_session::PoolSession,
     slot::Who,
+    transaction::{Handle, SessionTransaction},
+    tx::DbTx,
 };
 use crate::{
     connection::{Operation, Output},
@@ -155,16 +157,6 @@ connection_trait!(DbSession<Tag>, Tag);
 connection_trait!(DbTx<Tag>, Tag);
 connection_trait!(PoolSession);
 connection_trait!(SessionTransaction);
-
-impl<Tag> DbSession<Tag> {
-    pub(super) fn handle(&self) -> Handle<'_> {
-        if self.pool().is_direct() {
-            Handle::Plain(&self.core, self.pool().database())
-        } else {
-            Handle::Pinned(&self.core, Who::Session)
-        }
-    }
-}
 
 #[async_trait]
 impl TransactionSession for SessionTransaction {
