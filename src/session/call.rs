@@ -175,7 +175,7 @@ impl Core {
     /// session is over or its own future was dropped meanwhile.
     pub(super) fn put_back(self: &Arc<Self>, future: CallFuture, mut waker: Option<Waker>) -> bool {
         let mut state = self.lock();
-        let is_over = state.is_over();
+        let is_over = state.phase.is_over();
         let Slot::Running(running) = &mut state.slot else {
             return false;
         };

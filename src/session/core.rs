@@ -16,8 +16,10 @@ use super::{
     cut::Origin,
     locked::Locked,
     plan::Plan,
-    running::{Manner, Purpose, Running},
-    slot::{Found, Level, OpenLevel, Phase, Slot, State, Who},
+    running::{Manner, Running},
+    slot::{Found, Slot},
+    stack::{Level, Purpose, Who},
+    state::State,
     turn::{Line, Turn},
 };
 use crate::{
@@ -88,7 +90,7 @@ impl Core {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.lock().is_over()
+        self.lock().phase.is_over()
     }
 
     /// For pass-through sessions: an error when the request has ended.
@@ -103,9 +105,7 @@ impl Core {
     }
 
     pub(super) fn new_level(&self) -> Level {
-        let mut state = self.lock();
-        state.next += 1;
-        state.next
+        self.lock().new_id()
     }
 
     /// Runs `operation` for `who` to its end.
@@ -190,7 +190,7 @@ impl Core {
                 let mut state = self.lock();
                 state.span.waited(started.elapsed());
                 let for_transaction = begins || state.is_transactional();
-                state.failures.not_acquired(error, for_transaction);
+                state.stack.failures.not_acquired(error, for_transaction);
                 Err(answer)
             }
         }
@@ -223,14 +223,14 @@ impl Core {
         connection.hold(&self.pool, this, self.whose_weak());
         let mut state = self.lock();
         state.span.waited(waited);
-        if state.phase != Phase::Open {
+        if !state.phase.is_open() {
             drop(state);
             connection.give_back(|| ());
             return;
         }
         state.span.checked_out();
         state.fresh = true;
-        state.failures.acquired();
+        state.stack.failures.acquired();
         state.slot = Slot::Idle(connection);
         drop(state);
         if self.is_awaited() {
@@ -261,7 +261,7 @@ impl Core {
                 return Err(state.no_connection_for(&operation).into_db_err());
             }
         };
-        let depth = state.levels.len();
+        let depth = state.stack.depth();
         let begin = state.begin_for(&operation);
         let purpose = Purpose::of(&operation, begin.is_some());
         let mut last_text = std::mem::take(connection.text());
@@ -291,7 +291,7 @@ impl Core {
             stoppable,
         };
         if purpose == Purpose::Commit {
-            state.hooks.seal_if_outermost(depth.saturating_sub(1));
+            state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
         }
         let has_victim = self.pool.has_server();
         let victim = if has_victim {
@@ -302,12 +302,10 @@ impl Core {
         state
             .runtime
             .get_or_insert_with(|| connection.runtime().clone());
-        state.next += 1;
-        let call = state.next;
-        state.levels.extend(opens.map(|id| OpenLevel {
-            id,
-            abandoned: false,
-        }));
+        let call = state.new_id();
+        if let Some(id) = opens {
+            state.stack.open(id);
+        }
         state.span.count();
         state.streaming = manner == Manner::Stream;
         state.slot = Slot::Running(Running {
@@ -369,7 +367,7 @@ impl Core {
                     .extend(kept.map(|output| (running.call, output)));
             }
         }
-        let stray_ended = state.stray_ended.take();
+        let stray_ended = state.phase.take_stray_ended();
         self.put_in_place(state, connection);
         drop(stray_ended);
         // The turn passes on here, when the connection is in its place.
@@ -405,30 +403,31 @@ impl Core {
             && let Some(known) = result.err().and_then(Error::of)
             && known.is_read_only()
         {
-            state.failures.may_pass(known, 0, false);
+            state.stack.failures.may_pass(known, 0, false);
         }
         let (ended, failed) = (
             connection.take_ended_elsewhere(),
             connection.has_failed() || connection.is_broken(),
         );
-        if !ended && !failed && state.cause.is_none() {
+        if !ended && !failed && state.stack.standing.cause().is_none() {
             return None;
         }
         let backend = self.pool.backend();
         let error = result.err().filter(|_| purpose.is_work());
-        state.note_cause(failed, error, || connection.text().without_values(backend));
+        let standing = &mut state.stack.standing;
+        standing.note_cause(failed, error, || connection.text().without_values(backend));
         let statement = ended.then(|| connection.text().without_values(backend))?;
-        state.ended_elsewhere(statement.clone());
+        standing.ended_elsewhere(statement.clone());
         Some(statement)
     }
 
     /// Keeps a connection for the session's next statement, or gives it back.
     fn put_in_place(self: &Arc<Self>, mut state: Locked<'_>, connection: CheckedOut) {
-        if state.is_over() {
-            state.roll_back_all();
+        if state.phase.is_over() {
+            state.stack.roll_back_all();
         }
-        if connection.is_broken() || state.is_over() {
-            let released = state.released.take();
+        if connection.is_broken() || state.phase.is_over() {
+            let released = state.phase.take_released();
             drop(state);
             let core = self.clone();
             connection.give_back(move || {
@@ -438,7 +437,7 @@ impl Core {
         } else {
             state.slot = Slot::Idle(connection);
             // At the end of the request they wait for the connection's return.
-            let is_any_due = state.phase == Phase::Open && state.hooks.is_any_due();
+            let is_any_due = state.phase.is_open() && state.stack.hooks.is_any_due();
             drop(state);
             if is_any_due {
                 self.run_hooks();

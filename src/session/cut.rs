@@ -11,25 +11,11 @@ use std::{
 
 use sea_orm::DbErr;
 
-use super::{
-    core::Core,
-    exit::Leaving,
-    running::{Manner, Purpose},
-    slot::{Phase, Slot, State},
-};
+use super::{core::Core, phase::CutOff, running::Manner, slot::Slot, stack::Purpose};
 use crate::{
-    error::{Error, Kind},
+    error::Kind,
     pool::{Doubt, Grip, Holder, Label, SessionPool},
 };
-
-/// How a session lost its connection.
-pub(super) struct Cut {
-    reason: Kind,
-    /// A transaction was open.
-    lost: bool,
-    /// What was open is on its way back.
-    pub(super) leaving: Option<Leaving>,
-}
 
 impl Core {
     /// Why the session runs no statements any more.
@@ -40,7 +26,7 @@ impl Core {
     /// Whether the request has ended; a session that was cut off is closed before that.
     pub(super) fn has_ended(&self) -> bool {
         let state = self.lock();
-        state.is_over() && state.cut.is_none()
+        state.phase.is_over() && state.phase.cut_off().is_none()
     }
 
     /// The request that the session belongs to, by that one's outermost session.
@@ -73,31 +59,6 @@ impl Core {
             .as_ref()
             .map_or(&self.origin.waits, |outer| outer.waits());
         waits.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl State {
-    /// Why the session runs no statements any more; the layer answers for it if the handler gives up.
-    pub(super) fn closed(&mut self) -> Kind {
-        let Some(cut) = &self.cut else {
-            return Kind::SessionClosed;
-        };
-        let reason = cut.reason;
-        self.failures.cut(reason.into());
-        reason
-    }
-
-    /// Why the session lost its connection before its end, if it did.
-    pub(super) fn cut_off(&self) -> Option<Error> {
-        self.cut.as_ref().map(|cut| cut.reason.into())
-    }
-
-    /// Why the session lost an open transaction, if it did.
-    pub(super) fn lost(&self) -> Option<Error> {
-        self.cut
-            .as_ref()
-            .filter(|cut| cut.lost)
-            .map(|cut| cut.reason.into())
     }
 }
 
@@ -214,21 +175,18 @@ impl Holder for Core {
         let has_something =
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
         // A session that settles comes to its end by itself.
-        if state.phase != Phase::Open || !has_something || state.running() == Some(Purpose::Commit)
-        {
+        let commits = state.slot.purpose() == Some(Purpose::Commit);
+        if !state.phase.is_open() || !has_something || commits {
             return false;
         }
-        let lost = state.levels.iter().any(|open| !open.abandoned) || state.hooks.is_any_waiting();
-        state.phase = Phase::Over;
-        state.cut = Some(Box::new(Cut {
+        let cut_off = CutOff {
             reason,
-            lost,
-            leaving: None,
-        }));
-        let direct = state.direct.take();
+            has_lost: state.stack.has_work(),
+            rollback: None,
+        };
+        let direct = state.through.take_own();
         let held = state.held.take();
-        // What was open is told of by `Cut`, from which the end of the request takes it.
-        drop(self.take_away(state));
+        drop(self.take_away(state, Some(Box::new(cut_off))));
         self.line().close();
         // SeaORM rolls it back, now or when the statement that runs in it has ended.
         drop(direct);

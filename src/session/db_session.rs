@@ -24,7 +24,8 @@ use super::{
     guard::SessionGuard,
     hooks::After,
     plan::{Mode, Order, Plan},
-    slot::{Phase, Slot, Who},
+    slot::Slot,
+    stack::Who,
     transaction::{Handle, SessionTransaction},
     tx::DbTx,
 };
@@ -543,7 +544,7 @@ impl<Tag> DbSession<Tag> {
         // Not under the lock: the body is asked for its size, and may use the session.
         let (body, hold) = SessionBody::new(body);
         let mut state = self.core.lock();
-        let is_open = state.phase == Phase::Open && !state.rules.is_head;
+        let is_open = state.phase.is_open() && !state.rules.is_head;
         let before = if is_open {
             state.hold.replace(hold)
         } else {
@@ -577,7 +578,7 @@ impl<Tag> DbSession<Tag> {
     /// Whether the session is to have a connection before its first statement, and has none.
     pub(crate) fn is_to_check_out(&self) -> bool {
         let state = self.core.lock();
-        !self.pool().is_direct() && state.phase == Phase::Open && matches!(state.slot, Slot::Empty)
+        !self.pool().is_direct() && state.phase.is_open() && matches!(state.slot, Slot::Empty)
     }
 
     /// Acquires the session's connection before its first statement.
@@ -609,7 +610,7 @@ impl<Tag> DbSession<Tag> {
             self.core.set_mode(mode)?;
         }
         let mut state = self.core.lock();
-        if on_begin.is_some() && (state.has_begun() || state.direct.is_some()) {
+        if on_begin.is_some() && (state.stack.has_begun() || state.through.has_own()) {
             return Err(Kind::TransactionBegun.into());
         }
         if on_acquire.is_some() && !state.fresh && !matches!(state.slot, Slot::Empty) {

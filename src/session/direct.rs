@@ -8,72 +8,11 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Transactio
 use super::{
     core::Core,
     plan::Mode,
-    slot::{Level, State, Who},
+    stack::{Level, Who},
     transaction::SessionTransaction,
     turn::Turn,
 };
 use crate::error::{Error, Kind, server};
-
-/// What is known of the transactions that pass through. SeaORM ends whichever is the innermost one, so a
-/// handle must not go before those inside of it.
-#[derive(Default)]
-pub(super) struct Through {
-    /// The server has given up the transactions from this depth on.
-    given_up: Option<usize>,
-    /// Handles whose transactions SeaORM still has, outermost first.
-    alive: Vec<Level>,
-    /// Those that ended before what was begun inside of them.
-    parked: Vec<(Level, DatabaseTransaction)>,
-}
-
-impl State {
-    /// Draws the conclusions from the COMMIT of the session's own transaction, which was one of SeaORM's.
-    pub(super) fn direct_committed(&mut self, result: Result<(), Error>) {
-        self.hooks.seal();
-        match result {
-            Ok(()) => {
-                self.committed = true;
-                self.unsettled = None;
-                self.hooks.committed(1);
-            }
-            Err(error) if error.is_outcome_unknown() => self.commit_lost(),
-            Err(error) => {
-                self.unsettled = Some(error);
-                self.hooks.not_committed();
-            }
-        }
-    }
-
-    /// Whether the server has given up the innermost transaction.
-    pub(super) fn is_given_up(&self) -> bool {
-        self.through
-            .given_up
-            .is_some_and(|depth| depth <= self.levels.len())
-    }
-
-    /// Forgets what is known of transactions that are not open any more.
-    pub(super) fn forget_given_up(&mut self) {
-        let depth = self.levels.len();
-        self.through.given_up = self.through.given_up.filter(|at| *at <= depth);
-    }
-
-    /// The handle of `level` is gone; what was waiting for that may be rolled back, innermost first.
-    fn unpark(&mut self, level: Level) -> Vec<DatabaseTransaction> {
-        self.through.alive.retain(|alive| *alive != level);
-        let innermost = self.through.alive.last().copied();
-        let parked = &mut self.through.parked;
-        parked.sort_by_key(|(level, _)| *level);
-        let stays = parked
-            .iter()
-            .take_while(|(level, _)| innermost.is_some_and(|alive| *level < alive))
-            .count();
-        parked
-            .drain(stays..)
-            .rev()
-            .map(|(_, transaction)| transaction)
-            .collect()
-    }
-}
 
 impl Core {
     /// Whether `who` may run a statement now.
@@ -81,11 +20,12 @@ impl Core {
         self.check_open()?;
         let mut state = self.lock();
         state.admit(who).map_err(Kind::into_db_err)?;
-        if !state.through.parked.is_empty() {
+        if state.through.is_any_parked() {
             return Err(Kind::NestedOpen.into_db_err());
         }
         // PostgreSQL refuses by itself; elsewhere, what follows would commit by itself.
-        if state.is_given_up() && self.pool().backend() != DbBackend::Postgres {
+        let is_given_up = state.through.is_given_up(state.stack.depth());
+        if is_given_up && self.pool().backend() != DbBackend::Postgres {
             return Err(Kind::Aborted.into_db_err());
         }
         Ok(())
@@ -94,7 +34,8 @@ impl Core {
     /// Whether `who` may begin a transaction now.
     pub(super) fn admit_begin(&self, who: Who) -> Result<(), DbErr> {
         self.admit_direct(who)?;
-        if self.lock().is_given_up() {
+        let state = self.lock();
+        if state.through.is_given_up(state.stack.depth()) {
             Err(Kind::Aborted.into_db_err())
         } else {
             Ok(())
@@ -105,10 +46,10 @@ impl Core {
     pub(super) fn admit_end(&self, who: Who) -> Result<(), DbErr> {
         let mut state = self.lock();
         state.admit(who).map_err(Kind::into_db_err)?;
-        if state.through.parked.is_empty() {
-            Ok(())
-        } else {
+        if state.through.is_any_parked() {
             Err(Kind::NestedOpen.into_db_err())
+        } else {
+            Ok(())
         }
     }
 
@@ -121,15 +62,8 @@ impl Core {
             backend == DbBackend::Postgres && self.pool().database().is_mock_connection();
         if server::aborts(backend, error) || is_mocked && Error::of(error).is_none() {
             let mut state = self.lock();
-            let depth = state.levels.len();
-            if depth > 0 {
-                let from = if backend == DbBackend::Postgres {
-                    depth
-                } else {
-                    1
-                };
-                state.through.given_up.get_or_insert(from);
-            }
+            let depth = state.stack.depth();
+            state.through.give_up(depth, backend != DbBackend::Postgres);
         }
         result
     }
@@ -141,10 +75,10 @@ impl Core {
         self.admit_direct(Who::Session)?;
         self.set_up_direct().await?;
         if !self.lock().is_transactional() {
-            self.lock().committed = true;
+            self.lock().stack.standing.stored();
             return Ok(None);
         }
-        let open = self.lock().direct.clone();
+        let open = self.lock().through.own().cloned();
         if let Some(transaction) = open {
             return Ok(Some(transaction));
         }
@@ -154,6 +88,7 @@ impl Core {
             let begun = core.begin_direct().await;
             if let Err(error) = &begun {
                 core.lock()
+                    .stack
                     .failures
                     .not_begun(Error::of_begin(error.clone()));
             }
@@ -166,7 +101,7 @@ impl Core {
         self.admit_direct(Who::Session)?;
         let (mode, set_up) = {
             let state = self.lock();
-            if let Some(transaction) = &state.direct {
+            if let Some(transaction) = state.through.own() {
                 return Ok(Some(transaction.clone()));
             }
             (state.rules.mode, state.rules.on_begin.clone())
@@ -182,9 +117,9 @@ impl Core {
         }
         let transaction = Arc::new(transaction);
         let mut state = self.lock();
-        state.failures.acquired();
-        state.failures.begun();
-        state.open_own(transaction.clone());
+        state.stack.failures.acquired();
+        state.stack.failures.begun();
+        state.begun(transaction.clone());
         Ok(Some(transaction))
     }
 
@@ -221,7 +156,7 @@ impl Core {
     pub(super) fn release_direct(&self) -> Result<(), DbErr> {
         self.admit_direct(Who::Session)?;
         let mut state = self.lock();
-        if !state.levels.is_empty() {
+        if state.stack.depth() > 0 {
             return Err(Kind::TransactionOpen.into_db_err());
         }
         state.fresh = true;
@@ -240,9 +175,11 @@ impl Core {
         let ended = self.end_through(transaction, commits, 1).await;
         let mut state = self.lock();
         if commits {
-            state.direct_committed(ended.clone().map_err(Error::of_commit));
+            state
+                .stack
+                .own_committed(ended.clone().map_err(Error::of_commit));
         } else {
-            state.hooks.rolled_back_to(0);
+            state.stack.hooks.rolled_back_to(0);
         }
         drop(state);
         drop(turn);
@@ -257,12 +194,7 @@ impl Core {
         commits: bool,
         depth: usize,
     ) -> Result<(), DbErr> {
-        let given_up = self
-            .lock()
-            .through
-            .given_up
-            .take_if(|at| *at >= depth)
-            .is_some_and(|_| commits);
+        let given_up = self.lock().through.take_given_up(depth) && commits;
         if !commits {
             return transaction.rollback().await;
         }
@@ -285,10 +217,10 @@ impl Core {
         self: &Arc<Self>,
         transaction: DatabaseTransaction,
     ) -> SessionTransaction {
-        let level = self.new_level();
         let mut state = self.lock();
-        state.open_level(level);
-        state.through.alive.push(level);
+        let level = state.new_id();
+        state.stack.open(level);
+        state.through.opened(level);
         drop(state);
         SessionTransaction::direct(self.clone(), level, transaction)
     }
@@ -300,7 +232,7 @@ impl Core {
         transaction: DatabaseTransaction,
         commits: bool,
     ) -> Result<(), DbErr> {
-        let depth = self.lock().levels.len();
+        let depth = self.lock().stack.depth();
         let ended = self.end_through(transaction, commits, depth).await;
         self.close_through(level, commits && ended.is_ok());
         ended
@@ -309,30 +241,27 @@ impl Core {
     /// A transaction that the handler began was dropped.
     pub(super) fn drop_through(self: &Arc<Self>, level: Level, transaction: DatabaseTransaction) {
         let mut state = self.lock();
-        if state
-            .through
-            .alive
-            .last()
-            .is_some_and(|innermost| *innermost > level)
-        {
-            state.through.alive.retain(|alive| *alive != level);
-            state.through.parked.push((level, transaction));
-            state.close_level(level, false);
-            drop(state);
-        } else {
-            drop(state);
-            // SeaORM rolls it back.
-            drop(transaction);
-            self.close_through(level, false);
+        match state.through.park(level, transaction) {
+            None => {
+                state.stack.close(level, false);
+                drop(state);
+                self.run_hooks();
+            }
+            Some(transaction) => {
+                drop(state);
+                // SeaORM rolls it back.
+                drop(transaction);
+                self.close_through(level, false);
+            }
         }
-        self.run_hooks();
     }
 
     fn close_through(self: &Arc<Self>, level: Level, committed: bool) {
         let mut state = self.lock();
-        state.close_level(level, committed);
-        state.forget_given_up();
-        let parked = state.unpark(level);
+        state.stack.close(level, committed);
+        let depth = state.stack.depth();
+        state.through.forget_beyond(depth);
+        let parked = state.through.unpark(level);
         drop(state);
         for transaction in parked {
             drop(transaction);

@@ -3,13 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use sea_orm::DbErr;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     core::Core,
     locked::Locked,
-    running::{CallFuture, Leave, Manner, Purpose, Running},
-    slot::{Level, Phase, Slot, State, Who},
+    phase::{CutOff, Over, Phase, Rollback},
+    running::{CallFuture, Leave, Manner, Running},
+    slot::Slot,
+    stack::{Level, Purpose, Who},
+    state::State,
     turn::Turn,
 };
 use crate::{connection::Operation, error::Kind, sql::Classified, telemetry};
@@ -19,27 +22,6 @@ const STRAY_WAIT: Duration = Duration::from_millis(100);
 
 /// How long it waits where the server is told to stop the statement.
 const STOPPED_WAIT: Duration = Duration::from_secs(1);
-
-/// What was open is on its way back.
-pub(super) struct Leaving {
-    /// Resolves when it is rolled back.
-    rolled_back: oneshot::Receiver<()>,
-    /// Resolves when the statement has ended that was still running in it, for which no answer waits longer
-    /// than this.
-    stray: Option<(oneshot::Receiver<()>, Duration)>,
-}
-
-impl Leaving {
-    /// Waits for the rollback, for `bound` at most.
-    pub(super) async fn wait(self, bound: Duration) {
-        if let Some((ended, patience)) = self.stray
-            && timeout(patience.min(bound), ended).await.is_err()
-        {
-            return;
-        }
-        let _ = timeout(bound, self.rolled_back).await;
-    }
-}
 
 impl Core {
     /// Runs a call that nobody waits for to its end, in a task of its own. sqlx's calls must not be dropped half-way
@@ -88,16 +70,16 @@ impl Core {
             .is_doubtful
             .then(|| running.text.without_values(self.pool().backend()));
         if purpose == Purpose::Commit {
-            state.commit_lost();
+            state.stack.commit_lost();
         }
         if let Some(statement) = &doubtful {
-            state.ended_elsewhere(statement.clone());
+            state.stack.standing.ended_elsewhere(statement.clone());
         }
         let ended = std::mem::replace(&mut state.slot, Slot::Broken);
-        let told = (state.released.take(), state.stray_ended.take());
-        let over = state.is_over();
+        let told = (state.phase.take_released(), state.phase.take_stray_ended());
+        let over = state.phase.is_over();
         if over {
-            state.roll_back_all();
+            state.stack.roll_back_all();
         }
         drop(state);
         drop((ended, told));
@@ -113,14 +95,8 @@ impl Core {
     /// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
     /// statement has ended.
     pub(super) fn abandon(self: &Arc<Self>, level: Level) {
-        {
-            let mut state = self.lock();
-            let Some(position) = state.levels.iter().position(|open| open.id == level) else {
-                return;
-            };
-            for open in &mut state.levels[position..] {
-                open.abandoned = true;
-            }
+        if !self.lock().stack.abandon(level) {
+            return;
         }
         if let Some(turn) = self.try_turn() {
             return self.roll_back_abandoned(turn);
@@ -136,12 +112,11 @@ impl Core {
     fn roll_back_abandoned(self: &Arc<Self>, turn: Turn) {
         let who = {
             let state = self.lock();
-            let is_open = matches!(&state.slot, Slot::Idle(connection) if connection.depth() > state.surviving());
+            let is_open = matches!(&state.slot, Slot::Idle(connection) if connection.depth() > state.stack.surviving());
             if !is_open {
                 return;
             }
-            // Who could use the session next: what remains when the abandoned are gone.
-            state.remaining()
+            state.stack.innermost()
         };
         if let Ok(call) = self.launch(turn, who, None, Operation::Settle, Classified::OWN) {
             // Dropped unpolled, the call moves to a task.
@@ -172,7 +147,7 @@ impl Core {
 
     /// Has the request know what stands, so that its answer does not ask for it to be sent again.
     pub(super) fn tell_request(&self, state: &State) {
-        if state.committed
+        if state.stack.standing.may_stand()
             && let Some(request) = &self.origin.outer
         {
             request.note_committed();
@@ -182,47 +157,53 @@ impl Core {
     /// Ends the session: its handles are dead from here on, its connection goes back.
     ///
     /// There is something to wait for when a transaction is open, or on its way back.
-    pub(super) fn end(self: &Arc<Self>) -> Option<Leaving> {
+    pub(super) fn end(self: &Arc<Self>) -> Option<Rollback> {
         let mut state = self.lock();
         self.tell_request(&state);
-        if state.is_over() {
-            return state.cut.as_mut()?.leaving.take();
+        if let Phase::Over(over) = &mut state.phase {
+            return over.cut_off.as_mut()?.rollback.take();
         }
-        state.phase = Phase::Over;
-        let leaving = self.take_away(state);
+        let rollback = self.take_away(state, None);
         // Who gets the turn before that is told the same.
         self.line().close();
-        leaving
+        rollback
     }
 
-    /// Takes the connection, and what runs on it, from a session that is over. What there is to wait for is
-    /// as [`end`](Self::end) has it; where the request goes on, it is left for its end.
-    pub(super) fn take_away(self: &Arc<Self>, mut state: Locked<'_>) -> Option<Leaving> {
+    /// Ends the session's last phase, and takes its connection and what runs on it. Returns what there is to wait
+    /// for; where the request goes on, that is left for its end.
+    pub(super) fn take_away(
+        self: &Arc<Self>,
+        mut state: Locked<'_>,
+        cut_off: Option<Box<CutOff>>,
+    ) -> Option<Rollback> {
         // What the handler dropped is being rolled back: that counts as open until it is done.
         let unclean = match &state.slot {
             Slot::Idle(connection) => connection.depth() > 0,
             Slot::Running(running) => running.purpose == Purpose::Other,
             Slot::Empty | Slot::Broken => false,
         };
-        let open = !state.levels.is_empty() || unclean;
+        let open = state.stack.depth() > 0 || unclean;
+        let stray = match &state.slot {
+            Slot::Running(running) => running.patience_at_the_end(),
+            _ => None,
+        };
         let outcome = state.outcome();
         // Closed when the lock is free again: that runs code of the log's.
         let _span = state.span.close(outcome);
         // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
         if !matches!(state.slot, Slot::Running(_)) {
-            state.roll_back_all();
+            state.stack.roll_back_all();
         }
-        let leaving = open.then(|| state.leaving());
-        let leaving = match &mut state.cut {
-            None => leaving,
-            Some(cut) => {
-                cut.leaving = leaving;
-                None
-            }
-        };
+        let mut over = Over::default();
+        let mut rollback = open.then(|| over.expect_rollback(stray));
+        over.cut_off = cut_off;
+        if let Some(cut_off) = &mut over.cut_off {
+            cut_off.rollback = rollback.take();
+        }
+        state.phase = Phase::Over(over);
         match std::mem::replace(&mut state.slot, Slot::Empty) {
             Slot::Idle(connection) => {
-                let released = state.released.take();
+                let released = state.phase.take_released();
                 drop(state);
                 let core = self.clone();
                 connection.give_back(move || {
@@ -238,8 +219,8 @@ impl Core {
             }
             other => {
                 state.slot = other;
-                let released = state.released.take();
-                let is_any_due = state.hooks.is_any_due();
+                let released = state.phase.take_released();
+                let is_any_due = state.stack.hooks.is_any_due();
                 drop(state);
                 drop(released);
                 if is_any_due {
@@ -247,7 +228,7 @@ impl Core {
                 }
             }
         }
-        leaving
+        rollback
     }
 
     /// Takes the running call, if there is one, away from whoever polls it, for good: a task runs it to
@@ -282,24 +263,6 @@ impl Core {
         } else {
             self.drain(future, leave);
         }
-    }
-}
-
-impl State {
-    /// Prepares to tell when what is open is rolled back.
-    fn leaving(&mut self) -> Leaving {
-        let (sender, rolled_back) = oneshot::channel();
-        self.released = Some(sender);
-        let stray = match &self.slot {
-            Slot::Running(running) => running.patience_at_the_end(),
-            Slot::Idle(_) | Slot::Empty | Slot::Broken => None,
-        };
-        let stray = stray.map(|patience| {
-            let (sender, ended) = oneshot::channel();
-            self.stray_ended = Some(sender);
-            (ended, patience)
-        });
-        Leaving { rolled_back, stray }
     }
 }
 

@@ -65,7 +65,7 @@ impl SessionGuard {
 
     /// Whether something of the request may stand: sent again, it would do it twice.
     pub(crate) fn may_have_committed(&self) -> bool {
-        self.core.lock().committed
+        self.core.lock().stack.standing.may_stand()
             || self
                 .core
                 .origin
@@ -85,7 +85,7 @@ impl SessionGuard {
 
     /// The failure that the layer should answer for if the handler gives up.
     pub(crate) fn failure(&self) -> Option<Error> {
-        self.core.lock().failures.current().cloned()
+        self.core.lock().stack.failures.current().cloned()
     }
 }
 

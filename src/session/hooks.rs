@@ -165,7 +165,13 @@ impl Core {
     /// instead.
     pub(super) fn run_hooks(self: &Arc<Self>) {
         let mut state = self.lock();
-        let Some(lists) = state.hooks.0.as_mut().filter(|lists| !lists.due.is_empty()) else {
+        let Some(lists) = state
+            .stack
+            .hooks
+            .0
+            .as_mut()
+            .filter(|lists| !lists.due.is_empty())
+        else {
             return;
         };
         let due = std::mem::take(&mut lists.due);
@@ -179,7 +185,7 @@ impl Core {
             return;
         };
         let mut state = self.lock();
-        let lists = state.hooks.0.get_or_insert_default();
+        let lists = state.stack.hooks.0.get_or_insert_default();
         lists.queue.extend(due);
         if !std::mem::replace(&mut lists.is_running, true) {
             drop(state);
@@ -197,7 +203,7 @@ impl Core {
 
     fn next_hook(&self) -> Option<Hook> {
         let mut state = self.lock();
-        let lists = state.hooks.0.as_mut()?;
+        let lists = state.stack.hooks.0.as_mut()?;
         let next = lists.queue.pop_front();
         lists.is_running = next.is_some();
         next

@@ -5,7 +5,7 @@ use std::{
     sync::MutexGuard,
 };
 
-use super::slot::State;
+use super::state::State;
 use crate::pool::Hook;
 
 /// Access to a session's state. Hooks that will not run are dropped when the lock is free again: what they
@@ -41,8 +41,8 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        if self.state.hooks.is_any_discarded() {
-            self.discarded = Some(self.state.hooks.take_discarded());
+        if self.state.stack.hooks.is_any_discarded() {
+            self.discarded = Some(self.state.stack.hooks.take_discarded());
         }
     }
 }

@@ -12,6 +12,7 @@ mod guard;
 mod hooks;
 mod locked;
 mod outcome;
+mod phase;
 mod plan;
 mod pool_session;
 #[cfg(feature = "_sqlx")]
@@ -20,9 +21,13 @@ mod running;
 mod sea_orm;
 mod settle;
 mod slot;
+mod stack;
+mod standing;
+mod state;
 mod stop;
 #[cfg(feature = "stream")]
 mod stream;
+mod through;
 mod transaction;
 mod turn;
 mod tx;

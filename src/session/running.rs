@@ -5,7 +5,7 @@ use std::{future::Future, pin::Pin, sync::Arc, task::Waker, time::Duration};
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{stop::Stop, turn::Turn};
+use super::{stack::Purpose, stop::Stop, turn::Turn};
 use crate::{
     connection::{CancelHandle, Operation},
     pool::Finished,
@@ -66,17 +66,6 @@ pub(super) enum Manner {
     Draining,
 }
 
-/// What a running call does to the transactions around it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// A statement, which commits by itself if no transaction is open.
-    Work,
-    /// Opens the session's own transaction, then works in it.
-    BeginAndWork,
-    Commit,
-    Other,
-}
-
 impl Running {
     /// From here on it is drained.
     pub(super) fn leave(&mut self) -> Leave {
@@ -104,21 +93,6 @@ impl Running {
             .err()
             .filter(|_| is_unheard && self.reader.is_some() && self.stop.is_none())
             .cloned()
-    }
-}
-
-impl Purpose {
-    pub(super) fn is_work(self) -> bool {
-        matches!(self, Self::Work | Self::BeginAndWork)
-    }
-
-    pub(super) fn of(operation: &Operation, begins: bool) -> Self {
-        match operation {
-            Operation::Commit => Self::Commit,
-            _ if begins => Self::BeginAndWork,
-            _ if operation.is_work() => Self::Work,
-            _ => Self::Other,
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use sea_orm::{
 use super::{
     db_session::DbSession,
     pool_session::PoolSession,
-    slot::Who,
+    stack::Who,
     transaction::{Handle, SessionTransaction},
     tx::DbTx,
 };

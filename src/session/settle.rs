@@ -8,9 +8,12 @@ use tokio::time::timeout;
 
 use super::{
     call::Call,
-    core::Core,
-    running::{Manner, Purpose},
-    slot::{Phase, Slot, State, Who},
+    core::{Core, Text},
+    phase::Phase,
+    running::Manner,
+    slot::Slot,
+    stack::{Purpose, Who},
+    state::State,
     turn::Turn,
 };
 use crate::{
@@ -63,8 +66,8 @@ impl Core {
     /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
     pub(super) fn settle(self: &Arc<Self>, decision: Decision) -> Settlement {
         let mut state = self.lock();
-        let is_cut = state.cut.is_some();
-        if state.is_over() && !is_cut {
+        let is_cut = state.phase.cut_off().is_some();
+        if state.phase.is_over() && !is_cut {
             return Settlement::Now(Ended::RolledBack);
         }
         let lost = state.lost().filter(|_| decision == Decision::Commit);
@@ -73,10 +76,12 @@ impl Core {
         } else {
             decision
         };
-        let left_open = !is_cut && state.has_left_open();
+        let left_open = !is_cut && state.stack.has_left_open();
         let at_work = !is_cut
             && state.is_transactional()
-            && (!state.levels.is_empty() || state.direct.is_some() || state.running().is_some());
+            && (state.stack.depth() > 0
+                || state.through.has_own()
+                || state.slot.purpose().is_some());
         if decision == Decision::Commit && (at_work || left_open) {
             state.phase = Phase::Settling;
             drop(state);
@@ -92,9 +97,8 @@ impl Core {
             _ if !state.is_transactional() => Ended::Autocommit,
             (Decision::Commit, Some(error)) => Ended::Failed(error),
             (Decision::Commit, None) => {
-                state.hooks.seal();
-                state.hooks.committed(1);
-                if state.committed {
+                state.stack.nothing_to_commit();
+                if state.stack.standing.may_stand() {
                     Ended::Committed
                 } else {
                     Ended::Untouched
@@ -103,7 +107,7 @@ impl Core {
             (Decision::RollBack, _) if state.is_untouched() => Ended::Untouched,
             (Decision::RollBack, _) => Ended::RolledBack,
         };
-        let direct = state.take_direct();
+        let direct = state.take_own();
         drop(state);
         match (self.end(), direct) {
             (None, None) => Settlement::Now(ended),
@@ -142,10 +146,10 @@ impl Core {
                     .may_stand()
                     .filter(|_| !error.is_outcome_unknown())
                     .unwrap_or(error);
-                let conflict = state.failures.current().cloned();
+                let conflict = state.stack.failures.current().cloned();
                 let conflict =
                     conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
-                let error = error.because(state.cause.as_deref());
+                let error = error.because(state.stack.standing.cause());
                 Ended::Failed(conflict.unwrap_or(error))
             }
         }
@@ -156,7 +160,7 @@ impl Core {
         let bound = self.pool().settings().commit_timeout;
         let (running, left_open) = {
             let state = self.lock();
-            (state.running(), state.has_left_open())
+            (state.slot.purpose(), state.stack.has_left_open())
         };
         let (patience, otherwise) = match running {
             // Whoever runs it: only its end tells whether the answer is true.
@@ -173,22 +177,21 @@ impl Core {
         let turn = turn.map_err(|_| Kind::SessionClosed)?;
         let direct = {
             let mut state = self.lock();
-            if state.has_left_open() {
+            if state.stack.has_left_open() {
                 return Err(Kind::LeftOpen.into());
             }
-            state.drop_abandoned();
-            if let Some(error) = state.untold() {
+            state.stack.drop_abandoned();
+            if let Some(error) = state.stack.standing.unheard_failure() {
                 return Err(error);
             }
-            if state.levels.is_empty() && state.direct.is_none() {
+            if state.stack.depth() == 0 && !state.through.has_own() {
                 if let Some(error) = state.not_committed() {
                     return Err(error);
                 }
-                state.hooks.seal();
-                state.hooks.committed(1);
+                state.stack.nothing_to_commit();
                 return Ok(());
             }
-            state.take_direct()
+            state.take_own()
         };
         if let Some(transaction) = direct {
             let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
@@ -197,7 +200,7 @@ impl Core {
                 |_| Err(Kind::OutcomeUnknown.into()),
                 |ended| ended.map_err(Error::of_commit),
             );
-            self.lock().direct_committed(committed.clone());
+            self.lock().stack.own_committed(committed.clone());
             return committed;
         }
         let call = self
@@ -263,14 +266,8 @@ impl Core {
             // What is left of it holds locks: it goes now. The first error is the one that counts.
             let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
         }
-        let mut state = self.lock();
-        // Until the handler has heard how a COMMIT ended, only a rollback makes its failure good.
-        state.untold = false;
-        if end.as_ref().is_err_and(is_outcome_unknown) {
-            // What it was told stays so, even if the answer comes after all.
-            state.unsettled = Some(Kind::OutcomeUnknown.into());
-        }
-        drop(state);
+        let is_unknown = end.as_ref().is_err_and(is_outcome_unknown);
+        self.lock().stack.standing.heard(is_unknown);
         end.map(drop)
     }
 
@@ -290,25 +287,26 @@ impl Core {
             let mut state = self.lock();
             let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
             state.may_end(commits)?;
-            if open == 0 && state.direct.is_none() {
+            if open == 0 && !state.through.has_own() {
                 if commits {
-                    state.hooks.seal();
-                    state.hooks.committed(1);
+                    state.stack.nothing_to_commit();
                 } else {
-                    state.roll_back_all();
+                    state.stack.roll_back_all();
                 }
                 drop(state);
                 drop(turn);
                 self.run_hooks();
                 return Ok(EarlyEnd::Done);
             }
-            state.take_direct()
+            state.take_own()
         };
         if let Some(transaction) = direct {
             return Ok(EarlyEnd::Direct(turn, transaction));
         }
-        let call = self.launch(turn, Who::Session, None, operation, Classified::OWN)?;
-        self.lock().untold |= commits;
+        let call = self.launch(turn, Who::Session, None, operation, Text::Plain)?;
+        if commits {
+            self.lock().stack.standing.commit_sent();
+        }
         Ok(EarlyEnd::Sent(call))
     }
 }
@@ -333,27 +331,21 @@ impl State {
             return Err(Kind::NoTransaction.into_db_err());
         }
         // Neither a rollback nor another COMMIT tells what became of one that was lost.
-        if let Some(unknown) = self
-            .unsettled
-            .as_ref()
-            .filter(|error| error.is_outcome_unknown())
-        {
+        let failure = self.stack.standing.failure();
+        if let Some(unknown) = failure.filter(|error| error.is_outcome_unknown()) {
             return Err(unknown.to_db_err());
         }
         if !commits {
-            // What was committed by something else cannot be made good.
-            self.unsettled = self.unsettled.take().filter(Error::is_ended_elsewhere);
-            self.untold = false;
-            self.failures.rolled_back();
+            self.stack.standing.rolled_back();
+            self.stack.failures.rolled_back();
             return Ok(());
         }
         if self.rollback_only {
             return Err(Kind::RollbackOnly.into_db_err());
         }
-        match self
-            .untold()
-            .or_else(|| self.failures.missing_transaction().cloned())
-        {
+        let unheard = self.stack.standing.unheard_failure();
+        let missing = || self.stack.failures.missing_transaction().cloned();
+        match unheard.or_else(missing) {
             Some(error) => Err(error.to_db_err()),
             None => Ok(()),
         }
@@ -362,15 +354,15 @@ impl State {
     /// Why it cannot be told that all is rolled back: something else has ended the transaction, or runs in it
     /// and may do so yet.
     fn may_stand(&self) -> Option<Error> {
-        let known = self.unsettled.clone().filter(Error::is_ended_elsewhere);
+        let failure = self.stack.standing.failure();
+        let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
         let runs = matches!(&self.slot, Slot::Running(running) if running.is_doubtful);
         known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
     }
 
     /// Why what the handler believes to be there is not.
     fn not_committed(&mut self) -> Option<Error> {
-        self.unsettled
-            .take()
-            .or_else(|| self.failures.missing_transaction().cloned())
+        let failure = self.stack.standing.take_failure();
+        failure.or_else(|| self.stack.failures.missing_transaction().cloned())
     }
 }

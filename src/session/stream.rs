@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use super::{
     call::{Call, OpenStream},
     core::Core,
-    slot::{Slot, Who},
+    slot::Slot,
+    stack::Who,
     transaction::Handle,
 };
 use crate::{

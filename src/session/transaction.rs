@@ -10,7 +10,7 @@ use sea_orm::{
 use super::{
     core::Core,
     hooks::After,
-    slot::{Level, Who},
+    stack::{Level, Who},
 };
 use crate::{connection::Operation, pool::SessionPool};
 

@@ -15,11 +15,7 @@ use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::{
-    core::Core,
-    slot::{Phase, Who},
-    worker::Worker,
-};
+use super::{core::Core, stack::Who, worker::Worker};
 use crate::{
     error::Kind,
     pool::{self, Holder},
@@ -281,7 +277,7 @@ impl Core {
         let mut state = self.lock();
         let refused = match who {
             Who::Settlement => None,
-            _ if state.phase != Phase::Open => Some(state.closed()),
+            _ if !state.phase.is_open() => Some(state.closed()),
             _ => state.streaming.then_some(Kind::StreamOpen),
         };
         drop(state);

@@ -10,7 +10,7 @@ use super::{
     db_session::{DbSession, DefaultDatabase},
     hooks::After,
     plan::Mode,
-    slot::{Phase, State, Who},
+    stack::Who,
     transaction::Handle,
 };
 use crate::error::{Error, Kind};
@@ -71,7 +71,7 @@ impl Core {
         if state.rules.mode == mode {
             return Ok(());
         }
-        if state.has_begun() || state.direct.is_some() {
+        if state.stack.has_begun() || state.through.has_own() {
             return Err(Kind::TransactionBegun);
         }
         if mode == Mode::Autocommit && state.rules.on_begin.is_some() {
@@ -88,7 +88,7 @@ impl Core {
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
+        if !state.phase.is_open() {
             return Err(state.closed().into_db_err());
         }
         // It could hold a handle, and both would wait for each other's end.
@@ -96,25 +96,10 @@ impl Core {
             return Err(Kind::NoEnd.into_db_err());
         }
         let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
-        state.hooks.register(depth, after, hook);
+        state.stack.hooks.register(depth, after, hook);
         drop(state);
         self.run_hooks();
         Ok(())
-    }
-}
-
-impl State {
-    fn depth_of(&self, who: Who) -> Result<usize, Kind> {
-        let Who::Level(id) = who else {
-            return Ok(self.surrounding());
-        };
-        let position = self
-            .levels
-            .iter()
-            .position(|open| open.id == id && !open.abandoned);
-        position
-            .map(|position| position + 1)
-            .ok_or(Kind::TransactionOver)
     }
 }
 

@@ -1,0 +1,115 @@
+//! [`Phase`]: where a session is on its way from its first statement to its end.
+
+use std::time::Duration;
+
+use tokio::{sync::oneshot, time::timeout};
+
+use crate::error::{Error, Kind};
+
+/// Where the session is on its way.
+pub(super) enum Phase {
+    /// The handler is at work.
+    Open,
+    /// The handler has answered; the transaction is being committed.
+    Settling,
+    /// No statement runs any more: the request has ended, or the connection was taken away before that.
+    Over(Over),
+}
+
+/// What is left of a session that is over.
+#[derive(Default)]
+pub(super) struct Over {
+    /// Set if the connection was taken away before the request's end.
+    pub(super) cut_off: Option<Box<CutOff>>,
+    /// Dropped when the connection has left the session.
+    released: Option<oneshot::Sender<()>>,
+    /// Dropped when the statement has ended that the session's end has found running.
+    stray_ended: Option<oneshot::Sender<()>>,
+}
+
+/// How a session lost its connection before its end.
+pub(super) struct CutOff {
+    pub(super) reason: Kind,
+    /// A transaction was open.
+    pub(super) has_lost: bool,
+    /// What was open is being rolled back; the end of the request waits for it.
+    pub(super) rollback: Option<Rollback>,
+}
+
+/// A rollback on its way, for an answer to wait for.
+pub(super) struct Rollback {
+    /// Resolves when it is done.
+    done: oneshot::Receiver<()>,
+    /// Resolves when the statement has ended that was still running in it, for which no answer waits longer
+    /// than this.
+    stray: Option<(oneshot::Receiver<()>, Duration)>,
+}
+
+impl Phase {
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open)
+    }
+
+    pub(super) fn is_settling(&self) -> bool {
+        matches!(self, Self::Settling)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Over(_))
+    }
+
+    /// Returns how the session lost its connection before its end, if it did.
+    pub(super) fn cut_off(&self) -> Option<&CutOff> {
+        match self {
+            Self::Over(over) => over.cut_off.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Returns the senders that say that the connection has left; to be dropped when it has.
+    pub(super) fn take_released(&mut self) -> Option<oneshot::Sender<()>> {
+        match self {
+            Self::Over(over) => over.released.take(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn take_stray_ended(&mut self) -> Option<oneshot::Sender<()>> {
+        match self {
+            Self::Over(over) => over.stray_ended.take(),
+            _ => None,
+        }
+    }
+}
+
+impl Over {
+    /// Prepares to say when what is open is rolled back, and when a statement that still runs in it has ended.
+    pub(super) fn expect_rollback(&mut self, stray: Option<Duration>) -> Rollback {
+        let (released, done) = oneshot::channel();
+        self.released = Some(released);
+        let stray = stray.map(|patience| {
+            let (stray_ended, ended) = oneshot::channel();
+            self.stray_ended = Some(stray_ended);
+            (ended, patience)
+        });
+        Rollback { done, stray }
+    }
+}
+
+impl CutOff {
+    pub(super) fn error(&self) -> Error {
+        self.reason.into()
+    }
+}
+
+impl Rollback {
+    /// Waits for the rollback, for `bound` at most.
+    pub(super) async fn wait(self, bound: Duration) {
+        if let Some((ended, patience)) = self.stray
+            && timeout(patience.min(bound), ended).await.is_err()
+        {
+            return;
+        }
+        let _ = timeout(bound, self.done).await;
+    }
+}

@@ -1,0 +1,280 @@
+//! [`Stack`]: the open transactions of a session, and what becomes of them.
+
+use sea_orm::DbErr;
+
+use super::{failures::Failures, hooks::Hooks, standing::Standing};
+use crate::{
+    connection::Operation,
+    error::{Error, Kind},
+};
+
+/// Names a transaction of a session; never used twice.
+pub(super) type Level = u64;
+
+/// The session's own transaction, which has no handle.
+const OWN: Level = 0;
+
+/// Who wants to use the connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// The session itself.
+    Session,
+    /// A transaction that the handler began.
+    Level(Level),
+    /// The end of the request.
+    Settlement,
+}
+
+/// What a running call does to the transactions around it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A statement, which commits by itself if no transaction is open.
+    Work,
+    /// Opens the session's own transaction, then works in it.
+    BeginAndWork,
+    Commit,
+    Other,
+}
+
+/// The transactions of a session: those that are open, the hooks that wait for their ends, and what is known of
+/// those that have ended.
+#[derive(Default)]
+pub(super) struct Stack {
+    /// Outermost first.
+    open: Vec<OpenTransaction>,
+    pub(super) hooks: Hooks,
+    pub(super) standing: Standing,
+    pub(super) failures: Failures,
+}
+
+struct OpenTransaction {
+    id: Level,
+    /// Its handle was dropped without an end: rolled back before anything else happens.
+    is_abandoned: bool,
+}
+
+impl Stack {
+    /// Returns how many transactions are open, the abandoned ones included.
+    pub(super) fn depth(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Returns how many transactions remain when the abandoned ones are rolled back.
+    pub(super) fn surviving(&self) -> usize {
+        let surviving = self.open.iter().take_while(|open| !open.is_abandoned);
+        surviving.count()
+    }
+
+    /// Returns the user of the innermost transaction that remains when the abandoned ones are rolled back.
+    pub(super) fn innermost(&self) -> Who {
+        let surviving = self.open.iter().take_while(|open| !open.is_abandoned);
+        match surviving.last() {
+            Some(open) if open.id != OWN => Who::Level(open.id),
+            _ => Who::Session,
+        }
+    }
+
+    /// Returns whether the session's own transaction has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.open.first().is_some_and(|open| open.id == OWN)
+    }
+
+    /// Returns whether a transaction that the handler began is still open and its handle held.
+    pub(super) fn has_left_open(&self) -> bool {
+        self.open
+            .iter()
+            .any(|open| open.id != OWN && !open.is_abandoned)
+    }
+
+    /// Returns whether something would be lost with the connection.
+    pub(super) fn has_work(&self) -> bool {
+        self.open.iter().any(|open| !open.is_abandoned) || self.hooks.is_any_waiting()
+    }
+
+    /// Returns how many transactions are open around a statement in the transaction `id`.
+    pub(super) fn depth_of(&self, id: Level) -> Result<usize, Kind> {
+        let mut open = self.open.iter();
+        let position = open.position(|open| open.id == id && !open.is_abandoned);
+        position
+            .map(|position| position + 1)
+            .ok_or(Kind::TransactionOver)
+    }
+
+    /// Returns how many transactions are open around a statement of `who`, if that one is innermost.
+    pub(super) fn admit(&mut self, who: Who) -> Result<usize, Kind> {
+        self.drop_abandoned();
+        let innermost = self.open.last().map_or(OWN, |open| open.id);
+        match who {
+            Who::Session | Who::Settlement if innermost == OWN => Ok(self.depth()),
+            Who::Level(id) if innermost == id => Ok(self.depth()),
+            Who::Level(id) if !self.open.iter().any(|open| open.id == id) => {
+                Err(Kind::TransactionOver)
+            }
+            _ => Err(Kind::NestedOpen),
+        }
+    }
+
+    /// Opens the session's own transaction.
+    pub(super) fn open_own(&mut self) {
+        self.open(OWN);
+    }
+
+    pub(super) fn open(&mut self, id: Level) {
+        self.open.push(OpenTransaction {
+            id,
+            is_abandoned: false,
+        });
+    }
+
+    /// Marks a transaction whose handle was dropped, and those inside it; false if it is not open.
+    pub(super) fn abandon(&mut self, id: Level) -> bool {
+        let Some(position) = self.open.iter().position(|open| open.id == id) else {
+            return false;
+        };
+        for open in &mut self.open[position..] {
+            open.is_abandoned = true;
+        }
+        true
+    }
+
+    /// Forgets transactions whose handles are gone; the next call rolls them back first.
+    pub(super) fn drop_abandoned(&mut self) {
+        let surviving = self.surviving();
+        if surviving < self.depth() {
+            self.roll_back_to(surviving);
+        }
+    }
+
+    /// Ends a transaction, and those inside it, that the driver is not asked about.
+    pub(super) fn close(&mut self, id: Level, is_committed: bool) {
+        let Some(position) = self.open.iter().position(|open| open.id == id) else {
+            return;
+        };
+        let is_innermost = position + 1 == self.depth();
+        if is_committed && is_innermost {
+            self.open.truncate(position);
+            self.hooks.seal_if_outermost(position);
+            self.hooks.committed(position + 1);
+        } else {
+            self.roll_back_to(position);
+        }
+    }
+
+    /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
+    pub(super) fn roll_back_all(&mut self) {
+        self.roll_back_to(0);
+    }
+
+    /// What was open beyond `depth` was rolled back.
+    fn roll_back_to(&mut self, depth: usize) {
+        self.open.truncate(depth);
+        self.hooks.rolled_back_to(depth);
+        self.failures.rolled_back_to(depth);
+    }
+
+    /// Forgets what is open, which is about to be ended by a call of its own.
+    pub(super) fn forget_open(&mut self) {
+        self.open.clear();
+    }
+
+    /// There was nothing that a COMMIT would have been sent for.
+    pub(super) fn nothing_to_commit(&mut self) {
+        self.hooks.seal();
+        self.hooks.committed(1);
+    }
+
+    /// The innermost transaction is committed.
+    pub(super) fn committed(&mut self) {
+        let depth = self.depth();
+        self.open.pop();
+        self.hooks.committed(depth);
+        if depth == 1 {
+            self.standing.committed();
+        }
+    }
+
+    /// The COMMIT of the innermost transaction has failed. One that outlasted its handler is the response's to
+    /// answer for, whichever transaction it was.
+    pub(super) fn not_committed(&mut self, error: &DbErr, outlasted_handler: bool) {
+        let error = Error::of_commit(error.clone()).because(self.standing.cause());
+        let is_outermost = self.depth() == 1;
+        let is_own = is_outermost && self.has_begun();
+        if is_outermost && error.is_outcome_unknown() {
+            self.standing.stored();
+            self.hooks.forget();
+        } else if is_outermost {
+            self.hooks.not_committed();
+        }
+        if is_own || outlasted_handler {
+            self.standing.not_committed(error, outlasted_handler);
+        }
+        // What is left of it goes before anything else may run.
+        if is_own {
+            self.open.clear();
+        } else if let Some(open) = self.open.last_mut() {
+            open.is_abandoned = true;
+        }
+    }
+
+    /// The COMMIT of the session's own transaction has ended, which was one of SeaORM's and is open no more.
+    pub(super) fn own_committed(&mut self, result: Result<(), Error>) {
+        self.hooks.seal();
+        match result {
+            Ok(()) => {
+                self.hooks.committed(1);
+                self.standing.committed();
+            }
+            Err(error) if error.is_outcome_unknown() => self.commit_lost(),
+            Err(error) => {
+                self.hooks.not_committed();
+                self.standing.not_committed(error, false);
+            }
+        }
+    }
+
+    /// The call with the COMMIT was dropped, and the connection closed.
+    pub(super) fn commit_lost(&mut self) {
+        self.hooks.forget();
+        self.standing.commit_lost();
+        if self.depth() == 1 && self.has_begun() {
+            self.open.clear();
+        }
+    }
+
+    /// A call that is no COMMIT has ended and left `depth` transactions open.
+    pub(super) fn ran(&mut self, purpose: Purpose, depth: usize, result: Result<(), &DbErr>) {
+        match (purpose, result) {
+            (Purpose::BeginAndWork, _) if depth == 0 => {
+                self.open.clear();
+                if let Err(error) = result {
+                    self.failures.not_begun(Error::of_begin(error.clone()));
+                }
+            }
+            (Purpose::BeginAndWork, Ok(())) => self.failures.begun(),
+            _ if self.depth() > depth => {
+                // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
+                if depth == 0 && purpose == Purpose::Work && self.has_begun() {
+                    self.standing.not_committed(Kind::Aborted.into(), true);
+                }
+                self.roll_back_to(depth);
+            }
+            (Purpose::Work, _) if self.depth() == 0 => self.standing.ran_alone(result),
+            _ => {}
+        }
+    }
+}
+
+impl Purpose {
+    pub(super) fn is_work(self) -> bool {
+        matches!(self, Self::Work | Self::BeginAndWork)
+    }
+
+    pub(super) fn of(operation: &Operation, begins: bool) -> Self {
+        match operation {
+            Operation::Commit => Self::Commit,
+            _ if begins => Self::BeginAndWork,
+            _ if operation.is_work() => Self::Work,
+            _ => Self::Other,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! [`Standing`]: what of a session's work stands, as far as is known.
+
+use sea_orm::DbErr;
+
+use crate::error::{Cause, Error, Kind};
+
+/// What of a session's work stands: it decides what the request may be told, and whether it may be sent again.
+#[derive(Default)]
+pub(super) struct Standing {
+    /// Something may stand, whatever happens from here on.
+    may_stand: bool,
+    /// The failure of a COMMIT that nothing has made good since.
+    failure: Option<Error>,
+    /// The handler has not heard how its COMMIT ended: only a rollback makes a failure good.
+    is_unheard: bool,
+    /// Why the open transaction cannot be committed, for the log.
+    cause: Option<Box<Cause>>,
+}
+
+impl Standing {
+    /// Returns whether the request, sent again, could do something twice.
+    pub(super) fn may_stand(&self) -> bool {
+        self.may_stand
+    }
+
+    pub(super) fn is_outcome_unknown(&self) -> bool {
+        self.failure.as_ref().is_some_and(Error::is_outcome_unknown)
+    }
+
+    pub(super) fn is_ended_elsewhere(&self) -> bool {
+        self.failure.as_ref().is_some_and(Error::is_ended_elsewhere)
+    }
+
+    /// Returns why the open transaction cannot be committed.
+    pub(super) fn cause(&self) -> Option<&Cause> {
+        self.cause.as_deref()
+    }
+
+    /// Returns the failure of an earlier COMMIT that the handler does not know of, or that stays unknown.
+    pub(super) fn unheard_failure(&self) -> Option<Error> {
+        self.failure
+            .clone()
+            .filter(|error| self.is_unheard || error.is_outcome_unknown())
+    }
+
+    pub(super) fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
+    /// Takes the failure that the response answers for.
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
+    /// Something is stored that no rollback undoes.
+    pub(super) fn stored(&mut self) {
+        self.may_stand = true;
+    }
+
+    /// A statement has ended that commits by itself.
+    pub(super) fn ran_alone(&mut self, result: Result<(), &DbErr>) {
+        self.may_stand |= !result.is_err_and(has_not_run);
+    }
+
+    /// A COMMIT of the handler's was sent.
+    pub(super) fn commit_sent(&mut self) {
+        self.is_unheard = true;
+    }
+
+    /// The handler has heard how its COMMIT ended.
+    pub(super) fn heard(&mut self, is_outcome_unknown: bool) {
+        self.is_unheard = false;
+        if is_outcome_unknown {
+            // What it was told stays so, even if the answer comes after all.
+            self.failure = Some(Kind::OutcomeUnknown.into());
+        }
+    }
+
+    /// The outermost transaction is committed.
+    pub(super) fn committed(&mut self) {
+        self.may_stand = true;
+        self.failure = self.failure.take().filter(Error::is_outcome_unknown);
+        self.is_unheard = false;
+    }
+
+    /// The session's transaction is not committed, or may not be.
+    pub(super) fn not_committed(&mut self, error: Error, is_unheard: bool) {
+        self.failure = Some(error);
+        self.is_unheard |= is_unheard;
+    }
+
+    /// A COMMIT was lost, together with its connection.
+    pub(super) fn commit_lost(&mut self) {
+        self.may_stand = true;
+        self.failure = Some(Kind::OutcomeUnknown.into());
+    }
+
+    /// The handler has rolled back, which makes good all but what something else has committed.
+    pub(super) fn rolled_back(&mut self) {
+        self.failure = self.failure.take().filter(Error::is_ended_elsewhere);
+        self.is_unheard = false;
+    }
+
+    /// Something else has ended the transaction, in which `statement` was the last one.
+    pub(super) fn ended_elsewhere(&mut self, statement: String) {
+        let cause = Cause {
+            statement,
+            error: None,
+        };
+        let error = Error::from(Kind::EndedElsewhere).because(Some(&cause));
+        self.may_stand = true;
+        self.not_committed(error, true);
+        self.cause = Some(Box::new(cause));
+    }
+
+    /// Keeps the first failure of a transaction that it has made impossible to commit.
+    pub(super) fn note_cause(
+        &mut self,
+        has_failed: bool,
+        error: Option<&DbErr>,
+        statement: impl FnOnce() -> String,
+    ) {
+        if !has_failed {
+            self.cause = None;
+        } else if let (None, Some(error)) = (&self.cause, error) {
+            self.cause = Some(Box::new(Cause {
+                statement: statement(),
+                error: Some(error.clone()),
+            }));
+        }
+    }
+}
+
+/// Returns whether a statement that failed has certainly left nothing behind.
+fn has_not_run(error: &DbErr) -> bool {
+    Error::of(error).is_some_and(|known| known.is_read_only() || known.is_stale_plan())
+}

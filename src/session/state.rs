@@ -1,0 +1,242 @@
+//! [`State`]: what changes about a session, under its lock.
+
+use std::sync::Arc;
+
+use sea_orm::{DatabaseTransaction, DbErr};
+use tokio::runtime::Handle;
+
+use super::{
+    phase::{CutOff, Phase},
+    plan::{Mode, Rules},
+    slot::{Found, Slot},
+    stack::{Purpose, Stack, Who},
+    through::Through,
+};
+use crate::{
+    body::{Hold, WeakHold},
+    connection::{Begin, Operation, Output},
+    error::{Error, Kind},
+    telemetry::SessionSpan,
+};
+
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) slot: Slot,
+    pub(super) stack: Stack,
+    pub(super) rules: Rules,
+    /// Whatever the response says, the session's transaction is rolled back.
+    pub(super) rollback_only: bool,
+    /// The connection has not been set up yet.
+    pub(super) fresh: bool,
+    /// A stream is open: its reader has neither come to the end nor dropped it.
+    pub(super) streaming: bool,
+    last_id: u64,
+    /// Outputs of calls that ended while their own futures were not polled.
+    pub(super) outputs: Vec<(u64, Result<Output, DbErr>)>,
+    /// Where hooks run, known from the first connection on.
+    pub(super) runtime: Option<Handle>,
+    /// What a session without a connection knows of SeaORM's transactions.
+    pub(super) through: Through,
+    /// A body that wants to live as long as the session.
+    pub(super) hold: Option<Hold>,
+    /// The body that the session lives for.
+    pub(super) held: Option<WeakHold>,
+    pub(super) span: SessionSpan,
+}
+
+impl State {
+    pub(super) fn new(rules: Rules, fresh: bool) -> Self {
+        Self {
+            phase: Phase::Open,
+            slot: Slot::Empty,
+            stack: Stack::default(),
+            rules,
+            rollback_only: false,
+            fresh,
+            streaming: false,
+            last_id: 0,
+            outputs: Vec::new(),
+            runtime: None,
+            through: Through::default(),
+            hold: None,
+            held: None,
+            span: SessionSpan::open(),
+        }
+    }
+
+    /// Returns a name for a transaction or a call, which is never used again.
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Returns whether nothing has ever run.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.last_id == 0
+    }
+
+    pub(super) fn is_transactional(&self) -> bool {
+        self.rules.mode != Mode::Autocommit
+    }
+
+    /// Returns whether a statement of `who` is, or will be, in a transaction.
+    pub(super) fn is_inside(&self, who: Who) -> bool {
+        matches!(who, Who::Level(_)) || self.is_transactional()
+    }
+
+    /// Returns how many transactions are, or will be, around the next statement of the session.
+    pub(super) fn surrounding(&self) -> usize {
+        let own = usize::from(self.is_transactional());
+        self.stack.surviving().max(own)
+    }
+
+    /// Returns how many transactions are, or will be, around a statement of `who`.
+    pub(super) fn depth_of(&self, who: Who) -> Result<usize, Kind> {
+        match who {
+            Who::Level(id) => self.stack.depth_of(id),
+            Who::Session | Who::Settlement => Ok(self.surrounding()),
+        }
+    }
+
+    /// Returns why the session runs no statements any more; the layer answers for it if the handler gives up.
+    pub(super) fn closed(&mut self) -> Kind {
+        let Some(cut_off) = self.phase.cut_off() else {
+            return Kind::SessionClosed;
+        };
+        let reason = cut_off.reason;
+        self.stack.failures.cut(reason.into());
+        reason
+    }
+
+    /// Returns why the session lost its connection before its end, if it did.
+    pub(super) fn cut_off(&self) -> Option<Error> {
+        self.phase.cut_off().map(CutOff::error)
+    }
+
+    /// Returns why the session lost an open transaction, if it did.
+    pub(super) fn lost(&self) -> Option<Error> {
+        let cut_off = self.phase.cut_off();
+        cut_off
+            .filter(|cut_off| cut_off.has_lost)
+            .map(CutOff::error)
+    }
+
+    /// Returns how many transactions are open around a statement of `who`, if it may run now.
+    pub(super) fn admit(&mut self, who: Who) -> Result<usize, Kind> {
+        let is_last = self.phase.is_settling() && who == Who::Settlement;
+        if !self.phase.is_open() && !is_last {
+            return Err(self.closed());
+        }
+        if self.streaming && !is_last {
+            return Err(Kind::StreamOpen);
+        }
+        self.stack.admit(who)
+    }
+
+    /// Opens the session's own transaction if `operation` is the first that belongs in it.
+    pub(super) fn begin_for(&mut self, operation: &Operation) -> Option<Begin> {
+        let Mode::Transaction(options) = self.rules.mode else {
+            return None;
+        };
+        if self.stack.depth() > 0 || !operation.is_work() {
+            return None;
+        }
+        self.stack.open_own();
+        let set_up = self.rules.on_begin.clone().unwrap_or_default();
+        Some(Begin { options, set_up })
+    }
+
+    /// Returns why `operation` finds no connection. The end of a transaction is no rollback where something else may
+    /// have committed it.
+    pub(super) fn no_connection_for(&self, operation: &Operation) -> Kind {
+        let ends = matches!(operation, Operation::Commit | Operation::Rollback);
+        if ends && self.stack.standing.is_ended_elsewhere() {
+            Kind::EndedElsewhere
+        } else {
+            Kind::ConnectionLost
+        }
+    }
+
+    /// The session's own transaction has begun, which is one of SeaORM's.
+    pub(super) fn begun(&mut self, transaction: Arc<DatabaseTransaction>) {
+        self.new_id();
+        self.through.set_own(transaction);
+        self.stack.open_own();
+    }
+
+    /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.
+    pub(super) fn take_own(&mut self) -> Option<Arc<DatabaseTransaction>> {
+        let own = self.through.take_own()?;
+        self.stack.forget_open();
+        Some(own)
+    }
+
+    /// Returns the output of the call `id`, if it was kept.
+    pub(super) fn take_output(&mut self, id: u64) -> Option<Result<Output, DbErr>> {
+        let position = self.outputs.iter().position(|(call, _)| *call == id)?;
+        Some(self.outputs.swap_remove(position).1)
+    }
+
+    /// Draws the conclusions from a call that has ended.
+    pub(super) fn account(&mut self, purpose: Purpose, found: Found, result: Result<(), &DbErr>) {
+        let before = self.stack.depth();
+        match (purpose, result) {
+            (Purpose::Commit, Ok(())) => self.stack.committed(),
+            (Purpose::Commit, Err(error)) => {
+                self.stack.not_committed(error, self.phase.is_settling());
+            }
+            // With the connection, the transactions are lost: the session must not go on without.
+            _ if found.is_broken => {}
+            _ => self.stack.ran(purpose, found.depth, result),
+        }
+        match result {
+            Ok(()) if purpose != Purpose::Other => self.stack.failures.went_on(),
+            Ok(()) => {}
+            Err(error) => {
+                let is_undone = !found.has_failed || self.stack.depth() == 0;
+                self.note_failure(error, before, is_undone);
+            }
+        }
+    }
+
+    /// Notes an error that the layer answers for. One that `is_undone` has left nothing to be rolled back.
+    pub(super) fn note_failure(&mut self, error: &DbErr, depth: usize, is_undone: bool) {
+        let Some(known) = Error::of(error) else {
+            return;
+        };
+        let is_transactional = self.is_transactional();
+        let failures = &mut self.stack.failures;
+        if known.is_acquire() {
+            failures.not_acquired(known, depth > 0 || is_transactional);
+        } else if known.is_statement_timeout()
+            || known.is_stale_plan()
+            || known.is_conflict() && is_transactional
+        {
+            failures.may_pass(known, depth, is_undone);
+        }
+    }
+
+    /// The handler has rolled back to a savepoint; where the transaction around it is sound, it goes on.
+    pub(super) fn went_back(&mut self) {
+        let is_sound = matches!(&self.slot, Slot::Idle(connection) if !connection.has_failed());
+        if is_sound && self.stack.depth() > 0 {
+            self.stack.failures.went_on();
+        }
+    }
+
+    /// Returns how the session ends, for the log.
+    pub(super) fn outcome(&self) -> &'static str {
+        let standing = &self.stack.standing;
+        if standing.is_outcome_unknown() {
+            "unknown"
+        } else if standing.is_ended_elsewhere() {
+            "failed"
+        } else if self.stack.depth() > 0 {
+            "rolled back"
+        } else if self.is_transactional() && standing.may_stand() {
+            "committed"
+        } else {
+            "released"
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! [`Through`]: SeaORM's transactions under a session that passes its statements through.
+
+use std::sync::Arc;
+
+use sea_orm::DatabaseTransaction;
+
+use super::stack::Level;
+
+/// What is known of the transactions that pass through. SeaORM ends whichever is the innermost one, so a
+/// handle must not go before those inside it.
+#[derive(Default)]
+pub(super) struct Through {
+    /// The session's own transaction.
+    own: Option<Arc<DatabaseTransaction>>,
+    /// The server has given up the transactions from this depth on.
+    given_up: Option<usize>,
+    /// Handles whose transactions SeaORM still has, outermost first.
+    alive: Vec<Level>,
+    /// Those that ended before what was begun inside them.
+    parked: Vec<(Level, DatabaseTransaction)>,
+}
+
+impl Through {
+    pub(super) fn own(&self) -> Option<&Arc<DatabaseTransaction>> {
+        self.own.as_ref()
+    }
+
+    pub(super) fn has_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    pub(super) fn set_own(&mut self, transaction: Arc<DatabaseTransaction>) {
+        self.own = Some(transaction);
+    }
+
+    pub(super) fn take_own(&mut self) -> Option<Arc<DatabaseTransaction>> {
+        self.own.take()
+    }
+
+    /// Returns whether a transaction waits for those inside it to be ended.
+    pub(super) fn is_any_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// Notes that the server has given up the innermost of `depth` transactions, or all of them.
+    pub(super) fn give_up(&mut self, depth: usize, all: bool) {
+        if depth > 0 {
+            self.given_up.get_or_insert(if all { 1 } else { depth });
+        }
+    }
+
+    /// Returns whether the server has given up the innermost of `depth` transactions.
+    pub(super) fn is_given_up(&self, depth: usize) -> bool {
+        self.given_up.is_some_and(|from| from <= depth)
+    }
+
+    /// Forgets that the transaction at `depth`, which is being ended, was given up; returns whether it was.
+    pub(super) fn take_given_up(&mut self, depth: usize) -> bool {
+        self.given_up.take_if(|from| *from >= depth).is_some()
+    }
+
+    /// Forgets what is known of transactions that are not open any more.
+    pub(super) fn forget_beyond(&mut self, depth: usize) {
+        self.given_up = self.given_up.filter(|from| *from <= depth);
+    }
+
+    pub(super) fn opened(&mut self, level: Level) {
+        self.alive.push(level);
+    }
+
+    /// Keeps a transaction whose handle goes before those inside it; gives it back if there are none.
+    pub(super) fn park(
+        &mut self,
+        level: Level,
+        transaction: DatabaseTransaction,
+    ) -> Option<DatabaseTransaction> {
+        let innermost = self.alive.last();
+        if innermost.is_none_or(|innermost| *innermost <= level) {
+            return Some(transaction);
+        }
+        self.alive.retain(|alive| *alive != level);
+        self.parked.push((level, transaction));
+        None
+    }
+
+    /// The handle of `level` is gone; returns what was waiting for that, to be rolled back in this order.
+    pub(super) fn unpark(&mut self, level: Level) -> Vec<DatabaseTransaction> {
+        self.alive.retain(|alive| *alive != level);
+        let innermost = self.alive.last().copied();
+        self.parked.sort_by_key(|(level, _)| *level);
+        let outside = |level: Level| innermost.is_some_and(|alive| level < alive);
+        let stays = self.parked.iter().take_while(|(level, _)| outside(*level));
+        let stays = stays.count();
+        let inside_first = self.parked.drain(stays..).rev();
+        inside_first.map(|(_, transaction)| transaction).collect()
+    }
+}
