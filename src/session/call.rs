@@ -11,8 +11,9 @@ use sea_orm::DbErr;
 
 use super::{
     core::Core,
-    running::{CallFuture, Manner},
-    slot::Slot,
+    detach::{detach, put_back},
+    finish::{finish, lose},
+    slot::{CallFuture, PolledBy},
 };
 use crate::{connection::Output, telemetry};
 
@@ -29,12 +30,6 @@ pub(super) struct Call {
 
 /// Stands for a stream that may still be read; other statements are refused meanwhile.
 pub(super) struct OpenStream(pub(super) Arc<Core>);
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.lock().streaming = false;
-    }
-}
 
 /// Where the call is.
 enum Whereabouts {
@@ -60,7 +55,7 @@ impl Call {
         }
     }
 
-    /// What keeps others out while a stream's reader may have rows to read, also after the call's end.
+    /// Returns what keeps others out while a stream's reader may have rows to read, also after the call's end.
     #[cfg(feature = "stream")]
     pub(super) fn take_open(&mut self) -> Option<OpenStream> {
         self.open.take()
@@ -68,15 +63,13 @@ impl Call {
 
     fn look(&self) -> Whereabouts {
         let mut state = self.core.lock();
-        match &mut state.slot {
-            Slot::Running(running) if running.call == self.id && running.is_driven => {
-                Whereabouts::Driven
-            }
-            Slot::Running(running) if running.call == self.id => running
+        match state.slot.running(self.id) {
+            Some(running) if running.is_polled_by_worker() => Whereabouts::Driven,
+            Some(running) => running
                 .future
                 .take()
                 .map_or(Whereabouts::Gone, Whereabouts::Here),
-            _ => state
+            None => state
                 .take_output(self.id)
                 .map_or(Whereabouts::Gone, Whereabouts::Ended),
         }
@@ -85,16 +78,41 @@ impl Call {
     /// Has the worker wake `waker` at the call's end; false if the worker does not poll it any more.
     fn wait_for_worker(&self, waker: Waker) -> bool {
         let mut state = self.core.lock();
-        let Slot::Running(running) = &mut state.slot else {
+        let running = state.slot.running(self.id);
+        let Some(running) = running.filter(|running| running.is_polled_by_worker()) else {
             return false;
         };
-        if running.call != self.id || !running.is_driven {
-            return false;
-        }
         let before = running.waker.replace(waker);
         drop(state);
         drop(before);
         true
+    }
+
+    /// Leaves a call that has not ended to a task, or to the worker that polls it at this moment.
+    fn abandon(&self) {
+        let mut state = self.core.lock();
+        let Some(running) = state.slot.running(self.id) else {
+            return;
+        };
+        if running.polled_by == PolledBy::Task {
+            return;
+        }
+        if let Some(stop) = &running.stop {
+            stop.when_dropped();
+        }
+        if let PolledBy::Worker { is_left } = &mut running.polled_by
+            && running.future.is_none()
+        {
+            *is_left = true;
+            return;
+        }
+        // What waited for the call is going: there is nothing to wake.
+        let waker = running.waker.take();
+        if !detach(&self.core, state, None) {
+            // Polling it panicked, and the connection went with it.
+            lose(&self.core);
+        }
+        drop(waker);
     }
 }
 
@@ -113,8 +131,8 @@ impl Future for Call {
                 // If this poll panics, the future unwinds with the connection in it, and `Drop` finds the slot
                 // without a future.
                 Whereabouts::Here(mut future) => match future.as_mut().poll(cx) {
-                    Poll::Ready(finished) => break self.core.finish(finished),
-                    Poll::Pending if self.core.put_back(future, Some(cx.waker().clone())) => {
+                    Poll::Ready(finished) => break finish(&self.core, finished),
+                    Poll::Pending if put_back(&self.core, future, Some(cx.waker().clone())) => {
                         return Poll::Pending;
                     }
                     Poll::Pending => break None,
@@ -131,73 +149,17 @@ impl Drop for Call {
         if self.done {
             return;
         }
-        let mut state = self.core.lock();
-        if let Some(output) = state.take_output(self.id) {
-            drop(state);
-            if let Err(error) = output
-                && self.streams
-            {
-                telemetry::stream_failed_unheard(&error);
-            }
-            return;
-        }
-        let Slot::Running(running) = &mut state.slot else {
-            return;
-        };
-        if running.call != self.id || running.manner == Manner::Draining {
-            return;
-        }
-        if let Some(stop) = &running.stop {
-            stop.when_dropped();
-        }
-        if running.is_driven && running.future.is_none() {
-            // The worker polls it at this moment, and leaves it behind afterwards.
-            running.is_left = true;
-            return;
-        }
-        let was_driven = running.is_driven;
-        let leave = running.leave();
-        let future = running.future.take();
-        drop(state);
-        if was_driven {
-            self.core.line().wake_worker();
-        }
-        match future {
-            Some(future) => self.core.leave_behind(future, leave),
-            // Polling it panicked: the connection went with it.
-            None => self.core.break_running(),
+        let kept = self.core.lock().take_output(self.id);
+        match kept {
+            None => self.abandon(),
+            Some(Err(error)) if self.streams => telemetry::stream_failed_unheard(&error),
+            Some(_) => {}
         }
     }
 }
 
-impl Core {
-    /// Puts a call that is not done back into the slot; false if it was left behind instead, because the
-    /// session is over or its own future was dropped meanwhile.
-    pub(super) fn put_back(self: &Arc<Self>, future: CallFuture, mut waker: Option<Waker>) -> bool {
-        let mut state = self.lock();
-        let is_over = state.phase.is_over();
-        let Slot::Running(running) = &mut state.slot else {
-            return false;
-        };
-        if is_over || running.is_left {
-            let leave = running.leave();
-            let owner = running.waker.take();
-            drop(state);
-            self.leave_behind(future, leave);
-            if let Some(owner) = owner {
-                owner.wake();
-            }
-            return false;
-        }
-        running.future = Some(future);
-        if waker.is_some() {
-            std::mem::swap(&mut running.waker, &mut waker);
-        }
-        let is_wanted = std::mem::take(&mut running.is_wanted);
-        drop(state);
-        if is_wanted {
-            self.line().wake_worker();
-        }
-        true
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.lock().streaming = false;
     }
 }

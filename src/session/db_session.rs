@@ -20,12 +20,19 @@ use super::raw::polled_for;
 #[cfg(feature = "stream")]
 use super::stream::SessionStream;
 use super::{
+    acquire::check_out_early,
     core::Core,
+    early_end::{commit, roll_back},
+    end::release,
     guard::SessionGuard,
+    hook_runner::register,
     hooks::After,
+    order,
+    pass_through::{check_open, release_direct},
     plan::{Mode, Order, Plan},
     slot::Slot,
     stack::Who,
+    statement::run,
     transaction::{Handle, SessionTransaction},
     tx::DbTx,
 };
@@ -82,7 +89,7 @@ macro_rules! raw_access {
             if self.pool().is_direct() {
                 return Err(Kind::WrongDriver.into_db_err());
             }
-            self.core.run(Who::Session, Operation::Raw(raw)).await?;
+            run(&self.core, Who::Session, Operation::Raw(raw)).await?;
             receiver.await.map_err(|_| Kind::ConnectionLost.into_db_err())
         }
     };
@@ -243,9 +250,9 @@ impl<Tag> DbSession<Tag> {
     /// If the future is dropped before it resolves, the session keeps its connection.
     pub async fn release(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
-            return self.core.release_direct();
+            return release_direct(&self.core);
         }
-        self.core.release().await
+        release(&self.core).await
     }
 
     /// Checks that the connection answers.
@@ -259,10 +266,12 @@ impl<Tag> DbSession<Tag> {
     /// As for any statement.
     pub async fn ping(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
-            self.core.check_open()?;
+            check_open(&self.core)?;
             return self.pool().database().ping().await;
         }
-        self.core.run(Who::Session, Operation::Ping).await.map(drop)
+        run(&self.core, Who::Session, Operation::Ping)
+            .await
+            .map(drop)
     }
 
     /// Runs `callback` in a transaction: committed if it returns `Ok`, rolled back otherwise.
@@ -324,11 +333,7 @@ impl<Tag> DbSession<Tag> {
     /// # }).unwrap(); }
     /// ```
     pub fn tx(&self) -> DbTx<Tag> {
-        let mut state = self.core.lock();
-        if state.rules.mode == Mode::Autocommit {
-            state.rules.mode = Mode::Transaction(TransactionOptions::default());
-        }
-        drop(state);
+        self.core.lock().rules.need_transaction();
         DbTx(self.clone())
     }
 
@@ -339,9 +344,8 @@ impl<Tag> DbSession<Tag> {
     ///
     /// If the transaction has begun with other options.
     pub fn tx_with(&self, options: TransactionOptions) -> Result<DbTx<Tag>, DbErr> {
-        self.core
-            .set_mode(Mode::Transaction(options))
-            .map_err(Kind::into_db_err)?;
+        let mode = Mode::Transaction(options);
+        order::set_mode(&self.core, mode).map_err(Kind::into_db_err)?;
         Ok(DbTx(self.clone()))
     }
 
@@ -402,7 +406,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// Once sent, a COMMIT runs to completion even if this future is dropped.
     pub async fn commit(&self) -> Result<(), DbErr> {
-        self.core.commit().await
+        commit(&self.core).await
     }
 
     /// Rolls the session's transaction back now. The next statement begins another one.
@@ -417,7 +421,7 @@ impl<Tag> DbSession<Tag> {
     /// If the future is dropped at any point, the transaction is rolled back before anything else
     /// happens.
     pub async fn rollback(&self) -> Result<(), DbErr> {
-        self.core.roll_back().await
+        roll_back(&self.core).await
     }
 
     /// Marks the session's transaction, and every later one of this request, to be rolled back
@@ -455,7 +459,7 @@ impl<Tag> DbSession<Tag> {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        self.core.hook(Who::Session, After::Commit, hook)
+        register(&self.core, Who::Session, After::Commit, hook)
     }
 
     /// Runs `hook` after the transaction was rolled back, whatever the reason, even if the client
@@ -471,7 +475,7 @@ impl<Tag> DbSession<Tag> {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        self.core.hook(Who::Session, After::Rollback, hook)
+        register(&self.core, Who::Session, After::Rollback, hook)
     }
 
     /// Returns the rows of one statement as they arrive, in a stream that borrows nothing: for a
@@ -583,7 +587,7 @@ impl<Tag> DbSession<Tag> {
 
     /// Acquires the session's connection before its first statement.
     pub(crate) async fn check_out(&self) -> Result<(), Error> {
-        let acquired = self.core.check_out_early().await;
+        let acquired = check_out_early(&self.core).await;
         acquired.map_err(|error| {
             Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
         })
@@ -596,37 +600,7 @@ impl<Tag> DbSession<Tag> {
 
     /// What a layer inside of the session's own says.
     pub(crate) fn order(&self, order: Order) -> Result<(), Error> {
-        let Order {
-            mode,
-            commit_when,
-            on_begin,
-            on_acquire,
-        } = order;
-        if mode == Some(Mode::Autocommit) && on_begin.is_some() {
-            return Err(Kind::MustBeTransaction.into());
-        }
-        let mode = mode.or_else(|| on_begin.is_some().then(|| self.tx().core.lock().rules.mode));
-        if let Some(mode) = mode {
-            self.core.set_mode(mode)?;
-        }
-        let mut state = self.core.lock();
-        if on_begin.is_some() && (state.stack.has_begun() || state.through.has_own()) {
-            return Err(Kind::TransactionBegun.into());
-        }
-        if on_acquire.is_some() && !state.fresh && !matches!(state.slot, Slot::Empty) {
-            return Err(Kind::InUse.into());
-        }
-        let rules = &mut state.rules;
-        add(&mut rules.on_begin, on_begin);
-        add(&mut rules.on_acquire, on_acquire);
-        let before = match commit_when {
-            Some(rule) => rules.commit_when.replace(rule),
-            None => None,
-        };
-        drop(state);
-        // The user's own code, which must not be dropped under the lock.
-        drop(before);
-        Ok(())
+        order::apply(&self.core, order).map_err(Error::from)
     }
 
     pub(super) fn handle(&self) -> Handle<'_> {
@@ -674,20 +648,5 @@ impl From<DatabaseConnection> for DbSession {
             core: Core::new(SessionPool::pass_through(database), plan),
             tag: PhantomData,
         }
-    }
-}
-
-/// Puts the `next` statements after those that are there.
-fn add(statements: &mut Option<Arc<[Statement]>>, next: Option<Vec<Statement>>) {
-    if let Some(next) = next {
-        let before = statements.take();
-        *statements = Some(
-            before
-                .iter()
-                .flat_map(|before| before.iter())
-                .cloned()
-                .chain(next)
-                .collect(),
-        );
     }
 }

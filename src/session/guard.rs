@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderName, StatusCode, response};
 
 use super::{
     core::Core,
-    settle::{Decision, Settlement},
+    end::end,
+    settle::{Decision, Settlement, settle},
 };
 use crate::{
     error::Error,
@@ -43,12 +44,12 @@ impl SessionGuard {
 
     /// What is polled from here on, until the returned value is dropped, belongs to this request.
     pub(crate) fn enter(&self) -> Option<Entered> {
-        self.core.whose().map(pool::enter)
+        self.core.request_holder().map(pool::enter)
     }
 
     /// Ends the session as the response's head says.
     pub(crate) fn settle(&self, decision: Decision) -> Settlement {
-        self.core.settle(decision)
+        settle(&self.core, decision)
     }
 
     /// Whether a response with this head commits the session's transaction.
@@ -91,7 +92,7 @@ impl SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        drop(self.core.end());
+        drop(end(&self.core));
         if let Some(key) = self.direct {
             self.core.pool().note_return(key);
         }

@@ -1,11 +1,9 @@
 //! [`Hooks`]: what a session was asked to do after its transaction.
 
-use std::{collections::VecDeque, future::Future, sync::Arc};
+use std::{collections::VecDeque, future::Future, mem};
 
 use futures_util::future::FutureExt;
-use tokio::runtime::Handle;
 
-use super::core::Core;
 use crate::pool::Hook;
 
 /// Hooks in the order in which they were registered; nearly no session has some.
@@ -21,9 +19,9 @@ struct Lists {
     due: Vec<Hook>,
     /// They will not run. What they have captured must not be dropped under the session's lock.
     discarded: Vec<Hook>,
-    /// In the hands of the task that runs them.
+    /// Run one after the other by a task.
     queue: VecDeque<Hook>,
-    is_running: bool,
+    has_task: bool,
 }
 
 struct Waiting {
@@ -129,11 +127,34 @@ impl Hooks {
     pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
         self.0
             .as_mut()
-            .map(|lists| std::mem::take(&mut lists.discarded))
+            .map(|lists| mem::take(&mut lists.discarded))
             .unwrap_or_default()
     }
 
-    /// Nobody knows whether the sealed COMMIT took effect.
+    /// Takes those whose time has come.
+    pub(super) fn take_due(&mut self) -> Vec<Hook> {
+        self.0
+            .as_mut()
+            .map(|lists| mem::take(&mut lists.due))
+            .unwrap_or_default()
+    }
+
+    /// Queues hooks to be run; returns whether a task has to be started for them.
+    pub(super) fn enqueue(&mut self, due: Vec<Hook>) -> bool {
+        let lists = self.0.get_or_insert_default();
+        lists.queue.extend(due);
+        !mem::replace(&mut lists.has_task, true)
+    }
+
+    /// Returns the next hook to be run; the task ends if there is none.
+    pub(super) fn next(&mut self) -> Option<Hook> {
+        let lists = self.0.as_mut()?;
+        let next = lists.queue.pop_front();
+        lists.has_task = next.is_some();
+        next
+    }
+
+    /// It stays unknown whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
         if let Some(lists) = &mut self.0 {
             lists
@@ -157,55 +178,5 @@ impl Lists {
             };
             into.push(hook);
         }
-    }
-}
-
-impl Core {
-    /// Runs the hooks that are due, one after the other in a task; the pool of a test keeps them
-    /// instead.
-    pub(super) fn run_hooks(self: &Arc<Self>) {
-        let mut state = self.lock();
-        let Some(lists) = state
-            .stack
-            .hooks
-            .0
-            .as_mut()
-            .filter(|lists| !lists.due.is_empty())
-        else {
-            return;
-        };
-        let due = std::mem::take(&mut lists.due);
-        let runtime = state.runtime.clone();
-        drop(state);
-        let Some(due) = self.pool().keep_hooks(due) else {
-            return;
-        };
-        let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
-            tracing::error!(target: "tower_sea_orm::session", "hooks are lost: there is no tokio runtime here");
-            return;
-        };
-        let mut state = self.lock();
-        let lists = state.stack.hooks.0.get_or_insert_default();
-        lists.queue.extend(due);
-        if !std::mem::replace(&mut lists.is_running, true) {
-            drop(state);
-            let core = self.clone();
-            runtime.spawn(async move {
-                while let Some(hook) = core.next_hook() {
-                    // In a task of its own, so that its panic is its own.
-                    if tokio::spawn(hook).await.is_err_and(|error| error.is_panic()) {
-                        tracing::error!(target: "tower_sea_orm::session", "a hook panicked; those after it run nevertheless");
-                    }
-                }
-            });
-        }
-    }
-
-    fn next_hook(&self) -> Option<Hook> {
-        let mut state = self.lock();
-        let lists = state.stack.hooks.0.as_mut()?;
-        let next = lists.queue.pop_front();
-        lists.is_running = next.is_some();
-        next
     }
 }

@@ -1,35 +1,43 @@
 //! A request's session: its handles, the guard that ends it, and what runs on its connection.
 
+mod acquire;
 mod body_hold;
 mod call;
 mod core;
-mod cut;
 mod db_session;
-mod direct;
-mod exit;
+mod detach;
+mod early_end;
+mod end;
 mod failures;
+mod finish;
 mod guard;
+mod holder;
+mod hook_runner;
 mod hooks;
-mod locked;
+mod launch;
+mod order;
+mod origin;
 mod outcome;
+mod pass_through;
 mod phase;
 mod plan;
 mod pool_session;
+mod queue;
 #[cfg(feature = "_sqlx")]
 mod raw;
-mod running;
 mod sea_orm;
 mod settle;
 mod slot;
 mod stack;
 mod standing;
 mod state;
+mod statement;
 mod stop;
 #[cfg(feature = "stream")]
 mod stream;
 mod through;
 mod transaction;
-mod turn;
+mod turns;
 mod tx;
 mod worker;
 

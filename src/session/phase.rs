@@ -83,6 +83,24 @@ impl Phase {
 }
 
 impl Over {
+    pub(super) fn cut_off(cut_off: CutOff) -> Self {
+        Self {
+            cut_off: Some(Box::new(cut_off)),
+            ..Self::default()
+        }
+    }
+
+    /// Keeps a rollback for the end of the request if that is still to come; else gives it back.
+    pub(super) fn keep_for_the_end(&mut self, rollback: Option<Rollback>) -> Option<Rollback> {
+        match &mut self.cut_off {
+            None => rollback,
+            Some(cut_off) => {
+                cut_off.rollback = rollback;
+                None
+            }
+        }
+    }
+
     /// Prepares to say when what is open is rolled back, and when a statement that still runs in it has ended.
     pub(super) fn expect_rollback(&mut self, stray: Option<Duration>) -> Rollback {
         let (released, done) = oneshot::channel();
@@ -97,6 +115,14 @@ impl Over {
 }
 
 impl CutOff {
+    pub(super) fn new(reason: Kind, has_lost: bool) -> Self {
+        Self {
+            reason,
+            has_lost,
+            rollback: None,
+        }
+    }
+
     pub(super) fn error(&self) -> Error {
         self.reason.into()
     }

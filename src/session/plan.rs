@@ -61,6 +61,15 @@ pub(crate) enum Mode {
     Transaction(TransactionOptions),
 }
 
+impl Rules {
+    /// Puts a session that is in no transaction into one.
+    pub(super) fn need_transaction(&mut self) {
+        if self.mode == Mode::Autocommit {
+            self.mode = Mode::Transaction(TransactionOptions::default());
+        }
+    }
+}
+
 impl Plan {
     /// A plan for a session in a transaction of its own.
     pub(crate) fn transaction(options: TransactionOptions) -> Self {

@@ -10,6 +10,7 @@ use std::{
 use sea_orm::{DbBackend, TransactionError, TransactionOptions};
 
 use super::{
+    acquire::with_connection,
     core::Core,
     db_session::DbSession,
     guard::SessionGuard,
@@ -160,7 +161,7 @@ impl SessionPool {
         self.expect_second();
         let started = Instant::now();
         let lease = self.acquire().await?;
-        let core = Core::with_connection(self.clone(), plan, lease, started.elapsed());
+        let core = with_connection(self.clone(), plan, lease, started.elapsed());
         Ok(DbSession::guarded(core, admission))
     }
 
@@ -179,7 +180,7 @@ impl SessionPool {
         let Some(lease) = self.try_acquire() else {
             return Err(plan);
         };
-        let core = Core::with_connection(self.clone(), plan, lease, Duration::ZERO);
+        let core = with_connection(self.clone(), plan, lease, Duration::ZERO);
         Ok(DbSession::guarded(core, admission))
     }
 

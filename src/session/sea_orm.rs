@@ -10,8 +10,10 @@ use sea_orm::{
 
 use super::{
     db_session::DbSession,
+    pass_through::{admit_direct, direct_transaction, heed},
     pool_session::PoolSession,
     stack::Who,
+    statement::{run, vet},
     transaction::{Handle, SessionTransaction},
     tx::DbTx,
 };
@@ -25,21 +27,21 @@ macro_rules! on {
     ($self:ident, $sql:expr, $direct:ident => $through:expr, $operation:expr, $variant:ident) => {
         match $self.handle() {
             Handle::Direct(core, level, $direct) => {
-                core.vet(Who::Level(level), $sql)?;
-                core.admit_direct(Who::Level(level))?;
-                core.heed($through)
+                vet(core, Who::Level(level), $sql)?;
+                admit_direct(core, Who::Level(level))?;
+                heed(core, $through)
             }
             Handle::Plain(core, $direct) => {
-                core.vet(Who::Session, $sql)?;
-                let transaction = core.direct_transaction().await?;
+                vet(core, Who::Session, $sql)?;
+                let transaction = direct_transaction(core).await?;
                 // Once more: the session may have been put into a transaction meanwhile.
-                core.vet(Who::Session, $sql)?;
+                vet(core, Who::Session, $sql)?;
                 match transaction {
-                    Some($direct) => core.heed($through),
-                    None => core.heed($through),
+                    Some($direct) => heed(core, $through),
+                    None => heed(core, $through),
                 }
             }
-            Handle::Pinned(core, level) => match core.run(level, $operation).await? {
+            Handle::Pinned(core, level) => match run(core, level, $operation).await? {
                 Output::$variant(output) => Ok(output),
                 _ => Err(Kind::ConnectionLost.into_db_err()),
             },

@@ -1,25 +1,26 @@
-//! The end of a session's transaction: early, by the handler, or with the response.
+//! [`Settlement`]: the end of a session with its response.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::time::timeout;
 
 use super::{
-    call::Call,
-    core::{Core, Text},
-    phase::Phase,
-    running::Manner,
-    slot::Slot,
+    core::{Core, Turn},
+    detach::detach,
+    end::end,
+    launch::{CallRequest, launch},
+    pass_through::end_through,
+    phase::{Phase, Rollback},
+    queue::drive,
+    slot::{CallKind, PolledBy, Slot},
     stack::{Purpose, Who},
     state::State,
-    turn::Turn,
 };
 use crate::{
-    connection::{Operation, Output},
+    connection::Operation,
     error::{Error, Kind},
-    sql::Classified,
 };
 
 /// How long the end of a request waits for a statement that is still running.
@@ -62,307 +63,195 @@ impl Settlement {
     }
 }
 
-impl Core {
-    /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
-    pub(super) fn settle(self: &Arc<Self>, decision: Decision) -> Settlement {
-        let mut state = self.lock();
-        let is_cut = state.phase.cut_off().is_some();
-        if state.phase.is_over() && !is_cut {
-            return Settlement::Now(Ended::RolledBack);
-        }
-        let lost = state.lost().filter(|_| decision == Decision::Commit);
-        let decision = if state.rollback_only {
-            Decision::RollBack
-        } else {
-            decision
-        };
-        let left_open = !is_cut && state.stack.has_left_open();
-        let at_work = !is_cut
-            && state.is_transactional()
-            && (state.stack.depth() > 0
-                || state.through.has_own()
-                || state.slot.purpose().is_some());
-        if decision == Decision::Commit && (at_work || left_open) {
-            state.phase = Phase::Settling;
-            drop(state);
-            return Settlement::Later(Box::pin(self.clone().commit_at_end()));
-        }
-        let ended = match (decision, lost.or_else(|| state.not_committed())) {
-            (_, Some(error)) if error.is_cut_off() => Ended::Failed(error),
-            // Something of it may stand, whatever the handler answers.
-            (_, Some(error)) if error.may_stand() && state.is_transactional() => {
-                Ended::Failed(error)
-            }
-            (Decision::Commit, Some(error)) if error.is_acquire() => Ended::Failed(error),
-            _ if !state.is_transactional() => Ended::Autocommit,
-            (Decision::Commit, Some(error)) => Ended::Failed(error),
-            (Decision::Commit, None) => {
-                state.stack.nothing_to_commit();
-                if state.stack.standing.may_stand() {
-                    Ended::Committed
-                } else {
-                    Ended::Untouched
-                }
-            }
-            (Decision::RollBack, _) if state.is_untouched() => Ended::Untouched,
-            (Decision::RollBack, _) => Ended::RolledBack,
-        };
-        let direct = state.take_own();
+/// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
+pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
+    let mut state = core.lock();
+    let is_cut_off = state.phase.cut_off().is_some();
+    if state.phase.is_over() && !is_cut_off {
+        return Settlement::Now(Ended::RolledBack);
+    }
+    let lost = state.lost().filter(|_| decision == Decision::Commit);
+    let commits = decision == Decision::Commit && !state.rollback_only;
+    if commits && !is_cut_off && has_to_commit(&state) {
+        state.phase = Phase::Settling;
         drop(state);
-        match (self.end(), direct) {
-            (None, None) => Settlement::Now(ended),
-            (rollback, direct) => {
-                let bound = self.pool().settings().release_timeout;
-                let core = self.clone();
-                Settlement::Later(Box::pin(async move {
-                    if let Some(rollback) = rollback {
-                        rollback.wait(bound).await;
-                    }
-                    if let Some(transaction) = direct.and_then(Arc::into_inner) {
-                        let _ = timeout(bound, transaction.rollback()).await;
-                    }
-                    let may_stand = core.lock().may_stand();
-                    match (ended, may_stand) {
-                        (Ended::RolledBack, Some(error)) => Ended::Failed(error),
-                        (ended, _) => ended,
-                    }
-                }))
-            }
-        }
+        return Settlement::Later(Box::pin(commit_at_end(core.clone())));
     }
-
-    /// Commits at the end of the request, or rolls back and says why.
-    async fn commit_at_end(self: Arc<Self>) -> Ended {
-        let result = self.last_commit().await;
-        let rollback = self.end();
-        match result {
-            Ok(()) => Ended::Committed,
-            Err(error) => {
-                if let Some(rollback) = rollback.filter(|_| !error.is_outcome_unknown()) {
-                    rollback.wait(self.pool().settings().release_timeout).await;
-                }
-                let state = self.lock();
-                let error = state
-                    .may_stand()
-                    .filter(|_| !error.is_outcome_unknown())
-                    .unwrap_or(error);
-                let conflict = state.stack.failures.current().cloned();
-                let conflict =
-                    conflict.filter(|_| error.is_aborted() && !error.is_ended_elsewhere());
-                let error = error.because(state.stack.standing.cause());
-                Ended::Failed(conflict.unwrap_or(error))
-            }
-        }
+    let ended = ended(&mut state, commits, lost);
+    let own = state.take_own();
+    drop(state);
+    match (end(core), own) {
+        (None, None) => Settlement::Now(ended),
+        (rollback, own) => Settlement::Later(Box::pin(roll_back_at_end(
+            core.clone(),
+            ended,
+            rollback,
+            own,
+        ))),
     }
+}
 
-    async fn last_commit(self: &Arc<Self>) -> Result<(), Error> {
-        self.end_stream();
-        let bound = self.pool().settings().commit_timeout;
-        let (running, left_open) = {
-            let state = self.lock();
-            (state.slot.purpose(), state.stack.has_left_open())
-        };
-        let (patience, otherwise) = match running {
-            // Whoever runs it: only its end tells whether the answer is true.
-            Some(Purpose::Commit) => (bound, Kind::OutcomeUnknown),
-            _ if left_open => return Err(Kind::LeftOpen.into()),
-            _ => (STRAY_WAIT, Kind::StillRunning),
-        };
-        if running.is_some() {
-            self.drive();
+/// Returns whether there is something that COMMIT has to be sent for, or waited for, or that is in its way.
+fn has_to_commit(state: &State) -> bool {
+    let is_at_work =
+        state.stack.depth() > 0 || state.through.has_own() || state.slot.purpose().is_some();
+    state.stack.has_left_open() || state.is_transactional() && is_at_work
+}
+
+/// Returns how a session ends that has nothing to be committed any more.
+fn ended(state: &mut State, commits: bool, lost: Option<Error>) -> Ended {
+    let is_transactional = state.is_transactional();
+    let fails = |error: &Error| {
+        error.is_cut_off()
+            || commits && (is_transactional || error.is_acquire())
+            // Something of it may stand, whatever the handler answers.
+            || is_transactional && error.may_stand()
+    };
+    let failure = lost.or_else(|| state.take_failure());
+    if let Some(error) = failure.filter(fails) {
+        return Ended::Failed(error);
+    }
+    if !is_transactional {
+        return Ended::Autocommit;
+    }
+    if commits {
+        state.stack.nothing_to_commit();
+    }
+    match commits {
+        true if state.stack.standing.may_stand() => Ended::Committed,
+        false if !state.is_untouched() => Ended::RolledBack,
+        _ => Ended::Untouched,
+    }
+}
+
+/// Waits for the rollback of what was open.
+async fn roll_back_at_end(
+    core: Arc<Core>,
+    ended: Ended,
+    rollback: Option<Rollback>,
+    own: Option<Arc<DatabaseTransaction>>,
+) -> Ended {
+    let bound = core.pool().settings().release_timeout;
+    if let Some(rollback) = rollback {
+        rollback.wait(bound).await;
+    }
+    if let Some(transaction) = own.and_then(Arc::into_inner) {
+        let _ = timeout(bound, transaction.rollback()).await;
+    }
+    let may_stand = core.lock().may_stand();
+    match (ended, may_stand) {
+        (Ended::RolledBack, Some(error)) => Ended::Failed(error),
+        (ended, _) => ended,
+    }
+}
+
+/// Commits at the end of the request, or rolls back and says why.
+async fn commit_at_end(core: Arc<Core>) -> Ended {
+    let result = last_commit(&core).await;
+    let rollback = end(&core);
+    let Err(error) = result else {
+        return Ended::Committed;
+    };
+    if error.is_outcome_unknown() {
+        return Ended::Failed(error.because(core.lock().stack.standing.cause()));
+    }
+    if let Some(rollback) = rollback {
+        rollback.wait(core.pool().settings().release_timeout).await;
+    }
+    let state = core.lock();
+    let error = state.may_stand().unwrap_or(error);
+    // The server has aborted the transaction because of a conflict: that is the answer.
+    let is_aborted = error.is_aborted() && !error.is_ended_elsewhere();
+    let conflict = state.stack.failures.current().filter(|_| is_aborted);
+    Ended::Failed(match conflict {
+        Some(conflict) => conflict.clone(),
+        None => error.because(state.stack.standing.cause()),
+    })
+}
+
+async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
+    end_stream(core);
+    let turn = last_turn(core).await?;
+    let own = {
+        let mut state = core.lock();
+        if state.stack.has_left_open() {
+            return Err(Kind::LeftOpen.into());
         }
-        let turn = timeout(patience, self.turn(Who::Settlement))
-            .await
-            .map_err(|_| otherwise)?;
-        let turn = turn.map_err(|_| Kind::SessionClosed)?;
-        let direct = {
-            let mut state = self.lock();
-            if state.stack.has_left_open() {
-                return Err(Kind::LeftOpen.into());
-            }
-            state.stack.drop_abandoned();
-            if let Some(error) = state.stack.standing.unheard_failure() {
+        state.stack.drop_abandoned();
+        if let Some(error) = state.stack.standing.unheard_failure() {
+            return Err(error);
+        }
+        if state.stack.depth() == 0 && !state.through.has_own() {
+            if let Some(error) = state.take_failure() {
                 return Err(error);
             }
-            if state.stack.depth() == 0 && !state.through.has_own() {
-                if let Some(error) = state.not_committed() {
-                    return Err(error);
-                }
-                state.stack.nothing_to_commit();
-                return Ok(());
-            }
-            state.take_own()
-        };
-        if let Some(transaction) = direct {
-            let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
-            let committed = timeout(bound, self.end_through(transaction, true, 1)).await;
-            let committed = committed.map_or_else(
-                |_| Err(Kind::OutcomeUnknown.into()),
-                |ended| ended.map_err(Error::of_commit),
-            );
-            self.lock().stack.own_committed(committed.clone());
-            return committed;
-        }
-        let call = self
-            .launch(
-                turn,
-                Who::Settlement,
-                None,
-                Operation::Commit,
-                Classified::OWN,
-            )
-            .map_err(Error::of_commit)?;
-        match timeout(bound, call).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(Error::of_commit(error)),
-            Err(_) => Err(Kind::OutcomeUnknown.into()),
-        }
-    }
-
-    /// A stream that is held but not read would never end: what is left of it is read in a task.
-    fn end_stream(self: &Arc<Self>) {
-        let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else {
-            return;
-        };
-        if running.manner != Manner::Stream {
-            return;
-        }
-        running.stop_stream();
-        let Some(future) = running.future.take() else {
-            return;
-        };
-        let (leave, waker) = (running.leave(), running.waker.take());
-        drop(state);
-        self.drain(future, leave);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Commits what the session did so far; its next statement begins another transaction.
-    pub(super) async fn commit(self: &Arc<Self>) -> Result<(), DbErr> {
-        self.end_early(Operation::Commit).await
-    }
-
-    /// Rolls back what the session did so far; its next statement begins another transaction.
-    pub(super) async fn roll_back(self: &Arc<Self>) -> Result<(), DbErr> {
-        self.end_early(Operation::Rollback).await
-    }
-
-    async fn end_early(self: &Arc<Self>, operation: Operation) -> Result<(), DbErr> {
-        let commits = matches!(operation, Operation::Commit);
-        let end = match self
-            .in_turn(move |core, turn| core.begin_to_end(turn, operation))
-            .await?
-        {
-            EarlyEnd::Done => return Ok(()),
-            EarlyEnd::Direct(turn, transaction) => {
-                return self.end_direct(turn, transaction, commits).await;
-            }
-            EarlyEnd::Sent(call) => self.answered(commits, call).await,
-        };
-        if end.as_ref().is_err_and(|error| !is_outcome_unknown(error)) {
-            // What is left of it holds locks: it goes now. The first error is the one that counts.
-            let _: Result<Output, DbErr> = self.run(Who::Session, Operation::Settle).await;
-        }
-        let is_unknown = end.as_ref().is_err_and(is_outcome_unknown);
-        self.lock().stack.standing.heard(is_unknown);
-        end.map(drop)
-    }
-
-    /// Waits for the answer to the end of a transaction. A COMMIT that is not answered in time is seen through
-    /// in a task.
-    pub(super) async fn answered(&self, commits: bool, call: Call) -> Result<Output, DbErr> {
-        if !commits {
-            return call.await;
-        }
-        let answer = timeout(self.pool().settings().commit_timeout, call).await;
-        answer.unwrap_or_else(|_| Err(Kind::OutcomeUnknown.into_db_err()))
-    }
-
-    fn begin_to_end(self: &Arc<Self>, turn: Turn, operation: Operation) -> Result<EarlyEnd, DbErr> {
-        let commits = matches!(operation, Operation::Commit);
-        let direct = {
-            let mut state = self.lock();
-            let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
-            state.may_end(commits)?;
-            if open == 0 && !state.through.has_own() {
-                if commits {
-                    state.stack.nothing_to_commit();
-                } else {
-                    state.stack.roll_back_all();
-                }
-                drop(state);
-                drop(turn);
-                self.run_hooks();
-                return Ok(EarlyEnd::Done);
-            }
-            state.take_own()
-        };
-        if let Some(transaction) = direct {
-            return Ok(EarlyEnd::Direct(turn, transaction));
-        }
-        let call = self.launch(turn, Who::Session, None, operation, Text::Plain)?;
-        if commits {
-            self.lock().stack.standing.commit_sent();
-        }
-        Ok(EarlyEnd::Sent(call))
-    }
-}
-
-fn is_outcome_unknown(error: &DbErr) -> bool {
-    Error::of(error).is_some_and(|known| known.is_outcome_unknown())
-}
-
-/// How far the early end of a transaction has come.
-enum EarlyEnd {
-    /// There was nothing to end.
-    Done,
-    Sent(Call),
-    /// It is one of SeaORM's own, to be ended in this turn.
-    Direct(Turn, Arc<DatabaseTransaction>),
-}
-
-impl State {
-    /// Whether the handler may end the session's transaction now.
-    fn may_end(&mut self, commits: bool) -> Result<(), DbErr> {
-        if !self.is_transactional() {
-            return Err(Kind::NoTransaction.into_db_err());
-        }
-        // Neither a rollback nor another COMMIT tells what became of one that was lost.
-        let failure = self.stack.standing.failure();
-        if let Some(unknown) = failure.filter(|error| error.is_outcome_unknown()) {
-            return Err(unknown.to_db_err());
-        }
-        if !commits {
-            self.stack.standing.rolled_back();
-            self.stack.failures.rolled_back();
+            state.stack.nothing_to_commit();
             return Ok(());
         }
-        if self.rollback_only {
-            return Err(Kind::RollbackOnly.into_db_err());
-        }
-        let unheard = self.stack.standing.unheard_failure();
-        let missing = || self.stack.failures.missing_transaction().cloned();
-        match unheard.or_else(missing) {
-            Some(error) => Err(error.to_db_err()),
-            None => Ok(()),
+        state.take_own()
+    };
+    match own {
+        Some(transaction) => commit_own(core, turn, transaction).await,
+        None => {
+            let request = CallRequest::new(Who::Settlement, Operation::Commit);
+            let call = launch(core, turn, request).map_err(Error::of_commit)?;
+            in_time(core, call).await
         }
     }
+}
 
-    /// Why it cannot be told that all is rolled back: something else has ended the transaction, or runs in it
-    /// and may do so yet.
-    fn may_stand(&self) -> Option<Error> {
-        let failure = self.stack.standing.failure();
-        let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
-        let runs = matches!(&self.slot, Slot::Running(running) if running.is_doubtful);
-        known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
+/// Waits for the turn to send the last COMMIT. A statement that is still running does not hold up the answer for long.
+async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
+    let (running, has_left_open) = {
+        let state = core.lock();
+        (state.slot.purpose(), state.stack.has_left_open())
+    };
+    let (patience, otherwise) = match running {
+        // Whatever began it: only its end shows whether the answer is true.
+        Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
+        _ if has_left_open => return Err(Kind::LeftOpen.into()),
+        _ => (STRAY_WAIT, Kind::StillRunning),
+    };
+    if running.is_some() {
+        drive(core);
     }
+    let turn = timeout(patience, core.turn(Who::Settlement))
+        .await
+        .map_err(|_| otherwise)?;
+    Ok(turn.map_err(|_| Kind::SessionClosed)?)
+}
 
-    /// Why what the handler believes to be there is not.
-    fn not_committed(&mut self) -> Option<Error> {
-        let failure = self.stack.standing.take_failure();
-        failure.or_else(|| self.stack.failures.missing_transaction().cloned())
+/// Commits the session's own transaction, which is one of SeaORM's.
+async fn commit_own(
+    core: &Arc<Core>,
+    _turn: Turn,
+    transaction: Arc<DatabaseTransaction>,
+) -> Result<(), Error> {
+    let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
+    let committed = in_time(core, end_through(core, transaction, true, 1)).await;
+    core.lock().stack.own_committed(committed.clone());
+    committed
+}
+
+/// Waits for a COMMIT. The outcome of one that is not answered in time is unknown.
+async fn in_time<T>(
+    core: &Core,
+    commit: impl Future<Output = Result<T, DbErr>>,
+) -> Result<(), Error> {
+    match timeout(core.pool().settings().commit_timeout, commit).await {
+        Ok(answer) => answer.map(drop).map_err(Error::of_commit),
+        Err(_) => Err(Kind::OutcomeUnknown.into()),
+    }
+}
+
+/// Has a task read the rest of a stream: held but not read, it would never end.
+fn end_stream(core: &Arc<Core>) {
+    let state = core.lock();
+    if let Slot::Running(running) = &state.slot
+        && running.kind == CallKind::Stream
+        && running.polled_by != PolledBy::Task
+    {
+        running.stop_stream();
+        detach(core, state, None);
     }
 }

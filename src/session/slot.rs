@@ -1,7 +1,16 @@
-//! [`Slot`]: where the session's connection is.
+//! [`Slot`]: where the session's connection is, and [`Running`]: the call that owns it meanwhile.
 
-use super::{running::Running, stack::Purpose};
-use crate::pool::CheckedOut;
+use std::{future::Future, mem, pin::Pin, sync::Arc, task::Waker, time::Duration};
+
+use sea_orm::DbErr;
+use tokio::{runtime::Handle, sync::Notify};
+
+use super::{core::Turn, stack::Purpose, stop::Stop};
+use crate::{
+    connection::{CancelHandle, Operation},
+    pool::{CheckedOut, Finished},
+    sql::Redacted,
+};
 
 /// Where the session's connection is.
 pub(super) enum Slot {
@@ -15,23 +24,71 @@ pub(super) enum Slot {
     Broken,
 }
 
-/// How a call has left its connection.
-pub(super) struct Found {
-    /// How many transactions are open on it.
-    pub(super) depth: usize,
-    pub(super) is_broken: bool,
-    /// What is open there can only be rolled back.
-    pub(super) has_failed: bool,
+/// A driver call that owns its connection.
+pub(super) type CallFuture = Pin<Box<dyn Future<Output = Finished> + Send>>;
+
+/// A call on its way.
+pub(super) struct Running {
+    pub(super) id: u64,
+    pub(super) kind: CallKind,
+    pub(super) purpose: Purpose,
+    pub(super) polled_by: PolledBy,
+    /// `None` while it is being polled, and after it moved to a task.
+    pub(super) future: Option<CallFuture>,
+    /// Of the future that waits for the call.
+    pub(super) waker: Option<Waker>,
+    runtime: Handle,
+    /// How long it may go on when nothing waits for it any more; `None` for as long as it takes.
+    patience: Option<Duration>,
+    /// `None` if the call is to run to its end.
+    pub(super) stop: Option<Stop>,
+    /// Set if the server can be asked whether it still works for the call.
+    pub(super) cancel_handle: Option<Arc<CancelHandle>>,
+    /// Stops a stream whose reader reads nothing; `None` if it is no stream.
+    reader: Option<Arc<Notify>>,
+    /// The beginning of the statement, or of the one before.
+    pub(super) text: Redacted,
+    /// It may end the transaction around it, which only its own end shows.
+    pub(super) is_doubtful: bool,
+    /// Passes on when the connection is back in its place.
+    _turn: Turn,
 }
 
-impl Found {
-    pub(super) fn of(connection: &CheckedOut) -> Self {
-        Self {
-            depth: connection.depth(),
-            is_broken: connection.is_broken(),
-            has_failed: connection.has_failed(),
-        }
-    }
+/// What a call runs: that decides what becomes of it if it is ended early.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallKind {
+    /// It runs on in a task.
+    Statement,
+    /// It is read to its end in a task.
+    Stream,
+    /// User code, which may wait for anything: it is dropped and its connection closed.
+    Raw,
+}
+
+/// What polls a running call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum PolledBy {
+    /// The future that waits for it.
+    Owner {
+        /// The session's worker found it being polled, and is to be woken after that.
+        is_wanted: bool,
+    },
+    /// The session's worker, which keeps its output.
+    Worker {
+        /// The future that waited for it was dropped while the worker polled it.
+        is_left: bool,
+    },
+    /// A task: nothing waits for the call any more.
+    Task,
+}
+
+/// A call that has left its slot.
+pub(super) struct Detached {
+    pub(super) future: CallFuture,
+    pub(super) kind: CallKind,
+    pub(super) runtime: Handle,
+    pub(super) patience: Option<Duration>,
+    pub(super) cancel_handle: Option<Arc<CancelHandle>>,
 }
 
 impl Slot {
@@ -40,6 +97,112 @@ impl Slot {
         match self {
             Self::Running(running) => Some(running.purpose),
             _ => None,
+        }
+    }
+
+    /// Returns the call `id`, if that is still running.
+    pub(super) fn running(&mut self, id: u64) -> Option<&mut Running> {
+        match self {
+            Self::Running(running) if running.id == id => Some(running),
+            _ => None,
+        }
+    }
+}
+
+impl Running {
+    /// A call of `operation` that is about to be made.
+    pub(super) fn new(
+        id: u64,
+        operation: &Operation,
+        purpose: Purpose,
+        connection: &mut CheckedOut,
+        turn: Turn,
+    ) -> Self {
+        let mut text = mem::take(connection.text());
+        match operation.text() {
+            Some(sql) => text.keep(sql),
+            None if matches!(operation, Operation::Raw(_)) => text.keep("raw code"),
+            None => {}
+        }
+        Self {
+            id,
+            kind: CallKind::of(operation),
+            purpose,
+            polled_by: PolledBy::Owner { is_wanted: false },
+            future: None,
+            waker: None,
+            runtime: connection.runtime().clone(),
+            patience: connection.patience(),
+            stop: None,
+            cancel_handle: None,
+            reader: operation.reader(),
+            text,
+            is_doubtful: false,
+            _turn: turn,
+        }
+    }
+
+    pub(super) fn is_polled_by_worker(&self) -> bool {
+        matches!(self.polled_by, PolledBy::Worker { .. })
+    }
+
+    /// Returns whether the session's worker waits for something to change about the call.
+    pub(super) fn take_wanted(&mut self) -> bool {
+        let is_wanted = self.polled_by == PolledBy::Owner { is_wanted: true };
+        if is_wanted {
+            self.polled_by = PolledBy::Owner { is_wanted: false };
+        }
+        is_wanted
+    }
+
+    /// Gives `future` to a task. What is known of the call stays in the slot until it has ended.
+    pub(super) fn detach(&mut self, future: CallFuture) -> Detached {
+        self.polled_by = PolledBy::Task;
+        Detached {
+            future,
+            kind: self.kind,
+            runtime: self.runtime.clone(),
+            patience: self.patience,
+            cancel_handle: self.stop.as_ref().map(Stop::cancel_handle),
+        }
+    }
+
+    /// Has a stream no longer wait for its reader.
+    pub(super) fn stop_stream(&self) {
+        if let Some(reader) = &self.reader {
+            reader.notify_one();
+        }
+    }
+
+    /// The session is over: the server is to stop the call if it may be stopped.
+    pub(super) fn session_ended(&self) {
+        if let Some(stop) = &self.stop {
+            stop.at_the_end();
+        }
+        self.stop_stream();
+    }
+
+    /// Returns the failure that the reader of a stream did not wait for. One that the server may have been told to
+    /// stop fails by that, and is none.
+    pub(super) fn unheard(&self, result: Result<(), &DbErr>) -> Option<DbErr> {
+        let is_unheard = matches!(
+            self.polled_by,
+            PolledBy::Worker { is_left: true } | PolledBy::Task
+        );
+        result
+            .err()
+            .filter(|_| is_unheard && self.reader.is_some() && self.stop.is_none())
+            .cloned()
+    }
+}
+
+impl CallKind {
+    fn of(operation: &Operation) -> Self {
+        match operation {
+            #[cfg(feature = "stream")]
+            Operation::Stream(..) => Self::Stream,
+            Operation::Raw(_) => Self::Raw,
+            _ => Self::Statement,
         }
     }
 }

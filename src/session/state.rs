@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::{
     phase::{CutOff, Phase},
     plan::{Mode, Rules},
-    slot::{Found, Slot},
+    slot::Slot,
     stack::{Purpose, Stack, Who},
     through::Through,
 };
@@ -16,6 +16,7 @@ use crate::{
     body::{Hold, WeakHold},
     connection::{Begin, Operation, Output},
     error::{Error, Kind},
+    pool::CheckedOut,
     telemetry::SessionSpan,
 };
 
@@ -42,6 +43,25 @@ pub(super) struct State {
     /// The body that the session lives for.
     pub(super) held: Option<WeakHold>,
     pub(super) span: SessionSpan,
+}
+
+/// How a call has left its connection.
+pub(super) struct Found {
+    /// How many transactions are open on it.
+    depth: usize,
+    is_broken: bool,
+    /// What is open there can only be rolled back.
+    has_failed: bool,
+}
+
+impl Found {
+    pub(super) fn on(connection: &CheckedOut) -> Self {
+        Self {
+            depth: connection.depth(),
+            is_broken: connection.is_broken(),
+            has_failed: connection.has_failed(),
+        }
+    }
 }
 
 impl State {
@@ -162,6 +182,21 @@ impl State {
         self.new_id();
         self.through.set_own(transaction);
         self.stack.open_own();
+    }
+
+    /// Takes the reason why something is not stored that the handler believes to be.
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        let failure = self.stack.standing.take_failure();
+        failure.or_else(|| self.stack.failures.missing_transaction().cloned())
+    }
+
+    /// Returns why it cannot be said that all is rolled back: something else has ended the transaction, or runs in it
+    /// and may do so yet.
+    pub(super) fn may_stand(&self) -> Option<Error> {
+        let failure = self.stack.standing.failure();
+        let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
+        let runs = matches!(&self.slot, Slot::Running(running) if running.is_doubtful);
+        known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
     }
 
     /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.

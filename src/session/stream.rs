@@ -15,8 +15,11 @@ use tokio::sync::mpsc;
 use super::{
     call::{Call, OpenStream},
     core::Core,
+    launch::CallRequest,
+    pass_through::{admit_direct, direct_transaction, heed},
     slot::Slot,
     stack::Who,
+    statement::{start, vet},
     transaction::Handle,
 };
 use crate::{
@@ -59,9 +62,9 @@ impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
         match handle {
             Handle::Direct(core, level, transaction) => {
-                core.vet(Who::Level(level), &statement.sql)?;
-                core.admit_direct(Who::Level(level))?;
-                let rows = core.heed(transaction.stream_raw(statement).await)?;
+                vet(core, Who::Level(level), &statement.sql)?;
+                admit_direct(core, Who::Level(level))?;
+                let rows = heed(core, transaction.stream_raw(statement).await)?;
                 Ok(Self::direct(core, Box::pin(rows)))
             }
             Handle::Plain(core, database) => Self::open_plain(core, database, statement).await,
@@ -74,11 +77,11 @@ impl<'a> SessionStream<'a> {
         database: &DatabaseConnection,
         statement: Statement,
     ) -> Result<Self, DbErr> {
-        core.vet(Who::Session, &statement.sql)?;
-        Ok(match core.direct_transaction().await? {
+        vet(core, Who::Session, &statement.sql)?;
+        Ok(match direct_transaction(core).await? {
             // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
             Some(transaction) => {
-                let rows = core.heed(transaction.query_all_raw(statement).await)?;
+                let rows = heed(core, transaction.query_all_raw(statement).await)?;
                 Self::direct(core, Box::pin(stream::iter(rows.into_iter().map(Ok))))
             }
             None => Self::direct(core, Box::pin(database.stream_raw(statement).await?)),
@@ -103,9 +106,8 @@ impl<'a> SessionStream<'a> {
         statement: Statement,
     ) -> Result<Self, DbErr> {
         let (sender, rows) = Rows::new(BUFFERED);
-        let mut call = core
-            .start(who, None, Operation::Stream(statement, sender))
-            .await?;
+        let request = CallRequest::new(who, Operation::Stream(statement, sender));
+        let mut call = start(core, request).await?;
         let open = call.take_open();
         Ok(Self(Inner::Pinned {
             call: Some(call),
@@ -126,7 +128,7 @@ impl Stream for SessionStream<'_> {
                 if row.is_none() {
                     *open = None;
                 }
-                return Poll::Ready(row.map(|row| core.heed(row)));
+                return Poll::Ready(row.map(|row| heed(core, row)));
             }
             Inner::Pinned {
                 call,
@@ -143,7 +145,7 @@ impl Stream for SessionStream<'_> {
                 Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),
                 Poll::Ready(None) if call.is_none() => {
                     if let (Some(open), Some(_)) = (open.take(), &failure) {
-                        open.0.stream_was_heard();
+                        was_heard(&open.0);
                     }
                     return Poll::Ready(failure.take().map(Err));
                 }
@@ -177,12 +179,10 @@ impl Drop for SessionStream<'_> {
     }
 }
 
-impl Core {
-    /// The handler knows that its stream has failed, and may live with it.
-    fn stream_was_heard(&self) {
-        if let Slot::Idle(connection) = &mut self.lock().slot {
-            connection.was_heard();
-        }
+/// The handler knows that its stream has failed, and may live with it.
+fn was_heard(core: &Core) {
+    if let Slot::Idle(connection) = &mut core.lock().slot {
+        connection.was_heard();
     }
 }
 

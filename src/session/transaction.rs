@@ -9,8 +9,16 @@ use sea_orm::{
 
 use super::{
     core::Core,
+    early_end::answered,
+    end::abandon,
+    hook_runner::register,
     hooks::After,
+    launch::CallRequest,
+    pass_through::{
+        admit_begin, admit_end, direct_transaction, drop_through, end_level, heed, open_through,
+    },
     stack::{Level, Who},
+    statement::start,
 };
 use crate::{connection::Operation, pool::SessionPool};
 
@@ -54,38 +62,41 @@ impl SessionTransaction {
     ) -> Result<Self, DbErr> {
         match handle {
             Handle::Plain(core, database) => {
-                let outer = core.direct_transaction().await?;
-                core.admit_begin(Who::Session)?;
+                let outer = direct_transaction(core).await?;
+                admit_begin(core, Who::Session)?;
                 let begun = match &outer {
                     Some(outer) => outer.begin_with_options(options).await,
                     None => database.begin_with_options(options).await,
                 };
-                Ok(core.open_through(core.heed(begun)?))
+                Ok(Self::direct(core, heed(core, begun)?))
             }
             Handle::Direct(core, level, outer) => {
-                core.admit_begin(Who::Level(level))?;
-                Ok(core.open_through(core.heed(outer.begin_with_options(options).await)?))
+                admit_begin(core, Who::Level(level))?;
+                let begun = outer.begin_with_options(options).await;
+                Ok(Self::direct(core, heed(core, begun)?))
             }
             Handle::Pinned(core, who) => {
                 // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
                 // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
-                let level = core.new_level();
+                let level = core.lock().new_id();
                 let transaction = Self(Inner::Pinned {
                     core: core.clone(),
                     level,
                 });
-                core.start(who, Some(level), Operation::Begin(options))
-                    .await?
-                    .await?;
+                let request = CallRequest {
+                    opens: Some(level),
+                    ..CallRequest::new(who, Operation::Begin(options))
+                };
+                start(core, request).await?.await?;
                 Ok(transaction)
             }
         }
     }
 
-    pub(super) fn direct(core: Arc<Core>, level: Level, transaction: DatabaseTransaction) -> Self {
+    fn direct(core: &Arc<Core>, transaction: DatabaseTransaction) -> Self {
         Self(Inner::Direct {
-            core,
-            level,
+            core: core.clone(),
+            level: open_through(core),
             transaction,
         })
     }
@@ -146,15 +157,16 @@ impl SessionTransaction {
                 } else {
                     Operation::Rollback
                 };
-                let call = core.start(Who::Level(*level), None, operation).await?;
-                core.answered(commits, call).await.map(drop)
+                let request = CallRequest::new(Who::Level(*level), operation);
+                let call = start(core, request).await?;
+                answered(core, commits, call).await.map(drop)
             }
             Inner::Direct { core, level, .. } => {
-                core.admit_end(Who::Level(*level))?;
+                admit_end(core, Who::Level(*level))?;
                 let Some((core, level, transaction)) = self.take_direct() else {
                     return Ok(());
                 };
-                core.end_level(level, transaction, commits).await
+                end_level(&core, level, transaction, commits).await
             }
             Inner::Ended { .. } => Ok(()),
         }
@@ -207,7 +219,7 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        self.core().hook(self.who(), After::Commit, hook)
+        register(self.core(), self.who(), After::Commit, hook)
     }
 
     /// Runs `hook` after the session's whole transaction was rolled back, as
@@ -221,7 +233,7 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        self.core().hook(self.who(), After::Rollback, hook)
+        register(self.core(), self.who(), After::Rollback, hook)
     }
 
     fn who(&self) -> Who {
@@ -308,9 +320,9 @@ impl SessionTransaction {
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
         if let Inner::Pinned { core, level } = &self.0 {
-            core.abandon(*level);
+            abandon(core, *level);
         } else if let Some((core, level, transaction)) = self.take_direct() {
-            core.drop_through(level, transaction);
+            drop_through(&core, level, transaction);
         }
     }
 }

@@ -1,19 +1,15 @@
 //! [`DbTx`]: a session in a transaction of its own, and what can be said about that transaction.
 
-use std::{fmt, future::Future, ops::Deref, sync::Arc};
+use std::{fmt, ops::Deref};
 
 use http::Extensions;
-use sea_orm::{DbBackend, DbErr};
+use sea_orm::DbBackend;
 
 use super::{
-    core::Core,
     db_session::{DbSession, DefaultDatabase},
-    hooks::After,
-    plan::Mode,
-    stack::Who,
     transaction::Handle,
 };
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 /// A request's session in a transaction. As a handler argument, it makes everything that the request
 /// does commit together, before a successful response is sent, or not at all.
@@ -61,45 +57,6 @@ impl<Tag> DbTx<Tag> {
 
     pub(super) fn handle(&self) -> Handle<'_> {
         self.0.handle()
-    }
-}
-
-impl Core {
-    /// Says what the statements of the session itself run in.
-    pub(super) fn set_mode(&self, mode: Mode) -> Result<(), Kind> {
-        let mut state = self.lock();
-        if state.rules.mode == mode {
-            return Ok(());
-        }
-        if state.stack.has_begun() || state.through.has_own() {
-            return Err(Kind::TransactionBegun);
-        }
-        if mode == Mode::Autocommit && state.rules.on_begin.is_some() {
-            return Err(Kind::MustBeTransaction);
-        }
-        state.rules.mode = mode;
-        Ok(())
-    }
-
-    pub(super) fn hook(
-        self: &Arc<Self>,
-        who: Who,
-        after: After,
-        hook: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), DbErr> {
-        let mut state = self.lock();
-        if !state.phase.is_open() {
-            return Err(state.closed().into_db_err());
-        }
-        // It could hold a handle, and both would wait for each other's end.
-        if self.origin.is_plain && state.is_transactional() {
-            return Err(Kind::NoEnd.into_db_err());
-        }
-        let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
-        state.stack.hooks.register(depth, after, hook);
-        drop(state);
-        self.run_hooks();
-        Ok(())
     }
 }
 

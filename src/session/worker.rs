@@ -1,7 +1,7 @@
 //! [`Worker`]: the task that keeps a session going while one of its futures waits for another.
 //!
-//! It polls the running call, whose own future may not be polled any more, and then does what is in the
-//! line, job by job. A session whose futures never wait for one another has none.
+//! It polls the running call, whose own future may not be polled any more, and then does the pending jobs, one
+//! after the other. A session whose futures never wait for one another has none.
 
 use std::{
     future::Future,
@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     core::Core,
-    running::Manner,
-    slot::Slot,
-    turn::{Head, Work},
+    detach::put_back,
+    finish::{finish, lose},
+    slot::{CallKind, PolledBy, Slot},
+    turns::Head,
 };
 use crate::pool;
 
@@ -42,16 +43,16 @@ impl Future for Worker {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let core = self.core.clone();
-        core.line().register_worker(cx.waker().clone());
+        core.turns().register_worker(cx.waker().clone());
         loop {
-            let progress = core.drive_call(cx);
+            let progress = drive_call(&core, cx);
             if matches!(progress, Progress::Ended) {
                 continue;
             }
-            match core.line().head() {
-                Some(head) => ready!(core.poll_head(head, cx)),
+            match core.turns().head() {
+                Some(head) => ready!(poll_head(&core, head, cx)),
                 None if matches!(progress, Progress::Pending) => return Poll::Pending,
-                None if core.line().rest() => {
+                None if core.turns().rest() => {
                     self.done = true;
                     return Poll::Ready(());
                 }
@@ -64,78 +65,84 @@ impl Future for Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if !self.done {
-            self.core.line().lose_worker();
-            self.core.release_call();
+            self.core.turns().lose_worker();
+            release_call(&self.core);
         }
     }
 }
 
-impl Core {
-    /// Polls the running call in its future's place. A stream is made by its reader alone.
-    fn drive_call(self: &Arc<Self>, cx: &mut Context<'_>) -> Progress {
-        let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else {
-            return Progress::None;
-        };
-        if !matches!(running.manner, Manner::Statement | Manner::Raw) {
-            return Progress::None;
+/// Polls the running call in its future's place. A stream is made by its reader alone.
+fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
+    let mut state = core.lock();
+    let Slot::Running(running) = &mut state.slot else {
+        return Progress::None;
+    };
+    if running.kind == CallKind::Stream || running.polled_by == PolledBy::Task {
+        return Progress::None;
+    }
+    let Some(mut future) = running.future.take() else {
+        running.polled_by = PolledBy::Owner { is_wanted: true };
+        return Progress::Pending;
+    };
+    running.polled_by = PolledBy::Worker { is_left: false };
+    drop(state);
+    match future.as_mut().poll(cx) {
+        Poll::Ready(finished) => {
+            finish(core, finished);
+            Progress::Ended
         }
-        let Some(mut future) = running.future.take() else {
-            // Its own future polls it at this moment.
-            running.is_wanted = true;
-            return Progress::Pending;
-        };
-        running.is_driven = true;
-        drop(state);
-        match future.as_mut().poll(cx) {
-            Poll::Ready(finished) => {
-                self.finish(finished);
-                Progress::Ended
-            }
-            Poll::Pending => {
-                self.put_back(future, None);
-                Progress::Pending
-            }
+        Poll::Pending => {
+            put_back(core, future, None);
+            Progress::Pending
         }
     }
+}
 
-    /// Polls the first job, in the name of its request.
-    fn poll_head(&self, head: Head, cx: &mut Context<'_>) -> Poll<()> {
-        let Head { id, work, request } = head;
-        let mut work: Work = work;
-        let entered = request.map(pool::enter);
-        let polled = work.as_mut().poll(cx);
-        let left = match polled {
-            Poll::Ready(()) => {
-                self.line().remove(id);
-                Some(work)
-            }
-            Poll::Pending => self.line().put_back(id, work),
-        };
-        let gone = left.is_some();
-        drop(left);
-        drop(entered);
-        if gone { Poll::Ready(()) } else { Poll::Pending }
+/// Polls the first job, in the name of its request.
+fn poll_head(core: &Core, head: Head, cx: &mut Context<'_>) -> Poll<()> {
+    let Head {
+        id,
+        mut work,
+        request,
+    } = head;
+    let entered = request.map(pool::enter);
+    let polled = work.as_mut().poll(cx);
+    let left = match polled {
+        Poll::Ready(()) => {
+            core.turns().remove(id);
+            Some(work)
+        }
+        Poll::Pending => core.turns().put_back(id, work),
+    };
+    let is_gone = left.is_some();
+    // What the job has captured is dropped in the name of its request, too.
+    drop(left);
+    drop(entered);
+    if is_gone {
+        Poll::Ready(())
+    } else {
+        Poll::Pending
     }
+}
 
-    /// The worker has gone before its time: the call is its own future's again.
-    fn release_call(self: &Arc<Self>) {
-        let mut state = self.lock();
-        let Slot::Running(running) = &mut state.slot else {
-            return;
-        };
-        if !std::mem::take(&mut running.is_driven) {
-            return;
-        }
-        let waker = running.waker.take();
-        let is_lost = running.future.is_none();
-        drop(state);
-        if is_lost {
-            // Polling it panicked.
-            self.break_running();
-        }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+/// Returns the call to its own future when the worker goes before its time.
+fn release_call(core: &Arc<Core>) {
+    let mut state = core.lock();
+    let Slot::Running(running) = &mut state.slot else {
+        return;
+    };
+    if !running.is_polled_by_worker() {
+        return;
+    }
+    running.polled_by = PolledBy::Owner { is_wanted: false };
+    let waker = running.waker.take();
+    let is_lost = running.future.is_none();
+    drop(state);
+    if is_lost {
+        // Polling it panicked.
+        lose(core);
+    }
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }

@@ -1,34 +1,24 @@
-//! [`Turn`]: the right to use the session's connection, and [`Line`]: those who wait for it.
+//! [`Turns`]: whose turn it is to use the session's connection, and what waits for it.
 //!
-//! A future that has to wait is not given the turn, since it may never be polled again. Its work moves
-//! into the line, and a [`Worker`] carries it out in order, whether the future is polled or not.
+//! A future that has to wait is not given the turn, since it may never be polled again. Its work becomes a
+//! job, and a worker carries the jobs out in order, whether their futures are polled or not.
 
 use std::{
     collections::VecDeque,
-    future::{Future, poll_fn},
+    future::Future,
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
 };
 
-use futures_util::future::BoxFuture;
-use sea_orm::DbErr;
-use tokio::{runtime::Handle, sync::oneshot};
-
-use super::{core::Core, stack::Who, worker::Worker};
-use crate::{
-    error::Kind,
-    pool::{self, Holder},
-};
-
-/// Whose turn it is. Dropped, the turn passes on.
-pub(super) struct Turn(Arc<Core>);
+use crate::pool::{self, Holder};
 
 /// Who has the turn, and who comes next.
 ///
 /// Its lock may be taken while the session's own is held, never the other way round.
 #[derive(Default)]
-pub(super) struct Line(Mutex<State>);
+pub(super) struct Turns(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -68,13 +58,7 @@ pub(super) struct Head {
     pub(super) request: Option<Arc<dyn Holder>>,
 }
 
-/// A job's place in the line. Dropped, the job leaves it.
-struct Place {
-    core: Arc<Core>,
-    id: u64,
-}
-
-impl Line {
+impl Turns {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,8 +71,8 @@ impl Line {
             return;
         };
         let (jobs, wakers) = (
-            std::mem::take(&mut waiting.jobs),
-            std::mem::take(&mut waiting.awaiting_turn),
+            mem::take(&mut waiting.jobs),
+            mem::take(&mut waiting.awaiting_turn),
         );
         let worker = waiting.worker.clone();
         drop(state);
@@ -96,7 +80,7 @@ impl Line {
         wakers.into_iter().chain(worker).for_each(Waker::wake);
     }
 
-    fn pass_on(&self) {
+    pub(super) fn pass_on(&self) {
         let mut state = self.lock();
         state.is_taken = false;
         let wakers = state.take_wakers();
@@ -111,7 +95,7 @@ impl Line {
     }
 
     /// Takes the turn if it is free. One that does not `wait_in_line` lets those pass who do.
-    fn try_take(&self, waits_in_line: bool) -> bool {
+    pub(super) fn try_take(&self, waits_in_line: bool) -> bool {
         let mut state = self.lock();
         let is_free = !state.is_taken && !state.is_closed && (waits_in_line || !state.is_any_job());
         state.is_taken |= is_free;
@@ -119,10 +103,10 @@ impl Line {
     }
 
     /// Takes the turn, or has `waker` woken when it is free.
-    fn take_or_wait(&self, waker: Waker) -> Poll<Result<(), Kind>> {
+    pub(super) fn take_or_wait(&self, waker: Waker) -> Poll<Result<(), Closed>> {
         let mut state = self.lock();
         if state.is_closed {
-            return Poll::Ready(Err(Kind::SessionClosed));
+            return Poll::Ready(Err(Closed));
         }
         if !state.is_taken {
             state.is_taken = true;
@@ -189,7 +173,7 @@ impl Line {
     /// Whether a worker has to be started; from then on there is one.
     pub(super) fn needs_worker(&self) -> bool {
         let mut state = self.lock();
-        !state.is_closed && !std::mem::replace(&mut state.waiting().has_worker, true)
+        !state.is_closed && !mem::replace(&mut state.waiting().has_worker, true)
     }
 
     /// Lets the worker go if there is nothing to do.
@@ -211,12 +195,14 @@ impl Line {
         let mut state = self.lock();
         let waiting = state.waiting();
         waiting.has_worker = false;
-        let (jobs, waker) = (std::mem::take(&mut waiting.jobs), waiting.worker.take());
+        let (jobs, waker) = (mem::take(&mut waiting.jobs), waiting.worker.take());
         drop(state);
         drop((jobs, waker));
     }
 
-    fn join(&self, work: Work) -> Option<u64> {
+    /// Puts `work` behind what is there, in the name of the request that is being polled; `None` if there are no
+    /// more turns.
+    pub(super) fn join(&self, work: Work) -> Option<u64> {
         let request = pool::current();
         let mut state = self.lock();
         if state.is_closed {
@@ -234,6 +220,9 @@ impl Line {
     }
 }
 
+/// There are no more turns.
+pub(super) struct Closed;
+
 impl State {
     fn waiting(&mut self) -> &mut Waiting {
         self.waiting.get_or_insert_default()
@@ -248,132 +237,7 @@ impl State {
     fn take_wakers(&mut self) -> Vec<Waker> {
         self.waiting
             .as_mut()
-            .map(|waiting| std::mem::take(&mut waiting.awaiting_turn))
+            .map(|waiting| mem::take(&mut waiting.awaiting_turn))
             .unwrap_or_default()
-    }
-}
-
-impl Core {
-    /// The turn, if it is free and nothing is in the line.
-    pub(super) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
-        self.line().try_take(false).then(|| Turn(self.clone()))
-    }
-
-    /// Waits for the turn: for the first job in the line, and for the end of the request.
-    pub(super) async fn turn(self: &Arc<Self>, who: Who) -> Result<Turn, DbErr> {
-        poll_fn(|cx| self.poll_turn(who, cx)).await
-    }
-
-    fn poll_turn(self: &Arc<Self>, who: Who, cx: &mut Context<'_>) -> Poll<Result<Turn, DbErr>> {
-        if self.line().try_take(true) {
-            return Poll::Ready(Ok(Turn(self.clone())));
-        }
-        match self.line().take_or_wait(cx.waker().clone()) {
-            Poll::Ready(Ok(())) => return Poll::Ready(Ok(Turn(self.clone()))),
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(self.closed())),
-            Poll::Pending => {}
-        }
-        // After the waker is in its place: whoever changes one of these wakes it.
-        let mut state = self.lock();
-        let refused = match who {
-            Who::Settlement => None,
-            _ if !state.phase.is_open() => Some(state.closed()),
-            _ => state.streaming.then_some(Kind::StreamOpen),
-        };
-        drop(state);
-        refused.map_or(Poll::Pending, |kind| Poll::Ready(Err(kind.into_db_err())))
-    }
-
-    /// Does `work` in a turn: now, or by the worker in the order of the first polls.
-    pub(super) async fn in_turn<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Arc<Self>, Turn) -> Result<T, DbErr> + Send + 'static,
-    ) -> Result<T, DbErr> {
-        if let Some(turn) = self.try_turn() {
-            return work(self, turn);
-        }
-        let core = self.clone();
-        self.enqueue(async move {
-            let turn = core.turn(Who::Session).await?;
-            work(&core, turn)
-        })
-        .await
-    }
-
-    /// Puts `work` into the line, behind what is there. The returned future only waits for its result.
-    pub(super) fn enqueue<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
-    ) -> BoxFuture<'static, Result<T, DbErr>> {
-        #[cfg(feature = "_sqlx")]
-        if super::raw::is_polled_for(self) {
-            // The turn is the code's own until it ends.
-            return Box::pin(std::future::ready(Err(Kind::RawRunning.into_db_err())));
-        }
-        let Some(runtime) = self.runtime() else {
-            // No task can be had. That is so with a mock only, whose work is done at the first poll.
-            return Box::pin(work);
-        };
-        let (sender, receiver) = oneshot::channel();
-        let job: Work = Box::pin(async move {
-            let _ = sender.send(work.await);
-        });
-        let place = self.line().join(job).map(|id| Place {
-            core: self.clone(),
-            id,
-        });
-        self.start_worker(&runtime);
-        let core = self.clone();
-        Box::pin(async move {
-            let result = receiver.await;
-            drop(place);
-            result.unwrap_or_else(|_| Err(core.closed()))
-        })
-    }
-
-    /// Puts `work` into the line that nothing waits for.
-    pub(super) fn enqueue_detached(
-        self: &Arc<Self>,
-        work: impl Future<Output = ()> + Send + 'static,
-    ) {
-        let Some(runtime) = self.runtime() else {
-            return;
-        };
-        if self.line().join(Box::pin(work)).is_some() {
-            self.start_worker(&runtime);
-        }
-    }
-
-    fn start_worker(self: &Arc<Self>, runtime: &Handle) {
-        if self.line().needs_worker() {
-            runtime.spawn(Worker::new(self.clone()));
-        } else {
-            self.line().wake_worker();
-        }
-    }
-
-    /// Has a worker poll the running call, whose own future may not be polled any more.
-    pub(super) fn drive(self: &Arc<Self>) {
-        if let Some(runtime) = self.runtime() {
-            self.start_worker(&runtime);
-        }
-    }
-
-    fn runtime(&self) -> Option<Handle> {
-        Handle::try_current()
-            .ok()
-            .or_else(|| self.lock().runtime.clone())
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.line().pass_on();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.core.line().remove(self.id);
     }
 }

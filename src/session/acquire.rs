@@ -1,0 +1,106 @@
+//! Acquires a session's connection: before the request, or with its first statement.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use sea_orm::DbErr;
+
+use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Who};
+use crate::{
+    error::Kind,
+    pool::{Lease, SessionPool},
+};
+
+/// Returns a session that has its connection, after having waited for it.
+pub(super) fn with_connection(
+    pool: SessionPool,
+    plan: Plan,
+    lease: Lease,
+    waited: Duration,
+) -> Arc<Core> {
+    let core = Core::new(pool, plan);
+    install(&core, lease, waited);
+    core
+}
+
+/// Acquires a connection before the first statement.
+pub(super) async fn check_out_early(core: &Arc<Core>) -> Result<(), DbErr> {
+    let this = core.clone();
+    enqueue(core, async move {
+        let _turn = this.turn(Who::Session).await?;
+        check_out(&this, Who::Session, false).await
+    })
+    .await
+}
+
+/// Acquires a connection if the session has none yet.
+pub(super) async fn check_out(core: &Arc<Core>, who: Who, begins: bool) -> Result<(), DbErr> {
+    if is_checked_out(core, who)? {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
+    let acquired = match hopeless {
+        Ok(()) => core.pool().acquire().await,
+        Err(error) => Err(error),
+    };
+    match acquired {
+        Ok(lease) => {
+            install(core, lease, started.elapsed());
+            Ok(())
+        }
+        Err(error) => {
+            let answer = error.to_db_err();
+            let mut state = core.lock();
+            state.span.waited(started.elapsed());
+            let for_transaction = begins || state.is_transactional();
+            state.stack.failures.not_acquired(error, for_transaction);
+            Err(answer)
+        }
+    }
+}
+
+/// Checks a connection out if that takes no wait; returns whether the session has one.
+pub(super) fn try_check_out(core: &Arc<Core>, who: Who) -> Result<bool, DbErr> {
+    if is_checked_out(core, who)? {
+        return Ok(true);
+    }
+    let Some(lease) = core.pool().try_acquire() else {
+        return Ok(false);
+    };
+    install(core, lease, Duration::ZERO);
+    Ok(true)
+}
+
+/// Returns whether the session has its connection; an error if `who` must not use it.
+fn is_checked_out(core: &Core, who: Who) -> Result<bool, DbErr> {
+    let mut state = core.lock();
+    state.admit(who).map_err(Kind::into_db_err)?;
+    Ok(!matches!(state.slot, Slot::Empty))
+}
+
+/// Puts a connection into the slot; into a session that has ended meanwhile, none goes.
+fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
+    let Some(mut connection) = lease.into_connection() else {
+        return;
+    };
+    let holder: Weak<Core> = Arc::downgrade(core);
+    connection.hold(core.pool(), holder, core.weak_request_holder());
+    let mut state = core.lock();
+    state.span.waited(waited);
+    if !state.phase.is_open() {
+        drop(state);
+        connection.give_back(|| ());
+        return;
+    }
+    state.span.checked_out();
+    state.fresh = true;
+    state.stack.failures.acquired();
+    state.slot = Slot::Idle(connection);
+    drop(state);
+    if core.is_awaited() {
+        core.pool().look_again();
+    }
+}

@@ -1,0 +1,109 @@
+//! Ends the wait for a running call: the call moves to a task that runs it to its end.
+
+use std::{sync::Arc, task::Waker};
+
+use tokio::time::timeout;
+
+use super::{
+    core::{Core, Locked},
+    finish::{finish, lose},
+    slot::{CallFuture, CallKind, Detached, PolledBy, Slot},
+};
+
+/// Moves the running call to a task, whatever polled it so far, and wakes the future that waited for it. Raw code
+/// is dropped instead.
+///
+/// The call is `in_hand` if the caller has just polled it, and in its slot otherwise. False if it is in neither:
+/// it is being polled, or in a task already.
+pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<CallFuture>) -> bool {
+    let Slot::Running(running) = &mut state.slot else {
+        return false;
+    };
+    let Some(future) = in_hand.or_else(|| running.future.take()) else {
+        return false;
+    };
+    let is_wanted = running.is_polled_by_worker() || running.take_wanted();
+    let owner = running.waker.take();
+    let call = running.detach(future);
+    drop(state);
+    if call.kind == CallKind::Raw {
+        drop(call);
+        lose(core);
+    } else {
+        drain(core, call);
+    }
+    if is_wanted {
+        core.turns().wake_worker();
+    }
+    if let Some(owner) = owner {
+        owner.wake();
+    }
+    true
+}
+
+/// Runs a call to its end in a task: sqlx's calls must not be dropped half-way
+/// (<https://github.com/launchbadge/sqlx/issues/4393>, <https://github.com/launchbadge/sqlx/issues/563>).
+fn drain(core: &Arc<Core>, call: Detached) {
+    let Detached {
+        future,
+        runtime,
+        patience,
+        cancel_handle,
+        ..
+    } = call;
+    // Made before the task, which a runtime that shuts down drops unrun.
+    let mut unfinished = Unfinished(Some(core.clone()));
+    let (pool, handle) = (core.pool().clone(), runtime.clone());
+    runtime.spawn(async move {
+        let ending = async {
+            match cancel_handle {
+                None => future.await,
+                Some(cancel) => pool.see_off(future, &cancel, &handle).await,
+            }
+        };
+        let finished = match patience {
+            None => Some(ending.await),
+            Some(bound) => timeout(bound, ending).await.ok(),
+        };
+        match finished {
+            Some(finished) => drop(unfinished.0.take().and_then(|core| finish(&core, finished))),
+            None => {
+                tracing::warn!(target: "tower_sea_orm::session", "closed a connection whose statement did not end within the release timeout");
+            }
+        }
+    });
+}
+
+/// Stands for a call in a task. Whatever ends that task early, the session must not wait for the call.
+struct Unfinished(Option<Arc<Core>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.take() {
+            lose(&core);
+        }
+    }
+}
+
+/// Puts a call that is not done back into its slot; false if it was detached instead, because the session is over
+/// or the future that waited for it was dropped meanwhile.
+pub(super) fn put_back(core: &Arc<Core>, future: CallFuture, waker: Option<Waker>) -> bool {
+    let mut state = core.lock();
+    let is_over = state.phase.is_over();
+    let Slot::Running(running) = &mut state.slot else {
+        return false;
+    };
+    if is_over || running.polled_by == (PolledBy::Worker { is_left: true }) {
+        detach(core, state, Some(future));
+        return false;
+    }
+    running.future = Some(future);
+    let before = waker.and_then(|waker| running.waker.replace(waker));
+    let is_wanted = running.take_wanted();
+    drop(state);
+    drop(before);
+    if is_wanted {
+        core.turns().wake_worker();
+    }
+    true
+}

@@ -1,0 +1,131 @@
+//! The end of a session's transaction before the response, by the handler's `commit` or `rollback`.
+
+use std::sync::Arc;
+
+use sea_orm::{DatabaseTransaction, DbErr};
+use tokio::time::timeout;
+
+use super::{
+    call::Call,
+    core::{Core, Turn},
+    hook_runner::run_hooks,
+    launch::{CallRequest, launch},
+    pass_through::end_direct,
+    queue::in_turn,
+    stack::{Stack, Who},
+    state::State,
+    statement::run,
+};
+use crate::{
+    connection::{Operation, Output},
+    error::{Error, Kind},
+};
+
+/// How far the early end of a transaction has come.
+enum EarlyEnd {
+    /// There was nothing to end.
+    Done,
+    Sent(Call),
+    /// It is one of SeaORM's own, to be ended in this turn.
+    Direct(Turn, Arc<DatabaseTransaction>),
+}
+
+/// Commits what the session did so far; its next statement begins another transaction.
+pub(super) async fn commit(core: &Arc<Core>) -> Result<(), DbErr> {
+    end_early(core, Operation::Commit).await
+}
+
+/// Rolls back what the session did so far; its next statement begins another transaction.
+pub(super) async fn roll_back(core: &Arc<Core>) -> Result<(), DbErr> {
+    end_early(core, Operation::Rollback).await
+}
+
+async fn end_early(core: &Arc<Core>, operation: Operation) -> Result<(), DbErr> {
+    let commits = matches!(operation, Operation::Commit);
+    let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, operation)).await? {
+        EarlyEnd::Done => return Ok(()),
+        EarlyEnd::Direct(turn, transaction) => {
+            return end_direct(core, turn, transaction, commits).await;
+        }
+        EarlyEnd::Sent(call) => answered(core, commits, call).await,
+    };
+    let is_unknown = end.as_ref().is_err_and(is_outcome_unknown);
+    if end.is_err() && !is_unknown {
+        // What is left of it holds locks: it goes now. The first error is the one that counts.
+        let _: Result<Output, DbErr> = run(core, Who::Session, Operation::Settle).await;
+    }
+    core.lock().stack.standing.heard(is_unknown);
+    end.map(drop)
+}
+
+fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<EarlyEnd, DbErr> {
+    let commits = matches!(operation, Operation::Commit);
+    let own = {
+        let mut state = core.lock();
+        let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
+        may_end(&mut state, commits)?;
+        if open == 0 && !state.through.has_own() {
+            if commits {
+                state.stack.nothing_to_commit();
+            } else {
+                state.stack.roll_back_all();
+            }
+            drop(state);
+            drop(turn);
+            run_hooks(core);
+            return Ok(EarlyEnd::Done);
+        }
+        state.take_own()
+    };
+    if let Some(transaction) = own {
+        return Ok(EarlyEnd::Direct(turn, transaction));
+    }
+    let call = launch(core, turn, CallRequest::new(Who::Session, operation))?;
+    if commits {
+        core.lock().stack.standing.commit_sent();
+    }
+    Ok(EarlyEnd::Sent(call))
+}
+
+/// Returns an error if the handler may not end the session's transaction now.
+fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
+    if !state.is_transactional() {
+        return Err(Kind::NoTransaction.into_db_err());
+    }
+    let Stack {
+        standing, failures, ..
+    } = &mut state.stack;
+    // Neither a rollback nor another COMMIT shows what became of one that was lost.
+    if let Some(unknown) = standing
+        .failure()
+        .filter(|error| error.is_outcome_unknown())
+    {
+        return Err(unknown.to_db_err());
+    }
+    if !commits {
+        standing.rolled_back();
+        failures.rolled_back();
+        return Ok(());
+    }
+    if state.rollback_only {
+        return Err(Kind::RollbackOnly.into_db_err());
+    }
+    let failure = standing.unheard_failure();
+    match failure.or_else(|| failures.missing_transaction().cloned()) {
+        Some(error) => Err(error.to_db_err()),
+        None => Ok(()),
+    }
+}
+
+/// Waits for the answer to the end of a transaction. A COMMIT that is not answered in time is waited for in a task.
+pub(super) async fn answered(core: &Core, commits: bool, call: Call) -> Result<Output, DbErr> {
+    if !commits {
+        return call.await;
+    }
+    let answer = timeout(core.pool().settings().commit_timeout, call).await;
+    answer.unwrap_or_else(|_| Err(Kind::OutcomeUnknown.into_db_err()))
+}
+
+fn is_outcome_unknown(error: &DbErr) -> bool {
+    Error::of(error).is_some_and(|known| known.is_outcome_unknown())
+}

@@ -1,0 +1,163 @@
+//! The ends of a session, and of a transaction whose handle was dropped.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use sea_orm::DbErr;
+
+use super::{
+    core::{Core, Locked, Turn},
+    detach::detach,
+    finish::give_back,
+    hook_runner::run_hooks,
+    launch::{CallRequest, launch},
+    phase::{CutOff, Over, Phase, Rollback},
+    queue::{enqueue_detached, in_turn},
+    slot::{Running, Slot},
+    stack::{Level, Purpose, Who},
+    state::State,
+};
+use crate::{connection::Operation, error::Kind};
+
+/// How long an answer that is to roll back waits for a statement that its handler has left running.
+const STRAY_WAIT: Duration = Duration::from_millis(100);
+
+/// How long it waits where the server is told to stop the statement.
+const STOPPED_WAIT: Duration = Duration::from_secs(1);
+
+/// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
+/// statement has ended.
+pub(super) fn abandon(core: &Arc<Core>, level: Level) {
+    if !core.lock().stack.abandon(level) {
+        return;
+    }
+    if let Some(turn) = core.try_turn() {
+        return roll_back_abandoned(core, turn);
+    }
+    let this = core.clone();
+    enqueue_detached(core, async move {
+        if let Ok(turn) = this.turn(Who::Session).await {
+            roll_back_abandoned(&this, turn);
+        }
+    });
+}
+
+fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
+    let who = {
+        let state = core.lock();
+        let surviving = state.stack.surviving();
+        if !matches!(&state.slot, Slot::Idle(connection) if connection.depth() > surviving) {
+            return;
+        }
+        state.stack.innermost()
+    };
+    if let Ok(call) = launch(core, turn, CallRequest::new(who, Operation::Settle)) {
+        // Dropped unpolled, the call moves to a task.
+        drop(call);
+    }
+}
+
+/// Gives the connection back before the request ends; the next statement checks out again.
+pub(super) async fn release(core: &Arc<Core>) -> Result<(), DbErr> {
+    in_turn(core, |core, _turn| release_now(core)).await
+}
+
+fn release_now(core: &Core) -> Result<(), DbErr> {
+    let mut state = core.lock();
+    if state.admit(Who::Session).map_err(Kind::into_db_err)? > 0 {
+        return Err(Kind::TransactionOpen.into_db_err());
+    }
+    match mem::replace(&mut state.slot, Slot::Empty) {
+        Slot::Idle(connection) => {
+            state.span.released();
+            drop(state);
+            connection.give_back(|| ());
+        }
+        other => state.slot = other,
+    }
+    Ok(())
+}
+
+/// Ends the session: its handles are dead from here on, its connection goes back.
+///
+/// There is something to wait for if a transaction is open, or is being rolled back.
+pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
+    let mut state = core.lock();
+    core.tell_request(&state);
+    if let Phase::Over(over) = &mut state.phase {
+        return over.cut_off.as_mut()?.rollback.take();
+    }
+    let rollback = end_now(core, state, Over::default());
+    // What gets the turn before that is refused for the same reason.
+    core.turns().close();
+    rollback
+}
+
+/// Ends the session because its pool takes its connection away. The end of the request waits for the rollback.
+pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
+    let over = Over::cut_off(cut_off);
+    drop(end_now(core, state, over));
+    core.turns().close();
+}
+
+fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollback> {
+    // Closed when the lock is free again: that runs the log's code.
+    let outcome = state.outcome();
+    let _span = state.span.close(outcome);
+    let rollback = close_phase(&mut state, over);
+    match mem::replace(&mut state.slot, Slot::Empty) {
+        Slot::Idle(connection) => give_back(core, state, connection),
+        Slot::Running(running) => {
+            running.session_ended();
+            state.slot = Slot::Running(running);
+            detach(core, state, None);
+            run_hooks(core);
+        }
+        other => {
+            state.slot = other;
+            let released = state.phase.take_released();
+            let is_any_due = state.stack.hooks.is_any_due();
+            drop(state);
+            drop(released);
+            if is_any_due {
+                run_hooks(core);
+            }
+        }
+    }
+    rollback
+}
+
+/// Makes the phase `over`, and prepares to wait for what is open.
+fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
+    let running = match &state.slot {
+        Slot::Running(running) => Some(running),
+        _ => None,
+    };
+    // What the handler dropped is being rolled back: that counts as open until it is done.
+    let is_unclean = match &state.slot {
+        Slot::Idle(connection) => connection.depth() > 0,
+        Slot::Running(running) => running.purpose == Purpose::Other,
+        Slot::Empty | Slot::Broken => false,
+    };
+    let is_open = state.stack.depth() > 0 || is_unclean;
+    let rollback = is_open.then(|| over.expect_rollback(running.and_then(patience)));
+    // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
+    if running.is_none() {
+        state.stack.roll_back_all();
+    }
+    let rollback = over.keep_for_the_end(rollback);
+    state.phase = Phase::Over(over);
+    rollback
+}
+
+/// Returns how long an answer that is to roll back waits for a call; `None` for one that ends soon, or has to be
+/// waited for.
+fn patience(running: &Running) -> Option<Duration> {
+    running
+        .purpose
+        .is_work()
+        .then_some(if running.stop.is_some() {
+            STOPPED_WAIT
+        } else {
+            STRAY_WAIT
+        })
+}

@@ -1,0 +1,176 @@
+//! The end of a call: its connection comes back to the session, or is lost.
+
+use std::{mem, sync::Arc, task::Waker};
+
+use sea_orm::DbErr;
+
+use super::{
+    core::{Core, Locked},
+    hook_runner::run_hooks,
+    slot::{PolledBy, Running, Slot},
+    stack::Purpose,
+    state::{Found, State},
+};
+use crate::{
+    connection::Output,
+    error::Error,
+    pool::{CheckedOut, Finished},
+    telemetry,
+};
+
+/// Takes the connection back from a call that has ended, and returns its output, unless that is kept for a
+/// future that is not polled at this moment.
+pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Output, DbErr>> {
+    let Finished {
+        mut connection,
+        output,
+    } = finished;
+    let mut state = core.lock();
+    let stray_ended = state.phase.take_stray_ended();
+    let Slot::Running(mut running) = mem::replace(&mut state.slot, Slot::Empty) else {
+        put_in_place(core, state, connection);
+        return Some(output);
+    };
+    mem::swap(connection.text(), &mut running.text);
+    let result = output.as_ref().map(drop);
+    let unheard = running.unheard(result);
+    let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
+    let is_wanted = running.take_wanted();
+    let (output, owner) = deliver(&mut state, &mut running, output);
+    put_in_place(core, state, connection);
+    drop(stray_ended);
+    // The turn passes on here, when the connection is in its place.
+    drop(running);
+    if is_wanted {
+        core.turns().wake_worker();
+    }
+    if let Some(owner) = owner {
+        owner.wake();
+    }
+    if let Some(statement) = ended_elsewhere {
+        telemetry::ended_elsewhere(&statement);
+    }
+    unheard.iter().for_each(telemetry::stream_failed_unheard);
+    if core.is_awaited() {
+        core.pool().look_again();
+    }
+    output
+}
+
+/// Keeps the output of a call that the worker has polled, and returns the waker of the future that waits for it.
+/// Any other output is returned to whatever has polled the call.
+fn deliver(
+    state: &mut State,
+    running: &mut Running,
+    output: Result<Output, DbErr>,
+) -> (Option<Result<Output, DbErr>>, Option<Waker>) {
+    let PolledBy::Worker { is_left } = running.polled_by else {
+        return (Some(output), None);
+    };
+    if !is_left {
+        state.outputs.push((running.id, output));
+    }
+    (None, running.waker.take())
+}
+
+/// Draws the conclusions from a call, and returns the statement by which a transaction was ended behind the
+/// session's back.
+fn account(
+    core: &Core,
+    state: &mut Locked<'_>,
+    purpose: Purpose,
+    connection: &mut CheckedOut,
+    result: Result<(), &DbErr>,
+) -> Option<String> {
+    state.account(purpose, Found::on(connection), result);
+    core.tell_request(state);
+    if connection.may_be_demoted()
+        && let Some(known) = result.err().and_then(Error::of)
+        && known.is_read_only()
+    {
+        state.stack.failures.may_pass(known, 0, false);
+    }
+    let is_ended = connection.take_ended_elsewhere();
+    let has_failed = connection.has_failed() || connection.is_broken();
+    let standing = &mut state.stack.standing;
+    if !is_ended && !has_failed && standing.cause().is_none() {
+        return None;
+    }
+    let backend = core.pool().backend();
+    let error = result.err().filter(|_| purpose.is_work());
+    standing.note_cause(has_failed, error, || {
+        connection.text().without_values(backend)
+    });
+    let statement = is_ended.then(|| connection.text().without_values(backend))?;
+    standing.ended_elsewhere(statement.clone());
+    Some(statement)
+}
+
+/// Keeps a connection for the session's next statement, or gives it back.
+fn put_in_place(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
+    let is_over = state.phase.is_over();
+    if is_over {
+        state.stack.roll_back_all();
+    }
+    if connection.is_broken() {
+        state.slot = Slot::Broken;
+    }
+    if is_over || connection.is_broken() {
+        return give_back(core, state, connection);
+    }
+    state.slot = Slot::Idle(connection);
+    // At the end of the request they wait for the connection's return.
+    let is_any_due = state.phase.is_open() && state.stack.hooks.is_any_due();
+    drop(state);
+    if is_any_due {
+        run_hooks(core);
+    }
+}
+
+/// Gives the session's connection back. When it has left, the end of the request goes on, and then the hooks run.
+pub(super) fn give_back(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
+    let released = state.phase.take_released();
+    drop(state);
+    let core = core.clone();
+    connection.give_back(move || {
+        drop(released);
+        run_hooks(&core);
+    });
+}
+
+/// The running call was dropped, and its connection closed with it.
+pub(super) fn lose(core: &Arc<Core>) {
+    let mut state = core.lock();
+    let running = match mem::replace(&mut state.slot, Slot::Broken) {
+        Slot::Running(running) => running,
+        other => {
+            state.slot = other;
+            return;
+        }
+    };
+    if running.purpose == Purpose::Commit {
+        state.stack.commit_lost();
+    }
+    let backend = core.pool().backend();
+    let doubtful = running
+        .is_doubtful
+        .then(|| running.text.without_values(backend));
+    if let Some(statement) = &doubtful {
+        state.stack.standing.ended_elsewhere(statement.clone());
+    }
+    let is_over = state.phase.is_over();
+    if is_over {
+        state.stack.roll_back_all();
+    }
+    let released = state.phase.take_released();
+    let stray_ended = state.phase.take_stray_ended();
+    drop(state);
+    drop((running, released, stray_ended));
+    core.turns().wake_worker();
+    if let Some(statement) = &doubtful {
+        telemetry::ended_elsewhere(statement);
+    }
+    if is_over {
+        run_hooks(core);
+    }
+}

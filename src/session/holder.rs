@@ -1,0 +1,114 @@
+//! A session as its pool sees it: what it holds, and how its connection is taken away while its handler goes on.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    core::Core,
+    end::cut_off,
+    phase::CutOff,
+    queue::drive,
+    slot::{CallKind, PolledBy, Slot},
+    stack::Purpose,
+};
+use crate::{
+    error::Kind,
+    pool::{Doubt, Grip, Holder, Label, SessionPool},
+};
+
+impl Holder for Core {
+    fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>> {
+        self.request_holder()
+    }
+
+    fn is_of(&self, pool: &SessionPool) -> bool {
+        self.pool().has_database_of(pool)
+    }
+
+    fn is_bound(&self) -> bool {
+        !self.origin.is_loose
+    }
+
+    fn waits(&self) -> &AtomicU32 {
+        &self.origin.own_waits
+    }
+
+    fn note_committed(&self) {
+        self.origin
+            .has_committed_beside
+            .store(true, Ordering::Relaxed);
+    }
+
+    fn grip(&self) -> Grip {
+        match self.lock().slot {
+            Slot::Idle(_) => Grip::Idle,
+            Slot::Running(_) => Grip::Busy,
+            Slot::Empty | Slot::Broken => Grip::None,
+        }
+    }
+
+    fn doubtful(&self) -> Option<Doubt> {
+        let state = self.lock();
+        let Slot::Running(running) = &state.slot else {
+            return None;
+        };
+        // A stream may wait for its reader, and user code for anything.
+        if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {
+            return None;
+        }
+        let victim = running.cancel_handle.clone()?;
+        Some(Doubt {
+            turn: victim.turn(),
+            victim,
+        })
+    }
+
+    fn look_at_call(self: Arc<Self>) {
+        drive(&self);
+    }
+
+    fn label(&self) -> Option<Label> {
+        self.origin.label()
+    }
+
+    fn last_statement(&self) -> String {
+        let mut state = self.lock();
+        let text = match &mut state.slot {
+            Slot::Idle(connection) => connection.text(),
+            Slot::Running(running) => &mut running.text,
+            Slot::Empty | Slot::Broken => return String::new(),
+        };
+        text.without_values(self.pool().backend())
+    }
+
+    fn unread_for(&self) -> Option<Duration> {
+        let held = self.lock().held.clone();
+        held?.unread_for()
+    }
+
+    fn cut(self: Arc<Self>, reason: Kind) -> bool {
+        let mut state = self.lock();
+        let has_something =
+            matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
+        // A session that settles comes to its end by itself.
+        let commits = state.slot.purpose() == Some(Purpose::Commit);
+        if !state.phase.is_open() || !has_something || commits {
+            return false;
+        }
+        let own = state.through.take_own();
+        let body = state.held.take();
+        let has_lost = state.stack.has_work();
+        cut_off(&self, state, CutOff::new(reason, has_lost));
+        // SeaORM rolls it back, now or when the statement that runs in it has ended.
+        drop(own);
+        if let Some(body) = body {
+            body.break_off(reason.into());
+        }
+        true
+    }
+}

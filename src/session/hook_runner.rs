@@ -1,0 +1,68 @@
+//! Registers hooks, and runs those whose time has come.
+
+use std::{future::Future, sync::Arc};
+
+use sea_orm::DbErr;
+use tokio::runtime::Handle;
+
+use super::{core::Core, hooks::After, stack::Who};
+use crate::error::Kind;
+
+/// Registers `hook` for the transaction of `who`.
+pub(super) fn register(
+    core: &Arc<Core>,
+    who: Who,
+    after: After,
+    hook: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), DbErr> {
+    let mut state = core.lock();
+    if !state.phase.is_open() {
+        return Err(state.closed().into_db_err());
+    }
+    // It could hold a handle, and both would wait for each other's end.
+    if core.origin.is_plain && state.is_transactional() {
+        return Err(Kind::NoEnd.into_db_err());
+    }
+    let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
+    state.stack.hooks.register(depth, after, hook);
+    drop(state);
+    run_hooks(core);
+    Ok(())
+}
+
+/// Runs the hooks that are due, one after the other in a task; the pool of a test keeps them instead.
+pub(super) fn run_hooks(core: &Arc<Core>) {
+    let mut state = core.lock();
+    let due = state.stack.hooks.take_due();
+    if due.is_empty() {
+        return;
+    }
+    let runtime = state.runtime.clone();
+    drop(state);
+    let Some(due) = core.pool().keep_hooks(due) else {
+        return;
+    };
+    let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
+        tracing::error!(target: "tower_sea_orm::session", "hooks are lost: there is no tokio runtime here");
+        return;
+    };
+    if core.lock().stack.hooks.enqueue(due) {
+        runtime.spawn(run_queue(core.clone()));
+    }
+}
+
+async fn run_queue(core: Arc<Core>) {
+    while let Some(hook) = next(&core) {
+        // In a task of its own, so that its panic ends nothing else.
+        if tokio::spawn(hook)
+            .await
+            .is_err_and(|error| error.is_panic())
+        {
+            tracing::error!(target: "tower_sea_orm::session", "a hook panicked; those after it run nevertheless");
+        }
+    }
+}
+
+fn next(core: &Core) -> Option<crate::pool::Hook> {
+    core.lock().stack.hooks.next()
+}

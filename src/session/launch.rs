@@ -1,0 +1,138 @@
+//! [`CallRequest`]: what a handle asks of the connection, and how its call is launched.
+
+use std::{mem, sync::Arc};
+
+use sea_orm::{DbBackend, DbErr};
+
+use super::{
+    call::Call,
+    core::{Core, Locked, Turn},
+    slot::{CallKind, Running, Slot},
+    stack::{Level, Purpose, Who},
+    state::State,
+    stop::Stop,
+};
+use crate::{
+    connection::{Operation, Task},
+    error::Kind,
+    pool::CheckedOut,
+    sql::{Classified, Effect},
+};
+
+/// What a handle asks of the connection.
+pub(super) struct CallRequest {
+    pub(super) who: Who,
+    /// The transaction that it opens.
+    pub(super) opens: Option<Level>,
+    pub(super) operation: Operation,
+    pub(super) text: Classified,
+}
+
+impl CallRequest {
+    /// Asks for an operation without a text.
+    pub(super) fn new(who: Who, operation: Operation) -> Self {
+        let text = if matches!(operation, Operation::Raw(_)) {
+            Classified::OPAQUE
+        } else {
+            Classified::OWN
+        };
+        Self {
+            who,
+            opens: None,
+            operation,
+            text,
+        }
+    }
+}
+
+/// Starts what is asked for, in its turn.
+pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Result<Call, DbErr> {
+    let mut state = core.lock();
+    let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
+    let CallRequest {
+        opens,
+        operation,
+        text,
+        ..
+    } = request;
+    let depth = state.stack.depth();
+    let begin = state.begin_for(&operation);
+    let is_inside = depth > 0 || begin.is_some();
+    let purpose = Purpose::of(&operation, begin.is_some());
+    if purpose == Purpose::Commit {
+        state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
+    }
+    let id = state.new_id();
+    if let Some(level) = opens {
+        state.stack.open(level);
+    }
+    let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
+    let (stop, identify) = Stop::of(&operation, text, is_inside, core.pool(), &mut connection);
+    if core.pool().has_server() {
+        running.cancel_handle = connection.cancel_handle();
+    }
+    running.is_doubtful = text.is_doubtful() && is_inside;
+    let is_first = mem::take(&mut state.fresh);
+    let task = Task {
+        first: is_first,
+        rested: is_first && has_rested(core, &state),
+        depth,
+        on_acquire: state.rules.on_acquire.clone().filter(|_| is_first),
+        begin,
+        operation: Some(operation),
+        text,
+        doubtful: text.is_doubtful(),
+        reset: core.pool().settings().reset,
+        identify,
+        stoppable: stop.is_some(),
+    };
+    running.stop = stop;
+    Ok(place(core, state, connection, running, task))
+}
+
+/// Takes the connection for what is asked, if that may run now.
+fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOut, Kind> {
+    let open = state.admit(request.who)?;
+    // The statement may have waited for its turn while a transaction was begun.
+    if request.text.effect == Effect::CommitsImplicitly
+        && (open > 0 || state.is_inside(request.who))
+    {
+        return Err(Kind::CommitsImplicitly);
+    }
+    match mem::replace(&mut state.slot, Slot::Broken) {
+        Slot::Idle(connection) => Ok(connection),
+        other => {
+            state.slot = other;
+            Err(state.no_connection_for(&request.operation))
+        }
+    }
+}
+
+/// Returns whether the server may have closed the connection as idle before the session's first statement.
+fn has_rested(core: &Core, state: &State) -> bool {
+    core.pool().backend() != DbBackend::Sqlite && state.span.has_rested()
+}
+
+/// Puts a call into the slot, from which it is polled.
+fn place(
+    core: &Arc<Core>,
+    mut state: Locked<'_>,
+    connection: CheckedOut,
+    mut running: Running,
+    task: Task,
+) -> Call {
+    let (id, streams) = (running.id, running.kind == CallKind::Stream);
+    state
+        .runtime
+        .get_or_insert_with(|| connection.runtime().clone());
+    state.span.count();
+    state.streaming = streams;
+    running.future = Some(Box::pin(connection.call(task)));
+    state.slot = Slot::Running(running);
+    drop(state);
+    if streams {
+        // Those who wait for the turn are refused while a stream is open.
+        core.turns().look_again();
+    }
+    Call::new(core.clone(), id, streams)
+}

@@ -1,0 +1,102 @@
+//! Work that waits for its turn: a job of the session's [`Worker`].
+
+use std::{
+    future::{Future, ready},
+    sync::Arc,
+};
+
+use futures_util::future::BoxFuture;
+use sea_orm::DbErr;
+use tokio::{runtime::Handle, sync::oneshot};
+
+use super::{
+    core::{Core, Turn},
+    stack::Who,
+    turns::Work,
+    worker::Worker,
+};
+use crate::error::Kind;
+
+/// A job's place in the line. Dropped, the job leaves it.
+struct Place {
+    core: Arc<Core>,
+    id: u64,
+}
+
+/// Does `work` in a turn: now, or by the worker in the order of the first polls.
+pub(super) async fn in_turn<T: Send + 'static>(
+    core: &Arc<Core>,
+    work: impl FnOnce(&Arc<Core>, Turn) -> Result<T, DbErr> + Send + 'static,
+) -> Result<T, DbErr> {
+    if let Some(turn) = core.try_turn() {
+        return work(core, turn);
+    }
+    let this = core.clone();
+    enqueue(core, async move {
+        let turn = this.turn(Who::Session).await?;
+        work(&this, turn)
+    })
+    .await
+}
+
+/// Puts `work` behind what waits. The returned future only waits for its result.
+pub(super) fn enqueue<T: Send + 'static>(
+    core: &Arc<Core>,
+    work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
+) -> BoxFuture<'static, Result<T, DbErr>> {
+    #[cfg(feature = "_sqlx")]
+    if super::raw::is_polled_for(core) {
+        // The turn belongs to that code until it ends.
+        return Box::pin(ready(Err(Kind::RawRunning.into_db_err())));
+    }
+    let Some(runtime) = core.runtime() else {
+        // There can be no task. That is so with a mock only, whose work is done at the first poll.
+        return Box::pin(work);
+    };
+    let (sender, receiver) = oneshot::channel();
+    let job: Work = Box::pin(async move {
+        let _ = sender.send(work.await);
+    });
+    let place = core.turns().join(job).map(|id| Place {
+        core: core.clone(),
+        id,
+    });
+    start_worker(core, &runtime);
+    let core = core.clone();
+    Box::pin(async move {
+        let result = receiver.await;
+        drop(place);
+        result.unwrap_or_else(|_| Err(core.closed()))
+    })
+}
+
+/// Puts `work` behind what waits, without a future that waits for it.
+pub(super) fn enqueue_detached(core: &Arc<Core>, work: impl Future<Output = ()> + Send + 'static) {
+    let Some(runtime) = core.runtime() else {
+        return;
+    };
+    if core.turns().join(Box::pin(work)).is_some() {
+        start_worker(core, &runtime);
+    }
+}
+
+/// Has the worker poll the running call, whose own future may not be polled any more.
+pub(super) fn drive(core: &Arc<Core>) {
+    if let Some(runtime) = core.runtime() {
+        start_worker(core, &runtime);
+    }
+}
+
+fn start_worker(core: &Arc<Core>, runtime: &Handle) {
+    if core.turns().needs_worker() {
+        runtime.spawn(Worker::new(core.clone()));
+    } else {
+        core.turns().wake_worker();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.core.turns().remove(self.id);
+    }
+}
