@@ -8,16 +8,36 @@ use std::{
 };
 
 use http::{StatusCode, header, response};
+use http_body::Body;
 use tokio::task::JoinHandle;
 
 use super::{
+    core::Core,
     guard::SessionGuard,
     settle::{Decision, Ended, Settlement},
 };
 use crate::{
-    body::{BoxError, End, Finish, Hold},
+    body::{BoxError, End, Finish, Hold, SessionBody},
     telemetry,
 };
+
+/// Has `body` hold the session until its end, if the session may still be held.
+pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
+    // Not under the lock: the body is asked for its size, and may use the session.
+    let (body, hold) = SessionBody::new(body);
+    let mut state = core.lock();
+    let may_hold = state.phase.is_open() && !state.rules.is_head;
+    let rejected = if may_hold {
+        state.hold.replace(hold)
+    } else {
+        Some(hold)
+    };
+    drop(state);
+    if let Some(rejected) = rejected {
+        rejected.pass();
+    }
+    body
+}
 
 impl SessionGuard {
     /// The body that wants to decide, if there is one.

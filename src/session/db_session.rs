@@ -12,32 +12,31 @@ use sea_orm::{
     AccessMode, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
     Statement, TransactionError, TransactionOptions, TransactionTrait,
 };
-#[cfg(feature = "_sqlx")]
-use tokio::sync::oneshot;
 
 #[cfg(feature = "_sqlx")]
-use super::raw::polled_for;
+use super::raw::run_raw;
 #[cfg(feature = "stream")]
 use super::stream::SessionStream;
 use super::{
     acquire::check_out_early,
+    body_hold::hold_body,
     core::Core,
     early_end::{commit, roll_back},
     end::release,
     guard::SessionGuard,
+    handle::Handle,
     hook_runner::register,
     hooks::After,
-    order,
-    pass_through::{check_open, release_direct},
+    order, pass_through,
     plan::{Mode, Order, Plan},
     slot::Slot,
     stack::Who,
     statement::run,
-    transaction::{Handle, SessionTransaction},
+    transaction::SessionTransaction,
     tx::DbTx,
 };
 #[cfg(feature = "_sqlx")]
-use crate::connection::{Driver, Raw};
+use crate::connection::Driver;
 use crate::{
     body::SessionBody,
     connection::Operation,
@@ -72,25 +71,12 @@ macro_rules! raw_access {
             F: for<'c> FnOnce(&'c mut $connection) -> BoxFuture<'c, T> + Send + 'static,
             T: Send + 'static,
         {
-            let (sender, receiver) = oneshot::channel();
-            let session = Arc::as_ptr(&self.core).addr();
-            let raw: Raw = Box::new(move |driver| {
-                Box::pin(async move {
-                    match driver {
-                        Driver::$variant(connection) => {
-                            let _ = sender.send(polled_for(session, code(connection)).await);
-                            Ok(())
-                        }
-                        #[allow(unreachable_patterns)]
-                        _ => Err(Kind::WrongDriver.into_db_err()),
-                    }
-                })
-            });
-            if self.pool().is_direct() {
-                return Err(Kind::WrongDriver.into_db_err());
-            }
-            run(&self.core, Who::Session, Operation::Raw(raw)).await?;
-            receiver.await.map_err(|_| Kind::ConnectionLost.into_db_err())
+            run_raw(&self.core, move |driver| match driver {
+                Driver::$variant(connection) => Some(code(connection)),
+                #[allow(unreachable_patterns)]
+                _ => None,
+            })
+            .await
         }
     };
 }
@@ -250,7 +236,7 @@ impl<Tag> DbSession<Tag> {
     /// If the future is dropped before it resolves, the session keeps its connection.
     pub async fn release(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
-            return release_direct(&self.core);
+            return pass_through::release(&self.core);
         }
         release(&self.core).await
     }
@@ -266,8 +252,7 @@ impl<Tag> DbSession<Tag> {
     /// As for any statement.
     pub async fn ping(&self) -> Result<(), DbErr> {
         if self.pool().is_direct() {
-            check_open(&self.core)?;
-            return self.pool().database().ping().await;
+            return pass_through::ping(&self.core).await;
         }
         run(&self.core, Who::Session, Operation::Ping)
             .await
@@ -495,11 +480,7 @@ impl<Tag> DbSession<Tag> {
     /// statement waits for that.
     #[cfg(feature = "stream")]
     pub async fn rows(&self, statement: Statement) -> Result<SessionStream<'static>, DbErr> {
-        if self.pool().is_direct() {
-            SessionStream::open_plain(&self.core, self.pool().database(), statement).await
-        } else {
-            SessionStream::open_pinned(&self.core, Who::Session, statement).await
-        }
+        SessionStream::of_session(&self.core, Who::Session, statement).await
     }
 
     /// Keeps the session, and its transaction, open until the end of `body`, which becomes the
@@ -545,20 +526,7 @@ impl<Tag> DbSession<Tag> {
     /// # let _ = axum::routing::get::<_, _, ()>(export); }
     /// ```
     pub fn hold_until_body_end<B: Body>(&self, body: B) -> SessionBody<B> {
-        // Not under the lock: the body is asked for its size, and may use the session.
-        let (body, hold) = SessionBody::new(body);
-        let mut state = self.core.lock();
-        let is_open = state.phase.is_open() && !state.rules.is_head;
-        let before = if is_open {
-            state.hold.replace(hold)
-        } else {
-            Some(hold)
-        };
-        drop(state);
-        if let Some(before) = before {
-            before.pass();
-        }
-        body
+        hold_body(&self.core, body)
     }
 
     #[cfg(feature = "sqlx-postgres")]
@@ -604,10 +572,10 @@ impl<Tag> DbSession<Tag> {
     }
 
     pub(super) fn handle(&self) -> Handle<'_> {
-        if self.pool().is_direct() {
-            Handle::Plain(&self.core, self.pool().database())
-        } else {
-            Handle::Pinned(&self.core, Who::Session)
+        Handle {
+            core: &self.core,
+            who: Who::Session,
+            through: None,
         }
     }
 }

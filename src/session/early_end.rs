@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sea_orm::{DatabaseTransaction, DbErr};
+use sea_orm::DbErr;
 use tokio::time::timeout;
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     core::{Core, Turn},
     hook_runner::run_hooks,
     launch::{CallRequest, launch},
-    pass_through::end_direct,
+    pass_through::{OwnTransaction, end_own},
     queue::in_turn,
     stack::{Stack, Who},
     state::State,
@@ -26,8 +26,8 @@ enum EarlyEnd {
     /// There was nothing to end.
     Done,
     Sent(Call),
-    /// It is one of SeaORM's own, to be ended in this turn.
-    Direct(Turn, Arc<DatabaseTransaction>),
+    /// It is one of SeaORM's, to be ended in this turn.
+    Own(Turn, OwnTransaction),
 }
 
 /// Commits what the session did so far; its next statement begins another transaction.
@@ -44,8 +44,8 @@ async fn end_early(core: &Arc<Core>, operation: Operation) -> Result<(), DbErr> 
     let commits = matches!(operation, Operation::Commit);
     let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, operation)).await? {
         EarlyEnd::Done => return Ok(()),
-        EarlyEnd::Direct(turn, transaction) => {
-            return end_direct(core, turn, transaction, commits).await;
+        EarlyEnd::Own(turn, own) => {
+            return end_own(core, turn, own, commits).await;
         }
         EarlyEnd::Sent(call) => answered(core, commits, call).await,
     };
@@ -64,7 +64,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
         let mut state = core.lock();
         let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
         may_end(&mut state, commits)?;
-        if open == 0 && !state.through.has_own() {
+        if open == 0 {
             if commits {
                 state.stack.nothing_to_commit();
             } else {
@@ -77,8 +77,8 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
         }
         state.take_own()
     };
-    if let Some(transaction) = own {
-        return Ok(EarlyEnd::Direct(turn, transaction));
+    if let Some(own) = own {
+        return Ok(EarlyEnd::Own(turn, own));
     }
     let call = launch(core, turn, CallRequest::new(Who::Session, operation))?;
     if commits {

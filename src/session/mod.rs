@@ -11,6 +11,7 @@ mod end;
 mod failures;
 mod finish;
 mod guard;
+mod handle;
 mod holder;
 mod hook_runner;
 mod hooks;
@@ -21,6 +22,8 @@ mod outcome;
 mod pass_through;
 mod phase;
 mod plan;
+#[cfg(feature = "_sqlx")]
+mod polled;
 mod pool_session;
 mod queue;
 #[cfg(feature = "_sqlx")]
@@ -35,7 +38,6 @@ mod statement;
 mod stop;
 #[cfg(feature = "stream")]
 mod stream;
-mod through;
 mod transaction;
 mod turns;
 mod tx;

@@ -17,7 +17,7 @@ pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
     if state.rules.mode == mode {
         return Ok(());
     }
-    if state.stack.has_begun() || state.through.has_own() {
+    if state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }
     if mode == Mode::Autocommit && state.rules.on_begin.is_some() {
@@ -45,7 +45,7 @@ pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
         set_mode(core, mode)?;
     }
     let mut state = core.lock();
-    if on_begin.is_some() && (state.stack.has_begun() || state.through.has_own()) {
+    if on_begin.is_some() && state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }
     if on_acquire.is_some() && !state.fresh && !matches!(state.slot, Slot::Empty) {

@@ -14,9 +14,9 @@ use super::{
     core::Core,
     db_session::DbSession,
     guard::SessionGuard,
+    handle::Handle,
     plan::Plan,
     settle::{Decision, Ended},
-    transaction::Handle,
     tx::DbTx,
 };
 use crate::{Error, SessionPool};

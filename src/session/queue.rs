@@ -45,7 +45,7 @@ pub(super) fn enqueue<T: Send + 'static>(
     work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, DbErr>> {
     #[cfg(feature = "_sqlx")]
-    if super::raw::is_polled_for(core) {
+    if super::polled::is_polled_for(core) {
         // The turn belongs to that code until it ends.
         return Box::pin(ready(Err(Kind::RawRunning.into_db_err())));
     }

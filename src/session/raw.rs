@@ -1,44 +1,41 @@
 //! Raw access: a closure on the driver's own connection.
 
-use std::{cell::RefCell, future::poll_fn, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use sea_orm::DbErr;
+use tokio::sync::oneshot;
 
-use super::core::Core;
+use super::{
+    core::Core,
+    polled::{address, polled_for},
+    stack::Who,
+    statement::run,
+};
+use crate::{
+    connection::{Driver, Operation, Raw},
+    error::Kind,
+};
 
-thread_local! {
-    /// The sessions whose raw code this thread is polling, by their addresses, innermost last.
-    static POLLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Whether this is called by raw code of the session `core`, which would wait for itself.
-pub(super) fn is_polled_for(core: &Arc<Core>) -> bool {
-    let session = Arc::as_ptr(core).addr();
-    POLLED
-        .try_with(|polled| polled.borrow().contains(&session))
-        .unwrap_or(false)
-}
-
-/// Polls raw code in the name of the session at the address `session`.
-pub(super) async fn polled_for<T>(session: usize, mut code: BoxFuture<'_, T>) -> T {
-    poll_fn(move |cx| {
-        let _polled = Polled::new(session);
-        code.as_mut().poll(cx)
-    })
-    .await
-}
-
-struct Polled;
-
-impl Polled {
-    fn new(session: usize) -> Self {
-        let _ = POLLED.try_with(|polled| polled.borrow_mut().push(session));
-        Self
+/// Runs `code` on the session's connection; it returns `None` if that is of another driver.
+pub(super) async fn run_raw<T: Send + 'static>(
+    core: &Arc<Core>,
+    code: impl for<'c> FnOnce(&'c mut Driver) -> Option<BoxFuture<'c, T>> + Send + 'static,
+) -> Result<T, DbErr> {
+    if core.pool().is_direct() {
+        return Err(Kind::WrongDriver.into_db_err());
     }
-}
-
-impl Drop for Polled {
-    fn drop(&mut self) {
-        let _ = POLLED.try_with(|polled| polled.borrow_mut().pop());
-    }
+    let (sender, receiver) = oneshot::channel();
+    let session = address(core);
+    let raw: Raw = Box::new(move |driver| {
+        Box::pin(async move {
+            let code = code(driver).ok_or_else(|| Kind::WrongDriver.into_db_err())?;
+            let _ = sender.send(polled_for(session, code).await);
+            Ok(())
+        })
+    });
+    run(core, Who::Session, Operation::Raw(raw)).await?;
+    receiver
+        .await
+        .map_err(|_| Kind::ConnectionLost.into_db_err())
 }

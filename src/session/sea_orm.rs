@@ -9,44 +9,28 @@ use sea_orm::{
 };
 
 use super::{
-    db_session::DbSession,
-    pass_through::{admit_direct, direct_transaction, heed},
-    pool_session::PoolSession,
-    stack::Who,
-    statement::{run, vet},
-    transaction::{Handle, SessionTransaction},
-    tx::DbTx,
+    db_session::DbSession, pass_through, pool_session::PoolSession, statement,
+    transaction::SessionTransaction, tx::DbTx,
 };
 use crate::{
     connection::{Operation, Output},
     error::Kind,
 };
 
-/// Runs an operation on the pinned connection, or the same method on what is underneath.
-macro_rules! on {
-    ($self:ident, $sql:expr, $direct:ident => $through:expr, $operation:expr, $variant:ident) => {
-        match $self.handle() {
-            Handle::Direct(core, level, $direct) => {
-                vet(core, Who::Level(level), $sql)?;
-                admit_direct(core, Who::Level(level))?;
-                heed(core, $through)
-            }
-            Handle::Plain(core, $direct) => {
-                vet(core, Who::Session, $sql)?;
-                let transaction = direct_transaction(core).await?;
-                // Once more: the session may have been put into a transaction meanwhile.
-                vet(core, Who::Session, $sql)?;
-                match transaction {
-                    Some($direct) => heed(core, $through),
-                    None => heed(core, $through),
-                }
-            }
-            Handle::Pinned(core, level) => match run(core, level, $operation).await? {
-                Output::$variant(output) => Ok(output),
-                _ => Err(Kind::ConnectionLost.into_db_err()),
-            },
+/// Runs an operation, and returns its output of the kind that belongs to it.
+macro_rules! run {
+    ($self:ident, $operation:expr, $output:ident) => {{
+        let handle = $self.handle();
+        let done = if handle.core.pool().is_direct() {
+            Box::pin(pass_through::run(handle, $operation)).await?
+        } else {
+            statement::run(handle.core, handle.who, $operation).await?
+        };
+        match done {
+            Output::$output(output) => Ok(output),
+            _ => Err(Kind::ConnectionLost.into_db_err()),
         }
-    };
+    }};
 }
 
 macro_rules! connection_trait {
@@ -58,19 +42,19 @@ macro_rules! connection_trait {
             }
 
             async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-                on!(self, &statement.sql, direct => direct.execute_raw(statement).await, Operation::Execute(statement), Executed)
+                run!(self, Operation::Execute(statement), Executed)
             }
 
             async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-                on!(self, sql, direct => direct.execute_unprepared(sql).await, Operation::Unprepared(sql.to_owned()), Executed)
+                run!(self, Operation::Unprepared(sql.to_owned()), Executed)
             }
 
             async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-                on!(self, &statement.sql, direct => direct.query_one_raw(statement).await, Operation::One(statement), Row)
+                run!(self, Operation::One(statement), Row)
             }
 
             async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-                on!(self, &statement.sql, direct => direct.query_all_raw(statement).await, Operation::All(statement), Rows)
+                run!(self, Operation::All(statement), Rows)
             }
 
             fn support_returning(&self) -> bool {
@@ -151,8 +135,7 @@ macro_rules! connection_trait {
             ) -> Pin<Box<dyn Future<Output = Result<Self::Stream<'a>, DbErr>> + 'a + Send>> {
                 Box::pin(super::SessionStream::open(self.handle(), statement))
             }
-        }
-    };
+        }};
 }
 
 connection_trait!(DbSession<Tag>, Tag);

@@ -1,9 +1,9 @@
 //! [`Settlement`]: the end of a session with its response.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use sea_orm::{DatabaseTransaction, DbErr};
+
 use tokio::time::timeout;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     detach::detach,
     end::end,
     launch::{CallRequest, launch},
-    pass_through::end_through,
+    pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
     queue::drive,
     slot::{CallKind, PolledBy, Slot},
@@ -93,8 +93,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
 
 /// Returns whether there is something that COMMIT has to be sent for, or waited for, or that is in its way.
 fn has_to_commit(state: &State) -> bool {
-    let is_at_work =
-        state.stack.depth() > 0 || state.through.has_own() || state.slot.purpose().is_some();
+    let is_at_work = state.stack.depth() > 0 || state.slot.purpose().is_some();
     state.stack.has_left_open() || state.is_transactional() && is_at_work
 }
 
@@ -129,14 +128,14 @@ async fn roll_back_at_end(
     core: Arc<Core>,
     ended: Ended,
     rollback: Option<Rollback>,
-    own: Option<Arc<DatabaseTransaction>>,
+    own: Option<OwnTransaction>,
 ) -> Ended {
     let bound = core.pool().settings().release_timeout;
     if let Some(rollback) = rollback {
         rollback.wait(bound).await;
     }
-    if let Some(transaction) = own.and_then(Arc::into_inner) {
-        let _ = timeout(bound, transaction.rollback()).await;
+    if let Some(own) = own {
+        roll_back_own(&core, own).await;
     }
     let may_stand = core.lock().may_stand();
     match (ended, may_stand) {
@@ -181,7 +180,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         if let Some(error) = state.stack.standing.unheard_failure() {
             return Err(error);
         }
-        if state.stack.depth() == 0 && !state.through.has_own() {
+        if state.stack.depth() == 0 {
             if let Some(error) = state.take_failure() {
                 return Err(error);
             }
@@ -191,11 +190,14 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         state.take_own()
     };
     match own {
-        Some(transaction) => commit_own(core, turn, transaction).await,
+        Some(own) => commit_own(core, own).await,
         None => {
             let request = CallRequest::new(Who::Settlement, Operation::Commit);
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
-            in_time(core, call).await
+            match timeout(core.pool().settings().commit_timeout, call).await {
+                Ok(answer) => answer.map(drop).map_err(Error::of_commit),
+                Err(_) => Err(Kind::OutcomeUnknown.into()),
+            }
         }
     }
 }
@@ -219,29 +221,6 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
         .await
         .map_err(|_| otherwise)?;
     Ok(turn.map_err(|_| Kind::SessionClosed)?)
-}
-
-/// Commits the session's own transaction, which is one of SeaORM's.
-async fn commit_own(
-    core: &Arc<Core>,
-    _turn: Turn,
-    transaction: Arc<DatabaseTransaction>,
-) -> Result<(), Error> {
-    let transaction = Arc::into_inner(transaction).ok_or(Kind::StillRunning)?;
-    let committed = in_time(core, end_through(core, transaction, true, 1)).await;
-    core.lock().stack.own_committed(committed.clone());
-    committed
-}
-
-/// Waits for a COMMIT. The outcome of one that is not answered in time is unknown.
-async fn in_time<T>(
-    core: &Core,
-    commit: impl Future<Output = Result<T, DbErr>>,
-) -> Result<(), Error> {
-    match timeout(core.pool().settings().commit_timeout, commit).await {
-        Ok(answer) => answer.map(drop).map_err(Error::of_commit),
-        Err(_) => Err(Kind::OutcomeUnknown.into()),
-    }
 }
 
 /// Has a task read the rest of a stream: held but not read, it would never end.

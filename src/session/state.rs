@@ -1,16 +1,14 @@
 //! [`State`]: what changes about a session, under its lock.
 
-use std::sync::Arc;
-
-use sea_orm::{DatabaseTransaction, DbErr};
+use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
 use super::{
+    pass_through::{OwnTransaction, Through},
     phase::{CutOff, Phase},
     plan::{Mode, Rules},
     slot::Slot,
     stack::{Purpose, Stack, Who},
-    through::Through,
 };
 use crate::{
     body::{Hold, WeakHold},
@@ -178,7 +176,7 @@ impl State {
     }
 
     /// The session's own transaction has begun, which is one of SeaORM's.
-    pub(super) fn begun(&mut self, transaction: Arc<DatabaseTransaction>) {
+    pub(super) fn begun(&mut self, transaction: OwnTransaction) {
         self.new_id();
         self.through.set_own(transaction);
         self.stack.open_own();
@@ -200,7 +198,7 @@ impl State {
     }
 
     /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.
-    pub(super) fn take_own(&mut self) -> Option<Arc<DatabaseTransaction>> {
+    pub(super) fn take_own(&mut self) -> Option<OwnTransaction> {
         let own = self.through.take_own()?;
         self.stack.forget_open();
         Some(own)

@@ -8,19 +8,19 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::{Stream, stream};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, StreamTrait};
+use futures_util::Stream;
+use sea_orm::{DbErr, QueryResult, Statement};
 use tokio::sync::mpsc;
 
 use super::{
     call::{Call, OpenStream},
     core::Core,
+    handle::Handle,
     launch::CallRequest,
-    pass_through::{admit_direct, direct_transaction, heed},
+    pass_through::{self, PassedRows},
     slot::Slot,
     stack::Who,
-    statement::{start, vet},
-    transaction::Handle,
+    statement::start,
 };
 use crate::{
     connection::{Operation, Rows},
@@ -30,7 +30,7 @@ use crate::{
 /// Rows that may wait between the driver and the reader.
 const BUFFERED: usize = 16;
 
-/// The rows of one statement, from [`StreamTrait::stream`].
+/// The rows of one statement, from [`StreamTrait::stream`](sea_orm::StreamTrait::stream).
 ///
 /// While it is open, other statements of its session are refused at once: read it to its end or drop it
 /// first. If it is dropped half-read, it is read to its end in a task (within `release_timeout`), and the
@@ -44,15 +44,14 @@ enum Inner<'a> {
     Pinned {
         call: Option<Call>,
         rows: mpsc::Receiver<QueryResult>,
-        /// What the call ended with, to be told after the last row.
+        /// What the call ended with, to be returned after the last row.
         failure: Option<DbErr>,
         /// `None` once the end was read.
         open: Option<OpenStream>,
     },
     /// SeaORM's own.
-    Direct {
-        rows: Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>,
-        core: Arc<Core>,
+    Through {
+        rows: PassedRows<'a>,
         /// `None` once the end was read.
         open: Option<OpenStream>,
     },
@@ -60,51 +59,25 @@ enum Inner<'a> {
 
 impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
-        match handle {
-            Handle::Direct(core, level, transaction) => {
-                vet(core, Who::Level(level), &statement.sql)?;
-                admit_direct(core, Who::Level(level))?;
-                let rows = heed(core, transaction.stream_raw(statement).await)?;
-                Ok(Self::direct(core, Box::pin(rows)))
+        match handle.through {
+            None => Self::of_session(handle.core, handle.who, statement).await,
+            Some(transaction) => {
+                let rows = pass_through::nested_rows(handle, transaction, statement).await?;
+                Ok(Self::passed(handle.core, rows))
             }
-            Handle::Plain(core, database) => Self::open_plain(core, database, statement).await,
-            Handle::Pinned(core, who) => Self::open_pinned(core, who, statement).await,
         }
     }
 
-    pub(super) async fn open_plain(
-        core: &Arc<Core>,
-        database: &DatabaseConnection,
-        statement: Statement,
-    ) -> Result<Self, DbErr> {
-        vet(core, Who::Session, &statement.sql)?;
-        Ok(match direct_transaction(core).await? {
-            // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
-            Some(transaction) => {
-                let rows = heed(core, transaction.query_all_raw(statement).await)?;
-                Self::direct(core, Box::pin(stream::iter(rows.into_iter().map(Ok))))
-            }
-            None => Self::direct(core, Box::pin(database.stream_raw(statement).await?)),
-        })
-    }
-
-    fn direct(
-        core: &Arc<Core>,
-        rows: Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>,
-    ) -> Self {
-        core.lock().streaming = true;
-        Self(Inner::Direct {
-            rows,
-            core: core.clone(),
-            open: Some(OpenStream(core.clone())),
-        })
-    }
-
-    pub(super) async fn open_pinned(
+    /// Opens a stream that borrows nothing.
+    pub(super) async fn of_session(
         core: &Arc<Core>,
         who: Who,
         statement: Statement,
     ) -> Result<Self, DbErr> {
+        if core.pool().is_direct() {
+            let rows = pass_through::rows(core, statement).await?;
+            return Ok(Self::passed(core, rows));
+        }
         let (sender, rows) = Rows::new(BUFFERED);
         let request = CallRequest::new(who, Operation::Stream(statement, sender));
         let mut call = start(core, request).await?;
@@ -116,6 +89,12 @@ impl<'a> SessionStream<'a> {
             open,
         }))
     }
+
+    fn passed(core: &Arc<Core>, rows: PassedRows<'a>) -> Self {
+        core.lock().streaming = true;
+        let open = Some(OpenStream(core.clone()));
+        Self(Inner::Through { rows, open })
+    }
 }
 
 impl Stream for SessionStream<'_> {
@@ -123,12 +102,12 @@ impl Stream for SessionStream<'_> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let (call, rows, failure, open) = match &mut self.0 {
-            Inner::Direct { rows, core, open } => {
+            Inner::Through { rows, open } => {
                 let row = ready!(rows.as_mut().poll_next(cx));
                 if row.is_none() {
                     *open = None;
                 }
-                return Poll::Ready(row.map(|row| heed(core, row)));
+                return Poll::Ready(row);
             }
             Inner::Pinned {
                 call,

@@ -3,20 +3,19 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use sea_orm::{
-    AccessMode, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, Schema,
-    SchemaBuilder, TransactionError, TransactionOptions, TransactionTrait,
+    AccessMode, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
+    TransactionError, TransactionOptions, TransactionTrait,
 };
 
 use super::{
     core::Core,
     early_end::answered,
-    end::abandon,
+    end,
+    handle::Handle,
     hook_runner::register,
     hooks::After,
     launch::CallRequest,
-    pass_through::{
-        admit_begin, admit_end, direct_transaction, drop_through, end_level, heed, open_through,
-    },
+    pass_through,
     stack::{Level, Who},
     statement::start,
 };
@@ -30,90 +29,14 @@ use crate::{connection::Operation, pool::SessionPool};
 ///
 /// It is rolled back if it is dropped without `commit()`.
 #[must_use = "a transaction is rolled back when it is dropped"]
-pub struct SessionTransaction(Inner);
-
-enum Inner {
-    Pinned {
-        core: Arc<Core>,
-        level: Level,
-    },
-    Direct {
-        core: Arc<Core>,
-        level: Level,
-        transaction: DatabaseTransaction,
-    },
-    /// Committed or rolled back.
-    Ended {
-        core: Arc<Core>,
-    },
-}
-
-/// What a handle speaks to.
-pub(super) enum Handle<'a> {
-    Pinned(&'a Arc<Core>, Who),
-    Plain(&'a Arc<Core>, &'a DatabaseConnection),
-    Direct(&'a Arc<Core>, Level, &'a DatabaseTransaction),
+pub struct SessionTransaction {
+    core: Arc<Core>,
+    level: Level,
+    /// SeaORM's own, if the session has no connection; `None` when it has ended.
+    through: Option<DatabaseTransaction>,
 }
 
 impl SessionTransaction {
-    pub(super) async fn open(
-        handle: Handle<'_>,
-        options: TransactionOptions,
-    ) -> Result<Self, DbErr> {
-        match handle {
-            Handle::Plain(core, database) => {
-                let outer = direct_transaction(core).await?;
-                admit_begin(core, Who::Session)?;
-                let begun = match &outer {
-                    Some(outer) => outer.begin_with_options(options).await,
-                    None => database.begin_with_options(options).await,
-                };
-                Ok(Self::direct(core, heed(core, begun)?))
-            }
-            Handle::Direct(core, level, outer) => {
-                admit_begin(core, Who::Level(level))?;
-                let begun = outer.begin_with_options(options).await;
-                Ok(Self::direct(core, heed(core, begun)?))
-            }
-            Handle::Pinned(core, who) => {
-                // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
-                // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
-                let level = core.lock().new_id();
-                let transaction = Self(Inner::Pinned {
-                    core: core.clone(),
-                    level,
-                });
-                let request = CallRequest {
-                    opens: Some(level),
-                    ..CallRequest::new(who, Operation::Begin(options))
-                };
-                start(core, request).await?.await?;
-                Ok(transaction)
-            }
-        }
-    }
-
-    fn direct(core: &Arc<Core>, transaction: DatabaseTransaction) -> Self {
-        Self(Inner::Direct {
-            core: core.clone(),
-            level: open_through(core),
-            transaction,
-        })
-    }
-
-    pub(super) fn handle(&self) -> Handle<'_> {
-        match &self.0 {
-            Inner::Pinned { core, level } => Handle::Pinned(core, Who::Level(*level)),
-            Inner::Direct {
-                core,
-                level,
-                transaction,
-            } => Handle::Direct(core, *level, transaction),
-            // Whoever ends it consumes it.
-            Inner::Ended { core } => Handle::Pinned(core, Who::Level(Level::MAX)),
-        }
-    }
-
     /// Commits the transaction, or releases the savepoint.
     ///
     /// # Errors
@@ -143,33 +66,10 @@ impl SessionTransaction {
     ///
     /// If the future is dropped at any point, the transaction is rolled back.
     pub async fn rollback(self) -> Result<(), DbErr> {
-        let core = self.core().clone();
+        let core = self.core.clone();
         self.end(false).await?;
         core.lock().went_back();
         Ok(())
-    }
-
-    async fn end(mut self, commits: bool) -> Result<(), DbErr> {
-        match &self.0 {
-            Inner::Pinned { core, level } => {
-                let operation = if commits {
-                    Operation::Commit
-                } else {
-                    Operation::Rollback
-                };
-                let request = CallRequest::new(Who::Level(*level), operation);
-                let call = start(core, request).await?;
-                answered(core, commits, call).await.map(drop)
-            }
-            Inner::Direct { core, level, .. } => {
-                admit_end(core, Who::Level(*level))?;
-                let Some((core, level, transaction)) = self.take_direct() else {
-                    return Ok(());
-                };
-                end_level(&core, level, transaction, commits).await
-            }
-            Inner::Ended { .. } => Ok(()),
-        }
     }
 
     /// Runs `callback` in a transaction inside this one.
@@ -219,7 +119,7 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(self.core(), self.who(), After::Commit, hook)
+        register(&self.core, Who::Level(self.level), After::Commit, hook)
     }
 
     /// Runs `hook` after the session's whole transaction was rolled back, as
@@ -233,19 +133,12 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(self.core(), self.who(), After::Rollback, hook)
-    }
-
-    fn who(&self) -> Who {
-        match &self.0 {
-            Inner::Pinned { level, .. } | Inner::Direct { level, .. } => Who::Level(*level),
-            Inner::Ended { .. } => Who::Level(Level::MAX),
-        }
+        register(&self.core, Who::Level(self.level), After::Rollback, hook)
     }
 
     /// Returns the pool that the session comes from.
     pub fn pool(&self) -> &SessionPool {
-        self.core().pool()
+        self.core.pool()
     }
 
     /// Returns the database's kind.
@@ -261,6 +154,61 @@ impl SessionTransaction {
     /// Returns a builder for schema statements in the database's dialect.
     pub fn get_schema_builder(&self) -> SchemaBuilder {
         Schema::new(self.backend()).builder()
+    }
+
+    pub(super) async fn open(
+        handle: Handle<'_>,
+        options: TransactionOptions,
+    ) -> Result<Self, DbErr> {
+        let core = handle.core.clone();
+        if core.pool().is_direct() {
+            let (level, transaction) = Box::pin(pass_through::begin(handle, options)).await?;
+            return Ok(Self {
+                core,
+                level,
+                through: Some(transaction),
+            });
+        }
+        // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
+        // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
+        let level = core.lock().new_id();
+        let transaction = Self {
+            core,
+            level,
+            through: None,
+        };
+        let request = CallRequest {
+            opens: Some(level),
+            ..CallRequest::new(handle.who, Operation::Begin(options))
+        };
+        start(&transaction.core, request).await?.await?;
+        Ok(transaction)
+    }
+
+    pub(super) fn handle(&self) -> Handle<'_> {
+        Handle {
+            core: &self.core,
+            who: Who::Level(self.level),
+            through: self.through.as_ref(),
+        }
+    }
+
+    async fn end(mut self, commits: bool) -> Result<(), DbErr> {
+        let Self {
+            core,
+            level,
+            through,
+        } = &mut self;
+        if core.pool().is_direct() {
+            return Box::pin(pass_through::end(core, *level, through, commits)).await;
+        }
+        let operation = if commits {
+            Operation::Commit
+        } else {
+            Operation::Rollback
+        };
+        let call = start(core, CallRequest::new(Who::Level(*level), operation)).await?;
+        answered(core, commits, call).await.map(drop)
     }
 
     pub(super) async fn run_async<F, T, E>(self, callback: F) -> Result<T, TransactionError<E>>
@@ -293,36 +241,14 @@ impl SessionTransaction {
             },
         }
     }
-
-    fn core(&self) -> &Arc<Core> {
-        match &self.0 {
-            Inner::Pinned { core, .. } | Inner::Direct { core, .. } | Inner::Ended { core } => core,
-        }
-    }
-
-    /// Moves SeaORM's transaction out.
-    fn take_direct(&mut self) -> Option<(Arc<Core>, Level, DatabaseTransaction)> {
-        let core = self.core().clone();
-        match std::mem::replace(&mut self.0, Inner::Ended { core }) {
-            Inner::Direct {
-                core,
-                level,
-                transaction,
-            } => Some((core, level, transaction)),
-            other => {
-                self.0 = other;
-                None
-            }
-        }
-    }
 }
 
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
-        if let Inner::Pinned { core, level } = &self.0 {
-            abandon(core, *level);
-        } else if let Some((core, level, transaction)) = self.take_direct() {
-            drop_through(&core, level, transaction);
+        if let Some(transaction) = self.through.take() {
+            pass_through::abandon(&self.core, self.level, transaction);
+        } else if !self.core.pool().is_direct() {
+            end::abandon(&self.core, self.level);
         }
     }
 }

@@ -7,7 +7,7 @@ use sea_orm::DbBackend;
 
 use super::{
     db_session::{DbSession, DefaultDatabase},
-    transaction::Handle,
+    handle::Handle,
 };
 use crate::error::Error;
 

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use sea_orm::DatabaseTransaction;
 
-use super::stack::Level;
+use super::super::stack::Level;
+
+/// A session's own transaction, which statements share while they run in it.
+pub(in crate::session) type OwnTransaction = Arc<DatabaseTransaction>;
 
 /// What is known of the transactions that pass through. SeaORM ends whichever is the innermost one, so a
 /// handle must not go before those inside it.
 #[derive(Default)]
-pub(super) struct Through {
+pub(in crate::session) struct Through {
     /// The session's own transaction.
-    own: Option<Arc<DatabaseTransaction>>,
+    own: Option<OwnTransaction>,
     /// The server has given up the transactions from this depth on.
     given_up: Option<usize>,
     /// Handles whose transactions SeaORM still has, outermost first.
@@ -21,55 +24,51 @@ pub(super) struct Through {
 }
 
 impl Through {
-    pub(super) fn own(&self) -> Option<&Arc<DatabaseTransaction>> {
+    pub(in crate::session) fn own(&self) -> Option<&OwnTransaction> {
         self.own.as_ref()
     }
 
-    pub(super) fn has_own(&self) -> bool {
-        self.own.is_some()
-    }
-
-    pub(super) fn set_own(&mut self, transaction: Arc<DatabaseTransaction>) {
+    pub(in crate::session) fn set_own(&mut self, transaction: OwnTransaction) {
         self.own = Some(transaction);
     }
 
-    pub(super) fn take_own(&mut self) -> Option<Arc<DatabaseTransaction>> {
+    pub(in crate::session) fn take_own(&mut self) -> Option<OwnTransaction> {
         self.own.take()
     }
 
     /// Returns whether a transaction waits for those inside it to be ended.
-    pub(super) fn is_any_parked(&self) -> bool {
+    pub(in crate::session) fn is_any_parked(&self) -> bool {
         !self.parked.is_empty()
     }
 
     /// Notes that the server has given up the innermost of `depth` transactions, or all of them.
-    pub(super) fn give_up(&mut self, depth: usize, all: bool) {
+    pub(in crate::session) fn give_up(&mut self, depth: usize, all: bool) {
         if depth > 0 {
             self.given_up.get_or_insert(if all { 1 } else { depth });
         }
     }
 
     /// Returns whether the server has given up the innermost of `depth` transactions.
-    pub(super) fn is_given_up(&self, depth: usize) -> bool {
+    pub(in crate::session) fn is_given_up(&self, depth: usize) -> bool {
         self.given_up.is_some_and(|from| from <= depth)
     }
 
     /// Forgets that the transaction at `depth`, which is being ended, was given up; returns whether it was.
-    pub(super) fn take_given_up(&mut self, depth: usize) -> bool {
+    pub(in crate::session) fn take_given_up(&mut self, depth: usize) -> bool {
         self.given_up.take_if(|from| *from >= depth).is_some()
     }
 
     /// Forgets what is known of transactions that are not open any more.
-    pub(super) fn forget_beyond(&mut self, depth: usize) {
+    pub(in crate::session) fn forget_beyond(&mut self, depth: usize) {
         self.given_up = self.given_up.filter(|from| *from <= depth);
     }
 
-    pub(super) fn opened(&mut self, level: Level) {
+    pub(in crate::session) fn opened(&mut self, level: Level) {
         self.alive.push(level);
     }
 
     /// Keeps a transaction whose handle goes before those inside it; gives it back if there are none.
-    pub(super) fn park(
+    pub(in crate::session) fn park(
         &mut self,
         level: Level,
         transaction: DatabaseTransaction,
@@ -84,7 +83,7 @@ impl Through {
     }
 
     /// The handle of `level` is gone; returns what was waiting for that, to be rolled back in this order.
-    pub(super) fn unpark(&mut self, level: Level) -> Vec<DatabaseTransaction> {
+    pub(in crate::session) fn unpark(&mut self, level: Level) -> Vec<DatabaseTransaction> {
         self.alive.retain(|alive| *alive != level);
         let innermost = self.alive.last().copied();
         self.parked.sort_by_key(|(level, _)| *level);

@@ -1,0 +1,16 @@
+//! [`Handle`]: what a statement goes through, a session or one of its transactions.
+
+use std::sync::Arc;
+
+use sea_orm::DatabaseTransaction;
+
+use super::{core::Core, stack::Who};
+
+/// What a statement goes through.
+#[derive(Clone, Copy)]
+pub(super) struct Handle<'a> {
+    pub(super) core: &'a Arc<Core>,
+    pub(super) who: Who,
+    /// The transaction of SeaORM's that the handle stands for, if the session has no connection.
+    pub(super) through: Option<&'a DatabaseTransaction>,
+}

@@ -1,0 +1,99 @@
+//! Transactions that the handler began, where they are SeaORM's.
+
+use std::sync::Arc;
+
+use sea_orm::{DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait};
+
+use super::{
+    super::{
+        core::Core,
+        handle::Handle,
+        hook_runner::run_hooks,
+        stack::{Level, Who},
+    },
+    admission::{admit, heed},
+    own::{enter, send_end},
+};
+use crate::error::Kind;
+
+/// Begins a transaction inside what is open.
+pub(in crate::session) async fn begin(
+    handle: Handle<'_>,
+    options: TransactionOptions,
+) -> Result<(Level, DatabaseTransaction), DbErr> {
+    let core = handle.core;
+    let own = enter(handle).await?;
+    admit(core, handle.who)?;
+    if is_given_up(core) {
+        return Err(Kind::Aborted.into_db_err());
+    }
+    let begun = match handle.through.or(own.as_deref()) {
+        Some(outer) => outer.begin_with_options(options).await,
+        None => core.pool().database().begin_with_options(options).await,
+    };
+    let transaction = heed(core, begun)?;
+    let mut state = core.lock();
+    let level = state.new_id();
+    state.stack.open(level);
+    state.through.opened(level);
+    Ok((level, transaction))
+}
+
+fn is_given_up(core: &Core) -> bool {
+    let state = core.lock();
+    state.through.is_given_up(state.stack.depth())
+}
+
+/// Commits or rolls back a transaction that the handler began.
+pub(in crate::session) async fn end(
+    core: &Arc<Core>,
+    level: Level,
+    transaction: &mut Option<DatabaseTransaction>,
+    commits: bool,
+) -> Result<(), DbErr> {
+    let depth = {
+        let mut state = core.lock();
+        let depth = state.admit(Who::Level(level)).map_err(Kind::into_db_err)?;
+        if state.through.is_any_parked() {
+            return Err(Kind::NestedOpen.into_db_err());
+        }
+        depth
+    };
+    let Some(transaction) = transaction.take() else {
+        return Ok(());
+    };
+    let ended = send_end(core, transaction, commits, depth).await;
+    close(core, level, commits && ended.is_ok());
+    ended
+}
+
+/// Rolls back a transaction whose handle was dropped, once those inside it have ended.
+pub(in crate::session) fn abandon(
+    core: &Arc<Core>,
+    level: Level,
+    transaction: DatabaseTransaction,
+) {
+    let mut state = core.lock();
+    let parked = state.through.park(level, transaction);
+    let Some(transaction) = parked else {
+        state.stack.close(level, false);
+        drop(state);
+        return run_hooks(core);
+    };
+    drop(state);
+    // SeaORM rolls it back.
+    drop(transaction);
+    close(core, level, false);
+}
+
+fn close(core: &Arc<Core>, level: Level, is_committed: bool) {
+    let mut state = core.lock();
+    state.stack.close(level, is_committed);
+    let depth = state.stack.depth();
+    state.through.forget_beyond(depth);
+    let parked = state.through.unpark(level);
+    drop(state);
+    // In this order: SeaORM ends whichever is the innermost.
+    parked.into_iter().for_each(drop);
+    run_hooks(core);
+}

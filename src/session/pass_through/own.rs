@@ -1,0 +1,170 @@
+//! The session's own transaction, where it is one of SeaORM's.
+
+use std::sync::Arc;
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
+use tokio::time::timeout;
+
+use super::{
+    super::{
+        core::{Core, Turn},
+        handle::Handle,
+        hook_runner::run_hooks,
+        plan::Mode,
+        queue::enqueue,
+        stack::Who,
+        statement::vet,
+    },
+    admission::admit,
+    through::OwnTransaction,
+};
+use crate::error::{Error, Kind, server};
+
+/// Admits a statement, and returns the session's own transaction if that is what it runs in.
+pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, DbErr> {
+    match handle.through {
+        Some(_) => admit(handle.core, handle.who).map(|()| None),
+        None => own_transaction(handle.core).await,
+    }
+}
+
+/// Returns the session's own transaction, begun if it has not been; `None` in autocommit.
+pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransaction>, DbErr> {
+    admit(core, Who::Session)?;
+    if core.lock().fresh {
+        let this = core.clone();
+        enqueue(core, async move {
+            let _turn = this.turn(Who::Session).await?;
+            set_up(&this).await
+        })
+        .await?;
+    }
+    let own = {
+        let mut state = core.lock();
+        if !state.is_transactional() {
+            state.stack.standing.stored();
+            return Ok(None);
+        }
+        state.through.own().cloned()
+    };
+    if own.is_some() {
+        return Ok(own);
+    }
+    let this = core.clone();
+    enqueue(core, async move {
+        let _turn = this.turn(Who::Session).await?;
+        begin_own(&this).await.inspect_err(|error| {
+            let error = Error::of_begin(error.clone());
+            this.lock().stack.failures.not_begun(error);
+        })
+    })
+    .await
+}
+
+async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
+    admit(core, Who::Session)?;
+    let (mode, set_up) = {
+        let state = core.lock();
+        if let Some(own) = state.through.own() {
+            return Ok(Some(own.clone()));
+        }
+        (state.rules.mode, state.rules.on_begin.clone())
+    };
+    let Mode::Transaction(options) = mode else {
+        return Ok(None);
+    };
+    let begun = core.pool().database().begin_with_options(options).await;
+    let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
+    for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
+        vet(core, Who::Session, &statement.sql)?;
+        transaction.execute_raw(statement.clone()).await?;
+    }
+    let own = Arc::new(transaction);
+    let mut state = core.lock();
+    state.stack.failures.acquired();
+    state.stack.failures.begun();
+    state.begun(own.clone());
+    Ok(Some(own))
+}
+
+/// Runs the statements that a connection would be set up with: a test is to see them.
+async fn set_up(core: &Core) -> Result<(), DbErr> {
+    let set_up = {
+        let state = core.lock();
+        state.rules.on_acquire.clone().filter(|_| state.fresh)
+    };
+    for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
+        vet(core, Who::Session, &statement.sql)?;
+        let database = core.pool().database();
+        database.execute_raw(statement.clone()).await?;
+    }
+    core.lock().fresh = false;
+    Ok(())
+}
+
+/// Ends the session's own transaction before the response.
+pub(in crate::session) async fn end_own(
+    core: &Arc<Core>,
+    turn: Turn,
+    own: OwnTransaction,
+    commits: bool,
+) -> Result<(), DbErr> {
+    let own = Arc::into_inner(own).ok_or_else(|| Kind::StillRunning.into_db_err())?;
+    let ended = send_end(core, own, commits, 1).await;
+    let mut state = core.lock();
+    if commits {
+        let committed = ended.clone().map_err(Error::of_commit);
+        state.stack.own_committed(committed);
+    } else {
+        state.stack.hooks.rolled_back_to(0);
+    }
+    drop(state);
+    drop(turn);
+    run_hooks(core);
+    ended
+}
+
+/// Commits the session's own transaction with the response.
+pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> Result<(), Error> {
+    let own = Arc::into_inner(own).ok_or(Kind::StillRunning)?;
+    let bound = core.pool().settings().commit_timeout;
+    let committed = match timeout(bound, send_end(core, own, true, 1)).await {
+        Ok(ended) => ended.map_err(Error::of_commit),
+        Err(_) => Err(Kind::OutcomeUnknown.into()),
+    };
+    core.lock().stack.own_committed(committed.clone());
+    committed
+}
+
+/// Rolls the session's own transaction back with the response.
+pub(in crate::session) async fn roll_back_own(core: &Core, own: OwnTransaction) {
+    if let Some(own) = Arc::into_inner(own) {
+        let bound = core.pool().settings().release_timeout;
+        let _ = timeout(bound, own.rollback()).await;
+    }
+}
+
+/// Ends a transaction, which is, or was, open at this depth.
+pub(super) async fn send_end(
+    core: &Core,
+    transaction: DatabaseTransaction,
+    commits: bool,
+    depth: usize,
+) -> Result<(), DbErr> {
+    let is_given_up = core.lock().through.take_given_up(depth);
+    if !commits {
+        return transaction.rollback().await;
+    }
+    if is_given_up {
+        // SeaORM would call its COMMIT a success.
+        let _ = transaction.rollback().await;
+        return Err(Kind::Aborted.into_db_err());
+    }
+    transaction.commit().await.map_err(|error| {
+        if depth > 1 || !server::is_fatal(&error) {
+            return error;
+        }
+        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
+        Kind::OutcomeUnknown.into_db_err()
+    })
+}
