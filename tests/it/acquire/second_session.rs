@@ -462,7 +462,7 @@ async fn cancelled_waits_leave_no_mark() {
             "{kind:?}: nobody else holds one"
         );
         eventually("nobody waits", async || {
-            format!("{pool:?}").contains("waiting: 0")
+            format!("{pool:?}").contains("pending: 0")
         })
         .await;
         assert_whole(&test, &db, 2).await;
