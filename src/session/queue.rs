@@ -1,9 +1,6 @@
 //! Work that waits for its turn: a job of the session's [`Worker`].
 
-use std::{
-    future::{Future, ready},
-    sync::Arc,
-};
+use std::{future::Future, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
@@ -15,7 +12,6 @@ use super::{
     turns::Work,
     worker::Worker,
 };
-use crate::error::Kind;
 
 /// A job's place in the line. Dropped, the job leaves it.
 struct Place {
@@ -47,7 +43,8 @@ pub(super) fn enqueue<T: Send + 'static>(
     #[cfg(feature = "_sqlx")]
     if super::polled::is_polled_for(core) {
         // The turn belongs to that code until it ends.
-        return Box::pin(ready(Err(Kind::RawRunning.into_db_err())));
+        let error = crate::error::Kind::RawRunning.into_db_err();
+        return Box::pin(std::future::ready(Err(error)));
     }
     let Some(runtime) = core.runtime() else {
         // There can be no task. That is so with a mock only, whose work is done at the first poll.
