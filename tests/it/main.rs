@@ -12,7 +12,6 @@ mod body;
 mod cancel;
 mod config;
 mod examples;
-mod hazards;
 mod layer;
 mod models;
 mod pool;

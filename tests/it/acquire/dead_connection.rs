@@ -1,5 +1,5 @@
-//! BEGIN on a connection that has died meanwhile: the transaction begins on another one, because
-//! nothing has happened yet that could happen twice.
+//! G17: a transaction, or a first statement, that finds its idle connection dead runs on another one.
+//! Nothing has happened yet that could happen twice.
 
 use std::sync::{
     Arc,
@@ -9,7 +9,7 @@ use std::sync::{
 use axum::{Router, body::Body, http::StatusCode, routing::any};
 use futures_util::future::join_all;
 use http::Request;
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
@@ -17,8 +17,10 @@ use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::assert_whole,
+    requests::status,
     servers::OwnServer,
-    site::{BOUND, Site, call, outcome},
+    site::{BOUND, Site, call, is_mariadb, known, outcome, value},
+    statements::{WAYS, insert, read},
     wait::eventually,
 };
 
@@ -278,4 +280,93 @@ async fn a_connection_that_is_lost_after_such_a_begin_is_told_as_lost() {
     // There was no code that could have ended it behind the session's back.
     assert!(told.error().unwrap().is_connection_lost(), "{told:?}");
     site.assert_whole().await;
+}
+
+/// Waits until the server has closed the connection of this number.
+async fn closed(view: &DatabaseConnection, id: i64) {
+    let backend = view.get_database_backend();
+    let sql = match backend {
+        DbBackend::Postgres => format!("SELECT 1 FROM pg_stat_activity WHERE pid = {id}"),
+        _ => format!("SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {id}"),
+    };
+    let sees = async || {
+        view.query_one_raw(Statement::from_string(backend, &sql))
+            .await
+            .unwrap()
+            .is_some()
+    };
+    eventually("the server closes the idle connection", async || {
+        !sees().await
+    })
+    .await;
+}
+
+/// A pool of one connection that its server closes as soon as it is idle for a while, and which that is.
+async fn soon_closed(kind: Kind) -> (Site, i64) {
+    let test = TestDb::new(kind).await;
+    let db = test.connect(1).await;
+    let site = Site::with(test, db, 1).await;
+    let session = site.layer.pool().session().await.unwrap();
+    let (set, own) = match kind {
+        Kind::Postgres => (
+            "SET idle_session_timeout = '300ms'",
+            "SELECT pg_backend_pid()::bigint",
+        ),
+        _ => (
+            "SET SESSION wait_timeout = 1",
+            "SELECT CAST(CONNECTION_ID() AS SIGNED)",
+        ),
+    };
+    session.execute_unprepared(set).await.unwrap();
+    let id = value(&*session, own).await;
+    drop(session);
+    (site, id)
+}
+
+#[tokio::test]
+async fn a_first_statement_that_finds_its_connection_closed_as_idle_runs_on_another_one() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        for way in WAYS {
+            let (site, id) = soon_closed(kind).await;
+            if kind == Kind::MySql && is_mariadb(site.view()).await {
+                // It closes the connection without a word, as a crash does.
+                continue;
+            }
+            let view = site.view().clone();
+            let handler = async move |db: DbSession| {
+                closed(&view, id).await;
+                status(read(&db, way, &insert("once")).await)
+            };
+            assert_eq!(
+                site.call(handler).await.status(),
+                StatusCode::OK,
+                "{kind:?} {way:?}"
+            );
+            assert_eq!(site.count("once").await, 1, "{kind:?} {way:?}");
+            site.assert_whole().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_later_statement_that_finds_its_connection_closed_as_idle_is_lost() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, id) = soon_closed(kind).await;
+        let view = site.view().clone();
+        let handler = async move |db: DbSession| {
+            // What came before may have made the session's state.
+            db.execute_unprepared("SELECT 1").await.unwrap();
+            closed(&view, id).await;
+            let error = db.execute_unprepared(&insert("never")).await.unwrap_err();
+            let again = db.execute_unprepared(&insert("never")).await;
+            assert!(known(again).is_connection_lost(), "{error}");
+        };
+        assert_eq!(
+            site.call(handler).await.status(),
+            StatusCode::OK,
+            "{kind:?}"
+        );
+        assert_eq!(site.count("never").await, 0, "{kind:?}");
+        site.assert_whole().await;
+    }
 }

@@ -1,57 +1,22 @@
-//! Waiting for a connection is bounded in number as well as in time, and asking whether the database
-//! is there waits for nobody.
-
-use std::time::Duration;
+//! G10: waiting for a connection is bounded in number as well as in time.
 
 use axum::{Router, routing::any};
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{Database, DatabaseConnection};
+use sea_orm::DatabaseConnection;
 use tokio::{task::JoinHandle, time::timeout};
-use tower_sea_orm::{DbSession, DbSessionLayer, Error, PoolSession, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 
-use crate::support::pool::{pool_with, session_layer, session_pool};
 use crate::support::{
     database::{Kind, TestDb},
-    pool::assert_whole,
-    servers::OwnServer,
-    site::{BOUND, Site, call, port_of, retry_after},
-    wait::eventually,
-    wire::Proxy,
+    pool::{assert_whole, pool_with},
+    queue::{pool_of, queue, take},
+    site::{BOUND, Site, call, retry_after},
+    wait::{LONG, eventually},
 };
-
-/// So long that only a hang would come to it.
-const LONG: Duration = Duration::from_secs(600);
-
-fn pool_of(db: &DatabaseConnection) -> SessionPool {
-    pool_with(db, |pool| pool.acquire_timeout(LONG))
-}
 
 fn pool_for(db: &DatabaseConnection, waiting: u32) -> SessionPool {
     pool_with(db, |pool| pool.acquire_timeout(LONG).max_pending(waiting))
-}
-
-async fn take(pool: &SessionPool) -> PoolSession {
-    timeout(BOUND, pool.session())
-        .await
-        .expect("a connection")
-        .unwrap()
-}
-
-/// So many who wait.
-async fn queue(pool: &SessionPool, count: usize) -> Vec<JoinHandle<Result<(), Error>>> {
-    let before = pool.status().pending;
-    let waiters = (0..count)
-        .map(|_| {
-            let pool = pool.clone();
-            tokio::spawn(async move { pool.session().await.map(drop) })
-        })
-        .collect();
-    eventually("they wait", async || {
-        pool.status().pending == before + count
-    })
-    .await;
-    waiters
 }
 
 /// One more is not let in.
@@ -159,77 +124,6 @@ async fn by_default_twenty_may_wait_for_each_connection() {
     assert_whole(&test, &db, 2).await;
 }
 
-#[tokio::test]
-async fn ping_waits_for_nobody_and_tells_down_from_full() {
-    for start in [OwnServer::postgres, OwnServer::mysql] {
-        let mut server = start();
-        let test = TestDb::on(&server).await;
-        let db = test.connect(1).await;
-        let pool = pool_of(&db);
-        let held = take(&pool).await;
-        let waiting = queue(&pool, 2).await;
-        timeout(BOUND, pool.ping())
-            .await
-            .expect("an answer")
-            .expect("a full pool is no failure");
-        waiting.into_iter().for_each(|waiter| waiter.abort());
-        drop(held);
-
-        server.stop();
-        // The result is up to a second old; that it is down is true for longer than that.
-        eventually("it is seen to be down", async || pool.ping().await.is_err()).await;
-        let error = pool.ping().await.unwrap_err();
-        assert!(error.is_unreachable(), "{error}");
-        assert!(!error.to_string().contains("127.0.0.1"), "{error}");
-        server.start();
-        eventually("it is seen to be up again", async || {
-            pool.ping().await.is_ok()
-        })
-        .await;
-        db.close_by_ref().await.unwrap();
-        assert!(pool.ping().await.unwrap_err().is_closing());
-    }
-}
-
-#[tokio::test]
-async fn however_many_ping_the_server_sees_few_log_ins() {
-    for kind in [Kind::Postgres, Kind::MySql] {
-        let test = TestDb::new(kind).await;
-        let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), 2))
-            .await
-            .unwrap();
-        let pool = session_pool(db.clone());
-        let before = proxy.accepted();
-        // Those who give up leave their attempt to the others.
-        for _ in 0..50 {
-            let mut ping = Box::pin(pool.ping());
-            let _ = futures_util::poll!(&mut ping);
-        }
-        for answer in join_all((0..200).map(|_| pool.ping())).await {
-            answer.unwrap();
-        }
-        assert_eq!(proxy.accepted() - before, 1, "{kind:?}");
-        db.close().await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn ping_works_without_a_server() {
-    for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
-        let test = TestDb::new(kind).await;
-        let db = test.connect(1).await;
-        let layer = session_layer(db.clone());
-        let _held = take(layer.pool()).await;
-        timeout(BOUND, layer.pool().ping())
-            .await
-            .expect("an answer")
-            .unwrap();
-    }
-    let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::Postgres).into_connection();
-    session_pool(mock).ping().await.unwrap();
-}
-
 /// Uses its pool when it is dropped, as what a user's closure has captured may do.
 struct UsesPool(SessionPool);
 
@@ -297,32 +191,4 @@ fn those_who_have_given_up_are_dropped_under_no_lock() {
         let _ = sender.send(());
     });
     ended.recv_timeout(BOUND).expect("no lock is held");
-}
-
-#[tokio::test]
-async fn those_who_share_a_pool_share_its_settings() {
-    let test = TestDb::new(Kind::Postgres).await;
-    let db = test.connect(4).await;
-    let pool = pool_with(&db, |pool| {
-        pool.reserved_connections(3).acquire_timeout(LONG)
-    });
-    let layer = DbSessionLayer::new(pool.clone());
-    assert_eq!((pool.status().max, layer.pool().status().max), (1, 1));
-    let job = take(&pool).await;
-    // A job that waits is no obstacle for the layer's requests behind it, nor they for it.
-    let waiters = queue(&pool, 1)
-        .await
-        .into_iter()
-        .chain(queue(layer.pool(), 1).await);
-    let waiters: Vec<_> = waiters.collect();
-    assert_eq!(pool.status().used, 1);
-    drop(job);
-    for waiter in waiters {
-        timeout(BOUND, waiter)
-            .await
-            .expect("a turn")
-            .unwrap()
-            .unwrap();
-    }
-    assert_whole(&test, &db, 4).await;
 }

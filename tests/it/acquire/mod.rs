@@ -1,8 +1,11 @@
 //! Acquiring a connection: G1, G10, G16 and G17.
 
+mod connect;
 mod dead_connection;
-mod liveness;
+mod exhausted;
+mod idle_connections;
 mod max_pending;
+mod on_acquire;
 mod overload;
 mod second_session;
-mod set_up;
+mod waiters;

@@ -1,4 +1,4 @@
-//! Many more clients than connections: what can be served is served in order, the rest is told at once.
+//! G10: many more clients than connections. Waiters are served in order, the rest is refused quickly.
 
 use std::{
     sync::{
@@ -16,10 +16,9 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 
-use crate::support::pool::{pool_with, session_pool};
 use crate::support::{
     database::{Kind, TestDb},
-    pool::assert_whole,
+    pool::{assert_whole, pool_with, session_pool},
     site::{BOUND, retry_after},
     wait::{eventually, in_one_of},
 };

@@ -1,27 +1,24 @@
-//! Requests that wait for a second session of the same pool while they hold one.
+//! G10: requests that wait for a second session of the same pool while they hold one.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, response::IntoResponse, routing::any};
-use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionError};
 use tokio::{sync::Barrier, time::timeout};
-use tower_sea_orm::{DbSession, DbSessionLayer, Error};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error};
 
-use crate::support::pool::{layer_with, pool_with, session_layer, session_pool};
-use crate::{
-    layer::log::Log,
-    support::{
-        database::{Kind, TestDb, insert_item},
-        pool::assert_whole,
-        site::{BOUND, SIZE, Site, call},
-        wait::eventually,
-    },
+use crate::support::{
+    database::{Kind, TestDb, insert_item},
+    log::Log,
+    pool::{assert_whole, layer_with, pool_with, session_layer, session_pool},
+    site::{BOUND, SIZE, Site, call},
+    wait::{LONG, eventually},
 };
-
-/// So long that only a hang would come to it.
-const LONG: Duration = Duration::from_secs(600);
 
 enum Other {}
 
@@ -467,4 +464,25 @@ async fn cancelled_waits_leave_no_mark() {
         .await;
         assert_whole(&test, &db, 2).await;
     }
+}
+
+#[tokio::test]
+async fn a_transaction_that_begins_on_another_connection_waits_for_no_second_session() {
+    let (site, proxy) = Site::behind_a_proxy(Kind::Postgres).await;
+    let site = site.pooled(|pool| pool.direct_handoff(true));
+    let (log, _guard) = Log::start();
+    drop(site.layer.pool().session().await.unwrap());
+    proxy.cut();
+    let answer = site
+        .call(async |tx: DbTx| insert_item(&tx, "there").await)
+        .await;
+    assert_eq!(
+        (answer.status().as_u16(), site.count("there").await),
+        (200, 1)
+    );
+    let lines = log.lines();
+    assert!(
+        !lines.iter().any(|line| line.contains("second session")),
+        "{lines:?}"
+    );
 }

@@ -1,5 +1,5 @@
-//! Bodies that hold their transaction, over real connections: a client that has the complete answer can
-//! rely on it, and one whose answer is not committed never gets it complete.
+//! G7: a client that has the complete body can rely on its transaction, over real connections.
+//! One whose response is not committed never gets it complete.
 
 use std::{convert::Infallible, net::Ipv4Addr, sync::Arc, time::Duration};
 

@@ -1,6 +1,7 @@
 //! Bodies that hold their session: G3 and G7.
 
 mod hold_until_body_end;
+mod http_1_0;
 mod lost_session;
 mod slow_client;
 mod upgrade;

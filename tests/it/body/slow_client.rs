@@ -1,4 +1,4 @@
-//! Bodies that are cut off, and clients that are slow to read or to write, over real connections.
+//! G3: bodies that are cut off, and clients that are slow to read or to write, over real connections.
 
 use std::{convert::Infallible, net::Ipv4Addr, time::Duration};
 
@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::{Stream, StreamExt, future::join_all, stream};
-use http::{Request, StatusCode, Version, header};
+use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -20,9 +20,9 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
 };
-use sea_orm::{ConnectionTrait, Statement};
+use sea_orm::ConnectionTrait;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
     time::{Instant, timeout},
@@ -33,7 +33,6 @@ use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool, without_body};
 use crate::support::{
     database::{Kind, TestDb},
     pool::pool_with,
-    site::{DEFERRING, Site, violate},
     wait::{BOUND, eventually},
 };
 
@@ -155,74 +154,6 @@ async fn is_cut(
         pool.status().used == 0
     })
     .await;
-}
-
-const ROWS: usize = 3000;
-
-/// Rows as they are read, one a line.
-async fn rows(tx: DbTx) -> Response {
-    let sql = format!(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) SELECT i FROM n"
-    );
-    let rows = tx
-        .rows(Statement::from_string(tx.backend(), sql))
-        .await
-        .unwrap();
-    let lines = rows.map(|row| row.map(|_| Bytes::from_static(b"row\n")));
-    Response::new(Body::new(tx.hold_until_body_end(Body::from_stream(lines))))
-}
-
-/// The same with a length, where COMMIT will fail.
-async fn doomed_rows(tx: DbTx) -> Response {
-    violate(&tx).await;
-    let mut response = rows(tx).await;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_LENGTH, (ROWS * 4).into());
-    response
-}
-
-/// How many rows a client of HTTP/1.0 gets until the connection ends.
-async fn rows_over_http_1_0(app: Router, path: &str) -> usize {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap())
-        .await
-        .unwrap();
-    let server = tokio::spawn(axum::serve(listener, app).into_future());
-    client
-        .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
-        .await
-        .unwrap();
-    let mut answer = Vec::new();
-    // A connection that is reset has told what it had to tell before.
-    let _ = timeout(BOUND, client.read_to_end(&mut answer))
-        .await
-        .expect("the end of the connection");
-    server.abort();
-    let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.0 200"), "{answer:.100}");
-    answer.lines().filter(|line| *line == "row").count()
-}
-
-#[tokio::test]
-async fn a_client_of_http_1_0_gets_all_rows_and_with_a_length_the_last_one_after_commit() {
-    for kind in DEFERRING {
-        let site = Site::new(kind).await;
-        site.defer().await;
-        let app = || {
-            Router::new()
-                .route("/rows", get(rows))
-                .route("/doomed", get(doomed_rows))
-                .layer(site.layer.clone())
-        };
-        assert_eq!(rows_over_http_1_0(app(), "/rows").await, ROWS, "{kind:?}");
-        let doomed = rows_over_http_1_0(app(), "/doomed").await;
-        assert!(
-            doomed < ROWS,
-            "{kind:?}: complete, though nothing was committed"
-        );
-        site.assert_whole().await;
-    }
 }
 
 const FORMS: [(Version, &str); 4] = [

@@ -1,4 +1,4 @@
-//! Answers that hand their connection over to another protocol (websockets, say).
+//! G3, G14: responses that hand their connection over to another protocol (websockets, say).
 
 use axum::{
     Router,

@@ -1,4 +1,4 @@
-//! `.cancel_running()`: what runs for a request that has gone is stopped on the server, and only that.
+//! G9: `cancel_running` stops the statement of a dropped request on the server, and only that.
 
 use std::{
     pin::pin,
@@ -15,36 +15,23 @@ use futures_util::{
     future::{Either, select},
 };
 use http::{Request, StatusCode};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPoolBuilder};
 
-use crate::{
-    release::exits::mark,
-    support::{
-        database::{Kind, unique_name},
-        site::{BOUND, Site, value},
-        wait::eventually,
-    },
+use crate::support::{
+    database::{Kind, SERVERS, unique_name},
+    site::{BOUND, Site, value},
+    statements::{mark, running, sleep, slow_insert},
+    wait::eventually,
 };
-
-pub const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 /// What a client's leaving may cost at most, beyond what the same cancel costs an administrator.
 const GONE: Duration = Duration::from_millis(100);
 
 /// Seconds that a query sleeps that is not to end by itself: more than any test waits.
 pub const LONG: f64 = 600.0;
-
-/// A query that sleeps on the server.
-pub fn sleep(kind: Kind, seconds: f64) -> Statement {
-    let sql = match kind {
-        Kind::Postgres => format!("SELECT 1 FROM pg_sleep({seconds})"),
-        _ => format!("SELECT SLEEP({seconds})"),
-    };
-    Statement::from_string(kind.backend(), sql)
-}
 
 /// Whether a query [sleeps](sleep) to its end.
 pub async fn sleeps_undisturbed(db: &DbSession, kind: Kind, seconds: f64) -> bool {
@@ -53,41 +40,6 @@ pub async fn sleeps_undisturbed(db: &DbSession, kind: Kind, seconds: f64) -> boo
     };
     // MySQL's SLEEP may tell that it was stopped instead of failing.
     kind == Kind::Postgres || rows[0].try_get_by_index::<i64>(0).unwrap() == 0
-}
-
-/// An insert that takes a while.
-pub fn slow_insert(kind: Kind, name: &str, seconds: f64) -> Statement {
-    let sql = match kind {
-        Kind::Postgres => {
-            format!("INSERT INTO item (name) SELECT '{name}' FROM pg_sleep({seconds})")
-        }
-        _ => format!(
-            "INSERT INTO item (name) SELECT '{name}' FROM (SELECT SLEEP({seconds})) AS slept"
-        ),
-    };
-    Statement::from_string(kind.backend(), sql)
-}
-
-/// How many statements of the observer's database run whose text has this in it. They have come to where they wait:
-/// one that is being prepared is shown with its text as well. The observer's own are not among them: the server may
-/// show one for a moment after its answer.
-pub async fn running(observer: &DatabaseConnection, what: &str) -> usize {
-    let backend = observer.get_database_backend();
-    let sql = match backend {
-        sea_orm::DbBackend::Postgres => format!(
-            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
-             AND wait_event_type IN ('Lock', 'Timeout') AND query NOT LIKE '%pg_stat_activity%' AND query ILIKE '%{what}%'"
-        ),
-        _ => format!(
-            "SELECT 1 FROM information_schema.processlist WHERE db = database() \
-             AND command IN ('Execute', 'Query') AND info NOT LIKE '%processlist%' AND info LIKE '%{what}%'"
-        ),
-    };
-    observer
-        .query_all_raw(Statement::from_string(backend, sql))
-        .await
-        .unwrap()
-        .len()
 }
 
 /// A service whose requests run `statement` and are dropped when it is seen to run; returns when they were.

@@ -1,5 +1,5 @@
-//! `.cancel_running()` under stress: no innocent statement is hit, no connection is lost, nothing is paid
-//! for on the wire by requests that stay, and nothing hangs when cancels cannot be sent.
+//! G9: `cancel_running` under load. No innocent statement is hit, no connection is lost, requests that stay pay
+//! nothing on the wire, and nothing hangs when cancels cannot be sent.
 
 use std::{
     sync::{
@@ -18,13 +18,13 @@ use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool, SessionPoolBuilder};
 
 use crate::{
-    cancel::cancel_running::{LONG, SERVERS, all_gone, leave, running, sleep, sleeps_undisturbed},
-    layer::log::Log,
-    release::exits::{mark, marks},
+    cancel::cancel_running::{LONG, all_gone, leave, sleeps_undisturbed},
     support::{
-        database::{Kind, TestDb},
+        database::{Kind, SERVERS, TestDb},
+        log::Log,
         pool::assert_whole,
         site::{BOUND, SIZE, Site, port_of, value},
+        statements::{mark, marks, running, sleep},
         wait::{eventually, in_one_of},
         wire::{Proxy, visits},
     },

@@ -1,5 +1,5 @@
-//! A request in a transaction of its own, dropped at every point where it waits, its COMMIT included:
-//! acknowledged is present, rolled back is absent, cancelled is all or nothing, and the hooks know which.
+//! G5, G7: a request dropped at every point where it waits, its COMMIT included.
+//! Acknowledged is present, rolled back is absent, cancelled is all or nothing, and the hooks know which.
 
 use std::{
     sync::{
@@ -16,16 +16,13 @@ use sea_orm::{Database, Statement, TransactionTrait};
 use tower::ServiceExt;
 use tower_sea_orm::{DbTx, Outcome};
 
-use crate::support::pool::session_layer;
-use crate::{
-    cancel::dropped_request::drop_at,
-    support::{
-        database::{Kind, count_items, insert_item, unique_name},
-        pool::open_transactions,
-        site::{DEFERRING, SIZE, Site, call, outcome, violate},
-        wait::eventually,
-        wire::Proxy,
-    },
+use crate::support::{
+    database::{Kind, count_items, insert_item, unique_name},
+    futures::drop_at,
+    pool::{open_transactions, session_layer},
+    site::{DEFERRING, SIZE, Site, call, outcome, violate},
+    wait::eventually,
+    wire::Proxy,
 };
 
 /// By how much the server's replies are delayed, so that there are many points to drop at.

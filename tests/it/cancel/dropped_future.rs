@@ -1,5 +1,5 @@
-//! A future of a session that is dropped, at whichever of its polls, costs what was under way in it and
-//! nothing else: the request goes on, the locks are free, and what is told stands.
+//! G5, G16: a session's future that is dropped at any poll costs its own work and nothing else.
+//! The request goes on, the locks are free, and what was reported stands.
 
 use std::{
     pin::pin,

@@ -1,4 +1,4 @@
-//! A request dropped at every point where it waits: the pool is whole, the next request's write is
+//! G3, G5: a request dropped at every point where it waits. The pool is whole, the next request's write is
 //! seen, and a transaction is there in full or not at all.
 
 use std::{
@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, routing::any};
+use axum::{Router, routing::any};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
-use http::{Request, StatusCode};
+use http::StatusCode;
 use sea_orm::{
     ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, StreamTrait,
     TransactionTrait,
@@ -22,45 +22,22 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer};
 
-use crate::support::pool::session_layer;
-use crate::{
-    release::exits::{mark, marks},
-    support::{
-        database::{Kind, TestDb, count_items, insert_item, unique_name},
-        pool::{assert_whole, open_transactions},
-        wait::eventually,
-        wire::Proxy,
-    },
+use crate::support::{
+    database::{Kind, TestDb, count_items, insert_item, unique_name},
+    futures::drop_at,
+    pool::{assert_whole, open_transactions, session_layer},
+    requests::request,
+    site::port_of,
+    statements::{mark, marks},
+    wait::{BOUND, eventually},
+    wire::Proxy,
 };
 
 /// How many connections the pools have.
 const SIZE: u32 = 2;
 
-/// How long anything here may take.
-const BOUND: Duration = crate::support::wait::BOUND;
-
 /// By how much the server's replies are delayed, so that there are many points to drop at.
 const DELAY: Duration = Duration::from_millis(1);
-
-/// Polls `future` until it is ready or has been pending `pendings` times; `None` if it was dropped.
-///
-/// Between two polls it waits to be woken.
-pub async fn drop_at<F: Future>(pendings: usize, future: F) -> Option<F::Output> {
-    let mut future = Box::pin(future);
-    let mut seen = 0;
-    let driven = poll_fn(move |cx| match future.poll_unpin(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => {
-            seen += 1;
-            if seen < pendings {
-                Poll::Pending
-            } else {
-                Poll::Ready(None)
-            }
-        }
-    });
-    timeout(BOUND, driven).await.expect("a request hangs")
-}
 
 /// What a request does, and how far it got.
 struct Work {
@@ -342,10 +319,6 @@ impl Case {
     }
 }
 
-fn request() -> Request<Body> {
-    Request::new(Body::empty())
-}
-
 /// Opens a pool, through the proxy if there is one, and only then makes its replies slow.
 async fn connect(test: &TestDb, proxy: Option<&Proxy>, size: u32) -> DatabaseConnection {
     let Some(proxy) = proxy else {
@@ -355,16 +328,6 @@ async fn connect(test: &TestDb, proxy: Option<&Proxy>, size: u32) -> DatabaseCon
     let db = Database::connect(test.options_at(&proxy.url(test.url()), size)).await;
     proxy.delay_replies(DELAY);
     db.expect("a connection through the proxy")
-}
-
-/// The port in a database URL.
-fn port_of(url: &str) -> u16 {
-    let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after
-        .split(['/', '?'])
-        .next()
-        .and_then(|port| port.parse().ok())
-        .expect("a port")
 }
 
 /// Drops requests of one scenario everywhere, on new connections and on used ones.

@@ -1,4 +1,4 @@
-//! Cancels that come late: a proxy holds them back until their statement has ended by itself.
+//! G9: cancels that come late. A proxy holds them back until their statement has ended by itself.
 
 use std::{
     collections::BTreeSet,
@@ -15,12 +15,14 @@ use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer};
 
 use crate::{
-    cancel::cancel_running::{LONG, SERVERS, leave, running, sleep, sleeps_undisturbed},
-    cancel::cancel_running_under_load::kill_control,
-    release::exits::{mark, marks},
+    cancel::{
+        cancel_running::{LONG, leave, sleeps_undisturbed},
+        cancel_running_under_load::kill_control,
+    },
     support::{
-        database::{Kind, TestDb},
+        database::{Kind, SERVERS, TestDb},
         site::{BOUND, SIZE, Site, port_of, value},
+        statements::{mark, marks, running, sleep},
         wait::{eventually, eventually_within, in_one_of},
         wire::Proxy,
     },

@@ -1,5 +1,5 @@
-//! `.cancel_running()` behind PgBouncer in transaction mode, where a connection's process on the server
-//! is its own for one transaction only.
+//! G9: `cancel_running` behind PgBouncer in transaction mode, where a server process belongs to a connection for
+//! one transaction only.
 
 use std::{
     pin::pin,
@@ -19,8 +19,9 @@ use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, PoolSession, SessionPool};
 
 use crate::{
-    cancel::cancel_running::{LONG, running, sleep},
-    release::exits::mark,
+    cancel::cancel_running::LONG,
+    support::statements::mark,
+    support::statements::{running, sleep},
     support::{
         bouncer::Bouncer,
         database::{Kind, TestDb, count_items, insert_item, unique_name},

@@ -1,3 +1,5 @@
 //! `PoolConfig` on real servers.
 
-mod pool_config;
+mod from_settings;
+mod settings;
+mod startup;

@@ -1,7 +1,7 @@
-//! The example `export`: every row arrives once, over HTTP/1 and HTTP/2; a client that leaves costs
-//! nothing, and a file that is not whole does not look so.
+//! G3, G7: the example `export`: every row arrives once, over HTTP/1 and HTTP/2, a client that leaves costs
+//! nothing, and a truncated file does not look complete.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc};
 
 use axum::body::Bytes;
 use http::{Request, Response};
@@ -23,20 +23,16 @@ use tokio::{
 };
 use tower_sea_orm::SessionPool;
 
-use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb},
-    pool::{assert_whole, open_transactions},
+    pool::{assert_whole, open_transactions, session_pool},
     servers::OwnServer,
-    wait::eventually,
+    wait::{BOUND, eventually},
 };
 
 #[allow(dead_code, reason = "a test does not call main")]
 #[path = "../../../examples/export.rs"]
 mod example;
-
-/// How long anything here may take.
-const BOUND: Duration = crate::support::wait::BOUND;
 
 /// Enough to fill all buffers on the way to a client that does not read.
 const MANY: u64 = 200_000;

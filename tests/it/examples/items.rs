@@ -16,10 +16,9 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 use tower_sea_orm::testing::TestPool;
 
-use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, TestDb},
-    pool::assert_whole,
+    pool::{assert_whole, session_pool},
 };
 
 async fn call(app: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {

@@ -1,5 +1,6 @@
 //! The examples, tested as their users would test a service.
 
 mod export;
+mod graceful_shutdown;
 mod items;
 mod row_level_security;

@@ -1,7 +1,7 @@
-//! The example `row_level_security`: no request sees or changes another tenant's rows, whatever
-//! happened on its connection before, and who has no tenant sees none.
+//! G13: the example `row_level_security`: no request sees or changes another tenant's rows, whatever
+//! happened on its connection before, and a request without a tenant sees none.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::time::Duration;
 
 use axum::{Router, body::Body, extract::Path, routing::get};
 use futures_util::{FutureExt, TryStreamExt, future::join_all};
@@ -18,17 +18,15 @@ use tower_sea_orm::{DbSession, Error, SessionPool, TransactionLayer};
 
 use crate::support::{
     database::{Kind, TestDb},
+    futures::drop_at,
     pool::assert_whole,
-    wait::eventually,
+    wait::{BOUND, eventually},
     wire::Proxy,
 };
 
 #[allow(dead_code, reason = "a test does not call main")]
 #[path = "../../../examples/row_level_security.rs"]
 mod example;
-
-/// How long anything here may take.
-const BOUND: Duration = crate::support::wait::BOUND;
 
 const TENANTS: &str = "SELECT DISTINCT tenant FROM note ORDER BY tenant";
 
@@ -417,24 +415,6 @@ async fn however_a_request_ends_the_next_one_on_its_connection_has_its_own_tenan
         }
         service.assert_whole().await;
     }
-}
-
-/// Polls `future` until it has been pending `pendings` times; `None` if it was dropped then.
-async fn drop_at<F: Future>(pendings: usize, future: F) -> Option<F::Output> {
-    let mut future = Box::pin(future);
-    let mut seen = 0;
-    let driven = poll_fn(move |cx| match future.poll_unpin(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => {
-            seen += 1;
-            if seen < pendings {
-                Poll::Pending
-            } else {
-                Poll::Ready(None)
-            }
-        }
-    });
-    timeout(BOUND, driven).await.expect("a request hangs")
 }
 
 #[tokio::test]

@@ -1,85 +1,20 @@
-//! What the log learns, and what the client does not.
+//! G15: what the log learns, and what the client does not.
 
-use std::{
-    fmt::{self, Write},
-    sync::{Arc, Mutex, OnceLock},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use axum::{Router, body::Body, routing::get};
 use futures_util::future::join_all;
-use http::Request;
-use tower::ServiceExt;
-use tower_sea_orm::DbSession;
-use tracing::{
-    Dispatch, Event, Id, Subscriber,
-    field::{Field, Visit},
-    span::Record,
-    subscriber::DefaultGuard,
+use http::{Request, StatusCode};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database};
+use tower::{Layer, ServiceExt};
+use tower_sea_orm::{DbSession, problem_json};
+
+use crate::support::{
+    database::{Kind, TestDb, insert_item, unique_name},
+    log::Log,
+    pool::{layer_with, opened, session_layer},
+    requests::{send, text},
 };
-use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan};
-
-use crate::support::database::{Kind, TestDb, insert_item, unique_name};
-use crate::support::pool::{layer_with, opened, session_layer};
-
-/// Keeps every line of this crate's targets, one per event or recorded set of span fields.
-#[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<String>>>);
-
-struct Text(String);
-
-impl Visit for Text {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        write!(self.0, " {}={value:?}", field.name()).unwrap();
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let metadata = event.metadata();
-        if metadata.target().starts_with("tower_sea_orm") {
-            let mut text = Text(format!("{} {}", metadata.level(), metadata.target()));
-            event.record(&mut text);
-            self.0.lock().unwrap().push(text.0);
-        }
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        let mut text = Text(format!("span {}", context.span(id).unwrap().name()));
-        values.record(&mut text);
-        self.0.lock().unwrap().push(text.0);
-    }
-}
-
-/// Has every line offered to each thread's own log.
-///
-/// With one log in the process, a line that a thread without a log comes to first is taken for unwanted by all
-/// threads: <https://github.com/tokio-rs/tracing/issues/2874>. With a second one, all logs are asked.
-pub fn keep_interest() {
-    static SECOND: OnceLock<Dispatch> = OnceLock::new();
-    SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::registry().with(Log::default())));
-}
-
-impl Log {
-    pub fn start() -> (Self, DefaultGuard) {
-        keep_interest();
-        let log = Self::default();
-        let guard =
-            tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
-        (log, guard)
-    }
-
-    pub fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn count(&self, part: &str) -> usize {
-        self.lines()
-            .iter()
-            .filter(|line| line.contains(part))
-            .count()
-    }
-}
 
 async fn call(app: &Router) -> http::Response<Body> {
     app.clone()
@@ -164,4 +99,70 @@ async fn a_missing_layer_is_an_error_in_the_log() {
         "{:?}",
         log.lines()
     );
+}
+
+#[tokio::test]
+async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
+    // Nobody listens on the discard port.
+    let mut options = ConnectOptions::new("postgres://someone:hunter2@127.0.0.1:9/hidden");
+    options
+        .connect_lazy(true)
+        .acquire_timeout(Duration::from_secs(1))
+        .sqlx_logging(false);
+    let db = Database::connect(options).await.unwrap();
+    let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_secs(1)));
+    let secrets = [
+        "someone",
+        "hunter2",
+        "127.0.0.1",
+        "hidden",
+        "refused",
+        "SELECT",
+        "sqlx",
+    ];
+    let hides = |what: &str, text: &str| {
+        for secret in secrets {
+            assert!(!text.contains(secret), "{what} tells `{secret}`: {text}");
+        }
+    };
+    let pool = layer.pool().clone();
+    hides("the layer's Debug", &format!("{layer:?}"));
+    hides("the pool's Debug", &format!("{pool:?}"));
+
+    let error = pool.session().await.unwrap_err();
+    assert!(error.is_unreachable(), "{error:?}");
+    hides("the error's Display", &error.to_string());
+    assert!(
+        std::error::Error::source(&error).is_some(),
+        "the log learns the cause"
+    );
+
+    async fn tells(session: DbSession) -> Result<(), (StatusCode, String)> {
+        let result = session.execute_unprepared("SELECT 1").await;
+        result
+            .map(drop)
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    }
+    let routes = Router::new().route("/", get(tells));
+    let lazy = layer.clone().lazy();
+    hides("the service's Debug", &format!("{:?}", lazy.layer(())));
+    let apps = [
+        routes.clone().layer(layer.clone()),
+        routes.clone().layer(layer.response_for_error(problem_json)),
+        routes.clone().layer(lazy.clone()),
+        routes
+            .clone()
+            .layer(lazy.clone().response_for_error(problem_json)),
+        routes.layer(lazy.keep_handler_errors()),
+    ];
+    for (nth, app) in apps.iter().enumerate() {
+        let answer = send(app, "/").await;
+        let status = if nth == 4 {
+            StatusCode::INTERNAL_SERVER_ERROR
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        assert_eq!(answer.status(), status);
+        hides("the body", &text(answer).await);
+    }
 }

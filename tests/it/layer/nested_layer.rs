@@ -1,20 +1,19 @@
-//! A session layer inside of another one: what it says holds for the requests that come to it, and it never
+//! G2, G14: a session layer inside another one. Its settings hold for the requests that reach it, and it never
 //! lets a handler run on another database than its own.
 
-use axum::{Router, body::Body, http::StatusCode, response::Response, routing::get};
-use http::Request;
+use axum::{Router, body::Body, response::Response, routing::get};
+use http::{Request, StatusCode};
 use sea_orm::{ConnectionTrait, DbBackend, IsolationLevel, Statement, TransactionOptions};
 use tower::{Layer, ServiceExt};
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, TransactionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool, TransactionLayer};
 
-use crate::{
-    layer::log::Log,
-    support::{
-        database::{Kind, TestDb, insert_item},
-        pool::{assert_whole, session_layer},
-        site::{Site, call, value},
-        wait::eventually,
-    },
+use crate::support::{
+    database::{Kind, TestDb, insert_item},
+    log::Log,
+    pool::{assert_whole, session_layer},
+    requests::{Failed, send, text},
+    site::{Site, call, value},
+    wait::eventually,
 };
 
 const FILES: [Kind; 3] = [Kind::Postgres, Kind::MySql, Kind::SqliteFile];
@@ -378,4 +377,27 @@ async fn a_dead_sessions_copy_in_a_new_request_is_no_outer_session() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(site.count("again").await, 1);
     site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_nested_layer_reuses_the_session() {
+    let test = TestDb::new(Kind::SqliteMemory).await;
+    let db = test.connect(1).await;
+    let layer = session_layer(db.clone());
+    let app = Router::new()
+        .route(
+            "/",
+            get(async |session: DbSession, pool: SessionPool| {
+                session.ping().await?;
+                Ok::<_, Failed>(pool.status().used.to_string())
+            }),
+        )
+        .layer(layer.clone())
+        .layer(layer.clone())
+        .layer(layer);
+    // With one connection in all, a second session could not be had.
+    let answer = send(&app, "/").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(text(answer).await, "1");
+    assert_whole(&test, &db, 1).await;
 }

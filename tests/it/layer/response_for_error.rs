@@ -1,4 +1,4 @@
-//! The layers' own answers: whose request they answer, and in which form.
+//! G14, G15: `response_for_error`: whose request the layer's own responses answer, and in which form.
 
 use std::convert::Infallible;
 
@@ -15,29 +15,18 @@ use sea_orm::{ConnectionTrait, DbErr, Statement};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::trace::TraceLayer;
 use tower_sea_orm::{
-    DbSession, DbSessionLayer, DbTx, Error, Outcome, PoolSession, TransactionLayer, error_response,
-    problem_json,
+    DbSession, DbTx, Error, Outcome, TransactionLayer, error_response, problem_json,
     testing::{self, TestPool},
 };
 
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
-    pool::{assert_whole, opened, pool_builder, session_pool},
+    pool::{assert_whole, session_pool},
+    requests::exhausted,
     site::{DEFERRING, Site, violate},
 };
 
 const GRPC: &str = "application/grpc+proto";
-
-/// A layer whose pool has nothing left, as long as the session lives.
-async fn exhausted(test: &TestDb) -> (DbSessionLayer, PoolSession) {
-    let pool = pool_builder(test.connect(1).await);
-    let pool = pool
-        .acquire_timeout(std::time::Duration::from_millis(50))
-        .build()
-        .unwrap();
-    let session = opened(&pool).await;
-    (DbSessionLayer::new(pool), session)
-}
 
 fn grpc() -> Request<Body> {
     Request::post("/")
@@ -334,41 +323,6 @@ async fn a_session_is_taken_from_extensions_without_a_type_written_down() {
         .unwrap();
     assert_eq!(site.seen(["one", "two"]).await, [true, true]);
     site.assert_whole().await;
-}
-
-#[tokio::test]
-async fn a_request_with_a_body_checks_out_late_where_the_layer_is_told_so() {
-    let site = Site::new(Kind::SqliteFile).await;
-    let app = Router::new()
-        .route(
-            "/",
-            axum::routing::any(async |db: DbSession| db.pool().status().used.to_string()),
-        )
-        .layer(site.layer.clone().eager_if(tower_sea_orm::without_body));
-    let request = |method: &str| Request::builder().method(method).uri("/");
-    let cases = [
-        (request("GET"), "1"),
-        (request("POST").header(header::CONTENT_LENGTH, 0), "1"),
-        (request("POST").header(header::CONTENT_LENGTH, 9), "0"),
-        (request("GET").header(header::CONTENT_LENGTH, 9), "0"),
-        (
-            request("POST").header(header::TRANSFER_ENCODING, "chunked"),
-            "0",
-        ),
-        (request("POST"), "1"),
-        (request("POST").version(http::Version::HTTP_2), "0"),
-        (request("GET").version(http::Version::HTTP_2), "1"),
-    ];
-    for (n, (request, expected)) in cases.into_iter().enumerate() {
-        let answer = app
-            .clone()
-            .oneshot(request.body(Body::empty()).unwrap())
-            .await
-            .unwrap();
-        let body = axum::body::to_bytes(answer.into_body(), 10).await.unwrap();
-        assert_eq!(body, expected, "{n}");
-        site.assert_whole().await;
-    }
 }
 
 #[tokio::test]

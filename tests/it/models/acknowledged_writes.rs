@@ -1,4 +1,4 @@
-//! Whatever a request in a transaction does, however it ends and wherever it is dropped: an acknowledged
+//! G7, G8: whatever a request in a transaction does, however it ends and wherever it is dropped: an acknowledged
 //! write is there, one answered as rolled back is not, and the pool is whole.
 
 use std::sync::{Arc, Mutex};
@@ -17,15 +17,13 @@ use tokio::runtime::Runtime;
 use tower::{ServiceExt, service_fn};
 use tower_sea_orm::{DbTx, Error, Outcome};
 
-use crate::{
-    hazards::after_polls,
-    support::{
-        cases,
-        database::{Kind, insert_item, unique_name},
-        site::Site,
-        wait::eventually,
-    },
-    transactions::ended_by_server::raw,
+use crate::support::{
+    cases,
+    database::{Kind, insert_item, unique_name},
+    futures::after_polls,
+    site::Site,
+    statements::{insert_unprepared, raw},
+    wait::eventually,
 };
 
 /// One request.
@@ -113,12 +111,12 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
     );
     match step {
         Step::Insert => {
-            insert(tx, &name).await?;
+            insert_unprepared(tx, &name).await?;
             note(&sure);
         }
         Step::Nested(end) => {
             let inner = tx.begin().await?;
-            insert(&inner, &name).await?;
+            insert_unprepared(&inner, &name).await?;
             match end {
                 End::Commit => {
                     inner.commit().await?;
@@ -134,7 +132,7 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
         Step::NestedError => {
             note(&lost);
             let inner = tx.begin().await?;
-            insert(&inner, &name).await?;
+            insert_unprepared(&inner, &name).await?;
             inner
                 .execute_unprepared("INSERT INTO item (name) VALUES ('taken')")
                 .await
@@ -142,7 +140,7 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
             inner.rollback().await?;
         }
         Step::Swallow => {
-            insert(tx, &name).await?;
+            insert_unprepared(tx, &name).await?;
             note(&sure);
             ledger.lock().unwrap().spoiled |= tx.backend() == sea_orm::DbBackend::Postgres;
             let _ = tx
@@ -192,12 +190,12 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
             tx.set_rollback_only()?;
         }
         Step::Raw => {
-            insert(tx, &name).await?;
+            insert_unprepared(tx, &name).await?;
             note(&sure);
             raw(tx, "UPDATE item SET hits = hits + 1 WHERE name = 'taken'").await;
         }
         Step::RawRollBack => {
-            insert(tx, &name).await?;
+            insert_unprepared(tx, &name).await?;
             note(&lost);
             {
                 let mut ledger = ledger.lock().unwrap();
@@ -208,16 +206,10 @@ async fn step(step: Step, tx: &DbTx, ledger: &Shared) -> Result<(), DbErr> {
         }
         Step::Dropped(polls) => {
             note(&|ledger, name| ledger.perhaps.push(name));
-            let _ = after_polls(polls, insert(tx, &name)).await;
+            let _ = after_polls(polls, insert_unprepared(tx, &name)).await;
         }
     }
     Ok(())
-}
-
-async fn insert<C: ConnectionTrait>(db: &C, name: &str) -> Result<(), DbErr> {
-    db.execute_unprepared(&format!("INSERT INTO item (name) VALUES ('{name}')"))
-        .await
-        .map(drop)
 }
 
 async fn handle(

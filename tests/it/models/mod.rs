@@ -2,5 +2,6 @@
 
 mod acknowledged_writes;
 mod outcomes;
+mod polled_futures;
 mod programs;
 mod random_sql;

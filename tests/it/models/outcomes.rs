@@ -1,4 +1,4 @@
-//! Whatever requests do, and however they end: acknowledged is present, rolled back is absent,
+//! G3, G7, G8: whatever requests do, and however they end: acknowledged is present, rolled back is absent,
 //! cancelled is all or nothing, and the pool is whole.
 
 use std::sync::{Arc, Mutex};
@@ -12,21 +12,20 @@ use proptest::{
     prelude::{Just, Strategy, any, prop_oneof},
     test_runner::{Config, TestRunner},
 };
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
+use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_sea_orm::{DbSession, SessionTransaction};
 
-use crate::support::pool::session_layer;
-use crate::{
-    hazards::{Failed, after_polls, text},
-    support::{
-        cases,
-        database::{Kind, TestDb, count_items, unique_name},
-        pool::assert_whole,
-        wait::eventually,
-    },
+use crate::support::{
+    cases,
+    database::{Kind, TestDb, count_items, unique_name},
+    futures::after_polls,
+    pool::{assert_whole, session_layer},
+    requests::{Failed, text},
+    statements::insert_unprepared,
+    wait::eventually,
 };
 
 const SIZE: u32 = 2;
@@ -103,22 +102,22 @@ impl Work {
         kept: &Kept,
     ) -> Result<(), DbErr> {
         if matches!(self, Self::Autocommit) {
-            insert(db, first).await?;
-            return insert(db, second).await;
+            insert_unprepared(db, first).await?;
+            return insert_unprepared(db, second).await;
         }
         let tx = db.begin().await?;
-        insert(&tx, first).await?;
+        insert_unprepared(&tx, first).await?;
         match self {
             Self::Nested | Self::NestedRollBack | Self::NestedDrop | Self::OuterRollBack => {
                 let inner = tx.begin().await?;
-                insert(&inner, second).await?;
+                insert_unprepared(&inner, second).await?;
                 match self {
                     Self::NestedRollBack => inner.rollback().await?,
                     Self::NestedDrop => drop(inner),
                     _ => inner.commit().await?,
                 }
             }
-            _ => insert(&tx, second).await?,
+            _ => insert_unprepared(&tx, second).await?,
         }
         match self {
             Self::RollBack | Self::OuterRollBack => tx.rollback().await,
@@ -252,12 +251,6 @@ async fn handle(
         // Without the hook, whose backtraces would be all that is left in the log.
         Exit::Panic => std::panic::resume_unwind(Box::new("planned")),
     }
-}
-
-async fn insert<C: ConnectionTrait>(db: &C, name: &str) -> Result<(), DbErr> {
-    db.execute_unprepared(&format!("INSERT INTO item (name) VALUES ('{name}')"))
-        .await
-        .map(drop)
 }
 
 /// Which rows others see.

@@ -1,4 +1,4 @@
-//! Random programs on a session, statement by statement, against a model of what must be in the table.
+//! G7, G12: random programs on a session, statement by statement, against a model of what must be in the table.
 //!
 //! `PROPTEST_CASES=2000` makes it a long run.
 
@@ -22,15 +22,12 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_sea_orm::{DbSession, Reset, SessionPool, SessionTransaction};
 
-use crate::support::pool::layer_with;
-use crate::{
-    hazards::after_polls,
-    support::{
-        cases,
-        database::{Kind, TestDb, insert_item, unique_name},
-        pool::assert_whole,
-        wait::eventually,
-    },
+use crate::support::{
+    cases,
+    database::{Kind, TestDb, insert_item, unique_name},
+    futures::after_polls,
+    pool::{assert_whole, layer_with},
+    wait::eventually,
 };
 
 const SIZE: u32 = 2;

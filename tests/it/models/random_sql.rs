@@ -1,4 +1,4 @@
-//! Random SQL, sent to real servers: what the crate lets through leaves the transaction alone, and what
+//! G7, G13: random SQL, sent to real servers. What the crate lets through leaves the transaction alone, and what
 //! it takes for harmless leaves nothing behind.
 //!
 //! `PROPTEST_CASES=20000` makes it a long run.
@@ -13,11 +13,10 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 use tokio::{runtime::Runtime, time::timeout};
 use tower_sea_orm::{Error, Reset, SessionPool};
 
-use crate::support::pool::pool_with;
 use crate::support::{
     cases,
     database::{Kind, TestDb, count_items, insert_item, unique_name},
-    pool::assert_whole,
+    pool::{assert_whole, pool_with},
     site::BOUND,
     wait::eventually,
 };

@@ -1,4 +1,4 @@
-//! Warm connections: what a session pays on the wire, and what they must not cost anybody else.
+//! G17: `direct_handoff`: what a session pays on the wire, and what it must not cost the driver pool's other users.
 
 use std::{convert::Infallible, time::Instant};
 

@@ -1,4 +1,4 @@
-//! The driver's pool underneath keeps its own settings' meaning, and its plain users their share.
+//! G17: the driver's pool underneath keeps the meaning of its own settings, and its plain users their share.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,11 @@ use tokio::time::timeout;
 use tower_sea_orm::SessionPool;
 
 use crate::support::{
-    database::{Kind, TestDb},
+    database::{Kind, SERVERS, TestDb},
     pool::assert_whole,
     site::{BOUND, value},
     wait::eventually,
 };
-
-const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 /// What the server calls the connection of a session.
 async fn identity(pool: &SessionPool) -> i64 {

@@ -1,4 +1,4 @@
-//! Those who hold a connection for long: named in the log, and with `hold_timeout` without it.
+//! G15, G17: `hold_slow_threshold` logs a session that holds its connection for long, `hold_timeout` takes it away.
 
 use std::{
     sync::{Arc, Mutex},
@@ -22,17 +22,13 @@ use tokio::{runtime::Builder, time::timeout};
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, SessionPoolBuilder};
 
-use crate::support::pool::{pool_builder, pool_with};
-use crate::{
-    layer::log::Log,
-    support::{
-        database::{Kind, TestDb, insert_item, unique_name},
-        site::{BOUND, Site, call, known, outcome, retry_after},
-        wait::{eventually, eventually_within},
-    },
+use crate::support::{
+    database::{Kind, SERVERS, TestDb, insert_item, unique_name},
+    log::Log,
+    pool::{pool_builder, pool_with},
+    site::{BOUND, Site, call, known, outcome, retry_after},
+    wait::{eventually, eventually_within},
 };
-
-const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 /// Long enough to begin something, also on a busy machine.
 const HOLD: Duration = Duration::from_secs(2);

@@ -1,9 +1,12 @@
 //! `SessionPool`: its settings, its end, and the servers behind it.
 
+mod builder;
 mod close;
 mod direct_handoff;
 mod driver_pool;
-mod failover;
 mod hold_timeout;
+mod ping;
 mod read_only_server;
+mod recycle;
+mod reserved_connections;
 mod test_pool;

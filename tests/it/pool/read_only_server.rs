@@ -1,4 +1,4 @@
-//! A server that takes no writes any more: the pool leaves it, whichever way its requests write.
+//! G18: the pool leaves a server that takes no writes any more, whichever way its requests write.
 
 use std::{
     sync::{
@@ -19,10 +19,11 @@ use http::StatusCode;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, TransactionTrait};
 use tower_sea_orm::{DbSession, Error, SessionPool};
 
-use crate::layer::log::Log;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
+    log::Log,
     pool::session_layer,
+    requests::status,
     servers::OwnServer,
     site::{SIZE, Site, call, retry_after},
     wait::eventually,
@@ -446,5 +447,64 @@ async fn a_write_that_is_refused_by_the_handlers_own_doing_closes_no_connection(
             assert_eq!(site.count(&name).await, 1, "{kind:?} {before}, {refused}");
         }
         site.assert_whole().await;
+    }
+}
+
+/// A database that refuses writes on the connections of before, as a server does that another one has taken over
+/// from, and takes those of new ones, as that other one does.
+#[tokio::test]
+async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
+    for in_transaction in [false, true] {
+        let test = TestDb::new(Kind::Postgres).await;
+        let name = test
+            .url()
+            .rsplit_once('/')
+            .unwrap()
+            .1
+            .split('?')
+            .next()
+            .unwrap()
+            .to_owned();
+        let admin = test.connect(1).await;
+        let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+        admin.execute_unprepared(&set).await.unwrap();
+        let db = test.connect(3).await;
+        let site = Site::with(test, db, 3).await;
+        // All connections are opened to the server of before.
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let session = site.layer.pool().session().await.unwrap();
+            session.execute_unprepared("SELECT 1").await.unwrap();
+            held.push(session);
+        }
+        drop(held);
+        let reset = format!("ALTER DATABASE {name} RESET default_transaction_read_only");
+        admin
+            .execute_unprepared("SET default_transaction_read_only = off")
+            .await
+            .unwrap();
+        admin.execute_unprepared(&reset).await.unwrap();
+        let mut failed = 0;
+        for _ in 0..10 {
+            let response = site
+                .call(async move |db: DbSession| {
+                    if in_transaction {
+                        db.tx();
+                    }
+                    status(
+                        db.execute_unprepared("UPDATE item SET hits = hits + 1")
+                            .await,
+                    )
+                })
+                .await;
+            if response.status() != StatusCode::OK {
+                failed += 1;
+                assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+                assert!(retry_after(&response).is_some());
+            }
+        }
+        // The first one closes the connections of the others.
+        assert_eq!(failed, 1, "of 10 writes");
+        site.layer.pool().ping().await.unwrap();
     }
 }

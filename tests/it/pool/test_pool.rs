@@ -1,24 +1,35 @@
-//! `TestPool`: tests on a real database that leave nothing behind.
+//! G7, G8: `TestPool`: tests on a real database that leave nothing behind.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Path, routing::post};
+use axum::{
+    Router,
+    body::Body,
+    extract::Path,
+    routing::{any, post},
+};
 use futures_util::{FutureExt, future::join};
 use http::{Request, StatusCode};
 use sea_orm::{
     ConnectionTrait, DbErr, IsolationLevel, TransactionOptions, TransactionTrait, sqlx::Executor,
 };
+use tokio::time::timeout;
 use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool, testing::TestPool};
+use tower_sea_orm::{
+    DbSession, DbSessionLayer, DbTx, Error, Outcome, SessionPool, testing::TestPool,
+};
 
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
     pool::assert_whole,
-    site::known,
-    wait::eventually,
+    site::{BOUND, call, known},
+    wait::{LONG, eventually},
 };
 
 /// Inserts an item of this name in a transaction, then answers with this status.
@@ -36,7 +47,7 @@ fn app(pool: SessionPool) -> Router {
         .layer(DbSessionLayer::new(pool).transaction_with(options))
 }
 
-async fn call(app: &Router, name: &str, status: u16) -> Outcome {
+async fn outcome_of(app: &Router, name: &str, status: u16) -> Outcome {
     let request = Request::post(format!("/{name}/{status}"))
         .body(Body::empty())
         .unwrap();
@@ -53,8 +64,8 @@ async fn commits_and_rollbacks_are_told_apart_and_nothing_is_left() {
         let (kept, lost) = (unique_name(), unique_name());
         let test = TestPool::begin(db.clone()).await.unwrap();
         let app = app(test.pool());
-        assert!(call(&app, &kept, 201).await.is_committed());
-        assert!(call(&app, &lost, 404).await.is_rolled_back());
+        assert!(outcome_of(&app, &kept, 201).await.is_committed());
+        assert!(outcome_of(&app, &lost, 404).await.is_rolled_back());
         let session = test.session().await.unwrap();
         assert_eq!(count_items(&*session, &kept).await, 1, "{kind:?}");
         assert_eq!(count_items(&*session, &lost).await, 0, "{kind:?}");
@@ -155,7 +166,11 @@ async fn tests_side_by_side_on_one_postgres_do_not_see_each_other() {
         let app = app(test.pool());
         // Requests of one test take turns.
         let names = [format!("{name}1"), format!("{name}2")];
-        join(call(&app, &names[0], 200), call(&app, &names[1], 200)).await;
+        join(
+            outcome_of(&app, &names[0], 200),
+            outcome_of(&app, &names[1], 200),
+        )
+        .await;
         let session = test.session().await.unwrap();
         assert_eq!(count_items(&*session, &names[0]).await, 1);
         assert_eq!(count_items(&*session, &format!("{other}1")).await, 0);
@@ -214,9 +229,7 @@ async fn a_test_pool_that_is_dropped_rolls_back() {
             drop(test);
             drop(session);
             eventually("the connection is back", async || {
-                tokio::time::timeout(std::time::Duration::from_secs(5), db.ping())
-                    .await
-                    .is_ok()
+                timeout(Duration::from_secs(5), db.ping()).await.is_ok()
             })
             .await;
             assert_eq!(count_items(&db, &name).await, 0, "{kind:?}");
@@ -235,11 +248,7 @@ async fn what_mysql_commits_implicitly_is_refused_in_a_test() {
         .execute_unprepared("CREATE TABLE other (id int)")
         .await
         .unwrap_err();
-    assert!(
-        tower_sea_orm::Error::of(&refused)
-            .unwrap()
-            .is_forbidden_statement()
-    );
+    assert!(Error::of(&refused).unwrap().is_forbidden_statement());
     drop(session);
     test.rollback().await.unwrap();
     assert_whole(&database, &db, 1).await;
@@ -356,5 +365,85 @@ async fn a_statement_that_fails_within_raw_code_spoils_nothing_of_a_test() {
         drop(session);
         test.rollback().await.unwrap();
         assert_whole(&database, &db, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_test_that_keeps_its_session_is_told_so() {
+    let database = TestDb::new(Kind::SqliteMemory).await;
+    let db = database.connect(1).await;
+    let builder = SessionPool::builder(db).acquire_timeout(Duration::from_secs(1));
+    let test = TestPool::begin(builder).await.unwrap();
+    let own = test.session().await.unwrap();
+    let error = test.pool().session().await.map(drop).unwrap_err();
+    assert!(
+        error.is_exhausted() && error.to_string().contains("TestPool"),
+        "{error}"
+    );
+    drop(own);
+    assert!(test.pool().session().await.is_ok());
+}
+
+/// Nothing but the end of a session of its own could end a test's wait.
+#[tokio::test]
+async fn a_test_that_keeps_its_own_session_is_told_so_at_once() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let builder = SessionPool::builder(database.connect(2).await).acquire_timeout(LONG);
+        let test = TestPool::begin(builder).await.unwrap();
+        let own = test.session().await.unwrap();
+        own.execute_unprepared("SELECT 1").await.unwrap();
+        let told = |error: Error| error.is_exhausted() && error.to_string().contains("TestPool");
+        let second = timeout(BOUND, test.pool().session())
+            .await
+            .expect("at once")
+            .map(drop);
+        assert!(told(second.unwrap_err()), "{kind:?}");
+        let again = timeout(BOUND, test.session())
+            .await
+            .expect("at once")
+            .map(drop);
+        assert!(told(again.unwrap_err()), "{kind:?}");
+        let pool = test.pool();
+        let work = pool.transaction(async |tx| tx.execute_unprepared("SELECT 1").await);
+        assert!(
+            timeout(BOUND, work).await.expect("at once").is_err(),
+            "{kind:?}"
+        );
+        for lazy in [false, true] {
+            let layer = DbSessionLayer::new(test.pool());
+            let layer = if lazy { layer.lazy() } else { layer };
+            let handler = async |db: DbSession| match db.execute_unprepared("SELECT 1").await {
+                Ok(_) => StatusCode::OK,
+                Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            let app = Router::new().route("/", any(handler)).layer(layer);
+            assert_eq!(call(app.clone()).await.status(), 503, "{kind:?}");
+            // As a server does it.
+            assert_eq!(
+                tokio::spawn(call(app)).await.unwrap().status(),
+                503,
+                "{kind:?}"
+            );
+        }
+        // A job of the service may wait until the test is ready.
+        let pool = test.pool();
+        let job = tokio::spawn(async move { pool.session().await.map(drop) });
+        eventually("it waits", async || test.pool().status().pending == 1).await;
+        drop(own);
+        timeout(BOUND, job)
+            .await
+            .expect("its turn")
+            .unwrap()
+            .unwrap();
+        assert!(test.session().await.is_ok());
+        let _own = test.session().await.unwrap();
+        assert!(
+            timeout(BOUND, test.rollback())
+                .await
+                .expect("at once")
+                .is_err(),
+            "{kind:?}"
+        );
     }
 }

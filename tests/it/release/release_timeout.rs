@@ -1,16 +1,19 @@
-//! A result that nobody wants keeps neither its thread nor its connection.
+//! G4: a connection that is not clean within the `release_timeout` is closed, and its slot is free.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use http::StatusCode;
 use sea_orm::{ConnectionTrait, Statement, StreamTrait, TransactionTrait};
 use tokio::time::{sleep, timeout};
 use tower_sea_orm::{DbSession, SessionPool};
 
 use crate::support::{
-    database::{Kind, TestDb},
+    database::{Kind, TestDb, count_items, insert_item},
     pool::{assert_whole, pool_with},
-    wait::eventually,
+    requests::RELEASE,
+    servers::OwnServer,
+    wait::{BOUND, eventually},
 };
 
 /// More rows than anybody could read while a test runs, as fast as they are read.
@@ -85,5 +88,45 @@ async fn a_result_that_nobody_wants_is_given_up_within_the_release_timeout() {
             is_left_alone(&pool, kind, 0, true).await;
             assert_whole(&test, &db, 2).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
+    for server in [OwnServer::postgres(), OwnServer::mysql()] {
+        let test = TestDb::on(&server).await;
+        let db = test.connect(2).await;
+        let pool = pool_with(&db, |pool| {
+            pool.release_timeout(RELEASE)
+                .acquire_timeout(Duration::from_secs(5))
+        });
+
+        let clean = pool.session().await.unwrap();
+        clean.ping().await.unwrap();
+        let dirty = pool.session().await.unwrap();
+        let tx = dirty.begin().await.unwrap();
+        insert_item(&tx, "dirty").await;
+        server.freeze();
+        let frozen = Instant::now();
+        drop(clean);
+        drop(tx);
+        drop(dirty);
+        eventually("the slots are free", async || pool.status().used == 0).await;
+        assert!(frozen.elapsed() >= RELEASE, "closed before its time");
+
+        let refused = timeout(BOUND, pool.session()).await;
+        let error = refused
+            .expect("an answer in bounded time")
+            .expect_err("the server is frozen");
+        assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+        server.thaw();
+        eventually("sessions work again", async || match pool.session().await {
+            Ok(session) => session.ping().await.is_ok(),
+            Err(_) => false,
+        })
+        .await;
+        assert_whole(&test, &db, 2).await;
+        assert_eq!(count_items(&db, "dirty").await, 0);
     }
 }

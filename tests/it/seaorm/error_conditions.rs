@@ -1,9 +1,10 @@
-//! What is wrong is called the same on every server: a lock that is not there, a statement that takes too long,
-//! a server that takes no writes or no connections.
+//! G10, G15: `Error::of` answers the same questions for every server: a lock that is not available, a statement that
+//! takes too long, a server that takes no writes or no connections.
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{http::StatusCode, response::Response};
+use axum::response::Response;
+use http::StatusCode;
 use sea_orm::{
     AccessMode, ConnectOptions, ConnectionTrait, Database, DbErr, RuntimeErr, Statement,
     TransactionOptions,
@@ -12,12 +13,10 @@ use sea_orm::{
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::support::{
-    database::{Kind, TestDb, insert_item, unique_name},
+    database::{Kind, SERVERS, TestDb, insert_item, unique_name},
     site::{SIZE, Site, is_mariadb, outcome, retry_after, value},
     wait::eventually,
 };
-
-const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 /// A handler's answer to a statement: 500 if it failed, whatever the reason.
 fn answer<T>(result: Result<T, DbErr>, told: &std::sync::Mutex<Option<DbErr>>) -> StatusCode {
@@ -293,4 +292,24 @@ async fn a_connection_that_the_server_ends_is_lost() {
         assert_eq!(site.call(handler).await.status(), StatusCode::OK);
         site.assert_whole().await;
     }
+}
+
+#[test]
+fn errors_answer_questions() {
+    let failure = DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout);
+    let error = Error::of(&failure).unwrap();
+    assert!(error.is_exhausted() && error.is_acquire() && error.is_retryable());
+    assert!(
+        !error.is_unreachable()
+            && !error.is_closing()
+            && !error.is_conflict()
+            && !error.is_session_closed()
+    );
+    for _ in 0..50 {
+        let wait = error.retry_after().unwrap().as_secs();
+        assert!((1..=3).contains(&wait), "{wait}");
+    }
+    let closed = DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::ConnectionClosed);
+    assert!(Error::of(&closed).unwrap().is_closing());
+    assert!(Error::of(&DbErr::RecordNotFound(String::new())).is_none());
 }

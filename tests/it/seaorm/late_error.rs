@@ -1,50 +1,16 @@
-//! A statement that fails after its first row has failed: its result is read to the end before it is Ok.
+//! G7: a statement that fails after its first row has failed; its result is read to the end before it is `Ok`.
 
 use futures_util::StreamExt;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, StreamTrait};
+use sea_orm::{ConnectionTrait, DbBackend, Statement, StreamTrait, TransactionTrait};
 use tower_sea_orm::{DbSession, DbTx};
 
 use crate::support::{
     database::{Kind, insert_item},
     site::{BOUND, Site, is_mariadb, outcome},
+    statements::{WAYS, Way, read},
     wait::eventually,
 };
-
-/// The ways to run a statement whose result may have several rows.
-#[derive(Debug, Clone, Copy)]
-enum Way {
-    One,
-    All,
-    Execute,
-    Unprepared,
-    Stream,
-}
-
-const WAYS: [Way; 5] = [
-    Way::One,
-    Way::All,
-    Way::Execute,
-    Way::Unprepared,
-    Way::Stream,
-];
-
-async fn run(db: &DbSession, way: Way, sql: &str) -> Result<(), DbErr> {
-    let statement = Statement::from_string(db.backend(), sql);
-    match way {
-        Way::One => db.query_one_raw(statement).await.map(drop),
-        Way::All => db.query_all_raw(statement).await.map(drop),
-        Way::Execute => db.execute_raw(statement).await.map(drop),
-        Way::Unprepared => db.execute_unprepared(sql).await.map(drop),
-        Way::Stream => {
-            let mut rows = db.stream_raw(statement).await?;
-            while let Some(row) = rows.next().await {
-                row?;
-            }
-            Ok(())
-        }
-    }
-}
 
 /// A statement that yields rows before it fails, on each database; `late` holds the rows it would leave.
 async fn failing_late(kind: Kind) -> (Site, Vec<&'static str>) {
@@ -92,7 +58,7 @@ async fn an_error_after_the_first_row_is_the_statements_own() {
             for way in WAYS {
                 let case = format!("{kind:?} {way:?} {sql}");
                 let response = site
-                    .call(async move |db: DbSession| match run(&db, way, sql).await {
+                    .call(async move |db: DbSession| match read(&db, way, sql).await {
                         Ok(()) => StatusCode::CREATED,
                         Err(_) => {
                             insert_item(&db, "next").await;
@@ -121,7 +87,7 @@ async fn an_error_after_the_first_row_is_heard_inside_of_a_transaction() {
             for way in WAYS {
                 let case = format!("{kind:?} {way:?} {sql}");
                 let response = site
-                    .call(async move |tx: DbTx| match run(&tx, way, sql).await {
+                    .call(async move |tx: DbTx| match read(&tx, way, sql).await {
                         Ok(()) => StatusCode::CREATED,
                         Err(_) if kind == Kind::MySql => {
                             // The statement alone is undone there.
@@ -276,4 +242,132 @@ async fn a_failure_that_is_heard_makes_none_good_that_was_not() {
     );
     assert_eq!(site.seen(["half"]).await, [false]);
     site.assert_whole().await;
+}
+
+/// Statements that return rows before they fail, and what their errors say. On SQLite it is the COMMIT of the
+/// statement itself that fails, so they fail in autocommit only.
+fn failing_statements(kind: Kind) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        Kind::Postgres => &[
+            (
+                "INSERT INTO item (name, hits) SELECT 'late' || i, i FROM generate_series(1, 500) AS t (i) RETURNING 1 / (400 - hits)",
+                "division by zero",
+            ),
+            (
+                "SELECT 1 / (400 - i) FROM generate_series(1, 500) AS t (i)",
+                "division by zero",
+            ),
+        ],
+        Kind::MySql => &[
+            (
+                "INSERT INTO item (name) SELECT IF(seq = 400, 'late1', CONCAT('late', seq)) FROM seq_1_to_500 RETURNING id",
+                "Duplicate entry",
+            ),
+            ("CALL selects_and_fails()", "it failed"),
+        ],
+        _ => &[
+            (
+                "INSERT INTO later VALUES (-1), (-2), (-3) RETURNING id",
+                "FOREIGN KEY",
+            ),
+            (
+                "WITH two (id) AS (VALUES (-1), (-2)) INSERT INTO later SELECT id FROM two RETURNING id",
+                "FOREIGN KEY",
+            ),
+        ],
+    }
+}
+
+async fn fail_late(site: &Site) {
+    if site.kind() == Kind::MySql {
+        let procedure = "CREATE PROCEDURE selects_and_fails() BEGIN \
+             WITH RECURSIVE numbers AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < 500) \
+             SELECT n FROM numbers; \
+             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'it failed'; END";
+        site.run(procedure).await;
+    } else {
+        site.defer().await;
+    }
+    let kind = site.kind();
+    let has_returning = kind != Kind::MySql || is_mariadb(site.view()).await;
+    for &(sql, words) in failing_statements(kind) {
+        if !has_returning && sql.contains("RETURNING") {
+            continue;
+        }
+        for way in WAYS {
+            let response = site
+                .call(async move |db: DbSession| {
+                    let error = read(&db, way, sql).await.expect_err(sql);
+                    assert!(
+                        error.to_string().contains(words),
+                        "{kind:?} {way:?}: {error}"
+                    );
+                    // The next one is not blamed for it.
+                    insert_item(&db, &format!("next {way:?} {words}")).await;
+                    db.execute_unprepared("DELETE FROM item WHERE name LIKE 'next%'")
+                        .await
+                        .unwrap();
+                    StatusCode::CONFLICT
+                })
+                .await;
+            assert_eq!(
+                response.status(),
+                StatusCode::CONFLICT,
+                "{kind:?} {way:?} {sql}"
+            );
+            if kind.backend() != DbBackend::Sqlite {
+                fail_late_inside(site, way, sql, words).await;
+            }
+        }
+    }
+    let rows = site
+        .view()
+        .query_all_raw(Statement::from_string(
+            kind.backend(),
+            "SELECT id FROM item",
+        ))
+        .await
+        .unwrap();
+    assert!(rows.is_empty(), "{kind:?}");
+    site.assert_whole().await;
+}
+
+/// Swallowed in a transaction, it is a success only where the transaction lives on.
+async fn fail_late_inside(site: &Site, way: Way, sql: &'static str, words: &'static str) {
+    let kind = site.kind();
+    for nested in [false, true] {
+        let response = site
+            .call(async move |tx: DbTx| {
+                let failed = if nested {
+                    let inner = tx.begin().await.unwrap();
+                    read(&inner, way, sql).await
+                } else {
+                    read(&*tx, way, sql).await
+                };
+                let error = failed.expect_err(sql);
+                assert!(
+                    error.to_string().contains(words),
+                    "{kind:?} {way:?}: {error}"
+                );
+            })
+            .await;
+        let lives_on = nested || kind == Kind::MySql;
+        let expected = if lives_on {
+            StatusCode::OK
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        assert_eq!(
+            response.status(),
+            expected,
+            "{kind:?} {way:?} {nested} {sql}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_error_after_the_first_row_is_the_statements_own_however_it_is_read() {
+    for kind in Kind::ALL {
+        fail_late(&Site::new(kind).await).await;
+    }
 }

@@ -1,12 +1,11 @@
-//! A stream's end is the end of its rows, and its failure is told, also to a task that tokio has yield.
+//! G7, G16: a stream's end is the end of its rows, and its failure is reported, also in a task that tokio makes yield.
 //!
 //! A task that has done much in one poll is told by tokio's channels and sockets to come back later,
-//! whatever there is to be had. That must not pass for the end of the rows.
+//! even if something is ready. That must not pass for the end of the rows.
 
 use std::{
     pin::pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::{Router, body::Body, routing::get};
@@ -18,19 +17,13 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::DbSession;
 
-use crate::support::pool::{session_layer, session_pool};
-use crate::{
-    layer::log::Log,
-    support::{
-        database::{Kind, TestDb},
-        pool::assert_whole,
-        site::is_mariadb,
-        wait::eventually,
-    },
+use crate::support::{
+    database::{Kind, TestDb},
+    log::Log,
+    pool::{assert_whole, session_layer, session_pool},
+    site::is_mariadb,
+    wait::{BOUND, eventually},
 };
-
-/// How long anything here may take.
-const BOUND: Duration = crate::support::wait::BOUND;
 
 /// What tokio lets a task do in one poll.
 const BUDGET: usize = 128;

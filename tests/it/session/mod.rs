@@ -1,4 +1,8 @@
 //! `DbSession` in a handler: G2 and G16.
 
 mod hot_path;
-mod progress;
+mod polling;
+mod stale_plan;
+mod stalled_statement;
+mod statements;
+mod user_code;

@@ -33,6 +33,9 @@ pub enum Kind {
     SqliteMemory,
 }
 
+/// The kinds with a server.
+pub const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
+
 impl Kind {
     /// All kinds.
     pub const ALL: [Self; 4] = [

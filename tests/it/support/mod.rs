@@ -3,11 +3,19 @@
 #![allow(dead_code, reason = "not every helper is in use at every moment")]
 
 pub mod bouncer;
+pub mod case;
 pub mod database;
+pub mod futures;
+pub mod log;
+pub mod network;
 pub mod pool;
+pub mod queue;
+pub mod requests;
+pub mod server;
 pub mod servers;
 pub mod site;
 mod smoke;
+pub mod statements;
 pub mod wait;
 pub mod wire;
 pub mod world;

@@ -65,6 +65,15 @@ pub fn session_layer(db: DatabaseConnection) -> DbSessionLayer {
     DbSessionLayer::new(session_pool(db))
 }
 
+/// Waits until no session is out, and no request waits for one.
+pub async fn returned(pool: &SessionPool) {
+    eventually("no session is out", async || {
+        let status = pool.status();
+        (status.used, status.acquiring, status.pending) == (0, 0, 0)
+    })
+    .await;
+}
+
 /// Asserts that `db`, a pool on `test_db`, is whole: all its connections come
 /// back, `size` of them can be had at the same time and work, no transaction
 /// of this database is left open on the server, and an insert through `db` is
@@ -188,4 +197,12 @@ pub async fn open_transactions(observer: &DatabaseConnection) -> usize {
 /// has begun.
 fn is_active(line: &str) -> bool {
     line.contains(", ACTIVE")
+}
+
+/// Asserts that nothing is left open on the database; one in memory is gone with its pool.
+pub async fn assert_nothing_left(test: &TestDb) {
+    if test.kind != Kind::SqliteMemory {
+        let db = test.connect(3).await;
+        assert_whole(test, &db, 3).await;
+    }
 }

@@ -9,11 +9,9 @@ use tower_sea_orm::{DbSessionLayer, Error, Outcome, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items},
-    pool::assert_whole,
-    wait::eventually,
+    pool::{assert_whole, layer_with, returned, session_layer},
     wire::Proxy,
 };
-use crate::support::pool::{layer_with, session_layer};
 
 /// How many connections a site's pool has.
 pub const SIZE: u32 = 3;
@@ -131,11 +129,7 @@ impl Site {
     }
 
     pub async fn assert_whole(&self) {
-        eventually("no session is out", async || {
-            let status = self.layer.pool().status();
-            (status.used, status.acquiring, status.pending) == (0, 0, 0)
-        })
-        .await;
+        returned(self.layer.pool()).await;
         assert_whole(&self.test, &self.db, self.size).await;
     }
 }

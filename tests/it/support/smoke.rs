@@ -11,6 +11,7 @@ use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
     pool::{assert_whole, open_transactions},
     servers::OwnServer,
+    site::port_of,
     wait::eventually,
     wire::Proxy,
 };
@@ -122,13 +123,6 @@ async fn postgres_server_freezes_and_restarts() {
 #[tokio::test]
 async fn mysql_server_freezes_and_restarts() {
     freezes_and_restarts(OwnServer::mysql()).await;
-}
-
-/// The port in a database URL.
-fn port_of(url: &str) -> u16 {
-    let after = url.rsplit_once(':').expect("a URL with a port").1;
-    let port = after.split(['/', '?']).next().expect("a port");
-    port.parse().expect("a port")
 }
 
 #[tokio::test]

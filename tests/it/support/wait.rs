@@ -9,6 +9,9 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// machine that is twenty times slower, and what a test wants to tell apart from a hang takes much longer.
 pub const BOUND: Duration = Duration::from_secs(60);
 
+/// So long that only a hang would come to it.
+pub const LONG: Duration = Duration::from_secs(600);
+
 /// Waits until `condition` is true, for at most [`BOUND`].
 ///
 /// # Panics

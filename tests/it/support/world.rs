@@ -68,6 +68,8 @@ impl World {
     }
 }
 
+pub use super::site::value;
+
 /// A service that answers everything by `handler`.
 pub fn serve<H, T>(handler: H) -> Router
 where
@@ -126,15 +128,6 @@ pub fn inserting(kind: Kind, name: &str) -> Statement {
         kind.backend(),
         format!("INSERT INTO item (name) VALUES ('{name}')"),
     )
-}
-
-/// The first column of a query's only row.
-pub async fn value<T: sea_orm::TryGetable, C: ConnectionTrait>(db: &C, sql: &str) -> T {
-    let row = db
-        .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
-        .await
-        .expect("the query works");
-    row.expect("a row").try_get_by_index(0).expect("a value")
 }
 
 /// What happened, in order.

@@ -1,20 +1,17 @@
-//! A handler that ends its transaction itself, and what the next statement does then.
+//! G7, G8: a handler that ends its transaction itself, and what the next statement does then.
 
-use axum::extract::Path;
-use axum::{Router, routing::any};
+use axum::{Router, extract::Path, routing::any};
 use http::StatusCode;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, MockDatabase, TransactionTrait,
 };
 use tower_sea_orm::{DbSession, DbTx, Error};
 
-use crate::support::pool::session_layer;
-use crate::{
-    hazards::text,
-    support::{
-        database::{Kind, count_items, insert_item},
-        world::{CHECKS_LATE, ORPHAN, World, outcome, post, serve},
-    },
+use crate::support::{
+    database::{Kind, count_items, insert_item},
+    pool::session_layer,
+    requests::text,
+    world::{CHECKS_LATE, ORPHAN, World, outcome, post, serve},
 };
 
 /// The crate's own words for a refusal.

@@ -1,4 +1,4 @@
-//! Which answers commit, and what the response's extensions say about it.
+//! G7: `commit_when` says which responses commit, and `Outcome` what became of the transaction.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -8,10 +8,9 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome};
 
-use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, insert_item},
-    pool::open_transactions,
+    pool::{open_transactions, session_pool},
     world::{CHECKS_LATE, ORPHAN, World, outcome, outcome_of, post, serve},
 };
 

@@ -1,17 +1,17 @@
-//! SQL that would begin or end transactions behind a session's back: refused where it can be read, found
-//! out where it cannot.
+//! G7: SQL that controls transactions is refused where it can be read, and noticed where it cannot (H15, M4).
+
+use std::pin::pin;
 
 use axum::response::Response;
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, Statement, TransactionTrait};
-use tower_sea_orm::{DbSession, DbTx};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx};
 
-use crate::{
-    support::{
-        database::{Kind, insert_item},
-        site::{Site, is_mariadb, known, outcome},
-    },
-    transactions::ended_by_server::raw,
+use crate::support::{
+    database::{Kind, insert_item},
+    futures::once,
+    site::{Site, is_mariadb, known, outcome},
+    statements::{insert, raw, slow},
 };
 
 /// SQL for a kind, and the method that the refusal names.
@@ -317,5 +317,58 @@ async fn m4_what_commits_implicitly_is_refused_inside_of_a_transaction_only() {
         .await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(site.count("third").await, 1);
+    site.assert_whole().await;
+}
+
+#[tokio::test]
+async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_sent() {
+    let set_up = Statement::from_string(sea_orm::DbBackend::MySql, "SET time_zone = '+00:00'");
+    let done = sea_orm::MockExecResult {
+        last_insert_id: 0,
+        rows_affected: 0,
+    };
+    let mock = sea_orm::MockDatabase::new(sea_orm::DbBackend::MySql)
+        .append_exec_results([done.clone(), done]);
+    let db = mock.into_connection();
+    let layer = DbSessionLayer::new(db.clone()).on_acquire(move |_| vec![set_up.clone()]);
+    let app = axum::Router::new().fallback(async |db: DbSession| {
+        let mut ddl = pin!(db.execute_unprepared("CREATE TABLE later (id integer)"));
+        // The connection is being set up; by the time that is done, the session is in a transaction.
+        assert!(once(ddl.as_mut()).await.is_pending());
+        db.tx();
+        assert!(known(ddl.await).is_forbidden_statement());
+        StatusCode::BAD_REQUEST
+    });
+    assert_eq!(
+        crate::support::site::call(app.layer(layer)).await.status(),
+        StatusCode::BAD_REQUEST
+    );
+    let sent = format!("{:?}", db.into_transaction_log());
+    assert!(
+        sent.contains("time_zone") && !sent.contains("CREATE"),
+        "{sent}"
+    );
+}
+
+#[tokio::test]
+async fn ddl_that_waits_for_its_turn_is_looked_at_again_when_that_comes() {
+    let site = Site::new(Kind::MySql).await;
+    let response = site
+        .call(async |db: DbSession| {
+            let long = db.query_one_raw(slow(Kind::MySql, 0.1));
+            let ddl = db.execute_unprepared("CREATE TABLE later (id integer)");
+            let work = async {
+                db.tx();
+                db.execute_unprepared(&insert("lost")).await.unwrap();
+            };
+            // In the line: the DDL goes first, in a session that is in a transaction by then.
+            let (long, ddl, ()) = tokio::join!(biased; long, ddl, work);
+            long.unwrap();
+            assert!(known(ddl).is_forbidden_statement());
+            StatusCode::BAD_REQUEST
+        })
+        .await;
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(site.count("lost").await, 0);
     site.assert_whole().await;
 }

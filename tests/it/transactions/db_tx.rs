@@ -1,4 +1,4 @@
-//! A request's own transaction: what commits it, what does not, and what the client is told.
+//! G2, G7, G8: a `DbTx` commits below 400 and rolls back otherwise, whichever handles share it.
 
 use std::convert::Infallible;
 
@@ -16,14 +16,12 @@ use sea_orm::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionTransaction};
 
-use crate::support::pool::session_layer;
-use crate::{
-    hazards::{Failed, text},
-    release::exits::mark,
-    support::{
-        database::{Kind, count_items, insert_item},
-        world::{World, ask, inserting, outcome, post, serve},
-    },
+use crate::support::{
+    database::{Kind, count_items, insert_item},
+    pool::session_layer,
+    requests::{Failed, text},
+    statements::mark,
+    world::{World, ask, inserting, outcome, post, serve},
 };
 
 #[tokio::test]

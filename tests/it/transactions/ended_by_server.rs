@@ -1,5 +1,5 @@
-//! Transactions that the server ends by itself, in ways that the driver does not tell: none of them is
-//! committed by a 200, and nothing autocommits in their place.
+//! G7: transactions that the server ends by itself, unnoticed by the driver (hazards H5b and H8).
+//! None of them is committed by a 200, and nothing autocommits in their place.
 
 use futures_util::StreamExt;
 use http::StatusCode;
@@ -10,6 +10,7 @@ use crate::support::{
     database::{Kind, TestDb, insert_item},
     servers::OwnServer,
     site::{SIZE, Site, is_mariadb, known, outcome, retry_after, value},
+    statements::raw,
 };
 
 #[tokio::test]
@@ -200,30 +201,6 @@ async fn what_raw_code_left_open_does_not_swallow_the_writes_after_it() {
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(site.count("acknowledged").await, 1, "{kind:?}");
         site.assert_whole().await;
-    }
-}
-
-/// Runs SQL that the session does not see.
-pub async fn raw(db: &DbSession, sql: &'static str) {
-    use sea_orm::{DbBackend, sqlx::Executor};
-    match db.backend() {
-        DbBackend::Postgres => {
-            db.with_postgres(move |db| Box::pin(async move { db.execute(sql).await.map(drop) }))
-                .await
-                .unwrap()
-                .unwrap();
-        }
-        DbBackend::MySql => {
-            db.with_mysql(move |db| Box::pin(async move { db.execute(sql).await.map(drop) }))
-                .await
-                .unwrap()
-                .unwrap();
-        }
-        _ => db
-            .with_sqlite(move |db| Box::pin(async move { db.execute(sql).await.map(drop) }))
-            .await
-            .unwrap()
-            .unwrap(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! A request's transaction that is not committed is never answered as if it were: the COMMIT failed, the
-//! server gave the transaction up, or another one was in its way.
+//! G7: a transaction that is not committed is never answered as if it were.
+//! The COMMIT failed, the server gave the transaction up, or another one was in its way.
 
 use std::sync::Arc;
 
@@ -12,15 +12,13 @@ use sea_orm::{
 use tokio::{join, sync::Notify};
 use tower_sea_orm::DbTx;
 
-use crate::support::pool::session_layer;
-use crate::{
-    hazards::text,
-    layer::log::Log,
-    support::{
-        database::{Kind, TestDb, insert_item},
-        site::{BOUND, DEFERRING, SIZE, Site, call, known, outcome, retry_after, value, violate},
-        wait::eventually,
-    },
+use crate::support::{
+    database::{Kind, TestDb, insert_item},
+    log::Log,
+    pool::session_layer,
+    requests::text,
+    site::{BOUND, DEFERRING, SIZE, Site, call, known, outcome, retry_after, value, violate},
+    wait::eventually,
 };
 
 /// The answer says: nothing happened, come again.

@@ -1,4 +1,4 @@
-//! What runs after the transaction: when, in which order, and when not.
+//! G7, G8: `after_commit` and `after_rollback`: when they run, in which order, and when not.
 
 use std::{
     sync::{
@@ -19,17 +19,14 @@ use tokio::{
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbTx, Error, SessionTransaction};
 
-use crate::support::pool::session_layer;
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
-    pool::assert_whole,
-    wait::eventually,
+    pool::{assert_whole, session_layer},
+    site::port_of,
+    wait::{BOUND, eventually},
     wire::Proxy,
     world::{CHECKS_LATE, Log, ORPHAN, World, post, serve},
 };
-
-/// How long anything here may take.
-const BOUND: Duration = crate::support::wait::BOUND;
 
 /// Asks for a note after either end.
 fn note(db: &DbSession, log: &Log, committed: &'static str, rolled_back: &'static str) {
@@ -422,17 +419,6 @@ async fn a_client_that_leaves_after_the_commit_was_sent_does_not_stop_the_hooks(
         assert_eq!(count_items(&db, "kept").await, 1, "{kind:?}");
         assert_eq!(log.read(), ["committed"]);
     }
-}
-
-/// The port in a database URL.
-fn port_of(url: &str) -> u16 {
-    let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after
-        .split(['/', '?'])
-        .next()
-        .expect("a port")
-        .parse()
-        .expect("a port")
 }
 
 #[tokio::test]

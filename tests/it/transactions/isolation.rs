@@ -1,5 +1,4 @@
-//! Requests beside each other: locks are free with the answer, and what cannot be serialized is told to
-//! come again until it has its turn.
+//! G8: requests beside each other. Locks are free with the response, and conflicts are answered as retryable.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -15,7 +14,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbTx};
 
 use crate::{
-    hazards::Failed,
+    support::requests::Failed,
     support::{
         database::{Kind, insert_item},
         site::{BOUND, Site, outcome, retry_after, value, violate},

@@ -1,4 +1,4 @@
-//! What the log is told of transactions: the first cause, and what has no effect without one.
+//! G15: what the log says of transactions: the first cause, and what has no effect without one.
 
 use std::{
     future::pending,
@@ -18,7 +18,7 @@ use tracing::{Event, Subscriber, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
 use crate::{
-    layer::log::{Log, keep_interest},
+    support::log::{Log, keep_interest},
     support::{
         database::{Kind, insert_item},
         site::{DEFERRING, Site, call, is_mariadb, known, outcome, violate},

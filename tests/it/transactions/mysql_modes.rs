@@ -1,4 +1,4 @@
-//! MySQL and MariaDB: a transaction that is gone from the server, and modes that were left behind.
+//! G7, G13: on MySQL and MariaDB, a transaction that is gone from the server, and modes that were left behind.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use tokio::sync::Notify;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::{
+    support::statements::raw,
     support::{
         database::{Kind, TestDb, count_items, insert_item},
         pool::session_layer,
         servers::OwnServer,
         site::{Site, is_mariadb, outcome, retry_after},
     },
-    transactions::ended_by_server::raw,
 };
 
 /// Ends the whole transaction wherever it is, as an error of one statement.

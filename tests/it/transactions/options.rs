@@ -1,4 +1,4 @@
-//! What the layer says about transactions: for all requests, for some, read-only for the others.
+//! G2: `transaction`, `transaction_if` and `transaction_with`: for all requests, for some, read-only for others.
 
 use std::sync::{
     Arc,
@@ -17,14 +17,12 @@ use sea_orm::{
 };
 use tower_sea_orm::{DbSession, DbTx, Error, TransactionLayer, unsafe_methods};
 
-use crate::support::pool::session_pool;
-use crate::{
-    hazards::{Failed, text},
-    release::exits::mark,
-    support::{
-        database::{Kind, count_items, insert_item},
-        world::{World, ask, inserting, outcome, post, serve, value},
-    },
+use crate::support::{
+    database::{Kind, count_items, insert_item},
+    pool::session_pool,
+    requests::{Failed, text},
+    statements::mark,
+    world::{World, ask, inserting, outcome, post, serve, value},
 };
 
 const SAFE: [Method; 4] = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE];
@@ -297,7 +295,7 @@ async fn the_server_itself_says_serializable() {
         .transaction_with(isolated(IsolationLevel::Serializable));
     // A `DbTx` leaves the layer's options alone.
     let app = serve(async |db: DbSession, _: DbTx| {
-        value::<String, _>(&db, "SHOW transaction_isolation").await
+        value::<String>(&db, "SHOW transaction_isolation").await
     });
     let response = post(&app.clone().layer(serializable), "/").await;
     assert_eq!(text(response).await, "serializable");

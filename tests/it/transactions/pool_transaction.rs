@@ -1,6 +1,6 @@
-//! Transactions outside of requests: jobs and command-line code.
+//! G7, G8: `SessionPool::transaction`, for jobs and command-line code.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use sea_orm::{
     AccessMode, ConnectionTrait, DbErr, IsolationLevel, Statement, TransactionError,
@@ -9,15 +9,13 @@ use sea_orm::{
 use tokio::{sync::Notify, time::timeout};
 use tower_sea_orm::{DbTx, Error};
 
-use crate::support::pool::session_pool;
 use crate::support::{
     database::{Kind, count_items, insert_item},
+    pool::session_pool,
     site::{Site, retry_after},
+    wait::BOUND,
     world::{CHECKS_LATE, Log, ORPHAN, World, value},
 };
-
-/// How long anything here may take.
-const BOUND: Duration = crate::support::wait::BOUND;
 
 fn note(tx: &DbTx, log: &Log) {
     tx.after_commit(log.note("committed")).unwrap();
@@ -141,7 +139,7 @@ async fn the_options_are_in_force() {
         ..Default::default()
     };
     let level = pool.transaction_with(options, async |tx| {
-        Ok::<_, DbErr>(value::<String, _>(tx, "SHOW transaction_isolation").await)
+        Ok::<_, DbErr>(value::<String>(tx, "SHOW transaction_isolation").await)
     });
     assert_eq!(level.await.unwrap(), "repeatable read");
     world.assert_whole().await;

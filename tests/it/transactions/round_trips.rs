@@ -18,6 +18,7 @@ use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 use crate::support::{
     database::{Kind, TestDb},
     pool::assert_whole,
+    site::port_of,
     wait::eventually,
     wire::Proxy,
     world::{outcome, post},
@@ -209,15 +210,4 @@ async fn an_early_commit_takes_the_place_of_the_last_one() {
         );
         assert_whole(&wire.test, &wire.db, 1).await;
     }
-}
-
-/// The port in a database URL.
-fn port_of(url: &str) -> u16 {
-    let after = url.rsplit_once(':').expect("a URL with a port").1;
-    after
-        .split(['/', '?'])
-        .next()
-        .expect("a port")
-        .parse()
-        .expect("a port")
 }

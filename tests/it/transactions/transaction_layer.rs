@@ -1,4 +1,4 @@
-//! What a route says about its transaction: the innermost word counts, and nothing is pretended.
+//! G2, G7: `TransactionLayer`: the innermost layer decides, and no setting is ignored in silence.
 
 use std::{
     convert::Infallible,
@@ -23,13 +23,11 @@ use sea_orm::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, TransactionLayer, problem_json};
 
-use crate::support::pool::{session_layer, session_pool};
-use crate::{
-    hazards::text,
-    support::{
-        database::{Kind, insert_item},
-        world::{World, ask, inserting, outcome, outcome_of, post, serve, value},
-    },
+use crate::support::{
+    database::{Kind, insert_item},
+    pool::{session_layer, session_pool},
+    requests::text,
+    world::{World, ask, inserting, outcome, outcome_of, post, serve, value},
 };
 
 /// Writes a row named by the path, then fails: what is seen afterwards was no part of a transaction.
@@ -122,8 +120,7 @@ async fn a_handlers_dbtx_counts_more_than_a_route_without() {
 #[tokio::test]
 async fn the_options_of_the_innermost_layer_are_in_force() {
     let world = World::new(Kind::Postgres, 1).await;
-    let app =
-        serve(async |db: DbSession| value::<String, _>(&db, "SHOW transaction_isolation").await);
+    let app = serve(async |db: DbSession| value::<String>(&db, "SHOW transaction_isolation").await);
     let with = TransactionLayer::with;
     let repeatable = TransactionOptions {
         isolation_level: Some(IsolationLevel::RepeatableRead),

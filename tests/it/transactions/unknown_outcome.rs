@@ -1,4 +1,4 @@
-//! COMMIT was sent and its answer never came: nobody knows, and the answer says so.
+//! G7: COMMIT was sent and its answer never came. The outcome is unknown, and the response says so.
 
 use std::{
     sync::{
@@ -15,12 +15,10 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use tower_sea_orm::{DbSession, DbTx};
 
 use crate::support::{
-    database::{Kind, insert_item},
+    database::{Kind, SERVERS, insert_item},
     site::{BOUND, Site, call, known, outcome, retry_after, value},
     wait::eventually,
 };
-
-const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
 
 /// Which hooks ran.
 #[derive(Clone, Default)]

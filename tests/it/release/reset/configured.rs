@@ -1,4 +1,4 @@
-//! What the pool's options had set on a connection survives its reset.
+//! G13: what the pool's options had set on a connection survives its reset.
 
 use axum::{Router, routing::any};
 use http::StatusCode;
@@ -10,10 +10,9 @@ use sea_orm::{
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Reset, SessionPool, testing::TestPool};
 
 use super::{connection, leaks, look, returned};
-use crate::support::pool::{layer_with, pool_with};
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item},
-    pool::assert_whole,
+    pool::{assert_whole, layer_with, pool_with},
     world::{World, post, serve},
 };
 
@@ -206,7 +205,7 @@ async fn a_connection_prepared_for_a_request_is_reset_where_it_can_be_and_closed
         let app = Router::new().route("/", any(handler)).layer(layer);
         let mut connections = std::collections::BTreeSet::new();
         for _ in 0..3 {
-            let answer = crate::hazards::text(post(&app, "/").await).await;
+            let answer = crate::support::requests::text(post(&app, "/").await).await;
             let (seen, number) = answer.split_once(' ').unwrap();
             assert_ne!(seen, before, "{kind:?}: it is prepared");
             connections.insert(number.to_owned());

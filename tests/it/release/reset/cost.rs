@@ -1,4 +1,4 @@
-//! What a reset costs on the wire.
+//! G13: what a reset costs on the wire.
 
 use std::time::Instant;
 
@@ -198,7 +198,7 @@ async fn after_raw_code_rollback_and_reset_go_together() {
     let pool = wire.pool.clone();
     for _ in 0..3 {
         let session = pool.session().await.unwrap();
-        crate::transactions::ended_by_server::raw(&session, "BEGIN; SET app.x = 'y'").await;
+        crate::support::statements::raw(&session, "BEGIN; SET app.x = 'y'").await;
         wire.proxy.reset_count();
         drop(session);
         returned(&pool).await;

@@ -1,19 +1,16 @@
-//! Every way we know to leave something behind.
+//! G13: every way we know to leave something behind.
 
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tower_sea_orm::{DbSession, PoolSession, Reset, SessionPool, SessionPoolBuilder};
 
 use super::{connection, look, returned};
-use crate::support::pool::{pool_with, session_pool};
-use crate::{
-    hazards::after_polls,
-    support::{
-        database::{Kind, TestDb, count_items, insert_item},
-        pool::assert_whole,
-        world::{World, post, serve},
-    },
-    transactions::ended_by_server::raw,
+use crate::support::{
+    database::{Kind, TestDb, count_items, insert_item},
+    futures::after_polls,
+    pool::{assert_whole, pool_with, session_pool},
+    statements::raw,
+    world::{World, post, serve},
 };
 
 /// What leaves something behind, and the query that sees it.

@@ -1,4 +1,4 @@
-//! What a session changes of its connection is gone before the next one has it.
+//! G13: what a session changes of its connection is gone before the next one has it.
 
 mod configured;
 mod cost;
@@ -6,10 +6,9 @@ mod leaks;
 mod storm;
 
 use sea_orm::{ConnectionTrait, Statement};
-use tower_sea_orm::SessionPool;
 
 use self::leaks::Leak;
-use crate::support::{database::Kind, wait::eventually};
+use crate::support::{database::Kind, pool::returned};
 
 /// What a query says, as a text; a query that fails says so.
 async fn look<C: ConnectionTrait>(db: &C, sql: &str) -> String {
@@ -33,13 +32,4 @@ async fn connection<C: ConnectionTrait>(kind: Kind, db: &C) -> String {
         Kind::MySql => look(db, "SELECT CAST(CONNECTION_ID() AS CHAR)").await,
         _ => String::new(),
     }
-}
-
-/// Waits until all connections have been given back.
-async fn returned(pool: &SessionPool) {
-    eventually("the connections are back", async || {
-        let status = pool.status();
-        (status.used, status.acquiring) == (0, 0)
-    })
-    .await;
 }

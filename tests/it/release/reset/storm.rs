@@ -1,4 +1,4 @@
-//! Many requests at once that change what they can, some of them dropped half-way: none sees another's.
+//! G13: many requests at once that change what they can, some of them dropped half-way: none sees another's.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use tower_sea_orm::{DbSession, DbTx, Reset};
 
 use super::{Leak, leaks, look, returned};
 use crate::{
-    hazards::after_polls,
+    support::futures::after_polls,
     support::{
         database::Kind,
         world::{World, post},

@@ -1,0 +1,88 @@
+//! G17: idle connections that a firewall has forgotten cost no request.
+
+use std::time::Duration;
+
+use axum::{Router, routing::any};
+use futures_util::{FutureExt, future::join_all};
+use sea_orm::Database;
+use tokio::time::timeout;
+use tower_sea_orm::DbSessionLayer;
+
+use crate::support::{
+    database::{Kind, SERVERS, TestDb},
+    network::{all_idle, patient_site, select},
+    pool::pool_with,
+    site::{BOUND, SIZE, Site, call, port_of},
+    wait::{LONG, eventually},
+    wire::Proxy,
+};
+
+#[tokio::test]
+async fn idle_connections_that_a_firewall_has_forgotten_cost_two_seconds_and_no_request() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        all_idle(&site).await;
+        proxy.silence();
+        let answers = timeout(BOUND, join_all((0..2 * SIZE).map(|_| site.call(select)))).await;
+        // Without a bound on sqlx's ping each of them takes the driver's whole time-out.
+        let answers = answers.expect("answers long before the time-out");
+        assert!(
+            answers.iter().all(|answer| answer.status() == 200),
+            "{kind:?}"
+        );
+    }
+}
+
+/// With a place for one session only, each silent connection would be found out after the one before.
+#[tokio::test]
+async fn idle_connections_that_a_firewall_has_forgotten_are_found_out_together() {
+    const IDLE: u32 = 8;
+    for kind in SERVERS {
+        let test = TestDb::new(kind).await;
+        let proxy = Proxy::start(port_of(test.url())).await;
+        let mut options = test.options_at(&proxy.url(test.url()), IDLE);
+        options.acquire_timeout(LONG);
+        let site = Site::with(test, Database::connect(options).await.unwrap(), IDLE).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+        all_idle(&site).await;
+        let one = pool_with(&site.db, |pool| {
+            pool.acquire_timeout(LONG).reserved_connections(IDLE - 1)
+        });
+        proxy.silence();
+        let app = Router::new()
+            .route("/", any(select))
+            .layer(DbSessionLayer::new(one));
+        assert_eq!(call(app).await.status(), 200, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_not_pinged_where_the_driver_is_told_not_to() {
+    use sea_orm::sqlx::postgres::PgPoolOptions;
+    let test = TestDb::new(Kind::Postgres).await;
+    let proxy = Proxy::start(port_of(test.url())).await;
+    let options = PgPoolOptions::new()
+        .max_connections(3)
+        .acquire_timeout(LONG)
+        .test_before_acquire(false);
+    // A hook that takes its time, as a ping of a connection would that is half-open.
+    let options = options.before_acquire(|_, _| {
+        async {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            Ok(true)
+        }
+        .boxed()
+    });
+    let driver = options.connect(&proxy.url(test.url())).await.unwrap();
+    let db = sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(driver.clone());
+    let all = join_all((0..3).map(|_| driver.acquire())).await;
+    drop(all);
+    eventually("all are idle", async || driver.num_idle() == 3).await;
+    let (requests, accepted) = (proxy.requests(), proxy.accepted());
+    let session = pool_with(&db, |pool| pool.acquire_timeout(LONG))
+        .session()
+        .await
+        .unwrap();
+    assert_eq!((proxy.requests(), proxy.accepted()), (requests, accepted));
+    drop(session);
+}

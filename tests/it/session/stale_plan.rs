@@ -1,0 +1,99 @@
+//! G17: a prepared statement whose plan has become stale (`is_stale_plan`).
+
+use axum::http::StatusCode;
+use futures_util::StreamExt;
+use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
+use tower_sea_orm::{DbSession, DbTx};
+
+use crate::support::{
+    database::{Kind, TestDb},
+    requests::status,
+    site::{Site, retry_after},
+};
+
+async fn one_connection() -> Site {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(1).await;
+    Site::with(test, db, 1).await
+}
+
+/// Every way to run a prepared statement, each with a text of its own.
+async fn run_all(db: &DbSession) -> Result<(), DbErr> {
+    let statement = |sql: &str| Statement::from_sql_and_values(db.backend(), sql, [1.into()]);
+    db.query_one_raw(statement("SELECT *, 1 FROM item WHERE id = $1"))
+        .await?;
+    db.query_all_raw(statement("SELECT *, 2 FROM item WHERE id = $1"))
+        .await?;
+    db.execute_raw(statement("SELECT *, 3 FROM item WHERE id = $1"))
+        .await?;
+    let mut rows = db
+        .rows(statement("SELECT *, 4 FROM item WHERE id = $1"))
+        .await?;
+    while let Some(row) = rows.next().await {
+        row?;
+    }
+    Ok(())
+}
+
+/// What makes the prepared statements of the pool's only connection stale.
+async fn make_stale(site: &Site, how: &'static str) {
+    if how.starts_with("ALTER") {
+        site.run(how).await;
+    } else {
+        let response = site
+            .call(async move |db: DbSession| status(db.execute_unprepared(how).await))
+            .await;
+        assert_eq!(response.status(), StatusCode::OK, "{how}");
+    }
+}
+
+const STALE: [&str; 4] = [
+    "ALTER TABLE item ADD COLUMN more integer",
+    "DISCARD ALL",
+    "DEALLOCATE ALL",
+    "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$",
+];
+
+#[tokio::test]
+async fn a_stale_plan_outside_of_a_transaction_is_prepared_anew() {
+    for how in STALE {
+        let site = one_connection().await;
+        for round in 0..3 {
+            let response = site
+                .call(async |db: DbSession| status(run_all(&db).await))
+                .await;
+            assert_eq!(response.status(), StatusCode::OK, "{how}, round {round}");
+            if round == 0 {
+                make_stale(&site, how).await;
+            }
+        }
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stale_plan_in_a_transaction_costs_that_request_and_no_other() {
+    for how in STALE {
+        for nested in [false, true] {
+            let site = one_connection().await;
+            let request = async || {
+                site.call(async move |tx: DbTx| {
+                    if !nested {
+                        return status(run_all(&tx).await);
+                    }
+                    let inner = tx.begin().await.unwrap();
+                    let statement = Statement::from_string(tx.backend(), "SELECT * FROM item");
+                    status(inner.query_all_raw(statement).await)
+                })
+                .await
+            };
+            assert_eq!(request().await.status(), StatusCode::OK);
+            make_stale(&site, how).await;
+            let response = request().await;
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{how}");
+            assert_eq!(retry_after(&response), Some("1"));
+            assert_eq!(request().await.status(), StatusCode::OK, "{how}");
+            site.assert_whole().await;
+        }
+    }
+}

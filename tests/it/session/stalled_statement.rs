@@ -1,0 +1,276 @@
+//! G17: a statement whose answer is lost ends with an error, and one that is only slow is left alone.
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::future::join_all;
+use http::StatusCode;
+use sea_orm::{ConnectionTrait, DbErr, Statement};
+use tokio::time::timeout;
+use tower_sea_orm::{DbSession, DbTx, Error};
+
+use crate::{
+    support::statements::{running, sleep, slow_insert},
+    support::{
+        database::{SERVERS, insert_item},
+        log::Log,
+        network::{all_idle, patient_site, select},
+        site::{BOUND, SIZE, call},
+        wait::{LONG, eventually},
+    },
+};
+
+/// The server has ended what runs, and the network has lost its answer.
+#[tokio::test]
+async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_is_closed() {
+    for kind in SERVERS {
+        for (in_transaction, writes) in [(false, false), (false, true), (true, false)] {
+            let (site, proxy) = patient_site(kind).await;
+            let site = site.pooled(|pool| {
+                pool.acquire_timeout(LONG)
+                    .hold_slow_threshold(Duration::from_secs(1))
+                    .cancel_running()
+            });
+            let (log, _guard) = Log::start();
+            let handler = async move |db: DbSession| {
+                if in_transaction {
+                    db.tx();
+                    insert_item(&db, "lost").await;
+                }
+                let statement = if writes {
+                    slow_insert(kind, "written", 1.0)
+                } else {
+                    sleep(kind, 1.0)
+                };
+                let mut statement = pin!(db.execute_raw(statement));
+                // As with a heartbeat: that it is polled is no sign that something has come for it.
+                let ended = loop {
+                    match timeout(Duration::from_millis(100), &mut statement).await {
+                        Ok(ended) => break ended,
+                        Err(_) => tokio::task::yield_now().await,
+                    }
+                };
+                match ended {
+                    Err(DbErr::Conn(_)) => StatusCode::BAD_GATEWAY,
+                    _ => StatusCode::OK,
+                }
+            };
+            let request = tokio::spawn(call(site.app(handler)));
+            eventually("it runs", async || {
+                running(site.view(), "sleep(").await == 1
+            })
+            .await;
+            proxy.silence();
+            let answer = request.await.unwrap();
+            assert!(
+                answer.status().is_server_error(),
+                "{kind:?}: {}",
+                answer.status()
+            );
+            let told = |line: &String| {
+                line.contains("answer has not arrived") && line.contains("statement=")
+            };
+            assert!(log.lines().iter().any(told), "{:?}", log.lines());
+            assert_eq!(
+                site.seen(["lost", "written"]).await,
+                [false, writes],
+                "{kind:?}"
+            );
+            eventually("its place is free", async || {
+                site.layer.pool().status().used == 0
+            })
+            .await;
+            assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
+        }
+    }
+}
+
+/// With the defaults: reads and writes that commit by themselves, and transactions.
+#[tokio::test]
+async fn a_pool_whose_connections_a_firewall_has_forgotten_in_use_serves_those_who_wait() {
+    for kind in SERVERS {
+        for (in_transaction, writes) in [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let case = format!("{kind:?}, in a transaction: {in_transaction}, writes: {writes}");
+            let (site, proxy) = patient_site(kind).await;
+            let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+            let (log, _guard) = Log::start();
+            let handler = async move |db: DbSession| {
+                if in_transaction {
+                    db.tx();
+                    insert_item(&db, "lost").await;
+                }
+                let statement = if writes {
+                    slow_insert(kind, "written", 0.5)
+                } else {
+                    sleep(kind, 0.5)
+                };
+                match db.execute_raw(statement).await {
+                    Err(DbErr::Conn(_)) => StatusCode::BAD_GATEWAY,
+                    _ => StatusCode::OK,
+                }
+            };
+            let held: Vec<_> = (0..SIZE)
+                .map(|_| tokio::spawn(call(site.app(handler))))
+                .collect();
+            eventually("all run", async || {
+                running(site.view(), "sleep(").await == SIZE as usize
+            })
+            .await;
+            proxy.silence();
+            let next = timeout(BOUND, join_all((0..2 * SIZE).map(|_| site.call(select))))
+                .await
+                .expect("answers");
+            assert!(next.iter().all(|answer| answer.status() == 200), "{case}");
+            for request in held {
+                let status = request.await.unwrap().status();
+                assert!(status.is_server_error(), "{case}: {status}");
+            }
+            let lines = log.lines();
+            let is_told = |line: &String| line.contains("answer has not arrived");
+            assert!(lines.iter().any(is_told), "{case}: {lines:?}");
+            // The server finished what was written outside a transaction, and rolls the others back.
+            eventually(&case, async || {
+                site.seen(["lost", "written"]).await == [false, writes && !in_transaction]
+            })
+            .await;
+            site.assert_whole().await;
+        }
+    }
+}
+
+/// As above, but the server is at work for one of them.
+#[tokio::test]
+async fn a_full_pool_whose_statements_take_long_is_left_alone() {
+    for kind in SERVERS {
+        let (site, _proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+        let sleeps =
+            async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 8.0)).await.unwrap());
+        let rests = async move |db: DbSession| {
+            let mut statement = Box::pin(db.query_all_raw(sleep(kind, 0.1)));
+            let polled = futures_util::poll!(&mut statement);
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            if polled.is_pending() {
+                statement.await.unwrap();
+            }
+        };
+        let sleeping = join_all((1..SIZE).map(|_| site.call(sleeps)));
+        let (slow, resting, next) = tokio::join!(sleeping, site.call(rests), async {
+            eventually("all are in use", async || {
+                site.layer.pool().status().used == SIZE
+            })
+            .await;
+            site.call(select).await
+        });
+        let answers = slow.into_iter().chain([resting, next]);
+        assert!(
+            answers
+                .map(|answer| answer.status().as_u16())
+                .all(|status| status == 200),
+            "{kind:?}"
+        );
+        site.assert_whole().await;
+    }
+}
+
+/// The server has sent it all and has nothing more to do, while the network has not brought it all yet.
+#[tokio::test]
+async fn answers_that_arrive_slowly_are_not_taken_for_lost() {
+    const ROWS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) \
+                        SELECT REPEAT('x', 2000) FROM n";
+    for (kind, cancels) in SERVERS
+        .into_iter()
+        .flat_map(|kind| [(kind, false), (kind, true)])
+    {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| {
+            let pool = pool
+                .acquire_timeout(LONG)
+                .hold_slow_threshold(Duration::from_millis(500));
+            if cancels { pool.cancel_running() } else { pool }
+        });
+        all_idle(&site).await;
+        proxy.delay_replies(Duration::from_millis(300));
+        let reads = async move |db: DbSession| {
+            let rows = db
+                .query_all_raw(Statement::from_string(kind.backend(), ROWS))
+                .await
+                .unwrap();
+            assert_eq!(rows.len(), 900);
+        };
+        let reading = join_all((0..SIZE).map(|_| site.call(reads)));
+        let (answers, next) = tokio::join!(reading, async {
+            eventually("all are in use", async || {
+                site.layer.pool().status().used == SIZE
+            })
+            .await;
+            site.call(select).await
+        });
+        proxy.delay_replies(Duration::ZERO);
+        let statuses = answers
+            .iter()
+            .chain([&next])
+            .map(|answer| answer.status().as_u16());
+        assert!(
+            statuses.clone().all(|status| status == 200),
+            "{kind:?} {cancels}: {:?}",
+            statuses.collect::<Vec<_>>()
+        );
+        site.assert_whole().await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_not_answered_ends_as_unknown() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| {
+            pool.acquire_timeout(LONG)
+                .commit_timeout(LONG)
+                .hold_slow_threshold(Duration::from_secs(1))
+                .cancel_running()
+        });
+        proxy.hold_back("COMMIT");
+        let handler = async |tx: DbTx| {
+            insert_item(&tx, "lost").await;
+            let error = tx.commit().await.unwrap_err();
+            assert!(
+                Error::of(&error).is_some_and(|error| error.is_outcome_unknown()),
+                "{error}"
+            );
+        };
+        assert_eq!(site.call(handler).await.status(), 500, "{kind:?}");
+        proxy.cut();
+        proxy.let_go();
+        assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_the_server_works_on_or_whose_future_rests_is_left_alone() {
+    for kind in SERVERS {
+        let (site, _proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| {
+            pool.acquire_timeout(LONG)
+                .hold_slow_threshold(Duration::from_millis(500))
+                .cancel_running()
+        });
+        let works =
+            async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 10.0)).await.unwrap());
+        let rests = async move |db: DbSession| {
+            let mut statement = Box::pin(db.query_all_raw(sleep(kind, 0.1)));
+            let polled = futures_util::poll!(&mut statement);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            if polled.is_pending() {
+                statement.await.unwrap();
+            }
+        };
+        let (works, rests) = tokio::join!(site.call(works), site.call(rests));
+        assert_eq!(
+            (works.status().as_u16(), rests.status().as_u16()),
+            (200, 200),
+            "{kind:?}"
+        );
+        site.assert_whole().await;
+    }
+}

@@ -1,0 +1,40 @@
+//! Sites whose network fails, and whose pools are in no hurry.
+
+use futures_util::future::join_all;
+use sea_orm::{ConnectionTrait, Database};
+use tower_sea_orm::{DbSession, DbSessionLayer};
+
+use super::{
+    database::{Kind, TestDb},
+    pool::pool_with,
+    site::{SIZE, Site, port_of},
+    wait::{LONG, eventually},
+    wire::Proxy,
+};
+
+/// Opens all connections of the site and waits until they are idle in the driver's pool.
+pub async fn all_idle(site: &Site) {
+    let pool = site.layer.pool();
+    let sessions = join_all((0..site.size).map(|_| pool.session())).await;
+    assert!(sessions.iter().all(Result::is_ok));
+    drop(sessions);
+    eventually("all are with the driver", async || {
+        pool.status().idle == 0 && pool.status().used == 0
+    })
+    .await;
+}
+
+/// A site behind a proxy whose time-outs are far longer than any test.
+pub async fn patient_site(kind: Kind) -> (Site, Proxy) {
+    let test = TestDb::new(kind).await;
+    let proxy = Proxy::start(port_of(test.url())).await;
+    let mut options = test.options_at(&proxy.url(test.url()), SIZE);
+    options.acquire_timeout(LONG);
+    let db = Database::connect(options).await.unwrap();
+    let layer = DbSessionLayer::new(pool_with(&db, |pool| pool.acquire_timeout(LONG)));
+    (Site::with(test, db, SIZE).await.layered(|_| layer), proxy)
+}
+
+pub async fn select(db: DbSession) {
+    db.execute_unprepared("SELECT 1").await.unwrap();
+}
