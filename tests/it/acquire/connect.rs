@@ -43,7 +43,7 @@ async fn silent_connects(
 }
 
 #[tokio::test]
-async fn connects_that_fall_silent_hold_nobody_up_for_long() {
+async fn silent_connects_delay_requests_only_briefly() {
     for kind in SERVERS {
         let (site, proxy) = patient_site(kind).await;
         let pool = site.layer.pool();
@@ -65,7 +65,7 @@ async fn connects_that_fall_silent_hold_nobody_up_for_long() {
 }
 
 #[tokio::test]
-async fn while_a_connect_is_silent_those_who_wait_get_another_one() {
+async fn while_a_connect_is_silent_its_waiters_get_another_one() {
     for kind in SERVERS {
         in_one_of(
             5,
@@ -91,7 +91,7 @@ async fn while_a_connect_is_silent_those_who_wait_get_another_one() {
 }
 
 #[tokio::test]
-async fn closing_gives_connects_up_that_hang_and_closes_the_idle_at_once() {
+async fn closing_abandons_hung_connects_and_closes_idle_connections() {
     for kind in SERVERS {
         let (site, proxy) = patient_site(kind).await;
         let site = site.pooled(|pool| pool.release_timeout(LONG).acquire_timeout(LONG));
@@ -156,7 +156,7 @@ async fn connects_that_fail_refuse_no_request_while_connections_work() {
 }
 
 #[tokio::test]
-async fn with_nothing_in_use_a_failed_connect_is_down_for_all_who_wait() {
+async fn if_nothing_is_in_use_a_failed_connect_is_down_for_all_waiters() {
     let (site, proxy) = patient_site(Kind::MySql).await;
     site.db.execute_unprepared("SELECT 1").await.unwrap();
     proxy.cut();
@@ -169,7 +169,7 @@ async fn with_nothing_in_use_a_failed_connect_is_down_for_all_who_wait() {
 }
 
 #[tokio::test]
-async fn a_server_with_no_place_left_is_exhausted_and_those_who_wait_get_what_comes_back() {
+async fn a_full_server_is_exhausted_and_waiters_get_returned_connections() {
     let test = TestDb::new(Kind::MySql).await;
     let observer = test.observer().await.unwrap();
     let user = format!("u{}", std::process::id());
@@ -211,7 +211,7 @@ async fn a_server_with_no_place_left_is_exhausted_and_those_who_wait_get_what_co
 
 /// On a clock that stands still unless all wait.
 #[tokio::test]
-async fn the_reason_of_a_failed_wait_is_told_when_that_is_over_and_not_later() {
+async fn the_reason_of_a_failed_wait_is_known_when_the_wait_is_over() {
     for (wait, is_unreachable) in [(5000, true), (600, false)] {
         let (site, proxy) = patient_site(Kind::Postgres).await;
         let pool = pool_with(&site.db, |pool| {
@@ -239,7 +239,7 @@ async fn the_reason_of_a_failed_wait_is_told_when_that_is_over_and_not_later() {
 }
 
 #[tokio::test]
-async fn connects_that_the_driver_repeats_keep_nobody_from_what_is_idle() {
+async fn connects_that_the_driver_repeats_do_not_hide_idle_connections() {
     let test = TestDb::new(Kind::Postgres).await;
     let observer = test.observer().await.unwrap();
     let role = crate::support::database::unique_name();
@@ -278,7 +278,7 @@ async fn connects_that_the_driver_repeats_keep_nobody_from_what_is_idle() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_every_connect_is_not_stormed_with_them() {
+async fn a_server_that_ends_every_connect_gets_few_of_them() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!(
         "postgres://nobody@{}/none?sslmode=disable",

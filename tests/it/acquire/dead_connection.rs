@@ -70,7 +70,7 @@ async fn two_dead(site: &Site) {
 }
 
 #[tokio::test]
-async fn a_transaction_begins_on_another_connection_where_its_own_has_died() {
+async fn a_transaction_begins_on_another_connection_if_its_own_has_died() {
     for kind in KINDS {
         let site = Site::new(kind)
             .await
@@ -181,7 +181,7 @@ async fn a_set_up_that_fails_is_tried_on_no_other_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_under_load_fails_what_was_running_and_little_more() {
+async fn a_restart_under_load_fails_little_more_than_what_was_running() {
     const CLIENTS: usize = 12;
     const SIZE: u32 = 4;
     for kind in KINDS {
@@ -262,7 +262,7 @@ impl axum::response::IntoResponse for Refused {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_lost_after_such_a_begin_is_told_as_lost() {
+async fn a_connection_lost_after_such_a_begin_is_an_error() {
     let site = Site::new(Kind::Postgres)
         .await
         .pooled(|pool| pool.direct_handoff(true));
@@ -324,7 +324,7 @@ async fn soon_closed(kind: Kind) -> (Site, i64) {
 }
 
 #[tokio::test]
-async fn a_first_statement_that_finds_its_connection_closed_as_idle_runs_on_another_one() {
+async fn a_first_statement_on_a_connection_closed_as_idle_runs_on_another() {
     for kind in [Kind::Postgres, Kind::MySql] {
         for way in WAYS {
             let (site, id) = soon_closed(kind).await;
@@ -349,7 +349,7 @@ async fn a_first_statement_that_finds_its_connection_closed_as_idle_runs_on_anot
 }
 
 #[tokio::test]
-async fn a_later_statement_that_finds_its_connection_closed_as_idle_is_lost() {
+async fn a_later_statement_on_a_connection_closed_as_idle_is_an_error() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (site, id) = soon_closed(kind).await;
         let view = site.view().clone();

@@ -22,7 +22,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn h25_a_database_that_is_down_is_told_apart_from_a_full_pool() {
+async fn h25_a_database_that_is_down_is_distinguished_from_a_full_pool() {
     async fn statement(session: DbSession) -> Result<(), (StatusCode, String)> {
         let result = session.execute_unprepared("SELECT 1").await;
         result.map(drop).map_err(|error| {
@@ -156,7 +156,7 @@ async fn exhaustion_is_an_answer_in_the_form_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_handlers_500_after_a_failed_acquire_becomes_503_unless_told_not_to() {
+async fn a_500_after_a_failed_acquire_becomes_a_503_by_default() {
     async fn fails(session: DbSession) -> Result<(), (StatusCode, &'static str)> {
         let result = session.execute_unprepared("SELECT 1").await;
         result
@@ -195,7 +195,7 @@ async fn a_handlers_500_after_a_failed_acquire_becomes_503_unless_told_not_to() 
 }
 
 #[tokio::test]
-async fn the_predicate_picks_who_checks_out_first() {
+async fn eager_if_decides_which_requests_acquire_first() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let (layer, _holder) = exhausted(&test).await;
     let app =
@@ -224,7 +224,7 @@ async fn the_predicate_picks_who_checks_out_first() {
 }
 
 #[tokio::test]
-async fn a_request_that_has_run_a_statement_is_not_told_to_come_back() {
+async fn no_retry_after_if_the_request_has_run_a_statement() {
     async fn writes_and_waits(
         session: DbSession,
         State(held): State<Held>,
@@ -258,7 +258,7 @@ async fn a_request_that_has_run_a_statement_is_not_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_request_with_a_body_checks_out_late_where_the_layer_is_told_so() {
+async fn with_without_body_a_request_with_a_body_acquires_late() {
     let site = Site::new(Kind::SqliteFile).await;
     let app = Router::new()
         .route(

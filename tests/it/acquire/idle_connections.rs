@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn idle_connections_that_a_firewall_has_forgotten_cost_two_seconds_and_no_request() {
+async fn forgotten_idle_connections_cost_two_seconds_and_no_request() {
     for kind in SERVERS {
         let (site, proxy) = patient_site(kind).await;
         all_idle(&site).await;
@@ -35,7 +35,7 @@ async fn idle_connections_that_a_firewall_has_forgotten_cost_two_seconds_and_no_
 
 /// With a place for one session only, each silent connection would be found out after the one before.
 #[tokio::test]
-async fn idle_connections_that_a_firewall_has_forgotten_are_found_out_together() {
+async fn forgotten_idle_connections_are_noticed_together() {
     const IDLE: u32 = 8;
     for kind in SERVERS {
         let test = TestDb::new(kind).await;
@@ -57,7 +57,7 @@ async fn idle_connections_that_a_firewall_has_forgotten_are_found_out_together()
 }
 
 #[tokio::test]
-async fn idle_connections_are_not_pinged_where_the_driver_is_told_not_to() {
+async fn idle_connections_are_not_pinged_without_test_before_acquire() {
     use sea_orm::sqlx::postgres::PgPoolOptions;
     let test = TestDb::new(Kind::Postgres).await;
     let proxy = Proxy::start(port_of(test.url())).await;

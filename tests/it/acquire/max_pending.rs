@@ -89,7 +89,7 @@ async fn a_request_too_many_is_a_503_with_retry_after() {
 }
 
 #[tokio::test]
-async fn those_for_whom_there_is_a_connection_do_not_count() {
+async fn requests_that_get_a_connection_at_once_do_not_count() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(4).await;
@@ -177,7 +177,7 @@ async fn give_up_in_every_place(kind: Kind) {
 }
 
 #[test]
-fn those_who_have_given_up_are_dropped_under_no_lock() {
+fn waiters_that_gave_up_are_dropped_under_no_lock() {
     // In a thread of its own, which a deadlock stops for good.
     let (sender, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

@@ -46,7 +46,7 @@ async fn runs(kind: Kind, db: &DbSession) -> i64 {
 }
 
 #[tokio::test]
-async fn on_acquire_prepares_each_connection_once_and_nobody_else_gets_it() {
+async fn on_acquire_prepares_each_connection_once_for_one_request() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let world = World::new(kind, 1).await;
         let set_up = move |_: &Parts| {
@@ -148,7 +148,7 @@ async fn a_connection_that_was_not_prepared_is_not_closed() {
 }
 
 #[tokio::test]
-async fn a_connection_half_prepared_serves_nobody() {
+async fn a_half_prepared_connection_serves_no_request() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let world = World::new(kind, 1).await;
         let layer = world.layer().on_acquire(move |_| {

@@ -141,7 +141,7 @@ async fn all_are_back(pool: &SessionPool) {
 
 /// The target is a goodput within 10 % of the best; `tests/run overload --no-capture` prints it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
+async fn a_thousand_clients_on_ten_connections_are_served_or_refused() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(CONNECTIONS).await;
     let pool = pool_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(200));
@@ -170,7 +170,7 @@ async fn a_thousand_clients_on_ten_connections_are_served_or_told_so() {
 
 /// By default it is the time in the queue that counts: where connections come back fast, many may wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
+async fn a_request_that_can_expect_a_turn_within_a_second_may_queue() {
     const CLIENTS: usize = 100;
     const CONNECTIONS: u32 = 2;
     let test = TestDb::new(Kind::Postgres).await;
@@ -209,7 +209,7 @@ async fn whoever_can_expect_a_turn_within_a_second_is_let_in() {
 
 /// On a clock that stands still unless somebody sleeps.
 #[tokio::test]
-async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_never_too_late() {
+async fn most_rejections_are_delayed_by_half_a_second_and_none_is_late() {
     for (acquire_timeout, kept) in [(5000, 500), (200, 200)] {
         let test = TestDb::new(Kind::SqliteFile).await;
         let db = test.connect(1).await;
@@ -246,7 +246,7 @@ async fn of_many_that_are_turned_away_the_most_are_told_half_a_second_later_but_
 
 /// Others may be waiting for what it holds.
 #[tokio::test]
-async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_second_one() {
+async fn a_holder_is_refused_a_second_connection_at_once() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
     let pool = pool_with(&db, |pool| pool.max_pending(0));
@@ -278,7 +278,7 @@ async fn a_request_that_holds_a_connection_is_told_at_once_that_there_is_no_seco
 }
 
 #[tokio::test]
-async fn whoever_waits_is_served_in_the_order_of_coming_and_the_gone_cost_nothing() {
+async fn waiters_are_served_first_in_first_out_and_the_gone_cost_nothing() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;

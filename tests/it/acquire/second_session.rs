@@ -80,8 +80,7 @@ fn warnings(log: &Log) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_the_others_are_served()
- {
+async fn if_all_requests_wait_for_a_second_session_only_one_fails() {
     for kind in Kind::ALL {
         let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
         for second in [by_session as Second, by_transaction, by_another_tag] {
@@ -134,8 +133,7 @@ async fn of_requests_that_all_wait_for_a_second_session_one_fails_at_once_and_th
 
 /// A job is the future of `transaction()`, which a session that it opens is known to belong to.
 #[tokio::test]
-async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_the_others_are_done()
-{
+async fn if_all_jobs_wait_for_a_second_transaction_only_one_fails() {
     for kind in Kind::ALL {
         let size = if kind == Kind::SqliteMemory { 1 } else { SIZE };
         let site = Site::new(kind)
@@ -171,7 +169,7 @@ async fn of_jobs_that_all_wait_for_a_second_transaction_one_fails_at_once_and_th
 
 /// A handler that has opened a job, which opens another one.
 #[tokio::test]
-async fn a_request_whose_own_sessions_are_all_there_are_is_told_so_at_once() {
+async fn a_request_that_holds_every_connection_fails_at_once() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let site = Site::new(kind).await;
         let pool = pool_with(&site.db, |pool| {
@@ -203,7 +201,7 @@ async fn a_request_whose_own_sessions_are_all_there_are_is_told_so_at_once() {
 
 /// Newcomers do not take what the first ones need.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_that_holds_a_connection_goes_before_those_that_hold_none() {
+async fn a_job_that_holds_a_connection_is_served_before_the_others() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(2).await;
     let pool = pool_with(&db, |pool| pool.acquire_timeout(LONG));
@@ -260,7 +258,7 @@ async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
 }
 
 #[tokio::test]
-async fn a_job_that_holds_a_session_and_does_not_wait_keeps_it_from_being_an_error() {
+async fn a_holder_that_does_not_wait_means_no_deadlock() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let (log, _guard) = Log::start();
         let test = TestDb::new(kind).await;
@@ -291,7 +289,7 @@ async fn a_job_that_holds_a_session_and_does_not_wait_keeps_it_from_being_an_err
 }
 
 #[tokio::test]
-async fn the_wait_of_a_spawned_task_is_its_own() {
+async fn the_wait_of_a_spawned_task_is_not_its_requests() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(1).await;
@@ -467,7 +465,7 @@ async fn cancelled_waits_leave_no_mark() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_begins_on_another_connection_waits_for_no_second_session() {
+async fn beginning_on_another_connection_is_no_wait_for_a_second_session() {
     let (site, proxy) = Site::behind_a_proxy(Kind::Postgres).await;
     let site = site.pooled(|pool| pool.direct_handoff(true));
     let (log, _guard) = Log::start();

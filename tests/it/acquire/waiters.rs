@@ -86,7 +86,7 @@ async fn h22_ten_thousand_cancelled_waits_cost_no_connection() {
 }
 
 #[tokio::test]
-async fn the_pool_counts_those_who_wait() {
+async fn the_pool_counts_its_waiters() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(1).await;
     let pool = session_pool(db.clone());

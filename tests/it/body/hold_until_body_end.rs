@@ -354,7 +354,7 @@ async fn an_error_in_the_body_rolls_back() {
 }
 
 #[tokio::test]
-async fn trailers_that_say_no_roll_back_and_go_out() {
+async fn trailers_with_an_error_status_roll_back_and_go_out() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let server = Server::start(site.app(async |tx: DbTx| {
@@ -371,7 +371,7 @@ async fn trailers_that_say_no_roll_back_and_go_out() {
 }
 
 #[tokio::test]
-async fn what_has_no_body_to_wait_for_is_settled_at_its_head() {
+async fn a_response_without_a_body_settles_at_its_head() {
     for kind in Kind::ALL {
         for (method, status) in [
             (Method::HEAD, 200),

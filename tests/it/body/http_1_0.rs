@@ -100,7 +100,7 @@ async fn an_http_1_0_body_whose_commit_fails_lacks_its_end() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_body_without_a_length_whose_commit_fails_is_told_of_in_the_log() {
+async fn a_failed_commit_of_an_http_1_0_body_without_a_length_is_logged() {
     for kind in DEFERRING {
         let site = Site::new(kind).await;
         site.defer().await;
@@ -173,7 +173,7 @@ async fn rows_over_http_1_0(app: Router, path: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_client_of_http_1_0_gets_all_rows_and_with_a_length_the_last_one_after_commit() {
+async fn an_http_1_0_client_gets_the_last_row_only_after_commit() {
     for kind in DEFERRING {
         let site = Site::new(kind).await;
         site.defer().await;

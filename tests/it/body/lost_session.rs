@@ -35,7 +35,7 @@ fn events() -> Body {
 }
 
 #[tokio::test]
-async fn what_a_broken_body_held_is_dropped_and_nothing_of_it_stands() {
+async fn a_broken_body_is_dropped_and_rolled_back() {
     for kind in Kind::ALL {
         for http2 in [false, true] {
             // Longer than a busy machine takes to send the first part.
@@ -83,7 +83,7 @@ impl Drop for SetOnDrop {
 }
 
 #[tokio::test]
-async fn what_was_committed_by_itself_stands_when_the_pool_is_closed_and_a_transaction_does_not() {
+async fn a_closed_pool_keeps_autocommitted_writes_and_rolls_the_rest_back() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         for transactional in [false, true] {
             let site = Site::new(kind).await;
@@ -131,7 +131,7 @@ const GATE: &str = "
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pass();";
 
 #[tokio::test]
-async fn a_body_whose_commit_is_under_way_ends_as_that_does_though_the_pool_closes() {
+async fn a_body_whose_commit_is_under_way_ends_with_it_when_the_pool_closes() {
     for fails in [false, true] {
         for http2 in [false, true] {
             let site = Site::new(Kind::Postgres).await;
@@ -187,7 +187,7 @@ async fn a_body_whose_commit_is_under_way_ends_as_that_does_though_the_pool_clos
 }
 
 #[tokio::test]
-async fn a_body_that_has_nothing_to_send_for_long_is_not_taken_for_one_that_is_not_read() {
+async fn a_body_that_is_idle_for_long_is_not_mistaken_for_an_unread_one() {
     for http2 in [false, true] {
         let bound = Duration::from_secs(2);
         let site = Site::new(Kind::SqliteMemory)

@@ -164,7 +164,7 @@ const FORMS: [(Version, &str); 4] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_that_is_closed_breaks_its_bodies_and_the_server_stops() {
+async fn closing_the_pool_breaks_held_bodies_and_lets_the_server_stop() {
     for kind in Kind::ALL {
         for (version, path) in FORMS {
             let test = TestDb::new(kind).await;
@@ -178,7 +178,7 @@ async fn a_pool_that_is_closed_breaks_its_bodies_and_the_server_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn max_hold_breaks_the_body_of_its_session_and_the_server_stops() {
+async fn hold_timeout_breaks_the_body_of_its_session() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         for (version, path) in FORMS {

@@ -49,7 +49,7 @@ fn switching() -> Response {
 }
 
 #[tokio::test]
-async fn an_upgrade_commits_at_its_head_and_its_connection_needs_none_of_the_database() {
+async fn an_upgrade_commits_at_its_head_and_keeps_no_connection() {
     for kind in Kind::ALL {
         for hold in [false, true] {
             let site = Site::new(kind).await;

@@ -122,7 +122,7 @@ async fn cancelled_by_hand(site: &Site) -> Duration {
 }
 
 #[tokio::test]
-async fn the_slot_is_free_and_the_query_gone_within_100_ms_of_the_clients_leaving() {
+async fn the_query_is_stopped_and_its_slot_free_within_100_ms() {
     for kind in SERVERS {
         for transaction in [false, true] {
             let site = Site::new(kind)
@@ -178,7 +178,7 @@ async fn it_is_off_by_default() {
 }
 
 #[tokio::test]
-async fn outside_of_a_transaction_a_write_is_finished() {
+async fn in_autocommit_a_write_is_finished() {
     for kind in SERVERS {
         let site = Site::new(kind)
             .await
@@ -214,7 +214,7 @@ async fn outside_of_a_transaction_a_write_is_finished() {
 }
 
 #[tokio::test]
-async fn inside_of_a_transaction_a_write_is_stopped_and_all_of_it_rolled_back() {
+async fn in_a_transaction_a_write_is_stopped_and_rolled_back() {
     for kind in SERVERS {
         let site = Site::new(kind)
             .await
@@ -274,7 +274,7 @@ async fn a_commit_is_never_stopped() {
 }
 
 #[tokio::test]
-async fn a_statement_dropped_inside_of_a_transaction_that_goes_on_is_finished() {
+async fn a_dropped_statement_is_finished_if_its_transaction_goes_on() {
     for kind in SERVERS {
         let site = Site::new(kind)
             .await
@@ -300,7 +300,7 @@ async fn a_statement_dropped_inside_of_a_transaction_that_goes_on_is_finished() 
 }
 
 #[tokio::test]
-async fn a_read_dropped_outside_of_a_transaction_is_stopped_while_its_request_goes_on() {
+async fn a_dropped_read_in_autocommit_is_stopped_while_its_request_goes_on() {
     for kind in SERVERS {
         let site = Site::new(kind)
             .await
@@ -363,7 +363,7 @@ async fn a_read_dropped_outside_of_a_transaction_is_stopped_while_its_request_go
 }
 
 #[tokio::test]
-async fn a_statement_left_behind_in_a_transaction_is_stopped_when_its_request_ends() {
+async fn a_statement_left_in_a_transaction_is_stopped_with_its_request() {
     for kind in SERVERS {
         let site = Site::new(kind)
             .await

@@ -222,7 +222,7 @@ async fn round_trips(kind: Kind, own: u64, cancels: bool, transaction: bool) -> 
 }
 
 #[tokio::test]
-async fn a_warm_connection_pays_nothing_on_the_wire_and_a_fetched_one_a_round_trip() {
+async fn a_warm_connection_pays_nothing_and_a_fetched_one_a_round_trip() {
     for kind in SERVERS {
         let (without_first, without) = round_trips(kind, 600, false, false).await;
         let (first, warm) = round_trips(kind, 600, true, false).await;
@@ -388,7 +388,7 @@ pub async fn kill_control(site: &Site, but: &std::collections::BTreeSet<i64>) {
 }
 
 #[tokio::test]
-async fn the_second_connection_goes_when_nobody_needs_it_and_is_opened_again() {
+async fn the_cancel_connection_is_closed_when_idle_and_opened_again() {
     for kind in SERVERS {
         let site = Site::new(kind).await;
         let pool = SessionPool::builder(site.db.clone())
@@ -445,7 +445,7 @@ async fn the_second_connection_goes_when_nobody_needs_it_and_is_opened_again() {
 }
 
 #[tokio::test]
-async fn the_second_connection_is_closed_with_the_pool_and_not_later() {
+async fn the_cancel_connection_is_closed_with_the_pool() {
     for kind in SERVERS {
         // Without use it would be closed after five seconds.
         in_one_of(5, "it is closed before it is idle for long", async || {

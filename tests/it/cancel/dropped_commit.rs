@@ -260,7 +260,7 @@ async fn a_request_that_commits_early_is_dropped_at_every_point() {
 }
 
 #[tokio::test]
-async fn h17_a_commit_dropped_at_every_point_is_seen_through_before_the_request_goes_on() {
+async fn h17_a_commit_dropped_at_every_point_is_seen_through() {
     for (kind, fails) in Kind::ALL
         .map(|kind| (kind, false))
         .into_iter()

@@ -532,27 +532,27 @@ async fn drop_everywhere(kind: Kind) {
 }
 
 #[tokio::test]
-async fn what_is_dropped_costs_itself_alone_on_postgres() {
+async fn a_dropped_future_costs_only_its_own_work_on_postgres() {
     drop_everywhere(Kind::Postgres).await;
 }
 
 #[tokio::test]
-async fn what_is_dropped_costs_itself_alone_on_mysql() {
+async fn a_dropped_future_costs_only_its_own_work_on_mysql() {
     drop_everywhere(Kind::MySql).await;
 }
 
 #[tokio::test]
-async fn what_is_dropped_costs_itself_alone_on_a_sqlite_file() {
+async fn a_dropped_future_costs_only_its_own_work_on_a_sqlite_file() {
     drop_everywhere(Kind::SqliteFile).await;
 }
 
 #[tokio::test]
-async fn what_is_dropped_costs_itself_alone_in_memory() {
+async fn a_dropped_future_costs_only_its_own_work_in_memory() {
     drop_everywhere(Kind::SqliteMemory).await;
 }
 
 #[tokio::test]
-async fn a_dropped_commit_that_the_server_refuses_is_told() {
+async fn a_dropped_commit_that_the_server_refuses_is_reported() {
     for kind in DEFERRING {
         let site = Site::new(kind).await;
         site.defer().await;

@@ -129,7 +129,7 @@ async fn innocent(site: &Site, meanwhile: impl AsyncFnOnce()) {
 }
 
 #[tokio::test]
-async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
+async fn a_connection_is_not_reused_until_its_cancel_is_answered() {
     for kind in SERVERS {
         for transaction in [false, true] {
             in_one_of(10, "the cancel is let go in time", async || {
@@ -162,7 +162,7 @@ async fn a_connection_serves_nobody_until_its_cancel_is_answered() {
 }
 
 #[tokio::test]
-async fn a_connection_whose_cancel_is_not_answered_serves_nobody_any_more() {
+async fn a_connection_whose_cancel_is_not_answered_is_not_reused() {
     for kind in SERVERS {
         for transaction in [false, true] {
             let (site, proxy, before) = with_a_late_cancel(kind, transaction).await;
@@ -179,7 +179,7 @@ async fn a_connection_whose_cancel_is_not_answered_serves_nobody_any_more() {
 
 /// Whether the server ends the connection for cancels or the network does: what was sent on it may come yet.
 #[tokio::test]
-async fn a_connection_whose_cancel_got_lost_serves_nobody_any_more() {
+async fn a_connection_whose_cancel_got_lost_is_not_reused() {
     for kind in SERVERS {
         for cut in [false, true] {
             let (site, proxy, before) = with_a_late_cancel(kind, false).await;
@@ -272,7 +272,7 @@ async fn a_cancel_may_take_as_long_as_that_of_mariadb() {
 }
 
 #[tokio::test]
-async fn a_cancel_that_is_not_answered_costs_one_connection_and_not_those_asked_for_with_it() {
+async fn an_unanswered_cancel_costs_one_connection_and_not_the_whole_batch() {
     let kind = Kind::MySql;
     let (site, proxy) = Site::behind_a_proxy(kind).await;
     let site = site.pooled(|pool| pool.cancel_running().acquire_timeout(BOUND));

@@ -25,7 +25,7 @@ async fn size(db: &DatabaseConnection, kind: Kind) -> u32 {
 }
 
 #[tokio::test]
-async fn pool_size_and_max_overflow_bound_the_connections_and_pool_timeout_the_wait() {
+async fn pool_size_max_overflow_and_pool_timeout_are_in_force() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let settings = [
@@ -66,7 +66,7 @@ async fn pool_size_and_max_overflow_bound_the_connections_and_pool_timeout_the_w
 }
 
 #[tokio::test]
-async fn reserve_and_the_pools_own_settings_arrive() {
+async fn reserved_connections_and_the_pools_own_settings_arrive() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let settings = [
         ("MAX_CONNECTIONS", "3"),
@@ -110,7 +110,7 @@ async fn reserve_and_the_pools_own_settings_arrive() {
 }
 
 #[tokio::test]
-async fn overflow_that_sqlalchemy_would_close_at_once_is_said_once() {
+async fn an_overflow_that_works_unlike_sqlalchemys_is_logged_once() {
     let (log, _guard) = FullLog::start();
     let test = TestDb::new(Kind::SqliteFile).await;
     let line = "`max_overflow` is a part of `max_connections`";

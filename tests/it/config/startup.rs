@@ -74,7 +74,7 @@ async fn connecting_waits_for_a_server_that_is_being_started() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_said_at_once_or_when_the_startup_timeout_is_over() {
+async fn an_absent_server_is_an_error_at_once_or_after_the_startup_timeout() {
     // Bound, so that it is nobody else's, and it does not listen.
     let nobody = TcpSocket::new_v4().unwrap();
     nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -161,7 +161,7 @@ async fn refusing(codes: &'static [&'static str]) -> (String, Arc<AtomicUsize>) 
 }
 
 #[tokio::test]
-async fn only_what_says_that_the_server_is_not_there_yet_is_tried_again() {
+async fn connecting_is_retried_only_while_the_server_is_not_there_yet() {
     for (codes, attempts, last) in [
         (&["57P03", "57P03", "28P01"] as &[_], 3, "28P01"),
         (&["", "", "28P01"], 3, "28P01"),
@@ -270,7 +270,7 @@ fn escaped(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_right_password_connects_a_wrong_one_fails_at_once_and_neither_is_told() {
+async fn a_wrong_password_fails_at_once_and_no_password_is_logged() {
     const RIGHT: &str = "p@ss/w?rd#100%+ä";
     const WRONG: &str = "hunter2/@?";
     let server = OwnServer::postgres();

@@ -56,7 +56,7 @@ async fn get(port: u16, path: &str) -> (StatusCode, bool, String) {
 }
 
 #[tokio::test]
-async fn the_example_ends_requests_in_progress_refuses_new_ones_and_cuts_off_the_rest() {
+async fn the_example_finishes_requests_refuses_new_ones_and_cuts_off_slow_ones() {
     join_all(Kind::ALL.map(stop_the_example)).await;
 }
 

@@ -114,7 +114,7 @@ async fn the_items_example_works_on_every_database_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn the_items_example_works_on_a_mock_and_its_log_tells_commit_from_rollback() {
+async fn the_items_example_works_on_a_mock_and_logs_its_transactions() {
     let lamp = example::item::Model {
         id: 1,
         name: "lamp".to_owned(),

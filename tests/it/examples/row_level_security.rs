@@ -240,7 +240,7 @@ async fn a_tenant_cannot_change_or_plant_a_note_of_another_by_any_sql() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_tenant_is_answered_before_the_database_hears_of_it() {
+async fn a_request_without_a_tenant_is_refused_without_a_statement() {
     let test = TestDb::new(Kind::Postgres).await;
     let port = test
         .url()
@@ -397,7 +397,7 @@ async fn end(db: &DbSession, how: &str) -> Result<StatusCode, DbErr> {
 }
 
 #[tokio::test]
-async fn however_a_request_ends_the_next_one_on_its_connection_has_its_own_tenant() {
+async fn after_any_end_the_next_request_on_the_connection_has_its_tenant() {
     for how in ENDS {
         let service = Service::new(1).await;
         let run = async move |db: DbSession| {
@@ -485,7 +485,7 @@ async fn tenants_at_the_same_time_do_not_see_each_other() {
 }
 
 #[tokio::test]
-async fn without_a_request_nobody_sees_anything() {
+async fn without_a_request_no_row_is_visible() {
     let service = Service::new(1).await;
     service.assert_isolated("nothing").await;
     // As often as there are ways to a connection, and after a tenant was on it.

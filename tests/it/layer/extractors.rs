@@ -125,7 +125,7 @@ async fn middleware_and_handler_share_one_session() {
 }
 
 #[tokio::test]
-async fn two_databases_are_told_apart_by_their_tags() {
+async fn two_databases_are_distinguished_by_their_tags() {
     let (main, other) = (
         TestDb::new(Kind::SqliteMemory).await,
         TestDb::new(Kind::SqliteFile).await,

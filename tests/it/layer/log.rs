@@ -24,7 +24,7 @@ async fn call(app: &Router) -> http::Response<Body> {
 }
 
 #[tokio::test]
-async fn a_session_says_how_long_it_waited_and_held_and_what_became_of_it() {
+async fn a_session_logs_its_wait_its_hold_and_its_outcome() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::SqliteFile).await;
     let app = Router::new()
@@ -49,7 +49,7 @@ async fn a_session_says_how_long_it_waited_and_held_and_what_became_of_it() {
 }
 
 #[tokio::test]
-async fn exhaustion_is_a_warning_with_figures_once_a_second_and_a_line_when_it_is_over() {
+async fn exhaustion_is_logged_once_a_second_and_once_when_it_is_over() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::SqliteFile).await;
     let layer = layer_with(&test.connect(1).await, |pool| {

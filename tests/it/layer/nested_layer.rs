@@ -52,7 +52,7 @@ fn insert(kind: Kind, name: &str) -> Statement {
 }
 
 #[tokio::test]
-async fn an_inner_layers_transaction_holds_whatever_the_outer_one_is() {
+async fn an_inner_layers_transaction_wins_over_the_outer_layers() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let outers: [fn(DbSessionLayer) -> DbSessionLayer; 2] =
@@ -86,7 +86,7 @@ async fn an_inner_layers_transaction_holds_whatever_the_outer_one_is() {
 }
 
 #[tokio::test]
-async fn an_inner_layer_that_says_nothing_leaves_the_outer_transaction_alone() {
+async fn an_inner_layer_without_settings_keeps_the_outer_transaction() {
     let site = Site::new(Kind::SqliteFile).await;
     let app = nest(
         site.layer.clone().transaction(),
@@ -116,7 +116,7 @@ async fn an_inner_layer_that_says_nothing_leaves_the_outer_transaction_alone() {
 }
 
 #[tokio::test]
-async fn an_inner_layers_set_up_comes_after_the_outer_ones() {
+async fn an_inner_layers_set_up_runs_after_the_outer_layers() {
     for kind in FILES {
         let site = Site::new(kind).await;
         for lazy in [false, true] {
@@ -168,7 +168,7 @@ async fn an_inner_layers_set_up_comes_after_the_outer_ones() {
 }
 
 #[tokio::test]
-async fn what_comes_too_late_is_refused() {
+async fn settings_that_come_too_late_are_refused() {
     let kind = Kind::Postgres;
     let site = Site::new(kind).await;
     /// Runs a statement before the inner layer is there.
@@ -231,7 +231,7 @@ async fn what_comes_too_late_is_refused() {
 }
 
 #[tokio::test]
-async fn an_eager_layer_inside_of_a_lazy_one_has_a_connection_before_its_handler_is_called() {
+async fn an_eager_layer_inside_a_lazy_one_acquires_before_its_handler() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let route = get(async |db: DbSession| db.pool().status().used.to_string());
@@ -255,7 +255,7 @@ async fn an_eager_layer_inside_of_a_lazy_one_has_a_connection_before_its_handler
 }
 
 #[tokio::test]
-async fn an_inner_rule_decides_what_commits() {
+async fn an_inner_layers_commit_when_decides() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         for (commits, count) in [(true, 1), (false, 0)] {
@@ -278,7 +278,7 @@ async fn an_inner_rule_decides_what_commits() {
 }
 
 #[tokio::test]
-async fn a_route_and_a_tx_argument_inside_of_both_still_have_the_last_word() {
+async fn a_route_and_a_tx_argument_inside_both_layers_decide() {
     let site = Site::new(Kind::SqliteFile).await;
     let route = get(refuse).layer(TransactionLayer::autocommit());
     call(nest(

@@ -40,7 +40,7 @@ fn code<B>(response: &Response<B>) -> &str {
 }
 
 #[tokio::test]
-async fn a_grpc_answer_has_no_body_whatever_makes_it() {
+async fn a_grpc_error_response_has_no_body() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let (layer, _holder) = exhausted(&test).await;
     let handler = || Router::new().route("/", axum::routing::post(async |_: DbSession| ()));
@@ -81,7 +81,7 @@ async fn a_grpc_answer_has_no_body_whatever_makes_it() {
 }
 
 #[tokio::test]
-async fn a_grpc_answer_whose_commit_fails_is_a_failure_without_a_body() {
+async fn a_grpc_response_whose_commit_fails_is_an_error_without_a_body() {
     for kind in DEFERRING {
         let site = Site::new(kind).await;
         site.defer().await;
@@ -155,7 +155,7 @@ async fn a_grpc_handlers_failure_after_a_failed_acquire_becomes_unavailable() {
 }
 
 #[tokio::test]
-async fn a_grpc_client_is_told_not_to_retry_what_may_stand() {
+async fn a_grpc_client_does_not_retry_what_may_be_committed() {
     let site = Site::new(Kind::Postgres).await;
     let handler = async |tx: DbTx| {
         insert_item(&tx, "stands").await;
@@ -266,7 +266,7 @@ async fn a_closure_sees_the_whole_head_at_the_start_and_at_the_end() {
 }
 
 #[tokio::test]
-async fn the_layer_stands_outside_of_one_that_changes_the_body() {
+async fn the_layer_works_around_one_that_changes_the_body() {
     let site = Site::new(Kind::SqliteFile).await;
     let app = ServiceBuilder::new()
         .layer(site.layer.clone())

@@ -458,31 +458,31 @@ async fn leaves_nothing_behind(
 }
 
 #[test]
-fn what_is_let_through_leaves_the_transaction_alone_on_postgres() {
+fn sql_that_is_allowed_leaves_the_transaction_alone_on_postgres() {
     Stage::new(Kind::Postgres).run(400, leaves_the_transaction_alone);
 }
 
 #[test]
-fn what_is_let_through_leaves_the_transaction_alone_on_mysql() {
+fn sql_that_is_allowed_leaves_the_transaction_alone_on_mysql() {
     Stage::new(Kind::MySql).run(400, leaves_the_transaction_alone);
 }
 
 #[test]
-fn what_is_let_through_leaves_the_transaction_alone_on_sqlite() {
+fn sql_that_is_allowed_leaves_the_transaction_alone_on_sqlite() {
     Stage::new(Kind::SqliteFile).run(400, leaves_the_transaction_alone);
 }
 
 #[test]
-fn g13_what_is_taken_for_harmless_leaves_nothing_behind_on_postgres() {
+fn g13_sql_that_counts_as_harmless_leaves_nothing_behind_on_postgres() {
     Stage::new(Kind::Postgres).run(300, leaves_nothing_behind);
 }
 
 #[test]
-fn g13_what_is_taken_for_harmless_leaves_nothing_behind_on_mysql() {
+fn g13_sql_that_counts_as_harmless_leaves_nothing_behind_on_mysql() {
     Stage::new(Kind::MySql).run(300, leaves_nothing_behind);
 }
 
 #[test]
-fn g13_what_is_taken_for_harmless_leaves_nothing_behind_on_sqlite() {
+fn g13_sql_that_counts_as_harmless_leaves_nothing_behind_on_sqlite() {
     Stage::new(Kind::SqliteFile).run(300, leaves_nothing_behind);
 }

@@ -64,7 +64,7 @@ async fn every_duration_is_fine_for_every_setting_and_for_close() {
 }
 
 #[test]
-fn outside_of_a_runtime_nothing_panics() {
+fn nothing_panics_without_a_runtime() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for kind in SERVERS {
         let (test, pool) = runtime.block_on(async {
@@ -91,7 +91,7 @@ fn outside_of_a_runtime_nothing_panics() {
 }
 
 #[tokio::test]
-async fn those_who_share_a_pool_share_its_settings() {
+async fn clones_of_a_pool_share_its_settings() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(4).await;
     let pool = pool_with(&db, |pool| {

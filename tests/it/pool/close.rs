@@ -104,7 +104,7 @@ async fn a_closed_pool_refuses_sessions_and_requests_at_once() {
 }
 
 #[tokio::test]
-async fn the_drivers_own_close_keeps_its_meaning() {
+async fn closing_the_drivers_pool_keeps_its_meaning() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(3).await;
     let pool = session_pool(db.clone());
@@ -166,7 +166,7 @@ async fn sessions_that_have_begun_may_go_on() {
 }
 
 #[tokio::test]
-async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
+async fn closing_cuts_off_slow_sessions_and_waiters() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
@@ -203,7 +203,7 @@ async fn who_takes_longer_is_cut_off_and_those_who_wait_too() {
 }
 
 #[tokio::test]
-async fn what_runs_is_taken_away_and_what_was_committed_stays() {
+async fn closing_ends_running_statements_and_keeps_what_was_committed() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
@@ -342,7 +342,7 @@ async fn a_mocks_sessions_are_cut_off_as_well() {
 }
 
 #[tokio::test]
-async fn dropped_half_way_it_refuses_the_new_and_leaves_the_others_alone() {
+async fn a_dropped_close_refuses_new_sessions_and_leaves_the_others_alone() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let pool = session_pool(test.connect(2).await);

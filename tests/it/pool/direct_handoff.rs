@@ -81,7 +81,7 @@ async fn proxied(kind: Kind, connections: u32) -> (TestDb, Proxy, DatabaseConnec
 }
 
 #[tokio::test]
-async fn requests_one_after_the_other_pay_for_their_own_statements_only() {
+async fn sequential_requests_pay_for_their_own_statements_only() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (test, proxy, db) = proxied(kind, 4).await;
         insert_item(&db, "one").await;
@@ -153,7 +153,7 @@ async fn a_saturated_pool_pays_for_little_more_than_the_statements() {
 }
 
 #[tokio::test]
-async fn users_of_the_plain_pool_are_served_while_sessions_rest_and_while_they_crowd() {
+async fn users_of_the_plain_pool_are_served_beside_idle_and_busy_sessions() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
@@ -222,7 +222,7 @@ async fn warm_connections_return_to_the_drivers_pool_by_themselves() {
 }
 
 #[tokio::test]
-async fn on_its_way_to_the_drivers_pool_a_connection_is_in_nobodys_use() {
+async fn a_connection_on_its_way_to_the_drivers_pool_is_not_in_use() {
     let server = OwnServer::postgres();
     let test = TestDb::on(&server).await;
     let proxy = Proxy::start(server.port()).await;
@@ -241,7 +241,7 @@ async fn on_its_way_to_the_drivers_pool_a_connection_is_in_nobodys_use() {
 }
 
 #[tokio::test]
-async fn a_server_that_restarts_while_nobody_calls_costs_no_request() {
+async fn a_restart_while_the_pool_is_idle_costs_no_request() {
     for start in [OwnServer::postgres, OwnServer::mysql] {
         let mut server = start();
         let test = TestDb::on(&server).await;

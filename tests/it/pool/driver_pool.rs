@@ -61,7 +61,7 @@ async fn a_connection_that_is_never_idle_is_replaced_after_its_max_lifetime() {
 }
 
 #[tokio::test]
-async fn idle_connections_are_closed_after_the_idle_timeout_and_the_minimum_is_kept() {
+async fn idle_timeout_and_min_connections_keep_their_meaning() {
     for kind in SERVERS {
         let test = TestDb::new(kind).await;
         let mut options = test.options(4);

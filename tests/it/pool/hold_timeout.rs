@@ -70,7 +70,7 @@ fn slow(backend: DbBackend) -> &'static str {
 }
 
 #[tokio::test]
-async fn a_session_that_holds_for_long_is_named_once_and_once_more_when_it_is_back() {
+async fn a_slow_session_is_logged_once_and_once_more_when_it_is_back() {
     for kind in Kind::ALL {
         let (log, _guard) = Log::start();
         let site = Site::new(kind)
@@ -134,7 +134,7 @@ async fn a_session_that_holds_for_long_is_named_once_and_once_more_when_it_is_ba
 }
 
 #[tokio::test]
-async fn a_session_of_no_request_is_named_while_it_runs_and_a_quick_one_is_not() {
+async fn a_slow_session_without_a_request_is_logged_and_a_quick_one_is_not() {
     let (log, _guard) = Log::start();
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(2).await;
@@ -204,7 +204,7 @@ async fn hasty(kind: Kind) -> Site {
 }
 
 #[tokio::test]
-async fn a_transaction_that_was_lost_is_never_answered_below_400() {
+async fn a_lost_transaction_is_never_answered_below_400() {
     let (log, _guard) = Log::start();
     let all = Kind::ALL.map(|kind| (kind, false));
     join_all(
@@ -269,7 +269,7 @@ async fn a_transaction_that_was_lost_is_never_answered_below_400() {
 }
 
 #[tokio::test]
-async fn a_rule_of_ones_own_or_a_dry_run_does_not_hide_that_the_transaction_was_lost() {
+async fn neither_commit_when_nor_rollback_only_hides_a_lost_transaction() {
     join_all(SERVERS.map(async |kind| {
         let site = hasty(kind)
             .await
@@ -295,7 +295,7 @@ async fn a_rule_of_ones_own_or_a_dry_run_does_not_hide_that_the_transaction_was_
 }
 
 #[tokio::test]
-async fn what_committed_by_itself_stands_and_so_does_the_answer_below_500() {
+async fn autocommitted_writes_stand_and_so_does_a_response_below_500() {
     join_all(Kind::ALL.map(async |kind| {
         let site = hasty(kind).await;
         let pool = site.layer.pool().clone();
@@ -329,7 +329,7 @@ async fn what_committed_by_itself_stands_and_so_does_the_answer_below_500() {
 }
 
 #[tokio::test]
-async fn a_transaction_of_the_handlers_own_is_lost_as_well_and_an_untouched_one_is_not() {
+async fn a_handlers_transaction_is_lost_too_unless_it_is_untouched() {
     join_all(Kind::ALL.map(async |kind| {
         let site = hasty(kind).await;
         let pool = site.layer.pool().clone();
@@ -354,7 +354,7 @@ async fn a_transaction_of_the_handlers_own_is_lost_as_well_and_an_untouched_one_
 }
 
 #[tokio::test]
-async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
+async fn a_running_statement_fails_at_once_when_the_hold_timeout_is_up() {
     join_all(Kind::ALL.map(async |kind| {
         // What takes SQLite long is work, which there cannot be too much of; a busy machine takes long for that.
         const BOUND: Duration = Duration::from_secs(600);
@@ -391,7 +391,7 @@ async fn what_runs_when_the_time_is_up_fails_at_once_and_the_slot_is_free() {
 }
 
 #[tokio::test]
-async fn queued_statements_raw_code_and_streams_are_told_as_well() {
+async fn queued_statements_raw_code_and_streams_fail_as_well() {
     let site = Site::new(Kind::Postgres).await;
     let site = site.pooled(|pool| {
         pool.hold_timeout(HOLD)

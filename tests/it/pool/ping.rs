@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn ping_waits_for_nobody_and_tells_down_from_full() {
+async fn ping_does_not_queue_and_distinguishes_down_from_full() {
     for start in [OwnServer::postgres, OwnServer::mysql] {
         let mut server = start();
         let test = TestDb::on(&server).await;
@@ -47,7 +47,7 @@ async fn ping_waits_for_nobody_and_tells_down_from_full() {
 }
 
 #[tokio::test]
-async fn however_many_ping_the_server_sees_few_log_ins() {
+async fn many_pings_at_once_are_few_log_ins_for_the_server() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;

@@ -195,7 +195,7 @@ async fn succeeds(
 }
 
 #[tokio::test]
-async fn after_a_fail_over_to_another_server_every_way_to_write_goes_there() {
+async fn after_a_failover_every_way_to_write_reaches_the_other_server() {
     let pair = Arc::new(Pair::new().await);
     for way in WAYS {
         let db = Database::connect(pair.test.options_at(&pair.url(), SIZE))
@@ -241,7 +241,7 @@ async fn after_a_fail_over_to_another_server_every_way_to_write_goes_there() {
 }
 
 #[tokio::test]
-async fn writes_that_a_standby_refuses_go_to_the_primary_once_the_name_leads_there() {
+async fn writes_refused_by_a_standby_go_to_the_primary_the_name_leads_to() {
     let primary = OwnServer::postgres();
     let test = TestDb::on(&primary).await;
     let (standby, observer) = (primary.standby(), test.connect(1).await);
@@ -404,7 +404,7 @@ async fn with_refusing_code(kind: Kind) -> Site {
 }
 
 #[tokio::test]
-async fn a_write_that_is_refused_by_the_handlers_own_doing_closes_no_connection() {
+async fn a_write_in_a_read_only_transaction_closes_no_connection() {
     for (kind, before, refused, in_transaction) in OWN {
         let site = with_refusing_code(kind).await;
         let (log, _guard) = Log::start();
@@ -453,7 +453,7 @@ async fn a_write_that_is_refused_by_the_handlers_own_doing_closes_no_connection(
 /// A database that refuses writes on the connections of before, as a server does that another one has taken over
 /// from, and takes those of new ones, as that other one does.
 #[tokio::test]
-async fn after_a_fail_over_writes_are_good_within_a_few_requests() {
+async fn after_a_failover_writes_succeed_within_a_few_requests() {
     for in_transaction in [false, true] {
         let test = TestDb::new(Kind::Postgres).await;
         let name = test

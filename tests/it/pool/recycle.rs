@@ -119,7 +119,7 @@ async fn recycling_leaves_a_database_in_memory_alone() {
 }
 
 #[test]
-fn recycling_outside_of_a_runtime_is_an_error() {
+fn recycling_without_a_runtime_is_an_error() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let site = runtime.block_on(Site::new(Kind::SqliteFile));
     let outside = site.layer.pool().recycle().map_err(DbErr::from);

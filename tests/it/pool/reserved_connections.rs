@@ -27,7 +27,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn h11_using_the_plain_connection_beside_a_session_ends_in_an_error_and_has_ways_out() {
+async fn h11_a_plain_connection_beside_a_session_is_an_error_not_a_hang() {
     async fn mixed(
         session: DbSession,
         State(plain): State<DatabaseConnection>,
@@ -145,7 +145,7 @@ async fn a_session_store_on_the_same_pool_costs_no_request() {
 }
 
 #[tokio::test]
-async fn fifty_clients_that_mix_session_and_plain_connection_are_all_served() {
+async fn fifty_clients_that_mix_sessions_and_plain_connections_are_served() {
     async fn plain_first(
         session: DbSession,
         State(plain): State<DatabaseConnection>,

@@ -57,7 +57,7 @@ async fn outcome_of(app: &Router, name: &str, status: u16) -> Outcome {
 }
 
 #[tokio::test]
-async fn commits_and_rollbacks_are_told_apart_and_nothing_is_left() {
+async fn commits_and_rollbacks_are_distinguished_and_nothing_is_left() {
     for kind in Kind::ALL {
         let database = TestDb::new(kind).await;
         let db = database.connect(2).await;
@@ -239,7 +239,7 @@ async fn a_test_pool_that_is_dropped_rolls_back() {
 }
 
 #[tokio::test]
-async fn what_mysql_commits_implicitly_is_refused_in_a_test() {
+async fn implicit_commits_of_mysql_are_refused_in_a_test() {
     let database = TestDb::new(Kind::MySql).await;
     let db = database.connect(1).await;
     let test = TestPool::begin(db.clone()).await.unwrap();
@@ -268,7 +268,7 @@ async fn a_mock_has_nothing_to_roll_back() {
 }
 
 #[tokio::test]
-async fn a_handler_that_is_served_alone_is_told_at_once_that_there_is_no_second_session() {
+async fn a_second_session_in_a_test_is_refused_at_once() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
     let pool = crate::support::pool::session_pool(db.clone());
@@ -300,7 +300,7 @@ async fn raw(db: &DbSession, kind: Kind, sql: &'static str) -> Result<bool, DbEr
 }
 
 #[tokio::test]
-async fn raw_code_that_ends_a_tests_transaction_ends_the_test_and_not_the_database() {
+async fn raw_code_that_ends_a_tests_transaction_ends_the_test() {
     for kind in Kind::ALL {
         for sql in ["ROLLBACK", "COMMIT"] {
             for in_a_transaction in [false, true] {
@@ -369,7 +369,7 @@ async fn a_statement_that_fails_within_raw_code_spoils_nothing_of_a_test() {
 }
 
 #[tokio::test]
-async fn a_test_that_keeps_its_session_is_told_so() {
+async fn an_error_names_the_session_that_a_test_keeps() {
     let database = TestDb::new(Kind::SqliteMemory).await;
     let db = database.connect(1).await;
     let builder = SessionPool::builder(db).acquire_timeout(Duration::from_secs(1));
@@ -386,7 +386,7 @@ async fn a_test_that_keeps_its_session_is_told_so() {
 
 /// Nothing but the end of a session of its own could end a test's wait.
 #[tokio::test]
-async fn a_test_that_keeps_its_own_session_is_told_so_at_once() {
+async fn a_second_session_beside_the_tests_own_is_refused_at_once() {
     for kind in Kind::ALL {
         let database = TestDb::new(kind).await;
         let builder = SessionPool::builder(database.connect(2).await).acquire_timeout(LONG);

@@ -51,7 +51,7 @@ async fn a_request_that_is_never_polled_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_dropped_in_the_middle_of_anything_gives_the_connection_back() {
+async fn a_request_dropped_in_any_state_gives_the_connection_back() {
     for doing in Doing::ALL {
         everywhere(async |case| {
             let answer = half_way(case, doing).await;
@@ -219,22 +219,22 @@ fn mid_upload(case: &Case<'_>) -> Router {
 }
 
 #[tokio::test]
-async fn an_http1_client_that_disconnects_mid_handler_gives_the_connection_back() {
+async fn an_http1_disconnect_mid_handler_gives_the_connection_back() {
     client_goes(Http::One, Going::Cut, During::Handler).await;
 }
 
 #[tokio::test]
-async fn an_http1_client_that_disconnects_mid_upload_gives_the_connection_back() {
+async fn an_http1_disconnect_mid_upload_gives_the_connection_back() {
     client_goes(Http::One, Going::Cut, During::Upload).await;
 }
 
 #[tokio::test]
-async fn an_http2_client_that_disconnects_mid_handler_gives_the_connection_back() {
+async fn an_http2_disconnect_mid_handler_gives_the_connection_back() {
     client_goes(Http::Two, Going::Cut, During::Handler).await;
 }
 
 #[tokio::test]
-async fn an_http2_client_that_disconnects_mid_upload_gives_the_connection_back() {
+async fn an_http2_disconnect_mid_upload_gives_the_connection_back() {
     client_goes(Http::Two, Going::Cut, During::Upload).await;
 }
 

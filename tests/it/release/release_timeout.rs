@@ -73,7 +73,7 @@ async fn is_left_alone(pool: &SessionPool, kind: Kind, way: usize, inside: bool)
 }
 
 #[tokio::test]
-async fn a_result_that_nobody_wants_is_given_up_within_the_release_timeout() {
+async fn an_unwanted_result_is_abandoned_within_the_release_timeout() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         for cancels in [false, true] {
             let test = TestDb::new(kind).await;
@@ -92,7 +92,7 @@ async fn a_result_that_nobody_wants_is_given_up_within_the_release_timeout() {
 }
 
 #[tokio::test]
-async fn h2_a_hung_server_does_not_keep_the_slot_of_a_returning_connection() {
+async fn h2_a_hung_server_does_not_keep_a_returning_connections_slot() {
     for server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;
         let db = test.connect(2).await;

@@ -49,7 +49,7 @@ async fn an_answer_of_500_gives_the_connection_back() {
 }
 
 #[tokio::test]
-async fn a_transaction_without_an_end_is_rolled_back_before_the_answer() {
+async fn an_open_transaction_is_rolled_back_before_the_response() {
     everywhere(async |case| {
         let writes = case.writes();
         let app = case.app(move |db: DbSession| async move { drop(writes.write(&db).await) });

@@ -289,7 +289,7 @@ async fn rows_are_streamed_whole_and_half() {
 }
 
 #[tokio::test]
-async fn errors_are_those_that_seaorm_users_know() {
+async fn errors_are_seaorms_own_variants() {
     everywhere(async |kind, session| {
         let db: &DbSession = session;
         named("twice").insert(db).await.unwrap();

@@ -61,7 +61,7 @@ async fn fails(site: &Site, in_transaction: bool, statements: &[&str]) -> (Respo
 }
 
 #[tokio::test]
-async fn a_lock_that_is_not_there_is_told_alike_on_every_server() {
+async fn a_lock_that_is_not_available_is_the_same_error_on_every_server() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let mut options = test.options(SIZE);
@@ -103,7 +103,7 @@ async fn a_lock_that_is_not_there_is_told_alike_on_every_server() {
 }
 
 #[tokio::test]
-async fn a_statement_that_the_server_stops_for_its_length_is_a_504() {
+async fn a_statement_timeout_is_a_504() {
     for kind in SERVERS {
         let site = Site::new(kind).await;
         let long: &[&str] = match kind {
@@ -131,7 +131,7 @@ async fn a_statement_that_the_server_stops_for_its_length_is_a_504() {
 }
 
 #[tokio::test]
-async fn a_statement_that_was_cancelled_by_request_is_no_time_out() {
+async fn a_statement_cancelled_on_request_is_no_statement_timeout() {
     let site = Site::new(Kind::Postgres).await;
     let canceller = site.view().clone();
     let handler = async move |db: DbSession| {
@@ -164,7 +164,7 @@ async fn a_statement_that_was_cancelled_by_request_is_no_time_out() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_only_reads_says_so_on_every_server() {
+async fn a_write_in_a_read_only_transaction_is_the_same_error_everywhere() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let handler = async |db: DbSession| {
@@ -202,7 +202,7 @@ async fn refusal(kind: Kind, url: &str) -> DbErr {
 }
 
 #[tokio::test]
-async fn a_server_without_a_place_is_full_and_not_down() {
+async fn a_server_at_its_connection_limit_is_full_and_not_down() {
     for kind in SERVERS {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;

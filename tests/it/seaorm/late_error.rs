@@ -51,7 +51,7 @@ async fn left(site: &Site) -> i64 {
 }
 
 #[tokio::test]
-async fn an_error_after_the_first_row_is_the_statements_own() {
+async fn an_error_after_the_first_row_is_that_statements_error() {
     for kind in Kind::ALL {
         let (site, statements) = failing_late(kind).await;
         for sql in statements {
@@ -80,7 +80,7 @@ async fn an_error_after_the_first_row_is_the_statements_own() {
 }
 
 #[tokio::test]
-async fn an_error_after_the_first_row_is_heard_inside_of_a_transaction() {
+async fn an_error_after_the_first_row_is_noticed_in_a_transaction() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (site, statements) = failing_late(kind).await;
         for sql in statements {
@@ -193,7 +193,7 @@ async fn a_write_whose_stream_is_dropped_takes_place_nevertheless() {
 }
 
 #[tokio::test]
-async fn one_row_of_an_endless_result_is_had_at_once_on_sqlite() {
+async fn one_row_of_an_endless_result_arrives_at_once_on_sqlite() {
     for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
         let site = Site::new(kind).await;
         let asking = site.call(async |db: DbSession| {
@@ -213,7 +213,7 @@ async fn one_row_of_an_endless_result_is_had_at_once_on_sqlite() {
 }
 
 #[tokio::test]
-async fn a_failure_that_is_heard_makes_none_good_that_was_not() {
+async fn a_later_failure_that_was_read_does_not_hide_an_unread_one() {
     let site = Site::new(Kind::MySql).await;
     site.run(
         "CREATE PROCEDURE late() BEGIN SELECT 1; INSERT INTO item (name) VALUES ('half'); SIGNAL SQLSTATE '45000'; END",
@@ -366,7 +366,7 @@ async fn fail_late_inside(site: &Site, way: Way, sql: &'static str, words: &'sta
 }
 
 #[tokio::test]
-async fn an_error_after_the_first_row_is_the_statements_own_however_it_is_read() {
+async fn an_error_after_many_rows_is_returned_by_every_way_to_read() {
     for kind in Kind::ALL {
         fail_late(&Site::new(kind).await).await;
     }

@@ -68,7 +68,7 @@ async fn a_transaction_that_the_server_has_given_up_is_not_called_committed() {
 }
 
 #[tokio::test]
-async fn a_commit_whose_connection_was_lost_is_unknown_and_stays_so() {
+async fn a_commit_whose_connection_was_lost_stays_unknown() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let tx = DbSession::from(site.db.clone()).tx();
@@ -377,7 +377,7 @@ async fn nothing_runs_on_a_mock_after_a_set_up_that_failed() {
 }
 
 #[tokio::test]
-async fn sessions_of_every_kind_stand_where_a_connection_stands_even_under_a_glob_import() {
+async fn sessions_of_every_kind_pass_for_a_connection_under_glob_imports() {
     use sea_orm::*;
 
     async fn generic<C: ConnectionTrait + TransactionTrait + StreamTrait>(db: &C) -> u64 {

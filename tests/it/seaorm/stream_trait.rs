@@ -109,7 +109,7 @@ async fn every_row_arrives_in_a_task_that_has_to_yield() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_once_in_a_task_that_has_to_yield() {
+async fn a_failure_is_reported_once_in_a_task_that_has_to_yield() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
@@ -129,7 +129,7 @@ async fn a_failure_is_told_once_in_a_task_that_has_to_yield() {
 }
 
 #[tokio::test]
-async fn what_fails_before_the_first_row_is_no_empty_stream() {
+async fn a_failure_before_the_first_row_is_no_empty_stream() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
@@ -202,7 +202,7 @@ async fn failing_late(db: &DatabaseConnection, kind: Kind, rows: usize) -> State
 }
 
 #[tokio::test]
-async fn what_fails_after_its_stream_was_dropped_is_told_to_the_log() {
+async fn a_failure_after_its_stream_was_dropped_is_logged() {
     for kind in Kind::ALL {
         // Few enough that the statement has ended when the first row is read, and too many for that.
         for rows in [5, 900] {
@@ -248,7 +248,7 @@ async fn what_fails_after_its_stream_was_dropped_is_told_to_the_log() {
 }
 
 #[tokio::test]
-async fn what_the_reader_of_a_stream_has_heard_is_not_told_twice() {
+async fn a_failure_that_was_read_from_a_stream_is_not_logged_again() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;

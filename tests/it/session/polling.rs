@@ -118,7 +118,7 @@ async fn beat(db: &impl ConnectionTrait, kind: Kind) {
 }
 
 #[tokio::test]
-async fn combinators_with_a_statement_for_each_item_come_to_their_end() {
+async fn combinators_with_a_statement_per_item_complete() {
     for kind in Kind::ALL {
         for mode in [Mode::Autocommit, Mode::Own, Mode::Nested, Mode::Savepoint] {
             let test = TestDb::new(kind).await;
@@ -161,7 +161,7 @@ async fn combine(db: &impl ConnectionTrait, kind: Kind) {
 }
 
 #[tokio::test]
-async fn futures_that_are_never_polled_again_hold_nobody_up() {
+async fn futures_that_are_never_polled_again_do_not_block_the_session() {
     for kind in Kind::ALL {
         for mode in [Mode::Autocommit, Mode::Own, Mode::Nested, Mode::Savepoint] {
             let test = TestDb::new(kind).await;
@@ -187,7 +187,7 @@ async fn half_polled(db: &impl ConnectionTrait, kind: Kind) {
 }
 
 #[tokio::test]
-async fn a_commit_that_is_not_polled_any_more_holds_nobody_up() {
+async fn an_unpolled_commit_does_not_block_the_session() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let response = site
@@ -230,7 +230,7 @@ async fn a_commit_that_is_not_polled_any_more_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_first_statement_that_waits_for_its_connection_unpolled_holds_nobody_up() {
+async fn an_unpolled_first_statement_does_not_block_the_session() {
     for kind in Kind::ALL {
         for transactional in [false, true] {
             let test = TestDb::new(kind).await;
@@ -326,7 +326,7 @@ async fn a_statement_dropped_before_its_turn_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_end() {
+async fn a_transaction_dropped_with_its_statement_is_rolled_back_after_it() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         for (own, streams) in [(false, false), (true, false), (false, true), (true, true)] {
             let site = Site::new(kind)
@@ -393,7 +393,7 @@ async fn a_transaction_dropped_with_its_running_statement_is_rolled_back_at_its_
 }
 
 #[tokio::test]
-async fn a_failed_answer_does_not_wait_for_a_statement_that_its_handler_has_dropped() {
+async fn a_failed_response_does_not_wait_for_a_dropped_statement() {
     for kind in [Kind::Postgres, Kind::MySql] {
         for nested in [false, true] {
             let site = Site::new(kind)

@@ -55,7 +55,7 @@ const STALE: [&str; 4] = [
 ];
 
 #[tokio::test]
-async fn a_stale_plan_outside_of_a_transaction_is_prepared_anew() {
+async fn a_stale_plan_in_autocommit_is_prepared_again() {
     for how in STALE {
         let site = one_connection().await;
         for round in 0..3 {
@@ -72,7 +72,7 @@ async fn a_stale_plan_outside_of_a_transaction_is_prepared_anew() {
 }
 
 #[tokio::test]
-async fn a_stale_plan_in_a_transaction_costs_that_request_and_no_other() {
+async fn a_stale_plan_in_a_transaction_costs_one_request() {
     for how in STALE {
         for nested in [false, true] {
             let site = one_connection().await;

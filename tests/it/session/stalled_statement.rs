@@ -21,7 +21,7 @@ use crate::{
 
 /// The server has ended what runs, and the network has lost its answer.
 #[tokio::test]
-async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_is_closed() {
+async fn a_statement_whose_answer_is_lost_is_an_error_that_closes() {
     for kind in SERVERS {
         for (in_transaction, writes) in [(false, false), (false, true), (true, false)] {
             let (site, proxy) = patient_site(kind).await;
@@ -86,7 +86,7 @@ async fn a_statement_whose_answer_is_lost_ends_with_an_error_and_its_connection_
 
 /// With the defaults: reads and writes that commit by themselves, and transactions.
 #[tokio::test]
-async fn a_pool_whose_connections_a_firewall_has_forgotten_in_use_serves_those_who_wait() {
+async fn waiters_are_served_if_a_firewall_forgot_the_connections_in_use() {
     for kind in SERVERS {
         for (in_transaction, writes) in [(false, false), (false, true), (true, false), (true, true)]
         {
@@ -247,7 +247,7 @@ async fn a_commit_that_is_not_answered_ends_as_unknown() {
 }
 
 #[tokio::test]
-async fn a_statement_that_the_server_works_on_or_whose_future_rests_is_left_alone() {
+async fn a_statement_that_is_running_or_unpolled_is_left_alone() {
     for kind in SERVERS {
         let (site, _proxy) = patient_site(kind).await;
         let site = site.pooled(|pool| {

@@ -122,7 +122,7 @@ async fn a_stream_dropped_half_read_does_not_disturb_the_next_statement() {
 }
 
 #[tokio::test]
-async fn a_stream_read_to_its_end_or_kept_open_gives_the_connection_back() {
+async fn a_stream_read_to_its_end_or_kept_gives_the_connection_back() {
     everywhere(async |case| {
         let writes = case.writes();
         let app = case.app(move |db: DbSession| async move {
@@ -234,7 +234,7 @@ async fn h10_a_statement_beside_an_open_stream_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn h23_every_request_gets_its_own_answer() {
+async fn h23_every_request_gets_its_own_result() {
     /// The first row of many: the rest is unread when the answer is complete.
     async fn first(session: DbSession, Path(n): Path<i32>) -> Result<String, Failed> {
         one(&session, n, "n").await

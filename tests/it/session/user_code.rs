@@ -25,7 +25,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn raw_code_that_is_not_polled_goes_on_and_is_dropped_with_its_future() {
+async fn unpolled_raw_code_goes_on_and_is_dropped_with_its_future() {
     let site = Site::new(Kind::Postgres).await;
     let response = site
         .call(async |db: DbSession| {
@@ -63,7 +63,7 @@ async fn raw_code_that_is_not_polled_goes_on_and_is_dropped_with_its_future() {
 }
 
 #[tokio::test]
-async fn raw_code_that_uses_its_own_session_is_told_so() {
+async fn raw_code_that_uses_its_own_session_gets_an_error() {
     let site = Site::new(Kind::Postgres).await;
     let response = site
         .call(async |tx: DbTx| {
@@ -123,7 +123,7 @@ enum Dropping {
 }
 
 #[test]
-fn captures_of_a_hook_that_will_not_run_may_use_the_session_in_their_drop() {
+fn a_dropped_hook_may_use_the_session_in_its_drop() {
     use Dropping::*;
     // In a thread: a lock that is taken twice blocks it.
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -230,7 +230,7 @@ impl http_body::Body for AsksBack {
 }
 
 #[test]
-fn a_body_that_is_held_may_use_the_session_when_it_is_asked_for_its_size() {
+fn a_held_body_may_use_the_session_when_asked_for_its_size() {
     // In a thread: a lock that is taken twice blocks it.
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

@@ -46,7 +46,7 @@ async fn h8_a_swallowed_error_is_no_commit_on_postgres() {
 }
 
 #[tokio::test]
-async fn h8_an_error_rolled_back_to_its_savepoint_does_not_spoil_the_outer_transaction() {
+async fn h8_an_error_rolled_back_to_its_savepoint_spares_the_outer_level() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;

@@ -30,7 +30,7 @@ async fn assert_seen(kind: Kind, view: &DatabaseConnection, name: &str, expected
 }
 
 #[tokio::test]
-async fn an_early_commit_stands_and_what_follows_is_another_transaction() {
+async fn after_an_early_commit_the_next_statement_begins_a_transaction() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let view = world.view.clone();
@@ -73,7 +73,7 @@ async fn an_early_commit_stands_and_what_follows_is_another_transaction() {
 }
 
 #[tokio::test]
-async fn an_early_rollback_undoes_and_what_follows_is_another_transaction() {
+async fn after_an_early_rollback_the_next_statement_begins_a_transaction() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let view = world.view.clone();
@@ -124,7 +124,7 @@ async fn a_failed_log_in_answers_401_and_keeps_its_counter() {
 }
 
 #[tokio::test]
-async fn release_needs_the_transaction_ended_and_the_next_statement_has_another_connection() {
+async fn release_needs_an_ended_transaction_and_frees_the_connection() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let view = world.view.clone();
@@ -176,7 +176,7 @@ async fn release_needs_the_transaction_ended_and_the_next_statement_has_another_
 }
 
 #[tokio::test]
-async fn rollback_only_rolls_back_whatever_the_answer_is_and_refuses_to_commit() {
+async fn set_rollback_only_rolls_back_every_response_and_refuses_commit() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let app = serve(async |tx: DbTx, db: DbSession| {
@@ -219,7 +219,7 @@ async fn rollback_only_rolls_back_whatever_the_answer_is_and_refuses_to_commit()
 }
 
 #[tokio::test]
-async fn what_stood_before_rollback_only_stands() {
+async fn writes_before_rollback_only_stand() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let app = serve(async |tx: DbTx| {
@@ -268,7 +268,7 @@ async fn a_session_without_a_transaction_refuses_to_end_one() {
 }
 
 #[tokio::test]
-async fn with_a_nested_transaction_open_the_session_can_neither_commit_nor_roll_back() {
+async fn with_an_open_nested_transaction_the_session_cannot_end_its_own() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let app = serve(async |tx: DbTx| {
@@ -296,7 +296,7 @@ async fn with_a_nested_transaction_open_the_session_can_neither_commit_nor_roll_
 }
 
 #[tokio::test]
-async fn ending_what_has_not_begun_sends_nothing() {
+async fn ending_an_untouched_transaction_sends_nothing() {
     let db = MockDatabase::new(DbBackend::Postgres).into_connection();
     let app = serve(async |tx: DbTx| {
         tx.commit().await.unwrap();
@@ -342,7 +342,7 @@ async fn after_a_failed_commit(tx: DbTx, Path(then): Path<String>) -> StatusCode
 }
 
 #[tokio::test]
-async fn a_failed_early_commit_becomes_an_error_unless_the_handler_makes_it_good() {
+async fn a_failed_early_commit_is_an_error_unless_the_handler_retries_it() {
     for kind in CHECKS_LATE {
         let world = World::with_late_check(kind, 1).await;
         let app = Router::new()
@@ -381,7 +381,7 @@ async fn a_failed_early_commit_becomes_an_error_unless_the_handler_makes_it_good
 }
 
 #[tokio::test]
-async fn an_early_commit_after_a_swallowed_error_fails_on_postgres_and_so_does_the_answer() {
+async fn an_early_commit_after_a_swallowed_error_fails_on_postgres() {
     let world = World::new(Kind::Postgres, 1).await;
     insert_item(&world.db, "taken").await;
     let app = serve(async |tx: DbTx| {

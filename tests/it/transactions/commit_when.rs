@@ -58,7 +58,7 @@ async fn assert_rule(layer: impl Fn(&World) -> DbSessionLayer, answers: &[(&str,
 }
 
 #[tokio::test]
-async fn a_rule_of_the_users_own_says_which_answers_commit() {
+async fn commit_when_decides_which_responses_commit() {
     let not_found = |world: &World| {
         world
             .layer()
@@ -216,7 +216,7 @@ async fn the_extensions_say_how_the_transaction_ended() {
 }
 
 #[tokio::test]
-async fn a_commit_that_the_server_refuses_is_an_error_for_the_client_and_in_the_extensions() {
+async fn a_refused_commit_is_an_error_in_the_response_and_its_extensions() {
     for kind in CHECKS_LATE {
         let world = World::with_late_check(kind, 1).await;
         let app = serve(async |tx: DbTx| {

@@ -74,7 +74,7 @@ async fn assert_refused(db: &impl ConnectionTrait, sql: &str, method: &str) {
 }
 
 #[tokio::test]
-async fn h15_transaction_control_in_sql_is_refused_and_the_transaction_goes_on() {
+async fn h15_transaction_control_in_sql_is_refused_in_a_transaction() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let response = site
@@ -268,7 +268,7 @@ async fn stored_code_that_does_not_commit_is_part_of_the_transaction() {
 }
 
 #[tokio::test]
-async fn m4_what_commits_implicitly_is_refused_inside_of_a_transaction_only() {
+async fn m4_sql_that_commits_implicitly_is_refused_in_transactions_only() {
     const COMMITTING: [&str; 5] = [
         "CREATE TABLE made (id integer)",
         "ALTER TABLE item ADD COLUMN note text",
@@ -321,7 +321,7 @@ async fn m4_what_commits_implicitly_is_refused_inside_of_a_transaction_only() {
 }
 
 #[tokio::test]
-async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_sent() {
+async fn ddl_of_a_plain_handle_is_checked_again_before_it_is_sent() {
     let set_up = Statement::from_string(sea_orm::DbBackend::MySql, "SET time_zone = '+00:00'");
     let done = sea_orm::MockExecResult {
         last_insert_id: 0,
@@ -351,7 +351,7 @@ async fn ddl_of_a_session_that_passes_through_is_looked_at_again_before_it_is_se
 }
 
 #[tokio::test]
-async fn ddl_that_waits_for_its_turn_is_looked_at_again_when_that_comes() {
+async fn ddl_that_queues_is_checked_again_when_its_turn_comes() {
     let site = Site::new(Kind::MySql).await;
     let response = site
         .call(async |db: DbSession| {

@@ -57,7 +57,7 @@ async fn a_handler_with_a_dbtx_commits_below_400_and_rolls_back_otherwise() {
 }
 
 #[tokio::test]
-async fn all_handles_of_a_request_are_in_one_transaction_whatever_becomes_of_them() {
+async fn all_handles_of_a_request_share_one_transaction() {
     for kind in Kind::ALL {
         for status in [200, 500] {
             let world = World::new(kind, 2).await;
@@ -97,7 +97,7 @@ async fn all_handles_of_a_request_are_in_one_transaction_whatever_becomes_of_the
 }
 
 #[tokio::test]
-async fn what_ran_before_the_session_became_a_transaction_stands() {
+async fn statements_before_the_first_transaction_stand() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let app = serve(async |db: DbSession| {
@@ -199,7 +199,7 @@ where
 }
 
 #[tokio::test]
-async fn generic_code_runs_in_the_requests_transaction_and_its_own_are_savepoints() {
+async fn generic_code_runs_in_the_requests_transaction_with_savepoints() {
     for kind in Kind::ALL {
         for (status, seen) in [(200, 1), (404, 0)] {
             let world = World::new(kind, 1).await;

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn h8_the_error_of_a_stream_dropped_half_read_aborts_the_transaction_as_well() {
+async fn h8_an_error_of_a_half_read_stream_aborts_the_transaction() {
     for nested in [false, true] {
         let site = Site::new(Kind::Postgres).await;
         let response = site
@@ -63,7 +63,7 @@ async fn read_three(db: &impl sea_orm::StreamTrait, statement: Statement) {
 }
 
 #[tokio::test]
-async fn h8_sql_that_says_rollback_lets_nothing_autocommit_on_sqlite() {
+async fn h8_after_a_rollback_in_sql_nothing_autocommits_on_sqlite() {
     for kind in [Kind::SqliteFile, Kind::SqliteMemory] {
         for nested in [false, true] {
             let site = Site::new(kind).await;
@@ -117,7 +117,7 @@ async fn h8_sql_that_says_rollback_lets_nothing_autocommit_on_sqlite() {
 }
 
 #[tokio::test]
-async fn h8_a_lock_timeout_that_ends_the_transaction_lets_nothing_autocommit_on_mysql() {
+async fn h8_after_a_lock_timeout_nothing_autocommits_on_mysql() {
     let server = OwnServer::mysql_with(&[
         "--innodb-rollback-on-timeout",
         "--innodb-lock-wait-timeout=1",
@@ -165,7 +165,7 @@ async fn h8_a_lock_timeout_that_ends_the_transaction_lets_nothing_autocommit_on_
 }
 
 #[tokio::test]
-async fn h5b_a_savepoint_that_fails_in_an_aborted_transaction_is_no_fresh_start() {
+async fn h5b_a_failed_savepoint_in_an_aborted_transaction_is_no_new_start() {
     for goes_on in [false, true] {
         let site = Site::new(Kind::Postgres).await;
         let response = site
@@ -189,7 +189,7 @@ async fn h5b_a_savepoint_that_fails_in_an_aborted_transaction_is_no_fresh_start(
 }
 
 #[tokio::test]
-async fn what_raw_code_left_open_does_not_swallow_the_writes_after_it() {
+async fn a_transaction_left_open_by_raw_code_swallows_no_later_write() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let response = site
@@ -206,7 +206,7 @@ async fn what_raw_code_left_open_does_not_swallow_the_writes_after_it() {
 
 /// With this setting, MariaDB does not let a transaction change what was committed after its snapshot.
 #[tokio::test]
-async fn h8_a_snapshot_conflict_on_mariadb_lets_nothing_autocommit() {
+async fn h8_after_a_snapshot_conflict_nothing_autocommits_on_mariadb() {
     let site = Site::new(Kind::MySql).await;
     if !is_mariadb(&site.db).await {
         return;
@@ -246,7 +246,7 @@ async fn h8_a_snapshot_conflict_on_mariadb_lets_nothing_autocommit() {
 
 /// On PostgreSQL; sqlx rolls back the surrounding transaction where a SAVEPOINT fails.
 #[tokio::test]
-async fn h8_a_savepoint_in_an_aborted_transaction_spoils_nothing_but_that() {
+async fn h8_a_savepoint_in_an_aborted_transaction_harms_nothing_else() {
     for nested in [false, true] {
         let site = Site::new(Kind::Postgres).await;
         insert_item(&site.db, "taken").await;

@@ -30,7 +30,7 @@ fn assert_come_again(response: &Response) {
 }
 
 #[tokio::test]
-async fn a_commit_that_the_server_refuses_is_a_500_and_nothing_is_there() {
+async fn a_refused_commit_is_a_500_and_nothing_is_written() {
     for kind in DEFERRING {
         for lazy in [false, true] {
             let site = Site::new(kind)
@@ -116,7 +116,7 @@ async fn a_swallowed_error_is_a_200_only_where_the_server_lives_with_it() {
 }
 
 #[tokio::test]
-async fn an_error_rolled_back_to_its_savepoint_does_not_cost_the_rest() {
+async fn an_error_rolled_back_to_its_savepoint_spares_the_transaction() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         insert_item(&site.db, "taken").await;
@@ -222,7 +222,7 @@ async fn waits(observer: &DatabaseConnection, kind: Kind) -> bool {
 }
 
 #[tokio::test]
-async fn a_deadlocks_victim_is_told_to_come_again() {
+async fn a_deadlock_victim_is_retryable() {
     for kind in [Kind::Postgres, Kind::MySql] {
         for taken in Taken::BOTH {
             let site = Site::new(kind).await;
@@ -307,7 +307,7 @@ async fn outdated(tx: &DbTx, other: &DatabaseConnection) {
 }
 
 #[tokio::test]
-async fn a_statement_that_sqlite_is_too_busy_for_is_told_to_come_again() {
+async fn a_statement_on_a_busy_sqlite_is_retryable() {
     let site = Site::new(Kind::SqliteFile).await;
     insert_item(&site.db, "shared").await;
     let other = site.observer.clone().unwrap();
@@ -330,7 +330,7 @@ async fn a_statement_that_sqlite_is_too_busy_for_is_told_to_come_again() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_to_send_again_what_was_committed_in_part() {
+async fn what_was_committed_in_part_is_not_retryable() {
     let site = Site::new(Kind::SqliteFile).await;
     let other = site.observer.clone().unwrap();
     let response = site
@@ -348,7 +348,7 @@ async fn nobody_is_told_to_send_again_what_was_committed_in_part() {
 }
 
 #[tokio::test]
-async fn a_commit_that_sqlite_is_too_busy_for_is_told_to_come_again() {
+async fn a_commit_on_a_busy_sqlite_is_retryable() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let open = async || {
         let mut options = ConnectOptions::new(test.url());
@@ -393,7 +393,7 @@ async fn a_commit_that_sqlite_is_too_busy_for_is_told_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_connection_lost_on_the_way_is_an_error_even_if_the_handler_does_not_mind() {
+async fn a_lost_connection_is_an_error_even_if_the_handler_ignores_it() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let proxy = Arc::new(proxy);

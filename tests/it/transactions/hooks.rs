@@ -45,7 +45,7 @@ fn note_nested(
 }
 
 #[tokio::test]
-async fn hooks_run_in_order_and_only_those_of_the_end_that_came() {
+async fn hooks_run_in_order_and_only_those_of_the_actual_end() {
     for kind in Kind::ALL {
         for (status, expected) in [
             (200, ["c1", "c2", "c3", "c4", "c5"]),
@@ -170,7 +170,7 @@ async fn after_an_early_end_hooks_run_at_once_and_once() {
 }
 
 #[tokio::test]
-async fn whatever_rolls_back_runs_the_hooks_of_a_rollback() {
+async fn every_rollback_runs_its_after_rollback_hooks() {
     for kind in CHECKS_LATE {
         let world = World::with_late_check(kind, 1).await;
         let log = Log::default();

@@ -109,7 +109,7 @@ async fn end(
 }
 
 #[tokio::test]
-async fn locks_are_free_when_the_answer_is_there() {
+async fn locks_are_free_when_the_response_arrives() {
     let ends = [
         End::Answer(200),
         End::Answer(404),
@@ -153,7 +153,7 @@ async fn locks_are_free_when_the_answer_is_there() {
 }
 
 #[tokio::test]
-async fn locks_are_free_when_an_inner_services_error_is_there() {
+async fn locks_are_free_when_an_inner_services_error_arrives() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let site = Site::new(kind).await.layered(|layer| layer.transaction());
         insert_item(&site.db, "row").await;

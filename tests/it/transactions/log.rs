@@ -60,7 +60,7 @@ async fn the_error_line_of_an_aborted_transaction_names_its_first_failure() {
 }
 
 #[tokio::test]
-async fn what_has_no_effect_without_a_transaction_is_told_once_for_each_text() {
+async fn statements_without_effect_in_autocommit_are_logged_once_per_text() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let site = Site::new(kind).await;
         let (log, _guard) = Log::start();
@@ -146,8 +146,7 @@ enum Leaves {
 }
 
 #[tokio::test]
-async fn a_transaction_that_was_ended_elsewhere_is_an_error_line_whether_or_not_the_client_is_there()
- {
+async fn a_transaction_ended_elsewhere_is_one_error_line_in_the_log() {
     use {EndedBy::*, Leaves::*};
     let cases = [
         (Kind::MySql, Procedure, &[Refuses, Later, Meanwhile][..]),
@@ -269,7 +268,7 @@ impl<S: Subscriber> Layer<S> for DriverLog {
 }
 
 #[tokio::test]
-async fn a_commit_that_the_server_refuses_makes_the_driver_warn_of_nothing() {
+async fn a_refused_commit_makes_the_driver_log_no_warning() {
     for kind in DEFERRING {
         for early in [false, true] {
             let site = Site::new(kind).await;
@@ -302,7 +301,7 @@ async fn a_commit_that_the_server_refuses_makes_the_driver_warn_of_nothing() {
 }
 
 #[tokio::test]
-async fn the_driver_log_hears_a_warning_of_the_server() {
+async fn a_warning_of_the_server_reaches_the_drivers_log() {
     let site = Site::new(Kind::Postgres).await;
     let (log, _guard) = DriverLog::start();
     let mut connection = sqlx::PgConnection::connect(site.test.url()).await.unwrap();
@@ -318,7 +317,7 @@ async fn the_driver_log_hears_a_warning_of_the_server() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_lost_names_what_was_lost_with_it() {
+async fn the_log_of_a_lost_connection_names_what_was_lost_with_it() {
     let site = Site::new(Kind::Postgres).await;
     let end = "SELECT pg_terminate_backend(pg_backend_pid())";
     let prepare = "SELECT 1 / 0 AS prepared";
@@ -351,7 +350,7 @@ async fn a_connection_that_was_lost_names_what_was_lost_with_it() {
 }
 
 #[tokio::test]
-async fn raw_code_that_has_ended_a_transaction_is_named_and_not_the_statement_before() {
+async fn the_log_names_raw_code_that_has_ended_a_transaction() {
     let site = Site::new(Kind::Postgres).await;
     let (log, _guard) = Log::start();
     let response = site
@@ -380,7 +379,7 @@ async fn raw_code_that_has_ended_a_transaction_is_named_and_not_the_statement_be
 }
 
 #[tokio::test]
-async fn the_end_of_a_transaction_that_stored_code_has_committed_tells_so_on_a_lost_connection() {
+async fn a_commit_by_stored_code_is_reported_even_if_the_connection_is_lost() {
     let site = Site::new(Kind::MySql).await;
     site.run("CREATE PROCEDURE commits_and_dies() BEGIN COMMIT; KILL CONNECTION_ID(); END")
         .await;
@@ -420,7 +419,7 @@ async fn the_end_of_a_transaction_that_stored_code_has_committed_tells_so_on_a_l
 }
 
 #[tokio::test]
-async fn no_rollback_is_told_while_stored_code_that_may_commit_still_runs() {
+async fn no_rollback_is_reported_while_stored_code_may_still_commit() {
     // Whether it ends before the answer, and how the handler answers.
     for (seconds, status) in [(0.03, 409), (0.6, 409), (0.6, 500), (2.5, 200)] {
         let site = Site::new(Kind::MySql).await;

@@ -85,7 +85,7 @@ async fn with_leaving_procedure() -> Site {
 }
 
 #[tokio::test]
-async fn modes_that_a_request_leaves_behind_are_put_right_before_the_next_statement() {
+async fn modes_that_a_request_leaves_behind_are_restored() {
     for sql in LEFT_BEHIND {
         for inside in [false, true] {
             let site = with_leaving_procedure().await;
@@ -133,7 +133,7 @@ async fn modes_that_a_request_leaves_behind_are_put_right_before_the_next_statem
 }
 
 #[tokio::test]
-async fn modes_that_raw_code_leaves_behind_are_put_right() {
+async fn modes_that_raw_code_leaves_behind_are_restored() {
     for sql in [
         "SET autocommit = 0",
         "SET completion_type = 1",
@@ -157,7 +157,7 @@ async fn modes_that_raw_code_leaves_behind_are_put_right() {
 }
 
 #[tokio::test]
-async fn an_insert_commits_by_itself_whatever_the_servers_own_modes_are() {
+async fn an_insert_autocommits_under_any_server_modes() {
     for options in [
         ["--autocommit=0"],
         ["--init-connect=SET autocommit=0, completion_type=1"],
@@ -236,7 +236,7 @@ fn assert_told(response: &Response, case: &str) {
 }
 
 #[tokio::test]
-async fn a_transaction_that_stored_code_has_committed_is_not_told_as_rolled_back() {
+async fn a_commit_by_stored_code_is_not_reported_as_rolled_back() {
     for status in [200, 400, 500, 503] {
         for nested in [false, true] {
             let site = Site::new(Kind::MySql).await;
@@ -290,7 +290,7 @@ async fn a_rollback_that_comes_too_late_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_jobs_transaction_that_stored_code_has_committed_is_not_told_as_rolled_back() {
+async fn a_job_committed_by_stored_code_is_not_reported_as_rolled_back() {
     let site = Site::new(Kind::MySql).await;
     site.run("CREATE PROCEDURE commits() COMMIT").await;
     let job = site.layer.pool().transaction(async |tx| {
@@ -422,7 +422,7 @@ async fn control_statements_are_refused_in_set_up_on_every_database() {
 }
 
 #[tokio::test]
-async fn a_transaction_whose_connection_was_lost_in_stored_code_is_not_told_as_rolled_back() {
+async fn a_connection_lost_in_stored_code_is_not_reported_as_rolled_back() {
     for sql in ["EXECUTE IMMEDIATE 'COMMIT RELEASE'", "CALL leaves()"] {
         for (status, nested) in [(200, false), (400, false), (503, true)] {
             let site = Site::new(Kind::MySql).await;
@@ -457,7 +457,7 @@ async fn a_transaction_whose_connection_was_lost_in_stored_code_is_not_told_as_r
 }
 
 #[tokio::test]
-async fn a_transaction_around_raw_code_that_was_dropped_is_not_told_as_rolled_back() {
+async fn dropped_raw_code_is_not_reported_as_rolled_back() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let site = Site::new(kind).await;
         let response = site

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn h5_ending_siblings_out_of_order_is_an_error_and_loses_nothing_silently() {
+async fn h5_ending_siblings_out_of_order_is_an_error() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
@@ -70,7 +70,7 @@ async fn h5_ending_siblings_out_of_order_is_an_error_and_loses_nothing_silently(
 }
 
 #[tokio::test]
-async fn h5b_a_nested_begin_dropped_half_way_leaves_the_outer_transaction_intact() {
+async fn h5b_a_dropped_nested_begin_leaves_the_outer_transaction_intact() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;

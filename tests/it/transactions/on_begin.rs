@@ -28,7 +28,7 @@ fn tenant(parts: &Parts) -> Vec<Statement> {
 }
 
 #[tokio::test]
-async fn what_on_begin_sets_is_there_in_each_transaction_and_gone_afterwards() {
+async fn settings_of_on_begin_last_exactly_as_long_as_each_transaction() {
     let world = World::new(Kind::Postgres, 1).await;
     let app = serve(async |db: DbSession| {
         let mut seen = vec![value::<String>(&db, TENANT).await];

@@ -43,7 +43,7 @@ async fn write(db: DbSession, Path((status, name)): Path<(u16, String)>) -> Stat
 }
 
 #[tokio::test]
-async fn unsafe_methods_run_in_a_transaction_and_the_statements_of_others_commit_by_themselves() {
+async fn unsafe_methods_run_in_a_transaction_and_others_autocommit() {
     for kind in Kind::ALL {
         let world = World::new(kind, 2).await;
         let app = axum::Router::new()
@@ -112,7 +112,7 @@ async fn a_layer_with_transactions_puts_every_request_into_one() {
 }
 
 #[tokio::test]
-async fn what_is_not_committed_yet_is_seen_by_the_request_only() {
+async fn uncommitted_writes_are_seen_by_the_request_only() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let world = World::new(kind, 1).await;
         let view = world.view.clone();
@@ -288,7 +288,7 @@ async fn the_isolation_level_is_really_in_force_and_ends_with_the_transaction() 
 }
 
 #[tokio::test]
-async fn the_server_itself_says_serializable() {
+async fn the_server_itself_reports_serializable() {
     let world = World::new(Kind::Postgres, 1).await;
     let serializable = world
         .layer()
@@ -329,7 +329,7 @@ async fn the_server_itself_says_serializable() {
 }
 
 #[tokio::test]
-async fn sqlite_begins_in_the_mode_that_was_said() {
+async fn sqlite_begins_in_the_configured_mode() {
     let world = World::new(Kind::SqliteFile, 1).await;
     let view = session_pool(world.view.clone());
     let app = serve(async move |db: DbSession, request: Request| {
@@ -438,7 +438,7 @@ async fn options_hold_for_the_requests_that_a_predicate_picks_in_either_order() 
 }
 
 #[tokio::test]
-async fn a_predicate_is_asked_once_and_sees_what_layers_further_out_know() {
+async fn a_predicate_is_called_once_and_sees_outer_extensions() {
     #[derive(Clone)]
     struct Writes;
     let world = World::new(Kind::SqliteFile, 1).await;

@@ -170,7 +170,7 @@ async fn a_commit_that_fails_is_an_error_of_the_database() {
 }
 
 #[tokio::test]
-async fn what_error_of_says_about_a_transaction_that_was_not_committed() {
+async fn error_of_describes_a_transaction_that_was_not_committed() {
     let world = World::new(Kind::Postgres, 2).await;
     insert_item(&world.db, "taken").await;
     let pool = session_pool(world.db.clone());
@@ -254,7 +254,7 @@ async fn a_pool_sessions_transaction_is_ended_by_its_owner_or_rolled_back() {
 }
 
 #[tokio::test]
-async fn rollback_only_lets_a_job_say_ok_without_a_trace() {
+async fn a_rollback_only_job_that_returns_ok_leaves_nothing() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let pool = session_pool(world.db.clone());

@@ -29,7 +29,7 @@ enum Cure {
 }
 
 #[tokio::test]
-async fn a_conflict_that_was_made_good_leaves_the_handler_its_own_answer() {
+async fn a_conflict_that_was_retried_keeps_the_handlers_response() {
     use Cure::*;
     for kind in [Kind::Postgres, Kind::MySql] {
         for cure in [
@@ -151,7 +151,7 @@ async fn a_transaction_that_never_got_its_connection_is_no_success() {
 }
 
 #[tokio::test]
-async fn a_second_try_that_gets_a_connection_makes_the_first_good() {
+async fn a_second_try_that_gets_a_connection_is_a_success() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(1).await;
     let site = Site::with(test, db, 1).await;

@@ -176,7 +176,7 @@ async fn the_options_of_the_innermost_layer_are_in_force() {
 }
 
 #[tokio::test]
-async fn the_innermost_rule_says_which_answers_commit() {
+async fn the_innermost_commit_when_decides() {
     for kind in Kind::ALL {
         let world = World::new(kind, 2).await;
         let handler = any(async |tx: DbTx, request: Request| {
@@ -338,7 +338,7 @@ async fn read_first(db: DbSession, request: Request, next: Next) -> Response {
 }
 
 #[tokio::test]
-async fn what_a_transaction_has_begun_with_cannot_be_changed_any_more() {
+async fn options_cannot_be_changed_once_the_transaction_has_begun() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let calls = Arc::new(AtomicUsize::new(0));
@@ -381,7 +381,7 @@ async fn what_a_transaction_has_begun_with_cannot_be_changed_any_more() {
 }
 
 #[tokio::test]
-async fn a_handler_is_told_when_its_options_come_too_late() {
+async fn options_that_come_too_late_are_an_error_for_the_handler() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let app = serve(async |db: DbSession| {
@@ -413,7 +413,7 @@ async fn a_handler_is_told_when_its_options_come_too_late() {
 }
 
 #[tokio::test]
-async fn without_a_session_layer_the_answer_is_an_error_and_the_handler_is_not_called() {
+async fn without_a_session_layer_the_handler_is_not_called() {
     async fn handler() -> StatusCode {
         panic!("called")
     }

@@ -340,7 +340,7 @@ async fn h17_a_stray_commit_is_waited_for_and_its_failure_is_a_500() {
 }
 
 #[tokio::test]
-async fn h17_the_next_commit_does_not_make_good_one_that_failed_unseen() {
+async fn h17_a_later_commit_does_not_hide_one_that_failed_unseen() {
     for makes_good in [false, true] {
         let (site, proxy) = Site::behind_a_proxy(Kind::Postgres).await;
         let proxy = Arc::new(proxy);

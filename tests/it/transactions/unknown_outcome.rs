@@ -85,7 +85,7 @@ async fn a_commit_that_took_effect_unheard_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_commit_that_a_frozen_server_does_not_answer_is_unknown_within_the_commit_timeout() {
+async fn a_commit_on_a_frozen_server_is_unknown_within_the_commit_timeout() {
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let site = site.pooled(|pool| pool.commit_timeout(Duration::from_millis(300)));
@@ -207,7 +207,7 @@ async fn an_early_commit_lost_on_the_way_ends_the_request_with_an_error() {
 }
 
 #[tokio::test]
-async fn an_early_commit_that_is_not_answered_ends_with_the_commit_timeout_and_stays_unknown() {
+async fn an_unanswered_early_commit_is_unknown_after_the_commit_timeout() {
     for kind in SERVERS {
         for nested in [false, true] {
             let (site, proxy) = Site::behind_a_proxy(kind).await;
@@ -250,7 +250,7 @@ async fn an_early_commit_that_is_not_answered_ends_with_the_commit_timeout_and_s
 }
 
 #[tokio::test]
-async fn a_commit_that_was_told_as_unknown_stays_so_if_its_answer_comes_after_all() {
+async fn an_unknown_outcome_stays_unknown_if_the_answer_comes_late() {
     for kind in SERVERS {
         for status in [StatusCode::OK, StatusCode::CONFLICT] {
             let (site, proxy) = Site::behind_a_proxy(kind).await;
@@ -287,7 +287,7 @@ async fn a_commit_that_was_told_as_unknown_stays_so_if_its_answer_comes_after_al
 }
 
 #[tokio::test]
-async fn a_rollback_after_a_commit_whose_connection_was_lost_does_not_make_it_good() {
+async fn a_rollback_does_not_hide_a_commit_whose_connection_was_lost() {
     for (kind, status) in SERVERS
         .into_iter()
         .flat_map(|kind| [(kind, StatusCode::OK), (kind, StatusCode::CONFLICT)])

@@ -55,7 +55,7 @@ fn with_settings(test: &TestDb) -> ConnectOptions {
 }
 
 #[tokio::test]
-async fn what_after_connect_set_survives_every_reset() {
+async fn settings_of_after_connect_survive_every_reset() {
     let test = TestDb::new(Kind::Postgres).await;
     for reset in [Reset::SessionState, Reset::SessionStateAlways] {
         for transaction in [false, true] {
@@ -138,7 +138,7 @@ async fn seaorms_schema_search_path_survives_a_reset() {
 
 /// A setting of the transaction looks on the server like one of the session.
 #[tokio::test]
-async fn what_a_transaction_set_for_itself_is_not_taken_for_the_connections_own() {
+async fn settings_of_a_transaction_are_not_the_connections_own() {
     let see = "SELECT current_setting('lock_timeout')";
     for by_layer in [true, false] {
         let world = World::new(Kind::Postgres, 2).await;
@@ -187,7 +187,7 @@ async fn what_a_transaction_set_for_itself_is_not_taken_for_the_connections_own(
 }
 
 #[tokio::test]
-async fn a_connection_prepared_for_a_request_is_reset_where_it_can_be_and_closed_where_not() {
+async fn a_prepared_connection_is_reset_or_closed_after_its_request() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let (sql, see) = match kind {
             Kind::Postgres => leaks::POSTGRES[1],
@@ -261,7 +261,7 @@ async fn the_transaction_around_a_test_stays() {
 }
 
 #[tokio::test]
-async fn what_an_in_memory_database_had_before_stays() {
+async fn settings_of_an_in_memory_database_stay() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let db = test.connect(1).await;
     db.execute_unprepared("CREATE TEMP TABLE configured (a); ATTACH ':memory:' AS other")

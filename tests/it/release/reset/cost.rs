@@ -118,7 +118,7 @@ async fn lock<C: ConnectionTrait>(db: &C) {
 }
 
 #[tokio::test]
-async fn a_session_that_changes_nothing_pays_nothing_and_one_that_does_pays_one_round_trip() {
+async fn a_reset_costs_one_round_trip_and_only_if_something_changed() {
     for kind in [Kind::Postgres, Kind::MySql] {
         for (reset, extra) in [
             (Reset::RollbackOnly, 0),

@@ -409,7 +409,7 @@ async fn g13_a_connection_released_early_is_reset_as_well() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_raw_code_left_open_is_never_handed_on_whatever_the_reset() {
+async fn an_open_transaction_left_by_raw_code_is_never_handed_on() {
     for reset in [
         Reset::None,
         Reset::RollbackOnly,
