@@ -19,5 +19,6 @@ mod public_api;
 mod release;
 mod seaorm;
 mod session;
+mod structure;
 mod support;
 mod transactions;
