@@ -4,7 +4,6 @@ mod plot;
 mod plots;
 mod stats;
 mod tables;
-mod targets;
 
 use std::{fs, path::Path};
 
@@ -42,7 +41,6 @@ fn text(results: &Results) -> String {
     };
     let mut text = TEMPLATE.to_owned();
     let fill = [
-        ("targets", targets::table(results)),
         ("trips", tables::trips(results)),
         ("direct", tables::endpoints(results, Part::Direct)),
         ("delayed", tables::endpoints(results, Part::Delayed)),
