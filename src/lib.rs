@@ -98,8 +98,8 @@
 //! [`DbSession::from_extensions`]. Outside requests, sessions come from a [`SessionPool`].
 //!
 //! To run a request in a transaction, take a [`DbTx`] as an argument or call one method on the layer:
-//! [Transactions](guide::transactions) describes the modes and what happens in each situation. With
-//! the feature `testing`, tests on a real database leave nothing behind.
+//! [Transactions](guide::transactions) describes the modes, and [Statuses](#statuses) what happens in each
+//! situation. With the feature `testing`, tests on a real database leave nothing behind.
 //!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) migrates a service step
@@ -260,17 +260,42 @@
 //!
 //! # Statuses
 //!
-//! | what happened | the layer's response | `Retry-After` |
-//! |---|---|---|
-//! | no connection within `acquire_timeout`, too many requests in the queue already ([`max_pending`](SessionPoolBuilder::max_pending)), database down, pool closed | 503 | 1–3 s, random |
-//! | the same with lazy checkout, and the handler returned 5xx | 503 instead of the handler's response ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) keeps the handler's) | 1–3 s, random; none if the session had run a statement before |
-//! | serialization failure, deadlock, SQLite busy: at COMMIT, or in a transaction whose handler returned 5xx | 503 | 1 s; none if a part of the request was committed |
-//! | the connection was taken away by [`hold_timeout`](SessionPoolBuilder::hold_timeout): the handler returned below 400 and its transaction was lost, or it returned 5xx | 504 | – |
-//! | the server stopped a statement (`statement_timeout`, `max_execution_time`) and the handler returned 5xx | 504 | – |
-//! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | – |
-//! | COMMIT failed for good or its outcome is unknown, the transaction was aborted, or part of it is still open or running | 500 | – |
-//! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – |
-//! | anything else | the handler's own response | – |
+//! | what happens | the client gets | the transaction | [`Outcome`] |
+//! |---|---|---|---|
+//! | the handler returns below 400 | its response | is committed first | committed; untouched if no statement ran |
+//! | the handler returns 4xx or 5xx, [`set_rollback_only`](DbSession::set_rollback_only) was called, or gRPC's `grpc-status` is not 0 | its response | is rolled back first | rolled back |
+//! | [`commit_when`](DbSessionLayer::commit_when) decides otherwise | its response | as it says | as it says |
+//! | the inner service returns an error | the error, unchanged | is rolled back first | – |
+//! | the handler panics | whatever the server, or a `CatchPanicLayer`, sends | is rolled back | – |
+//! | the client disconnects, or a timeout outside the layer fires | nothing, or the timeout layer's response | is rolled back, unless COMMIT was sent: then it is seen through | – |
+//! | a timeout layer inside this one answers while a statement runs | its 4xx or 5xx, after 100 ms at most; a response below 400 waits a second for the statement, then becomes a 500 | is rolled back when the statement has ended | rolled back |
+//! | the pool is exhausted ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout), [`max_pending`](SessionPoolBuilder::max_pending)), the server is down or at its connection limit, the pool is closing | 503, `Retry-After` 1–3 s, random | was not begun | – |
+//! | the same with lazy checkout, and the handler returns 5xx | 503 instead ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) keeps the handler's); no `Retry-After` if the session had run a statement before | was not begun | failed, [`is_acquire`](Error::is_acquire) |
+//! | the same, and the handler swallows the error and answers below 400 | 503 instead; the handler's response if it was a plain statement in autocommit, which promises nothing | was not begun | failed, `is_acquire` |
+//! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | is rolled back | rolled back |
+//! | the connection died while it was idle | the handler's response | begins on another connection; so does a first statement in autocommit if the server reports that it closed the connection as idle (MariaDB does not) | committed |
+//! | the server refuses COMMIT (a deferred constraint) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
+//! | COMMIT, or a statement before a 5xx, meets a conflict (serialization failure, deadlock, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
+//! | the connection is lost during COMMIT, or the server does not answer it within the [`commit_timeout`](SessionPoolBuilder::commit_timeout) | 500 | may be committed or not; never retried | [unknown](Outcome::is_unknown) |
+//! | the connection is lost before COMMIT | whatever the handler returns for the error; a 500 in place of a response below 400 | is lost with the connection | failed |
+//! | a statement fails, the handler swallows the error and answers below 400: PostgreSQL; a deadlock on MySQL; a full disk on SQLite | 500; 503 after a conflict | was aborted by the server, and is rolled back | failed, [`is_aborted`](Error::is_aborted) |
+//! | the same, with an error that leaves the transaction alive (MySQL, SQLite), or in a nested transaction that was rolled back or dropped | its response | is committed, without the nested one | committed |
+//! | raw code (`with_postgres`, …) has ended the transaction | 500 | as the code did | failed, `is_aborted` |
+//! | the server stops a statement (`statement_timeout`, `max_execution_time`) and the handler returns 5xx | 504 | is rolled back | rolled back |
+//! | a nested transaction is still open and its handle held, or a statement runs for longer than a second after the handler's response | 500 | is rolled back | failed, [`is_unfinished`](Error::is_unfinished) |
+//! | a statement in another task ends within that second | its response | is committed after it | committed |
+//! | the handler keeps a transaction of `begin()` open in an autocommit session and answers below 400 | 500 | is rolled back | – |
+//! | an early [`commit()`](DbSession::commit) succeeded, the handler returns 4xx | its response | stays committed | rolled back: the statements after it |
+//! | an early `commit()` failed, the handler returns below 400 | 500; 503 after a conflict | is rolled back | failed |
+//! | the same, but the handler recovered: `rollback()`, or another commit (not after an unknown outcome) | its response | as that says | as that says |
+//! | [`hold_timeout`](SessionPoolBuilder::hold_timeout) took the connection: its transaction is lost and the handler returns below 400, or a statement has failed of it and the handler returns 5xx | 504 | is rolled back | failed below 400, [`is_hold_timeout`](Error::is_hold_timeout); otherwise rolled back |
+//! | [`close`](SessionPool::close) cut the request off | 503 | is rolled back | – |
+//! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – | – |
+//!
+//! A response is sent once its transaction has ended: by then its locks are free, and other connections see the result.
+//! The connection goes back in every case, or is closed if it cannot be clean. `Retry-After` is sent only if no session of
+//! the request has committed anything; otherwise a retry would do that work twice. Writes through the plain
+//! `DatabaseConnection` are not taken into account. Jobs ([`SessionPool::transaction`]) get the same outcomes as errors.
 //!
 //! The body is empty; use [`response_for_error`](DbSessionLayer::response_for_error) for a different response, with
 //! [`problem_json`] for one of `application/problem+json`. A gRPC request gets status 200 with
