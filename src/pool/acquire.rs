@@ -77,7 +77,7 @@ impl SessionPool {
             .queue
             .join(self, runtime, request.clone(), holds)
         else {
-            return Err(self.turn_away(holds).await);
+            return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
         };
         let mut waiting = Waiting {
             receiver,
@@ -139,19 +139,6 @@ impl SessionPool {
         } else {
             Ok(())
         }
-    }
-
-    /// There is no room to wait.
-    async fn turn_away(&self, holds: bool) -> Error {
-        let error = self.fail(Kind::Crowded.into(), Duration::ZERO);
-        // Others may wait for what it holds.
-        if !holds {
-            self.shared
-                .refusals
-                .keep(self.settings().acquire_timeout)
-                .await;
-        }
-        error
     }
 
     /// Opens one connection beside the pool and closes it again.

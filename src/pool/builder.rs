@@ -173,11 +173,7 @@ impl SessionPoolBuilder {
     /// a connection within a second (or half of `acquire_timeout`, if that is less), judged by the pace of
     /// the last second, but always at least 20 for each of the pool's `max_connections`.
     ///
-    /// Requests are refused at once. Beyond 1000 refusals within two seconds, further ones are delayed
-    /// by half a second, so that clients that retry without a pause do not take the CPU from requests
-    /// that have a connection.
-    ///
-    /// Requests for which a connection can still be opened do not count. With 0, no request waits
+    /// Requests are refused at once. Requests for which a connection can still be opened do not count. With 0, no request waits
     /// for a connection that another one holds.
     pub fn max_pending(mut self, waiting: u32) -> Self {
         self.settings.max_pending = Some(waiting);

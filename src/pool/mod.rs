@@ -23,7 +23,6 @@ mod pace;
 mod ping;
 mod queue;
 mod rate;
-mod refusals;
 mod second;
 mod source;
 mod ticket;
@@ -46,7 +45,7 @@ pub(crate) use self::{
 };
 use self::{
     closing::Closing, control::Control, holders::Holders, log::Pressure, outer::Outer,
-    queue::Queue, refusals::Refusals, second::Second, source::Source,
+    queue::Queue, second::Second, source::Source,
 };
 pub use crate::connection::Reset;
 use crate::error::Error;
@@ -90,7 +89,6 @@ struct Shared {
     eviction: evict::Eviction,
     holders: Holders,
     second: Second,
-    refusals: Refusals,
     closing: Closing,
     /// Only a test's pool has one.
     outer: Option<Outer>,
@@ -166,7 +164,6 @@ impl SessionPool {
             eviction: evict::Eviction::default(),
             holders: Holders::default(),
             second: Second::default(),
-            refusals: Refusals::default(),
             closing: Closing::default(),
             outer,
         };

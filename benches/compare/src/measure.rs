@@ -115,7 +115,7 @@ pub fn sample(
     } else {
         time.warm_up
     };
-    // A refusal may come after half a second.
+    // Requests wait for up to a second in the queue.
     let seconds = if cell.part == Part::Overload {
         time.seconds.max(1.5)
     } else {

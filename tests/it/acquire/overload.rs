@@ -38,8 +38,6 @@ struct Load {
     slowest_answer: AtomicU64,
     /// While all clients were at it.
     served_per_second: AtomicU64,
-    /// In microseconds, until all had their last answer.
-    took: AtomicU64,
 }
 
 /// A service whose requests take some milliseconds on the server.
@@ -71,7 +69,13 @@ async fn load(app: &Router, clients: usize, pause: Duration) -> Arc<Load> {
             let (app, load, stop) = (app.clone(), load.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    if !load.one(&app).await && !pause.is_zero() {
+                    if load.one(&app).await {
+                        continue;
+                    }
+                    if pause.is_zero() {
+                        // A refusal waits for nothing: without this, the task would never let another one run.
+                        tokio::task::yield_now().await;
+                    } else {
                         tokio::time::sleep(pause).await;
                     }
                 }
@@ -86,7 +90,6 @@ async fn load(app: &Router, clients: usize, pause: Duration) -> Arc<Load> {
     for task in join_all(tasks).await {
         task.unwrap();
     }
-    load.took.store(micros(started), Ordering::Relaxed);
     load
 }
 
@@ -158,10 +161,6 @@ async fn a_thousand_clients_on_ten_connections_are_served_or_refused() {
                 clients > 210,
                 "{clients} clients: {rejected} rejected"
             );
-            // However soon they come again: 1000 in two seconds are told at once, the others after half a second.
-            let took = Duration::from_micros(load.took.load(Ordering::Relaxed));
-            let most = 1000 * (took.as_secs() / 2 + 2) + clients as u64 * (took.as_secs() + 1) * 2;
-            assert!(rejected <= most, "{clients} clients: {rejected} rejected");
             all_are_back(&pool).await;
         }
     }
@@ -205,43 +204,6 @@ async fn a_request_that_can_expect_a_turn_within_a_second_may_queue() {
     drop(held);
     all_are_back(&pool).await;
     assert_whole(&test, &db, CONNECTIONS).await;
-}
-
-/// On a clock that stands still unless somebody sleeps.
-#[tokio::test]
-async fn most_rejections_are_delayed_by_half_a_second_and_none_is_late() {
-    for (acquire_timeout, kept) in [(5000, 500), (200, 200)] {
-        let test = TestDb::new(Kind::SqliteFile).await;
-        let db = test.connect(1).await;
-        let pool = pool_with(&db, |pool| {
-            pool.max_pending(0)
-                .acquire_timeout(Duration::from_millis(acquire_timeout))
-        });
-        let held = pool.session().await.unwrap();
-        tokio::time::pause();
-        let refused = async || {
-            let started = tokio::time::Instant::now();
-            assert!(pool.session().await.map(drop).unwrap_err().is_exhausted());
-            started.elapsed().as_millis()
-        };
-        for number in 0..1000 {
-            assert_eq!(refused().await, 0, "number {number}");
-        }
-        // Two seconds of the real clock may have gone by: then it begins anew.
-        let mut at_once = 1000;
-        let last = loop {
-            match refused().await {
-                0 => at_once += 1,
-                took => break took,
-            }
-            assert!(at_once < 100_000, "nobody is kept");
-        };
-        // The clock goes in whole milliseconds.
-        assert!((kept..=kept + 2).contains(&last), "kept for {last} ms");
-        tokio::time::resume();
-        drop(held);
-        assert_whole(&test, &db, 1).await;
-    }
 }
 
 /// Others may be waiting for what it holds.
