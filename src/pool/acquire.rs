@@ -19,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    SessionPool, checkout::CheckedOut, current::current, holders::Wait, ping::PROBE,
-    queue::AfterFailure, source::SILENCE, ticket::Ticket,
+    SessionPool, checked_out::CheckedOut, current_request::current, driver_pool::SILENCE,
+    ledger::AfterFailure, probe::PROBE, registry::Wait, slot::FetchGuard,
 };
 use crate::{
     connection::{Driver, PinnedConnection},
@@ -225,7 +225,7 @@ impl Drop for Waiting<'_> {
 
 /// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
 /// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
-pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
+pub(super) async fn fetch(mut ticket: FetchGuard, runtime: Handle) {
     ticket.begin();
     let (pool, began) = (ticket.pool().clone(), Instant::now());
     let fetched = match &pool.shared.outer {
@@ -260,7 +260,7 @@ pub(super) async fn fetch(mut ticket: Ticket, runtime: Handle) {
 /// A connection of the driver's pool. sqlx bounds a connect only by its own `acquire_timeout`, and goes on with it when
 /// the pool is closed. A server's that takes too long is given up here: nothing has been sent on it but a log-in.
 async fn take_from_driver(
-    ticket: &mut Ticket,
+    ticket: &mut FetchGuard,
     pool: &SessionPool,
     runtime: &Handle,
 ) -> Result<Driver, DbErr> {

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
-use super::{Reset, SessionPool, outer::Outer, source::Source};
+use super::{Reset, SessionPool, driver_pool::DriverPool, test_transaction::TestTransaction};
 use crate::error::{Error, Kind};
 
 /// The longest wait for a connection unless the driver's own time-out is shorter.
@@ -65,13 +65,13 @@ pub(super) struct Room {
 
 impl Settings {
     /// How many connections sessions may hold at the same time.
-    pub(super) fn limit(&self, source: &Source) -> u32 {
+    pub(super) fn limit(&self, source: &DriverPool) -> u32 {
         let max = source.max_connections().unwrap_or(u32::MAX);
         max.saturating_sub(self.reserved_connections).max(1)
     }
 
     /// How many may be in the queue besides those for whom a connection can still be opened.
-    pub(super) fn room(&self, source: &Source) -> Room {
+    pub(super) fn room(&self, source: &DriverPool) -> Room {
         if let Some(waiting) = self.max_pending {
             return Room {
                 certain: waiting as usize,
@@ -369,15 +369,15 @@ impl SessionPoolBuilder {
     ///   zero;
     /// - session state is to be [reset](Self::reset), but the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
-        let source = Source::of(&self.database)?;
+        let source = DriverPool::of(&self.database)?;
         self.build_over(source, None)
     }
 
     /// The pool over what `source` says its database is.
     pub(super) fn build_over(
         self,
-        source: Source,
-        outer: Option<Outer>,
+        source: DriverPool,
+        outer: Option<TestTransaction>,
     ) -> Result<SessionPool, Error> {
         let Self {
             database,
@@ -417,7 +417,11 @@ impl fmt::Debug for SessionPoolBuilder {
     }
 }
 
-fn check(settings: &Settings, source: &Source, database: &DatabaseConnection) -> Result<(), Error> {
+fn check(
+    settings: &Settings,
+    source: &DriverPool,
+    database: &DatabaseConnection,
+) -> Result<(), Error> {
     if source
         .max_connections()
         .is_some_and(|max| settings.reserved_connections >= max)
@@ -430,7 +434,7 @@ fn check(settings: &Settings, source: &Source, database: &DatabaseConnection) ->
     {
         return Err(Kind::InvalidHold.into());
     }
-    let has_connections = !matches!(source, Source::Direct) || database.is_mock_connection();
+    let has_connections = !matches!(source, DriverPool::Direct) || database.is_mock_connection();
     if settings.reset.is_of_session() && !has_connections {
         return Err(Kind::NothingToReset.into());
     }

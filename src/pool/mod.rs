@@ -6,28 +6,26 @@
 //! connection, just released or just acquired, goes to the oldest waiter that is still there.
 
 mod acquire;
+mod admission;
 mod builder;
 mod cancel;
-mod checkout;
+mod checked_out;
 mod closing;
-mod control;
-mod current;
-mod evict;
-mod holders;
-mod line;
+mod current_request;
+mod deadlock;
+mod driver_pool;
+mod eviction;
+mod hold_watch;
+mod idle;
+mod ledger;
 mod log;
-mod lost;
-#[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
-mod outer;
-mod pace;
-mod ping;
-mod queue;
+mod lost_statements;
+mod probe;
 mod rate;
-mod second;
-mod source;
-mod ticket;
-mod warm;
-mod watch;
+mod registry;
+mod slot;
+#[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
+mod test_transaction;
 
 use std::{fmt, sync::Arc};
 
@@ -37,15 +35,15 @@ pub use self::builder::SessionPoolBuilder;
 pub(crate) use self::{
     acquire::Lease,
     builder::Settings,
-    checkout::{CheckedOut, Finished},
+    checked_out::{CheckedOut, Finished},
     closing::Admission,
-    current::{Entered, current, enter},
-    holders::{Doubt, Grip, Holder, Key, Label},
-    outer::Hook,
+    current_request::{Entered, current, enter},
+    registry::{Doubt, Grip, Holder, Key, Label},
+    test_transaction::Hook,
 };
 use self::{
-    closing::Closing, control::Control, holders::Holders, log::Pressure, outer::Outer,
-    queue::Queue, second::Second, source::Source,
+    cancel::Control, closing::Closing, deadlock::Second, driver_pool::DriverPool, ledger::Ledger,
+    log::Pressure, registry::Registry, test_transaction::TestTransaction,
 };
 pub use crate::connection::Reset;
 use crate::error::Error;
@@ -79,19 +77,19 @@ pub struct SessionPool {
 struct Shared {
     database: DatabaseConnection,
     settings: Settings,
-    source: Source,
-    queue: Queue,
+    source: DriverPool,
+    queue: Ledger,
     control: Control,
     /// Prepared statements are not kept.
     unnamed: bool,
     pressure: Pressure,
-    probe: ping::Probes,
-    eviction: evict::Eviction,
-    holders: Holders,
+    probe: probe::Probes,
+    eviction: eviction::Eviction,
+    holders: Registry,
     second: Second,
     closing: Closing,
     /// Only a test's pool has one.
-    outer: Option<Outer>,
+    outer: Option<TestTransaction>,
 }
 
 /// The current state of a [`SessionPool`].
@@ -138,14 +136,14 @@ impl SessionPool {
 
     /// A pool over whatever `database` is, for handles that pass statements through to it.
     pub(crate) fn pass_through(database: DatabaseConnection) -> Self {
-        Self::assemble(database, Source::Direct, Settings::default(), None)
+        Self::assemble(database, DriverPool::Direct, Settings::default(), None)
     }
 
     fn assemble(
         database: DatabaseConnection,
-        source: Source,
+        source: DriverPool,
         settings: Settings,
-        outer: Option<Outer>,
+        outer: Option<TestTransaction>,
     ) -> Self {
         let limit = if outer.is_some() {
             1
@@ -153,16 +151,16 @@ impl SessionPool {
             settings.limit(&source)
         };
         let shared = Shared {
-            queue: Queue::new(limit, settings.room(&source)),
+            queue: Ledger::new(limit, settings.room(&source)),
             unnamed: source.keeps_no_statements(),
             database,
             settings,
             source,
             control: Control::default(),
             pressure: Pressure::default(),
-            probe: ping::Probes::default(),
-            eviction: evict::Eviction::default(),
-            holders: Holders::default(),
+            probe: probe::Probes::default(),
+            eviction: eviction::Eviction::default(),
+            holders: Registry::default(),
             second: Second::default(),
             closing: Closing::default(),
             outer,
@@ -178,7 +176,7 @@ impl SessionPool {
         self.shared
             .outer
             .as_ref()
-            .map_or(&self.shared.database, Outer::stand_in)
+            .map_or(&self.shared.database, TestTransaction::stand_in)
     }
 
     /// Returns the pool's current state. Never waits.
@@ -192,7 +190,7 @@ impl SessionPool {
 
     /// Whether sessions pass their statements through (mock, proxy, plain handles).
     pub(crate) fn is_direct(&self) -> bool {
-        matches!(self.shared.source, Source::Direct)
+        matches!(self.shared.source, DriverPool::Direct)
     }
 
     /// Whether sessions of both run on the same database.

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::{Either, select};
 
-use super::{Lease, SessionPool, Shared, checkout::CheckedOut, queue::Placed};
+use super::{Lease, SessionPool, Shared, checked_out::CheckedOut, ledger::Placed};
 
 /// How long a connection counts as alive after its last use.
 const FRESH: Duration = Duration::from_secs(1);
@@ -21,12 +21,12 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// The warm connections of a pool, the most recently used last.
 #[derive(Default)]
-pub(super) struct Warm {
+pub(super) struct IdleConnections {
     connections: Vec<(CheckedOut, Instant)>,
     is_kept: bool,
 }
 
-impl Warm {
+impl IdleConnections {
     pub(super) fn len(&self) -> usize {
         self.connections.len()
     }

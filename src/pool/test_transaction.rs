@@ -1,4 +1,4 @@
-//! [`Outer`]: the transaction around all sessions of a test's pool.
+//! [`TestTransaction`]: the transaction around all sessions of a test's pool.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError, Weak},
@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::{runtime::Handle, task};
 
-use super::{CheckedOut, Grip, Holder, SessionPool, SessionPoolBuilder, source::Source};
+use super::{CheckedOut, Grip, Holder, SessionPool, SessionPoolBuilder, driver_pool::DriverPool};
 use crate::{
     connection::PinnedConnection,
     error::{Error, Kind},
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) type Hook = BoxFuture<'static, ()>;
 
 /// The one connection of a test's pool, inside of a transaction that is never committed.
-pub(super) struct Outer {
+pub(super) struct TestTransaction {
     state: Mutex<State>,
     /// Stands for the database, which would do outside of the transaction what is to be part of the test.
     stand_in: DatabaseConnection,
@@ -36,7 +36,7 @@ struct State {
     over: bool,
 }
 
-impl Outer {
+impl TestTransaction {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,8 +110,8 @@ impl SessionPool {
             .begin_outer()
             .await
             .map_err(|error| Error::with_source(Kind::ConnectionLost, error))?;
-        let source = Source::of(database)?;
-        let outer = Outer {
+        let source = DriverPool::of(database)?;
+        let outer = TestTransaction {
             state: Mutex::default(),
             stand_in: source.closed_stand_in(),
         };

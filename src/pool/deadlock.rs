@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Grip, Holder, SessionPool, current::current, holders::is_same, rate::Rate};
+use super::{Grip, Holder, SessionPool, current_request::current, rate::Rate, registry::is_same};
 use crate::error::{Error, Kind};
 
 /// How many lines of the log a second may have.

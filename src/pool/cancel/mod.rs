@@ -5,7 +5,12 @@ use std::{future::Future, time::Duration};
 use futures_util::future::{Either, select};
 use tokio::{runtime::Handle, time::sleep};
 
-use super::{Finished, SessionPool, control::Reply};
+mod side_connection;
+mod worker;
+
+use self::worker::Reply;
+pub(super) use self::worker::{Control, Subject};
+use super::{Finished, SessionPool};
 use crate::connection::{BackendId, CancelHandle, CancelTarget};
 
 /// How long a statement may still end by itself.

@@ -1,4 +1,4 @@
-//! [`Holders`]: which sessions hold the pool's connections, and since when.
+//! [`Registry`]: which sessions hold the pool's connections, and since when.
 
 use std::{
     sync::{
@@ -79,7 +79,7 @@ pub(crate) struct Label {
 
 /// Entries are used again, so that a session costs none.
 #[derive(Default)]
-pub(super) struct Holders {
+pub(super) struct Registry {
     register: Mutex<Register>,
     /// Wakes the watcher before its time.
     alarm: Arc<Notify>,
@@ -144,7 +144,7 @@ pub(super) const ASK: Duration = Duration::from_secs(5);
 /// How soon it tries again to take a connection that could not be taken.
 const AGAIN: Duration = Duration::from_millis(50);
 
-impl Holders {
+impl Registry {
     fn lock(&self) -> MutexGuard<'_, Register> {
         self.register.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -375,7 +375,7 @@ impl Entry {
     }
 }
 
-impl Drop for Holders {
+impl Drop for Registry {
     fn drop(&mut self) {
         // The watcher finds the pool gone.
         self.alarm.notify_one();

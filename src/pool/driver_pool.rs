@@ -17,7 +17,7 @@ use crate::{
 pub(super) const SILENCE: Duration = Duration::from_millis(900);
 
 /// Where connections come from.
-pub(crate) enum Source {
+pub(crate) enum DriverPool {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(sqlx::PgPool),
     #[cfg(feature = "sqlx-mysql")]
@@ -36,17 +36,17 @@ macro_rules! dispatch {
     ($source:expr, $pool:ident => $body:expr, direct => $direct:expr) => {
         match $source {
             #[cfg(feature = "sqlx-postgres")]
-            Source::Postgres($pool) => $body,
+            DriverPool::Postgres($pool) => $body,
             #[cfg(feature = "sqlx-mysql")]
-            Source::MySql($pool) => $body,
+            DriverPool::MySql($pool) => $body,
             #[cfg(feature = "sqlx-sqlite")]
-            Source::Sqlite { pool: $pool, .. } => $body,
-            Source::Direct => $direct,
+            DriverPool::Sqlite { pool: $pool, .. } => $body,
+            DriverPool::Direct => $direct,
         }
     };
 }
 
-impl Source {
+impl DriverPool {
     pub(super) fn of(database: &DatabaseConnection) -> Result<Self, Error> {
         match &database.inner {
             #[cfg(feature = "sqlx-postgres")]

@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use super::{
-    SessionPool, Shared,
-    line::{Batch, Fate, Fault, Line},
+    super::{SessionPool, Shared},
+    side_connection::{Batch, Fate, Fault, SideConnection},
 };
 use crate::connection::{BackendId, Peer};
 
@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Requests to cancel, and what is known of the way to the server.
 #[derive(Default)]
-pub(super) struct Control {
+pub(crate) struct Control {
     state: Mutex<State>,
     rung: Arc<Notify>,
 }
@@ -68,7 +68,7 @@ struct Question {
 }
 
 /// For whom the server may be at work.
-pub(super) enum Subject {
+pub(crate) enum Subject {
     One(BackendId),
     /// All connections of this client's, of which the server has at least so many.
     All(u32),
@@ -168,7 +168,7 @@ impl SessionPool {
     }
 
     /// Asks the server whether it is at work for `subject`; `None` if it cannot say.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         subject: Subject,
         runtime: &Handle,
@@ -201,7 +201,7 @@ impl SessionPool {
     }
 
     /// Finds out, once, what is between the pool and the server.
-    pub(super) async fn explore(&self, runtime: &Handle) {
+    pub(crate) async fn explore(&self, runtime: &Handle) {
         let control = &self.shared.control;
         if !self.settings().cancel_running
             || !self.has_server()
@@ -235,7 +235,11 @@ impl Operator {
     }
 
     /// Answers what has come in, or waits for more; false if nothing came for long enough.
-    async fn turn(&mut self, line: &mut Option<Line>, closed: &mut BoxFuture<'static, ()>) -> bool {
+    async fn turn(
+        &mut self,
+        line: &mut Option<SideConnection>,
+        closed: &mut BoxFuture<'static, ()>,
+    ) -> bool {
         {
             let Some(shared) = self.pool.upgrade() else {
                 return false;
@@ -284,7 +288,7 @@ impl Drop for Operator {
 
 impl Shared {
     /// Answers `requests`, with a new line if there is none.
-    async fn answer(&self, line: &mut Option<Line>, requests: Vec<Request>) {
+    async fn answer(&self, line: &mut Option<SideConnection>, requests: Vec<Request>) {
         let mut batch = Batch::new(
             requests
                 .iter()
@@ -310,7 +314,7 @@ impl Shared {
     }
 
     /// Answers `questions`, with a new line if there is none or the server has closed it since its last use.
-    async fn look(&self, line: &mut Option<Line>, questions: Vec<Question>) {
+    async fn look(&self, line: &mut Option<SideConnection>, questions: Vec<Question>) {
         for Question { subject, reply } in questions {
             let mut nothing = Batch::new(std::iter::empty());
             for _ in 0..2 {
@@ -335,9 +339,13 @@ impl Shared {
     }
 
     /// Sends `batch`, whose fates tell how far that came; returns what broke the line.
-    async fn send(&self, line: &mut Option<Line>, batch: &mut Batch<'_>) -> Option<Fault> {
+    async fn send(
+        &self,
+        line: &mut Option<SideConnection>,
+        batch: &mut Batch<'_>,
+    ) -> Option<Fault> {
         if line.is_none() && !self.control.has_failed() {
-            match timeout(BOUND, Line::open(&self.source)).await {
+            match timeout(BOUND, SideConnection::open(&self.source)).await {
                 Ok(Ok((opened, route))) => {
                     self.control.opened(route, self.settings.cancel_running);
                     *line = Some(opened);

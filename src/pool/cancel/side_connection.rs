@@ -1,4 +1,4 @@
-//! [`Line`]: the connection that carries the requests to cancel.
+//! [`SideConnection`]: the connection that carries the requests to cancel.
 
 use std::fmt;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
@@ -7,7 +7,7 @@ use std::{future::Future, time::Duration};
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use tokio::time::timeout;
 
-use super::source::Source;
+use super::super::driver_pool::DriverPool;
 use crate::connection::{BackendId, Peer};
 #[cfg(feature = "sqlx-mysql")]
 use crate::connection::{MYSQL_SERVER, PROCESSES};
@@ -94,7 +94,7 @@ impl<'a> Batch<'a> {
     not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
     allow(dead_code)
 )]
-pub(super) enum Line {
+pub(super) enum SideConnection {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(PgConnection),
     #[cfg(feature = "sqlx-mysql")]
@@ -154,17 +154,17 @@ impl From<sqlx::Error> for Fault {
     }
 }
 
-impl Line {
+impl SideConnection {
     /// Opens a line, and tells what it runs through.
-    pub(super) async fn open(source: &Source) -> Result<(Self, Peer), Fault> {
+    pub(super) async fn open(source: &DriverPool) -> Result<(Self, Peer), Fault> {
         match source {
             #[cfg(feature = "sqlx-postgres")]
-            Source::Postgres(pool) => {
+            DriverPool::Postgres(pool) => {
                 let (connection, route) = open_postgres(&pool.connect_options()).await?;
                 Ok((Self::Postgres(connection), route))
             }
             #[cfg(feature = "sqlx-mysql")]
-            Source::MySql(pool) => {
+            DriverPool::MySql(pool) => {
                 let mut connection = pool.connect_options().connect().await?;
                 // A proxy answers the first by a number of its own, and passes the second on.
                 let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;

@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 
 use super::{
     Holder, SessionPool, Shared,
-    holders::{ASK, Key, Told},
-    lost::Suspect,
+    lost_statements::Suspect,
+    registry::{ASK, Key, Told},
 };
 use crate::error::Kind;
 

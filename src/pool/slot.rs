@@ -1,4 +1,4 @@
-//! What a connection's place in the pool goes through: a [`Ticket`] while it is fetched, a [`SlotGuard`]
+//! What a connection's place in the pool goes through: a [`FetchGuard`] while it is fetched, a [`SlotGuard`]
 //! while it is out.
 
 use std::sync::{
@@ -6,10 +6,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use super::{SessionPool, holders::Key};
+use super::{SessionPool, registry::Key};
 
 /// The right to fetch one connection; a connection that arrives turns it into a [`SlotGuard`].
-pub(super) struct Ticket {
+pub(super) struct FetchGuard {
     pool: SessionPool,
     /// Whose runtime the fetch runs on.
     waiter: u64,
@@ -27,7 +27,7 @@ enum Stage {
     Redeemed,
 }
 
-impl Ticket {
+impl FetchGuard {
     pub(super) fn new(pool: SessionPool, waiter: u64, spawning: Arc<AtomicBool>) -> Self {
         Self {
             pool,
@@ -61,7 +61,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for FetchGuard {
     fn drop(&mut self) {
         let queue = &self.pool.shared.queue;
         match &self.stage {

@@ -15,12 +15,12 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     SessionPool, Status,
     acquire::{self, Lease},
+    admission::Pace,
     builder::Room,
-    checkout::CheckedOut,
-    holders::{Holder, is_same},
-    pace::Pace,
-    ticket::Ticket,
-    warm::Warm,
+    checked_out::CheckedOut,
+    idle::IdleConnections,
+    registry::{Holder, is_same},
+    slot::FetchGuard,
 };
 use crate::error::{Error, Kind};
 
@@ -43,7 +43,7 @@ const SLOW_LOG_INS: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-pub(super) struct Queue {
+pub(super) struct Ledger {
     state: Mutex<State>,
     /// How many connections may be out at the same time.
     limit: u32,
@@ -75,7 +75,7 @@ struct State {
     last_visit: Option<Instant>,
     /// Somebody took a connection that was just returned: until then there may be more who wait.
     plain_users_until: Option<Instant>,
-    warm: Warm,
+    warm: IdleConnections,
     /// Until then requests that hold a connection may come for a second one.
     seconds_until: Option<Instant>,
     failures: Failures,
@@ -152,7 +152,7 @@ struct Waiter {
     holds: bool,
 }
 
-impl Queue {
+impl Ledger {
     pub(super) fn new(limit: u32, room: Room) -> Self {
         Self {
             state: Mutex::default(),
@@ -257,7 +257,7 @@ impl Queue {
         while let Some((waiter, runtime)) = self.next_to_fetch_for() {
             let spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
-            let ticket = Ticket::new(pool.clone(), waiter, spawning.clone());
+            let ticket = FetchGuard::new(pool.clone(), waiter, spawning.clone());
             runtime.spawn(acquire::fetch(ticket, runtime.clone()));
             spawning.store(false, Ordering::Release);
         }

@@ -8,7 +8,7 @@ use std::{
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Holder, SessionPool, source::SILENCE, ticket::SlotGuard};
+use super::{Holder, SessionPool, driver_pool::SILENCE, slot::SlotGuard};
 use crate::{
     connection::{CancelHandle, Output, PinnedConnection, Task},
     error::{Error, server},

@@ -8,7 +8,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Doubt, Holder, SessionPool, control::Subject};
+use super::{Doubt, Holder, SessionPool, cancel::Subject};
 
 /// How often the server has to say that it does nothing, because it may have ended in this moment; and how long the
 /// answer has to begin to arrive in between.
