@@ -133,7 +133,7 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
-        let eager = policy.checkout.is_eager(&parts) && !pool.is_direct();
+        let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         let plan = policy.plan(&parts);
         let responder = Responder::new(respond, &parts, policy.keep_handler_errors);
         let request = Request::from_parts(parts, body);
@@ -168,7 +168,7 @@ where
     {
         let (parts, body) = request.into_parts();
         let responder = Responder::new(respond, &parts, true);
-        let applied = if pool.has_database_of(session.pool()) {
+        let applied = if pool.inner().has_database_of(session.pool().inner()) {
             session.order(policy.order(&parts))
         } else {
             Err(Kind::OtherPool(std::any::type_name::<Tag>()).into())

@@ -248,7 +248,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
         // The session's connection is closed afterwards, which neither of the two survives.
-        if self.pool.is_in_memory() || self.pool.is_proxy() {
+        if self.pool.inner().is_in_memory() || self.pool.inner().is_proxy() {
             panic!("{}", Error::from(Kind::CannotClose));
         }
         self.policy().on_acquire = Some(Arc::new(set_up));

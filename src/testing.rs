@@ -79,7 +79,11 @@ use http::{Method, Request, Response, Uri};
 
 use crate::{
     DbSession, DefaultDatabase, DefaultResponseForError, Error, PoolSession, SessionPool,
-    SessionPoolBuilder, decision::SettleAt, error::Kind, pool::Label, response::Responder,
+    SessionPoolBuilder,
+    decision::SettleAt,
+    error::Kind,
+    pool::{Label, test_pool},
+    response::Responder,
     session::Plan,
 };
 
@@ -172,9 +176,8 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the connection is returned or closed.
     pub async fn begin(database: impl Into<SessionPoolBuilder>) -> Result<Self, Error> {
-        SessionPool::inside_a_transaction(database.into())
-            .await
-            .map(Self)
+        let pool = test_pool::begin(database.into()).await?;
+        Ok(Self(SessionPool::from_inner(pool)))
     }
 
     /// Returns the pool for the service under test.
@@ -204,7 +207,7 @@ impl TestPool {
 
     /// Returns how many `after_commit` and `after_rollback` hooks would have run by now.
     pub fn hooks(&self) -> usize {
-        self.0.kept_hooks()
+        self.0.inner().test().map_or(0, |test| test.hooks())
     }
 
     /// Runs the hooks that would have run by now, in order, and returns how many there were.
@@ -213,7 +216,8 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the hooks that have not run are lost.
     pub async fn run_hooks(&self) -> usize {
-        let hooks = self.0.take_hooks();
+        let test = self.0.inner().test();
+        let hooks = test.map(|test| test.take_hooks()).unwrap_or_default();
         let count = hooks.len();
         for hook in hooks {
             hook.await;
@@ -233,13 +237,15 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the connection is closed, and the server rolls back.
     pub async fn rollback(self) -> Result<(), Error> {
-        self.0.roll_back_outer().await
+        test_pool::roll_back(self.0.inner()).await
     }
 }
 
 impl Drop for TestPool {
     fn drop(&mut self) {
-        self.0.end_outer();
+        if let Some(test) = self.0.inner().test() {
+            test.end();
+        }
     }
 }
 

@@ -62,7 +62,7 @@ async fn attempt(
     url: &DatabaseUrl,
     bound: Duration,
 ) -> Result<Option<DbErr>, DbErr> {
-    match timeout(bound, pool.probe()).await {
+    match timeout(bound, pool.inner().connect_once()).await {
         Ok(Ok(())) => Ok(None),
         Ok(Err(error)) if is_not_available_yet(&error) => Ok(Some(error)),
         Ok(Err(error)) => Err(error),

@@ -1,61 +1,56 @@
-//! Acquiring: waiting in the queue, fetching from the driver, and telling why it failed.
+//! Acquiring: waiting in the queue, and telling why it failed.
 
 use std::{
     error::Error as _,
-    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use futures_util::{
-    FutureExt,
-    future::{Either, join, select},
-};
-use sea_orm::{ConnAcquireErr, DbErr};
+use futures_util::FutureExt;
+use sea_orm::DbErr;
 use tokio::{
     runtime::Handle,
-    sync::oneshot,
     task::JoinHandle,
     time::{sleep, timeout},
 };
 
 use super::{
-    SessionPool, checked_out::CheckedOut, current_request::current, driver_pool::SILENCE,
-    ledger::AfterFailure, probe::PROBE, registry::Wait, slot::FetchGuard,
+    checked_out::{CheckedOut, Lease},
+    current_request::current,
+    fetch::fetch,
+    fetches::AfterFailure,
+    holder::{Holder, Wait},
+    inner::PoolInner,
+    ledger::Use,
+    log::log_session,
+    probe::{PROBE, is_full},
+    slot::{FetchGuard, SlotGuard},
+    waiters::{Applicant, Receiver},
 };
-use crate::{
-    connection::{Driver, PinnedConnection},
-    error::{Error, Kind},
-};
+use crate::error::{Error, Kind};
 
-/// A connection on its way to a session; dropped before it arrives, it goes back clean.
-pub(crate) struct Lease(Option<CheckedOut>);
-
-impl Lease {
-    pub(super) fn new(connection: CheckedOut) -> Self {
-        Self(Some(connection))
-    }
-
-    pub(crate) fn into_connection(mut self) -> Option<CheckedOut> {
-        self.0.take()
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            connection.put_back();
+impl PoolInner {
+    /// Takes an idle connection, if there is one and no request waits before.
+    pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Lease> {
+        if !self.settings.direct_handoff || self.is_shut() {
+            return None;
         }
+        let idle = self.ledger().take_idle()?;
+        let slot = SlotGuard::new(self.clone(), Use::Session);
+        self.pressure.relieved();
+        Some(Lease::new(CheckedOut::of_idle(idle, slot)))
     }
-}
 
-impl SessionPool {
     /// Waits for a connection, at most `acquire_timeout`.
-    pub(crate) async fn acquire(&self) -> Result<Lease, Error> {
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease, Error> {
         self.wait_for_one(false).await
     }
 
     /// [`acquire`](Self::acquire) for a session that has had a connection, and goes on with `another`.
-    pub(super) async fn wait_for_one(&self, another: bool) -> Result<Lease, Error> {
+    pub(super) async fn wait_for_one(self: &Arc<Self>, another: bool) -> Result<Lease, Error> {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
@@ -63,48 +58,77 @@ impl SessionPool {
             return Ok(lease);
         }
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
-        let started = Instant::now();
-        let request = current();
-        let second = request
+        let (started, request) = (Instant::now(), current());
+        let mut waiting = self.join(runtime, request, another)?;
+        let answer = self.answer(&mut waiting.receiver).await;
+        waiting.is_answered = matches!(answer, Ok(Ok(_)));
+        drop(waiting);
+        let error = match answer {
+            Ok(Ok(Ok(lease))) if !self.is_shut() => {
+                self.pressure.relieved();
+                return Ok(lease);
+            }
+            Ok(Ok(Err(error))) if error.is_pool_deadlock() => return Err(error),
+            Ok(Ok(Err(error))) | Err(error) => error,
+            // Without an answer, its runtime is shutting down.
+            Ok(Ok(Ok(_)) | Err(_)) => Kind::Closing.into(),
+        };
+        Err(self.fail(error, started.elapsed()))
+    }
+
+    /// Joins the queue, and has a connection fetched if one more may be out.
+    fn join(
+        self: &Arc<Self>,
+        runtime: Handle,
+        request: Option<Arc<dyn Holder>>,
+        another: bool,
+    ) -> Result<Waiting<'_>, Error> {
+        let holder = request
             .clone()
             .filter(|request| !another && self.holds_one(request));
-        if second.is_some() {
-            self.shared.queue.expect_seconds();
+        let mut ledger = self.ledger();
+        if holder.is_some() {
+            ledger.expect_seconds();
         }
-        let holds = another || second.is_some();
-        let Some(receiver) = self
-            .shared
-            .queue
-            .join(self, runtime, request.clone(), holds)
-        else {
+        let joined = ledger.join(Applicant {
+            runtime,
+            request: request.clone(),
+            holds: another || holder.is_some(),
+        });
+        drop(ledger);
+        let Some((receiver, may_fetch)) = joined else {
             return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
         };
-        let mut waiting = Waiting {
+        if may_fetch {
+            self.fill();
+        }
+        let waiting = Waiting {
             receiver,
             pool: self,
-            done: false,
+            is_answered: false,
             _wait: Wait::of(request),
         };
-        if let Some(request) = second {
-            self.look_for_deadlock(&request);
+        if let Some(holder) = holder {
+            self.note_second(&*holder);
         }
-        let result = self.answer(&mut waiting.receiver).await;
-        waiting.done = matches!(result, Ok(Ok(_)));
-        drop(waiting);
-        match result {
-            Ok(Ok(Ok(_))) if self.is_shut() => {
-                Err(self.fail(Kind::Closing.into(), started.elapsed()))
-            }
-            Ok(Ok(Ok(lease))) => {
-                self.pressure().relieved();
-                Ok(lease)
-            }
-            Ok(Ok(Err(error))) if error.is_pool_deadlock() => Err(error),
-            Ok(Ok(Err(error))) => Err(self.fail(error, started.elapsed())),
-            // The waiter was dropped unanswered: its runtime is shutting down.
-            Ok(Err(_)) => Err(self.fail(Kind::Closing.into(), started.elapsed())),
-            Err(error) => Err(self.fail(error, started.elapsed())),
+        Ok(waiting)
+    }
+
+    /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
+    fn note_second(&self, request: &dyn Holder) {
+        if let Some(suppressed) = self.second_session_lines.next_line() {
+            let (label, status) = (request.label(), self.status());
+            log_session!(
+                warn,
+                label,
+                used = status.used,
+                pending = status.pending,
+                max = status.max,
+                suppressed,
+                "a request or a job waits for a second session of this pool while it holds one: use one, or `release()` it first",
+            );
         }
+        self.break_deadlock();
     }
 
     /// Waits for what the queue gives, for the `acquire_timeout` in all. Where connections are still being opened
@@ -113,52 +137,21 @@ impl SessionPool {
         &self,
         receiver: &mut (impl Future<Output = T> + Unpin),
     ) -> Result<T, Error> {
-        let all = self.settings().acquire_timeout;
+        let all = self.settings.acquire_timeout;
         let ahead = PROBE.min(all / 2);
         if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {
             return Ok(answer);
         }
         let is_opening = !self.is_test() && self.status().acquiring > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
-        let probe = runtime.map(|runtime| self.start_probe(&runtime));
+        let probe = runtime.map(|runtime| self.probe.start(&self.driver, &runtime));
         timeout(ahead, receiver)
             .await
             .map_err(|_| self.diagnose(probe, ahead))
     }
 
-    /// An error where nothing but the caller could end the wait: a test's own session has the one connection of
-    /// its pool, and it is a request of the service, or the test itself, that wants it.
-    pub(crate) fn refuse_hopeless(&self, is_request: impl FnOnce() -> bool) -> Result<(), Error> {
-        let is_hopeless = self
-            .shared
-            .outer
-            .as_ref()
-            .is_some_and(|outer| outer.is_held_by_test(is_request));
-        if is_hopeless {
-            Err(self.fail(Kind::TestConnectionHeld.into(), Duration::ZERO))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Opens one connection beside the pool and closes it again.
-    #[cfg(feature = "config")]
-    pub(crate) async fn probe(&self) -> Result<(), DbErr> {
-        // A server that is full answers: there is nothing to wait for.
-        self.shared
-            .source
-            .connect_once()
-            .await
-            .or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
-    }
-
-    pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
-        self.pressure().failed(&error, || self.status(), waited);
-        error
-    }
-
-    /// Why no connection came: *down* if one cannot be made at all, *exhausted* otherwise. The `probe` had this time
-    /// and gets no more; it is `None` where every connection was in a session's hands.
+    /// Returns why no connection came: *down* if one cannot be made at all, *exhausted* otherwise. The `probe` had this
+    /// time and gets no more; it is `None` where sessions held every connection.
     fn diagnose(&self, probe: Option<JoinHandle<Option<Error>>>, time: Duration) -> Error {
         if self.is_shut() {
             return Kind::Closing.into();
@@ -174,10 +167,10 @@ impl SessionPool {
             Some(ended) => ended.ok().flatten(),
             None => (time >= PROBE).then(|| Kind::Down.into()),
         };
-        let is_any_used = status.used > 0 || self.shared.source.is_used(status.acquiring);
+        let is_any_used = status.used > 0 || self.driver.is_used(status.acquiring);
         // Without a cause it is silence, which may be a slow log-in.
         let is_slow =
-            |error: &Error| error.source().is_none() && self.shared.queue.logs_in_slowly();
+            |error: &Error| error.source().is_none() && self.ledger().fetches.logs_in_slowly();
         match failure {
             Some(error) if error.is_unreachable() && !is_slow(&error) => error,
             Some(error) if error.is_exhausted() && !is_any_used => error,
@@ -186,21 +179,76 @@ impl SessionPool {
         }
     }
 
-    /// A fetch has failed with `error`: waits before the next one, or tells those who wait.
-    async fn fetch_failed(&self, error: DbErr) {
+    /// Serves the waiters from idle connections, and has as many fetched as there are waiters and the limit allows.
+    pub(super) fn fill(self: &Arc<Self>) {
+        loop {
+            let idle = self.ledger().take_idle_for_waiter();
+            let Some(idle) = idle else { break };
+            let slot = SlotGuard::new(self.clone(), Use::Session);
+            self.hand_over(CheckedOut::of_idle(idle, slot));
+        }
+        loop {
+            let next = self.ledger().next_fetch();
+            let Some((waiter, runtime)) = next else { break };
+            let is_spawning = Arc::new(AtomicBool::new(true));
+            // Made before the task, so that the count is right even if the task never runs.
+            let guard = FetchGuard::new(self.clone(), waiter, is_spawning.clone());
+            runtime.spawn(fetch(guard, runtime.clone()));
+            is_spawning.store(false, Ordering::Release);
+        }
+    }
+
+    /// Gives a connection to the oldest waiter, or back if none takes it.
+    pub(super) fn hand_over(&self, mut connection: CheckedOut) {
+        loop {
+            let next = self.ledger().next_turn();
+            let Some(waiter) = next else {
+                return connection.put_back();
+            };
+            match Self::give(waiter, connection) {
+                Some(left) => connection = left,
+                None => return,
+            }
+        }
+    }
+
+    /// Gives the oldest waiter the reason why it gets no connection.
+    pub(super) fn refuse(&self, error: Error) {
+        let oldest = self.ledger().waiters.pop();
+        if let Some(waiter) = oldest {
+            let _ = waiter.answer(Err(error));
+        }
+    }
+
+    /// Refuses all who wait, and returns how many there were.
+    pub(super) fn refuse_all(&self, kind: Kind) -> usize {
+        let waiters = self.ledger().waiters.take_all();
+        let refused = waiters
+            .into_iter()
+            .filter_map(|waiter| waiter.answer(Err(kind.into())).ok());
+        refused.count()
+    }
+
+    /// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
+    pub(super) async fn fetch_failed(&self, error: DbErr) {
         let full = is_full(&error);
-        match self.shared.queue.fetch_failed(full) {
+        let follows = {
+            let mut ledger = self.ledger();
+            let out = ledger.out();
+            ledger.fetches.fail(out, full)
+        };
+        match follows {
             AfterFailure::GoOn => {}
             AfterFailure::Rest(pause) => {
                 let status = self.status();
                 let (used, pending) = (status.used, status.pending);
                 tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened, those who wait go on waiting: {error}");
                 sleep(pause).await;
-                self.shared.queue.rested();
+                self.ledger().fetches.end_pause();
             }
             AfterFailure::Refuse(count) => {
                 let error = Error::with_source(Kind::Down, error);
-                (0..count).for_each(|_| self.shared.queue.refuse(error.clone()));
+                (0..count).for_each(|_| self.refuse(error.clone()));
             }
         }
     }
@@ -208,86 +256,17 @@ impl SessionPool {
 
 /// A place in the queue.
 struct Waiting<'p> {
-    receiver: oneshot::Receiver<Result<Lease, Error>>,
-    pool: &'p SessionPool,
-    done: bool,
+    receiver: Receiver<Lease>,
+    pool: &'p PoolInner,
+    is_answered: bool,
     _wait: Wait,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.is_answered {
             self.receiver.close();
-            self.pool.shared.queue.leave();
+            self.pool.ledger().waiters.left();
         }
     }
-}
-
-/// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
-/// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
-pub(super) async fn fetch(mut ticket: FetchGuard, runtime: Handle) {
-    ticket.begin();
-    let (pool, began) = (ticket.pool().clone(), Instant::now());
-    let fetched = match &pool.shared.outer {
-        Some(outer) => outer.take(),
-        None => take_from_driver(&mut ticket, &pool, &runtime)
-            .await
-            .map(|driver| {
-                PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory())
-                    .unnamed(pool.shared.unnamed)
-            }),
-    };
-    match fetched {
-        // Evicted on its way: dropping both closes it and sends for another one.
-        Ok(connection) if pool.is_evicted(began) && !pool.is_test() => drop(connection),
-        Ok(connection) => {
-            let connection = CheckedOut::new(connection, ticket.redeem(), began);
-            if let Some(connection) = pool.shared.queue.hand_over(connection) {
-                connection.put_back();
-            }
-        }
-        // The driver says so whether the pool is empty or the server is down
-        // (https://github.com/launchbadge/sqlx/issues/3808). Those who still wait have time left: dropping the
-        // ticket sends for another one.
-        Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
-        Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
-            pool.shared.queue.refuse(Kind::Closing.into());
-        }
-        Err(error) => pool.fetch_failed(error).await,
-    }
-}
-
-/// A connection of the driver's pool. sqlx bounds a connect only by its own `acquire_timeout`, and goes on with it when
-/// the pool is closed. A server's that takes too long is given up here: nothing has been sent on it but a log-in.
-async fn take_from_driver(
-    ticket: &mut FetchGuard,
-    pool: &SessionPool,
-    runtime: &Handle,
-) -> Result<Driver, DbErr> {
-    let (source, queue) = (&pool.shared.source, &pool.shared.queue);
-    let mut acquiring = pin!(join(source.acquire(), pool.explore(runtime)));
-    if let Ok((driver, ())) = timeout(SILENCE, acquiring.as_mut()).await {
-        return driver;
-    }
-    ticket.take_long();
-    if !source.has_server() {
-        return acquiring.await.0;
-    }
-    let patience = queue.patience();
-    match select(acquiring, pin!(timeout(patience, source.closed()))).await {
-        Either::Left(((driver, ()), _)) => driver,
-        Either::Right((Ok(()), _)) => {
-            Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed))
-        }
-        Either::Right((Err(_), _)) => {
-            tracing::info!(target: "tower_sea_orm::pool", ?patience, "gave up a connection that took too long to open");
-            queue.gave_up(patience);
-            Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
-        }
-    }
-}
-
-/// Whether the server has no place for another connection.
-pub(super) fn is_full(error: &DbErr) -> bool {
-    Error::of(error).is_some_and(|error| error.is_exhausted())
 }

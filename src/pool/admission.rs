@@ -1,17 +1,61 @@
-//! [`Pace`]: how fast those who wait get their turn.
+//! [`Admission`]: how many requests may wait for a connection.
+//!
+//! Little's law: who joins a queue waits for its length divided by the rate at which it moves. A request that could not
+//! expect its turn in time is refused at once, because its client would be gone by then.
 
 use std::time::{Duration, Instant};
 
-/// How long turns are counted before they say something.
+/// How long turns are counted before their number is used.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// A tenth of it says enough when it says more.
+/// A partial span counts once it is at least this long, if it shows a higher rate than the one before.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Counts turns. It looks at the clock only when it is asked, so that a turn costs next to nothing; who does
-/// not ask for a long time gets the pace of all that time.
+/// Decides whether one more request may wait.
+pub(super) struct Admission {
+    /// So many may wait in any case.
+    guaranteed: usize,
+    /// Beyond these, as many as can expect a connection within this time.
+    patience: Duration,
+    pace: Pace,
+}
+
+impl Admission {
+    pub(super) fn new(guaranteed: usize, patience: Duration) -> Self {
+        Self {
+            guaranteed,
+            patience,
+            pace: Pace::default(),
+        }
+    }
+
+    /// Returns how many may wait in any case, if `free` of them will be served at once.
+    pub(super) fn guaranteed(&self, free: usize) -> usize {
+        self.guaranteed.saturating_add(free)
+    }
+
+    /// Returns whether one more may join the `waiting`, `free` of whom will be served at once.
+    pub(super) fn admits(&mut self, waiting: usize, free: usize) -> bool {
+        waiting < self.guaranteed(free)
+            || waiting < self.pace.within(self.patience).saturating_add(free)
+    }
+
+    /// Returns whether one that holds a connection may wait: others may wait for what it holds, so it is refused only
+    /// where nobody may wait.
+    pub(super) fn admits_holder(&self, free: usize) -> bool {
+        self.guaranteed(free) > 0
+    }
+
+    /// Notes that one who waited has got a connection.
+    pub(super) fn served(&mut self) {
+        self.pace.turn();
+    }
+}
+
+/// Counts turns. It looks at the clock only when it is asked, so that a turn costs next to nothing; asked after a long
+/// time, it averages over all of it.
 #[derive(Default)]
-pub(super) struct Pace {
+struct Pace {
     since: Option<Instant>,
     turns: u64,
     /// Turns per second in the span before.
@@ -19,13 +63,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Somebody got a turn.
-    pub(super) fn turn(&mut self) {
+    fn turn(&mut self) {
         self.turns += 1;
     }
 
-    /// How many turns `time` can be expected to bring.
-    pub(super) fn within(&mut self, time: Duration) -> usize {
+    /// Returns how many turns `time` can be expected to bring.
+    fn within(&mut self, time: Duration) -> usize {
         self.within_at(time, Instant::now())
     }
 
@@ -59,18 +102,18 @@ mod tests {
     }
 
     #[test]
-    fn it_tells_the_pace_of_now_and_of_the_second_before() {
+    fn it_knows_the_pace_of_now_and_of_the_second_before() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         assert_eq!(pace.within_at(SECOND, start), 0);
         turns(&mut pace, 10);
         let glance = start + GLANCE / 2;
-        assert_eq!(pace.within_at(SECOND, glance), 0, "too short to tell");
+        assert_eq!(pace.within_at(SECOND, glance), 0, "too short");
         turns(&mut pace, 90);
         assert_eq!(pace.within_at(SECOND, start + GLANCE), 1000);
         assert_eq!(pace.within_at(SECOND / 2, start + GLANCE), 500);
         turns(&mut pace, 900);
         assert_eq!(pace.within_at(SECOND, start + SECOND), 1000);
-        // The next span has not told anything yet.
+        // The next span is too short so far.
         assert_eq!(pace.within_at(SECOND, start + SECOND + GLANCE / 2), 1000);
     }
 

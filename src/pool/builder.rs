@@ -1,90 +1,14 @@
 //! [`SessionPoolBuilder`]: what concerns a pool is set once, before it is shared.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use sea_orm::{ConnectionTrait, DatabaseConnection};
+use sea_orm::DatabaseConnection;
 
-use super::{Reset, SessionPool, driver_pool::DriverPool, test_transaction::TestTransaction};
-use crate::error::{Error, Kind};
-
-/// The longest wait for a connection unless the driver's own time-out is shorter.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
-const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How many may wait for each connection, however slow they are.
-const WAITING_PER_CONNECTION: u32 = 20;
-
-/// Those may wait as well who can expect their turn within this time.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How a pool behaves; the same for all who share it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Settings {
-    pub(crate) acquire_timeout: Duration,
-    pub(crate) release_timeout: Duration,
-    pub(crate) commit_timeout: Duration,
-    pub(crate) reserved_connections: u32,
-    /// `None`: in proportion to the connections.
-    pub(crate) max_pending: Option<u32>,
-    pub(crate) direct_handoff: bool,
-    pub(crate) reset: Reset,
-    pub(crate) cancel_running: bool,
-    pub(crate) hold_slow_threshold: Duration,
-    pub(crate) hold_timeout: Duration,
-    pub(crate) body_timeout: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            acquire_timeout: ACQUIRE_TIMEOUT,
-            release_timeout: RELEASE_TIMEOUT,
-            commit_timeout: COMMIT_TIMEOUT,
-            reserved_connections: 0,
-            max_pending: None,
-            direct_handoff: true,
-            reset: Reset::default(),
-            cancel_running: false,
-            hold_slow_threshold: HOLD_SLOW_THRESHOLD,
-            hold_timeout: Duration::MAX,
-            body_timeout: BODY_TIMEOUT,
-        }
-    }
-}
-
-/// Who may wait.
-pub(super) struct Room {
-    /// So many in any case.
-    pub(super) certain: usize,
-    /// And as many as can expect their turn within this time.
-    pub(super) patience: Duration,
-}
-
-impl Settings {
-    /// How many connections sessions may hold at the same time.
-    pub(super) fn limit(&self, source: &DriverPool) -> u32 {
-        let max = source.max_connections().unwrap_or(u32::MAX);
-        max.saturating_sub(self.reserved_connections).max(1)
-    }
-
-    /// How many may be in the queue besides those for whom a connection can still be opened.
-    pub(super) fn room(&self, source: &DriverPool) -> Room {
-        if let Some(waiting) = self.max_pending {
-            return Room {
-                certain: waiting as usize,
-                patience: Duration::ZERO,
-            };
-        }
-        let max = source.max_connections().unwrap_or(u32::MAX);
-        Room {
-            certain: max.saturating_mul(WAITING_PER_CONNECTION) as usize,
-            patience: PATIENCE.min(self.acquire_timeout / 2),
-        }
-    }
-}
+use super::{
+    Reset, SessionPool, driver_pool::DriverPool, inner::PoolInner, options::Settings,
+    test_transaction::TestTransaction,
+};
+use crate::error::Error;
 
 /// Builds a [`SessionPool`]; created by [`SessionPool::builder`].
 ///
@@ -119,18 +43,15 @@ pub struct SessionPoolBuilder {
     acquire_timeout: Option<Duration>,
 }
 
-impl SessionPool {
-    /// Starts a pool over `database` with settings other than the defaults.
-    pub fn builder(database: DatabaseConnection) -> SessionPoolBuilder {
-        SessionPoolBuilder {
+impl SessionPoolBuilder {
+    pub(super) fn new(database: DatabaseConnection) -> Self {
+        Self {
             database,
             settings: Settings::default(),
             acquire_timeout: None,
         }
     }
-}
 
-impl SessionPoolBuilder {
     /// Sets how long a session may wait for its connection. Default: the driver's
     /// `acquire_timeout`, but at most 5 s.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
@@ -369,26 +290,26 @@ impl SessionPoolBuilder {
     ///   zero;
     /// - session state is to be [reset](Self::reset), but the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
-        let source = DriverPool::of(&self.database)?;
-        self.build_over(source, None)
+        let driver = DriverPool::of(&self.database)?;
+        self.build_over(driver, None).map(SessionPool::from_inner)
     }
 
-    /// The pool over what `source` says its database is.
+    /// Builds the pool over what its database is known to be.
     pub(super) fn build_over(
         self,
-        source: DriverPool,
-        outer: Option<TestTransaction>,
-    ) -> Result<SessionPool, Error> {
+        driver: DriverPool,
+        test: Option<TestTransaction>,
+    ) -> Result<Arc<PoolInner>, Error> {
         let Self {
             database,
             mut settings,
             acquire_timeout,
         } = self;
-        check(&settings, &source, &database)?;
+        settings.check(&driver)?;
         let default = settings.acquire_timeout;
-        let drivers = || source.acquire_timeout().unwrap_or(default).min(default);
+        let drivers = || driver.acquire_timeout().unwrap_or(default).min(default);
         settings.acquire_timeout = acquire_timeout.unwrap_or_else(drivers);
-        Ok(SessionPool::assemble(database, source, settings, outer))
+        Ok(PoolInner::new(database, driver, settings, test))
     }
 
     pub(super) fn database(&self) -> &DatabaseConnection {
@@ -399,7 +320,7 @@ impl SessionPoolBuilder {
 /// A pool with the default settings.
 impl From<DatabaseConnection> for SessionPoolBuilder {
     fn from(database: DatabaseConnection) -> Self {
-        SessionPool::builder(database)
+        Self::new(database)
     }
 }
 
@@ -415,28 +336,4 @@ impl fmt::Debug for SessionPoolBuilder {
             .field("acquire_timeout", acquire_timeout)
             .finish_non_exhaustive()
     }
-}
-
-fn check(
-    settings: &Settings,
-    source: &DriverPool,
-    database: &DatabaseConnection,
-) -> Result<(), Error> {
-    if source
-        .max_connections()
-        .is_some_and(|max| settings.reserved_connections >= max)
-    {
-        return Err(Kind::InvalidReserve.into());
-    }
-    if settings.hold_slow_threshold.is_zero()
-        || settings.hold_timeout.is_zero()
-        || settings.body_timeout.is_zero()
-    {
-        return Err(Kind::InvalidHold.into());
-    }
-    let has_connections = !matches!(source, DriverPool::Direct) || database.is_mock_connection();
-    if settings.reset.is_of_session() && !has_connections {
-        return Err(Kind::NothingToReset.into());
-    }
-    Ok(())
 }

@@ -1,14 +1,14 @@
-//! Whose request this thread is polling: tells a request's own wait from a spawned task's.
+//! The request that this thread is polling, which tells its own waits from those of tasks that it has spawned.
 
 use std::{cell::RefCell, sync::Arc};
 
-use super::Holder;
+use super::holder::Holder;
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<dyn Holder>>> = const { RefCell::new(None) };
 }
 
-/// The request that is being polled, by its outermost session.
+/// Returns the request that is being polled, by its outermost session.
 pub(crate) fn current() -> Option<Arc<dyn Holder>> {
     CURRENT
         .try_with(|current| current.borrow().clone())
@@ -16,14 +16,14 @@ pub(crate) fn current() -> Option<Arc<dyn Holder>> {
         .flatten()
 }
 
-/// What is polled from here on, until the returned value is dropped, belongs to `request`.
+/// Attributes what is polled to `request`, until the returned value is dropped.
 pub(crate) fn enter(request: Arc<dyn Holder>) -> Entered {
     Entered {
         before: replace(Some(request)),
     }
 }
 
-/// Restores, when it is dropped, what was current before.
+/// Restores what was current before when it is dropped.
 #[must_use = "it is over when this is dropped"]
 pub(crate) struct Entered {
     before: Option<Arc<dyn Holder>>,
@@ -35,7 +35,7 @@ impl Drop for Entered {
     }
 }
 
-/// Whatever goes is dropped by the caller, when nothing is borrowed any more.
+/// Returns the old value, so that it is dropped after the borrow has ended: its drop may come by here again.
 fn replace(next: Option<Arc<dyn Holder>>) -> Option<Arc<dyn Holder>> {
     CURRENT
         .try_with(|current| current.replace(next))

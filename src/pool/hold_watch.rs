@@ -1,195 +1,148 @@
-//! Watching those who hold connections: `hold_slow_threshold` and `hold_timeout`.
+//! [`HoldWatch`]: looks after the sessions that hold connections: `hold_slow_threshold`, `hold_timeout`, `body_timeout`,
+//! and statements whose answers were lost.
 //!
-//! One task per pool, started by a holder that finds none, and gone when there has been no holder for a
-//! second or two.
+//! One task per pool, started by the first holder, and gone when there has been no holder for a second or two.
 
 use std::{
-    pin::pin,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
-use futures_util::future::select;
-use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::{
-    Holder, SessionPool, Shared,
-    lost_statements::Suspect,
-    registry::{ASK, Key, Told},
+    background::Work,
+    holder::Holder,
+    inner::PoolInner,
+    log::log_session,
+    lost_statements::{self, Suspect},
+    registry::{ASK, Key},
 };
 use crate::error::Kind;
 
 /// How often stalled statements are looked for, and so how long one has run before the server is asked about it.
 const STALL_CHECK: Duration = Duration::from_secs(1);
 
-impl SessionPool {
-    /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that somebody watches.
-    pub(super) fn note_holder(
-        &self,
-        holder: Weak<dyn Holder>,
-        request: Option<Weak<dyn Holder>>,
-        runtime: &Handle,
-    ) -> Key {
-        let (key, needs_watcher) = self.shared.holders.enter(holder, request, self.settings());
-        if needs_watcher {
-            let watcher = Watcher {
-                shared: Arc::downgrade(&self.shared),
-                over: false,
-                ask_at: Instant::now(),
-            };
-            runtime.spawn(watcher.watch());
-        }
-        key
-    }
-
-    /// Notes a session that passes its statements through: nothing of it is watched.
-    pub(crate) fn note_direct(&self, holder: Weak<dyn Holder>) -> Key {
-        self.shared.holders.enter_unwatched(holder)
-    }
-
-    /// Notes that a holder's connection is back.
-    pub(crate) fn note_return(&self, key: Key) {
-        let told = self.shared.holders.leave(key);
-        if let Some(Told { label, since }) = told {
-            tracing::info!(
-                target: "tower_sea_orm::pool",
-                method = label.as_ref().map(|label| label.method.as_str()),
-                path = label.as_ref().map(|label| label.uri.path()),
-                held_ms = since.elapsed().as_millis() as u64,
-                "a connection that was held for long came back after all",
-            );
-        }
-        self.shared.closing.changed();
-    }
-}
-
-/// Looks after those who hold connections. Dropped with its runtime, it leaves that to the next one.
-struct Watcher {
-    shared: Weak<Shared>,
-    over: bool,
+pub(super) struct HoldWatch {
+    pool: Weak<PoolInner>,
     /// When to look for stalled statements next.
     ask_at: Instant,
 }
 
-impl Watcher {
-    async fn watch(mut self) {
-        let Some(alarm) = self.shared.upgrade().map(|shared| shared.holders.alarm()) else {
-            return;
-        };
-        let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
-        loop {
-            let Some(shared) = self.shared.upgrade() else {
-                return;
-            };
-            let next = look(&shared);
-            self.look_for_stall(&shared);
-            self.over = next.is_none();
-            drop(shared);
-            let Some(next) = next else { return };
-            sleep.as_mut().reset(tokio::time::Instant::now() + next);
-            select(pin!(alarm.notified()), sleep.as_mut()).await;
+impl HoldWatch {
+    pub(super) fn over(pool: &Arc<PoolInner>) -> Self {
+        Self {
+            pool: Arc::downgrade(pool),
+            ask_at: Instant::now(),
         }
     }
 
     /// If requests wait and no connection is free, asks the server about the statements that were already running at
     /// the last check: the network may have lost their connections.
-    fn look_for_stall(&mut self, shared: &Arc<Shared>) {
+    fn look_for_stall(&mut self, pool: &Arc<PoolInner>) {
         let now = Instant::now();
-        let pool = SessionPool {
-            shared: shared.clone(),
-        };
-        if now < self.ask_at || !shared.queue.is_exhausted() || !pool.has_server() {
+        if now < self.ask_at || !pool.ledger().is_exhausted() || !pool.has_server() {
             return;
         }
         self.ask_at = now + STALL_CHECK;
-        let holders = shared
-            .holders
-            .watched()
-            .into_iter()
-            .map(|(_, holder)| holder);
+        let holders = pool.registry.watched().into_iter();
         let suspects: Vec<_> = holders
-            .filter_map(Suspect::of)
+            .filter_map(|(_, holder)| Suspect::of(holder))
             .filter(Suspect::ran_before)
             .collect();
         if !suspects.is_empty() {
             self.ask_at = now + ASK;
-            tokio::spawn(pool.look_for_losses(suspects));
+            tokio::spawn(lost_statements::look_for_all(
+                pool.cancels.clone(),
+                suspects,
+            ));
         }
     }
 }
 
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        // Regularly ended it has said so, and another one may have begun.
-        if let Some(shared) = self.shared.upgrade().filter(|_| !self.over) {
-            shared.holders.unwatch();
-        }
+impl Work for HoldWatch {
+    async fn step(&mut self) -> bool {
+        let Some(pool) = self.pool.upgrade() else {
+            return false;
+        };
+        let next = look(&pool);
+        self.look_for_stall(&pool);
+        let background = pool.hold_watch.clone();
+        // Not held while it sleeps: the pool may go.
+        drop(pool);
+        let Some(next) = next else { return false };
+        let _ = timeout(next, background.rung()).await;
+        true
     }
+
+    fn is_pending(&self) -> bool {
+        self.pool
+            .upgrade()
+            .is_some_and(|pool| pool.registry.is_any_unseen())
+    }
+
+    fn abandon(&mut self) {}
 }
 
-/// Does what is due, and returns how long there is nothing to do.
-fn look(shared: &Arc<Shared>) -> Option<Duration> {
-    let look = shared.holders.look();
-    for suspect in look.doubtful.into_iter().filter_map(Suspect::of) {
-        tokio::spawn(
-            SessionPool {
-                shared: shared.clone(),
-            }
-            .look_for_loss(suspect),
-        );
+/// Does what is due, and returns for how long nothing else is.
+fn look(pool: &PoolInner) -> Option<Duration> {
+    let due = pool.registry.due();
+    for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
+        tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
-    for (holder, held) in look.long {
-        let label = holder.label();
-        tracing::warn!(
-            target: "tower_sea_orm::pool",
-            method = label.as_ref().map(|label| label.method.as_str()),
-            path = label.as_ref().map(|label| label.uri.path()),
+    for (holder, held) in due.long {
+        log_session!(
+            warn,
+            holder.label(),
             held_ms = held.as_millis() as u64,
             statement = holder.last_statement(),
             "a session has held its connection for long: `release()` it around what needs no database",
         );
     }
-    for (key, holder, held) in look.too_long {
+    for (key, holder, held) in due.too_long {
         let (label, statement) = (holder.label(), holder.last_statement());
-        let told = shared.holders.hush(key, &holder);
-        if !holder.clone().cut(Kind::Reclaimed) {
-            shared.holders.try_again(key, &holder, told);
-            continue;
+        if cut(pool, key, &holder, Kind::Reclaimed) {
+            log_session!(
+                warn,
+                label,
+                held_ms = held.as_millis() as u64,
+                statement,
+                "a session held its connection for longer than `hold_timeout`: it was taken away",
+            );
         }
-        tracing::warn!(
-            target: "tower_sea_orm::pool",
-            method = label.as_ref().map(|label| label.method.as_str()),
-            path = label.as_ref().map(|label| label.uri.path()),
-            held_ms = held.as_millis() as u64,
-            statement,
-            "a session held its connection for longer than `hold_timeout`: it was taken away",
-        );
     }
-    cut_unread(shared);
-    look.next
+    cut_unread(pool);
+    due.next
 }
 
 /// Cuts off the sessions whose clients have stopped reading the bodies that they live for.
-fn cut_unread(shared: &Shared) {
-    let bound = shared.settings.body_timeout;
+fn cut_unread(pool: &PoolInner) {
+    let bound = pool.settings.body_timeout;
     if bound == Duration::MAX {
         return;
     }
-    for (key, holder) in shared.holders.watched() {
+    for (key, holder) in pool.registry.watched() {
         let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else {
             continue;
         };
-        let (label, told) = (holder.label(), shared.holders.hush(key, &holder));
-        if !holder.clone().cut(Kind::Unread) {
-            shared.holders.try_again(key, &holder, told);
-            continue;
+        let label = holder.label();
+        if cut(pool, key, &holder, Kind::Unread) {
+            log_session!(
+                warn,
+                label,
+                unread_ms = unread.as_millis() as u64,
+                "the client has not read the body for longer than `body_timeout`: its session was cut off",
+            );
         }
-        tracing::warn!(
-            target: "tower_sea_orm::pool",
-            method = label.as_ref().map(|label| label.method.as_str()),
-            path = label.as_ref().map(|label| label.uri.path()),
-            unread_ms = unread.as_millis() as u64,
-            "the client has not read the body for longer than `body_timeout`: its session was cut off",
-        );
     }
+}
+
+/// Takes a session's connection away, and returns whether that could be done; otherwise it is tried again.
+fn cut(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>, reason: Kind) -> bool {
+    let logged = pool.registry.unwatch(key, holder);
+    let is_cut = holder.clone().cut(reason);
+    if !is_cut {
+        pool.registry.watch_again(key, holder, logged);
+    }
+    is_cut
 }

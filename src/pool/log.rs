@@ -1,48 +1,101 @@
-//! [`Pressure`]: what the log is told of failures to acquire.
+//! [`Throttle`] and [`Pressure`]: log lines that a storm of failures must not multiply.
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use super::Status;
+use super::ledger::Status;
 use crate::{error::Error, telemetry::milliseconds};
 
-/// Tells the log about failures to acquire without drowning it.
-#[derive(Default)]
-pub(crate) struct Pressure {
-    /// The log was told of a failure, and not yet that it is over; so that nobody has to take turns while all
-    /// is well.
-    is_on: AtomicBool,
-    burst: Mutex<Burst>,
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Writes a log line about a session, with the method and path of its request.
+macro_rules! log_session {
+    ($level:ident, $label:expr, $($line:tt)+) => {{
+        let label: Option<$crate::pool::Label> = $label;
+        tracing::$level!(
+            target: "tower_sea_orm::pool",
+            method = label.as_ref().map(|label| label.method.as_str()),
+            path = label.as_ref().map(|label| label.uri.path()),
+            $($line)+
+        );
+    }};
+}
+pub(super) use log_session;
+
+/// Lets so many log lines a second pass, and counts the rest.
+pub(super) struct Throttle {
+    most: u32,
+    window: Mutex<Window>,
 }
 
 #[derive(Default)]
-struct Burst {
-    /// When the log was last told; `None` while all is well.
-    told: Option<Instant>,
-    untold: u64,
+struct Window {
+    since: Option<Instant>,
+    lines: u32,
+    suppressed: u64,
+}
+
+impl Throttle {
+    pub(super) fn new(most: u32) -> Self {
+        Self {
+            most,
+            window: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many lines were suppressed since the last one, if another one may be written now.
+    pub(super) fn next_line(&self) -> Option<u64> {
+        let mut window = self.lock();
+        if window.since.is_none_or(|since| since.elapsed() >= SECOND) {
+            (window.since, window.lines) = (Some(Instant::now()), 0);
+        }
+        if window.lines == self.most {
+            window.suppressed += 1;
+            return None;
+        }
+        window.lines += 1;
+        Some(std::mem::take(&mut window.suppressed))
+    }
+
+    /// Returns how many lines were suppressed, if the last second has seen none; they are forgotten then.
+    fn calm(&self) -> Option<u64> {
+        let mut window = self.lock();
+        window.since.take_if(|since| since.elapsed() >= SECOND)?;
+        Some(std::mem::take(&mut window.suppressed))
+    }
+}
+
+/// Logs failures to acquire a connection, and when they are over.
+pub(super) struct Pressure {
+    /// A failure was logged, and not yet its end. Callers that acquire look only here while all is well.
+    is_on: AtomicBool,
+    lines: Throttle,
+}
+
+impl Default for Pressure {
+    fn default() -> Self {
+        Self {
+            is_on: AtomicBool::default(),
+            lines: Throttle::new(1),
+        }
+    }
 }
 
 impl Pressure {
-    /// Tells the log, at most once a second. Only then the `status` is asked for: where many are turned away,
-    /// that must not take long.
-    pub(crate) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
-        let mut burst = self.burst.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_on.store(true, Ordering::Relaxed);
-        if burst
-            .told
-            .is_some_and(|told| told.elapsed() < Duration::from_secs(1))
-        {
-            burst.untold += 1;
-            return;
-        }
-        burst.told = Some(Instant::now());
-        let suppressed = std::mem::take(&mut burst.untold);
-        drop(burst);
+    /// Logs a failure, at most once a second. Only then does it ask for the `status`, which locks the ledger.
+    pub(super) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
+        let line = self.lines.next_line();
+        self.is_on.store(true, Ordering::SeqCst);
+        let Some(suppressed) = line else { return };
         let status = status();
         tracing::warn!(
             target: "tower_sea_orm::pool",
@@ -53,20 +106,18 @@ impl Pressure {
         );
     }
 
-    pub(crate) fn relieved(&self) {
+    /// Logs that connections are available again, once no failure was logged for a second.
+    pub(super) fn relieved(&self) {
         if !self.is_on.load(Ordering::Relaxed) {
             return;
         }
-        let mut burst = self.burst.lock().unwrap_or_else(PoisonError::into_inner);
-        if burst
-            .told
-            .is_some_and(|told| told.elapsed() >= Duration::from_secs(1))
-        {
-            burst.told = None;
-            self.is_on.store(false, Ordering::Relaxed);
-            let suppressed = std::mem::take(&mut burst.untold);
-            drop(burst);
-            tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
+        // Before the look: a failure that is logged in between turns it on again.
+        self.is_on.store(false, Ordering::SeqCst);
+        match self.lines.calm() {
+            Some(suppressed) => {
+                tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
+            }
+            None => self.is_on.store(true, Ordering::SeqCst),
         }
     }
 }

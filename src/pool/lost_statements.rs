@@ -1,5 +1,5 @@
-//! Answers that were lost: the network has dropped a connection while a statement ran on it, and nothing on this side
-//! tells that from a slow statement. The server, asked beside the pool, can.
+//! Statements whose answers were lost: the network has dropped a connection while a statement ran on it, and nothing on
+//! this side tells that from a slow statement. The server, asked beside the pool, can.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Doubt, Holder, SessionPool, cancel::Subject};
+use super::{
+    cancel::{CancelQueue, Subject},
+    holder::{Doubt, Holder},
+    log::log_session,
+};
 
 /// How often the server has to say that it does nothing, because it may have ended in this moment; and how long the
 /// answer has to begin to arrive in between.
@@ -38,12 +42,12 @@ impl Suspect {
         })
     }
 
-    /// Whether the same call was running the last time this was asked.
+    /// Returns whether the same call was running the last time this was asked.
     pub(super) fn ran_before(&self) -> bool {
         self.doubt.victim.was_at(self.doubt.turn)
     }
 
-    /// Whether it still runs, and nothing has arrived for it since it was suspected.
+    /// Returns whether it still runs, and nothing has arrived for it since it was suspected.
     fn is_silent(&self) -> bool {
         let is_same = self
             .holder
@@ -54,11 +58,9 @@ impl Suspect {
 
     /// Ends the statement with an error, and closes its connection.
     fn lose(self) {
-        let label = self.holder.label();
-        tracing::warn!(
-            target: "tower_sea_orm::pool",
-            method = label.as_ref().map(|label| label.method.as_str()),
-            path = label.as_ref().map(|label| label.uri.path()),
+        log_session!(
+            warn,
+            self.holder.label(),
             statement = self.holder.last_statement(),
             "the server has ended a statement whose answer has not arrived: its connection is lost and closed",
         );
@@ -67,50 +69,47 @@ impl Suspect {
     }
 }
 
-impl SessionPool {
-    /// Ends what runs for `suspect` where the server is not at it any more.
-    pub(super) async fn look_for_loss(self, suspect: Suspect) {
-        let victim = suspect.doubt.victim.clone();
-        self.examine(vec![suspect], || {
-            victim.backend_id(self.route()).map(Subject::One)
-        })
-        .await;
-    }
+/// Ends what runs for `suspect` where the server is not at it any more.
+pub(super) async fn look_for_one(cancels: Arc<CancelQueue>, suspect: Suspect) {
+    let victim = suspect.doubt.victim.clone();
+    let subject = || victim.backend_id(cancels.route()).map(Subject::One);
+    examine(&cancels, vec![suspect], subject).await;
+}
 
-    /// Ends what runs for the `suspects` if the server does nothing at all for this client. This needs no knowledge of
-    /// the server processes behind their connections.
-    pub(super) async fn look_for_losses(self, suspects: Vec<Suspect>) {
-        self.examine(suspects, || Some(Subject::All(self.shared.source.size())))
-            .await;
-    }
+/// Ends what runs for the `suspects` if the server does nothing at all for this client. This needs no knowledge of the
+/// server processes behind their connections.
+pub(super) async fn look_for_all(cancels: Arc<CancelQueue>, suspects: Vec<Suspect>) {
+    examine(&cancels, suspects, || Some(cancels.all_connections())).await;
+}
 
-    async fn examine(&self, mut suspects: Vec<Suspect>, subject: impl Fn() -> Option<Subject>) {
-        for round in 1..=TIMES {
-            let Some(subject) = subject() else { return };
-            if self.is_at_work(subject).await != Some(false) {
-                return;
-            }
-            if round < TIMES {
-                // What has arrived is read, even if the statement's own future is not polled.
-                suspects
-                    .iter()
-                    .for_each(|suspect| suspect.holder.clone().look_at_call());
-                sleep(PAUSE).await;
-            }
-            suspects.retain(Suspect::is_silent);
-            if suspects.is_empty() {
-                return;
-            }
+async fn examine(
+    cancels: &Arc<CancelQueue>,
+    mut suspects: Vec<Suspect>,
+    subject: impl Fn() -> Option<Subject>,
+) {
+    for round in 1..=TIMES {
+        let Some(subject) = subject() else { return };
+        if is_at_work(cancels, subject).await != Some(false) {
+            return;
         }
-        suspects.into_iter().for_each(Suspect::lose);
+        if round < TIMES {
+            // What has arrived is read, even if the statement's own future is not polled.
+            suspects
+                .iter()
+                .for_each(|suspect| suspect.holder.clone().look_at_call());
+            sleep(PAUSE).await;
+        }
+        suspects.retain(Suspect::is_silent);
+        if suspects.is_empty() {
+            return;
+        }
     }
+    suspects.into_iter().for_each(Suspect::lose);
+}
 
-    /// Whether the server is at work for `subject`; `None` if that cannot be told.
-    async fn is_at_work(&self, subject: Subject) -> Option<bool> {
-        let runtime = Handle::try_current().ok()?;
-        timeout(BOUND, self.ask(subject, &runtime))
-            .await
-            .ok()?
-            .ok()?
-    }
+/// Returns whether the server is at work for `subject`; `None` if that cannot be told.
+async fn is_at_work(cancels: &Arc<CancelQueue>, subject: Subject) -> Option<bool> {
+    let runtime = Handle::try_current().ok()?;
+    let answer = cancels.ask(subject, &runtime);
+    timeout(BOUND, answer).await.ok()?.ok()?
 }

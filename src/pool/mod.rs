@@ -7,46 +7,61 @@
 
 mod acquire;
 mod admission;
+mod background;
 mod builder;
+#[cfg_attr(
+    not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
+    allow(dead_code)
+)] // only a server is asked
 mod cancel;
 mod checked_out;
+mod close;
 mod closing;
 mod current_request;
 mod deadlock;
 mod driver_pool;
 mod eviction;
+mod fetch;
+mod fetches;
 mod hold_watch;
+mod holder;
 mod idle;
+mod inner;
 mod ledger;
 mod log;
 mod lost_statements;
+mod options;
+mod plain_share;
 mod probe;
-mod rate;
+mod reaper;
 mod registry;
+mod release;
 mod slot;
+#[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool is one
+pub(crate) mod test_pool;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod test_transaction;
+mod waiters;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend};
+use sea_orm::DatabaseConnection;
+use tokio::runtime::Handle;
 
-pub use self::builder::SessionPoolBuilder;
+pub use self::{builder::SessionPoolBuilder, ledger::Status};
 pub(crate) use self::{
-    acquire::Lease,
-    builder::Settings,
-    checked_out::{CheckedOut, Finished},
-    closing::Admission,
+    checked_out::{CheckedOut, Finished, Lease},
+    closing::CountedSession,
     current_request::{Entered, current, enter},
-    registry::{Doubt, Grip, Holder, Key, Label},
+    driver_pool::DriverPool,
+    holder::{Doubt, Grip, Holder, Label},
+    inner::PoolInner,
+    options::Settings,
+    registry::Key,
     test_transaction::Hook,
 };
-use self::{
-    cancel::Control, closing::Closing, deadlock::Second, driver_pool::DriverPool, ledger::Ledger,
-    log::Pressure, registry::Registry, test_transaction::TestTransaction,
-};
 pub use crate::connection::Reset;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its clones.
 ///
@@ -71,42 +86,7 @@ use crate::error::Error;
 /// ```
 #[derive(Clone)]
 pub struct SessionPool {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    database: DatabaseConnection,
-    settings: Settings,
-    source: DriverPool,
-    queue: Ledger,
-    control: Control,
-    /// Prepared statements are not kept.
-    unnamed: bool,
-    pressure: Pressure,
-    probe: probe::Probes,
-    eviction: eviction::Eviction,
-    holders: Registry,
-    second: Second,
-    closing: Closing,
-    /// Only a test's pool has one.
-    outer: Option<TestTransaction>,
-}
-
-/// The current state of a [`SessionPool`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// Connections that sessions may hold at the same time: `max_connections` less `reserved_connections`.
-    pub max: u32,
-    /// Connections that sessions hold, those on their way back included.
-    pub used: u32,
-    /// Connections that came back a moment ago and wait for the next session or, if none came, are
-    /// on their way to the driver's pool.
-    pub idle: usize,
-    /// Connections being fetched from the driver's pool for waiting requests.
-    pub acquiring: u32,
-    /// Requests waiting for a connection.
-    pub pending: usize,
+    inner: Arc<PoolInner>,
 }
 
 impl SessionPool {
@@ -134,93 +114,149 @@ impl SessionPool {
         Self::builder(database).build()
     }
 
-    /// A pool over whatever `database` is, for handles that pass statements through to it.
-    pub(crate) fn pass_through(database: DatabaseConnection) -> Self {
-        Self::assemble(database, DriverPool::Direct, Settings::default(), None)
-    }
-
-    fn assemble(
-        database: DatabaseConnection,
-        source: DriverPool,
-        settings: Settings,
-        outer: Option<TestTransaction>,
-    ) -> Self {
-        let limit = if outer.is_some() {
-            1
-        } else {
-            settings.limit(&source)
-        };
-        let shared = Shared {
-            queue: Ledger::new(limit, settings.room(&source)),
-            unnamed: source.keeps_no_statements(),
-            database,
-            settings,
-            source,
-            control: Control::default(),
-            pressure: Pressure::default(),
-            probe: probe::Probes::default(),
-            eviction: eviction::Eviction::default(),
-            holders: Registry::default(),
-            second: Second::default(),
-            closing: Closing::default(),
-            outer,
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+    /// Starts a pool over `database` with settings other than the defaults.
+    pub fn builder(database: DatabaseConnection) -> SessionPoolBuilder {
+        SessionPoolBuilder::new(database)
     }
 
     /// Returns the underlying SeaORM connection, for code that must have it. For a `testing::TestPool`, that
     /// connection is closed, because its statements would not be part of the test.
     pub fn database(&self) -> &DatabaseConnection {
-        self.shared
-            .outer
-            .as_ref()
-            .map_or(&self.shared.database, TestTransaction::stand_in)
+        self.inner.database()
     }
 
     /// Returns the pool's current state. Never waits.
     pub fn status(&self) -> Status {
-        self.shared.queue.status()
+        self.inner.status()
     }
 
-    pub(crate) fn settings(&self) -> &Settings {
-        &self.shared.settings
+    /// Checks that the database can be reached, for a health check. It opens a separate connection outside
+    /// the pool and closes it again, so it never waits behind requests, and a full pool is not a failure.
+    ///
+    /// The result is at most 1 s old, and takes at most about 1 s; however many callers there are, the
+    /// server sees one log-in a second. A server at its connection limit counts as reached. SQLite in
+    /// memory has no server to ask: it counts as reached as long as the pool is open.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::Database;
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// assert!(pool.ping().await.is_ok());
+    /// pool.database().clone().close().await?;
+    /// assert!(pool.ping().await.unwrap_err().is_closing());
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`is_unreachable`](Error::is_unreachable), or [`is_closing`](Error::is_closing) if the pool is closed. Also if it is
+    /// called outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: the attempt goes on in a task, and the next caller gets its result.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.inner.ping().await
     }
 
-    /// Whether sessions pass their statements through (mock, proxy, plain handles).
-    pub(crate) fn is_direct(&self) -> bool {
-        matches!(self.shared.source, DriverPool::Direct)
+    /// Replaces every connection before its next use: after a migration, for example, or when the database's
+    /// host name points to another server. Idle connections are closed now, those held by sessions when they
+    /// are given back; running sessions are not disturbed, and later sessions get new connections. HikariCP's
+    /// `softEvictConnections` does the same.
+    ///
+    /// Connections that users of the plain [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this
+    /// moment are not tracked, and stay. Nothing happens on an in-memory SQLite database, which would die
+    /// with its connection, on a `TestPool`, which would lose its transaction, or on a mock.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let url = format!("sqlite://{}?mode=rwc", dir.path().join("shop.db").display());
+    /// let pool = SessionPool::new(Database::connect(url).await?);
+    /// let session = pool.session().await?;
+    /// session.execute_unprepared("CREATE TEMPORARY TABLE of_this_connection (id integer)").await?;
+    /// pool.recycle()?;
+    /// session.execute_unprepared("INSERT INTO of_this_connection VALUES (1)").await?; // not disturbed
+    /// drop(session);
+    /// let session = pool.session().await?; // on a new connection
+    /// assert!(session.execute_unprepared("INSERT INTO of_this_connection VALUES (1)").await.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If it is called outside a tokio runtime, which is needed to close connections.
+    pub fn recycle(&self) -> Result<(), Error> {
+        Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        self.inner.evict();
+        Ok(())
     }
 
-    /// Whether sessions of both run on the same database.
-    pub(crate) fn has_database_of(&self, other: &Self) -> bool {
-        let (one, other) = (&self.shared, &other.shared);
-        Arc::ptr_eq(one, other)
-            || one.source.is_same(&other.source)
-            || is_same_stand_in(&one.database, &other.database)
+    /// Closes the pool. New sessions, including those of new requests, are refused at once with
+    /// [`is_closing`](Error::is_closing), and the layer answers 503 without calling the handler. Sessions that have
+    /// begun, including those waiting for their connection, may go on for at most `within`. The rest are then cut off,
+    /// as by [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), with the same error. Finally the driver's pool is
+    /// closed, for users of the plain `DatabaseConnection` as well.
+    ///
+    /// It takes at most three [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s beyond `within`. Returns
+    /// how many sessions had to be cut off: their connection was taken away, or their wait for one ended. A transaction
+    /// that was cut off is rolled back, and its request never gets a response below 400.
+    ///
+    /// Call it when the service is asked to stop, and stop the server when it returns: see the
+    /// example `graceful_shutdown`. Calling it again is harmless.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    ///
+    /// use sea_orm::Database;
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// assert_eq!(pool.close(Duration::from_secs(10)).await, 0);
+    /// assert!(pool.session().await.unwrap_err().is_closing());
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// Outside a tokio runtime, it does not wait: sessions that are still open are cut off at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped half-way, new sessions are still refused, but nothing more is cut off or
+    /// closed: call it again.
+    pub async fn close(&self, within: Duration) -> usize {
+        close::close(&self.inner, within).await
     }
 
-    /// Whether statements run on a server that can be asked about them by another connection.
-    pub(crate) fn has_server(&self) -> bool {
-        !self.is_test() && self.shared.source.has_server()
+    /// Returns whether new sessions are refused: [`close`](Self::close) was called, or the driver's pool
+    /// was closed.
+    pub fn is_closed(&self) -> bool {
+        self.inner.is_closed()
     }
 
-    /// Whether SeaORM's proxy is underneath.
-    pub(crate) fn is_proxy(&self) -> bool {
-        self.is_direct() && !self.shared.database.is_mock_connection()
+    /// Returns a pool that passes statements through to `database`, whatever it is.
+    pub(crate) fn pass_through(database: DatabaseConnection) -> Self {
+        let driver = DriverPool::Direct(database.clone());
+        Self::from_inner(PoolInner::new(database, driver, Settings::default(), None))
     }
 
-    pub(crate) fn is_in_memory(&self) -> bool {
-        self.shared.source.is_in_memory()
+    pub(crate) fn from_inner(inner: Arc<PoolInner>) -> Self {
+        Self { inner }
     }
 
-    pub(crate) fn backend(&self) -> DbBackend {
-        self.shared.database.get_database_backend()
-    }
-
-    pub(crate) fn pressure(&self) -> &Pressure {
-        &self.shared.pressure
+    pub(crate) fn inner(&self) -> &Arc<PoolInner> {
+        &self.inner
     }
 }
 
@@ -236,32 +272,13 @@ impl From<DatabaseConnection> for SessionPool {
     }
 }
 
-/// Whether both are the same mock or proxy.
-fn is_same_stand_in(one: &DatabaseConnection, other: &DatabaseConnection) -> bool {
-    #[allow(unused_imports)] // without both features
-    use sea_orm::DatabaseConnectionType;
-    match (&one.inner, &other.inner) {
-        #[cfg(feature = "mock")]
-        (
-            DatabaseConnectionType::MockDatabaseConnection(one),
-            DatabaseConnectionType::MockDatabaseConnection(other),
-        ) => Arc::ptr_eq(one, other),
-        #[cfg(feature = "proxy")]
-        (
-            DatabaseConnectionType::ProxyDatabaseConnection(one),
-            DatabaseConnectionType::ProxyDatabaseConnection(other),
-        ) => Arc::ptr_eq(one, other),
-        _ => false,
-    }
-}
-
 impl fmt::Debug for SessionPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionPool")
-            .field("settings", self.settings())
+            .field("settings", self.inner.settings())
             .field("status", &self.status())
-            .field("holders", &self.shared.holders.len())
-            .field("sessions", &self.open_sessions())
+            .field("holders", &self.inner.registry.len())
+            .field("sessions", &self.inner.closing.sessions())
             .finish_non_exhaustive()
     }
 }

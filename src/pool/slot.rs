@@ -1,42 +1,46 @@
-//! What a connection's place in the pool goes through: a [`FetchGuard`] while it is fetched, a [`SlotGuard`]
-//! while it is out.
+//! The guards of the [`Ledger`](super::ledger::Ledger)'s counters: a [`FetchGuard`] while a connection is fetched, a
+//! [`SlotGuard`] while it is out.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-use super::{SessionPool, registry::Key};
+use super::{
+    inner::PoolInner,
+    ledger::{Ledger, Use},
+};
 
 /// The right to fetch one connection; a connection that arrives turns it into a [`SlotGuard`].
 pub(super) struct FetchGuard {
-    pool: SessionPool,
-    /// Whose runtime the fetch runs on.
+    pool: Arc<PoolInner>,
+    /// The waiter whose runtime the fetch runs on.
     waiter: u64,
     stage: Stage,
 }
 
 enum Stage {
-    /// Given to a runtime; the flag stands while `fill` is still at it.
+    /// Its task has not run yet. The flag stands while `fill` is spawning it: a runtime that is shutting down drops the
+    /// task within the spawn, and `fill` must not be called by itself.
     Spawned(Arc<AtomicBool>),
     /// The driver is at work.
     Fetching,
-    /// For so long that nobody counts on it any more.
+    /// For so long that no waiter counts on it.
     Slow,
     /// A connection has come of it.
-    Redeemed,
+    Fetched,
 }
 
 impl FetchGuard {
-    pub(super) fn new(pool: SessionPool, waiter: u64, spawning: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(pool: Arc<PoolInner>, waiter: u64, is_spawning: Arc<AtomicBool>) -> Self {
         Self {
             pool,
             waiter,
-            stage: Stage::Spawned(spawning),
+            stage: Stage::Spawned(is_spawning),
         }
     }
 
-    pub(super) fn pool(&self) -> &SessionPool {
+    pub(super) fn pool(&self) -> &Arc<PoolInner> {
         &self.pool
     }
 
@@ -44,34 +48,43 @@ impl FetchGuard {
         self.stage = Stage::Fetching;
     }
 
-    /// The driver takes long: those who wait need not wait for this fetch.
-    pub(super) fn take_long(&mut self) {
+    /// Notes that the driver takes long: those who wait need not wait for this fetch.
+    pub(super) fn become_slow(&mut self) {
         self.stage = Stage::Slow;
-        self.pool.shared.queue.fetch_is_slow(&self.pool);
+        self.pool.ledger().fetches.become_slow();
+        self.pool.fill();
     }
 
-    pub(super) fn redeem(mut self) -> SlotGuard {
-        let stage = std::mem::replace(&mut self.stage, Stage::Redeemed);
-        self.pool.shared.queue.fetched(matches!(stage, Stage::Slow));
-        SlotGuard {
-            pool: self.pool.clone(),
-            counts: Counts::InUse,
-            holder: None,
-        }
+    /// Turns it into the slot of the connection that has come.
+    pub(super) fn into_slot(mut self) -> SlotGuard {
+        let stage = std::mem::replace(&mut self.stage, Stage::Fetched);
+        let mut ledger = self.pool.ledger();
+        ledger.fetches.succeed(matches!(stage, Stage::Slow));
+        ledger.occupy(Use::Session);
+        drop(ledger);
+        SlotGuard::new(self.pool.clone(), Use::Session)
     }
 }
 
 impl Drop for FetchGuard {
     fn drop(&mut self) {
-        let queue = &self.pool.shared.queue;
         match &self.stage {
-            Stage::Redeemed => {}
-            Stage::Fetching => queue.fetched_nothing(&self.pool, false),
-            Stage::Slow => queue.fetched_nothing(&self.pool, true),
-            Stage::Spawned(spawning) => {
-                queue.never_fetched(self.waiter);
-                if !spawning.load(Ordering::Acquire) {
-                    queue.fill(&self.pool);
+            Stage::Fetched => {}
+            Stage::Fetching | Stage::Slow => {
+                let was_slow = matches!(self.stage, Stage::Slow);
+                self.pool.ledger().fetches.end(was_slow);
+                self.pool.fill();
+            }
+            Stage::Spawned(is_spawning) => {
+                let mut ledger = self.pool.ledger();
+                ledger.fetches.end(false);
+                // Its runtime takes no tasks, because it is shutting down: the waiter can get nothing.
+                let waiter = ledger.waiters.remove(self.waiter);
+                drop(ledger);
+                // Wakes it, which must not happen under the lock.
+                drop(waiter);
+                if !is_spawning.load(Ordering::Acquire) {
+                    self.pool.fill();
                 }
             }
         }
@@ -80,77 +93,50 @@ impl Drop for FetchGuard {
 
 /// One connection that is out; dropping it frees the slot for the next waiter.
 pub(super) struct SlotGuard {
-    pool: SessionPool,
-    counts: Counts,
-    /// By what the pool's register knows its session.
-    holder: Option<Key>,
-}
-
-/// What a slot counts as.
-#[derive(Clone, Copy)]
-enum Counts {
-    InUse,
-    /// Its warm connection goes back to the driver's pool: no session holds it.
-    Cooling,
-    Free,
+    pool: Arc<PoolInner>,
+    /// `None` once it is free.
+    counts_as: Option<Use>,
 }
 
 impl SlotGuard {
-    pub(super) fn pool(&self) -> &SessionPool {
+    /// A guard for what the ledger has counted just now.
+    pub(super) fn new(pool: Arc<PoolInner>, counts_as: Use) -> Self {
+        Self {
+            pool,
+            counts_as: Some(counts_as),
+        }
+    }
+
+    pub(super) fn pool(&self) -> &Arc<PoolInner> {
         &self.pool
     }
 
     /// Moves the slot out, leaving a guard that frees nothing.
     pub(super) fn take(&mut self) -> Self {
-        let mut counts = std::mem::replace(&mut self.counts, Counts::Free);
-        if matches!(counts, Counts::Cooling) {
-            // It goes elsewhere after all.
-            self.pool.shared.queue.not_cooled();
-            counts = Counts::InUse;
-        }
         Self {
             pool: self.pool.clone(),
-            counts,
-            holder: self.holder.take(),
+            counts_as: self.counts_as.take(),
         }
     }
 
-    /// Its warm connection goes back to the driver's pool; the queue has counted it so.
-    pub(super) fn cool(&mut self) {
-        self.counts = Counts::Cooling;
+    /// Frees the slot where the caller holds the ledger: what comes next is decided there, under the same lock.
+    pub(super) fn free_in<T>(&mut self, ledger: &mut Ledger<T>) {
+        if let Some(counts_as) = self.counts_as.take() {
+            ledger.vacate(counts_as);
+        }
     }
 
-    /// A session holds it from now on.
-    pub(super) fn hold(&mut self, key: Key) {
-        self.holder = Some(key);
-    }
-
-    /// Frees the slot for the next waiter. Its session has none until another one [succeeds](Self::succeed).
+    /// Frees the slot for the next waiter.
     pub(super) fn free(&mut self) {
-        let queue = &self.pool.shared.queue;
-        match std::mem::replace(&mut self.counts, Counts::Free) {
-            Counts::InUse => queue.freed(&self.pool),
-            Counts::Cooling => queue.cooled(&self.pool),
-            Counts::Free => {}
-        }
-    }
-
-    /// The session of `freed` holds this one.
-    pub(super) fn succeed(&mut self, freed: &mut Self) {
-        self.holder = freed.holder.take();
-    }
-
-    /// No session holds it any more.
-    pub(super) fn leave(&mut self) {
-        if let Some(key) = self.holder.take() {
-            self.pool.note_return(key);
+        if let Some(counts_as) = self.counts_as.take() {
+            self.pool.ledger().vacate(counts_as);
+            self.pool.fill();
         }
     }
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.leave();
         self.free();
     }
 }

@@ -87,7 +87,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
         return;
     };
     let holder: Weak<Core> = Arc::downgrade(core);
-    connection.hold(core.pool(), holder, core.weak_request_holder());
+    connection.hold(holder, core.weak_request_holder());
     let mut state = core.lock();
     state.span.waited(waited);
     if !state.phase.is_open() {
@@ -101,6 +101,6 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     state.slot = Slot::Idle(connection);
     drop(state);
     if core.is_awaited() {
-        core.pool().look_again();
+        core.pool().break_deadlock();
     }
 }

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use super::{origin::Origin, plan::Plan, stack::Who, state::State, turns::Turns};
 use crate::{
     error::Kind,
-    pool::{self, Holder, Hook, SessionPool},
+    pool::{self, Holder, Hook, PoolInner, SessionPool},
 };
 
 pub(crate) struct Core {
@@ -34,7 +34,7 @@ impl Core {
     pub(super) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
         let (rules, origin) = Origin::of(plan, pool::current());
         // A session without a connection sets up its database instead.
-        let is_fresh = pool.is_direct();
+        let is_fresh = pool.inner().is_direct();
         Arc::new(Self {
             pool,
             turns: Turns::default(),
@@ -43,7 +43,12 @@ impl Core {
         })
     }
 
-    pub(super) fn pool(&self) -> &SessionPool {
+    pub(super) fn pool(&self) -> &Arc<PoolInner> {
+        self.pool.inner()
+    }
+
+    /// Returns the pool as users know it.
+    pub(super) fn session_pool(&self) -> &SessionPool {
         &self.pool
     }
 

@@ -41,7 +41,7 @@ use crate::{
     body::SessionBody,
     connection::Operation,
     error::{Error, Kind},
-    pool::{Admission, SessionPool},
+    pool::{CountedSession, SessionPool},
 };
 
 #[cfg(feature = "_sqlx")]
@@ -197,12 +197,12 @@ impl<Tag> DbSession<Tag> {
     /// # }
     /// ```
     pub fn pool(&self) -> &SessionPool {
-        self.core.pool()
+        self.core.session_pool()
     }
 
     /// Returns the database's kind.
     pub fn backend(&self) -> DbBackend {
-        self.pool().backend()
+        self.core.pool().backend()
     }
 
     /// Returns the database's kind; the method has the name that SeaORM's own types use.
@@ -235,7 +235,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// If the future is dropped before it resolves, the session keeps its connection.
     pub async fn release(&self) -> Result<(), DbErr> {
-        if self.pool().is_direct() {
+        if self.core.pool().is_direct() {
             return pass_through::release(&self.core);
         }
         release(&self.core).await
@@ -251,7 +251,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// As for any statement.
     pub async fn ping(&self) -> Result<(), DbErr> {
-        if self.pool().is_direct() {
+        if self.core.pool().is_direct() {
             return pass_through::ping(&self.core).await;
         }
         run(&self.core, Who::Session, Operation::Ping)
@@ -536,8 +536,8 @@ impl<Tag> DbSession<Tag> {
     #[cfg(feature = "sqlx-sqlite")]
     raw_access!(with_sqlite, Sqlite, sqlx::SqliteConnection, "SQLite");
 
-    pub(super) fn guarded(core: Arc<Core>, admission: Admission<'_>) -> (Self, SessionGuard) {
-        let guard = SessionGuard::new(core.clone(), admission);
+    pub(super) fn guarded(core: Arc<Core>, counted: CountedSession<'_>) -> (Self, SessionGuard) {
+        let guard = SessionGuard::new(core.clone(), counted);
         (
             Self {
                 core,
@@ -550,7 +550,7 @@ impl<Tag> DbSession<Tag> {
     /// Whether the session is to have a connection before its first statement, and has none.
     pub(crate) fn is_to_check_out(&self) -> bool {
         let state = self.core.lock();
-        !self.pool().is_direct() && state.phase.is_open() && matches!(state.slot, Slot::Empty)
+        !self.core.pool().is_direct() && state.phase.is_open() && matches!(state.slot, Slot::Empty)
     }
 
     /// Acquires the session's connection before its first statement.

@@ -58,7 +58,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
         let ending = async {
             match cancel_handle {
                 None => future.await,
-                Some(cancel) => pool.see_off(future, &cancel, &handle).await,
+                Some(cancel) => pool.finish_abandoned(future, &cancel, &handle).await,
             }
         };
         let finished = match patience {

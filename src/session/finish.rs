@@ -52,7 +52,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     }
     unheard.iter().for_each(telemetry::stream_failed_unheard);
     if core.is_awaited() {
-        core.pool().look_again();
+        core.pool().break_deadlock();
     }
     output
 }

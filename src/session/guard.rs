@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    pool::{self, Admission, Entered, Key},
+    pool::{self, CountedSession, Entered, Key},
 };
 
 /// Ends the session when it is dropped, whatever the reason.
@@ -27,9 +27,9 @@ pub(crate) struct SessionGuard {
 }
 
 impl SessionGuard {
-    /// The `admission` is over when the guard is.
-    pub(super) fn new(core: Arc<Core>, admission: Admission<'_>) -> Self {
-        admission.pass_on();
+    /// The session that was `counted` ends with the guard.
+    pub(super) fn new(core: Arc<Core>, counted: CountedSession<'_>) -> Self {
+        counted.begin();
         let holder: Weak<Core> = Arc::downgrade(&core);
         let direct = core
             .pool()

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::Kind,
-    pool::{Doubt, Grip, Holder, Label, SessionPool},
+    pool::{Doubt, DriverPool, Grip, Holder, Label},
 };
 
 impl Holder for Core {
@@ -26,8 +26,8 @@ impl Holder for Core {
         self.request_holder()
     }
 
-    fn is_of(&self, pool: &SessionPool) -> bool {
-        self.pool().has_database_of(pool)
+    fn is_on(&self, driver: &DriverPool) -> bool {
+        self.pool().driver().is_same(driver)
     }
 
     fn is_bound(&self) -> bool {

@@ -48,7 +48,9 @@ impl SessionPool {
     pub(crate) async fn own_session(&self) -> Result<PoolSession, Error> {
         let session = self.session().await?;
         let holder: std::sync::Weak<Core> = std::sync::Arc::downgrade(session.guard.core());
-        self.note_own(holder);
+        if let Some(test) = self.inner().test() {
+            test.note_own(holder);
+        }
         Ok(session)
     }
 
@@ -153,16 +155,16 @@ impl SessionPool {
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
-        let admission = self.admit()?;
-        if self.is_direct() {
-            return Ok(DbSession::guarded(Core::new(self.clone(), plan), admission));
+        let counted = self.inner().count_session()?;
+        if self.inner().is_direct() {
+            return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
-        self.refuse_hopeless(|| plan.label.is_some())?;
-        self.expect_second();
+        self.inner().refuse_hopeless(|| plan.label.is_some())?;
+        self.inner().expect_second();
         let started = Instant::now();
-        let lease = self.acquire().await?;
+        let lease = self.inner().acquire().await?;
         let core = with_connection(self.clone(), plan, lease, started.elapsed());
-        Ok(DbSession::guarded(core, admission))
+        Ok(DbSession::guarded(core, counted))
     }
 
     /// An eager session without a wait, if there is a warm connection; else the plan comes back.
@@ -174,14 +176,14 @@ impl SessionPool {
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(admission) = self.try_admit() else {
+        let Some(counted) = self.inner().try_count_session() else {
             return Err(plan);
         };
-        let Some(lease) = self.try_acquire() else {
+        let Some(lease) = self.inner().try_acquire() else {
             return Err(plan);
         };
         let core = with_connection(self.clone(), plan, lease, Duration::ZERO);
-        Ok(DbSession::guarded(core, admission))
+        Ok(DbSession::guarded(core, counted))
     }
 
     /// A session without a connection; the plan comes back if the pool takes no new ones.
@@ -193,10 +195,10 @@ impl SessionPool {
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(admission) = self.try_admit() else {
+        let Some(counted) = self.inner().try_count_session() else {
             return Err(plan);
         };
-        Ok(DbSession::guarded(Core::new(self.clone(), plan), admission))
+        Ok(DbSession::guarded(Core::new(self.clone(), plan), counted))
     }
 }
 

@@ -6,7 +6,7 @@ use sea_orm::DbBackend;
 
 use crate::{
     connection::{CancelHandle, Operation, Peer},
-    pool::{CheckedOut, SessionPool},
+    pool::{CheckedOut, PoolInner},
     sql::Classified,
 };
 
@@ -26,7 +26,7 @@ impl Stop {
         operation: &Operation,
         text: Classified,
         in_transaction: bool,
-        pool: &SessionPool,
+        pool: &PoolInner,
         connection: &mut CheckedOut,
     ) -> (Option<Self>, Option<Peer>) {
         if !pool.settings().cancel_running || pool.is_test() {
@@ -39,7 +39,7 @@ impl Stop {
         };
         let route = match pool.backend() {
             DbBackend::Sqlite => Peer::Server,
-            _ => pool.route(),
+            _ => pool.cancels().route(),
         };
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let stop = is_stoppable.then(|| {

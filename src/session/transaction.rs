@@ -138,12 +138,12 @@ impl SessionTransaction {
 
     /// Returns the pool that the session comes from.
     pub fn pool(&self) -> &SessionPool {
-        self.core.pool()
+        self.core.session_pool()
     }
 
     /// Returns the database's kind.
     pub fn backend(&self) -> DbBackend {
-        self.pool().backend()
+        self.core.pool().backend()
     }
 
     /// Returns the database's kind; the method has the name that SeaORM's own types use.

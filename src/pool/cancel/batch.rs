@@ -1,0 +1,127 @@
+//! [`Batch`]: cancel requests that are sent together, what is known of each, and why the server has not answered.
+
+use std::fmt;
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use std::{future::Future, time::Duration};
+
+#[cfg(feature = "_sqlx")]
+use sea_orm::sqlx;
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use tokio::time::timeout;
+
+use crate::connection::BackendId;
+#[cfg(feature = "_sqlx")]
+use crate::error::ends_connection;
+
+/// How long an answer may take. MariaDB's KILL tries for 2 seconds to get at what its target waits on, and needs
+/// them if that ends by itself in the same moment.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+const BOUND: Duration = Duration::from_secs(4);
+
+#[derive(Default)]
+pub(super) struct Batch<'a> {
+    pub(super) items: Vec<Item<'a>>,
+}
+
+pub(super) struct Item<'a> {
+    pub(super) target: &'a BackendId,
+    pub(super) outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing was sent that would cancel it.
+    Untouched,
+    /// It may be cancelled at any time.
+    InDoubt,
+    /// The server has answered, and will not act on it from here on.
+    Answered,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(targets: impl Iterator<Item = &'a BackendId>) -> Self {
+        let items = targets.map(|target| Item {
+            target,
+            outcome: Outcome::Untouched,
+        });
+        Self {
+            items: items.collect(),
+        }
+    }
+
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = Outcome> {
+        self.items.iter().map(|item| item.outcome)
+    }
+
+    /// Returns whether nothing was sent that would cancel anything.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.outcomes().all(|outcome| outcome == Outcome::Untouched)
+    }
+
+    #[cfg(feature = "sqlx-postgres")]
+    pub(super) fn set_all(&mut self, outcome: Outcome) {
+        self.items
+            .iter_mut()
+            .for_each(|item| item.outcome = outcome);
+    }
+}
+
+/// Why the server was not asked, or has not answered.
+#[derive(Debug)]
+pub(super) enum Fault {
+    #[cfg(feature = "_sqlx")]
+    Driver(sqlx::Error),
+    Silent,
+}
+
+impl Fault {
+    /// Returns whether the side connection is of no use any more.
+    pub(super) fn is_fatal(&self) -> bool {
+        match self {
+            #[cfg(feature = "_sqlx")]
+            Self::Driver(sqlx::Error::Database(error)) => ends_connection(&**error),
+            _ => true,
+        }
+    }
+
+    /// Returns whether nothing can come any more of what was sent in `batch`, so that it may be sent again at once.
+    pub(super) fn is_over(&self, batch: &Batch<'_>) -> bool {
+        match self {
+            // The server has said that it ends the connection: it reads nothing from it any more.
+            #[cfg(feature = "_sqlx")]
+            Self::Driver(sqlx::Error::Database(error)) if ends_connection(&**error) => true,
+            // The next one would not answer either.
+            Self::Silent => false,
+            #[allow(unreachable_patterns)]
+            _ => batch.is_untouched(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            #[cfg(feature = "_sqlx")]
+            Self::Driver(error) => error.fmt(f),
+            Self::Silent => f.write_str("no answer in time"),
+        }
+    }
+}
+
+#[cfg(feature = "_sqlx")]
+impl From<sqlx::Error> for Fault {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Driver(error)
+    }
+}
+
+/// Returns the server's answer, if it comes in time.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+pub(super) async fn answered<T>(
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Fault> {
+    timeout(BOUND, answer)
+        .await
+        .map_err(|_| Fault::Silent)?
+        .map_err(Fault::Driver)
+}

@@ -1,0 +1,116 @@
+//! [`MySqlSide`]: cancels by `KILL QUERY`, on MySQL and MariaDB.
+
+use sea_orm::sqlx::{
+    self, AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
+    mysql::MySqlConnectOptions,
+};
+
+use super::batch::{Batch, Fault, Outcome, answered};
+use crate::{
+    connection::{BackendId, PROCESSES, Peer},
+    error::is_no_such_process,
+};
+
+pub(super) struct MySqlSide {
+    pub(super) connection: MySqlConnection,
+    /// The table of the server's processes.
+    pub(super) processes: &'static str,
+}
+
+impl MySqlSide {
+    pub(super) async fn open(options: &MySqlConnectOptions) -> Result<(Self, Peer), Fault> {
+        let mut connection = options.connect().await?;
+        // A proxy answers the first by a number of its own, and passes the second on.
+        let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
+        let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
+        let route = if told.is_some() && told == own {
+            Peer::Server
+        } else {
+            Peer::Proxy
+        };
+        let processes = find_processes(&mut connection).await?;
+        let side = Self {
+            connection,
+            processes,
+        };
+        Ok((side, route))
+    }
+
+    /// Kills the queries of those that are still the same and at it, one by one: one that takes its time
+    /// leaves only itself in doubt.
+    pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        let busy = self.find_busy(batch).await?;
+        let mut ended = Ok(());
+        for item in &mut batch.items {
+            if let BackendId::MySql { id, client, .. } = item.target
+                && busy
+                    .iter()
+                    .any(|(number, host)| (number, host) == (id, client))
+            {
+                item.outcome = Outcome::InDoubt;
+                let kill = AssertSqlSafe(format!("KILL QUERY {id}"));
+                match answered(self.connection.execute(kill)).await {
+                    Ok(_) => {}
+                    // ER_NO_SUCH_THREAD: gone by itself.
+                    Err(Fault::Driver(sqlx::Error::Database(error)))
+                        if is_no_such_process(&*error) => {}
+                    Err(fault) if fault.is_fatal() => return Err(fault),
+                    Err(fault) => ended = ended.and(Err(fault)),
+                }
+            }
+            item.outcome = Outcome::Answered;
+        }
+        ended
+    }
+
+    /// Returns the numbers of those that run something, and their clients' addresses.
+    async fn find_busy(&mut self, batch: &Batch<'_>) -> Result<Vec<(u64, String)>, Fault> {
+        let ids = batch.items.iter().filter_map(|item| match item.target {
+            BackendId::MySql { id, .. } => Some(id.to_string()),
+            BackendId::Postgres { .. } => None,
+        });
+        let sql = format!(
+            "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR) FROM {} \
+             WHERE ID IN ({}) AND COMMAND <> 'Sleep'",
+            self.processes,
+            ids.collect::<Vec<_>>().join(", ")
+        );
+        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection));
+        let busy = rows.await?.into_iter();
+        busy.map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect()
+    }
+
+    pub(super) async fn close(self) {
+        drop(self.connection.close().await);
+    }
+}
+
+/// Returns the table of processes that this server has.
+async fn find_processes(connection: &mut MySqlConnection) -> Result<&'static str, Fault> {
+    let [newer, older] = PROCESSES;
+    let sql = format!("SELECT ID FROM {newer} WHERE ID = CONNECTION_ID()");
+    match sqlx::raw_sql(AssertSqlSafe(sql))
+        .fetch_all(connection)
+        .await
+    {
+        Ok(rows) => Ok(if rows.is_empty() { older } else { newer }),
+        Err(sqlx::Error::Database(_)) => Ok(older),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn first_number(
+    connection: &mut MySqlConnection,
+    sql: &'static str,
+) -> Result<Option<u64>, Fault> {
+    let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
+    let number = rows.first().and_then(|row| {
+        row.try_get::<u64, _>(0).ok().or_else(|| {
+            row.try_get::<i64, _>(0)
+                .ok()
+                .and_then(|id| id.try_into().ok())
+        })
+    });
+    Ok(number)
+}

@@ -1,0 +1,88 @@
+//! Closing a pool: no new sessions, some time for those that are there, then an end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Handle, time::timeout};
+
+use super::{inner::PoolInner, log::log_session};
+use crate::error::Kind;
+
+/// How often it looks whether a COMMIT that had to be completed has ended.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Closes `pool`, whose sessions may go on for at most `within`; returns how many had to be cut off.
+pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
+    pool.closing.begin();
+    if Handle::try_current().is_err() {
+        // Nothing can be waited for.
+        pool.closing.shut();
+        let cut = cut_once(pool);
+        pool.return_idle();
+        pool.driver.close_without_waiting();
+        return cut;
+    }
+    let is_in_time = timeout(within, pool.closing.last_session()).await.is_ok();
+    pool.closing.shut();
+    let cut = if is_in_time { 0 } else { cut_off(pool).await };
+    close_driver(pool).await;
+    cut
+}
+
+/// Takes away the connections that are still out, and waits until they are back or closed.
+async fn cut_off(pool: &PoolInner) -> usize {
+    // `None`: for as long as it takes.
+    let until = Instant::now().checked_add(pool.settings.release_timeout);
+    let mut cut = 0;
+    loop {
+        cut += cut_once(pool);
+        let is_over = pool.is_direct() || pool.registry.len() == 0;
+        if is_over || until.is_some_and(|until| Instant::now() >= until) {
+            return cut;
+        }
+        pool.closing.change(TICK).await;
+    }
+}
+
+/// Cuts off those that can be cut off now, and returns how many there were.
+fn cut_once(pool: &PoolInner) -> usize {
+    let mut cut = pool.refuse_all(Kind::Closing);
+    for holder in pool.registry.all() {
+        let label = holder.label();
+        if holder.cut(Kind::Closing) {
+            cut += 1;
+            log_session!(
+                warn,
+                label,
+                "a session did not end before the pool closed: it was cut off",
+            );
+        }
+    }
+    cut
+}
+
+/// Closes the driver's pool, if its connections come back in time.
+async fn close_driver(pool: &Arc<PoolInner>) {
+    if pool.is_test() {
+        // The database is the test's.
+        return;
+    }
+    pool.return_idle();
+    pool.driver.close_now();
+    let database = pool.database.clone();
+    let closed = tokio::spawn(async move { database.close_by_ref().await });
+    match timeout(pool.settings.release_timeout, closed).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => {
+            tracing::warn!(target: "tower_sea_orm::pool", "the driver's pool could not be closed: {error}");
+        }
+        Ok(Err(_)) | Err(_) => {
+            tracing::warn!(
+                target: "tower_sea_orm::pool",
+                "the driver's pool is closed, but not all of its connections came back within the release timeout",
+            );
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Taking connections from the driver's pool, and beside it.
+
+use std::time::Duration;
+
+use sea_orm::DbErr;
+#[cfg(feature = "_sqlx")]
+use sea_orm::{ConnAcquireErr, RuntimeErr, sqlx};
+use tokio::time::timeout;
+
+#[cfg(feature = "_sqlx")]
+use super::take_idle;
+use super::{DriverPool, dispatch};
+use crate::connection::Driver;
+
+/// How long a connection may be silent before it is taken for lost.
+pub(in crate::pool) const SILENCE: Duration = Duration::from_millis(900);
+
+impl DriverPool {
+    /// Takes a connection of the driver's pool, by its own `acquire()`.
+    ///
+    /// sqlx's ping of an idle connection has no bound but the pool's whole time-out
+    /// (<https://github.com/launchbadge/sqlx/pull/4146>). A server's connection that is silent for long is
+    /// given up with its ping, which closes it, and so are all others that are idle and silent. Nothing is pinged
+    /// where the driver's pool is told not to.
+    pub(in crate::pool) async fn acquire(&self) -> Result<Driver, DbErr> {
+        if self.has_server() && self.pings_idle() && self.num_idle() > 0 {
+            match timeout(SILENCE, self.driver_acquire()).await {
+                Ok(acquired) => return acquired,
+                Err(_) => self.weed().await,
+            }
+        }
+        self.driver_acquire().await
+    }
+
+    /// Closes the idle connections that do not answer.
+    async fn weed(&self) {
+        dispatch!(self, pool => {
+            let pings = take_idle(pool).into_iter().map(async |mut connection| {
+                use sqlx::Connection;
+                if !matches!(timeout(SILENCE, connection.ping()).await, Ok(Ok(()))) {
+                    tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
+                    connection.close_on_drop();
+                }
+            });
+            futures_util::future::join_all(pings).await;
+        }, direct => ());
+    }
+
+    /// Returns whether the driver's pool pings an idle connection before it gives it out.
+    fn pings_idle(&self) -> bool {
+        dispatch!(self, pool => pool.options().get_test_before_acquire(), direct => false)
+    }
+
+    async fn driver_acquire(&self) -> Result<Driver, DbErr> {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(pool) => acquired(pool.acquire().await, Driver::Postgres),
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(pool) => acquired(pool.acquire().await, Driver::MySql),
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { pool, .. } => acquired(pool.acquire().await, Driver::Sqlite),
+            Self::Direct(_) => Ok(Driver::Gone),
+        }
+    }
+
+    /// Opens one connection beside the pool and closes it again.
+    pub(in crate::pool) async fn connect_once(&self) -> Result<(), DbErr> {
+        #[cfg(feature = "_sqlx")]
+        use sqlx::{ConnectOptions, Connection};
+        dispatch!(self, pool => {
+            let options = pool.connect_options();
+            match options.connect().await {
+                Ok(connection) => {
+                    let _ = connection.close().await;
+                    Ok(())
+                }
+                Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
+            }
+        }, direct => Ok(()))
+    }
+}
+
+#[cfg(feature = "_sqlx")]
+fn acquired<C>(acquired: Result<C, sqlx::Error>, driver: fn(C) -> Driver) -> Result<Driver, DbErr> {
+    acquired.map(driver).map_err(|error| match error {
+        sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+        sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+        error => DbErr::Conn(RuntimeErr::SqlxError(error.into())),
+    })
+}

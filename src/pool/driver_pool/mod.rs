@@ -1,0 +1,273 @@
+//! [`DriverPool`]: the pool underneath, of which the session pool is one user.
+
+mod acquire;
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+#[cfg(feature = "_sqlx")]
+use sea_orm::sqlx::{self, pool::PoolConnection};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseConnectionType};
+
+pub(super) use self::acquire::SILENCE;
+use crate::error::{Error, Kind};
+
+/// sqlx's pool, or what takes its place.
+#[derive(Clone)]
+pub(crate) enum DriverPool {
+    #[cfg(feature = "sqlx-postgres")]
+    Postgres(sqlx::PgPool),
+    #[cfg(feature = "sqlx-mysql")]
+    MySql(sqlx::MySqlPool),
+    #[cfg(feature = "sqlx-sqlite")]
+    Sqlite {
+        pool: sqlx::SqlitePool,
+        in_memory: bool,
+    },
+    /// Nothing to pin: statements go to the `DatabaseConnection` itself.
+    Direct(DatabaseConnection),
+}
+
+/// Runs `$body` with `$pool` bound to sqlx's pool.
+macro_rules! dispatch {
+    ($source:expr, $pool:ident => $body:expr, direct => $direct:expr) => {
+        match $source {
+            #[cfg(feature = "sqlx-postgres")]
+            DriverPool::Postgres($pool) => $body,
+            #[cfg(feature = "sqlx-mysql")]
+            DriverPool::MySql($pool) => $body,
+            #[cfg(feature = "sqlx-sqlite")]
+            DriverPool::Sqlite { pool: $pool, .. } => $body,
+            DriverPool::Direct(_) => $direct,
+        }
+    };
+}
+
+use dispatch;
+
+impl DriverPool {
+    pub(in crate::pool) fn of(database: &DatabaseConnection) -> Result<Self, Error> {
+        match &database.inner {
+            #[cfg(feature = "sqlx-postgres")]
+            DatabaseConnectionType::SqlxPostgresPoolConnection(_) => Ok(Self::Postgres(
+                database.get_postgres_connection_pool().clone(),
+            )),
+            #[cfg(feature = "sqlx-mysql")]
+            DatabaseConnectionType::SqlxMySqlPoolConnection(_) => {
+                Ok(Self::MySql(database.get_mysql_connection_pool().clone()))
+            }
+            #[cfg(feature = "sqlx-sqlite")]
+            DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
+                let pool = database.get_sqlite_connection_pool().clone();
+                let name = pool
+                    .connect_options()
+                    .get_filename()
+                    .to_string_lossy()
+                    .into_owned();
+                // sqlx gives an in-memory database a name of this form.
+                let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
+                    .iter()
+                    .any(|mark| name.contains(mark));
+                Ok(Self::Sqlite { pool, in_memory })
+            }
+            #[cfg(feature = "mock")]
+            DatabaseConnectionType::MockDatabaseConnection(_) => Ok(Self::Direct(database.clone())),
+            #[cfg(feature = "proxy")]
+            DatabaseConnectionType::ProxyDatabaseConnection(_) => {
+                Ok(Self::Direct(database.clone()))
+            }
+            // SeaORM panics when it is asked for the backend: https://github.com/SeaQL/sea-orm/issues/2483
+            DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
+            // SeaORM may be built with drivers that this crate is not.
+            #[allow(unreachable_patterns)]
+            other => Err(Kind::DriverNotEnabled(feature_of(&format!("{other:?}"))).into()),
+        }
+    }
+
+    /// Returns whether statements are passed through to a `DatabaseConnection` (mock, proxy, plain handles).
+    pub(in crate::pool) fn is_direct(&self) -> bool {
+        matches!(self, Self::Direct(_))
+    }
+
+    /// Returns whether SeaORM's proxy is underneath.
+    pub(in crate::pool) fn is_proxy(&self) -> bool {
+        matches!(self, Self::Direct(database) if !database.is_mock_connection())
+    }
+
+    /// Returns whether both lead to the same database.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Direct(one), Self::Direct(another)) => {
+                std::ptr::eq(self, other) || is_same_stand_in(one, another)
+            }
+            #[allow(unreachable_patterns)]
+            _ => self.options() == other.options(),
+        }
+    }
+
+    /// A pool's options live with what its clones share.
+    fn options(&self) -> *const () {
+        dispatch!(self, pool => std::ptr::from_ref(pool.options()).cast(), direct => std::ptr::null())
+    }
+
+    /// Returns a `DatabaseConnection` of the same kind on which every statement fails, as on a closed pool.
+    pub(in crate::pool) fn closed_stand_in(&self) -> DatabaseConnection {
+        dispatch!(self, pool => closed_twin(pool).into(), direct => DatabaseConnection::default())
+    }
+
+    pub(in crate::pool) fn max_connections(&self) -> Option<u32> {
+        dispatch!(self, pool => Some(pool.options().get_max_connections()), direct => None)
+    }
+
+    pub(in crate::pool) fn acquire_timeout(&self) -> Option<Duration> {
+        dispatch!(self, pool => Some(pool.options().get_acquire_timeout()), direct => None)
+    }
+
+    pub(in crate::pool) fn is_closed(&self) -> bool {
+        dispatch!(self, pool => pool.is_closed(), direct => false)
+    }
+
+    pub(in crate::pool) fn max_lifetime(&self) -> Option<Duration> {
+        dispatch!(self, pool => pool.options().get_max_lifetime(), direct => None)
+    }
+
+    /// Returns whether the pool could serve a user at once, by an idle connection or a new one.
+    pub(in crate::pool) fn has_idle(&self) -> bool {
+        dispatch!(self, pool => pool.num_idle() > 0 || pool.size() < pool.options().get_max_connections(), direct => true)
+    }
+
+    /// Resolves when the pool is closed.
+    pub(in crate::pool) fn closed(&self) -> BoxFuture<'static, ()> {
+        dispatch!(self, pool => Box::pin(pool.close_event()), direct => Box::pin(std::future::pending()))
+    }
+
+    /// Returns whether PostgreSQL's statements are not kept prepared (`statement-cache-capacity=0`), as some
+    /// proxies demand. sqlx gives them names all the same, unless it is told
+    /// (<https://github.com/launchbadge/sqlx/issues/67>).
+    pub(in crate::pool) fn keeps_no_statements(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(pool) => {
+                use sqlx::ConnectOptions;
+                // What the rest says does not matter, and might make no URL.
+                let options = pool
+                    .connect_options()
+                    .as_ref()
+                    .clone()
+                    .username("user")
+                    .host("localhost");
+                let url = options.to_url_lossy();
+                url.query_pairs()
+                    .any(|(key, value)| key == "statement-cache-capacity" && value == "0")
+            }
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// Returns how many connections the pool has, those included that it is about to open.
+    pub(in crate::pool) fn size(&self) -> u32 {
+        dispatch!(self, pool => pool.size(), direct => 0)
+    }
+
+    /// Returns whether statements run on a server, which can be told to stop one.
+    pub(in crate::pool) fn has_server(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(_) => true,
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(_) => true,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    pub(in crate::pool) fn is_in_memory(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { in_memory, .. } => *in_memory,
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    pub(in crate::pool) fn num_idle(&self) -> usize {
+        dispatch!(self, pool => pool.num_idle(), direct => 0)
+    }
+
+    /// Returns whether connections of the driver's pool are in use besides `acquiring` that are being opened.
+    pub(in crate::pool) fn is_used(&self, acquiring: u32) -> bool {
+        dispatch!(self, pool => pool.size() > pool.num_idle() as u32 + acquiring, direct => { let _ = acquiring; false })
+    }
+
+    /// Refuses new users of the driver's pool; does not wait for anything.
+    pub(in crate::pool) fn close_without_waiting(&self) {
+        dispatch!(self, pool => drop(pool.close()), direct => ());
+    }
+
+    /// Refuses new users of the driver's pool and closes what is idle there, which sqlx does only when all else is
+    /// back (<https://github.com/launchbadge/sqlx/issues/1773>).
+    pub(in crate::pool) fn close_now(&self) {
+        dispatch!(self, pool => {
+            let idle = take_idle(pool);
+            // Not before: `min_connections` would have others opened in their place.
+            drop(pool.close());
+            close_all(idle);
+        }, direct => ());
+    }
+
+    /// Closes the connections that are idle.
+    pub(in crate::pool) fn close_idle(&self) {
+        dispatch!(self, pool => close_all(take_idle(pool)), direct => ());
+    }
+}
+
+/// Returns whether both are the same mock or proxy.
+fn is_same_stand_in(one: &DatabaseConnection, other: &DatabaseConnection) -> bool {
+    match (&one.inner, &other.inner) {
+        #[cfg(feature = "mock")]
+        (
+            DatabaseConnectionType::MockDatabaseConnection(one),
+            DatabaseConnectionType::MockDatabaseConnection(other),
+        ) => std::sync::Arc::ptr_eq(one, other),
+        #[cfg(feature = "proxy")]
+        (
+            DatabaseConnectionType::ProxyDatabaseConnection(one),
+            DatabaseConnectionType::ProxyDatabaseConnection(other),
+        ) => std::sync::Arc::ptr_eq(one, other),
+        _ => false,
+    }
+}
+
+#[cfg(feature = "_sqlx")]
+fn closed_twin<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> sqlx::Pool<DB> {
+    let twin = sqlx::Pool::connect_lazy_with(pool.connect_options().as_ref().clone());
+    // Closed at the call of `close()`: there is nothing to wait for.
+    drop(twin.close());
+    twin
+}
+
+/// Takes all idle connections. sqlx's count of them may be behind, so every one that it gives out is taken.
+#[cfg(feature = "_sqlx")]
+fn take_idle<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Vec<PoolConnection<DB>> {
+    std::iter::from_fn(|| pool.try_acquire()).collect()
+}
+
+#[cfg(feature = "_sqlx")]
+fn close_all<DB: sqlx::Database>(connections: Vec<PoolConnection<DB>>) {
+    for mut connection in connections {
+        connection.close_on_drop();
+    }
+}
+
+/// Returns the feature that builds in the driver of a `DatabaseConnection`, by the name SeaORM prints.
+fn feature_of(variant: &str) -> &'static str {
+    match variant {
+        "SqlxPostgresPoolConnection" => "sqlx-postgres",
+        "SqlxMySqlPoolConnection" => "sqlx-mysql",
+        "SqlxSqlitePoolConnection" => "sqlx-sqlite",
+        "MockDatabaseConnection" => "mock",
+        "ProxyDatabaseConnection" => "proxy",
+        _ => "sqlx-sqlite (rusqlite connections are not supported)",
+    }
+}

@@ -1,0 +1,72 @@
+//! Fetching: one task for each connection that is taken from the driver's pool.
+
+use std::{pin::pin, sync::Arc, time::Instant};
+
+use futures_util::future::{Either, join, select};
+use sea_orm::{ConnAcquireErr, DbErr};
+use tokio::{runtime::Handle, time::timeout};
+
+use super::{checked_out::CheckedOut, driver_pool::SILENCE, inner::PoolInner, slot::FetchGuard};
+use crate::{
+    connection::{Driver, PinnedConnection},
+    error::Kind,
+};
+
+/// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
+/// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
+pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
+    guard.begin();
+    let (pool, began) = (guard.pool().clone(), Instant::now());
+    let fetched = match pool.test() {
+        Some(test) => test.take(),
+        None => take_from_driver(&mut guard, &pool, &runtime)
+            .await
+            .map(|driver| {
+                PinnedConnection::new(driver, pool.backend(), runtime, pool.is_in_memory())
+                    .unnamed(pool.is_unnamed)
+            }),
+    };
+    match fetched {
+        // Evicted on its way: dropping both closes it and sends for another one.
+        Ok(connection) if pool.is_evicted(began) && !pool.is_test() => drop(connection),
+        Ok(connection) => pool.hand_over(CheckedOut::new(connection, began, guard.into_slot())),
+        // The driver says so whether the pool is empty or the server is down
+        // (https://github.com/launchbadge/sqlx/issues/3808). Those who still wait have time left: dropping the
+        // guard sends for another one.
+        Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
+        Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
+            pool.refuse(Kind::Closing.into());
+        }
+        Err(error) => pool.fetch_failed(error).await,
+    }
+}
+
+/// Takes a connection of the driver's pool. sqlx bounds a connect only by its own `acquire_timeout`, and goes on with it
+/// when the pool is closed. A server's that takes too long is given up here: only a log-in has been sent on it.
+async fn take_from_driver(
+    guard: &mut FetchGuard,
+    pool: &Arc<PoolInner>,
+    runtime: &Handle,
+) -> Result<Driver, DbErr> {
+    let driver = &pool.driver;
+    let mut acquiring = pin!(join(driver.acquire(), pool.cancels.explore(runtime)));
+    if let Ok((connection, ())) = timeout(SILENCE, acquiring.as_mut()).await {
+        return connection;
+    }
+    guard.become_slow();
+    if !driver.has_server() {
+        return acquiring.await.0;
+    }
+    let patience = pool.ledger().fetches.patience();
+    match select(acquiring, pin!(timeout(patience, driver.closed()))).await {
+        Either::Left(((connection, ()), _)) => connection,
+        Either::Right((Ok(()), _)) => {
+            Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed))
+        }
+        Either::Right((Err(_), _)) => {
+            tracing::info!(target: "tower_sea_orm::pool", ?patience, "gave up a connection that took too long to open");
+            pool.ledger().fetches.give_up(patience);
+            Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
+        }
+    }
+}

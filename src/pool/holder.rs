@@ -1,0 +1,102 @@
+//! [`Holder`]: a session, as its pool sees it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, Uri};
+
+use super::driver_pool::DriverPool;
+use crate::{connection::CancelHandle, error::Kind};
+
+/// A session, as its pool sees it.
+pub(crate) trait Holder: Send + Sync {
+    /// Returns the outermost session of the request it was opened in.
+    fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>>;
+
+    /// Returns whether its connections come from `driver`.
+    fn is_on(&self, driver: &DriverPool) -> bool;
+
+    /// Returns whether it cannot outlive the future of its request.
+    fn is_bound(&self) -> bool;
+
+    /// Returns how many waits for a connection its request has; for a request's outermost session.
+    fn waits(&self) -> &AtomicU32;
+
+    /// Notes that another session of its request has committed; for a request's outermost session.
+    fn note_committed(&self);
+
+    /// Returns what it does with its connection.
+    fn grip(&self) -> Grip;
+
+    /// Returns what runs for it, where the server can be asked whether it still does.
+    fn doubtful(&self) -> Option<Doubt>;
+
+    /// Polls what runs for it, whether its own future is polled or not.
+    fn look_at_call(self: Arc<Self>);
+
+    fn label(&self) -> Option<Label>;
+
+    /// Returns the beginning of its last statement, without values.
+    fn last_statement(&self) -> String;
+
+    /// Returns for how long the body that it lives for has waited for its reader.
+    fn unread_for(&self) -> Option<Duration>;
+
+    /// Takes its connection away; its handler goes on and gets `reason` as an error. Returns false if there is nothing
+    /// to take, or what runs must be completed.
+    fn cut(self: Arc<Self>, reason: Kind) -> bool;
+}
+
+/// What a session does with the connection that the registry knows it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grip {
+    /// It has given it back: that is on its way.
+    None,
+    Idle,
+    /// A statement is running on it.
+    Busy,
+}
+
+/// A statement whose answer may have been lost.
+pub(crate) struct Doubt {
+    /// Names it among those of its connection.
+    pub(crate) turn: u64,
+    pub(crate) victim: Arc<CancelHandle>,
+}
+
+/// What a request is called in the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Label {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+}
+
+/// Returns whether two are the same.
+pub(super) fn is_same(one: &Arc<dyn Holder>, other: &Arc<dyn Holder>) -> bool {
+    Arc::ptr_eq(one, other)
+}
+
+/// Counts a wait of a request for as long as it lasts.
+pub(super) struct Wait(Option<Arc<dyn Holder>>);
+
+impl Wait {
+    pub(super) fn of(request: Option<Arc<dyn Holder>>) -> Self {
+        if let Some(request) = &request {
+            request.waits().fetch_add(1, Ordering::Relaxed);
+        }
+        Self(request)
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if let Some(request) = &self.0 {
+            request.waits().fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! [`PoolInner`]: what the clones of a pool share.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sea_orm::{DatabaseConnection, DbBackend};
+use tokio::runtime::Handle;
+
+use super::{
+    background::Background,
+    cancel::CancelQueue,
+    checked_out::{CheckedOut, Lease},
+    closing::{Closing, CountedSession},
+    current_request::current,
+    deadlock,
+    driver_pool::DriverPool,
+    eviction::Eviction,
+    holder::{Grip, Holder},
+    ledger::{Ledger, Locked, Status},
+    log::{Pressure, Throttle},
+    options::Settings,
+    probe::Probe,
+    registry::Registry,
+    test_transaction::{Hook, TestTransaction},
+    waiters::Waiter,
+};
+use crate::error::{Error, Kind};
+
+/// How many log lines a second waits for a second session may have.
+const SECOND_SESSION_LINES: u32 = 16;
+
+pub(crate) struct PoolInner {
+    pub(super) database: DatabaseConnection,
+    pub(super) driver: DriverPool,
+    pub(super) settings: Settings,
+    /// Prepared statements are not kept.
+    pub(super) is_unnamed: bool,
+    ledger: Mutex<Ledger<Lease>>,
+    /// Returns idle connections to the driver's pool.
+    pub(super) reaper: Arc<Background>,
+    pub(super) registry: Registry,
+    pub(super) hold_watch: Arc<Background>,
+    pub(super) second_session_lines: Throttle,
+    pub(super) cancels: Arc<CancelQueue>,
+    pub(super) pressure: Pressure,
+    pub(super) probe: Probe,
+    pub(super) eviction: Eviction,
+    pub(super) closing: Closing,
+    /// Only a test's pool has one.
+    test: Option<TestTransaction>,
+}
+
+impl PoolInner {
+    pub(super) fn new(
+        database: DatabaseConnection,
+        driver: DriverPool,
+        settings: Settings,
+        test: Option<TestTransaction>,
+    ) -> Arc<Self> {
+        let limit = if test.is_some() {
+            1
+        } else {
+            settings.limit(&driver)
+        };
+        let ledger = Ledger::new(limit, settings.admission(&driver));
+        Arc::new(Self {
+            is_unnamed: driver.keeps_no_statements(),
+            ledger: Mutex::new(ledger),
+            reaper: Arc::default(),
+            registry: Registry::default(),
+            hold_watch: Arc::default(),
+            second_session_lines: Throttle::new(SECOND_SESSION_LINES),
+            cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
+            pressure: Pressure::default(),
+            probe: Probe::default(),
+            eviction: Eviction::default(),
+            closing: Closing::default(),
+            test,
+            database,
+            driver,
+            settings,
+        })
+    }
+
+    /// Locks the ledger: not to be held across an await, nor while a waiter is answered.
+    pub(super) fn ledger(&self) -> Locked<'_, Lease> {
+        Locked::of(&self.ledger)
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.ledger().status()
+    }
+
+    /// Returns the connection for code that must have one: a closed one where the true one's statements would not be
+    /// part of a test.
+    pub(crate) fn database(&self) -> &DatabaseConnection {
+        self.test
+            .as_ref()
+            .map_or(&self.database, TestTransaction::stand_in)
+    }
+
+    pub(crate) fn driver(&self) -> &DriverPool {
+        &self.driver
+    }
+
+    pub(crate) fn backend(&self) -> DbBackend {
+        self.database.get_database_backend()
+    }
+
+    /// Returns whether sessions pass their statements through (mock, proxy, plain handles).
+    pub(crate) fn is_direct(&self) -> bool {
+        self.driver.is_direct()
+    }
+
+    /// Returns whether SeaORM's proxy is underneath.
+    pub(crate) fn is_proxy(&self) -> bool {
+        self.driver.is_proxy()
+    }
+
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.driver.is_in_memory()
+    }
+
+    /// Returns whether statements run on a server that can be asked about them by another connection.
+    pub(crate) fn has_server(&self) -> bool {
+        !self.is_test() && self.driver.has_server()
+    }
+
+    /// Returns whether sessions of both run on the same database.
+    pub(crate) fn has_database_of(&self, other: &Self) -> bool {
+        self.driver.is_same(&other.driver)
+    }
+
+    /// Returns the queue of requests to cancel statements on the server.
+    pub(crate) fn cancels(&self) -> &CancelQueue {
+        &self.cancels
+    }
+
+    pub(crate) fn test(&self) -> Option<&TestTransaction> {
+        self.test.as_ref()
+    }
+
+    /// Returns whether its sessions live inside a test's transaction.
+    pub(crate) fn is_test(&self) -> bool {
+        self.test.is_some()
+    }
+
+    /// Keeps a session's hooks for a test, or gives them back to be run.
+    pub(crate) fn keep_hooks(&self, hooks: Vec<Hook>) -> Option<Vec<Hook>> {
+        let Some(test) = &self.test else {
+            return Some(hooks);
+        };
+        test.keep(hooks);
+        None
+    }
+
+    /// Returns how long a call that has lost its caller may still run before its connection is closed.
+    ///
+    /// `None`, without a bound, where closing it would destroy an in-memory database.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        (!self.is_in_memory()).then_some(self.settings.release_timeout)
+    }
+
+    /// Returns whether new sessions are refused.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closing.has_begun() || self.is_shut()
+    }
+
+    /// Returns whether no session gets a connection any more.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.closing.is_shut() || self.driver.is_closed()
+    }
+
+    /// Counts a session from here on, unless the pool takes no new ones.
+    pub(crate) fn count_session(&self) -> Result<CountedSession<'_>, Error> {
+        self.try_count_session()
+            .ok_or_else(|| self.fail(Kind::Closing.into(), Duration::ZERO))
+    }
+
+    /// [`count_session`](Self::count_session) without a log line.
+    pub(crate) fn try_count_session(&self) -> Option<CountedSession<'_>> {
+        self.closing.count()
+    }
+
+    /// Notes that a session which [has begun](CountedSession::begin) has ended.
+    pub(crate) fn session_ended(&self) {
+        self.closing.session_ended();
+    }
+
+    pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
+        self.pressure.failed(&error, || self.status(), waited);
+        error
+    }
+
+    /// Asks the server beside the pool.
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        if self.driver.is_closed() {
+            return Err(Kind::Closing.into());
+        }
+        if self.is_direct() {
+            let answer = self.database.ping().await;
+            return answer.map_err(|error| Error::with_source(Kind::Down, error));
+        }
+        if self.is_in_memory() {
+            return Ok(());
+        }
+        let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        let attempt = self.probe.start(&self.driver, &runtime).await;
+        match attempt.ok().flatten() {
+            // A server that is full has answered.
+            Some(error) if !error.is_exhausted() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns an error where nothing but the caller could end the wait: a test's own session has the one connection
+    /// of its pool, and a request of the service, or the test itself, wants it.
+    pub(crate) fn refuse_hopeless(&self, is_request: impl FnOnce() -> bool) -> Result<(), Error> {
+        let is_hopeless = self
+            .test
+            .as_ref()
+            .is_some_and(|test| test.is_held_by_test(is_request));
+        if is_hopeless {
+            Err(self.fail(Kind::TestConnectionHeld.into(), Duration::ZERO))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Opens one connection beside the pool and closes it again.
+    #[cfg(feature = "config")]
+    pub(crate) async fn connect_once(&self) -> Result<(), sea_orm::DbErr> {
+        let attempt = self.driver.connect_once().await;
+        // A server that is full answers: there is nothing to wait for.
+        attempt.or_else(|error| super::probe::is_full(&error).then_some(()).ok_or(error))
+    }
+
+    /// Gives `waiter` a connection, or that back if it has gone. Wakes its task: not to be called under a lock.
+    pub(super) fn give(waiter: Waiter<Lease>, connection: CheckedOut) -> Option<CheckedOut> {
+        match waiter.answer(Ok(Lease::new(connection))) {
+            Err(Ok(lease)) => lease.into_connection(),
+            _ => None,
+        }
+    }
+
+    /// Returns whether `request` holds a connection, and has not begun to give it back.
+    pub(super) fn holds_one(&self, request: &Arc<dyn Holder>) -> bool {
+        let holders = self.registry.of(request);
+        holders.iter().any(|holder| holder.grip() != Grip::None)
+    }
+
+    /// Keeps the last free connection for requests that hold one, if the current one does, or will when its
+    /// own session is used: a session store reads before that, and writes afterwards.
+    pub(crate) fn expect_second(&self) {
+        if current().is_some_and(|request| request.is_on(&self.driver) || self.holds_one(&request))
+        {
+            self.ledger().expect_seconds();
+        }
+    }
+
+    /// Looks whether any of the requests that wait for a second session can still go on, after a change for one of
+    /// them. If none can, the newest gets an error.
+    pub(crate) fn break_deadlock(&self) {
+        let Some(requests) = deadlock::requests_of(&self.registry.all()) else {
+            return;
+        };
+        let newest = self.ledger().take_deadlocked(&requests);
+        let Some(newest) = newest else { return };
+        if newest.answer(Err(Kind::PoolDeadlock.into())).is_ok() {
+            tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
+        }
+    }
+}
+
+impl Drop for PoolInner {
+    fn drop(&mut self) {
+        // It finds the pool gone, and ends.
+        self.hold_watch.ring();
+        // They are the driver's pool's, which lives on.
+        let ledger = self.ledger.get_mut();
+        let idle = ledger
+            .unwrap_or_else(PoisonError::into_inner)
+            .idle
+            .take_all();
+        let patience = self.patience();
+        for idle in idle {
+            let runtime = idle.connection.runtime().clone();
+            runtime.spawn(idle.return_to_driver(patience));
+        }
+    }
+}

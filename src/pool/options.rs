@@ -1,0 +1,95 @@
+//! [`Settings`]: how a pool behaves, set once before it is shared.
+
+use std::time::Duration;
+
+use super::{admission::Admission, driver_pool::DriverPool};
+use crate::{
+    connection::Reset,
+    error::{Error, Kind},
+};
+
+/// The longest wait for a connection unless the driver's own time-out is shorter.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many may wait for each connection, however slow they are.
+const WAITING_PER_CONNECTION: u32 = 20;
+
+/// Beyond these, a request may wait if it can expect a connection within this time.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The settings of a pool, the same for all who share it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) acquire_timeout: Duration,
+    pub(crate) release_timeout: Duration,
+    pub(crate) commit_timeout: Duration,
+    pub(crate) reserved_connections: u32,
+    /// `None`: in proportion to the connections.
+    pub(crate) max_pending: Option<u32>,
+    pub(crate) direct_handoff: bool,
+    pub(crate) reset: Reset,
+    pub(crate) cancel_running: bool,
+    pub(crate) hold_slow_threshold: Duration,
+    pub(crate) hold_timeout: Duration,
+    pub(crate) body_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            acquire_timeout: ACQUIRE_TIMEOUT,
+            release_timeout: RELEASE_TIMEOUT,
+            commit_timeout: COMMIT_TIMEOUT,
+            reserved_connections: 0,
+            max_pending: None,
+            direct_handoff: true,
+            reset: Reset::default(),
+            cancel_running: false,
+            hold_slow_threshold: HOLD_SLOW_THRESHOLD,
+            hold_timeout: Duration::MAX,
+            body_timeout: BODY_TIMEOUT,
+        }
+    }
+}
+
+impl Settings {
+    /// Returns how many connections sessions may hold at the same time.
+    pub(super) fn limit(&self, driver: &DriverPool) -> u32 {
+        let max = driver.max_connections().unwrap_or(u32::MAX);
+        max.saturating_sub(self.reserved_connections).max(1)
+    }
+
+    /// Returns who may wait besides those for whom a connection can still be opened.
+    pub(super) fn admission(&self, driver: &DriverPool) -> Admission {
+        if let Some(waiting) = self.max_pending {
+            return Admission::new(waiting as usize, Duration::ZERO);
+        }
+        let max = driver.max_connections().unwrap_or(u32::MAX);
+        let guaranteed = max.saturating_mul(WAITING_PER_CONNECTION) as usize;
+        Admission::new(guaranteed, PATIENCE.min(self.acquire_timeout / 2))
+    }
+
+    /// Returns an error if they contradict each other or the database.
+    pub(super) fn check(&self, driver: &DriverPool) -> Result<(), Error> {
+        if driver
+            .max_connections()
+            .is_some_and(|max| self.reserved_connections >= max)
+        {
+            return Err(Kind::InvalidReserve.into());
+        }
+        if self.hold_slow_threshold.is_zero()
+            || self.hold_timeout.is_zero()
+            || self.body_timeout.is_zero()
+        {
+            return Err(Kind::InvalidHold.into());
+        }
+        if self.reset.is_of_session() && driver.is_proxy() {
+            return Err(Kind::NothingToReset.into());
+        }
+        Ok(())
+    }
+}

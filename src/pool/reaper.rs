@@ -1,0 +1,65 @@
+//! [`Reaper`]: returns to the driver's pool the idle connections that no session has taken.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::{BoxFuture, Either, select};
+
+use super::{background::Work, inner::PoolInner};
+
+/// How often it looks, and how long users of the driver's pool may find nothing there while
+/// sessions are idle.
+const TICK: Duration = Duration::from_millis(50);
+
+pub(super) struct Reaper {
+    pool: Weak<PoolInner>,
+    /// Resolves when the driver's pool is closed.
+    closed: BoxFuture<'static, ()>,
+}
+
+impl Reaper {
+    pub(super) fn over(pool: &Arc<PoolInner>) -> Self {
+        Self {
+            pool: Arc::downgrade(pool),
+            closed: pool.driver.closed(),
+        }
+    }
+}
+
+impl Work for Reaper {
+    async fn step(&mut self) -> bool {
+        let tick = Box::pin(tokio::time::sleep(TICK));
+        let is_closing = matches!(select(tick, &mut self.closed).await, Either::Right(_));
+        let Some(pool) = self.pool.upgrade() else {
+            return false;
+        };
+        if is_closing {
+            // sqlx's `close()` waits for them: https://github.com/launchbadge/sqlx/issues/1773
+            pool.return_idle();
+            return false;
+        }
+        let max = pool.driver.max_connections().unwrap_or(0);
+        let mut ledger = pool.ledger();
+        let stale = ledger.take_stale(max);
+        let is_any_left = ledger.idle.len() > 0;
+        drop(ledger);
+        pool.return_all(stale);
+        is_any_left
+    }
+
+    fn is_pending(&self) -> bool {
+        self.pool
+            .upgrade()
+            .is_some_and(|pool| pool.ledger().idle.len() > 0)
+    }
+
+    /// Closes them: without a task, nothing would return them.
+    fn abandon(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            let idle = pool.ledger().idle.take_all();
+            drop(idle);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Giving connections back: to the next waiter, to the idle ones, or to the driver's pool.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Handle, time::timeout};
+
+use super::{
+    cancel::{Late, finish_abandoned},
+    checked_out::{CheckedOut, Finished},
+    hold_watch::HoldWatch,
+    holder::Holder,
+    idle::{IdleConnection, return_within},
+    inner::PoolInner,
+    ledger::Use,
+    log::log_session,
+    reaper::Reaper,
+    registry::{Key, Logged},
+    slot::SlotGuard,
+};
+use crate::connection::{CancelHandle, PinnedConnection};
+
+/// How long a connection may go from session to session before the driver's pool sees it again.
+const VISIT: Duration = Duration::from_secs(10);
+
+impl CheckedOut {
+    /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
+    /// not, never if it is broken. `then` runs when it has left.
+    pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
+        let Some(connection) = &self.0.connection else {
+            return then();
+        };
+        if connection.is_broken() {
+            // What killed it may have killed the others.
+            self.pool().return_idle();
+            drop(self);
+            then();
+        } else if connection.is_clean() {
+            self.put_back();
+            then();
+        } else {
+            let runtime = self.0.runtime.clone();
+            runtime.spawn(async move {
+                if self.clean().await {
+                    self.leave_read_only();
+                    self.put_back_unless_changed();
+                } else {
+                    tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back or reset within the release timeout");
+                    drop(self);
+                }
+                then();
+            });
+        }
+    }
+
+    async fn clean(&mut self) -> bool {
+        let patience = self.patience();
+        let Some(connection) = &mut self.0.connection else {
+            return false;
+        };
+        match patience {
+            None => connection.clean().await.is_ok(),
+            Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
+        }
+    }
+
+    /// Puts it back, or closes it if its session state is this session's own by now.
+    fn put_back_unless_changed(self) {
+        let connection = self.0.connection.as_ref();
+        if connection.is_some_and(|connection| connection.must_close()) {
+            tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be put back");
+        } else {
+            self.put_back();
+        }
+    }
+
+    /// Hands a clean connection to the next waiter, keeps it idle, or returns it to the driver's pool.
+    pub(super) fn put_back(mut self) {
+        let pool = self.pool().clone();
+        if pool.is_evicted(self.0.fetched) {
+            return;
+        }
+        self.leave();
+        if let Some(left) = pool.place(self) {
+            left.return_to_driver();
+        }
+    }
+
+    /// Returns whether the driver's pool should see the connection again, to look at its age for example.
+    fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
+        self.0.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
+    }
+
+    /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
+    fn return_to_driver(mut self) {
+        let pool = self.pool().clone();
+        if let Some(test) = pool.test() {
+            if let Some(connection) = self.0.connection.take() {
+                test.put(connection);
+            }
+            return;
+        }
+        let runtime = self.0.runtime.clone();
+        // All of it goes into the task: a runtime that is shutting down drops it unpolled, and the slot is free.
+        runtime.spawn(async move {
+            let fetched = self.0.fetched;
+            if let Some(connection) = &mut self.0.connection {
+                pool.return_to_driver(connection, fetched).await;
+            }
+        });
+    }
+
+    /// Moves the connection into a task that cleans it, instead of closing it with its database.
+    pub(super) fn survive(&mut self) {
+        let Some(connection) = self.0.connection.take() else {
+            return;
+        };
+        let runtime = self.0.runtime.clone();
+        let mut rescued = Self::new(connection, self.0.fetched, self.0.slot.take());
+        // It is held until it is clean: closing the pool waits for it.
+        rescued.0.holder = self.0.holder.take();
+        let mut survivor = Survivor(Some(rescued));
+        runtime.spawn(async move {
+            if let Some(checked_out) = &mut survivor.0
+                && checked_out.clean().await
+                && let Some(clean) = survivor.0.take()
+            {
+                clean.put_back();
+            }
+        });
+    }
+}
+
+/// A connection to an in-memory database being cleaned. Its runtime may drop it unrun: then nothing can save it, and it
+/// must not [survive](CheckedOut::survive) once more.
+struct Survivor(Option<CheckedOut>);
+
+impl Drop for Survivor {
+    fn drop(&mut self) {
+        if let Some(mut lost) = self.0.take() {
+            drop(lost.0.connection.take());
+        }
+    }
+}
+
+impl PoolInner {
+    /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that it is watched.
+    pub(super) fn note_holder(
+        self: &Arc<Self>,
+        holder: Weak<dyn Holder>,
+        request: Option<Weak<dyn Holder>>,
+        runtime: &Handle,
+    ) -> Key {
+        let (key, is_early) = self.registry.enter(holder, request, &self.settings);
+        let is_started = self.hold_watch.start(runtime, || HoldWatch::over(self));
+        if is_early && !is_started {
+            self.hold_watch.ring();
+        }
+        key
+    }
+
+    /// Notes a session that passes its statements through: it is not watched.
+    pub(crate) fn note_direct(&self, holder: Weak<dyn Holder>) -> Key {
+        self.registry.enter_unwatched(holder)
+    }
+
+    /// Notes that a holder's connection is back.
+    pub(crate) fn note_return(&self, key: Key) {
+        if let Some(Logged { label, since }) = self.registry.leave(key) {
+            log_session!(
+                info,
+                label,
+                held_ms = since.elapsed().as_millis() as u64,
+                "a connection that was held for long came back after all",
+            );
+        }
+        self.closing.changed();
+    }
+
+    /// Runs an abandoned call to its end, whose statement is cancelled on the server once it may be.
+    pub(crate) async fn finish_abandoned<F>(
+        &self,
+        call: F,
+        victim: &CancelHandle,
+        runtime: &Handle,
+    ) -> Finished
+    where
+        F: Future<Output = Finished> + Unpin,
+    {
+        let (mut finished, late) = finish_abandoned(&self.cancels, call, victim, runtime).await;
+        if let Some(connection) = &mut finished.connection.0.connection {
+            // Its next statement must not be hit.
+            match late {
+                Late::Nothing => {}
+                Late::Possible => connection.absorb().await,
+                Late::Unanswered => {
+                    tracing::warn!(target: "tower_sea_orm::pool", "closed a connection whose cancel was not answered");
+                    connection.give_up();
+                }
+            }
+        }
+        finished
+    }
+
+    /// Hands a clean connection on, keeps it idle, or gives it back for the driver's pool.
+    fn place(self: &Arc<Self>, mut connection: CheckedOut) -> Option<CheckedOut> {
+        if !self.settings.direct_handoff
+            || self.is_test()
+            || self.driver.is_closed()
+            || connection.is_due(self.driver.max_lifetime())
+        {
+            return Some(connection);
+        }
+        let max = self.driver.max_connections().unwrap_or(0);
+        loop {
+            let mut ledger = self.ledger();
+            if ledger.is_plain_users_turn(max) {
+                return Some(connection);
+            }
+            let Some(waiter) = ledger.next_turn() else {
+                if max < 2 {
+                    return Some(connection);
+                }
+                let runtime = connection.runtime().clone();
+                // Under one lock: what is no longer out is idle in the same moment.
+                if let Some(idle) = connection.into_idle(&mut *ledger) {
+                    ledger.idle.push(idle);
+                }
+                drop(ledger);
+                self.reaper.start(&runtime, || Reaper::over(self));
+                return None;
+            };
+            drop(ledger);
+            connection = Self::give(waiter, connection)?;
+        }
+    }
+
+    /// Returns all idle connections to the driver's pool, which looks whether they are alive.
+    pub(super) fn return_idle(self: &Arc<Self>) {
+        let idle = self.ledger().take_all_idle();
+        self.return_all(idle);
+    }
+
+    /// Returns connections that were idle, and count as [`Use::Return`].
+    pub(super) fn return_all(self: &Arc<Self>, connections: Vec<IdleConnection>) {
+        for mut idle in connections {
+            let slot = SlotGuard::new(self.clone(), Use::Return);
+            let runtime = idle.connection.runtime().clone();
+            runtime.spawn(async move {
+                let (connection, fetched) = (&mut idle.connection, idle.fetched);
+                slot.pool().return_to_driver(connection, fetched).await;
+                // Last, even if sqlx has not taken the connection and it closes here.
+                drop(idle);
+                drop(slot);
+            });
+        }
+    }
+
+    /// Gives a clean connection, whose slot the caller has, to sqlx's pool.
+    async fn return_to_driver(&self, connection: &mut PinnedConnection, fetched: Instant) {
+        return_within(connection, self.patience()).await;
+        if self.is_evicted(fetched) {
+            // All were evicted on its way: a fetch that has begun since may get it, and is to bring no other one.
+            self.driver.close_idle();
+            self.eviction.extend();
+        }
+        // Before the slot is free: what sessions wait for must not be taken for a plain user.
+        let is_idle = self.driver.has_idle();
+        let mut ledger = self.ledger();
+        let is_fetching = ledger.fetches.running() > 0;
+        ledger.plain_share.returned(is_idle, is_fetching);
+    }
+
+    /// Replaces the connections to a server that takes no writes: one was fetched at this time.
+    pub(super) fn leave_server(&self, fetched: Instant) {
+        if self.is_evicted(fetched) {
+            return;
+        }
+        let Some(is_news) = self.eviction.note_refusal() else {
+            return;
+        };
+        if is_news {
+            tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes");
+        }
+        self.close_idle();
+    }
+
+    /// Replaces every connection before its next use. An in-memory database would die with its connection, a test would
+    /// lose its transaction, and a mock has none.
+    pub(super) fn evict(&self) {
+        if !self.is_in_memory() && !self.is_test() && !self.is_direct() {
+            self.eviction.note();
+            self.close_idle();
+        }
+    }
+
+    pub(super) fn close_idle(&self) {
+        let idle = self.ledger().idle.take_all();
+        drop(idle);
+        self.driver.close_idle();
+    }
+
+    /// Returns whether a connection that was fetched at this time has been evicted since.
+    pub(super) fn is_evicted(&self, fetched: Instant) -> bool {
+        self.eviction.includes(fetched)
+    }
+}

@@ -1,0 +1,171 @@
+//! [`Waiters`]: the first-in-first-out queue of those who wait for a connection.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use tokio::{runtime::Handle, sync::oneshot};
+
+use super::holder::{Holder, is_same};
+use crate::error::Error;
+
+/// The end of a waiter's channel at which it waits.
+pub(super) type Receiver<T> = oneshot::Receiver<Result<T, Error>>;
+
+/// A queue for values of type `T`.
+pub(super) struct Waiters<T> {
+    queue: VecDeque<Waiter<T>>,
+    /// About how many in the queue have given up; they are swept out when they are the majority.
+    gone: usize,
+    /// The ones swept out. With a waiter goes the waker of its task, which may be user code: they must not be dropped
+    /// under the lock that guards this queue.
+    discarded: Vec<Waiter<T>>,
+    next_id: u64,
+}
+
+/// Who wants to wait.
+pub(super) struct Applicant {
+    pub(super) runtime: Handle,
+    /// The request that waits, if it is one that has a session already.
+    pub(super) request: Option<Arc<dyn Holder>>,
+    /// The request holds a connection already.
+    pub(super) holds: bool,
+}
+
+pub(super) struct Waiter<T> {
+    pub(super) id: u64,
+    sender: oneshot::Sender<Result<T, Error>>,
+    pub(super) applicant: Applicant,
+}
+
+impl<T> Default for Waiters<T> {
+    fn default() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            gone: 0,
+            discarded: Vec::new(),
+            next_id: 0,
+        }
+    }
+}
+
+impl<T> Waiters<T> {
+    /// Joins the queue at its end. A request that holds a connection goes before those that do not: behind them it
+    /// would wait for newcomers that become the next holders.
+    pub(super) fn join(&mut self, applicant: Applicant) -> Receiver<T> {
+        let (sender, receiver) = oneshot::channel();
+        let place = if applicant.holds {
+            let newcomer = |waiter: &Waiter<T>| !waiter.applicant.holds;
+            self.queue.iter().position(newcomer)
+        } else {
+            None
+        };
+        self.next_id += 1;
+        let waiter = Waiter {
+            id: self.next_id,
+            sender,
+            applicant,
+        };
+        self.queue.insert(place.unwrap_or(self.queue.len()), waiter);
+        receiver
+    }
+
+    /// Returns those that still wait, the oldest first.
+    pub(super) fn live(&self) -> impl Iterator<Item = &Waiter<T>> {
+        self.queue.iter().filter(|waiter| waiter.is_live())
+    }
+
+    pub(super) fn is_any(&self) -> bool {
+        self.live().next().is_some()
+    }
+
+    /// Returns about how many wait, and exactly how many where `bound` decides.
+    pub(super) fn count(&mut self, bound: usize) -> usize {
+        let length = self.queue.len();
+        // One that is far longer is swept by those who leave: a sweep at each call would make a crowd quadratic.
+        if self.gone > 0 && length >= bound && length <= bound.saturating_mul(2) {
+            self.sweep();
+        }
+        self.queue.len().saturating_sub(self.gone)
+    }
+
+    /// Takes the oldest one that still waits.
+    pub(super) fn pop(&mut self) -> Option<Waiter<T>> {
+        while let Some(waiter) = self.queue.pop_front() {
+            if waiter.is_live() {
+                return Some(waiter);
+            }
+            self.discarded.push(waiter);
+            self.gone = self.gone.saturating_sub(1);
+        }
+        None
+    }
+
+    /// Notes that one has given up; its receiver is closed.
+    pub(super) fn left(&mut self) {
+        self.gone += 1;
+        if self.gone * 2 > self.queue.len() {
+            self.sweep();
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<Waiter<T>> {
+        let position = self.queue.iter().position(|waiter| waiter.id == id)?;
+        self.queue.remove(position)
+    }
+
+    /// Takes the newest that waits for one of `requests`, if something waits for each of them.
+    pub(super) fn remove_newest_if_all_wait(
+        &mut self,
+        requests: &[Arc<dyn Holder>],
+    ) -> Option<Waiter<T>> {
+        let waits =
+            |request: &Arc<dyn Holder>| self.queue.iter().any(|waiter| waiter.is_of(request));
+        if !requests.iter().all(waits) {
+            return None;
+        }
+        let newest = self
+            .queue
+            .iter()
+            .rposition(|waiter| requests.iter().any(|request| waiter.is_of(request)))?;
+        self.queue.remove(newest)
+    }
+
+    pub(super) fn take_all(&mut self) -> VecDeque<Waiter<T>> {
+        std::mem::take(&mut self.queue)
+    }
+
+    /// Takes those that were swept out, to be dropped when the lock is free again.
+    pub(super) fn take_discarded(&mut self) -> Vec<Waiter<T>> {
+        std::mem::take(&mut self.discarded)
+    }
+
+    fn sweep(&mut self) {
+        for _ in 0..self.queue.len() {
+            let Some(waiter) = self.queue.pop_front() else {
+                break;
+            };
+            if waiter.is_live() {
+                self.queue.push_back(waiter);
+            } else {
+                self.discarded.push(waiter);
+            }
+        }
+        self.gone = 0;
+    }
+}
+
+impl<T> Waiter<T> {
+    fn is_live(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Returns whether it still waits, for `request`.
+    fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
+        let own = self.applicant.request.as_ref();
+        self.is_live() && own.is_some_and(|own| is_same(own, request))
+    }
+
+    /// Answers it, and returns the answer if it has given up. Wakes its task: not to be called under a lock.
+    pub(super) fn answer(self, answer: Result<T, Error>) -> Result<(), Result<T, Error>> {
+        self.sender.send(answer)
+    }
+}
