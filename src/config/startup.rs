@@ -1,12 +1,19 @@
 //! Waiting for a server that is not available yet.
 
+#[cfg(feature = "_sqlx")]
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use sea_orm::{ConnectOptions, Database, DbErr};
+#[cfg(feature = "_sqlx")]
+use sea_orm::{RuntimeErr, sqlx};
 use tokio::time::{sleep, timeout};
 
 use super::url::DatabaseUrl;
-use crate::{SessionPool, error::Kind};
+use crate::{
+    SessionPool,
+    error::{Kind, server},
+};
 
 const TARGET: &str = "tower_sea_orm::pool";
 
@@ -74,36 +81,26 @@ async fn attempt(
 }
 
 /// Returns whether another attempt may help while the server is being started.
-#[cfg(feature = "_sqlx")]
 fn is_not_available_yet(error: &DbErr) -> bool {
-    use crate::error::server;
-    use sea_orm::{RuntimeErr, sqlx};
-    use std::io::ErrorKind;
-    let DbErr::Conn(RuntimeErr::SqlxError(cause)) = error else {
-        return false;
-    };
-    match &**cause {
-        sqlx::Error::Io(error) => match error.kind() {
-            ErrorKind::ConnectionRefused
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::UnexpectedEof
-            | ErrorKind::BrokenPipe
-            | ErrorKind::TimedOut
-            | ErrorKind::HostUnreachable
-            | ErrorKind::NetworkUnreachable => true,
-            // std has no kind for names that cannot be resolved.
-            _ => error
-                .to_string()
-                .starts_with("failed to lookup address information"),
-        },
-        _ => server::is_starting_up(error),
+    #[cfg(feature = "_sqlx")]
+    if let DbErr::Conn(RuntimeErr::SqlxError(cause)) = error
+        && let sqlx::Error::Io(error) = &**cause
+    {
+        let kinds = [
+            ErrorKind::ConnectionRefused,
+            ErrorKind::ConnectionReset,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::UnexpectedEof,
+            ErrorKind::BrokenPipe,
+            ErrorKind::TimedOut,
+            ErrorKind::HostUnreachable,
+            ErrorKind::NetworkUnreachable,
+        ];
+        // std has no kind for names that cannot be resolved.
+        let unresolved = "failed to lookup address information";
+        return kinds.contains(&error.kind()) || error.to_string().starts_with(unresolved);
     }
-}
-
-#[cfg(not(feature = "_sqlx"))]
-fn is_not_available_yet(_: &DbErr) -> bool {
-    false
+    server::is_starting_up(error)
 }
 
 /// Returns between half of `pause` and all of it, so that many instances do not connect at the same moment.

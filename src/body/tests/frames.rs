@@ -10,7 +10,7 @@ assert_impl_all!(SessionBody<Full<Bytes>>: Send, Sync, Unpin);
 assert_impl_all!(Hold: Send, Sync);
 assert_impl_all!(http::Response<SessionBody<axum::body::Body>>: axum::response::IntoResponse);
 
-/// Reads a body whose `finish` answers at once; the frames and what happened.
+/// Reads a body whose `finish` is ready at once, and returns the frames and the log.
 async fn run(script: Script, log: &Log, content_length: Option<u64>) -> Vec<String> {
     let (mut body, hold) = SessionBody::new(script);
     engaged(&hold, finish(log, Ok(())), content_length);
@@ -67,7 +67,7 @@ async fn the_last_frame_waits_for_the_commit_however_its_end_is_known() {
 }
 
 #[tokio::test]
-async fn an_end_that_nobody_announced_waits_for_the_commit() {
+async fn an_end_that_was_not_announced_waits_for_the_commit() {
     let log = Log::default();
     let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
     let Finishing {

@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, yield_now};
 
 use super::*;
 
-/// How an answer with nine bytes goes out.
+/// How a response of nine bytes is sent.
 #[derive(Clone, Copy, Debug)]
 struct Form {
     version: Version,
@@ -80,7 +80,7 @@ impl Form {
     }
 }
 
-/// A connection whose server gives one answer.
+/// A connection whose server sends one response.
 struct Exchange {
     request: BoxFuture<'static, Result<Response<Incoming>, hyper::Error>>,
     client: JoinHandle<()>,
@@ -102,10 +102,10 @@ impl Exchange {
         response
             .headers_mut()
             .insert(header::TRAILER, header::HeaderValue::from_static("x-sum"));
-        let answer = Mutex::new(Some(response));
+        let response = Mutex::new(Some(response));
         let service = service_fn(move |_: Request<Incoming>| {
-            let answer = answer.lock().unwrap().take().unwrap();
-            async move { Ok::<_, Infallible>(answer) }
+            let response = response.lock().unwrap().take().unwrap();
+            async move { Ok::<_, Infallible>(response) }
         });
 
         let mut request = Request::new(Empty::<Bytes>::new());
@@ -200,7 +200,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
         .expect("it hangs")
 }
 
-/// Lets everybody do all they can. There is one thread and no socket: nobody is left waiting.
+/// Lets all tasks run as far as they can. There is one thread and no socket, so none is left waiting.
 async fn quiet() {
     for _ in 0..200 {
         yield_now().await;
@@ -373,7 +373,7 @@ async fn a_body_of_another_length_than_declared_is_incomplete_and_rolled_back() 
 }
 
 #[tokio::test]
-async fn an_answer_to_head_is_settled_at_its_head() {
+async fn a_response_to_head_is_settled_at_its_head() {
     let form = Form {
         header: true,
         ..Form::plain(Version::HTTP_11)
@@ -389,7 +389,7 @@ async fn an_answer_to_head_is_settled_at_its_head() {
     assert!(result.is_ok() && seen.is_empty());
     assert_eq!(log.events(), ["inner dropped"]);
 
-    // Left to its body, it is rolled back: nobody reads that.
+    // Left to its body, it would be rolled back: no server reads that body.
     let log = Log::default();
     let (body, hold) = SessionBody::new(form.script(&log, form.steps()));
     engaged(&hold, finish(&log, Ok(())), form.length());

@@ -216,7 +216,7 @@ fn finishing(log: &Log) -> Finishing {
     }
 }
 
-/// A `finish` with its answer at hand.
+/// A `finish` that is ready at once.
 fn finish(log: &Log, result: Result<(), BoxError>) -> Finish {
     let Finishing {
         finish, outcome, ..

@@ -40,7 +40,7 @@ fn case() -> impl Strategy<Value = Case> {
         )
 }
 
-/// Reads as a server does, which stops as soon as it has what makes the answer complete.
+/// Reads as a server does, which stops as soon as the response is complete.
 async fn serve(case: Case) -> Result<(), TestCaseError> {
     let log = Log::default();
     let total: u64 = case.sizes.iter().map(|size| *size as u64).sum();
