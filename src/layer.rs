@@ -164,7 +164,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     }
 
     /// Runs the requests that `predicate` selects in a [`transaction`](Self::transaction);
-    /// [`unsafe_methods`] selects all but GET, HEAD, OPTIONS and TRACE. In the other requests, each
+    /// [`unsafe_methods`](crate::unsafe_methods) selects all but GET, HEAD, OPTIONS and TRACE. In the other requests, each
     /// statement commits by itself.
     pub fn transaction_if<P>(mut self, predicate: P) -> Self
     where

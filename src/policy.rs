@@ -99,7 +99,7 @@ impl Policy {
 }
 
 /// Returns whether a request has no body that its client may send slowly. For
-/// [`DbSessionLayer::eager_if`], so that no connection waits for slow uploads.
+/// [`DbSessionLayer::eager_if`](crate::DbSessionLayer::eager_if), so that no connection waits for slow uploads.
 ///
 /// A request has a body if it declares one, by `Content-Length` above 0 or `Transfer-Encoding`. Over
 /// HTTP/2, which needs neither, it also has one if it gives no length and its method is not GET, HEAD,
@@ -129,7 +129,7 @@ pub fn without_body(parts: &Parts) -> bool {
 }
 
 /// Returns whether a request's method may change something: any method but GET, HEAD, OPTIONS and
-/// TRACE, which RFC 9110 calls safe. For [`DbSessionLayer::transaction_if`].
+/// TRACE, which RFC 9110 calls safe. For [`DbSessionLayer::transaction_if`](crate::DbSessionLayer::transaction_if).
 pub fn unsafe_methods(parts: &Parts) -> bool {
     !parts.method.is_safe()
 }

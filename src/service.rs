@@ -17,7 +17,7 @@ use crate::{
     response::{DefaultResponseForError, ResponseForError},
 };
 
-/// The service that a [`DbSessionLayer`] makes.
+/// The service that a [`DbSessionLayer`](crate::DbSessionLayer) makes.
 ///
 /// It calls the same inner service that it polled ready.
 ///

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, env, net::IpAddr};
 
 use sea_orm::DbBackend;
+use url::form_urlencoded::Parse;
 
 use super::names::{names, nearest, plain};
 
@@ -76,13 +77,10 @@ const ANY_ADVICE: &str = include_str!("advice/any.txt");
 type Given = BTreeMap<&'static str, (String, String)>;
 
 /// Refuses a parameter that sqlx does not read, a value that it does not take, and two that disagree.
-pub(super) fn check<N: AsRef<str>, V: AsRef<str>>(
-    backend: DbBackend,
-    pairs: impl IntoIterator<Item = (N, V)>,
-) -> Result<(), String> {
+pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> {
     let mut given = Given::new();
     for (name, value) in pairs {
-        let (name, value) = (name.as_ref(), value.as_ref());
+        let (name, value) = (&*name, &*value);
         let is_name = |(names, _): &&Parameter| names.split(' ').any(|known| known == name);
         let Some((names, values)) = parameters(backend).iter().find(is_name) else {
             if backend == DbBackend::Postgres && is_option(name) {
