@@ -162,7 +162,9 @@ impl VisitMut for Outline {
         if let Fields::Named(fields) = &mut item.fields {
             let all = mem::take(&mut fields.named).into_iter();
             fields.named = all.filter(|it| is_public(&it.vis)).collect();
-        } else {
+        }
+        // Private fields may change their form.
+        if item.fields.iter().all(|it| !is_public(&it.vis)) {
             item.fields = Fields::Unit;
         }
         visit_item_struct_mut(self, item);
