@@ -14,14 +14,16 @@ use sea_orm::{ConnectOptions, ConnectionTrait, Database, TransactionTrait};
 use tokio::time::timeout;
 use tower_sea_orm::DbSessionLayer;
 
-use crate::support::{
-    database::{Kind, SERVERS, TestDb},
+use crate::{
     log::Log,
-    network::{patient_site, select},
-    pool::{pool_with, session_pool},
-    site::{BOUND, SIZE, Site, call},
-    wait::{LONG, eventually, in_one_of},
-    wire::Proxy,
+    support::{
+        database::{Kind, SERVERS, TestDb},
+        network::{patient_site, select},
+        pool::{pool_with, session_pool},
+        site::{BOUND, SIZE, Site, call},
+        wait::{LONG, eventually, in_one_of},
+        wire::Proxy,
+    },
 };
 
 /// A connect that the server accepts and does not answer.

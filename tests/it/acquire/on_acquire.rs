@@ -11,8 +11,9 @@ use crate::support::{
     database::{Kind, insert_item},
     pool::session_layer,
     requests::text,
+    site::value,
     statements::mark,
-    world::{World, post, serve, value},
+    world::{World, post, serve},
 };
 
 /// A statement that counts how often it ran on its connection, and one that reads the number.

@@ -12,12 +12,14 @@ use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionError};
 use tokio::{sync::Barrier, time::timeout};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error};
 
-use crate::support::{
-    database::{Kind, TestDb, insert_item},
+use crate::{
     log::Log,
-    pool::{assert_whole, layer_with, pool_with, session_layer, session_pool},
-    site::{BOUND, SIZE, Site, call},
-    wait::{LONG, eventually},
+    support::{
+        database::{Kind, TestDb, insert_item},
+        pool::{assert_whole, layer_with, pool_with, session_layer, session_pool},
+        site::{BOUND, SIZE, Site, call},
+        wait::{LONG, eventually},
+    },
 };
 
 enum Other {}

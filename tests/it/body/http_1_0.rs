@@ -18,12 +18,14 @@ use tokio::{
 };
 use tower_sea_orm::DbTx;
 
-use crate::support::{
-    database::{Kind, insert_item},
+use super::server::Server;
+use crate::{
     log::Log,
-    server::Server,
-    site::{DEFERRING, Site, violate},
-    wait::BOUND,
+    support::{
+        database::{Kind, insert_item},
+        site::{DEFERRING, Site, violate},
+        wait::BOUND,
+    },
 };
 
 #[tokio::test]

@@ -21,9 +21,9 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbTx};
 
+use super::server::Server;
 use crate::support::{
     database::{Kind, insert_item},
-    server::Server,
     site::{BOUND, Site, value, violate},
     wait::eventually,
 };

@@ -19,9 +19,9 @@ use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool, SessionPoolBuilder};
 
 use crate::{
     cancel::cancel_running::{LONG, all_gone, leave, sleeps_undisturbed},
+    log::Log,
     support::{
         database::{Kind, SERVERS, TestDb},
-        log::Log,
         pool::assert_whole,
         site::{BOUND, SIZE, Site, port_of, value},
         statements::{mark, marks, running, sleep},

@@ -20,12 +20,11 @@ use tower_sea_orm::{DbSession, DbSessionLayer, PoolSession, SessionPool};
 
 use crate::{
     cancel::cancel_running::LONG,
-    support::statements::mark,
-    support::statements::{running, sleep},
     support::{
         bouncer::Bouncer,
         database::{Kind, TestDb, count_items, insert_item, unique_name},
         site::{BOUND, port_of},
+        statements::{mark, running, sleep},
         wait::eventually,
     },
 };

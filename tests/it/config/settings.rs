@@ -8,9 +8,9 @@ use tower_sea_orm::PoolConfig;
 
 use crate::{
     config::from_settings::config,
+    log::FullLog,
     support::{
         database::{Kind, TestDb, unique_name},
-        log::FullLog,
         pool::assert_whole,
         wait::BOUND,
     },

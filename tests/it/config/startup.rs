@@ -19,9 +19,9 @@ use tower_sea_orm::Error;
 
 use crate::{
     config::from_settings::config,
+    log::FullLog,
     support::{
         database::{Kind, TestDb, unique_name},
-        log::FullLog,
         pool::assert_whole,
         servers::{OwnServer, mysql_url},
         site::is_mariadb,

@@ -9,11 +9,13 @@ use sea_orm::{ConnectOptions, ConnectionTrait, Database};
 use tower::{Layer, ServiceExt};
 use tower_sea_orm::{DbSession, problem_json};
 
-use crate::support::{
-    database::{Kind, TestDb, insert_item, unique_name},
+use crate::{
     log::Log,
-    pool::{layer_with, opened, session_layer},
-    requests::{send, text},
+    support::{
+        database::{Kind, TestDb, insert_item, unique_name},
+        pool::{layer_with, opened, session_layer},
+        requests::{send, text},
+    },
 };
 
 async fn call(app: &Router) -> http::Response<Body> {

@@ -7,13 +7,15 @@ use sea_orm::{ConnectionTrait, DbBackend, IsolationLevel, Statement, Transaction
 use tower::{Layer, ServiceExt};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Outcome, SessionPool, TransactionLayer};
 
-use crate::support::{
-    database::{Kind, TestDb, insert_item},
+use crate::{
     log::Log,
-    pool::{assert_whole, session_layer},
-    requests::{Failed, send, text},
-    site::{Site, call, value},
-    wait::eventually,
+    support::{
+        database::{Kind, TestDb, insert_item},
+        pool::{assert_whole, session_layer},
+        requests::{Failed, send, text},
+        site::{Site, call, value},
+        wait::eventually,
+    },
 };
 
 const FILES: [Kind; 3] = [Kind::Postgres, Kind::MySql, Kind::SqliteFile];

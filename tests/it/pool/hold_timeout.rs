@@ -22,12 +22,14 @@ use tokio::{runtime::Builder, time::timeout};
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, SessionPool, SessionPoolBuilder};
 
-use crate::support::{
-    database::{Kind, SERVERS, TestDb, insert_item, unique_name},
+use crate::{
     log::Log,
-    pool::{pool_builder, pool_with},
-    site::{BOUND, Site, call, known, outcome, retry_after},
-    wait::{eventually, eventually_within},
+    support::{
+        database::{Kind, SERVERS, TestDb, insert_item, unique_name},
+        pool::{pool_builder, pool_with},
+        site::{BOUND, Site, call, known, outcome, retry_after},
+        wait::{eventually, eventually_within},
+    },
 };
 
 /// Long enough to begin something, also on a busy machine.

@@ -19,15 +19,17 @@ use http::StatusCode;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbErr, Statement, TransactionTrait};
 use tower_sea_orm::{DbSession, Error, SessionPool};
 
-use crate::support::{
-    database::{Kind, TestDb, count_items, insert_item},
+use crate::{
     log::Log,
-    pool::session_layer,
-    requests::status,
-    servers::OwnServer,
-    site::{SIZE, Site, call, retry_after},
-    wait::eventually,
-    wire::Proxy,
+    support::{
+        database::{Kind, TestDb, count_items, insert_item},
+        pool::session_layer,
+        requests::status,
+        servers::OwnServer,
+        site::{SIZE, Site, call, retry_after},
+        wait::eventually,
+        wire::Proxy,
+    },
 };
 
 /// Two servers, one of which takes writes, and a proxy that leads to it.

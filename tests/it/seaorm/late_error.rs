@@ -47,7 +47,7 @@ async fn failing_late(kind: Kind) -> (Site, Vec<&'static str>) {
 }
 
 async fn left(site: &Site) -> i64 {
-    crate::support::world::value(site.view(), "SELECT count(*) FROM late").await
+    crate::support::site::value(site.view(), "SELECT count(*) FROM late").await
 }
 
 #[tokio::test]

@@ -17,12 +17,14 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::DbSession;
 
-use crate::support::{
-    database::{Kind, TestDb},
+use crate::{
     log::Log,
-    pool::{assert_whole, session_layer, session_pool},
-    site::is_mariadb,
-    wait::{BOUND, eventually},
+    support::{
+        database::{Kind, TestDb},
+        pool::{assert_whole, session_layer, session_pool},
+        site::is_mariadb,
+        wait::{BOUND, eventually},
+    },
 };
 
 /// What tokio lets a task do in one poll.

@@ -9,12 +9,12 @@ use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::{
-    support::statements::{running, sleep, slow_insert},
+    log::Log,
     support::{
         database::{SERVERS, insert_item},
-        log::Log,
         network::{all_idle, patient_site, select},
         site::{BOUND, SIZE, call},
+        statements::{running, sleep, slow_insert},
         wait::{LONG, eventually},
     },
 };

@@ -68,8 +68,6 @@ impl World {
     }
 }
 
-pub use super::site::value;
-
 /// A service that answers everything by `handler`.
 pub fn serve<H, T>(handler: H) -> Router
 where

@@ -116,7 +116,7 @@ async fn a_failed_log_in_answers_401_and_keeps_its_counter() {
         for expected in 1..=2 {
             assert_eq!(post(&app, "/").await.status(), StatusCode::UNAUTHORIZED);
             let sql = "SELECT hits FROM item WHERE name = 'account'";
-            let hits: i32 = crate::support::world::value(&world.view, sql).await;
+            let hits: i32 = crate::support::site::value(&world.view, sql).await;
             assert_eq!(hits, expected, "{kind:?}");
         }
         world.assert_whole().await;

@@ -12,13 +12,15 @@ use sea_orm::{
 use tokio::{join, sync::Notify};
 use tower_sea_orm::DbTx;
 
-use crate::support::{
-    database::{Kind, TestDb, insert_item},
+use crate::{
     log::Log,
-    pool::session_layer,
-    requests::text,
-    site::{BOUND, DEFERRING, SIZE, Site, call, known, outcome, retry_after, value, violate},
-    wait::eventually,
+    support::{
+        database::{Kind, TestDb, insert_item},
+        pool::session_layer,
+        requests::text,
+        site::{BOUND, DEFERRING, SIZE, Site, call, known, outcome, retry_after, value, violate},
+        wait::eventually,
+    },
 };
 
 /// The answer says: nothing happened, come again.

@@ -13,12 +13,10 @@ use tokio::{sync::Barrier, time::timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sea_orm::{DbSession, DbTx};
 
-use crate::{
-    support::requests::Failed,
-    support::{
-        database::{Kind, insert_item},
-        site::{BOUND, Site, outcome, retry_after, value, violate},
-    },
+use crate::support::{
+    database::{Kind, insert_item},
+    requests::Failed,
+    site::{BOUND, Site, outcome, retry_after, value, violate},
 };
 
 /// Asserts that somebody else can lock the row at once.

@@ -15,10 +15,13 @@ use sea_orm::{
 use tower::ServiceExt;
 use tower_sea_orm::{DbSession, DbTx};
 use tracing::{Event, Subscriber, subscriber::DefaultGuard};
-use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+};
 
 use crate::{
-    support::log::{Log, keep_interest},
+    log::{Log, keep_interest},
     support::{
         database::{Kind, insert_item},
         site::{DEFERRING, Site, call, is_mariadb, known, outcome, violate},

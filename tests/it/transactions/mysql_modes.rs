@@ -11,14 +11,12 @@ use sea_orm::{
 use tokio::sync::Notify;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
-use crate::{
-    support::statements::raw,
-    support::{
-        database::{Kind, TestDb, count_items, insert_item},
-        pool::session_layer,
-        servers::OwnServer,
-        site::{Site, is_mariadb, outcome, retry_after},
-    },
+use crate::support::{
+    database::{Kind, TestDb, count_items, insert_item},
+    pool::session_layer,
+    servers::OwnServer,
+    site::{Site, is_mariadb, outcome, retry_after},
+    statements::raw,
 };
 
 /// Ends the whole transaction wherever it is, as an error of one statement.

@@ -8,7 +8,8 @@ use tower_sea_orm::{DbSession, DbTx};
 use crate::support::{
     database::{Kind, insert_item},
     requests::text,
-    world::{World, inserting, outcome, post, serve, value},
+    site::value,
+    world::{World, inserting, outcome, post, serve},
 };
 
 const TENANT: &str = "SELECT coalesce(current_setting('app.tenant', true), '')";

@@ -21,8 +21,9 @@ use crate::support::{
     database::{Kind, count_items, insert_item},
     pool::session_pool,
     requests::{Failed, text},
+    site::value,
     statements::mark,
-    world::{World, ask, inserting, outcome, post, serve, value},
+    world::{World, ask, inserting, outcome, post, serve},
 };
 
 const SAFE: [Method; 4] = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE];

@@ -12,9 +12,9 @@ use tower_sea_orm::{DbTx, Error};
 use crate::support::{
     database::{Kind, count_items, insert_item},
     pool::session_pool,
-    site::{Site, retry_after},
+    site::{Site, retry_after, value},
     wait::BOUND,
-    world::{CHECKS_LATE, Log, ORPHAN, World, value},
+    world::{CHECKS_LATE, Log, ORPHAN, World},
 };
 
 fn note(tx: &DbTx, log: &Log) {

@@ -27,7 +27,8 @@ use crate::support::{
     database::{Kind, insert_item},
     pool::{session_layer, session_pool},
     requests::text,
-    world::{World, ask, inserting, outcome, outcome_of, post, serve, value},
+    site::value,
+    world::{World, ask, inserting, outcome, outcome_of, post, serve},
 };
 
 /// Writes a row named by the path, then fails: what is seen afterwards was no part of a transaction.

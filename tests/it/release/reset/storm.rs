@@ -12,12 +12,10 @@ use sea_orm::ConnectionTrait;
 use tower_sea_orm::{DbSession, DbTx, Reset};
 
 use super::{Leak, leaks, look, returned};
-use crate::{
-    support::futures::after_polls,
-    support::{
-        database::Kind,
-        world::{World, post},
-    },
+use crate::support::{
+    database::Kind,
+    futures::after_polls,
+    world::{World, post},
 };
 
 const CLIENTS: usize = 6;

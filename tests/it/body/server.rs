@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::wait::BOUND;
+use crate::support::wait::BOUND;
 
 /// What `axum::serve` serves until it is told to stop.
 pub struct Server {
