@@ -13,9 +13,8 @@ use syn::{ItemMod, ItemUse, Macro, UseTree, Visibility, visit};
 const ORDER: &str = "sql error telemetry connection pool body session response decision policy transaction body_layer \
                      future service layer extract config testing";
 
-/// How many files may import each other in a circle, and where more may.
+/// How many files may import each other in a circle.
 const CIRCLE: usize = 3;
-const ALLOWANCES: [(&str, usize); 1] = [("session", 15)];
 
 /// Tests, which may import from anywhere.
 const TESTS: [&str; 2] = ["tests", "steps"];
@@ -186,10 +185,8 @@ fn at_most_three_files_import_each_other_in_a_circle() {
             .iter()
             .filter(|other| reached[*other].contains(file))
             .collect();
-        let allowance = ALLOWANCES.iter().find(|(name, _)| *name == folder(file));
-        let most = allowance.map_or(CIRCLE, |(_, most)| *most);
         assert!(
-            circle.len() <= most,
+            circle.len() <= CIRCLE,
             "{} files import each other: {circle:?}",
             circle.len()
         );
