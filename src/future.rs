@@ -168,7 +168,11 @@ where
     {
         let (parts, body) = request.into_parts();
         let responder = Responder::new(respond, &parts, true);
-        let applied = if pool.inner().has_database_of(session.pool().inner()) {
+        let applied = if pool
+            .inner()
+            .driver()
+            .is_same(session.pool().inner().driver())
+        {
             session.order(policy.order(&parts))
         } else {
             Err(Kind::OtherPool(std::any::type_name::<Tag>()).into())

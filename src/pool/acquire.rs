@@ -22,7 +22,7 @@ use super::{
     current_request::current,
     fetch::fetch,
     fetches::AfterFailure,
-    holder::{Holder, Wait},
+    holder::Holder,
     inner::PoolInner,
     ledger::Use,
     log::log_session,
@@ -61,6 +61,7 @@ impl PoolInner {
         let (started, request) = (Instant::now(), current());
         let mut waiting = self.join(runtime, request, another)?;
         let answer = self.answer(&mut waiting.receiver).await;
+        // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
         drop(waiting);
         let error = match answer {
@@ -68,6 +69,7 @@ impl PoolInner {
                 self.pressure.relieved();
                 return Ok(lease);
             }
+            // Logged where the deadlock was found.
             Ok(Ok(Err(error))) if error.is_pool_deadlock() => return Err(error),
             Ok(Ok(Err(error))) | Err(error) => error,
             // Without an answer, its runtime is shutting down.
@@ -83,6 +85,7 @@ impl PoolInner {
         request: Option<Arc<dyn Holder>>,
         another: bool,
     ) -> Result<Waiting<'_>, Error> {
+        // One that goes on with another connection has freed its slot: its request holds none at the moment.
         let holder = request
             .clone()
             .filter(|request| !another && self.holds_one(request));
@@ -102,12 +105,7 @@ impl PoolInner {
         if may_fetch {
             self.fill();
         }
-        let waiting = Waiting {
-            receiver,
-            pool: self,
-            is_answered: false,
-            _wait: Wait::of(request),
-        };
+        let waiting = Waiting::new(receiver, self, request);
         if let Some(holder) = holder {
             self.note_second(&*holder);
         }
@@ -160,6 +158,7 @@ impl PoolInner {
             return Kind::TestConnectionHeld.into();
         }
         let status = self.status();
+        // Nothing is being opened (any more): sessions have all there are.
         let Some(probe) = probe.filter(|_| status.acquiring > 0) else {
             return Kind::Exhausted.into();
         };
@@ -183,6 +182,7 @@ impl PoolInner {
     pub(super) fn fill(self: &Arc<Self>) {
         loop {
             let idle = self.ledger().take_idle_for_waiter();
+            // Without the lock: handing over wakes a task.
             let Some(idle) = idle else { break };
             let slot = SlotGuard::new(self.clone(), Use::Session);
             self.hand_over(CheckedOut::of_idle(idle, slot));
@@ -193,6 +193,7 @@ impl PoolInner {
             let is_spawning = Arc::new(AtomicBool::new(true));
             // Made before the task, so that the count is right even if the task never runs.
             let guard = FetchGuard::new(self.clone(), waiter, is_spawning.clone());
+            // On the waiter's runtime, which is alive for as long as the waiter is polled.
             runtime.spawn(fetch(guard, runtime.clone()));
             is_spawning.store(false, Ordering::Release);
         }
@@ -218,15 +219,6 @@ impl PoolInner {
         if let Some(waiter) = oldest {
             let _ = waiter.answer(Err(error));
         }
-    }
-
-    /// Refuses all who wait, and returns how many there were.
-    pub(super) fn refuse_all(&self, kind: Kind) -> usize {
-        let waiters = self.ledger().waiters.take_all();
-        let refused = waiters
-            .into_iter()
-            .filter_map(|waiter| waiter.answer(Err(kind.into())).ok());
-        refused.count()
     }
 
     /// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
@@ -258,8 +250,26 @@ impl PoolInner {
 struct Waiting<'p> {
     receiver: Receiver<Lease>,
     pool: &'p PoolInner,
+    request: Option<Arc<dyn Holder>>,
     is_answered: bool,
-    _wait: Wait,
+}
+
+impl<'p> Waiting<'p> {
+    fn new(
+        receiver: Receiver<Lease>,
+        pool: &'p PoolInner,
+        request: Option<Arc<dyn Holder>>,
+    ) -> Self {
+        if let Some(request) = &request {
+            request.waits().fetch_add(1, Ordering::Relaxed);
+        }
+        Self {
+            receiver,
+            pool,
+            request,
+            is_answered: false,
+        }
+    }
 }
 
 impl Drop for Waiting<'_> {
@@ -267,6 +277,9 @@ impl Drop for Waiting<'_> {
         if !self.is_answered {
             self.receiver.close();
             self.pool.ledger().waiters.left();
+        }
+        if let Some(request) = &self.request {
+            request.waits().fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -1,11 +1,11 @@
 //! [`Admission`]: how many requests may wait for a connection.
 //!
-//! Little's law: who joins a queue waits for its length divided by the rate at which it moves. A request that could not
+//! Little's law: the wait in a queue is its length divided by the rate at which it moves. A request that could not
 //! expect its turn in time is refused at once, because its client would be gone by then.
 
 use std::time::{Duration, Instant};
 
-/// How long turns are counted before their number is used.
+/// Turns are counted for this long before their number is used.
 const SPAN: Duration = Duration::from_secs(1);
 
 /// A partial span counts once it is at least this long, if it shows a higher rate than the one before.

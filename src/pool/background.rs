@@ -72,7 +72,7 @@ impl<W: Work> Task<W> {
         loop {
             while self.work.step().await {}
             is_running.store(false, Ordering::SeqCst);
-            // What was left before the store was left to this task, unless somebody has started another one since.
+            // Work left before the store was left to this task, unless another task has been started since.
             if !self.work.is_pending() || is_running.swap(true, Ordering::SeqCst) {
                 break;
             }

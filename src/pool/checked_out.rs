@@ -18,7 +18,7 @@ use crate::{
     sql::Redacted,
 };
 
-/// On how many more connections a transaction may try to begin.
+/// A transaction may try to begin on this many more connections.
 const BEGIN_AGAIN: u32 = 3;
 
 /// A connection that a session uses.
@@ -32,12 +32,12 @@ pub(super) struct Parts {
     pub(super) connection: Option<PinnedConnection>,
     /// The runtime that serves the connection.
     pub(super) runtime: Handle,
-    /// When the driver's pool was asked for it.
+    /// The time at which the driver's pool was asked for it.
     pub(super) fetched: Instant,
     /// The session's last statement.
     pub(super) text: Redacted,
     /// The place of its session in the pool's registry.
-    pub(super) holder: Option<Key>,
+    holder: Option<Key>,
     pub(super) slot: SlotGuard,
 }
 
@@ -130,6 +130,7 @@ impl CheckedOut {
         async move {
             let mut output = self.call_once(&mut task).await;
             if self.may_begin_again(&output, &task) {
+                // In a box: it is rare, and every call would have room for it.
                 output = Box::pin(self.begin_again(output, &mut task)).await;
             }
             self.leave_read_only();
@@ -172,15 +173,16 @@ impl CheckedOut {
     async fn exchange(&mut self) -> Result<(), Error> {
         let pool = self.pool().clone();
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: it begins on another one");
-        // What killed it may have killed the others.
+        // The cause of its death may have killed the others.
         pool.return_idle();
         let dead = self.0.connection.take();
-        let victim = dead.and_then(PinnedConnection::into_cancel_handle);
+        let handle = dead.and_then(PinnedConnection::into_cancel_handle);
         // Before the wait: in a pool of one, nothing else could end it.
         self.0.slot.free();
         if let Some(mut next) = pool.wait_for_one(true).await?.into_connection() {
-            if let (Some(connection), Some(victim)) = (&mut next.0.connection, victim) {
-                connection.adopt(victim);
+            if let (Some(connection), Some(handle)) = (&mut next.0.connection, handle) {
+                // The session has handed it out already: from here on, it cancels what runs on the new connection.
+                connection.adopt(handle);
             }
             next.0.holder = self.0.holder.take();
             *self = next;
@@ -253,15 +255,48 @@ impl CheckedOut {
     pub(crate) fn patience(&self) -> Option<Duration> {
         self.pool().patience()
     }
+
+    /// Moves the connection into a task that cleans it, instead of closing it with its database.
+    fn survive(&mut self) {
+        let Some(connection) = self.0.connection.take() else {
+            return;
+        };
+        let runtime = self.0.runtime.clone();
+        let mut rescued = Self::new(connection, self.0.fetched, self.0.slot.take());
+        // It is held until it is clean: closing the pool waits for it.
+        rescued.0.holder = self.0.holder.take();
+        let mut survivor = Survivor(Some(rescued));
+        runtime.spawn(async move {
+            if let Some(checked_out) = &mut survivor.0
+                && checked_out.clean().await
+                && let Some(clean) = survivor.0.take()
+            {
+                clean.put_back();
+            }
+        });
+    }
 }
 
 impl Drop for CheckedOut {
     fn drop(&mut self) {
+        // SQLite in memory: closed with its connection, the database would be gone.
         if self.is(PinnedConnection::survives_cancel) {
             self.survive();
         }
         // In this order: while a session is known to hold it, closing the pool waits for it.
         drop(self.0.connection.take());
         self.leave();
+    }
+}
+
+/// A connection to an in-memory database being cleaned. Its runtime may drop it unrun: then nothing can save it, and it
+/// must not [survive](CheckedOut::survive) once more.
+struct Survivor(Option<CheckedOut>);
+
+impl Drop for Survivor {
+    fn drop(&mut self) {
+        if let Some(mut lost) = self.0.take() {
+            drop(lost.0.connection.take());
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::{runtime::Handle, time::timeout};
 use super::{inner::PoolInner, log::log_session};
 use crate::error::Kind;
 
-/// How often it looks whether a COMMIT that had to be completed has ended.
+/// It looks this often whether a COMMIT that had to be completed has ended.
 const TICK: Duration = Duration::from_millis(20);
 
 /// Closes `pool`, whose sessions may go on for at most `within`; returns how many had to be cut off.
@@ -25,6 +25,7 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
         return cut;
     }
     let is_in_time = timeout(within, pool.closing.last_session()).await.is_ok();
+    // Not before: sessions that are given time may acquire connections in it.
     pool.closing.shut();
     let cut = if is_in_time { 0 } else { cut_off(pool).await };
     close_driver(pool).await;
@@ -48,7 +49,9 @@ async fn cut_off(pool: &PoolInner) -> usize {
 
 /// Cuts off those that can be cut off now, and returns how many there were.
 fn cut_once(pool: &PoolInner) -> usize {
-    let mut cut = pool.refuse_all(Kind::Closing);
+    let waiters = pool.ledger().waiters.take_all().into_iter();
+    let refused = waiters.filter_map(|waiter| waiter.answer(Err(Kind::Closing.into())).ok());
+    let mut cut = refused.count();
     for holder in pool.registry.all() {
         let label = holder.label();
         if holder.cut(Kind::Closing) {
@@ -72,6 +75,7 @@ async fn close_driver(pool: &Arc<PoolInner>) {
     pool.return_idle();
     pool.driver.close_now();
     let database = pool.database.clone();
+    // In a task, so that it goes on if this future is dropped.
     let closed = tokio::spawn(async move { database.close_by_ref().await });
     match timeout(pool.settings.release_timeout, closed).await {
         Ok(Ok(Ok(()))) => {}

@@ -9,7 +9,7 @@ use super::holder::{Grip, Holder, is_same};
 
 /// Returns the requests that hold the connections, unless one of the `holders` is bound to go on by itself.
 pub(super) fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
-    // What runs ends, and what is on its way back arrives: also of a session that has another one by now.
+    // A running statement ends, and a connection on its way back arrives: also of a session that has another by now.
     let is_twice =
         |(n, one): (usize, &Arc<dyn Holder>)| holders[..n].iter().any(|other| is_same(one, other));
     if holders.iter().any(|holder| holder.grip() != Grip::Idle)

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How soon a read-only server's connections are evicted again: twice as late each time, since a server may stay
+/// A read-only server's connections are evicted again this soon: twice as late each time, since a server may stay
 /// read-only.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -19,12 +19,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After so long, the next one is another fail-over.
 const CALM: Duration = Duration::from_secs(15);
 
-/// How soon another one is logged.
+/// Another one is logged this soon.
 const QUIET: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(super) struct Eviction {
-    /// So that the lock is taken only where it ever happened.
+    /// The lock is taken only where it ever happened.
     has_been: AtomicBool,
     last: Mutex<Option<Last>>,
 }

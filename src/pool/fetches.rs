@@ -2,42 +2,42 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a connect may be silent before it is given up, so that one that is lost is repeated within the default
-/// time-out of those who wait; twice as long after each one, for servers that take long to log in.
+/// The longest silence of a connect before it is given up, so that one that is lost is repeated within the default
+/// time-out of the waiters; twice as long after each one, for servers that take long to log in.
 const CONNECT: Duration = Duration::from_secs(4);
 
 /// For how long it is remembered that a slow connect has succeeded.
 const SLOW_LOG_INS: Duration = Duration::from_secs(60);
 
-/// How long nothing is fetched after a failure; at first, and at most.
+/// The pause in fetching after a failure; at first, and at most.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct Fetches {
     running: u32,
-    /// How many of them take so long that no waiter counts on them.
+    /// The running ones that take so long that no waiter counts on them.
     slow: u32,
-    /// How often a connect was given up since the last one that was quick.
+    /// Connects given up since the last one that was quick.
     given_up: u32,
-    /// When a slow connect succeeded last.
+    /// The time at which a slow connect succeeded last.
     slow_log_in: Option<Instant>,
     /// Fetches that failed while others were under way: their waiters are not answered yet.
     unanswered: usize,
     paused_until: Option<Instant>,
-    /// How long the last pause was.
+    /// The length of the last pause.
     pause: Duration,
     /// One of the running fetches has failed, and waits for the end of the pause.
     is_resting: bool,
 }
 
-/// What follows from a failed fetch.
+/// The consequence of a failed fetch.
 pub(super) enum AfterFailure {
     /// A connection may still come: its fetch is over when this time has passed.
     Rest(Duration),
     /// Another one rests already.
     GoOn,
-    /// No connection can come: so many waiters get the error.
+    /// No connection can come: this many waiters get the error.
     Refuse(usize),
 }
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::error::Kind;
 
-/// How often stalled statements are looked for, and so how long one has run before the server is asked about it.
+/// Stalled statements are looked for this often, and have run for as long before the server is asked about them.
 const STALL_CHECK: Duration = Duration::from_secs(1);
 
 pub(super) struct HoldWatch {
@@ -87,6 +87,7 @@ impl Work for HoldWatch {
 /// Does what is due, and returns for how long nothing else is.
 fn look(pool: &PoolInner) -> Option<Duration> {
     let due = pool.registry.due();
+    // In tasks of their own: the server may take long to answer, or never do.
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
@@ -139,6 +140,7 @@ fn cut_unread(pool: &PoolInner) {
 
 /// Takes a session's connection away, and returns whether that could be done; otherwise it is tried again.
 fn cut(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>, reason: Kind) -> bool {
+    // Before the cut, after which the connection may come back at any moment.
     let logged = pool.registry.unwatch(key, holder);
     let is_cut = holder.clone().cut(reason);
     if !is_cut {

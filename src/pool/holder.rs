@@ -1,10 +1,7 @@
 //! [`Holder`]: a session, as its pool sees it.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -30,7 +27,7 @@ pub(crate) trait Holder: Send + Sync {
     /// Notes that another session of its request has committed; for a request's outermost session.
     fn note_committed(&self);
 
-    /// Returns what it does with its connection.
+    /// Returns the state of its connection.
     fn grip(&self) -> Grip;
 
     /// Returns what runs for it, where the server can be asked whether it still does.
@@ -52,7 +49,7 @@ pub(crate) trait Holder: Send + Sync {
     fn cut(self: Arc<Self>, reason: Kind) -> bool;
 }
 
-/// What a session does with the connection that the registry knows it by.
+/// The state of the connection that the registry knows a session by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grip {
     /// It has given it back: that is on its way.
@@ -66,10 +63,10 @@ pub(crate) enum Grip {
 pub(crate) struct Doubt {
     /// Names it among those of its connection.
     pub(crate) turn: u64,
-    pub(crate) victim: Arc<CancelHandle>,
+    pub(crate) handle: Arc<CancelHandle>,
 }
 
-/// What a request is called in the log.
+/// A request's name in the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Label {
     pub(crate) method: Method,
@@ -79,24 +76,4 @@ pub(crate) struct Label {
 /// Returns whether two are the same.
 pub(super) fn is_same(one: &Arc<dyn Holder>, other: &Arc<dyn Holder>) -> bool {
     Arc::ptr_eq(one, other)
-}
-
-/// Counts a wait of a request for as long as it lasts.
-pub(super) struct Wait(Option<Arc<dyn Holder>>);
-
-impl Wait {
-    pub(super) fn of(request: Option<Arc<dyn Holder>>) -> Self {
-        if let Some(request) = &request {
-            request.waits().fetch_add(1, Ordering::Relaxed);
-        }
-        Self(request)
-    }
-}
-
-impl Drop for Wait {
-    fn drop(&mut self) {
-        if let Some(request) = &self.0 {
-            request.waits().fetch_sub(1, Ordering::Relaxed);
-        }
-    }
 }

@@ -10,13 +10,13 @@ use tokio::time::timeout;
 use super::driver_pool::SILENCE;
 use crate::{connection::PinnedConnection, sql::Redacted};
 
-/// How long a connection counts as alive after its last use.
+/// A connection counts as alive for this long after its last use.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// A connection that no session uses. It has no slot: it gets one when it is taken out of the list.
 pub(super) struct IdleConnection {
     pub(super) connection: PinnedConnection,
-    /// When the driver's pool was asked for it.
+    /// The time at which the driver's pool was asked for it.
     pub(super) fetched: Instant,
     /// For the next session's last statement: its memory is used again.
     pub(super) text: Redacted,

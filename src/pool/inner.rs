@@ -28,9 +28,6 @@ use super::{
 };
 use crate::error::{Error, Kind};
 
-/// How many log lines a second waits for a second session may have.
-const SECOND_SESSION_LINES: u32 = 16;
-
 pub(crate) struct PoolInner {
     pub(super) database: DatabaseConnection,
     pub(super) driver: DriverPool,
@@ -42,7 +39,8 @@ pub(crate) struct PoolInner {
     pub(super) reaper: Arc<Background>,
     pub(super) registry: Registry,
     pub(super) hold_watch: Arc<Background>,
-    pub(super) second_session_lines: Throttle,
+    /// Throttles the lines about waits for a second session.
+    pub(super) second_session_lines: Throttle<16>,
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,
     pub(super) probe: Probe,
@@ -71,7 +69,7 @@ impl PoolInner {
             reaper: Arc::default(),
             registry: Registry::default(),
             hold_watch: Arc::default(),
-            second_session_lines: Throttle::new(SECOND_SESSION_LINES),
+            second_session_lines: Throttle::default(),
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),
@@ -130,11 +128,6 @@ impl PoolInner {
     /// Returns whether statements run on a server that can be asked about them by another connection.
     pub(crate) fn has_server(&self) -> bool {
         !self.is_test() && self.driver.has_server()
-    }
-
-    /// Returns whether sessions of both run on the same database.
-    pub(crate) fn has_database_of(&self, other: &Self) -> bool {
-        self.driver.is_same(&other.driver)
     }
 
     /// Returns the queue of requests to cancel statements on the server.

@@ -17,7 +17,7 @@ use super::{
     waiters::{Applicant, Receiver, Waiter, Waiters},
 };
 
-/// How long the last free connection is kept for requests that hold one, after one of them took a second.
+/// The last free connection is kept for requests that hold one for this long after one of them took a second.
 const KEPT_FOR_SECONDS: Duration = Duration::from_secs(10);
 
 /// The current state of a [`SessionPool`](crate::SessionPool).
@@ -37,7 +37,7 @@ pub struct Status {
     pub pending: usize,
 }
 
-/// What the slot of a connection counts as.
+/// The purpose of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// A session holds it, or has just given it back.
@@ -46,10 +46,10 @@ pub(super) enum Use {
     Return,
 }
 
-/// Who waits for values of type `T`, what is idle, and how many connections are out. All of it is one value under one
+/// The waiters for values of type `T`, the idle connections, and the number of those that are out. One value under one
 /// lock, because each decision needs all of it.
 pub(super) struct Ledger<T> {
-    /// How many connections may be out at the same time. An idle one is not out: whoever takes it makes it so.
+    /// The most connections that may be out at the same time. An idle one is not out until a session takes it.
     limit: u32,
     used: u32,
     returning: u32,
@@ -131,7 +131,7 @@ impl<T> Ledger<T> {
         self.seconds_until = Instant::now().checked_add(KEPT_FOR_SECONDS);
     }
 
-    /// Joins the queue, unless too many wait already. The flag says whether a connection may be fetched for somebody.
+    /// Joins the queue, unless too many wait already. The flag says whether a connection may be fetched.
     pub(super) fn join(&mut self, applicant: Applicant) -> Option<(Receiver<T>, bool)> {
         let free = self.limit.saturating_sub(self.out()) as usize;
         let admits = if applicant.holds {
@@ -224,7 +224,7 @@ impl<T> Ledger<T> {
     /// `holders` are the requests of all who hold one.
     pub(super) fn take_deadlocked(&mut self, holders: &[Arc<dyn Holder>]) -> Option<Waiter<T>> {
         let can_serve = self.fetches.running() > 0 || self.out() < self.limit;
-        // Fewer are known where one is on its way.
+        // Fewer are known where one is on its way: that one comes, so there is no deadlock.
         if can_serve || holders.len() != self.out() as usize {
             return None;
         }

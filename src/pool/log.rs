@@ -27,11 +27,9 @@ macro_rules! log_session {
 }
 pub(super) use log_session;
 
-/// Lets so many log lines a second pass, and counts the rest.
-pub(super) struct Throttle {
-    most: u32,
-    window: Mutex<Window>,
-}
+/// Lets `MOST` log lines a second pass, and counts the rest.
+#[derive(Default)]
+pub(super) struct Throttle<const MOST: u32>(Mutex<Window>);
 
 #[derive(Default)]
 struct Window {
@@ -40,16 +38,9 @@ struct Window {
     suppressed: u64,
 }
 
-impl Throttle {
-    pub(super) fn new(most: u32) -> Self {
-        Self {
-            most,
-            window: Mutex::default(),
-        }
-    }
-
+impl<const MOST: u32> Throttle<MOST> {
     fn lock(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns how many lines were suppressed since the last one, if another one may be written now.
@@ -58,7 +49,7 @@ impl Throttle {
         if window.since.is_none_or(|since| since.elapsed() >= SECOND) {
             (window.since, window.lines) = (Some(Instant::now()), 0);
         }
-        if window.lines == self.most {
+        if window.lines == MOST {
             window.suppressed += 1;
             return None;
         }
@@ -75,19 +66,11 @@ impl Throttle {
 }
 
 /// Logs failures to acquire a connection, and when they are over.
+#[derive(Default)]
 pub(super) struct Pressure {
     /// A failure was logged, and not yet its end. Callers that acquire look only here while all is well.
     is_on: AtomicBool,
-    lines: Throttle,
-}
-
-impl Default for Pressure {
-    fn default() -> Self {
-        Self {
-            is_on: AtomicBool::default(),
-            lines: Throttle::new(1),
-        }
-    }
+    lines: Throttle<1>,
 }
 
 impl Pressure {

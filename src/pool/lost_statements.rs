@@ -14,19 +14,19 @@ use super::{
     log::log_session,
 };
 
-/// How often the server has to say that it does nothing, because it may have ended in this moment; and how long the
-/// answer has to begin to arrive in between.
+/// The server has to say this often that it does nothing, because it may have ended in this moment; the answer has this
+/// long to begin to arrive in between.
 const TIMES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the server may take to say it: long enough to find that the connection it is asked by is lost as well.
+/// The server may take this long to say it: long enough to find that the connection it is asked by is lost as well.
 const BOUND: Duration = Duration::from_secs(15);
 
 /// A session, and what runs for it.
 pub(super) struct Suspect {
     holder: Arc<dyn Holder>,
     doubt: Doubt,
-    /// How often it had been woken when it was suspected. A slow network that is still bringing the answer wakes it
+    /// The number of times it had been woken when it was suspected. A slow network that is still bringing the answer wakes it
     /// with each part.
     wakes: u64,
 }
@@ -34,7 +34,7 @@ pub(super) struct Suspect {
 impl Suspect {
     pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
         let doubt = holder.doubtful()?;
-        let wakes = doubt.victim.wakes();
+        let wakes = doubt.handle.wakes();
         Some(Self {
             holder,
             doubt,
@@ -44,7 +44,7 @@ impl Suspect {
 
     /// Returns whether the same call was running the last time this was asked.
     pub(super) fn ran_before(&self) -> bool {
-        self.doubt.victim.was_at(self.doubt.turn)
+        self.doubt.handle.was_at(self.doubt.turn)
     }
 
     /// Returns whether it still runs, and nothing has arrived for it since it was suspected.
@@ -53,7 +53,7 @@ impl Suspect {
             .holder
             .doubtful()
             .is_some_and(|now| now.turn == self.doubt.turn);
-        is_same && self.wakes == self.doubt.victim.wakes()
+        is_same && self.wakes == self.doubt.handle.wakes()
     }
 
     /// Ends the statement with an error, and closes its connection.
@@ -64,15 +64,15 @@ impl Suspect {
             statement = self.holder.last_statement(),
             "the server has ended a statement whose answer has not arrived: its connection is lost and closed",
         );
-        self.doubt.victim.lose(self.doubt.turn);
+        self.doubt.handle.lose(self.doubt.turn);
         self.holder.look_at_call();
     }
 }
 
 /// Ends what runs for `suspect` where the server is not at it any more.
 pub(super) async fn look_for_one(cancels: Arc<CancelQueue>, suspect: Suspect) {
-    let victim = suspect.doubt.victim.clone();
-    let subject = || victim.backend_id(cancels.route()).map(Subject::One);
+    let handle = suspect.doubt.handle.clone();
+    let subject = || handle.backend_id(cancels.route()).map(Subject::One);
     examine(&cancels, vec![suspect], subject).await;
 }
 
@@ -93,7 +93,7 @@ async fn examine(
             return;
         }
         if round < TIMES {
-            // What has arrived is read, even if the statement's own future is not polled.
+            // An answer that has arrived is read, even if the statement's own future is not polled.
             suspects
                 .iter()
                 .for_each(|suspect| suspect.holder.clone().look_at_call());

@@ -15,7 +15,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How many may wait for each connection, however slow they are.
+/// This many may wait for each connection, however slow they are.
 const WAITING_PER_CONNECTION: u32 = 20;
 
 /// Beyond these, a request may wait if it can expect a connection within this time.
@@ -70,6 +70,7 @@ impl Settings {
         }
         let max = driver.max_connections().unwrap_or(u32::MAX);
         let guaranteed = max.saturating_mul(WAITING_PER_CONNECTION) as usize;
+        // A wait of more than half the time-out would often end by it.
         Admission::new(guaranteed, PATIENCE.min(self.acquire_timeout / 2))
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How often, pool-wide, a released connection passes those who wait here and visits the driver's pool.
+/// Pool-wide, a released connection passes the waiters this often and visits the driver's pool.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Default)]

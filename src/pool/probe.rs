@@ -11,7 +11,7 @@ use tokio::{runtime::Handle, sync::Mutex, task::JoinHandle, time::timeout};
 use super::driver_pool::DriverPool;
 use crate::error::{Error, Kind};
 
-/// How long an attempt may take, and how long its result holds.
+/// The longest time that an attempt may take, and the time for which its result holds.
 pub(super) const PROBE: Duration = Duration::from_secs(1);
 
 /// The last attempt to connect. A caller that comes while one is under way waits for its result.

@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, Either, select};
 
 use super::{background::Work, inner::PoolInner};
 
-/// How often it looks, and how long users of the driver's pool may find nothing there while
+/// It looks this often, and users of the driver's pool may find nothing there for as long while
 /// sessions are idle.
 const TICK: Duration = Duration::from_millis(50);
 

@@ -10,13 +10,13 @@ use super::{
     options::Settings,
 };
 
-/// How often the hold watch looks at least.
+/// The hold watch looks at least this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often the server is asked whether it works for a holder.
+/// The server is asked this often whether it works for a holder.
 pub(super) const ASK: Duration = Duration::from_secs(5);
 
-/// How soon a connection that could not be taken away is tried again.
+/// A connection that could not be taken away is tried again this soon.
 const AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
@@ -27,11 +27,11 @@ pub(super) struct Registry(Mutex<Entries>);
 struct Entries {
     places: Vec<Option<Entry>>,
     free: Vec<Key>,
-    /// How many have entered so far.
+    /// The number that have entered so far.
     entered: u64,
-    /// How many had when the hold watch looked last.
+    /// The number that had when the hold watch looked last.
     seen: u64,
-    /// When the hold watch looks next.
+    /// The time at which the hold watch looks next.
     watched_until: Option<Instant>,
 }
 
@@ -46,29 +46,29 @@ struct Entry {
     watch: Option<Watch>,
 }
 
-/// Until when a holder may go on.
+/// The times by which something is done about a holder.
 struct Watch {
     since: Instant,
     warn_at: Option<Instant>,
-    /// When the server is asked whether it still works for the holder.
+    /// The time at which the server is asked whether it still works for the holder.
     ask_at: Option<Instant>,
     cut_at: Option<Instant>,
     logged: Option<Logged>,
 }
 
-/// What the log says of a holder.
+/// A line in the log about a holder.
 pub(super) struct Logged {
     pub(super) label: Option<Label>,
     pub(super) since: Instant,
 }
 
-/// What the hold watch has to do.
+/// The work of the hold watch.
 pub(super) struct Due {
     pub(super) long: Vec<(Arc<dyn Holder>, Duration)>,
-    /// Those of which the server is to be asked.
+    /// The holders of which the server is to be asked.
     pub(super) doubtful: Vec<Arc<dyn Holder>>,
     pub(super) too_long: Vec<(Key, Arc<dyn Holder>, Duration)>,
-    /// How long it may sleep; `None` if there is nothing left to watch.
+    /// The time it may sleep; `None` if there is nothing left to watch.
     pub(super) next: Option<Duration>,
 }
 
@@ -219,6 +219,7 @@ impl Entries {
     /// The place may be another one's by now.
     fn watch_of(&mut self, key: Key, holder: &Arc<dyn Holder>) -> Option<&mut Watch> {
         let entry = self.places.get_mut(key)?.as_mut()?;
+        // By the address alone: the same type may have several vtables.
         let is_same = std::ptr::addr_eq(entry.holder.as_ptr(), Arc::as_ptr(holder));
         entry.watch.as_mut().filter(|_| is_same)
     }
@@ -231,7 +232,7 @@ impl Entry {
             .is_some_and(|own| std::ptr::addr_eq(own.as_ptr(), Arc::as_ptr(request)))
     }
 
-    /// What is upgraded here must not be dropped under the lock: `due` takes it all along.
+    /// A holder that is upgraded here must not be dropped under the lock: `due` takes it along.
     fn look(&mut self, key: Key, now: Instant, due: &mut Due) {
         let Some(watch) = &mut self.watch else { return };
         let is_up = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -272,6 +273,7 @@ impl Watch {
         Self {
             since,
             warn_at,
+            // Only then the server process behind a connection is known.
             ask_at: warn_at.filter(|_| settings.cancel_running),
             cut_at: since.checked_add(settings.hold_timeout),
             logged: None,

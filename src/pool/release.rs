@@ -22,7 +22,7 @@ use super::{
 };
 use crate::connection::{CancelHandle, PinnedConnection};
 
-/// How long a connection may go from session to session before the driver's pool sees it again.
+/// A connection may go from session to session for this long before the driver's pool sees it again.
 const VISIT: Duration = Duration::from_secs(10);
 
 impl CheckedOut {
@@ -33,7 +33,7 @@ impl CheckedOut {
             return then();
         };
         if connection.is_broken() {
-            // What killed it may have killed the others.
+            // The cause of its death may have killed the others.
             self.pool().return_idle();
             drop(self);
             then();
@@ -55,7 +55,7 @@ impl CheckedOut {
         }
     }
 
-    async fn clean(&mut self) -> bool {
+    pub(super) async fn clean(&mut self) -> bool {
         let patience = self.patience();
         let Some(connection) = &mut self.0.connection else {
             return false;
@@ -111,38 +111,6 @@ impl CheckedOut {
             }
         });
     }
-
-    /// Moves the connection into a task that cleans it, instead of closing it with its database.
-    pub(super) fn survive(&mut self) {
-        let Some(connection) = self.0.connection.take() else {
-            return;
-        };
-        let runtime = self.0.runtime.clone();
-        let mut rescued = Self::new(connection, self.0.fetched, self.0.slot.take());
-        // It is held until it is clean: closing the pool waits for it.
-        rescued.0.holder = self.0.holder.take();
-        let mut survivor = Survivor(Some(rescued));
-        runtime.spawn(async move {
-            if let Some(checked_out) = &mut survivor.0
-                && checked_out.clean().await
-                && let Some(clean) = survivor.0.take()
-            {
-                clean.put_back();
-            }
-        });
-    }
-}
-
-/// A connection to an in-memory database being cleaned. Its runtime may drop it unrun: then nothing can save it, and it
-/// must not [survive](CheckedOut::survive) once more.
-struct Survivor(Option<CheckedOut>);
-
-impl Drop for Survivor {
-    fn drop(&mut self) {
-        if let Some(mut lost) = self.0.take() {
-            drop(lost.0.connection.take());
-        }
-    }
 }
 
 impl PoolInner {
@@ -183,13 +151,13 @@ impl PoolInner {
     pub(crate) async fn finish_abandoned<F>(
         &self,
         call: F,
-        victim: &CancelHandle,
+        handle: &CancelHandle,
         runtime: &Handle,
     ) -> Finished
     where
         F: Future<Output = Finished> + Unpin,
     {
-        let (mut finished, late) = finish_abandoned(&self.cancels, call, victim, runtime).await;
+        let (mut finished, late) = finish_abandoned(&self.cancels, call, handle, runtime).await;
         if let Some(connection) = &mut finished.connection.0.connection {
             // Its next statement must not be hit.
             match late {
@@ -266,7 +234,7 @@ impl PoolInner {
             self.driver.close_idle();
             self.eviction.extend();
         }
-        // Before the slot is free: what sessions wait for must not be taken for a plain user.
+        // Before the slot is free: the next fetch must not be taken for a plain user.
         let is_idle = self.driver.has_idle();
         let mut ledger = self.ledger();
         let is_fetching = ledger.fetches.running() > 0;

@@ -58,6 +58,7 @@ impl FetchGuard {
     /// Turns it into the slot of the connection that has come.
     pub(super) fn into_slot(mut self) -> SlotGuard {
         let stage = std::mem::replace(&mut self.stage, Stage::Fetched);
+        // Under one lock: in between, it would be neither fetched nor out, and another fetch might begin.
         let mut ledger = self.pool.ledger();
         ledger.fetches.succeed(matches!(stage, Stage::Slow));
         ledger.occupy(Use::Session);

@@ -21,7 +21,7 @@ pub(super) struct Waiters<T> {
     next_id: u64,
 }
 
-/// Who wants to wait.
+/// A request to wait.
 pub(super) struct Applicant {
     pub(super) runtime: Handle,
     /// The request that waits, if it is one that has a session already.

@@ -61,10 +61,10 @@ impl Holder for Core {
         if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {
             return None;
         }
-        let victim = running.cancel_handle.clone()?;
+        let handle = running.cancel_handle.clone()?;
         Some(Doubt {
-            turn: victim.turn(),
-            victim,
+            turn: handle.turn(),
+            handle,
         })
     }
 

@@ -5,19 +5,19 @@ use std::{future::Future, sync::Arc, time::Duration};
 use futures_util::future::{Either, select};
 use tokio::{runtime::Handle, time::sleep};
 
-use super::queue::{CancelQueue, Reply};
+use super::{batch::Outcome, queue::CancelQueue};
 use crate::connection::{BackendId, CancelHandle, CancelTarget};
 
-/// How long a statement may still end by itself.
+/// A statement may still end by itself for this long.
 const GRACE: Duration = Duration::from_millis(3);
 
-/// How long a statement has to end when the server was asked to cancel it, before that is repeated; at
-/// first, and at most.
+/// The time that a statement has to end after a cancel request, before that is repeated; at first, and at
+/// most.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
-/// What may still come for a connection whose statement has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The cancellations that may still reach a connection whose statement has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::pool) enum Late {
     Nothing,
     /// A cancellation that the server has acted on, perhaps after the statement's end.
@@ -33,13 +33,13 @@ pub(in crate::pool) enum Late {
 pub(in crate::pool) async fn finish_abandoned<F>(
     queue: &Arc<CancelQueue>,
     mut call: F,
-    victim: &CancelHandle,
+    handle: &CancelHandle,
     runtime: &Handle,
 ) -> (F::Output, Late)
 where
     F: Future + Unpin,
 {
-    let abandoned = Box::pin(victim.abandoned());
+    let abandoned = Box::pin(handle.abandoned());
     if let Either::Left((finished, _)) = select(&mut call, abandoned).await {
         return (finished, Late::Nothing);
     }
@@ -49,21 +49,21 @@ where
             return (finished, late);
         }
         pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
-        match victim.target(queue.route()) {
+        match handle.target(queue.route()) {
             None => {}
-            Some(CancelTarget::Sqlite) => late = late.or(Late::Possible),
+            Some(CancelTarget::Sqlite) => late = late.max(Late::Possible),
             Some(CancelTarget::Server(target)) => {
-                let (finished, reply) = cancel(queue, &mut call, target, runtime).await;
-                late = match reply {
-                    Some(Reply::Unsent) => late,
-                    Some(Reply::Answered) => late.or(Late::Possible),
-                    None => Late::Unanswered,
+                let (finished, outcome) = cancel(queue, &mut call, target, runtime).await;
+                late = match outcome {
+                    Outcome::Untouched => late,
+                    Outcome::Answered => late.max(Late::Possible),
+                    Outcome::InDoubt => Late::Unanswered,
                 };
                 if let Some(finished) = finished {
                     return (finished, late);
                 }
                 if late == Late::Unanswered {
-                    // Those that were asked for with it come first: it may keep them waiting again.
+                    // It may have kept the other requests of its batch waiting: they come first.
                     pause = LONGEST_PAUSE;
                 }
             }
@@ -77,25 +77,22 @@ async fn cancel<F>(
     call: &mut F,
     target: BackendId,
     runtime: &Handle,
-) -> (Option<F::Output>, Option<Reply>)
+) -> (Option<F::Output>, Outcome)
 where
     F: Future + Unpin,
 {
     tracing::debug!(target: "tower_sea_orm::pool", ?target, "asks the server to stop an abandoned statement");
     let (id, reply) = queue.request(Some(target), runtime);
-    let (finished, reply) = match select(call, reply).await {
-        Either::Right((reply, _)) => (None, reply.ok()),
-        Either::Left((finished, _)) if queue.withdraw(id) => (Some(finished), Some(Reply::Unsent)),
+    let (finished, outcome) = match select(call, reply).await {
+        Either::Right((reply, _)) => (None, reply),
+        Either::Left((finished, _)) if queue.withdraw(id) => {
+            (Some(finished), Ok(Outcome::Untouched))
+        }
         // It is under way, and may be carried out after the statement's end. The next one would be hit:
         // https://github.com/pgbouncer/pgbouncer/issues/245
-        Either::Left((finished, reply)) => (Some(finished), reply.await.ok()),
+        Either::Left((finished, reply)) => (Some(finished), reply.await),
     };
-    tracing::debug!(target: "tower_sea_orm::pool", ?reply, ended = finished.is_some(), "asked the server to stop a statement");
-    (finished, reply)
-}
-
-impl Late {
-    fn or(self, other: Self) -> Self {
-        if self == Self::Nothing { other } else { self }
-    }
+    let outcome = outcome.unwrap_or(Outcome::InDoubt);
+    tracing::debug!(target: "tower_sea_orm::pool", ?outcome, ended = finished.is_some(), "asked the server to stop a statement");
+    (finished, outcome)
 }

@@ -13,7 +13,7 @@ use crate::connection::BackendId;
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
 
-/// How long an answer may take. MariaDB's KILL tries for 2 seconds to get at what its target waits on, and needs
+/// The longest wait for an answer. MariaDB's KILL tries for 2 seconds to get at what its target waits on, and needs
 /// them if that ends by itself in the same moment.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 const BOUND: Duration = Duration::from_secs(4);
@@ -32,7 +32,7 @@ pub(super) struct Item<'a> {
 pub(super) enum Outcome {
     /// Nothing was sent that would cancel it.
     Untouched,
-    /// It may be cancelled at any time.
+    /// It may be cancelled at any time. So may a request without a reply.
     InDoubt,
     /// The server has answered, and will not act on it from here on.
     Answered,

@@ -19,7 +19,7 @@ impl PostgresSide {
         let marked = options.clone().options([(MARK, &mark)]);
         let mut connection = match marked.connect().await {
             Ok(connection) => connection,
-            // What refuses start-up settings is no server.
+            // PostgreSQL itself accepts such settings.
             Err(sqlx::Error::Database(_)) => {
                 return Ok((Self(options.connect().await?), Peer::Proxy));
             }

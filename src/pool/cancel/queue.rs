@@ -7,19 +7,22 @@ use std::{
 
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
-use super::{batch::Fault, worker::CancelWorker};
+use super::{
+    batch::{Fault, Outcome},
+    worker::CancelWorker,
+};
 use crate::{
     connection::{BackendId, Peer},
     pool::{background::Background, driver_pool::DriverPool},
 };
 
-/// How long opening the side connection may take.
+/// The longest time that opening the side connection may take.
 pub(super) const BOUND: Duration = Duration::from_secs(2);
 
-/// How long after a failure to open it the next attempt is made.
+/// The next attempt to open it is made this long after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is asked of the server, and what is known of the way to it.
+/// Requests and questions to the server, and what is known of the way to it.
 pub(crate) struct CancelQueue {
     pub(super) driver: DriverPool,
     /// Statements are cancelled; otherwise the server is only asked about them.
@@ -35,7 +38,7 @@ struct Asked {
     /// Names the next request.
     next_id: u64,
     route: Option<Peer>,
-    /// When the side connection could not be opened.
+    /// The time at which the side connection could not be opened.
     failed: Option<Instant>,
     /// The log says that the server does not cancel.
     is_refused: bool,
@@ -45,7 +48,7 @@ pub(super) struct CancelRequest {
     id: u64,
     /// `None`: only the route is of interest.
     pub(super) target: Option<BackendId>,
-    pub(super) reply: oneshot::Sender<Reply>,
+    pub(super) reply: oneshot::Sender<Outcome>,
 }
 
 /// Asks whether the server is at work for `subject`.
@@ -59,14 +62,6 @@ pub(in crate::pool) enum Subject {
     One(BackendId),
     /// All connections of this client's, of which the server has at least so many.
     All(u32),
-}
-
-/// What became of a cancel request. Without a reply, it may be carried out at any time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reply {
-    /// The server has answered: it will not act on it from here on, or has acted already.
-    Answered,
-    Unsent,
 }
 
 impl CancelQueue {
@@ -93,7 +88,7 @@ impl CancelQueue {
         self: &Arc<Self>,
         target: Option<BackendId>,
         runtime: &Handle,
-    ) -> (u64, oneshot::Receiver<Reply>) {
+    ) -> (u64, oneshot::Receiver<Outcome>) {
         let (reply, receiver) = oneshot::channel();
         let mut asked = self.lock();
         asked.next_id += 1;

@@ -15,12 +15,12 @@ use tokio::time::{sleep, timeout};
 use super::{
     activity::is_busy,
     batch::{Batch, Fault, Outcome},
-    queue::{BOUND, CancelQueue, CancelRequest, Question, Reply, Subject},
+    queue::{BOUND, CancelQueue, CancelRequest, Question, Subject},
     side_connection::SideConnection,
 };
 use crate::{connection::Peer, pool::background::Work};
 
-/// How long the side connection is kept without use.
+/// The side connection is kept without use for this long.
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(super) struct CancelWorker {
@@ -60,25 +60,20 @@ impl CancelWorker {
         let mut outcomes: VecDeque<Outcome> = batch.outcomes().collect();
         for request in requests {
             let outcome = request.target.and_then(|_| outcomes.pop_front());
-            let reply = match outcome.unwrap_or(Outcome::Untouched) {
-                Outcome::Answered => Reply::Answered,
-                Outcome::Untouched => Reply::Unsent,
-                // Without a reply, the requester must reckon with it.
-                Outcome::InDoubt => continue,
-            };
-            let _ = request.reply.send(reply);
+            let _ = request.reply.send(outcome.unwrap_or(Outcome::Untouched));
         }
     }
 
     /// Answers `questions`, with a new connection if there is none or the server has closed it since its last use.
     async fn answer(&mut self, queue: &CancelQueue, questions: Vec<Question>) {
         for Question { subject, reply } in questions {
+            // Twice: the server may have closed the connection since its last use.
             for _ in 0..2 {
                 self.send(queue, &mut Batch::default()).await;
                 let Some(connection) = &mut self.connection else {
                     break;
                 };
-                // What a proxy keeps waiting is not the server's work yet.
+                // A statement that a proxy keeps waiting is not the server's work yet.
                 let is_known = matches!(subject, Subject::One(_)) || queue.route() == Peer::Server;
                 let answer = if is_known {
                     is_busy(connection, &subject).await
@@ -157,7 +152,7 @@ impl Work for CancelWorker {
         let (requests, questions) = queue.take();
         drop(questions);
         for request in requests {
-            let _ = request.reply.send(Reply::Unsent);
+            let _ = request.reply.send(Outcome::Untouched);
         }
     }
 }

@@ -12,7 +12,7 @@ use super::take_idle;
 use super::{DriverPool, dispatch};
 use crate::connection::Driver;
 
-/// How long a connection may be silent before it is taken for lost.
+/// A connection that is silent for this long is taken for lost.
 pub(in crate::pool) const SILENCE: Duration = Duration::from_millis(900);
 
 impl DriverPool {

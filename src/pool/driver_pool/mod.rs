@@ -149,7 +149,7 @@ impl DriverPool {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(pool) => {
                 use sqlx::ConnectOptions;
-                // What the rest says does not matter, and might make no URL.
+                // The rest does not matter, and might make no URL.
                 let options = pool
                     .connect_options()
                     .as_ref()
