@@ -7,7 +7,7 @@ use sea_orm::{AccessMode, Statement, TransactionOptions};
 
 use crate::{
     pool::Label,
-    session::{CommitWhen, Mode, Order, Plan, Rules},
+    session::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
 };
 
 /// The settings of a layer, shared with every service that it wraps.
@@ -66,8 +66,7 @@ impl Policy {
         };
         Plan {
             rules,
-            label: Some(label),
-            ..Plan::default()
+            opened_for: OpenedFor::Request(label),
         }
     }
 

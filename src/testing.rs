@@ -84,7 +84,7 @@ use crate::{
     error::Kind,
     pool::{Label, test_pool},
     response::Responder,
-    session::Plan,
+    session::{OpenedFor, Plan},
 };
 
 /// Runs a handler with a session, and ends the session by the handler's response, as a
@@ -129,14 +129,11 @@ where
     let (parts, ()) = Request::new(()).into_parts();
     let responder =
         Responder::<DefaultDatabase, _>::new::<B>(DefaultResponseForError, &parts, false);
-    let label = Some(Label {
+    let plan = Plan::new(OpenedFor::Request(Label {
         method: Method::GET,
         uri: Uri::default(),
-    });
-    let Ok((session, guard)) = pool.into().lazy_session(Plan {
-        label,
-        ..Plan::default()
-    }) else {
+    }));
+    let Ok((session, guard)) = pool.into().lazy_session(plan) else {
         return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));

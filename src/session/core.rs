@@ -32,14 +32,13 @@ pub(super) struct Turn(Arc<Core>);
 
 impl Core {
     pub(super) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
-        let (rules, origin) = Origin::of(plan, pool::current());
         // A session without a connection sets up its database instead.
         let is_fresh = pool.inner().is_direct();
         Arc::new(Self {
             pool,
             turns: Turns::default(),
-            origin,
-            state: Mutex::new(State::new(rules, is_fresh)),
+            origin: Origin::new(plan.opened_for, pool::current()),
+            state: Mutex::new(State::new(plan.rules, is_fresh)),
         })
     }
 

@@ -28,7 +28,7 @@ use super::{
     hook_runner::register,
     hooks::After,
     order, pass_through,
-    plan::{Mode, Order, Plan},
+    plan::{Mode, OpenedFor, Order, Plan},
     slot::Slot,
     stack::Who,
     statement::run,
@@ -275,8 +275,8 @@ impl<Tag> DbSession<Tag> {
         T: Send,
         E: fmt::Display + fmt::Debug + Send,
     {
-        let transaction = self.begin().await?;
-        transaction.run_async(callback).await
+        self.transaction_with_config_async(callback, None, None)
+            .await
     }
 
     /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode.
@@ -608,10 +608,7 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
 /// handler's response decide in a unit test, run the handler with `testing::serve`.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
-        let plan = Plan {
-            is_plain: true,
-            ..Plan::default()
-        };
+        let plan = Plan::new(OpenedFor::Plain);
         Self {
             core: Core::new(SessionPool::pass_through(database), plan),
             tag: PhantomData,

@@ -9,7 +9,7 @@ use super::{
     hook_runner::run_hooks,
     slot::{PolledBy, Running, Slot},
     stack::Purpose,
-    state::{Found, State},
+    state::State,
 };
 use crate::{
     connection::Output,
@@ -82,7 +82,7 @@ fn account(
     connection: &mut CheckedOut,
     result: Result<(), &DbErr>,
 ) -> Option<String> {
-    state.account(purpose, Found::on(connection), result);
+    state.account(purpose, connection, result);
     core.tell_request(state);
     if connection.may_be_demoted()
         && let Some(known) = result.err().and_then(Error::of)

@@ -31,7 +31,7 @@ impl Holder for Core {
     }
 
     fn is_bound(&self) -> bool {
-        !self.origin.is_loose
+        self.origin.is_bound()
     }
 
     fn waits(&self) -> &AtomicU32 {

@@ -20,7 +20,7 @@ pub(super) fn register(
         return Err(state.closed().into_db_err());
     }
     // It could hold a handle, and both would wait for each other's end.
-    if core.origin.is_plain && state.is_transactional() {
+    if core.origin.is_plain() && state.is_transactional() {
         return Err(Kind::NoEnd.into_db_err());
     }
     let depth = state.depth_of(who).map_err(Kind::into_db_err)?;

@@ -49,12 +49,7 @@ impl CallRequest {
 pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Result<Call, DbErr> {
     let mut state = core.lock();
     let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
-    let CallRequest {
-        opens,
-        operation,
-        text,
-        ..
-    } = request;
+    let (operation, text) = (request.operation, request.text);
     let depth = state.stack.depth();
     let begin = state.begin_for(&operation);
     let is_inside = depth > 0 || begin.is_some();
@@ -63,7 +58,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
     }
     let id = state.new_id();
-    if let Some(level) = opens {
+    if let Some(level) = request.opens {
         state.stack.open(level);
     }
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);

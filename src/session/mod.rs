@@ -54,6 +54,6 @@ pub use self::{
 };
 pub(crate) use self::{
     guard::{GRPC_STATUS, SessionGuard, is_success},
-    plan::{CommitWhen, Mode, Order, Plan, Rules},
+    plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
     settle::{Decision, Ended, Settlement},
 };

@@ -5,22 +5,14 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32},
 };
 
-use super::plan::{Plan, Rules};
+use super::plan::OpenedFor;
 use crate::pool::{Holder, Label};
 
 /// Where a session comes from.
-#[derive(Default)]
 pub(super) struct Origin {
+    opened_for: OpenedFor,
     /// The outermost session of the request in which it was opened.
     outer: Option<Arc<dyn Holder>>,
-    /// What its own request is called.
-    label: Option<Label>,
-    /// It is that of a job, for which all holds that is said of a request.
-    is_job: bool,
-    /// Its guard is owned by user code and may move to another task.
-    pub(super) is_loose: bool,
-    /// It has no guard: nothing but its handles ends it.
-    pub(super) is_plain: bool,
     /// Another session of its own request has committed something.
     pub(super) has_committed_beside: AtomicBool,
     /// How many waits for a connection its own request has.
@@ -28,16 +20,13 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    pub(super) fn of(plan: Plan, outer: Option<Arc<dyn Holder>>) -> (Rules, Self) {
-        let origin = Self {
+    pub(super) fn new(opened_for: OpenedFor, outer: Option<Arc<dyn Holder>>) -> Self {
+        Self {
+            opened_for,
             outer,
-            label: plan.label,
-            is_job: plan.is_job,
-            is_loose: plan.is_loose,
-            is_plain: plan.is_plain,
-            ..Self::default()
-        };
-        (plan.rules, origin)
+            has_committed_beside: AtomicBool::new(false),
+            own_waits: AtomicU32::new(0),
+        }
     }
 
     pub(super) fn outer(&self) -> Option<&Arc<dyn Holder>> {
@@ -46,19 +35,30 @@ impl Origin {
 
     /// Returns whether what is opened while its future is polled belongs to it.
     pub(super) fn is_outermost(&self) -> bool {
-        self.label.is_some() || self.is_job
+        matches!(self.opened_for, OpenedFor::Request(_) | OpenedFor::Job)
+    }
+
+    /// Returns whether the session cannot outlive the future that it was opened for.
+    pub(super) fn is_bound(&self) -> bool {
+        !matches!(self.opened_for, OpenedFor::User)
+    }
+
+    /// Returns whether nothing but the session's handles ends it.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.opened_for, OpenedFor::Plain)
     }
 
     /// Returns whether it is a request's, or of one.
     pub(super) fn is_of_request(&self) -> bool {
-        let outer = self.outer.as_ref();
-        self.label.is_some() || outer.is_some_and(|outer| outer.label().is_some())
+        matches!(self.opened_for, OpenedFor::Request(_)) || self.label().is_some()
     }
 
     /// Returns what its request is called.
     pub(super) fn label(&self) -> Option<Label> {
-        let outer = self.outer.as_ref();
-        self.label.clone().or_else(|| outer?.label())
+        match &self.opened_for {
+            OpenedFor::Request(label) => Some(label.clone()),
+            _ => self.outer.as_ref()?.label(),
+        }
     }
 
     /// Returns how many waits for a connection its request has.

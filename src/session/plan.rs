@@ -10,18 +10,24 @@ use crate::pool::Label;
 /// Whether a response's head (or, at the end of a held body, the head with the trailers) commits.
 pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
-/// What the layers have told a session.
-#[derive(Clone, Default)]
+/// What a session begins with.
+#[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) rules: Rules,
-    /// What the request is called; `None` for a session outside of a request's layer.
-    pub(crate) label: Option<Label>,
-    /// It lives for the code of a transaction outside of any request.
-    pub(crate) is_job: bool,
-    /// Its guard is in the user's hands, who may give it to somebody else.
-    pub(crate) is_loose: bool,
-    /// There is no guard: only the handles end it.
-    pub(crate) is_plain: bool,
+    pub(crate) opened_for: OpenedFor,
+}
+
+/// What a session was opened for.
+#[derive(Clone)]
+pub(crate) enum OpenedFor {
+    /// A request, which the log calls so.
+    Request(Label),
+    /// Work in a transaction outside any request, for which all holds that is said of a request.
+    Job,
+    /// User code, which owns the guard and may move it to another task.
+    User,
+    /// A plain handle: there is no guard, and only the handles end it.
+    Plain,
 }
 
 /// What the layers have told a session about its transactions.
@@ -71,16 +77,16 @@ impl Rules {
 }
 
 impl Plan {
-    /// A plan for a session in a transaction of its own.
+    /// Returns a plan with the default rules.
+    pub(crate) fn new(opened_for: OpenedFor) -> Self {
+        let rules = Rules::default();
+        Self { rules, opened_for }
+    }
+
+    /// Returns the plan of a job, in a transaction of its own.
     pub(crate) fn transaction(options: TransactionOptions) -> Self {
-        let rules = Rules {
-            mode: Mode::Transaction(options),
-            ..Rules::default()
-        };
-        Self {
-            rules,
-            is_job: true,
-            ..Self::default()
-        }
+        let mut plan = Self::new(OpenedFor::Job);
+        plan.rules.mode = Mode::Transaction(options);
+        plan
     }
 }

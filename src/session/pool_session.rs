@@ -15,7 +15,7 @@ use super::{
     db_session::DbSession,
     guard::SessionGuard,
     handle::Handle,
-    plan::Plan,
+    plan::{OpenedFor, Plan},
     settle::{Decision, Ended},
     tx::DbTx,
 };
@@ -35,11 +35,7 @@ impl SessionPool {
     /// not polled may be assigned a connection that it does not take and that no other caller gets: after a
     /// `select!` on `&mut` of the future, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        let plan = Plan {
-            is_loose: true,
-            ..Plan::default()
-        };
-        let (session, guard) = self.eager_session(plan).await?;
+        let (session, guard) = self.eager_session(Plan::new(OpenedFor::User)).await?;
         Ok(PoolSession { session, guard })
     }
 
@@ -159,7 +155,8 @@ impl SessionPool {
         if self.inner().is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
-        self.inner().refuse_hopeless(|| plan.label.is_some())?;
+        let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
+        self.inner().refuse_hopeless(|| is_request)?;
         self.inner().expect_second();
         let started = Instant::now();
         let lease = self.inner().acquire().await?;

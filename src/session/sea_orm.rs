@@ -96,9 +96,7 @@ macro_rules! connection_trait {
                 T: Send,
                 E: fmt::Display + fmt::Debug + Send,
             {
-                let transaction = self.begin().await?;
-                let outcome = callback(&transaction).await;
-                transaction.end_with(outcome).await
+                self.transaction_with_config(callback, None, None).await
             }
 
             async fn transaction_with_config<F, T, E>(

@@ -100,14 +100,8 @@ fn has_to_commit(state: &State) -> bool {
 /// Returns how a session ends that has nothing to be committed any more.
 fn ended(state: &mut State, commits: bool, lost: Option<Error>) -> Ended {
     let is_transactional = state.is_transactional();
-    let fails = |error: &Error| {
-        error.is_cut_off()
-            || commits && (is_transactional || error.is_acquire())
-            // Something of it may stand, whatever the handler answers.
-            || is_transactional && error.may_stand()
-    };
     let failure = lost.or_else(|| state.take_failure());
-    if let Some(error) = failure.filter(fails) {
+    if let Some(error) = failure.filter(|error| counts(error, commits, is_transactional)) {
         return Ended::Failed(error);
     }
     if !is_transactional {
@@ -120,6 +114,14 @@ fn ended(state: &mut State, commits: bool, lost: Option<Error>) -> Ended {
         true if state.stack.standing.may_stand() => Ended::Committed,
         false if !state.is_untouched() => Ended::RolledBack,
         _ => Ended::Untouched,
+    }
+}
+
+/// Returns whether the response has to answer for a failure. What may stand counts whatever the handler answers.
+fn counts(error: &Error, commits: bool, is_transactional: bool) -> bool {
+    match commits {
+        true => is_transactional || error.is_cut_off() || error.is_acquire(),
+        false => is_transactional && error.may_stand() || error.is_cut_off(),
     }
 }
 

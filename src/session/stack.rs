@@ -244,23 +244,29 @@ impl Stack {
     /// A call that is no COMMIT has ended and left `depth` transactions open.
     pub(super) fn ran(&mut self, purpose: Purpose, depth: usize, result: Result<(), &DbErr>) {
         match (purpose, result) {
-            (Purpose::BeginAndWork, _) if depth == 0 => {
-                self.open.clear();
-                if let Err(error) = result {
-                    self.failures.not_begun(Error::of_begin(error.clone()));
-                }
-            }
+            (Purpose::BeginAndWork, _) if depth == 0 => self.not_begun(result),
             (Purpose::BeginAndWork, Ok(())) => self.failures.begun(),
-            _ if self.depth() > depth => {
-                // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
-                if depth == 0 && purpose == Purpose::Work && self.has_begun() {
-                    self.standing.not_committed(Kind::Aborted.into(), true);
-                }
-                self.roll_back_to(depth);
-            }
+            _ if self.depth() > depth => self.vanished(purpose, depth),
             (Purpose::Work, _) if self.depth() == 0 => self.standing.ran_alone(result),
             _ => {}
         }
+    }
+
+    /// The session's own transaction did not begin, or was gone with its first statement.
+    fn not_begun(&mut self, result: Result<(), &DbErr>) {
+        self.open.clear();
+        if let Err(error) = result {
+            self.failures.not_begun(Error::of_begin(error.clone()));
+        }
+    }
+
+    /// What was open beyond `depth` is open no more: it was rolled back, by the session or by something else.
+    fn vanished(&mut self, purpose: Purpose, depth: usize) {
+        // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
+        if depth == 0 && purpose == Purpose::Work && self.has_begun() {
+            self.standing.not_committed(Kind::Aborted.into(), true);
+        }
+        self.roll_back_to(depth);
     }
 }
 

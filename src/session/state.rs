@@ -43,25 +43,6 @@ pub(super) struct State {
     pub(super) span: SessionSpan,
 }
 
-/// How a call has left its connection.
-pub(super) struct Found {
-    /// How many transactions are open on it.
-    depth: usize,
-    is_broken: bool,
-    /// What is open there can only be rolled back.
-    has_failed: bool,
-}
-
-impl Found {
-    pub(super) fn on(connection: &CheckedOut) -> Self {
-        Self {
-            depth: connection.depth(),
-            is_broken: connection.is_broken(),
-            has_failed: connection.has_failed(),
-        }
-    }
-}
-
 impl State {
     pub(super) fn new(rules: Rules, fresh: bool) -> Self {
         Self {
@@ -210,8 +191,13 @@ impl State {
         Some(self.outputs.swap_remove(position).1)
     }
 
-    /// Draws the conclusions from a call that has ended.
-    pub(super) fn account(&mut self, purpose: Purpose, found: Found, result: Result<(), &DbErr>) {
+    /// Draws the conclusions from a call that has ended and left its `connection` so.
+    pub(super) fn account(
+        &mut self,
+        purpose: Purpose,
+        connection: &CheckedOut,
+        result: Result<(), &DbErr>,
+    ) {
         let before = self.stack.depth();
         match (purpose, result) {
             (Purpose::Commit, Ok(())) => self.stack.committed(),
@@ -219,14 +205,14 @@ impl State {
                 self.stack.not_committed(error, self.phase.is_settling());
             }
             // With the connection, the transactions are lost: the session must not go on without.
-            _ if found.is_broken => {}
-            _ => self.stack.ran(purpose, found.depth, result),
+            _ if connection.is_broken() => {}
+            _ => self.stack.ran(purpose, connection.depth(), result),
         }
         match result {
             Ok(()) if purpose != Purpose::Other => self.stack.failures.went_on(),
             Ok(()) => {}
             Err(error) => {
-                let is_undone = !found.has_failed || self.stack.depth() == 0;
+                let is_undone = !connection.has_failed() || self.stack.depth() == 0;
                 self.note_failure(error, before, is_undone);
             }
         }

@@ -83,8 +83,8 @@ impl SessionTransaction {
         T: Send,
         E: fmt::Display + fmt::Debug + Send,
     {
-        let transaction = self.begin().await?;
-        transaction.run_async(callback).await
+        self.transaction_with_config_async(callback, None, None)
+            .await
     }
 
     /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode, which
