@@ -7,7 +7,7 @@ use std::{
 
 use sea_orm::DbErr;
 
-use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Who};
+use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
 use crate::{
     error::Kind,
     pool::{Lease, SessionPool},
@@ -29,15 +29,15 @@ pub(super) fn with_connection(
 pub(super) async fn check_out_early(core: &Arc<Core>) -> Result<(), DbErr> {
     let this = core.clone();
     enqueue(core, async move {
-        let _turn = this.turn(Who::Session).await?;
-        check_out(&this, Who::Session, false).await
+        let _turn = this.turn(Caller::Session).await?;
+        check_out(&this, Caller::Session, false).await
     })
     .await
 }
 
 /// Acquires a connection if the session has none yet.
-pub(super) async fn check_out(core: &Arc<Core>, who: Who, begins: bool) -> Result<(), DbErr> {
-    if is_checked_out(core, who)? {
+pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) -> Result<(), DbErr> {
+    if is_checked_out(core, caller)? {
         return Ok(());
     }
     let started = Instant::now();
@@ -63,8 +63,8 @@ pub(super) async fn check_out(core: &Arc<Core>, who: Who, begins: bool) -> Resul
 }
 
 /// Checks a connection out if that takes no wait; returns whether the session has one.
-pub(super) fn try_check_out(core: &Arc<Core>, who: Who) -> Result<bool, DbErr> {
-    if is_checked_out(core, who)? {
+pub(super) fn try_check_out(core: &Arc<Core>, caller: Caller) -> Result<bool, DbErr> {
+    if is_checked_out(core, caller)? {
         return Ok(true);
     }
     let Some(lease) = core.pool().try_acquire() else {
@@ -74,10 +74,10 @@ pub(super) fn try_check_out(core: &Arc<Core>, who: Who) -> Result<bool, DbErr> {
     Ok(true)
 }
 
-/// Returns whether the session has its connection; an error if `who` must not use it.
-fn is_checked_out(core: &Core, who: Who) -> Result<bool, DbErr> {
+/// Returns whether the session has its connection; an error if `caller` must not use it.
+fn is_checked_out(core: &Core, caller: Caller) -> Result<bool, DbErr> {
     let mut state = core.lock();
-    state.admit(who).map_err(Kind::into_db_err)?;
+    state.admit(caller).map_err(Kind::into_db_err)?;
     Ok(!matches!(state.slot, Slot::Empty))
 }
 

@@ -28,7 +28,7 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
     let mut state = core.lock();
     let may_hold = state.phase.is_open() && !state.rules.is_head;
     let rejected = if may_hold {
-        state.hold.replace(hold)
+        state.asked_hold.replace(hold)
     } else {
         Some(hold)
     };
@@ -42,7 +42,7 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
 impl SessionGuard {
     /// The body that wants to decide, if there is one.
     pub(crate) fn hold(&self) -> Option<Hold> {
-        self.core().lock().hold.take()
+        self.core().lock().asked_hold.take()
     }
 
     /// Leaves the session to the response's body; gives it back where the head decides.
@@ -62,7 +62,7 @@ impl SessionGuard {
         last.status = head.status;
         last.headers.clone_from(&head.headers);
         // Known before the body decides, so that no cut comes in between.
-        self.core().lock().held = Some(hold.downgrade());
+        self.core().lock().body_hold = Some(hold.downgrade());
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), length) {
             Ok(()) => Ok(()),

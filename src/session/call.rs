@@ -97,8 +97,8 @@ impl Call {
         if running.polled_by == PolledBy::Task {
             return;
         }
-        if let Some(stop) = &running.stop {
-            stop.when_dropped();
+        if let Some(cancel) = &running.cancel {
+            cancel.call_dropped();
         }
         if let PolledBy::Worker { is_left } = &mut running.polled_by
             && running.future.is_none()

@@ -14,7 +14,7 @@ use std::{
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{origin::Origin, plan::Plan, stack::Who, state::State, turns::Turns};
+use super::{origin::Origin, plan::Plan, stack::Caller, state::State, turns::Turns};
 use crate::{
     error::Kind,
     pool::{self, Holder, Hook, PoolInner, SessionPool},
@@ -119,11 +119,15 @@ impl Core {
     }
 
     /// Waits for the turn: for the first job in the line, and for the end of the request.
-    pub(super) async fn turn(self: &Arc<Self>, who: Who) -> Result<Turn, DbErr> {
-        poll_fn(|cx| self.poll_turn(who, cx)).await
+    pub(super) async fn turn(self: &Arc<Self>, caller: Caller) -> Result<Turn, DbErr> {
+        poll_fn(|cx| self.poll_turn(caller, cx)).await
     }
 
-    fn poll_turn(self: &Arc<Self>, who: Who, cx: &mut Context<'_>) -> Poll<Result<Turn, DbErr>> {
+    fn poll_turn(
+        self: &Arc<Self>,
+        caller: Caller,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Turn, DbErr>> {
         if self.turns.try_take(true) {
             return Poll::Ready(Ok(Turn(self.clone())));
         }
@@ -134,8 +138,8 @@ impl Core {
         }
         // After the waker is in its place: whatever changes one of these wakes it.
         let mut state = self.lock();
-        let refused = match who {
-            Who::Settlement => None,
+        let refused = match caller {
+            Caller::Settlement => None,
             _ if !state.phase.is_open() => Some(state.closed()),
             _ => state.streaming.then_some(Kind::StreamOpen),
         };

@@ -30,7 +30,7 @@ use super::{
     order, pass_through,
     plan::{Mode, OpenedFor, Order, Plan},
     slot::Slot,
-    stack::Who,
+    stack::Caller,
     statement::run,
     transaction::SessionTransaction,
     tx::DbTx,
@@ -254,7 +254,7 @@ impl<Tag> DbSession<Tag> {
         if self.core.pool().is_direct() {
             return pass_through::ping(&self.core).await;
         }
-        run(&self.core, Who::Session, Operation::Ping)
+        run(&self.core, Caller::Session, Operation::Ping)
             .await
             .map(drop)
     }
@@ -444,7 +444,7 @@ impl<Tag> DbSession<Tag> {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(&self.core, Who::Session, After::Commit, hook)
+        register(&self.core, Caller::Session, After::Commit, hook)
     }
 
     /// Runs `hook` after the transaction was rolled back, whatever the reason, even if the client
@@ -460,7 +460,7 @@ impl<Tag> DbSession<Tag> {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(&self.core, Who::Session, After::Rollback, hook)
+        register(&self.core, Caller::Session, After::Rollback, hook)
     }
 
     /// Returns the rows of one statement as they arrive, in a stream that borrows nothing: for a
@@ -480,7 +480,7 @@ impl<Tag> DbSession<Tag> {
     /// statement waits for that.
     #[cfg(feature = "stream")]
     pub async fn rows(&self, statement: Statement) -> Result<SessionStream<'static>, DbErr> {
-        SessionStream::of_session(&self.core, Who::Session, statement).await
+        SessionStream::of_session(&self.core, Caller::Session, statement).await
     }
 
     /// Keeps the session, and its transaction, open until the end of `body`, which becomes the
@@ -574,7 +574,7 @@ impl<Tag> DbSession<Tag> {
     pub(super) fn handle(&self) -> Handle<'_> {
         Handle {
             core: &self.core,
-            who: Who::Session,
+            caller: Caller::Session,
             through: None,
         }
     }

@@ -12,7 +12,7 @@ use super::{
     launch::{CallRequest, launch},
     pass_through::{OwnTransaction, end_own},
     queue::in_turn,
-    stack::{Stack, Who},
+    stack::{Caller, Stack},
     state::State,
     statement::run,
 };
@@ -52,7 +52,7 @@ async fn end_early(core: &Arc<Core>, operation: Operation) -> Result<(), DbErr> 
     let is_unknown = end.as_ref().is_err_and(is_outcome_unknown);
     if end.is_err() && !is_unknown {
         // What is left of it holds locks: it goes now. The first error is the one that counts.
-        let _: Result<Output, DbErr> = run(core, Who::Session, Operation::Settle).await;
+        let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
     }
     core.lock().stack.standing.heard(is_unknown);
     end.map(drop)
@@ -62,7 +62,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
     let commits = matches!(operation, Operation::Commit);
     let own = {
         let mut state = core.lock();
-        let open = state.admit(Who::Session).map_err(Kind::into_db_err)?;
+        let open = state.admit(Caller::Session).map_err(Kind::into_db_err)?;
         may_end(&mut state, commits)?;
         if open == 0 {
             if commits {
@@ -80,7 +80,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
     if let Some(own) = own {
         return Ok(EarlyEnd::Own(turn, own));
     }
-    let call = launch(core, turn, CallRequest::new(Who::Session, operation))?;
+    let call = launch(core, turn, CallRequest::new(Caller::Session, operation))?;
     if commits {
         core.lock().stack.standing.commit_sent();
     }

@@ -13,7 +13,7 @@ use super::{
     phase::{CutOff, Over, Phase, Rollback},
     queue::{enqueue_detached, in_turn},
     slot::{Running, Slot},
-    stack::{Level, Purpose, Who},
+    stack::{Caller, Purpose, TransactionId},
     state::State,
 };
 use crate::{connection::Operation, error::Kind};
@@ -26,8 +26,8 @@ const STOPPED_WAIT: Duration = Duration::from_secs(1);
 
 /// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
 /// statement has ended.
-pub(super) fn abandon(core: &Arc<Core>, level: Level) {
-    if !core.lock().stack.abandon(level) {
+pub(super) fn abandon(core: &Arc<Core>, id: TransactionId) {
+    if !core.lock().stack.abandon(id) {
         return;
     }
     if let Some(turn) = core.try_turn() {
@@ -35,14 +35,14 @@ pub(super) fn abandon(core: &Arc<Core>, level: Level) {
     }
     let this = core.clone();
     enqueue_detached(core, async move {
-        if let Ok(turn) = this.turn(Who::Session).await {
+        if let Ok(turn) = this.turn(Caller::Session).await {
             roll_back_abandoned(&this, turn);
         }
     });
 }
 
 fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
-    let who = {
+    let caller = {
         let state = core.lock();
         let surviving = state.stack.surviving();
         if !matches!(&state.slot, Slot::Idle(connection) if connection.depth() > surviving) {
@@ -50,7 +50,7 @@ fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
         }
         state.stack.innermost()
     };
-    if let Ok(call) = launch(core, turn, CallRequest::new(who, Operation::Settle)) {
+    if let Ok(call) = launch(core, turn, CallRequest::new(caller, Operation::Settle)) {
         // Dropped unpolled, the call moves to a task.
         drop(call);
     }
@@ -63,7 +63,7 @@ pub(super) async fn release(core: &Arc<Core>) -> Result<(), DbErr> {
 
 fn release_now(core: &Core) -> Result<(), DbErr> {
     let mut state = core.lock();
-    if state.admit(Who::Session).map_err(Kind::into_db_err)? > 0 {
+    if state.admit(Caller::Session).map_err(Kind::into_db_err)? > 0 {
         return Err(Kind::TransactionOpen.into_db_err());
     }
     match mem::replace(&mut state.slot, Slot::Empty) {
@@ -155,7 +155,7 @@ fn patience(running: &Running) -> Option<Duration> {
     running
         .purpose
         .is_work()
-        .then_some(if running.stop.is_some() {
+        .then_some(if running.cancel.is_some() {
             STOPPED_WAIT
         } else {
             STRAY_WAIT

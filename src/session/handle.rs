@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use sea_orm::DatabaseTransaction;
 
-use super::{core::Core, stack::Who};
+use super::{core::Core, stack::Caller};
 
 /// What a statement goes through.
 #[derive(Clone, Copy)]
 pub(super) struct Handle<'a> {
     pub(super) core: &'a Arc<Core>,
-    pub(super) who: Who,
+    pub(super) caller: Caller,
     /// The transaction of SeaORM's that the handle stands for, if the session has no connection.
     pub(super) through: Option<&'a DatabaseTransaction>,
 }

@@ -87,7 +87,7 @@ impl Holder for Core {
     }
 
     fn unread_for(&self) -> Option<Duration> {
-        let held = self.lock().held.clone();
+        let held = self.lock().body_hold.clone();
         held?.unread_for()
     }
 
@@ -101,7 +101,7 @@ impl Holder for Core {
             return false;
         }
         let own = state.through.take_own();
-        let body = state.held.take();
+        let body = state.body_hold.take();
         let has_lost = state.stack.has_work();
         cut_off(&self, state, CutOff::new(reason, has_lost));
         // SeaORM rolls it back, now or when the statement that runs in it has ended.

@@ -5,13 +5,13 @@ use std::{future::Future, sync::Arc};
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{core::Core, hooks::After, stack::Who};
+use super::{core::Core, hooks::After, stack::Caller};
 use crate::error::Kind;
 
-/// Registers `hook` for the transaction of `who`.
+/// Registers `hook` for the transaction of `caller`.
 pub(super) fn register(
     core: &Arc<Core>,
-    who: Who,
+    caller: Caller,
     after: After,
     hook: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), DbErr> {
@@ -23,7 +23,7 @@ pub(super) fn register(
     if core.origin.is_plain() && state.is_transactional() {
         return Err(Kind::NoEnd.into_db_err());
     }
-    let depth = state.depth_of(who).map_err(Kind::into_db_err)?;
+    let depth = state.depth_of(caller).map_err(Kind::into_db_err)?;
     state.stack.hooks.register(depth, after, hook);
     drop(state);
     run_hooks(core);

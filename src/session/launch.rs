@@ -6,11 +6,11 @@ use sea_orm::{DbBackend, DbErr};
 
 use super::{
     call::Call,
+    cancel::Cancel,
     core::{Core, Locked, Turn},
     slot::{CallKind, Running, Slot},
-    stack::{Level, Purpose, Who},
+    stack::{Caller, Purpose, TransactionId},
     state::State,
-    stop::Stop,
 };
 use crate::{
     connection::{Operation, Task},
@@ -21,23 +21,23 @@ use crate::{
 
 /// What a handle asks of the connection.
 pub(super) struct CallRequest {
-    pub(super) who: Who,
+    pub(super) caller: Caller,
     /// The transaction that it opens.
-    pub(super) opens: Option<Level>,
+    pub(super) opens: Option<TransactionId>,
     pub(super) operation: Operation,
     pub(super) text: Classified,
 }
 
 impl CallRequest {
     /// Asks for an operation without a text.
-    pub(super) fn new(who: Who, operation: Operation) -> Self {
+    pub(super) fn new(caller: Caller, operation: Operation) -> Self {
         let text = if matches!(operation, Operation::Raw(_)) {
             Classified::OPAQUE
         } else {
             Classified::OWN
         };
         Self {
-            who,
+            caller,
             opens: None,
             operation,
             text,
@@ -58,11 +58,11 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
     }
     let id = state.new_id();
-    if let Some(level) = request.opens {
-        state.stack.open(level);
+    if let Some(transaction) = request.opens {
+        state.stack.open(transaction);
     }
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
-    let (stop, identify) = Stop::of(&operation, text, is_inside, core.pool(), &mut connection);
+    let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
     if core.pool().has_server() {
         running.cancel_handle = connection.cancel_handle();
     }
@@ -79,18 +79,18 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         doubtful: text.is_doubtful(),
         reset: core.pool().settings().reset,
         identify,
-        stoppable: stop.is_some(),
+        stoppable: cancel.is_some(),
     };
-    running.stop = stop;
+    running.cancel = cancel;
     Ok(place(core, state, connection, running, task))
 }
 
 /// Takes the connection for what is asked, if that may run now.
 fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOut, Kind> {
-    let open = state.admit(request.who)?;
+    let open = state.admit(request.caller)?;
     // The statement may have waited for its turn while a transaction was begun.
     if request.text.effect == Effect::CommitsImplicitly
-        && (open > 0 || state.is_inside(request.who))
+        && (open > 0 || state.is_inside(request.caller))
     {
         return Err(Kind::CommitsImplicitly);
     }

@@ -3,6 +3,7 @@
 mod acquire;
 mod body_hold;
 mod call;
+mod cancel;
 mod core;
 mod db_session;
 mod detach;
@@ -35,7 +36,7 @@ mod stack;
 mod standing;
 mod state;
 mod statement;
-mod stop;
+
 #[cfg(feature = "stream")]
 mod stream;
 mod transaction;

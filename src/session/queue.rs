@@ -8,7 +8,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     core::{Core, Turn},
-    stack::Who,
+    stack::Caller,
     turns::Work,
     worker::Worker,
 };
@@ -29,7 +29,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
     }
     let this = core.clone();
     enqueue(core, async move {
-        let turn = this.turn(Who::Session).await?;
+        let turn = this.turn(Caller::Session).await?;
         work(&this, turn)
     })
     .await

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::{
     core::Core,
     polled::{address, polled_for},
-    stack::Who,
+    stack::Caller,
     statement::run,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) async fn run_raw<T: Send + 'static>(
             Ok(())
         })
     });
-    run(core, Who::Session, Operation::Raw(raw)).await?;
+    run(core, Caller::Session, Operation::Raw(raw)).await?;
     receiver
         .await
         .map_err(|_| Kind::ConnectionLost.into_db_err())

@@ -24,7 +24,7 @@ macro_rules! run {
         let done = if handle.core.pool().is_direct() {
             Box::pin(pass_through::run(handle, $operation)).await?
         } else {
-            statement::run(handle.core, handle.who, $operation).await?
+            statement::run(handle.core, handle.caller, $operation).await?
         };
         match done {
             Output::$output(output) => Ok(output),

@@ -15,7 +15,7 @@ use super::{
     phase::{Phase, Rollback},
     queue::drive,
     slot::{CallKind, PolledBy, Slot},
-    stack::{Purpose, Who},
+    stack::{Caller, Purpose},
     state::State,
 };
 use crate::{
@@ -194,7 +194,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     match own {
         Some(own) => commit_own(core, own).await,
         None => {
-            let request = CallRequest::new(Who::Settlement, Operation::Commit);
+            let request = CallRequest::new(Caller::Settlement, Operation::Commit);
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
             match timeout(core.pool().settings().commit_timeout, call).await {
                 Ok(answer) => answer.map(drop).map_err(Error::of_commit),
@@ -219,7 +219,7 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
     if running.is_some() {
         drive(core);
     }
-    let turn = timeout(patience, core.turn(Who::Settlement))
+    let turn = timeout(patience, core.turn(Caller::Settlement))
         .await
         .map_err(|_| otherwise)?;
     Ok(turn.map_err(|_| Kind::SessionClosed)?)

@@ -5,7 +5,7 @@ use std::{future::Future, mem, pin::Pin, sync::Arc, task::Waker, time::Duration}
 use sea_orm::DbErr;
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{core::Turn, stack::Purpose, stop::Stop};
+use super::{cancel::Cancel, core::Turn, stack::Purpose};
 use crate::{
     connection::{CancelHandle, Operation},
     pool::{CheckedOut, Finished},
@@ -41,7 +41,7 @@ pub(super) struct Running {
     /// How long it may go on when nothing waits for it any more; `None` for as long as it takes.
     patience: Option<Duration>,
     /// `None` if the call is to run to its end.
-    pub(super) stop: Option<Stop>,
+    pub(super) cancel: Option<Cancel>,
     /// Set if the server can be asked whether it still works for the call.
     pub(super) cancel_handle: Option<Arc<CancelHandle>>,
     /// Stops a stream whose reader reads nothing; `None` if it is no stream.
@@ -133,7 +133,7 @@ impl Running {
             waker: None,
             runtime: connection.runtime().clone(),
             patience: connection.patience(),
-            stop: None,
+            cancel: None,
             cancel_handle: None,
             reader: operation.reader(),
             text,
@@ -163,7 +163,7 @@ impl Running {
             kind: self.kind,
             runtime: self.runtime.clone(),
             patience: self.patience,
-            cancel_handle: self.stop.as_ref().map(Stop::cancel_handle),
+            cancel_handle: self.cancel.as_ref().map(Cancel::cancel_handle),
         }
     }
 
@@ -176,8 +176,8 @@ impl Running {
 
     /// The session is over: the server is to stop the call if it may be stopped.
     pub(super) fn session_ended(&self) {
-        if let Some(stop) = &self.stop {
-            stop.at_the_end();
+        if let Some(cancel) = &self.cancel {
+            cancel.session_ended();
         }
         self.stop_stream();
     }
@@ -191,7 +191,7 @@ impl Running {
         );
         result
             .err()
-            .filter(|_| is_unheard && self.reader.is_some() && self.stop.is_none())
+            .filter(|_| is_unheard && self.reader.is_some() && self.cancel.is_none())
             .cloned()
     }
 }

@@ -9,18 +9,18 @@ use crate::{
 };
 
 /// Names a transaction of a session; never used twice.
-pub(super) type Level = u64;
+pub(super) type TransactionId = u64;
 
 /// The session's own transaction, which has no handle.
-const OWN: Level = 0;
+const OWN: TransactionId = 0;
 
 /// Who wants to use the connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Who {
+pub(super) enum Caller {
     /// The session itself.
     Session,
     /// A transaction that the handler began.
-    Level(Level),
+    Transaction(TransactionId),
     /// The end of the request.
     Settlement,
 }
@@ -48,7 +48,7 @@ pub(super) struct Stack {
 }
 
 struct OpenTransaction {
-    id: Level,
+    id: TransactionId,
     /// Its handle was dropped without an end: rolled back before anything else happens.
     is_abandoned: bool,
 }
@@ -66,11 +66,11 @@ impl Stack {
     }
 
     /// Returns the user of the innermost transaction that remains when the abandoned ones are rolled back.
-    pub(super) fn innermost(&self) -> Who {
+    pub(super) fn innermost(&self) -> Caller {
         let surviving = self.open.iter().take_while(|open| !open.is_abandoned);
         match surviving.last() {
-            Some(open) if open.id != OWN => Who::Level(open.id),
-            _ => Who::Session,
+            Some(open) if open.id != OWN => Caller::Transaction(open.id),
+            _ => Caller::Session,
         }
     }
 
@@ -92,7 +92,7 @@ impl Stack {
     }
 
     /// Returns how many transactions are open around a statement in the transaction `id`.
-    pub(super) fn depth_of(&self, id: Level) -> Result<usize, Kind> {
+    pub(super) fn depth_of(&self, id: TransactionId) -> Result<usize, Kind> {
         let mut open = self.open.iter();
         let position = open.position(|open| open.id == id && !open.is_abandoned);
         position
@@ -100,14 +100,14 @@ impl Stack {
             .ok_or(Kind::TransactionOver)
     }
 
-    /// Returns how many transactions are open around a statement of `who`, if that one is innermost.
-    pub(super) fn admit(&mut self, who: Who) -> Result<usize, Kind> {
+    /// Returns how many transactions are open around a statement of `caller`, if that one is innermost.
+    pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
         self.drop_abandoned();
         let innermost = self.open.last().map_or(OWN, |open| open.id);
-        match who {
-            Who::Session | Who::Settlement if innermost == OWN => Ok(self.depth()),
-            Who::Level(id) if innermost == id => Ok(self.depth()),
-            Who::Level(id) if !self.open.iter().any(|open| open.id == id) => {
+        match caller {
+            Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),
+            Caller::Transaction(id) if innermost == id => Ok(self.depth()),
+            Caller::Transaction(id) if !self.open.iter().any(|open| open.id == id) => {
                 Err(Kind::TransactionOver)
             }
             _ => Err(Kind::NestedOpen),
@@ -119,7 +119,7 @@ impl Stack {
         self.open(OWN);
     }
 
-    pub(super) fn open(&mut self, id: Level) {
+    pub(super) fn open(&mut self, id: TransactionId) {
         self.open.push(OpenTransaction {
             id,
             is_abandoned: false,
@@ -127,7 +127,7 @@ impl Stack {
     }
 
     /// Marks a transaction whose handle was dropped, and those inside it; false if it is not open.
-    pub(super) fn abandon(&mut self, id: Level) -> bool {
+    pub(super) fn abandon(&mut self, id: TransactionId) -> bool {
         let Some(position) = self.open.iter().position(|open| open.id == id) else {
             return false;
         };
@@ -146,7 +146,7 @@ impl Stack {
     }
 
     /// Ends a transaction, and those inside it, that the driver is not asked about.
-    pub(super) fn close(&mut self, id: Level, is_committed: bool) {
+    pub(super) fn close(&mut self, id: TransactionId, is_committed: bool) {
         let Some(position) = self.open.iter().position(|open| open.id == id) else {
             return;
         };

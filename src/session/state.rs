@@ -8,7 +8,7 @@ use super::{
     phase::{CutOff, Phase},
     plan::{Mode, Rules},
     slot::Slot,
-    stack::{Purpose, Stack, Who},
+    stack::{Caller, Purpose, Stack},
 };
 use crate::{
     body::{Hold, WeakHold},
@@ -37,9 +37,9 @@ pub(super) struct State {
     /// What a session without a connection knows of SeaORM's transactions.
     pub(super) through: Through,
     /// A body that wants to live as long as the session.
-    pub(super) hold: Option<Hold>,
+    pub(super) asked_hold: Option<Hold>,
     /// The body that the session lives for.
-    pub(super) held: Option<WeakHold>,
+    pub(super) body_hold: Option<WeakHold>,
     pub(super) span: SessionSpan,
 }
 
@@ -57,8 +57,8 @@ impl State {
             outputs: Vec::new(),
             runtime: None,
             through: Through::default(),
-            hold: None,
-            held: None,
+            asked_hold: None,
+            body_hold: None,
             span: SessionSpan::open(),
         }
     }
@@ -78,9 +78,9 @@ impl State {
         self.rules.mode != Mode::Autocommit
     }
 
-    /// Returns whether a statement of `who` is, or will be, in a transaction.
-    pub(super) fn is_inside(&self, who: Who) -> bool {
-        matches!(who, Who::Level(_)) || self.is_transactional()
+    /// Returns whether a statement of `caller` is, or will be, in a transaction.
+    pub(super) fn is_inside(&self, caller: Caller) -> bool {
+        matches!(caller, Caller::Transaction(_)) || self.is_transactional()
     }
 
     /// Returns how many transactions are, or will be, around the next statement of the session.
@@ -89,11 +89,11 @@ impl State {
         self.stack.surviving().max(own)
     }
 
-    /// Returns how many transactions are, or will be, around a statement of `who`.
-    pub(super) fn depth_of(&self, who: Who) -> Result<usize, Kind> {
-        match who {
-            Who::Level(id) => self.stack.depth_of(id),
-            Who::Session | Who::Settlement => Ok(self.surrounding()),
+    /// Returns how many transactions are, or will be, around a statement of `caller`.
+    pub(super) fn depth_of(&self, caller: Caller) -> Result<usize, Kind> {
+        match caller {
+            Caller::Transaction(id) => self.stack.depth_of(id),
+            Caller::Session | Caller::Settlement => Ok(self.surrounding()),
         }
     }
 
@@ -120,16 +120,16 @@ impl State {
             .map(CutOff::error)
     }
 
-    /// Returns how many transactions are open around a statement of `who`, if it may run now.
-    pub(super) fn admit(&mut self, who: Who) -> Result<usize, Kind> {
-        let is_last = self.phase.is_settling() && who == Who::Settlement;
+    /// Returns how many transactions are open around a statement of `caller`, if it may run now.
+    pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
+        let is_last = self.phase.is_settling() && caller == Caller::Settlement;
         if !self.phase.is_open() && !is_last {
             return Err(self.closed());
         }
         if self.streaming && !is_last {
             return Err(Kind::StreamOpen);
         }
-        self.stack.admit(who)
+        self.stack.admit(caller)
     }
 
     /// Opens the session's own transaction if `operation` is the first that belongs in it.

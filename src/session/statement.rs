@@ -10,7 +10,7 @@ use super::{
     core::Core,
     launch::{CallRequest, launch},
     queue::enqueue,
-    stack::Who,
+    stack::Caller,
 };
 use crate::{
     connection::{Operation, Output},
@@ -19,41 +19,47 @@ use crate::{
     telemetry,
 };
 
-/// Runs `operation` for `who` to its end.
-pub(super) async fn run(core: &Arc<Core>, who: Who, operation: Operation) -> Result<Output, DbErr> {
-    start(core, CallRequest::new(who, operation)).await?.await
+/// Runs `operation` for `caller` to its end.
+pub(super) async fn run(
+    core: &Arc<Core>,
+    caller: Caller,
+    operation: Operation,
+) -> Result<Output, DbErr> {
+    start(core, CallRequest::new(caller, operation))
+        .await?
+        .await
 }
 
 /// Waits for the turn and a connection, then starts what is asked for.
 pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<Call, DbErr> {
-    let who = request.who;
+    let caller = request.caller;
     if let Some(sql) = request.operation.text() {
-        request.text = vet(core, who, sql)?;
+        request.text = vet(core, caller, sql)?;
     }
     if let Some(turn) = core.try_turn()
-        && try_check_out(core, who)?
+        && try_check_out(core, caller)?
     {
         return launch(core, turn, request);
     }
     let this = core.clone();
     enqueue(core, async move {
-        let turn = this.turn(who).await?;
-        check_out(&this, who, request.opens.is_some()).await?;
+        let turn = this.turn(caller).await?;
+        check_out(&this, caller, request.opens.is_some()).await?;
         launch(&this, turn, request)
     })
     .await
 }
 
 /// Reads `sql`, and refuses it if it would control transactions behind the session's back.
-pub(super) fn vet(core: &Core, who: Who, sql: &str) -> Result<Classified, DbErr> {
+pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, DbErr> {
     let backend = core.pool().backend();
     let text = classify(backend, sql);
-    if who == Who::Session && text.needs_transaction && core.lock().surrounding() == 0 {
+    if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
     }
     match text.effect {
         Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
-        Effect::CommitsImplicitly if core.pool().is_test() || core.lock().is_inside(who) => {
+        Effect::CommitsImplicitly if core.pool().is_test() || core.lock().is_inside(caller) => {
             Err(Kind::CommitsImplicitly.into_db_err())
         }
         Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok(text),

@@ -19,7 +19,7 @@ use super::{
     launch::CallRequest,
     pass_through::{self, PassedRows},
     slot::Slot,
-    stack::Who,
+    stack::Caller,
     statement::start,
 };
 use crate::{
@@ -60,7 +60,7 @@ enum Inner<'a> {
 impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
         match handle.through {
-            None => Self::of_session(handle.core, handle.who, statement).await,
+            None => Self::of_session(handle.core, handle.caller, statement).await,
             Some(transaction) => {
                 let rows = pass_through::nested_rows(handle, transaction, statement).await?;
                 Ok(Self::passed(handle.core, rows))
@@ -71,7 +71,7 @@ impl<'a> SessionStream<'a> {
     /// Opens a stream that borrows nothing.
     pub(super) async fn of_session(
         core: &Arc<Core>,
-        who: Who,
+        caller: Caller,
         statement: Statement,
     ) -> Result<Self, DbErr> {
         if core.pool().is_direct() {
@@ -79,7 +79,7 @@ impl<'a> SessionStream<'a> {
             return Ok(Self::passed(core, rows));
         }
         let (sender, rows) = Rows::new(BUFFERED);
-        let request = CallRequest::new(who, Operation::Stream(statement, sender));
+        let request = CallRequest::new(caller, Operation::Stream(statement, sender));
         let mut call = start(core, request).await?;
         let open = call.take_open();
         Ok(Self(Inner::Pinned {

@@ -16,7 +16,7 @@ use super::{
     hooks::After,
     launch::CallRequest,
     pass_through,
-    stack::{Level, Who},
+    stack::{Caller, TransactionId},
     statement::start,
 };
 use crate::{connection::Operation, pool::SessionPool};
@@ -31,7 +31,7 @@ use crate::{connection::Operation, pool::SessionPool};
 #[must_use = "a transaction is rolled back when it is dropped"]
 pub struct SessionTransaction {
     core: Arc<Core>,
-    level: Level,
+    id: TransactionId,
     /// SeaORM's own, if the session has no connection; `None` when it has ended.
     through: Option<DatabaseTransaction>,
 }
@@ -119,7 +119,12 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(&self.core, Who::Level(self.level), After::Commit, hook)
+        register(
+            &self.core,
+            Caller::Transaction(self.id),
+            After::Commit,
+            hook,
+        )
     }
 
     /// Runs `hook` after the session's whole transaction was rolled back, as
@@ -133,7 +138,12 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(&self.core, Who::Level(self.level), After::Rollback, hook)
+        register(
+            &self.core,
+            Caller::Transaction(self.id),
+            After::Rollback,
+            hook,
+        )
     }
 
     /// Returns the pool that the session comes from.
@@ -162,24 +172,24 @@ impl SessionTransaction {
     ) -> Result<Self, DbErr> {
         let core = handle.core.clone();
         if core.pool().is_direct() {
-            let (level, transaction) = Box::pin(pass_through::begin(handle, options)).await?;
+            let (id, transaction) = Box::pin(pass_through::begin(handle, options)).await?;
             return Ok(Self {
                 core,
-                level,
+                id,
                 through: Some(transaction),
             });
         }
         // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
         // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
-        let level = core.lock().new_id();
+        let id = core.lock().new_id();
         let transaction = Self {
             core,
-            level,
+            id,
             through: None,
         };
         let request = CallRequest {
-            opens: Some(level),
-            ..CallRequest::new(handle.who, Operation::Begin(options))
+            opens: Some(id),
+            ..CallRequest::new(handle.caller, Operation::Begin(options))
         };
         start(&transaction.core, request).await?.await?;
         Ok(transaction)
@@ -188,26 +198,22 @@ impl SessionTransaction {
     pub(super) fn handle(&self) -> Handle<'_> {
         Handle {
             core: &self.core,
-            who: Who::Level(self.level),
+            caller: Caller::Transaction(self.id),
             through: self.through.as_ref(),
         }
     }
 
     async fn end(mut self, commits: bool) -> Result<(), DbErr> {
-        let Self {
-            core,
-            level,
-            through,
-        } = &mut self;
+        let Self { core, id, through } = &mut self;
         if core.pool().is_direct() {
-            return Box::pin(pass_through::end(core, *level, through, commits)).await;
+            return Box::pin(pass_through::end(core, *id, through, commits)).await;
         }
         let operation = if commits {
             Operation::Commit
         } else {
             Operation::Rollback
         };
-        let call = start(core, CallRequest::new(Who::Level(*level), operation)).await?;
+        let call = start(core, CallRequest::new(Caller::Transaction(*id), operation)).await?;
         answered(core, commits, call).await.map(drop)
     }
 
@@ -246,9 +252,9 @@ impl SessionTransaction {
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
         if let Some(transaction) = self.through.take() {
-            pass_through::abandon(&self.core, self.level, transaction);
+            pass_through::abandon(&self.core, self.id, transaction);
         } else if !self.core.pool().is_direct() {
-            end::abandon(&self.core, self.level);
+            end::abandon(&self.core, self.id);
         }
     }
 }

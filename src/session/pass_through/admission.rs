@@ -2,14 +2,14 @@
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 
-use super::super::{core::Core, stack::Who};
+use super::super::{core::Core, stack::Caller};
 use crate::error::{Error, Kind, server};
 
-/// Checks that `who` may run a statement now.
-pub(super) fn admit(core: &Core, who: Who) -> Result<(), DbErr> {
+/// Checks that `caller` may run a statement now.
+pub(super) fn admit(core: &Core, caller: Caller) -> Result<(), DbErr> {
     check_open(core)?;
     let mut state = core.lock();
-    state.admit(who).map_err(Kind::into_db_err)?;
+    state.admit(caller).map_err(Kind::into_db_err)?;
     if state.through.is_any_parked() {
         return Err(Kind::NestedOpen.into_db_err());
     }

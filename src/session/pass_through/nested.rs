@@ -9,7 +9,7 @@ use super::{
         core::Core,
         handle::Handle,
         hook_runner::run_hooks,
-        stack::{Level, Who},
+        stack::{Caller, TransactionId},
     },
     admission::{admit, heed},
     own::{enter, send_end},
@@ -20,10 +20,10 @@ use crate::error::Kind;
 pub(in crate::session) async fn begin(
     handle: Handle<'_>,
     options: TransactionOptions,
-) -> Result<(Level, DatabaseTransaction), DbErr> {
+) -> Result<(TransactionId, DatabaseTransaction), DbErr> {
     let core = handle.core;
     let own = enter(handle).await?;
-    admit(core, handle.who)?;
+    admit(core, handle.caller)?;
     if is_given_up(core) {
         return Err(Kind::Aborted.into_db_err());
     }
@@ -33,10 +33,10 @@ pub(in crate::session) async fn begin(
     };
     let transaction = heed(core, begun)?;
     let mut state = core.lock();
-    let level = state.new_id();
-    state.stack.open(level);
-    state.through.opened(level);
-    Ok((level, transaction))
+    let id = state.new_id();
+    state.stack.open(id);
+    state.through.opened(id);
+    Ok((id, transaction))
 }
 
 fn is_given_up(core: &Core) -> bool {
@@ -47,13 +47,15 @@ fn is_given_up(core: &Core) -> bool {
 /// Commits or rolls back a transaction that the handler began.
 pub(in crate::session) async fn end(
     core: &Arc<Core>,
-    level: Level,
+    id: TransactionId,
     transaction: &mut Option<DatabaseTransaction>,
     commits: bool,
 ) -> Result<(), DbErr> {
     let depth = {
         let mut state = core.lock();
-        let depth = state.admit(Who::Level(level)).map_err(Kind::into_db_err)?;
+        let depth = state
+            .admit(Caller::Transaction(id))
+            .map_err(Kind::into_db_err)?;
         if state.through.is_any_parked() {
             return Err(Kind::NestedOpen.into_db_err());
         }
@@ -63,35 +65,35 @@ pub(in crate::session) async fn end(
         return Ok(());
     };
     let ended = send_end(core, transaction, commits, depth).await;
-    close(core, level, commits && ended.is_ok());
+    close(core, id, commits && ended.is_ok());
     ended
 }
 
 /// Rolls back a transaction whose handle was dropped, once those inside it have ended.
 pub(in crate::session) fn abandon(
     core: &Arc<Core>,
-    level: Level,
+    id: TransactionId,
     transaction: DatabaseTransaction,
 ) {
     let mut state = core.lock();
-    let parked = state.through.park(level, transaction);
+    let parked = state.through.park(id, transaction);
     let Some(transaction) = parked else {
-        state.stack.close(level, false);
+        state.stack.close(id, false);
         drop(state);
         return run_hooks(core);
     };
     drop(state);
     // SeaORM rolls it back.
     drop(transaction);
-    close(core, level, false);
+    close(core, id, false);
 }
 
-fn close(core: &Arc<Core>, level: Level, is_committed: bool) {
+fn close(core: &Arc<Core>, id: TransactionId, is_committed: bool) {
     let mut state = core.lock();
-    state.stack.close(level, is_committed);
+    state.stack.close(id, is_committed);
     let depth = state.stack.depth();
     state.through.forget_beyond(depth);
-    let parked = state.through.unpark(level);
+    let parked = state.through.unpark(id);
     drop(state);
     // In this order: SeaORM ends whichever is the innermost.
     parked.into_iter().for_each(drop);

@@ -12,7 +12,7 @@ use super::{
         hook_runner::run_hooks,
         plan::Mode,
         queue::enqueue,
-        stack::Who,
+        stack::Caller,
         statement::vet,
     },
     admission::admit,
@@ -23,18 +23,18 @@ use crate::error::{Error, Kind, server};
 /// Admits a statement, and returns the session's own transaction if that is what it runs in.
 pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, DbErr> {
     match handle.through {
-        Some(_) => admit(handle.core, handle.who).map(|()| None),
+        Some(_) => admit(handle.core, handle.caller).map(|()| None),
         None => own_transaction(handle.core).await,
     }
 }
 
 /// Returns the session's own transaction, begun if it has not been; `None` in autocommit.
 pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransaction>, DbErr> {
-    admit(core, Who::Session)?;
+    admit(core, Caller::Session)?;
     if core.lock().fresh {
         let this = core.clone();
         enqueue(core, async move {
-            let _turn = this.turn(Who::Session).await?;
+            let _turn = this.turn(Caller::Session).await?;
             set_up(&this).await
         })
         .await?;
@@ -52,7 +52,7 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     }
     let this = core.clone();
     enqueue(core, async move {
-        let _turn = this.turn(Who::Session).await?;
+        let _turn = this.turn(Caller::Session).await?;
         begin_own(&this).await.inspect_err(|error| {
             let error = Error::of_begin(error.clone());
             this.lock().stack.failures.not_begun(error);
@@ -62,7 +62,7 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
 }
 
 async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
-    admit(core, Who::Session)?;
+    admit(core, Caller::Session)?;
     let (mode, set_up) = {
         let state = core.lock();
         if let Some(own) = state.through.own() {
@@ -76,7 +76,7 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     let begun = core.pool().database().begin_with_options(options).await;
     let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
     for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
-        vet(core, Who::Session, &statement.sql)?;
+        vet(core, Caller::Session, &statement.sql)?;
         transaction.execute_raw(statement.clone()).await?;
     }
     let own = Arc::new(transaction);
@@ -94,7 +94,7 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         state.rules.on_acquire.clone().filter(|_| state.fresh)
     };
     for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
-        vet(core, Who::Session, &statement.sql)?;
+        vet(core, Caller::Session, &statement.sql)?;
         let database = core.pool().database();
         database.execute_raw(statement.clone()).await?;
     }

@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt, stream};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Statement, StreamTrait};
 
 use super::{
-    super::{core::Core, handle::Handle, stack::Who, statement::vet},
+    super::{core::Core, handle::Handle, stack::Caller, statement::vet},
     admission::{admit, heed},
     own::own_transaction,
 };
@@ -20,7 +20,7 @@ pub(in crate::session) async fn rows(
     core: &Arc<Core>,
     statement: Statement,
 ) -> Result<PassedRows<'static>, DbErr> {
-    vet(core, Who::Session, &statement.sql)?;
+    vet(core, Caller::Session, &statement.sql)?;
     let this = core.clone();
     Ok(match own_transaction(core).await? {
         // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
@@ -42,8 +42,8 @@ pub(in crate::session) async fn nested_rows<'a>(
     statement: Statement,
 ) -> Result<PassedRows<'a>, DbErr> {
     let core = handle.core;
-    vet(core, handle.who, &statement.sql)?;
-    admit(core, handle.who)?;
+    vet(core, handle.caller, &statement.sql)?;
+    admit(core, handle.caller)?;
     let rows = heed(core, transaction.stream_raw(statement).await)?;
     Ok(Box::pin(rows.map(move |row| heed(core, row))))
 }

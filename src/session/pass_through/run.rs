@@ -3,7 +3,7 @@
 use sea_orm::{ConnectionTrait, DbErr};
 
 use super::{
-    super::{core::Core, handle::Handle, stack::Who, statement::vet},
+    super::{core::Core, handle::Handle, stack::Caller, statement::vet},
     admission::{admit, check_open, heed},
     own::enter,
 };
@@ -31,7 +31,7 @@ pub(in crate::session) async fn run(
 
 fn vet_operation(handle: Handle<'_>, operation: &Operation) -> Result<(), DbErr> {
     match operation.text() {
-        Some(sql) => vet(handle.core, handle.who, sql).map(drop),
+        Some(sql) => vet(handle.core, handle.caller, sql).map(drop),
         None => Ok(()),
     }
 }
@@ -55,7 +55,7 @@ pub(in crate::session) async fn ping(core: &Core) -> Result<(), DbErr> {
 
 /// Does what giving a connection back does: what it was set up with is set up again.
 pub(in crate::session) fn release(core: &Core) -> Result<(), DbErr> {
-    admit(core, Who::Session)?;
+    admit(core, Caller::Session)?;
     let mut state = core.lock();
     if state.stack.depth() > 0 {
         return Err(Kind::TransactionOpen.into_db_err());

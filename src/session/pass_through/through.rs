@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sea_orm::DatabaseTransaction;
 
-use super::super::stack::Level;
+use super::super::stack::TransactionId;
 
 /// A session's own transaction, which statements share while they run in it.
 pub(in crate::session) type OwnTransaction = Arc<DatabaseTransaction>;
@@ -18,9 +18,9 @@ pub(in crate::session) struct Through {
     /// The server has given up the transactions from this depth on.
     given_up: Option<usize>,
     /// Handles whose transactions SeaORM still has, outermost first.
-    alive: Vec<Level>,
+    alive: Vec<TransactionId>,
     /// Those that ended before what was begun inside them.
-    parked: Vec<(Level, DatabaseTransaction)>,
+    parked: Vec<(TransactionId, DatabaseTransaction)>,
 }
 
 impl Through {
@@ -63,32 +63,32 @@ impl Through {
         self.given_up = self.given_up.filter(|from| *from <= depth);
     }
 
-    pub(in crate::session) fn opened(&mut self, level: Level) {
-        self.alive.push(level);
+    pub(in crate::session) fn opened(&mut self, id: TransactionId) {
+        self.alive.push(id);
     }
 
     /// Keeps a transaction whose handle goes before those inside it; gives it back if there are none.
     pub(in crate::session) fn park(
         &mut self,
-        level: Level,
+        id: TransactionId,
         transaction: DatabaseTransaction,
     ) -> Option<DatabaseTransaction> {
         let innermost = self.alive.last();
-        if innermost.is_none_or(|innermost| *innermost <= level) {
+        if innermost.is_none_or(|innermost| *innermost <= id) {
             return Some(transaction);
         }
-        self.alive.retain(|alive| *alive != level);
-        self.parked.push((level, transaction));
+        self.alive.retain(|alive| *alive != id);
+        self.parked.push((id, transaction));
         None
     }
 
-    /// The handle of `level` is gone; returns what was waiting for that, to be rolled back in this order.
-    pub(in crate::session) fn unpark(&mut self, level: Level) -> Vec<DatabaseTransaction> {
-        self.alive.retain(|alive| *alive != level);
+    /// The handle of `id` is gone; returns what was waiting for that, to be rolled back in this order.
+    pub(in crate::session) fn unpark(&mut self, id: TransactionId) -> Vec<DatabaseTransaction> {
+        self.alive.retain(|alive| *alive != id);
         let innermost = self.alive.last().copied();
-        self.parked.sort_by_key(|(level, _)| *level);
-        let outside = |level: Level| innermost.is_some_and(|alive| level < alive);
-        let stays = self.parked.iter().take_while(|(level, _)| outside(*level));
+        self.parked.sort_by_key(|(id, _)| *id);
+        let outside = |id: TransactionId| innermost.is_some_and(|alive| id < alive);
+        let stays = self.parked.iter().take_while(|(id, _)| outside(*id));
         let stays = stays.count();
         let inside_first = self.parked.drain(stays..).rev();
         inside_first.map(|(_, transaction)| transaction).collect()

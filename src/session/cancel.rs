@@ -1,4 +1,4 @@
-//! [`Stop`]: whether the server may be told to stop a running call, and when.
+//! [`Cancel`]: whether the server may be told to stop a running call, and when.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::{
 };
 
 /// A call that may be stopped.
-pub(super) struct Stop {
+pub(super) struct Cancel {
     handle: Arc<CancelHandle>,
     /// Also while the session goes on: nothing depends on it.
     at_any_time: bool,
 }
 
-impl Stop {
+impl Cancel {
     /// Returns whether `operation` may be stopped, and how its connection is to be identified for that.
     ///
     /// Outside a transaction only what reads: a write is finished. Inside, every statement, but only when the
@@ -42,23 +42,23 @@ impl Stop {
             _ => pool.cancels().route(),
         };
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
-        let stop = is_stoppable.then(|| {
+        let cancel = is_stoppable.then(|| {
             handle.prepare();
             Self {
                 handle,
                 at_any_time: !in_transaction,
             }
         });
-        (stop, Some(route))
+        (cancel, Some(route))
     }
 
     /// The session has ended.
-    pub(super) fn at_the_end(&self) {
+    pub(super) fn session_ended(&self) {
         self.handle.abandon();
     }
 
     /// The handler has dropped the statement, and may go on.
-    pub(super) fn when_dropped(&self) {
+    pub(super) fn call_dropped(&self) {
         if self.at_any_time {
             self.handle.abandon();
         }
