@@ -41,6 +41,7 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
         return Ok(());
     }
     let started = Instant::now();
+    // Where a test itself has the only connection of its pool, nothing would end the wait.
     let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
     let acquired = match hopeless {
         Ok(()) => core.pool().acquire().await,
@@ -86,6 +87,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     let Some(mut connection) = lease.into_connection() else {
         return;
     };
+    // Weak, because the connection is about to be owned by the session that it names.
     let holder: Weak<Core> = Arc::downgrade(core);
     connection.hold(holder, core.weak_request_holder());
     let mut state = core.lock();

@@ -40,7 +40,7 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
 }
 
 impl SessionGuard {
-    /// The body that wants to decide, if there is one.
+    /// Takes the body that asked to decide, if there is one.
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.core().lock().asked_hold.take()
     }
@@ -61,7 +61,7 @@ impl SessionGuard {
         let (mut last, ()) = http::Response::new(()).into_parts();
         last.status = head.status;
         last.headers.clone_from(&head.headers);
-        // Known before the body decides, so that no cut comes in between.
+        // Set before the body decides, so that a cut-off in between finds the body to break off.
         self.core().lock().body_hold = Some(hold.downgrade());
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), length) {
@@ -105,7 +105,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
     })
 }
 
-/// Whether the rest of the body may go out.
+/// Lets the rest of the body out, unless the session failed to commit.
 fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
     match (ended, guard.cut_off()) {
         (Ended::Failed(error), _) | (_, Some(error)) => {
@@ -116,7 +116,7 @@ fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
     }
 }
 
-/// A settlement in a task of its own, which ends when nobody waits for it any more.
+/// A settlement in a separate task, which is aborted when its future is dropped.
 struct InTask(JoinHandle<Result<(), BoxError>>);
 
 impl Future for InTask {

@@ -31,7 +31,7 @@ pub(super) struct Call {
 /// Stands for a stream that may still be read; other statements are refused meanwhile.
 pub(super) struct OpenStream(pub(super) Arc<Core>);
 
-/// Where the call is.
+/// A place where the call may be.
 enum Whereabouts {
     /// In the slot, to be polled here.
     Here(CallFuture),
@@ -106,7 +106,7 @@ impl Call {
             *is_left = true;
             return;
         }
-        // What waited for the call is going: there is nothing to wake.
+        // The future that waited for the call is being dropped: there is nothing to wake.
         let waker = running.waker.take();
         if !detach(&self.core, state, None) {
             // Polling it panicked, and the connection went with it.

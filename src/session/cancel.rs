@@ -1,4 +1,4 @@
-//! [`Cancel`]: whether the server may be told to stop a running call, and when.
+//! [`Cancel`]: permission to have the server stop a running call.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::{
     sql::Classified,
 };
 
-/// A call that may be stopped.
+/// Permission to have the server stop a running call.
 pub(super) struct Cancel {
     handle: Arc<CancelHandle>,
-    /// Also while the session goes on: nothing depends on it.
+    /// Also while the session goes on, which does not depend on the call.
     at_any_time: bool,
 }
 

@@ -1,7 +1,7 @@
 //! [`Core`]: what a session's handles, its guard and its running call share.
 //!
 //! The connection is in one place at a time, and the [`Slot`](super::slot::Slot) says where. A call owns it
-//! while it runs; whoever ends the call early moves it, connection included, to a task that runs it to its end.
+//! while it runs; ending the call early moves it, connection included, to a task that runs it to its end.
 //! The lock is never held across an await.
 
 use std::{
@@ -28,6 +28,8 @@ pub(crate) struct Core {
 }
 
 /// The right to use the session's connection. Dropped, it passes on.
+///
+/// A running call owns its turn, so that the turn passes on when the connection is back, and not before.
 pub(super) struct Turn(Arc<Core>);
 
 impl Core {
@@ -154,8 +156,10 @@ impl Drop for Turn {
     }
 }
 
-/// Access to a session's state. Hooks that will not run are dropped when the lock is free again: what they
-/// captured may use the session in its own `Drop`.
+/// Access to a session's state.
+///
+/// Hooks that will not run are dropped when the lock is free again: what they captured may use the session in its
+/// own `Drop`, which would wait for the lock for ever.
 pub(super) struct Locked<'c> {
     // In this order: fields are dropped from first to last.
     state: MutexGuard<'c, State>,

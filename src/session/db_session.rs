@@ -191,7 +191,7 @@ impl<Tag> DbSession<Tag> {
     /// let pool = session.pool().clone();
     /// tokio::spawn(async move {
     ///     let session = pool.session().await?;
-    ///     // ... statements on a session of its own
+    ///     // ... statements on another session
     ///     Ok::<(), tower_sea_orm::Error>(())
     /// });
     /// # }
@@ -508,7 +508,7 @@ impl<Tag> DbSession<Tag> {
     /// a success.
     ///
     /// Over HTTP/1.0, a response without `Content-Length` ends with its connection, complete or not, and
-    /// the client cannot tell an aborted body from a complete one.
+    /// an aborted body looks like a complete one to the client.
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "stream"))] {
@@ -547,7 +547,7 @@ impl<Tag> DbSession<Tag> {
         )
     }
 
-    /// Whether the session is to have a connection before its first statement, and has none.
+    /// Returns whether the session still has to acquire its connection.
     pub(crate) fn is_to_check_out(&self) -> bool {
         let state = self.core.lock();
         !self.core.pool().is_direct() && state.phase.is_open() && matches!(state.slot, Slot::Empty)
@@ -561,12 +561,12 @@ impl<Tag> DbSession<Tag> {
         })
     }
 
-    /// Whether the request that the session belongs to has ended.
+    /// Returns whether the request that the session belongs to has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.core.has_ended()
     }
 
-    /// What a layer inside of the session's own says.
+    /// Applies what a layer inside the session's own asks for.
     pub(crate) fn order(&self, order: Order) -> Result<(), Error> {
         order::apply(&self.core, order).map_err(Error::from)
     }

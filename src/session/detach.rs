@@ -51,7 +51,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
         cancel_handle,
         ..
     } = call;
-    // Made before the task, which a runtime that shuts down drops unrun.
+    // Made before the task, because a runtime that shuts down drops its tasks unrun.
     let mut unfinished = Unfinished(Some(core.clone()));
     let (pool, handle) = (core.pool().clone(), runtime.clone());
     runtime.spawn(async move {

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// How far the early end of a transaction has come.
+/// The progress of an early end of a transaction.
 enum EarlyEnd {
     /// There was nothing to end.
     Done,
@@ -51,7 +51,7 @@ async fn end_early(core: &Arc<Core>, operation: Operation) -> Result<(), DbErr> 
     };
     let is_unknown = end.as_ref().is_err_and(is_outcome_unknown);
     if end.is_err() && !is_unknown {
-        // What is left of it holds locks: it goes now. The first error is the one that counts.
+        // The rest of it holds locks, so it is rolled back now. The first error is the one that counts.
         let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
     }
     core.lock().stack.standing.heard(is_unknown);
@@ -82,6 +82,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
     }
     let call = launch(core, turn, CallRequest::new(Caller::Session, operation))?;
     if commits {
+        // Until the handler has heard how it ended: its future may be dropped before that.
         core.lock().stack.standing.commit_sent();
     }
     Ok(EarlyEnd::Sent(call))

@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{connection::Operation, error::Kind};
 
-/// How long an answer that is to roll back waits for a statement that its handler has left running.
+/// The time that a response which rolls back waits for a statement that its handler has left running.
 const STRAY_WAIT: Duration = Duration::from_millis(100);
 
-/// How long it waits where the server is told to stop the statement.
+/// The same where the server is asked to stop the statement, which takes a round trip or two.
 const STOPPED_WAIT: Duration = Duration::from_secs(1);
 
 /// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
@@ -82,12 +82,13 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
 /// There is something to wait for if a transaction is open, or is being rolled back.
 pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
     let mut state = core.lock();
+    // Also if the session is over: a cut-off may have left something stored.
     core.tell_request(&state);
     if let Phase::Over(over) = &mut state.phase {
         return over.cut_off.as_mut()?.rollback.take();
     }
     let rollback = end_now(core, state, Over::default());
-    // What gets the turn before that is refused for the same reason.
+    // A job that gets the turn before that is refused, because the phase has changed already.
     core.turns().close();
     rollback
 }
@@ -100,13 +101,14 @@ pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
 }
 
 fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollback> {
-    // Closed when the lock is free again: that runs the log's code.
+    // Closed when the lock is free again, because that runs the log subscriber's code.
     let outcome = state.outcome();
     let _span = state.span.close(outcome);
     let rollback = close_phase(&mut state, over);
     match mem::replace(&mut state.slot, Slot::Empty) {
         Slot::Idle(connection) => give_back(core, state, connection),
         Slot::Running(running) => {
+            // Before it is detached, so that the task finds the call stopped at its first look.
             running.session_ended();
             state.slot = Slot::Running(running);
             detach(core, state, None);
@@ -132,7 +134,7 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
         Slot::Running(running) => Some(running),
         _ => None,
     };
-    // What the handler dropped is being rolled back: that counts as open until it is done.
+    // A transaction that the handler dropped is being rolled back: it counts as open until that is done.
     let is_unclean = match &state.slot {
         Slot::Idle(connection) => connection.depth() > 0,
         Slot::Running(running) => running.purpose == Purpose::Other,
@@ -149,8 +151,8 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
     rollback
 }
 
-/// Returns how long an answer that is to roll back waits for a call; `None` for one that ends soon, or has to be
-/// waited for.
+/// Returns the time that a response which rolls back waits for a call; `None` for one that ends soon, or has to
+/// be waited for.
 fn patience(running: &Running) -> Option<Duration> {
     running
         .purpose

@@ -1,4 +1,4 @@
-//! [`Failures`]: what the layer answers for when the handler gives up.
+//! [`Failures`]: the errors that the layer answers for if the handler gives up.
 
 use crate::error::Error;
 
@@ -17,9 +17,9 @@ pub(super) struct Failures {
 /// An error that the same request may not meet again: a conflict, a time-out.
 struct Passing {
     error: Error,
-    /// How many transactions were open around the statement.
+    /// The number of transactions that were open around the statement.
     depth: usize,
-    /// What it spoilt was rolled back. If the handler goes on after that, it is made good.
+    /// The transaction that it spoilt was rolled back. If the handler goes on after that, it is made good.
     is_undone: bool,
 }
 
@@ -29,7 +29,7 @@ impl Failures {
         self.acquire.as_ref().or(passing)
     }
 
-    /// Why a transaction never began that the handler wanted.
+    /// Returns why a transaction never began that the handler wanted.
     pub(super) fn missing_transaction(&self) -> Option<&Error> {
         self.acquire
             .as_ref()
@@ -78,7 +78,7 @@ impl Failures {
         }
     }
 
-    /// What was open beyond `depth` was rolled back.
+    /// The transactions beyond `depth` were rolled back.
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         if let Some(passing) = &mut self.passing {
             passing.is_undone |= passing.depth > depth;

@@ -26,6 +26,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         output,
     } = finished;
     let mut state = core.lock();
+    // Dropped below, when the lock is free: it wakes the end of the request.
     let stray_ended = state.phase.take_stray_ended();
     let Slot::Running(mut running) = mem::replace(&mut state.slot, Slot::Empty) else {
         put_in_place(core, state, connection);
@@ -47,11 +48,13 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     if let Some(owner) = owner {
         owner.wake();
     }
+    // The log's subscriber is foreign code, so it is called last and under no lock.
     if let Some(statement) = ended_elsewhere {
         telemetry::ended_elsewhere(&statement);
     }
     unheard.iter().for_each(telemetry::stream_failed_unheard);
     if core.is_awaited() {
+        // The request waits for a second connection, and its first one rests now: that may be a deadlock.
         core.pool().break_deadlock();
     }
     output
@@ -84,6 +87,7 @@ fn account(
 ) -> Option<String> {
     state.account(purpose, connection, result);
     core.tell_request(state);
+    // A write that the server itself refuses succeeds elsewhere: the client may send the request again.
     if connection.may_be_demoted()
         && let Some(known) = result.err().and_then(Error::of)
         && known.is_read_only()

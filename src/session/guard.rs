@@ -22,7 +22,7 @@ use crate::{
 /// The future that serves the request owns it; handles are only lent the session.
 pub(crate) struct SessionGuard {
     core: Arc<Core>,
-    /// What holds no connection is known to its pool nevertheless.
+    /// The entry of a session without a connection in its pool's register, which `close` looks at.
     direct: Option<Key>,
 }
 
@@ -42,7 +42,7 @@ impl SessionGuard {
         &self.core
     }
 
-    /// What is polled from here on, until the returned value is dropped, belongs to this request.
+    /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped.
     pub(crate) fn enter(&self) -> Option<Entered> {
         self.core.request_holder().map(pool::enter)
     }
@@ -52,7 +52,7 @@ impl SessionGuard {
         settle(&self.core, decision)
     }
 
-    /// Whether a response with this head commits the session's transaction.
+    /// Decides by a response's head whether the session's transaction is committed.
     pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
         let rule = self.core.lock().rules.commit_when.clone();
         let commits =
@@ -64,7 +64,7 @@ impl SessionGuard {
         }
     }
 
-    /// Whether something of the request may stand: sent again, it would do it twice.
+    /// Returns whether something of the request may be stored, so that sending it again would do it twice.
     pub(crate) fn may_have_committed(&self) -> bool {
         self.core.lock().stack.standing.may_stand()
             || self
@@ -74,17 +74,17 @@ impl SessionGuard {
                 .load(Ordering::Relaxed)
     }
 
-    /// Why an open transaction of the session was lost before its end, if it was.
+    /// Returns why an open transaction of the session was lost before its end, if it was.
     pub(crate) fn lost(&self) -> Option<Error> {
         self.core.lock().lost()
     }
 
-    /// Why the session's connection was taken away before its end, if it was.
+    /// Returns why the session's connection was taken away before its end, if it was.
     pub(crate) fn cut_off(&self) -> Option<Error> {
         self.core.lock().cut_off()
     }
 
-    /// The failure that the layer should answer for if the handler gives up.
+    /// Returns the failure that the layer answers for if the handler gives up.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.core.lock().stack.failures.current().cloned()
     }
@@ -100,7 +100,7 @@ impl Drop for SessionGuard {
     }
 }
 
-/// Known beforehand: a name in a string is parsed at each look.
+/// A constant, because a name in a string would be parsed for each response.
 pub(crate) static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Below 400; for gRPC, `grpc-status` 0 or none.

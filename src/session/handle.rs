@@ -1,4 +1,4 @@
-//! [`Handle`]: what a statement goes through, a session or one of its transactions.
+//! [`Handle`]: a session or one of its transactions, as its statements see it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use sea_orm::DatabaseTransaction;
 
 use super::{core::Core, stack::Caller};
 
-/// What a statement goes through.
+/// A session or one of its transactions, as its statements see it.
 #[derive(Clone, Copy)]
 pub(super) struct Handle<'a> {
     pub(super) core: &'a Arc<Core>,

@@ -19,7 +19,7 @@ pub(super) fn register(
     if !state.phase.is_open() {
         return Err(state.closed().into_db_err());
     }
-    // It could hold a handle, and both would wait for each other's end.
+    // The hook could hold the last handle, and each would wait for the other to go.
     if core.origin.is_plain() && state.is_transactional() {
         return Err(Kind::NoEnd.into_db_err());
     }
@@ -53,7 +53,7 @@ pub(super) fn run_hooks(core: &Arc<Core>) {
 
 async fn run_queue(core: Arc<Core>) {
     while let Some(hook) = next(&core) {
-        // In a task of its own, so that its panic ends nothing else.
+        // In a separate task, so that its panic ends nothing else.
         if tokio::spawn(hook)
             .await
             .is_err_and(|error| error.is_panic())

@@ -1,4 +1,4 @@
-//! [`Hooks`]: what a session was asked to do after its transaction.
+//! [`Hooks`]: the futures that a session runs after its transaction.
 
 use std::{collections::VecDeque, future::Future, mem};
 
@@ -13,7 +13,7 @@ pub(super) struct Hooks(Option<Box<Lists>>);
 #[derive(Default)]
 struct Lists {
     waiting: Vec<Waiting>,
-    /// Those that belong to a COMMIT which is under way; later ones belong to what comes after it.
+    /// They belong to a COMMIT that is under way. A hook that is registered meanwhile belongs to the next transaction.
     sealed: Vec<Waiting>,
     /// Their time has come; the connection may not be back yet.
     due: Vec<Hook>,
@@ -25,13 +25,13 @@ struct Lists {
 }
 
 struct Waiting {
-    /// How many transactions were open around the registration, its own included.
+    /// The number of transactions that were open at the registration, the hook's own included.
     depth: usize,
     after: After,
     hook: Hook,
 }
 
-/// What a hook waits for.
+/// The event that a hook waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
     Commit,
@@ -49,20 +49,20 @@ impl Hooks {
         let hook = hook.boxed();
         match (depth, after) {
             (0, After::Commit) => lists.due.push(hook),
-            // What commits by itself is never rolled back.
+            // Autocommit: there is nothing that could be rolled back.
             (0, After::Rollback) => lists.discarded.push(hook),
             _ => lists.waiting.push(Waiting { depth, after, hook }),
         }
     }
 
-    /// Whether there are some whose transaction has not ended.
+    /// Returns whether there are some whose transaction has not ended.
     pub(super) fn is_any_waiting(&self) -> bool {
         self.0
             .as_ref()
             .is_some_and(|lists| !lists.waiting.is_empty())
     }
 
-    /// Whether there are some to be run.
+    /// Returns whether there are some to be run.
     pub(super) fn is_any_due(&self) -> bool {
         self.0.as_ref().is_some_and(|lists| !lists.due.is_empty())
     }
@@ -81,7 +81,8 @@ impl Hooks {
         }
     }
 
-    /// The innermost transaction, of `depth`, was committed; a savepoint's hooks go to what is around.
+    /// The innermost of `depth` transactions was committed. The hooks of a savepoint now wait for the transaction
+    /// around it.
     pub(super) fn committed(&mut self, depth: usize) {
         let Some(lists) = &mut self.0 else { return };
         match depth {
@@ -102,7 +103,7 @@ impl Hooks {
         }
     }
 
-    /// What was open beyond `depth` was rolled back.
+    /// The transactions beyond `depth` were rolled back.
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         let Some(lists) = &mut self.0 else { return };
         if depth == 0 {
@@ -116,14 +117,14 @@ impl Hooks {
         }
     }
 
-    /// Whether there are some that will not run.
+    /// Returns whether there are some that will not run.
     pub(super) fn is_any_discarded(&self) -> bool {
         self.0
             .as_ref()
             .is_some_and(|lists| !lists.discarded.is_empty())
     }
 
-    /// Those that will not run, to be dropped where nothing is locked.
+    /// Takes those that will not run, to be dropped where nothing is locked.
     pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
         self.0
             .as_mut()

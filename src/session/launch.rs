@@ -1,4 +1,4 @@
-//! [`CallRequest`]: what a handle asks of the connection, and how its call is launched.
+//! [`CallRequest`]: an operation that waits for its turn, and its launch.
 
 use std::{mem, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
     sql::{Classified, Effect},
 };
 
-/// What a handle asks of the connection.
+/// An operation that waits for its turn.
 pub(super) struct CallRequest {
     pub(super) caller: Caller,
     /// The transaction that it opens.
@@ -55,12 +55,15 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let is_inside = depth > 0 || begin.is_some();
     let purpose = Purpose::of(&operation, begin.is_some());
     if purpose == Purpose::Commit {
+        // A hook that is registered while COMMIT is under way belongs to the next transaction.
         state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
     }
     let id = state.new_id();
+    // Open before it is sent: dropped meanwhile, its handle finds something to abandon.
     if let Some(transaction) = request.opens {
         state.stack.open(transaction);
     }
+    // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
     if core.pool().has_server() {
@@ -126,7 +129,8 @@ fn place(
     state.slot = Slot::Running(running);
     drop(state);
     if streams {
-        // Those who wait for the turn are refused while a stream is open.
+        // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
+        // waits for them.
         core.turns().look_again();
     }
     Call::new(core.clone(), id, streams)

@@ -1,4 +1,4 @@
-//! [`Origin`]: which request or job a session belongs to.
+//! [`Origin`]: the request or job that a session belongs to.
 
 use std::sync::{
     Arc,
@@ -8,14 +8,14 @@ use std::sync::{
 use super::plan::OpenedFor;
 use crate::pool::{Holder, Label};
 
-/// Where a session comes from.
+/// The request or job that a session belongs to.
 pub(super) struct Origin {
     opened_for: OpenedFor,
     /// The outermost session of the request in which it was opened.
     outer: Option<Arc<dyn Holder>>,
-    /// Another session of its own request has committed something.
+    /// Another session of the same request has committed something.
     pub(super) has_committed_beside: AtomicBool,
-    /// How many waits for a connection its own request has.
+    /// The number of waits for a connection in its own request.
     pub(super) own_waits: AtomicU32,
 }
 

@@ -1,4 +1,4 @@
-//! [`Phase`]: where a session is on its way from its first statement to its end.
+//! [`Phase`]: a session on its way from its first statement to its end.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::error::{Error, Kind};
 
-/// Where the session is on its way.
+/// A stage on the session's way.
 pub(super) enum Phase {
     /// The handler is at work.
     Open,
@@ -16,7 +16,7 @@ pub(super) enum Phase {
     Over(Over),
 }
 
-/// What is left of a session that is over.
+/// The rest of a session that is over.
 #[derive(Default)]
 pub(super) struct Over {
     /// Set if the connection was taken away before the request's end.
@@ -27,12 +27,12 @@ pub(super) struct Over {
     stray_ended: Option<oneshot::Sender<()>>,
 }
 
-/// How a session lost its connection before its end.
+/// The loss of a session's connection before its end.
 pub(super) struct CutOff {
     pub(super) reason: Kind,
     /// A transaction was open.
     pub(super) has_lost: bool,
-    /// What was open is being rolled back; the end of the request waits for it.
+    /// The rollback of the open transactions, which the end of the request waits for.
     pub(super) rollback: Option<Rollback>,
 }
 

@@ -1,4 +1,4 @@
-//! [`Plan`]: what a session begins with.
+//! [`Plan`]: the rules and the purpose that a session begins with.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use sea_orm::{Statement, TransactionOptions};
 
 use crate::pool::Label;
 
-/// Whether a response's head (or, at the end of a held body, the head with the trailers) commits.
+/// Decides whether a response's head (or, at the end of a held body, the head with the trailers) commits.
 pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
-/// What a session begins with.
+/// The rules and the purpose that a session begins with.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) rules: Rules,
     pub(crate) opened_for: OpenedFor,
 }
 
-/// What a session was opened for.
+/// The purpose of a session.
 #[derive(Clone)]
 pub(crate) enum OpenedFor {
     /// A request, which the log calls so.
@@ -30,7 +30,7 @@ pub(crate) enum OpenedFor {
     Plain,
 }
 
-/// What the layers have told a session about its transactions.
+/// The rules of a session's transactions, from its layers.
 #[derive(Clone, Default)]
 pub(crate) struct Rules {
     pub(crate) mode: Mode,
@@ -44,7 +44,7 @@ pub(crate) struct Rules {
     pub(crate) is_head: bool,
 }
 
-/// What a layer inside of the session's own tells it.
+/// The changes to these rules that a layer inside the session's own asks for.
 #[derive(Clone, Default)]
 pub(crate) struct Order {
     /// `None`: as it is, or a transaction where `on_begin` needs one.
@@ -57,7 +57,7 @@ pub(crate) struct Order {
     pub(crate) on_acquire: Option<Vec<Statement>>,
 }
 
-/// What a statement of the session itself runs in.
+/// The surroundings of the session's own statements.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Each commits by itself.
@@ -83,7 +83,7 @@ impl Plan {
         Self { rules, opened_for }
     }
 
-    /// Returns the plan of a job, in a transaction of its own.
+    /// Returns the plan of a job, which is a transaction.
     pub(crate) fn transaction(options: TransactionOptions) -> Self {
         let mut plan = Self::new(OpenedFor::Job);
         plan.rules.mode = Mode::Transaction(options);

@@ -1,4 +1,4 @@
-//! Opening sessions, for requests and for work outside of them.
+//! [`PoolSession`], and the opening of sessions for requests and for other work.
 
 use std::{
     fmt,
@@ -139,7 +139,7 @@ impl SessionPool {
         };
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
-            // What `work` takes for rolled back may stand.
+            // Although `work` failed, some of it may be stored: its caller must not take it for rolled back.
             (Err(_), Ended::Failed(error)) if error.may_stand() => {
                 Err(TransactionError::Connection(error.into()))
             }

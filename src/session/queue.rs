@@ -50,6 +50,8 @@ pub(super) fn enqueue<T: Send + 'static>(
         // There can be no task. That is so with a mock only, whose work is done at the first poll.
         return Box::pin(work);
     };
+    // A job rather than a future that waits here: this one may be kept and never polled again, and whatever came
+    // behind it would wait for ever.
     let (sender, receiver) = oneshot::channel();
     let job: Work = Box::pin(async move {
         let _ = sender.send(work.await);
@@ -62,6 +64,7 @@ pub(super) fn enqueue<T: Send + 'static>(
     let core = core.clone();
     Box::pin(async move {
         let result = receiver.await;
+        // Not before: dropped with this future, it takes back a job whose turn has not come.
         drop(place);
         result.unwrap_or_else(|_| Err(core.closed()))
     })

@@ -23,17 +23,17 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// How long the end of a request waits for a statement that is still running.
+/// The time that the end of a request waits for a statement that is still running.
 const STRAY_WAIT: Duration = Duration::from_secs(1);
 
-/// What shall become of a session's transaction.
+/// The verdict on a session's transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     Commit,
     RollBack,
 }
 
-/// What became of it.
+/// The result of ending a session.
 #[derive(Debug, Clone)]
 pub(crate) enum Ended {
     /// There was none: each statement committed by itself.
@@ -44,7 +44,7 @@ pub(crate) enum Ended {
     RolledBack,
     /// The end of the response's body decides.
     Pending,
-    /// It should have been committed; it is rolled back, or nobody knows.
+    /// It should have been committed; it is rolled back, or its outcome is unknown.
     Failed(Error),
 }
 
@@ -171,10 +171,12 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
 }
 
 async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
+    // An unread stream has the turn for as long as its reader likes.
     end_stream(core);
     let turn = last_turn(core).await?;
     let own = {
         let mut state = core.lock();
+        // Looked at again: a statement that was waited for may have been a BEGIN.
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
@@ -211,12 +213,13 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
         (state.slot.purpose(), state.stack.has_left_open())
     };
     let (patience, otherwise) = match running {
-        // Whatever began it: only its end shows whether the answer is true.
+        // Whichever future began it: only its end shows whether the response is true.
         Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
         _ if has_left_open => return Err(Kind::LeftOpen.into()),
         _ => (STRAY_WAIT, Kind::StillRunning),
     };
     if running.is_some() {
+        // Its own future may not be polled any more, now that the handler has answered.
         drive(core);
     }
     let turn = timeout(patience, core.turn(Caller::Settlement))

@@ -1,4 +1,4 @@
-//! [`Slot`]: where the session's connection is, and [`Running`]: the call that owns it meanwhile.
+//! [`Slot`]: the place of the session's connection, and [`Running`]: the call that owns it meanwhile.
 
 use std::{future::Future, mem, pin::Pin, sync::Arc, task::Waker, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     sql::Redacted,
 };
 
-/// Where the session's connection is.
+/// The place of the session's connection.
 pub(super) enum Slot {
     /// Not checked out: not yet, or no more.
     Empty,
@@ -38,7 +38,7 @@ pub(super) struct Running {
     /// Of the future that waits for the call.
     pub(super) waker: Option<Waker>,
     runtime: Handle,
-    /// How long it may go on when nothing waits for it any more; `None` for as long as it takes.
+    /// The time for which it may go on when nothing waits for it any more; `None` for as long as it takes.
     patience: Option<Duration>,
     /// `None` if the call is to run to its end.
     pub(super) cancel: Option<Cancel>,
@@ -54,7 +54,7 @@ pub(super) struct Running {
     _turn: Turn,
 }
 
-/// What a call runs: that decides what becomes of it if it is ended early.
+/// The kinds of calls, which differ in what becomes of them if they are ended early.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallKind {
     /// It runs on in a task.
@@ -65,7 +65,7 @@ pub(super) enum CallKind {
     Raw,
 }
 
-/// What polls a running call.
+/// The future that polls a running call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum PolledBy {
     /// The future that waits for it.
@@ -174,7 +174,7 @@ impl Running {
         }
     }
 
-    /// The session is over: the server is to stop the call if it may be stopped.
+    /// The session is over: the server is asked to stop the call, if it may be stopped.
     pub(super) fn session_ended(&self) {
         if let Some(cancel) = &self.cancel {
             cancel.session_ended();

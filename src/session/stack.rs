@@ -14,7 +14,7 @@ pub(super) type TransactionId = u64;
 /// The session's own transaction, which has no handle.
 const OWN: TransactionId = 0;
 
-/// Who wants to use the connection.
+/// A user of the connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caller {
     /// The session itself.
@@ -25,7 +25,7 @@ pub(super) enum Caller {
     Settlement,
 }
 
-/// What a running call does to the transactions around it.
+/// The effect of a call on the transactions around it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// A statement, which commits by itself if no transaction is open.
@@ -165,19 +165,19 @@ impl Stack {
         self.roll_back_to(0);
     }
 
-    /// What was open beyond `depth` was rolled back.
+    /// The transactions beyond `depth` were rolled back.
     fn roll_back_to(&mut self, depth: usize) {
         self.open.truncate(depth);
         self.hooks.rolled_back_to(depth);
         self.failures.rolled_back_to(depth);
     }
 
-    /// Forgets what is open, which is about to be ended by a call of its own.
+    /// Forgets the open transactions, which SeaORM is about to end.
     pub(super) fn forget_open(&mut self) {
         self.open.clear();
     }
 
-    /// There was nothing that a COMMIT would have been sent for.
+    /// The transaction ends without a statement in it, so that no COMMIT is sent. Its hooks run all the same.
     pub(super) fn nothing_to_commit(&mut self) {
         self.hooks.seal();
         self.hooks.committed(1);
@@ -208,7 +208,7 @@ impl Stack {
         if is_own || outlasted_handler {
             self.standing.not_committed(error, outlasted_handler);
         }
-        // What is left of it goes before anything else may run.
+        // The next call rolls the rest of it back before anything else runs.
         if is_own {
             self.open.clear();
         } else if let Some(open) = self.open.last_mut() {
@@ -260,7 +260,7 @@ impl Stack {
         }
     }
 
-    /// What was open beyond `depth` is open no more: it was rolled back, by the session or by something else.
+    /// The transactions beyond `depth` are open no more: they were rolled back, by the session or by something else.
     fn vanished(&mut self, purpose: Purpose, depth: usize) {
         // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
         if depth == 0 && purpose == Purpose::Work && self.has_begun() {

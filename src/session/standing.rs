@@ -1,10 +1,13 @@
-//! [`Standing`]: what of a session's work stands, as far as is known.
+//! [`Standing`]: the part of a session's work that is stored, as far as is known.
 
 use sea_orm::DbErr;
 
 use crate::error::{Cause, Error, Kind};
 
-/// What of a session's work stands: it decides what the request may be told, and whether it may be sent again.
+/// The part of a session's work that is stored, as far as is known.
+///
+/// It decides whether the response may be a success, and whether the request may be sent again: a COMMIT can fail,
+/// can take effect without an answer, or can be sent by code that the session does not see.
 #[derive(Default)]
 pub(super) struct Standing {
     /// Something may stand, whatever happens from here on.
@@ -71,7 +74,7 @@ impl Standing {
     pub(super) fn heard(&mut self, is_outcome_unknown: bool) {
         self.is_unheard = false;
         if is_outcome_unknown {
-            // What it was told stays so, even if the answer comes after all.
+            // The handler has this error already, so it stays, even if the server's answer comes after all.
             self.failure = Some(Kind::OutcomeUnknown.into());
         }
     }

@@ -1,4 +1,4 @@
-//! [`State`]: what changes about a session, under its lock.
+//! [`State`]: everything about a session that changes, under its lock.
 
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
@@ -32,11 +32,11 @@ pub(super) struct State {
     last_id: u64,
     /// Outputs of calls that ended while their own futures were not polled.
     pub(super) outputs: Vec<(u64, Result<Output, DbErr>)>,
-    /// Where hooks run, known from the first connection on.
+    /// The runtime for hooks, known from the first connection on.
     pub(super) runtime: Option<Handle>,
-    /// What a session without a connection knows of SeaORM's transactions.
+    /// SeaORM's transactions, if the session has no connection.
     pub(super) through: Through,
-    /// A body that wants to live as long as the session.
+    /// A body that asks for the session to live as long.
     pub(super) asked_hold: Option<Hold>,
     /// The body that the session lives for.
     pub(super) body_hold: Option<WeakHold>,
@@ -204,7 +204,8 @@ impl State {
             (Purpose::Commit, Err(error)) => {
                 self.stack.not_committed(error, self.phase.is_settling());
             }
-            // With the connection, the transactions are lost: the session must not go on without.
+            // The transactions are lost with the connection. They stay open here, so that no later statement runs
+            // outside of them and commits by itself.
             _ if connection.is_broken() => {}
             _ => self.stack.ran(purpose, connection.depth(), result),
         }

@@ -44,7 +44,7 @@ enum Inner<'a> {
     Pinned {
         call: Option<Call>,
         rows: mpsc::Receiver<QueryResult>,
-        /// What the call ended with, to be returned after the last row.
+        /// The error that the call ended with, to be returned after the last row.
         failure: Option<DbErr>,
         /// `None` once the end was read.
         open: Option<OpenStream>,
@@ -147,7 +147,7 @@ impl Stream for SessionStream<'_> {
 
 impl Drop for SessionStream<'_> {
     fn drop(&mut self) {
-        // Of a failure that is still to come, the call tells.
+        // A failure that is still to come is logged by the call.
         if let Inner::Pinned {
             failure: Some(error),
             ..

@@ -1,4 +1,4 @@
-//! [`SessionTransaction`]: a transaction begun by the handler, and the savepoints inside of it.
+//! [`SessionTransaction`]: a transaction begun by the handler, or a savepoint inside one.
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -240,7 +240,7 @@ impl SessionTransaction {
                 .await
                 .map(|()| value)
                 .map_err(TransactionError::Connection),
-            // Not by the handler's own word: whether it goes on is still to be seen.
+            // Not `rollback`, by which a handler says that it goes on.
             Err(error) => match self.end(false).await {
                 Ok(()) => Err(TransactionError::Transaction(error)),
                 Err(rollback) => Err(TransactionError::Connection(rollback)),

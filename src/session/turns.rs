@@ -1,4 +1,4 @@
-//! [`Turns`]: whose turn it is to use the session's connection, and what waits for it.
+//! [`Turns`]: the queue for the session's connection.
 //!
 //! A future that has to wait is not given the turn, since it may never be polled again. Its work becomes a
 //! job, and a worker carries the jobs out in order, whether their futures are polled or not.
@@ -14,7 +14,7 @@ use std::{
 
 use crate::pool::{self, Holder};
 
-/// Who has the turn, and who comes next.
+/// The queue for the session's connection: one user at a time, the others in the order of their first polls.
 ///
 /// Its lock may be taken while the session's own is held, never the other way round.
 #[derive(Default)]
@@ -28,7 +28,7 @@ struct State {
     waiting: Option<Box<Waiting>>,
 }
 
-/// What waits, and who sees to it.
+/// The waiting futures and jobs, and their worker.
 #[derive(Default)]
 struct Waiting {
     /// Woken when the turn is free.
@@ -40,7 +40,7 @@ struct Waiting {
     worker: Option<Waker>,
 }
 
-/// What a future of the session has to do when its turn comes.
+/// The work of a future of the session, to be done when its turn comes.
 struct Job {
     id: u64,
     /// `None` while the worker polls it.
@@ -51,7 +51,7 @@ struct Job {
 
 pub(super) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The first job, in the worker's hands.
+/// The first job, taken out to be polled by the worker.
 pub(super) struct Head {
     pub(super) id: u64,
     pub(super) work: Work,
@@ -63,7 +63,7 @@ impl Turns {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// No more turns: what is in the line is dropped, and those who wait hear of it.
+    /// Ends the queue: jobs are dropped, and waiting futures are woken to see that.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
@@ -76,6 +76,7 @@ impl Turns {
         );
         let worker = waiting.worker.clone();
         drop(state);
+        // User code, which may use the session as it is dropped.
         drop(jobs);
         wakers.into_iter().chain(worker).for_each(Waker::wake);
     }
@@ -83,18 +84,19 @@ impl Turns {
     pub(super) fn pass_on(&self) {
         let mut state = self.lock();
         state.is_taken = false;
+        // All of them: one that was woken alone, and is not polled any more, would keep the turn from the others.
         let wakers = state.take_wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Has those who wait for the turn look whether they still may.
+    /// Wakes the futures that wait for the turn, to check whether they still may.
     pub(super) fn look_again(&self) {
         let wakers = self.lock().take_wakers();
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Takes the turn if it is free. One that does not `wait_in_line` lets those pass who do.
+    /// Takes the turn if it is free. A caller that does not `wait_in_line` lets the jobs go first.
     pub(super) fn try_take(&self, waits_in_line: bool) -> bool {
         let mut state = self.lock();
         let is_free = !state.is_taken && !state.is_closed && (waits_in_line || !state.is_any_job());
@@ -136,7 +138,7 @@ impl Turns {
         drop(before);
     }
 
-    /// The first job, to be polled by the worker.
+    /// Takes the first job out, to be polled by the worker.
     pub(super) fn head(&self) -> Option<Head> {
         let mut state = self.lock();
         let Job { id, work, request } = state.waiting.as_mut()?.jobs.front_mut()?;
@@ -147,7 +149,7 @@ impl Turns {
         })
     }
 
-    /// The worker has polled a job that is not done; one that has left the line comes back.
+    /// Puts a job back that is not done; returns it if it has been removed meanwhile.
     pub(super) fn put_back(&self, id: u64, work: Work) -> Option<Work> {
         let mut state = self.lock();
         let Some(job) = state.waiting().jobs.iter_mut().find(|job| job.id == id) else {
@@ -170,7 +172,7 @@ impl Turns {
         }
     }
 
-    /// Whether a worker has to be started; from then on there is one.
+    /// Returns whether a worker has to be started; from then on there is one.
     pub(super) fn needs_worker(&self) -> bool {
         let mut state = self.lock();
         !state.is_closed && !mem::replace(&mut state.waiting().has_worker, true)
@@ -190,7 +192,7 @@ impl Turns {
         true
     }
 
-    /// The worker has gone before its time: nobody does what waits.
+    /// Drops the jobs of a worker that was dropped before its end, for example with its runtime.
     pub(super) fn lose_worker(&self) {
         let mut state = self.lock();
         let waiting = state.waiting();
@@ -203,6 +205,7 @@ impl Turns {
     /// Puts `work` behind what is there, in the name of the request that is being polled; `None` if there are no
     /// more turns.
     pub(super) fn join(&self, work: Work) -> Option<u64> {
+        // Kept, because the worker's task belongs to no request: what the job opens has to be attributed to this one.
         let request = pool::current();
         let mut state = self.lock();
         if state.is_closed {

@@ -1,4 +1,4 @@
-//! [`DbTx`]: a session in a transaction of its own, and what can be said about that transaction.
+//! [`DbTx`]: a handle to a session that is in its own transaction.
 
 use std::{fmt, ops::Deref};
 

@@ -24,7 +24,7 @@ pub(super) struct Worker {
     done: bool,
 }
 
-/// How the running call stands.
+/// The result of polling the running call.
 enum Progress {
     /// There is none for the worker.
     None,
@@ -64,6 +64,7 @@ impl Future for Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // Its runtime shuts down, or a job has panicked.
         if !self.done {
             self.core.turns().lose_worker();
             release_call(&self.core);
@@ -81,6 +82,7 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
         return Progress::None;
     }
     let Some(mut future) = running.future.take() else {
+        // Its own future polls it on another thread at this moment, and wakes the worker if it is not done.
         running.polled_by = PolledBy::Owner { is_wanted: true };
         return Progress::Pending;
     };
@@ -115,7 +117,7 @@ fn poll_head(core: &Core, head: Head, cx: &mut Context<'_>) -> Poll<()> {
         Poll::Pending => core.turns().put_back(id, work),
     };
     let is_gone = left.is_some();
-    // What the job has captured is dropped in the name of its request, too.
+    // The values that the job has captured are dropped in the name of its request, too.
     drop(left);
     drop(entered);
     if is_gone {

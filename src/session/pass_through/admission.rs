@@ -1,4 +1,4 @@
-//! Whether a statement may pass, and what its failure did to the transactions around it.
+//! The conditions for a statement to pass, and the consequences of its failure for the transactions around it.
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 

@@ -52,6 +52,7 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     }
     let this = core.clone();
     enqueue(core, async move {
+        // In a turn, so that statements that run side by side begin one transaction and not two.
         let _turn = this.turn(Caller::Session).await?;
         begin_own(&this).await.inspect_err(|error| {
             let error = Error::of_begin(error.clone());

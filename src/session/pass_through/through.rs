@@ -9,8 +9,10 @@ use super::super::stack::TransactionId;
 /// A session's own transaction, which statements share while they run in it.
 pub(in crate::session) type OwnTransaction = Arc<DatabaseTransaction>;
 
-/// What is known of the transactions that pass through. SeaORM ends whichever is the innermost one, so a
-/// handle must not go before those inside it.
+/// SeaORM's transactions under a session.
+///
+/// SeaORM ends the innermost one, whichever handle asks for it, so a transaction whose handle goes first is kept
+/// until those inside it have ended.
 #[derive(Default)]
 pub(in crate::session) struct Through {
     /// The session's own transaction.
@@ -19,7 +21,7 @@ pub(in crate::session) struct Through {
     given_up: Option<usize>,
     /// Handles whose transactions SeaORM still has, outermost first.
     alive: Vec<TransactionId>,
-    /// Those that ended before what was begun inside them.
+    /// Transactions whose handles went before those inside them.
     parked: Vec<(TransactionId, DatabaseTransaction)>,
 }
 
