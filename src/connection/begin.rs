@@ -13,10 +13,10 @@ pub(super) struct BeginStatement {
     pub(super) query_only: bool,
 }
 
-/// How to open a transaction with `options` inside of `depth` others.
+/// How to open a transaction with `options` inside `depth` others.
 ///
-/// SQLite has no isolation levels: its transactions are serializable, which is what any of them asks
-/// for or more.
+/// SQLite has no isolation levels: its transactions are serializable, which is as strict as any level that can be asked
+/// for.
 pub(super) fn begin_statement(
     backend: DbBackend,
     options: TransactionOptions,
@@ -27,13 +27,12 @@ pub(super) fn begin_statement(
         access_mode,
         sqlite_transaction_mode,
     } = options;
-    if depth > 0 {
-        let has_own = isolation_level.is_some() || access_mode.is_some();
-        return if has_own {
-            Err(Kind::NestedOptions.into_db_err())
-        } else {
-            Ok(BeginStatement::default())
-        };
+    let has_none = isolation_level.is_none() && access_mode.is_none();
+    if depth > 0 && !has_none {
+        return Err(Kind::NestedOptions.into_db_err());
+    }
+    if depth > 0 || backend != DbBackend::Sqlite && has_none {
+        return Ok(BeginStatement::default());
     }
     if backend == DbBackend::Sqlite {
         return Ok(BeginStatement {
@@ -41,9 +40,6 @@ pub(super) fn begin_statement(
                 .map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
             query_only: matches!(access_mode, Some(AccessMode::ReadOnly)),
         });
-    }
-    if isolation_level.is_none() && access_mode.is_none() {
-        return Ok(BeginStatement::default());
     }
     let isolation = isolation_level
         .map(|level| format!(" ISOLATION LEVEL {level}"))
@@ -62,41 +58,4 @@ pub(super) fn begin_statement(
         statement: Some(statement),
         query_only: false,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use sea_orm::{AccessMode, DbBackend, IsolationLevel, TransactionOptions};
-
-    use super::begin_statement;
-
-    #[test]
-    fn begin_carries_its_options_in_one_text() {
-        let options = TransactionOptions {
-            isolation_level: Some(IsolationLevel::Serializable),
-            access_mode: Some(AccessMode::ReadOnly),
-            sqlite_transaction_mode: None,
-        };
-        let text = |backend| begin_statement(backend, options, 0).unwrap_or_default();
-        let sql = |backend| text(backend).statement.unwrap_or_default();
-        assert_eq!(
-            sql(DbBackend::Postgres),
-            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
-        );
-        assert_eq!(
-            sql(DbBackend::MySql),
-            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY"
-        );
-        assert_eq!(sql(DbBackend::Sqlite), "");
-        assert!(text(DbBackend::Sqlite).query_only);
-    }
-
-    #[test]
-    fn a_savepoint_refuses_options_of_its_own() {
-        let options = TransactionOptions {
-            isolation_level: Some(IsolationLevel::Serializable),
-            ..Default::default()
-        };
-        assert!(begin_statement(DbBackend::Postgres, options, 1).is_err());
-    }
 }

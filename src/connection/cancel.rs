@@ -1,39 +1,42 @@
-//! [`CancelHandle`]: what has to be known of a connection so that the server can be told to stop its statement.
+//! [`CancelHandle`]: all that is needed to have the server stop a connection's statement.
 //!
-//! Only a statement is ever stopped, never what the session does around it, and never a COMMIT. Whoever
+//! Only a statement is ever stopped, never what the session does around it, and never a COMMIT. The task that
 //! has it stopped still owns the connection, waits for the answer and for the statement's end, and then
-//! has the connection [absorb](super::PinnedConnection::absorb) what came too late.
+//! has the connection [absorb] a cancel that came too late.
 
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use futures_util::task::AtomicWaker;
 use sea_orm::{DbBackend, DbErr};
 use tokio::sync::Notify;
 
-use super::{PinnedConnection, State, backend_id::BackendId};
+use super::{backend_id::BackendId, link::Link};
 use crate::error::server;
 
-/// What is between this side and the server.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// Nothing: the process that serves a connection does so for the connection's life.
+    /// The server: one process serves a connection for the connection's life.
     Server,
-    /// A proxy, or that cannot be told: the process is the connection's own for one transaction.
+    /// A proxy, or unknown: a process serves the connection for one transaction. Before and after that it may serve
+    /// another client (<https://github.com/pgbouncer/pgbouncer/issues/245>).
     Proxy,
 }
 
-/// How a statement is stopped.
+/// The way to stop a statement.
 #[derive(Debug)]
 pub(crate) enum CancelTarget {
-    /// By another connection.
+    /// A request to the server, on another connection.
     Server(BackendId),
-    /// By SQLite's progress handler, which is told already.
+    /// SQLite's progress handler, which was told already.
     Sqlite,
 }
 
@@ -58,8 +61,8 @@ pub(crate) struct CancelHandle {
 
 #[derive(Default)]
 struct Known {
-    /// Nobody wants the running call any more.
-    unwanted: bool,
+    /// The running call has lost its request.
+    abandoned: bool,
     /// The call has come to its statement.
     working: bool,
     reach: Reach,
@@ -70,8 +73,8 @@ enum Reach {
     #[default]
     Unknown,
     Server {
-        identity: BackendId,
-        /// Known since the open transaction has begun.
+        id: BackendId,
+        /// Asked in the transaction that is open.
         inside: bool,
     },
     Sqlite,
@@ -84,19 +87,19 @@ impl CancelHandle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call begins, and somebody waits for it.
+    /// A call begins, and its request waits for it.
     pub(crate) fn prepare(&self) {
-        self.lock().unwanted = false;
+        self.lock().abandoned = false;
     }
 
-    /// Nobody waits for the running call any more, and it may be stopped.
+    /// The running call has lost its request, and may be stopped.
     pub(crate) fn abandon(&self) {
-        self.lock().unwanted = true;
+        self.lock().abandoned = true;
         self.told.notify_one();
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
-        self.lock().unwanted
+        self.lock().abandoned
     }
 
     /// Waits until the running call may be stopped.
@@ -108,7 +111,7 @@ impl CancelHandle {
     }
 
     /// How to stop the statement that runs right now; `None` if none does, or if it cannot be.
-    pub(crate) fn target(&self, route: Peer) -> Option<CancelTarget> {
+    pub(crate) fn target(&self, peer: Peer) -> Option<CancelTarget> {
         let known = self.lock();
         if !known.working {
             return None;
@@ -118,19 +121,17 @@ impl CancelHandle {
                 self.interrupt.store(true, Ordering::Relaxed);
                 Some(CancelTarget::Sqlite)
             }
-            Reach::Server { identity, inside } if route == Peer::Server || *inside => {
-                Some(CancelTarget::Server(identity.clone()))
+            Reach::Server { id, inside } if peer == Peer::Server || *inside => {
+                Some(CancelTarget::Server(id.clone()))
             }
             _ => None,
         }
     }
 
-    /// Who serves the connection, whatever runs on it.
-    pub(crate) fn backend_id(&self, route: Peer) -> Option<BackendId> {
+    /// The process that serves the connection, whatever runs on it.
+    pub(crate) fn backend_id(&self, peer: Peer) -> Option<BackendId> {
         match &self.lock().reach {
-            Reach::Server { identity, inside } if route == Peer::Server || *inside => {
-                Some(identity.clone())
-            }
+            Reach::Server { id, inside } if peer == Peer::Server || *inside => Some(id.clone()),
             _ => None,
         }
     }
@@ -154,31 +155,34 @@ impl CancelHandle {
         self.lost.store(turn, Ordering::Relaxed);
     }
 
-    /// Another call runs.
-    pub(super) fn next_turn(&self) -> u64 {
-        self.turn.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    pub(super) fn is_lost(&self, turn: u64) -> bool {
-        self.lost.load(Ordering::Relaxed) == turn
-    }
-
-    /// A waker for the running call that counts its wakes and passes them to `waker`.
-    pub(super) fn count_wakes(self: &Arc<Self>, waker: &Waker) -> Waker {
-        self.waker.register(waker);
-        Waker::from(self.clone())
-    }
-
-    /// Lets go of the task that polled a call which has ended.
-    pub(super) fn forget_waker(&self) {
+    /// Runs a call to its end; `None` if its answer is known to be lost.
+    pub(super) async fn unless_lost<F: Future>(
+        self: Arc<Self>,
+        mut call: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
+        let ended = poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            // It counts its wakes and passes them on.
+            let waker = Waker::from(self.clone());
+            match call.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                // Not before: an answer that has arrived is not lost.
+                Poll::Pending if self.lost.load(Ordering::Relaxed) == turn => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        // The task that polled the call is not to be kept.
         drop(self.waker.take());
+        ended
     }
 
     pub(super) fn works(&self, working: bool) {
         self.lock().working = working;
     }
 
-    /// No transaction is open: behind a proxy, the process may serve somebody else.
+    /// No transaction is open: behind a proxy, the process may serve another client.
     pub(super) fn outside(&self) {
         let mut known = self.lock();
         if matches!(known.reach, Reach::Server { inside: true, .. }) {
@@ -186,9 +190,9 @@ impl CancelHandle {
         }
     }
 
-    /// Whether it is time to ask who serves the connection.
-    fn is_unknown(&self, route: Peer, backend: DbBackend, inside: bool) -> bool {
-        let proxied = route == Peer::Proxy && backend != DbBackend::Sqlite;
+    /// Whether the server is to be asked which process serves the connection.
+    fn is_unknown(&self, peer: Peer, backend: DbBackend, inside: bool) -> bool {
+        let proxied = peer == Peer::Proxy && backend != DbBackend::Sqlite;
         match &self.lock().reach {
             // A proxy for MySQL has numbers of its own.
             Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
@@ -211,108 +215,70 @@ impl Wake for CancelHandle {
     }
 }
 
-impl PinnedConnection {
-    /// What stops this connection's statements.
-    pub(crate) fn cancel_handle(&mut self) -> &Arc<CancelHandle> {
-        self.victim.get_or_insert_default()
+impl CancelHandle {
+    /// Learns how to stop the connection's statements, if it is not known: one round trip.
+    pub(super) async fn identify(&self, peer: Peer, link: &mut Link) -> Result<(), DbErr> {
+        let inside = link.driver.depth() > 0;
+        if !self.is_unknown(peer, link.backend, inside) {
+            return Ok(());
+        }
+        let reach = if link.backend == DbBackend::Sqlite {
+            let watched = link.driver.watch(self.interrupt.clone()).await;
+            watched.map(|()| Reach::Sqlite)
+        } else {
+            let found = link.driver.backend_id().await;
+            found.map(|id| id.map_or(Reach::None, |id| Reach::Server { id, inside }))
+        };
+        let (reach, result) = match reach {
+            Ok(reach) => (reach, Ok(())),
+            Err(error) => (Reach::None, Err(error)),
+        };
+        if result.as_ref().is_err_and(server::is_fatal) {
+            return result;
+        }
+        self.lock().reach = reach;
+        result
     }
 
-    /// Closes the connection; what stops its statements goes to another one, for whoever holds it.
-    pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
-        self.victim.take()
-    }
-
-    /// Lets `victim`, which somebody may hold already, stop this connection's statements from here on.
-    pub(crate) fn adopt(&mut self, victim: Arc<CancelHandle>) {
-        let own = self.victim.replace(victim.clone());
-        let known = own.map(|own| std::mem::take(&mut own.lock().reach));
+    /// Goes on to stop the statements of another connection, whose own handle is `other`.
+    pub(super) fn succeed(&self, other: Option<Arc<Self>>) {
+        let known = other.map(|other| std::mem::take(&mut other.lock().reach));
         // SQLite's handler looks at the other one's flag: it is set anew.
-        victim.lock().reach = known
+        self.lock().reach = known
             .filter(|reach| !matches!(reach, Reach::Sqlite))
             .unwrap_or_default();
     }
 
-    /// Learns how to stop this connection's statements, if it is not known: one round trip.
-    pub(super) async fn identify(&mut self, route: Peer) -> Result<(), DbErr> {
-        let inside = self.driver.depth() > 0;
-        let Some(victim) = self
-            .victim
-            .clone()
-            .filter(|victim| victim.is_unknown(route, self.backend, inside))
-        else {
-            return Ok(());
-        };
-        let reach = if self.backend == DbBackend::Sqlite {
-            self.driver
-                .watch(victim.interrupt.clone())
-                .await
-                .map(|()| Reach::Sqlite)
-        } else {
-            let identity = self.driver.backend_id().await;
-            identity.map(|found| {
-                found.map_or(Reach::None, |identity| Reach::Server { identity, inside })
-            })
-        };
-        let reach = match reach {
-            Ok(reach) => reach,
-            Err(error) if server::is_fatal(&error) => return Err(error),
-            Err(error) => {
-                tracing::warn!(target: "tower_sea_orm::pool", "statements of this connection cannot be cancelled: the server does not tell who serves it: {error}");
-                if inside {
-                    self.note_failure(&error, self.depth(), false);
-                }
-                Reach::None
-            }
-        };
-        victim.lock().reach = reach;
-        Ok(())
+    /// Forgets an interrupt that SQLite has not seen.
+    pub(super) fn withdraw_interrupt(&self) {
+        self.interrupt.store(false, Ordering::Relaxed);
     }
 
-    /// Lets a cancel that came too late hit nobody: once its answer is there and the connection has
-    /// run something, none can be on its way any more.
-    ///
-    /// The answer is what counts. MariaDB forgets what was killed before a statement arrives, and PostgreSQL
-    /// what was cancelled before. MySQL does while it waits for a statement, but one that is killed between its
-    /// end and that may leave it to the next, which is this one.
-    pub(crate) async fn absorb(&mut self) {
-        if let Some(victim) = &self.victim {
-            victim.interrupt.store(false, Ordering::Relaxed);
-        }
-        if self.is_broken() {
-            return;
-        }
-        for _ in 0..3 {
-            let absorbed = match self.backend {
-                // No statement: in an aborted transaction one would fail.
-                DbBackend::Postgres => self.driver.ping().await,
-                DbBackend::MySql => self
-                    .driver
-                    .execute_unprepared("DO 0".to_owned())
-                    .await
-                    .map(drop),
-                _ => return,
-            };
-            match absorbed {
-                Ok(()) => return,
-                Err(error) if server::is_fatal(&error) => break,
-                Err(_) => {}
-            }
-        }
-        self.give_up();
+    /// Whether SQLite's progress handler was put on the connection.
+    pub(super) fn is_on_sqlite(&self) -> bool {
+        matches!(self.lock().reach, Reach::Sqlite)
     }
+}
 
-    /// The connection must serve nobody any more.
-    pub(crate) fn give_up(&mut self) {
-        self.state = State::Broken;
-    }
-
-    /// Takes back what was put on the connection.
-    pub(super) async fn forget_cancel_handle(&mut self) {
-        let Some(victim) = self.victim.take() else {
-            return;
+/// Absorbs a cancel that arrives after its statement has ended: once its answer is there and the connection has
+/// run something, none can be on its way any more.
+///
+/// The answer is what counts. MariaDB forgets what was killed before a statement arrives, and PostgreSQL
+/// what was cancelled before. MySQL does while it waits for a statement, but one that is killed between its
+/// end and that may leave it to the next, which is this one.
+pub(super) async fn absorb(link: &mut Link) {
+    for _ in 0..3 {
+        let absorbed = match link.backend {
+            // No statement: in an aborted transaction one would fail.
+            DbBackend::Postgres => link.driver.ping().await,
+            DbBackend::MySql => link.run("DO 0").await,
+            _ => return,
         };
-        if matches!(victim.lock().reach, Reach::Sqlite) && self.driver.unwatch().await.is_err() {
-            self.give_up();
+        match absorbed {
+            Ok(()) => return,
+            Err(error) if server::is_fatal(&error) => break,
+            Err(_) => {}
         }
     }
+    link.give_up();
 }

@@ -1,19 +1,25 @@
 //! [`PinnedConnection`]: one connection, checked out of the driver's pool, that knows its state.
 //!
-//! Dropped without having been handed back, it closes itself, on whatever thread that happens.
+//! Dropped instead of given back, it closes itself, on whatever thread that happens.
 
+mod autocommit;
 mod backend_id;
 mod begin;
 mod cancel;
 mod driver;
 mod execute;
+mod guard;
+mod link;
 mod operation;
+mod perform;
+mod prepare;
 mod refusal;
 mod reset;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
-mod stale;
+#[cfg(test)]
+mod tests;
 mod transaction;
 
 use std::sync::Arc;
@@ -25,7 +31,6 @@ use tokio::runtime::Handle;
 pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
-use self::refusal::Refusal;
 pub use self::reset::Reset;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
@@ -35,74 +40,23 @@ pub(crate) use self::{
     driver::Driver,
     operation::{Begin, Operation, Output, Task},
 };
-use crate::{error::Kind, sql::Change};
+use self::{
+    link::{Around, Condition, Link},
+    refusal::Refusal,
+    session_state::SessionState,
+    transaction::Transaction,
+};
 
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
-    driver: Driver,
-    backend: DbBackend,
-    /// The runtime whose I/O driver serves the connection; `Drop` may run outside of it.
+    link: Link,
+    /// The runtime whose I/O driver serves the connection; `Drop` may run outside it.
     runtime: Handle,
-    /// Closing the connection would destroy its database.
-    in_memory: bool,
-    /// Prepared statements are kept under a name. Behind a proxy that shares connections, somebody else may have
-    /// taken it.
-    named: bool,
-    state: State,
-    /// What became of the open transaction where sqlx does not tell.
-    failed: Option<Failed>,
-    /// A transaction was ended by something else than the session, which does not know it yet.
-    ended_elsewhere: bool,
-    /// The last stream's failure is the only one, so that all is well when its reader knows it.
-    may_be_heard: bool,
-    /// A savepoint may still be there that was rolled back to.
-    leaves_savepoint: bool,
-    /// Each statement commits by itself unless the session says otherwise, which MySQL's may have been told
-    /// to do differently before this crate has seen them.
-    is_proven: bool,
-    /// SQLite's stand-in for a transaction that only reads.
-    query_only: bool,
-    /// The open transaction was begun READ ONLY.
-    reads_only: bool,
-    /// A write was refused, and not because its transaction was begun READ ONLY.
+    transaction: Transaction,
+    session_state: SessionState,
     refusal: Refusal,
-    /// What is no longer as it was before the session.
-    change: Change,
-    /// How to make it so again, once that was looked at: statements.
-    baseline: Option<Vec<String>>,
-    /// The open transaction has settings of its own, which would be taken for those from before.
-    is_set_locally: bool,
-    reset: Reset,
-    /// Transactions around all sessions, which none of them may end; only tests have one.
-    base: usize,
-    /// Code that cannot be looked into has ended them.
-    base_ended: bool,
-    /// What stops its statements, once somebody may want that.
-    victim: Option<Arc<CancelHandle>>,
-}
-
-/// What is known of a connection between two calls.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nothing in flight, nothing unread, no transaction but those that the driver counts.
-    Known,
-    /// A transaction may be open that the driver knows nothing of.
-    Suspect,
-    /// A call is running, or ended without reading all there was.
-    Busy,
-    /// Not to be used again.
-    Broken,
-}
-
-/// How the open transaction failed.
-#[derive(Clone, Copy)]
-enum Failed {
-    /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
-    Aborted(usize),
-    /// A stream of the transaction of this depth has failed, and its reader does not know it.
-    Unheard(usize),
-    /// All of it is gone from the server: what followed would commit by itself.
-    Ended(Kind),
+    /// Stops its statements, once that may be wanted.
+    cancel_handle: Option<Arc<CancelHandle>>,
 }
 
 impl PinnedConnection {
@@ -113,33 +67,18 @@ impl PinnedConnection {
         in_memory: bool,
     ) -> Self {
         Self {
-            driver,
-            backend,
+            link: Link::new(driver, backend, in_memory),
             runtime,
-            in_memory,
-            named: true,
-            state: State::Known,
-            failed: None,
-            ended_elsewhere: false,
-            may_be_heard: false,
-            leaves_savepoint: false,
-            is_proven: backend != DbBackend::MySql,
-            query_only: false,
-            reads_only: false,
+            transaction: Transaction::default(),
+            session_state: SessionState::default(),
             refusal: Refusal::None,
-            change: Change::None,
-            baseline: None,
-            is_set_locally: false,
-            reset: Reset::default(),
-            base: 0,
-            base_ended: false,
-            victim: None,
+            cancel_handle: None,
         }
     }
 
     /// Gives prepared statements no names.
     pub(crate) fn unnamed(mut self, unnamed: bool) -> Self {
-        self.named = !unnamed;
+        self.link.named = !unnamed;
         self
     }
 
@@ -149,52 +88,68 @@ impl PinnedConnection {
 
     /// How many transactions (the outermost and its savepoints) the session has open.
     pub(crate) fn depth(&self) -> usize {
-        self.driver.depth().saturating_sub(self.base)
+        self.link.depth()
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.state == State::Broken
+        self.link.is_broken()
+    }
+
+    /// The connection must serve no session any more.
+    pub(crate) fn give_up(&mut self) {
+        self.link.give_up();
     }
 
     /// Whether the open transaction has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.is_some()
+        self.transaction.has_failed()
     }
 
     /// The reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
-        let is_only_one = self.may_be_heard;
-        self.failed = self
-            .failed
-            .filter(|failed| !is_only_one || !matches!(failed, Failed::Unheard(_)));
+        self.transaction.was_heard();
     }
 
     /// Whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
-        std::mem::take(&mut self.ended_elsewhere)
+        self.transaction.take_ended_elsewhere()
+    }
+
+    /// Whether the server takes no writes, as the last call has shown.
+    pub(crate) fn is_demoted(&self) -> bool {
+        self.refusal == Refusal::Server
+    }
+
+    /// Whether the server may take no writes: the same, or it could not be asked yet.
+    pub(crate) fn may_be_demoted(&self) -> bool {
+        self.refusal != Refusal::None
     }
 
     /// Whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
-        let is_asked = self.refusal != Refusal::Unasked;
-        self.state == State::Known
-            && self.depth() == 0
-            && !self.query_only
-            && self.change == Change::None
-            && is_asked
+        self.link.condition == Condition::Known
+            && self.link.depth() == 0
+            && self.transaction.is_clean()
+            && self.session_state.is_clean()
+            && self.refusal != Refusal::Unasked
+    }
+
+    /// Whether the connection has to be closed once nothing is open on it.
+    pub(crate) fn must_close(&self) -> bool {
+        self.session_state.must_close(&self.link)
     }
 
     /// Proves the connection clean: reads what is unread, rolls back what is open, puts back what has
     /// changed. One that [must be closed](Self::must_close) is only rolled back.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
-        self.driver.drain().await?;
-        self.roll_back_to(0).await?;
+        self.link.driver.drain().await?;
+        self.transaction.roll_back_to(&mut self.link, 0).await?;
         if !self.must_close() {
-            self.put_back().await?;
-            self.state = State::Known;
+            self.session_state.put_back(&mut self.link).await?;
+            self.link.condition = Condition::Known;
             if self.refusal == Refusal::Unasked {
-                self.ask_who_refuses().await?;
+                self.ask_server().await?;
             }
         }
         Ok(())
@@ -202,52 +157,83 @@ impl PinnedConnection {
 
     /// Opens the transaction around a test's sessions.
     pub(crate) async fn begin_outer(&mut self) -> Result<(), DbErr> {
-        self.prove().await?;
-        self.driver.begin(None).await?;
-        self.base = 1;
-        Ok(())
+        Transaction::begin_around(&mut self.link).await
     }
 
     /// Rolls back everything, the transaction around a test's sessions included.
     pub(crate) async fn end_outer(&mut self) -> Result<(), DbErr> {
-        self.base = 0;
-        if self.base_ended {
-            self.failed = Some(Failed::Ended(Kind::TestEnded));
-        }
+        self.transaction.end_around(&mut self.link);
         self.clean().await
     }
 
     /// Whether the transaction around a test's sessions was ended by what ran in it.
-    pub(crate) fn is_base_ended(&self) -> bool {
-        self.base_ended
+    pub(crate) fn is_outer_ended(&self) -> bool {
+        self.link.around == Around::EndedTest
     }
 
     /// Gives a clean connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_driver(&mut self) {
-        self.forget_cancel_handle().await;
+        let handle = self.cancel_handle.take();
+        let is_watched = handle.is_some_and(|handle| handle.is_on_sqlite());
+        if is_watched && self.link.driver.unwatch().await.is_err() {
+            self.give_up();
+        }
         if self.is_broken() {
             return;
         }
-        self.driver.return_to_pool().await;
+        self.link.driver.return_to_pool().await;
         // What is left is the empty shell; sqlx may want a runtime even to drop that.
-        drop(std::mem::replace(&mut self.driver, Driver::Gone));
+        drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
     }
 
     /// Whether a call that was dropped half-way leaves the connection usable, and must not close it:
-    /// SQLite's worker is safe against that, and an in-memory database dies with its connection.
+    /// SQLite's worker is safe against that, and an in-memory database dies with its connection
+    /// (<https://github.com/launchbadge/sqlx/issues/1869>).
     pub(crate) fn survives_cancel(&self) -> bool {
-        self.in_memory && self.state != State::Broken && !matches!(self.driver, Driver::Gone)
+        self.link.in_memory && !self.is_broken() && !matches!(self.link.driver, Driver::Gone)
+    }
+
+    /// The handle that stops this connection's statements.
+    pub(crate) fn cancel_handle(&mut self) -> &Arc<CancelHandle> {
+        self.cancel_handle.get_or_insert_default()
+    }
+
+    /// Closes the connection; the handle goes to the one that takes its place.
+    pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
+        self.cancel_handle.take()
+    }
+
+    /// Has `handle`, of which the session may have a copy already, stop this connection's statements from here on.
+    pub(crate) fn adopt(&mut self, handle: Arc<CancelHandle>) {
+        let own = self.cancel_handle.replace(handle.clone());
+        handle.succeed(own);
+    }
+
+    /// Absorbs a cancel that arrives after its statement has ended.
+    pub(crate) async fn absorb(&mut self) {
+        if let Some(handle) = &self.cancel_handle {
+            handle.withdraw_interrupt();
+        }
+        if !self.is_broken() {
+            cancel::absorb(&mut self.link).await;
+        }
+    }
+
+    /// Asks the server whether it takes no writes.
+    async fn ask_server(&mut self) -> Result<(), DbErr> {
+        let (link, state) = (&mut self.link, &mut self.session_state);
+        self.refusal.ask(link, state).await
     }
 }
 
 impl Drop for PinnedConnection {
     fn drop(&mut self) {
-        let mut driver = std::mem::replace(&mut self.driver, Driver::Gone);
+        let mut driver = std::mem::replace(&mut self.link.driver, Driver::Gone);
         if matches!(driver, Driver::Gone) {
             return;
         }
         driver.close_on_drop();
-        // sqlx spawns a task for it, which panics outside of a runtime: https://github.com/tokio-rs/tokio/issues/3963
+        // sqlx spawns a task for it, which panics without a runtime: https://github.com/tokio-rs/tokio/issues/3963
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
             // No runtime can be entered while a thread's locals are torn down: borrow a thread.
             let runtime = self.runtime.clone();

@@ -1,189 +1,227 @@
-//! Putting back what a session has changed of its connection, before anybody else gets it.
+//! [`SessionState`]: what a session has changed of its connection, to be put back before another one gets it.
 
 use sea_orm::{DbBackend, DbErr, Statement};
 
-use super::{Begin, PinnedConnection, Reset, State, Task};
+use super::{
+    Reset,
+    link::{Condition, Link},
+    operation::{Begin, Task},
+    transaction::Transaction,
+};
 use crate::{
     error::server,
     sql::{Change, classify},
 };
 
-impl PinnedConnection {
-    /// What `task` may change beyond its transaction.
-    pub(super) fn foresee(&self, task: &Task) -> Change {
-        if self.base > 0 {
-            // The sessions of a test share what surrounds them.
-            return Change::None;
-        }
-        if !task.reset.is_of_session() {
-            return if task.on_acquire.is_some() {
-                Change::Beyond
-            } else {
-                Change::None
-            };
-        }
-        let set_up = task.begin.iter().flat_map(|begin| begin.set_up.iter());
-        let around = if task.on_acquire.is_some() {
-            Change::Session
-        } else {
-            self.at_least(task.reset)
-        };
-        set_up
-            .map(|statement| classify(self.backend, &statement.sql).change)
-            .fold(task.text.change.max(around), Change::max)
+#[derive(Default)]
+pub(super) struct SessionState {
+    /// As the last call's session wants it.
+    pub(super) reset: Reset,
+    /// The worst change since the connection was last as before.
+    change: Change,
+    /// The statements by which the connection is as before again, if they are known.
+    baseline: Option<Vec<String>>,
+    /// The open transaction has settings that end with it, which would be taken for those from before.
+    is_set_locally: bool,
+}
+
+impl SessionState {
+    pub(super) fn is_clean(&self) -> bool {
+        self.change == Change::None
     }
 
-    /// What counts as changed by any call.
-    fn at_least(&self, reset: Reset) -> Change {
-        match self.backend {
-            _ if reset != Reset::SessionStateAlways => Change::None,
-            // Without stored code, SQLite does nothing that its text does not say.
-            DbBackend::Sqlite if !self.in_memory => Change::None,
-            DbBackend::MySql => Change::Locks,
-            _ => Change::Session,
+    /// Nothing puts it back.
+    pub(super) fn give_up(&mut self) {
+        self.change = Change::Beyond;
+    }
+
+    /// The session has made later transactions READ ONLY. Without a reset, later sessions could not write.
+    pub(super) fn read_only_by_default(&mut self) {
+        if !self.reset.is_of_session() {
+            self.give_up();
         }
     }
 
-    /// Notes a change that is about to come, and what there was before it.
+    /// Forgets settings that have ended with their transaction.
+    pub(super) fn forget_beyond(&mut self, depth: usize) {
+        self.is_set_locally &= depth > 0;
+    }
+
+    /// Whether the connection has to be closed once nothing is open on it.
+    pub(super) fn must_close(&self, link: &Link) -> bool {
+        let stray =
+            link.condition == Condition::Suspect && self.reset == Reset::None && !link.in_memory;
+        self.change == Change::Beyond || stray
+    }
+
+    /// Notes a change that is about to come, and records what there was before it.
     pub(super) async fn note_change(
         &mut self,
+        link: &mut Link,
+        transaction: &mut Transaction,
         foreseen: Change,
         begin: Option<&Begin>,
     ) -> Result<(), DbErr> {
-        let change = match (foreseen, self.backend) {
+        let change = match (foreseen, link.backend) {
             (Change::None, _) => return Ok(()),
             (Change::Session, DbBackend::MySql) => Change::Beyond,
-            (Change::Session, DbBackend::Sqlite) if !self.in_memory => Change::Beyond,
-            // It would die with its connection.
-            (Change::Beyond, _) if self.in_memory => Change::Session,
+            (Change::Session, DbBackend::Sqlite) if !link.in_memory => Change::Beyond,
+            // The database would die with its connection.
+            (Change::Beyond, _) if link.in_memory => Change::Session,
             (change, _) => change,
         };
-        // What a transaction sets for itself looks like what was there before. So a transaction that
-        // begins with a set-up is looked at before.
+        // Settings of a transaction look like those from before. So a transaction that begins with a set-up is looked
+        // at before.
         let early = change == Change::Transaction && begin.is_some();
-        let missing = self.baseline.is_none()
-            && matches!(self.backend, DbBackend::Postgres | DbBackend::Sqlite);
-        let recorded = !missing || (early || change == Change::Session) && self.record().await?;
-        // Otherwise nobody knows what to put back.
+        let missing = self.baseline.is_none() && link.backend != DbBackend::MySql;
+        let recorded = !missing
+            || (early || change == Change::Session) && self.record(link, transaction).await?;
+        // Unrecorded, it cannot be put back.
         let kept = if change == Change::Session && !recorded {
             Change::Beyond
         } else {
             change
         };
-        self.is_set_locally |= change == Change::Transaction && self.backend == DbBackend::Postgres;
+        self.is_set_locally |= change == Change::Transaction && link.backend == DbBackend::Postgres;
         if kept > Change::Transaction {
             self.change = self.change.max(kept);
         }
         Ok(())
     }
 
-    /// Records what the connection is like, unless that cannot be told now.
-    async fn record(&mut self) -> Result<bool, DbErr> {
-        if self.failed.is_some() || self.is_set_locally {
-            return Ok(self.in_memory);
+    /// Records what the connection is like, unless that cannot be known now.
+    async fn record(
+        &mut self,
+        link: &mut Link,
+        transaction: &mut Transaction,
+    ) -> Result<bool, DbErr> {
+        if transaction.has_failed() || self.is_set_locally {
+            return Ok(link.in_memory);
         }
-        let recorded = match self.backend {
-            DbBackend::Postgres => self.settings().await,
-            _ => self.extras().await,
+        let recorded = match link.backend {
+            DbBackend::Postgres => settings(link).await,
+            _ => extras(link).await,
         };
         match recorded {
             Ok(baseline) => {
                 self.baseline = Some(baseline);
                 Ok(true)
             }
-            Err(error) if server::is_fatal(&error) && !self.in_memory => {
-                self.state = State::Broken;
+            Err(error) if server::is_fatal(&error) && !link.in_memory => {
+                link.give_up();
                 Err(error)
             }
             Err(error) => {
-                if self.depth() > 0 {
-                    self.note_failure(&error, self.depth(), false);
+                let depth = link.depth();
+                if depth > 0 {
+                    transaction.note_failure(link, &error, depth, false);
                 }
-                Ok(self.in_memory)
+                Ok(link.in_memory)
             }
         }
     }
 
-    /// The statements that give a connection of PostgreSQL the settings it has.
-    async fn settings(&mut self) -> Result<Vec<String>, DbErr> {
-        let row = self.driver.query_unprepared(SETTINGS.to_owned()).await?;
-        let text = row
-            .ok_or(DbErr::RecordNotFound(String::new()))?
-            .try_get_by_index::<String>(0)?;
-        Ok(vec![text])
-    }
-
-    /// The statements that remove what a connection of SQLite has beside its database.
-    async fn extras(&mut self) -> Result<Vec<String>, DbErr> {
-        let rows = self
-            .driver
-            .query_all(Statement::from_string(self.backend, EXTRAS), self.named)
-            .await?;
-        rows.iter()
-            .map(|row| row.try_get_by_index::<String>(0))
-            .collect()
-    }
-
-    /// Whether the connection has to be closed once nothing is open on it.
-    pub(crate) fn must_close(&self) -> bool {
-        let stray = self.state == State::Suspect && self.reset == Reset::None && !self.in_memory;
-        self.change == Change::Beyond || stray
-    }
-
     /// Ends what may be open without the driver's knowledge, and puts back what has changed.
-    pub(super) async fn put_back(&mut self) -> Result<(), DbErr> {
-        let stray = self.state != State::Known;
-        if self.change == Change::None {
+    pub(super) async fn put_back(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        let stray = link.condition != Condition::Known;
+        if self.is_clean() {
             return if stray {
-                self.end_stray().await
+                link.end_stray().await
             } else {
                 Ok(())
             };
         }
+        // In one round trip.
         let rollback = if stray {
-            format!("{}; ", self.stray_rollback())
+            format!("{}; ", link.stray_rollback())
         } else {
             String::new()
         };
-        match self.backend {
+        match link.backend {
             DbBackend::Postgres => {
                 let baseline = self.baseline.iter().flatten().map(String::as_str);
                 let text: String = [rollback.as_str(), TO_DEFAULTS]
                     .into_iter()
                     .chain(baseline)
                     .collect();
-                self.driver.execute_unprepared(text).await?;
+                link.run(text).await?;
             }
-            DbBackend::MySql => {
-                self.driver
-                    .execute_unprepared(format!("{rollback}{FREE_LOCKS}"))
-                    .await?;
-            }
+            DbBackend::MySql => link.run(format!("{rollback}{FREE_LOCKS}")).await?,
             _ => {
                 if stray {
-                    self.end_stray().await?;
+                    link.end_stray().await?;
                 }
-                self.remove_extras().await;
+                self.remove_extras(link).await;
             }
         }
         self.change = Change::None;
-        self.driver.drain().await.map(drop)
+        link.driver.drain().await.map(drop)
     }
 
     /// Removes what was not there before. What cannot be removed stays: the only alternative is to
     /// close the connection, and its database with it.
-    async fn remove_extras(&mut self) {
+    async fn remove_extras(&mut self, link: &mut Link) {
         let before = self.baseline.clone().unwrap_or_default();
-        let now = self.extras().await.unwrap_or_default();
-        for statement in now
-            .into_iter()
-            .filter(|statement| !before.contains(statement))
-        {
-            if let Err(error) = self.driver.execute_unprepared(statement).await {
+        let mut now = extras(link).await.unwrap_or_default();
+        now.retain(|statement| !before.contains(statement));
+        for statement in now {
+            if let Err(error) = link.run(statement).await {
                 tracing::warn!(target: "tower_sea_orm::session", "a temporary object could not be removed from an in-memory database: {error}");
             }
         }
     }
+}
+
+/// The worst that `task` may change beyond its transaction.
+pub(super) fn foresee(link: &Link, task: &Task) -> Change {
+    if link.is_test() {
+        // The sessions of a test share what surrounds them.
+        return Change::None;
+    }
+    let sets_up = task.on_acquire.is_some();
+    match task.reset.is_of_session() {
+        false if sets_up => return Change::Beyond,
+        false => return Change::None,
+        true => {}
+    }
+    let around = if sets_up {
+        Change::Session
+    } else {
+        at_least(link, task.reset)
+    };
+    let set_up = task.begin.iter().flat_map(|begin| begin.set_up.iter());
+    set_up
+        .map(|statement| classify(link.backend, &statement.sql).change)
+        .fold(task.text.change.max(around), Change::max)
+}
+
+/// What counts as changed by any call.
+fn at_least(link: &Link, reset: Reset) -> Change {
+    match link.backend {
+        _ if reset != Reset::SessionStateAlways => Change::None,
+        // Without stored code, SQLite does nothing that its text does not say.
+        DbBackend::Sqlite if !link.in_memory => Change::None,
+        DbBackend::MySql => Change::Locks,
+        _ => Change::Session,
+    }
+}
+
+/// The statements that give a connection of PostgreSQL the settings it has.
+async fn settings(link: &mut Link) -> Result<Vec<String>, DbErr> {
+    let row = link.driver.query_unprepared(SETTINGS.to_owned()).await?;
+    let text = row
+        .ok_or(DbErr::RecordNotFound(String::new()))?
+        .try_get_by_index::<String>(0)?;
+    Ok(vec![text])
+}
+
+/// The statements that remove what a connection of SQLite has beside its database.
+async fn extras(link: &mut Link) -> Result<Vec<String>, DbErr> {
+    let statement = Statement::from_string(link.backend, EXTRAS);
+    let rows = link.driver.query_all(statement, link.named).await?;
+    rows.iter()
+        .map(|row| row.try_get_by_index::<String>(0))
+        .collect()
 }
 
 /// Asks PostgreSQL for statements that give a connection the settings it has now. Values travel as

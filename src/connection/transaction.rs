@@ -1,125 +1,235 @@
-//! Rolling back, also where the server has ended the transaction already.
+//! [`Transaction`]: BEGIN, COMMIT, ROLLBACK and savepoints, also where the server has ended the transaction already.
 
-use sea_orm::{DbBackend, DbErr};
+use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
-use super::{Failed, Operation, PinnedConnection, State};
+use super::{
+    begin::begin_statement,
+    link::{Around, Link},
+    operation::Operation,
+};
 use crate::error::{Kind, server};
 
-impl PinnedConnection {
-    /// Why `operation` must not be sent: sqlx does not tell that a COMMIT was answered with ROLLBACK.
+/// Checks deferred constraints, as the COMMIT that a test's sessions do not send would, and leaves
+/// them deferred.
+const CHECK_CONSTRAINTS: &str = "SAVEPOINT tower_sea_orm_check; SET CONSTRAINTS ALL IMMEDIATE; \
+     ROLLBACK TO SAVEPOINT tower_sea_orm_check; RELEASE SAVEPOINT tower_sea_orm_check";
+
+/// What is known of the session's open transactions, beyond the driver's count of them.
+#[derive(Default)]
+pub(super) struct Transaction {
+    failure: Option<Failure>,
+    /// A transaction was ended by something else than the session, which does not know it yet.
+    ended_elsewhere: bool,
+    access: Access,
+    /// A savepoint may still be there that was rolled back to.
+    leaves_savepoint: bool,
+}
+
+/// How the open transaction failed. sqlx does not tell: the answer of a COMMIT is thrown away, also if it is ROLLBACK.
+#[derive(Clone, Copy)]
+enum Failure {
+    /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
+    Aborted(usize),
+    /// A stream of the transaction of this depth has failed, and its reader does not know it. If no other one
+    /// has, all is well when the reader does.
+    Unheard { depth: usize, is_only: bool },
+    /// All of it is gone from the server: what followed would commit by itself.
+    Ended(Kind),
+}
+
+/// Whether the open transaction may write.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Access {
+    #[default]
+    ReadWrite,
+    /// It was begun READ ONLY.
+    ReadOnly,
+    /// SQLite's stand-in: a setting of the connection, to be undone.
+    QueryOnly,
+}
+
+impl Transaction {
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Whether it was begun READ ONLY.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.access != Access::ReadWrite
+    }
+
+    /// Whether nothing of it is left on the connection, apart from its depth.
+    pub(super) fn is_clean(&self) -> bool {
+        self.access != Access::QueryOnly
+    }
+
+    /// Whether a transaction was ended behind the session's back since this was last asked.
+    pub(super) fn take_ended_elsewhere(&mut self) -> bool {
+        std::mem::take(&mut self.ended_elsewhere)
+    }
+
+    /// The error by which the server is known to have ended all of it.
+    pub(super) fn ended(&self) -> Option<Kind> {
+        match self.failure {
+            Some(Failure::Ended(kind)) => Some(kind),
+            _ => None,
+        }
+    }
+
+    /// The server has ended all of it.
+    pub(super) fn end(&mut self, kind: Kind) {
+        self.failure = Some(Failure::Ended(kind));
+        self.ended_elsewhere |= kind == Kind::EndedElsewhere;
+    }
+
+    /// The error for `operation`, if it must not be sent.
     pub(super) fn refuses(&self, operation: &Operation) -> Option<Kind> {
-        match (operation, self.failed?) {
+        match (operation, self.failure?) {
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
-            (_, Failed::Ended(kind)) => Some(kind),
-            // Where a SAVEPOINT fails, sqlx rolls back what is around it.
-            (Operation::Commit | Operation::Begin(_), Failed::Aborted(_) | Failed::Unheard(_)) => {
-                Some(Kind::Aborted)
-            }
+            (_, Failure::Ended(kind)) => Some(kind),
+            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it.
+            (Operation::Commit | Operation::Begin(_), _) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
-            (_, Failed::Aborted(_) | Failed::Unheard(_)) => None,
+            (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
         }
     }
 
     /// Notes what a failed call did to the transaction around it. A COMMIT that failed has ended it,
     /// or it is about to be rolled back.
-    pub(super) fn note_failure(&mut self, error: &DbErr, depth: usize, commits: bool) {
+    pub(super) fn note_failure(&mut self, link: &Link, error: &DbErr, depth: usize, commits: bool) {
         // A test's COMMIT is the release of a savepoint.
-        let failed = if commits && self.base == 0 {
-            Failed::Ended(Kind::Aborted)
-        } else if !server::aborts(self.backend, error) {
+        let failure = if commits && !link.is_test() {
+            Failure::Ended(Kind::Aborted)
+        } else if !server::aborts(link.backend, error) {
             return;
-        } else if self.backend == DbBackend::Postgres {
-            Failed::Aborted(depth)
+        } else if link.backend == DbBackend::Postgres {
+            Failure::Aborted(depth)
         } else {
-            Failed::Ended(Kind::Aborted)
+            Failure::Ended(Kind::Aborted)
         };
-        self.failed.get_or_insert(failed);
+        self.failure.get_or_insert(failure);
     }
 
-    /// Forgets what belongs to transactions that are not open any more, whoever has ended them.
-    pub(super) fn forget_what_is_over(&mut self) {
-        let depth = self.depth();
-        self.is_set_locally &= depth > 0;
-        self.reads_only &= depth > 0;
-        self.failed = self.failed.filter(|failed| match failed {
-            Failed::Aborted(at) | Failed::Unheard(at) => *at <= depth,
-            Failed::Ended(_) => depth > 0,
+    /// Asks the server, where an error alone does not say whether it has ended the transaction. Each server is sent
+    /// a statement that it refuses inside a transaction, and that does no harm outside.
+    pub(super) async fn note_if_vanished(&mut self, link: &mut Link, error: &DbErr) {
+        let sql = match link.backend {
+            _ if self.has_failed() || server::is_fatal(error) || server::is_harmless(error) => {
+                return;
+            }
+            DbBackend::MySql => "SET TRANSACTION READ WRITE",
+            DbBackend::Sqlite => "BEGIN",
+            _ => return,
+        };
+        match link.run(sql).await {
+            Ok(()) if link.backend == DbBackend::Sqlite => {
+                let _ = link.run("ROLLBACK").await;
+            }
+            Err(error) if server::is_within_transaction(&error) => return,
+            Err(error) if server::is_fatal(&error) => link.give_up(),
+            Ok(()) | Err(_) => {}
+        }
+        self.end(Kind::Aborted);
+    }
+
+    /// Notes that a stream has failed, whose reader may not be there to see it.
+    pub(super) fn note_unheard(&mut self, depth: usize) {
+        match &mut self.failure {
+            Some(Failure::Unheard { is_only, .. }) => *is_only = false,
+            Some(Failure::Aborted(_) | Failure::Ended(_)) => {}
+            None => {
+                let is_only = true;
+                self.failure = Some(Failure::Unheard { depth, is_only });
+            }
+        }
+    }
+
+    /// PostgreSQL has aborted the transaction of this depth.
+    pub(super) fn note_aborted(&mut self, depth: usize) {
+        self.failure.get_or_insert(Failure::Aborted(depth));
+    }
+
+    /// The reader of the stream that has failed knows it now.
+    #[cfg(feature = "stream")]
+    pub(super) fn was_heard(&mut self) {
+        self.failure = self
+            .failure
+            .filter(|failure| !matches!(failure, Failure::Unheard { is_only: true, .. }));
+    }
+
+    /// Forgets what belongs to transactions that are not open any more, however they have ended.
+    pub(super) fn forget_beyond(&mut self, depth: usize) {
+        if depth == 0 && self.access == Access::ReadOnly {
+            self.access = Access::ReadWrite;
+        }
+        self.failure = self.failure.filter(|failure| match failure {
+            Failure::Aborted(at) | Failure::Unheard { depth: at, .. } => *at <= depth,
+            Failure::Ended(_) => depth > 0,
         });
     }
 
-    /// Whether a statement's failure has ended the whole transaction where its error alone does not tell.
-    pub(super) async fn has_vanished(&mut self, error: &DbErr) -> bool {
-        // What each server refuses inside of a transaction, and does without harm outside.
-        let (sql, undo) = match self.backend {
-            _ if server::is_harmless(error) => return false,
-            DbBackend::MySql => ("SET TRANSACTION READ WRITE", None),
-            DbBackend::Sqlite => ("BEGIN", Some("ROLLBACK")),
-            _ => return false,
+    pub(super) async fn begin(
+        &mut self,
+        link: &mut Link,
+        options: TransactionOptions,
+    ) -> Result<(), DbErr> {
+        // A test's sessions have a savepoint where others have a transaction.
+        let options = if link.is_test() && link.depth() == 0 {
+            TransactionOptions::default()
+        } else {
+            options
         };
-        let Err(error) = self.driver.execute_unprepared(sql.to_owned()).await else {
-            if let Some(undo) = undo {
-                let _ = self.driver.execute_unprepared(undo.to_owned()).await;
-            }
-            return true;
-        };
-        if server::is_fatal(&error) {
-            self.state = State::Broken;
+        let reads_only = options.access_mode == Some(AccessMode::ReadOnly);
+        let begin = begin_statement(link.backend, options, link.driver.depth())?;
+        let several = begin
+            .statement
+            .as_ref()
+            .is_some_and(|sql| sql.contains(';'));
+        let begun = Box::pin(link.driver.begin(begin.statement)).await;
+        if begun.is_err() && several {
+            // The first half may have taken effect: the next transaction must not inherit it.
+            link.give_up();
         }
-        !server::is_within_transaction(&error)
-    }
-
-    /// Puts MySQL's connections right that come from elsewhere: the server, `init_connect` or another user
-    /// of the pool may have switched autocommit off. Costs nothing where that was done before.
-    pub(super) async fn prove(&mut self) -> Result<(), DbErr> {
-        if !self.is_proven {
-            if self.driver.is_new().await? {
-                self.driver
-                    .execute_unprepared(TO_AUTOCOMMIT.to_owned())
-                    .await?;
-            }
-            self.is_proven = true;
+        begun?;
+        if begin.query_only {
+            self.access = Access::QueryOnly;
+            link.run("PRAGMA query_only = 1").await?;
+        } else if reads_only {
+            self.access = Access::ReadOnly;
         }
         Ok(())
     }
 
-    /// Ends a transaction that may be open without the driver's knowledge.
-    pub(super) async fn end_stray(&mut self) -> Result<(), DbErr> {
-        if self.base > 0 {
-            return Ok(());
+    /// COMMIT travels alone: an error of a statement in the same text would belong to a transaction that is committed.
+    pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
+            link.run(CHECK_CONSTRAINTS).await?;
         }
-        let rolled_back = self
-            .driver
-            .execute_unprepared(self.stray_rollback().to_owned())
-            .await;
-        // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
-        if self.backend != DbBackend::Sqlite {
-            rolled_back?;
+        link.driver.commit().await?;
+        if self.end_query_only(link).await.is_err() {
+            // Committed it is nevertheless.
+            link.give_up();
         }
-        self.driver.drain().await.map(drop)
+        Ok(())
     }
 
-    /// What ends a stray transaction.
-    pub(super) fn stray_rollback(&self) -> &'static str {
-        if self.backend == DbBackend::MySql {
-            TO_AUTOCOMMIT
-        } else {
-            "ROLLBACK"
+    /// Rolls back for a handler, which learns here if the transaction was ended behind its back.
+    pub(super) async fn rollback(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        let ended = self.ended();
+        self.roll_back_one(link).await?;
+        match ended {
+            Some(kind @ Kind::EndedElsewhere) => Err(kind.into_db_err()),
+            _ => Ok(()),
         }
     }
 
-    /// Whether code that cannot be looked into has left a transaction open. It is rolled back, and the
-    /// code has failed: it would have to be committed by somebody.
-    pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
-        let open = self.driver.adopts_transaction().await?;
-        if open {
-            self.driver.rollback().await?;
-        }
-        Ok(open)
-    }
-
-    pub(super) async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {
-        while self.depth() > depth {
-            self.roll_back_one().await?;
+    pub(super) async fn roll_back_to(
+        &mut self,
+        link: &mut Link,
+        depth: usize,
+    ) -> Result<(), DbErr> {
+        while link.depth() > depth {
+            self.roll_back_one(link).await?;
         }
         Ok(())
     }
@@ -127,62 +237,72 @@ impl PinnedConnection {
     /// Rolls back the innermost transaction. A savepoint is released as well: rolled back only, as by sqlx, it would
     /// stay, and a loop would pile them up (<https://github.com/launchbadge/sqlx/issues/3634>). MySQL replaces a savepoint
     /// of the same name.
-    pub(super) async fn roll_back_one(&mut self) -> Result<(), DbErr> {
-        let depth = self.driver.depth();
-        if matches!(self.failed, Some(Failed::Ended(_))) {
-            self.reopen(depth).await;
+    async fn roll_back_one(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        let counted = link.driver.depth();
+        let depth = link.depth();
+        if self.ended().is_some() {
+            reopen(link, counted).await;
         }
-        self.driver.rollback().await?;
-        self.failed = self.failed.filter(|failed| match failed {
-            Failed::Aborted(at) | Failed::Unheard(at) => *at < depth - self.base,
-            Failed::Ended(_) => depth - self.base > 1,
+        link.driver.rollback().await?;
+        self.failure = self.failure.filter(|failure| match failure {
+            Failure::Aborted(at) | Failure::Unheard { depth: at, .. } => *at < depth,
+            Failure::Ended(_) => depth > 1,
         });
-        let is_replaced = self.backend == DbBackend::MySql;
-        self.leaves_savepoint |= depth > 1 && is_replaced;
-        if depth > 1 && !is_replaced {
-            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", depth - 1);
-            self.driver.execute_unprepared(release).await?;
+        if counted > 1 && link.backend == DbBackend::MySql {
+            self.leaves_savepoint = true;
+        } else if counted > 1 {
+            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", counted - 1);
+            link.run(release).await?;
         }
-        self.end_query_only().await
+        self.end_query_only(link).await
     }
 
     /// Releases the savepoint that [`roll_back_one`](Self::roll_back_one) leaves on MySQL. Code that released it
     /// would take what was set after it along.
-    pub(super) async fn release_leftover(&mut self) {
+    pub(super) async fn release_leftover(&mut self, link: &mut Link) {
         if std::mem::take(&mut self.leaves_savepoint) {
-            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", self.driver.depth());
+            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", link.driver.depth());
             // It may have gone with its transaction.
-            let _ = self.driver.execute_unprepared(release).await;
+            let _ = link.run(release).await;
         }
     }
 
-    /// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
-    /// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
-    async fn reopen(&mut self, depth: usize) {
-        if depth == 1 && self.backend == DbBackend::MySql {
-            // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
-            return;
-        }
-        let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
-        let text = std::iter::once("BEGIN".to_owned())
-            .chain(savepoints)
-            .collect();
-        // It may not have ended after all, and the server says so.
-        let _ = self.driver.execute_unprepared(text).await;
-    }
-
-    pub(super) async fn end_query_only(&mut self) -> Result<(), DbErr> {
-        if self.query_only && self.depth() == 0 {
-            self.driver
-                .execute_unprepared("PRAGMA query_only = 0".to_owned())
-                .await?;
-            self.query_only = false;
+    async fn end_query_only(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        if self.access == Access::QueryOnly && link.depth() == 0 {
+            link.run("PRAGMA query_only = 0").await?;
+            self.access = Access::ReadWrite;
         }
         Ok(())
     }
+
+    /// Opens the transaction around a test's sessions.
+    pub(super) async fn begin_around(link: &mut Link) -> Result<(), DbErr> {
+        link.prove_autocommit().await?;
+        link.driver.begin(None).await?;
+        link.around = Around::Test;
+        Ok(())
+    }
+
+    /// The transaction around a test's sessions is one that can be rolled back, from here on.
+    pub(super) fn end_around(&mut self, link: &mut Link) {
+        if link.around == Around::EndedTest {
+            self.failure = Some(Failure::Ended(Kind::TestEnded));
+        }
+        link.around = Around::Nothing;
+    }
 }
 
-/// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
-/// transaction, or end the connection, if `completion_type` says so.
-const TO_AUTOCOMMIT: &str =
-    "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
+/// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
+/// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
+async fn reopen(link: &mut Link, depth: usize) {
+    if depth == 1 && link.backend == DbBackend::MySql {
+        // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
+        return;
+    }
+    let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
+    let text: String = std::iter::once("BEGIN".to_owned())
+        .chain(savepoints)
+        .collect();
+    // It may not have ended after all, and the server says so.
+    let _ = link.run(text).await;
+}

@@ -1,4 +1,4 @@
-//! Who serves a connection, in the server's words, and what stops SQLite, which has no server.
+//! The process that serves a connection, and SQLite's progress handler, which stops it, since it has no process.
 
 use std::sync::{
     Arc,
@@ -42,47 +42,9 @@ impl Driver {
     pub(crate) async fn backend_id(&mut self) -> Result<Option<BackendId>, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(connection) => {
-                let rows = sqlx::raw_sql(POSTGRES)
-                    .fetch_all(&mut **connection)
-                    .await
-                    .map_err(query_error)?;
-                let Some(row) = rows.first() else {
-                    return Ok(None);
-                };
-                let started: Option<i64> = row.try_get(1).map_err(query_error)?;
-                let pid = row.try_get(0).map_err(query_error)?;
-                let server = row.try_get(2).map_err(query_error)?;
-                Ok(started.map(|started| BackendId::Postgres {
-                    pid,
-                    started,
-                    server,
-                }))
-            }
+            Self::Postgres(connection) => postgres_id(connection).await.map_err(query_error),
             #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(connection) => {
-                for (place, processes) in PROCESSES.iter().enumerate() {
-                    let sql = format!(
-                        "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR), {MYSQL_SERVER} FROM {processes} \
-                         WHERE ID = CONNECTION_ID()"
-                    );
-                    let is_last = place + 1 == PROCESSES.len();
-                    let rows = match sqlx::raw_sql(AssertSqlSafe(sql))
-                        .fetch_all(&mut **connection)
-                        .await
-                    {
-                        Err(sqlx::Error::Database(_)) if !is_last => continue,
-                        rows => rows.map_err(query_error)?,
-                    };
-                    if let Some(row) = rows.first() {
-                        let id = row.try_get(0).map_err(query_error)?;
-                        let client = row.try_get(1).map_err(query_error)?;
-                        let server = row.try_get(2).map_err(query_error)?;
-                        return Ok(Some(BackendId::MySql { id, client, server }));
-                    }
-                }
-                Ok(None)
-            }
+            Self::MySql(connection) => mysql_id(connection).await.map_err(query_error),
             #[allow(unreachable_patterns)]
             _ => Ok(None),
         }
@@ -124,4 +86,41 @@ impl Driver {
             _ => Ok(()),
         }
     }
+}
+
+#[cfg(feature = "sqlx-postgres")]
+async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option<BackendId>> {
+    let rows = sqlx::raw_sql(POSTGRES).fetch_all(connection).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let (pid, server) = (row.try_get(0)?, row.try_get(2)?);
+    let started: Option<i64> = row.try_get(1)?;
+    Ok(started.map(|started| BackendId::Postgres {
+        pid,
+        started,
+        server,
+    }))
+}
+
+#[cfg(feature = "sqlx-mysql")]
+async fn mysql_id(connection: &mut sqlx::MySqlConnection) -> sqlx::Result<Option<BackendId>> {
+    for (place, processes) in PROCESSES.iter().enumerate() {
+        let sql = format!(
+            "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR), {MYSQL_SERVER} FROM {processes} \
+             WHERE ID = CONNECTION_ID()"
+        );
+        let is_last = place + 1 == PROCESSES.len();
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql))
+            .fetch_all(&mut *connection)
+            .await;
+        if !is_last && matches!(rows, Err(sqlx::Error::Database(_))) {
+            continue;
+        }
+        if let Some(row) = rows?.first() {
+            let (id, client, server) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            return Ok(Some(BackendId::MySql { id, client, server }));
+        }
+    }
+    Ok(None)
 }

@@ -1,0 +1,160 @@
+//! All that comes before the operation of a call: rollbacks, set-ups, and the session's own BEGIN.
+
+use sea_orm::{DbErr, Statement};
+
+use super::{
+    PinnedConnection,
+    cancel::Peer,
+    link::Around,
+    operation::{Begin, Operation, Task},
+};
+use crate::{
+    error::{Kind, server},
+    sql::{Change, Effect, classify},
+};
+
+impl PinnedConnection {
+    /// Makes the connection ready for the operation of `task`. `stray` says that a transaction may be open that
+    /// neither the session nor the driver knows of.
+    pub(super) async fn prepare(
+        &mut self,
+        stray: bool,
+        change: Change,
+        task: &mut Task,
+    ) -> Result<(), DbErr> {
+        self.clear(stray, task.depth).await?;
+        if task.identify.is_some()
+            && self.link.driver.depth() == 0
+            && let Some(handle) = &self.cancel_handle
+        {
+            handle.outside();
+        }
+        let is_work = task.operation.as_ref().is_some_and(Operation::is_work);
+        if self.link.around == Around::EndedTest && task.depth == 0 && is_work {
+            return Err(Kind::TestEnded.into_db_err());
+        }
+        if !self.link.is_autocommit_proven {
+            Box::pin(self.link.prove_autocommit()).await?;
+        }
+        self.session_state
+            .note_change(
+                &mut self.link,
+                &mut self.transaction,
+                change,
+                task.begin.as_ref(),
+            )
+            .await?;
+        if let Some(statements) = &task.on_acquire {
+            self.set_up_connection(statements).await?;
+        }
+        // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
+        self.identify(task.identify).await?;
+        if let Some(begin) = &task.begin {
+            let doubtful = self.begin_session(begin, task.depth).await?;
+            task.doubtful |= doubtful;
+            self.identify(task.identify).await?;
+        }
+        Ok(())
+    }
+
+    /// Rolls back what is open beyond `depth`.
+    async fn clear(&mut self, stray: bool, depth: usize) -> Result<(), DbErr> {
+        let mut cleared = self.transaction.roll_back_to(&mut self.link, depth).await;
+        if cleared.is_ok() && stray {
+            // Raw code may have left a transaction open, and what follows is to commit by itself.
+            cleared = Box::pin(self.link.end_stray()).await;
+        }
+        if cleared.is_err() {
+            self.link.give_up();
+        }
+        cleared
+    }
+
+    /// Learns how to stop the connection's statements, if that may be wanted.
+    async fn identify(&mut self, peer: Option<Peer>) -> Result<(), DbErr> {
+        let (Some(peer), Some(handle)) = (peer, &self.cancel_handle) else {
+            return Ok(());
+        };
+        let Err(error) = handle.identify(peer, &mut self.link).await else {
+            return Ok(());
+        };
+        if server::is_fatal(&error) {
+            return Err(error);
+        }
+        tracing::warn!(target: "tower_sea_orm::pool", "statements of this connection cannot be cancelled: the server does not tell who serves it: {error}");
+        if self.link.driver.depth() > 0 {
+            let depth = self.link.depth();
+            self.transaction
+                .note_failure(&self.link, &error, depth, false);
+        }
+        Ok(())
+    }
+
+    /// Begins the session's own transaction. Says what [`set_up`](Self::set_up) says.
+    async fn begin_session(&mut self, begin: &Begin, depth: usize) -> Result<bool, DbErr> {
+        let mut begun = self.begin_once(begin).await;
+        if begun.as_ref().is_err_and(server::is_stale)
+            && self
+                .transaction
+                .roll_back_to(&mut self.link, depth)
+                .await
+                .is_ok()
+        {
+            // Nothing of the session's own has run in it.
+            begun = self.begin_once(begin).await;
+        }
+        if begun.is_err()
+            && self
+                .transaction
+                .roll_back_to(&mut self.link, depth)
+                .await
+                .is_err()
+        {
+            self.link.give_up();
+        }
+        begun
+    }
+
+    async fn begin_once(&mut self, begin: &Begin) -> Result<bool, DbErr> {
+        self.transaction
+            .begin(&mut self.link, begin.options)
+            .await?;
+        self.set_up(&begin.set_up).await
+    }
+
+    async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
+        let mut done = self.set_up(statements).await;
+        if let Ok(true) = done {
+            done = Box::pin(self.link.end_stray()).await.map(|()| true);
+        }
+        if done.is_err() {
+            // Half set up, it must serve no session.
+            self.link.give_up();
+        }
+        done.map(drop)
+    }
+
+    /// Runs statements that prepare a connection or a transaction, which are vetted as a handler's are.
+    /// Says whether one of them may have done more than its text says.
+    async fn set_up(&mut self, statements: &[Statement]) -> Result<bool, DbErr> {
+        let depth = self.link.driver.depth();
+        let mut any_doubtful = false;
+        for statement in statements {
+            let text = classify(self.link.backend, &statement.sql);
+            match text.effect {
+                Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),
+                Effect::CommitsImplicitly if depth > 0 => {
+                    return Err(Kind::CommitsImplicitly.into_db_err());
+                }
+                Effect::None | Effect::Unknown | Effect::CommitsImplicitly => {}
+            }
+            let mut task = Task::set_up(statement.clone(), depth, text);
+            Box::pin(self.perform_honestly(&mut task)).await?;
+            if let Some(kind) = self.transaction.ended() {
+                return Err(kind.into_db_err());
+            }
+            any_doubtful |= text.is_doubtful();
+        }
+        Ok(any_doubtful)
+    }
+}
