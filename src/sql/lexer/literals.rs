@@ -1,0 +1,84 @@
+//! Quotes and other literals.
+
+use super::{Lexer, is_space, is_word_part};
+
+impl<'a> Lexer<'a> {
+    /// What stands in the quotes that begin here.
+    pub(super) fn quoted(&mut self, quote: u8, backslash: bool) -> &'a str {
+        self.at += 1;
+        let start = self.at;
+        loop {
+            self.advance(|byte| byte != quote && byte != b'\\');
+            self.at += match self.byte(0) {
+                None => {
+                    self.doubtful = true;
+                    break;
+                }
+                Some(b'\\') => 1 + usize::from(backslash),
+                Some(_) if self.byte(1) == Some(quote) => 2,
+                Some(_) => {
+                    self.at += 1;
+                    break;
+                }
+            };
+        }
+        self.look_for_other_end(start);
+        self.sql
+            .get(start..self.at.saturating_sub(1))
+            .unwrap_or_default()
+    }
+
+    /// `E'...'` of PostgreSQL; what follows it on other lines continues it.
+    pub(super) fn escape_string(&mut self) {
+        loop {
+            self.quoted(b'\'', true);
+            let mut ahead = *self;
+            let mut newline = false;
+            loop {
+                newline |= ahead.advance(is_space).contains(['\n', '\r']);
+                if !ahead.is_line_comment() {
+                    break;
+                }
+                ahead.skip_line();
+            }
+            if !newline || ahead.byte(0) != Some(b'\'') {
+                return;
+            }
+            *self = ahead;
+        }
+    }
+
+    /// `$1`, `$$...$$` or `$tag$...$tag$`.
+    pub(super) fn dollar(&mut self) {
+        let start = self.at;
+        self.at += 1;
+        if !self.byte(0).is_some_and(|byte| byte.is_ascii_digit()) {
+            let mut tag = *self;
+            tag.advance(|byte| is_word_part(byte) && byte != b'$');
+            if tag.byte(0) == Some(b'$') {
+                self.at = tag.at + 1;
+                let delimiter = self.sql.get(start..self.at).unwrap_or_default();
+                self.doubtful |= !self.skip_past(delimiter);
+            }
+        }
+    }
+
+    /// A placeholder of SQLite; a parenthesis at its end may hold anything, quotes as well.
+    pub(super) fn variable(&mut self) {
+        self.at += 1;
+        let mut named = false;
+        loop {
+            named |= !self.advance(is_word_part).is_empty();
+            if self.starts_with("::") {
+                self.at += 2;
+            } else {
+                break;
+            }
+        }
+        if named && self.byte(0) == Some(b'(') {
+            self.advance(|byte| {
+                byte != b')' && byte != 0 && !byte.is_ascii_whitespace() && byte != 0x0b
+            });
+        }
+    }
+}
