@@ -45,7 +45,7 @@ impl Link {
         }
     }
 
-    /// Whether stored code has left a transaction open. It is rolled back, and the code has failed: nothing would
+    /// Returns whether stored code has left a transaction open. It is rolled back, and the code has failed: nothing would
     /// commit it.
     pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
         let open = self.driver.adopts_transaction().await?;

@@ -1,6 +1,6 @@
 //! [`BackendId`]: the server's process behind a connection.
 
-/// The server's process behind a connection, and what tells it from a later one of the same number.
+/// The server's process behind a connection, as distinct from a later one of the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(dead_code)] // each driver has its own
 pub(crate) enum BackendId {

@@ -4,7 +4,7 @@ use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
 use crate::error::Kind;
 
-/// How to open a transaction.
+/// The way to open a transaction.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct BeginStatement {
     /// The text, or `None` for the driver's own `BEGIN` or `SAVEPOINT`.
@@ -13,7 +13,7 @@ pub(super) struct BeginStatement {
     pub(super) query_only: bool,
 }
 
-/// How to open a transaction with `options` inside `depth` others.
+/// Returns how to open a transaction with `options` inside `depth` others.
 ///
 /// SQLite has no isolation levels: its transactions are serializable, which is as strict as any level that can be asked
 /// for.

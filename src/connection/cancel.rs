@@ -36,7 +36,7 @@ pub(crate) enum Peer {
 pub(crate) enum CancelTarget {
     /// A request to the server, on another connection.
     Server(BackendId),
-    /// SQLite's progress handler, which was told already.
+    /// SQLite's progress handler, which has its signal already.
     Sqlite,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct CancelHandle {
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,
-    /// How often calls were woken: each part of an answer that arrives does that, and polling them does not.
+    /// Counts the wakes of calls: each part of an answer that arrives wakes its call, and polling does not.
     wakes: AtomicU64,
     /// The task that polls the running call.
     waker: AtomicWaker,
@@ -110,7 +110,7 @@ impl CancelHandle {
         }
     }
 
-    /// How to stop the statement that runs right now; `None` if none does, or if it cannot be.
+    /// The way to stop the statement that runs right now; `None` if none does, or if it cannot be stopped.
     pub(crate) fn target(&self, peer: Peer) -> Option<CancelTarget> {
         let known = self.lock();
         if !known.working {
@@ -145,7 +145,7 @@ impl CancelHandle {
         self.wakes.load(Ordering::Relaxed)
     }
 
-    /// Whether this call was already running the last time this was asked.
+    /// Returns whether this call was already running the last time this was asked.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
@@ -190,11 +190,11 @@ impl CancelHandle {
         }
     }
 
-    /// Whether the server is to be asked which process serves the connection.
+    /// Returns whether the server is to be asked which process serves the connection.
     fn is_unknown(&self, peer: Peer, backend: DbBackend, inside: bool) -> bool {
         let proxied = peer == Peer::Proxy && backend != DbBackend::Sqlite;
         match &self.lock().reach {
-            // A proxy for MySQL has numbers of its own.
+            // A proxy for MySQL makes its clients' numbers up.
             Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
             Reach::Server { inside: false, .. } => {
                 proxied && inside && backend == DbBackend::Postgres
@@ -254,7 +254,7 @@ impl CancelHandle {
         self.interrupt.store(false, Ordering::Relaxed);
     }
 
-    /// Whether SQLite's progress handler was put on the connection.
+    /// Returns whether SQLite's progress handler was put on the connection.
     pub(super) fn is_on_sqlite(&self) -> bool {
         matches!(self.lock().reach, Reach::Sqlite)
     }

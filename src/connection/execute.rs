@@ -108,7 +108,7 @@ impl PinnedConnection {
         Err(Kind::OutcomeUnknown.into_db_err())
     }
 
-    /// Whether the call still has a request, if it may be stopped; then it may be from here on.
+    /// Returns whether the call still has a request, if it may be stopped; then it may be from here on.
     fn is_wanted(&mut self, task: &Task) -> bool {
         if !task.stoppable {
             return true;
@@ -208,7 +208,7 @@ impl PinnedConnection {
         }
     }
 
-    /// Whether the transaction that was open before an opaque operation is still the same: then the
+    /// Returns whether the transaction that was open before an opaque operation is still the same: then the
     /// savepoint from before it is still there.
     async fn is_guarded(&mut self, depth: usize) -> bool {
         let (link, transaction) = (&mut self.link, &mut self.transaction);
@@ -285,7 +285,7 @@ impl PinnedConnection {
         let (link, transaction) = (&mut self.link, &mut self.transaction);
         let output = again.perform(link, transaction, reads_only).await;
         if output.as_ref().is_err_and(server::is_stale) && !self.link.in_memory {
-            // It is more that this connection remembers wrongly.
+            // More than this statement is stale on this connection.
             self.session_state.give_up();
         }
         output

@@ -19,7 +19,7 @@ pub(super) struct Link {
     pub(super) is_autocommit_proven: bool,
 }
 
-/// What is known of a connection between two calls.
+/// The condition of a connection between two calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
     /// Nothing in flight, nothing unread, no transaction but those that the driver counts.
@@ -54,7 +54,7 @@ impl Link {
         }
     }
 
-    /// How many transactions (the outermost and its savepoints) the session has open.
+    /// The number of transactions (the outermost and its savepoints) that the session has open.
     pub(super) fn depth(&self) -> usize {
         self.driver
             .depth()

@@ -86,7 +86,7 @@ impl PinnedConnection {
         &self.runtime
     }
 
-    /// How many transactions (the outermost and its savepoints) the session has open.
+    /// The number of transactions (the outermost and its savepoints) that the session has open.
     pub(crate) fn depth(&self) -> usize {
         self.link.depth()
     }
@@ -100,7 +100,7 @@ impl PinnedConnection {
         self.link.give_up();
     }
 
-    /// Whether the open transaction has failed.
+    /// Returns whether the open transaction has failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.transaction.has_failed()
     }
@@ -111,22 +111,22 @@ impl PinnedConnection {
         self.transaction.was_heard();
     }
 
-    /// Whether a transaction was ended behind the session's back since this was last asked.
+    /// Returns whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
         self.transaction.take_ended_elsewhere()
     }
 
-    /// Whether the server takes no writes, as the last call has shown.
+    /// Returns whether the server takes no writes, as the last call has shown.
     pub(crate) fn is_demoted(&self) -> bool {
         self.refusal == Refusal::Server
     }
 
-    /// Whether the server may take no writes: the same, or it could not be asked yet.
+    /// Returns whether the server may take no writes: the same, or it could not be asked yet.
     pub(crate) fn may_be_demoted(&self) -> bool {
         self.refusal != Refusal::None
     }
 
-    /// Whether the connection may go to another request as it is.
+    /// Returns whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
         self.link.condition == Condition::Known
             && self.link.depth() == 0
@@ -135,7 +135,7 @@ impl PinnedConnection {
             && self.refusal != Refusal::Unasked
     }
 
-    /// Whether the connection has to be closed once nothing is open on it.
+    /// Returns whether the connection has to be closed once nothing is open on it.
     pub(crate) fn must_close(&self) -> bool {
         self.session_state.must_close(&self.link)
     }
@@ -166,7 +166,7 @@ impl PinnedConnection {
         self.clean().await
     }
 
-    /// Whether the transaction around a test's sessions was ended by what ran in it.
+    /// Returns whether the transaction around a test's sessions was ended by what ran in it.
     pub(crate) fn is_outer_ended(&self) -> bool {
         self.link.around == Around::EndedTest
     }
@@ -182,11 +182,11 @@ impl PinnedConnection {
             return;
         }
         self.link.driver.return_to_pool().await;
-        // What is left is the empty shell; sqlx may want a runtime even to drop that.
+        // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped.
         drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
     }
 
-    /// Whether a call that was dropped half-way leaves the connection usable, and must not close it:
+    /// Returns whether a call that was dropped half-way leaves the connection usable, and must not close it:
     /// SQLite's worker is safe against that, and an in-memory database dies with its connection
     /// (<https://github.com/launchbadge/sqlx/issues/1869>).
     pub(crate) fn survives_cancel(&self) -> bool {

@@ -1,4 +1,4 @@
-//! What a session asks of its connection, and what it gets.
+//! [`Task`], [`Operation`] and [`Output`]: one call of a session on its connection.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) struct Task {
     pub(crate) first: bool,
     /// The session has had the connection for so long that the server may have closed it as idle.
     pub(crate) rested: bool,
-    /// How many transactions are open around it; what is open beyond is rolled back first.
+    /// The number of transactions that are open around it; others are rolled back first.
     pub(crate) depth: usize,
     /// Prepares a connection that has just been checked out.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
@@ -25,15 +25,15 @@ pub(crate) struct Task {
     pub(crate) begin: Option<Begin>,
     /// `None` once it was sent.
     pub(crate) operation: Option<Operation>,
-    /// What is known of the operation by its text.
+    /// The answers that the operation's text gives.
     pub(crate) text: Classified,
     /// The operation, or what came before it, may do more to the transaction around it than its text says.
     pub(crate) doubtful: bool,
-    /// What becomes of the connection when the session gives it back.
+    /// The reset that is due when the session gives the connection back.
     pub(crate) reset: Reset,
-    /// Who serves the connection has to be known, this being between.
+    /// The server's process has to be known, with this peer at the other end.
     pub(crate) identify: Option<Peer>,
-    /// The operation may be stopped when nobody waits for it any more.
+    /// The operation may be stopped when its request is gone.
     pub(crate) stoppable: bool,
 }
 
@@ -55,12 +55,12 @@ impl Task {
         }
     }
 
-    /// Whether nothing came before it, and all of it is here to be sent again.
+    /// Returns whether nothing came before it, and all of it is here to be sent again.
     pub(crate) fn is_whole(&self) -> bool {
         self.first && self.depth == 0 && self.operation.is_some()
     }
 
-    /// Whether it opens a transaction, without which nothing of it takes effect.
+    /// Returns whether it opens a transaction, without which nothing of it takes effect.
     pub(crate) fn opens(&self) -> bool {
         self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)))
     }
@@ -77,13 +77,13 @@ impl Task {
     }
 }
 
-/// How a session's own transaction begins.
+/// The beginning of a session's own transaction.
 pub(crate) struct Begin {
     pub(crate) options: TransactionOptions,
     pub(crate) set_up: Arc<[Statement]>,
 }
 
-/// What a session asks of its connection.
+/// A session's request to its connection.
 #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // raw access needs a driver
 pub(crate) enum Operation {
     Execute(Statement),
@@ -96,9 +96,9 @@ pub(crate) enum Operation {
     Commit,
     Rollback,
     Ping,
-    /// Nothing of its own: rolls back what is abandoned.
+    /// No more than the rollback of abandoned transactions, which precedes every operation.
     Settle,
-    /// User code on the driver's connection; its value leaves through a channel of its own.
+    /// User code on the driver's connection; its value leaves through a channel.
     Raw(Raw),
 }
 
@@ -106,7 +106,7 @@ pub(crate) enum Operation {
 pub(crate) type Raw =
     Box<dyn for<'c> FnOnce(&'c mut Driver) -> BoxFuture<'c, Result<(), DbErr>> + Send>;
 
-/// What an [`Operation`] yields.
+/// The result of an [`Operation`].
 pub(crate) enum Output {
     Executed(ExecResult),
     Row(Option<QueryResult>),
@@ -115,7 +115,7 @@ pub(crate) enum Output {
 }
 
 impl Operation {
-    /// The user's own SQL, if it is some.
+    /// The user's SQL, unless it is another operation.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
             Self::Execute(statement) | Self::One(statement) | Self::All(statement) => {
@@ -142,7 +142,7 @@ impl Operation {
         }
     }
 
-    /// Whether it is user's work, which belongs into the session's transaction.
+    /// Returns whether it is user's work, which belongs into the session's transaction.
     pub(crate) fn is_work(&self) -> bool {
         !matches!(
             self,

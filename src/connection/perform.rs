@@ -9,7 +9,7 @@ use super::{
 };
 
 impl Operation {
-    /// What few calls need is boxed, so that the others fit into a small one.
+    /// Runs the operation. The futures of rare operations are boxed, so that a call's future is small.
     pub(super) async fn perform(
         self,
         link: &mut Link,
@@ -57,7 +57,7 @@ impl Operation {
         if link.backend != DbBackend::Postgres || !link.named || link.driver.depth() > 0 {
             return None;
         }
-        // Without a plan of its own, a text has none that is stale.
+        // An unprepared text has no plan that could be stale.
         self.copy()
             .filter(|again| !matches!(again, Self::Unprepared(_)))
     }

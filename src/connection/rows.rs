@@ -33,13 +33,13 @@ impl Rows {
         self.stop.clone()
     }
 
-    /// Whether nobody is to have more rows.
+    /// Returns whether the reader is gone or the stream was stopped.
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
     pub(super) fn is_gone(&self) -> bool {
         self.stopped || self.sender.is_closed()
     }
 
-    /// False if nobody is to have more rows.
+    /// Sends a row; false if the reader is gone or the stream was stopped.
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
     pub(super) async fn send(&mut self, row: QueryResult) -> bool {
         let sent = match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {

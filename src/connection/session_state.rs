@@ -47,7 +47,7 @@ impl SessionState {
         self.is_set_locally &= depth > 0;
     }
 
-    /// Whether the connection has to be closed once nothing is open on it.
+    /// Returns whether the connection has to be closed once nothing is open on it.
     pub(super) fn must_close(&self, link: &Link) -> bool {
         let stray =
             link.condition == Condition::Suspect && self.reset == Reset::None && !link.in_memory;
@@ -195,7 +195,7 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
         .fold(task.text.change.max(around), Change::max)
 }
 
-/// What counts as changed by any call.
+/// The change that any call counts as.
 fn at_least(link: &Link, reset: Reset) -> Change {
     match link.backend {
         _ if reset != Reset::SessionStateAlways => Change::None,
@@ -239,14 +239,14 @@ const SETTINGS: &str = "SELECT pg_catalog.concat(\
       ''', ''hex''), ''UTF8''))) AS v (value)'), '' ORDER BY place) \
       FROM (VALUES (1, 'session_authorization'), (2, 'role')) AS special (place, name)))";
 
-/// What DISCARD ALL does, but for prepared statements and plans, which sqlx relies on.
+/// Does what DISCARD ALL does, except for prepared statements and plans, which sqlx relies on.
 const TO_DEFAULTS: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; CLOSE ALL; UNLISTEN *; RESET ALL; \
      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 const FREE_LOCKS: &str = "DO RELEASE_ALL_LOCKS(); UNLOCK TABLES";
 
-/// Asks SQLite for statements that remove what a connection has of its own; of an object, what
-/// depends on it goes first.
+/// Asks SQLite for statements that remove temporary objects and attached databases; objects that depend on
+/// others go first.
 const EXTRAS: &str = "SELECT 'DROP ' || type || ' IF EXISTS temp.\"' || replace(name, '\"', '\"\"') || '\"' \
      FROM (SELECT type, name FROM sqlite_temp_master \
       WHERE type IN ('table', 'view', 'trigger') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \

@@ -14,7 +14,7 @@ use crate::error::{Kind, server};
 const CHECK_CONSTRAINTS: &str = "SAVEPOINT tower_sea_orm_check; SET CONSTRAINTS ALL IMMEDIATE; \
      ROLLBACK TO SAVEPOINT tower_sea_orm_check; RELEASE SAVEPOINT tower_sea_orm_check";
 
-/// What is known of the session's open transactions, beyond the driver's count of them.
+/// The state of the session's open transactions, beyond the driver's count of them.
 #[derive(Default)]
 pub(super) struct Transaction {
     failure: Option<Failure>,
@@ -25,7 +25,8 @@ pub(super) struct Transaction {
     leaves_savepoint: bool,
 }
 
-/// How the open transaction failed. sqlx does not tell: the answer of a COMMIT is thrown away, also if it is ROLLBACK.
+/// The way the open transaction failed. sqlx keeps it to itself: it throws the answer of a COMMIT away, even if that is
+/// ROLLBACK.
 #[derive(Clone, Copy)]
 enum Failure {
     /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
@@ -37,7 +38,7 @@ enum Failure {
     Ended(Kind),
 }
 
-/// Whether the open transaction may write.
+/// The access mode of the open transaction.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Access {
     #[default]
@@ -53,17 +54,17 @@ impl Transaction {
         self.failure.is_some()
     }
 
-    /// Whether it was begun READ ONLY.
+    /// Returns whether it was begun READ ONLY.
     pub(super) fn is_read_only(&self) -> bool {
         self.access != Access::ReadWrite
     }
 
-    /// Whether nothing of it is left on the connection, apart from its depth.
+    /// Returns whether nothing of it is left on the connection, apart from its depth.
     pub(super) fn is_clean(&self) -> bool {
         self.access != Access::QueryOnly
     }
 
-    /// Whether a transaction was ended behind the session's back since this was last asked.
+    /// Returns whether a transaction was ended behind the session's back since this was last asked.
     pub(super) fn take_ended_elsewhere(&mut self) -> bool {
         std::mem::take(&mut self.ended_elsewhere)
     }

@@ -1,4 +1,4 @@
-//! [`Kind`]: what can go wrong, and the words for it.
+//! [`Kind`]: every kind of failure, and its text.
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 

@@ -1,4 +1,4 @@
-//! [`Error`]: what went wrong, as questions to ask.
+//! [`Error`]: a failure, with questions to ask about it.
 
 mod kind;
 pub(crate) mod server;
@@ -287,12 +287,12 @@ impl Error {
         matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
     }
 
-    /// Whether a transaction was ended behind the session's back: what it did may stand.
+    /// Returns whether a transaction was ended behind the session's back: what it did may stand.
     pub(crate) fn is_ended_elsewhere(&self) -> bool {
         self.kind == Kind::EndedElsewhere
     }
 
-    /// Whether it tells that a session's connection was taken away.
+    /// Returns whether a session's connection was taken away.
     pub(crate) fn is_cut_off(&self) -> bool {
         matches!(self.kind, Kind::Reclaimed | Kind::Unread | Kind::Closing)
     }
@@ -307,7 +307,7 @@ impl Error {
         }
     }
 
-    /// Whether something of the transaction may be there nevertheless.
+    /// Returns whether something of the transaction may be there nevertheless.
     pub(crate) fn may_stand(&self) -> bool {
         self.is_ended_elsewhere() || self.is_outcome_unknown()
     }
@@ -320,19 +320,19 @@ impl Error {
         self
     }
 
-    /// What the failure of a COMMIT means.
+    /// The meaning of a failed COMMIT.
     pub(crate) fn of_commit(error: DbErr) -> Self {
         let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
         Self::with_source(kind, error)
     }
 
-    /// What it means that a transaction did not begin, or was gone with its first statement.
+    /// The meaning of a transaction that did not begin, or was gone with its first statement.
     pub(crate) fn of_begin(error: DbErr) -> Self {
         let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
         Self::with_source(kind, error)
     }
 
-    /// What SeaORM said, where that is the cause; else SeaORM's own variant where it has one.
+    /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
     pub(crate) fn to_db_err(&self) -> DbErr {
         let is_servers = self.is_commit_failed()
             || self.is_conflict()

@@ -6,10 +6,10 @@ use sea_orm::{RuntimeErr, sqlx};
 
 use super::trouble::Trouble;
 
-/// Whether the connection can no longer be used after this error.
+/// Returns whether the connection can no longer be used after this error.
 ///
-/// What the server or the conversion of a value said leaves the protocol in order; everything
-/// else, an error of input and output above all, does not.
+/// An error of the server or of a value's conversion leaves the protocol in order. Any other error, above all one of
+/// input and output, does not.
 #[cfg(feature = "_sqlx")]
 pub(crate) fn is_fatal(error: &DbErr) -> bool {
     let (DbErr::Conn(RuntimeErr::SqlxError(error))
@@ -34,7 +34,7 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     )
 }
 
-/// Whether the server has given up the open transaction, or a part of it, with this error.
+/// Returns whether the server has given up the open transaction, or a part of it, with this error.
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     match backend {
         // Every error of the server, until a rollback to a savepoint from before.
@@ -48,34 +48,34 @@ pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     }
 }
 
-/// Whether the open transaction is certain to have survived this error. About any other error the server is asked,
+/// Returns whether the open transaction is certain to have survived this error. About any other error the server is asked,
 /// which costs a round trip.
 pub(crate) fn is_harmless(error: &DbErr) -> bool {
     !is_answer(error) || Trouble::of(error) == Some(Trouble::StatementRefused)
 }
 
-/// Whether PostgreSQL refused a statement because an earlier one had failed.
+/// Returns whether PostgreSQL refused a statement because an earlier one had failed.
 pub(crate) fn is_aborted(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionAborted)
 }
 
-/// Whether the server refuses to begin, or to change, a transaction because one is open.
+/// Returns whether the server refuses to begin, or to change, a transaction because one is open.
 pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionOpen)
 }
 
-/// Whether the server had closed the connection as idle, and so has never seen the statement: both servers give
+/// Returns whether the server had closed the connection as idle, and so has never seen the statement: both servers give
 /// a connection up before they read its next command.
 pub(crate) fn came_too_late(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::IdleEnded)
 }
 
-/// Whether a prepared statement is gone, or does not fit its tables any more.
+/// Returns whether a prepared statement is gone, or does not fit its tables any more.
 pub(crate) fn is_stale(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::StalePlan)
 }
 
-/// Whether a stale plan was that of the statement itself, and not of one in a function that it called.
+/// Returns whether a stale plan was that of the statement itself, and not of one in a function that it called.
 pub(crate) fn has_not_run(error: &DbErr) -> bool {
     #[cfg(feature = "sqlx-postgres")]
     if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) =
@@ -90,23 +90,23 @@ pub(crate) fn has_not_run(error: &DbErr) -> bool {
     false
 }
 
-/// Whether a write was refused because the server or the transaction takes none.
+/// Returns whether a write was refused because the server or the transaction takes none.
 pub(crate) fn is_read_only(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::ReadOnly)
 }
 
-/// Whether Galera takes no writes because the node has no quorum.
+/// Returns whether Galera takes no writes because the node has no quorum.
 pub(crate) fn is_without_quorum(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::NoQuorum)
 }
 
-/// Whether a new connection may succeed soon, because the server is being started.
+/// Returns whether a new connection may succeed soon, because the server is being started.
 #[cfg(feature = "config")]
 pub(crate) fn is_starting_up(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::StartingUp)
 }
 
-/// Whether a statement was answered with this error.
+/// Returns whether a statement was answered with this error.
 #[cfg(feature = "_sqlx")]
 fn is_answer(error: &DbErr) -> bool {
     matches!(

@@ -1,4 +1,4 @@
-//! [`Trouble`]: what a server's error means. One table has the codes of all servers.
+//! [`Trouble`]: the meaning of a server's error. One table has the codes of all servers.
 
 #[cfg(feature = "_sqlx")]
 mod read;
@@ -13,7 +13,7 @@ pub(crate) use self::read::ends_connection;
 pub(crate) use self::read::is_no_such_process;
 use super::Kind;
 
-/// What is wrong, whichever server says so.
+/// The meaning of an error, on every server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(feature = "_sqlx"),
@@ -32,7 +32,7 @@ pub(crate) enum Trouble {
     /// The cluster's node has lost the others, and takes no writes.
     NoQuorum,
     TooManyConnections,
-    /// The server is being started or stopped, and lets nobody in.
+    /// The server is being started or stopped, and takes no log-ins.
     StartingUp,
     LogInRefused,
     /// The server has ended a connection that was idle for long: it never saw the statement that is answered so.
@@ -54,7 +54,7 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
-    /// What the crate calls it; `None` where the server's own words say more.
+    /// The crate's kind for it; `None` where the server's words say more.
     pub(super) fn kind(self) -> Option<Kind> {
         match self {
             Self::Serialization => Some(Kind::Serialization),

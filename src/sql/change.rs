@@ -1,6 +1,6 @@
-//! [`Change`]: what a text of SQL may leave behind on its connection.
+//! [`Change`]: the session state that a text of SQL may leave behind.
 
-/// What a text of SQL may leave behind; the worst of its statements counts.
+/// The session state that a text of SQL may leave behind; the worst of its statements counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Change {
     /// Nothing but data.

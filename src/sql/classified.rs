@@ -1,13 +1,13 @@
-//! [`Classified`]: what is known of a statement by its text.
+//! [`Classified`]: the answers that a statement's text gives.
 
 use super::{change::Change, effect::Effect};
 
-/// What is known of a statement by its text.
+/// The answers that a statement's text gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Classified {
-    /// What it may do to the transaction around it.
+    /// Its effect on the transaction around it.
     pub(crate) effect: Effect,
-    /// What it may leave behind on its connection.
+    /// The session state that it may leave behind.
     pub(crate) change: Change,
     /// It is one statement that only reads, so that nothing is lost if the server stops it half-way. In doubt it is
     /// not.
@@ -38,7 +38,7 @@ impl Classified {
         }
     }
 
-    /// Whether its text does not say what it does to the transaction around it.
+    /// Returns whether its text does not say what it does to the transaction around it.
     pub(crate) fn is_doubtful(self) -> bool {
         self.effect == Effect::Unknown
     }

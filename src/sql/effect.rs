@@ -1,6 +1,6 @@
-//! [`Effect`]: what a text of SQL may do to the transaction around it.
+//! [`Effect`]: the effect of a text of SQL on the transaction around it.
 
-/// What a text of SQL may do to the transaction around it; the worst of its statements counts.
+/// The effect of a text of SQL on the transaction around it; the worst of its statements counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Effect {
     /// None of its statements touches transactions.

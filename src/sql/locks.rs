@@ -51,7 +51,7 @@ impl<'a> LockReader<'a> {
         }
     }
 
-    /// Whether the text does nothing lasting unless a transaction is open.
+    /// Returns whether the text does nothing lasting unless a transaction is open.
     pub(super) fn needs_transaction(&self) -> bool {
         self.found && !matches!(self.place, Place::Works)
     }
@@ -100,7 +100,7 @@ impl<'a> LockReader<'a> {
         }
     }
 
-    /// Whether `token` makes a call of `set_config` one for the transaction alone.
+    /// Returns whether `token` makes a call of `set_config` one for the transaction alone.
     fn sets_locally(&mut self, token: Token<'_>) -> bool {
         let Some(call) = &mut self.call else {
             let begins = self.backend == Postgres && token.is_word("set_config");
@@ -123,7 +123,7 @@ struct SetConfig {
 }
 
 impl SetConfig {
-    /// Whether `token` is the argument that makes a setting the transaction's own.
+    /// Returns whether `token` is the argument that makes a setting the transaction's own.
     fn is_local_at(&mut self, token: Token<'_>) -> bool {
         match token {
             Token::Symbol(b'(' | b'[') => self.depth += 1,

@@ -1,7 +1,7 @@
-//! What a statement is, by its text.
+//! [`classify`]: the kind of a statement, by its text.
 //!
 //! A session keeps the count of its transactions; SQL that begins or ends one behind its back is found
-//! here, before it is sent. This is no parser: statements are told apart, and each is judged by its first words and
+//! here, before it is sent. This is no parser: a text is split into statements, and each is judged by its first words and
 //! by a few words inside it.
 //! The quoting is read as the servers do by default. With MySQL's `NO_BACKSLASH_ESCAPES` or `ANSI_QUOTES`, or without
 //! PostgreSQL's `standard_conforming_strings`, a text can be written that reads differently.

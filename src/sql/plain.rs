@@ -7,7 +7,7 @@ use sea_orm::{
 
 use super::{lexer::is_word_part, reads::words_of_writes, words::is_one_of};
 
-/// What the bytes of an ordinary statement say.
+/// The answers that the bytes of an ordinary statement give.
 #[derive(Debug, Default)]
 pub(super) struct Glance {
     /// It is a query that writes nothing, unless a closer look says otherwise.
@@ -49,7 +49,7 @@ impl Glance {
         Some(glance)
     }
 
-    /// Whether no closer look is needed. Names in quotes end, unless quotes of two kinds stand in one another.
+    /// Returns whether no closer look is needed. Names in quotes end, unless quotes of two kinds stand in one another.
     pub(super) fn is_clear(&self) -> bool {
         let (double, back) = (self.double_quotes, self.backticks);
         let ends = double % 2 == 0 && back % 2 == 0 && (double == 0 || back == 0);
@@ -84,7 +84,7 @@ impl Glance {
     }
 }
 
-/// Whether a word begins at `at` by which a query may write or lock.
+/// Returns whether a word begins at `at` by which a query may write or lock.
 fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
     let is = |word: &&str| {
         let end = at + word.len();
@@ -98,7 +98,7 @@ fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
     words_of_writes(first).iter().any(is) || is(&"for")
 }
 
-/// Whether part of a name stands at `at` that only names have by which a session is changed.
+/// Returns whether part of a name stands at `at` that only names have by which a session is changed.
 fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
     let after = |at: usize, word: &str| {
         bytes
@@ -123,7 +123,7 @@ fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
     }
 }
 
-/// What follows the underscore in names of functions that change a session: `set_config`,
+/// The text behind an underscore in names of functions that change a session: `set_config`,
 /// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
 /// `load_extension`, `query_to_xml`; and of the view `pg_settings`.
 #[rustfmt::skip]

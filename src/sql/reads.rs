@@ -70,7 +70,7 @@ fn is_write(word: &str) -> bool {
     is_one_of(word, words_of_writes(first))
 }
 
-/// Whether it is `replace(...)` or MySQL's `insert(...)`, which work on strings.
+/// Returns whether it is `replace(...)` or MySQL's `insert(...)`, which work on strings.
 fn is_function(word: &str, rest: Lexer<'_>) -> bool {
     is_one_of(word, &["insert", "replace"]) && rest.peek() == Some(Token::Symbol(b'('))
 }

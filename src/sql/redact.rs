@@ -2,7 +2,7 @@
 
 use sea_orm::DbBackend;
 
-/// How much of a statement is kept, in bytes.
+/// The number of bytes of a statement that are kept.
 const KEPT: usize = 200;
 
 /// The beginning of a statement. Its memory is used again.
@@ -25,8 +25,8 @@ impl Redacted {
         self.0.clear();
     }
 
-    /// The text without the values that stand in it. What cannot be told from a value with certainty is
-    /// left out as well.
+    /// The text without the values that stand in it. Text that might be a value is left out as
+    /// well.
     pub(crate) fn without_values(&self, backend: DbBackend) -> String {
         let mut shown = String::with_capacity(self.0.len());
         let mut rest = self.0.as_str();
@@ -63,7 +63,7 @@ impl Redacted {
     }
 }
 
-/// What may come before a digit or a dollar sign that is part of a name or a placeholder.
+/// A character before a digit or a dollar sign that belongs to a name or a placeholder.
 fn is_in_name(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '$' | '"' | '`' | '?' | ':' | '@')
 }

@@ -136,7 +136,7 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// Sends every row to `rows`. Where nobody listens any more, the rest is read and dropped: it may hold
+    /// Sends every row to `rows`. Once its reader is gone, the rest is read and dropped: it may hold
     /// the error by which the statement has failed. SQLite makes no more rows than are read, and a read
     /// ends there.
     #[cfg(feature = "stream")]
@@ -165,7 +165,7 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// Whether this connection is seen for the first time, as far as that can be told without asking the
+    /// Returns whether this connection is seen for the first time, as far as that is known without asking the
     /// server: one that was seen before keeps a statement prepared by which it is known again.
     #[cfg_attr(not(feature = "sqlx-mysql"), allow(clippy::unused_async))]
     pub(crate) async fn is_new(&mut self) -> Result<bool, DbErr> {
@@ -189,7 +189,7 @@ impl Driver {
         }
     }
 
-    /// Whether MySQL has a transaction open that sqlx did not begin; then sqlx counts it from here on.
+    /// Returns whether MySQL has a transaction open that sqlx did not begin; then sqlx counts it from here on.
     pub(crate) async fn adopts_transaction(&mut self) -> Result<bool, DbErr> {
         match self.begin(Some("DO 0".to_owned())).await {
             Ok(()) => Ok(true),
@@ -198,7 +198,7 @@ impl Driver {
         }
     }
 
-    /// Reads what the server has sent for a call that ended early, without a round trip of its own.
+    /// Reads what the server has sent for a call that ended early, without another round trip.
     ///
     /// An error left unread belongs to the call that ended. It is no failure to reach the end, but may
     /// have cost the transaction: the first one is returned.
@@ -244,7 +244,7 @@ impl Driver {
         dispatch!(self, DB, c => Transactions::<DB>::rollback(c).await.map_err(query_error), gone => Err(lost()))
     }
 
-    /// How many transactions (the outermost and its savepoints) are open by sqlx's count.
+    /// The number of transactions (the outermost and its savepoints) that are open by sqlx's count.
     pub(crate) fn depth(&self) -> usize {
         dispatch!(self, DB, c => Transactions::<DB>::get_transaction_depth(c), gone => 0)
     }

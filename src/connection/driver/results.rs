@@ -54,7 +54,7 @@ pub(super) async fn breathe(steps: usize) {
     }
 }
 
-/// Whether nothing is lost by not reading all rows: SQLite makes no more rows than are read, and its SELECT writes
+/// Returns whether nothing is lost by not reading all rows: SQLite makes no more rows than are read, and its SELECT writes
 /// nothing, whatever is in it. Only a write has to run to its end.
 pub(super) fn may_stop_early<DB: sqlx::Database>(statement: &Statement, reads_only: bool) -> bool {
     let sql = &statement.sql;

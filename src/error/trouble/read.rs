@@ -9,7 +9,7 @@ use super::{
 };
 
 impl Trouble {
-    /// What the server says by `error`, if a server said it and it is known.
+    /// Finds the meaning of `error`, if a server said it and the table has it.
     pub(crate) fn of(error: &DbErr) -> Option<Self> {
         Self::of_database(database_error(error)?)
     }
@@ -22,7 +22,7 @@ impl Trouble {
     }
 }
 
-/// What the server itself said.
+/// The error in the server's words.
 fn database_error(error: &DbErr) -> Option<&dyn DatabaseError> {
     match error {
         DbErr::Conn(RuntimeErr::SqlxError(error))
@@ -32,7 +32,7 @@ fn database_error(error: &DbErr) -> Option<&dyn DatabaseError> {
     }
 }
 
-/// Whether the server takes nothing more on the connection after this error.
+/// Returns whether the server takes nothing more on the connection after this error.
 pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
     is_farewell(error)
         || matches!(
@@ -41,13 +41,13 @@ pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
         )
 }
 
-/// Whether the process that was to be stopped does not exist any more.
+/// Returns whether the process that was to be stopped does not exist any more.
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) fn is_no_such_process(error: &dyn DatabaseError) -> bool {
     Trouble::of_database(error) == Some(Trouble::NoSuchProcess)
 }
 
-/// Whether PostgreSQL says so by the error's severity.
+/// Returns whether PostgreSQL says so by the error's severity.
 #[cfg(feature = "sqlx-postgres")]
 fn is_farewell(error: &dyn DatabaseError) -> bool {
     use sea_orm::sqlx::postgres::PgSeverity::{Fatal, Panic};

@@ -24,7 +24,7 @@ pub(super) enum Says<Code: 'static> {
     Nothing(&'static str),
 }
 
-/// What else an error must have where its code has more than one meaning.
+/// A mark that an error must have besides its code, where that has more than one meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Any,

@@ -21,7 +21,7 @@ impl Lexer<'_> {
         self.look_for_other_end(start);
     }
 
-    /// Whether the comment that begins here is executable.
+    /// Returns whether the comment that begins here is executable.
     pub(super) fn comment(&mut self) -> bool {
         if self.backend == MySql {
             let executable = ["/*!", "/*M!"]

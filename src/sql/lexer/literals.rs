@@ -3,7 +3,7 @@
 use super::{Lexer, is_space, is_word_part};
 
 impl<'a> Lexer<'a> {
-    /// What stands in the quotes that begin here.
+    /// Takes the quotes that begin here, and returns their content.
     pub(super) fn quoted(&mut self, quote: u8, backslash: bool) -> &'a str {
         self.at += 1;
         let start = self.at;

@@ -1,4 +1,4 @@
-//! Cuts a text into what matters of it, as the server would.
+//! [`Lexer`]: cuts a text into tokens, as the server would.
 
 mod comments;
 mod literals;
@@ -17,7 +17,7 @@ use super::words::is_one_of;
 pub(super) enum Token<'a> {
     /// A keyword or a plain identifier.
     Word(&'a str),
-    /// What stands between backticks or, but for MySQL, double quotes.
+    /// A name in backticks or, but for MySQL, in double quotes.
     Name(&'a str),
     /// A string, a number or a placeholder.
     Literal,
@@ -36,15 +36,15 @@ impl Token<'_> {
     }
 }
 
-/// The tokens of a text. A copy reads ahead.
+/// The tokens of a text. A copy is used to read ahead.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lexer<'a> {
     sql: &'a str,
     at: usize,
     backend: DbBackend,
-    /// Inside of `/*! ... */`.
+    /// Inside `/*! ... */`.
     executable: bool,
-    /// The text has more than one reading, or ends inside of something.
+    /// The text has more than one reading, or ends inside quotes or a comment.
     doubtful: bool,
 }
 
@@ -72,7 +72,7 @@ impl<'a> Lexer<'a> {
         self.next()
     }
 
-    /// How many bytes were read.
+    /// The number of bytes that were read.
     pub(super) fn position(&self) -> usize {
         self.at
     }
@@ -88,7 +88,7 @@ impl<'a> Lexer<'a> {
             .is_some_and(|rest| rest.starts_with(text.as_bytes()))
     }
 
-    /// Goes on while `part` holds; says what it went over.
+    /// Goes on while `part` holds, and returns the text in between.
     fn advance(&mut self, part: impl Fn(u8) -> bool) -> &'a str {
         let start = self.at;
         while self.byte(0).is_some_and(&part) {
@@ -119,78 +119,69 @@ impl<'a> Iterator for Lexer<'a> {
 }
 
 impl<'a> Lexer<'a> {
+    /// The next token, behind spaces and comments.
     fn token(&mut self) -> Option<Token<'a>> {
         loop {
             let byte = self.byte(0)?;
-            return Some(match (byte, self.backend) {
-                (byte, _) if is_space(byte) => {
-                    self.at += 1;
-                    continue;
-                }
-                (0xef, Sqlite) if self.starts_with("\u{feff}") => {
+            match byte {
+                _ if is_space(byte) => self.at += 1,
+                0xef if self.backend == Sqlite && self.starts_with("\u{feff}") => {
                     self.at += '\u{feff}'.len_utf8();
-                    continue;
                 }
-                (b'-' | b'#', _) if self.is_line_comment() => {
-                    self.skip_line();
-                    continue;
-                }
-                (b'/', _) if self.starts_with("/*") => match self.comment() {
-                    true => Token::Seam,
-                    false => continue,
-                },
-                (b'*', _) if self.executable && self.starts_with("*/") => {
-                    self.at += 2;
-                    self.executable = false;
-                    Token::Seam
-                }
-                (b'\'', _) | (b'"', MySql) => {
-                    self.quoted(byte, self.backend == MySql);
-                    Token::Literal
-                }
-                (b'"', _) | (b'`', MySql | Sqlite) => Token::Name(self.quoted(byte, false)),
-                (b'[', Sqlite) => {
-                    self.doubtful |= !self.skip_past("]");
-                    Token::Literal
-                }
-                (b'$', Postgres) => {
-                    self.dollar();
-                    Token::Literal
-                }
-                (b'$' | b'@' | b':' | b'#', Sqlite) => {
-                    self.variable();
-                    Token::Literal
-                }
-                // A word may follow at once: before version 15, PostgreSQL reads `1e'\''` as two literals.
-                (b'0'..=b'9', _) => {
-                    self.advance(|byte| byte.is_ascii_digit());
-                    Token::Literal
-                }
-                (byte, _) if is_word_part(byte) => {
-                    let word = self.advance(is_word_part);
-                    if self.backend == Postgres
-                        && word.eq_ignore_ascii_case("e")
-                        && self.byte(0) == Some(b'\'')
-                    {
-                        self.escape_string();
-                        Token::Literal
-                    } else {
-                        // No server takes these for spaces; were one to, the word would still be known.
-                        Token::Word(
-                            word.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'),
-                        )
+                b'-' | b'#' if self.is_line_comment() => self.skip_line(),
+                b'/' if self.starts_with("/*") => {
+                    if self.comment() {
+                        return Some(Token::Seam);
                     }
                 }
-                _ => {
-                    self.at += 1;
-                    Token::Symbol(byte)
+                b'*' if self.executable && self.starts_with("*/") => {
+                    self.at += 2;
+                    self.executable = false;
+                    return Some(Token::Seam);
                 }
-            });
+                _ if is_word_part(byte) && !is_literal(byte, self.backend) => {
+                    return Some(self.word());
+                }
+                _ => return Some(self.literal_or_symbol(byte)),
+            }
         }
+    }
+
+    fn word(&mut self) -> Token<'a> {
+        let word = self.advance(is_word_part);
+        let is_escape = self.backend == Postgres && word.eq_ignore_ascii_case("e");
+        if is_escape && self.byte(0) == Some(b'\'') {
+            self.escape_string();
+            return Token::Literal;
+        }
+        // No server takes these for spaces; were one to, the word would still be known.
+        Token::Word(word.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'))
+    }
+
+    fn literal_or_symbol(&mut self, byte: u8) -> Token<'a> {
+        match (byte, self.backend) {
+            (b'\'', _) | (b'"', MySql) => _ = self.quoted(byte, self.backend == MySql),
+            (b'"', _) | (b'`', MySql | Sqlite) => return Token::Name(self.quoted(byte, false)),
+            (b'[', Sqlite) => self.doubtful |= !self.skip_past("]"),
+            (b'$', Postgres) => self.dollar(),
+            (b'$' | b'@' | b':' | b'#', Sqlite) => self.variable(),
+            // A word may follow at once: before version 15, PostgreSQL reads `1e'\''` as two literals.
+            (b'0'..=b'9', _) => _ = self.advance(|byte| byte.is_ascii_digit()),
+            _ => {
+                self.at += 1;
+                return Token::Symbol(byte);
+            }
+        }
+        Token::Literal
     }
 }
 
-/// More than any server skips; what is none there ends in an error there.
+/// Returns whether a byte that may be part of a word begins a literal where no word goes before it.
+fn is_literal(byte: u8, backend: DbBackend) -> bool {
+    byte.is_ascii_digit() || byte == b'$' && matches!(backend, Postgres | Sqlite)
+}
+
+/// More bytes than any server takes for spaces. A server that does not take one for a space refuses the text.
 fn is_space(byte: u8) -> bool {
     byte <= b' ' || byte == 0x7f
 }

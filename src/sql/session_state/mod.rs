@@ -1,4 +1,4 @@
-//! [`ChangeReader`]: what a text of SQL may change beyond the transaction it runs in.
+//! [`ChangeReader`]: finds the session state that a text of SQL may leave behind.
 //!
 //! A statement is known by its first word, and a few more by words inside it: `TEMPORARY`, a user
 //! variable, a function that takes a lock or sets something. A function of the user's own cannot be looked into. A
@@ -20,7 +20,7 @@ use super::{
     transaction_control::behind_settings,
 };
 
-/// What stands before a statement.
+/// The token before a statement.
 const END: Token<'static> = Token::Symbol(b';');
 
 /// Reads one text to its end.
@@ -70,7 +70,7 @@ impl<'a> ChangeReader<'a> {
                 (self.begins, self.first) = (false, token);
                 self.statement(word, rest)
             }
-            // What stands in the comment may be nothing to the server.
+            // The comment may be one that the server skips.
             Token::Word(word) if self.behind_seam && mysql::is_known(word) => {
                 self.statement(word, rest)
             }
@@ -84,7 +84,7 @@ impl<'a> ChangeReader<'a> {
         self.previous = token;
     }
 
-    /// What a statement leaves behind by its kind.
+    /// The change that a statement makes by its first word.
     fn statement(&mut self, word: &str, rest: Lexer<'a>) -> Change {
         let change = match self.backend {
             Postgres => Some(postgres::statement(word, rest)),
@@ -105,7 +105,7 @@ impl<'a> ChangeReader<'a> {
         change.unwrap_or_default()
     }
 
-    /// What a statement leaves behind by a word in it.
+    /// The change that a statement makes by a word inside it.
     fn inside(&self, token: Token<'a>, rest: Lexer<'a>) -> Change {
         match self.backend {
             Postgres => postgres::inside(token, self.previous, rest),

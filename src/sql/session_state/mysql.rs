@@ -25,12 +25,12 @@ const STATEFUL: [&str; 9] = [
 
 const LOCKING: [&str; 3] = ["lock", "unlock", "flush"];
 
-/// Whether the word begins a statement that leaves something behind.
+/// Returns whether the word begins a statement that leaves something behind.
 pub(super) fn is_known(word: &str) -> bool {
     is_one_of(word, &STATEFUL) || is_one_of(word, &LOCKING)
 }
 
-/// What a statement leaves behind by its first word.
+/// The change that a statement makes by its first word.
 pub(super) fn statement(word: &str) -> Change {
     match word {
         _ if is_one_of(word, &HARMLESS) => Change::None,
@@ -53,7 +53,7 @@ pub(super) fn inside(
         Token::Word(name) | Token::Name(name) if starts_with(name, "service_get_") => {
             Change::Beyond
         }
-        // What stands between, in a comment, may be nothing to the server.
+        // Words in between may stand in a comment that the server skips.
         Token::Word(_) if token.is_word("temporary") => {
             let made = previous.is_one_of(&["create", "replace", "drop"])
                 || first.is_one_of(&["create", "drop"]);

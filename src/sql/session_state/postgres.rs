@@ -25,7 +25,7 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
         _ if word.eq_ignore_ascii_case("set") && is_next(&["transaction", "constraints"]) => {
             Change::None
         }
-        // sqlx has prepared statements of its own that must stay, and a library cannot be unloaded.
+        // The prepared statements of sqlx must stay, and a library cannot be unloaded.
         _ if is_one_of(word, &["prepare", "deallocate", "load"]) => Change::Beyond,
         _ if word.eq_ignore_ascii_case("discard") && is_next(&["all"]) => Change::Beyond,
         _ => Change::Session,
@@ -82,11 +82,11 @@ fn server_function(name: &str) -> Change {
     }
 }
 
-/// How many tokens of a call are looked at: calls inside of calls would make a long text quadratic.
+/// The number of tokens of a call that are read: with calls inside calls, reading on would make a long text quadratic.
 const LOOKED_AT: usize = 64;
 
-/// Whether the third argument of the call of which `rest` has the rest is the word `true`; of a long call
-/// that cannot be told, and it counts as none.
+/// Returns whether the third argument of the call of which `rest` has the rest is the word `true`; in a long call
+/// it is not looked for, and counts as absent.
 fn is_local(mut rest: Lexer<'_>) -> bool {
     if rest.next() != Some(Token::Symbol(b'(')) {
         return false;

@@ -14,7 +14,7 @@ const HARMLESS: [&str; 18] = [
     "alter", "analyze", "reindex", "vacuum", "begin", "commit", "end", "rollback", "savepoint",
 ];
 
-/// PRAGMAs that only tell something, or work on the file, whatever their argument.
+/// PRAGMAs that only report something, or work on the file, whatever their argument.
 #[rustfmt::skip]
 const TELLING: [&str; 20] = [
     "table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo",
@@ -23,7 +23,7 @@ const TELLING: [&str; 20] = [
     "optimize", "wal_checkpoint", "incremental_vacuum", "user_version",
 ];
 
-/// What a statement leaves behind by its first word; `None` if the statement proper is still to come.
+/// The change that a statement makes by its first word; `None` if the statement proper is still to come.
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Option<Change> {
     Some(match word {
         _ if is_one_of(word, &HARMLESS) || word.eq_ignore_ascii_case("release") => Change::None,

@@ -1,4 +1,4 @@
-//! [`EffectReader`]: what a text of SQL may do to the transaction around it.
+//! [`EffectReader`]: finds the effect of a text on the transaction around it.
 
 mod closed;
 mod mysql;

@@ -29,7 +29,7 @@ enum Place<'a> {
     Definition,
     /// In a table's definition.
     Table { after_start: bool },
-    /// In the body of stored code, which has statements of its own.
+    /// In the body of stored code, which consists of statements.
     Body { depth: usize, previous: Token<'a> },
 }
 

@@ -64,13 +64,13 @@ fn control(word: &str, rest: Lexer<'_>) -> Option<TransactionControl> {
     })
 }
 
-/// Whether one of `words` comes next, or a seam, behind which it may stand.
+/// Returns whether one of `words` comes next, or a seam, behind which it may stand.
 fn is_next(rest: Lexer<'_>, words: &[&str]) -> bool {
     rest.peek()
         .is_some_and(|next| next == Token::Seam || next.is_one_of(words))
 }
 
-/// Whether a statement makes or drops what is of this connection only, which commits nothing.
+/// Returns whether a statement makes or drops what is of this connection only, which commits nothing.
 ///
 /// MariaDB 10.11 commits at CREATE TEMPORARY SEQUENCE, and not at DROP TEMPORARY SEQUENCE.
 fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
@@ -105,7 +105,7 @@ pub(crate) fn behind_settings(mut rest: Lexer<'_>) -> Option<Lexer<'_>> {
     None
 }
 
-/// What a SET does that assigns variables.
+/// The effect of a SET that assigns variables.
 fn assignments(mut rest: Lexer<'_>) -> Effect {
     let mut target = Target::default();
     let mut depth = 0_usize;

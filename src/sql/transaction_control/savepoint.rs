@@ -2,7 +2,7 @@
 
 use crate::sql::lexer::{Lexer, Token};
 
-/// Whether a `ROLLBACK`, followed by `rest`, is one to a savepoint.
+/// Returns whether a `ROLLBACK`, followed by `rest`, is one to a savepoint.
 pub(super) fn is_to_savepoint(mut rest: Lexer<'_>) -> bool {
     // In between may be WORK or, on SQLite, TRANSACTION and a name.
     rest.by_ref()

@@ -16,7 +16,7 @@ pub(super) fn control(word: &str, rest: Lexer<'_>) -> Option<TransactionControl>
     })
 }
 
-/// Whether a statement defines a trigger, whose body ends with END. EXPLAIN runs nothing, but the body is one
+/// Returns whether a statement defines a trigger, whose body ends with END. EXPLAIN runs nothing, but the body is one
 /// nonetheless.
 pub(super) fn is_trigger(word: &str, rest: Lexer<'_>) -> bool {
     let between = ["query", "plan", "create", "temp", "temporary"];
