@@ -6,7 +6,8 @@ use sea_orm::{DbBackend, DbErr};
 use super::link::Link;
 
 /// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
-/// transaction, or end the connection, if `completion_type` says so.
+/// transaction, or end the connection, if `completion_type` says so
+/// (<https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_completion_type>).
 const TO_AUTOCOMMIT: &str =
     "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
 
@@ -48,6 +49,7 @@ impl Link {
     /// Returns whether stored code has left a transaction open. It is rolled back, and the code has failed: nothing would
     /// commit it.
     pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
+        // sqlx counts it from there on, and rolls it back as one of its transactions.
         let open = self.driver.adopts_transaction().await?;
         if open {
             self.driver.rollback().await?;

@@ -22,11 +22,7 @@ pub(super) fn begin_statement(
     options: TransactionOptions,
     depth: usize,
 ) -> Result<BeginStatement, DbErr> {
-    let TransactionOptions {
-        isolation_level,
-        access_mode,
-        sqlite_transaction_mode,
-    } = options;
+    let (isolation_level, access_mode) = (options.isolation_level, options.access_mode);
     let has_none = isolation_level.is_none() && access_mode.is_none();
     if depth > 0 && !has_none {
         return Err(Kind::NestedOptions.into_db_err());
@@ -36,7 +32,8 @@ pub(super) fn begin_statement(
     }
     if backend == DbBackend::Sqlite {
         return Ok(BeginStatement {
-            statement: sqlite_transaction_mode
+            statement: options
+                .sqlite_transaction_mode
                 .map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
             query_only: matches!(access_mode, Some(AccessMode::ReadOnly)),
         });

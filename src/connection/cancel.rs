@@ -44,6 +44,7 @@ pub(crate) enum CancelTarget {
 #[derive(Default)]
 pub(crate) struct CancelHandle {
     state: Mutex<Known>,
+    // The numbers below are compared with one another only, so that `Relaxed` is enough.
     /// Has SQLite stop at the next look.
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
@@ -95,10 +96,11 @@ impl CancelHandle {
     /// The running call has lost its request, and may be stopped.
     pub(crate) fn abandon(&self) {
         self.lock().abandoned = true;
+        // It keeps the notice for a task that does not wait yet.
         self.told.notify_one();
     }
 
-    pub(super) fn is_abandoned(&self) -> bool {
+    fn is_abandoned(&self) -> bool {
         self.lock().abandoned
     }
 
@@ -178,8 +180,16 @@ impl CancelHandle {
         ended
     }
 
-    pub(super) fn works(&self, working: bool) {
-        self.lock().working = working;
+    /// The running call has come to its statement, which may be stopped from here on. False if the call has lost its
+    /// request already.
+    pub(super) fn start_work(&self) -> bool {
+        let mut known = self.lock();
+        known.working = !known.abandoned;
+        known.working
+    }
+
+    pub(super) fn end_work(&self) {
+        self.lock().working = false;
     }
 
     /// No transaction is open: behind a proxy, the process may serve another client.

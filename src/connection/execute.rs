@@ -27,10 +27,12 @@ impl PinnedConnection {
         let is_suspect = self.link.condition == Condition::Suspect;
         let stray = is_suspect && task.depth == 0;
         if self.link.condition == Condition::Known {
+            // A call whose future is dropped leaves it so, and the connection is never taken for a clean one.
             self.link.condition = Condition::Busy;
         }
         let mut output = self.perform_unless_lost(stray, change, task).await;
         output = self.note_loss(output, commits);
+        // Before the transaction is forgotten: one that was begun READ ONLY refuses by itself.
         if let Err(error) = &output {
             self.refusal.note(&self.link, &self.transaction, error);
         }
@@ -52,7 +54,7 @@ impl PinnedConnection {
         }
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(handle) = self.cancel_handle.as_ref().filter(|_| task.stoppable) {
-            handle.works(false);
+            handle.end_work();
         }
         if self.refusal == Refusal::Unasked && Box::pin(self.ask_server()).await.is_err() {
             self.give_up();
@@ -72,11 +74,10 @@ impl PinnedConnection {
         let ended = {
             let mut performing = pin!(async {
                 self.prepare(stray, change, task).await?;
-                if self.is_wanted(task) {
-                    self.perform_honestly(task).await
-                } else {
-                    Err(Kind::SessionClosed.into_db_err())
+                if task.stoppable && !self.cancel_handle().start_work() {
+                    return Err(Kind::SessionClosed.into_db_err());
                 }
+                self.perform_honestly(task).await
             });
             match handle {
                 Some(handle) => handle.unless_lost(performing.as_mut()).await,
@@ -108,19 +109,6 @@ impl PinnedConnection {
         Err(Kind::OutcomeUnknown.into_db_err())
     }
 
-    /// Returns whether the call still has a request, if it may be stopped; then it may be from here on.
-    fn is_wanted(&mut self, task: &Task) -> bool {
-        if !task.stoppable {
-            return true;
-        }
-        let handle = self.cancel_handle();
-        let is_wanted = !handle.is_abandoned();
-        if is_wanted {
-            handle.works(true);
-        }
-        is_wanted
-    }
-
     /// Performs the operation unless it would pretend that a transaction goes on which the server has
     /// given up, and notes whether it has now.
     pub(super) async fn perform_honestly(&mut self, task: &mut Task) -> Result<Output, DbErr> {
@@ -138,6 +126,7 @@ impl PinnedConnection {
         }
         let guarded = task.doubtful && depth > 0;
         if guarded {
+            // First, since it bears a lower number: releasing it later would release the guard as well.
             Box::pin(self.transaction.release_leftover(&mut self.link)).await;
             guard::set(&mut self.link).await?;
         }
@@ -185,6 +174,8 @@ impl PinnedConnection {
         if self.is_broken() || output.as_ref().is_err_and(server::is_fatal) {
             return output;
         }
+        // On PostgreSQL, sqlx returns an error before the server says that it is ready for the next query. What is left
+        // unread, the next call would take for its answer.
         let error = match self.link.driver.drain().await {
             Ok(None) => return output,
             Ok(Some(error)) => {

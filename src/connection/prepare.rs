@@ -29,6 +29,7 @@ impl PinnedConnection {
         {
             handle.outside();
         }
+        // COMMIT and ROLLBACK still go through, so that the session's own end is in order.
         let is_work = task.operation.as_ref().is_some_and(Operation::is_work);
         if self.link.around == Around::EndedTest && task.depth == 0 && is_work {
             return Err(Kind::TestEnded.into_db_err());
@@ -36,6 +37,7 @@ impl PinnedConnection {
         if !self.link.is_autocommit_proven {
             Box::pin(self.link.prove_autocommit()).await?;
         }
+        // Before anything of the session runs: its settings would be recorded as those from before.
         self.session_state
             .note_change(
                 &mut self.link,

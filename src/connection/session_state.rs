@@ -239,7 +239,8 @@ const SETTINGS: &str = "SELECT pg_catalog.concat(\
       ''', ''hex''), ''UTF8''))) AS v (value)'), '' ORDER BY place) \
       FROM (VALUES (1, 'session_authorization'), (2, 'role')) AS special (place, name)))";
 
-/// Does what DISCARD ALL does, except for prepared statements and plans, which sqlx relies on.
+/// Does what DISCARD ALL does (<https://www.postgresql.org/docs/current/sql-discard.html>), except for prepared
+/// statements and plans, which sqlx relies on.
 const TO_DEFAULTS: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; CLOSE ALL; UNLISTEN *; RESET ALL; \
      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 

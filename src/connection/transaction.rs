@@ -186,6 +186,7 @@ impl Transaction {
             .statement
             .as_ref()
             .is_some_and(|sql| sql.contains(';'));
+        // Boxed, since few calls begin a transaction and all have room for it.
         let begun = Box::pin(link.driver.begin(begin.statement)).await;
         if begun.is_err() && several {
             // The first half may have taken effect: the next transaction must not inherit it.
@@ -245,6 +246,7 @@ impl Transaction {
             reopen(link, counted).await;
         }
         link.driver.rollback().await?;
+        // An error inside a savepoint is undone with it.
         self.failure = self.failure.filter(|failure| match failure {
             Failure::Aborted(at) | Failure::Unheard { depth: at, .. } => *at < depth,
             Failure::Ended(_) => depth > 1,

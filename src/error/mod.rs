@@ -1,5 +1,7 @@
 //! [`Error`]: a failure, with questions to ask about it.
 
+mod cause;
+mod construct;
 mod kind;
 pub(crate) mod server;
 mod trouble;
@@ -9,12 +11,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, TransactionError};
 
-pub(crate) use self::kind::Kind;
 use self::trouble::Trouble;
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::trouble::ends_connection;
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::trouble::is_no_such_process;
+pub(crate) use self::{cause::Cause, kind::Kind};
 
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
@@ -297,39 +299,9 @@ impl Error {
         matches!(self.kind, Kind::Reclaimed | Kind::Unread | Kind::Closing)
     }
 
-    pub(crate) fn with_source(
-        kind: Kind,
-        source: impl std::error::Error + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            kind,
-            source: Some(Arc::new(source)),
-        }
-    }
-
     /// Returns whether something of the transaction may be there nevertheless.
     pub(crate) fn may_stand(&self) -> bool {
         self.is_ended_elsewhere() || self.is_outcome_unknown()
-    }
-
-    /// Names the statement by which a transaction or its connection was lost, for the log.
-    pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
-        if let Some(cause) = cause.filter(|_| self.is_aborted() || self.is_connection_lost()) {
-            self.source = Some(Arc::new(cause.clone()));
-        }
-        self
-    }
-
-    /// The meaning of a failed COMMIT.
-    pub(crate) fn of_commit(error: DbErr) -> Self {
-        let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
-        Self::with_source(kind, error)
-    }
-
-    /// The meaning of a transaction that did not begin, or was gone with its first statement.
-    pub(crate) fn of_begin(error: DbErr) -> Self {
-        let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
-        Self::with_source(kind, error)
     }
 
     /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
@@ -367,36 +339,10 @@ impl Error {
     }
 }
 
-/// The first statement that went wrong in a transaction, without its values.
-#[derive(Debug, Clone)]
-pub(crate) struct Cause {
-    pub(crate) statement: String,
-    /// The server's answer, unless that was none.
-    pub(crate) error: Option<DbErr>,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { statement, error } = self;
-        match error {
-            Some(error) => write!(f, "`{statement}` failed: {error}"),
-            None => write!(f, "`{statement}`"),
-        }
-    }
-}
-
-impl std::error::Error for Cause {}
-
 /// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
 impl From<Error> for DbErr {
     fn from(error: Error) -> Self {
         error.to_db_err()
-    }
-}
-
-impl From<Kind> for Error {
-    fn from(kind: Kind) -> Self {
-        Self { kind, source: None }
     }
 }
 

@@ -1,4 +1,7 @@
 //! [`Glance`]: a look at the bytes of a statement, which is enough for nearly all.
+//!
+//! It may send a statement to the lexer in vain, but never spare one that the lexer would judge differently; a test
+//! compares the two.
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres},

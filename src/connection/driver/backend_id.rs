@@ -16,7 +16,8 @@ use super::Driver;
 use super::results::query_error;
 use crate::connection::backend_id::BackendId;
 
-/// After how many of its instructions SQLite looks whether it is to stop; some hundred microseconds at most.
+/// The number of instructions after which SQLite looks whether it is to stop; some hundred microseconds at most
+/// (<https://sqlite.org/c3ref/progress_handler.html>).
 #[cfg(feature = "sqlx-sqlite")]
 const INSTRUCTIONS: i32 = 1000;
 

@@ -28,6 +28,7 @@ impl Lexer<'_> {
                 .into_iter()
                 .find(|begin| self.starts_with(begin));
             if let Some(begin) = executable {
+                // Servers differ in which of them they execute, by the version behind the mark.
                 self.doubtful |= self.executable;
                 self.executable = true;
                 self.at += begin.len();

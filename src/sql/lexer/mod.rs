@@ -1,4 +1,6 @@
-//! [`Lexer`]: cuts a text into tokens, as the server would.
+//! [`Lexer`]: cuts a text into tokens, as the server would: PostgreSQL by
+//! <https://www.postgresql.org/docs/current/sql-syntax-lexical.html>, MySQL by
+//! <https://dev.mysql.com/doc/refman/8.4/en/language-structure.html>, SQLite by its `tokenize.c`.
 
 mod comments;
 mod literals;

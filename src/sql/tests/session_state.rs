@@ -322,7 +322,7 @@ proptest! {
             select(vec![
                 "a", "1", ",", "(", ")", "'x'", "set_config", "SET_CONFIG(", "pg_advisory_lock(1)", "pg_temp.f()", "INTO", "temp",
                 "TEMPORARY", "t", "@a", ":=", "U&\"x\"", "\"set_config\"", "get_lock('a', 1)", "dblink_connect('a')", "/* x */",
-                "load_extension('x')", "-- y\n", "service_get_read_locks('a', 'b', 1)", "pg_try_advisory_lock_shared(1)",
+                "load_extension('x')", "-- y\n", "update", "for update", "for share", "\"update\"", "updated_at", "$1", "nextval('s')", "service_get_read_locks('a', 'b', 1)", "pg_try_advisory_lock_shared(1)",
                 "pg_replication_origin_session_setup('x')", "as", "from", "where",
             ]),
             0..12,
@@ -331,5 +331,7 @@ proptest! {
         let sql = format!("SELECT {}", pieces.join(" "));
         // An empty statement in front makes it a text that is always read in full.
         prop_assert_eq!(change(backend, &sql), change(backend, &format!("; {}", sql)), "{}", sql);
+        // So does a comment, behind which it is still one statement.
+        prop_assert_eq!(classify(backend, &sql), classify(backend, &format!("/**/{}", sql)), "{}", sql);
     }
 }

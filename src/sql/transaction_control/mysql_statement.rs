@@ -16,7 +16,9 @@ const HARMLESS: [&str; 24] = [
     "resignal", "get", "prepare", "deallocate", "analyze",
 ];
 
-/// First words of statements that commit what came before, by the manual of MySQL 8 or of MariaDB.
+/// First words of statements that commit what came before, by the manual of MySQL 8
+/// (<https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html>) or of MariaDB
+/// (<https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/>).
 ///
 /// MariaDB 10.11 commits even if such a statement fails, but not at CACHE INDEX, LOAD INDEX, CHANGE
 /// MASTER, and at UNLOCK TABLES just with tables locked.

@@ -40,7 +40,7 @@ pub(super) fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lex
     if !routine.is_one_of(&["function", "procedure"]) {
         return None;
     }
-    // A parameter can have these names.
+    // In parentheses, these words are a parameter's name.
     let mut depth = 0_usize;
     while let Some(token) = rest.next() {
         match token {

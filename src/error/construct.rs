@@ -1,0 +1,45 @@
+//! Errors, made from a kind or from an error of SeaORM's.
+
+use std::sync::Arc;
+
+use sea_orm::DbErr;
+
+use super::{Cause, Error, Kind};
+
+impl Error {
+    pub(crate) fn with_source(
+        kind: Kind,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            kind,
+            source: Some(Arc::new(source)),
+        }
+    }
+
+    /// Names the statement by which a transaction or its connection was lost, for the log.
+    pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
+        if let Some(cause) = cause.filter(|_| self.is_aborted() || self.is_connection_lost()) {
+            self.source = Some(Arc::new(cause.clone()));
+        }
+        self
+    }
+
+    /// The meaning of a failed COMMIT.
+    pub(crate) fn of_commit(error: DbErr) -> Self {
+        let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
+        Self::with_source(kind, error)
+    }
+
+    /// The meaning of a transaction that did not begin, or was gone with its first statement.
+    pub(crate) fn of_begin(error: DbErr) -> Self {
+        let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
+        Self::with_source(kind, error)
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Self { kind, source: None }
+    }
+}
