@@ -6,11 +6,13 @@ use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 use futures_util::future::BoxFuture;
 use http::Extensions;
 use http_body::Body;
+#[cfg(feature = "stream")]
+use sea_orm::Statement;
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx;
 use sea_orm::{
     AccessMode, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Schema, SchemaBuilder,
-    Statement, TransactionError, TransactionOptions, TransactionTrait,
+    TransactionError, TransactionOptions, TransactionTrait,
 };
 
 #[cfg(feature = "_sqlx")]

@@ -6,24 +6,24 @@ mod backend_id;
 #[cfg(feature = "_sqlx")]
 mod results;
 
-#[cfg(feature = "_sqlx")]
+#[cfg(all(feature = "_sqlx", feature = "stream"))]
 use futures_util::StreamExt;
+#[cfg(all(feature = "_sqlx", feature = "stream"))]
+use sea_orm::sqlx::Either;
 #[cfg(feature = "_sqlx")]
-use sea_orm::sqlx::{
-    self, AssertSqlSafe, Connection, Either, Executor, SqlSafeStr, pool::PoolConnection,
-};
+use sea_orm::sqlx::{self, AssertSqlSafe, Connection, Executor, SqlSafeStr, pool::PoolConnection};
 use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
 #[cfg(feature = "_sqlx")]
 use sqlx_core::transaction::TransactionManager;
 
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
+#[cfg(all(feature = "_sqlx", feature = "stream"))]
+use self::results::breathe;
 #[cfg(feature = "_sqlx")]
 pub(super) use self::results::unanswered;
 #[cfg(feature = "_sqlx")]
-use self::results::{
-    breathe, connection_error, exec_error, may_stop_early, query, query_error, read,
-};
+use self::results::{connection_error, exec_error, may_stop_early, query, query_error, read};
 use crate::error::{Kind, server};
 
 /// A connection checked out of one of sqlx's pools.
