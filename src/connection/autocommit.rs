@@ -2,8 +2,10 @@
 //! MySQL's autocommit is off.
 
 use sea_orm::{DbBackend, DbErr};
+use tokio::time::timeout;
 
-use super::link::Link;
+use super::{cancel::SET_UP, link::Link};
+use crate::error::server;
 
 /// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
 /// transaction, or end the connection, if `completion_type` says so
@@ -17,7 +19,8 @@ impl Link {
     pub(super) async fn prove_autocommit(&mut self) -> Result<(), DbErr> {
         if !self.is_autocommit_proven {
             if self.driver.is_new().await? {
-                self.run(TO_AUTOCOMMIT).await?;
+                let answered = timeout(SET_UP, self.run(TO_AUTOCOMMIT)).await;
+                answered.map_err(|_| server::unanswered())??;
             }
             self.is_autocommit_proven = true;
         }

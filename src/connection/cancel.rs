@@ -12,14 +12,24 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
 };
 
 use futures_util::task::AtomicWaker;
 use sea_orm::{DbBackend, DbErr};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
 use super::{backend_id::BackendId, link::Link};
 use crate::error::server;
+
+/// How many bytes a slow network brings to the server before the server is asked about a statement, and how many a
+/// second after that.
+const SENT_AT_ONCE: usize = 16 * 1024;
+const SENT_A_SECOND: usize = 8 * 1024;
+
+/// How long the server may take to answer what sets a connection up. A longer silence means that the network has lost the
+/// connection, which cannot be found by asking the server about a process that is not known.
+pub(super) const SET_UP: Duration = Duration::from_secs(15);
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +67,10 @@ pub(crate) struct CancelHandle {
     seen: AtomicU64,
     /// The call whose answer will not arrive.
     lost: AtomicU64,
+    /// The running call is so large that sending it may take long.
+    is_large: AtomicBool,
+    /// Until when a large call may be on its way.
+    sending_until: Mutex<Option<Instant>>,
     told: Notify,
 }
 
@@ -157,11 +171,30 @@ impl CancelHandle {
         self.lost.store(turn, Ordering::Relaxed);
     }
 
-    /// Runs a call to its end; `None` if its answer is known to be lost.
+    /// Returns whether the running call may still be on its way to the server, which then has nothing to do.
+    pub(crate) fn may_be_sending(&self) -> bool {
+        let is_sending = |until: Option<Instant>| until.is_none_or(|until| Instant::now() < until);
+        self.is_large.load(Ordering::Relaxed) && is_sending(*self.sending())
+    }
+
+    fn sending(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.sending_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a call, which sends so many bytes, to its end; `None` if its answer is known to be lost.
     pub(super) async fn unless_lost<F: Future>(
         self: Arc<Self>,
         mut call: Pin<&mut F>,
+        size: usize,
     ) -> Option<F::Output> {
+        let is_large = size > SENT_AT_ONCE;
+        if is_large {
+            let time = Duration::from_secs((size / SENT_A_SECOND) as u64);
+            *self.sending() = Instant::now().checked_add(time);
+        }
+        self.is_large.store(is_large, Ordering::Relaxed);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
         let ended = poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -236,7 +269,9 @@ impl CancelHandle {
             let watched = link.driver.watch(self.interrupt.clone()).await;
             watched.map(|()| Reach::Sqlite)
         } else {
-            let found = link.driver.backend_id().await;
+            let Ok(found) = timeout(SET_UP, link.driver.backend_id()).await else {
+                return Err(server::unanswered());
+            };
             found.map(|id| id.map_or(Reach::None, |id| Reach::Server { id, inside }))
         };
         let (reach, result) = match reach {

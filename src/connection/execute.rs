@@ -5,7 +5,7 @@ use std::pin::pin;
 use sea_orm::{DbBackend, DbErr};
 
 use super::{
-    PinnedConnection, driver, guard,
+    PinnedConnection, guard,
     link::{Around, Condition},
     operation::{Operation, Output, Task},
     refusal::Refusal,
@@ -71,6 +71,8 @@ impl PinnedConnection {
         task: &mut Task,
     ) -> Result<Output, DbErr> {
         let handle = self.cancel_handle.clone();
+        // Nothing is asked about a connection without a server.
+        let size = if handle.is_some() { task.size() } else { 0 };
         let ended = {
             let mut performing = pin!(async {
                 self.prepare(stray, change, task).await?;
@@ -80,7 +82,7 @@ impl PinnedConnection {
                 self.perform_honestly(task).await
             });
             match handle {
-                Some(handle) => handle.unless_lost(performing.as_mut()).await,
+                Some(handle) => handle.unless_lost(performing.as_mut(), size).await,
                 None => Some(performing.await),
             }
         };
@@ -89,7 +91,7 @@ impl PinnedConnection {
                 // With the connection, the proof is lost as well.
                 self.transaction.end(Kind::EndedElsewhere);
             }
-            Err(driver::unanswered())
+            Err(server::unanswered())
         })
     }
 

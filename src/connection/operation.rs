@@ -1,15 +1,21 @@
 //! [`Task`], [`Operation`] and [`Output`]: one call of a session on its connection.
 
-use std::sync::Arc;
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
 use futures_util::future::BoxFuture;
-use sea_orm::{DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
+use sea_orm::{DbErr, ExecResult, QueryResult, Statement, TransactionOptions, Value};
 use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
 use super::{Driver, Peer, Reset};
 use crate::sql::Classified;
+
+/// Up to how many bytes a value is counted.
+const A_LOT: usize = 1 << 20;
 
 /// One call on a connection.
 pub(crate) struct Task {
@@ -53,6 +59,11 @@ impl Task {
             identify: None,
             stoppable: false,
         }
+    }
+
+    /// Returns about how many bytes its operation sends.
+    pub(super) fn size(&self) -> usize {
+        self.operation.as_ref().map_or(0, Operation::size)
     }
 
     /// Returns whether nothing came before it, and all of it is here to be sent again.
@@ -115,6 +126,19 @@ pub(crate) enum Output {
 }
 
 impl Operation {
+    /// Returns about how many bytes it sends.
+    fn size(&self) -> usize {
+        match self {
+            Self::Execute(statement) | Self::One(statement) | Self::All(statement) => {
+                let values = statement.values.iter().flat_map(|values| values.iter());
+                statement.sql.len() + values.map(size_of_value).sum::<usize>()
+            }
+            Self::Unprepared(sql) => sql.len(),
+            // The server is asked about no other.
+            _ => 0,
+        }
+    }
+
     /// The user's SQL, unless it is another operation.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
@@ -170,5 +194,45 @@ impl Operation {
 
     pub(super) fn is_statement(&self) -> bool {
         self.text().is_some() || matches!(self, Self::Raw(_))
+    }
+}
+
+/// Returns about how many bytes a value takes on its way; numbers count as none.
+fn size_of_value(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.as_ref().map_or(0, String::len),
+        Value::Bytes(bytes) => bytes.as_ref().map_or(0, Vec::len),
+        Value::Bool(_)
+        | Value::TinyInt(_)
+        | Value::SmallInt(_)
+        | Value::Int(_)
+        | Value::BigInt(_)
+        | Value::TinyUnsigned(_)
+        | Value::SmallUnsigned(_)
+        | Value::Unsigned(_)
+        | Value::BigUnsigned(_)
+        | Value::Float(_)
+        | Value::Double(_)
+        | Value::Char(_) => 0,
+        // JSON and arrays among them. Which others there are depends on SeaORM's features.
+        other => {
+            let mut size = Size(0);
+            let _ = write!(size, "{other:?}");
+            size.0
+        }
+    }
+}
+
+/// Counts what is written to it, until that is a lot.
+struct Size(usize);
+
+impl Write for Size {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len();
+        if self.0 < A_LOT {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
     }
 }

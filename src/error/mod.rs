@@ -64,6 +64,7 @@ impl Error {
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
+            error if server::is_unanswered(error) => Kind::ConnectionLost,
             error => Trouble::of(error)?.kind()?,
         };
         Some(kind.into())

@@ -1,5 +1,8 @@
 //! Questions about the errors of servers and of connections to them. The codes are in the table of [`Trouble`].
 
+#[cfg(feature = "_sqlx")]
+use std::{fmt, sync::Arc};
+
 use sea_orm::{DbBackend, DbErr};
 #[cfg(feature = "_sqlx")]
 use sea_orm::{RuntimeErr, sqlx};
@@ -114,6 +117,46 @@ fn is_answer(error: &DbErr) -> bool {
         DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))
             if error.as_database_error().is_some()
     )
+}
+
+/// The error of a statement whose answer the network has lost.
+#[cfg(feature = "_sqlx")]
+pub(crate) fn unanswered() -> DbErr {
+    let error = std::io::Error::new(std::io::ErrorKind::TimedOut, Unanswered);
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
+}
+
+/// Whether it is the error of such a statement.
+#[cfg(feature = "_sqlx")]
+pub(super) fn is_unanswered(error: &DbErr) -> bool {
+    let DbErr::Conn(RuntimeErr::SqlxError(error)) = error else {
+        return false;
+    };
+    matches!(&**error, sqlx::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Unanswered>()))
+}
+
+#[derive(Debug)]
+#[cfg(feature = "_sqlx")]
+struct Unanswered;
+
+#[cfg(feature = "_sqlx")]
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the server's answer was lost on its way")
+    }
+}
+
+#[cfg(feature = "_sqlx")]
+impl std::error::Error for Unanswered {}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(crate) fn unanswered() -> DbErr {
+    super::Kind::ConnectionLost.into_db_err()
+}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(super) fn is_unanswered(_: &DbErr) -> bool {
+    false
 }
 
 #[cfg(not(feature = "_sqlx"))]

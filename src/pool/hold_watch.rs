@@ -45,8 +45,9 @@ impl HoldWatch {
             return;
         }
         self.ask_at = now + STALL_CHECK;
-        let holders = pool.registry.watched().into_iter();
+        let (holders, oldest) = (pool.registry.watched(), pool.registry.oldest());
         let suspects: Vec<_> = holders
+            .into_iter()
             .filter_map(|(_, holder)| Suspect::of(holder))
             .filter(Suspect::ran_before)
             .collect();
@@ -55,6 +56,7 @@ impl HoldWatch {
             tokio::spawn(lost_statements::look_for_all(
                 pool.cancels.clone(),
                 suspects,
+                oldest,
             ));
         }
     }

@@ -20,6 +20,9 @@ use super::{
 /// The last free connection is kept for requests that hold one for this long after one of them took a second.
 const KEPT_FOR_SECONDS: Duration = Duration::from_secs(10);
 
+/// For how long a request that was turned away counts as one that waits.
+const TURNED_AWAY: Duration = Duration::from_secs(10);
+
 /// The current state of a [`SessionPool`](crate::SessionPool).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -60,6 +63,8 @@ pub(super) struct Ledger<T> {
     pub(super) plain_share: PlainShare,
     /// Until then, requests that hold a connection may come for a second one.
     seconds_until: Option<Instant>,
+    /// When a request was last turned away, because too many waited or none may wait.
+    turned_away: Option<Instant>,
 }
 
 impl<T> Ledger<T> {
@@ -74,6 +79,7 @@ impl<T> Ledger<T> {
             idle: IdleConnections::default(),
             plain_share: PlainShare::default(),
             seconds_until: None,
+            turned_away: None,
         }
     }
 
@@ -108,9 +114,11 @@ impl<T> Ledger<T> {
         self.used + self.returning
     }
 
-    /// Returns whether requests wait although all connections are out.
+    /// Returns whether requests wait, or have just been turned away, although all connections are out.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.out() >= self.limit && self.waiters.is_any()
+        let is_recent = |at: Instant| at.elapsed() < TURNED_AWAY;
+        let is_wanted = self.waiters.is_any() || self.turned_away.is_some_and(is_recent);
+        self.out() >= self.limit && is_wanted
     }
 
     /// Returns how many may be out when one more goes to a waiter.
@@ -141,7 +149,11 @@ impl<T> Ledger<T> {
             let waiting = self.waiters.count(bound);
             self.admission.admits(waiting, free)
         };
-        admits.then(|| (self.waiters.join(applicant), free > 0))
+        if !admits {
+            self.turned_away = Some(Instant::now());
+            return None;
+        }
+        Some((self.waiters.join(applicant), free > 0))
     }
 
     /// Takes the first waiter that no fetch is under way for, if one more connection may be out, and counts the fetch.

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    cancel::{CancelQueue, Subject},
+    cancel::{Activity, CancelQueue, Subject},
     holder::{Doubt, Holder},
     log::log_session,
 };
@@ -22,6 +22,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The server may take this long to say it: long enough to find that the connection it is asked by is lost as well.
 const BOUND: Duration = Duration::from_secs(15);
 
+/// How long a connection may have been without use before its session took it.
+const AWAY: Duration = Duration::from_secs(60);
+
 /// A session, and what runs for it.
 pub(super) struct Suspect {
     holder: Arc<dyn Holder>,
@@ -33,7 +36,9 @@ pub(super) struct Suspect {
 
 impl Suspect {
     pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
-        let doubt = holder.doubtful()?;
+        let doubt = holder
+            .doubtful()
+            .filter(|doubt| !doubt.handle.may_be_sending())?;
         let wakes = doubt.handle.wakes();
         Some(Self {
             holder,
@@ -78,8 +83,18 @@ pub(super) async fn look_for_one(cancels: Arc<CancelQueue>, suspect: Suspect) {
 
 /// Ends what runs for the `suspects` if the server does nothing at all for this client. This needs no knowledge of the
 /// server processes behind their connections.
-pub(super) async fn look_for_all(cancels: Arc<CancelQueue>, suspects: Vec<Suspect>) {
-    examine(&cancels, suspects, || Some(cancels.all_connections())).await;
+///
+/// The connections have been in use since `oldest`.
+pub(super) async fn look_for_all(
+    cancels: Arc<CancelQueue>,
+    suspects: Vec<Suspect>,
+    oldest: Duration,
+) {
+    let active_within = oldest.saturating_add(AWAY);
+    examine(&cancels, suspects, || {
+        Some(cancels.all_connections(active_within))
+    })
+    .await;
 }
 
 async fn examine(
@@ -87,9 +102,14 @@ async fn examine(
     mut suspects: Vec<Suspect>,
     subject: impl Fn() -> Option<Subject>,
 ) {
+    let mut asked = None;
     for round in 1..=TIMES {
         let Some(subject) = subject() else { return };
-        if is_at_work(cancels, subject).await != Some(false) {
+        let Some(answer) = ask(cancels, subject).await.filter(|answer| !answer.is_busy) else {
+            return;
+        };
+        // Behind a name that leads to several servers, another one knows nothing of these statements.
+        if *asked.get_or_insert_with(|| answer.server.clone()) != answer.server {
             return;
         }
         if round < TIMES {
@@ -107,8 +127,8 @@ async fn examine(
     suspects.into_iter().for_each(Suspect::lose);
 }
 
-/// Returns whether the server is at work for `subject`; `None` if that cannot be told.
-async fn is_at_work(cancels: &Arc<CancelQueue>, subject: Subject) -> Option<bool> {
+/// Asks the server whether it is at work for `subject`; `None` if that cannot be told.
+async fn ask(cancels: &Arc<CancelQueue>, subject: Subject) -> Option<Activity> {
     let runtime = Handle::try_current().ok()?;
     let answer = cancels.ask(subject, &runtime);
     timeout(BOUND, answer).await.ok()?.ok()?

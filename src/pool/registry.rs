@@ -135,6 +135,20 @@ impl Registry {
             .collect()
     }
 
+    /// Returns for how long the first of those that are watched has held its connection.
+    pub(super) fn oldest(&self) -> Duration {
+        let entries = self.lock();
+        let watched = entries
+            .places
+            .iter()
+            .flatten()
+            .filter_map(|entry| entry.watch.as_ref());
+        watched
+            .map(|watch| watch.since.elapsed())
+            .max()
+            .unwrap_or_default()
+    }
+
     /// Returns those of `request`.
     pub(super) fn of(&self, request: &Arc<dyn Holder>) -> Vec<Arc<dyn Holder>> {
         let entries = self.lock();

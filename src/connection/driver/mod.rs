@@ -21,7 +21,6 @@ pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
 #[cfg(all(feature = "_sqlx", feature = "stream"))]
 use self::results::breathe;
 #[cfg(feature = "_sqlx")]
-pub(super) use self::results::unanswered;
 #[cfg(feature = "_sqlx")]
 use self::results::{connection_error, exec_error, may_stop_early, query, query_error, read};
 use crate::error::{Kind, server};
@@ -258,11 +257,6 @@ impl Driver {
     pub(crate) fn close_on_drop(&mut self) {
         dispatch!(self, DB, c => c.close_on_drop(), gone => ());
     }
-}
-
-#[cfg(not(feature = "_sqlx"))]
-pub(super) fn unanswered() -> DbErr {
-    lost()
 }
 
 fn lost() -> DbErr {

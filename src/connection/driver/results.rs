@@ -80,12 +80,3 @@ pub(super) fn query_error(error: sqlx::Error) -> DbErr {
 pub(super) fn connection_error(error: sqlx::Error) -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
 }
-
-/// The server has ended a statement, and its answer has not arrived.
-pub(crate) fn unanswered() -> DbErr {
-    let error = std::io::Error::new(
-        std::io::ErrorKind::TimedOut,
-        "the server's answer was lost on its way",
-    );
-    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
-}

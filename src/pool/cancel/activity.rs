@@ -1,6 +1,9 @@
 //! Asks the server what it is at work for, to find statements whose answers were lost.
 
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use std::time::Duration;
+
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use sea_orm::sqlx::{self, AssertSqlSafe, Row};
 
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
@@ -9,48 +12,58 @@ use super::batch::answered;
 use super::mysql::MySqlSide;
 #[cfg(feature = "sqlx-postgres")]
 use super::postgres::PostgresSide;
-use super::{batch::Fault, queue::Subject, side_connection::SideConnection};
+use super::{
+    batch::Fault,
+    queue::{Activity, Subject},
+    side_connection::SideConnection,
+};
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use crate::connection::BackendId;
 #[cfg(feature = "sqlx-mysql")]
 use crate::connection::MYSQL_SERVER;
 
-/// Returns whether the server is at work for `subject`. `None` if it does not say, or another server is asked: it knows
+/// How long a statement has run at least that the server may be at work for here: a shorter one is another process's.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+const RUNNING: Duration = Duration::from_millis(500);
+
+/// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
 /// fewer connections than there are.
-pub(super) async fn is_busy(
+pub(super) async fn ask(
     connection: &mut SideConnection,
     subject: &Subject,
-) -> Result<Option<bool>, Fault> {
-    match subject {
-        Subject::One(target) => match connection {
-            #[cfg(feature = "sqlx-postgres")]
-            SideConnection::Postgres(side) => side.is_busy(target).await,
-            #[cfg(feature = "sqlx-mysql")]
-            SideConnection::MySql(side) => side.is_busy(target).await,
-            #[allow(unreachable_patterns)]
-            _ => {
-                let _ = target;
-                Ok(None)
-            }
+) -> Result<Option<Activity>, Fault> {
+    match connection {
+        #[cfg(feature = "sqlx-postgres")]
+        SideConnection::Postgres(side) => match subject {
+            Subject::One(target) => side.ask_about(target).await,
+            Subject::All {
+                connections,
+                active_within,
+            } => side.ask_about_all(*connections, *active_within).await,
         },
-        Subject::All(count) => {
-            let counted: Option<(i64, i64)> = match connection {
-                #[cfg(feature = "sqlx-postgres")]
-                SideConnection::Postgres(side) => Some(side.count_connections().await?),
-                #[cfg(feature = "sqlx-mysql")]
-                SideConnection::MySql(side) => Some(side.count_connections().await?),
-                #[allow(unreachable_patterns)]
-                _ => None,
-            };
-            let known = counted.filter(|(connections, _)| *connections >= i64::from(*count));
-            Ok(known.map(|(_, busy)| busy > 0))
+        #[cfg(feature = "sqlx-mysql")]
+        SideConnection::MySql(side) => match subject {
+            Subject::One(target) => side.ask_about(target).await,
+            Subject::All {
+                connections,
+                active_within,
+            } => side.ask_about_all(*connections, *active_within).await,
+        },
+        #[allow(unreachable_patterns)]
+        _ => {
+            let _ = subject;
+            Ok(None)
         }
     }
 }
 
 #[cfg(feature = "sqlx-postgres")]
+const POSTGRES_SERVER: &str =
+    "((extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8)";
+
+#[cfg(feature = "sqlx-postgres")]
 impl PostgresSide {
-    async fn is_busy(&mut self, target: &BackendId) -> Result<Option<bool>, Fault> {
+    async fn ask_about(&mut self, target: &BackendId) -> Result<Option<Activity>, Fault> {
         let BackendId::Postgres {
             pid,
             started,
@@ -61,30 +74,49 @@ impl PostgresSide {
         };
         // Where activities are not tracked, all may be busy.
         let sql = format!(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
+            "SELECT {POSTGRES_SERVER}::text, EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
              AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} \
              AND coalesce(state, '') NOT LIKE 'idle%') \
-             WHERE (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8 = {server}"
+             WHERE {POSTGRES_SERVER} = {server}"
         );
         let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
-        Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        Ok(Some(Activity {
+            server: row.try_get(0)?,
+            is_busy: row.try_get(1)?,
+        }))
     }
 
-    /// Returns how many connections the same account has from the same address to the same database, besides this one,
-    /// and how many of them are at work. Where activities are not tracked, all may be.
-    async fn count_connections(&mut self) -> Result<(i64, i64), Fault> {
-        const SQL: &str = "SELECT count(*), count(*) FILTER (WHERE coalesce(it.state, '') NOT LIKE 'idle%') \
+    /// Counts the connections from the same address that were in use lately, and the statements that have run for a
+    /// while, whatever address they come from: behind a gateway, that of a statement may be another one.
+    async fn ask_about_all(
+        &mut self,
+        connections: u32,
+        active_within: Duration,
+    ) -> Result<Option<Activity>, Fault> {
+        // Where activities are not tracked, all may be at work.
+        let sql = format!(
+            "SELECT {POSTGRES_SERVER}::text, \
+             count(*) FILTER (WHERE it.client_addr IS NOT DISTINCT FROM own.client_addr \
+             AND pg_catalog.clock_timestamp() - coalesce(it.state_change, it.backend_start) < {} * interval '1 second'), \
+             count(*) FILTER (WHERE coalesce(it.state, '') NOT LIKE 'idle%' \
+             AND pg_catalog.clock_timestamp() - coalesce(it.query_start, it.backend_start) >= {} * interval '1 second') \
              FROM pg_catalog.pg_stat_activity AS own JOIN pg_catalog.pg_stat_activity AS it \
-             ON it.usesysid = own.usesysid AND it.datid = own.datid AND it.client_addr IS NOT DISTINCT FROM own.client_addr AND it.pid <> own.pid \
-             WHERE own.pid = pg_catalog.pg_backend_pid()";
-        let rows = answered(sqlx::raw_sql(SQL).fetch_all(&mut self.0)).await?;
-        Ok(pair(&rows)?)
+             ON it.usesysid = own.usesysid AND it.datid = own.datid AND it.pid <> own.pid \
+             WHERE own.pid = pg_catalog.pg_backend_pid()",
+            active_within.as_secs(),
+            RUNNING.as_secs_f32(),
+        );
+        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
+        Ok(counted(&rows, connections)?)
     }
 }
 
 #[cfg(feature = "sqlx-mysql")]
 impl MySqlSide {
-    async fn is_busy(&mut self, target: &BackendId) -> Result<Option<bool>, Fault> {
+    async fn ask_about(&mut self, target: &BackendId) -> Result<Option<Activity>, Fault> {
         let BackendId::MySql { id, client, server } = target else {
             return Ok(None);
         };
@@ -102,38 +134,56 @@ impl MySqlSide {
             return Ok(None);
         };
         let busy: Option<String> = row.try_get(1)?;
-        Ok(Some(busy.is_some_and(|busy| busy == *client)))
+        Ok(Some(Activity {
+            server: server.clone(),
+            is_busy: busy.is_some_and(|busy| busy == *client),
+        }))
     }
 
-    /// Returns how many connections the same account has from the same address to the same database, besides this one,
-    /// and how many of them are at work.
-    async fn count_connections(&mut self) -> Result<(i64, i64), Fault> {
+    /// Counts the connections from the same address that were in use lately, and the statements that have run for a
+    /// while, whatever address they come from: behind a gateway, that of a statement may be another one. Times are in
+    /// whole seconds here, so that each statement counts which is not in its first.
+    async fn ask_about_all(
+        &mut self,
+        connections: u32,
+        active_within: Duration,
+    ) -> Result<Option<Activity>, Fault> {
         // Without the port.
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };
         let sql = format!(
-            "SELECT COUNT(*), CAST(COALESCE(SUM(it.COMMAND <> 'Sleep'), 0) AS SIGNED) \
+            "SELECT {MYSQL_SERVER}, \
+             CAST(COALESCE(SUM(it.DB <=> own.DB AND {} = {} AND it.TIME <= {}), 0) AS SIGNED), \
+             CAST(COALESCE(SUM(it.COMMAND <> 'Sleep' AND it.TIME >= {}), 0) AS SIGNED) \
              FROM {processes} AS own JOIN {processes} AS it \
-             ON it.USER = own.USER AND it.DB <=> own.DB AND {} = {} AND it.ID <> own.ID \
+             ON it.USER = own.USER AND it.ID <> own.ID \
              WHERE own.ID = CONNECTION_ID()",
             address("it.HOST"),
             address("own.HOST"),
+            active_within.as_secs(),
+            RUNNING.as_secs_f32().ceil(),
             processes = self.processes,
         );
         let rows =
             answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection)).await?;
-        Ok(pair(&rows)?)
+        Ok(counted(&rows, connections)?)
     }
 }
 
-/// Returns the two numbers of the only row.
+/// Reads the only row: the server, the connections that it knows, and the statements that it is at.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-fn pair<'r, R: Row>(rows: &'r [R]) -> Result<(i64, i64), sqlx::Error>
+fn counted<'r, R: Row>(rows: &'r [R], connections: u32) -> Result<Option<Activity>, sqlx::Error>
 where
     usize: sqlx::ColumnIndex<R>,
     i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
 {
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
+    let (known, busy): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+    let activity = Activity {
+        server: row.try_get(0)?,
+        is_busy: busy > 0,
+    };
+    Ok((known >= i64::from(connections)).then_some(activity))
 }

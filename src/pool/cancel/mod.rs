@@ -16,5 +16,5 @@ mod worker;
 pub(crate) use self::queue::CancelQueue;
 pub(super) use self::{
     abandoned::{Late, finish_abandoned},
-    queue::Subject,
+    queue::{Activity, Subject},
 };

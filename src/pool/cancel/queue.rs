@@ -54,14 +54,26 @@ pub(super) struct CancelRequest {
 /// Asks whether the server is at work for `subject`.
 pub(super) struct Question {
     pub(super) subject: Subject,
-    pub(super) reply: oneshot::Sender<Option<bool>>,
+    pub(super) reply: oneshot::Sender<Option<Activity>>,
 }
 
 /// For whom the server may be at work.
 pub(in crate::pool) enum Subject {
     One(BackendId),
-    /// All connections of this client's, of which the server has at least so many.
-    All(u32),
+    /// All connections of this client's.
+    All {
+        /// How many there are.
+        connections: u32,
+        /// Each was last used within this time; those of another process may have been idle for longer.
+        active_within: Duration,
+    },
+}
+
+/// What a server says of a [`Subject`].
+pub(in crate::pool) struct Activity {
+    /// Which server it is.
+    pub(in crate::pool) server: String,
+    pub(in crate::pool) is_busy: bool,
 }
 
 impl CancelQueue {
@@ -112,7 +124,7 @@ impl CancelQueue {
         self: &Arc<Self>,
         subject: Subject,
         runtime: &Handle,
-    ) -> oneshot::Receiver<Option<bool>> {
+    ) -> oneshot::Receiver<Option<Activity>> {
         let (reply, receiver) = oneshot::channel();
         self.lock().questions.push(Question { subject, reply });
         self.wake_worker(runtime);
@@ -120,8 +132,11 @@ impl CancelQueue {
     }
 
     /// All connections that this process has to the server.
-    pub(in crate::pool) fn all_connections(&self) -> Subject {
-        Subject::All(self.driver.size())
+    pub(in crate::pool) fn all_connections(&self, active_within: Duration) -> Subject {
+        Subject::All {
+            connections: self.driver.size(),
+            active_within,
+        }
     }
 
     fn wake_worker(self: &Arc<Self>, runtime: &Handle) {

@@ -13,7 +13,7 @@ use futures_util::future::{BoxFuture, Either, select};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    activity::is_busy,
+    activity::ask,
     batch::{Batch, Fault, Outcome},
     queue::{BOUND, CancelQueue, CancelRequest, Question, Subject},
     side_connection::SideConnection,
@@ -67,6 +67,11 @@ impl CancelWorker {
     /// Answers `questions`, with a new connection if there is none or the server has closed it since its last use.
     async fn answer(&mut self, queue: &CancelQueue, questions: Vec<Question>) {
         for Question { subject, reply } in questions {
+            let is_of_all = matches!(subject, Subject::All { .. });
+            if is_of_all {
+                // Each time by a new connection, which shows whether the name leads to several servers.
+                self.close().await;
+            }
             // Twice: the server may have closed the connection since its last use.
             for _ in 0..2 {
                 self.send(queue, &mut Batch::default()).await;
@@ -74,15 +79,15 @@ impl CancelWorker {
                     break;
                 };
                 // A statement that a proxy keeps waiting is not the server's work yet.
-                let is_known = matches!(subject, Subject::One(_)) || queue.route() == Peer::Server;
+                let is_known = !is_of_all || queue.route() == Peer::Server;
                 let answer = if is_known {
-                    is_busy(connection, &subject).await
+                    ask(connection, &subject).await
                 } else {
                     Ok(None)
                 };
                 match answer {
-                    Ok(is_busy) => {
-                        let _ = reply.send(is_busy);
+                    Ok(activity) => {
+                        let _ = reply.send(activity);
                         break;
                     }
                     Err(fault) if fault.is_fatal() => self.connection = None,

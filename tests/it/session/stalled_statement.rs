@@ -4,14 +4,14 @@ use std::{pin::pin, time::Duration};
 
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DbErr, Statement};
+use sea_orm::{ConnectionTrait, Database, DbBackend, DbErr, Statement};
 use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
 use crate::{
     log::Log,
     support::{
-        database::{SERVERS, insert_item},
+        database::{Kind, SERVERS, insert_item},
         network::{all_idle, patient_site, select},
         site::{BOUND, SIZE, call},
         statements::{running, sleep, slow_insert},
@@ -94,23 +94,27 @@ async fn waiters_are_served_if_a_firewall_forgot_the_connections_in_use() {
             let (site, proxy) = patient_site(kind).await;
             let site = site.pooled(|pool| pool.acquire_timeout(LONG));
             let (log, _guard) = Log::start();
-            let handler = async move |db: DbSession| {
+            let handler = move |n: u32, db: DbSession| async move {
                 if in_transaction {
                     db.tx();
-                    insert_item(&db, "lost").await;
+                    insert_item(&db, &format!("lost {n}")).await;
                 }
                 let statement = if writes {
-                    slow_insert(kind, "written", 0.5)
+                    slow_insert(kind, &format!("written {n}"), 0.5)
                 } else {
                     sleep(kind, 0.5)
                 };
                 match db.execute_raw(statement).await {
-                    Err(DbErr::Conn(_)) => StatusCode::BAD_GATEWAY,
+                    Err(error)
+                        if Error::of(&error).is_some_and(|error| error.is_connection_lost()) =>
+                    {
+                        StatusCode::BAD_GATEWAY
+                    }
                     _ => StatusCode::OK,
                 }
             };
             let held: Vec<_> = (0..SIZE)
-                .map(|_| tokio::spawn(call(site.app(handler))))
+                .map(|n| tokio::spawn(call(site.app(move |db: DbSession| handler(n, db)))))
                 .collect();
             eventually("all run", async || {
                 running(site.view(), "sleep(").await == SIZE as usize
@@ -129,16 +133,169 @@ async fn waiters_are_served_if_a_firewall_forgot_the_connections_in_use() {
             let is_told = |line: &String| line.contains("answer has not arrived");
             assert!(lines.iter().any(is_told), "{case}: {lines:?}");
             // The server finished what was written outside a transaction, and rolls the others back.
-            eventually(&case, async || {
-                site.seen(["lost", "written"]).await == [false, writes && !in_transaction]
+            for n in 0..SIZE {
+                let (lost, written) = (format!("lost {n}"), format!("written {n}"));
+                eventually(&case, async || {
+                    let stands = [false, writes && !in_transaction];
+                    site.seen([&*lost, &*written]).await == stands
+                })
+                .await;
+            }
+            // On the server, the transactions stay open until it misses their client.
+            eventually("their places are free", async || {
+                site.layer.pool().status().used == 0
             })
             .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn turned_away_requests_have_lost_statements_looked_for() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG).max_pending(0));
+        let sleeps = async move |db: DbSession| drop(db.execute_raw(sleep(kind, 0.5)).await);
+        let held: Vec<_> = (0..SIZE)
+            .map(|_| tokio::spawn(call(site.app(sleeps))))
+            .collect();
+        eventually("all run", async || {
+            running(site.view(), "sleep(").await == SIZE as usize
+        })
+        .await;
+        proxy.silence();
+        eventually("one is served", async || {
+            site.call(select).await.status() == 200
+        })
+        .await;
+        for request in held {
+            request.await.unwrap();
+        }
+        site.assert_whole().await;
+    }
+}
+
+/// The server, which has not received it yet, has nothing to do meanwhile.
+#[tokio::test]
+async fn a_statement_that_is_still_being_sent_is_not_taken_for_lost() {
+    for cancels in [false, true] {
+        for kind in SERVERS {
+            let (site, proxy) = patient_site(kind).await;
+            let site = site.pooled(|pool| {
+                let pool = pool
+                    .acquire_timeout(LONG)
+                    .hold_slow_threshold(Duration::from_secs(1));
+                if cancels { pool.cancel_running() } else { pool }
+            });
+            all_idle(&site).await;
+            proxy.hold_back("upload");
+            let uploads = async move |db: DbSession| {
+                let sql = match kind.backend() {
+                    DbBackend::Postgres => "SELECT length($1)",
+                    _ => "SELECT length(?)",
+                };
+                let text = "upload".repeat(20_000);
+                let statement = Statement::from_sql_and_values(kind.backend(), sql, [text.into()]);
+                assert!(db.query_one_raw(statement).await.unwrap().is_some());
+            };
+            let uploading = join_all((0..SIZE).map(|_| site.call(uploads)));
+            let (answers, next) = tokio::join!(uploading, async {
+                let waiting = async {
+                    eventually("all are in use", async || {
+                        site.layer.pool().status().used == SIZE
+                    })
+                    .await;
+                    site.call(select).await
+                };
+                let arrives = async {
+                    tokio::time::sleep(Duration::from_secs(8)).await;
+                    proxy.let_go();
+                };
+                tokio::join!(waiting, arrives).0
+            });
+            let statuses: Vec<_> = answers
+                .iter()
+                .chain([&next])
+                .map(|answer| answer.status())
+                .collect();
+            assert!(
+                statuses.iter().all(|status| *status == 200),
+                "{kind:?}, cancels: {cancels}: {statuses:?}"
+            );
             site.assert_whole().await;
         }
     }
 }
 
-/// As above, but the server is at work for one of them.
+/// The statements came by one address of a gateway, and all that is idle there belongs to another process.
+#[tokio::test]
+async fn a_statement_from_another_address_is_not_taken_for_lost() {
+    // The tests' PostgreSQL lets in 127.0.0.1 alone.
+    let kind = Kind::MySql;
+    let (site, proxy) = patient_site(kind).await;
+    site.run("CREATE USER IF NOT EXISTS root@'127.0.0.3'").await;
+    site.run("GRANT ALL ON *.* TO root@'127.0.0.3'").await;
+    let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+    let sleeps = async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 8.0)).await.unwrap());
+    let sleeping = join_all((0..SIZE).map(|_| site.call(sleeps)));
+    let (slow, next) = tokio::join!(sleeping, async {
+        eventually("all run", async || {
+            running(site.view(), "sleep(").await == SIZE as usize
+        })
+        .await;
+        proxy.connect_from(3);
+        let others = site.test.options_at(&proxy.url(site.test.url()), SIZE);
+        let others = Database::connect(others).await.unwrap();
+        let works = (0..SIZE).map(|_| others.query_all_raw(sleep(kind, 0.2)));
+        assert!(join_all(works).await.iter().all(Result::is_ok));
+        let next = site.call(select).await;
+        others.close().await.unwrap();
+        next
+    });
+    let statuses: Vec<_> = slow
+        .iter()
+        .chain([&next])
+        .map(|answer| answer.status())
+        .collect();
+    assert!(
+        statuses.iter().all(|status| *status == 200),
+        "{kind:?}: {statuses:?}"
+    );
+    site.assert_whole().await;
+}
+
+/// Nothing can be asked about a connection whose process is not known.
+#[tokio::test]
+async fn a_connection_that_never_says_who_serves_it_is_given_up() {
+    for (kind, asks) in [
+        (Kind::Postgres, "backend_start"),
+        (Kind::MySql, "CONNECTION_ID()"),
+    ] {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG).cancel_running());
+        all_idle(&site).await;
+        let route = site.layer.pool().session().await.unwrap();
+        route.execute_unprepared("SELECT 1").await.unwrap();
+        drop(route);
+        all_idle(&site).await;
+        proxy.hold_back(asks);
+        let selects = async |db: DbSession| match db.execute_unprepared("SELECT 1").await {
+            Ok(_) => StatusCode::OK,
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let answer = timeout(BOUND, site.call(selects)).await.expect("an answer");
+        assert!(
+            answer.status().is_server_error(),
+            "{kind:?}: {}",
+            answer.status()
+        );
+        proxy.let_go();
+        assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
+        site.assert_whole().await;
+    }
+}
+
+/// A request waits for one of the connections, and the server is at work for all but one.
 #[tokio::test]
 async fn a_full_pool_whose_statements_take_long_is_left_alone() {
     for kind in SERVERS {

@@ -6,7 +6,7 @@ use std::{
     net::Ipv4Addr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpListener, TcpStream,
+        TcpListener, TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
@@ -42,6 +42,8 @@ pub struct Proxy {
 #[derive(Debug)]
 struct Shared {
     target_port: AtomicU16,
+    /// The last byte of the loopback address from which the server sees the clients.
+    source: AtomicU8,
     delay_micros: AtomicU64,
     connect_delay_micros: AtomicU64,
     refuse: AtomicBool,
@@ -70,6 +72,7 @@ impl Proxy {
         let port = listener.local_addr().expect("a bound listener").port();
         let shared = Arc::new(Shared {
             target_port: AtomicU16::new(target_port),
+            source: AtomicU8::new(1),
             delay_micros: AtomicU64::new(0),
             connect_delay_micros: AtomicU64::new(0),
             refuse: AtomicBool::new(false),
@@ -96,6 +99,12 @@ impl Proxy {
     /// there stay where they are.
     pub fn lead_to(&self, target_port: u16) {
         self.shared.target_port.store(target_port, Ordering::SeqCst);
+    }
+
+    /// From now on, the server sees new connections come from `127.0.0.{source}`, as behind a gateway with several
+    /// addresses.
+    pub fn connect_from(&self, source: u8) {
+        self.shared.source.store(source, Ordering::SeqCst);
     }
 
     /// The port that clients connect to.
@@ -267,11 +276,11 @@ async fn listen(mut client: TcpStream) -> io::Result<()> {
 /// Serves one client until the server's side ends.
 async fn serve(client: TcpStream, shared: &Shared) -> io::Result<()> {
     wait_out(&shared.connect_delay_micros).await;
-    let server = TcpStream::connect((
-        Ipv4Addr::LOCALHOST,
-        shared.target_port.load(Ordering::SeqCst),
-    ))
-    .await?;
+    let socket = TcpSocket::new_v4()?;
+    let source = shared.source.load(Ordering::SeqCst);
+    socket.bind((Ipv4Addr::new(127, 0, 0, source), 0).into())?;
+    let target = shared.target_port.load(Ordering::SeqCst);
+    let server = socket.connect((Ipv4Addr::LOCALHOST, target).into()).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
