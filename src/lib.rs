@@ -177,18 +177,18 @@
 //! | **Acquire first** | The handler is not called before a connection is checked out. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
 //! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
 //! | **Released on every exit** | Any status, an error from the inner service, a panic, the future dropped at any await, a client disconnect, a timeout layer above or below, cloned extensions, a handle kept by a task. |
-//! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. A connection that is not clean within the [`release_timeout`](SessionPoolBuilder::release_timeout) is closed and its slot freed. A cancelled request never destroys an in-memory SQLite database. |
-//! | **No driver call is cancelled half-way** | Once started, a driver call (acquiring included) runs to completion: in the request if it still waits, otherwise in a task of this crate. |
+//! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. A connection that cannot be made clean within the [`release_timeout`](SessionPoolBuilder::release_timeout) is closed and its slot freed. A cancelled request never destroys an in-memory SQLite database. |
+//! | **No driver call is cancelled half-way** | Once started, a driver call (acquiring included) runs to completion: in the request if it still waits, otherwise in a task of this crate. One that takes too long is given up together with its connection, which is closed and never used again. |
 //! | **A handle that outlives its request is dead** | Its statements fail with *session closed*, and the error says what to do instead. It never touches another request's connection. |
 //! | **A cancelled request stops costing the server** | With [`cancel_running`](SessionPoolBuilder::cancel_running): its running statement is cancelled on the server (PostgreSQL, MySQL, MariaDB; SQLite interrupts it), fenced so that the cancellation can never hit another request's statement. Outside a transaction only a read is cancelled and a write is finished; inside, everything but COMMIT. Behind a proxy that pools per transaction, this works only inside transactions. |
 //! | **Exhaustion is an error, not a hang** | Both the wait ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout)) and the queue ([`max_pending`](SessionPoolBuilder::max_pending)) are bounded; beyond that, the client gets 503 with `Retry-After`, whether the checkout is lazy or not. Pool exhausted, database down and pool closing are distinct errors. |
 //! | **Dropping is harmless** | No panic and no blocking, not even without a runtime, while unwinding or at shutdown. |
 //! | **An acknowledged write is a committed write** | In a transaction, a success response is sent only after the server has committed. A failed COMMIT, a transaction that the server aborted after a failed statement (even if the handler swallowed the error), a nested transaction still open, a statement still running: each turns the response into an error and rolls the transaction back. If the connection is lost during COMMIT, the outcome is unknown; that is a separate kind of error, and is never retried. |
-//! | **Everything else rolls back** | The rollback is awaited, for at most the `release_timeout`, before the error response is sent. If the handler dropped a statement half-way, as a timeout layer inside the session layer does, the response waits 100 ms for that statement, and the rollback follows in a task. |
+//! | **Everything else rolls back** | The rollback is awaited, for at most the `release_timeout`, before the error response is sent. If the handler dropped a statement half-way, as a timeout layer inside the session layer does, the response waits 100 ms for that statement (a second where [`cancel_running`](SessionPoolBuilder::cancel_running) stops it), and the rollback follows in a task. |
 //! | **Nested transactions are a stack** | Only the innermost open handle runs statements. Ending one out of order is an error and never loses another transaction's data. |
 //! | **No state leaks to the next request** | With [`reset`](SessionPoolBuilder::reset), a session's settings, role, advisory locks, temporary tables, LISTEN and cursors are gone before the next session gets the connection. Not available behind a proxy that pools per transaction. |
 //! | **No deadlock between futures of one session** | Every future of a session that is still polled completes: with `select!` on `&mut` futures, with `buffered`, beside a statement that is kept but no longer polled. While a stream is open, other statements are refused instead. |
-//! | **While the database answers, requests are served** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. Statements whose results the network has lost end with an error when requests wait for their connections and the server reports that it is running nothing for them ([exceptions](guide::troubleshooting#a-statement-never-ends-although-the-server-has-nothing-to-do)); a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
+//! | **While the database answers, requests are served** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. If the network loses the results of statements, they fail once requests are waiting for their connections and the server reports that it is running nothing for them ([exceptions](guide::troubleshooting#a-statement-never-ends-although-the-server-has-nothing-to-do)); a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
 //! | **Fail-over needs no restart** | When the server refuses a write as read-only, the pool's connections are closed, so that new ones connect to whichever server the host name then points to. |
 //! | **A good citizen of tower** | The inner service's error passes through unchanged, readiness is respected, axum is optional, and any body type works. |
 //! | **The client gets a status, the log the cause** | No response made by this crate contains database text, SQL or a URL; no `Debug` output of its types contains a password. Every 5xx it makes is logged. |
@@ -209,7 +209,8 @@
 //! | a wait for a connection | The place in the queue is given up. No connection is lost. |
 //! | the whole request | All of the above; the handles stop working, then the connection goes back. With `cancel_running`, a statement running in a transaction is cancelled as well, but never a COMMIT. |
 //!
-//! Each of these waits for at most the `release_timeout` (5 s); then the connection is closed. For
+//! Each step of these (the running call, then the rollback) may take the `release_timeout` (5 s); after that, the
+//! connection is closed. For
 //! an in-memory SQLite database the wait is unbounded, because the database would die with its
 //! connection.
 //!
@@ -234,7 +235,7 @@
 //!   the driver's `acquire_timeout`); until then, requests rely on further connections that can still be opened. An
 //!   attempt started by users of the plain `DatabaseConnection`, or by the driver's `min_connections`, is bounded by
 //!   the driver alone, and [`close`](SessionPool::close) waits for it, for at most the `release_timeout`.
-//! - **A reset goes by the text of statements.** It does not notice a function of yours that changes session
+//! - **A reset is decided by the text of statements.** It does not notice a function of yours that changes session
 //!   state; use [`SessionStateAlways`](Reset::SessionStateAlways) for that. If MySQL's or SQLite's state cannot
 //!   be restored, the connection is closed.
 //! - **The runtime's shutdown ends the crate's tasks.** The connections that they were reading from or
@@ -247,7 +248,8 @@
 //! - **A handler that uses its session and the plain `DatabaseConnection`** can deadlock with others like it: each
 //!   holds a connection and waits for another one, until the acquire timeout. To avoid this, run everything on the
 //!   session; or use [`lazy`](DbSessionLayer::lazy) and [`release`](DbSession::release) before the plain connection is
-//!   used; or [`reserved_connections`](SessionPoolBuilder::reserved_connections) connections for plain users. A second session from `pool()` has
+//!   used; or keep connections for plain users with
+//!   [`reserved_connections`](SessionPoolBuilder::reserved_connections). A second session from `pool()` has
 //!   the same problem, but is detected: the log names the request, and if every request that holds a connection waits
 //!   for another, one of them gets an error at once. The same goes for jobs ([`transaction`](SessionPool::transaction)
 //!   within another one). A [`session`](SessionPool::session) that the handler took from `pool()` is not attributed to
@@ -267,8 +269,8 @@
 //! | [`commit_when`](DbSessionLayer::commit_when) decides otherwise | its response | as it says | as it says |
 //! | the inner service returns an error | the error, unchanged | is rolled back first | – |
 //! | the handler panics | whatever the server, or a `CatchPanicLayer`, sends | is rolled back | – |
-//! | the client disconnects, or a timeout outside the layer fires | nothing, or the timeout layer's response | is rolled back, unless COMMIT was sent: then it is seen through | – |
-//! | a timeout layer inside this one answers while a statement runs | its 4xx or 5xx, after 100 ms at most; a response below 400 waits a second for the statement, then becomes a 500 | is rolled back when the statement has ended | rolled back |
+//! | the client disconnects, or a timeout outside the layer fires | nothing, or the timeout layer's response | is rolled back, unless COMMIT was sent: then it completes | – |
+//! | a timeout layer inside this one answers while a statement runs | its 4xx or 5xx, after 100 ms at most (a second where `cancel_running` stops the statement); a response below 400 waits a second for the statement, then becomes a 500 | is rolled back when the statement has ended | rolled back |
 //! | the pool is exhausted ([`acquire_timeout`](SessionPoolBuilder::acquire_timeout), [`max_pending`](SessionPoolBuilder::max_pending)), the server is down or at its connection limit, the pool is closing | 503, `Retry-After` 1–3 s, random | was not begun | – |
 //! | the same with lazy checkout, and the handler returns 5xx | 503 instead ([`keep_handler_errors`](DbSessionLayer::keep_handler_errors) keeps the handler's); no `Retry-After` if the session had run a statement before | was not begun | failed, [`is_acquire`](Error::is_acquire) |
 //! | the same, and the handler swallows the error and answers below 400 | 503 instead; the handler's response if it was a plain statement in autocommit, which promises nothing | was not begun | failed, `is_acquire` |
@@ -280,7 +282,7 @@
 //! | the connection is lost before COMMIT | whatever the handler returns for the error; a 500 in place of a response below 400 | is lost with the connection | failed |
 //! | a statement fails, the handler swallows the error and answers below 400: PostgreSQL; a deadlock on MySQL; a full disk on SQLite | 500; 503 after a conflict | was aborted by the server, and is rolled back | failed, [`is_aborted`](Error::is_aborted) |
 //! | the same, with an error that leaves the transaction alive (MySQL, SQLite), or in a nested transaction that was rolled back or dropped | its response | is committed, without the nested one | committed |
-//! | raw code (`with_postgres`, …) has ended the transaction | 500 | as the code did | failed, `is_aborted` |
+//! | raw code (`with_postgres`, …) has ended the transaction | 500 | is whatever the code left | failed, `is_aborted` |
 //! | the server stops a statement (`statement_timeout`, `max_execution_time`) and the handler returns 5xx | 504 | is rolled back | rolled back |
 //! | a nested transaction is still open and its handle held, or a statement runs for longer than a second after the handler's response | 500 | is rolled back | failed, [`is_unfinished`](Error::is_unfinished) |
 //! | a statement in another task ends within that second | its response | is committed after it | committed |
@@ -288,7 +290,7 @@
 //! | an early [`commit()`](DbSession::commit) succeeded, the handler returns 4xx | its response | stays committed | rolled back: the statements after it |
 //! | an early `commit()` failed, the handler returns below 400 | 500; 503 after a conflict | is rolled back | failed |
 //! | the same, but the handler recovered: `rollback()`, or another commit (not after an unknown outcome) | its response | as that says | as that says |
-//! | [`hold_timeout`](SessionPoolBuilder::hold_timeout) took the connection: its transaction is lost and the handler returns below 400, or a statement has failed of it and the handler returns 5xx | 504 | is rolled back | failed below 400, [`is_hold_timeout`](Error::is_hold_timeout); otherwise rolled back |
+//! | [`hold_timeout`](SessionPoolBuilder::hold_timeout) took the connection: its transaction is lost and the handler returns below 400, or a statement failed because of it and the handler returns 5xx | 504 | is rolled back | failed below 400, [`is_hold_timeout`](Error::is_hold_timeout); otherwise rolled back |
 //! | [`close`](SessionPool::close) cut the request off | 503 | is rolled back | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – | – |
 //!
@@ -311,7 +313,7 @@
 //! |---|---|---|
 //! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` (released, committed, rolled back, failed, unknown) when it closes |
 //! | `tower_sea_orm::session` | ERROR | a transaction that something else has ended; hooks that panicked, or that had no runtime to run on |
-//! | `tower_sea_orm::session` | WARN | a statement that has no effect outside a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text |
+//! | `tower_sea_orm::session` | WARN | a statement that has no effect outside a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text, up to 256 |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed, or that was lost during COMMIT; an error of a stream that the handler has dropped |
 //! | `tower_sea_orm::pool` | WARN | no connection could be acquired: used, pending, max, waited_ms; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are available again |
@@ -320,9 +322,12 @@
 //! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session of a pool while it holds one |
 //! | `tower_sea_orm::pool` | WARN | a statement whose result the network has lost, with method and path |
 //! | `tower_sea_orm::pool` | INFO | a connection attempt that took too long and was given up |
+//! | `tower_sea_orm::pool` | WARN | no further connection can be opened, while others are in use; the server is read-only, and its connections are closed |
+//! | `tower_sea_orm::pool` | WARN | a connection that was closed because its ping or its cancel request was not answered; INFO for an idle one |
+//! | `tower_sea_orm::pool` | WARN | a driver pool that did not close in time |
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
 //! | `tower_sea_orm::pool` | WARN | with `PoolConfig`: variables that have the prefix of its settings but are not settings |
-//! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available |
+//! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available; WARN if it did not answer in time |
 //! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
 //! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
 //!

@@ -1,6 +1,6 @@
 //! One span per session, and the lines of the log that belong to no single place.
 //!
-//! The crate's documentation lists all that is logged.
+//! The crate's documentation lists what is logged from INFO on.
 
 use std::{
     collections::BTreeSet,

@@ -192,7 +192,7 @@ impl Error {
         self.kind == Kind::PoolDeadlock
     }
 
-    /// Returns whether a handle was used out of turn: beside an open transaction or stream, after its
+    /// Returns whether the wrong handle was used: beside an open transaction or stream, after its
     /// end, or for an operation that the session's mode does not allow.
     pub fn is_wrong_handle(&self) -> bool {
         matches!(

@@ -82,7 +82,7 @@ impl SessionPoolBuilder {
     ///
     /// A handler that needs the plain pool while it holds a session deadlocks on a full pool until
     /// the acquire timeout: every connection is held by a request that waits for another one. A
-    /// reserve of 1 or more prevents this, and so do [`lazy`](crate::DbSessionLayer::lazy) sessions
+    /// value of 1 or more prevents this, and so do [`lazy`](crate::DbSessionLayer::lazy) sessions
     /// that are released before the plain pool is used.
     pub fn reserved_connections(mut self, connections: u32) -> Self {
         self.settings.reserved_connections = connections;
@@ -104,7 +104,7 @@ impl SessionPoolBuilder {
     /// Sets whether a clean connection goes straight to the next session: to one that is waiting, or
     /// one that arrives within a second. Default: `true`.
     ///
-    /// A connection that is handed over warm skips the driver pool's pings and also sqlx's
+    /// A connection that is handed over directly skips the driver pool's pings and also sqlx's
     /// `before_acquire` and `after_release` hooks, which this crate cannot see: pass `false` if you
     /// rely on them.
     pub fn direct_handoff(mut self, enabled: bool) -> Self {
@@ -148,8 +148,8 @@ impl SessionPoolBuilder {
     /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on one more connection per
     /// pool: in addition to `max_connections`, opened with the first session or cancellation, closed
     /// after 5 s without use. The backend process or thread of a connection is read each time that the
-    /// connection comes from the driver's pool, in one round trip before its first statement; a warm
-    /// connection pays nothing. SQLite gets a progress handler, which replaces one that you may have
+    /// connection comes from the driver's pool, in one round trip before its first statement; one that is
+    /// handed over directly pays nothing. SQLite gets a progress handler, which replaces one that you may have
     /// set.
     ///
     /// # Lost results
@@ -285,7 +285,7 @@ impl SessionPoolBuilder {
     ///
     /// - the database is disconnected, or of a driver whose feature is not enabled in this crate; the
     ///   text names the feature;
-    /// - the [`reserved_connections`](Self::reserved_connections) leaves no connection to the sessions;
+    /// - [`reserved_connections`](Self::reserved_connections) leaves no connection for sessions;
     /// - [`hold_slow_threshold`](Self::hold_slow_threshold), [`hold_timeout`](Self::hold_timeout) or [`body_timeout`](Self::body_timeout) is
     ///   zero;
     /// - session state is to be [reset](Self::reset), but the database is a proxy.

@@ -473,7 +473,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// If no connection can be acquired, or the session is used out of turn. Errors from the server
+    /// If no connection can be acquired, or another handle of the session has to be used at the moment ([`is_wrong_handle`](Error::is_wrong_handle)). Errors from the server
     /// are returned as items of the stream.
     ///
     /// # Cancel safety

@@ -1,4 +1,4 @@
-//! [`SessionGuard`]: the one way out of a session.
+//! [`SessionGuard`]: ends the session of a request, however the request ends.
 
 use std::{
     fmt,

@@ -164,7 +164,7 @@ impl SessionPool {
         Ok(DbSession::guarded(core, counted))
     }
 
-    /// An eager session without a wait, if there is a warm connection; else the plan comes back.
+    /// An eager session without a wait, if there is an idle connection; else the plan comes back.
     #[allow(
         clippy::result_large_err,
         reason = "a plan on its way, which a box would cost an allocation"
