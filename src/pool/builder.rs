@@ -161,7 +161,7 @@ impl SessionPoolBuilder {
     /// closed, and a COMMIT's outcome is [unknown](Error::is_outcome_unknown). Streams, raw closures and,
     /// behind a proxy, statements outside transactions are left alone: [`hold_timeout`](Self::hold_timeout) bounds
     /// these. Without this setting, the server is asked only while requests wait and no connection is
-    /// free, and only whether it is doing anything at all for this process.
+    /// free, and only whether it is running any longer statement of this account.
     ///
     /// # Limits
     ///

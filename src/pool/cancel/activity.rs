@@ -22,7 +22,7 @@ use crate::connection::BackendId;
 #[cfg(feature = "sqlx-mysql")]
 use crate::connection::MYSQL_SERVER;
 
-/// How long a statement has run at least that the server may be at work for here: a shorter one is another process's.
+/// A statement in question has run for at least this long. A shorter one belongs to another request or process.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 const RUNNING: Duration = Duration::from_millis(500);
 
