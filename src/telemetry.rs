@@ -123,7 +123,7 @@ pub(crate) fn response_for(error: &Error) {
 pub(crate) fn ended_elsewhere(statement: &str) {
     tracing::error!(
         target: "tower_sea_orm::session", statement,
-        "a transaction was ended behind its session's back: what was done until then may stand",
+        "a transaction was ended behind its session's back: earlier changes may be committed",
     );
 }
 

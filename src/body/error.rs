@@ -18,10 +18,10 @@ impl fmt::Display for BodyError {
             Self::NotCommitted(_) => "the response's transaction could not be committed",
             Self::CutOff(_) => "the response's session was cut off before the body's end",
             Self::TooLong => {
-                "the response's body is longer than its length; its transaction is rolled back"
+                "the response's body is longer than its declared length; its transaction is rolled back"
             }
             Self::TooShort => {
-                "the response's body ended before its length; its transaction is rolled back"
+                "the response's body ended before its declared length; its transaction is rolled back"
             }
         })
     }

@@ -43,7 +43,7 @@ impl<'p> Variables<'p> {
         foreign.sort();
         if !foreign.is_empty() {
             let variables = foreign.join(", ");
-            tracing::warn!(target: "tower_sea_orm::pool", variables, "these variables are no settings of the pool and are not read");
+            tracing::warn!(target: "tower_sea_orm::pool", variables, "these variables are not pool settings and are ignored");
         }
         Ok((given, self.no_url(&foreign)))
     }

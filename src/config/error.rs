@@ -44,7 +44,7 @@ impl ConfigError {
     pub(super) fn no_url(key: &str, parts: &str) -> Self {
         let hint = match parts {
             "" => String::new(),
-            _ => format!("; {parts} are not read, put what they say into the URL"),
+            _ => format!("; {parts} are ignored: put their values into the URL"),
         };
         Self::new(
             key,

@@ -16,7 +16,7 @@ use super::{
     names::{is_part_of_a_url, meant, names},
 };
 
-const OWN_PREFIX: &str = " (if it is another program's, read these from a prefix of their own: \
+const OWN_PREFIX: &str = " (if it belongs to another program, read these settings under another prefix: \
      `PoolConfig::from_prefixed_vars`)";
 
 /// Values that SQLAlchemy accepts and this crate does not: name, value, and what to write instead.
@@ -92,7 +92,7 @@ impl<'p> Given<'p> {
     /// Returns the error for `key`, whose setting has another value under the name `other`.
     pub(super) fn disagreement(&self, key: &str, other: &str) -> ConfigError {
         let other = self.key(&[other]);
-        let why = "is another name of the same setting and says otherwise: keep one of the two";
+        let why = "is another name of the same setting, with a different value: keep one of the two";
         ConfigError::new(key, format!("`{other}` {why}"))
     }
 
@@ -100,14 +100,14 @@ impl<'p> Given<'p> {
     fn no_such_setting(&self, name: &str, key: &str) -> ConfigError {
         let hint = if is_part_of_a_url(name) {
             format!(
-                ": a connection is one URL, write it to `{}`",
+                ": the whole connection is one URL: put it into `{}`",
                 self.written("url")
             )
         } else if let Some(meant) = meant(name) {
             return self.misspelt(key, &self.written(meant));
         } else {
             let names: Vec<_> = names().map(|name| self.written(name)).collect();
-            format!("; there are {}", names.join(", "))
+            format!("; the settings are {}", names.join(", "))
         };
         ConfigError::new(key, format!("no such setting{hint}{}", self.own_prefix()))
     }

@@ -325,7 +325,7 @@ impl PoolConfig {
                 target: "tower_sea_orm::pool",
                 min_connections = options.get_min_connections(),
                 max_connections = options.get_max_connections(),
-                "`max_overflow` is a part of `max_connections`: these connections are not closed as they come back, but after `idle_timeout`",
+                "`max_overflow` is added to `max_connections`; overflow connections are closed after `idle_timeout`, not on return",
             );
         }
         if self.url.backend() != DbBackend::Sqlite && !options.get_connect_lazy() {

@@ -138,17 +138,17 @@ impl Values {
         let why = match self {
             OneOf(values) if values.split(' ').all(|known| known != folded) => {
                 return Some(format!(
-                    "has another value than {}",
+                    "must be one of {}",
                     listed(values.split(' '))
                 ));
             }
-            Number if value.parse::<usize>().is_err() => "is no number",
-            Port if value.parse::<u16>().is_err() => "is no port",
+            Number if value.parse::<usize>().is_err() => "is not a number",
+            Port if value.parse::<u16>().is_err() => "is not a port",
             Host if value.contains([',', '[', ']']) => {
-                "is not one host: sqlx connects to one, and an IPv6 address has no brackets here"
+                "must be a single host: sqlx connects to one, and an IPv6 address has no brackets here"
             }
             Address if value.parse::<IpAddr>().is_err() => {
-                "is no IP address (an IPv6 address has no brackets here)"
+                "is not an IP address (an IPv6 address has no brackets here)"
             }
             _ => return None,
         };
@@ -162,7 +162,7 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
     let all = parameters(backend).iter().map(|(names, _)| *names);
     let known = all.clone().flat_map(|names| names.split(' '));
     let is_alike = |known: &&str| plain(known) == plain(name);
-    let there_are = || format!("there are {}", listed(all.clone().map(first)));
+    let there_are = || format!("the known ones are {}", listed(all.clone().map(first)));
     let advice = if let Some(name) = known.clone().find(is_alike) {
         format!("write `{name}=…`")
     } else if let Some(advice) = advice(backend, name) {

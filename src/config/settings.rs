@@ -99,7 +99,7 @@ impl Settings {
             Some(Positive(max)) if max != sum => {
                 let other = given.key(&["max_connections"]);
                 Err(refused(&format!(
-                    "{size} and {overflow} more are {sum}, and `{other}` says otherwise: keep one of the two"
+                    "{size} plus {overflow} is {sum}, but `{other}` has another value: keep one of the two"
                 )))
             }
             _ => Ok(overflow > 0),
@@ -121,7 +121,7 @@ impl Settings {
         }
         if let Some(Count(reserved)) = self.reserved_connections.filter(|Count(n)| *n >= max) {
             let why = format!(
-                "{reserved} leaves no connection to sessions: write less than `max_connections`, {max}{note}"
+                "{reserved} leaves no connection for sessions: write less than `max_connections`, {max}{note}"
             );
             return Err(ConfigError::new(given.key(&["reserved_connections"]), why));
         }

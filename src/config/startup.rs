@@ -52,13 +52,13 @@ pub(super) async fn wait_for_server(
             return Err(error);
         }
         if pause == FIRST_PAUSE {
-            tracing::info!(target: TARGET, %url, %error, "the database is not there yet: trying again");
+            tracing::info!(target: TARGET, %url, %error, "the database is not available yet; retrying");
         }
         sleep(jittered(pause).min(left())).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     if pause > FIRST_PAUSE {
-        tracing::info!(target: TARGET, %url, "the database is there");
+        tracing::info!(target: TARGET, %url, "the database is available");
     }
     Ok(())
 }

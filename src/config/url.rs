@@ -61,14 +61,14 @@ impl DatabaseUrl {
         // sqlx reads this one for PostgreSQL, and no other.
         let is_read = |name: &str| backend == DbBackend::Postgres && name == "password";
         if secrets.iter().any(|(name, _)| !is_read(name)) {
-            return Err("there is a password among its parameters that the driver does not read: write it before the host".to_owned());
+            return Err("it has a password among its parameters that the driver does not read: write it before the host".to_owned());
         }
         parameters::check(backend, url.query_pairs())?;
         let whole = with_address(&url, backend, address.as_deref());
         let mut password = password(&url)?;
         // Nothing but the password's own field may have it: SeaORM's spans show the URL that it connects with.
         if password.is_some() && url.set_password(None).is_err() {
-            return Err("there is a password but no host".to_owned());
+            return Err("it has a password but no host".to_owned());
         }
         // As for sqlx, the last one among the parameters counts.
         if let Some((_, last)) = secrets.into_iter().next_back() {
@@ -144,7 +144,7 @@ impl fmt::Debug for DatabaseUrl {
 }
 
 const SEVERAL_HOSTS: &str =
-    "it names several hosts, and sqlx connects to one: write the name that leads to the primary";
+    "it names several hosts, and sqlx connects to one: write one host name that follows the primary";
 
 /// Returns what is wrong with a text that cannot be parsed.
 fn ill_formed(text: &str) -> &'static str {
@@ -156,9 +156,9 @@ fn ill_formed(text: &str) -> &'static str {
     if hosts.contains(',') {
         SEVERAL_HOSTS
     } else if hosts.matches(':').count() > 1 && !hosts.contains('[') {
-        "an IPv6 address has brackets in a URL: write `postgres://user:password@[::1]:5432/database`"
+        "an IPv6 address needs brackets in a URL: write `postgres://user:password@[::1]:5432/database`"
     } else {
-        "no URL: write `postgres://user:password@host/database`, with `/`, `?`, `#`, `@` and `%` in user and password \
+        "not a URL: write `postgres://user:password@host/database`, with `/`, `?`, `#`, `@` and `%` in user and password \
          as `%2F`, `%3F`, `%23`, `%40` and `%25`"
     }
 }
@@ -169,7 +169,7 @@ fn misplaced(url: &Url) -> Option<&'static str> {
         Some("`//` is missing after the scheme: write `postgres://user:password@host/database`")
     } else if has_stray_sign(url) {
         Some(
-            "an `@` or `#` stands where none can be: write `/`, `?`, `#` and `@` in user, password, database and \
+            "there is an `@` or `#` where none is allowed: write `/`, `?`, `#` and `@` in user, password, database and \
              parameters as `%2F`, `%3F`, `%23` and `%40`",
         )
     } else if url.host_str().is_some_and(|host| host.contains(',')) {
@@ -205,7 +205,7 @@ fn password(url: &Url) -> Result<Option<String>, String> {
         .map(|password| percent_decode_str(password).decode_utf8());
     match password.transpose() {
         Ok(password) => Ok(password.map(Cow::into_owned)),
-        Err(_) => Err("the password in it is not UTF-8 when its `%` escapes are undone".to_owned()),
+        Err(_) => Err("its password is not UTF-8 once the `%` escapes are decoded".to_owned()),
     }
 }
 
@@ -226,13 +226,13 @@ fn backend(scheme: &str) -> Result<DbBackend, String> {
             "mysql" | "mariadb" => ("mysql", DbBackend::MySql, "sqlx-mysql", mysql),
             "sqlite" => ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", sqlite),
             _ => return Err(
-                "no database of this crate's: write `postgres://…`, `mysql://…` or `sqlite://…`"
+                "not a supported database: write `postgres://…`, `mysql://…` or `sqlite://…`"
                     .to_owned(),
             ),
         };
     if is_pythons {
         Err(format!(
-            "the part after `+` names a driver of Python's: write `{right}://…`"
+            "the part after `+` names a Python driver: write `{right}://…`"
         ))
     } else if dialect != right {
         Err(format!(

@@ -85,7 +85,7 @@ fn time_or_zero(text: &str) -> Result<Duration, String> {
     match seconds(text).map(Duration::try_from_secs_f64) {
         Some(Ok(time)) if time <= LONGEST => Ok(time),
         Some(Ok(_)) => Err("too long: write `3650d` or less".to_owned()),
-        _ => Err(format!("no time: {TIME}")),
+        _ => Err(format!("not a time: {TIME}")),
     }
 }
 

@@ -107,7 +107,7 @@ impl PinnedConnection {
         if !commits {
             return output;
         }
-        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
+        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost during COMMIT: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
     }
 
@@ -274,7 +274,7 @@ impl PinnedConnection {
         let Some(again) = again.filter(|_| server::has_not_run(&error)) else {
             return Err(error);
         };
-        tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale, and runs once more: {error}");
+        tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale and is run again: {error}");
         let (link, transaction) = (&mut self.link, &mut self.transaction);
         let output = again.perform(link, transaction, reads_only).await;
         if output.as_ref().is_err_and(server::is_stale) && !self.link.in_memory {

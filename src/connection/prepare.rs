@@ -83,7 +83,7 @@ impl PinnedConnection {
         if server::is_fatal(&error) {
             return Err(error);
         }
-        tracing::warn!(target: "tower_sea_orm::pool", "statements of this connection cannot be cancelled: the server does not tell who serves it: {error}");
+        tracing::warn!(target: "tower_sea_orm::pool", "statements on this connection cannot be cancelled: the server did not report the connection's process id: {error}");
         if self.link.driver.depth() > 0 {
             let depth = self.link.depth();
             self.transaction

@@ -35,10 +35,10 @@ kinds! {
     stated {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
-        ConnectionLost = "the session's connection is lost: this request cannot go on with it";
+        ConnectionLost = "the session's connection was lost: this request cannot continue on it";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";
         NoRuntime = "there is no tokio runtime here: a session needs one to acquire its connection";
-        PoolDeadlock = "every connection of the pool is held by a request or a job that waits for a second one, so none of them could go on: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`";
+        PoolDeadlock = "every connection of the pool is held by a request or a job that is waiting for a second one, so none of them could continue: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`";
 
         // The session's end.
         SessionClosed = "session closed: its request has ended; for work that outlives the request, take `session.pool()` and open another session";
@@ -53,32 +53,32 @@ kinds! {
         NestedOptions = "isolation level and access mode belong to the outermost transaction: a nested one is a savepoint and cannot change them";
         NoTransaction = "this session commits each statement by itself: take a `DbTx`, or put `.transaction()` on the layer";
         MustBeTransaction = "the session layer's `on_begin` needs a transaction: a route inside it cannot opt out";
-        RollbackOnly = "this session was set to roll back only: it cannot commit any more";
-        NoEnd = "this session belongs to no request, so nothing would end the transaction that a hook waits for: take it from a layer, `pool.transaction()`, or in a test `testing::serve`";
-        InUse = "the session has used its connection already, so a layer's `on_acquire` comes too late: put that layer outside everything that runs statements";
+        RollbackOnly = "this session was set to roll back only: it can no longer commit";
+        NoEnd = "this session is not part of a request, so hooks would never run: take the session from a layer, `pool.transaction()` or, in a test, `testing::serve`";
+        InUse = "the session has already used its connection, so a layer's `on_acquire` comes too late: put that layer outside everything that runs statements";
         StreamOpen = "a stream of this session is open: read it to its end or drop it before the next statement";
-        RawRunning = "a raw closure of this session has its connection: use that one in the closure, and the session again when the closure has ended";
+        RawRunning = "a raw closure of this session is using its connection: use the connection passed to the closure; use the session once it has returned";
 
         // The transaction.
-        Aborted = "the server has given this transaction up after a failed statement, and nothing of it is committed: put statements that may fail into a nested transaction";
-        EndedElsewhere = "raw or stored code ended this transaction behind the session's back, and what was done until then may stand: leave BEGIN, COMMIT and ROLLBACK to the session";
-        LeftOpenByCode = "stored code left a transaction open, or autocommit off with work to commit, and was rolled back: have it commit what it does";
-        CommitsImplicitly = "MySQL and MariaDB commit the open transaction by this statement: run it in a session without one";
-        CommitFailed = "the server refused to commit: nothing of the transaction is there";
-        OutcomeUnknown = "the connection was lost while COMMIT was under way, or it was not answered in time: the transaction may be committed or not";
+        Aborted = "the server aborted this transaction after a failed statement; nothing was committed: put statements that may fail into a nested transaction";
+        EndedElsewhere = "raw or stored code ended this transaction behind the session's back; earlier changes may be committed: leave BEGIN, COMMIT and ROLLBACK to the session";
+        LeftOpenByCode = "stored code left a transaction open, or autocommit off with work to commit, and was rolled back: make that code commit its own work";
+        CommitsImplicitly = "this statement makes MySQL and MariaDB commit the open transaction: run it in a session without one";
+        CommitFailed = "the server refused to commit the transaction: none of its changes were saved";
+        OutcomeUnknown = "the connection was lost during COMMIT, or the server did not answer it in time: the transaction may or may not be committed";
         LeftOpen = "a transaction begun by the handler was still open when it answered, so everything was rolled back: commit or drop it before you answer";
         StillRunning = "a statement of this session was still running when the handler answered, so everything was rolled back: await what you spawn";
-        TestEnded = "raw or stored code, or a deadlock, ended the transaction around this `TestPool`, and what was done until then may stand: leave BEGIN, COMMIT and ROLLBACK to the sessions, or test such code on a database that it has to itself";
+        TestEnded = "raw or stored code, or a deadlock, ended the transaction around this `TestPool`; earlier changes may be committed: leave BEGIN, COMMIT and ROLLBACK to the sessions, or test such code on a database that nothing else uses";
     }
     others {
         Control(control: TransactionControl) = control_text(control);
 
         // The pool.
         Exhausted = "no connection became free within the acquire timeout: raise max_connections, or hold sessions for less time (`.lazy()`, `release()`)";
-        Crowded = "too many requests are waiting for a connection already: raise max_connections or max_pending, or hold sessions for less time (`.lazy()`, `release()`)";
-        ServerFull = "the server takes no more connections: raise its limit, or lower max_connections (every instance of the service has a pool)";
-        NotOpened = "no connection could be opened within the acquire timeout, although the server was not seen to be down: raise acquire_timeout or min_connections, or find out why log-ins take so long";
-        TestConnectionHeld = "the one connection of this `TestPool` is held by another session: drop the test's session before the service is called";
+        Crowded = "too many requests are already waiting for a connection: raise max_connections or max_pending, or hold sessions for less time (`.lazy()`, `release()`)";
+        ServerFull = "the server accepts no more connections: raise its limit, or lower max_connections (every instance of the service has a pool)";
+        NotOpened = "no connection could be opened within the acquire timeout, although the server did not appear to be down: raise acquire_timeout or min_connections, or find out why log-ins take so long";
+        TestConnectionHeld = "the only connection of this `TestPool` is held by another session: drop the test's session before you call the service";
         Closing = "the connection pool is closed";
 
         // The server.
@@ -86,20 +86,20 @@ kinds! {
         Deadlock = "the transaction lost a deadlock: run it again";
         LockNotAvailable = "the statement did not get a lock in time: run the transaction again";
         StatementTimeout = "the statement ran for longer than the server allows: make it faster, or raise the server's limit";
-        ReadOnly = "the server, or the transaction, is read-only: after a fail-over, a new connection leads to the server that takes writes";
-        StalePlan = "a prepared statement of this connection is gone, or does not fit its tables any more: run the transaction again";
+        ReadOnly = "the server, or the transaction, is read-only: after a fail-over, new connections go to the writable server";
+        StalePlan = "a prepared statement on this connection is gone, or no longer matches its tables: run the transaction again";
 
         // Layers and settings.
         MissingLayer = "no database session in this request: add `tower_sea_orm::DbSessionLayer` around the route (with the same tag, if the session has one)";
         NoSession = "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it";
-        OtherPool(_tag: &'static str) = "the request has a session of another pool already: give one of the two `DbSessionLayer`s a different tag";
+        OtherPool(_tag: &'static str) = "the request already has a session of another pool: give one of the two `DbSessionLayer`s a different tag";
         Disconnected = "the DatabaseConnection is disconnected: connect it before you build a DbSessionLayer or SessionPool";
-        DriverNotEnabled(_feature: &'static str) = "the DatabaseConnection's driver is not built into tower-sea-orm";
+        DriverNotEnabled(_remedy: &'static str) = "the DatabaseConnection's driver is not built into tower-sea-orm";
         InvalidReserve = "`reserved_connections` leaves no connection for sessions: it must be smaller than max_connections";
-        InvalidHold = "`hold_slow_threshold`, `hold_timeout` and `body_timeout` cannot be zero: every session would be over it at once (`Duration::MAX` turns them off)";
+        InvalidHold = "`hold_slow_threshold`, `hold_timeout` and `body_timeout` cannot be zero: every session would exceed them immediately (`Duration::MAX` turns them off)";
         CannotClose = "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`";
         NothingToRollBack = "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`";
-        NothingToReset = "`reset` puts back what a session changed of its connection, and a proxy has none: leave it at its default";
+        NothingToReset = "`reset` restores connection state, and a proxy has no connection: leave it at its default";
     }
 }
 
@@ -128,7 +128,7 @@ impl Kind {
 fn control_text(control: TransactionControl) -> &'static str {
     match control {
         TransactionControl::Begin => {
-            "raw BEGIN is refused: use `begin()`, `transaction_async()` or a `DbTx`, so that the session knows of the transaction"
+            "raw BEGIN is refused: use `begin()`, `transaction_async()` or a `DbTx`, so that the session knows about the transaction"
         }
         TransactionControl::Commit => {
             "raw COMMIT is refused: use `commit()` of the session or of its transaction, which says whether it worked"

@@ -332,9 +332,9 @@ impl Error {
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
-            Kind::ReadOnly => "the database takes no writes",
+            Kind::ReadOnly => "the database is read-only",
             Kind::StalePlan => "the database has just changed",
-            _ if self.is_conflict() => "the request met a concurrent one",
+            _ if self.is_conflict() => "the request conflicted with another one",
             _ => "internal error",
         }
     }
@@ -351,7 +351,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.text())?;
         match self.kind {
-            Kind::DriverNotEnabled(feature) => write!(f, ": enable its feature `{feature}`"),
+            Kind::DriverNotEnabled(remedy) => write!(f, ": {remedy}"),
             Kind::OtherPool(tag) => write!(f, " (both have `{tag}`)"),
             _ => Ok(()),
         }

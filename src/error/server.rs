@@ -142,7 +142,7 @@ struct Unanswered;
 #[cfg(feature = "_sqlx")]
 impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the server's answer was lost on its way")
+        f.write_str("the server's answer was lost in the network")
     }
 }
 

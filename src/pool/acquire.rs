@@ -123,7 +123,7 @@ impl PoolInner {
                 pending = status.pending,
                 max = status.max,
                 suppressed,
-                "a request or a job waits for a second session of this pool while it holds one: use one, or `release()` it first",
+                "a request or a job is waiting for a second session of this pool while it holds one: use only one, or `release()` it first",
             );
         }
         self.break_deadlock();
@@ -234,7 +234,7 @@ impl PoolInner {
             AfterFailure::Rest(pause) => {
                 let status = self.status();
                 let (used, pending) = (status.used, status.pending);
-                tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened, those who wait go on waiting: {error}");
+                tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");
                 sleep(pause).await;
                 self.ledger().fetches.end_pause();
             }

@@ -172,7 +172,7 @@ impl CheckedOut {
     /// Closes a broken connection and takes another one.
     async fn exchange(&mut self) -> Result<(), Error> {
         let pool = self.pool().clone();
-        tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: it begins on another one");
+        tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
         // The cause of its death may have killed the others.
         pool.return_idle();
         let dead = self.0.connection.take();

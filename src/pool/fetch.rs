@@ -64,7 +64,7 @@ async fn take_from_driver(
             Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed))
         }
         Either::Right((Err(_), _)) => {
-            tracing::info!(target: "tower_sea_orm::pool", ?patience, "gave up a connection that took too long to open");
+            tracing::info!(target: "tower_sea_orm::pool", timeout = ?patience, "gave up on a connection attempt");
             pool.ledger().fetches.give_up(patience);
             Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
         }

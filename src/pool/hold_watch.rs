@@ -99,7 +99,7 @@ fn look(pool: &PoolInner) -> Option<Duration> {
             holder.label(),
             held_ms = held.as_millis() as u64,
             statement = holder.last_statement(),
-            "a session has held its connection for long: `release()` it around what needs no database",
+            "a session has held its connection for a long time: call `release()` before work that needs no database",
         );
     }
     for (key, holder, held) in due.too_long {
@@ -110,7 +110,7 @@ fn look(pool: &PoolInner) -> Option<Duration> {
                 label,
                 held_ms = held.as_millis() as u64,
                 statement,
-                "a session held its connection for longer than `hold_timeout`: it was taken away",
+                "a session held its connection for longer than `hold_timeout`: its connection was taken away",
             );
         }
     }

@@ -67,7 +67,7 @@ impl Suspect {
             warn,
             self.holder.label(),
             statement = self.holder.last_statement(),
-            "the server has ended a statement whose answer has not arrived: its connection is lost and closed",
+            "the server is no longer running this statement but its result never arrived: connection lost, closed",
         );
         self.doubt.handle.lose(self.doubt.turn);
         self.holder.look_at_call();

@@ -70,7 +70,7 @@ impl CheckedOut {
     fn put_back_unless_changed(self) {
         let connection = self.0.connection.as_ref();
         if connection.is_some_and(|connection| connection.must_close()) {
-            tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be put back");
+            tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be restored");
         } else {
             self.put_back();
         }
@@ -141,7 +141,7 @@ impl PoolInner {
                 info,
                 label,
                 held_ms = since.elapsed().as_millis() as u64,
-                "a connection that was held for long came back after all",
+                "a connection held for a long time was returned",
             );
         }
         self.closing.changed();
@@ -164,7 +164,7 @@ impl PoolInner {
                 Late::Nothing => {}
                 Late::Possible => connection.absorb().await,
                 Late::Unanswered => {
-                    tracing::warn!(target: "tower_sea_orm::pool", "closed a connection whose cancel was not answered");
+                    tracing::warn!(target: "tower_sea_orm::pool", "closed a connection whose cancel request was not answered");
                     connection.give_up();
                 }
             }
@@ -250,7 +250,7 @@ impl PoolInner {
             return;
         };
         if is_news {
-            tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the server that takes writes");
+            tracing::warn!(target: "tower_sea_orm::pool", "the server is read-only: its connections are closed, so that new ones go to the writable server");
         }
         self.close_idle();
     }

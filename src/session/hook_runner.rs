@@ -43,7 +43,7 @@ pub(super) fn run_hooks(core: &Arc<Core>) {
         return;
     };
     let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
-        tracing::error!(target: "tower_sea_orm::session", "hooks are lost: there is no tokio runtime here");
+        tracing::error!(target: "tower_sea_orm::session", "hooks did not run: no tokio runtime");
         return;
     };
     if core.lock().stack.hooks.enqueue(due) {
@@ -58,7 +58,7 @@ async fn run_queue(core: Arc<Core>) {
             .await
             .is_err_and(|error| error.is_panic())
         {
-            tracing::error!(target: "tower_sea_orm::session", "a hook panicked; those after it run nevertheless");
+            tracing::error!(target: "tower_sea_orm::session", "a hook panicked; the hooks after it still run");
         }
     }
 }

@@ -275,7 +275,7 @@ where
 }
 
 const TOO_LONG: &str =
-    "error:the response's body is longer than its length; its transaction is rolled back";
+    "error:the response's body is longer than its declared length; its transaction is rolled back";
 const TOO_SHORT: &str =
-    "error:the response's body ended before its length; its transaction is rolled back";
+    "error:the response's body ended before its declared length; its transaction is rolled back";
 const NOT_COMMITTED: &str = "error:the response's transaction could not be committed";

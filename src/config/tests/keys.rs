@@ -75,7 +75,7 @@ fn an_unknown_name_is_refused_with_the_nearest_one() {
     assert!(!error.contains("from_prefixed_vars"), "{error}");
     let error = json("\"colour\": \"red\"").unwrap_err().to_string();
     assert!(
-        error.contains("there are url, max_connections, "),
+        error.contains("the settings are url, max_connections, "),
         "{error}"
     );
 }
@@ -238,7 +238,7 @@ fn what_others_call_the_parts_of_a_url_is_left_alone_unless_the_prefix_is_ours()
     assert!(
         error
             .to_string()
-            .contains("`DB_HOST`, `DB_PASSWORD` are not read"),
+            .contains("`DB_HOST`, `DB_PASSWORD` are ignored"),
         "{error}"
     );
     assert!(!error.to_string().contains("hunter2"), "{error}");
@@ -249,7 +249,7 @@ fn what_others_call_the_parts_of_a_url_is_left_alone_unless_the_prefix_is_ours()
         json("\"password\": \"hunter2\"")
             .unwrap_err()
             .to_string()
-            .contains("write it to `url`")
+            .contains("put it into `url`")
     );
 }
 

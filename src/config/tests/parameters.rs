@@ -69,9 +69,9 @@ fn postgresql_refuses_what_sqlx_would_pass_over_and_names_the_right_one() {
             ("passfile=hunter2", "`PGPASSFILE`"),
             (
                 "frobnicate=hunter2",
-                "its parameter `frobnicate`: there are `sslmode`",
+                "its parameter `frobnicate`: the known ones are `sslmode`",
             ),
-            ("hunter2", "one of its parameters; there are `sslmode`"),
+            ("hunter2", "one of its parameters; the known ones are `sslmode`"),
             (
                 "options[search_path=a",
                 "its parameter `options[search_path`",
@@ -89,7 +89,7 @@ fn postgresql_refuses_values_that_sqlx_would_and_parameters_that_disagree() {
         &[
             (
                 "sslmode=hunter2",
-                "`sslmode` has another value than `disable`",
+                "`sslmode` must be one of `disable`",
             ),
             ("sslmode=required", "`require`"),
             ("sslmode=", "`require`"),
@@ -98,13 +98,13 @@ fn postgresql_refuses_values_that_sqlx_would_and_parameters_that_disagree() {
                 "sslmode=verify-full&ssl-mode=prefer",
                 "`sslmode` and `ssl-mode` disagree",
             ),
-            ("statement-cache-capacity=hunter2", "is no number"),
-            ("port=hunter2", "is no port"),
-            ("port=70000", "is no port"),
+            ("statement-cache-capacity=hunter2", "is not a number"),
+            ("port=hunter2", "is not a port"),
+            ("port=70000", "is not a port"),
             ("host=a,b", "connects to one"),
             ("host=[::1]", "no brackets"),
-            ("hostaddr=[::1]", "no IP address"),
-            ("hostaddr=localhost", "no IP address"),
+            ("hostaddr=[::1]", "not an IP address"),
+            ("hostaddr=localhost", "not an IP address"),
             ("sslrootcert=/ca.pem", "`sslmode=verify-full`"),
             (
                 "sslrootcert=/ca.pem&sslmode=require",
@@ -140,7 +140,7 @@ fn mysql_refuses_what_sqlx_would_pass_over_and_names_the_right_one() {
             ("tls=skip-verify", "`ssl-mode=VERIFY_IDENTITY`"),
             ("sslMode=REQUIRED", "write `ssl-mode=…`"),
             ("ssl_mode=REQUIRED", "write `ssl-mode=…`"),
-            ("ssl-mode=require", "has another value than `disabled`"),
+            ("ssl-mode=require", "must be one of `disabled`"),
             ("ssl-mode=verify-ca", "`verify_ca`"),
             ("ssl_ca=/ca.pem", "write `ssl-ca=…`"),
             ("sslrootcert=/ca.pem", "write `ssl-ca=…`"),
@@ -193,7 +193,7 @@ fn sqlite_refuses_what_sqlx_would_when_it_connects() {
             ("cache=public", "`shared`"),
             ("immutable=yes", "`true`"),
             ("check_same_thread=false", "Python's"),
-            ("sslmode=require", "there are `mode`"),
+            ("sslmode=require", "the known ones are `mode`"),
         ],
     );
     assert_accepted(

@@ -133,7 +133,7 @@ fn sizes_that_cannot_be_are_refused_with_the_key_and_what_is_allowed() {
                 ("max_connections", "10"),
             ],
             "MAX_OVERFLOW",
-            "7 and 2 more are 9, and `DB_MAX_CONNECTIONS` says otherwise",
+            "7 plus 2 is 9, but `DB_MAX_CONNECTIONS` has another value",
         ),
         (
             &[("reserved_connections", "3"), ("max_connections", "3")],

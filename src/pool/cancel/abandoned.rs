@@ -81,7 +81,7 @@ async fn cancel<F>(
 where
     F: Future + Unpin,
 {
-    tracing::debug!(target: "tower_sea_orm::pool", ?target, "asks the server to stop an abandoned statement");
+    tracing::debug!(target: "tower_sea_orm::pool", ?target, "asking the server to cancel an abandoned statement");
     let (id, reply) = queue.request(Some(target), runtime);
     let (finished, outcome) = match select(call, reply).await {
         Either::Right((reply, _)) => (None, reply),
@@ -93,6 +93,6 @@ where
         Either::Left((finished, reply)) => (Some(finished), reply.await),
     };
     let outcome = outcome.unwrap_or(Outcome::InDoubt);
-    tracing::debug!(target: "tower_sea_orm::pool", ?outcome, ended = finished.is_some(), "asked the server to stop a statement");
+    tracing::debug!(target: "tower_sea_orm::pool", ?outcome, ended = finished.is_some(), "asked the server to cancel a statement");
     (finished, outcome)
 }

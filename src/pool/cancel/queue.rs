@@ -183,7 +183,7 @@ impl CancelQueue {
         let before = asked.route.replace(route);
         drop(asked);
         if self.cancels && route == Peer::Proxy && before != Some(route) {
-            tracing::warn!(target: "tower_sea_orm::pool", "a proxy stands before the server: statements outside of a transaction are not cancelled");
+            tracing::warn!(target: "tower_sea_orm::pool", "there is a proxy in front of the server: statements outside a transaction are not cancelled");
         }
     }
 
@@ -191,7 +191,7 @@ impl CancelQueue {
     pub(super) fn failed(&self, fault: &Fault) {
         let is_logged = self.lock().failed.replace(Instant::now()).is_some();
         if !is_logged {
-            tracing::warn!(target: "tower_sea_orm::pool", "no connection beside the pool to ask the server by, so statements are waited for: {fault}");
+            tracing::warn!(target: "tower_sea_orm::pool", "could not open a side connection to the server; waiting for statements to finish: {fault}");
         }
     }
 

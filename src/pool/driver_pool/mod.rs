@@ -80,7 +80,7 @@ impl DriverPool {
             DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
             // SeaORM may be built with drivers that this crate is not.
             #[allow(unreachable_patterns)]
-            other => Err(Kind::DriverNotEnabled(feature_of(&format!("{other:?}"))).into()),
+            other => Err(Kind::DriverNotEnabled(remedy_for(&format!("{other:?}"))).into()),
         }
     }
 
@@ -260,14 +260,15 @@ fn close_all<DB: sqlx::Database>(connections: Vec<PoolConnection<DB>>) {
     }
 }
 
-/// Returns the feature that builds in the driver of a `DatabaseConnection`, by the name SeaORM prints.
-fn feature_of(variant: &str) -> &'static str {
+/// Returns what to do so that the driver of a `DatabaseConnection` is built in, by the name SeaORM prints.
+fn remedy_for(variant: &str) -> &'static str {
     match variant {
-        "SqlxPostgresPoolConnection" => "sqlx-postgres",
-        "SqlxMySqlPoolConnection" => "sqlx-mysql",
-        "SqlxSqlitePoolConnection" => "sqlx-sqlite",
-        "MockDatabaseConnection" => "mock",
-        "ProxyDatabaseConnection" => "proxy",
-        _ => "sqlx-sqlite (rusqlite connections are not supported)",
+        "SqlxPostgresPoolConnection" => "enable its feature `sqlx-postgres`",
+        "SqlxMySqlPoolConnection" => "enable its feature `sqlx-mysql`",
+        "SqlxSqlitePoolConnection" => "enable its feature `sqlx-sqlite`",
+        "MockDatabaseConnection" => "enable its feature `mock`",
+        "ProxyDatabaseConnection" => "enable its feature `proxy`",
+        // SeaORM has only one other: rusqlite.
+        _ => "rusqlite is not supported; connect with `sqlx-sqlite`, in SeaORM and here",
     }
 }

@@ -165,7 +165,7 @@ pub(super) async fn send_end(
         if depth > 1 || !server::is_fatal(&error) {
             return error;
         }
-        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost while COMMIT was under way: {error}");
+        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost during COMMIT: {error}");
         Kind::OutcomeUnknown.into_db_err()
     })
 }

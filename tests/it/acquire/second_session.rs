@@ -77,7 +77,7 @@ fn of(error: &DbErr) -> Error {
 fn warnings(log: &Log) -> Vec<String> {
     log.lines()
         .into_iter()
-        .filter(|line| line.contains("waits for a second session"))
+        .filter(|line| line.contains("waiting for a second session"))
         .collect()
 }
 

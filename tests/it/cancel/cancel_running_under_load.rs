@@ -338,7 +338,7 @@ async fn without_a_connection_to_cancel_by_a_statement_is_waited_for() {
         let told = log.lines().split_off(told);
         let warned = told
             .iter()
-            .filter(|line| line.contains("WARN") && line.contains("waited for"))
+            .filter(|line| line.contains("WARN") && line.contains("waiting for statements"))
             .count();
         assert_eq!(warned, 1, "{kind:?}: {told:#?}");
         proxy.refuse(false);

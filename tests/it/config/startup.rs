@@ -55,7 +55,7 @@ async fn connecting_waits_for_a_server_that_is_being_started() {
         );
         let waiting = tokio::spawn(async move { waiting.connect().await });
         eventually("the log says that it is waiting", async || {
-            log.count("is not there yet: trying again") == 1
+            log.count("is not available yet; retrying") == 1
         })
         .await;
         let server = spawn_blocking(move || {
@@ -64,8 +64,8 @@ async fn connecting_waits_for_a_server_that_is_being_started() {
         });
         let server = server.await.unwrap();
         let pool = timeout(BOUND, waiting).await.unwrap().unwrap().unwrap();
-        assert_eq!(log.count("the database is there"), 1, "{}", log.text());
-        assert_eq!(log.count("is not there yet: trying again"), 1);
+        assert_eq!(log.count("the database is available"), 1, "{}", log.text());
+        assert_eq!(log.count("is not available yet; retrying"), 1);
         drop(guard);
         pool.session().await.unwrap().ping().await.unwrap();
         assert_whole(&test, pool.database(), 3).await;
@@ -110,7 +110,7 @@ async fn a_name_that_cannot_be_resolved_is_tried_again() {
     );
     timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
     assert_eq!(
-        log.count("is not there yet: trying again"),
+        log.count("is not available yet; retrying"),
         1,
         "{}",
         log.text()

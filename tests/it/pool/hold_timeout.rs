@@ -38,7 +38,7 @@ const HOLD: Duration = Duration::from_secs(2);
 fn held_long(log: &Log) -> Vec<String> {
     log.lines()
         .into_iter()
-        .filter(|line| line.contains("has held its connection for long"))
+        .filter(|line| line.contains("has held its connection for a long time"))
         .collect()
 }
 
@@ -103,7 +103,7 @@ async fn a_slow_session_is_logged_once_and_once_more_when_it_is_back() {
                 .unwrap();
             assert_eq!(app.clone().oneshot(request).await.unwrap().status(), 200);
             eventually("it is back", async || {
-                count(&log, "came back after all") == round
+                count(&log, "held for a long time was returned") == round
             })
             .await;
             let named = held_long(&log);
@@ -125,7 +125,7 @@ async fn a_slow_session_is_logged_once_and_once_more_when_it_is_back() {
         let back = log
             .lines()
             .into_iter()
-            .find(|line| line.contains("came back after all"))
+            .find(|line| line.contains("held for a long time was returned"))
             .unwrap();
         assert!(
             back.starts_with("INFO tower_sea_orm::pool") && back.contains("/items/7"),
@@ -266,7 +266,7 @@ async fn a_lost_transaction_is_never_answered_below_400() {
             }),
     )
     .await;
-    assert_eq!(count(&log, "it was taken away"), 5 * 12, "one line each");
+    assert_eq!(count(&log, "connection was taken away"), 5 * 12, "one line each");
     assert_eq!(count(&log, "ERROR"), 0, "{:?}", log.lines());
 }
 

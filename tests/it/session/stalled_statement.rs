@@ -67,7 +67,7 @@ async fn a_statement_whose_answer_is_lost_is_an_error_that_closes() {
                 answer.status()
             );
             let told = |line: &String| {
-                line.contains("answer has not arrived") && line.contains("statement=")
+                line.contains("result never arrived") && line.contains("statement=")
             };
             assert!(log.lines().iter().any(told), "{:?}", log.lines());
             assert_eq!(
@@ -130,7 +130,7 @@ async fn waiters_are_served_if_a_firewall_forgot_the_connections_in_use() {
                 assert!(status.is_server_error(), "{case}: {status}");
             }
             let lines = log.lines();
-            let is_told = |line: &String| line.contains("answer has not arrived");
+            let is_told = |line: &String| line.contains("result never arrived");
             assert!(lines.iter().any(is_told), "{case}: {lines:?}");
             // The server finished what was written outside a transaction, and rolls the others back.
             for n in 0..SIZE {

@@ -409,7 +409,7 @@ async fn a_commit_by_stored_code_is_reported_even_if_the_connection_is_lost() {
                 };
                 let error = known(ended);
                 assert!(
-                    error.to_string().contains("may stand"),
+                    error.to_string().contains("may be committed"),
                     "{savepoint} {commits}: {error}"
                 );
                 StatusCode::CONFLICT
@@ -456,7 +456,7 @@ async fn no_rollback_is_reported_while_stored_code_may_still_commit() {
             );
             let error = outcome(&response).error().expect("no rollback").to_string();
             assert!(
-                error.contains("may stand"),
+                error.contains("may be committed"),
                 "{seconds} {streams} {status}: {error}"
             );
             site.assert_whole().await;

@@ -204,5 +204,5 @@ impl Told {
 }
 
 pub fn may_stand(error: &Error) -> bool {
-    error.to_string().contains("may stand")
+    error.to_string().contains("may be committed")
 }
