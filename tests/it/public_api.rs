@@ -3,11 +3,11 @@
 //! It is read from the source, because rustdoc's JSON needs a nightly compiler. Every `pub` item counts: the lint
 //! `unreachable_pub` refuses those that cannot be reached. What macros make is shown as their invocation.
 
-use std::{collections::BTreeSet, env, fs, mem, path::Path};
+use std::{collections::BTreeSet, env, fs, iter, mem, path::Path};
 
 use syn::{
-    Attribute, Block, Fields, Ident, ImplItem, Item, ItemImpl, ItemStruct, Type, Visibility,
-    parse_quote,
+    Attribute, Block, Fields, Ident, ImplItem, Item, ItemImpl, ItemStruct, TraitItem, Type,
+    Visibility, parse_quote,
     visit_mut::{VisitMut, visit_item_struct_mut},
 };
 
@@ -39,6 +39,87 @@ fn the_public_interface_is_the_one_in_docs() {
         "the public interface is not the one in docs/public-api.txt. If that is intended, write the file anew with \
          `{WRITE}=1 cargo test --test it the_public_interface`:\n{changes}",
     );
+}
+
+/// A reader who knows the name from elsewhere should find it to mean the same here.
+#[test]
+fn every_public_name_has_a_precedent_in_contributing() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let api = fs::read_to_string(root.join("docs/public-api.txt")).unwrap();
+    let api = syn::parse_file(&api).unwrap();
+    let public: BTreeSet<_> = api.items.into_iter().flat_map(own_names).collect();
+
+    let contributing = fs::read_to_string(root.join("CONTRIBUTING.md")).unwrap();
+    let (_, table) = contributing
+        .split_once("\n## Public names and their precedents\n")
+        .unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let cells = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let code = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let words = code.flat_map(|code| code.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    let explained: BTreeSet<_> = words
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect();
+
+    let missing: Vec<_> = public.difference(&explained).collect();
+    assert!(
+        missing.is_empty(),
+        "these names need a precedent, or a reason, in the table of CONTRIBUTING.md: {missing:?}"
+    );
+    let stale: Vec<_> = explained.difference(&public).collect();
+    assert!(
+        stale.is_empty(),
+        "the table of CONTRIBUTING.md has names that are not public: {stale:?}"
+    );
+}
+
+/// Returns the names that this crate chose itself, which those of other crates' traits are not.
+fn own_names(item: Item) -> Vec<String> {
+    match item {
+        Item::Struct(it) => {
+            let fields = it.fields.into_iter().filter_map(|field| field.ident);
+            iter::once(it.ident)
+                .chain(fields)
+                .map(|name| name.to_string())
+                .collect()
+        }
+        Item::Enum(it) => {
+            let variants = it.variants.into_iter().map(|variant| variant.ident);
+            iter::once(it.ident)
+                .chain(variants)
+                .map(|name| name.to_string())
+                .collect()
+        }
+        Item::Trait(it) => {
+            let items = it.items.into_iter().filter_map(|item| match item {
+                TraitItem::Fn(it) => Some(it.sig.ident),
+                TraitItem::Const(it) => Some(it.ident),
+                _ => None,
+            });
+            iter::once(it.ident)
+                .chain(items)
+                .map(|name| name.to_string())
+                .collect()
+        }
+        Item::Fn(it) => vec![it.sig.ident.to_string()],
+        Item::Impl(it) if it.trait_.is_none() => {
+            it.items.into_iter().filter_map(name_in_impl).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn name_in_impl(item: ImplItem) -> Option<String> {
+    match item {
+        ImplItem::Fn(it) => Some(it.sig.ident.to_string()),
+        ImplItem::Const(it) => Some(it.ident.to_string()),
+        // A macro's first argument is the method's name.
+        ImplItem::Macro(it) => Some(it.mac.tokens.into_iter().next()?.to_string()),
+        _ => None,
+    }
 }
 
 /// Reads all items of the library's files.
