@@ -2,7 +2,7 @@
 //!
 //! A handler may have its transaction or session take no writes, and a function may raise the same error. Only
 //! the server knows whether it is itself, so it is asked, after the error and never before. sqlx does not ask for a
-//! server's role when it connects (<https://github.com/launchbadge/sqlx/issues/2290>).
+//! server's role when it connects (<https://github.com/launchbadge/sqlx/issues/179>).
 
 use sea_orm::{DbBackend, DbErr};
 

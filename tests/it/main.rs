@@ -11,6 +11,7 @@ mod acquire;
 mod body;
 mod cancel;
 mod config;
+mod docs;
 mod examples;
 mod layer;
 mod log;

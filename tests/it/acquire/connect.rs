@@ -131,7 +131,7 @@ async fn closing_abandons_hung_connects_and_closes_idle_connections() {
 }
 
 #[tokio::test]
-async fn connects_that_fail_refuse_no_request_while_connections_work() {
+async fn g17_connects_that_fail_refuse_no_request_while_connections_work() {
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let (log, _guard) = Log::start();

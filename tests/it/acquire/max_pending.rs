@@ -35,7 +35,7 @@ async fn assert_crowded(pool: &SessionPool) {
 }
 
 #[tokio::test]
-async fn one_more_than_may_wait_is_answered_at_once() {
+async fn g10_one_more_than_may_wait_is_answered_at_once() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
@@ -64,7 +64,7 @@ async fn one_more_than_may_wait_is_answered_at_once() {
 }
 
 #[tokio::test]
-async fn a_request_too_many_is_a_503_with_retry_after() {
+async fn one_request_too_many_is_a_503_with_retry_after() {
     for (kind, lazy) in [(Kind::Postgres, false), (Kind::SqliteFile, true)] {
         let site = Site::new(kind).await;
         let size = site.size;

@@ -346,7 +346,7 @@ async fn a_statement_that_runs_beside_the_wait_ends_first() {
 }
 
 #[tokio::test]
-async fn a_second_session_is_no_matter_while_there_are_enough_or_after_a_release() {
+async fn a_second_session_is_fine_while_connections_are_left_or_after_release() {
     for kind in [Kind::Postgres, Kind::SqliteFile] {
         let (log, _guard) = Log::start();
         let test = TestDb::new(kind).await;

@@ -187,7 +187,7 @@ async fn a_body_whose_commit_is_under_way_ends_with_it_when_the_pool_closes() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_idle_for_long_is_not_mistaken_for_an_unread_one() {
+async fn a_body_that_is_idle_for_a_while_is_not_mistaken_for_an_unread_one() {
     for http2 in [false, true] {
         let bound = Duration::from_secs(2);
         let site = Site::new(Kind::SqliteMemory)

@@ -163,7 +163,7 @@ async fn the_query_is_stopped_and_its_slot_free_within_100_ms() {
 }
 
 #[tokio::test]
-async fn it_is_off_by_default() {
+async fn cancel_running_is_off_by_default() {
     for kind in SERVERS {
         let site = Site::new(kind).await;
         let asked = Instant::now();

@@ -39,7 +39,7 @@ fn scattered(seed: u32, below: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_innocent_statement_is_hit_by_thousands_of_cancels() {
+async fn g9_no_innocent_statement_is_hit_by_thousands_of_cancels() {
     for kind in SERVERS {
         for transaction in [false, true] {
             let site = Site::new(kind)
@@ -314,7 +314,7 @@ async fn under_load_it_costs_next_to_nothing_on_the_wire() {
 }
 
 #[tokio::test]
-async fn without_a_connection_to_cancel_by_a_statement_is_waited_for() {
+async fn without_a_side_connection_an_abandoned_statement_is_waited_for() {
     let (log, _guard) = Log::start();
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;

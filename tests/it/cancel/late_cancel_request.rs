@@ -179,7 +179,7 @@ async fn a_connection_whose_cancel_is_not_answered_is_not_reused() {
 
 /// Whether the server ends the connection for cancels or the network does: what was sent on it may come yet.
 #[tokio::test]
-async fn a_connection_whose_cancel_got_lost_is_not_reused() {
+async fn a_connection_whose_cancel_request_was_lost_is_not_reused() {
     for kind in SERVERS {
         for cut in [false, true] {
             let (site, proxy, before) = with_a_late_cancel(kind, false).await;

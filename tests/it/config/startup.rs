@@ -161,7 +161,7 @@ async fn refusing(codes: &'static [&'static str]) -> (String, Arc<AtomicUsize>) 
 }
 
 #[tokio::test]
-async fn connecting_is_retried_only_while_the_server_is_not_there_yet() {
+async fn connecting_is_retried_only_while_the_server_is_not_available_yet() {
     for (codes, attempts, last) in [
         (&["57P03", "57P03", "28P01"] as &[_], 3, "28P01"),
         (&["", "", "28P01"], 3, "28P01"),

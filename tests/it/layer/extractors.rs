@@ -90,7 +90,7 @@ async fn work_that_outlives_the_request_takes_the_pool() {
 }
 
 #[tokio::test]
-async fn middleware_and_handler_share_one_session() {
+async fn g2_middleware_and_handler_share_one_session() {
     async fn first(request: Request<Body>, next: Next) -> Result<Response, Failed> {
         let (mut parts, body) = request.into_parts();
         let session: DbSession = DbSession::from_request_parts(&mut parts, &())

@@ -104,7 +104,7 @@ async fn a_missing_layer_is_an_error_in_the_log() {
 }
 
 #[tokio::test]
-async fn nothing_of_the_database_leaks_to_the_client_or_into_debug() {
+async fn g15_nothing_of_the_database_leaks_to_the_client_or_into_debug() {
     // Nobody listens on the discard port.
     let mut options = ConnectOptions::new("postgres://someone:hunter2@127.0.0.1:9/hidden");
     options

@@ -56,7 +56,7 @@ assert_not_impl_any!(SessionTransaction: Clone);
 assert_not_impl_any!(PoolSession: Clone);
 
 #[tokio::test]
-async fn the_inner_service_that_was_polled_ready_is_the_one_called() {
+async fn g14_the_inner_service_that_was_polled_ready_is_the_one_called() {
     for lazy in [false, true] {
         let test = TestDb::new(Kind::SqliteMemory).await;
         let mut layer = session_layer(test.connect(1).await);
@@ -119,7 +119,7 @@ async fn readiness_that_was_reserved_is_used_and_not_taken_twice() {
 }
 
 #[tokio::test]
-async fn the_inner_service_is_not_called_before_a_connection_is_checked_out() {
+async fn g1_the_inner_service_is_not_called_before_a_connection_is_checked_out() {
     let test = TestDb::new(Kind::SqliteMemory).await;
     let layer = session_layer(test.connect(1).await);
     let holder = layer.pool().session().await.unwrap();

@@ -418,16 +418,16 @@ fn every_promise_is_kept(kind: Kind) {
 }
 
 #[test]
-fn every_promise_is_kept_on_postgres() {
+fn g7_every_promise_is_kept_on_postgres() {
     every_promise_is_kept(Kind::Postgres);
 }
 
 #[test]
-fn every_promise_is_kept_on_mysql() {
+fn g7_every_promise_is_kept_on_mysql() {
     every_promise_is_kept(Kind::MySql);
 }
 
 #[test]
-fn every_promise_is_kept_on_a_sqlite_file() {
+fn g7_every_promise_is_kept_on_a_sqlite_file() {
     every_promise_is_kept(Kind::SqliteFile);
 }

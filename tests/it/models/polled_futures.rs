@@ -245,21 +245,21 @@ async fn handle(pool: &SessionPool, kind: Kind, steps: &[Step], transactional: b
 }
 
 #[test]
-fn every_polled_future_ends_on_postgres() {
+fn g16_every_polled_future_ends_on_postgres() {
     every_polled_future_ends(Kind::Postgres);
 }
 
 #[test]
-fn every_polled_future_ends_on_mysql() {
+fn g16_every_polled_future_ends_on_mysql() {
     every_polled_future_ends(Kind::MySql);
 }
 
 #[test]
-fn every_polled_future_ends_on_a_sqlite_file() {
+fn g16_every_polled_future_ends_on_a_sqlite_file() {
     every_polled_future_ends(Kind::SqliteFile);
 }
 
 #[test]
-fn every_polled_future_ends_in_memory() {
+fn g16_every_polled_future_ends_in_memory() {
     every_polled_future_ends(Kind::SqliteMemory);
 }

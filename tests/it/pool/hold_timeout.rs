@@ -474,7 +474,7 @@ async fn a_commit_that_was_sent_is_seen_through() {
 }
 
 #[tokio::test]
-async fn a_held_body_breaks() {
+async fn a_held_body_breaks_at_the_hold_timeout() {
     join_all(Kind::ALL.map(async |kind| {
         for transaction in [true, false] {
             let site = hasty(kind).await.layered(|layer| {
@@ -515,7 +515,7 @@ async fn a_held_body_breaks() {
 }
 
 #[tokio::test]
-async fn jobs_lose_theirs_too_and_hooks_know_of_the_rollback() {
+async fn a_job_loses_its_connection_too_and_its_rollback_hooks_run() {
     join_all(Kind::ALL.map(async |kind| {
         let site = hasty(kind).await;
         let pool = site.layer.pool().clone();

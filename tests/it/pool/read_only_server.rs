@@ -197,7 +197,7 @@ async fn succeeds(
 }
 
 #[tokio::test]
-async fn after_a_failover_every_way_to_write_reaches_the_other_server() {
+async fn g18_after_a_failover_every_way_to_write_reaches_the_other_server() {
     let pair = Arc::new(Pair::new().await);
     for way in WAYS {
         let db = Database::connect(pair.test.options_at(&pair.url(), SIZE))

@@ -51,7 +51,7 @@ async fn a_request_that_is_never_polled_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_dropped_in_any_state_gives_the_connection_back() {
+async fn g3_a_request_dropped_in_any_state_gives_the_connection_back() {
     for doing in Doing::ALL {
         everywhere(async |case| {
             let answer = half_way(case, doing).await;
@@ -63,7 +63,7 @@ async fn a_request_dropped_in_any_state_gives_the_connection_back() {
 }
 
 #[tokio::test]
-async fn a_time_out_layer_outside_gives_the_connection_back() {
+async fn a_timeout_layer_outside_gives_the_connection_back() {
     everywhere(async |case| {
         let writes = case.writes();
         let app = case.app(move |db: DbSession| stay(Doing::Querying, writes, db));
@@ -89,7 +89,7 @@ async fn a_time_out_layer_outside_gives_the_connection_back() {
 }
 
 #[tokio::test]
-async fn a_time_out_layer_inside_gives_the_connection_back() {
+async fn a_timeout_layer_inside_gives_the_connection_back() {
     everywhere(async |case| {
         let writes = case.writes();
         let handler = any(move |db: DbSession| stay(Doing::Querying, writes, db));

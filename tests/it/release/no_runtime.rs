@@ -62,7 +62,7 @@ async fn a_request_dropped_on_a_plain_thread_gives_the_connection_back() {
 }
 
 #[test]
-fn a_runtime_dropped_with_sessions_out_panics_nowhere() {
+fn g11_a_runtime_dropped_with_sessions_out_panics_nowhere() {
     let outer = Runtime::new().unwrap();
     for (kind, doing) in Kind::ALL
         .into_iter()

@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_handle_that_outlives_its_request_is_dead() {
+async fn g6_a_handle_that_outlives_its_request_is_dead() {
     everywhere(async |case| {
         let (writes, (out, mut tasks)) = (case.writes(), mpsc::unbounded_channel());
         let go = Arc::new(Notify::new());

@@ -25,7 +25,7 @@ fn gives_up(kind: Kind) -> bool {
 const SERVERS: [Kind; 3] = [Kind::Postgres, Kind::MySql, Kind::SqliteFile];
 
 #[tokio::test]
-async fn a_transaction_that_the_server_has_given_up_is_not_called_committed() {
+async fn a_transaction_that_the_server_aborted_is_not_called_committed() {
     for kind in SERVERS {
         let test = TestDb::new(kind).await;
         let db = test.connect(3).await;

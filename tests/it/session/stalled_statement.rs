@@ -266,7 +266,7 @@ async fn a_statement_from_another_address_is_not_taken_for_lost() {
 
 /// Nothing can be asked about a connection whose process is not known.
 #[tokio::test]
-async fn a_connection_that_never_says_who_serves_it_is_given_up() {
+async fn a_connection_whose_process_id_never_arrives_is_closed() {
     for (kind, asks) in [
         (Kind::Postgres, "backend_start"),
         (Kind::MySql, "CONNECTION_ID()"),

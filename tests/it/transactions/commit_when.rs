@@ -125,7 +125,7 @@ async fn an_error_of_the_inner_service_passes_untouched_after_the_rollback() {
 }
 
 #[tokio::test]
-async fn an_answer_leaves_after_the_end_of_its_transaction() {
+async fn g8_an_answer_leaves_after_the_end_of_its_transaction() {
     for kind in [Kind::Postgres, Kind::MySql] {
         let world = World::new(kind, 1).await;
         let app = Router::new()

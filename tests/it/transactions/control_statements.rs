@@ -137,7 +137,7 @@ fn assert_found_out(response: &Response, case: &str) {
 }
 
 #[tokio::test]
-async fn h15_a_transaction_ended_by_raw_code_is_found_out() {
+async fn h15_a_transaction_ended_by_raw_code_is_noticed() {
     for kind in Kind::ALL {
         for sql in ["COMMIT", "ROLLBACK", "ROLLBACK; BEGIN", "COMMIT; BEGIN"] {
             if kind == Kind::MySql && sql.contains(';') {
@@ -222,7 +222,7 @@ async fn h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres() {
 }
 
 #[tokio::test]
-async fn h15_stored_code_that_commits_is_found_out() {
+async fn h15_stored_code_that_commits_is_noticed() {
     for sql in [
         "CALL commits()",
         "EXECUTE IMMEDIATE 'COMMIT'",

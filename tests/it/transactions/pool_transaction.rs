@@ -100,7 +100,7 @@ async fn a_job_that_panics_or_is_dropped_is_rolled_back() {
 }
 
 #[tokio::test]
-async fn the_options_are_in_force() {
+async fn a_jobs_transaction_has_its_options() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let pool = session_pool(world.db.clone());
@@ -278,7 +278,7 @@ async fn a_rollback_only_job_that_returns_ok_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_conflict_beside_a_job_that_was_committed_is_not_to_be_sent_again() {
+async fn a_conflict_beside_a_committed_job_has_no_retry_after() {
     let site = Site::new(Kind::Postgres).await;
     site.run(
         "CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql \

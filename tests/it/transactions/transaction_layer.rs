@@ -102,7 +102,7 @@ async fn the_innermost_layer_decides_whether_there_is_a_transaction() {
 }
 
 #[tokio::test]
-async fn a_handlers_dbtx_counts_more_than_a_route_without() {
+async fn a_handlers_dbtx_overrides_a_route_in_autocommit() {
     for kind in Kind::ALL {
         let world = World::new(kind, 1).await;
         let app = serve(async |tx: DbTx| {

@@ -179,7 +179,7 @@ async fn a_backend_ended_in_the_midst_of_commit_is_unknown() {
 }
 
 #[tokio::test]
-async fn an_early_commit_lost_on_the_way_ends_the_request_with_an_error() {
+async fn an_early_commit_lost_in_the_network_ends_the_request_with_an_error() {
     for kind in SERVERS {
         let (site, proxy) = Site::behind_a_proxy(kind).await;
         let (proxy, hooks) = (Arc::new(proxy), Hooks::default());
