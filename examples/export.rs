@@ -5,7 +5,7 @@
 //! DATABASE_URL=postgres://user:password@localhost/db ROWS=100000 cargo run --release --example export
 //!
 //! curl -o sales.csv -w '%{size_download} bytes in %{time_total} s\n' http://127.0.0.1:3000/sales.csv
-//! grep VmHWM /proc/$(pgrep -x export)/status                # the most memory it ever had
+//! grep VmHWM /proc/$(pgrep -x export)/status                # peak memory
 //! ```
 //!
 //! | rows | file | peak memory, SQLite | peak memory, PostgreSQL |
@@ -13,11 +13,10 @@
 //! | 100 000 | 2.4 MB | 15.0 MiB | 11.7 MiB |
 //! | 1 000 000 | 26 MB | 15.0 MiB | 12.0 MiB |
 //!
-//! The million takes some two seconds, client and database on the same two cores.
-//!
-//! All rows are of one moment: they are read in one transaction, READ ONLY and REPEATABLE READ, that
-//! lasts as long as the body. If the client leaves, it is rolled back and the connection serves others;
-//! if the database fails, the body breaks off, so that half a file is never taken for a whole one.
+//! All rows are from one snapshot: they are read in one transaction, READ ONLY and REPEATABLE READ, that
+//! lasts as long as the body. If the client disconnects, it is rolled back and the connection serves other
+//! requests; if the database fails, the body is aborted, so that a truncated file is never mistaken for a
+//! complete one.
 
 use std::{
     env,
@@ -45,7 +44,7 @@ use tower_sea_orm::{DbSession, DbSessionLayer, PoolConfig, SessionPool, SessionS
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
-/// How much text goes into one piece of the body. A piece per row would cost more than the row.
+/// The size of one chunk of the body. A chunk per row would cost more than the row.
 const PIECE: usize = 16 * 1024;
 
 mod sale {
@@ -72,11 +71,11 @@ mod sale {
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
-    // With `CLOSE`, every session is a line of the log when it ends.
+    // With `CLOSE`, every session logs one line when it ends.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_span_events(FmtSpan::CLOSE);
-    // A file gets no colours.
+    // No colours when the output is a file.
     if io::stdout().is_terminal() {
         log.init()
     } else {
@@ -105,7 +104,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .map_err(|error| format!("cannot connect to {config}: {error}"))?;
     fill(&pool, rows).await?;
 
-    // Outermost: its span gives each session's line of the log the method and the path.
+    // Outermost: its span adds the method and the path to each session's log line.
     let trace =
         TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
     let app = app(pool.clone()).layer(trace);
@@ -114,7 +113,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let closed = async move {
         interrupted().await;
         let cut = pool.close(Duration::from_secs(10)).await;
-        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+        tracing::info!("the database connections are closed; {cut} requests were cut off");
     };
     axum::serve(listener, app)
         .with_graceful_shutdown(closed)
@@ -138,7 +137,7 @@ async fn interrupted() {
     }
 }
 
-/// Makes the table, and `rows` rows in it unless they are there. Some have what CSV must quote.
+/// Creates the table with `rows` rows unless they exist. Some contain characters that CSV must quote.
 pub(crate) async fn fill(pool: &SessionPool, rows: u64) -> Result<(), DbErr> {
     let session = pool.session().await?;
     let mut table = Schema::new(session.backend()).create_table_from_entity(sale::Entity);
@@ -149,7 +148,7 @@ pub(crate) async fn fill(pool: &SessionPool, rows: u64) -> Result<(), DbErr> {
     tracing::info!("making {rows} rows");
     let tx = session.tx();
     sale::Entity::delete_many().exec(&*tx).await?;
-    // MySQL's recursion ends at 1000: a thousand times a thousand at once.
+    // MySQL's recursion ends at 1000, so this is a thousand times a thousand.
     for first in (0..rows).step_by(1_000_000) {
         let sql = format!(
             "INSERT INTO export_example_sale (id, name, cents, remark) \
@@ -182,11 +181,11 @@ async fn export(db: DbSession) -> Result<Response, AppError> {
         .build(tx.backend());
     let rows = tx.rows(select).await?;
     let mut pieces = Box::pin(csv(rows).peekable());
-    // What fails at once is answered with an error; later only the body can break off.
+    // A failure before the first row is an error response; after that, only the body can be aborted.
     if let Some(Err(error)) = pieces.as_mut().next_if(Result::is_err).await {
         return Err(error.into());
     }
-    let pieces = pieces.inspect_err(|error| tracing::error!("an export broke off: {error}"));
+    let pieces = pieces.inspect_err(|error| tracing::error!("an export was aborted: {error}"));
     // Without this, the session would end with the handler.
     let body = tx.hold_until_body_end(Body::from_stream(pieces));
     let headers = [
@@ -199,7 +198,7 @@ async fn export(db: DbSession) -> Result<Response, AppError> {
     Ok((headers, Body::new(body)).into_response())
 }
 
-/// The rows as CSV, read as fast as the client takes them.
+/// The rows as CSV, read as fast as the client accepts them.
 fn csv(rows: SessionStream<'static>) -> impl Stream<Item = Result<Vec<u8>, BoxError>> {
     stream::try_unfold((rows, true), async |(mut rows, is_first)| {
         let mut csv = csv::WriterBuilder::new()
@@ -223,7 +222,7 @@ struct AppError(BoxError);
 
 impl IntoResponse for AppError {
     fn into_response(self) -> Response {
-        // The client learns a status, the log learns the cause.
+        // The client gets a status, the log gets the cause.
         tracing::error!("{}", self.0);
         let known = self.0.downcast_ref().and_then(tower_sea_orm::Error::of);
         known

@@ -1,13 +1,13 @@
-//! Stopping without losing a request: those in progress end, new ones are told to go elsewhere, and one
-//! that takes too long is cut off.
+//! Stopping without losing a request: requests in progress finish, new ones get a 503, and one that takes
+//! too long is cut off.
 //!
 //! ```text
 //! cargo run --example graceful_shutdown                       # SQLite in memory
 //! DATABASE_URL=postgres://user:password@localhost/db cargo run --example graceful_shutdown
 //! ```
 //!
-//! It listens on 127.0.0.1, port 3000 or `PORT`, and gives its requests `GRACE` seconds (10) when it is
-//! told to stop. Try, in other terminals:
+//! It listens on 127.0.0.1, port 3000 or `PORT`, and gives requests in progress `GRACE` seconds (10)
+//! when it is asked to stop. Try, in other terminals:
 //!
 //! ```text
 //! curl -i localhost:3000/count/5      # counts for five seconds in one transaction: 200
@@ -42,7 +42,7 @@ use tracing_subscriber::EnvFilter;
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter);
-    // A file gets no colours.
+    // No colours when the output is a file.
     if io::stdout().is_terminal() {
         log.init()
     } else {
@@ -75,7 +75,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
 /// Serves until `stop`, then gives the requests in progress `grace` to end.
 ///
-/// The pool closes first, while the server still answers: so a new request gets a 503, and not a refused
+/// The pool closes first, while the server still answers, so that a new request gets a 503 and not a refused
 /// connection. Only then does the server stop; by then every request has ended or was cut off.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -86,9 +86,9 @@ pub(crate) async fn serve(
     let app = app(pool.clone());
     let closed = async move {
         stop.await;
-        tracing::info!("told to stop: new requests are refused, others have {grace:?}");
+        tracing::info!("stopping: new requests are refused, those in progress have {grace:?}");
         let cut = pool.close(grace).await;
-        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+        tracing::info!("the database connections are closed; {cut} requests were cut off");
     };
     axum::serve(listener, app)
         .with_graceful_shutdown(closed)
@@ -151,7 +151,7 @@ struct AppError(DbErr);
 
 impl IntoResponse for AppError {
     fn into_response(self) -> Response {
-        // The client learns a status, the log learns the cause.
+        // The client gets a status, the log gets the cause.
         tracing::error!("{}", self.0);
         let Some(known) = tower_sea_orm::Error::of(&self.0) else {
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();

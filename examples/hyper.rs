@@ -29,7 +29,7 @@ use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
 #[tokio::main]
 async fn main() -> ExitCode {
     let log = tracing_subscriber::fmt();
-    // A file gets no colours.
+    // No colours when the output is a file.
     if io::stdout().is_terminal() {
         log.init()
     } else {
@@ -68,7 +68,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             }
         });
     }
-    // The pool closes first, while the server still answers: what takes longer than this is cut off.
+    // The pool closes first, while the server still answers; requests that take longer than this are cut off.
     pool.close(Duration::from_secs(10)).await;
     graceful.shutdown().await;
     Ok(())

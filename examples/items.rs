@@ -35,7 +35,7 @@ use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, PoolConfig, SessionPool};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
-/// What requests in progress have when the service is told to stop.
+/// How long requests in progress may take once the service is asked to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
 pub(crate) mod item {
@@ -60,11 +60,11 @@ pub(crate) mod item {
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
-    // With `CLOSE`, every session is a line of the log when it ends.
+    // With `CLOSE`, every session logs one line when it ends.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_span_events(FmtSpan::CLOSE);
-    // A file gets no colours.
+    // No colours when the output is a file.
     if io::stdout().is_terminal() {
         log.init()
     } else {
@@ -92,12 +92,12 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
     let app = app(pool.clone());
-    // The pool closes first, while the server still answers: a new request gets a 503, and no refused connection.
+    // The pool closes first, while the server still answers: a new request gets a 503, not a refused connection.
     let closed = async move {
         told_to_stop().await;
-        tracing::info!("told to stop: new requests are refused, others have {GRACE:?}");
+        tracing::info!("stopping: new requests are refused, those in progress have {GRACE:?}");
         let cut = pool.close(GRACE).await;
-        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+        tracing::info!("the database connections are closed; {cut} requests were cut off");
     };
     axum::serve(listener, app)
         .with_graceful_shutdown(closed)
@@ -115,17 +115,17 @@ fn port() -> Result<u16, String> {
         .map_err(|_| format!("PORT is \"{port}\": write a number from 0 to 65535"))
 }
 
-/// The service. Its tests give it a pool of their own.
+/// The service. Tests pass in another pool.
 pub(crate) fn app(pool: SessionPool) -> Router {
     Router::new()
         .route("/items", get(list).post(create))
         .route("/items/{item_id}", get(read).put(rename).delete(remove))
         .route_layer(DbSessionLayer::new(pool).lazy())
-        // Outermost: its span gives each session's line of the log the method and the path.
+        // Outermost: its span adds the method and the path to each session's log line.
         .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)))
 }
 
-/// Outside of a request a session comes from the pool.
+/// Outside a request, a session comes from the pool.
 pub(crate) async fn create_table(pool: &SessionPool) -> Result<(), Box<dyn Error>> {
     let session = pool.session().await?;
     let mut table = Schema::new(session.backend()).create_table_from_entity(item::Entity);
@@ -163,7 +163,7 @@ struct NewItem {
     name: Name,
 }
 
-/// A name that every database takes. axum answers 422 for another one, with this text.
+/// A name that every database can store. For any other, axum answers 422 with this text.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct Name(String);
@@ -172,7 +172,7 @@ impl TryFrom<String> for Name {
     type Error = &'static str;
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
-        // PostgreSQL stores no NUL, and MySQL's column has 255 characters.
+        // PostgreSQL cannot store NUL, and MySQL's column has 255 characters.
         if (1..=255).contains(&name.chars().count()) && !name.contains('\0') {
             Ok(Self(name))
         } else {
@@ -216,8 +216,8 @@ async fn create(db: DbSession, Json(new): Json<NewItem>) -> Result<impl IntoResp
     ))
 }
 
-/// Reads and writes in one transaction. It is committed before a success leaves; any other answer rolls
-/// back, and so does a client that leaves.
+/// Reads and writes in one transaction. It is committed before a success is sent; any other response rolls
+/// it back, and so does a client that disconnects.
 async fn rename(
     tx: DbTx,
     Path(item_id): Path<i32>,
@@ -257,7 +257,7 @@ impl IntoResponse for AppError {
             Self::NotFound => return (StatusCode::NOT_FOUND, "no such item").into_response(),
             Self::Database(error) => error,
         };
-        // The client learns a status, the log learns the cause.
+        // The client gets a status, the log gets the cause.
         tracing::error!("{error}");
         let Some(known) = tower_sea_orm::Error::of(&error) else {
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();

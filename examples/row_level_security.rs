@@ -1,5 +1,5 @@
-//! Tenants that cannot see each other: PostgreSQL's row-level security, told by each request's
-//! transaction whose request it is.
+//! Tenants that cannot see each other's rows: PostgreSQL's row-level security, with the tenant bound to each
+//! request's transaction.
 //!
 //! ```text
 //! docker run --rm -p 5432:5432 -e POSTGRES_PASSWORD=secret postgres      # if there is no server yet
@@ -9,12 +9,12 @@
 //! curl -H 'x-tenant: red' http://127.0.0.1:3000/notes         # the note
 //! curl -H 'x-tenant: blue' http://127.0.0.1:3000/notes        # []
 //! curl -i -H 'x-tenant: blue' http://127.0.0.1:3000/notes/1   # 404
-//! curl -i http://127.0.0.1:3000/notes                         # 401, before the database hears of it
+//! curl -i http://127.0.0.1:3000/notes                         # 401, without asking the database
 //! ```
 //!
-//! No handler names the tenant, so none can forget it. Three things make that hold:
+//! No handler names the tenant, so none can forget it. Three things make that work:
 //! - The tenant is set by `on_begin`, after each BEGIN and until the end of that transaction: the next
-//!   request on the same connection starts without, and without a tenant no row is seen.
+//!   request on the same connection starts without a tenant, and without one no row is visible.
 //! - The connections have a role that policies apply to. They do not apply to superusers and to roles
 //!   with BYPASSRLS, nor, without FORCE, to the table's owner.
 //! - That is checked before the service listens.
@@ -51,11 +51,11 @@ const NO_DATABASE: &str = "This example needs a PostgreSQL that it may create a 
     docker run --rm -p 5432:5432 -e POSTGRES_PASSWORD=secret postgres
     DATABASE_URL=postgres://postgres:secret@localhost/postgres cargo run --example row_level_security";
 
-/// The role that the service's connections have: nobody logs in as it, it owns nothing, and policies
-/// apply to it.
+/// The role that the service's connections have: it cannot log in, it owns nothing, and policies apply to
+/// it.
 const ROLE: &str = "notes_app";
 
-/// What a service has in its migrations; it can be run again.
+/// Belongs in a service's migrations; it can be run again.
 ///
 /// A setting that was local to a transaction is `''` after it, on that connection, hence the `nullif`.
 const SCHEMA: &str = "
@@ -81,7 +81,7 @@ const SCHEMA: &str = "
     END $$;
     DO $$ BEGIN
         IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-            GRANT notes_app TO CURRENT_USER; -- a superuser can be everybody anyway
+            GRANT notes_app TO CURRENT_USER; -- a superuser can become any role anyway
         END IF;
     END $$;
     GRANT SELECT, INSERT, UPDATE, DELETE ON note TO notes_app;
@@ -111,11 +111,11 @@ mod note {
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
-    // With `CLOSE`, every session is a line of the log when it ends.
+    // With `CLOSE`, every session logs one line when it ends.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_span_events(FmtSpan::CLOSE);
-    // A file gets no colours.
+    // No colours when the output is a file.
     if io::stdout().is_terminal() {
         log.init()
     } else {
@@ -136,7 +136,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(url: String) -> Result<(), Box<dyn Error>> {
-    // Says at once what is wrong with the URL or the server; the driver's pool would try again for 30 s.
+    // Reports at once what is wrong with the URL or the server; the driver's pool would retry for 30 s.
     let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
     tracing::info!("connecting to {config}");
     let tried = config
@@ -148,7 +148,7 @@ async fn run(url: String) -> Result<(), Box<dyn Error>> {
     options.sqlx_logging(false);
     set_up(options.clone()).await?;
     let pool = connect(options).await?;
-    // Outermost: its span gives each session's line of the log the method and the path.
+    // Outermost: its span adds the method and the path to each session's log line.
     let trace =
         TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO));
     let app = app(pool.clone()).layer(trace);
@@ -158,7 +158,7 @@ async fn run(url: String) -> Result<(), Box<dyn Error>> {
     let closed = async move {
         interrupted().await;
         let cut = pool.close(Duration::from_secs(10)).await;
-        tracing::info!("the database connections are closed; {cut} requests had to be cut off");
+        tracing::info!("the database connections are closed; {cut} requests were cut off");
     };
     axum::serve(listener, app)
         .with_graceful_shutdown(closed)
@@ -183,7 +183,7 @@ async fn interrupted() {
     }
 }
 
-/// Makes the table, its policy and the role, as the user of the URL.
+/// Creates the table, its policy and the role, as the URL's user.
 pub(crate) async fn set_up(mut options: ConnectOptions) -> Result<(), DbErr> {
     let db = Database::connect(options.max_connections(1).clone()).await?;
     // Several statements in one text are one transaction.
@@ -192,11 +192,11 @@ pub(crate) async fn set_up(mut options: ConnectOptions) -> Result<(), DbErr> {
     done.map(drop)
 }
 
-/// The service's pool, whose connections have the role from their first moment on: a forgotten layer,
-/// a background job or the plain `DatabaseConnection` sees no row, instead of all.
+/// The service's pool, whose connections have the role from the start: code without the layer, a background
+/// job or the plain `DatabaseConnection` then sees no rows instead of all of them.
 ///
-/// A login of its own would do as well, and then not even `SET ROLE` leads back to the user of the
-/// URL. Behind a proxy that pools per transaction, `on_begin` can say `set_config('role', $1, true)`.
+/// A separate login works as well, and then not even `SET ROLE` leads back to the URL's user. Behind a proxy
+/// that pools per transaction, `on_begin` can run `set_config('role', $1, true)`.
 pub(crate) async fn connect(mut options: ConnectOptions) -> Result<SessionPool, DbErr> {
     options.map_sqlx_postgres_opts(|options| options.options([("role", ROLE)]));
     let db = Database::connect(options).await?;
@@ -218,20 +218,20 @@ pub(crate) fn app(pool: SessionPool) -> Router {
     protected(routes, pool)
 }
 
-/// Gives `routes` sessions that are the tenant's.
+/// Gives `routes` sessions of the request's tenant.
 pub(crate) fn protected(routes: Router, pool: SessionPool) -> Router {
     let sessions = DbSessionLayer::new(pool).lazy().on_begin(set_tenant);
-    // Of two layers the later one is outside: who you are comes first.
+    // The layer added last is outermost: the tenant is known first.
     routes
         .route_layer(sessions)
         .route_layer(middleware::from_fn(authenticate))
 }
 
-/// Whose request it is.
+/// The tenant that a request belongs to.
 #[derive(Clone)]
 struct Tenant(String);
 
-/// Stands for a real one, which would not believe a header but verify a token.
+/// A stand-in for real authentication, which would verify a token instead of trusting a header.
 async fn authenticate(mut request: Request, next: Next) -> Response {
     let name = request
         .headers()
@@ -241,7 +241,7 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
         .filter(|name| !name.is_empty())
         .map(|name| Tenant(name.to_owned()))
     else {
-        return (StatusCode::UNAUTHORIZED, "an x-tenant header, please").into_response();
+        return (StatusCode::UNAUTHORIZED, "the x-tenant header is missing").into_response();
     };
     request.extensions_mut().insert(tenant);
     next.run(request).await
@@ -291,7 +291,7 @@ async fn create(db: DbSession, Json(new): Json<NewNote>) -> Result<impl IntoResp
     ))
 }
 
-/// Another tenant's note is answered as one that does not exist.
+/// Another tenant's note gets the same answer as one that does not exist.
 async fn read(db: DbSession, Path(id): Path<i64>) -> Result<Json<note::Model>, AppError> {
     note::Entity::find_by_id(id)
         .one(&db)
@@ -311,7 +311,7 @@ impl IntoResponse for AppError {
             Self::NotFound => return (StatusCode::NOT_FOUND, "no such note").into_response(),
             Self::Database(error) => error,
         };
-        // The client learns a status, the log learns the cause.
+        // The client gets a status, the log gets the cause.
         tracing::error!("{error}");
         tower_sea_orm::Error::of(&error)
             .map_or(StatusCode::INTERNAL_SERVER_ERROR, |known| known.status())
