@@ -1,4 +1,4 @@
-//! What a test hears of the log.
+//! The log, as a test sees it.
 
 use std::{
     fmt::{self, Write as _},

@@ -81,7 +81,7 @@ async fn open_transaction_seen_on_mysql() {
     sees_an_open_transaction(Kind::MySql).await;
 }
 
-/// A frozen server answers nobody, neither old connections nor new ones, and
+/// A frozen server answers neither old connections nor new ones, and
 /// a stopped one comes back with what was committed.
 async fn freezes_and_restarts(mut server: OwnServer) {
     let test_db = TestDb::on(&server).await;

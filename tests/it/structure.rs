@@ -23,9 +23,9 @@ const TESTS: [&str; 2] = ["tests", "steps"];
 struct Source {
     /// The file that is being read.
     file: String,
-    /// What each file imports.
+    /// The imports of each file.
     imports: BTreeMap<String, BTreeSet<String>>,
-    /// What each re-exported name leads to.
+    /// The item that each re-exported name leads to.
     exports: BTreeMap<String, String>,
 }
 
@@ -132,7 +132,7 @@ impl<'a> visit::Visit<'a> for Source {
     fn visit_visibility(&mut self, _: &'a Visibility) {}
 }
 
-/// Which file imports what is defined in which others.
+/// Returns the files from which each file imports.
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {
     let mut source = Source::default();
     source.read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "crate");

@@ -1,4 +1,4 @@
-//! G1, G10: an exhausted pool is a 503 in the form that the client asked for, told apart from a server that is down.
+//! G1, G10: an exhausted pool is a 503 in the form that the client asked for, distinct from a server that is down.
 
 use std::{
     sync::{Arc, Mutex},
@@ -92,7 +92,7 @@ async fn h25_a_database_that_is_down_is_distinguished_from_a_full_pool() {
     }
 }
 
-/// Which failure to acquire it is.
+/// Names the kind of failure to acquire.
 fn describe(error: Option<&Error>) -> String {
     let what = match error {
         Some(error) if error.is_exhausted() => "exhausted",

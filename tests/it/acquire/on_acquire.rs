@@ -41,7 +41,7 @@ fn counter(kind: Kind) -> ([&'static str; 2], &'static str) {
     }
 }
 
-/// How often the connection of `db` was prepared.
+/// Returns how often the connection of `db` was prepared.
 async fn runs(kind: Kind, db: &DbSession) -> i64 {
     value(db, counter(kind).1).await
 }
@@ -115,7 +115,7 @@ async fn on_acquire_prepares_each_connection_once_for_one_request() {
     }
 }
 
-/// What a plain user of the pool sees of the set-up.
+/// Returns the effect of the set-up that a plain user of the pool sees.
 async fn unprepared(kind: Kind, db: &DatabaseConnection) -> i64 {
     match kind {
         Kind::SqliteFile => {

@@ -25,10 +25,10 @@ use crate::support::{
 
 const CONNECTIONS: u32 = 10;
 
-/// How long each combination of clients is at it.
+/// How long each combination of clients sends requests.
 const SPAN: Duration = Duration::from_secs(2);
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Default)]
 struct Load {
     served: AtomicU64,

@@ -127,7 +127,7 @@ fn open_gate() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(1))
 }
 
-/// A server on a port of its own; it ends with this value.
+/// A server on a free port; it ends with this value.
 struct Server {
     port: u16,
     task: JoinHandle<()>,

@@ -152,7 +152,7 @@ async fn doomed_rows(tx: DbTx) -> Response {
     response
 }
 
-/// How many rows a client of HTTP/1.0 gets until the connection ends.
+/// Returns how many rows a client of HTTP/1.0 gets until the connection ends.
 async fn rows_over_http_1_0(app: Router, path: &str) -> usize {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap())

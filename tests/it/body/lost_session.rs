@@ -1,4 +1,4 @@
-//! G7, G8: bodies that lose their session, or that have nothing to send for long.
+//! G7, G8: bodies that lose their session, or that have nothing to send for a long time.
 
 use std::{
     convert::Infallible,
@@ -123,7 +123,7 @@ async fn a_closed_pool_keeps_autocommitted_writes_and_rolls_the_rest_back() {
     }
 }
 
-/// Holds up each COMMIT that inserts items, until whoever has the lock lets go.
+/// Holds up each COMMIT that inserts items, until the lock is released.
 const GATE: &str = "
     CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$;

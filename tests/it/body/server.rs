@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::support::wait::BOUND;
 
-/// What `axum::serve` serves until it is told to stop.
+/// A service behind `axum::serve`, until it is stopped.
 pub struct Server {
     pub port: u16,
     pub stop: Option<oneshot::Sender<()>>,

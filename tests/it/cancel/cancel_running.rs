@@ -27,13 +27,13 @@ use crate::support::{
     wait::eventually,
 };
 
-/// What a client's leaving may cost at most, beyond what the same cancel costs an administrator.
+/// The most that a client's leaving may cost beyond the cost of the same cancel by an administrator.
 const GONE: Duration = Duration::from_millis(100);
 
 /// Seconds that a query sleeps that is not to end by itself: more than any test waits.
 pub const LONG: f64 = 600.0;
 
-/// Whether a query [sleeps](sleep) to its end.
+/// Returns whether a query [sleeps](sleep) to its end.
 pub async fn sleeps_undisturbed(db: &DbSession, kind: Kind, seconds: f64) -> bool {
     let Ok(rows) = db.query_all_raw(sleep(kind, seconds)).await else {
         return false;
@@ -96,7 +96,7 @@ pub async fn all_gone(site: &Site) {
     .await;
 }
 
-/// How long an administrator's own cancel takes until the query is seen to be gone.
+/// Returns how long an administrator's own cancel takes until the query is seen to be gone.
 async fn cancelled_by_hand(site: &Site) -> Duration {
     let (db, query) = (site.db.clone(), sleep(site.kind(), LONG));
     let query = tokio::spawn(async move { drop(db.query_all_raw(query).await) });

@@ -40,7 +40,7 @@ async fn slow_site(kind: Kind) -> (Site, Option<Proxy>) {
     }
 }
 
-/// What a request did, and what its hooks said.
+/// The work of a request, and the reports of its hooks.
 #[derive(Default)]
 struct Trace {
     names: [String; 2],

@@ -25,7 +25,7 @@ use crate::support::{
     wait::eventually,
 };
 
-/// What is around the work that is dropped.
+/// The code around the work that is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Around {
     /// Nothing: what it begins is a transaction of its own.
@@ -36,11 +36,11 @@ enum Around {
     Layer,
     /// The transaction of a `DbTx`, in which something has been done.
     Argument,
-    /// That of `pool.transaction`.
+    /// The transaction of `pool.transaction`.
     Job,
 }
 
-/// What is dropped.
+/// The work that is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     /// Everything that a transaction can do, then `commit()`.
@@ -107,7 +107,7 @@ enum Stage {
     Ended,
 }
 
-/// What a case is told, and by what names its rows go.
+/// The reports that a case gets, and the names of its rows.
 #[derive(Clone)]
 struct Notes {
     stage: Arc<AtomicU8>,
@@ -308,7 +308,7 @@ impl Case {
         again.commit().await.unwrap_or_else(what);
     }
 
-    /// What the client and the handler are told is what others see.
+    /// Checks that the reports to the client and the handler agree with what others see.
     fn judge(&self, notes: &Notes, seen: &[String]) {
         let stage = notes.stage();
         let is_there = |name: &str| seen.contains(&format!("{}_{name}", notes.prefix));
@@ -377,7 +377,7 @@ impl Case {
 }
 
 impl Cut {
-    /// What `work` yields, unless it is dropped before.
+    /// Returns the output of `work`, unless it is dropped before.
     async fn short<F: Future>(self, work: F) -> Option<F::Output> {
         let (mut work, mut polls) = (pin!(work), 0);
         std::future::poll_fn(|cx| {

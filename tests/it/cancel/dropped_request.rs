@@ -39,7 +39,7 @@ const SIZE: u32 = 2;
 /// By how much the server's replies are delayed, so that there are many points to drop at.
 const DELAY: Duration = Duration::from_millis(1);
 
-/// What a request does, and how far it got.
+/// The work of a request, and how far it got.
 struct Work {
     /// Two rows that belong together.
     names: [String; 2],
@@ -310,7 +310,7 @@ impl Case {
         );
     }
 
-    /// Which of the rows others see.
+    /// Returns which of the rows others see.
     async fn seen(&self, work: &Work) -> [bool; 2] {
         [
             count_items(self.view(), &work.names[0]).await == 1,

@@ -149,7 +149,7 @@ fn sleep(kind: Kind, seconds: u32) -> Statement {
     Statement::from_string(kind.backend(), sql)
 }
 
-/// Whether somebody runs [`sleep`] in the observer's database.
+/// Returns whether a session runs [`sleep`] in the observer's database.
 async fn is_sleeping(observer: &DatabaseConnection) -> bool {
     let backend = observer.get_database_backend();
     let sql = match backend {
@@ -167,7 +167,7 @@ async fn is_sleeping(observer: &DatabaseConnection) -> bool {
         .is_some()
 }
 
-/// Ends whoever runs [`sleep`] in the observer's database.
+/// Ends the session that runs [`sleep`] in the observer's database.
 async fn end_sleeping(observer: &DatabaseConnection) {
     let backend = observer.get_database_backend();
     let end = match backend {

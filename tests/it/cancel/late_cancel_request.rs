@@ -35,7 +35,7 @@ const LEFT: f64 = 1.5;
 /// How long a cancel is waited for at least.
 const WAITED_FOR: Duration = Duration::from_secs(4);
 
-/// What is in the text of a cancel.
+/// Returns a part of the text of a cancel.
 fn cancel_of(kind: Kind) -> &'static str {
     if kind == Kind::Postgres {
         "pg_cancel_backend"
@@ -177,7 +177,7 @@ async fn a_connection_whose_cancel_is_not_answered_is_not_reused() {
     }
 }
 
-/// Whether the server ends the connection for cancels or the network does: what was sent on it may come yet.
+/// The server or the network ends the connection for cancels: requests sent on it may still arrive.
 #[tokio::test]
 async fn a_connection_whose_cancel_request_was_lost_is_not_reused() {
     for kind in SERVERS {

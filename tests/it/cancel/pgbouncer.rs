@@ -176,7 +176,7 @@ async fn behind_a_sharing_proxy_no_innocent_statement_is_hit() {
     .await;
 }
 
-/// The server's process of a connection's transaction serves somebody else's when that is over.
+/// The server's process of a connection's transaction serves another client's when that is over.
 #[tokio::test]
 async fn behind_a_sharing_proxy_a_backend_id_is_valid_for_one_transaction() {
     // For the bystander, for the statement that is left, and for the cancel.

@@ -197,7 +197,7 @@ async fn variables_of_other_programs_are_named_in_one_line_of_the_log() {
     assert_eq!(log.text(), "");
 }
 
-/// Runs itself in a process of its own, which has another environment.
+/// Runs itself in a separate process, which has another environment.
 #[test]
 fn the_environment_is_read() {
     const CHILD: &str = "CONFIG_TEST_EXPECTS";

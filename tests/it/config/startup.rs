@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// What connecting gives up after if it waits where it must not.
+/// The time after which connecting fails if it waits where it must not.
 const TOO_LONG: &str = "600s";
 
 /// Its text, its `Debug`, and those of all its sources.
@@ -209,7 +209,7 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
     }
 }
 
-/// Where `[::1]` leads to the server of `url`, or nothing where this machine has no IPv6.
+/// Returns an address on `[::1]` that leads to the server of `url`, or `None` if this machine has no IPv6.
 async fn on_ipv6(url: &str) -> Option<String> {
     let listener = TcpListener::bind("[::1]:0").await.ok()?;
     let (head, rest) = url.split_once("127.0.0.1:")?;

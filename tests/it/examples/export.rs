@@ -43,7 +43,7 @@ enum Http {
     Two,
 }
 
-/// The example on a port of its own.
+/// The example on a free port.
 struct Server {
     pool: SessionPool,
     port: u16,

@@ -29,7 +29,7 @@ use crate::support::{
 #[path = "../../../examples/graceful_shutdown.rs"]
 mod example;
 
-/// The answer to a GET on a connection of its own.
+/// The response to a GET on a separate connection.
 async fn get(port: u16, path: &str) -> (StatusCode, bool, String) {
     let io = TokioIo::new(
         TcpStream::connect((Ipv4Addr::LOCALHOST, port))

@@ -1,4 +1,4 @@
-//! The example `items`, tested as its users would test a service of their own: on a real database
+//! The example `items`, tested as its users would test their own service: on a real database
 //! that keeps nothing of it, and on a mock.
 
 #[allow(

@@ -30,7 +30,7 @@ mod example;
 
 const TENANTS: &str = "SELECT DISTINCT tenant FROM note ORDER BY tenant";
 
-/// The example on a database of its own, in which "red" and "blue" have a note each.
+/// The example on a private database, in which "red" and "blue" have a note each.
 struct Service {
     test: TestDb,
     pool: SessionPool,
@@ -130,7 +130,7 @@ async fn texts<C: ConnectionTrait>(db: &C, sql: &str) -> Result<Vec<String>, DbE
     rows.iter().map(|row| row.try_get_by_index(0)).collect()
 }
 
-/// Whose notes are seen.
+/// Returns the tenants whose notes are visible.
 async fn see<C: ConnectionTrait>(db: &C) -> String {
     texts(db, TENANTS).await.unwrap().join(" ")
 }

@@ -183,7 +183,7 @@ fn an_error_knows_its_code_in_grpc() {
 #[derive(Clone, Debug, PartialEq)]
 struct Tenant(u8);
 
-/// What an answer's maker saw of the request.
+/// Returns the request's parts that the response's maker saw.
 fn seen(parts: &http::request::Parts) -> String {
     let tenant = parts.extensions.get::<Tenant>().map(|tenant| tenant.0);
     let id = parts

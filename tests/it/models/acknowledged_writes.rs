@@ -36,7 +36,7 @@ struct Plan {
     cancelled: Option<u32>,
 }
 
-/// What it does, one after the other. Each inserts a row of its own.
+/// Its steps, one after the other. Each inserts a separate row.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Insert,
@@ -73,7 +73,7 @@ enum Exit {
     Kept,
 }
 
-/// What was acknowledged so far.
+/// The rows that were acknowledged so far.
 #[derive(Clone, Debug, Default)]
 struct Ledger {
     /// Rows whose early COMMIT was acknowledged.

@@ -40,7 +40,7 @@ struct Plan {
     cancelled: Option<u32>,
 }
 
-/// What it does with the database: two rows are inserted in every case.
+/// Its work on the database: two rows are inserted in every case.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Autocommit,
@@ -74,7 +74,7 @@ struct Rows([String; 2]);
 type Kept = Arc<Mutex<Vec<SessionTransaction>>>;
 
 impl Work {
-    /// Which rows are there when it has run to its end.
+    /// Returns the rows that are there when it has run to its end.
     fn outcome(self) -> [bool; 2] {
         match self {
             Self::Autocommit | Self::Commit | Self::Nested => [true, true],
@@ -86,7 +86,7 @@ impl Work {
         }
     }
 
-    /// Whether these rows may be there when it was cancelled.
+    /// Returns whether these rows may be there when it was cancelled.
     fn allows(self, rows: [bool; 2]) -> bool {
         match self {
             // One after the other.
@@ -253,7 +253,7 @@ async fn handle(
     }
 }
 
-/// Which rows others see.
+/// Returns the rows that others see.
 async fn seen(observer: &DatabaseConnection, Rows([first, second]): &Rows) -> [bool; 2] {
     [
         count_items(observer, first).await == 1,

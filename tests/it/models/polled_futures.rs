@@ -81,7 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
     (op, fate, any::<bool>()).prop_map(|(op, fate, outside)| Step { op, fate, outside })
 }
 
-/// What the futures of a session share.
+/// The state that the futures of a session share.
 #[derive(Clone)]
 struct Shared {
     db: DbSession,

@@ -112,12 +112,12 @@ type Rows = BTreeSet<usize>;
 #[derive(Clone, Debug, Default)]
 struct Level {
     rows: Rows,
-    /// Those of statements whose futures were dropped: they may have run or not.
+    /// The rows of statements whose futures were dropped: they may have run or not.
     maybe: Rows,
     aborted: bool,
 }
 
-/// What a session with a perfect database would do.
+/// A session with a perfect database.
 #[derive(Clone, Debug, Default)]
 struct Model {
     kind: Option<Kind>,
@@ -131,7 +131,7 @@ struct Model {
 }
 
 impl Model {
-    /// Whose work it is; begins the session's own transaction.
+    /// Returns the level that the work belongs to; begins the session's own transaction.
     fn target(&mut self) -> &mut Level {
         if self.transaction && self.own.is_none() {
             self.own = Some(Level::default());
@@ -233,7 +233,7 @@ impl Model {
     }
 }
 
-/// What a request is to do, and what it has done.
+/// The task of a request, and how far it got.
 #[derive(Clone)]
 struct Order {
     program: Program,
@@ -341,7 +341,7 @@ async fn raw(db: &DbSession) -> Result<(), DbErr> {
     }
 }
 
-/// Which rows of a request others see.
+/// Returns the rows of a request that others see.
 async fn seen(observer: &DatabaseConnection, name: &str) -> Rows {
     let sql = format!("SELECT hits FROM item WHERE name LIKE '{name}-%'");
     let rows = observer
@@ -353,7 +353,7 @@ async fn seen(observer: &DatabaseConnection, name: &str) -> Rows {
         .collect()
 }
 
-/// Whether these may be the rows of a session that has come so far.
+/// Returns whether these may be the rows of a session that has come so far.
 fn allows(model: &Model, rows: &Rows) -> bool {
     rows.is_superset(&model.committed.rows)
         && rows

@@ -21,7 +21,7 @@ use crate::support::{
     wait::eventually,
 };
 
-/// Statements that are whole, some harmless, some not; and what can stand around and inside of them.
+/// Complete statements, some harmless, some not; and texts that can be around and inside them.
 fn pieces(kind: Kind) -> Vec<&'static str> {
     let mut pieces = vec![
         "select 1",
@@ -402,7 +402,7 @@ async fn leaves_the_transaction_alone(
     Ok(())
 }
 
-/// What a connection is like.
+/// Returns the settings of a connection.
 async fn likeness(kind: Kind, db: &impl ConnectionTrait) -> String {
     let sql = match kind {
         Kind::Postgres => {

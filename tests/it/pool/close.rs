@@ -1,4 +1,4 @@
-//! G10, G11: `SessionPool::close` lets nobody in, gives those inside some time, and then ends.
+//! G10, G11: `SessionPool::close` refuses new sessions, gives open ones some time, and then cuts them off.
 
 use std::{
     convert::Infallible,
@@ -39,7 +39,7 @@ async fn close(pool: &SessionPool, within: Duration) -> usize {
         .expect("closed, not hung")
 }
 
-/// How many items of this name there are, for those who come later.
+/// Returns how many items of this name there are, for those who come later.
 async fn left(test: &TestDb, name: &str) -> Option<i64> {
     Some(count_items(&test.observer().await?, name).await)
 }

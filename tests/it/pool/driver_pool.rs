@@ -1,4 +1,4 @@
-//! G17: the driver's pool underneath keeps the meaning of its own settings, and its plain users their share.
+//! G17: the settings of the driver's pool underneath keep their meaning, and its plain users their share.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::support::{
     wait::eventually,
 };
 
-/// What the server calls the connection of a session.
+/// Returns the server's number of a session's connection.
 async fn identity(pool: &SessionPool) -> i64 {
     let session = pool.session().await.unwrap();
     match session.backend() {

@@ -1,4 +1,4 @@
-//! G15, G17: `hold_slow_threshold` logs a session that holds its connection for long, `hold_timeout` takes it away.
+//! G15, G17: `hold_slow_threshold` logs a slow session, `hold_timeout` takes its connection away.
 
 use std::{
     sync::{Arc, Mutex},

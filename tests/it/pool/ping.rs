@@ -1,4 +1,4 @@
-//! G10, G17: `ping` waits for nobody, and tells a server that is down from a full pool.
+//! G10, G17: `ping` does not queue, and distinguishes a server that is down from a full pool.
 
 use futures_util::future::join_all;
 use sea_orm::Database;

@@ -1,4 +1,4 @@
-//! G18: the pool leaves a server that takes no writes any more, whichever way its requests write.
+//! G18: the pool leaves a server that no longer accepts writes, whichever way its requests write.
 
 use std::{
     sync::{
@@ -35,7 +35,7 @@ use crate::{
 /// Two servers, one of which takes writes, and a proxy that leads to it.
 struct Pair {
     servers: [OwnServer; 2],
-    /// Those who may write on a server that is read-only.
+    /// The accounts that may write on a read-only server.
     admins: [DatabaseConnection; 2],
     proxy: Proxy,
     primary: AtomicUsize,
@@ -165,7 +165,7 @@ async fn handle(db: DbSession, way: Way, name: String, fails_over: Option<Arc<Pa
     StatusCode::CREATED.into_response()
 }
 
-/// Whether a request that writes succeeds. Otherwise it is told to come again. The pair fails over after the write.
+/// Returns whether a request that writes succeeds; otherwise it gets a 503. The pair fails over after the write.
 async fn succeeds(
     pool: &SessionPool,
     way: Way,

@@ -9,7 +9,7 @@ use crate::support::{
     wait::eventually,
 };
 
-/// Which connection this is, by a temporary table that has its number.
+/// Returns the connection's number, from a temporary table.
 async fn connection_of(session: &DbSession, next: &mut i32) -> i32 {
     let read = Statement::from_string(session.backend(), "SELECT n FROM numbered");
     if let Ok(Some(row)) = session.query_one_raw(read).await {
@@ -64,7 +64,7 @@ async fn recycling_replaces_every_connection_and_disturbs_no_session() {
     }
 }
 
-/// One that has come back while another session waited for it.
+/// A connection that came back while another session waited for it.
 #[tokio::test]
 async fn recycling_replaces_a_connection_that_is_on_its_way_back() {
     for kind in [Kind::Postgres, Kind::MySql] {

@@ -384,7 +384,7 @@ async fn an_error_names_the_session_that_a_test_keeps() {
     assert!(test.pool().session().await.is_ok());
 }
 
-/// Nothing but the end of a session of its own could end a test's wait.
+/// Only the end of the test's own session could end its wait.
 #[tokio::test]
 async fn a_second_session_beside_the_tests_own_is_refused_at_once() {
     for kind in Kind::ALL {

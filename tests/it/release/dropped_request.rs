@@ -113,7 +113,7 @@ async fn a_timeout_layer_inside_gives_the_connection_back() {
     .await;
 }
 
-/// What a client speaks.
+/// The protocol of a client.
 #[derive(Debug, Clone, Copy)]
 enum Http {
     One,

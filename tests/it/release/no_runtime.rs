@@ -225,7 +225,7 @@ fn h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime() {
 }
 
 /// Drops `value` on a thread that no runtime knows, and asserts that nothing panicked there: also
-/// not where somebody caught it.
+/// not where it was caught.
 fn drop_on_a_plain_thread<T: Send + 'static>(value: T) {
     static HOOK: Once = Once::new();
     static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());

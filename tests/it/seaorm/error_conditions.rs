@@ -29,7 +29,7 @@ fn answer<T>(result: Result<T, DbErr>, told: &std::sync::Mutex<Option<DbErr>>) -
     status
 }
 
-/// What a request came to that runs these, the last of which fails: the layer's answer and the statement's error.
+/// Runs these statements in a request, the last of which fails; returns the layer's response and the statement's error.
 async fn fails(site: &Site, in_transaction: bool, statements: &[&str]) -> (Response, Error) {
     let told = Arc::new(std::sync::Mutex::new(None));
     let statements: Vec<String> = statements.iter().map(|&sql| sql.to_owned()).collect();
@@ -192,7 +192,7 @@ async fn a_write_in_a_read_only_transaction_is_the_same_error_everywhere() {
     }
 }
 
-/// What a connection is refused with.
+/// Returns the error with which a connection is refused.
 async fn refusal(kind: Kind, url: &str) -> DbErr {
     let error = match kind {
         Kind::Postgres => PgConnection::connect(url).await.map(drop).unwrap_err(),

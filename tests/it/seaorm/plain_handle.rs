@@ -1,4 +1,4 @@
-//! G7, G12: sessions without a connection of their own (`DbSession::from`, mocks) keep the same promises.
+//! G7, G12: sessions over a plain connection (`DbSession::from`, mocks) keep the same promises.
 
 use std::{sync::Arc, time::Duration};
 

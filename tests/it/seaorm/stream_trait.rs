@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// What tokio lets a task do in one poll.
+/// The number of operations that tokio lets a task do in one poll.
 const BUDGET: usize = 128;
 
 fn numbers(kind: Kind, rows: usize) -> Statement {

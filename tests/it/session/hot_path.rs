@@ -1,4 +1,4 @@
-//! What a session costs a request in allocations, counted on the request's thread. The numbers are
+//! The allocations that a session costs a request, counted on the request's thread. The numbers are
 //! exact, so these are limits and not measurements.
 
 use axum::{Router, body::Body, routing::get};

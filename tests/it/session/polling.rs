@@ -26,7 +26,7 @@ use crate::support::{
     wait::eventually,
 };
 
-/// What the session's statements run in.
+/// The mode in which the session's statements run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Autocommit,

@@ -17,7 +17,7 @@ async fn one_connection() -> Site {
     Site::with(test, db, 1).await
 }
 
-/// Every way to run a prepared statement, each with a text of its own.
+/// Every way to run a prepared statement, each with a different text.
 async fn run_all(db: &DbSession) -> Result<(), DbErr> {
     let statement = |sql: &str| Statement::from_sql_and_values(db.backend(), sql, [1.into()]);
     db.query_one_raw(statement("SELECT *, 1 FROM item WHERE id = $1"))
@@ -35,7 +35,7 @@ async fn run_all(db: &DbSession) -> Result<(), DbErr> {
     Ok(())
 }
 
-/// What makes the prepared statements of the pool's only connection stale.
+/// Makes the prepared statements of the pool's only connection stale.
 async fn make_stale(site: &Site, how: &'static str) {
     if how.starts_with("ALTER") {
         site.run(how).await;

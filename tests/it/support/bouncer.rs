@@ -42,7 +42,7 @@ impl Bouncer {
     ///
     /// # Panics
     ///
-    /// When it is not installed or does not start.
+    /// If it is not installed or does not start.
     pub fn start(server_port: u16, connections: u32) -> Self {
         let account = Account::of(Engine::Postgres);
         let mut log = String::new();

@@ -65,7 +65,7 @@ pub async fn everywhere(way: impl AsyncFn(&Case<'_>)) {
     }
 }
 
-/// A pool of its own on one kind of database, and a layer over it.
+/// A private pool on one kind of database, and a layer over it.
 pub struct Case<'t> {
     pub test: &'t TestDb,
     pub db: DatabaseConnection,
@@ -178,7 +178,7 @@ impl<'t> Case<'t> {
     }
 }
 
-/// What a request writes before it takes its way out.
+/// The writes of a request before its way out.
 #[derive(Debug)]
 pub struct Writes {
     pub kept: String,
@@ -268,7 +268,7 @@ pub fn rows(backend: DbBackend) -> Statement {
     Statement::from_string(backend, sql)
 }
 
-/// Whether a statement was told that its session is closed.
+/// Returns whether a statement was told that its session is closed.
 pub fn is_closed<T>(result: &Result<T, DbErr>) -> bool {
     let error = result.as_ref().err().and_then(Error::of);
     error.is_some_and(|error| error.is_session_closed())
@@ -280,7 +280,7 @@ pub async fn start<F: Future + Unpin>(future: &mut F) {
     assert!(!ready, "it takes longer than one poll");
 }
 
-/// What a handler is in the middle of, with its transaction open.
+/// The work in the middle of which a handler is, with its transaction open.
 #[derive(Debug, Clone, Copy)]
 pub enum Doing {
     /// Nothing: its connection is idle.

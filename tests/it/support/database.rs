@@ -20,7 +20,7 @@ use super::servers::{Engine, OwnServer, mysql_url, postgres_url};
 /// How long a pool waits for a connection, and SQLite for a lock.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a database is made of.
+/// The kind of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// PostgreSQL.
@@ -74,14 +74,14 @@ impl Kind {
     }
 }
 
-/// A database of its own for one test, with the table
+/// A private database for one test, with the table
 /// `item(id, name unique, hits default 0)`.
 ///
 /// A file is removed on drop. A database on a server stays until the server,
 /// which is a private one, is removed.
 #[derive(Debug)]
 pub struct TestDb {
-    /// What the database is made of.
+    /// The kind of the database.
     pub kind: Kind,
     url: String,
     /// Holds a SQLite file.
@@ -242,7 +242,7 @@ pub async fn try_insert_item<C: ConnectionTrait>(db: &C, name: &str) -> Result<(
     db.execute_raw(statement).await.map(drop)
 }
 
-/// How many items of this name are seen: 0 or 1.
+/// Returns how many items of this name are seen: 0 or 1.
 pub async fn count_items<C: ConnectionTrait>(db: &C, name: &str) -> i64 {
     let sql = "SELECT count(*) AS n FROM item WHERE name = ";
     let backend = db.get_database_backend();

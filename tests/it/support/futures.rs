@@ -1,4 +1,4 @@
-//! Futures that are polled so often and no further.
+//! Futures that are polled a given number of times and no further.
 
 use std::{
     future::poll_fn,

@@ -1,4 +1,4 @@
-//! What the integration tests share: servers, databases, a TCP proxy, bounded
+//! Helpers that the integration tests share: servers, databases, a TCP proxy, bounded
 //! waiting, and the check that a pool is whole.
 #![allow(dead_code, reason = "not every helper is in use at every moment")]
 
@@ -17,7 +17,7 @@ pub mod wait;
 pub mod wire;
 pub mod world;
 
-/// How many cases a property is tried on: `PROPTEST_CASES`, or else `default`.
+/// Returns how many cases a property is tried on: `PROPTEST_CASES`, or else `default`.
 pub fn cases(default: u32) -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()

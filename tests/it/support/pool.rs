@@ -84,7 +84,7 @@ pub async fn returned(pool: &SessionPool) {
 ///
 /// # Panics
 ///
-/// When one of these does not hold; the message says which.
+/// If one of these does not hold; the message says which.
 pub async fn assert_whole(test_db: &TestDb, db: &DatabaseConnection, size: u32) {
     match test_db.kind {
         Kind::Postgres => assert_gives::<Postgres>(db.get_postgres_connection_pool(), size).await,
@@ -148,7 +148,7 @@ where
     .await;
 }
 
-/// How many transactions are open on the observer's database, other than the
+/// Returns how many transactions are open on the observer's database, other than the
 /// observer's own.
 pub async fn open_transactions(observer: &DatabaseConnection) -> usize {
     let backend = observer.get_database_backend();
@@ -193,7 +193,7 @@ pub async fn open_transactions(observer: &DatabaseConnection) -> usize {
     }
 }
 
-/// Whether the first line about a transaction in InnoDB's status says that it
+/// Returns whether the first line about a transaction in InnoDB's status says that it
 /// has begun.
 fn is_active(line: &str) -> bool {
     line.contains(", ACTIVE")

@@ -35,7 +35,7 @@ impl IntoResponse for Failed {
     }
 }
 
-/// A handler that writes one row, outside of a transaction.
+/// A handler that writes one row, outside a transaction.
 pub async fn write(session: DbSession, Path(name): Path<String>) -> Result<(), Failed> {
     let sql = format!("INSERT INTO item (name) VALUES ('{name}')");
     session.execute_unprepared(&sql).await?;
@@ -81,7 +81,7 @@ pub const RELEASE: Duration = Duration::from_millis(500);
 /// A second database's tag.
 pub enum Analytics {}
 
-/// An error of a service that is nobody else's.
+/// An error that only the service itself has.
 #[derive(Debug, PartialEq)]
 pub struct Own(pub u32);
 

@@ -38,7 +38,7 @@ const FREEZE_BOUND: Duration = Duration::from_secs(60);
 /// How often a port is taken anew when another process snatched it.
 const START_TRIES: u32 = 5;
 
-/// What installs the servers.
+/// The command that installs the servers.
 pub(super) const INSTALL: &str =
     "apt-get update && apt-get install -y postgresql mariadb-server pgbouncer";
 
@@ -112,7 +112,7 @@ pub fn mysql_url() -> String {
     env::var("TEST_MYSQL_URL").unwrap_or_else(|_| SERVER.get_or_init(OwnServer::mysql).url())
 }
 
-/// Which server program.
+/// The server program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     /// PostgreSQL.
@@ -143,7 +143,7 @@ impl OwnServer {
     ///
     /// # Panics
     ///
-    /// When PostgreSQL is not installed or does not start.
+    /// If PostgreSQL is not installed or does not start.
     pub fn postgres() -> Self {
         Self::postgres_with(&[])
     }
@@ -157,7 +157,7 @@ impl OwnServer {
     ///
     /// # Panics
     ///
-    /// When it cannot be copied, or does not start.
+    /// If it cannot be copied, or does not start.
     pub fn standby(&self) -> Self {
         let mut standby = Self::stopped(Engine::Postgres, &[]);
         let data = standby.dir.join("data");
@@ -189,7 +189,7 @@ impl OwnServer {
     ///
     /// # Panics
     ///
-    /// When MariaDB is not installed or does not start.
+    /// If MariaDB is not installed or does not start.
     pub fn mysql() -> Self {
         Self::mysql_with(&[])
     }
@@ -207,7 +207,7 @@ impl OwnServer {
         }
     }
 
-    /// Which server program this is.
+    /// Returns the server program.
     pub fn engine(&self) -> Engine {
         self.engine
     }
@@ -245,7 +245,7 @@ impl OwnServer {
 
     /// Ends the server at once, also when it is frozen, and returns when it
     /// is gone: PostgreSQL by an immediate shutdown, MariaDB by `SIGKILL`.
-    /// What was committed is there after [`OwnServer::start`].
+    /// Committed data is there after [`OwnServer::start`].
     pub fn stop(&mut self) {
         if self.pid.take().is_some() {
             let answer = self.order("stop");
@@ -275,7 +275,7 @@ impl OwnServer {
     ///
     /// # Panics
     ///
-    /// When it does not start.
+    /// If it does not start.
     pub fn start(&mut self) {
         assert!(self.pid.is_none(), "the server is started already");
         if let Err(log) = self.try_start() {
@@ -356,12 +356,12 @@ impl OwnServer {
         Err(self.log())
     }
 
-    /// What the server's programs said.
+    /// Returns the output of the server's programs.
     fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    /// Whether the server says, in files of its own, that it is ready.
+    /// Returns whether the server says, in files of its own, that it is ready.
     ///
     /// A connection would not do: it might reach another process's server.
     fn ready(&self, pid: Pid) -> bool {
@@ -498,7 +498,7 @@ fn server_command(engine: Engine, dir: &Path, port: u16) -> Vec<String> {
 ///
 /// # Panics
 ///
-/// When it is not installed; the message says what installs it.
+/// If it is not installed; the message says what installs it.
 fn binary(engine: Engine, name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -558,7 +558,7 @@ fn children(parent: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Whether process `pid` is stopped by a signal, or gone.
+/// Returns whether process `pid` is stopped by a signal, or gone.
 fn stopped(pid: Pid) -> bool {
     matches!(state(pid), None | Some('T' | 'Z'))
 }

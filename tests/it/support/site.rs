@@ -1,4 +1,4 @@
-//! A service with the session layer on a database of its own, and what its requests came to.
+//! A service with the session layer on a private database, and the results of its requests.
 
 use axum::{Router, body::Body, handler::Handler, response::Response, routing::any};
 use http::{Request, header};
@@ -114,12 +114,12 @@ impl Site {
         .await;
     }
 
-    /// How many rows of this name others see: 0 or 1.
+    /// Returns how many rows of this name others see: 0 or 1.
     pub async fn count(&self, name: &str) -> i64 {
         count_items(self.view(), name).await
     }
 
-    /// Which of these rows others see.
+    /// Returns which of these rows others see.
     pub async fn seen<const N: usize>(&self, names: [&str; N]) -> [bool; N] {
         let mut seen = [false; N];
         for (seen, name) in seen.iter_mut().zip(names) {
@@ -145,7 +145,7 @@ pub async fn call(app: Router) -> Response {
     }
 }
 
-/// What this does makes the next COMMIT fail.
+/// Makes the next COMMIT fail.
 pub async fn violate(db: &impl ConnectionTrait) {
     db.execute_unprepared("INSERT INTO later VALUES (-1)")
         .await
@@ -181,7 +181,7 @@ pub async fn value<T: sea_orm::TryGetable>(db: &impl ConnectionTrait, sql: &str)
     row.unwrap().try_get_by_index(0).unwrap()
 }
 
-/// Whether the server is MariaDB, and not MySQL.
+/// Returns whether the server is MariaDB, and not MySQL.
 pub async fn is_mariadb(db: &impl ConnectionTrait) -> bool {
     value::<String>(db, "SELECT VERSION()")
         .await

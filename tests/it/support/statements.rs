@@ -72,9 +72,9 @@ pub async fn raw(db: &DbSession, sql: &'static str) {
     }
 }
 
-/// How many statements of the observer's database run whose text has this in it. They have come to where they wait:
-/// one that is being prepared is shown with its text as well. The observer's own are not among them: the server may
-/// show one for a moment after its answer.
+/// Returns how many statements of the observer's database run whose text contains `what`. They have reached the point
+/// where they wait: one that is being prepared is shown with its text as well. The observer's own are not counted: the
+/// server may show one for a moment after its answer.
 pub async fn running(observer: &DatabaseConnection, what: &str) -> usize {
     let backend = observer.get_database_backend();
     let sql = match backend {
@@ -129,7 +129,7 @@ pub async fn marks(pool: &SessionPool) -> BTreeSet<i64> {
         .collect()
 }
 
-/// What tells one connection to the server from another, for as long as it lives.
+/// Returns a number that distinguishes one connection to the server from another, for as long as it lives.
 pub async fn mark<C: ConnectionTrait>(db: &C) -> i64 {
     let backend = db.get_database_backend();
     let sql = match backend {

@@ -16,7 +16,7 @@ pub const LONG: Duration = Duration::from_secs(600);
 ///
 /// # Panics
 ///
-/// When the time is over; the message names `what`.
+/// If the time is over; the message names `what`.
 pub async fn eventually<F, Fut>(what: &str, condition: F)
 where
     F: FnMut() -> Fut,
@@ -32,7 +32,7 @@ where
 ///
 /// # Panics
 ///
-/// When the time is over; the message names `what`.
+/// If the time is over; the message names `what`.
 pub async fn eventually_within<F, Fut>(bound: Duration, what: &str, mut condition: F)
 where
     F: FnMut() -> Fut,
@@ -55,7 +55,7 @@ where
 ///
 /// # Panics
 ///
-/// When all attempts were in vain; the message names `what`.
+/// If all attempts failed; the message names `what`.
 pub async fn in_one_of(attempts: u32, what: &str, mut attempt: impl AsyncFnMut() -> bool) {
     for _ in 0..attempts {
         if attempt().await {

@@ -21,7 +21,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// How many round trips the driver's pool may have added to those of a warm connection since `since`: it sees
+/// Returns how many round trips the driver's pool may have added to those of a warm connection since `since`: it sees
 /// the connection every ten seconds, or when nobody used it for one, and pings it then. None within the first
 /// five seconds, which is all the time that a machine with nothing else to do needs.
 pub fn visits(since: Instant) -> u64 {
@@ -38,7 +38,7 @@ pub struct Proxy {
     accepting: JoinHandle<()>,
 }
 
-/// What the proxy's handle and its connections share.
+/// The state that the proxy's handle and its connections share.
 #[derive(Debug)]
 struct Shared {
     target_port: AtomicU16,
@@ -52,7 +52,7 @@ struct Shared {
     connections: AtomicU64,
     accepted: AtomicU64,
     frozen: watch::Sender<bool>,
-    /// What a chunk has in it that is held back on its way to the server.
+    /// The bytes by which a chunk is held back on its way to the server.
     held_back: watch::Sender<Option<Vec<u8>>>,
     held: AtomicU64,
     /// Whether those that have something held back are closed for their clients.
@@ -164,7 +164,7 @@ impl Proxy {
         self.shared.forsaken.send_replace(true);
     }
 
-    /// How many connections have something held back.
+    /// Returns how many connections have something held back.
     pub fn held(&self) -> u64 {
         self.shared.held.load(Ordering::SeqCst)
     }
@@ -179,17 +179,17 @@ impl Proxy {
         self.shared.silenced.send_modify(|silenced| *silenced += 1);
     }
 
-    /// Whether new connections are closed at once.
+    /// Sets whether new connections are closed at once.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.store(refuse, Ordering::SeqCst);
     }
 
-    /// Whether new connections are accepted and never answered, while the others go on.
+    /// Sets whether new connections are accepted and never answered, while the others go on.
     pub fn mute(&self, mute: bool) {
         self.shared.mute.store(mute, Ordering::SeqCst);
     }
 
-    /// How many bursts went from clients to the server: the number of round
+    /// Returns how many bursts went from clients to the server: the number of round
     /// trips.
     ///
     /// Log-ins and goodbyes are not counted; the statements that a driver
@@ -203,12 +203,12 @@ impl Proxy {
         self.shared.requests.store(0, Ordering::SeqCst);
     }
 
-    /// How many connections there were, those that are open included.
+    /// Returns how many connections there were, those that are open included.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// How many connections are open now.
+    /// Returns how many connections are open now.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
     }
@@ -388,16 +388,16 @@ fn lock(talk: &Mutex<Talk>) -> std::sync::MutexGuard<'_, Talk> {
     talk.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who spoke last on one connection, and whether the log-in is over.
+/// The side that spoke last on a connection, and whether the log-in is over.
 #[derive(Debug, Default)]
 struct Talk {
     client_spoke_last: bool,
-    /// What the client said last is held back.
+    /// The client's last message is held back.
     is_held: bool,
     log_in: LogIn,
 }
 
-/// How far the log-in is, by the protocol that the first chunk gives away:
+/// The progress of the log-in, by the protocol that the first chunk reveals:
 /// only MySQL's server speaks first.
 #[derive(Debug, Default)]
 enum LogIn {

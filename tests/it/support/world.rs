@@ -1,4 +1,4 @@
-//! A database, a pool, and the eyes of somebody else: what the tests of requests have in common.
+//! A database, a pool and an observer beside it: what the tests of requests have in common.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use crate::support::pool::{layer_with, session_layer};
 /// One database with a pool for the service, and a second view of it.
 #[derive(Debug)]
 pub struct World {
-    /// What the database is made of.
+    /// The kind of the database.
     pub kind: Kind,
     test: TestDb,
     /// The service's pool.
@@ -57,7 +57,7 @@ impl World {
         layer_with(&self.db, set)
     }
 
-    /// How many items of this name others see.
+    /// Returns how many items of this name others see.
     pub async fn seen(&self, name: &str) -> i64 {
         count_items(&self.view, name).await
     }
@@ -128,7 +128,7 @@ pub fn inserting(kind: Kind, name: &str) -> Statement {
     )
 }
 
-/// What happened, in order.
+/// The events, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Vec<&'static str>>>);
 
@@ -139,7 +139,7 @@ impl Log {
         async move { log.lock().unwrap().push(what) }
     }
 
-    /// What happened so far.
+    /// Returns the events so far.
     pub fn read(&self) -> Vec<&'static str> {
         self.0.lock().unwrap().clone()
     }

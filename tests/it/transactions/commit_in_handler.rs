@@ -321,7 +321,7 @@ async fn ending_an_untouched_transaction_sends_nothing() {
     }
 }
 
-/// What the handler does about its COMMIT that failed.
+/// Does what the path says about the handler's failed COMMIT.
 async fn after_a_failed_commit(tx: DbTx, Path(then): Path<String>) -> StatusCode {
     insert_item(&tx, "refused").await;
     tx.execute_unprepared(ORPHAN).await.unwrap();

@@ -218,7 +218,7 @@ async fn generic_code_runs_in_the_requests_transaction_with_savepoints() {
     }
 }
 
-/// What a mock saw, as SQL, with the transactions apart.
+/// Returns the SQL that a mock saw, transaction by transaction.
 async fn logged(
     layer: impl FnOnce(DbSessionLayer) -> DbSessionLayer,
     way: &'static str,

@@ -207,7 +207,7 @@ impl Taken {
     }
 }
 
-/// Whether somebody in the observer's database waits for a lock.
+/// Returns whether a session in the observer's database waits for a lock.
 async fn waits(observer: &DatabaseConnection, kind: Kind) -> bool {
     let sql = match kind {
         Kind::Postgres => {
@@ -294,7 +294,7 @@ async fn a_deadlock_victim_is_retryable() {
     }
 }
 
-/// What another connection has changed since this transaction's snapshot, SQLite does not let it change.
+/// SQLite does not let a transaction change what another connection has changed since its snapshot.
 async fn outdated(tx: &DbTx, other: &DatabaseConnection) {
     let _: i64 = value(tx, "SELECT count(*) FROM item").await;
     other

@@ -19,7 +19,7 @@ use crate::support::{
     site::{BOUND, Site, outcome, retry_after, value, violate},
 };
 
-/// Asserts that somebody else can lock the row at once.
+/// Asserts that another session can lock the row at once.
 async fn assert_unlocked(site: &Site, case: &str) {
     let view = site.view();
     let locked = match site.kind() {

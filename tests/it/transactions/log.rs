@@ -101,7 +101,7 @@ async fn statements_without_effect_in_autocommit_are_logged_once_per_text() {
     }
 }
 
-/// What ends a transaction behind its session's back.
+/// The code that ends a transaction behind its session's back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndedBy {
     /// MariaDB's procedure that commits and takes its time.

@@ -60,7 +60,7 @@ const LEFT_BEHIND: [&str; 6] = [
     "CALL leaves('SET @@session.autocommit = off')",
 ];
 
-/// What leaves a mode behind, on this server: MySQL has no EXECUTE IMMEDIATE.
+/// Returns the statement that leaves a mode behind on this server: MySQL has no EXECUTE IMMEDIATE.
 async fn on_this_server(site: &Site, sql: &'static str) -> String {
     match sql.strip_prefix("EXECUTE IMMEDIATE ") {
         Some(text) if !is_mariadb(&site.db).await => format!("CALL leaves({text})"),

@@ -245,7 +245,7 @@ async fn a_read_only_request_that_only_reads_is_committed() {
     }
 }
 
-/// Whether a read that is repeated sees what somebody else has committed meanwhile.
+/// Returns whether a repeated read sees what another session committed meanwhile.
 async fn sees_others(
     db: DbSession,
     view: DatabaseConnection,

@@ -1,4 +1,4 @@
-//! What a transaction costs on the wire.
+//! The cost of a transaction on the wire.
 //!
 //! A proxy counts the round trips. sqlx's own pings would disturb the count, one when a connection is
 //! fetched and one when it is returned. They cannot be switched off in every place, but they can be
@@ -55,7 +55,7 @@ impl Wire {
         DbSessionLayer::new(self.pool.clone())
     }
 
-    /// How many round trips one request costs, all in all.
+    /// Returns how many round trips one request costs, all in all.
     async fn count(&self, layer: DbSessionLayer, uri: &str) -> u64 {
         let app = Router::new()
             .route("/{way}/{statements}", any(work))

@@ -1,4 +1,4 @@
-//! G7: a conflict, or a connection that was not to get, that the handler makes good itself.
+//! G7: a conflict, or a failure to get a connection, from which the handler itself recovers.
 
 use std::{
     sync::{Arc, Mutex},

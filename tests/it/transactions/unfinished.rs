@@ -18,7 +18,7 @@ use crate::support::{
     wait::in_one_of,
 };
 
-/// Where a handle outlives its handler.
+/// The place where a handle outlives its handler.
 #[derive(Clone, Copy, Debug)]
 enum Leak {
     Task,
@@ -270,7 +270,7 @@ async fn a_statement_dropped_half_way_belongs_to_the_transaction() {
     }
 }
 
-/// Whose COMMIT is under way when the handler answers.
+/// The owner of the COMMIT that is running when the handler answers.
 #[derive(Clone, Copy, Debug)]
 enum Stray {
     /// The session's own, early.

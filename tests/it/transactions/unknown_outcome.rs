@@ -1,4 +1,4 @@
-//! G7: COMMIT was sent and its answer never came. The outcome is unknown, and the response says so.
+//! G7: COMMIT was sent and its answer never arrived. The outcome is unknown, and the response says so.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use crate::support::{
     wait::eventually,
 };
 
-/// Which hooks ran.
+/// The hooks that ran.
 #[derive(Clone, Default)]
 struct Hooks(Arc<[AtomicBool; 2]>);
 

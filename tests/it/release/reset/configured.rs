@@ -38,7 +38,7 @@ async fn connect(options: ConnectOptions) -> DatabaseConnection {
     Database::connect(options).await.unwrap()
 }
 
-/// Options whose connections have settings of their own, some with values that are hard to quote.
+/// Options whose connections have extra settings, some with values that are hard to quote.
 fn with_settings(test: &TestDb) -> ConnectOptions {
     let mut options = test.options(2);
     options.map_sqlx_postgres_pool_opts(|options: PoolOptions<_>| {

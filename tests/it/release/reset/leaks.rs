@@ -13,7 +13,7 @@ use crate::support::{
     world::{World, post, serve},
 };
 
-/// What leaves something behind, and the query that sees it.
+/// A statement that leaves something behind, and the query that sees it.
 pub type Leak = (&'static str, &'static str);
 
 const SETTING: &str = "SELECT coalesce(nullif(current_setting('app.x', true), ''), '-')";
@@ -151,7 +151,7 @@ const PRAGMAS: [Leak; 2] = [
     ),
 ];
 
-/// What is left, by the kind of database; and whether the next session has the same connection.
+/// Returns the leaks of a kind of database, and whether the next session has the same connection.
 fn leaks(kind: Kind) -> Vec<(Leak, bool)> {
     let (kept, closed): (&[Leak], &[Leak]) = match kind {
         Kind::Postgres => (&POSTGRES, &POSTGRES_CLOSED),
@@ -197,7 +197,7 @@ async fn go(session: &PoolSession, sql: &'static str, way: Way) {
     }
 }
 
-/// What the next session sees, and what it would see if nothing was left behind.
+/// Returns what the next session sees, and what it would see if nothing was left behind.
 async fn next_sees(kind: Kind, pool: &SessionPool, leak: Leak, way: Way) -> (String, String, bool) {
     let session = pool.session().await.unwrap();
     let before = look(&*session, leak.1).await;

@@ -1,4 +1,4 @@
-//! G13: what a session changes of its connection is gone before the next one has it.
+//! G13: a session's changes to its connection are gone before the next session gets it.
 
 mod configured;
 mod cost;
@@ -10,7 +10,7 @@ use sea_orm::{ConnectionTrait, Statement};
 use self::leaks::Leak;
 use crate::support::{database::Kind, pool::returned};
 
-/// What a query says, as a text; a query that fails says so.
+/// Returns a query's result as a text, or that it failed.
 async fn look<C: ConnectionTrait>(db: &C, sql: &str) -> String {
     let row = db
         .query_one_raw(Statement::from_string(db.get_database_backend(), sql))

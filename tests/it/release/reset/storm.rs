@@ -86,7 +86,7 @@ async fn none_sees_anothers(kind: Kind, leaks: &'static [Leak], reset: Reset) {
     world.assert_whole().await;
 }
 
-/// Those that do not wait for what another connection holds, nor forbid the others' work.
+/// Leaks that neither wait for a lock of another connection nor block the others' work.
 static POSTGRES: [Leak; 8] = [
     leaks::POSTGRES[0],
     leaks::POSTGRES[1],
