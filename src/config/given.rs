@@ -92,7 +92,8 @@ impl<'p> Given<'p> {
     /// Returns the error for `key`, whose setting has another value under the name `other`.
     pub(super) fn disagreement(&self, key: &str, other: &str) -> ConfigError {
         let other = self.key(&[other]);
-        let why = "is another name of the same setting, with a different value: keep one of the two";
+        let why =
+            "is another name of the same setting, with a different value: keep one of the two";
         ConfigError::new(key, format!("`{other}` {why}"))
     }
 

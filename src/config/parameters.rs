@@ -137,10 +137,7 @@ impl Values {
         };
         let why = match self {
             OneOf(values) if values.split(' ').all(|known| known != folded) => {
-                return Some(format!(
-                    "must be one of {}",
-                    listed(values.split(' '))
-                ));
+                return Some(format!("must be one of {}", listed(values.split(' '))));
             }
             Number if value.parse::<usize>().is_err() => "is not a number",
             Port if value.parse::<u16>().is_err() => "is not a port",

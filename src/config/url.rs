@@ -143,8 +143,7 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-const SEVERAL_HOSTS: &str =
-    "it names several hosts, and sqlx connects to one: write one host name that follows the primary";
+const SEVERAL_HOSTS: &str = "it names several hosts, and sqlx connects to one: write one host name that follows the primary";
 
 /// Returns what is wrong with a text that cannot be parsed.
 fn ill_formed(text: &str) -> &'static str {
@@ -219,17 +218,18 @@ fn backend(scheme: &str) -> Result<DbBackend, String> {
     let postgres = cfg!(feature = "sqlx-postgres");
     let mysql = cfg!(feature = "sqlx-mysql");
     let sqlite = cfg!(feature = "sqlx-sqlite");
-    let (right, backend, feature, is_built_in) =
-        match dialect {
-            "postgres" => ("postgres", DbBackend::Postgres, "sqlx-postgres", postgres),
-            "postgresql" => ("postgresql", DbBackend::Postgres, "sqlx-postgres", postgres),
-            "mysql" | "mariadb" => ("mysql", DbBackend::MySql, "sqlx-mysql", mysql),
-            "sqlite" => ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", sqlite),
-            _ => return Err(
+    let (right, backend, feature, is_built_in) = match dialect {
+        "postgres" => ("postgres", DbBackend::Postgres, "sqlx-postgres", postgres),
+        "postgresql" => ("postgresql", DbBackend::Postgres, "sqlx-postgres", postgres),
+        "mysql" | "mariadb" => ("mysql", DbBackend::MySql, "sqlx-mysql", mysql),
+        "sqlite" => ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", sqlite),
+        _ => {
+            return Err(
                 "not a supported database: write `postgres://…`, `mysql://…` or `sqlite://…`"
                     .to_owned(),
-            ),
-        };
+            );
+        }
+    };
     if is_pythons {
         Err(format!(
             "the part after `+` names a Python driver: write `{right}://…`"

@@ -71,7 +71,10 @@ fn postgresql_refuses_what_sqlx_would_pass_over_and_names_the_right_one() {
                 "frobnicate=hunter2",
                 "its parameter `frobnicate`: the known ones are `sslmode`",
             ),
-            ("hunter2", "one of its parameters; the known ones are `sslmode`"),
+            (
+                "hunter2",
+                "one of its parameters; the known ones are `sslmode`",
+            ),
             (
                 "options[search_path=a",
                 "its parameter `options[search_path`",
@@ -87,10 +90,7 @@ fn postgresql_refuses_values_that_sqlx_would_and_parameters_that_disagree() {
     assert_refused(
         "postgres://app:hunter2@h/shop",
         &[
-            (
-                "sslmode=hunter2",
-                "`sslmode` must be one of `disable`",
-            ),
+            ("sslmode=hunter2", "`sslmode` must be one of `disable`"),
             ("sslmode=required", "`require`"),
             ("sslmode=", "`require`"),
             ("sslmode=require&sslmode=disable", "disagree"),

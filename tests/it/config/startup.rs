@@ -1,4 +1,4 @@
-//! G10, G15: `PoolConfig::connect` on real servers: servers that start late, wrong passwords, names that do not resolve.
+//! G10, G15: `PoolConfig::connect` on real servers: servers that start late, wrong passwords, unresolvable names.
 
 use std::{
     sync::{

@@ -266,7 +266,11 @@ async fn a_lost_transaction_is_never_answered_below_400() {
             }),
     )
     .await;
-    assert_eq!(count(&log, "connection was taken away"), 5 * 12, "one line each");
+    assert_eq!(
+        count(&log, "connection was taken away"),
+        5 * 12,
+        "one line each"
+    );
     assert_eq!(count(&log, "ERROR"), 0, "{:?}", log.lines());
 }
 
