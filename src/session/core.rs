@@ -14,7 +14,12 @@ use std::{
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{origin::Origin, plan::Plan, stack::Caller, state::State, turns::Turns};
+use super::{
+    plan::{Origin, Plan},
+    stack::Caller,
+    state::State,
+    turns::Turns,
+};
 use crate::{
     error::Kind,
     pool::{self, Holder, Hook, PoolInner, SessionPool},

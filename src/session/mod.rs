@@ -18,7 +18,6 @@ mod hook_runner;
 mod hooks;
 mod launch;
 mod order;
-mod origin;
 mod outcome;
 mod pass_through;
 mod phase;
