@@ -22,12 +22,11 @@ use super::stream::SessionStream;
 use super::{
     acquire::check_out_early,
     body_hold::hold_body,
-    core::Core,
+    core::{Core, register},
     early_end::{commit, roll_back},
     end::release,
     guard::SessionGuard,
     handle::Handle,
-    hook_runner::register,
     hooks::After,
     order, pass_through,
     plan::{Mode, OpenedFor, Order, Plan},

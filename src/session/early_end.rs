@@ -7,8 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     call::Call,
-    core::{Core, Turn},
-    hook_runner::run_hooks,
+    core::{Core, Turn, run_hooks},
     launch::{CallRequest, launch},
     pass_through::{OwnTransaction, end_own},
     queue::in_turn,

@@ -5,10 +5,9 @@ use std::{mem, sync::Arc, time::Duration};
 use sea_orm::DbErr;
 
 use super::{
-    core::{Core, Locked, Turn},
+    core::{Core, Locked, Turn, run_hooks},
     detach::detach,
     finish::give_back,
-    hook_runner::run_hooks,
     launch::{CallRequest, launch},
     phase::{CutOff, Over, Phase, Rollback},
     queue::{enqueue_detached, in_turn},

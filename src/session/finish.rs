@@ -5,8 +5,7 @@ use std::{mem, sync::Arc, task::Waker};
 use sea_orm::DbErr;
 
 use super::{
-    core::{Core, Locked},
-    hook_runner::run_hooks,
+    core::{Core, Locked, run_hooks},
     slot::{PolledBy, Running, Slot},
     stack::Purpose,
     state::State,

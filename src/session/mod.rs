@@ -14,7 +14,6 @@ mod finish;
 mod guard;
 mod handle;
 mod holder;
-mod hook_runner;
 mod hooks;
 mod launch;
 mod order;

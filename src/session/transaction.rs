@@ -8,11 +8,10 @@ use sea_orm::{
 };
 
 use super::{
-    core::Core,
+    core::{Core, register},
     early_end::answered,
     end,
     handle::Handle,
-    hook_runner::register,
     hooks::After,
     launch::CallRequest,
     pass_through,

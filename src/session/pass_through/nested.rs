@@ -6,9 +6,8 @@ use sea_orm::{DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait};
 
 use super::{
     super::{
-        core::Core,
+        core::{Core, run_hooks},
         handle::Handle,
-        hook_runner::run_hooks,
         stack::{Caller, TransactionId},
     },
     admission::{admit, heed},

@@ -7,9 +7,8 @@ use tokio::time::timeout;
 
 use super::{
     super::{
-        core::{Core, Turn},
+        core::{Core, Turn, run_hooks},
         handle::Handle,
-        hook_runner::run_hooks,
         plan::Mode,
         queue::enqueue,
         stack::Caller,
