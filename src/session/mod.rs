@@ -9,7 +9,6 @@ mod db_session;
 mod detach;
 mod early_end;
 mod end;
-mod failures;
 mod finish;
 mod guard;
 mod handle;

@@ -2,7 +2,10 @@
 
 use sea_orm::DbErr;
 
-use super::{failures::Failures, hooks::Hooks, standing::Standing};
+use super::{
+    hooks::Hooks,
+    standing::{Failures, Standing},
+};
 use crate::{
     connection::Operation,
     error::{Error, Kind},
