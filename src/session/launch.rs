@@ -6,9 +6,8 @@ use sea_orm::{DbBackend, DbErr};
 
 use super::{
     call::Call,
-    cancel::Cancel,
     core::{Core, Locked, Turn},
-    slot::{CallKind, Running, Slot},
+    slot::{CallKind, Cancel, Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
 };

@@ -3,7 +3,6 @@
 mod acquire;
 mod body_hold;
 mod call;
-mod cancel;
 mod core;
 mod db_session;
 mod detach;

@@ -1,15 +1,16 @@
-//! [`Slot`]: the place of the session's connection, and [`Running`]: the call that owns it meanwhile.
+//! [`Slot`]: the place of the session's connection; [`Running`]: the call that owns it meanwhile; and [`Cancel`]: the
+//! permission to have the server stop that.
 
 use std::{future::Future, mem, pin::Pin, sync::Arc, task::Waker, time::Duration};
 
-use sea_orm::DbErr;
+use sea_orm::{DbBackend, DbErr};
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{cancel::Cancel, core::Turn, stack::Purpose};
+use super::{core::Turn, stack::Purpose};
 use crate::{
-    connection::{CancelHandle, Operation},
-    pool::{CheckedOut, Finished},
-    sql::Redacted,
+    connection::{CancelHandle, Operation, Peer},
+    pool::{CheckedOut, Finished, PoolInner},
+    sql::{Classified, Redacted},
 };
 
 /// The place of the session's connection.
@@ -204,5 +205,64 @@ impl CallKind {
             Operation::Raw(_) => Self::Raw,
             _ => Self::Statement,
         }
+    }
+}
+
+/// Permission to have the server stop a running call.
+pub(super) struct Cancel {
+    handle: Arc<CancelHandle>,
+    /// Also while the session goes on, which does not depend on the call.
+    at_any_time: bool,
+}
+
+impl Cancel {
+    /// Returns whether `operation` may be stopped, and how its connection is to be identified for that.
+    ///
+    /// Outside a transaction only what reads: a write is finished. Inside, every statement, but only when the
+    /// session ends: the handler's transaction is not to be aborted behind its back.
+    pub(super) fn of(
+        operation: &Operation,
+        text: Classified,
+        in_transaction: bool,
+        pool: &PoolInner,
+        connection: &mut CheckedOut,
+    ) -> (Option<Self>, Option<Peer>) {
+        if !pool.settings().cancel_running || pool.is_test() {
+            return (None, None);
+        }
+        // Also what is not to be stopped is identified: its answer may be lost.
+        let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
+        let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
+            return (None, None);
+        };
+        let route = match pool.backend() {
+            DbBackend::Sqlite => Peer::Server,
+            _ => pool.cancels().route(),
+        };
+        let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
+        let cancel = is_stoppable.then(|| {
+            handle.prepare();
+            Self {
+                handle,
+                at_any_time: !in_transaction,
+            }
+        });
+        (cancel, Some(route))
+    }
+
+    /// The session has ended.
+    pub(super) fn session_ended(&self) {
+        self.handle.abandon();
+    }
+
+    /// The handler has dropped the statement, and may go on.
+    pub(super) fn call_dropped(&self) {
+        if self.at_any_time {
+            self.handle.abandon();
+        }
+    }
+
+    pub(super) fn cancel_handle(&self) -> Arc<CancelHandle> {
+        self.handle.clone()
     }
 }
