@@ -8,12 +8,11 @@ use tokio::time::timeout;
 use super::{
     call::Call,
     core::{Core, Turn, run_hooks},
-    launch::{CallRequest, launch},
     pass_through::{OwnTransaction, end_own},
     queue::in_turn,
     stack::{Caller, Stack},
     state::State,
-    statement::run,
+    statement::{CallRequest, launch, run},
 };
 use crate::{
     connection::{Operation, Output},

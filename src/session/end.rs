@@ -8,12 +8,12 @@ use super::{
     core::{Core, Locked, Turn, run_hooks},
     detach::detach,
     finish::give_back,
-    launch::{CallRequest, launch},
     phase::{CutOff, Over, Phase, Rollback},
     queue::{enqueue_detached, in_turn},
     slot::{Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
+    statement::{CallRequest, launch},
 };
 use crate::{connection::Operation, error::Kind};
 

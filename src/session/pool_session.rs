@@ -14,9 +14,9 @@ use super::{
     core::Core,
     db_session::DbSession,
     guard::SessionGuard,
-    handle::Handle,
     plan::{OpenedFor, Plan},
     settle::{Decision, Ended},
+    statement::Handle,
     tx::DbTx,
 };
 use crate::{Error, SessionPool};

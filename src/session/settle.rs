@@ -10,13 +10,13 @@ use super::{
     core::{Core, Turn},
     detach::detach,
     end::end,
-    launch::{CallRequest, launch},
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
     queue::drive,
     slot::{CallKind, PolledBy, Slot},
     stack::{Caller, Purpose},
     state::State,
+    statement::{CallRequest, launch},
 };
 use crate::{
     connection::Operation,

@@ -1,23 +1,60 @@
-//! Statements: vetted, put into their turn, and run on the session's connection.
+//! Statements: vetted, put into their turn, and launched on the session's connection.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
-use sea_orm::DbErr;
+use sea_orm::{DatabaseTransaction, DbBackend, DbErr};
 
 use super::{
     acquire::{check_out, try_check_out},
     call::Call,
-    core::Core,
-    launch::{CallRequest, launch},
+    core::{Core, Locked, Turn},
     queue::enqueue,
-    stack::Caller,
+    slot::{CallKind, Cancel, Running, Slot},
+    stack::{Caller, Purpose, TransactionId},
+    state::State,
 };
 use crate::{
-    connection::{Operation, Output},
+    connection::{Operation, Output, Task},
     error::Kind,
+    pool::CheckedOut,
     sql::{Classified, Effect, Redacted, classify},
     telemetry,
 };
+
+/// A session or one of its transactions, as its statements see it.
+#[derive(Clone, Copy)]
+pub(super) struct Handle<'a> {
+    pub(super) core: &'a Arc<Core>,
+    pub(super) caller: Caller,
+    /// The transaction of SeaORM's that the handle stands for, if the session has no connection.
+    pub(super) through: Option<&'a DatabaseTransaction>,
+}
+
+/// An operation that waits for its turn.
+pub(super) struct CallRequest {
+    pub(super) caller: Caller,
+    /// The transaction that it opens.
+    pub(super) opens: Option<TransactionId>,
+    pub(super) operation: Operation,
+    pub(super) text: Classified,
+}
+
+impl CallRequest {
+    /// Asks for an operation without a text.
+    pub(super) fn new(caller: Caller, operation: Operation) -> Self {
+        let text = if matches!(operation, Operation::Raw(_)) {
+            Classified::OPAQUE
+        } else {
+            Classified::OWN
+        };
+        Self {
+            caller,
+            opens: None,
+            operation,
+            text,
+        }
+    }
+}
 
 /// Runs `operation` for `caller` to its end.
 pub(super) async fn run(
@@ -64,4 +101,95 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
         }
         Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok(text),
     }
+}
+
+/// Starts what is asked for, in its turn.
+pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Result<Call, DbErr> {
+    let mut state = core.lock();
+    let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
+    let (operation, text) = (request.operation, request.text);
+    let depth = state.stack.depth();
+    let begin = state.begin_for(&operation);
+    let is_inside = depth > 0 || begin.is_some();
+    let purpose = Purpose::of(&operation, begin.is_some());
+    if purpose == Purpose::Commit {
+        // A hook that is registered while COMMIT is under way belongs to the next transaction.
+        state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
+    }
+    let id = state.new_id();
+    // Open before it is sent: dropped meanwhile, its handle finds something to abandon.
+    if let Some(transaction) = request.opens {
+        state.stack.open(transaction);
+    }
+    // From here on the call exists: whatever drops it gives the connection back or closes it.
+    let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
+    let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
+    if core.pool().has_server() {
+        running.cancel_handle = connection.cancel_handle();
+    }
+    running.is_doubtful = text.is_doubtful() && is_inside;
+    let is_first = mem::take(&mut state.fresh);
+    let task = Task {
+        first: is_first,
+        rested: is_first && has_rested(core, &state),
+        depth,
+        on_acquire: state.rules.on_acquire.clone().filter(|_| is_first),
+        begin,
+        operation: Some(operation),
+        text,
+        doubtful: text.is_doubtful(),
+        reset: core.pool().settings().reset,
+        identify,
+        stoppable: cancel.is_some(),
+    };
+    running.cancel = cancel;
+    Ok(place(core, state, connection, running, task))
+}
+
+/// Takes the connection for what is asked, if that may run now.
+fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOut, Kind> {
+    let open = state.admit(request.caller)?;
+    // The statement may have waited for its turn while a transaction was begun.
+    if request.text.effect == Effect::CommitsImplicitly
+        && (open > 0 || state.is_inside(request.caller))
+    {
+        return Err(Kind::CommitsImplicitly);
+    }
+    match mem::replace(&mut state.slot, Slot::Broken) {
+        Slot::Idle(connection) => Ok(connection),
+        other => {
+            state.slot = other;
+            Err(state.no_connection_for(&request.operation))
+        }
+    }
+}
+
+/// Returns whether the server may have closed the connection as idle before the session's first statement.
+fn has_rested(core: &Core, state: &State) -> bool {
+    core.pool().backend() != DbBackend::Sqlite && state.span.has_rested()
+}
+
+/// Puts a call into the slot, from which it is polled.
+fn place(
+    core: &Arc<Core>,
+    mut state: Locked<'_>,
+    connection: CheckedOut,
+    mut running: Running,
+    task: Task,
+) -> Call {
+    let (id, streams) = (running.id, running.kind == CallKind::Stream);
+    state
+        .runtime
+        .get_or_insert_with(|| connection.runtime().clone());
+    state.span.count();
+    state.streaming = streams;
+    running.future = Some(Box::pin(connection.call(task)));
+    state.slot = Slot::Running(running);
+    drop(state);
+    if streams {
+        // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
+        // waits for them.
+        core.turns().look_again();
+    }
+    Call::new(core.clone(), id, streams)
 }

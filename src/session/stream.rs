@@ -15,12 +15,10 @@ use tokio::sync::mpsc;
 use super::{
     call::{Call, OpenStream},
     core::Core,
-    handle::Handle,
-    launch::CallRequest,
     pass_through::{self, PassedRows},
     slot::Slot,
     stack::Caller,
-    statement::start,
+    statement::{CallRequest, Handle, start},
 };
 use crate::{
     connection::{Operation, Rows},

@@ -11,12 +11,10 @@ use super::{
     core::{Core, register},
     early_end::answered,
     end,
-    handle::Handle,
     hooks::After,
-    launch::CallRequest,
     pass_through,
     stack::{Caller, TransactionId},
-    statement::start,
+    statement::{CallRequest, Handle, start},
 };
 use crate::{connection::Operation, pool::SessionPool};
 

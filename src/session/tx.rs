@@ -7,7 +7,7 @@ use sea_orm::DbBackend;
 
 use super::{
     db_session::{DbSession, DefaultDatabase},
-    handle::Handle,
+    statement::Handle,
 };
 use crate::error::Error;
 

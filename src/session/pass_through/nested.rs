@@ -7,8 +7,8 @@ use sea_orm::{DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait};
 use super::{
     super::{
         core::{Core, run_hooks},
-        handle::Handle,
         stack::{Caller, TransactionId},
+        statement::Handle,
     },
     admission::{admit, heed},
     own::{enter, send_end},

@@ -8,11 +8,10 @@ use tokio::time::timeout;
 use super::{
     super::{
         core::{Core, Turn, run_hooks},
-        handle::Handle,
         plan::Mode,
         queue::enqueue,
         stack::Caller,
-        statement::vet,
+        statement::{Handle, vet},
     },
     admission::admit,
     through::OwnTransaction,

@@ -6,7 +6,11 @@ use futures_util::{Stream, StreamExt, stream};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Statement, StreamTrait};
 
 use super::{
-    super::{core::Core, handle::Handle, stack::Caller, statement::vet},
+    super::{
+        core::Core,
+        stack::Caller,
+        statement::{Handle, vet},
+    },
     admission::{admit, heed},
     own::own_transaction,
 };

@@ -3,7 +3,11 @@
 use sea_orm::{ConnectionTrait, DbErr};
 
 use super::{
-    super::{core::Core, handle::Handle, stack::Caller, statement::vet},
+    super::{
+        core::Core,
+        stack::Caller,
+        statement::{Handle, vet},
+    },
     admission::{admit, check_open, heed},
     own::enter,
 };
