@@ -11,9 +11,9 @@ use sea_orm::DbErr;
 
 use super::{
     core::Core,
-    detach::{detach, put_back},
+    detach::detach,
     finish::{finish, lose},
-    slot::{CallFuture, PolledBy},
+    slot::{CallFuture, PolledBy, Slot},
 };
 use crate::{connection::Output, telemetry};
 
@@ -162,4 +162,27 @@ impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.lock().streaming = false;
     }
+}
+
+/// Puts a call that is not done back into its slot; false if it was detached instead, because the session is over
+/// or the future that waited for it was dropped meanwhile.
+pub(super) fn put_back(core: &Arc<Core>, future: CallFuture, waker: Option<Waker>) -> bool {
+    let mut state = core.lock();
+    let is_over = state.phase.is_over();
+    let Slot::Running(running) = &mut state.slot else {
+        return false;
+    };
+    if is_over || running.polled_by == (PolledBy::Worker { is_left: true }) {
+        detach(core, state, Some(future));
+        return false;
+    }
+    running.future = Some(future);
+    let before = waker.and_then(|waker| running.waker.replace(waker));
+    let is_wanted = running.take_wanted();
+    drop(state);
+    drop(before);
+    if is_wanted {
+        core.turns().wake_worker();
+    }
+    true
 }

@@ -1,13 +1,13 @@
 //! Ends the wait for a running call: the call moves to a task that runs it to its end.
 
-use std::{sync::Arc, task::Waker};
+use std::sync::Arc;
 
 use tokio::time::timeout;
 
 use super::{
     core::{Core, Locked},
     finish::{finish, lose},
-    slot::{CallFuture, CallKind, Detached, PolledBy, Slot},
+    slot::{CallFuture, CallKind, Detached, Slot},
 };
 
 /// Moves the running call to a task, whatever polled it so far, and wakes the future that waited for it. Raw code
@@ -83,27 +83,4 @@ impl Drop for Unfinished {
             lose(&core);
         }
     }
-}
-
-/// Puts a call that is not done back into its slot; false if it was detached instead, because the session is over
-/// or the future that waited for it was dropped meanwhile.
-pub(super) fn put_back(core: &Arc<Core>, future: CallFuture, waker: Option<Waker>) -> bool {
-    let mut state = core.lock();
-    let is_over = state.phase.is_over();
-    let Slot::Running(running) = &mut state.slot else {
-        return false;
-    };
-    if is_over || running.polled_by == (PolledBy::Worker { is_left: true }) {
-        detach(core, state, Some(future));
-        return false;
-    }
-    running.future = Some(future);
-    let before = waker.and_then(|waker| running.waker.replace(waker));
-    let is_wanted = running.take_wanted();
-    drop(state);
-    drop(before);
-    if is_wanted {
-        core.turns().wake_worker();
-    }
-    true
 }

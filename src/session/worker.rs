@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
+    call::put_back,
     core::Core,
-    detach::put_back,
     finish::{finish, lose},
     slot::{CallKind, PolledBy, Slot},
     turns::Head,
