@@ -1,7 +1,6 @@
 //! The second path: sessions without a connection of their own (mock, proxy, plain handles). Their statements go to
 //! SeaORM, and so do their transactions.
 
-mod admission;
 mod nested;
 mod own;
 #[cfg(feature = "stream")]

@@ -10,8 +10,7 @@ use super::{
         stack::{Caller, TransactionId},
         statement::Handle,
     },
-    admission::{admit, heed},
-    own::{enter, send_end},
+    own::{admit, enter, heed, send_end},
 };
 use crate::error::Kind;
 

@@ -11,8 +11,7 @@ use super::{
         stack::Caller,
         statement::{Handle, vet},
     },
-    admission::{admit, heed},
-    own::own_transaction,
+    own::{admit, heed, own_transaction},
 };
 
 /// SeaORM's own stream.

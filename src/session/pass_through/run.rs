@@ -8,8 +8,7 @@ use super::{
         stack::Caller,
         statement::{Handle, vet},
     },
-    admission::{admit, check_open, heed},
-    own::enter,
+    own::{admit, check_open, enter, heed},
 };
 use crate::{
     connection::{Operation, Output},
