@@ -390,7 +390,7 @@ pub use self::{
     response::{DefaultResponseForError, ResponseForError, error_response, problem_json},
     service::DbSessionService,
     session::{DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionTransaction},
-    transaction::{TransactionLayer, TransactionService},
+    transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };
 
 /// Guides: transactions in full, migrating from other stacks, and troubleshooting.

@@ -1,6 +1,7 @@
 //! Transactions of single routes.
 
+mod future;
 mod layer;
 mod service;
 
-pub use self::{layer::TransactionLayer, service::TransactionService};
+pub use self::{future::TransactionFuture, layer::TransactionLayer, service::TransactionService};

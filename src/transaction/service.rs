@@ -2,15 +2,13 @@
 
 use std::{
     fmt,
-    future::{Ready, ready},
     task::{Context, Poll},
 };
 
-use futures_util::future::Either;
 use http::{Request, Response, request::Parts};
 use tower_service::Service;
 
-use super::{TransactionLayer, layer::RoutePolicy};
+use super::{TransactionLayer, future::TransactionFuture, layer::RoutePolicy};
 use crate::{
     DbSession, DefaultDatabase, Error,
     error::Kind,
@@ -54,7 +52,7 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+    type Future = TransactionFuture<S::Future, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -63,13 +61,10 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
         match apply::<Tag>(&self.layer.policy, &parts) {
-            Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
+            Ok(()) => TransactionFuture::serving(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
                 telemetry::response_for(&error);
-                Either::Right(ready(Ok(self
-                    .layer
-                    .respond
-                    .response_for_error(&error, &parts))))
+                TransactionFuture::refused(self.layer.respond.response_for_error(&error, &parts))
             }
         }
     }
