@@ -27,10 +27,8 @@ pub(super) fn with_connection(
 
 /// Acquires a connection before the first statement.
 pub(super) async fn check_out_early(core: &Arc<Core>) -> Result<(), DbErr> {
-    let this = core.clone();
-    enqueue(core, async move {
-        let _turn = this.turn(Caller::Session).await?;
-        check_out(&this, Caller::Session, false).await
+    enqueue(core, Caller::Session, async |core, _turn| {
+        check_out(&core, Caller::Session, false).await
     })
     .await
 }

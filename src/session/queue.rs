@@ -1,6 +1,9 @@
 //! Work that waits for its turn: a job of the session's [`Worker`].
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::{Future, ready},
+    sync::Arc,
+};
 
 use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
@@ -27,25 +30,30 @@ pub(super) async fn in_turn<T: Send + 'static>(
     if let Some(turn) = core.try_turn() {
         return work(core, turn);
     }
-    let this = core.clone();
-    enqueue(core, async move {
-        let turn = this.turn(Caller::Session).await?;
-        work(&this, turn)
-    })
-    .await
+    enqueue(core, Caller::Session, |core, turn| ready(work(&core, turn))).await
 }
 
-/// Puts `work` behind what waits. The returned future only waits for its result.
-pub(super) fn enqueue<T: Send + 'static>(
+/// Puts `work` behind what waits, to be begun in a turn of `caller`. The returned future only waits for its result.
+pub(super) fn enqueue<T, F>(
     core: &Arc<Core>,
-    work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
-) -> BoxFuture<'static, Result<T, DbErr>> {
+    caller: Caller,
+    work: impl FnOnce(Arc<Core>, Turn) -> F + Send + 'static,
+) -> BoxFuture<'static, Result<T, DbErr>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, DbErr>> + Send + 'static,
+{
     #[cfg(feature = "_sqlx")]
     if super::polled::is_polled_for(core) {
         // The turn belongs to that code until it ends.
         let error = crate::error::Kind::RawRunning.into_db_err();
-        return Box::pin(std::future::ready(Err(error)));
+        return Box::pin(ready(Err(error)));
     }
+    let this = core.clone();
+    let work = async move {
+        let turn = this.turn(caller).await?;
+        work(this, turn).await
+    };
     let Some(runtime) = core.runtime() else {
         // There can be no task. That is so with a mock only, whose work is done at the first poll.
         return Box::pin(work);

@@ -78,11 +78,9 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     {
         return launch(core, turn, request);
     }
-    let this = core.clone();
-    enqueue(core, async move {
-        let turn = this.turn(caller).await?;
-        check_out(&this, caller, request.opens.is_some()).await?;
-        launch(&this, turn, request)
+    enqueue(core, caller, async move |core, turn| {
+        check_out(&core, caller, request.opens.is_some()).await?;
+        launch(&core, turn, request)
     })
     .await
 }

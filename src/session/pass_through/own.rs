@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, TransactionTrait,
+};
 use tokio::time::timeout;
 
 use super::{
@@ -29,10 +31,8 @@ pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, 
 pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransaction>, DbErr> {
     admit(core, Caller::Session)?;
     if core.lock().fresh {
-        let this = core.clone();
-        enqueue(core, async move {
-            let _turn = this.turn(Caller::Session).await?;
-            set_up(&this).await
+        enqueue(core, Caller::Session, async |core, _turn| {
+            set_up(&core).await
         })
         .await?;
     }
@@ -47,13 +47,11 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     if own.is_some() {
         return Ok(own);
     }
-    let this = core.clone();
-    enqueue(core, async move {
-        // In a turn, so that statements that run side by side begin one transaction and not two.
-        let _turn = this.turn(Caller::Session).await?;
-        begin_own(&this).await.inspect_err(|error| {
+    // In a turn, so that statements that run side by side begin one transaction and not two.
+    enqueue(core, Caller::Session, async |core, _turn| {
+        begin_own(&core).await.inspect_err(|error| {
             let error = Error::of_begin(error.clone());
-            this.lock().stack.failures.not_begun(error);
+            core.lock().stack.failures.not_begun(error);
         })
     })
     .await
@@ -73,10 +71,7 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     };
     let begun = core.pool().database().begin_with_options(options).await;
     let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
-    for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
-        vet(core, Caller::Session, &statement.sql)?;
-        transaction.execute_raw(statement.clone()).await?;
-    }
+    execute_all(core, &transaction, set_up).await?;
     let own = Arc::new(transaction);
     let mut state = core.lock();
     state.stack.failures.acquired();
@@ -91,12 +86,20 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         let state = core.lock();
         state.rules.on_acquire.clone().filter(|_| state.fresh)
     };
-    for statement in set_up.iter().flat_map(|set_up| set_up.iter()) {
-        vet(core, Caller::Session, &statement.sql)?;
-        let database = core.pool().database();
-        database.execute_raw(statement.clone()).await?;
-    }
+    execute_all(core, core.pool().database(), set_up).await?;
     core.lock().fresh = false;
+    Ok(())
+}
+
+async fn execute_all(
+    core: &Core,
+    db: &impl ConnectionTrait,
+    statements: Option<Arc<[Statement]>>,
+) -> Result<(), DbErr> {
+    for statement in statements.iter().flat_map(|all| all.iter()) {
+        vet(core, Caller::Session, &statement.sql)?;
+        db.execute_raw(statement.clone()).await?;
+    }
     Ok(())
 }
 
