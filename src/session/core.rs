@@ -154,6 +154,49 @@ impl Core {
         drop(state);
         refused.map_or(Poll::Pending, |kind| Poll::Ready(Err(kind.into_db_err())))
     }
+
+    /// Registers `hook` for the transaction of `caller`.
+    pub(super) fn register(
+        self: &Arc<Self>,
+        caller: Caller,
+        after: After,
+        hook: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DbErr> {
+        let mut state = self.lock();
+        if !state.phase.is_open() {
+            return Err(state.closed().into_db_err());
+        }
+        // The hook could hold the last handle, and each would wait for the other to go.
+        if self.origin.is_plain() && state.is_transactional() {
+            return Err(Kind::NoEnd.into_db_err());
+        }
+        let depth = state.depth_of(caller).map_err(Kind::into_db_err)?;
+        state.stack.hooks.register(depth, after, hook);
+        drop(state);
+        self.run_hooks();
+        Ok(())
+    }
+
+    /// Runs the hooks that are due, one after the other in a task; the pool of a test keeps them instead.
+    pub(super) fn run_hooks(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let due = state.stack.hooks.take_due();
+        if due.is_empty() {
+            return;
+        }
+        let runtime = state.runtime.clone();
+        drop(state);
+        let Some(due) = self.pool().keep_hooks(due) else {
+            return;
+        };
+        let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
+            tracing::error!(target: "tower_sea_orm::session", "hooks did not run: no tokio runtime");
+            return;
+        };
+        if self.lock().stack.hooks.enqueue(due) {
+            runtime.spawn(run_queue(self.clone()));
+        }
+    }
 }
 
 impl Drop for Turn {
@@ -200,49 +243,6 @@ impl Drop for Locked<'_> {
         if self.state.stack.hooks.is_any_discarded() {
             self.discarded = Some(self.state.stack.hooks.take_discarded());
         }
-    }
-}
-
-/// Registers `hook` for the transaction of `caller`.
-pub(super) fn register(
-    core: &Arc<Core>,
-    caller: Caller,
-    after: After,
-    hook: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), DbErr> {
-    let mut state = core.lock();
-    if !state.phase.is_open() {
-        return Err(state.closed().into_db_err());
-    }
-    // The hook could hold the last handle, and each would wait for the other to go.
-    if core.origin.is_plain() && state.is_transactional() {
-        return Err(Kind::NoEnd.into_db_err());
-    }
-    let depth = state.depth_of(caller).map_err(Kind::into_db_err)?;
-    state.stack.hooks.register(depth, after, hook);
-    drop(state);
-    run_hooks(core);
-    Ok(())
-}
-
-/// Runs the hooks that are due, one after the other in a task; the pool of a test keeps them instead.
-pub(super) fn run_hooks(core: &Arc<Core>) {
-    let mut state = core.lock();
-    let due = state.stack.hooks.take_due();
-    if due.is_empty() {
-        return;
-    }
-    let runtime = state.runtime.clone();
-    drop(state);
-    let Some(due) = core.pool().keep_hooks(due) else {
-        return;
-    };
-    let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else {
-        tracing::error!(target: "tower_sea_orm::session", "hooks did not run: no tokio runtime");
-        return;
-    };
-    if core.lock().stack.hooks.enqueue(due) {
-        runtime.spawn(run_queue(core.clone()));
     }
 }
 

@@ -22,7 +22,7 @@ use super::stream::SessionStream;
 use super::{
     acquire::check_out_early,
     body_hold::hold_body,
-    core::{Core, register},
+    core::Core,
     early_end::{commit, roll_back},
     end::release,
     guard::SessionGuard,
@@ -444,7 +444,7 @@ impl<Tag> DbSession<Tag> {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(&self.core, Caller::Session, After::Commit, hook)
+        self.core.register(Caller::Session, After::Commit, hook)
     }
 
     /// Runs `hook` after the transaction was rolled back, whatever the reason, even if the client
@@ -460,7 +460,7 @@ impl<Tag> DbSession<Tag> {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(&self.core, Caller::Session, After::Rollback, hook)
+        self.core.register(Caller::Session, After::Rollback, hook)
     }
 
     /// Returns the rows of one statement as they arrive, in a stream that borrows nothing: for a

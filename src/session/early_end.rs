@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     call::Call,
-    core::{Core, Turn, run_hooks},
+    core::{Core, Turn},
     pass_through::{OwnTransaction, end_own},
     queue::in_turn,
     stack::{Caller, Stack},
@@ -70,7 +70,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
             }
             drop(state);
             drop(turn);
-            run_hooks(core);
+            core.run_hooks();
             return Ok(EarlyEnd::Done);
         }
         state.take_own()

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc, time::Duration};
 use sea_orm::DbErr;
 
 use super::{
-    core::{Core, Locked, Turn, run_hooks},
+    core::{Core, Locked, Turn},
     detach::detach,
     finish::give_back,
     phase::{CutOff, Over, Phase, Rollback},
@@ -111,7 +111,7 @@ fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollba
             running.session_ended();
             state.slot = Slot::Running(running);
             detach(core, state, None);
-            run_hooks(core);
+            core.run_hooks();
         }
         other => {
             state.slot = other;
@@ -120,7 +120,7 @@ fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollba
             drop(state);
             drop(released);
             if is_any_due {
-                run_hooks(core);
+                core.run_hooks();
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc, task::Waker};
 use sea_orm::DbErr;
 
 use super::{
-    core::{Core, Locked, run_hooks},
+    core::{Core, Locked},
     slot::{PolledBy, Running, Slot},
     stack::Purpose,
     state::State,
@@ -126,7 +126,7 @@ fn put_in_place(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut)
     let is_any_due = state.phase.is_open() && state.stack.hooks.is_any_due();
     drop(state);
     if is_any_due {
-        run_hooks(core);
+        core.run_hooks();
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn give_back(core: &Arc<Core>, mut state: Locked<'_>, connection: Che
     let core = core.clone();
     connection.give_back(move || {
         drop(released);
-        run_hooks(&core);
+        core.run_hooks();
     });
 }
 
@@ -174,6 +174,6 @@ pub(super) fn lose(core: &Arc<Core>) {
         telemetry::ended_elsewhere(statement);
     }
     if is_over {
-        run_hooks(core);
+        core.run_hooks();
     }
 }

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::{
-    core::{Core, register},
+    core::Core,
     early_end::answered,
     end,
     hooks::After,
@@ -116,12 +116,7 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(
-            &self.core,
-            Caller::Transaction(self.id),
-            After::Commit,
-            hook,
-        )
+        self.core.register(self.caller(), After::Commit, hook)
     }
 
     /// Runs `hook` after the session's whole transaction was rolled back, as
@@ -135,12 +130,7 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        register(
-            &self.core,
-            Caller::Transaction(self.id),
-            After::Rollback,
-            hook,
-        )
+        self.core.register(self.caller(), After::Rollback, hook)
     }
 
     /// Returns the pool that the session comes from.
@@ -195,9 +185,13 @@ impl SessionTransaction {
     pub(super) fn handle(&self) -> Handle<'_> {
         Handle {
             core: &self.core,
-            caller: Caller::Transaction(self.id),
+            caller: self.caller(),
             through: self.through.as_ref(),
         }
+    }
+
+    fn caller(&self) -> Caller {
+        Caller::Transaction(self.id)
     }
 
     async fn end(mut self, commits: bool) -> Result<(), DbErr> {
@@ -231,18 +225,9 @@ impl SessionTransaction {
     where
         E: fmt::Display + fmt::Debug,
     {
-        match outcome {
-            Ok(value) => self
-                .commit()
-                .await
-                .map(|()| value)
-                .map_err(TransactionError::Connection),
-            // Not `rollback`, by which a handler says that it goes on.
-            Err(error) => match self.end(false).await {
-                Ok(()) => Err(TransactionError::Transaction(error)),
-                Err(rollback) => Err(TransactionError::Connection(rollback)),
-            },
-        }
+        // Not `rollback`, by which a handler says that it goes on.
+        self.end(outcome.is_ok()).await?;
+        outcome.map_err(TransactionError::Transaction)
     }
 }
 

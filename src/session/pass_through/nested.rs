@@ -6,7 +6,7 @@ use sea_orm::{DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait};
 
 use super::{
     super::{
-        core::{Core, run_hooks},
+        core::Core,
         stack::{Caller, TransactionId},
         statement::Handle,
     },
@@ -78,7 +78,7 @@ pub(in crate::session) fn abandon(
     let Some(transaction) = parked else {
         state.stack.close(id, false);
         drop(state);
-        return run_hooks(core);
+        return core.run_hooks();
     };
     drop(state);
     // SeaORM rolls it back.
@@ -95,5 +95,5 @@ fn close(core: &Arc<Core>, id: TransactionId, is_committed: bool) {
     drop(state);
     // In this order: SeaORM ends whichever is the innermost.
     parked.into_iter().for_each(drop);
-    run_hooks(core);
+    core.run_hooks();
 }

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{
     super::{
-        core::{Core, Turn, run_hooks},
+        core::{Core, Turn},
         plan::Mode,
         queue::enqueue,
         stack::Caller,
@@ -121,7 +121,7 @@ pub(in crate::session) async fn end_own(
     }
     drop(state);
     drop(turn);
-    run_hooks(core);
+    core.run_hooks();
     ended
 }
 
