@@ -23,7 +23,7 @@ use super::{
     acquire::check_out_early,
     body_hold::hold_body,
     core::Core,
-    early_end::{commit, roll_back},
+    early_end::end_early,
     end::release,
     guard::SessionGuard,
     hooks::After,
@@ -391,7 +391,7 @@ impl<Tag> DbSession<Tag> {
     ///
     /// Once sent, a COMMIT runs to completion even if this future is dropped.
     pub async fn commit(&self) -> Result<(), DbErr> {
-        commit(&self.core).await
+        end_early(&self.core, true).await
     }
 
     /// Rolls the session's transaction back now. The next statement begins another one.
@@ -406,7 +406,7 @@ impl<Tag> DbSession<Tag> {
     /// If the future is dropped at any point, the transaction is rolled back before anything else
     /// happens.
     pub async fn rollback(&self) -> Result<(), DbErr> {
-        roll_back(&self.core).await
+        end_early(&self.core, false).await
     }
 
     /// Marks the session's transaction, and every later one of this request, to be rolled back

@@ -28,26 +28,15 @@ enum EarlyEnd {
     Own(Turn, OwnTransaction),
 }
 
-/// Commits what the session did so far; its next statement begins another transaction.
-pub(super) async fn commit(core: &Arc<Core>) -> Result<(), DbErr> {
-    end_early(core, Operation::Commit).await
-}
-
-/// Rolls back what the session did so far; its next statement begins another transaction.
-pub(super) async fn roll_back(core: &Arc<Core>) -> Result<(), DbErr> {
-    end_early(core, Operation::Rollback).await
-}
-
-async fn end_early(core: &Arc<Core>, operation: Operation) -> Result<(), DbErr> {
-    let commits = matches!(operation, Operation::Commit);
-    let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, operation)).await? {
+/// Commits or rolls back what the session did so far; its next statement begins another transaction.
+pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbErr> {
+    let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, commits)).await? {
         EarlyEnd::Done => return Ok(()),
-        EarlyEnd::Own(turn, own) => {
-            return end_own(core, turn, own, commits).await;
-        }
+        EarlyEnd::Own(turn, own) => return end_own(core, turn, own, commits).await,
         EarlyEnd::Sent(call) => answered(core, commits, call).await,
     };
-    let is_unknown = end.as_ref().is_err_and(is_outcome_unknown);
+    let failure = end.as_ref().err().and_then(Error::of);
+    let is_unknown = failure.is_some_and(|error| error.is_outcome_unknown());
     if end.is_err() && !is_unknown {
         // The rest of it holds locks, so it is rolled back now. The first error is the one that counts.
         let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
@@ -56,8 +45,7 @@ async fn end_early(core: &Arc<Core>, operation: Operation) -> Result<(), DbErr> 
     end.map(drop)
 }
 
-fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<EarlyEnd, DbErr> {
-    let commits = matches!(operation, Operation::Commit);
+fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd, DbErr> {
     let own = {
         let mut state = core.lock();
         let open = state.admit(Caller::Session).map_err(Kind::into_db_err)?;
@@ -78,7 +66,8 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, operation: Operation) -> Result<Ea
     if let Some(own) = own {
         return Ok(EarlyEnd::Own(turn, own));
     }
-    let call = launch(core, turn, CallRequest::new(Caller::Session, operation))?;
+    let request = CallRequest::end(Caller::Session, commits);
+    let call = launch(core, turn, request)?;
     if commits {
         // Until the handler has heard how it ended: its future may be dropped before that.
         core.lock().stack.standing.commit_sent();
@@ -123,8 +112,4 @@ pub(super) async fn answered(core: &Core, commits: bool, call: Call) -> Result<O
     }
     let answer = timeout(core.pool().settings().commit_timeout, call).await;
     answer.unwrap_or_else(|_| Err(Kind::OutcomeUnknown.into_db_err()))
-}
-
-fn is_outcome_unknown(error: &DbErr) -> bool {
-    Error::of(error).is_some_and(|known| known.is_outcome_unknown())
 }

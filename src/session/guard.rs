@@ -55,13 +55,10 @@ impl SessionGuard {
     /// Decides by a response's head whether the session's transaction is committed.
     pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
         let rule = self.core.lock().rules.commit_when.clone();
-        let commits =
-            rule.map_or_else(|| is_success(head.status, &head.headers), |rule| rule(head));
-        if commits {
-            Decision::Commit
-        } else {
-            Decision::RollBack
-        }
+        Decision::of(match rule {
+            Some(rule) => rule(head),
+            None => is_success(head.status, &head.headers),
+        })
     }
 
     /// Returns whether something of the request may be stored, so that sending it again would do it twice.

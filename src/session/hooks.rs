@@ -57,14 +57,12 @@ impl Hooks {
 
     /// Returns whether there are some whose transaction has not ended.
     pub(super) fn is_any_waiting(&self) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|lists| !lists.waiting.is_empty())
+        self.is_any(|lists| !lists.waiting.is_empty())
     }
 
     /// Returns whether there are some to be run.
     pub(super) fn is_any_due(&self) -> bool {
-        self.0.as_ref().is_some_and(|lists| !lists.due.is_empty())
+        self.is_any(|lists| !lists.due.is_empty())
     }
 
     /// The COMMIT of the outermost transaction is about to be sent.
@@ -119,25 +117,17 @@ impl Hooks {
 
     /// Returns whether there are some that will not run.
     pub(super) fn is_any_discarded(&self) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|lists| !lists.discarded.is_empty())
+        self.is_any(|lists| !lists.discarded.is_empty())
     }
 
     /// Takes those that will not run, to be dropped where nothing is locked.
     pub(super) fn take_discarded(&mut self) -> Vec<Hook> {
-        self.0
-            .as_mut()
-            .map(|lists| mem::take(&mut lists.discarded))
-            .unwrap_or_default()
+        self.take(|lists| &mut lists.discarded)
     }
 
     /// Takes those whose time has come.
     pub(super) fn take_due(&mut self) -> Vec<Hook> {
-        self.0
-            .as_mut()
-            .map(|lists| mem::take(&mut lists.due))
-            .unwrap_or_default()
+        self.take(|lists| &mut lists.due)
     }
 
     /// Queues hooks to be run; returns whether a task has to be started for them.
@@ -162,6 +152,15 @@ impl Hooks {
                 .discarded
                 .extend(lists.sealed.drain(..).map(|waiting| waiting.hook));
         }
+    }
+
+    fn is_any(&self, has_some: impl FnOnce(&Lists) -> bool) -> bool {
+        self.0.as_deref().is_some_and(has_some)
+    }
+
+    fn take(&mut self, list: impl FnOnce(&mut Lists) -> &mut Vec<Hook>) -> Vec<Hook> {
+        let lists = self.0.as_deref_mut();
+        lists.map(list).map(mem::take).unwrap_or_default()
     }
 }
 

@@ -132,11 +132,7 @@ impl SessionPool {
             working.as_mut().poll(cx)
         })
         .await;
-        let decision = if outcome.is_ok() {
-            Decision::Commit
-        } else {
-            Decision::RollBack
-        };
+        let decision = Decision::of(outcome.is_ok());
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
             // Although `work` failed, some of it may be stored: its caller must not take it for rolled back.

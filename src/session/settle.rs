@@ -18,10 +18,7 @@ use super::{
     state::State,
     statement::{CallRequest, launch},
 };
-use crate::{
-    connection::Operation,
-    error::{Error, Kind},
-};
+use crate::error::{Error, Kind};
 
 /// The time that the end of a request waits for a statement that is still running.
 const STRAY_WAIT: Duration = Duration::from_secs(1);
@@ -31,6 +28,16 @@ const STRAY_WAIT: Duration = Duration::from_secs(1);
 pub(crate) enum Decision {
     Commit,
     RollBack,
+}
+
+impl Decision {
+    pub(super) fn of(commits: bool) -> Self {
+        if commits {
+            Self::Commit
+        } else {
+            Self::RollBack
+        }
+    }
 }
 
 /// The result of ending a session.
@@ -196,7 +203,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     match own {
         Some(own) => commit_own(core, own).await,
         None => {
-            let request = CallRequest::new(Caller::Settlement, Operation::Commit);
+            let request = CallRequest::end(Caller::Settlement, true);
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
             match timeout(core.pool().settings().commit_timeout, call).await {
                 Ok(answer) => answer.map(drop).map_err(Error::of_commit),

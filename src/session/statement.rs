@@ -54,6 +54,16 @@ impl CallRequest {
             text,
         }
     }
+
+    /// Asks for the end of a transaction.
+    pub(super) fn end(caller: Caller, commits: bool) -> Self {
+        let operation = if commits {
+            Operation::Commit
+        } else {
+            Operation::Rollback
+        };
+        Self::new(caller, operation)
+    }
 }
 
 /// Runs `operation` for `caller` to its end.

@@ -199,12 +199,8 @@ impl SessionTransaction {
         if core.pool().is_direct() {
             return Box::pin(pass_through::end(core, *id, through, commits)).await;
         }
-        let operation = if commits {
-            Operation::Commit
-        } else {
-            Operation::Rollback
-        };
-        let call = start(core, CallRequest::new(Caller::Transaction(*id), operation)).await?;
+        let request = CallRequest::end(Caller::Transaction(*id), commits);
+        let call = start(core, request).await?;
         answered(core, commits, call).await.map(drop)
     }
 
