@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use sea_orm::DbErr;
@@ -75,6 +75,26 @@ impl Call {
         }
     }
 
+    /// Polls the call wherever it is; resolves to `None` if its output went elsewhere.
+    fn advance(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Output, DbErr>>> {
+        match self.look() {
+            Whereabouts::Here(mut future) => match future.as_mut().poll(cx) {
+                // If that poll panics, the future unwinds with the connection in it, and `Drop` finds the slot
+                // without a future.
+                Poll::Ready(finished) => Poll::Ready(finish(&self.core, finished)),
+                Poll::Pending if put_back(&self.core, future, Some(cx.waker().clone())) => {
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Ready(None),
+            },
+            Whereabouts::Driven if self.wait_for_worker(cx.waker().clone()) => Poll::Pending,
+            // The worker has let go of it since the look.
+            Whereabouts::Driven => self.advance(cx),
+            Whereabouts::Ended(output) => Poll::Ready(Some(output)),
+            Whereabouts::Gone => Poll::Ready(None),
+        }
+    }
+
     /// Has the worker wake `waker` at the call's end; false if the worker does not poll it any more.
     fn wait_for_worker(&self, waker: Waker) -> bool {
         let mut state = self.core.lock();
@@ -120,27 +140,9 @@ impl Future for Call {
     type Output = Result<Output, DbErr>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = loop {
-            match self.look() {
-                Whereabouts::Driven if self.wait_for_worker(cx.waker().clone()) => {
-                    return Poll::Pending;
-                }
-                Whereabouts::Driven => {}
-                Whereabouts::Ended(output) => break Some(output),
-                Whereabouts::Gone => break None,
-                // If this poll panics, the future unwinds with the connection in it, and `Drop` finds the slot
-                // without a future.
-                Whereabouts::Here(mut future) => match future.as_mut().poll(cx) {
-                    Poll::Ready(finished) => break finish(&self.core, finished),
-                    Poll::Pending if put_back(&self.core, future, Some(cx.waker().clone())) => {
-                        return Poll::Pending;
-                    }
-                    Poll::Pending => break None,
-                },
-            }
-        };
+        let output = ready!(self.advance(cx));
         self.done = true;
-        Poll::Ready(result.unwrap_or_else(|| Err(self.core.closed())))
+        Poll::Ready(output.unwrap_or_else(|| Err(self.core.closed())))
     }
 }
 

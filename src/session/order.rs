@@ -8,6 +8,7 @@ use super::{
     core::Core,
     plan::{Mode, Order},
     slot::Slot,
+    state::State,
 };
 use crate::error::Kind;
 
@@ -29,35 +30,35 @@ pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
 
 /// Applies what a layer inside the session's own asks for.
 pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
-    let Order {
-        mode,
-        commit_when,
-        on_begin,
-        on_acquire,
-    } = order;
-    if mode == Some(Mode::Autocommit) && on_begin.is_some() {
-        return Err(Kind::MustBeTransaction);
-    }
-    if mode.is_none() && on_begin.is_some() {
-        core.lock().rules.need_transaction();
-    }
-    if let Some(mode) = mode {
-        set_mode(core, mode)?;
+    match order.mode {
+        Some(Mode::Autocommit) if order.on_begin.is_some() => return Err(Kind::MustBeTransaction),
+        Some(mode) => set_mode(core, mode)?,
+        None if order.on_begin.is_some() => core.lock().rules.need_transaction(),
+        None => {}
     }
     let mut state = core.lock();
-    if on_begin.is_some() && state.stack.has_begun() {
-        return Err(Kind::TransactionBegun);
-    }
-    if on_acquire.is_some() && !state.fresh && !matches!(state.slot, Slot::Empty) {
-        return Err(Kind::InUse);
-    }
+    may_set_up(&state, &order)?;
     let rules = &mut state.rules;
-    append(&mut rules.on_begin, on_begin);
-    append(&mut rules.on_acquire, on_acquire);
-    let before = commit_when.and_then(|rule| rules.commit_when.replace(rule));
+    append(&mut rules.on_begin, order.on_begin);
+    append(&mut rules.on_acquire, order.on_acquire);
+    let rule = order.commit_when;
+    let before = rule.and_then(|rule| rules.commit_when.replace(rule));
     drop(state);
     // User code, which must not be dropped under the lock.
     drop(before);
+    Ok(())
+}
+
+/// Returns an error if it is too late for statements that set up the transaction or the connection: they would not
+/// run before what has run already.
+fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
+    if order.on_begin.is_some() && state.stack.has_begun() {
+        return Err(Kind::TransactionBegun);
+    }
+    let is_used = !state.fresh && !matches!(state.slot, Slot::Empty);
+    if order.on_acquire.is_some() && is_used {
+        return Err(Kind::InUse);
+    }
     Ok(())
 }
 
