@@ -82,7 +82,7 @@ impl Call {
                 // If that poll panics, the future unwinds with the connection in it, and `Drop` finds the slot
                 // without a future.
                 Poll::Ready(finished) => Poll::Ready(finish(&self.core, finished)),
-                Poll::Pending if put_back(&self.core, future, Some(cx.waker().clone())) => {
+                Poll::Pending if return_call(&self.core, future, Some(cx.waker().clone())) => {
                     Poll::Pending
                 }
                 Poll::Pending => Poll::Ready(None),
@@ -168,7 +168,7 @@ impl Drop for OpenStream {
 
 /// Puts a call that is not done back into its slot; false if it was detached instead, because the session is over
 /// or the future that waited for it was dropped meanwhile.
-pub(super) fn put_back(core: &Arc<Core>, future: CallFuture, waker: Option<Waker>) -> bool {
+pub(super) fn return_call(core: &Arc<Core>, future: CallFuture, waker: Option<Waker>) -> bool {
     let mut state = core.lock();
     let is_over = state.phase.is_over();
     let Slot::Running(running) = &mut state.slot else {

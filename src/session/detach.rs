@@ -47,7 +47,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
     let Detached {
         future,
         runtime,
-        patience,
+        release_timeout,
         cancel_handle,
         ..
     } = call;
@@ -61,9 +61,9 @@ fn drain(core: &Arc<Core>, call: Detached) {
                 Some(cancel) => pool.finish_abandoned(future, &cancel, &handle).await,
             }
         };
-        let finished = match patience {
+        let finished = match release_timeout {
             None => Some(ending.await),
-            Some(bound) => timeout(bound, ending).await.ok(),
+            Some(limit) => timeout(limit, ending).await.ok(),
         };
         match finished {
             Some(finished) => drop(unfinished.0.take().and_then(|core| finish(&core, finished))),

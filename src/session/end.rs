@@ -7,7 +7,7 @@ use sea_orm::DbErr;
 use super::{
     core::{Core, Locked, Turn},
     detach::detach,
-    finish::give_back,
+    finish,
     phase::{CutOff, Over, Phase, Rollback},
     queue::{enqueue_detached, in_turn},
     slot::{Running, Slot},
@@ -18,10 +18,10 @@ use super::{
 use crate::{connection::Operation, error::Kind};
 
 /// The time that a response which rolls back waits for a statement that its handler has left running.
-const STRAY_WAIT: Duration = Duration::from_millis(100);
+const STRAY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The same where the server is asked to stop the statement, which takes a round trip or two.
-const STOPPED_WAIT: Duration = Duration::from_secs(1);
+const CANCELLED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
 /// statement has ended.
@@ -105,7 +105,7 @@ fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollba
     let _span = state.span.close(outcome);
     let rollback = close_phase(&mut state, over);
     match mem::replace(&mut state.slot, Slot::Empty) {
-        Slot::Idle(connection) => give_back(core, state, connection),
+        Slot::Idle(connection) => finish::release(core, state, connection),
         Slot::Running(running) => {
             // Before it is detached, so that the task finds the call stopped at its first look.
             running.session_ended();
@@ -140,7 +140,7 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
         Slot::Empty | Slot::Broken => false,
     };
     let is_open = state.stack.depth() > 0 || is_unclean;
-    let rollback = is_open.then(|| over.expect_rollback(running.and_then(patience)));
+    let rollback = is_open.then(|| over.expect_rollback(running.and_then(stray_timeout)));
     // A running call, which may be a COMMIT, has the last word on what becomes of the hooks.
     if running.is_none() {
         state.stack.roll_back_all();
@@ -152,13 +152,13 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
 
 /// Returns the time that a response which rolls back waits for a call; `None` for one that ends soon, or has to
 /// be waited for.
-fn patience(running: &Running) -> Option<Duration> {
+fn stray_timeout(running: &Running) -> Option<Duration> {
     running
         .purpose
         .is_work()
         .then_some(if running.cancel.is_some() {
-            STOPPED_WAIT
+            CANCELLED_TIMEOUT
         } else {
-            STRAY_WAIT
+            STRAY_TIMEOUT
         })
 }

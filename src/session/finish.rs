@@ -28,7 +28,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // Dropped below, when the lock is free: it wakes the end of the request.
     let stray_ended = state.phase.take_stray_ended();
     let Slot::Running(mut running) = mem::replace(&mut state.slot, Slot::Empty) else {
-        put_in_place(core, state, connection);
+        return_connection(core, state, connection);
         return Some(output);
     };
     mem::swap(connection.text(), &mut running.text);
@@ -37,7 +37,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
     let is_wanted = running.take_wanted();
     let (output, owner) = deliver(&mut state, &mut running, output);
-    put_in_place(core, state, connection);
+    return_connection(core, state, connection);
     drop(stray_ended);
     // The turn passes on here, when the connection is in its place.
     drop(running);
@@ -110,7 +110,7 @@ fn account(
 }
 
 /// Keeps a connection for the session's next statement, or gives it back.
-fn put_in_place(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
+fn return_connection(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
     let is_over = state.phase.is_over();
     if is_over {
         state.stack.roll_back_all();
@@ -119,7 +119,7 @@ fn put_in_place(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut)
         state.slot = Slot::Broken;
     }
     if is_over || connection.is_broken() {
-        return give_back(core, state, connection);
+        return release(core, state, connection);
     }
     state.slot = Slot::Idle(connection);
     // At the end of the request they wait for the connection's return.
@@ -131,7 +131,7 @@ fn put_in_place(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut)
 }
 
 /// Gives the session's connection back. When it has left, the end of the request goes on, and then the hooks run.
-pub(super) fn give_back(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
+pub(super) fn release(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
     let released = state.phase.take_released();
     drop(state);
     let core = core.clone();

@@ -105,10 +105,10 @@ impl Over {
     pub(super) fn expect_rollback(&mut self, stray: Option<Duration>) -> Rollback {
         let (released, done) = oneshot::channel();
         self.released = Some(released);
-        let stray = stray.map(|patience| {
+        let stray = stray.map(|limit| {
             let (stray_ended, ended) = oneshot::channel();
             self.stray_ended = Some(stray_ended);
-            (ended, patience)
+            (ended, limit)
         });
         Rollback { done, stray }
     }
@@ -129,13 +129,13 @@ impl CutOff {
 }
 
 impl Rollback {
-    /// Waits for the rollback, for `bound` at most.
-    pub(super) async fn wait(self, bound: Duration) {
-        if let Some((ended, patience)) = self.stray
-            && timeout(patience.min(bound), ended).await.is_err()
+    /// Waits for the rollback, for the `release_timeout` at most.
+    pub(super) async fn wait(self, release_timeout: Duration) {
+        if let Some((ended, limit)) = self.stray
+            && timeout(limit.min(release_timeout), ended).await.is_err()
         {
             return;
         }
-        let _ = timeout(bound, self.done).await;
+        let _ = timeout(release_timeout, self.done).await;
     }
 }

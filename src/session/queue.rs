@@ -17,7 +17,7 @@ use super::{
 };
 
 /// A job's place in the line. Dropped, the job leaves it.
-struct Place {
+struct Queued {
     core: Arc<Core>,
     id: u64,
 }
@@ -64,7 +64,7 @@ where
     let job: Work = Box::pin(async move {
         let _ = sender.send(work.await);
     });
-    let place = core.turns().join(job).map(|id| Place {
+    let queued = core.turns().join(job).map(|id| Queued {
         core: core.clone(),
         id,
     });
@@ -73,7 +73,7 @@ where
     Box::pin(async move {
         let result = receiver.await;
         // Not before: dropped with this future, it takes back a job whose turn has not come.
-        drop(place);
+        drop(queued);
         result.unwrap_or_else(|_| Err(core.closed()))
     })
 }
@@ -103,7 +103,7 @@ fn start_worker(core: &Arc<Core>, runtime: &Handle) {
     }
 }
 
-impl Drop for Place {
+impl Drop for Queued {
     fn drop(&mut self) {
         self.core.turns().remove(self.id);
     }

@@ -21,7 +21,7 @@ use super::{
 use crate::error::{Error, Kind};
 
 /// The time that the end of a request waits for a statement that is still running.
-const STRAY_WAIT: Duration = Duration::from_secs(1);
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The verdict on a session's transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,9 +139,8 @@ async fn roll_back_at_end(
     rollback: Option<Rollback>,
     own: Option<OwnTransaction>,
 ) -> Ended {
-    let bound = core.pool().settings().release_timeout;
     if let Some(rollback) = rollback {
-        rollback.wait(bound).await;
+        rollback.wait(core.pool().settings().release_timeout).await;
     }
     if let Some(own) = own {
         roll_back_own(&core, own).await;
@@ -219,17 +218,17 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
         let state = core.lock();
         (state.slot.purpose(), state.stack.has_left_open())
     };
-    let (patience, otherwise) = match running {
+    let (limit, otherwise) = match running {
         // Whichever future began it: only its end shows whether the response is true.
         Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
         _ if has_left_open => return Err(Kind::LeftOpen.into()),
-        _ => (STRAY_WAIT, Kind::StillRunning),
+        _ => (TURN_TIMEOUT, Kind::StillRunning),
     };
     if running.is_some() {
         // Its own future may not be polled any more, now that the handler has answered.
         drive(core);
     }
-    let turn = timeout(patience, core.turn(Caller::Settlement))
+    let turn = timeout(limit, core.turn(Caller::Settlement))
         .await
         .map_err(|_| otherwise)?;
     Ok(turn.map_err(|_| Kind::SessionClosed)?)

@@ -40,7 +40,7 @@ pub(super) struct Running {
     pub(super) waker: Option<Waker>,
     runtime: Handle,
     /// The time for which it may go on when nothing waits for it any more; `None` for as long as it takes.
-    patience: Option<Duration>,
+    release_timeout: Option<Duration>,
     /// `None` if the call is to run to its end.
     pub(super) cancel: Option<Cancel>,
     /// Set if the server can be asked whether it still works for the call.
@@ -88,7 +88,7 @@ pub(super) struct Detached {
     pub(super) future: CallFuture,
     pub(super) kind: CallKind,
     pub(super) runtime: Handle,
-    pub(super) patience: Option<Duration>,
+    pub(super) release_timeout: Option<Duration>,
     pub(super) cancel_handle: Option<Arc<CancelHandle>>,
 }
 
@@ -133,7 +133,7 @@ impl Running {
             future: None,
             waker: None,
             runtime: connection.runtime().clone(),
-            patience: connection.patience(),
+            release_timeout: connection.patience(),
             cancel: None,
             cancel_handle: None,
             reader: operation.reader(),
@@ -163,7 +163,7 @@ impl Running {
             future,
             kind: self.kind,
             runtime: self.runtime.clone(),
-            patience: self.patience,
+            release_timeout: self.release_timeout,
             cancel_handle: self.cancel.as_ref().map(Cancel::cancel_handle),
         }
     }

@@ -151,7 +151,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         stoppable: cancel.is_some(),
     };
     running.cancel = cancel;
-    Ok(place(core, state, connection, running, task))
+    Ok(install(core, state, connection, running, task))
 }
 
 /// Takes the connection for what is asked, if that may run now.
@@ -178,7 +178,7 @@ fn has_rested(core: &Core, state: &State) -> bool {
 }
 
 /// Puts a call into the slot, from which it is polled.
-fn place(
+fn install(
     core: &Arc<Core>,
     mut state: Locked<'_>,
     connection: CheckedOut,

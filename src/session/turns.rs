@@ -150,7 +150,7 @@ impl Turns {
     }
 
     /// Puts a job back that is not done; returns it if it has been removed meanwhile.
-    pub(super) fn put_back(&self, id: u64, work: Work) -> Option<Work> {
+    pub(super) fn return_job(&self, id: u64, work: Work) -> Option<Work> {
         let mut state = self.lock();
         let Some(job) = state.waiting().jobs.iter_mut().find(|job| job.id == id) else {
             return Some(work);

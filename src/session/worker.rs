@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    call::put_back,
+    call::return_call,
     core::Core,
     finish::{finish, lose},
     slot::{CallKind, PolledBy, Slot},
@@ -67,7 +67,7 @@ impl Drop for Worker {
         // Its runtime shuts down, or a job has panicked.
         if !self.done {
             self.core.turns().lose_worker();
-            release_call(&self.core);
+            let_go(&self.core);
         }
     }
 }
@@ -94,7 +94,7 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
             Progress::Ended
         }
         Poll::Pending => {
-            put_back(core, future, None);
+            return_call(core, future, None);
             Progress::Pending
         }
     }
@@ -114,7 +114,7 @@ fn poll_head(core: &Core, head: Head, cx: &mut Context<'_>) -> Poll<()> {
             core.turns().remove(id);
             Some(work)
         }
-        Poll::Pending => core.turns().put_back(id, work),
+        Poll::Pending => core.turns().return_job(id, work),
     };
     let is_gone = left.is_some();
     // The values that the job has captured are dropped in the name of its request, too.
@@ -128,7 +128,7 @@ fn poll_head(core: &Core, head: Head, cx: &mut Context<'_>) -> Poll<()> {
 }
 
 /// Returns the call to its own future when the worker goes before its time.
-fn release_call(core: &Arc<Core>) {
+fn let_go(core: &Arc<Core>) {
     let mut state = core.lock();
     let Slot::Running(running) = &mut state.slot else {
         return;

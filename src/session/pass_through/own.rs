@@ -128,8 +128,8 @@ pub(in crate::session) async fn end_own(
 /// Commits the session's own transaction with the response.
 pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> Result<(), Error> {
     let own = Arc::into_inner(own).ok_or(Kind::StillRunning)?;
-    let bound = core.pool().settings().commit_timeout;
-    let committed = match timeout(bound, send_end(core, own, true, 1)).await {
+    let limit = core.pool().settings().commit_timeout;
+    let committed = match timeout(limit, send_end(core, own, true, 1)).await {
         Ok(ended) => ended.map_err(Error::of_commit),
         Err(_) => Err(Kind::OutcomeUnknown.into()),
     };
@@ -140,8 +140,8 @@ pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> 
 /// Rolls the session's own transaction back with the response.
 pub(in crate::session) async fn roll_back_own(core: &Core, own: OwnTransaction) {
     if let Some(own) = Arc::into_inner(own) {
-        let bound = core.pool().settings().release_timeout;
-        let _ = timeout(bound, own.rollback()).await;
+        let limit = core.pool().settings().release_timeout;
+        let _ = timeout(limit, own.rollback()).await;
     }
 }
 
