@@ -61,6 +61,8 @@ impl Call {
         self.open.take()
     }
 
+    // The call is taken out to be polled, because the lock is not held across a poll. Until it returns, the slot says
+    // by `PolledBy` and an empty `future` that it is on its way here.
     fn look(&self) -> Whereabouts {
         let mut state = self.core.lock();
         match state.slot.running(self.id) {
@@ -69,6 +71,7 @@ impl Call {
                 .future
                 .take()
                 .map_or(Whereabouts::Gone, Whereabouts::Here),
+            // Not in the slot any more: the worker has seen it to its end, or it was lost.
             None => state
                 .take_output(self.id)
                 .map_or(Whereabouts::Gone, Whereabouts::Ended),
@@ -104,6 +107,7 @@ impl Call {
         };
         let before = running.waker.replace(waker);
         drop(state);
+        // A waker is foreign code, its `Drop` included, and never runs under the lock.
         drop(before);
         true
     }
@@ -115,6 +119,7 @@ impl Call {
             return;
         };
         if running.polled_by == PolledBy::Task {
+            // Detached already, as by the end of the request.
             return;
         }
         if let Some(cancel) = &running.cancel {
@@ -123,6 +128,7 @@ impl Call {
         if let PolledBy::Worker { is_left } = &mut running.polled_by
             && running.future.is_none()
         {
+            // The worker has it in hand on another thread, and detaches it when it returns it.
             *is_left = true;
             return;
         }
@@ -151,6 +157,7 @@ impl Drop for Call {
         if self.done {
             return;
         }
+        // Not left in the list: nothing would ever ask for it.
         let kept = self.core.lock().take_output(self.id);
         match kept {
             None => self.abandon(),
@@ -174,12 +181,14 @@ pub(super) fn return_call(core: &Arc<Core>, future: CallFuture, waker: Option<Wa
     let Slot::Running(running) = &mut state.slot else {
         return false;
     };
+    // What ended the request, or dropped the future, found the call out of its slot and could not detach it.
     if is_over || running.polled_by == (PolledBy::Worker { is_left: true }) {
         detach(core, state, Some(future));
         return false;
     }
     running.future = Some(future);
     let before = waker.and_then(|waker| running.waker.replace(waker));
+    // The worker looked for the call while it was being polled here, and found nothing.
     let is_wanted = running.take_wanted();
     drop(state);
     drop(before);

@@ -22,11 +22,13 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
     let Some(future) = in_hand.or_else(|| running.future.take()) else {
         return false;
     };
+    // The worker polls it no more, and may have nothing else to do: it has to look again.
     let is_wanted = running.is_polled_by_worker() || running.take_wanted();
     let owner = running.waker.take();
     let call = running.detach(future);
     drop(state);
     if call.kind == CallKind::Raw {
+        // User code is not carried on without its caller: it may wait for what has ended with that.
         drop(call);
         lose(core);
     } else {
@@ -35,6 +37,7 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
     if is_wanted {
         core.turns().wake_worker();
     }
+    // It finds the call gone, and returns an error instead of waiting for a task that it cannot see.
     if let Some(owner) = owner {
         owner.wake();
     }
@@ -54,6 +57,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
     // Made before the task, because a runtime that shuts down drops its tasks unrun.
     let mut unfinished = Unfinished(Some(core.clone()));
     let (pool, handle) = (core.pool().clone(), runtime.clone());
+    // Its own runtime, whatever thread this is: `Drop` may run on one without any (G11).
     runtime.spawn(async move {
         let ending = async {
             match cancel_handle {
@@ -61,6 +65,8 @@ fn drain(core: &Arc<Core>, call: Detached) {
                 Some(cancel) => pool.finish_abandoned(future, &cancel, &handle).await,
             }
         };
+        // Where the server does not answer, the slot in the pool must not be lost with it (G4). Closing a database in
+        // memory would destroy it, so there the call has as long as it takes.
         let finished = match release_timeout {
             None => Some(ending.await),
             Some(limit) => timeout(limit, ending).await.ok(),

@@ -28,6 +28,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
     work: impl FnOnce(&Arc<Core>, Turn) -> Result<T, DbErr> + Send + 'static,
 ) -> Result<T, DbErr> {
     if let Some(turn) = core.try_turn() {
+        // Nothing waits, which is the rule: no task, no channel, no allocation.
         return work(core, turn);
     }
     enqueue(core, Caller::Session, |core, turn| ready(work(&core, turn))).await
@@ -62,6 +63,8 @@ where
     // behind it would wait for ever.
     let (sender, receiver) = oneshot::channel();
     let job: Work = Box::pin(async move {
+        // The receiver is gone if the future was dropped while its job was at work; the result's own `Drop` then does
+        // what is due, as for a `Call`.
         let _ = sender.send(work.await);
     });
     let queued = core.turns().join(job).map(|id| Queued {
@@ -74,6 +77,7 @@ where
         let result = receiver.await;
         // Not before: dropped with this future, it takes back a job whose turn has not come.
         drop(queued);
+        // Jobs are dropped undone when the session ends, or when their runtime does.
         result.unwrap_or_else(|_| Err(core.closed()))
     })
 }
@@ -81,6 +85,7 @@ where
 /// Puts `work` behind what waits, without a future that waits for it.
 pub(super) fn enqueue_detached(core: &Arc<Core>, work: impl Future<Output = ()> + Send + 'static) {
     let Some(runtime) = core.runtime() else {
+        // The next statement does it first, or the end of the session.
         return;
     };
     if core.turns().join(Box::pin(work)).is_some() {

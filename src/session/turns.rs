@@ -17,6 +17,7 @@ use crate::pool::{self, Holder};
 /// The queue for the session's connection: one user at a time, the others in the order of their first polls.
 ///
 /// Its lock may be taken while the session's own is held, never the other way round.
+// Not tokio's semaphore: its permit is assigned to the first waiter, which may never be polled again (G16).
 #[derive(Default)]
 pub(super) struct Turns(Mutex<State>);
 
@@ -25,6 +26,7 @@ struct State {
     is_taken: bool,
     is_closed: bool,
     /// `None` until something has to wait.
+    // Boxed, because statements that run one after the other never need it.
     waiting: Option<Box<Waiting>>,
 }
 
@@ -74,6 +76,7 @@ impl Turns {
             mem::take(&mut waiting.jobs),
             mem::take(&mut waiting.awaiting_turn),
         );
+        // Cloned, not taken: the worker still has to see that there is nothing left, and to go.
         let worker = waiting.worker.clone();
         drop(state);
         // User code, which may use the session as it is dropped.
@@ -99,6 +102,7 @@ impl Turns {
     /// Takes the turn if it is free. A caller that does not `wait_in_line` lets the jobs go first.
     pub(super) fn try_take(&self, waits_in_line: bool) -> bool {
         let mut state = self.lock();
+        // A job that waits is older than a caller that has just come: it would starve behind new ones.
         let is_free = !state.is_taken && !state.is_closed && (waits_in_line || !state.is_any_job());
         state.is_taken |= is_free;
         is_free
@@ -114,6 +118,7 @@ impl Turns {
             state.is_taken = true;
             return Poll::Ready(Ok(()));
         }
+        // A future is polled for other reasons as well, and would leave a waker behind each time.
         let awaiting_turn = &mut state.waiting().awaiting_turn;
         if !awaiting_turn.iter().any(|known| known.will_wake(&waker)) {
             awaiting_turn.push(waker);
@@ -134,6 +139,7 @@ impl Turns {
     }
 
     pub(super) fn register_worker(&self, waker: Waker) {
+        // Taken out of the lock to be dropped: a waker is the runtime's code.
         let before = self.lock().waiting().worker.replace(waker);
         drop(before);
     }
@@ -144,6 +150,7 @@ impl Turns {
         let Job { id, work, request } = state.waiting.as_mut()?.jobs.front_mut()?;
         Some(Head {
             id: *id,
+            // It leaves the lock to be polled, and its entry keeps its place in the line.
             work: work.take()?,
             request: request.clone(),
         })
@@ -153,6 +160,7 @@ impl Turns {
     pub(super) fn return_job(&self, id: u64, work: Work) -> Option<Work> {
         let mut state = self.lock();
         let Some(job) = state.waiting().jobs.iter_mut().find(|job| job.id == id) else {
+            // Its future was dropped while the worker polled it. The caller drops it, under no lock.
             return Some(work);
         };
         job.work = Some(work);
@@ -164,6 +172,7 @@ impl Turns {
         let waiting = state.waiting();
         let position = waiting.jobs.iter().position(|job| job.id == id);
         let job = position.and_then(|position| waiting.jobs.remove(position));
+        // The job behind it may be the first now. Of a job that is gone already, the worker knows.
         let worker = waiting.worker.clone().filter(|_| job.is_some());
         drop(state);
         drop(job);
@@ -175,11 +184,13 @@ impl Turns {
     /// Returns whether a worker has to be started; from then on there is one.
     pub(super) fn needs_worker(&self) -> bool {
         let mut state = self.lock();
+        // Said before the task is there: of two callers at the same time, one starts it.
         !state.is_closed && !mem::replace(&mut state.waiting().has_worker, true)
     }
 
     /// Lets the worker go if there is nothing to do.
     pub(super) fn rest(&self) -> bool {
+        // Looked at and said under one lock: a job that joins afterwards finds no worker, and starts another one.
         let mut state = self.lock();
         if state.is_any_job() {
             return false;
@@ -197,6 +208,7 @@ impl Turns {
         let mut state = self.lock();
         let waiting = state.waiting();
         waiting.has_worker = false;
+        // Nothing would poll them any more; their futures see the closed channel, and return an error.
         let (jobs, waker) = (mem::take(&mut waiting.jobs), waiting.worker.take());
         drop(state);
         drop((jobs, waker));

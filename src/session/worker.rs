@@ -43,8 +43,10 @@ impl Future for Worker {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let core = self.core.clone();
+        // Before the look at what there is to do, so that what comes after the look wakes it.
         core.turns().register_worker(cx.waker().clone());
         loop {
+            // The call first: a job waits for its turn, which the call has.
             let progress = drive_call(&core, cx);
             if matches!(progress, Progress::Ended) {
                 continue;
@@ -56,6 +58,7 @@ impl Future for Worker {
                     self.done = true;
                     return Poll::Ready(());
                 }
+                // A job has joined since the look.
                 None => {}
             }
         }
@@ -78,6 +81,7 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
     let Slot::Running(running) = &mut state.slot else {
         return Progress::None;
     };
+    // Driven from here, a stream would fill its buffer and wait for its reader all the same.
     if running.kind == CallKind::Stream || running.polled_by == PolledBy::Task {
         return Progress::None;
     }
@@ -88,8 +92,10 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
     };
     running.polled_by = PolledBy::Worker { is_left: false };
     drop(state);
+    // Under no lock: raw code is user code, and may use the session.
     match future.as_mut().poll(cx) {
         Poll::Ready(finished) => {
+            // Its output is kept for its own future, or dropped if that is gone.
             finish(core, finished);
             Progress::Ended
         }
@@ -136,6 +142,7 @@ fn let_go(core: &Arc<Core>) {
     if !running.is_polled_by_worker() {
         return;
     }
+    // Its own future polls it again, wherever that is.
     running.polled_by = PolledBy::Owner { is_wanted: false };
     let waker = running.waker.take();
     let is_lost = running.future.is_none();
