@@ -54,6 +54,7 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
             let answer = error.to_db_err();
             let mut state = core.lock();
             state.span.waited(started.elapsed());
+            // A handler that turns this error into a 200 has stored nothing; in a transaction the response says so.
             let for_transaction = begins || state.is_transactional();
             state.stack.failures.not_acquired(error, for_transaction);
             Err(answer)
@@ -66,6 +67,7 @@ pub(super) fn try_check_out(core: &Arc<Core>, caller: Caller) -> Result<bool, Db
     if is_checked_out(core, caller)? {
         return Ok(true);
     }
+    // Where others wait, this one queues behind them.
     let Some(lease) = core.pool().try_acquire() else {
         return Ok(false);
     };
@@ -91,6 +93,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     let mut state = core.lock();
     state.span.waited(waited);
     if !state.phase.is_open() {
+        // Its end has found the slot empty, and looks there no more.
         drop(state);
         connection.give_back(|| ());
         return;
@@ -101,6 +104,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     state.slot = Slot::Idle(connection);
     drop(state);
     if core.is_awaited() {
+        // Its request waits for another connection already, and holds this one from now on.
         core.pool().break_deadlock();
     }
 }

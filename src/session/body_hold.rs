@@ -26,6 +26,7 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
     // Not under the lock: the body is asked for its size, and may use the session.
     let (body, hold) = SessionBody::new(body);
     let mut state = core.lock();
+    // A response to HEAD has no body that could come to its end.
     let may_hold = state.phase.is_open() && !state.rules.is_head;
     let rejected = if may_hold {
         state.asked_hold.replace(hold)
@@ -33,6 +34,7 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
         Some(hold)
     };
     drop(state);
+    // The last body asked for is the response's: one that was made before goes nowhere, and decides nothing.
     if let Some(rejected) = rejected {
         rejected.pass();
     }
@@ -54,15 +56,18 @@ impl SessionGuard {
                 head.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
+        // A server sends no such body and polls none, so that its end would never come.
         if !has_body || !hold.is_wanted() {
             hold.pass();
             return Err(self);
         }
+        // A copy of what the rule is about: the head itself goes to the client, long before the trailers are known.
         let (mut last, ()) = http::Response::new(()).into_parts();
         last.status = head.status;
         last.headers.clone_from(&head.headers);
         // Set before the body decides, so that a cut-off in between finds the body to break off.
         self.core().lock().body_hold = Some(hold.downgrade());
+        // Shared, so that it can be taken back if the body turns out to have ended.
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), length) {
             Ok(()) => Ok(()),
@@ -84,6 +89,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
             return Box::pin(ready(Ok(())));
         };
         let decision = match trailers {
+            // The head has said so, or the body would not have been left the session.
             None => Decision::Commit,
             Some(trailers) => {
                 head.headers.extend(trailers);
@@ -131,6 +137,7 @@ impl Future for InTask {
 
 impl Drop for InTask {
     fn drop(&mut self) {
+        // The client has left. The guard is dropped with the task; a COMMIT that was sent is seen through (H17).
         self.0.abort();
     }
 }

@@ -181,7 +181,7 @@ pub(super) fn return_call(core: &Arc<Core>, future: CallFuture, waker: Option<Wa
     let Slot::Running(running) = &mut state.slot else {
         return false;
     };
-    // What ended the request, or dropped the future, found the call out of its slot and could not detach it.
+    // The end of the request, or the drop of the call's future, found it out of its slot and could not detach it.
     if is_over || running.polled_by == (PolledBy::Worker { is_left: true }) {
         detach(core, state, Some(future));
         return false;

@@ -30,6 +30,7 @@ enum EarlyEnd {
 
 /// Commits or rolls back what the session did so far; its next statement begins another transaction.
 pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbErr> {
+    // In a turn, so that what was polled before belongs to this transaction and what comes after to the next one.
     let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, commits)).await? {
         EarlyEnd::Done => return Ok(()),
         EarlyEnd::Own(turn, own) => return end_own(core, turn, own, commits).await,
@@ -41,6 +42,7 @@ pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbE
         // The rest of it holds locks, so it is rolled back now. The first error is the one that counts.
         let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
     }
+    // Not reached if this future is dropped: then the response answers for what it has not heard.
     core.lock().stack.standing.heard(is_unknown);
     end.map(drop)
 }
@@ -57,6 +59,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
                 state.stack.roll_back_all();
             }
             drop(state);
+            // The turn first: a hook may use the session, and would have to queue for it.
             drop(turn);
             core.run_hooks();
             return Ok(EarlyEnd::Done);
@@ -95,9 +98,11 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
         failures.rolled_back();
         return Ok(());
     }
+    // Dry runs are not to be made real by a function that the handler calls.
     if state.rollback_only {
         return Err(Kind::RollbackOnly.into_db_err());
     }
+    // A later success must not hide the failure of an earlier COMMIT whose future was dropped.
     let failure = standing.unheard_failure();
     match failure.or_else(|| failures.missing_transaction().cloned()) {
         Some(error) => Err(error.to_db_err()),
@@ -107,6 +112,7 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
 
 /// Waits for the answer to the end of a transaction. A COMMIT that is not answered in time is waited for in a task.
 pub(super) async fn answered(core: &Core, commits: bool, call: Call) -> Result<Output, DbErr> {
+    // A rollback needs no limit of its own: unanswered, it leaves nothing in doubt.
     if !commits {
         return call.await;
     }

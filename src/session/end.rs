@@ -18,6 +18,8 @@ use super::{
 use crate::{connection::Operation, error::Kind};
 
 /// The time that a response which rolls back waits for a statement that its handler has left running.
+// Such a response acknowledges nothing, so it need not be late for it: a time-out layer inside the session's own has
+// left a long statement, and its 504 is due.
 const STRAY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The same where the server is asked to stop the statement, which takes a round trip or two.
@@ -27,8 +29,10 @@ const CANCELLED_TIMEOUT: Duration = Duration::from_secs(1);
 /// statement has ended.
 pub(super) fn abandon(core: &Arc<Core>, id: TransactionId) {
     if !core.lock().stack.abandon(id) {
+        // It has ended, as by `commit()`.
         return;
     }
+    // Not left to the next statement: until that comes, the transaction would hold its locks.
     if let Some(turn) = core.try_turn() {
         return roll_back_abandoned(core, turn);
     }
@@ -44,13 +48,14 @@ fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
     let caller = {
         let state = core.lock();
         let surviving = state.stack.surviving();
+        // Nothing is to be sent if BEGIN never was, or if a statement that came first has rolled it back.
         if !matches!(&state.slot, Slot::Idle(connection) if connection.depth() > surviving) {
             return;
         }
         state.stack.innermost()
     };
     if let Ok(call) = launch(core, turn, CallRequest::new(caller, Operation::Settle)) {
-        // Dropped unpolled, the call moves to a task.
+        // Dropped unpolled, the call moves to a task. `Drop` of a transaction waits for nothing (G11).
         drop(call);
     }
 }
@@ -65,6 +70,7 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
     if state.admit(Caller::Session).map_err(Kind::into_db_err)? > 0 {
         return Err(Kind::TransactionOpen.into_db_err());
     }
+    // `Empty`, not `Broken`: the next statement checks out again.
     match mem::replace(&mut state.slot, Slot::Empty) {
         Slot::Idle(connection) => {
             state.span.released();
@@ -84,6 +90,7 @@ pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
     // Also if the session is over: a cut-off may have left something stored.
     core.tell_request(&state);
     if let Phase::Over(over) = &mut state.phase {
+        // The guard is dropped after it has settled. A cut-off, though, has left its rollback for this moment.
         return over.cut_off.as_mut()?.rollback.take();
     }
     let rollback = end_now(core, state, Over::default());
@@ -95,6 +102,7 @@ pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
 /// Ends the session because its pool takes its connection away. The end of the request waits for the rollback.
 pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
     let over = Over::cut_off(cut_off);
+    // Nothing to wait for is returned: the pool, which cuts, does not wait, and `over` keeps the rollback.
     drop(end_now(core, state, over));
     core.turns().close();
 }
@@ -114,6 +122,7 @@ fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollba
             core.run_hooks();
         }
         other => {
+            // A session whose connection was lost stays without one.
             state.slot = other;
             let released = state.phase.take_released();
             let is_any_due = state.stack.hooks.is_any_due();

@@ -29,6 +29,7 @@ pub(crate) struct SessionGuard {
 impl SessionGuard {
     /// The session that was `counted` ends with the guard.
     pub(super) fn new(core: Arc<Core>, counted: CountedSession<'_>) -> Self {
+        // From here on, the guard's `Drop` uncounts it.
         counted.begin();
         let holder: Weak<Core> = Arc::downgrade(&core);
         let direct = core
@@ -54,6 +55,7 @@ impl SessionGuard {
 
     /// Decides by a response's head whether the session's transaction is committed.
     pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
+        // Cloned out: the rule is user code, and may use the session.
         let rule = self.core.lock().rules.commit_when.clone();
         Decision::of(match rule {
             Some(rule) => rule(head),
@@ -89,10 +91,12 @@ impl SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
+        // Waits for nothing (G11): a rollback that is due runs in a task.
         drop(end(&self.core));
         if let Some(key) = self.direct {
             self.core.pool().note_return(key);
         }
+        // Last, because `close` waits for this.
         self.core.pool().session_ended();
     }
 }

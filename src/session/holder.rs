@@ -58,6 +58,7 @@ impl Holder for Core {
             return None;
         };
         // A stream may wait for its reader, and user code for anything.
+        // A call in a task is bounded by the `release_timeout` anyway.
         if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {
             return None;
         }
@@ -87,6 +88,7 @@ impl Holder for Core {
     }
 
     fn unread_for(&self) -> Option<Duration> {
+        // Cloned out, because the body's lock is not taken under this one.
         let held = self.lock().body_hold.clone();
         held?.unread_for()
     }
@@ -100,8 +102,10 @@ impl Holder for Core {
         if !state.phase.is_open() || !has_something || commits {
             return false;
         }
+        // Taken under the lock, and ended after it: a body wakes its reader.
         let own = state.through.take_own();
         let body = state.body_hold.take();
+        // Without an open transaction, nothing is lost but the connection: the response may still be a success.
         let has_lost = state.stack.has_work();
         cut_off(&self, state, CutOff::new(reason, has_lost));
         // SeaORM rolls it back, now or when the statement that runs in it has ended.

@@ -8,6 +8,7 @@ use crate::pool::Hook;
 
 /// Hooks in the order in which they were registered; nearly no session has some.
 #[derive(Default)]
+// Boxed, so that a session without hooks carries one pointer.
 pub(super) struct Hooks(Option<Box<Lists>>);
 
 #[derive(Default)]
@@ -19,6 +20,7 @@ struct Lists {
     due: Vec<Hook>,
     /// They will not run. What they have captured must not be dropped under the session's lock.
     discarded: Vec<Hook>,
+    // Not spawned one by one: hooks run in the order of their registration, also those of two transactions.
     /// Run one after the other by a task.
     queue: VecDeque<Hook>,
     has_task: bool,
@@ -48,6 +50,7 @@ impl Hooks {
         let lists = self.0.get_or_insert_default();
         let hook = hook.boxed();
         match (depth, after) {
+            // Autocommit: the statements before it are stored already.
             (0, After::Commit) => lists.due.push(hook),
             // Autocommit: there is nothing that could be rolled back.
             (0, After::Rollback) => lists.discarded.push(hook),
@@ -85,6 +88,7 @@ impl Hooks {
         let Some(lists) = &mut self.0 else { return };
         match depth {
             0 => {}
+            // Sealed when COMMIT was sent: what was registered since waits for the next one.
             1 => lists.fire(After::Commit),
             _ => {
                 for waiting in &mut lists.waiting {
@@ -105,9 +109,12 @@ impl Hooks {
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         let Some(lists) = &mut self.0 else { return };
         if depth == 0 {
+            // What is not sealed yet ends as well: only sealed hooks fire.
             lists.seal();
             lists.fire(After::Rollback);
         } else {
+            // A savepoint's `after_rollback` hooks do not run either: it is the session's whole transaction that they
+            // wait for.
             let gone = lists
                 .waiting
                 .extract_if(.., |waiting| waiting.depth > depth);
@@ -140,6 +147,7 @@ impl Hooks {
     /// Returns the next hook to be run; the task ends if there is none.
     pub(super) fn next(&mut self) -> Option<Hook> {
         let lists = self.0.as_mut()?;
+        // Said under the same lock: hooks that come later find no task, and start another one.
         let next = lists.queue.pop_front();
         lists.has_task = next.is_some();
         next
@@ -148,6 +156,7 @@ impl Hooks {
     /// It stays unknown whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
         if let Some(lists) = &mut self.0 {
+            // Neither kind may run: each would tell the world one of two things that are not known.
             lists
                 .discarded
                 .extend(lists.sealed.drain(..).map(|waiting| waiting.hook));

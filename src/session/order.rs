@@ -21,6 +21,7 @@ pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
     if state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }
+    // The settings that these statements make, such as a tenant's for row-level security, must hold for all that runs.
     if mode == Mode::Autocommit && state.rules.on_begin.is_some() {
         return Err(Kind::MustBeTransaction);
     }

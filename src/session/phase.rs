@@ -20,7 +20,10 @@ pub(super) enum Phase {
 #[derive(Default)]
 pub(super) struct Over {
     /// Set if the connection was taken away before the request's end.
+    // Boxed, because nearly no session has one and the phase is part of every session.
     pub(super) cut_off: Option<Box<CutOff>>,
+    // Channels, dropped rather than sent into: whatever takes the connection away, a panic or a dying runtime
+    // included, the end of the request is woken.
     /// Dropped when the connection has left the session.
     released: Option<oneshot::Sender<()>>,
     /// Dropped when the statement has ended that the session's end has found running.
@@ -105,6 +108,7 @@ impl Over {
     pub(super) fn expect_rollback(&mut self, stray: Option<Duration>) -> Rollback {
         let (released, done) = oneshot::channel();
         self.released = Some(released);
+        // Two events with a limit each: the statement may run for long, the rollback behind it is quick.
         let stray = stray.map(|limit| {
             let (stray_ended, ended) = oneshot::channel();
             self.stray_ended = Some(stray_ended);
@@ -131,6 +135,7 @@ impl CutOff {
 impl Rollback {
     /// Waits for the rollback, for the `release_timeout` at most.
     pub(super) async fn wait(self, release_timeout: Duration) {
+        // Past that limit the response leaves, and the rollback is seen through in its task (G8).
         if let Some((ended, limit)) = self.stray
             && timeout(limit.min(release_timeout), ended).await.is_err()
         {

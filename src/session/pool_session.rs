@@ -147,12 +147,14 @@ impl SessionPool {
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
+        // Counted before it waits, so that `close` waits for it, or it is refused.
         let counted = self.inner().count_session()?;
         if self.inner().is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
         self.inner().refuse_hopeless(|| is_request)?;
+        // A session store asks for its connection before the request's own session does.
         self.inner().expect_second();
         let started = Instant::now();
         let lease = self.inner().acquire().await?;
@@ -169,6 +171,7 @@ impl SessionPool {
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
+        // Refused without a log line: the way that waits refuses once more, with one.
         let Some(counted) = self.inner().try_count_session() else {
             return Err(plan);
         };

@@ -21,6 +21,8 @@ use super::{
 use crate::error::{Error, Kind};
 
 /// The time that the end of a request waits for a statement that is still running.
+// Longer than for a rollback: the response says that all is done, and a statement that a handler has not awaited to its
+// end mostly has a moment left.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The verdict on a session's transaction.
@@ -75,15 +77,18 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
     let is_cut_off = state.phase.cut_off().is_some();
     if state.phase.is_over() && !is_cut_off {
+        // Settled already. A session that was cut off still has to say what that has cost.
         return Settlement::Now(Ended::RolledBack);
     }
     let lost = state.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
     if commits && !is_cut_off && has_to_commit(&state) {
+        // From here on, no statement of the handler's is admitted: it would come behind the COMMIT.
         state.phase = Phase::Settling;
         drop(state);
         return Settlement::Later(Box::pin(commit_at_end(core.clone())));
     }
+    // Before `end`, which drops the hooks of what is not committed by then.
     let ended = ended(&mut state, commits, lost);
     let own = state.take_own();
     drop(state);
@@ -115,6 +120,7 @@ fn ended(state: &mut State, commits: bool, lost: Option<Error>) -> Ended {
         return Ended::Autocommit;
     }
     if commits {
+        // Hooks that were registered before the first statement wait for this.
         state.stack.nothing_to_commit();
     }
     match commits {
@@ -145,6 +151,7 @@ async fn roll_back_at_end(
     if let Some(own) = own {
         roll_back_own(&core, own).await;
     }
+    // Asked when the rollback is over: a statement that was still running has shown by then what it did.
     let may_stand = core.lock().may_stand();
     match (ended, may_stand) {
         (Ended::RolledBack, Some(error)) => Ended::Failed(error),
@@ -155,11 +162,13 @@ async fn roll_back_at_end(
 /// Commits at the end of the request, or rolls back and says why.
 async fn commit_at_end(core: Arc<Core>) -> Ended {
     let result = last_commit(&core).await;
+    // Ended on success as well: the connection goes back here, before the response leaves.
     let rollback = end(&core);
     let Err(error) = result else {
         return Ended::Committed;
     };
     if error.is_outcome_unknown() {
+        // There is no rollback to wait for that would say more.
         return Ended::Failed(error.because(core.lock().stack.standing.cause()));
     }
     if let Some(rollback) = rollback {
@@ -186,6 +195,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
+        // What was dropped is rolled back by the COMMIT's own call, before COMMIT.
         state.stack.drop_abandoned();
         if let Some(error) = state.stack.standing.unheard_failure() {
             return Err(error);
@@ -204,6 +214,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         None => {
             let request = CallRequest::end(Caller::Settlement, true);
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
+            // Dropped by the time-out, the call goes on in a task, and the hooks wait for its end there (H17).
             match timeout(core.pool().settings().commit_timeout, call).await {
                 Ok(answer) => answer.map(drop).map_err(Error::of_commit),
                 Err(_) => Err(Kind::OutcomeUnknown.into()),
@@ -221,6 +232,7 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
     let (limit, otherwise) = match running {
         // Whichever future began it: only its end shows whether the response is true.
         Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
+        // The answer does not wait for a handle that was kept.
         _ if has_left_open => return Err(Kind::LeftOpen.into()),
         _ => (TURN_TIMEOUT, Kind::StillRunning),
     };

@@ -34,10 +34,12 @@ pub(super) struct Running {
     pub(super) kind: CallKind,
     pub(super) purpose: Purpose,
     pub(super) polled_by: PolledBy,
+    // Kept here and not in the `Call`, so that the worker and the end of the request get at it.
     /// `None` while it is being polled, and after it moved to a task.
     pub(super) future: Option<CallFuture>,
     /// Of the future that waits for the call.
     pub(super) waker: Option<Waker>,
+    /// Where the call goes on if its future is dropped: known beforehand, because `Drop` may run outside any runtime.
     runtime: Handle,
     /// The time for which it may go on when nothing waits for it any more; `None` for as long as it takes.
     release_timeout: Option<Duration>,
@@ -119,6 +121,7 @@ impl Running {
         connection: &mut CheckedOut,
         turn: Turn,
     ) -> Self {
+        // Kept beside the call, which is about to own the connection: the log asks for it while the call runs.
         let mut text = mem::take(connection.text());
         match operation.text() {
             Some(sql) => text.keep(sql),
@@ -227,6 +230,7 @@ impl Cancel {
         pool: &PoolInner,
         connection: &mut CheckedOut,
     ) -> (Option<Self>, Option<Peer>) {
+        // The connection of a test runs all of its sessions, inside one transaction that a cancel would abort.
         if !pool.settings().cancel_running || pool.is_test() {
             return (None, None);
         }
@@ -239,6 +243,7 @@ impl Cancel {
             DbBackend::Sqlite => Peer::Server,
             _ => pool.cancels().route(),
         };
+        // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome.
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let cancel = is_stoppable.then(|| {
             handle.prepare();

@@ -52,6 +52,7 @@ pub(super) struct Stack {
 
 struct OpenTransaction {
     id: TransactionId,
+    // Kept until the connection is free: `Drop` cannot wait, and the depth has to agree with the driver's until then.
     /// Its handle was dropped without an end: rolled back before anything else happens.
     is_abandoned: bool,
 }
@@ -106,6 +107,8 @@ impl Stack {
     /// Returns how many transactions are open around a statement of `caller`, if that one is innermost.
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
         self.drop_abandoned();
+        // Only the innermost: SeaORM ends that one whichever handle asks, and a statement of an outer handle would be
+        // undone with the inner transaction (G12).
         let innermost = self.open.last().map_or(OWN, |open| open.id);
         match caller {
             Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),
@@ -134,6 +137,7 @@ impl Stack {
         let Some(position) = self.open.iter().position(|open| open.id == id) else {
             return false;
         };
+        // Savepoints inside it go with it, whether their handles are held or not.
         for open in &mut self.open[position..] {
             open.is_abandoned = true;
         }
@@ -199,10 +203,12 @@ impl Stack {
     /// The COMMIT of the innermost transaction has failed. One that outlasted its handler is the response's to
     /// answer for, whichever transaction it was.
     pub(super) fn not_committed(&mut self, error: &DbErr, outlasted_handler: bool) {
+        // With the first failure in it, for the log: the server's answer to COMMIT does not repeat that.
         let error = Error::of_commit(error.clone()).because(self.standing.cause());
         let is_outermost = self.depth() == 1;
         let is_own = is_outermost && self.has_begun();
         if is_outermost && error.is_outcome_unknown() {
+            // The request must not be sent again, and neither kind of hook may run.
             self.standing.stored();
             self.hooks.forget();
         } else if is_outermost {
@@ -239,6 +245,7 @@ impl Stack {
     pub(super) fn commit_lost(&mut self) {
         self.hooks.forget();
         self.standing.commit_lost();
+        // Left open, it would make the response name the lost connection, not the unknown outcome.
         if self.depth() == 1 && self.has_begun() {
             self.open.clear();
         }
@@ -249,6 +256,7 @@ impl Stack {
         match (purpose, result) {
             (Purpose::BeginAndWork, _) if depth == 0 => self.not_begun(result),
             (Purpose::BeginAndWork, Ok(())) => self.failures.begun(),
+            // The driver's count is the truth: a server, or sqlx after a failed SAVEPOINT, may have ended some.
             _ if self.depth() > depth => self.vanished(purpose, depth),
             (Purpose::Work, _) if self.depth() == 0 => self.standing.ran_alone(result),
             _ => {}

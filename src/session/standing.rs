@@ -63,6 +63,7 @@ impl Standing {
 
     /// A statement has ended that commits by itself.
     pub(super) fn ran_alone(&mut self, result: Result<(), &DbErr>) {
+        // Also after an error: a table without transactions keeps the rows before it.
         self.may_stand |= !result.is_err_and(has_not_run);
     }
 
@@ -83,6 +84,7 @@ impl Standing {
     /// The outermost transaction is committed.
     pub(super) fn committed(&mut self) {
         self.may_stand = true;
+        // The handler has tried again, and it worked. An unknown outcome stays what it is, whatever comes after it.
         self.failure = self.failure.take().filter(Error::is_outcome_unknown);
         self.is_unheard = false;
     }
@@ -90,6 +92,7 @@ impl Standing {
     /// The session's transaction is not committed, or may not be.
     pub(super) fn not_committed(&mut self, error: Error, is_unheard: bool) {
         self.failure = Some(error);
+        // Not cleared by a failure that was heard: an earlier one may not have been.
         self.is_unheard |= is_unheard;
     }
 
@@ -125,6 +128,7 @@ impl Standing {
         statement: impl FnOnce() -> String,
     ) {
         if !has_failed {
+            // Rolled back to a savepoint, or begun anew.
             self.cause = None;
         } else if let (None, Some(error)) = (&self.cause, error) {
             self.cause = Some(Box::new(Cause {
@@ -137,6 +141,7 @@ impl Standing {
 
 /// Returns whether a statement that failed has certainly left nothing behind.
 fn has_not_run(error: &DbErr) -> bool {
+    // A server refuses these before it does anything. Any other error may come half-way.
     Error::of(error).is_some_and(|known| known.is_read_only() || known.is_stale_plan())
 }
 
@@ -176,6 +181,7 @@ impl Failures {
     }
 
     pub(super) fn not_acquired(&mut self, error: Error, for_transaction: bool) {
+        // The first one says why; later ones are its consequences.
         self.acquire.get_or_insert(error);
         self.is_transaction_missing |= for_transaction;
     }
@@ -207,6 +213,7 @@ impl Failures {
     }
 
     pub(super) fn may_pass(&mut self, error: Error, depth: usize, is_undone: bool) {
+        // The first that counts: a statement after it fails because of it.
         if self.passing.as_ref().is_none_or(|known| known.is_undone) {
             self.passing = Some(Box::new(Passing {
                 error,

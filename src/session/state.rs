@@ -30,6 +30,7 @@ pub(super) struct State {
     /// A stream is open: its reader has neither come to the end nor dropped it.
     pub(super) streaming: bool,
     last_id: u64,
+    // A list, because the worker may see several calls to their ends before any of their futures is polled.
     /// Outputs of calls that ended while their own futures were not polled.
     pub(super) outputs: Vec<(u64, Result<Output, DbErr>)>,
     /// The runtime for hooks, known from the first connection on.
@@ -122,6 +123,8 @@ impl State {
 
     /// Returns how many transactions are open around a statement of `caller`, if it may run now.
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
+        // The last COMMIT passes where a handler's statement does not: behind the handler, and beside a stream whose
+        // reader has been told to stop.
         let is_last = self.phase.is_settling() && caller == Caller::Settlement;
         if !self.phase.is_open() && !is_last {
             return Err(self.closed());
@@ -137,9 +140,11 @@ impl State {
         let Mode::Transaction(options) = self.rules.mode else {
             return None;
         };
+        // Not for a ping, or an end: BEGIN belongs to the first statement, and a request without one costs nothing.
         if self.stack.depth() > 0 || !operation.is_work() {
             return None;
         }
+        // Before BEGIN is sent, because it may be sent and its answer lost.
         self.stack.open_own();
         let set_up = self.rules.on_begin.clone().unwrap_or_default();
         Some(Begin { options, set_up })
@@ -158,6 +163,7 @@ impl State {
 
     /// The session's own transaction has begun, which is one of SeaORM's.
     pub(super) fn begun(&mut self, transaction: OwnTransaction) {
+        // For `is_untouched`: something has run now.
         self.new_id();
         self.through.set_own(transaction);
         self.stack.open_own();
@@ -165,6 +171,7 @@ impl State {
 
     /// Takes the reason why something is not stored that the handler believes to be.
     pub(super) fn take_failure(&mut self) -> Option<Error> {
+        // A COMMIT that failed counts before a BEGIN that did: the handler went on after it.
         let failure = self.stack.standing.take_failure();
         failure.or_else(|| self.stack.failures.missing_transaction().cloned())
     }
@@ -210,6 +217,7 @@ impl State {
             _ => self.stack.ran(purpose, connection.depth(), result),
         }
         match result {
+            // A ping or a rollback that succeeds is no new attempt.
             Ok(()) if purpose != Purpose::Other => self.stack.failures.went_on(),
             Ok(()) => {}
             Err(error) => {
@@ -226,10 +234,12 @@ impl State {
         };
         let is_transactional = self.is_transactional();
         let failures = &mut self.stack.failures;
+        // BEGIN may have been tried on another connection, which could not be acquired.
         if known.is_acquire() {
             failures.not_acquired(known, depth > 0 || is_transactional);
         } else if known.is_statement_timeout()
             || known.is_stale_plan()
+            // In autocommit a conflict is one statement's, which the handler may repeat by itself.
             || known.is_conflict() && is_transactional
         {
             failures.may_pass(known, depth, is_undone);

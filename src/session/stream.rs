@@ -26,6 +26,7 @@ use crate::{
 };
 
 /// Rows that may wait between the driver and the reader.
+// Enough that driver and reader need not take turns row by row, and few enough that a slow reader holds little memory.
 const BUFFERED: usize = 16;
 
 /// The rows of one statement, from [`StreamTrait::stream`](sea_orm::StreamTrait::stream).
@@ -79,6 +80,7 @@ impl<'a> SessionStream<'a> {
         let (sender, rows) = Rows::new(BUFFERED);
         let request = CallRequest::new(caller, Operation::Stream(statement, sender));
         let mut call = start(core, request).await?;
+        // The stream is open for as long as it may be read, which is longer than its call runs.
         let open = call.take_open();
         Ok(Self(Inner::Pinned {
             call: Some(call),
@@ -132,6 +134,7 @@ impl Stream for SessionStream<'_> {
                 return Poll::Pending;
             };
             if let Poll::Ready(output) = Pin::new(running).poll(cx) {
+                // The rows that it has sent before its failure come first.
                 *call = None;
                 *failure = output.err();
             } else if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {

@@ -65,6 +65,7 @@ impl SessionTransaction {
     pub async fn rollback(self) -> Result<(), DbErr> {
         let core = self.core.clone();
         self.end(false).await?;
+        // The handler says that it goes on without this part, so a conflict in it is no answer for the request any more.
         core.lock().went_back();
         Ok(())
     }
@@ -159,6 +160,7 @@ impl SessionTransaction {
     ) -> Result<Self, DbErr> {
         let core = handle.core.clone();
         if core.pool().is_direct() {
+            // Boxed, because the second path would otherwise make room for itself in every future of the first.
             let (id, transaction) = Box::pin(pass_through::begin(handle, options)).await?;
             return Ok(Self {
                 core,
@@ -200,6 +202,7 @@ impl SessionTransaction {
             return Box::pin(pass_through::end(core, *id, through, commits)).await;
         }
         let request = CallRequest::end(Caller::Transaction(*id), commits);
+        // `self` lives until the answer: dropped before that, it abandons what `start` has not sent.
         let call = start(core, request).await?;
         answered(core, commits, call).await.map(drop)
     }
