@@ -151,6 +151,7 @@ pub enum DefaultDatabase {}
 /// and the session's next statement waits for it.
 pub struct DbSession<Tag = DefaultDatabase> {
     core: Arc<Core>,
+    // A function's result, so that a handle is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
 }
 
@@ -417,6 +418,7 @@ impl<Tag> DbSession<Tag> {
     /// If the session is not in a transaction, because nothing could be rolled back.
     pub fn set_rollback_only(&self) -> Result<(), DbErr> {
         let mut state = self.core.lock();
+        // A quiet `Ok` would be a dry run that stores everything.
         if !state.is_transactional() {
             return Err(Kind::NoTransaction.into_db_err());
         }

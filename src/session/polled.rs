@@ -7,6 +7,8 @@ use futures_util::future::BoxFuture;
 use super::core::Core;
 
 thread_local! {
+    // Addresses, because raw code must be `'static` and a reference to its session would be a cycle. While one is
+    // polled, the session is alive and its address its own.
     /// The sessions by their addresses, innermost last.
     static POLLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
@@ -16,6 +18,7 @@ pub(super) fn is_polled_for(core: &Arc<Core>) -> bool {
     let session = address(core);
     POLLED
         .try_with(|polled| polled.borrow().contains(&session))
+        // A thread that ends polls nothing any more.
         .unwrap_or(false)
 }
 
@@ -26,6 +29,7 @@ pub(super) fn address(core: &Arc<Core>) -> usize {
 /// Polls raw code in the name of the session at the address `session`.
 pub(super) async fn polled_for<T>(session: usize, mut code: BoxFuture<'_, T>) -> T {
     poll_fn(move |cx| {
+        // A guard, so that code that panics is taken off as well.
         let _polled = Polled::new(session);
         code.as_mut().poll(cx)
     })

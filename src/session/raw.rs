@@ -26,6 +26,7 @@ pub(super) async fn run_raw<T: Send + 'static>(
         return Err(Kind::WrongDriver.into_db_err());
     }
     let (sender, receiver) = oneshot::channel();
+    // The code's value comes back by a channel, because the session stores the call without its type.
     let session = address(core);
     let raw: Raw = Box::new(move |driver| {
         Box::pin(async move {
@@ -35,6 +36,7 @@ pub(super) async fn run_raw<T: Send + 'static>(
         })
     });
     run(core, Caller::Session, Operation::Raw(raw)).await?;
+    // Closed without a value if the connection was lost around the code.
     receiver
         .await
         .map_err(|_| Kind::ConnectionLost.into_db_err())

@@ -39,7 +39,7 @@ pub(super) struct Running {
     pub(super) future: Option<CallFuture>,
     /// Of the future that waits for the call.
     pub(super) waker: Option<Waker>,
-    /// Where the call goes on if its future is dropped: known beforehand, because `Drop` may run outside any runtime.
+    // Known beforehand, because the call may be dropped outside any runtime, and goes on in a task (G11).
     runtime: Handle,
     /// The time for which it may go on when nothing waits for it any more; `None` for as long as it takes.
     release_timeout: Option<Duration>,

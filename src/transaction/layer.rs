@@ -40,6 +40,7 @@ use crate::{
 pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     pub(super) policy: RoutePolicy,
     pub(super) respond: Respond,
+    // A function's result, so that a layer is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
 }
 
@@ -148,6 +149,7 @@ impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag, Respond: Clone> Clone for TransactionLayer<Tag, Respond> {
     fn clone(&self) -> Self {
         Self {

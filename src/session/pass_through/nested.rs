@@ -22,6 +22,7 @@ pub(in crate::session) async fn begin(
     let core = handle.core;
     let own = enter(handle).await?;
     admit(core, handle.caller)?;
+    // A SAVEPOINT would fail in such a transaction, and take it along.
     if is_given_up(core) {
         return Err(Kind::Aborted.into_db_err());
     }
@@ -62,6 +63,7 @@ pub(in crate::session) async fn end(
     let Some(transaction) = transaction.take() else {
         return Ok(());
     };
+    // Taken out of its handle: that one's `Drop` must not roll back what is being committed.
     let ended = send_end(core, transaction, commits, depth).await;
     close(core, id, commits && ended.is_ok());
     ended

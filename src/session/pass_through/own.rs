@@ -30,6 +30,7 @@ pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, 
 /// Returns the session's own transaction, begun if it has not been; `None` in autocommit.
 pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransaction>, DbErr> {
     admit(core, Caller::Session)?;
+    // A mock or proxy has no connection to be set up when it is acquired: the first statement is the moment for it.
     if core.lock().fresh {
         enqueue(core, Caller::Session, async |core, _turn| {
             set_up(&core).await
@@ -39,6 +40,7 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     let own = {
         let mut state = core.lock();
         if !state.is_transactional() {
+            // Before it is sent, because nothing accounts for it afterwards: it may be stored from here on.
             state.stack.standing.stored();
             return Ok(None);
         }
@@ -61,6 +63,7 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     admit(core, Caller::Session)?;
     let (mode, set_up) = {
         let state = core.lock();
+        // Another statement has begun it while this one waited for its turn.
         if let Some(own) = state.through.own() {
             return Ok(Some(own.clone()));
         }
@@ -110,6 +113,8 @@ pub(in crate::session) async fn end_own(
     own: OwnTransaction,
     commits: bool,
 ) -> Result<(), DbErr> {
+    // SeaORM ends a transaction by value, so a statement that still runs in it stands in the way. It has the last other
+    // reference, and SeaORM rolls back when that goes.
     let own = Arc::into_inner(own).ok_or_else(|| Kind::StillRunning.into_db_err())?;
     let ended = send_end(core, own, commits, 1).await;
     let mut state = core.lock();
@@ -152,6 +157,7 @@ pub(super) async fn send_end(
     commits: bool,
     depth: usize,
 ) -> Result<(), DbErr> {
+    // Also for a rollback, which ends what was given up.
     let is_given_up = core.lock().through.take_given_up(depth);
     if !commits {
         return transaction.rollback().await;
@@ -162,6 +168,7 @@ pub(super) async fn send_end(
         return Err(Kind::Aborted.into_db_err());
     }
     transaction.commit().await.map_err(|error| {
+        // A savepoint that is not released is lost with the rest; only the outermost COMMIT may have taken effect.
         if depth > 1 || !server::is_fatal(&error) {
             return error;
         }

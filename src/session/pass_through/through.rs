@@ -15,6 +15,7 @@ pub(in crate::session) type OwnTransaction = Arc<DatabaseTransaction>;
 /// until those inside it have ended.
 #[derive(Default)]
 pub(in crate::session) struct Through {
+    // Shared, because SeaORM lets statements run in it side by side, and each may outlast the handler.
     /// The session's own transaction.
     own: Option<OwnTransaction>,
     /// The server has given up the transactions from this depth on.
@@ -75,6 +76,7 @@ impl Through {
         id: TransactionId,
         transaction: DatabaseTransaction,
     ) -> Option<DatabaseTransaction> {
+        // Numbers only grow, so a greater one was begun inside.
         let innermost = self.alive.last();
         if innermost.is_none_or(|innermost| *innermost <= id) {
             return Some(transaction);
