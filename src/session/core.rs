@@ -30,6 +30,7 @@ pub(crate) struct Core {
     pool: SessionPool,
     turns: Turns,
     pub(super) origin: Origin,
+    // The standard library's mutex, not tokio's: `Drop` takes it, and it is never held across an await.
     state: Mutex<State>,
 }
 
@@ -64,6 +65,7 @@ impl Core {
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
+        // Also if it is poisoned: `Drop` comes here, and must not panic in its turn (G11).
         Locked::new(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -136,6 +138,7 @@ impl Core {
         caller: Caller,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Turn, DbErr>> {
+        // First without a waker, which costs a count of references: mostly the turn is free.
         if self.turns.try_take(true) {
             return Poll::Ready(Ok(Turn(self.clone())));
         }
@@ -146,6 +149,8 @@ impl Core {
         }
         // After the waker is in its place: whatever changes one of these wakes it.
         let mut state = self.lock();
+        // A statement behind an open stream is refused at once: waiting for a reader that is the same task, it would
+        // wait for ever (H10).
         let refused = match caller {
             Caller::Settlement => None,
             _ if !state.phase.is_open() => Some(state.closed()),
@@ -184,6 +189,7 @@ impl Core {
         if due.is_empty() {
             return;
         }
+        // The session's own, because the request may end on a thread without one (G11).
         let runtime = state.runtime.clone();
         drop(state);
         let Some(due) = self.pool().keep_hooks(due) else {
@@ -258,6 +264,7 @@ async fn run_queue(core: Arc<Core>) {
     }
 }
 
+// A function, because in the head of a `while let` the lock would be held until the end of its body.
 fn next(core: &Core) -> Option<Hook> {
     core.lock().stack.hooks.next()
 }

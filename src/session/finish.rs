@@ -28,6 +28,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // Dropped below, when the lock is free: it wakes the end of the request.
     let stray_ended = state.phase.take_stray_ended();
     let Slot::Running(mut running) = mem::replace(&mut state.slot, Slot::Empty) else {
+        // Not expected, since a call stays in the slot until it has ended. The connection is kept whatever comes.
         return_connection(core, state, connection);
         return Some(output);
     };
@@ -36,6 +37,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     let unheard = running.unheard(result);
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
     let is_wanted = running.take_wanted();
+    // Under the same lock as the slot: the call's own future sees either a running call or its output.
     let (output, owner) = deliver(&mut state, &mut running, output);
     return_connection(core, state, connection);
     drop(stray_ended);
@@ -113,9 +115,11 @@ fn account(
 fn return_connection(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
     let is_over = state.phase.is_over();
     if is_over {
+        // The pool rolls back what is open before another session gets the connection (G4).
         state.stack.roll_back_all();
     }
     if connection.is_broken() {
+        // Not `Empty`: a session does not go on elsewhere in silence, since what it did may be lost (G2).
         state.slot = Slot::Broken;
     }
     if is_over || connection.is_broken() {
@@ -134,6 +138,7 @@ fn return_connection(core: &Arc<Core>, mut state: Locked<'_>, connection: Checke
 pub(super) fn release(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
     let released = state.phase.take_released();
     drop(state);
+    // Hooks run once the connection is back, because one of them may want it: a pool of one would wait for itself.
     let core = core.clone();
     connection.give_back(move || {
         drop(released);
@@ -146,15 +151,18 @@ pub(super) fn lose(core: &Arc<Core>) {
     let mut state = core.lock();
     let running = match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Running(running) => running,
+        // Lost already, by the call's own future and by the worker for instance.
         other => {
             state.slot = other;
             return;
         }
     };
+    // It may have been sent: from here on the outcome is unknown, and no hook runs (G7).
     if running.purpose == Purpose::Commit {
         state.stack.commit_lost();
     }
     let backend = core.pool().backend();
+    // Stored or raw code may have committed on the connection that is gone, and the savepoint that would show it with it.
     let doubtful = running
         .is_doubtful
         .then(|| running.text.without_values(backend));

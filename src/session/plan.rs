@@ -97,6 +97,7 @@ impl Plan {
 /// The request or job that a session belongs to.
 pub(super) struct Origin {
     opened_for: OpenedFor,
+    // By this a request's second session is known to be its own: the two may wait for each other (H11).
     /// The outermost session of the request in which it was opened.
     outer: Option<Arc<dyn Holder>>,
     /// Another session of the same request has committed something.

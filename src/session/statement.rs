@@ -83,11 +83,13 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     if let Some(sql) = request.operation.text() {
         request.text = vet(core, caller, sql)?;
     }
+    // The way of nearly every statement: no queue, no task, no copy of the session.
     if let Some(turn) = core.try_turn()
         && try_check_out(core, caller)?
     {
         return launch(core, turn, request);
     }
+    // A connection is waited for in the turn: two statements of one session need one connection between them (G2).
     enqueue(core, caller, async move |core, turn| {
         check_out(&core, caller, request.opens.is_some()).await?;
         launch(&core, turn, request)
@@ -99,11 +101,14 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, DbErr> {
     let backend = core.pool().backend();
     let text = classify(backend, sql);
+    // A lock in autocommit is gone when its statement ends; people who are used to autobegin expect it to stay.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
     }
     match text.effect {
+        // sqlx counts the transactions that it began itself, and would not know of this one (H15).
         Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
+        // MySQL would commit what is open, also a test's outer transaction, and say nothing (M4).
         Effect::CommitsImplicitly if core.pool().is_test() || core.lock().is_inside(caller) => {
             Err(Kind::CommitsImplicitly.into_db_err())
         }
@@ -124,6 +129,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         // A hook that is registered while COMMIT is under way belongs to the next transaction.
         state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
     }
+    // By it the call's own future knows whether the call in the slot is still its own.
     let id = state.new_id();
     // Open before it is sent: dropped meanwhile, its handle finds something to abandon.
     if let Some(transaction) = request.opens {
@@ -136,6 +142,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         running.cancel_handle = connection.cancel_handle();
     }
     running.is_doubtful = text.is_doubtful() && is_inside;
+    // Set-up statements run once for each connection that the session acquires.
     let is_first = mem::take(&mut state.fresh);
     let task = Task {
         first: is_first,
@@ -163,6 +170,7 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     {
         return Err(Kind::CommitsImplicitly);
     }
+    // `Broken` until the call is in the slot: if the launch panics, the connection is closed with its unwinding.
     match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Idle(connection) => Ok(connection),
         other => {
@@ -174,6 +182,7 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
 
 /// Returns whether the server may have closed the connection as idle before the session's first statement.
 fn has_rested(core: &Core, state: &State) -> bool {
+    // Then the statement is kept, to run on another connection (PostgreSQL's 57P05, MySQL's 4031). SQLite has no server.
     core.pool().backend() != DbBackend::Sqlite && state.span.has_rested()
 }
 
@@ -191,6 +200,7 @@ fn install(
         .get_or_insert_with(|| connection.runtime().clone());
     state.span.count();
     state.streaming = streams;
+    // Boxed, because the slot stores it whatever polls it, and it may have to move into a task (G5).
     running.future = Some(Box::pin(connection.call(task)));
     state.slot = Slot::Running(running);
     drop(state);
