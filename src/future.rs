@@ -137,12 +137,7 @@ where
         let plan = policy.plan(&parts);
         let responder = Responder::new(respond, &parts, policy.keep_handler_errors);
         let request = Request::from_parts(parts, body);
-        let opened = if eager {
-            pool.try_session::<Tag>(plan)
-        } else {
-            pool.lazy_session::<Tag>(plan)
-        };
-        let state = match opened {
+        let state = match pool.try_session(plan, eager) {
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
                 let pool = pool.clone();

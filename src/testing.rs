@@ -133,7 +133,7 @@ where
         method: Method::GET,
         uri: Uri::default(),
     }));
-    let Ok((session, guard)) = pool.into().lazy_session(plan) else {
+    let Ok((session, guard)) = pool.into().try_session(plan, false) else {
         return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));

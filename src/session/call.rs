@@ -193,7 +193,7 @@ pub(super) fn return_call(core: &Arc<Core>, future: CallFuture, waker: Option<Wa
     drop(state);
     drop(before);
     if is_wanted {
-        core.turns().wake_worker();
+        core.turns.wake_worker();
     }
     true
 }

@@ -28,7 +28,7 @@ use crate::{
 
 pub(crate) struct Core {
     pool: SessionPool,
-    turns: Turns,
+    pub(super) turns: Turns,
     pub(super) origin: Origin,
     // The standard library's mutex, not tokio's: `Drop` takes it, and it is never held across an await.
     state: Mutex<State>,
@@ -60,10 +60,6 @@ impl Core {
         &self.pool
     }
 
-    pub(super) fn turns(&self) -> &Turns {
-        &self.turns
-    }
-
     pub(super) fn lock(&self) -> Locked<'_> {
         // Also if it is poisoned: `Drop` comes here, and must not panic in its turn (G11).
         Locked::new(self.state.lock().unwrap_or_else(PoisonError::into_inner))
@@ -71,12 +67,6 @@ impl Core {
 
     pub(super) fn is_over(&self) -> bool {
         self.lock().phase.is_over()
-    }
-
-    /// Returns whether the request has ended; a session that was cut off is closed before that.
-    pub(super) fn has_ended(&self) -> bool {
-        let state = self.lock();
-        state.phase.is_over() && state.phase.cut_off().is_none()
     }
 
     /// Returns why the session runs no statements any more.

@@ -565,7 +565,9 @@ impl<Tag> DbSession<Tag> {
 
     /// Returns whether the request that the session belongs to has ended.
     pub(crate) fn has_ended(&self) -> bool {
-        self.core.has_ended()
+        let state = self.core.lock();
+        // A session that was cut off is closed before that.
+        state.phase.is_over() && state.phase.cut_off().is_none()
     }
 
     /// Applies what a layer inside the session's own asks for.

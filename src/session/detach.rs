@@ -35,7 +35,7 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
         drain(core, call);
     }
     if is_wanted {
-        core.turns().wake_worker();
+        core.turns.wake_worker();
     }
     // It finds the call gone, and returns an error instead of waiting for a task that it cannot see.
     if let Some(owner) = owner {

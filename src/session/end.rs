@@ -89,13 +89,13 @@ pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
     let mut state = core.lock();
     // Also if the session is over: a cut-off may have left something stored.
     core.tell_request(&state);
-    if let Phase::Over(over) = &mut state.phase {
+    if let Some(over) = state.phase.over() {
         // The guard is dropped after it has settled. A cut-off, though, has left its rollback for this moment.
         return over.cut_off.as_mut()?.rollback.take();
     }
     let rollback = end_now(core, state, Over::default());
     // A job that gets the turn before that is refused, because the phase has changed already.
-    core.turns().close();
+    core.turns.close();
     rollback
 }
 
@@ -104,7 +104,7 @@ pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
     let over = Over::cut_off(cut_off);
     // Nothing to wait for is returned: the pool, which cuts, does not wait, and `over` keeps the rollback.
     drop(end_now(core, state, over));
-    core.turns().close();
+    core.turns.close();
 }
 
 fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollback> {

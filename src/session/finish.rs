@@ -44,7 +44,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // The turn passes on here, when the connection is in its place.
     drop(running);
     if is_wanted {
-        core.turns().wake_worker();
+        core.turns.wake_worker();
     }
     if let Some(owner) = owner {
         owner.wake();
@@ -177,7 +177,7 @@ pub(super) fn lose(core: &Arc<Core>) {
     let stray_ended = state.phase.take_stray_ended();
     drop(state);
     drop((running, released, stray_ended));
-    core.turns().wake_worker();
+    core.turns.wake_worker();
     if let Some(statement) = &doubtful {
         telemetry::ended_elsewhere(statement);
     }

@@ -69,17 +69,18 @@ impl Phase {
         }
     }
 
-    /// Returns the senders that say that the connection has left; to be dropped when it has.
+    /// Returns the sender that says that the connection has left; to be dropped when it has.
     pub(super) fn take_released(&mut self) -> Option<oneshot::Sender<()>> {
-        match self {
-            Self::Over(over) => over.released.take(),
-            _ => None,
-        }
+        self.over()?.released.take()
     }
 
     pub(super) fn take_stray_ended(&mut self) -> Option<oneshot::Sender<()>> {
+        self.over()?.stray_ended.take()
+    }
+
+    pub(super) fn over(&mut self) -> Option<&mut Over> {
         match self {
-            Self::Over(over) => over.stray_ended.take(),
+            Self::Over(over) => Some(over),
             _ => None,
         }
     }

@@ -162,7 +162,8 @@ impl SessionPool {
         Ok(DbSession::guarded(core, counted))
     }
 
-    /// An eager session without a wait, if there is an idle connection; else the plan comes back.
+    /// A session without a wait: with a connection if `acquires`, else without one. The plan comes back if there is no
+    /// idle connection, or the pool takes no new sessions.
     #[allow(
         clippy::result_large_err,
         reason = "a plan on its way, which a box would cost an allocation"
@@ -170,31 +171,21 @@ impl SessionPool {
     pub(crate) fn try_session<Tag>(
         &self,
         plan: Plan,
+        acquires: bool,
     ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
         // Refused without a log line: the way that waits refuses once more, with one.
         let Some(counted) = self.inner().try_count_session() else {
             return Err(plan);
         };
-        let Some(lease) = self.inner().try_acquire() else {
-            return Err(plan);
+        let core = if acquires {
+            let Some(lease) = self.inner().try_acquire() else {
+                return Err(plan);
+            };
+            with_connection(self.clone(), plan, lease, Duration::ZERO)
+        } else {
+            Core::new(self.clone(), plan)
         };
-        let core = with_connection(self.clone(), plan, lease, Duration::ZERO);
         Ok(DbSession::guarded(core, counted))
-    }
-
-    /// A session without a connection; the plan comes back if the pool takes no new ones.
-    #[allow(
-        clippy::result_large_err,
-        reason = "a plan on its way, which a box would cost an allocation"
-    )]
-    pub(crate) fn lazy_session<Tag>(
-        &self,
-        plan: Plan,
-    ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        let Some(counted) = self.inner().try_count_session() else {
-            return Err(plan);
-        };
-        Ok(DbSession::guarded(Core::new(self.clone(), plan), counted))
     }
 }
 

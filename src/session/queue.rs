@@ -67,7 +67,7 @@ where
         // what is due, as for a `Call`.
         let _ = sender.send(work.await);
     });
-    let queued = core.turns().join(job).map(|id| Queued {
+    let queued = core.turns.join(job).map(|id| Queued {
         core: core.clone(),
         id,
     });
@@ -88,7 +88,7 @@ pub(super) fn enqueue_detached(core: &Arc<Core>, work: impl Future<Output = ()> 
         // The next statement does it first, or the end of the session.
         return;
     };
-    if core.turns().join(Box::pin(work)).is_some() {
+    if core.turns.join(Box::pin(work)).is_some() {
         start_worker(core, &runtime);
     }
 }
@@ -101,15 +101,15 @@ pub(super) fn drive(core: &Arc<Core>) {
 }
 
 fn start_worker(core: &Arc<Core>, runtime: &Handle) {
-    if core.turns().needs_worker() {
+    if core.turns.needs_worker() {
         runtime.spawn(Worker::new(core.clone()));
     } else {
-        core.turns().wake_worker();
+        core.turns.wake_worker();
     }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.core.turns().remove(self.id);
+        self.core.turns.remove(self.id);
     }
 }

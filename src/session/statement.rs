@@ -207,7 +207,7 @@ fn install(
     if streams {
         // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
         // waits for them.
-        core.turns().look_again();
+        core.turns.look_again();
     }
     Call::new(core.clone(), id, streams)
 }

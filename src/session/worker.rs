@@ -44,17 +44,17 @@ impl Future for Worker {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let core = self.core.clone();
         // Before the look at what there is to do, so that what comes after the look wakes it.
-        core.turns().register_worker(cx.waker().clone());
+        core.turns.register_worker(cx.waker().clone());
         loop {
             // The call first: a job waits for its turn, which the call has.
             let progress = drive_call(&core, cx);
             if matches!(progress, Progress::Ended) {
                 continue;
             }
-            match core.turns().head() {
+            match core.turns.head() {
                 Some(head) => ready!(poll_head(&core, head, cx)),
                 None if matches!(progress, Progress::Pending) => return Poll::Pending,
-                None if core.turns().rest() => {
+                None if core.turns.rest() => {
                     self.done = true;
                     return Poll::Ready(());
                 }
@@ -69,7 +69,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // Its runtime shuts down, or a job has panicked.
         if !self.done {
-            self.core.turns().lose_worker();
+            self.core.turns.lose_worker();
             let_go(&self.core);
         }
     }
@@ -117,10 +117,10 @@ fn poll_head(core: &Core, head: Head, cx: &mut Context<'_>) -> Poll<()> {
     let polled = work.as_mut().poll(cx);
     let left = match polled {
         Poll::Ready(()) => {
-            core.turns().remove(id);
+            core.turns.remove(id);
             Some(work)
         }
-        Poll::Pending => core.turns().return_job(id, work),
+        Poll::Pending => core.turns.return_job(id, work),
     };
     let is_gone = left.is_some();
     // The values that the job has captured are dropped in the name of its request, too.
