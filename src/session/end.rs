@@ -52,8 +52,10 @@ fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
         if !matches!(&state.slot, Slot::Idle(connection) if connection.depth() > surviving) {
             return;
         }
+        // As the innermost that is left: any other caller would be refused.
         state.stack.innermost()
     };
+    // An error means that the session has ended meanwhile, and its end rolls back.
     if let Ok(call) = launch(core, turn, CallRequest::new(caller, Operation::Settle)) {
         // Dropped unpolled, the call moves to a task. `Drop` of a transaction waits for nothing (G11).
         drop(call);
@@ -62,6 +64,7 @@ fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
 
 /// Gives the connection back before the request ends; the next statement checks out again.
 pub(super) async fn release(core: &Arc<Core>) -> Result<(), DbErr> {
+    // In a turn: a statement that was polled before still needs the connection.
     in_turn(core, |core, _turn| release_now(core)).await
 }
 
@@ -77,6 +80,7 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
             drop(state);
             connection.give_back(|| ());
         }
+        // Nothing is held. One that was lost stays so, since the work done on it may be lost as well.
         other => state.slot = other,
     }
     Ok(())
@@ -118,6 +122,7 @@ fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollba
             // Before it is detached, so that the task finds the call stopped at its first look.
             running.session_ended();
             state.slot = Slot::Running(running);
+            // Not if it is being polled at this moment: that poll finds the session over, and detaches it.
             detach(core, state, None);
             core.run_hooks();
         }
@@ -142,7 +147,8 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
         Slot::Running(running) => Some(running),
         _ => None,
     };
-    // A transaction that the handler dropped is being rolled back: it counts as open until that is done.
+    // A transaction that the handler dropped is being rolled back: it counts as open until that is done, because the
+    // response says that it is (G8).
     let is_unclean = match &state.slot {
         Slot::Idle(connection) => connection.depth() > 0,
         Slot::Running(running) => running.purpose == Purpose::Other,
@@ -154,6 +160,7 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
     if running.is_none() {
         state.stack.roll_back_all();
     }
+    // Last, because `admit` refuses everything from here on.
     let rollback = over.keep_for_the_end(rollback);
     state.phase = Phase::Over(over);
     rollback
@@ -162,6 +169,7 @@ fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
 /// Returns the time that a response which rolls back waits for a call; `None` for one that ends soon, or has to
 /// be waited for.
 fn stray_timeout(running: &Running) -> Option<Duration> {
+    // COMMIT and ROLLBACK are waited for in full: the response must not leave before their end is known.
     running
         .purpose
         .is_work()

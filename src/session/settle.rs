@@ -80,6 +80,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
         // Settled already. A session that was cut off still has to say what that has cost.
         return Settlement::Now(Ended::RolledBack);
     }
+    // Where the response is an error anyway, a lost transaction is rolled back as it should be.
     let lost = state.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
     if commits && !is_cut_off && has_to_commit(&state) {
@@ -93,6 +94,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let own = state.take_own();
     drop(state);
     match (end(core), own) {
+        // Nothing was open, as for nearly all requests in autocommit: no future, and no allocation for one.
         (None, None) => Settlement::Now(ended),
         (rollback, own) => Settlement::Later(Box::pin(roll_back_at_end(
             core.clone(),
@@ -105,6 +107,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
 
 /// Returns whether there is something that COMMIT has to be sent for, or waited for, or that is in its way.
 fn has_to_commit(state: &State) -> bool {
+    // A statement that still runs may be the one that begins the transaction.
     let is_at_work = state.stack.depth() > 0 || state.slot.purpose().is_some();
     state.stack.has_left_open() || state.is_transactional() && is_at_work
 }
@@ -133,6 +136,8 @@ fn ended(state: &mut State, commits: bool, lost: Option<Error>) -> Ended {
 /// Returns whether the response has to answer for a failure. What may stand counts whatever the handler answers.
 fn counts(error: &Error, commits: bool, is_transactional: bool) -> bool {
     match commits {
+        // In autocommit, the handler has seen the error of its statement and chosen this response; but not that of a
+        // connection it never got, or no longer has.
         true => is_transactional || error.is_cut_off() || error.is_acquire(),
         false => is_transactional && error.may_stand() || error.is_cut_off(),
     }
@@ -149,6 +154,7 @@ async fn roll_back_at_end(
         rollback.wait(core.pool().settings().release_timeout).await;
     }
     if let Some(own) = own {
+        // Last: SeaORM ends the innermost transaction, and this one is the outermost.
         roll_back_own(&core, own).await;
     }
     // Asked when the rollback is over: a statement that was still running has shown by then what it did.
@@ -171,6 +177,7 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
         // There is no rollback to wait for that would say more.
         return Ended::Failed(error.because(core.lock().stack.standing.cause()));
     }
+    // The error response says that all is rolled back, so it waits until it is (G8).
     if let Some(rollback) = rollback {
         rollback.wait(core.pool().settings().release_timeout).await;
     }
@@ -197,10 +204,12 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         }
         // What was dropped is rolled back by the COMMIT's own call, before COMMIT.
         state.stack.drop_abandoned();
+        // A COMMIT of the handler's has failed while nothing polled it: this one would hide that (G7).
         if let Some(error) = state.stack.standing.unheard_failure() {
             return Err(error);
         }
         if state.stack.depth() == 0 {
+            // The transaction that the handler worked in was lost, or never began.
             if let Some(error) = state.take_failure() {
                 return Err(error);
             }
@@ -253,6 +262,7 @@ fn end_stream(core: &Arc<Core>) {
         && running.kind == CallKind::Stream
         && running.polled_by != PolledBy::Task
     {
+        // First, or it would wait for its reader in the task as well.
         running.stop_stream();
         detach(core, state, None);
     }
