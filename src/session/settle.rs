@@ -154,7 +154,6 @@ async fn roll_back_at_end(
         rollback.wait(core.pool().settings().release_timeout).await;
     }
     if let Some(own) = own {
-        // Last: SeaORM ends the innermost transaction, and this one is the outermost.
         roll_back_own(&core, own).await;
     }
     // Asked when the rollback is over: a statement that was still running has shown by then what it did.

@@ -20,7 +20,9 @@ pub(in crate::session) async fn begin(
     options: TransactionOptions,
 ) -> Result<(TransactionId, DatabaseTransaction), DbErr> {
     let core = handle.core;
+    // The session's own transaction first, if there is to be one: this one is a savepoint in it.
     let own = enter(handle).await?;
+    // Once more: that may have waited, and another transaction may have been begun meanwhile.
     admit(core, handle.caller)?;
     // A SAVEPOINT would fail in such a transaction, and take it along.
     if is_given_up(core) {
@@ -55,6 +57,7 @@ pub(in crate::session) async fn end(
         let depth = state
             .admit(Caller::Transaction(id))
             .map_err(Kind::into_db_err)?;
+        // SeaORM still has a transaction inside this one, and would end that one instead (H4).
         if state.through.is_any_parked() {
             return Err(Kind::NestedOpen.into_db_err());
         }
@@ -76,6 +79,7 @@ pub(in crate::session) fn abandon(
     transaction: DatabaseTransaction,
 ) {
     let mut state = core.lock();
+    // SeaORM panics if a transaction goes while one inside it is in a query, so that an unwinding aborts (H16).
     let parked = state.through.park(id, transaction);
     let Some(transaction) = parked else {
         state.stack.close(id, false);
@@ -83,7 +87,7 @@ pub(in crate::session) fn abandon(
         return core.run_hooks();
     };
     drop(state);
-    // SeaORM rolls it back.
+    // SeaORM rolls it back. Under no lock, because it calls the driver.
     drop(transaction);
     close(core, id, false);
 }
@@ -92,6 +96,7 @@ fn close(core: &Arc<Core>, id: TransactionId, is_committed: bool) {
     let mut state = core.lock();
     state.stack.close(id, is_committed);
     let depth = state.stack.depth();
+    // A later transaction at that depth is another one.
     state.through.forget_beyond(depth);
     let parked = state.through.unpark(id);
     drop(state);

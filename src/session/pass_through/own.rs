@@ -136,6 +136,7 @@ pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> 
     let limit = core.pool().settings().commit_timeout;
     let committed = match timeout(limit, send_end(core, own, true, 1)).await {
         Ok(ended) => ended.map_err(Error::of_commit),
+        // It may have taken effect all the same.
         Err(_) => Err(Kind::OutcomeUnknown.into()),
     };
     core.lock().stack.own_committed(committed.clone());
@@ -194,6 +195,7 @@ pub(super) fn admit(core: &Core, caller: Caller) -> Result<(), DbErr> {
 }
 
 pub(super) fn check_open(core: &Core) -> Result<(), DbErr> {
+    // The pool's state as well: a plain handle has no connection whose acquisition would be refused.
     if core.is_over() {
         Err(core.closed())
     } else if core.pool().is_shut() {
@@ -211,6 +213,7 @@ pub(super) fn heed<T>(core: &Core, result: Result<T, DbErr>) -> Result<T, DbErr>
     let is_mocked = is_postgres && core.pool().database().is_mock_connection();
     if server::aborts(core.pool().backend(), error) || is_mocked && Error::of(error).is_none() {
         let mut state = core.lock();
+        // PostgreSQL aborts the level of the statement, the others give up all of the transaction.
         let depth = state.stack.depth();
         state.through.give_up(depth, !is_postgres);
     }

@@ -32,6 +32,7 @@ pub(in crate::session) async fn rows(
             Box::pin(stream::iter(rows.into_iter().map(Ok)))
         }
         None => {
+            // An error that comes with a row counts as well as one that comes before the first.
             let rows = core.pool().database().stream_raw(statement).await?;
             Box::pin(rows.map(move |row| heed(&this, row)))
         }

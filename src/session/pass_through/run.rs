@@ -21,6 +21,7 @@ pub(in crate::session) async fn run(
     operation: Operation,
 ) -> Result<Output, DbErr> {
     let core = handle.core;
+    // First, so that what is refused begins no transaction.
     vet_operation(handle, &operation)?;
     let own = enter(handle).await?;
     // Once more: the session may have been put into a transaction meanwhile.
@@ -63,6 +64,7 @@ pub(in crate::session) fn release(core: &Core) -> Result<(), DbErr> {
     if state.stack.depth() > 0 {
         return Err(Kind::TransactionOpen.into_db_err());
     }
+    // As a connection that is acquired anew.
     state.fresh = true;
     Ok(())
 }
