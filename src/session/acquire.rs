@@ -99,7 +99,9 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
         return;
     }
     state.span.checked_out();
+    // Also after an early `release()`: this is another connection, or the same one cleaned.
     state.fresh = true;
+    // The handler has tried again and got one: the earlier failure is made good.
     state.stack.failures.acquired();
     state.slot = Slot::Idle(connection);
     drop(state);

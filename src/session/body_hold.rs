@@ -69,6 +69,7 @@ impl SessionGuard {
         self.core().lock().body_hold = Some(hold.downgrade());
         // Shared, so that it can be taken back if the body turns out to have ended.
         let guard = Arc::new(Mutex::new(Some(self)));
+        // With the length, since a body whose last byte is known need not be asked for its end (H24).
         match hold.engage(finish(guard.clone(), last), length) {
             Ok(()) => Ok(()),
             Err(finish) => {
@@ -85,6 +86,7 @@ impl SessionGuard {
 fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) -> Finish {
     Box::new(move |End { trailers }| {
         let guard = guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Taken back by `leave_to`: the head decides.
         let Some(guard) = guard else {
             return Box::pin(ready(Ok(())));
         };
@@ -99,6 +101,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
         match guard.settle(decision) {
             Settlement::Now(ended) => Box::pin(ready(conclude(&guard, ended))),
             Settlement::Later(settlement) => {
+                // The session's own: the body may be polled on another one, or on none.
                 let runtime = guard.core().lock().runtime.clone();
                 let settling = async move { conclude(&guard, settlement.await) };
                 match runtime {
@@ -131,6 +134,7 @@ impl Future for InTask {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0)
             .poll(cx)
+            // The task panicked, or its runtime is gone: the body must not look complete.
             .map(|ended| ended.unwrap_or_else(|error| Err(error.into())))
     }
 }

@@ -32,6 +32,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         return_connection(core, state, connection);
         return Some(output);
     };
+    // Swapped, not copied: the buffer goes along with the connection and is used again.
     mem::swap(connection.text(), &mut running.text);
     let result = output.as_ref().map(drop);
     let unheard = running.unheard(result);
@@ -87,6 +88,7 @@ fn account(
     result: Result<(), &DbErr>,
 ) -> Option<String> {
     state.account(purpose, connection, result);
+    // With each call, not at the session's end: the request may answer before this session, a job's for instance, ends.
     core.tell_request(state);
     // A write that the server itself refuses succeeds elsewhere: the client may send the request again.
     if connection.may_be_demoted()

@@ -62,6 +62,7 @@ impl Holder for Core {
         if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {
             return None;
         }
+        // SQLite has no server that could be asked.
         let handle = running.cancel_handle.clone()?;
         Some(Doubt {
             turn: handle.turn(),
@@ -98,6 +99,7 @@ impl Holder for Core {
         let has_something =
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
         // A session that settles comes to its end by itself.
+        // Nor is a COMMIT cut off that the handler has sent: its outcome would be unknown for no need (G7).
         let commits = state.slot.purpose() == Some(Purpose::Commit);
         if !state.phase.is_open() || !has_something || commits {
             return false;

@@ -15,9 +15,11 @@ use crate::error::Kind;
 /// Puts the session's statements into a transaction, or out of one, from the next statement on.
 pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
     let mut state = core.lock();
+    // First, so that a handler may ask for what is so already, also when the transaction has begun.
     if state.rules.mode == mode {
         return Ok(());
     }
+    // An isolation level cannot be changed any more, and autocommit would leave the transaction open.
     if state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }

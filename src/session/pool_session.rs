@@ -149,6 +149,7 @@ impl SessionPool {
     ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
         // Counted before it waits, so that `close` waits for it, or it is refused.
         let counted = self.inner().count_session()?;
+        // There is no connection to be acquired: SeaORM has its own.
         if self.inner().is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }

@@ -113,6 +113,7 @@ impl Slot {
 }
 
 impl Running {
+    // Made before the call's future, which takes the connection with it.
     /// A call of `operation` that is about to be made.
     pub(super) fn new(
         id: u64,
@@ -152,6 +153,7 @@ impl Running {
 
     /// Returns whether the session's worker waits for something to change about the call.
     pub(super) fn take_wanted(&mut self) -> bool {
+        // Cleared, so that the worker is woken once for each time that it looked.
         let is_wanted = self.polled_by == PolledBy::Owner { is_wanted: true };
         if is_wanted {
             self.polled_by = PolledBy::Owner { is_wanted: false };
@@ -173,6 +175,7 @@ impl Running {
 
     /// Has a stream no longer wait for its reader.
     pub(super) fn stop_stream(&self) {
+        // Not `notify_waiters`: the call may not wait for it yet, and finds the notification when it does.
         if let Some(reader) = &self.reader {
             reader.notify_one();
         }
@@ -239,6 +242,7 @@ impl Cancel {
         let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);
         };
+        // SQLite has no server between which and this process a proxy could stand.
         let route = match pool.backend() {
             DbBackend::Sqlite => Peer::Server,
             _ => pool.cancels().route(),
@@ -246,6 +250,7 @@ impl Cancel {
         // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome.
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let cancel = is_stoppable.then(|| {
+            // An earlier statement's request to be stopped must not count for this one.
             handle.prepare();
             Self {
                 handle,
@@ -262,6 +267,7 @@ impl Cancel {
 
     /// The handler has dropped the statement, and may go on.
     pub(super) fn call_dropped(&self) {
+        // In a transaction it runs on: stopped, it would abort what the handler goes on with.
         if self.at_any_time {
             self.handle.abandon();
         }

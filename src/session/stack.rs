@@ -15,6 +15,7 @@ use crate::{
 pub(super) type TransactionId = u64;
 
 /// The session's own transaction, which has no handle.
+// No other has this number: they are counted from 1.
 const OWN: TransactionId = 0;
 
 /// A user of the connection.
@@ -65,6 +66,7 @@ impl Stack {
 
     /// Returns how many transactions remain when the abandoned ones are rolled back.
     pub(super) fn surviving(&self) -> usize {
+        // Up to the first one: what is inside an abandoned transaction goes with it.
         let surviving = self.open.iter().take_while(|open| !open.is_abandoned);
         surviving.count()
     }
@@ -113,6 +115,7 @@ impl Stack {
         match caller {
             Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),
             Caller::Transaction(id) if innermost == id => Ok(self.depth()),
+            // The two errors have different remedies: this handle is of no more use, the other one has to wait.
             Caller::Transaction(id) if !self.open.iter().any(|open| open.id == id) => {
                 Err(Kind::TransactionOver)
             }
@@ -158,6 +161,7 @@ impl Stack {
             return;
         };
         let is_innermost = position + 1 == self.depth();
+        // SeaORM says `Ok` to the COMMIT of a transaction with an open child, and ends the child (H4).
         if is_committed && is_innermost {
             self.open.truncate(position);
             self.hooks.seal_if_outermost(position);
@@ -175,6 +179,7 @@ impl Stack {
     /// The transactions beyond `depth` were rolled back.
     fn roll_back_to(&mut self, depth: usize) {
         self.open.truncate(depth);
+        // These count the depth themselves, and must agree with it before the lock is free.
         self.hooks.rolled_back_to(depth);
         self.failures.rolled_back_to(depth);
     }
@@ -186,6 +191,7 @@ impl Stack {
 
     /// The transaction ends without a statement in it, so that no COMMIT is sent. Its hooks run all the same.
     pub(super) fn nothing_to_commit(&mut self) {
+        // As after a COMMIT that was sent: the handler cannot know that there was nothing to send it for.
         self.hooks.seal();
         self.hooks.committed(1);
     }
@@ -195,6 +201,7 @@ impl Stack {
         let depth = self.depth();
         self.open.pop();
         self.hooks.committed(depth);
+        // A released savepoint is stored with the transaction around it, or not at all.
         if depth == 1 {
             self.standing.committed();
         }
@@ -214,6 +221,7 @@ impl Stack {
         } else if is_outermost {
             self.hooks.not_committed();
         }
+        // The COMMIT of the handler's own transaction is the handler's to answer for: it has got the error.
         if is_own || outlasted_handler {
             self.standing.not_committed(error, outlasted_handler);
         }
@@ -266,6 +274,7 @@ impl Stack {
     /// The session's own transaction did not begin, or was gone with its first statement.
     fn not_begun(&mut self, result: Result<(), &DbErr>) {
         self.open.clear();
+        // Also a handler that swallows the error must not answer with a success (G7).
         if let Err(error) = result {
             self.failures.not_begun(Error::of_begin(error.clone()));
         }

@@ -11,6 +11,7 @@ use crate::error::{Cause, Error, Kind};
 /// can take effect without an answer, or can be sent by code that the session does not see.
 #[derive(Default)]
 pub(super) struct Standing {
+    // Only ever set: a rollback undoes nothing of what was committed before it.
     /// Something may stand, whatever happens from here on.
     may_stand: bool,
     /// The failure of a COMMIT that nothing has made good since.
@@ -44,6 +45,7 @@ impl Standing {
     pub(super) fn unheard_failure(&self) -> Option<Error> {
         self.failure
             .clone()
+            // An unknown outcome counts even if it was heard: no decision of the handler's makes it known.
             .filter(|error| self.is_unheard || error.is_outcome_unknown())
     }
 
@@ -69,6 +71,7 @@ impl Standing {
 
     /// A COMMIT of the handler's was sent.
     pub(super) fn commit_sent(&mut self) {
+        // Until `heard`: the future that waits for the answer may be dropped at any time.
         self.is_unheard = true;
     }
 
@@ -104,6 +107,7 @@ impl Standing {
 
     /// The handler has rolled back, which makes good all but what something else has committed.
     pub(super) fn rolled_back(&mut self) {
+        // A ROLLBACK does not reach what stored code has committed, and the response must say so (G7).
         self.failure = self.failure.take().filter(Error::is_ended_elsewhere);
         self.is_unheard = false;
     }
@@ -115,6 +119,7 @@ impl Standing {
             error: None,
         };
         let error = Error::from(Kind::EndedElsewhere).because(Some(&cause));
+        // By a COMMIT or a ROLLBACK, and nothing shows which: neither a success nor a rollback may be claimed.
         self.may_stand = true;
         self.not_committed(error, true);
         self.cause = Some(Box::new(cause));
@@ -188,6 +193,7 @@ impl Failures {
 
     /// A connection is there: the handler has tried again.
     pub(super) fn acquired(&mut self) {
+        // A transaction that is wanted begins on this one, or fails by itself.
         self.acquire = None;
         self.is_transaction_missing = false;
     }
@@ -226,6 +232,7 @@ impl Failures {
     /// The transactions beyond `depth` were rolled back.
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         if let Some(passing) = &mut self.passing {
+            // Not forgotten yet: a handler that rolls back and gives up means this error by its 5xx.
             passing.is_undone |= passing.depth > depth;
         }
     }
@@ -233,6 +240,7 @@ impl Failures {
     /// A statement or a COMMIT has succeeded, or the handler has rolled back to a savepoint: what was undone
     /// before is made good.
     pub(super) fn went_on(&mut self) {
+        // A 5xx that comes after this is about something else, and keeps its own body.
         if self
             .passing
             .as_ref()

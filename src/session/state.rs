@@ -66,6 +66,8 @@ impl State {
 
     /// Returns a name for a transaction or a call, which is never used again.
     pub(super) fn new_id(&mut self) -> u64 {
+        // From 1 on: 0 is the session's own transaction. One series for transactions and calls, so that a higher number
+        // is always a later one.
         self.last_id += 1;
         self.last_id
     }
@@ -86,6 +88,7 @@ impl State {
 
     /// Returns how many transactions are, or will be, around the next statement of the session.
     pub(super) fn surrounding(&self) -> usize {
+        // A hook that is registered before the first statement belongs to the transaction that this one will begin.
         let own = usize::from(self.is_transactional());
         self.stack.surviving().max(own)
     }
@@ -104,6 +107,7 @@ impl State {
             return Kind::SessionClosed;
         };
         let reason = cut_off.reason;
+        // The handler's statement fails by it, and a handler that turns that into a 5xx means this.
         self.stack.failures.cut(reason.into());
         reason
     }
@@ -146,6 +150,7 @@ impl State {
         }
         // Before BEGIN is sent, because it may be sent and its answer lost.
         self.stack.open_own();
+        // With each BEGIN, also after an early commit: such settings end with their transaction.
         let set_up = self.rules.on_begin.clone().unwrap_or_default();
         Some(Begin { options, set_up })
     }
@@ -154,6 +159,7 @@ impl State {
     /// have committed it.
     pub(super) fn no_connection_for(&self, operation: &Operation) -> Kind {
         let ends = matches!(operation, Operation::Commit | Operation::Rollback);
+        // A handler that gets an error from `rollback()` still takes the work for undone, so this error says more.
         if ends && self.stack.standing.is_ended_elsewhere() {
             Kind::EndedElsewhere
         } else {
@@ -181,6 +187,7 @@ impl State {
     pub(super) fn may_stand(&self) -> Option<Error> {
         let failure = self.stack.standing.failure();
         let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
+        // A CALL that runs on may still commit; only its own end shows that it has not.
         let runs = matches!(&self.slot, Slot::Running(running) if running.is_doubtful);
         known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
     }
@@ -188,6 +195,7 @@ impl State {
     /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.
     pub(super) fn take_own(&mut self) -> Option<OwnTransaction> {
         let own = self.through.take_own()?;
+        // At once, so that no second end is sent for it.
         self.stack.forget_open();
         Some(own)
     }
@@ -205,6 +213,7 @@ impl State {
         connection: &CheckedOut,
         result: Result<(), &DbErr>,
     ) {
+        // The statement's own depth: below, what it has ended is gone.
         let before = self.stack.depth();
         match (purpose, result) {
             (Purpose::Commit, Ok(())) => self.stack.committed(),
@@ -221,6 +230,8 @@ impl State {
             Ok(()) if purpose != Purpose::Other => self.stack.failures.went_on(),
             Ok(()) => {}
             Err(error) => {
+                // The transaction is sound although a statement has failed: it is a server that undoes the statement
+                // alone. Or there is no transaction left.
                 let is_undone = !connection.has_failed() || self.stack.depth() == 0;
                 self.note_failure(error, before, is_undone);
             }
@@ -248,6 +259,7 @@ impl State {
 
     /// The handler has rolled back to a savepoint; where the transaction around it is sound, it goes on.
     pub(super) fn went_back(&mut self) {
+        // Elsewhere, the failed transaction around the savepoint makes the response an error whatever it said here.
         let is_sound = matches!(&self.slot, Slot::Idle(connection) if !connection.has_failed());
         if is_sound && self.stack.depth() > 0 {
             self.stack.failures.went_on();
@@ -262,6 +274,7 @@ impl State {
         } else if standing.is_ended_elsewhere() {
             "failed"
         } else if self.stack.depth() > 0 {
+            // Asked before they are: the session is ending, and these have not been committed.
             "rolled back"
         } else if self.is_transactional() && standing.may_stand() {
             "committed"

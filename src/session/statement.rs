@@ -42,6 +42,7 @@ pub(super) struct CallRequest {
 impl CallRequest {
     /// Asks for an operation without a text.
     pub(super) fn new(caller: Caller, operation: Operation) -> Self {
+        // A closure has no text to be read, so it is guarded as stored code is: it may do anything.
         let text = if matches!(operation, Operation::Raw(_)) {
             Classified::OPAQUE
         } else {
@@ -80,6 +81,7 @@ pub(super) async fn run(
 /// Waits for the turn and a connection, then starts what is asked for.
 pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<Call, DbErr> {
     let caller = request.caller;
+    // Read once, here: what is known of the text goes along to the connection.
     if let Some(sql) = request.operation.text() {
         request.text = vet(core, caller, sql)?;
     }
@@ -122,6 +124,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
     let (operation, text) = (request.operation, request.text);
     let depth = state.stack.depth();
+    // In the turn, not before: the session may have been put into a transaction while the statement waited.
     let begin = state.begin_for(&operation);
     let is_inside = depth > 0 || begin.is_some();
     let purpose = Purpose::of(&operation, begin.is_some());
@@ -141,6 +144,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     if core.pool().has_server() {
         running.cancel_handle = connection.cancel_handle();
     }
+    // Outside a transaction there is nothing that such code could end.
     running.is_doubtful = text.is_doubtful() && is_inside;
     // Set-up statements run once for each connection that the session acquires.
     let is_first = mem::take(&mut state.fresh);
@@ -173,6 +177,7 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     // `Broken` until the call is in the slot: if the launch panics, the connection is closed with its unwinding.
     match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Idle(connection) => Ok(connection),
+        // Broken, or empty after a cut. Not running: the call would have the turn.
         other => {
             state.slot = other;
             Err(state.no_connection_for(&request.operation))
@@ -195,6 +200,7 @@ fn install(
     task: Task,
 ) -> Call {
     let (id, streams) = (running.id, running.kind == CallKind::Stream);
+    // Kept from the first connection on: hooks are due when there may be no runtime here any more.
     state
         .runtime
         .get_or_insert_with(|| connection.runtime().clone());

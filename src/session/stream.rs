@@ -91,6 +91,7 @@ impl<'a> SessionStream<'a> {
     }
 
     fn passed(core: &Arc<Core>, rows: PassedRows<'a>) -> Self {
+        // On this path nothing else says so: there is no call in the slot.
         core.lock().streaming = true;
         let open = Some(OpenStream(core.clone()));
         Self(Inner::Through { rows, open })
@@ -104,6 +105,7 @@ impl Stream for SessionStream<'_> {
         let (call, rows, failure, open) = match &mut self.0 {
             Inner::Through { rows, open } => {
                 let row = ready!(rows.as_mut().poll_next(cx));
+                // Not when the stream is dropped: after the last row, others may run while it is still there.
                 if row.is_none() {
                     *open = None;
                 }
@@ -123,6 +125,7 @@ impl Stream for SessionStream<'_> {
             match rows.poll_recv(cx) {
                 Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),
                 Poll::Ready(None) if call.is_none() => {
+                    // Its reader sees the failure with this poll. Had it dropped the stream before, nothing would have.
                     if let (Some(open), Some(_)) = (open.take(), &failure) {
                         was_heard(&open.0);
                     }

@@ -232,6 +232,7 @@ impl SessionTransaction {
 
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
+        // Also after `commit()`: by then it is not among the open ones, and nothing happens.
         if let Some(transaction) = self.through.take() {
             pass_through::abandon(&self.core, self.id, transaction);
         } else if !self.core.pool().is_direct() {
