@@ -143,10 +143,7 @@ fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollba
 
 /// Makes the phase `over`, and prepares to wait for what is open.
 fn close_phase(state: &mut State, mut over: Over) -> Option<Rollback> {
-    let running = match &state.slot {
-        Slot::Running(running) => Some(running),
-        _ => None,
-    };
+    let running = state.slot.call();
     // A transaction that the handler dropped is being rolled back: it counts as open until that is done, because the
     // response says that it is (G8).
     let is_unclean = match &state.slot {

@@ -54,9 +54,7 @@ impl Holder for Core {
 
     fn doubtful(&self) -> Option<Doubt> {
         let state = self.lock();
-        let Slot::Running(running) = &state.slot else {
-            return None;
-        };
+        let running = state.slot.call()?;
         // A stream may wait for its reader, and user code for anything.
         // A call in a task is bounded by the `release_timeout` anyway.
         if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {

@@ -13,7 +13,7 @@ use super::{
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
     queue::drive,
-    slot::{CallKind, PolledBy, Slot},
+    slot::{CallKind, PolledBy},
     stack::{Caller, Purpose},
     state::State,
     statement::{CallRequest, launch},
@@ -257,7 +257,7 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
 /// Has a task read the rest of a stream: held but not read, it would never end.
 fn end_stream(core: &Arc<Core>) {
     let state = core.lock();
-    if let Slot::Running(running) = &state.slot
+    if let Some(running) = state.slot.call()
         && running.kind == CallKind::Stream
         && running.polled_by != PolledBy::Task
     {

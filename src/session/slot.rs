@@ -97,8 +97,12 @@ pub(super) struct Detached {
 impl Slot {
     /// Returns what the running call does, if there is one.
     pub(super) fn purpose(&self) -> Option<Purpose> {
+        Some(self.call()?.purpose)
+    }
+
+    pub(super) fn call(&self) -> Option<&Running> {
         match self {
-            Self::Running(running) => Some(running.purpose),
+            Self::Running(running) => Some(running),
             _ => None,
         }
     }

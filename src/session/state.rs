@@ -188,7 +188,8 @@ impl State {
         let failure = self.stack.standing.failure();
         let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
         // A CALL that runs on may still commit; only its own end shows that it has not.
-        let runs = matches!(&self.slot, Slot::Running(running) if running.is_doubtful);
+        let running = self.slot.call();
+        let runs = running.is_some_and(|running| running.is_doubtful);
         known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
     }
 
