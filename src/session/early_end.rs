@@ -112,7 +112,7 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
 
 /// Waits for the answer to the end of a transaction. A COMMIT that is not answered in time is waited for in a task.
 pub(super) async fn answered(core: &Core, commits: bool, call: Call) -> Result<Output, DbErr> {
-    // A rollback needs no limit of its own: unanswered, it leaves nothing in doubt.
+    // A rollback needs no limit: unanswered, it leaves nothing in doubt.
     if !commits {
         return call.await;
     }

@@ -109,7 +109,7 @@ impl Hooks {
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         let Some(lists) = &mut self.0 else { return };
         if depth == 0 {
-            // What is not sealed yet ends as well: only sealed hooks fire.
+            // Those that are not sealed yet end as well, and only sealed ones fire.
             lists.seal();
             lists.fire(After::Rollback);
         } else {
@@ -156,7 +156,7 @@ impl Hooks {
     /// It stays unknown whether the sealed COMMIT took effect.
     pub(super) fn forget(&mut self) {
         if let Some(lists) = &mut self.0 {
-            // Neither kind may run: each would tell the world one of two things that are not known.
+            // Neither kind may run: each would act on an end that is not known.
             lists
                 .discarded
                 .extend(lists.sealed.drain(..).map(|waiting| waiting.hook));

@@ -201,7 +201,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
-        // What was dropped is rolled back by the COMMIT's own call, before COMMIT.
+        // The COMMIT's own call rolls them back, before COMMIT.
         state.stack.drop_abandoned();
         // A COMMIT of the handler's has failed while nothing polled it: this one would hide that (G7).
         if let Some(error) = state.stack.standing.unheard_failure() {

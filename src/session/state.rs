@@ -127,8 +127,8 @@ impl State {
 
     /// Returns how many transactions are open around a statement of `caller`, if it may run now.
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
-        // The last COMMIT passes where a handler's statement does not: behind the handler, and beside a stream whose
-        // reader has been told to stop.
+        // The last COMMIT passes where a handler's statement does not: behind the handler, and beside a stream
+        // that was asked to stop.
         let is_last = self.phase.is_settling() && caller == Caller::Settlement;
         if !self.phase.is_open() && !is_last {
             return Err(self.closed());
