@@ -6,9 +6,7 @@
 //! The quoting is read as the servers do by default. With MySQL's `NO_BACKSLASH_ESCAPES` or `ANSI_QUOTES`, or without
 //! PostgreSQL's `standard_conforming_strings`, a text can be written that reads differently.
 
-mod change;
 mod classified;
-mod effect;
 mod lexer;
 mod locks;
 mod plain;
@@ -18,14 +16,13 @@ mod session_state;
 #[cfg(test)]
 mod tests;
 mod transaction_control;
-mod words;
 
 use sea_orm::DbBackend;
 
 pub(crate) use self::{
-    change::Change,
+    classified::Change,
     classified::Classified,
-    effect::{Effect, TransactionControl},
+    classified::{Effect, TransactionControl},
     redact::Redacted,
 };
 use self::{

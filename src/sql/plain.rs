@@ -8,7 +8,10 @@ use sea_orm::{
     DbBackend,
 };
 
-use super::{lexer::is_word_part, reads::words_of_writes, words::is_one_of};
+use super::{
+    lexer::{is_one_of, is_word_part},
+    reads::words_of_writes,
+};
 
 /// The answers that the bytes of an ordinary statement give.
 #[derive(Debug, Default)]

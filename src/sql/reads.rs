@@ -1,9 +1,6 @@
 //! [`ReadReader`]: whether a text only reads, so that nothing is lost if the server stops half-way.
 
-use super::{
-    lexer::{Lexer, Token},
-    words::is_one_of,
-};
+use super::lexer::{Lexer, Token, is_one_of};
 
 /// First words of statements that read, unless something in them writes.
 const READS: [&str; 8] = [

@@ -17,7 +17,7 @@ const ORDER: &str = "sql error telemetry connection pool body session response d
 const CIRCLE: usize = 3;
 
 /// Tests, which may import from anywhere.
-const TESTS: [&str; 2] = ["tests", "steps"];
+const TESTS: [&str; 1] = ["tests"];
 
 #[derive(Default)]
 struct Source {

@@ -4,15 +4,11 @@
 
 mod comments;
 mod literals;
-#[cfg(test)]
-pub(super) mod steps;
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
     DbBackend,
 };
-
-use super::words::is_one_of;
 
 /// One piece of a text; comments and spaces are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,4 +186,38 @@ fn is_space(byte: u8) -> bool {
 
 pub(super) fn is_word_part(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
+}
+
+pub(super) fn is_one_of(word: &str, words: &[&str]) -> bool {
+    words.iter().any(|known| known.eq_ignore_ascii_case(word))
+}
+
+/// Returns whether `word` begins so, in whatever case.
+pub(super) fn starts_with(word: &str, beginning: &str) -> bool {
+    word.get(..beginning.len())
+        .is_some_and(|found| found.eq_ignore_ascii_case(beginning))
+}
+
+#[cfg(test)]
+pub(super) mod steps {
+    //! Counts what the lexer goes over, for the test that its time is linear.
+
+    use std::cell::Cell;
+
+    thread_local! {
+        static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A token was read that is so long.
+    pub(super) fn count(bytes: usize) {
+        STEPS.set(STEPS.get() + bytes);
+    }
+
+    pub(crate) fn reset() {
+        STEPS.set(0);
+    }
+
+    pub(crate) fn count_so_far() -> usize {
+        STEPS.get()
+    }
 }

@@ -15,7 +15,7 @@ use sea_orm::{
 };
 
 use super::{
-    change::Change,
+    classified::Change,
     lexer::{Lexer, Token},
     transaction_control::behind_settings,
 };

@@ -1,9 +1,8 @@
 //! MySQL and MariaDB: sqlx cannot reset a connection there, so only locks can be released.
 
 use crate::sql::{
-    change::Change,
-    lexer::{Lexer, Token},
-    words::{is_one_of, starts_with},
+    classified::Change,
+    lexer::{Lexer, Token, is_one_of, starts_with},
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.

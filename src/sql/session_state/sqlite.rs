@@ -2,9 +2,8 @@
 
 use super::token::is_temporary;
 use crate::sql::{
-    change::Change,
-    lexer::{Lexer, Token},
-    words::is_one_of,
+    classified::Change,
+    lexer::{Lexer, Token, is_one_of},
 };
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.

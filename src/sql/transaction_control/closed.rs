@@ -4,8 +4,8 @@ use sea_orm::DbBackend;
 
 use super::{postgres, sqlite};
 use crate::sql::{
-    effect::{Effect, TransactionControl},
-    lexer::{Lexer, Token},
+    classified::{Effect, TransactionControl},
+    lexer::{Lexer, Token, is_one_of},
 };
 
 #[derive(Debug)]
@@ -56,8 +56,8 @@ impl ClosedReader {
             self.in_body = false;
         } else if !self.is_postgres {
             self.found = sqlite::control(word, rest);
-            self.in_body |= sqlite::is_trigger(word, rest);
-        } else if let Some(body) = postgres::body_of_routine(word, rest) {
+            self.in_body |= is_trigger(word, rest);
+        } else if let Some(body) = body_of_routine(word, rest) {
             self.in_body = true;
             self.is_inside = false;
             self.read_ahead = body.position();
@@ -65,4 +65,45 @@ impl ClosedReader {
             self.found = postgres::control(word, rest);
         }
     }
+}
+
+/// The body of the function or procedure that a statement makes, if it is one in plain SQL: between BEGIN ATOMIC and
+/// END.
+fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
+    if !word.eq_ignore_ascii_case("create") {
+        return None;
+    }
+    let routine = rest
+        .by_ref()
+        .find(|token| !token.is_one_of(&["or", "replace"]))?;
+    if !routine.is_one_of(&["function", "procedure"]) {
+        return None;
+    }
+    // In parentheses, these words are a parameter's name.
+    let mut depth = 0_usize;
+    while let Some(token) = rest.next() {
+        match token {
+            Token::Symbol(b';') => break,
+            Token::Symbol(b'(') => depth += 1,
+            Token::Symbol(b')') => depth = depth.saturating_sub(1),
+            _ if depth == 0
+                && token.is_word("begin")
+                && rest.peek().is_some_and(|next| next.is_word("atomic")) =>
+            {
+                rest.next();
+                return Some(rest);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Returns whether a statement defines a trigger, whose body ends with END. EXPLAIN runs nothing, but the body is one
+/// nonetheless.
+fn is_trigger(word: &str, rest: Lexer<'_>) -> bool {
+    let between = ["query", "plan", "create", "temp", "temporary"];
+    let mut words = rest.skip_while(|token| token.is_one_of(&between));
+    is_one_of(word, &["create", "explain"])
+        && words.next().is_some_and(|token| token.is_word("trigger"))
 }

@@ -15,7 +15,7 @@ use sea_orm::{
 pub(super) use self::mysql_statement::behind_settings;
 use self::{closed::ClosedReader, mysql::MySqlReader};
 use super::{
-    effect::Effect,
+    classified::Effect,
     lexer::{Lexer, Token},
 };
 

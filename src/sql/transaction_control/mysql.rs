@@ -5,7 +5,7 @@
 
 use super::mysql_statement::{behind_settings, statement};
 use crate::sql::{
-    effect::{Effect, TransactionControl},
+    classified::{Effect, TransactionControl},
     lexer::{Lexer, Token},
 };
 

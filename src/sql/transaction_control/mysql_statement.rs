@@ -2,9 +2,8 @@
 
 use super::savepoint::is_to_savepoint;
 use crate::sql::{
-    effect::{Effect, TransactionControl},
-    lexer::{Lexer, Token},
-    words::is_one_of,
+    classified::{Effect, TransactionControl},
+    lexer::{Lexer, Token, is_one_of},
 };
 
 /// First words of statements that leave transactions alone. PREPARE only parses: what was prepared runs

@@ -2,9 +2,8 @@
 
 use super::savepoint::is_to_savepoint;
 use crate::sql::{
-    effect::TransactionControl,
-    lexer::{Lexer, Token},
-    words::is_one_of,
+    classified::TransactionControl,
+    lexer::{Lexer, is_one_of},
 };
 
 pub(super) fn control(word: &str, rest: Lexer<'_>) -> Option<TransactionControl> {
@@ -26,36 +25,4 @@ pub(super) fn control(word: &str, rest: Lexer<'_>) -> Option<TransactionControl>
         }
         _ => return None,
     })
-}
-
-/// The body of the function or procedure that a statement makes, if it is one in plain SQL: between BEGIN ATOMIC and
-/// END.
-pub(super) fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
-    if !word.eq_ignore_ascii_case("create") {
-        return None;
-    }
-    let routine = rest
-        .by_ref()
-        .find(|token| !token.is_one_of(&["or", "replace"]))?;
-    if !routine.is_one_of(&["function", "procedure"]) {
-        return None;
-    }
-    // In parentheses, these words are a parameter's name.
-    let mut depth = 0_usize;
-    while let Some(token) = rest.next() {
-        match token {
-            Token::Symbol(b';') => break,
-            Token::Symbol(b'(') => depth += 1,
-            Token::Symbol(b')') => depth = depth.saturating_sub(1),
-            _ if depth == 0
-                && token.is_word("begin")
-                && rest.peek().is_some_and(|next| next.is_word("atomic")) =>
-            {
-                rest.next();
-                return Some(rest);
-            }
-            _ => {}
-        }
-    }
-    None
 }

@@ -1,7 +1,10 @@
 //! SQLite: its set of control statements is closed; a text's statements run one after the other, always.
 
 use super::savepoint::is_to_savepoint;
-use crate::sql::{effect::TransactionControl, lexer::Lexer, words::is_one_of};
+use crate::sql::{
+    classified::TransactionControl,
+    lexer::{Lexer, is_one_of},
+};
 
 pub(super) fn control(word: &str, rest: Lexer<'_>) -> Option<TransactionControl> {
     Some(match word {
@@ -14,13 +17,4 @@ pub(super) fn control(word: &str, rest: Lexer<'_>) -> Option<TransactionControl>
         _ if is_one_of(word, &["savepoint", "release"]) => TransactionControl::Savepoint,
         _ => return None,
     })
-}
-
-/// Returns whether a statement defines a trigger, whose body ends with END. EXPLAIN runs nothing, but the body is one
-/// nonetheless.
-pub(super) fn is_trigger(word: &str, rest: Lexer<'_>) -> bool {
-    let between = ["query", "plan", "create", "temp", "temporary"];
-    let mut words = rest.skip_while(|token| token.is_one_of(&between));
-    is_one_of(word, &["create", "explain"])
-        && words.next().is_some_and(|token| token.is_word("trigger"))
 }
