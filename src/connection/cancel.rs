@@ -19,17 +19,16 @@ use futures_util::task::AtomicWaker;
 use sea_orm::{DbBackend, DbErr};
 use tokio::{sync::Notify, time::timeout};
 
-use super::{backend_id::BackendId, link::Link};
+use super::{
+    driver::BackendId,
+    link::{Link, SET_UP},
+};
 use crate::error::server;
 
 /// How many bytes a slow network brings to the server before the server is asked about a statement, and how many a
 /// second after that.
 const SENT_AT_ONCE: usize = 16 * 1024;
 const SENT_A_SECOND: usize = 8 * 1024;
-
-/// How long the server may take to answer what sets a connection up. A longer silence means that the network has lost the
-/// connection, which cannot be found by asking the server about a process that is not known.
-pub(super) const SET_UP: Duration = Duration::from_secs(15);
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::pin::pin;
 use sea_orm::{DbBackend, DbErr};
 
 use super::{
-    PinnedConnection, guard,
+    PinnedConnection,
     link::{Around, Condition},
     operation::{Operation, Output, Task},
     refusal::Refusal,
@@ -130,7 +130,7 @@ impl PinnedConnection {
         if guarded {
             // First, since it bears a lower number: releasing it later would release the guard as well.
             Box::pin(self.transaction.release_leftover(&mut self.link)).await;
-            guard::set(&mut self.link).await?;
+            self.link.set_guard().await?;
         }
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, commits).await;
@@ -209,7 +209,7 @@ impl PinnedConnection {
             link.give_up();
             return false;
         }
-        let Err(error) = guard::release(link).await else {
+        let Err(error) = link.release_guard().await else {
             return true;
         };
         if server::is_fatal(&error) {
@@ -223,14 +223,14 @@ impl PinnedConnection {
 
     /// Performs a statement of a test behind a savepoint.
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        guard::set(&mut self.link).await?;
+        self.link.set_guard().await?;
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, false).await;
         let released = match &output {
-            Err(_) => guard::undo(&mut self.link).await,
-            Ok(_) => match guard::release(&mut self.link).await {
+            Err(_) => self.link.undo_guard().await,
+            Ok(_) => match self.link.release_guard().await {
                 // Raw code has passed over a statement that failed.
-                Err(error) if server::is_aborted(&error) => guard::undo(&mut self.link).await,
+                Err(error) if server::is_aborted(&error) => self.link.undo_guard().await,
                 released => released,
             },
         };

@@ -1,8 +1,12 @@
 //! [`Link`]: the driver's connection, and what is known of it.
 
+use std::time::Duration;
+
 use sea_orm::{DbBackend, DbErr};
+use tokio::time::timeout;
 
 use super::driver::Driver;
+use crate::error::server;
 
 pub(super) struct Link {
     pub(super) driver: Driver,
@@ -41,6 +45,18 @@ pub(super) enum Around {
     EndedTest,
 }
 
+/// How long the server may take to answer what sets a connection up. A longer silence means that the network has lost the
+/// connection, which cannot be found by asking the server about a process that is not known.
+pub(super) const SET_UP: Duration = Duration::from_secs(15);
+
+/// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
+/// transaction, or end the connection, if `completion_type` says so
+/// (<https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_completion_type>).
+const TO_AUTOCOMMIT: &str =
+    "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
+
+const GUARD: &str = "tower_sea_orm_guard";
+
 impl Link {
     pub(super) fn new(driver: Driver, backend: DbBackend, in_memory: bool) -> Self {
         Self {
@@ -77,5 +93,73 @@ impl Link {
     /// Runs a text of this crate.
     pub(super) async fn run(&mut self, sql: impl Into<String>) -> Result<(), DbErr> {
         self.driver.execute_unprepared(sql.into()).await.map(drop)
+    }
+}
+
+/// Transactions that the driver knows nothing of: left open by raw or stored code, or begun by each statement because
+/// MySQL's autocommit is off.
+impl Link {
+    /// Switches autocommit on: the server, `init_connect` or another user of the pool may have switched it off before
+    /// this crate saw the connection. Costs nothing where that was done before.
+    pub(super) async fn prove_autocommit(&mut self) -> Result<(), DbErr> {
+        if !self.is_autocommit_proven {
+            if self.driver.is_new().await? {
+                let answered = timeout(SET_UP, self.run(TO_AUTOCOMMIT)).await;
+                answered.map_err(|_| server::unanswered())??;
+            }
+            self.is_autocommit_proven = true;
+        }
+        Ok(())
+    }
+
+    /// Ends a transaction that may be open without the driver's knowledge.
+    pub(super) async fn end_stray(&mut self) -> Result<(), DbErr> {
+        if self.is_test() {
+            return Ok(());
+        }
+        let rolled_back = self.run(self.stray_rollback()).await;
+        // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
+        if self.backend != DbBackend::Sqlite {
+            rolled_back?;
+        }
+        self.driver.drain().await.map(drop)
+    }
+
+    /// The text that ends a stray transaction.
+    pub(super) fn stray_rollback(&self) -> &'static str {
+        if self.backend == DbBackend::MySql {
+            TO_AUTOCOMMIT
+        } else {
+            "ROLLBACK"
+        }
+    }
+
+    /// Returns whether stored code has left a transaction open. It is rolled back, and the code has failed: nothing would
+    /// commit it.
+    pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
+        // sqlx counts it from there on, and rolls it back as one of its transactions.
+        let open = self.driver.adopts_transaction().await?;
+        if open {
+            self.driver.rollback().await?;
+        }
+        Ok(open)
+    }
+}
+
+/// The savepoint around code that cannot be looked into, such as raw code or a `CALL`. Its absence afterwards gives
+/// away that the transaction around it was ended.
+impl Link {
+    pub(super) async fn set_guard(&mut self) -> Result<(), DbErr> {
+        self.run(format!("SAVEPOINT {GUARD}")).await
+    }
+
+    pub(super) async fn release_guard(&mut self) -> Result<(), DbErr> {
+        self.run(format!("RELEASE SAVEPOINT {GUARD}")).await
+    }
+
+    /// Rolls back to the savepoint, and releases it.
+    pub(super) async fn undo_guard(&mut self) -> Result<(), DbErr> {
+        self.run(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
+        self.release_guard().await
     }
 }

@@ -2,16 +2,12 @@
 //!
 //! Dropped instead of given back, it closes itself, on whatever thread that happens.
 
-mod autocommit;
-mod backend_id;
 mod begin;
 mod cancel;
 mod driver;
 mod execute;
-mod guard;
 mod link;
 mod operation;
-mod perform;
 mod prepare;
 mod refusal;
 mod reset;
@@ -35,9 +31,8 @@ pub use self::reset::Reset;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
-    backend_id::BackendId,
     cancel::{CancelHandle, CancelTarget, Peer},
-    driver::Driver,
+    driver::{BackendId, Driver},
     operation::{Begin, Operation, Output, Task},
 };
 use self::{

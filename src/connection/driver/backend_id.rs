@@ -1,4 +1,4 @@
-//! The process that serves a connection, and SQLite's progress handler, which stops it, since it has no process.
+//! [`BackendId`]: the process that serves a connection, and SQLite's progress handler, which stops it, since it has no process.
 
 use std::sync::{
     Arc,
@@ -14,7 +14,6 @@ use sea_orm::sqlx::{self, Row};
 use super::Driver;
 #[cfg(feature = "_sqlx")]
 use super::results::query_error;
-use crate::connection::backend_id::BackendId;
 
 /// The number of instructions after which SQLite looks whether it is to stop; some hundred microseconds at most
 /// (<https://sqlite.org/c3ref/progress_handler.html>).
@@ -37,6 +36,20 @@ pub(crate) const PROCESSES: [&str; 2] = [
 /// Which server this is, behind a name that may lead to several.
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) const MYSQL_SERVER: &str = "CAST(CONCAT(@@hostname, ':', @@port) AS CHAR)";
+
+/// The server's process behind a connection, as distinct from a later one of the same number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code)] // each driver has its own
+pub(crate) enum BackendId {
+    /// Its start in microseconds of the server's clock, and the server's own.
+    Postgres { pid: i32, started: i64, server: i64 },
+    /// The client's address and port, as the server sees them, and the server's own name and port.
+    MySql {
+        id: u64,
+        client: String,
+        server: String,
+    },
+}
 
 impl Driver {
     /// The server's process behind the connection.

@@ -16,11 +16,11 @@ use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
 #[cfg(feature = "_sqlx")]
 use sqlx_core::transaction::TransactionManager;
 
+pub(crate) use self::backend_id::BackendId;
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
 #[cfg(all(feature = "_sqlx", feature = "stream"))]
 use self::results::breathe;
-#[cfg(feature = "_sqlx")]
 #[cfg(feature = "_sqlx")]
 use self::results::{connection_error, exec_error, may_stop_early, query, query_error, read};
 use crate::error::{Kind, server};
