@@ -10,8 +10,9 @@ use std::{
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
-use super::error::BoxError;
 use crate::Error;
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Settles the transaction of a body that has come to its end.
 ///

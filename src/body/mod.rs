@@ -18,22 +18,17 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use self::{
-    error::BodyError,
     hold::{HoldGuard, Seen},
-    withheld::Withheld,
+    withheld::{BodyError, Withheld},
 };
 
-mod error;
 mod hold;
 #[cfg(test)]
 mod tests;
 mod withheld;
 
 // The side of the session and the response future.
-pub(crate) use self::{
-    error::BoxError,
-    hold::{End, Finish, Hold, WeakHold},
-};
+pub(crate) use self::hold::{BoxError, End, Finish, Hold, WeakHold};
 
 /// A response body that is produced while a transaction is open, and ends when it is committed.
 ///

@@ -1,10 +1,10 @@
-//! Errors, made from a kind or from an error of SeaORM's.
+//! Errors, made from a kind or from an error of SeaORM's, and [`Cause`]: the statement by which a transaction was lost.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use sea_orm::DbErr;
 
-use super::{Cause, Error, Kind};
+use super::{Error, Kind};
 
 impl Error {
     pub(crate) fn with_source(
@@ -43,3 +43,23 @@ impl From<Kind> for Error {
         Self { kind, source: None }
     }
 }
+
+/// The first statement that went wrong in a transaction, without its values.
+#[derive(Debug, Clone)]
+pub(crate) struct Cause {
+    pub(crate) statement: String,
+    /// The server's answer, unless that was none.
+    pub(crate) error: Option<DbErr>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { statement, error } = self;
+        match error {
+            Some(error) => write!(f, "`{statement}` failed: {error}"),
+            None => write!(f, "`{statement}`"),
+        }
+    }
+}
+
+impl std::error::Error for Cause {}

@@ -1,6 +1,5 @@
 //! [`Error`]: a failure, with questions to ask about it.
 
-mod cause;
 mod construct;
 mod kind;
 pub(crate) mod server;
@@ -16,7 +15,7 @@ use self::trouble::Trouble;
 pub(crate) use self::trouble::ends_connection;
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::trouble::is_no_such_process;
-pub(crate) use self::{cause::Cause, kind::Kind};
+pub(crate) use self::{construct::Cause, kind::Kind};
 
 /// A failure of this crate's own, or one of the server's that is worth retrying.
 ///
