@@ -17,7 +17,9 @@ use tokio::sync::oneshot;
 
 use super::{BoxError, End, Finish, Hold, SessionBody};
 
+mod exchange;
 mod frames;
+mod head;
 mod http1_http2;
 mod property;
 

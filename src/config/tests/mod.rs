@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
+mod foreign;
 mod keys;
 mod parameters;
 mod sizes;
