@@ -6,7 +6,10 @@ use sea_orm::{
     DbBackend,
 };
 
-use super::lexer::{Lexer, Token};
+use super::{
+    lexer::{Lexer, Token},
+    session_state::is_local,
+};
 
 /// Reads one text to its end.
 #[derive(Debug)]
@@ -16,7 +19,6 @@ pub(super) struct LockReader<'a> {
     /// A lock, a cursor or a local setting was found.
     found: bool,
     previous: Token<'a>,
-    call: Option<SetConfig>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +49,6 @@ impl<'a> LockReader<'a> {
             },
             found: false,
             previous: Token::Symbol(b';'),
-            call: None,
         }
     }
 
@@ -64,7 +65,7 @@ impl<'a> LockReader<'a> {
             // Several statements in one text are one transaction to PostgreSQL.
             (Place::Ended, _) if self.backend == Postgres => Place::Works,
             (_, Token::Symbol(b';')) => Place::Ended,
-            (Place::Query, token) => self.query(token),
+            (Place::Query, token) => self.query(token, rest),
             (Place::Command, token) if token.is_word("hold") => Place::Works,
             (place, _) => place,
         };
@@ -86,11 +87,13 @@ impl<'a> LockReader<'a> {
 
     /// A query may take locks, or set something, for its transaction alone. One that also writes is done with them at
     /// its end.
-    fn query(&mut self, token: Token<'a>) -> Place {
+    fn query(&mut self, token: Token<'a>, rest: Lexer<'a>) -> Place {
         let previous = std::mem::replace(&mut self.previous, token);
         let is_lock = token.is_one_of(&["update", "share", "key", "no"]) && previous.is_word("for");
         let in_share_mode = token.is_word("in") && previous.is_word("lock");
-        self.found |= self.sets_locally(token) || is_lock || in_share_mode;
+        let sets_locally =
+            self.backend == Postgres && token.is_word("set_config") && is_local(rest);
+        self.found |= is_lock || in_share_mode || sets_locally;
         // In `FOR NO KEY UPDATE` as well.
         let is_of_lock = is_lock || previous.is_word("key");
         if token.is_one_of(&["insert", "update", "delete", "merge"]) && !is_of_lock {
@@ -98,39 +101,5 @@ impl<'a> LockReader<'a> {
         } else {
             Place::Query
         }
-    }
-
-    /// Returns whether `token` makes a call of `set_config` one for the transaction alone.
-    fn sets_locally(&mut self, token: Token<'_>) -> bool {
-        let Some(call) = &mut self.call else {
-            let begins = self.backend == Postgres && token.is_word("set_config");
-            self.call = begins.then(SetConfig::default);
-            return false;
-        };
-        let is_local = call.is_local_at(token);
-        if call.depth == 0 {
-            self.call = None;
-        }
-        is_local
-    }
-}
-
-/// A call of `set_config` whose arguments are being read.
-#[derive(Debug, Default)]
-struct SetConfig {
-    depth: usize,
-    commas: usize,
-}
-
-impl SetConfig {
-    /// Returns whether `token` is the argument that makes a setting the transaction's own.
-    fn is_local_at(&mut self, token: Token<'_>) -> bool {
-        match token {
-            Token::Symbol(b'(' | b'[') => self.depth += 1,
-            Token::Symbol(b')' | b']') => self.depth = self.depth.saturating_sub(1),
-            Token::Symbol(b',') if self.depth == 1 => self.commas += 1,
-            _ => return self.depth == 1 && self.commas == 2 && token.is_word("true"),
-        }
-        false
     }
 }

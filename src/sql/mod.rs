@@ -12,6 +12,7 @@ mod locks;
 mod plain;
 mod reads;
 mod redact;
+mod rules;
 mod session_state;
 #[cfg(test)]
 mod tests;
@@ -48,21 +49,23 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         reads.see(token, lexer);
         locks.see(token, lexer);
     }
-    let doubtful = lexer.is_doubtful();
-    let (is_plain, may_change) = plain.map_or((false, true), |glance| (true, glance.may_change));
+    let (mut effect, mut change) = (effect.found(), change.found());
+    if lexer.is_doubtful() {
+        // The server may read something else there.
+        effect = effect.max(Effect::Unknown);
+        change = change.max(Change::Session);
+    }
+    if let Some(glance) = plain {
+        // A statement that begins so controls nothing, even if its quotes read differently on the server.
+        effect = Effect::None;
+        if !glance.may_change {
+            change = Change::None;
+        }
+    }
     Classified {
-        effect: match effect.found() {
-            // A statement that begins so controls nothing, even if its quotes read differently on the server.
-            _ if is_plain => Effect::None,
-            found if doubtful => found.max(Effect::Unknown),
-            found => found,
-        },
-        change: match change.found() {
-            _ if !may_change => Change::None,
-            found if doubtful => found.max(Change::Session),
-            found => found,
-        },
-        reads_only: reads.reads_only() && !doubtful,
+        effect,
+        change,
+        reads_only: reads.reads_only() && !lexer.is_doubtful(),
         needs_transaction: locks.needs_transaction(),
     }
 }

@@ -93,12 +93,9 @@ impl Glance {
 /// Returns whether a word begins at `at` by which a query may write or lock.
 fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
     let is = |word: &&str| {
-        let end = at + word.len();
-        bytes
-            .get(at..end)
-            .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+        is_at(bytes, at, word)
             && bytes
-                .get(end)
+                .get(at + word.len())
                 .is_none_or(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')))
     };
     words_of_writes(first).iter().any(is) || is(&"for")
@@ -106,27 +103,31 @@ fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
 
 /// Returns whether part of a name stands at `at` that only names have by which a session is changed.
 fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
-    let after = |at: usize, word: &str| {
-        bytes
-            .get(at..at + word.len())
-            .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
-    };
-    let is_after = |word: &str| {
-        at.checked_sub(word.len())
-            .is_some_and(|before| after(before, word))
-    };
     match byte {
-        b'_' => {
-            BEHIND_UNDERSCORES.iter().any(|word| after(at + 1, word))
-                || is_after("dblink")
-                || is_after("ts") && (after(at + 1, "stat") || after(at + 1, "rewrite"))
-        }
-        b't' | b'T' => backend == Postgres && after(at + 1, "emp"),
-        b'&' => backend == Postgres && after(at + 1, "\""),
+        b'_' => is_telling_underscore(bytes, at),
+        b't' | b'T' => backend == Postgres && is_at(bytes, at + 1, "emp"),
+        b'&' => backend == Postgres && is_at(bytes, at + 1, "\""),
         b'@' => backend == MySql,
-        b':' => backend == MySql && after(at + 1, "="),
+        b':' => backend == MySql && is_at(bytes, at + 1, "="),
         _ => false,
     }
+}
+
+fn is_telling_underscore(bytes: &[u8], at: usize) -> bool {
+    let is_behind = |word: &&str| is_at(bytes, at + 1, word);
+    let is_before = |word: &str| {
+        at.checked_sub(word.len())
+            .is_some_and(|start| is_at(bytes, start, word))
+    };
+    BEHIND_UNDERSCORES.iter().any(is_behind)
+        || is_before("dblink")
+        || is_before("ts") && ["stat", "rewrite"].iter().any(is_behind)
+}
+
+fn is_at(bytes: &[u8], at: usize, word: &str) -> bool {
+    bytes
+        .get(at..at + word.len())
+        .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// The text behind an underscore in names of functions that change a session: `set_config`,

@@ -31,29 +31,20 @@ impl Redacted {
         let mut shown = String::with_capacity(self.0.len());
         let mut rest = self.0.as_str();
         while let Some(next) = rest.chars().next() {
-            let length = match next {
-                '\'' => quoted(rest, '\''),
-                '"' if backend == DbBackend::MySql => quoted(rest, '"'),
-                '0'..='9' if !shown.ends_with(is_in_name) => number(rest),
-                '$' if !shown.ends_with(is_in_name)
-                    && !rest[1..].starts_with(|c: char| c.is_ascii_digit()) =>
-                {
-                    None
-                }
-                '-' if rest.starts_with("--") => None,
-                '/' if rest.starts_with("/*") => None,
-                '#' if backend == DbBackend::MySql => None,
-                _ => {
+            let length = match Part::beginning(rest, next, shown.ends_with(is_in_name), backend) {
+                Part::Text => {
                     shown.push(next);
-                    rest = &rest[next.len_utf8()..];
-                    continue;
+                    next.len_utf8()
+                }
+                Part::Value(Some(length)) => {
+                    shown.push('?');
+                    length
+                }
+                Part::Value(None) => {
+                    shown.push('…');
+                    return shown;
                 }
             };
-            let Some(length) = length else {
-                shown.push('…');
-                return shown;
-            };
-            shown.push('?');
             rest = &rest[length..];
         }
         if self.0.len() + 4 > KEPT {
@@ -63,17 +54,50 @@ impl Redacted {
     }
 }
 
+/// A piece of a statement.
+enum Part {
+    /// One character to be shown.
+    Text,
+    /// So many bytes of a value; `None` if its end is not certain.
+    Value(Option<usize>),
+}
+
+impl Part {
+    /// The part that `text` begins with, whose first character is `next`. `in_name` says that a name stands before it.
+    fn beginning(text: &str, next: char, in_name: bool, backend: DbBackend) -> Self {
+        let is_mysql = backend == DbBackend::MySql;
+        match next {
+            '0'..='9' | '$' if in_name => Self::Text,
+            '0'..='9' => Self::Value(Some(number(text))),
+            '\'' => Self::Value(quoted(text, next)),
+            '"' if is_mysql => Self::Value(quoted(text, next)),
+            _ if begins_unclear(text, is_mysql) => Self::Value(None),
+            _ => Self::Text,
+        }
+    }
+}
+
+/// Returns whether a comment or a string in dollars begins here. It may hold anything, and its end would have to be found
+/// as the server finds it.
+fn begins_unclear(text: &str, is_mysql: bool) -> bool {
+    let is_digit = |c: char| c.is_ascii_digit();
+    text.starts_with("--")
+        || text.starts_with("/*")
+        || is_mysql && text.starts_with('#')
+        || text
+            .strip_prefix('$')
+            .is_some_and(|rest| !rest.starts_with(is_digit))
+}
+
 /// A character before a digit or a dollar sign that belongs to a name or a placeholder.
 fn is_in_name(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '$' | '"' | '`' | '?' | ':' | '@')
 }
 
 /// The length of a number at the beginning of `text`.
-fn number(text: &str) -> Option<usize> {
-    Some(
-        text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.')
-            .unwrap_or(text.len()),
-    )
+fn number(text: &str) -> usize {
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+    end.unwrap_or(text.len())
 }
 
 /// The length of a literal at the beginning of `text`; `None` if its end is not certain. Of a doubled

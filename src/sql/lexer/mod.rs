@@ -70,6 +70,21 @@ impl<'a> Lexer<'a> {
         self.next()
     }
 
+    /// Goes on behind the next `word` of this statement that stands in no parentheses. False if there is none.
+    pub(super) fn pass(&mut self, word: &str) -> bool {
+        let mut depth = 0_usize;
+        for token in self {
+            match token {
+                Token::Symbol(b';') | Token::Seam => return false,
+                Token::Symbol(b'(') => depth += 1,
+                Token::Symbol(b')') => depth = depth.saturating_sub(1),
+                _ if depth == 0 && token.is_word(word) => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
     /// The number of bytes that were read.
     pub(super) fn position(&self) -> usize {
         self.at

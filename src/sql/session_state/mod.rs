@@ -7,13 +7,13 @@
 mod mysql;
 mod postgres;
 mod sqlite;
-mod token;
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
     DbBackend,
 };
 
+pub(super) use self::postgres::is_local;
 use super::{
     classified::Change,
     lexer::{Lexer, Token},
@@ -88,15 +88,14 @@ impl<'a> ChangeReader<'a> {
     fn statement(&mut self, word: &str, rest: Lexer<'a>) -> Change {
         let change = match self.backend {
             Postgres => Some(postgres::statement(word, rest)),
-            MySql if word.eq_ignore_ascii_case("set") => match behind_settings(rest) {
+            MySql => match behind_settings(word, rest) {
                 // MariaDB's settings for one statement.
                 Some(proper) => {
                     self.read_ahead = proper.position();
                     None
                 }
-                None => Some(Change::Beyond),
+                None => Some(mysql::statement(word)),
             },
-            MySql => Some(mysql::statement(word)),
             Sqlite => sqlite::statement(word, rest),
             _ => Some(Change::Session),
         };

@@ -31,10 +31,12 @@ pub(super) fn is_known(word: &str) -> bool {
 
 /// The change that a statement makes by its first word.
 pub(super) fn statement(word: &str) -> Change {
-    match word {
-        _ if is_one_of(word, &HARMLESS) => Change::None,
-        _ if is_one_of(word, &LOCKING) => Change::Locks,
-        _ => Change::Beyond,
+    if is_one_of(word, &HARMLESS) {
+        Change::None
+    } else if is_one_of(word, &LOCKING) {
+        Change::Locks
+    } else {
+        Change::Beyond
     }
 }
 
@@ -44,24 +46,30 @@ pub(super) fn inside(
     first: Token<'_>,
     rest: Lexer<'_>,
 ) -> Change {
-    match token {
-        Token::Word(name) | Token::Name(name) if name.eq_ignore_ascii_case("get_lock") => {
-            Change::Locks
+    let is_beyond = match token {
+        Token::Word(name) | Token::Name(name) => {
+            if name.eq_ignore_ascii_case("get_lock") {
+                return Change::Locks;
+            }
+            // The locking service of a plugin.
+            starts_with(name, "service_get_")
+                || token.is_word("prepare") && previous.is_word("drop")
+                || token.is_word("temporary") && is_made(previous, first)
         }
-        // The locking service of a plugin.
-        Token::Word(name) | Token::Name(name) if starts_with(name, "service_get_") => {
-            Change::Beyond
-        }
-        // Words in between may stand in a comment that the server skips.
-        Token::Word(_) if token.is_word("temporary") => {
-            let made = previous.is_one_of(&["create", "replace", "drop"])
-                || first.is_one_of(&["create", "drop"]);
-            if made { Change::Beyond } else { Change::None }
-        }
-        Token::Word(_) if token.is_word("prepare") && previous.is_word("drop") => Change::Beyond,
         // `@a := 1`, `INTO @a`, and LOAD DATA ... (@a).
-        Token::Symbol(b':') if rest.peek() == Some(Token::Symbol(b'=')) => Change::Beyond,
-        Token::Symbol(b'@') if previous.is_word("into") || first.is_word("load") => Change::Beyond,
-        _ => Change::None,
+        Token::Symbol(b':') => rest.peek() == Some(Token::Symbol(b'=')),
+        Token::Symbol(b'@') => previous.is_word("into") || first.is_word("load"),
+        _ => false,
+    };
+    if is_beyond {
+        Change::Beyond
+    } else {
+        Change::None
     }
+}
+
+/// Returns whether a statement makes or drops what is temporary. Words in between may stand in a comment that the server
+/// skips.
+fn is_made(previous: Token<'_>, first: Token<'_>) -> bool {
+    previous.is_one_of(&["create", "replace", "drop"]) || first.is_one_of(&["create", "drop"])
 }

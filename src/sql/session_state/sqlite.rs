@@ -1,6 +1,5 @@
 //! SQLite: temporary objects and attached databases can be put back, PRAGMAs cannot.
 
-use super::token::is_temporary;
 use crate::sql::{
     classified::Change,
     lexer::{Lexer, Token, is_one_of},
@@ -8,9 +7,10 @@ use crate::sql::{
 
 /// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
 #[rustfmt::skip]
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 19] = [
     "select", "insert", "update", "delete", "replace", "with", "values", "create", "drop",
     "alter", "analyze", "reindex", "vacuum", "begin", "commit", "end", "rollback", "savepoint",
+    "release",
 ];
 
 /// PRAGMAs that only report something, or work on the file, whatever their argument.
@@ -24,12 +24,16 @@ const TELLING: [&str; 20] = [
 
 /// The change that a statement makes by its first word; `None` if the statement proper is still to come.
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Option<Change> {
-    Some(match word {
-        _ if is_one_of(word, &HARMLESS) || word.eq_ignore_ascii_case("release") => Change::None,
-        _ if word.eq_ignore_ascii_case("pragma") => pragma(rest),
+    if is_one_of(word, &["explain", "query", "plan"]) {
         // Some PRAGMAs run when they are explained.
-        _ if is_one_of(word, &["explain", "query", "plan"]) => return None,
-        _ => Change::Session,
+        return None;
+    }
+    Some(if is_one_of(word, &HARMLESS) {
+        Change::None
+    } else if word.eq_ignore_ascii_case("pragma") {
+        pragma(rest)
+    } else {
+        Change::Session
     })
 }
 
@@ -52,23 +56,23 @@ fn pragma(mut rest: Lexer<'_>) -> Change {
 }
 
 pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> Change {
-    let name = match token {
-        Token::Word(name) | Token::Name(name) => name,
-        // `CREATE TABLE [temp].t`, where any quotes do.
-        Token::Literal if previous.is_one_of(&["table", "view", "index", "trigger", "exists"]) => {
-            return if rest.peek() == Some(Token::Symbol(b'.')) {
-                Change::Session
-            } else {
-                Change::None
-            };
-        }
-        _ => return Change::None,
-    };
+    const TEMPORARY: [&str; 2] = ["temp", "temporary"];
     let is_schema = || rest.peek() == Some(Token::Symbol(b'.'));
-    match name {
-        _ if is_one_of(name, &["temp", "temporary"]) && is_schema() => Change::Session,
-        _ if is_temporary(token, previous, &["create"]) => Change::Session,
-        _ if name.eq_ignore_ascii_case("load_extension") => Change::Session,
-        _ => Change::None,
+    let changes = match token {
+        Token::Word(name) | Token::Name(name) => {
+            is_one_of(name, &TEMPORARY) && is_schema()
+                || token.is_one_of(&TEMPORARY) && previous.is_word("create")
+                || name.eq_ignore_ascii_case("load_extension")
+        }
+        // `CREATE TABLE [temp].t`, where any quotes do.
+        Token::Literal => {
+            previous.is_one_of(&["table", "view", "index", "trigger", "exists"]) && is_schema()
+        }
+        _ => false,
+    };
+    if changes {
+        Change::Session
+    } else {
+        Change::None
     }
 }

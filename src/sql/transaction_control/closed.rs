@@ -2,11 +2,36 @@
 
 use sea_orm::DbBackend;
 
-use super::{postgres, sqlite};
 use crate::sql::{
-    classified::{Effect, TransactionControl},
+    classified::{
+        Effect,
+        TransactionControl::{self, Begin, Commit, Rollback, Savepoint, TwoPhase},
+    },
     lexer::{Lexer, Token, is_one_of},
+    rules::{
+        Behind::{Anything, Next, To},
+        Rule, meaning,
+    },
 };
+
+const POSTGRES: &[Rule<TransactionControl>] = &[
+    (&["begin", "start"], Anything, Begin),
+    (&["commit", "rollback"], Next(&["prepared"]), TwoPhase),
+    // Any other PREPARE names a query; the server takes no control statement there.
+    (&["prepare"], Next(&["transaction"]), TwoPhase),
+    (&["commit", "end"], Anything, Commit),
+    (&["rollback"], To, Savepoint),
+    (&["rollback", "abort"], Anything, Rollback),
+    (&["savepoint", "release"], Anything, Savepoint),
+];
+
+const SQLITE: &[Rule<TransactionControl>] = &[
+    (&["begin"], Anything, Begin),
+    (&["commit", "end"], Anything, Commit),
+    (&["rollback"], To, Savepoint),
+    (&["rollback"], Anything, Rollback),
+    (&["savepoint", "release"], Anything, Savepoint),
+];
 
 #[derive(Debug)]
 pub(crate) struct ClosedReader {
@@ -55,14 +80,14 @@ impl ClosedReader {
         if self.in_body && word.eq_ignore_ascii_case("end") {
             self.in_body = false;
         } else if !self.is_postgres {
-            self.found = sqlite::control(word, rest);
+            self.found = meaning(SQLITE, word, rest);
             self.in_body |= is_trigger(word, rest);
         } else if let Some(body) = body_of_routine(word, rest) {
             self.in_body = true;
             self.is_inside = false;
             self.read_ahead = body.position();
         } else {
-            self.found = postgres::control(word, rest);
+            self.found = meaning(POSTGRES, word, rest);
         }
     }
 }
@@ -80,20 +105,10 @@ fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
         return None;
     }
     // In parentheses, these words are a parameter's name.
-    let mut depth = 0_usize;
-    while let Some(token) = rest.next() {
-        match token {
-            Token::Symbol(b';') => break,
-            Token::Symbol(b'(') => depth += 1,
-            Token::Symbol(b')') => depth = depth.saturating_sub(1),
-            _ if depth == 0
-                && token.is_word("begin")
-                && rest.peek().is_some_and(|next| next.is_word("atomic")) =>
-            {
-                rest.next();
-                return Some(rest);
-            }
-            _ => {}
+    while rest.pass("begin") {
+        if rest.peek().is_some_and(|next| next.is_word("atomic")) {
+            rest.next();
+            return Some(rest);
         }
     }
     None

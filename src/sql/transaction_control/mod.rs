@@ -3,9 +3,6 @@
 mod closed;
 mod mysql;
 mod mysql_statement;
-mod postgres;
-mod savepoint;
-mod sqlite;
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},

@@ -67,24 +67,25 @@ impl<'a> MySqlReader<'a> {
     fn start(&mut self, token: Token<'_>, rest: Lexer<'_>) -> Place<'a> {
         let found = match token {
             Token::Symbol(b';' | b'(') | Token::Seam | Token::Word("") => return Place::Start,
-            Token::Word(word) => {
-                if word.eq_ignore_ascii_case("set")
-                    && let Some(proper) = behind_settings(rest)
-                {
+            Token::Word(word) => match behind_settings(word, rest) {
+                Some(proper) => {
                     self.read_ahead = proper.position();
                     return Place::Start;
                 }
-                statement(word, rest)
-            }
+                None => statement(word, rest),
+            },
             _ => Effect::Unknown,
         };
         self.found = self.found.max(found);
-        match token {
-            _ if rest.is_executable_comment() => Place::Comment,
-            _ if token.is_one_of(&["create", "alter"]) => Place::Definition,
+        if rest.is_executable_comment() {
+            Place::Comment
+        } else if token.is_one_of(&["create", "alter"]) {
+            Place::Definition
+        } else if token.is_word("table") {
             // What comes before may stand in a comment.
-            _ if token.is_word("table") => Place::Table { after_start: false },
-            _ => Place::Statement,
+            Place::Table { after_start: false }
+        } else {
+            Place::Statement
         }
     }
 
@@ -119,28 +120,35 @@ fn definition<'a>(token: Token<'a>) -> Place<'a> {
 ///
 /// A block without BEGIN ends it early; what is judged then as a statement was harmless in its body.
 fn body<'a>(depth: usize, previous: Token<'a>, token: Token<'a>, rest: Lexer<'a>) -> Place<'a> {
-    // BEGIN and END are no reserved words: behind these, they are names.
-    let is_name = matches!(previous, Token::Symbol(b'.' | b',' | b'@'))
-        || previous.is_word("xa")
-        || depth > 0 && previous.is_word("as");
-    let is_next = |words| rest.peek().is_some_and(|next| next.is_one_of(words));
-    let opens = || match token {
-        _ if token.is_word("case") => !previous.is_word("end"),
-        _ if token.is_word("begin") => {
-            matches!(rest.peek(), Some(Token::Word(_))) && !is_next(&["from"])
-        }
-        _ => false,
-    };
-    let closes = || token.is_word("end") && !is_next(&["if", "loop", "while", "repeat", "for"]);
     let depth = match token {
         Token::Symbol(b';') if depth == 0 => return Place::Start,
-        _ if is_name => depth,
-        _ if opens() => depth + 1,
-        _ if closes() => depth.saturating_sub(1),
+        _ if is_name(depth, previous) => depth,
+        _ if opens_block(token, previous, rest) => depth + 1,
+        _ if closes_block(token, rest) => depth.saturating_sub(1),
         _ => depth,
     };
     Place::Body {
         depth,
         previous: token,
     }
+}
+
+/// BEGIN and END are no reserved words: behind these, they are names.
+fn is_name(depth: usize, previous: Token<'_>) -> bool {
+    matches!(previous, Token::Symbol(b'.' | b',' | b'@'))
+        || previous.is_word("xa")
+        || depth > 0 && previous.is_word("as")
+}
+
+fn opens_block(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> bool {
+    // `END CASE` closes one.
+    token.is_word("case") && !previous.is_word("end")
+        // With no statement behind it, it is a name, as in `SELECT begin FROM t`.
+        || token.is_word("begin")
+            && matches!(rest.peek(), Some(next @ Token::Word(_)) if !next.is_word("from"))
+}
+
+fn closes_block(token: Token<'_>, rest: Lexer<'_>) -> bool {
+    let others = ["if", "loop", "while", "repeat", "for"];
+    token.is_word("end") && !rest.peek().is_some_and(|next| next.is_one_of(&others))
 }
