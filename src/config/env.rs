@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::{
     error::ConfigError,
     given::Given,
-    names::{alike, is_foreign, is_part_of_a_url, names, plain},
+    settings::{NAMES, alike, is_foreign, is_part_of_a_url, plain},
 };
 
 /// The variables of one prefix.
@@ -29,15 +29,19 @@ impl<'p> Variables<'p> {
         let mut given = Given::with_prefix(self.prefix);
         let mut foreign = Vec::new();
         for (key, value) in vars {
-            match self.setting(&key, &given)? {
-                None => {}
-                Some(name) if is_foreign(&name) => foreign.push(key),
-                Some(name) => match value.into_string() {
-                    // Not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
-                    Ok(text) if text.trim().is_empty() && names().any(|it| it == name) => {}
-                    Ok(text) => given.add(&name, &key, text)?,
-                    Err(_) => return Err(ConfigError::new(key, "not UTF-8")),
-                },
+            let Some(name) = self.setting(&key, &given)? else {
+                continue;
+            };
+            if is_foreign(&name) {
+                foreign.push(key);
+                continue;
+            }
+            let Ok(text) = value.into_string() else {
+                return Err(ConfigError::new(key, "not UTF-8"));
+            };
+            // An empty one is not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works. A misspelt one is an error even so.
+            if !text.trim().is_empty() || !NAMES.contains(&&*name) {
+                given.add(&name, &key, text)?;
             }
         }
         foreign.sort();

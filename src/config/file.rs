@@ -22,40 +22,36 @@ enum Value {
 
 /// Reads the settings of a file.
 pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Given<'static>, D::Error> {
-    let mut given = Given::default();
-    for (key, value) in deserializer.deserialize_map(Table)? {
-        // As text, so that a value means the same in a file and in a variable.
-        let text = match value {
-            None => continue,
-            Some(Value::Switch(value)) => value.to_string(),
-            Some(Value::Whole(value)) => value.to_string(),
-            Some(Value::Number(value)) => value.to_string(),
-            Some(Value::Text(text)) => text,
-            Some(Value::Nested(_)) => {
-                let why = "write text, a number, `true` or `false`";
-                return Err(Error::custom(ConfigError::new(key, why)));
-            }
-        };
-        given.add(&key, &key, text).map_err(Error::custom)?;
-    }
-    Ok(given)
+    deserializer.deserialize_map(Table)
 }
 
-/// All entries in their order: a map would lose one of two with the same name.
 struct Table;
 
 impl<'de> Visitor<'de> for Table {
-    type Value = Vec<(String, Option<Value>)>;
+    type Value = Given<'static>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the settings of a database pool")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
+        let mut given = Given::default();
+        // Entry by entry: a map would lose one of two with the same name.
+        while let Some((key, value)) = map.next_entry::<String, Option<Value>>()? {
+            // As text, so that a value means the same in a file and in a variable.
+            let text = match value {
+                None => continue,
+                Some(Value::Switch(value)) => value.to_string(),
+                Some(Value::Whole(value)) => value.to_string(),
+                Some(Value::Number(value)) => value.to_string(),
+                Some(Value::Text(text)) => text,
+                Some(Value::Nested(_)) => {
+                    let why = "write text, a number, `true` or `false`";
+                    return Err(Error::custom(ConfigError::new(key, why)));
+                }
+            };
+            given.add(&key, &key, text).map_err(Error::custom)?;
         }
-        Ok(entries)
+        Ok(given)
     }
 }

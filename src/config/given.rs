@@ -1,32 +1,25 @@
-//! [`Given`]: the settings as they were written, from which serde reads their values.
+//! [`Given`]: the settings as they were written, and what they say.
 
-use std::cell::Cell;
-
-use serde::{
-    Deserialize, Deserializer,
-    de::{
-        Error as _, IntoDeserializer, Visitor,
-        value::{Error, MapDeserializer, StrDeserializer},
-    },
-    forward_to_deserialize_any,
-};
+use sea_orm::DbBackend;
 
 use super::{
     error::ConfigError,
-    names::{is_part_of_a_url, meant, names},
+    settings::{NAMES, OTHER_NAMES, Settings, is_part_of_a_url, meant},
 };
+
+/// SQLAlchemy's default of `pool_size`, if only `max_overflow` is given.
+const POOL_SIZE: u32 = 5;
+/// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
+const MAX_OVERFLOW: u32 = 10;
 
 const OWN_PREFIX: &str = " (if it belongs to another program, read these settings under another prefix: \
      `PoolConfig::from_prefixed_vars`)";
-
-/// Values that SQLAlchemy accepts and this crate does not: name, value, and what to write instead.
-const NOT_AS_IN_SQLALCHEMY: &str = include_str!("advice/sqlalchemy.txt");
 
 /// The settings that were written in one place.
 #[derive(Default)]
 pub(super) struct Given<'p> {
     /// The prefix of the environment's variables; empty for a file.
-    prefix: &'p str,
+    pub(super) prefix: &'p str,
     settings: Vec<Setting>,
 }
 
@@ -39,19 +32,16 @@ struct Setting {
 
 impl<'p> Given<'p> {
     pub(super) fn with_prefix(prefix: &'p str) -> Self {
-        Self {
-            prefix,
-            settings: Vec::new(),
-        }
+        let settings = Vec::new();
+        Self { prefix, settings }
     }
 
     /// Adds the setting `name`, written as `key`.
     pub(super) fn add(&mut self, name: &str, key: &str, text: String) -> Result<(), ConfigError> {
-        if names().all(|known| known != name) {
+        if !NAMES.contains(&name) {
             return Err(self.no_such_setting(name, key));
         }
-        match self.settings.iter().find(|before| before.name == name) {
-            // Serde would refuse the second one even if it says the same.
+        match self.find(name) {
             Some(before) if before.text.trim() == text.trim() => Ok(()),
             Some(_) => Err(self.disagreement(key, name)),
             None => {
@@ -62,35 +52,76 @@ impl<'p> Given<'p> {
         }
     }
 
-    /// Reads the values of all settings.
-    pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ConfigError> {
-        // Serde's error does not name the setting. It is the last one that was read.
-        let last = Cell::new(None);
-        let settings = self
-            .settings
-            .iter()
-            .inspect(|setting| last.set(Some(*setting)));
-        let settings = settings.map(|setting| (setting.name.as_str(), setting));
-        T::deserialize(MapDeserializer::<_, Error>::new(settings)).map_err(|error| {
-            let (key, text) = last
-                .get()
-                .map_or(("", ""), |it| (it.key.as_str(), it.text.as_str()));
-            ConfigError::of_value(key, text, &error.to_string())
-        })
+    /// Reads the values of all settings. Returns as well whether a part of `max_connections` is an overflow.
+    pub(super) fn read(&self) -> Result<(Settings, bool), ConfigError> {
+        let mut settings = Settings::default();
+        for Setting { name, key, text } in &self.settings {
+            let is_new = settings.read(name, text);
+            if !is_new.map_err(|why| ConfigError::of_value(key, text, &why))? {
+                let is_this = |(other, own): &&(&str, &str)| [*other, *own].contains(&&**name);
+                let (other, own) = *OTHER_NAMES.iter().find(is_this).unwrap_or(&("", ""));
+                return Err(self.disagreement(self.key(&[own]), other));
+            }
+        }
+        let overflows = self.add_overflow(&mut settings)?;
+        Ok((settings, overflows))
+    }
+
+    /// Makes `max_connections` of the least number of connections and the overflow, as SQLAlchemy's settings mean it.
+    fn add_overflow(&self, settings: &mut Settings) -> Result<bool, ConfigError> {
+        let is_limited = settings.max_connections.is_some() || self.find("pool_size").is_none();
+        let overflow = match settings.max_overflow.take() {
+            None if is_limited => return Ok(false),
+            overflow => overflow.unwrap_or(MAX_OVERFLOW),
+        };
+        let size = *settings.min_connections.get_or_insert(POOL_SIZE);
+        let refused = |why: &str| ConfigError::new(self.key(&["max_overflow", "pool_size"]), why);
+        let Some(sum) = size.checked_add(overflow) else {
+            return Err(refused("too many connections together with `pool_size`"));
+        };
+        match settings.max_connections.replace(sum) {
+            Some(max) if max != sum => {
+                let other = self.key(&["max_connections"]);
+                Err(refused(&format!(
+                    "{size} plus {overflow} is {sum}, but `{other}` has another value: keep one of the two"
+                )))
+            }
+            _ => Ok(overflow > 0),
+        }
+    }
+
+    /// Checks the numbers of connections against the limit.
+    pub(super) fn check(&self, settings: &Settings, backend: DbBackend) -> Result<(), ConfigError> {
+        // SeaORM passes only what is given to sqlx: these are the defaults of the drivers, which a test compares.
+        let default = if backend == DbBackend::Sqlite { 1 } else { 10 };
+        let max = settings.max_connections.unwrap_or(default);
+        let note = settings.max_connections.map_or(" (the default)", |_| "");
+        if let Some(min) = settings.min_connections.filter(|min| *min > max) {
+            let key = self.key(&["min_connections", "pool_size", "max_overflow"]);
+            let why = format!("{min} is more than `max_connections`, {max}{note}");
+            return Err(ConfigError::new(key, why));
+        }
+        if let Some(reserved) = settings.reserved_connections.filter(|n| *n >= max) {
+            let why = format!(
+                "{reserved} leaves no connection for sessions: write less than `max_connections`, {max}{note}"
+            );
+            return Err(ConfigError::new(self.key(&["reserved_connections"]), why));
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Option<&Setting> {
+        self.settings.iter().find(|setting| setting.name == name)
     }
 
     /// Returns how the first of these settings that was given was written.
     pub(super) fn key<'a>(&'a self, names: &[&'a str]) -> &'a str {
-        let given = |name: &&str| self.settings.iter().find(|setting| setting.name == *name);
-        let key = names
-            .iter()
-            .find_map(given)
-            .map(|setting| setting.key.as_str());
-        key.or(names.first().copied()).unwrap_or_default()
+        let given = names.iter().find_map(|name| self.find(name));
+        given.map_or(names[0], |setting| &setting.key)
     }
 
     /// Returns the error for `key`, whose setting has another value under the name `other`.
-    pub(super) fn disagreement(&self, key: &str, other: &str) -> ConfigError {
+    fn disagreement(&self, key: &str, other: &str) -> ConfigError {
         let other = self.key(&[other]);
         let why =
             "is another name of the same setting, with a different value: keep one of the two";
@@ -100,26 +131,29 @@ impl<'p> Given<'p> {
     /// Returns the error for a name that no setting has.
     fn no_such_setting(&self, name: &str, key: &str) -> ConfigError {
         let hint = if is_part_of_a_url(name) {
-            format!(
-                ": the whole connection is one URL: put it into `{}`",
-                self.written("url")
-            )
+            let url = self.written("url");
+            format!(": the whole connection is one URL: put it into `{url}`")
         } else if let Some(meant) = meant(name) {
             return self.misspelt(key, &self.written(meant));
         } else {
-            let names: Vec<_> = names().map(|name| self.written(name)).collect();
+            let names: Vec<_> = NAMES.iter().map(|name| self.written(name)).collect();
             format!("; the settings are {}", names.join(", "))
         };
-        ConfigError::new(key, format!("no such setting{hint}{}", self.own_prefix()))
+        self.refuse(key, &hint)
     }
 
     /// Returns the error for a key that was meant to be another one.
     pub(super) fn misspelt(&self, key: &str, meant: &str) -> ConfigError {
-        let own_prefix = self.own_prefix();
-        ConfigError::new(
-            key,
-            format!("no such setting: did you mean `{meant}`?{own_prefix}"),
-        )
+        self.refuse(key, &format!(": did you mean `{meant}`?"))
+    }
+
+    fn refuse(&self, key: &str, hint: &str) -> ConfigError {
+        let own_prefix = if self.prefix.is_empty() {
+            ""
+        } else {
+            OWN_PREFIX
+        };
+        ConfigError::new(key, format!("no such setting{hint}{own_prefix}"))
     }
 
     /// Returns the setting's name as it is written here.
@@ -128,45 +162,5 @@ impl<'p> Given<'p> {
             "" => name.to_owned(),
             prefix => format!("{prefix}{}", name.to_uppercase()),
         }
-    }
-
-    fn own_prefix(&self) -> &'static str {
-        if self.prefix.is_empty() {
-            ""
-        } else {
-            OWN_PREFIX
-        }
-    }
-}
-
-impl<'de> Deserializer<'de> for &Setting {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_str(&self.text)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let entry = format!("{}={}: ", self.name, self.text.trim().to_ascii_lowercase());
-        match NOT_AS_IN_SQLALCHEMY
-            .lines()
-            .find_map(|line| line.strip_prefix(&*entry))
-        {
-            Some(why) => Err(Error::custom(why)),
-            None => visitor.visit_some(StrDeserializer::new(&self.text)),
-        }
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf unit unit_struct
-        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
-    }
-}
-
-impl IntoDeserializer<'_, Error> for &Setting {
-    type Deserializer = Self;
-
-    fn into_deserializer(self) -> Self {
-        self
     }
 }

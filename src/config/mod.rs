@@ -4,7 +4,6 @@ mod env;
 mod error;
 mod file;
 mod given;
-mod names;
 mod parameters;
 mod settings;
 mod startup;
@@ -22,11 +21,20 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 pub use self::error::ConfigError;
 use self::{
     env::Variables, given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl,
-    value::Switch,
 };
 #[cfg(doc)]
 use crate::SessionPoolBuilder;
 use crate::{Error, SessionPool};
+
+/// Calls the setter for each of these settings that was given.
+macro_rules! set {
+    ($target:ident, $settings:expr; $($name:ident)*) => {
+        $(if let Some(value) = $settings.$name { $target = $target.$name(value); })*
+    };
+    (&mut $target:ident, $settings:expr; $($name:ident)*) => {
+        $(if let Some(value) = $settings.$name { $target.$name(value); })*
+    };
+}
 
 /// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, read from the
 /// environment ([`from_env`](Self::from_env)) or, by serde, from a file in any format.
@@ -221,13 +229,12 @@ impl PoolConfig {
     }
 
     fn from_given(given: &Given<'_>, no_url: ConfigError) -> Result<Self, ConfigError> {
-        let mut settings: Settings = given.read()?;
-        let overflows = settings.unite(given)?;
+        let (mut settings, overflows) = given.read()?;
         // Out of the settings, whose `Debug` would show its password.
         let url = settings.url.take().ok_or(no_url)?;
         let url =
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
-        settings.check(url.backend(), given)?;
+        given.check(&settings, url.backend())?;
         Ok(Self {
             url,
             overflows,
@@ -272,26 +279,9 @@ impl PoolConfig {
     /// Those of [`SessionPoolBuilder::build`](crate::SessionPoolBuilder::build).
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
         let mut builder = SessionPool::builder(database);
-        /// Calls the setter for what was given.
-        macro_rules! set {
-            ($($name:ident),* $(,)?) => {
-                $(if let Some(value) = self.settings.$name { builder = builder.$name(value.0); })*
-            };
-        }
-        set!(
-            acquire_timeout,
-            release_timeout,
-            reserved_connections,
-            max_pending,
-            reset
-        );
-        set!(
-            hold_slow_threshold,
-            hold_timeout,
-            body_timeout,
-            direct_handoff
-        );
-        if self.settings.cancel_running == Some(Switch(true)) {
+        set! { builder, self.settings; acquire_timeout release_timeout reserved_connections max_pending reset }
+        set! { builder, self.settings; hold_slow_threshold hold_timeout body_timeout direct_handoff }
+        if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }
         builder.build()
@@ -329,34 +319,17 @@ impl PoolConfig {
             );
         }
         if self.url.backend() != DbBackend::Sqlite && !options.get_connect_lazy() {
-            let startup = self.settings.startup_timeout.map(|timeout| timeout.0);
-            wait_for_server(&self.url, &options, startup.unwrap_or_default()).await?;
+            let startup = self.settings.startup_timeout.unwrap_or_default();
+            wait_for_server(&self.url, &options, startup).await?;
         }
         Ok(self.session_pool(Database::connect(options).await?)?)
     }
 
     fn with_settings(&self, mut options: ConnectOptions) -> ConnectOptions {
         let settings = &self.settings;
-        /// Calls the setter for what was given.
-        macro_rules! set {
-            ($($name:ident),* $(,)?) => {
-                $(if let Some(value) = settings.$name { options.$name(value.0); })*
-            };
-        }
-        set!(
-            max_connections,
-            min_connections,
-            connect_timeout,
-            acquire_timeout,
-            idle_timeout
-        );
-        set!(
-            max_lifetime,
-            test_before_acquire,
-            connect_lazy,
-            statement_timeout
-        );
-        set!(sqlx_logging, sqlx_logging_level);
+        set! { &mut options, settings; max_connections min_connections connect_timeout acquire_timeout idle_timeout }
+        set! { &mut options, settings; max_lifetime test_before_acquire connect_lazy statement_timeout }
+        set! { &mut options, settings; sqlx_logging sqlx_logging_level }
         if let Some(path) = &settings.schema_search_path {
             options.set_schema_search_path(path);
         }
@@ -365,10 +338,10 @@ impl PoolConfig {
         }
         let (mut level, mut threshold) = options.get_sqlx_slow_statements_logging_settings();
         if let Some(given) = settings.sqlx_slow_statements_logging_threshold {
-            (level, threshold) = (LevelFilter::Warn, given.0);
+            (level, threshold) = (LevelFilter::Warn, given);
         }
         if let Some(given) = settings.sqlx_slow_statements_logging_level {
-            level = given.0;
+            level = given;
         }
         options.sqlx_slow_statements_logging_settings(level, threshold);
         options

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, env, net::IpAddr};
 use sea_orm::DbBackend;
 use url::form_urlencoded::Parse;
 
-use super::names::{names, nearest, plain};
+use super::settings::{NAMES, nearest, plain};
 
 /// All names of a parameter, and the values that it may have.
 type Parameter = (&'static str, Values);
@@ -76,36 +76,32 @@ const ANY_ADVICE: &str = include_str!("advice/any.txt");
 /// Parameters by their first name, each with the name and the value that it was given.
 type Given = BTreeMap<&'static str, (String, String)>;
 
-/// Refuses a parameter that sqlx does not read, a value that it does not take, and two that disagree.
+/// Refuses a parameter that sqlx does not read, a value that it does not take, and two that disagree. No error shows a
+/// value: `PoolConfig` shows no parameters of a URL.
 pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> {
     let mut given = Given::new();
     for (name, value) in pairs {
-        let (name, value) = (&*name, &*value);
         let is_name = |(names, _): &&Parameter| names.split(' ').any(|known| known == name);
         let Some((names, values)) = parameters(backend).iter().find(is_name) else {
-            if backend == DbBackend::Postgres && is_option(name) {
+            if backend == DbBackend::Postgres && is_option(&name) {
                 continue;
             }
-            return Err(unknown(backend, name, value));
+            return Err(unknown(backend, &name, &value));
         };
-        // No text here shows a value: `PoolConfig` shows no parameters of a URL.
-        if let Some(why) = values.refuse(backend, value) {
+        if let Some(why) = values.refuse(backend, &value) {
             return Err(format!("its parameter `{name}` {why}"));
         }
-        if *names != OPTIONS {
-            add(&mut given, first(names), name, value)?;
+        let now = (name.into_owned(), value.into_owned());
+        match given.insert(first(names), now.clone()) {
+            Some(before) if before.1 != now.1 && *names != OPTIONS => {
+                let (before, now) = (before.0, now.0);
+                let why = format!("its parameters `{before}` and `{now}` disagree");
+                return Err(why + ": keep one of the two");
+            }
+            _ => {}
         }
     }
     unchecked_certificate(backend, &given).map_or(Ok(()), Err)
-}
-
-fn add(given: &mut Given, first: &'static str, name: &str, value: &str) -> Result<(), String> {
-    match given.insert(first, (name.to_owned(), value.to_owned())) {
-        Some((before, other)) if other != value => Err(format!(
-            "its parameters `{before}` and `{name}` disagree: keep one of the two"
-        )),
-        _ => Ok(()),
-    }
 }
 
 fn parameters(backend: DbBackend) -> &'static [Parameter] {
@@ -122,34 +118,40 @@ fn first(names: &'static str) -> &'static str {
 
 /// Returns whether the name is like `options[search_path]`.
 fn is_option(name: &str) -> bool {
-    name.strip_prefix("options[")
-        .and_then(|name| name.strip_suffix(']'))
-        .is_some_and(|name| !name.is_empty())
+    let inside = name
+        .strip_prefix("options[")
+        .and_then(|name| name.strip_suffix(']'));
+    inside.is_some_and(|name| !name.is_empty())
 }
 
 impl Values {
     /// Returns what is wrong with `value`.
     fn refuse(self, backend: DbBackend, value: &str) -> Option<String> {
-        // sqlx takes the modes of TLS in any case, SQLite's values as they are.
-        let folded = match backend {
-            DbBackend::Sqlite => value.to_owned(),
-            _ => value.to_ascii_lowercase(),
+        let (is_right, why) = match self {
+            Any => return None,
+            OneOf(values) => {
+                // sqlx takes the modes of TLS in any case, SQLite's values as they are.
+                let is_exact = backend == DbBackend::Sqlite;
+                let is =
+                    |known: &str| known == value || !is_exact && known.eq_ignore_ascii_case(value);
+                if !values.split(' ').any(is) {
+                    let values = listed(values.split(' '));
+                    return Some(format!("must be one of {values}"));
+                }
+                return None;
+            }
+            Number => (value.parse::<usize>().is_ok(), "is not a number"),
+            Port => (value.parse::<u16>().is_ok(), "is not a port"),
+            Host => (
+                !value.contains([',', '[', ']']),
+                "must be a single host: sqlx connects to one, and an IPv6 address has no brackets here",
+            ),
+            Address => (
+                value.parse::<IpAddr>().is_ok(),
+                "is not an IP address (an IPv6 address has no brackets here)",
+            ),
         };
-        let why = match self {
-            OneOf(values) if values.split(' ').all(|known| known != folded) => {
-                return Some(format!("must be one of {}", listed(values.split(' '))));
-            }
-            Number if value.parse::<usize>().is_err() => "is not a number",
-            Port if value.parse::<u16>().is_err() => "is not a port",
-            Host if value.contains([',', '[', ']']) => {
-                "must be a single host: sqlx connects to one, and an IPv6 address has no brackets here"
-            }
-            Address if value.parse::<IpAddr>().is_err() => {
-                "is not an IP address (an IPv6 address has no brackets here)"
-            }
-            _ => return None,
-        };
-        Some(why.to_owned())
+        (!is_right).then(|| why.to_owned())
     }
 }
 
@@ -164,7 +166,7 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
         format!("write `{name}=…`")
     } else if let Some(advice) = advice(backend, name) {
         advice
-    } else if let Some(setting) = names().find(is_alike) {
+    } else if let Some(setting) = NAMES.iter().copied().find(is_alike) {
         format!("write the setting `{setting}`, beside the URL")
     } else if let Some(near) = nearest(&name.to_ascii_lowercase(), known) {
         format!("did you mean `{near}`?")
@@ -186,17 +188,15 @@ fn advice(backend: DbBackend, name: &str) -> Option<String> {
         DbBackend::MySql => MYSQL_ADVICE,
         _ => SQLITE_ADVICE,
     };
-    let (lower, plain) = (name.to_ascii_lowercase(), plain(name));
-    of_backend
-        .lines()
-        .chain(ANY_ADVICE.lines())
-        .find_map(|line| {
-            let (names, advice) = line.split_once(": ")?;
-            let name = names
-                .split(' ')
-                .find(|name| *name == lower || *name == plain)?;
-            Some(advice.replace("{}", name))
-        })
+    let forms = [name.to_ascii_lowercase(), plain(name)];
+    let mut lines = of_backend.lines().chain(ANY_ADVICE.lines());
+    lines.find_map(|line| {
+        let (names, advice) = line.split_once(": ")?;
+        let name = names
+            .split(' ')
+            .find(|name| forms.iter().any(|form| form == name))?;
+        Some(advice.replace("{}", name))
+    })
 }
 
 fn listed(names: impl Iterator<Item = &'static str>) -> String {
@@ -207,25 +207,21 @@ fn listed(names: impl Iterator<Item = &'static str>) -> String {
 /// Returns what is wrong if an authority for certificates is given and nothing is checked with it: libpq checks
 /// as soon as it has one, sqlx in two modes only.
 fn unchecked_certificate(backend: DbBackend, given: &Given) -> Option<String> {
-    let (mode, authority, from_env, modes) = match backend {
-        DbBackend::Postgres => {
-            let from_env = env::var("PGSSLMODE").ok();
-            (
-                "sslmode",
-                "sslrootcert",
-                from_env,
-                "verify-full` or `verify-ca",
-            )
-        }
-        DbBackend::MySql => ("ssl-mode", "ssl-ca", None, "VERIFY_IDENTITY` or `VERIFY_CA"),
+    let (mode, authority, modes) = match backend {
+        DbBackend::Postgres => ("sslmode", "sslrootcert", "verify-full` or `verify-ca"),
+        DbBackend::MySql => ("ssl-mode", "ssl-ca", "VERIFY_IDENTITY` or `VERIFY_CA"),
         _ => return None,
     };
     let (name, _) = given.get(authority)?;
-    let chosen = given.get(mode).map(|(_, mode)| mode.clone()).or(from_env);
-    if chosen.is_some_and(|mode| mode.to_ascii_lowercase().starts_with("verify")) {
-        return None;
-    }
-    Some(format!(
-        "its parameter `{name}` does nothing unless the certificate is checked: write `{mode}={modes}` as well"
-    ))
+    let in_url = given.get(mode).map(|(_, mode)| mode.clone());
+    // sqlx reads this variable for PostgreSQL.
+    let from_env = || {
+        env::var("PGSSLMODE")
+            .ok()
+            .filter(|_| backend == DbBackend::Postgres)
+    };
+    let chosen = in_url.or_else(from_env).unwrap_or_default();
+    (!chosen.to_ascii_lowercase().starts_with("verify")).then(|| {
+        format!("its parameter `{name}` does nothing unless the certificate is checked: write `{mode}={modes}` as well")
+    })
 }

@@ -1,147 +1,159 @@
-//! [`Settings`]: everything that can be set.
+//! [`Settings`]: everything that can be set, and which setting a wrong name was meant to be.
 
-use sea_orm::DbBackend;
-use serde::Deserialize;
+use std::time::Duration;
 
-use super::{
-    error::ConfigError,
-    given::Given,
-    value::{
-        Count, Level, Positive, ResetOf, ResetOnReturn, Switch, Time, TimeOrMax, TimeOrNever,
-        TimeOrZero,
-    },
+use log::LevelFilter;
+use strsim::osa_distance;
+
+use super::value::{
+    count, level, positive, reset, reset_on_return, switch, time, time_or_max, time_or_never,
+    time_or_zero, whole,
 };
+use crate::Reset;
 
-/// SQLAlchemy's default of `pool_size`, if only `max_overflow` is given.
-const POOL_SIZE: u32 = 5;
-/// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
-const MAX_OVERFLOW: u32 = 10;
+/// Values that SQLAlchemy accepts and this crate does not: name, value, and what to write instead.
+const NOT_AS_IN_SQLALCHEMY: &str = include_str!("advice/sqlalchemy.txt");
 
-/// The settings that were given. Their names are those of the fields.
-///
-/// SQLAlchemy's names are fields and not aliases: for serde, an alias beside its name is a duplicate,
-/// even if both say the same.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Settings {
-    /// Read as a [`DatabaseUrl`](super::url::DatabaseUrl), and taken out before anything is shown.
-    pub(super) url: Option<String>,
-    pub(super) max_connections: Option<Positive>,
-    pub(super) min_connections: Option<Count>,
-    pool_size: Option<Positive>,
-    max_overflow: Option<Count>,
-    pub(super) connect_timeout: Option<Time>,
-    pub(super) acquire_timeout: Option<Time>,
-    pool_timeout: Option<Time>,
-    pub(super) idle_timeout: Option<TimeOrNever>,
-    pub(super) max_lifetime: Option<TimeOrNever>,
-    pool_recycle: Option<TimeOrNever>,
-    pub(super) test_before_acquire: Option<Switch>,
-    pool_pre_ping: Option<Switch>,
-    pub(super) connect_lazy: Option<Switch>,
-    pub(super) sqlx_logging: Option<Switch>,
-    echo: Option<Switch>,
-    pub(super) sqlx_logging_level: Option<Level>,
-    pub(super) sqlx_slow_statements_logging_level: Option<Level>,
-    pub(super) sqlx_slow_statements_logging_threshold: Option<TimeOrZero>,
-    pub(super) schema_search_path: Option<String>,
-    pub(super) application_name: Option<String>,
-    pub(super) statement_timeout: Option<Time>,
-    pub(super) reserved_connections: Option<Count>,
-    pub(super) max_pending: Option<Count>,
-    pub(super) release_timeout: Option<Time>,
-    pub(super) direct_handoff: Option<Switch>,
-    pub(super) reset: Option<ResetOf>,
-    pool_reset_on_return: Option<ResetOnReturn>,
-    pub(super) cancel_running: Option<Switch>,
-    pub(super) hold_slow_threshold: Option<TimeOrMax>,
-    pub(super) hold_timeout: Option<TimeOrMax>,
-    pub(super) body_timeout: Option<TimeOrMax>,
-    pub(super) startup_timeout: Option<TimeOrZero>,
-}
-
-impl Settings {
-    /// Replaces SQLAlchemy's names by SeaORM's. Returns whether a part of `max_connections` is an overflow.
-    pub(super) fn unite(&mut self, given: &Given<'_>) -> Result<bool, ConfigError> {
-        /// Moves the value of the second name to the first one.
-        macro_rules! unite {
-            ($($name:ident = $other:ident),* $(,)?) => {
-                $(unite(
-                    given,
-                    (stringify!($name), &mut self.$name),
-                    (stringify!($other), self.$other.take()),
-                )?;)*
-            };
+/// Makes [`Settings`] of a table: each setting's name, the type of its value, and the function that reads it; behind
+/// them its name in SQLAlchemy.
+macro_rules! settings {
+    ($($name:ident: $value:ty = $read:ident $(, $other:ident = $read_other:ident)?;)*) => {
+        /// The settings that were given, under SeaORM's names.
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub(super) struct Settings {
+            $(pub(super) $name: Option<$value>,)*
         }
-        let (pool_size, max_overflow) = (self.pool_size, self.max_overflow.take());
-        unite! {
-            min_connections = pool_size,
-            acquire_timeout = pool_timeout,
-            max_lifetime = pool_recycle,
-            test_before_acquire = pool_pre_ping,
-            sqlx_logging = echo,
-            reset = pool_reset_on_return,
-        }
-        match max_overflow.map(|Count(overflow)| overflow) {
-            None if pool_size.is_none() || self.max_connections.is_some() => Ok(false),
-            overflow => self.add_overflow(overflow.unwrap_or(MAX_OVERFLOW), given),
-        }
-    }
 
-    /// Makes `max_connections` of the least number of connections and the overflow.
-    fn add_overflow(&mut self, overflow: u32, given: &Given<'_>) -> Result<bool, ConfigError> {
-        let Count(size) = *self.min_connections.get_or_insert(Count(POOL_SIZE));
-        let refused = |why: &str| ConfigError::new(given.key(&["max_overflow", "pool_size"]), why);
-        let Some(sum) = size.checked_add(overflow) else {
-            return Err(refused("too many connections together with `pool_size`"));
-        };
-        match self.max_connections.replace(Positive(sum)) {
-            Some(Positive(max)) if max != sum => {
-                let other = given.key(&["max_connections"]);
-                Err(refused(&format!(
-                    "{size} plus {overflow} is {sum}, but `{other}` has another value: keep one of the two"
-                )))
+        /// Every name that a setting has.
+        pub(super) const NAMES: &[&str] = &[$(stringify!($name), $(stringify!($other),)?)*];
+
+        /// SQLAlchemy's names, each with SeaORM's.
+        pub(super) const OTHER_NAMES: &[(&str, &str)] =
+            &[$($((stringify!($other), stringify!($name)),)?)*];
+
+        impl Settings {
+            /// Reads `text` as the value of the setting `name`. Returns `false` if the setting has another value already.
+            ///
+            /// # Errors
+            ///
+            /// What to write instead, if this is no value.
+            pub(super) fn read(&mut self, name: &str, text: &str) -> Result<bool, String> {
+                let entry = format!("{name}={}: ", text.trim().to_ascii_lowercase());
+                let mut refused = NOT_AS_IN_SQLALCHEMY.lines();
+                if let Some(why) = refused.find_map(|line| line.strip_prefix(&*entry)) {
+                    return Err(why.to_owned());
+                }
+                $(
+                    if name == stringify!($name) {
+                        return Ok(put(&mut self.$name, $read(text)?));
+                    }
+                    $(if name == stringify!($other) {
+                        return Ok(put(&mut self.$name, $read_other(text)?));
+                    })?
+                )*
+                Ok(true)
             }
-            _ => Ok(overflow > 0),
         }
-    }
+    };
+}
 
-    /// Checks the numbers of connections against the limit.
-    pub(super) fn check(&self, backend: DbBackend, given: &Given<'_>) -> Result<(), ConfigError> {
-        // SeaORM passes only what is given to sqlx: these are the defaults of the drivers, which a test compares.
-        let (max, note) = match (self.max_connections, backend) {
-            (Some(Positive(max)), _) => (max, ""),
-            (None, DbBackend::Sqlite) => (1, " (the default)"),
-            (None, _) => (10, " (the default)"),
-        };
-        if let Some(Count(min)) = self.min_connections.filter(|Count(min)| *min > max) {
-            let key = given.key(&["min_connections", "pool_size", "max_overflow"]);
-            let why = format!("{min} is more than `max_connections`, {max}{note}");
-            return Err(ConfigError::new(key, why));
+settings! {
+    // Taken out before anything is shown: it may have a password in it.
+    url: String = whole;
+    max_connections: u32 = positive;
+    min_connections: u32 = count, pool_size = positive;
+    max_overflow: u32 = count;
+    connect_timeout: Duration = time;
+    acquire_timeout: Duration = time, pool_timeout = time;
+    idle_timeout: Option<Duration> = time_or_never;
+    max_lifetime: Option<Duration> = time_or_never, pool_recycle = time_or_never;
+    test_before_acquire: bool = switch, pool_pre_ping = switch;
+    connect_lazy: bool = switch;
+    sqlx_logging: bool = switch, echo = switch;
+    sqlx_logging_level: LevelFilter = level;
+    sqlx_slow_statements_logging_level: LevelFilter = level;
+    sqlx_slow_statements_logging_threshold: Duration = time_or_zero;
+    schema_search_path: String = whole;
+    application_name: String = whole;
+    statement_timeout: Duration = time;
+    reserved_connections: u32 = count;
+    max_pending: u32 = count;
+    release_timeout: Duration = time;
+    direct_handoff: bool = switch;
+    reset: Reset = reset, pool_reset_on_return = reset_on_return;
+    cancel_running: bool = switch;
+    hold_slow_threshold: Duration = time_or_max;
+    hold_timeout: Duration = time_or_max;
+    body_timeout: Duration = time_or_max;
+    startup_timeout: Duration = time_or_zero;
+}
+
+/// Gives a setting its value, unless it has another one.
+fn put<T: PartialEq>(setting: &mut Option<T>, value: T) -> bool {
+    match setting {
+        Some(before) => *before == value,
+        None => {
+            *setting = Some(value);
+            true
         }
-        if let Some(Count(reserved)) = self.reserved_connections.filter(|Count(n)| *n >= max) {
-            let why = format!(
-                "{reserved} leaves no connection for sessions: write less than `max_connections`, {max}{note}"
-            );
-            return Err(ConfigError::new(given.key(&["reserved_connections"]), why));
-        }
-        Ok(())
     }
 }
 
-/// Moves the value of another name to `setting`, unless the two disagree.
-fn unite<T: PartialEq, U: Into<T>>(
-    given: &Given<'_>,
-    (name, setting): (&str, &mut Option<T>),
-    (other_name, other): (&str, Option<U>),
-) -> Result<(), ConfigError> {
-    let other = other.map(Into::into);
-    match (&setting, &other) {
-        (Some(value), Some(other)) if value != other => {
-            return Err(given.disagreement(given.key(&[name]), other_name));
-        }
-        (None, Some(_)) => *setting = other,
-        _ => {}
-    }
-    Ok(())
+/// Names that others have for the parts of a URL. Beside the prefix `DB_` they belong to another program.
+const PARTS_OF_A_URL: &str = "host hostname port user username password password_file pass passwd \
+     name database dbname socket connection driver dialect engine ssl sslmode ssl_mode dsn scheme";
+
+/// Returns the setting that `name` was meant to be.
+pub(super) fn meant(name: &str) -> Option<&'static str> {
+    alike(name).or_else(|| nearest(name, NAMES.iter().copied()))
+}
+
+/// Returns the setting whose name differs from this one in case and separators only.
+pub(super) fn alike(name: &str) -> Option<&'static str> {
+    let name = plain(name);
+    NAMES.iter().copied().find(|known| plain(known) == name)
+}
+
+/// Returns the name's letters and digits, in lower case: programs differ most in the rest.
+pub(super) fn plain(name: &str) -> String {
+    name.chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+/// Returns the name nearest to `wrong`, unless it is far from all of them.
+pub(super) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let (distance, name) = names.map(|name| (osa_distance(wrong, name), name)).min()?;
+    // In a short name, two other letters make another word: `test` is not `reset`.
+    let bound = match wrong.len() {
+        ..=5 => 1,
+        length => 2.max(length / 4),
+    };
+    (distance <= bound).then_some(name)
+}
+
+/// Returns whether a variable of this name, without its prefix, belongs to another program.
+pub(super) fn is_foreign(name: &str) -> bool {
+    alike(name).is_none()
+        && (is_part_of_a_url(name)
+            || is_injected(name)
+            || nearest(name, NAMES.iter().copied()).is_none())
+}
+
+pub(super) fn is_part_of_a_url(name: &str) -> bool {
+    PARTS_OF_A_URL.split(' ').any(|part| part == name)
+}
+
+/// Returns whether Kubernetes or Docker's links set this name for a service named like the prefix:
+/// <https://kubernetes.io/docs/concepts/containers/container-environment/#cluster-information>,
+/// <https://docs.docker.com/engine/network/links/#environment-variables>.
+fn is_injected(name: &str) -> bool {
+    let is_numbered = |(_, port): (&str, &str)| port.starts_with(|c: char| c.is_ascii_digit());
+    name.starts_with("env_")
+        || name.contains("_env_")
+        || name.ends_with("service_host")
+        || name.contains("service_port")
+        || name.ends_with("_port")
+        || name.split_once("port_").is_some_and(is_numbered)
 }

@@ -37,15 +37,15 @@ pub(super) async fn wait_for_server(
     let mut lazy = options.clone();
     lazy.connect_lazy(true).min_connections(0);
     let pool = SessionPool::try_new(Database::connect(lazy).await?)?;
-    let bound = options
-        .get_acquire_timeout()
-        .or(options.get_connect_timeout());
-    let bound = bound.unwrap_or(CONNECT_TIMEOUT);
+    let own = options.get_acquire_timeout();
+    let own = own.or(options.get_connect_timeout());
+    let own = own.unwrap_or(CONNECT_TIMEOUT);
     let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
     let left = || startup.saturating_sub(started.elapsed());
     let bound = || match startup {
-        Duration::ZERO => bound,
-        _ => bound.min(left().max(FIRST_PAUSE)),
+        Duration::ZERO => own,
+        // The last attempt has some time even if it begins at the end.
+        _ => own.min(left().max(FIRST_PAUSE)),
     };
     while let Some(error) = attempt(&pool, url, bound()).await? {
         if left().is_zero() {
@@ -86,15 +86,11 @@ fn is_not_available_yet(error: &DbErr) -> bool {
     if let DbErr::Conn(RuntimeErr::SqlxError(cause)) = error
         && let sqlx::Error::Io(error) = &**cause
     {
+        use ErrorKind::*;
+        #[rustfmt::skip]
         let kinds = [
-            ErrorKind::ConnectionRefused,
-            ErrorKind::ConnectionReset,
-            ErrorKind::ConnectionAborted,
-            ErrorKind::UnexpectedEof,
-            ErrorKind::BrokenPipe,
-            ErrorKind::TimedOut,
-            ErrorKind::HostUnreachable,
-            ErrorKind::NetworkUnreachable,
+            ConnectionRefused, ConnectionReset, ConnectionAborted, UnexpectedEof, BrokenPipe,
+            TimedOut, HostUnreachable, NetworkUnreachable,
         ];
         // std has no kind for names that cannot be resolved.
         let unresolved = "failed to lookup address information";

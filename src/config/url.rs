@@ -171,10 +171,9 @@ fn misplaced(url: &Url) -> Option<&'static str> {
             "there is an `@` or `#` where none is allowed: write `/`, `?`, `#` and `@` in user, password, database and \
              parameters as `%2F`, `%3F`, `%23` and `%40`",
         )
-    } else if url.host_str().is_some_and(|host| host.contains(',')) {
-        Some(SEVERAL_HOSTS)
     } else {
-        None
+        let names_several = url.host_str().is_some_and(|host| host.contains(','));
+        names_several.then_some(SEVERAL_HOSTS)
     }
 }
 
@@ -199,52 +198,47 @@ fn with_address(url: &Url, backend: DbBackend, address: Option<&str>) -> String 
 
 /// Returns the password before the host.
 fn password(url: &Url) -> Result<Option<String>, String> {
-    let password = url
-        .password()
-        .map(|password| percent_decode_str(password).decode_utf8());
-    match password.transpose() {
-        Ok(password) => Ok(password.map(Cow::into_owned)),
-        Err(_) => Err("its password is not UTF-8 once the `%` escapes are decoded".to_owned()),
-    }
+    let decode = |password| percent_decode_str(password).decode_utf8();
+    let password = url.password().map(decode).transpose();
+    password
+        .map(|password| password.map(Cow::into_owned))
+        .map_err(|_| "its password is not UTF-8 once the `%` escapes are decoded".to_owned())
 }
+
+/// Schemes, with their drivers, and the features that build these in.
+#[rustfmt::skip]
+const SCHEMES: [(&str, DbBackend, &str, bool); 4] = [
+    ("postgres", DbBackend::Postgres, "sqlx-postgres", cfg!(feature = "sqlx-postgres")),
+    ("postgresql", DbBackend::Postgres, "sqlx-postgres", cfg!(feature = "sqlx-postgres")),
+    ("mysql", DbBackend::MySql, "sqlx-mysql", cfg!(feature = "sqlx-mysql")),
+    ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", cfg!(feature = "sqlx-sqlite")),
+];
 
 /// Returns the driver for `scheme`, if it is built in.
 fn backend(scheme: &str) -> Result<DbBackend, String> {
     // What follows a `+` names SQLAlchemy's driver.
-    let (dialect, is_pythons) = match scheme.split_once('+') {
-        Some((dialect, _)) => (dialect, true),
-        None => (scheme, false),
-    };
-    let postgres = cfg!(feature = "sqlx-postgres");
-    let mysql = cfg!(feature = "sqlx-mysql");
-    let sqlite = cfg!(feature = "sqlx-sqlite");
-    let (right, backend, feature, is_built_in) = match dialect {
-        "postgres" => ("postgres", DbBackend::Postgres, "sqlx-postgres", postgres),
-        "postgresql" => ("postgresql", DbBackend::Postgres, "sqlx-postgres", postgres),
-        "mysql" | "mariadb" => ("mysql", DbBackend::MySql, "sqlx-mysql", mysql),
-        "sqlite" => ("sqlite", DbBackend::Sqlite, "sqlx-sqlite", sqlite),
-        _ => {
-            return Err(
-                "not a supported database: write `postgres://…`, `mysql://…` or `sqlite://…`"
-                    .to_owned(),
-            );
-        }
-    };
-    if is_pythons {
-        Err(format!(
-            "the part after `+` names a Python driver: write `{right}://…`"
-        ))
-    } else if dialect != right {
-        Err(format!(
-            "MariaDB's scheme is `{right}` here: write `{right}://…`"
-        ))
-    } else if !is_built_in {
-        Err(format!(
-            "its driver is not built in: enable the feature `{feature}` of tower-sea-orm"
-        ))
+    let dialect = scheme.split('+').next().unwrap_or_default();
+    let right = if dialect == "mariadb" {
+        "mysql"
     } else {
-        Ok(backend)
-    }
+        dialect
+    };
+    let known = SCHEMES.iter().find(|(scheme, ..)| *scheme == right);
+    Err(match known {
+        None => {
+            "not a supported database: write `postgres://…`, `mysql://…` or `sqlite://…`".to_owned()
+        }
+        Some(_) if dialect != scheme => {
+            format!("the part after `+` names a Python driver: write `{right}://…`")
+        }
+        Some(_) if dialect != right => {
+            format!("MariaDB's scheme is `{right}` here: write `{right}://…`")
+        }
+        Some((_, _, feature, false)) => {
+            format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm")
+        }
+        Some((_, backend, ..)) => return Ok(*backend),
+    })
 }
 
 /// Returns whether the URL has a sign that only a password can have brought there: an unescaped `/`, `?` or `#`

@@ -1,6 +1,6 @@
 //! Names: all of them, wrong ones, and two of one setting.
 
-use super::{super::names::names, PoolConfig, URL, env, json};
+use super::{super::settings::NAMES, PoolConfig, URL, env, json};
 
 fn example(name: &str) -> &'static str {
     match name {
@@ -31,7 +31,7 @@ fn example(name: &str) -> &'static str {
 #[test]
 fn every_name_is_known_to_the_environment_and_to_files_and_stands_in_the_documentation() {
     let documentation = include_str!("../mod.rs");
-    for name in names() {
+    for name in NAMES.iter().copied() {
         let value = example(name);
         env([(name, value)]).unwrap_or_else(|error| panic!("{error}"));
         if name != "url" {
