@@ -24,28 +24,24 @@ pub(super) fn begin_statement(
 ) -> Result<BeginStatement, DbErr> {
     let (isolation_level, access_mode) = (options.isolation_level, options.access_mode);
     let has_none = isolation_level.is_none() && access_mode.is_none();
-    if depth > 0 && !has_none {
-        return Err(Kind::NestedOptions.into_db_err());
-    }
-    if depth > 0 || backend != DbBackend::Sqlite && has_none {
+    if has_none && (depth > 0 || backend != DbBackend::Sqlite) {
         return Ok(BeginStatement::default());
     }
+    if depth > 0 {
+        return Err(Kind::NestedOptions.into_db_err());
+    }
     if backend == DbBackend::Sqlite {
+        let mode = options.sqlite_transaction_mode;
         return Ok(BeginStatement {
-            statement: options
-                .sqlite_transaction_mode
-                .map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
-            query_only: matches!(access_mode, Some(AccessMode::ReadOnly)),
+            statement: mode.map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
+            query_only: access_mode == Some(AccessMode::ReadOnly),
         });
     }
-    let isolation = isolation_level
-        .map(|level| format!(" ISOLATION LEVEL {level}"))
+    let isolation = isolation_level.map(|level| format!(" ISOLATION LEVEL {level}"));
+    let isolation = isolation.unwrap_or_default();
+    let access = access_mode
+        .map(|mode| format!(" {mode}"))
         .unwrap_or_default();
-    let access = match access_mode {
-        None => "",
-        Some(AccessMode::ReadOnly) => " READ ONLY",
-        Some(AccessMode::ReadWrite) => " READ WRITE",
-    };
     let statement = match backend {
         DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
         DbBackend::MySql => format!("SET TRANSACTION{isolation}; START TRANSACTION{access}"),

@@ -225,7 +225,7 @@ impl CancelHandle {
     }
 
     /// No transaction is open: behind a proxy, the process may serve another client.
-    pub(super) fn outside(&self) {
+    fn outside(&self) {
         let mut known = self.lock();
         if matches!(known.reach, Reach::Server { inside: true, .. }) {
             known.reach = Reach::Unknown;
@@ -261,6 +261,9 @@ impl CancelHandle {
     /// Learns how to stop the connection's statements, if it is not known: one round trip.
     pub(super) async fn identify(&self, peer: Peer, link: &mut Link) -> Result<(), DbErr> {
         let inside = link.driver.depth() > 0;
+        if !inside {
+            self.outside();
+        }
         if !self.is_unknown(peer, link.backend, inside) {
             return Ok(());
         }

@@ -23,7 +23,7 @@ impl PinnedConnection {
         let change = foresee(&self.link, task);
         self.refusal.forget_answer();
         self.session_state.reset = task.reset;
-        let commits = task.depth == 1 && matches!(task.operation, Some(Operation::Commit));
+        let commits = task.depth == 1 && task.is(Operation::is_commit);
         let is_suspect = self.link.condition == Condition::Suspect;
         let stray = is_suspect && task.depth == 0;
         if self.link.condition == Condition::Known {
@@ -42,16 +42,9 @@ impl PinnedConnection {
         if output.is_err() {
             output = self.read_what_is_left(output, false).await;
         }
-        if !self.is_broken() {
-            // A half of what was to be there before the operation may be.
-            let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
-            let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
-            self.link.condition = if is_doubtful {
-                Condition::Suspect
-            } else {
-                Condition::Known
-            };
-        }
+        // A half of what was to be there before the operation may be.
+        let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
+        self.conclude(is_suspect && !stray || task.doubtful || half_begun);
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(handle) = self.cancel_handle.as_ref().filter(|_| task.stoppable) {
             handle.end_work();
@@ -60,6 +53,15 @@ impl PinnedConnection {
             self.give_up();
         }
         output
+    }
+
+    /// The call has ended.
+    fn conclude(&mut self, is_doubtful: bool) {
+        self.link.condition = match self.link.condition {
+            Condition::Broken => Condition::Broken,
+            _ if is_doubtful => Condition::Suspect,
+            _ => Condition::Known,
+        };
     }
 
     /// Performs the operation, with what has to come before it. Where its answer is known to be lost, it has failed
@@ -119,35 +121,18 @@ impl PinnedConnection {
             return Err(kind.into_db_err());
         }
         let depth = self.depth();
-        let commits = depth == 1 && matches!(operation, Some(Operation::Commit));
-        let is_stream = operation.is_some_and(|operation| operation.reader().is_some());
-        let is_text = operation.is_some_and(|operation| operation.text().is_some());
         // In a test's transaction a statement that fails must not spoil what surrounds it.
-        if self.link.is_test() && depth == 0 && operation.is_some_and(Operation::is_statement) {
+        if self.link.is_test() && depth == 0 && task.is(Operation::is_statement) {
             return Box::pin(self.perform_isolated(task)).await;
         }
-        let guarded = task.doubtful && depth > 0;
-        if guarded {
-            // First, since it bears a lower number: releasing it later would release the guard as well.
-            Box::pin(self.transaction.release_leftover(&mut self.link)).await;
-            self.link.set_guard().await?;
+        if task.doubtful && depth > 0 {
+            return self.perform_guarded(task, depth).await;
         }
-        let mut output = self.perform(task).await;
-        output = self.read_what_is_left(output, commits).await;
-        if let Err(error) = &output
-            && depth > 0
-        {
-            self.note_failure(error, depth, commits, is_stream).await;
-        }
-        // With the connection, the proof is lost as well.
-        let is_lost = output.as_ref().is_err_and(server::is_fatal);
-        if guarded && (is_lost || !self.is_guarded(depth).await) {
-            self.transaction.end(Kind::EndedElsewhere);
-            self.end_test();
-        }
-        let outside = depth == 0 && !self.link.is_test();
-        let may_be_open = outside && task.doubtful && is_text && output.is_ok();
+        // Raw code ends in a suspect connection, which is cleaned; only of a text can an error be the answer.
+        let may_be_open = task.doubtful && !self.link.is_test() && task.is(Operation::is_text);
+        let output = self.perform_noting(task, depth).await;
         if may_be_open
+            && output.is_ok()
             && self.link.backend == DbBackend::MySql
             && Box::pin(self.link.was_left_open()).await?
         {
@@ -156,14 +141,39 @@ impl PinnedConnection {
         output
     }
 
-    /// Notes what a failed operation did to the transaction of this `depth`.
-    async fn note_failure(&mut self, error: &DbErr, depth: usize, commits: bool, is_stream: bool) {
-        let (link, transaction) = (&mut self.link, &mut self.transaction);
-        transaction.note_failure(link, error, depth, commits);
-        transaction.note_if_vanished(link, error).await;
-        if is_stream {
-            transaction.note_unheard(depth);
+    /// Performs an operation that may end the transaction around it, and finds out whether it has.
+    async fn perform_guarded(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
+        // First, since it bears a lower number: releasing it later would release the guard as well.
+        Box::pin(self.transaction.release_leftover(&mut self.link)).await;
+        self.link.set_guard().await?;
+        let output = self.perform_noting(task, depth).await;
+        // With the connection, the proof is lost as well.
+        let is_lost = output.as_ref().is_err_and(server::is_fatal);
+        if is_lost || !self.is_guarded(depth).await {
+            self.transaction.end(Kind::EndedElsewhere);
+            self.end_test();
         }
+        output
+    }
+
+    /// Performs the operation, reads its answer to the end, and notes what its failure did to the transaction of this
+    /// `depth`.
+    async fn perform_noting(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
+        let commits = depth == 1 && task.is(Operation::is_commit);
+        let is_stream = task.is(Operation::is_stream);
+        let output = self.perform(task).await;
+        let output = self.read_what_is_left(output, commits).await;
+        if let Err(error) = &output
+            && depth > 0
+        {
+            let (link, transaction) = (&mut self.link, &mut self.transaction);
+            transaction.note_failure(link, error, depth, commits);
+            transaction.note_if_vanished(link, error).await;
+            if is_stream {
+                transaction.note_unheard(depth);
+            }
+        }
+        output
     }
 
     /// Reads what the server has still to say of a call. An error in it is the call's own, unless that was a

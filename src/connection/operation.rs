@@ -61,6 +61,11 @@ impl Task {
         }
     }
 
+    /// Returns whether this can be said of its operation, if that was not sent yet.
+    pub(super) fn is(&self, question: impl Fn(&Operation) -> bool) -> bool {
+        self.operation.as_ref().is_some_and(question)
+    }
+
     /// Returns about how many bytes its operation sends.
     pub(super) fn size(&self) -> usize {
         self.operation.as_ref().map_or(0, Operation::size)
@@ -245,8 +250,20 @@ impl Operation {
         }
     }
 
+    pub(super) fn is_commit(&self) -> bool {
+        matches!(self, Self::Commit)
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.reader().is_some()
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        self.text().is_some()
+    }
+
     pub(super) fn is_statement(&self) -> bool {
-        self.text().is_some() || matches!(self, Self::Raw(_))
+        self.is_text() || matches!(self, Self::Raw(_))
     }
 }
 

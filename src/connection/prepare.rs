@@ -23,17 +23,7 @@ impl PinnedConnection {
         task: &mut Task,
     ) -> Result<(), DbErr> {
         self.clear(stray, task.depth).await?;
-        if task.identify.is_some()
-            && self.link.driver.depth() == 0
-            && let Some(handle) = &self.cancel_handle
-        {
-            handle.outside();
-        }
-        // COMMIT and ROLLBACK still go through, so that the session's own end is in order.
-        let is_work = task.operation.as_ref().is_some_and(Operation::is_work);
-        if self.link.around == Around::EndedTest && task.depth == 0 && is_work {
-            return Err(Kind::TestEnded.into_db_err());
-        }
+        self.refuse_after_test(task)?;
         if !self.link.is_autocommit_proven {
             Box::pin(self.link.prove_autocommit()).await?;
         }
@@ -52,16 +42,24 @@ impl PinnedConnection {
         // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
         self.identify(task.identify).await?;
         if let Some(begin) = &task.begin {
-            let doubtful = self.begin_session(begin, task.depth).await?;
-            task.doubtful |= doubtful;
+            task.doubtful |= self.begin_session(begin, task.depth).await?;
             self.identify(task.identify).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses work once the transaction around a test is gone: it would be committed for good. COMMIT and ROLLBACK still
+    /// go through, so that the session's own end is in order.
+    fn refuse_after_test(&self, task: &Task) -> Result<(), DbErr> {
+        if self.link.around == Around::EndedTest && task.depth == 0 && task.is(Operation::is_work) {
+            return Err(Kind::TestEnded.into_db_err());
         }
         Ok(())
     }
 
     /// Rolls back what is open beyond `depth`.
     async fn clear(&mut self, stray: bool, depth: usize) -> Result<(), DbErr> {
-        let mut cleared = self.transaction.roll_back_to(&mut self.link, depth).await;
+        let mut cleared = self.roll_back_to(depth).await;
         if cleared.is_ok() && stray {
             // Raw code may have left a transaction open, and what follows is to commit by itself.
             cleared = Box::pin(self.link.end_stray()).await;
@@ -95,26 +93,18 @@ impl PinnedConnection {
     /// Begins the session's own transaction. Says what [`set_up`](Self::set_up) says.
     async fn begin_session(&mut self, begin: &Begin, depth: usize) -> Result<bool, DbErr> {
         let mut begun = self.begin_once(begin).await;
-        if begun.as_ref().is_err_and(server::is_stale)
-            && self
-                .transaction
-                .roll_back_to(&mut self.link, depth)
-                .await
-                .is_ok()
-        {
+        if begun.as_ref().is_err_and(server::is_stale) && self.roll_back_to(depth).await.is_ok() {
             // Nothing of the session's own has run in it.
             begun = self.begin_once(begin).await;
         }
-        if begun.is_err()
-            && self
-                .transaction
-                .roll_back_to(&mut self.link, depth)
-                .await
-                .is_err()
-        {
+        if begun.is_err() && self.roll_back_to(depth).await.is_err() {
             self.link.give_up();
         }
         begun
+    }
+
+    async fn roll_back_to(&mut self, depth: usize) -> Result<(), DbErr> {
+        self.transaction.roll_back_to(&mut self.link, depth).await
     }
 
     async fn begin_once(&mut self, begin: &Begin) -> Result<bool, DbErr> {

@@ -73,12 +73,12 @@ impl Refusal {
         }
         let answer = link.driver.query_unprepared(sql.to_owned()).await;
         link.driver.drain().await?;
+        if answer.as_ref().is_err_and(server::is_fatal) {
+            return answer.map(drop);
+        }
+        let row = answer.ok().flatten();
+        let answer = row.and_then(|row| row.try_get_by_index::<i32>(0).ok());
         // A server that cannot say is left: staying with one that takes no writes costs more.
-        let answer = match answer {
-            Err(error) if server::is_fatal(&error) => return Err(error),
-            Err(_) => None,
-            Ok(row) => row.and_then(|row| row.try_get_by_index::<i32>(0).ok()),
-        };
         *self = match answer {
             Some(0 | 1) => Self::None,
             _ => Self::Server,

@@ -62,14 +62,10 @@ impl SessionState {
         foreseen: Change,
         begin: Option<&Begin>,
     ) -> Result<(), DbErr> {
-        let change = match (foreseen, link.backend) {
-            (Change::None, _) => return Ok(()),
-            (Change::Session, DbBackend::MySql) => Change::Beyond,
-            (Change::Session, DbBackend::Sqlite) if !link.in_memory => Change::Beyond,
-            // The database would die with its connection.
-            (Change::Beyond, _) if link.in_memory => Change::Session,
-            (change, _) => change,
-        };
+        let change = amounts_to(link, foreseen);
+        if change == Change::None {
+            return Ok(());
+        }
         // Settings of a transaction look like those from before. So a transaction that begins with a set-up is looked
         // at before.
         let early = change == Change::Transaction && begin.is_some();
@@ -169,6 +165,17 @@ impl SessionState {
                 tracing::warn!(target: "tower_sea_orm::session", "a temporary object could not be removed from an in-memory database: {error}");
             }
         }
+    }
+}
+
+/// The change that a foreseen one amounts to on this connection, where not everything can be put back.
+fn amounts_to(link: &Link, foreseen: Change) -> Change {
+    match (foreseen, link.backend) {
+        // The database would die with its connection.
+        (Change::Beyond, _) if link.in_memory => Change::Session,
+        (Change::Session, DbBackend::Sqlite) if link.in_memory => Change::Session,
+        (Change::Session, DbBackend::MySql | DbBackend::Sqlite) => Change::Beyond,
+        (change, _) => change,
     }
 }
 

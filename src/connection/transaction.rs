@@ -114,21 +114,23 @@ impl Transaction {
     /// Asks the server, where an error alone does not say whether it has ended the transaction. Each server is sent
     /// a statement that it refuses inside a transaction, and that does no harm outside.
     pub(super) async fn note_if_vanished(&mut self, link: &mut Link, error: &DbErr) {
+        if self.has_failed() || server::is_fatal(error) || server::is_harmless(error) {
+            return;
+        }
         let sql = match link.backend {
-            _ if self.has_failed() || server::is_fatal(error) || server::is_harmless(error) => {
-                return;
-            }
             DbBackend::MySql => "SET TRANSACTION READ WRITE",
             DbBackend::Sqlite => "BEGIN",
             _ => return,
         };
-        match link.run(sql).await {
-            Ok(()) if link.backend == DbBackend::Sqlite => {
-                let _ = link.run("ROLLBACK").await;
-            }
-            Err(error) if server::is_within_transaction(&error) => return,
-            Err(error) if server::is_fatal(&error) => link.give_up(),
-            Ok(()) | Err(_) => {}
+        let answer = link.run(sql).await;
+        if answer.as_ref().is_err_and(server::is_within_transaction) {
+            return;
+        }
+        if answer.as_ref().is_err_and(server::is_fatal) {
+            link.give_up();
+        }
+        if answer.is_ok() && link.backend == DbBackend::Sqlite {
+            let _ = link.run("ROLLBACK").await;
         }
         self.end(Kind::Aborted);
     }
