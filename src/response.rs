@@ -212,13 +212,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
-        let failure = match (&ended, guard.lost()) {
-            (Ended::Failed(error), _) => Some(error.clone()),
-            // Even if `commit_when` rolls a success back: the handler believes that its work is there.
-            (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
-            _ if self.keep_handler_errors || !is_failure(&response) => None,
-            _ => guard.failure(),
-        };
+        let failure = self.failure(&response, &ended, guard);
         let mut response = match failure {
             None => response,
             Some(error) => {
@@ -233,5 +227,21 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             response.extensions_mut().insert(outcome);
         }
         response
+    }
+
+    /// Returns the error to respond with in place of the handler's response.
+    fn failure<B>(
+        &self,
+        response: &Response<B>,
+        ended: &Ended,
+        guard: &SessionGuard,
+    ) -> Option<Error> {
+        match (ended, guard.lost()) {
+            (Ended::Failed(error), _) => Some(error.clone()),
+            // Even if `commit_when` rolls a success back: the handler believes that its work is there.
+            (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
+            _ if self.keep_handler_errors || !is_failure(response) => None,
+            _ => guard.failure(),
+        }
     }
 }

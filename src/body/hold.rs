@@ -79,6 +79,16 @@ pub(super) enum Seen {
     Error,
 }
 
+impl Seen {
+    pub(super) fn of<T, E>(item: &Option<Result<T, E>>, is_complete: bool) -> Self {
+        match item {
+            Some(Err(_)) => Self::Error,
+            _ if is_complete => Self::End,
+            _ => Self::More,
+        }
+    }
+}
+
 impl Hold {
     pub(super) fn new(is_empty: bool) -> (Self, HoldGuard) {
         let phase = if is_empty {

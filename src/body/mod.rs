@@ -197,6 +197,28 @@ enum Read<D, E> {
     Failed(BoxError),
 }
 
+impl<D: Buf, E: Into<BoxError>> Read<D, E> {
+    /// The inner body's item, for a body that decides.
+    fn withholding(
+        withheld: &mut Withheld<D>,
+        item: Option<Result<Frame<D>, E>>,
+        read: u64,
+        length: Option<u64>,
+        ended: bool,
+    ) -> Self {
+        let frame = match item.transpose() {
+            Ok(frame) => frame,
+            Err(error) => return Self::Failed(error.into()),
+        };
+        match withheld.withhold(frame, read, length, ended) {
+            Ok(Some(frame)) => Self::Through(Some(Ok(frame))),
+            Ok(None) if ended => Self::Ended,
+            Ok(None) => Self::Withheld,
+            Err(error) => Self::Failed(error.into()),
+        }
+    }
+}
+
 impl<B> SessionBody<B>
 where
     B: Body,
@@ -213,33 +235,24 @@ where
             Some(Ok(waker)) => ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker))),
             Some(Err(why)) => return Poll::Ready(Read::Failed(BodyError::CutOff(why).into())),
         };
-        let mut ended = item.is_none();
-        if let Some(Ok(frame)) = &item {
-            let len = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-            *this.read = this.read.saturating_add(len);
-            ended = frame.is_trailers() || inner.is_end_stream();
-        }
-        let seen = match &item {
-            Some(Err(_)) => Seen::Error,
-            _ if ended || Some(*this.read) == *this.exact => Seen::End,
-            _ => Seen::More,
+        let ended = match &item {
+            None => true,
+            Some(Ok(frame)) => {
+                let len = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                *this.read = this.read.saturating_add(len);
+                frame.is_trailers() || inner.is_end_stream()
+            }
+            Some(Err(_)) => false,
         };
+        let (read, exact) = (*this.read, *this.exact);
+        let seen = Seen::of(&item, ended || exact == Some(read));
         // After the poll and not before it: the head may have passed the layer in between.
-        let terms = guard
-            .as_ref()
-            .and_then(|guard| guard.report(*this.read, seen));
-        Poll::Ready(match (terms, item) {
-            (None, item) => Read::Through(item),
-            (Some(_), Some(Err(error))) => Read::Failed(error.into()),
-            (Some(terms), item) => {
-                let length = terms.content_length.or(*this.exact);
-                let frame = item.and_then(Result::ok);
-                match this.withheld.withhold(frame, *this.read, length, ended) {
-                    Ok(Some(frame)) => Read::Through(Some(Ok(frame))),
-                    Ok(None) if ended => Read::Ended,
-                    Ok(None) => Read::Withheld,
-                    Err(error) => Read::Failed(error.into()),
-                }
+        let terms = guard.as_ref().and_then(|guard| guard.report(read, seen));
+        Poll::Ready(match terms {
+            None => Read::Through(item),
+            Some(terms) => {
+                let length = terms.content_length.or(exact);
+                Read::withholding(this.withheld, item, read, length, ended)
             }
         })
     }

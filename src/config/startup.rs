@@ -42,11 +42,9 @@ pub(super) async fn wait_for_server(
     let own = own.unwrap_or(CONNECT_TIMEOUT);
     let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
     let left = || startup.saturating_sub(started.elapsed());
-    let bound = || match startup {
-        Duration::ZERO => own,
-        // The last attempt has some time even if it begins at the end.
-        _ => own.min(left().max(FIRST_PAUSE)),
-    };
+    // The last attempt has some time even if it begins at the end.
+    let in_time = || left().max(FIRST_PAUSE);
+    let bound = || if startup.is_zero() { own } else { own.min(in_time()) };
     while let Some(error) = attempt(&pool, url, bound()).await? {
         if left().is_zero() {
             return Err(error);

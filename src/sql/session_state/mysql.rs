@@ -56,15 +56,21 @@ pub(super) fn inside(
                 || token.is_word("prepare") && previous.is_word("drop")
                 || token.is_word("temporary") && is_made(previous, first)
         }
-        // `@a := 1`, `INTO @a`, and LOAD DATA ... (@a).
-        Token::Symbol(b':') => rest.peek() == Some(Token::Symbol(b'=')),
-        Token::Symbol(b'@') => previous.is_word("into") || first.is_word("load"),
-        _ => false,
+        _ => assigns(token, previous, first, rest),
     };
     if is_beyond {
         Change::Beyond
     } else {
         Change::None
+    }
+}
+
+/// Returns whether a user variable is assigned to: `@a := 1`, `INTO @a`, and LOAD DATA ... (@a).
+fn assigns(token: Token<'_>, previous: Token<'_>, first: Token<'_>, rest: Lexer<'_>) -> bool {
+    match token {
+        Token::Symbol(b':') => rest.peek() == Some(Token::Symbol(b'=')),
+        Token::Symbol(b'@') => previous.is_word("into") || first.is_word("load"),
+        _ => false,
     }
 }
 
