@@ -23,6 +23,7 @@ impl<B, E> SettleAt<B, E> {
         let mut decision = guard.decide(&head);
         let mut guard = guard;
         if let Some(hold) = guard.hold() {
+            // A success that will never be complete must not be committed.
             if hold.has_failed() {
                 decision = Decision::RollBack;
             }

@@ -133,13 +133,16 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
+        // Pass-through sessions have no connection to check out.
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
+        // The predicates see the request as it came in, before it has a session.
         let plan = policy.plan(&parts);
         let responder = Responder::new(respond, &parts, policy.keep_handler_errors);
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
+                // Only a session that has to wait costs a box, and a future that owns what it needs.
                 let pool = pool.clone();
                 let acquire = async move { pool.eager_session(plan).await.map(Some) };
                 State::acquiring(inner, request, Box::pin(acquire))
@@ -162,6 +165,7 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
+        // The outer layer decides about the handler's errors: this one has opened nothing.
         let responder = Responder::new(respond, &parts, true);
         let applied = if pool
             .inner()
@@ -204,6 +208,7 @@ where
                 },
                 StateProj::Refused(error) => Break(Ok(this.responder.error(error))),
                 StateProj::Serving { future, guard } => {
+                    // For the poll only: on the same thread, other requests are polled in between.
                     let entered = guard.as_ref().and_then(SessionGuard::enter);
                     let result = ready!(future.poll(cx));
                     drop(entered);
@@ -226,6 +231,7 @@ where
             match step {
                 Continue(next) => this.state.set(next),
                 Break(result) => {
+                    // Drops the guard before the response is returned: its session has ended when the client sees the answer (G3).
                     this.state.set(State::Done);
                     return Poll::Ready(result);
                 }

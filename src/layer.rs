@@ -157,6 +157,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     pub fn transaction_with(mut self, options: TransactionOptions) -> Self {
         let policy = self.policy();
         policy.options = options;
+        // The rule of an earlier `transaction_if` stays: these are its options.
         if matches!(policy.transactions, Transactions::None) {
             policy.transactions = Transactions::All;
         }

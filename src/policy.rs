@@ -122,6 +122,7 @@ pub fn without_body(parts: &Parts) -> bool {
         return false;
     }
     match parts.headers.get(header::CONTENT_LENGTH) {
+        // Any other value counts as a body, one that is no number as well.
         Some(length) => length == "0",
         None => parts.version < Version::HTTP_2 || parts.method.is_safe(),
     }

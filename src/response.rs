@@ -100,6 +100,7 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),
         );
+        // In the head, as a response without messages has it: the status stays 200.
         headers.insert(&GRPC_STATUS, HeaderValue::from(error.grpc_code()));
         headers.insert("grpc-message", HeaderValue::from_static(error.title()));
         return response;
@@ -185,6 +186,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         match &self.head {
             Head::Complete(parts) => self.respond.response_for_error(error, parts),
             Head::ContentType(content_type) => {
+                // Enough for a `Respond` that reads no more: see `READS_REQUEST`.
                 let (mut parts, ()) = Request::new(()).into_parts();
                 let content_type = content_type.clone();
                 let header = content_type.map(|value| (header::CONTENT_TYPE, value));
@@ -217,6 +219,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             None => response,
             Some(error) => {
                 let mut response = self.error(&error);
+                // An earlier `commit()` of the handler stands: a retry would do its work twice (G20).
                 if guard.may_have_committed() {
                     forbid_retry(&mut response);
                 }

@@ -82,6 +82,7 @@ where
         let outer = outer.filter(|session| !session.has_ended()).cloned();
         let (inner, pool, policy) = (&mut self.inner, &self.pool, &self.policy);
         let respond = self.respond.clone();
+        // A second session would have a second connection, and might wait for the first one (G2, H11).
         match outer {
             None => ResponseFuture::new(inner, request, pool, policy, respond),
             Some(outer) => ResponseFuture::join(inner, outer, request, pool, policy, respond),

@@ -108,6 +108,7 @@ impl Drop for ClosedSpan {
 /// Logs why the crate responds with an error. The pool has logged a failed acquire and a connection that was
 /// taken away already.
 pub(crate) fn response_for(error: &Error) {
+    // One line for each cause: under load these are the many, and the pool limits their rate (G15).
     if error.is_acquire() || error.is_hold_timeout() {
         return;
     }
@@ -142,6 +143,7 @@ pub(crate) fn needs_transaction(statement: &str) {
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
     let is_new = logged.len() < REMEMBERED && logged.insert(hash);
+    // Not under the lock: logging runs the subscriber's code.
     drop(logged);
     if is_new {
         tracing::warn!(

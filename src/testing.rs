@@ -133,6 +133,7 @@ where
         method: Method::GET,
         uri: Uri::default(),
     }));
+    // Not eager: a handler that runs no statement needs no database.
     let Ok((session, guard)) = pool.into().try_session(plan, false) else {
         return responder.error(&Kind::Closing.into());
     };

@@ -126,6 +126,7 @@ impl Hold {
         let HoldPhase::Undecided { read } = state.phase else {
             return Err(finish);
         };
+        // The server will not ask for more, so that no end would ever be seen.
         if content_length.is_some_and(|length| length <= read) {
             state.phase = HoldPhase::HeadDecides;
             return Err(finish);
@@ -134,6 +135,7 @@ impl Hold {
             finish,
             terms: Terms { content_length },
         };
+        // From here on the reader's time counts (`body_timeout`).
         state.due = Some(Instant::now());
         Ok(())
     }
@@ -141,6 +143,7 @@ impl Hold {
     /// The head decides: the body goes through as it is.
     pub(crate) fn pass(&self) {
         let mut state = self.0.lock();
+        // A body that decides already goes on to: its `finish` was handed over.
         if let HoldPhase::Undecided { .. } = state.phase {
             state.phase = HoldPhase::HeadDecides;
         }
@@ -206,6 +209,7 @@ impl Wake for Shared {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let mut state = self.lock();
+        // The first wake counts: later ones do not make the reader any faster.
         state.due.get_or_insert_with(Instant::now);
         let reader = state.reader.take();
         drop(state);
@@ -285,6 +289,7 @@ impl HoldGuard {
 
     fn leave(&self) -> HoldPhase {
         let mut state = self.0.0.lock();
+        // Kept, since the head may still ask.
         let failed = matches!(state.phase, HoldPhase::Over { failed: true });
         mem::replace(&mut state.phase, HoldPhase::Over { failed })
     }

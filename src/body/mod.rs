@@ -92,6 +92,7 @@ impl<B: Body> SessionBody<B> {
     }
 
     fn with_state(inner: B, state: BodyState) -> Self {
+        // Noted at the beginning: a body's hint shrinks as it is read.
         let exact = inner.size_hint().exact();
         Self {
             inner: Some(inner),
@@ -139,6 +140,7 @@ where
                         Ok(()) => *this.state = BodyState::Delivering,
                         Err(error) => {
                             self.fail();
+                            // Fails instead of ending: an incomplete body is all that can still be said (G7).
                             return Poll::Ready(Some(Err(BodyError::NotCommitted(error).into())));
                         }
                     }
@@ -171,6 +173,7 @@ where
                 }
                 hint
             }
+            // The inner body has ended: what is withheld is added below.
             BodyState::Settling(_) => SizeHint::with_exact(0),
             BodyState::Delivering => return SizeHint::with_exact(self.withheld.len()),
             BodyState::Failed => return SizeHint::default(),
@@ -230,6 +233,7 @@ where
         else {
             return Poll::Ready(Read::Through(None));
         };
+        // With a hold, its own waker goes to the inner body: only so is it known for how long the reader leaves news unread.
         let item = match guard.as_ref().map(|guard| guard.ask(cx.waker())) {
             None => ready!(inner.as_mut().poll_frame(cx)),
             Some(Ok(waker)) => ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker))),
@@ -238,8 +242,10 @@ where
         let ended = match &item {
             None => true,
             Some(Ok(frame)) => {
+                // Also before the head has passed the layer: what a middleware below it has read counts.
                 let len = frame.data_ref().map_or(0, |data| data.remaining() as u64);
                 *this.read = this.read.saturating_add(len);
+                // Nothing would be asked for behind it, so that it has to be the frame that waits.
                 frame.is_trailers() || inner.is_end_stream()
             }
             Some(Err(_)) => false,
@@ -260,6 +266,7 @@ where
     /// The inner body is complete: settles the transaction if the body decides.
     fn settle(self: Pin<&mut Self>) -> Result<(), BoxError> {
         let mut this = self.project();
+        // Before COMMIT is sent: a row stream in it would keep the connection (H10).
         this.inner.set(None);
         // Failed meanwhile, in case `finish` panics: the body must not end then.
         let BodyState::Reading(Some(guard)) = mem::replace(this.state, BodyState::Failed) else {
@@ -277,6 +284,7 @@ where
     fn fail(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);
+        // What was withheld would complete the body.
         *this.withheld = Withheld::default();
         *this.state = BodyState::Failed;
     }

@@ -33,6 +33,7 @@ impl<'p> Variables<'p> {
                 continue;
             };
             if is_foreign(&name) {
+                // Refused, it would keep a service from starting beside a Kubernetes Service that is called `db`.
                 foreign.push(key);
                 continue;
             }
@@ -44,6 +45,7 @@ impl<'p> Variables<'p> {
                 given.add(&name, &key, text)?;
             }
         }
+        // The order of the environment is not defined; the log line's is.
         foreign.sort();
         if !foreign.is_empty() {
             let variables = foreign.join(", ");
@@ -59,6 +61,7 @@ impl<'p> Variables<'p> {
         }
         match (key.strip_prefix(self.prefix), self.meant(key, given)) {
             (Some(name), _) => Ok(Some(name.to_ascii_lowercase())),
+            // Passed over, a `db_pool_size` would leave the pool at its default without a word.
             (None, Some(meant)) => Err(given.misspelt(key, &meant)),
             (None, None) => Ok(None),
         }

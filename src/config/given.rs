@@ -42,6 +42,7 @@ impl<'p> Given<'p> {
             return Err(self.no_such_setting(name, key));
         }
         match self.find(name) {
+            // `DATABASE_URL` and `DB_URL`, for example.
             Some(before) if before.text.trim() == text.trim() => Ok(()),
             Some(_) => Err(self.disagreement(key, name)),
             None => {
@@ -70,6 +71,7 @@ impl<'p> Given<'p> {
     /// Makes `max_connections` of the least number of connections and the overflow, as SQLAlchemy's settings mean it.
     fn add_overflow(&self, settings: &mut Settings) -> Result<bool, ConfigError> {
         let is_limited = settings.max_connections.is_some() || self.find("pool_size").is_none();
+        // Taken, so that two ways to write the same limit make the same configuration.
         let overflow = match settings.max_overflow.take() {
             None if is_limited => return Ok(false),
             overflow => overflow.unwrap_or(MAX_OVERFLOW),

@@ -309,6 +309,7 @@ impl PoolConfig {
     ///
     /// Dropping the future closes the connections that it has opened.
     pub async fn connect(&self) -> Result<SessionPool, DbErr> {
+        // Without the password: SeaORM's spans show the URL that it connects with (G15).
         let options = self.with_settings(self.url.guarded_options());
         if self.overflows {
             tracing::info!(
@@ -318,6 +319,7 @@ impl PoolConfig {
                 "`max_overflow` is added to `max_connections`; overflow connections are closed after `idle_timeout`, not on return",
             );
         }
+        // SQLite has no server, and a lazy pool shows a wrong URL at its first session.
         if self.url.backend() != DbBackend::Sqlite && !options.get_connect_lazy() {
             let startup = self.settings.startup_timeout.unwrap_or_default();
             wait_for_server(&self.url, &options, startup).await?;
@@ -338,6 +340,7 @@ impl PoolConfig {
         }
         let (mut level, mut threshold) = options.get_sqlx_slow_statements_logging_settings();
         if let Some(given) = settings.sqlx_slow_statements_logging_threshold {
+            // SeaORM's default level is off: a threshold alone would have no effect.
             (level, threshold) = (LevelFilter::Warn, given);
         }
         if let Some(given) = settings.sqlx_slow_statements_logging_level {

@@ -83,6 +83,7 @@ pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> 
     for (name, value) in pairs {
         let is_name = |(names, _): &&Parameter| names.split(' ').any(|known| known == name);
         let Some((names, values)) = parameters(backend).iter().find(is_name) else {
+            // Any setting of the server may stand there, one of an extension as well.
             if backend == DbBackend::Postgres && is_option(&name) {
                 continue;
             }
@@ -220,6 +221,7 @@ fn unchecked_certificate(backend: DbBackend, given: &Given) -> Option<String> {
             .ok()
             .filter(|_| backend == DbBackend::Postgres)
     };
+    // The URL's goes first, as for sqlx.
     let chosen = in_url.or_else(from_env).unwrap_or_default();
     (!chosen.to_ascii_lowercase().starts_with("verify")).then(|| {
         format!("its parameter `{name}` does nothing unless the certificate is checked: write `{mode}={modes}` as well")

@@ -38,6 +38,7 @@ macro_rules! settings {
             ///
             /// What to write instead, if this is no value.
             pub(super) fn read(&mut self, name: &str, text: &str) -> Result<bool, String> {
+                // Before it is read: some of these are numbers all the same, and "write a whole number" would be no help.
                 let entry = format!("{name}={}: ", text.trim().to_ascii_lowercase());
                 let mut refused = NOT_AS_IN_SQLALCHEMY.lines();
                 if let Some(why) = refused.find_map(|line| line.strip_prefix(&*entry)) {

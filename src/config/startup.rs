@@ -44,8 +44,15 @@ pub(super) async fn wait_for_server(
     let left = || startup.saturating_sub(started.elapsed());
     // The last attempt has some time even if it begins at the end.
     let in_time = || left().max(FIRST_PAUSE);
-    let bound = || if startup.is_zero() { own } else { own.min(in_time()) };
+    let bound = || {
+        if startup.is_zero() {
+            own
+        } else {
+            own.min(in_time())
+        }
+    };
     while let Some(error) = attempt(&pool, url, bound()).await? {
+        // Behind an attempt and not before it: without a `startup_timeout` there is one.
         if left().is_zero() {
             return Err(error);
         }

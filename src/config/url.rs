@@ -34,6 +34,7 @@ impl DatabaseUrl {
     }
 
     fn sqlite(text: &str, url: &Url) -> Result<Self, String> {
+        // It would be a part of the file's name, and shown.
         if url.password().is_some() || url.query_pairs().any(|(name, _)| is_secret(&name)) {
             return Err("an SQLite URL has no password".to_owned());
         }
@@ -60,6 +61,7 @@ impl DatabaseUrl {
         let (secrets, others): (Vec<_>, Vec<_>) = pairs.partition(|(name, _)| is_secret(name));
         // sqlx reads this one for PostgreSQL, and no other.
         let is_read = |name: &str| backend == DbBackend::Postgres && name == "password";
+        // It would do nothing there, and SeaORM's spans would show it.
         if secrets.iter().any(|(name, _)| !is_read(name)) {
             return Err("it has a password among its parameters that the driver does not read: write it before the host".to_owned());
         }
@@ -73,6 +75,7 @@ impl DatabaseUrl {
         // As for sqlx, the last one among the parameters counts.
         if let Some((_, last)) = secrets.into_iter().next_back() {
             password = Some(last);
+            // Written anew only then: a URL without a secret stays byte for byte as it was given.
             url.query_pairs_mut().clear().extend_pairs(others);
         }
         Ok(Self {

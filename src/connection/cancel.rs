@@ -190,12 +190,14 @@ impl CancelHandle {
     ) -> Option<F::Output> {
         let is_large = size > SENT_AT_ONCE;
         if is_large {
+            // While the server still receives, it says that it is idle, and would be taken for one whose answer is lost (G17).
             let time = Duration::from_secs((size / SENT_A_SECOND) as u64);
             *self.sending() = Instant::now().checked_add(time);
         }
         self.is_large.store(is_large, Ordering::Relaxed);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
         let ended = poll_fn(|cx| {
+            // Before the poll: a wake during it must find the task.
             self.waker.register(cx.waker());
             // It counts its wakes and passes them on.
             let waker = Waker::from(self.clone());
@@ -216,6 +218,7 @@ impl CancelHandle {
     /// request already.
     pub(super) fn start_work(&self) -> bool {
         let mut known = self.lock();
+        // Under one lock with `abandoned`, so that a call whose request has gone meanwhile does not begin.
         known.working = !known.abandoned;
         known.working
     }
@@ -271,6 +274,7 @@ impl CancelHandle {
             let watched = link.driver.watch(self.interrupt.clone()).await;
             watched.map(|()| Reach::Sqlite)
         } else {
+            // Until its process is known, the server cannot be asked whether it still works: a bound of time is all there is.
             let Ok(found) = timeout(SET_UP, link.driver.backend_id()).await else {
                 return Err(server::unanswered());
             };
@@ -280,6 +284,7 @@ impl CancelHandle {
             Ok(reach) => (reach, Ok(())),
             Err(error) => (Reach::None, Err(error)),
         };
+        // Not noted then: the connection that takes this one's place is asked anew.
         if result.as_ref().is_err_and(server::is_fatal) {
             return result;
         }
@@ -314,6 +319,7 @@ impl CancelHandle {
 /// what was cancelled before. MySQL does while it waits for a statement, but one that is killed between its
 /// end and that may leave it to the next, which is this one.
 pub(super) async fn absorb(link: &mut Link) {
+    // A late cancel may hit what absorbs it: then it has arrived, and the next one succeeds.
     for _ in 0..3 {
         let absorbed = match link.backend {
             // No statement: in an aborted transaction one would fail.

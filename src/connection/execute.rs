@@ -39,6 +39,7 @@ impl PinnedConnection {
         let depth = self.depth();
         self.transaction.forget_beyond(depth);
         self.session_state.forget_beyond(depth);
+        // What fails before the operation is not read to its end there.
         if output.is_err() {
             output = self.read_what_is_left(output, false).await;
         }
@@ -49,6 +50,8 @@ impl PinnedConnection {
         if let Some(handle) = self.cancel_handle.as_ref().filter(|_| task.stoppable) {
             handle.end_work();
         }
+        // At once where it can be, so that the next request goes to the new primary already (G18). Boxed: it is rare, and
+        // all calls would have room for it.
         if self.refusal == Refusal::Unasked && Box::pin(self.ask_server()).await.is_err() {
             self.give_up();
         }
@@ -72,12 +75,14 @@ impl PinnedConnection {
         change: Change,
         task: &mut Task,
     ) -> Result<Output, DbErr> {
+        // The call borrows all of `self`.
         let handle = self.cancel_handle.clone();
         // Nothing is asked about a connection without a server.
         let size = if handle.is_some() { task.size() } else { 0 };
         let ended = {
             let mut performing = pin!(async {
                 self.prepare(stray, change, task).await?;
+                // Behind all preparations: nothing of them may be stopped, and what is abandoned already is not begun.
                 if task.stoppable && !self.cancel_handle().start_work() {
                     return Err(Kind::SessionClosed.into_db_err());
                 }
@@ -103,12 +108,14 @@ impl PinnedConnection {
         if !server::is_fatal(error) {
             return output;
         }
+        // A database in memory would die with its connection, and has no network to lose (H22).
         if !self.link.in_memory {
             self.give_up();
         }
         if !commits {
             return output;
         }
+        // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again (H17).
         tracing::warn!(target: "tower_sea_orm::session", "the connection was lost during COMMIT: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
     }
@@ -118,6 +125,7 @@ impl PinnedConnection {
     pub(super) async fn perform_honestly(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let operation = task.operation.as_ref();
         if let Some(kind) = operation.and_then(|operation| self.transaction.refuses(operation)) {
+            // Sent all the same, MySQL and SQLite would run it outside any transaction and commit it by itself (H8).
             return Err(kind.into_db_err());
         }
         let depth = self.depth();
@@ -126,6 +134,7 @@ impl PinnedConnection {
             return Box::pin(self.perform_isolated(task)).await;
         }
         if task.doubtful && depth > 0 {
+            // It may be a `CALL` that commits: then what follows would commit by itself (G7, H15).
             return self.perform_guarded(task, depth).await;
         }
         // Raw code ends in a suspect connection, which is cleaned; only of a text can an error be the answer.
@@ -159,6 +168,7 @@ impl PinnedConnection {
     /// Performs the operation, reads its answer to the end, and notes what its failure did to the transaction of this
     /// `depth`.
     async fn perform_noting(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
+        // Asked before the operation is taken.
         let commits = depth == 1 && task.is(Operation::is_commit);
         let is_stream = task.is(Operation::is_stream);
         let output = self.perform(task).await;
@@ -168,6 +178,7 @@ impl PinnedConnection {
         {
             let (link, transaction) = (&mut self.link, &mut self.transaction);
             transaction.note_failure(link, error, depth, commits);
+            // Behind `note_failure`: where the error itself says that the transaction has ended, no round trip is spent.
             transaction.note_if_vanished(link, error).await;
             if is_stream {
                 transaction.note_unheard(depth);
@@ -215,6 +226,8 @@ impl PinnedConnection {
     /// savepoint from before it is still there.
     async fn is_guarded(&mut self, depth: usize) -> bool {
         let (link, transaction) = (&mut self.link, &mut self.transaction);
+        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has ended one
+        // so, the count says nothing any more.
         if link.depth() < depth || transaction.roll_back_to(link, depth).await.is_err() {
             link.give_up();
             return false;
@@ -224,6 +237,7 @@ impl PinnedConnection {
         };
         if server::is_fatal(&error) {
             link.give_up();
+        // Only inside a transaction does PostgreSQL answer so: it is still the same one.
         } else if server::is_aborted(&error) {
             transaction.note_aborted(depth);
             return true;
@@ -262,10 +276,12 @@ impl PinnedConnection {
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let operation = task.take_operation();
         let (link, transaction) = (&mut self.link, &mut self.transaction);
+        // Copied before, since sqlx keeps the statement; for PostgreSQL outside a transaction only.
         let again = operation.spare(link);
         let reads_only = task.text.reads_only;
         match operation.perform(link, transaction, reads_only).await {
             Err(error) if server::is_stale(&error) => {
+                // Boxed: it is rare, and all calls would have room for it.
                 Box::pin(self.prepare_anew(error, again, reads_only)).await
             }
             output => output,
@@ -280,6 +296,7 @@ impl PinnedConnection {
         again: Option<Operation>,
         reads_only: bool,
     ) -> Result<Output, DbErr> {
+        // Even where it is not run again: otherwise it would fail for as long as the connection lives.
         self.link.driver.forget_statements().await?;
         let Some(again) = again.filter(|_| server::has_not_run(&error)) else {
             return Err(error);

@@ -66,6 +66,7 @@ impl Link {
             named: true,
             condition: Condition::Known,
             around: Around::Nothing,
+            // Only MySQL has a setting for it.
             is_autocommit_proven: backend != DbBackend::MySql,
         }
     }
@@ -74,6 +75,7 @@ impl Link {
     pub(super) fn depth(&self) -> usize {
         self.driver
             .depth()
+            // The test's own is none of the session's.
             .saturating_sub(usize::from(self.is_test()))
     }
 
@@ -114,6 +116,7 @@ impl Link {
 
     /// Ends a transaction that may be open without the driver's knowledge.
     pub(super) async fn end_stray(&mut self) -> Result<(), DbErr> {
+        // It would end the transaction around the test.
         if self.is_test() {
             return Ok(());
         }
@@ -139,6 +142,7 @@ impl Link {
     pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
         // sqlx counts it from there on, and rolls it back as one of its transactions.
         let open = self.driver.adopts_transaction().await?;
+        // By sqlx's own count, so that the count is right afterwards.
         if open {
             self.driver.rollback().await?;
         }

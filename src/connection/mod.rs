@@ -123,6 +123,7 @@ impl PinnedConnection {
 
     /// Returns whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
+        // G4: whatever is left here would be the next session's.
         self.link.condition == Condition::Known
             && self.link.depth() == 0
             && self.transaction.is_clean()
@@ -138,12 +139,17 @@ impl PinnedConnection {
     /// Proves the connection clean: reads what is unread, rolls back what is open, puts back what has
     /// changed. One that [must be closed](Self::must_close) is only rolled back.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
+        // First: the ROLLBACK would take what is unread for its own answer (H23).
         self.link.driver.drain().await?;
         self.transaction.roll_back_to(&mut self.link, 0).await?;
+        // Behind the rollback: inside a transaction that has failed a reset is refused, and in any other the rollback would
+        // undo it.
         if !self.must_close() {
             self.session_state.put_back(&mut self.link).await?;
             self.link.condition = Condition::Known;
             if self.refusal == Refusal::Unasked {
+                // PostgreSQL could not answer in the transaction. Whether this is still the primary decides about all its
+                // connections (H33).
                 self.ask_server().await?;
             }
         }
@@ -170,12 +176,14 @@ impl PinnedConnection {
     pub(crate) async fn return_to_driver(&mut self) {
         let handle = self.cancel_handle.take();
         let is_watched = handle.is_some_and(|handle| handle.is_on_sqlite());
+        // The progress handler would outlive the session, and another user of the pool could be stopped by it.
         if is_watched && self.link.driver.unwatch().await.is_err() {
             self.give_up();
         }
         if self.is_broken() {
             return;
         }
+        // Awaited here and not left to sqlx's `Drop`, which spawns a task: the slot is free when this has ended (H12).
         self.link.driver.return_to_pool().await;
         // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped.
         drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
@@ -185,6 +193,7 @@ impl PinnedConnection {
     /// SQLite's worker is safe against that, and an in-memory database dies with its connection
     /// (<https://github.com/launchbadge/sqlx/issues/1869>).
     pub(crate) fn survives_cancel(&self) -> bool {
+        // A broken one gains nothing by being kept: its worker thread may be gone.
         self.link.in_memory && !self.is_broken() && !matches!(self.link.driver, Driver::Gone)
     }
 
@@ -227,6 +236,7 @@ impl Drop for PinnedConnection {
         if matches!(driver, Driver::Gone) {
             return;
         }
+        // Dropped, it would go back to sqlx's pool in whatever state it is in: with an unread answer, in a transaction (H1).
         driver.close_on_drop();
         // sqlx spawns a task for it, which panics without a runtime: https://github.com/tokio-rs/tokio/issues/3963
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {

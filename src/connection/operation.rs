@@ -86,6 +86,7 @@ impl Task {
     pub(super) fn take_operation(&mut self) -> Operation {
         let again = match &self.operation {
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
+            // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
             Some(operation) if self.rested && self.begin.is_none() => operation.copy(),
             _ => None,
         };

@@ -22,9 +22,11 @@ impl PinnedConnection {
         change: Change,
         task: &mut Task,
     ) -> Result<(), DbErr> {
+        // First: handles that were dropped have left transactions open, and what follows belongs to the one around them (G12).
         self.clear(stray, task.depth).await?;
         self.refuse_after_test(task)?;
         if !self.link.is_autocommit_proven {
+            // Before the session's own BEGIN, which the ROLLBACK in its text would undo.
             Box::pin(self.link.prove_autocommit()).await?;
         }
         // Before anything of the session runs: its settings would be recorded as those from before.
@@ -37,6 +39,7 @@ impl PinnedConnection {
             )
             .await?;
         if let Some(statements) = &task.on_acquire {
+            // Outside any transaction, since its effects outlive them.
             self.set_up_connection(statements).await?;
         }
         // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
@@ -78,12 +81,14 @@ impl PinnedConnection {
         let Err(error) = handle.identify(peer, &mut self.link).await else {
             return Ok(());
         };
+        // A server that does not say costs the cancel requests (G9), not the request.
         if server::is_fatal(&error) {
             return Err(error);
         }
         tracing::warn!(target: "tower_sea_orm::pool", "statements on this connection cannot be cancelled: the server did not report the connection's process id: {error}");
         if self.link.driver.depth() > 0 {
             let depth = self.link.depth();
+            // PostgreSQL has aborted the transaction by the failed question.
             self.transaction
                 .note_failure(&self.link, &error, depth, false);
         }
@@ -93,10 +98,12 @@ impl PinnedConnection {
     /// Begins the session's own transaction. Says what [`set_up`](Self::set_up) says.
     async fn begin_session(&mut self, begin: &Begin, depth: usize) -> Result<bool, DbErr> {
         let mut begun = self.begin_once(begin).await;
+        // One of `on_begin`'s statements may find its plan stale, which outside a transaction is prepared anew.
         if begun.as_ref().is_err_and(server::is_stale) && self.roll_back_to(depth).await.is_ok() {
             // Nothing of the session's own has run in it.
             begun = self.begin_once(begin).await;
         }
+        // A BEGIN whose set-up has failed is not the session's: the handler may go on and try again.
         if begun.is_err() && self.roll_back_to(depth).await.is_err() {
             self.link.give_up();
         }
@@ -116,6 +123,7 @@ impl PinnedConnection {
 
     async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
         let mut done = self.set_up(statements).await;
+        // What was called may have left a transaction open, in which all that follows would be lost with it.
         if let Ok(true) = done {
             done = Box::pin(self.link.end_stray()).await.map(|()| true);
         }
@@ -141,7 +149,9 @@ impl PinnedConnection {
                 Effect::None | Effect::Unknown | Effect::CommitsImplicitly => {}
             }
             let mut task = Task::set_up(statement.clone(), depth, text);
+            // Boxed: few calls have a set-up, and all would have room for it.
             Box::pin(self.perform_honestly(&mut task)).await?;
+            // A `CALL` that commits succeeds: the session must not go on as if its transaction were there (G7).
             if let Some(kind) = self.transaction.ended() {
                 return Err(kind.into_db_err());
             }

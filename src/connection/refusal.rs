@@ -44,6 +44,7 @@ impl Refusal {
     /// Notes whether a call was refused as a write. In a transaction that was begun READ ONLY it says nothing of the
     /// server, and SQLite has none.
     pub(super) fn note(&mut self, link: &Link, transaction: &Transaction, error: &DbErr) {
+        // The handler has asked for it, or there is no server.
         let asked_for = transaction.is_read_only() || link.backend == DbBackend::Sqlite;
         if link.is_test() || asked_for {
             return;
@@ -62,6 +63,7 @@ impl Refusal {
         state: &mut SessionState,
     ) -> Result<(), DbErr> {
         let (sql, answers) = match link.backend {
+            // MySQL answers inside a transaction as well; PostgreSQL does not in one that has failed.
             DbBackend::MySql => (MYSQL, !link.is_broken()),
             _ => (
                 POSTGRES,
@@ -72,6 +74,7 @@ impl Refusal {
             return Ok(());
         }
         let answer = link.driver.query_unprepared(sql.to_owned()).await;
+        // The next call would take the rest for its own answer (H23).
         link.driver.drain().await?;
         if answer.as_ref().is_err_and(server::is_fatal) {
             return answer.map(drop);

@@ -42,6 +42,7 @@ impl Rows {
     /// Sends a row; false if the reader is gone or the stream was stopped.
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
     pub(super) async fn send(&mut self, row: QueryResult) -> bool {
+        // A reader that reads nothing leaves the channel full for ever.
         let sent = match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {
             Either::Left(_) => false,
             Either::Right((sent, _)) => sent.is_ok(),

@@ -70,6 +70,7 @@ impl SessionState {
         // at before.
         let early = change == Change::Transaction && begin.is_some();
         let missing = self.baseline.is_none() && link.backend != DbBackend::MySql;
+        // Only once: later, what sessions have changed since would be recorded as well.
         let recorded = !missing
             || (early || change == Change::Session) && self.record(link, transaction).await?;
         // Unrecorded, it cannot be put back.
@@ -79,6 +80,7 @@ impl SessionState {
             change
         };
         self.is_set_locally |= change == Change::Transaction && link.backend == DbBackend::Postgres;
+        // Settings of the transaction end with it, whatever its end.
         if kept > Change::Transaction {
             self.change = self.change.max(kept);
         }
@@ -91,6 +93,8 @@ impl SessionState {
         link: &mut Link,
         transaction: &mut Transaction,
     ) -> Result<bool, DbErr> {
+        // PostgreSQL answers nothing in a transaction that has failed, and local settings would be recorded as those from
+        // before.
         if transaction.has_failed() || self.is_set_locally {
             return Ok(link.in_memory);
         }
@@ -110,6 +114,7 @@ impl SessionState {
             Err(error) => {
                 let depth = link.depth();
                 if depth > 0 {
+                    // The question itself has aborted it.
                     transaction.note_failure(link, &error, depth, false);
                 }
                 Ok(link.in_memory)
@@ -159,6 +164,7 @@ impl SessionState {
     async fn remove_extras(&mut self, link: &mut Link) {
         let before = self.baseline.clone().unwrap_or_default();
         let mut now = extras(link).await.unwrap_or_default();
+        // `after_connect` may have made some, which every session is to find.
         now.retain(|statement| !before.contains(statement));
         for statement in now {
             if let Err(error) = link.run(statement).await {
@@ -187,10 +193,12 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
     }
     let sets_up = task.on_acquire.is_some();
     match task.reset.is_of_session() {
+        // Nothing would put back what `on_acquire` has set: the connection is closed behind the session.
         false if sets_up => return Change::Beyond,
         false => return Change::None,
         true => {}
     }
+    // What `on_acquire` sets is not looked into: it is there to set something.
     let around = if sets_up {
         Change::Session
     } else {

@@ -108,6 +108,7 @@ impl Transaction {
         } else {
             Failure::Ended(Kind::Aborted)
         };
+        // The first one counts: what fails after it fails because of it.
         self.failure.get_or_insert(failure);
     }
 
@@ -122,6 +123,7 @@ impl Transaction {
             DbBackend::Sqlite => "BEGIN",
             _ => return,
         };
+        // A list of errors would never be complete; this question has the same answer whatever the error was (G7).
         let answer = link.run(sql).await;
         if answer.as_ref().is_err_and(server::is_within_transaction) {
             return;
@@ -129,6 +131,7 @@ impl Transaction {
         if answer.as_ref().is_err_and(server::is_fatal) {
             link.give_up();
         }
+        // The BEGIN has succeeded, and is not to stay.
         if answer.is_ok() && link.backend == DbBackend::Sqlite {
             let _ = link.run("ROLLBACK").await;
         }
@@ -196,6 +199,7 @@ impl Transaction {
         }
         begun?;
         if begin.query_only {
+            // Before it is sent: an answer that is lost must not leave it set.
             self.access = Access::QueryOnly;
             link.run("PRAGMA query_only = 1").await?;
         } else if reads_only {
@@ -207,8 +211,10 @@ impl Transaction {
     /// COMMIT travels alone: an error of a statement in the same text would belong to a transaction that is committed.
     pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
+            // A test whose COMMIT succeeds must not fail in production.
             link.run(CHECK_CONSTRAINTS).await?;
         }
+        // From here on it may be committed, even if no answer comes.
         link.driver.commit().await?;
         if self.end_query_only(link).await.is_err() {
             // Committed it is nevertheless.
@@ -247,6 +253,7 @@ impl Transaction {
         if self.ended().is_some() {
             reopen(link, counted).await;
         }
+        // sqlx's own, which keeps its count; a ROLLBACK as text would leave that behind.
         link.driver.rollback().await?;
         // An error inside a savepoint is undone with it.
         self.failure = self.failure.filter(|failure| match failure {
@@ -255,6 +262,7 @@ impl Transaction {
         });
         if counted > 1 && link.backend == DbBackend::MySql {
             self.leaves_savepoint = true;
+        // sqlx 0.9 names its savepoints so.
         } else if counted > 1 {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", counted - 1);
             link.run(release).await?;
@@ -293,6 +301,7 @@ impl Transaction {
         if link.around == Around::EndedTest {
             self.failure = Some(Failure::Ended(Kind::TestEnded));
         }
+        // The rollback that follows is one of the session's own, and ends all of it.
         link.around = Around::Nothing;
     }
 }

@@ -19,6 +19,7 @@ impl Error {
 
     /// Names the statement by which a transaction or its connection was lost, for the log.
     pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
+        // Only these are consequences: any other error is the cause itself.
         if let Some(cause) = cause.filter(|_| self.is_aborted() || self.is_connection_lost()) {
             self.source = Some(Arc::new(cause.clone()));
         }

@@ -120,6 +120,7 @@ impl Kind {
     pub(super) fn of_text(text: &str) -> Option<Self> {
         let controls = TransactionControl::ALL.map(Self::Control);
         let mut kinds = STATED.iter().copied().chain(controls);
+        // SeaORM's error has room for a text only: it is what says which kind it was.
         kinds.find(|kind| kind.text() == text)
     }
 }

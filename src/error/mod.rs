@@ -95,6 +95,7 @@ impl Error {
             std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| {
                 error.source()
             });
+        // The error of the callback may wrap the statement's.
         chain
             .into_iter()
             .find_map(|error| match error.downcast_ref::<DbErr>() {
@@ -132,6 +133,7 @@ impl Error {
     /// and if the server is read-only; it is 1 s after a conflict with another transaction or a stale plan.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
+            // Random, so that clients that were refused together do not come back together.
             _ if self.is_acquire() || self.is_read_only() => Some(Duration::from_secs(jitter())),
             _ if self.is_conflict() || self.is_stale_plan() => Some(Duration::from_secs(1)),
             _ => None,
@@ -312,6 +314,7 @@ impl Error {
                 self.kind,
                 Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan
             );
+        // Of those errors SeaORM's own says more, to `sql_err()` for example.
         let cause = self
             .source
             .as_ref()

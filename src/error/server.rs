@@ -24,6 +24,7 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     if let sqlx::Error::Database(error) = &**error {
         return super::trouble::ends_connection(&**error);
     }
+    // The list is of what is harmless: a variant that a later sqlx adds closes the connection, which is safe (G4).
     !matches!(
         **error,
         sqlx::Error::RowNotFound
@@ -87,6 +88,7 @@ pub(crate) fn has_not_run(error: &DbErr) -> bool {
         let error = error
             .as_database_error()
             .and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
+        // PostgreSQL names the function around a statement there.
         return error.is_some_and(|error| error.r#where().is_none());
     }
     let _ = error;

@@ -60,6 +60,7 @@ impl<'a> LockReader<'a> {
     pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
         self.place = match (self.place, token) {
             (Place::Works, _) => return,
+            // `(SELECT ...) UNION ...` is a query as well.
             (Place::Start, Token::Symbol(b'(')) => Place::Start,
             (Place::Start, first) => self.first(first, rest),
             // Several statements in one text are one transaction to PostgreSQL.
@@ -81,6 +82,7 @@ impl<'a> LockReader<'a> {
             Postgres if word.is_word("set") && is_local() => Place::Setting,
             _ => Place::Works,
         };
+        // It counts only if the place stays one that needs a transaction.
         self.found = true;
         place
     }

@@ -33,6 +33,7 @@ use self::{
 
 /// Reads `sql` once, without allocating, in time linear in its length.
 pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
+    // Enough for nearly every statement, and cheaper than the lexer: all of them come through here.
     let plain = Glance::of(backend, sql);
     if let Some(glance) = plain.as_ref().filter(|glance| glance.is_clear()) {
         return Classified::plain(glance.reads);

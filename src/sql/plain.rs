@@ -32,6 +32,7 @@ impl Glance {
         let sql = sql
             .trim_ascii_start()
             .trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
+        // The first word is all letters. What follows at once may make another word of it: see `is_unclear`.
         let end = sql
             .bytes()
             .position(|byte| !byte.is_ascii_alphabetic())
@@ -42,6 +43,7 @@ impl Glance {
             return None;
         }
         // `/*!` and `/*M!` hold SQL.
+        // The single byte is searched first, which is faster and nearly always says no.
         if backend == MySql && rest.contains('!') && (rest.contains("/*!") || rest.contains("/*M!"))
         {
             return None;
@@ -63,6 +65,7 @@ impl Glance {
     }
 
     fn look(&mut self, backend: DbBackend, bytes: &[u8]) {
+        // The first byte follows the first word.
         let mut in_word = true;
         for (at, &byte) in bytes.iter().enumerate() {
             let behind = || bytes.get(at + 1).copied().unwrap_or_default();
@@ -79,9 +82,11 @@ impl Glance {
                 }
                 b'"' => self.double_quotes += 1,
                 b'`' => self.backticks += 1,
+                // Strings, comments and placeholders of some server: what they hold is none of the statement's words.
                 b'\'' | b'\\' | b'[' | b'#' => self.is_unclear = true,
                 b'-' => self.is_unclear |= behind() == b'-',
                 b'/' => self.is_unclear |= behind() == b'*',
+                // `$1` is what SeaORM sends.
                 b'$' => self.is_unclear |= !behind().is_ascii_digit(),
                 _ => {}
             }

@@ -48,11 +48,13 @@ impl ReadReader {
             (Self::Start, Token::Symbol(b'(')) => Self::Start,
             (Self::Start, first) if first.is_one_of(&READS) => Self::Reading,
             (Self::Reading, Token::Symbol(b';')) => Self::Ended,
+            // Some servers run what is in the comment.
             (Self::Reading, Token::Seam) => Self::Writing,
             (Self::Reading, Token::Word(word)) if is_write(word) && !is_function(word, rest) => {
                 Self::Writing
             }
             (Self::Reading, _) => Self::Reading,
+            // Also a second statement: stopped between the two, the first one stands.
             _ => Self::Writing,
         };
     }

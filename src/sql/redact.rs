@@ -18,6 +18,7 @@ impl Redacted {
 
     pub(crate) fn keep(&mut self, sql: &str) {
         self.0.clear();
+        // Whole characters: a slice that ends in one would panic.
         self.0.push_str(&sql[..sql.floor_char_boundary(KEPT)]);
     }
 
@@ -47,6 +48,7 @@ impl Redacted {
             };
             rest = &rest[length..];
         }
+        // A character has up to four bytes: from here on, some of the text may be missing.
         if self.0.len() + 4 > KEPT {
             shown.push('…');
         }
@@ -104,6 +106,7 @@ fn number(text: &str) -> usize {
 /// quote each half counts as a literal.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let end = text[1..].find([quote, '\\'])? + 1;
+    // A backslash may or may not escape, by the server's settings.
     text[end..].starts_with(quote).then_some(end + 1)
 }
 

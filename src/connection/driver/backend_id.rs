@@ -110,6 +110,8 @@ async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option
     };
     let (pid, server) = (row.try_get(0)?, row.try_get(2)?);
     let started: Option<i64> = row.try_get(1)?;
+    // Without the right to see it, the start is NULL, and a process that cannot be distinguished from a later one of its
+    // number is never cancelled (G9).
     Ok(started.map(|started| BackendId::Postgres {
         pid,
         started,
@@ -124,6 +126,7 @@ async fn mysql_id(connection: &mut sqlx::MySqlConnection) -> sqlx::Result<Option
             "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR), {MYSQL_SERVER} FROM {processes} \
              WHERE ID = CONNECTION_ID()"
         );
+        // Only the last one's error is the caller's: the first place does not exist on every server.
         let is_last = place + 1 == PROCESSES.len();
         let rows = sqlx::raw_sql(AssertSqlSafe(sql))
             .fetch_all(&mut *connection)

@@ -98,6 +98,7 @@ impl Driver {
         reads_only: bool,
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
+            // An error behind the first row would be lost, and the write with it, behind an `Ok` (G7).
             let may_stop = may_stop_early::<DB>(&statement, reads_only);
             let query = query::<DB>(statement, named);
             let row = if may_stop {
@@ -171,6 +172,8 @@ impl Driver {
         match self {
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(c) => {
+                // What is prepared stays in sqlx's cache of this connection, where a later session finds it: no map of connections
+                // is needed.
                 let before = c.cached_statements_size();
                 match (&mut **c)
                     .prepare("DO /* tower-sea-orm */ 0".into_sql_str())
@@ -190,6 +193,8 @@ impl Driver {
 
     /// Returns whether MySQL has a transaction open that sqlx did not begin; then sqlx counts it from here on.
     pub(crate) async fn adopts_transaction(&mut self) -> Result<bool, DbErr> {
+        // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
+        // `BeginFailed`.
         match self.begin(Some("DO 0".to_owned())).await {
             Ok(()) => Ok(true),
             Err(error) if server::is_fatal(&error) => Err(error),
@@ -211,6 +216,7 @@ impl Driver {
                     Err(error @ sqlx::Error::Database(_)) => {
                         unread.get_or_insert_with(|| query_error(error));
                     }
+                    // Not the server's answer: the protocol is out of order.
                     Err(error) => return Err(connection_error(error)),
                 }
             }

@@ -62,6 +62,7 @@ pub(super) fn may_stop_early<DB: sqlx::Database>(statement: &Statement, reads_on
         let word = sql.as_bytes().get(.."select ".len());
         word.is_some_and(|word| word.eq_ignore_ascii_case(b"select ")) && !sql.contains(';')
     };
+    // The others send all rows anyway, and an error may come last (H23).
     DB::NAME == "SQLite" && (reads_only || is_select())
 }
 

@@ -74,6 +74,7 @@ impl Row {
             .try_downcast_ref::<sea_orm::SqlxSqliteError>()
             .is_some()
         {
+            // Extended codes have the primary one in their low byte.
             let said: i32 = said.parse().unwrap_or_default();
             return self
                 .sqlite

@@ -16,6 +16,8 @@ impl Lexer<'_> {
 
     pub(super) fn skip_line(&mut self) {
         let start = self.at;
+        // PostgreSQL ends it at a carriage return as well. Taken for the rest of the comment, a COMMIT behind one would go
+        // unseen.
         let postgres = self.backend == Postgres;
         self.advance(|byte| byte != b'\n' && !(postgres && byte == b'\r'));
         self.look_for_other_end(start);
@@ -37,6 +39,7 @@ impl Lexer<'_> {
             }
         }
         self.at += 2;
+        // Only PostgreSQL's comments nest: by the others' rule, what follows the first end would be SQL.
         if self.backend == Postgres {
             self.nested_comment();
         } else if !self.skip_past("*/") {

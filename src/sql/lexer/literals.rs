@@ -14,7 +14,9 @@ impl<'a> Lexer<'a> {
                     self.doubtful = true;
                     break;
                 }
+                // Where it escapes, it takes the next byte along, a quote above all.
                 Some(b'\\') => 1 + usize::from(backslash),
+                // A doubled quote stands for itself.
                 Some(_) if self.byte(1) == Some(quote) => 2,
                 Some(_) => {
                     self.at += 1;
@@ -41,6 +43,7 @@ impl<'a> Lexer<'a> {
                 }
                 ahead.skip_line();
             }
+            // On the same line it is a new literal, and without the E its backslashes mean nothing.
             if !newline || ahead.byte(0) != Some(b'\'') {
                 return;
             }
@@ -54,6 +57,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         if !self.byte(0).is_some_and(|byte| byte.is_ascii_digit()) {
             let mut tag = *self;
+            // Without a second dollar sign it is no quote, and nothing but the sign was read.
             tag.advance(|byte| is_word_part(byte) && byte != b'$');
             if tag.byte(0) == Some(b'$') {
                 self.at = tag.at + 1;

@@ -104,6 +104,7 @@ impl<'a> Lexer<'a> {
     /// Goes on while `part` holds, and returns the text in between.
     fn advance(&mut self, part: impl Fn(u8) -> bool) -> &'a str {
         let start = self.at;
+        // By bytes: what ends a part is ASCII, and no byte of a longer character is.
         while self.byte(0).is_some_and(&part) {
             self.at += 1;
         }
@@ -112,6 +113,7 @@ impl<'a> Lexer<'a> {
 
     /// Goes on behind the next `end`; without one, to the end of the text.
     fn skip_past(&mut self, end: &str) -> bool {
+        // Without one, what follows is part of it for the server as well.
         let found = self.sql.get(self.at..).and_then(|rest| rest.find(end));
         self.at = found.map_or(self.sql.len(), |offset| self.at + offset + end.len());
         found.is_some()
@@ -138,9 +140,11 @@ impl<'a> Lexer<'a> {
             let byte = self.byte(0)?;
             match byte {
                 _ if is_space(byte) => self.at += 1,
+                // SQLite skips a byte order mark wherever a token could begin.
                 0xef if self.backend == Sqlite && self.starts_with("\u{feff}") => {
                     self.at += '\u{feff}'.len_utf8();
                 }
+                // Both are operators as well.
                 b'-' | b'#' if self.is_line_comment() => self.skip_line(),
                 b'/' if self.starts_with("/*") => {
                     if self.comment() {
@@ -162,6 +166,7 @@ impl<'a> Lexer<'a> {
 
     fn word(&mut self) -> Token<'a> {
         let word = self.advance(is_word_part);
+        // Only a quote that follows at once belongs to it; `E` alone is a name.
         let is_escape = self.backend == Postgres && word.eq_ignore_ascii_case("e");
         if is_escape && self.byte(0) == Some(b'\'') {
             self.escape_string();
@@ -175,6 +180,7 @@ impl<'a> Lexer<'a> {
         match (byte, self.backend) {
             (b'\'', _) | (b'"', MySql) => _ = self.quoted(byte, self.backend == MySql),
             (b'"', _) | (b'`', MySql | Sqlite) => return Token::Name(self.quoted(byte, false)),
+            // As in Microsoft's servers; it has no escapes.
             (b'[', Sqlite) => self.doubtful |= !self.skip_past("]"),
             (b'$', Postgres) => self.dollar(),
             (b'$' | b'@' | b':' | b'#', Sqlite) => self.variable(),

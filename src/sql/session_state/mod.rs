@@ -57,6 +57,7 @@ impl<'a> ChangeReader<'a> {
     }
 
     pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
+        // Nothing is worse; and what was read ahead has been judged.
         if self.found == Change::Beyond || rest.position() <= self.read_ahead {
             return;
         }
@@ -80,6 +81,7 @@ impl<'a> ChangeReader<'a> {
             (self.begins, self.first) = (true, END);
         }
         self.found = self.found.max(found).max(self.inside(token, rest));
+        // Seams are not noted as `previous`: words around one may follow each other for the server.
         self.behind_seam = false;
         self.previous = token;
     }

@@ -90,6 +90,7 @@ pub(in crate::sql) fn is_local(mut rest: Lexer<'_>) -> bool {
             Token::Symbol(b',') if depth == 1 => commas += 1,
             _ => {}
         }
+        // The call has ended, or what follows is its third argument.
         if depth == 0 || commas == 2 {
             break;
         }

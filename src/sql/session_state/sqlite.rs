@@ -49,6 +49,7 @@ fn pragma(mut rest: Lexer<'_>) -> Change {
         name = found;
     }
     match rest.next() {
+        // Without an argument it only reports.
         None | Some(Token::Symbol(b';')) => Change::None,
         _ if is_one_of(name, &TELLING) => Change::None,
         _ => Change::Session,

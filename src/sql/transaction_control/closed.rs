@@ -61,12 +61,14 @@ impl ClosedReader {
     }
 
     pub(super) fn see(&mut self, token: Token<'_>, rest: Lexer<'_>) {
+        // Any control is refused, so that a second one changes nothing.
         if self.found.is_some() || rest.position() <= self.read_ahead {
             return;
         }
         match token {
             Token::Symbol(b';') => self.is_inside = false,
             _ if self.is_inside => {}
+            // `(SELECT 1)` has its first word behind the parenthesis.
             Token::Word("") | Token::Symbol(b'(') => {}
             Token::Word(word) => {
                 self.is_inside = true;
@@ -77,6 +79,7 @@ impl ClosedReader {
     }
 
     fn statement(&mut self, word: &str, rest: Lexer<'_>) {
+        // This END is the body's, and no COMMIT.
         if self.in_body && word.eq_ignore_ascii_case("end") {
             self.in_body = false;
         } else if !self.is_postgres {
@@ -84,6 +87,7 @@ impl ClosedReader {
             self.in_body |= is_trigger(word, rest);
         } else if let Some(body) = body_of_routine(word, rest) {
             self.in_body = true;
+            // The body's first statement begins behind what was read ahead.
             self.is_inside = false;
             self.read_ahead = body.position();
         } else {

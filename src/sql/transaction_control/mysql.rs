@@ -77,6 +77,7 @@ impl<'a> MySqlReader<'a> {
             _ => Effect::Unknown,
         };
         self.found = self.found.max(found);
+        // For a server that skips the comment, the statement begins behind it.
         if rest.is_executable_comment() {
             Place::Comment
         } else if token.is_one_of(&["create", "alter"]) {
@@ -92,6 +93,7 @@ impl<'a> MySqlReader<'a> {
     /// MySQL's option START TRANSACTION leaves a transaction open in which the table is to be filled.
     fn table(&mut self, after_start: bool, token: Token<'_>) -> Place<'a> {
         if after_start && token.is_word("transaction") {
+            // Taken for a mere implicit commit, the transaction that it leaves open would hold what follows.
             self.found = Effect::Control(TransactionControl::Begin);
         }
         Place::Table {
@@ -122,6 +124,8 @@ fn definition<'a>(token: Token<'a>) -> Place<'a> {
 fn body<'a>(depth: usize, previous: Token<'a>, token: Token<'a>, rest: Lexer<'a>) -> Place<'a> {
     let depth = match token {
         Token::Symbol(b';') if depth == 0 => return Place::Start,
+        // The count decides where the body ends: one too high would hide a COMMIT behind it, one
+        // too low only refuses too much.
         _ if is_name(depth, previous) => depth,
         _ if opens_block(token, previous, rest) => depth + 1,
         _ if closes_block(token, rest) => depth.saturating_sub(1),

@@ -54,11 +54,13 @@ const STATEMENTS: &[Rule<Effect>] = &[
 
 /// The effect of a statement that begins with `word` and goes on with `rest`.
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Effect {
+    // Before the table, in which CREATE and DROP commit.
     if is_temporary(word, rest) {
         return Effect::None;
     }
     match meaning(STATEMENTS, word, rest) {
         Some(effect) => effect,
+        // A SET may assign to anything: it is harmless unless a variable says otherwise.
         None if word.eq_ignore_ascii_case("set") => assignments(rest),
         None => Effect::Unknown,
     }
@@ -72,6 +74,7 @@ fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
     if !drop && !word.eq_ignore_ascii_case("create") {
         return false;
     }
+    // `CREATE OR REPLACE TEMPORARY TABLE` of MariaDB.
     match rest.find(|token| drop || !token.is_one_of(&["or", "replace"])) {
         Some(token) if token.is_word("prepare") => drop,
         Some(token) if token.is_word("temporary") => rest.next().is_some_and(|what| {
