@@ -115,6 +115,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        // An error of the inner service has no body, and passes untouched (G14).
         let response = ready!(this.future.poll(cx))?;
         Poll::Ready(Ok(response.map(|body| match this.session {
             Some(session) => session.hold_until_body_end(body),

@@ -17,6 +17,7 @@ pub struct MissingSession(Error);
 
 impl IntoResponse for MissingSession {
     fn into_response(self) -> Response {
+        // No layer is there to log it.
         tracing::error!(target: "tower_sea_orm", "{}", self.0);
         (StatusCode::INTERNAL_SERVER_ERROR, self.0.to_string()).into_response()
     }

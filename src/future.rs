@@ -75,6 +75,7 @@ where
 {
     /// Calls the inner service. `own` is the session that the request gets from this layer.
     fn serving(inner: &mut S, mut request: Request<ReqBody>, own: Option<Own<Tag>>) -> Self {
+        // The guard stays here and only the handle goes into the request: extensions may be cloned and kept (G3, G6).
         let guard = own.map(|(session, guard)| {
             request.extensions_mut().insert(session);
             guard
@@ -88,6 +89,7 @@ where
 
     /// The connection is there: calls the service that has waited with the request.
     fn acquired(self: Pin<&mut Self>, own: Option<Own<Tag>>) -> Self {
+        // The request has to be moved out of the state that is left.
         match self.project_replace(Self::Done) {
             StateOwned::Acquiring {
                 mut inner, request, ..
@@ -167,6 +169,7 @@ where
         let (parts, body) = request.into_parts();
         // The outer layer decides about the handler's errors: this one has opened nothing.
         let responder = Responder::new(respond, &parts, true);
+        // Under one tag, a handler could not know which of two databases it writes to.
         let applied = if pool
             .inner()
             .driver()
@@ -223,6 +226,7 @@ where
                     guard,
                 } => {
                     let ended = ready!(settlement.as_mut().poll(cx));
+                    // Taken and not cloned: a body cannot be.
                     let result = result.take().unwrap_or_else(|| polled_after_completion());
                     Break(result.map(|response| this.responder.conclude(response, ended, guard)))
                 }
@@ -249,6 +253,7 @@ fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
     guard: SessionGuard,
     responder: &Responder<Tag, Respond>,
 ) -> Step<S, ReqBody, F, Response<B>, E, Tag> {
+    // The body's end may decide instead: then the body owns the guard from here on.
     let (result, decision, guard) = match SettleAt::of(result, guard) {
         SettleAt::Head(result, decision, guard) => (result, decision, guard),
         SettleAt::BodyEnd(response) => return Break(Ok(responder.pending(response))),

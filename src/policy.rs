@@ -78,6 +78,7 @@ impl Policy {
             Transactions::If(predicate) => predicate(parts),
         };
         // A reader must not take SQLite's lock for writers.
+        // Also for `transaction_with`'s options: the isolation level stays, the access mode is replaced.
         let read_only = TransactionOptions {
             access_mode: Some(AccessMode::ReadOnly),
             sqlite_transaction_mode: None,

@@ -77,12 +77,14 @@ pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B
         return error_response(error, parts, B::from(String::new()));
     }
     let status = error.status();
+    // By hand: no value in it needs escaping, and `serde_json` would be a dependency for this alone.
     let body = format!(
         r#"{{"type":"about:blank","title":"{}","status":{}}}"#,
         error.title(),
         status.as_u16()
     );
     let mut response = error_response(error, parts, B::from(body));
+    // Behind `error_response`, whose own headers stay.
     let kind = HeaderValue::from_static("application/problem+json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
@@ -118,6 +120,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .get(header::CONTENT_TYPE)
         .map(HeaderValue::as_bytes)
         .unwrap_or_default();
+    // With what follows it: `application/grpc+proto`, `application/grpc-web`.
     kind.get(..16)
         .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
@@ -164,6 +167,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
+        // Decided by the type, so that the default costs no more than a header's clone.
         let head = if Respond::READS_REQUEST {
             Head::Complete(Box::new(parts.clone()))
         } else {
@@ -182,6 +186,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
+        // The client learns a status, the log the cause (G15).
         telemetry::response_for(error);
         match &self.head {
             Head::Complete(parts) => self.respond.response_for_error(error, parts),

@@ -81,6 +81,7 @@ where
         // A request that is retried or kept carries the handle of a session that is over.
         let outer = outer.filter(|session| !session.has_ended()).cloned();
         let (inner, pool, policy) = (&mut self.inner, &self.pool, &self.policy);
+        // The future outlives `&mut self`.
         let respond = self.respond.clone();
         // A second session would have a second connection, and might wait for the first one (G2, H11).
         match outer {

@@ -47,6 +47,7 @@ impl SessionSpan {
     }
 
     pub(crate) fn checked_out(&mut self) {
+        // Only while it has a connection: between `release()` and the next statement it holds none.
         self.since = Some(Instant::now());
     }
 
@@ -96,6 +97,7 @@ pub(crate) struct ClosedSpan {
 
 impl Drop for ClosedSpan {
     fn drop(&mut self) {
+        // The fields cost their formatting even where no subscriber wants the span.
         if !self.span.is_disabled() {
             self.span.record("waited_ms", milliseconds(self.waited));
             self.span.record("held_ms", milliseconds(self.held));
@@ -140,6 +142,7 @@ const REMEMBERED: usize = 256;
 /// Logs, once for each text, a statement that has no effect where each statement commits by itself.
 pub(crate) fn needs_transaction(statement: &str) {
     static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    // A hash and not the text: what is kept may not grow with the statements, and no value stays in memory.
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
     let is_new = logged.len() < REMEMBERED && logged.insert(hash);

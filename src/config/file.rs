@@ -45,6 +45,7 @@ impl<'de> Visitor<'de> for Table {
                 Some(Value::Whole(value)) => value.to_string(),
                 Some(Value::Number(value)) => value.to_string(),
                 Some(Value::Text(text)) => text,
+                // `{ secs = 3, nanos = 0 }` is what serde makes of a `Duration`.
                 Some(Value::Nested(_)) => {
                     let why = "write text, a number, `true` or `false`";
                     return Err(Error::custom(ConfigError::new(key, why)));

@@ -58,6 +58,8 @@ macro_rules! settings {
     };
 }
 
+// The order is the one in which the error about an unknown name lists them.
+// SQLAlchemy's names read into the same fields, so that two names of one setting can be compared.
 settings! {
     // Taken out before anything is shown: it may have a password in it.
     url: String = whole;
@@ -127,6 +129,7 @@ pub(super) fn plain(name: &str) -> String {
 pub(super) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let (distance, name) = names.map(|name| (osa_distance(wrong, name), name)).min()?;
     // In a short name, two other letters make another word: `test` is not `reset`.
+    // Longer names bear more wrong letters before another one is as near.
     let bound = match wrong.len() {
         ..=5 => 1,
         length => 2.max(length / 4),

@@ -56,6 +56,7 @@ impl DatabaseUrl {
         if let Some(why) = misplaced(&url) {
             return Err(why.to_owned());
         }
+        // Before the password is taken out.
         let (shown, address) = (shown(&url), ipv6(&url));
         let pairs = url.query_pairs().into_owned();
         let (secrets, others): (Vec<_>, Vec<_>) = pairs.partition(|(name, _)| is_secret(name));
@@ -66,6 +67,7 @@ impl DatabaseUrl {
             return Err("it has a password among its parameters that the driver does not read: write it before the host".to_owned());
         }
         parameters::check(backend, url.query_pairs())?;
+        // With the password: for `connect_options`, which users may change and connect with themselves.
         let whole = with_address(&url, backend, address.as_deref());
         let mut password = password(&url)?;
         // Nothing but the password's own field may have it: SeaORM's spans show the URL that it connects with.

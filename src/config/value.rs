@@ -46,6 +46,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 
 pub(super) fn time_or_zero(text: &str) -> Result<Duration, String> {
     let text = text.trim();
+    // "-1" means no limit for some settings of SQLAlchemy: it deserves its own answer.
     if text.starts_with('-') {
         return Err(format!("a time cannot be negative: {TIME}"));
     }

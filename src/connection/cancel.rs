@@ -294,6 +294,7 @@ impl CancelHandle {
 
     /// Goes on to stop the statements of another connection, whose own handle is `other`.
     pub(super) fn succeed(&self, other: Option<Arc<Self>>) {
+        // One lock at a time: two threads that swap the same two handles must not wait for each other.
         let known = other.map(|other| std::mem::take(&mut other.lock().reach));
         // SQLite's handler looks at the other one's flag: it is set anew.
         self.lock().reach = known

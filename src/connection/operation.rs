@@ -207,12 +207,7 @@ impl Operation {
             #[cfg(feature = "stream")]
             Self::Stream(statement, _) => Some(&statement.sql),
             Self::Unprepared(sql) => Some(sql),
-            Self::Begin(_)
-            | Self::Commit
-            | Self::Rollback
-            | Self::Ping
-            | Self::Settle
-            | Self::Raw(_) => None,
+            _ => None,
         }
     }
 
@@ -242,12 +237,7 @@ impl Operation {
             Self::All(statement) => Some(Self::All(statement.clone())),
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => Some(Self::Stream(statement.clone(), rows.clone())),
-            Self::Begin(_)
-            | Self::Commit
-            | Self::Rollback
-            | Self::Ping
-            | Self::Settle
-            | Self::Raw(_) => None,
+            _ => None,
         }
     }
 
@@ -273,18 +263,10 @@ fn size_of_value(value: &Value) -> usize {
     match value {
         Value::String(text) => text.as_ref().map_or(0, String::len),
         Value::Bytes(bytes) => bytes.as_ref().map_or(0, Vec::len),
-        Value::Bool(_)
-        | Value::TinyInt(_)
-        | Value::SmallInt(_)
-        | Value::Int(_)
-        | Value::BigInt(_)
-        | Value::TinyUnsigned(_)
-        | Value::SmallUnsigned(_)
-        | Value::Unsigned(_)
-        | Value::BigUnsigned(_)
-        | Value::Float(_)
-        | Value::Double(_)
-        | Value::Char(_) => 0,
+        #[rustfmt::skip]
+        Value::Bool(_) | Value::TinyInt(_) | Value::SmallInt(_) | Value::Int(_) | Value::BigInt(_)
+        | Value::TinyUnsigned(_) | Value::SmallUnsigned(_) | Value::Unsigned(_)
+        | Value::BigUnsigned(_) | Value::Float(_) | Value::Double(_) | Value::Char(_) => 0,
         // JSON and arrays among them. Which others there are depends on SeaORM's features.
         other => {
             let mut size = Size(0);

@@ -133,6 +133,7 @@ impl SessionState {
             };
         }
         // In one round trip.
+        // First in the text: inside the stray transaction, the reset would be undone with it.
         let rollback = if stray {
             format!("{}; ", link.stray_rollback())
         } else {
@@ -155,6 +156,7 @@ impl SessionState {
                 self.remove_extras(link).await;
             }
         }
+        // Behind the text: if it fails, the connection is closed.
         self.change = Change::None;
         link.driver.drain().await.map(drop)
     }

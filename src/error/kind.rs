@@ -106,14 +106,22 @@ kinds! {
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            Self::Exhausted
-            | Self::Crowded
-            | Self::ServerFull
-            | Self::NotOpened
-            | Self::TestConnectionHeld => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+            kind if kind.is_exhausted() => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
+    }
+
+    /// All connections are in use, or the server takes no more.
+    pub(super) fn is_exhausted(self) -> bool {
+        matches!(
+            self,
+            Self::Exhausted
+                | Self::Crowded
+                | Self::ServerFull
+                | Self::NotOpened
+                | Self::TestConnectionHeld
+        )
     }
 
     /// The kind that stands in a [`DbErr`] as `text`.

@@ -154,14 +154,7 @@ impl Error {
     /// ([`max_pending`](crate::SessionPoolBuilder::max_pending)); or whether the server is at its connection limit, or
     /// takes too long to log a connection in.
     pub fn is_exhausted(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Exhausted
-                | Kind::Crowded
-                | Kind::ServerFull
-                | Kind::NotOpened
-                | Kind::TestConnectionHeld
-        )
+        self.kind.is_exhausted()
     }
 
     /// Returns whether the database could not be reached.
@@ -298,7 +291,7 @@ impl Error {
 
     /// Returns whether a session's connection was taken away.
     pub(crate) fn is_cut_off(&self) -> bool {
-        matches!(self.kind, Kind::Reclaimed | Kind::Unread | Kind::Closing)
+        self.is_hold_timeout() || self.is_closing()
     }
 
     /// Returns whether something of the transaction may be there nevertheless.
@@ -326,11 +319,7 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            Kind::Exhausted
-            | Kind::Crowded
-            | Kind::ServerFull
-            | Kind::NotOpened
-            | Kind::TestConnectionHeld => "the service is busy",
+            _ if self.is_exhausted() => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",

@@ -67,6 +67,7 @@ impl Trouble {
             Self::IdleEnded | Self::ConnectionEnded => Some(Kind::ConnectionLost),
             Self::TransactionAborted => Some(Kind::Aborted),
             Self::StalePlan => Some(Kind::StalePlan),
+            // The crate says nothing better than the server does.
             Self::LogInRefused
             | Self::TransactionEnded
             | Self::StatementRefused

@@ -64,6 +64,7 @@ where
         match apply::<Tag>(&self.layer.policy, &parts) {
             Ok(()) => TransactionFuture::serving(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
+                // Logged here: this response passes no `Responder`.
                 telemetry::response_for(&error);
                 TransactionFuture::refused(self.layer.respond.response_for_error(&error, &parts))
             }
