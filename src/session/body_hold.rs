@@ -44,7 +44,7 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
 impl SessionGuard {
     /// Takes the body that asked to decide, if there is one.
     pub(crate) fn hold(&self) -> Option<Hold> {
-        self.core().lock().asked_hold.take()
+        self.core.lock().asked_hold.take()
     }
 
     /// Leaves the session to the response's body; gives it back where the head decides.
@@ -66,7 +66,7 @@ impl SessionGuard {
         last.status = head.status;
         last.headers.clone_from(&head.headers);
         // Set before the body decides, so that a cut-off in between finds the body to break off.
-        self.core().lock().body_hold = Some(hold.downgrade());
+        self.core.lock().body_hold = Some(hold.downgrade());
         // Shared, so that it can be taken back if the body turns out to have ended.
         let guard = Arc::new(Mutex::new(Some(self)));
         // With the length, since a body whose last byte is known need not be asked for its end (H24).
@@ -102,7 +102,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
             Settlement::Now(ended) => Box::pin(ready(conclude(&guard, ended))),
             Settlement::Later(settlement) => {
                 // The session's own: the body may be polled on another one, or on none.
-                let runtime = guard.core().lock().runtime.clone();
+                let runtime = guard.core.lock().runtime.clone();
                 let settling = async move { conclude(&guard, settlement.await) };
                 match runtime {
                     // A reader that has stopped reading does not poll: COMMIT must not wait for it.

@@ -77,7 +77,7 @@ impl Core {
     /// Returns the request that the session belongs to, by that one's outermost session.
     pub(super) fn request_holder(self: &Arc<Self>) -> Option<Arc<dyn Holder>> {
         let outermost = || Arc::clone(self) as Arc<dyn Holder>;
-        match self.origin.outer() {
+        match &self.origin.outer {
             Some(outer) => Some(outer.clone()),
             None => self.origin.is_outermost().then(outermost),
         }
@@ -86,7 +86,7 @@ impl Core {
     /// [`request_holder`](Self::request_holder) without keeping it alive.
     pub(super) fn weak_request_holder(self: &Arc<Self>) -> Option<Weak<dyn Holder>> {
         let outermost = || Arc::downgrade(self) as Weak<dyn Holder>;
-        match self.origin.outer() {
+        match &self.origin.outer {
             Some(outer) => Some(Arc::downgrade(outer)),
             None => self.origin.is_outermost().then(outermost),
         }
@@ -100,7 +100,7 @@ impl Core {
     /// Has the request know what stands, so that its answer does not ask for it to be sent again.
     pub(super) fn tell_request(&self, state: &State) {
         if state.stack.standing.may_stand()
-            && let Some(request) = self.origin.outer()
+            && let Some(request) = &self.origin.outer
         {
             request.note_committed();
         }

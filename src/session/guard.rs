@@ -21,7 +21,7 @@ use crate::{
 ///
 /// The future that serves the request owns it; handles are only lent the session.
 pub(crate) struct SessionGuard {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     /// The entry of a session without a connection in its pool's register, which `close` looks at.
     direct: Option<Key>,
 }
@@ -37,10 +37,6 @@ impl SessionGuard {
             .is_direct()
             .then(|| core.pool().note_direct(holder));
         Self { core, direct }
-    }
-
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
     }
 
     /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped.

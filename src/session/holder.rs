@@ -103,11 +103,16 @@ impl Holder for Core {
             return false;
         }
         // Taken under the lock, and ended after it: a body wakes its reader.
-        let own = state.through.take_own();
+        let own = state.through.own.take();
         let body = state.body_hold.take();
         // Without an open transaction, nothing is lost but the connection: the response may still be a success.
         let has_lost = state.stack.has_work();
-        cut_off(&self, state, CutOff::new(reason, has_lost));
+        let cut = CutOff {
+            reason,
+            has_lost,
+            rollback: None,
+        };
+        cut_off(&self, state, cut);
         // SeaORM rolls it back, now or when the statement that runs in it has ended.
         drop(own);
         if let Some(body) = body {

@@ -75,13 +75,6 @@ impl Hooks {
         }
     }
 
-    /// [`seal`](Self::seal), if nothing is open around.
-    pub(super) fn seal_if_outermost(&mut self, around: usize) {
-        if around == 0 {
-            self.seal();
-        }
-    }
-
     /// The innermost of `depth` transactions was committed. The hooks of a savepoint now wait for the transaction
     /// around it.
     pub(super) fn committed(&mut self, depth: usize) {

@@ -120,14 +120,6 @@ impl Over {
 }
 
 impl CutOff {
-    pub(super) fn new(reason: Kind, has_lost: bool) -> Self {
-        Self {
-            reason,
-            has_lost,
-            rollback: None,
-        }
-    }
-
     pub(super) fn error(&self) -> Error {
         self.reason.into()
     }

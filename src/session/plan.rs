@@ -99,7 +99,7 @@ pub(super) struct Origin {
     opened_for: OpenedFor,
     // By this a request's second session is known to be its own: the two may wait for each other (H11).
     /// The outermost session of the request in which it was opened.
-    outer: Option<Arc<dyn Holder>>,
+    pub(super) outer: Option<Arc<dyn Holder>>,
     /// Another session of the same request has committed something.
     pub(super) has_committed_beside: AtomicBool,
     /// The number of waits for a connection in its own request.
@@ -114,10 +114,6 @@ impl Origin {
             has_committed_beside: AtomicBool::new(false),
             own_waits: AtomicU32::new(0),
         }
-    }
-
-    pub(super) fn outer(&self) -> Option<&Arc<dyn Holder>> {
-        self.outer.as_ref()
     }
 
     /// Returns whether what is opened while its future is polled belongs to it.

@@ -43,7 +43,7 @@ impl SessionPool {
     #[cfg(feature = "testing")]
     pub(crate) async fn own_session(&self) -> Result<PoolSession, Error> {
         let session = self.session().await?;
-        let holder: std::sync::Weak<Core> = std::sync::Arc::downgrade(session.guard.core());
+        let holder: std::sync::Weak<Core> = std::sync::Arc::downgrade(&session.guard.core);
         if let Some(test) = self.inner().test() {
             test.note_own(holder);
         }

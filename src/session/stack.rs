@@ -164,7 +164,9 @@ impl Stack {
         // SeaORM says `Ok` to the COMMIT of a transaction with an open child, and ends the child (H4).
         if is_committed && is_innermost {
             self.open.truncate(position);
-            self.hooks.seal_if_outermost(position);
+            if position == 0 {
+                self.hooks.seal();
+            }
             self.hooks.committed(position + 1);
         } else {
             self.roll_back_to(position);

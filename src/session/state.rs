@@ -171,7 +171,7 @@ impl State {
     pub(super) fn begun(&mut self, transaction: OwnTransaction) {
         // For `is_untouched`: something has run now.
         self.new_id();
-        self.through.set_own(transaction);
+        self.through.own = Some(transaction);
         self.stack.open_own();
     }
 
@@ -195,7 +195,7 @@ impl State {
 
     /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.
     pub(super) fn take_own(&mut self) -> Option<OwnTransaction> {
-        let own = self.through.take_own()?;
+        let own = self.through.own.take()?;
         // At once, so that no second end is sent for it.
         self.stack.forget_open();
         Some(own)

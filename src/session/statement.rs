@@ -128,9 +128,9 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let begin = state.begin_for(&operation);
     let is_inside = depth > 0 || begin.is_some();
     let purpose = Purpose::of(&operation, begin.is_some());
-    if purpose == Purpose::Commit {
+    if purpose == Purpose::Commit && depth <= 1 {
         // A hook that is registered while COMMIT is under way belongs to the next transaction.
-        state.stack.hooks.seal_if_outermost(depth.saturating_sub(1));
+        state.stack.hooks.seal();
     }
     // By it the call's own future knows whether the call in the slot is still its own.
     let id = state.new_id();

@@ -44,7 +44,7 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
             state.stack.standing.stored();
             return Ok(None);
         }
-        state.through.own().cloned()
+        state.through.own.clone()
     };
     if own.is_some() {
         return Ok(own);
@@ -64,7 +64,7 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     let (mode, set_up) = {
         let state = core.lock();
         // Another statement has begun it while this one waited for its turn.
-        if let Some(own) = state.through.own() {
+        if let Some(own) = &state.through.own {
             return Ok(Some(own.clone()));
         }
         (state.rules.mode, state.rules.on_begin.clone())

@@ -17,7 +17,7 @@ pub(in crate::session) type OwnTransaction = Arc<DatabaseTransaction>;
 pub(in crate::session) struct Through {
     // Shared, because SeaORM lets statements run in it side by side, and each may outlast the handler.
     /// The session's own transaction.
-    own: Option<OwnTransaction>,
+    pub(in crate::session) own: Option<OwnTransaction>,
     /// The server has given up the transactions from this depth on.
     given_up: Option<usize>,
     /// Handles whose transactions SeaORM still has, outermost first.
@@ -27,18 +27,6 @@ pub(in crate::session) struct Through {
 }
 
 impl Through {
-    pub(in crate::session) fn own(&self) -> Option<&OwnTransaction> {
-        self.own.as_ref()
-    }
-
-    pub(in crate::session) fn set_own(&mut self, transaction: OwnTransaction) {
-        self.own = Some(transaction);
-    }
-
-    pub(in crate::session) fn take_own(&mut self) -> Option<OwnTransaction> {
-        self.own.take()
-    }
-
     /// Returns whether a transaction waits for those inside it to be ended.
     pub(in crate::session) fn is_any_parked(&self) -> bool {
         !self.parked.is_empty()
