@@ -20,6 +20,7 @@ pub(super) fn with_connection(
     lease: Lease,
     waited: Duration,
 ) -> Arc<Core> {
+    // Nothing can fail or wait in between: the lease is under a guard, or gives itself back.
     let core = Core::new(pool, plan);
     install(&core, lease, waited);
     core

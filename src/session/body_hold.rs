@@ -116,6 +116,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
 
 /// Lets the rest of the body out, unless the session failed to commit.
 fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
+    // Also in autocommit: rows that come from a session that was cut off are not all there are.
     match (ended, guard.cut_off()) {
         (Ended::Failed(error), _) | (_, Some(error)) => {
             telemetry::response_for(&error);

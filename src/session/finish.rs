@@ -69,6 +69,7 @@ fn deliver(
     running: &mut Running,
     output: Result<Output, DbErr>,
 ) -> (Option<Result<Output, DbErr>>, Option<Waker>) {
+    // Polled by its own future, it returns from that poll; in a task, nothing asks for it, and it is dropped there.
     let PolledBy::Worker { is_left } = running.polled_by else {
         return (Some(output), None);
     };

@@ -45,6 +45,7 @@ impl Holder for Core {
     }
 
     fn grip(&self) -> Grip {
+        // A session that is busy is not part of a deadlock: its call ends, and the connection may come free.
         match self.lock().slot {
             Slot::Idle(_) => Grip::Idle,
             Slot::Running(_) => Grip::Busy,
@@ -83,6 +84,7 @@ impl Holder for Core {
             Slot::Running(running) => &mut running.text,
             Slot::Empty | Slot::Broken => return String::new(),
         };
+        // Only now: nearly no statement is ever asked for, and reading it takes time.
         text.without_values(self.pool().backend())
     }
 

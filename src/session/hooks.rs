@@ -172,6 +172,7 @@ impl Lists {
     }
 
     fn fire(&mut self, event: After) {
+        // In the order of their registration, in which they then run.
         for Waiting { after, hook, .. } in self.sealed.drain(..) {
             let into = if after == event {
                 &mut self.due

@@ -99,6 +99,7 @@ impl Over {
         match &mut self.cut_off {
             None => rollback,
             Some(cut_off) => {
+                // The pool that cuts does not wait. The response does, if it is to say that all is rolled back.
                 cut_off.rollback = rollback;
                 None
             }

@@ -73,6 +73,7 @@ pub(crate) enum Mode {
 impl Rules {
     /// Puts a session that is in no transaction into one.
     pub(super) fn need_transaction(&mut self) {
+        // A transaction with options that a layer has set keeps them.
         if self.mode == Mode::Autocommit {
             self.mode = Mode::Transaction(TransactionOptions::default());
         }
@@ -97,7 +98,7 @@ impl Plan {
 /// The request or job that a session belongs to.
 pub(super) struct Origin {
     opened_for: OpenedFor,
-    // By this a request's second session is known to be its own: the two may wait for each other (H11).
+    // By this a second session is known to be the same request's, which then waits for itself (H11).
     /// The outermost session of the request in which it was opened.
     pub(super) outer: Option<Arc<dyn Holder>>,
     /// Another session of the same request has committed something.
@@ -118,6 +119,7 @@ impl Origin {
 
     /// Returns whether what is opened while its future is polled belongs to it.
     pub(super) fn is_outermost(&self) -> bool {
+        // A user's session may be polled in any task: what that task opens is not the session's.
         matches!(self.opened_for, OpenedFor::Request(_) | OpenedFor::Job)
     }
 
@@ -147,6 +149,7 @@ impl Origin {
     /// Returns how many waits for a connection its request has.
     pub(super) fn waits(&self) -> &AtomicU32 {
         match &self.outer {
+            // One count for the request, whichever of its sessions waits.
             Some(outer) => outer.waits(),
             None => &self.own_waits,
         }

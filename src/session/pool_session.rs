@@ -125,6 +125,7 @@ impl SessionPool {
         let (session, guard) =
             opened.map_err(|error| TransactionError::Connection(error.into()))?;
         let tx = session.tx();
+        // Not spawned: `work` may borrow, and need not be `Send`. Dropped with this future, it takes the guard along.
         let mut working = pin!(work(&tx));
         let outcome = poll_fn(|cx| {
             // So that another session of the same pool is known to be this one's.

@@ -167,6 +167,7 @@ impl Running {
 
     /// Gives `future` to a task. What is known of the call stays in the slot until it has ended.
     pub(super) fn detach(&mut self, future: CallFuture) -> Detached {
+        // The slot stays taken: the next statement waits until the connection is back, or closed.
         self.polled_by = PolledBy::Task;
         Detached {
             future,

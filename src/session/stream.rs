@@ -58,6 +58,7 @@ enum Inner<'a> {
 
 impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
+        // SeaORM's streams borrow the transaction they run in; ours borrow nothing.
         match handle.through {
             None => Self::of_session(handle.core, handle.caller, statement).await,
             Some(transaction) => {

@@ -35,6 +35,7 @@ impl Through {
     /// Notes that the server has given up the innermost of `depth` transactions, or all of them.
     pub(in crate::session) fn give_up(&mut self, depth: usize, all: bool) {
         if depth > 0 {
+            // The first one counts: those inside are given up with it.
             self.given_up.get_or_insert(if all { 1 } else { depth });
         }
     }
@@ -78,6 +79,7 @@ impl Through {
     pub(in crate::session) fn unpark(&mut self, id: TransactionId) -> Vec<DatabaseTransaction> {
         self.alive.retain(|alive| *alive != id);
         let innermost = self.alive.last().copied();
+        // Handles are dropped in any order, but only the innermost transaction may be ended (H16).
         self.parked.sort_by_key(|(id, _)| *id);
         let outside = |id: TransactionId| innermost.is_some_and(|alive| id < alive);
         let stays = self.parked.iter().take_while(|(id, _)| outside(*id));
