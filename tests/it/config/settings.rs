@@ -113,7 +113,7 @@ async fn reserved_connections_and_the_pools_own_settings_arrive() {
 async fn an_overflow_that_works_unlike_sqlalchemys_is_logged_once() {
     let (log, _guard) = FullLog::start();
     let test = TestDb::new(Kind::SqliteFile).await;
-    let line = "`max_overflow` is a part of `max_connections`";
+    let line = "`max_overflow` is added to `max_connections`";
     let pool = config(test.url(), &[("POOL_SIZE", "1"), ("MAX_OVERFLOW", "0")])
         .connect()
         .await
