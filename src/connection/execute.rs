@@ -94,6 +94,7 @@ impl PinnedConnection {
             }
         };
         ended.unwrap_or_else(|| {
+            self.link.lose();
             if task.doubtful && self.depth() > 0 {
                 // With the connection, the proof is lost as well.
                 self.transaction.end(Kind::EndedElsewhere);

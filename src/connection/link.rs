@@ -34,6 +34,8 @@ pub(super) enum Condition {
     Busy,
     /// Not to be used again.
     Broken,
+    /// The same, because nothing arrives on it any more.
+    Lost,
 }
 
 /// The transaction around all sessions, which none of them may end; only tests have one.
@@ -84,12 +86,23 @@ impl Link {
     }
 
     pub(super) fn is_broken(&self) -> bool {
-        self.condition == Condition::Broken
+        matches!(self.condition, Condition::Broken | Condition::Lost)
     }
 
     /// The connection must serve no session any more.
     pub(super) fn give_up(&mut self) {
-        self.condition = Condition::Broken;
+        if !self.is_lost() {
+            self.condition = Condition::Broken;
+        }
+    }
+
+    /// The network has lost the connection.
+    pub(super) fn lose(&mut self) {
+        self.condition = Condition::Lost;
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.condition == Condition::Lost
     }
 
     /// Runs a text of this crate.

@@ -232,23 +232,29 @@ impl PinnedConnection {
 
 impl Drop for PinnedConnection {
     fn drop(&mut self) {
-        let mut driver = std::mem::replace(&mut self.link.driver, Driver::Gone);
+        let driver = std::mem::replace(&mut self.link.driver, Driver::Gone);
         if matches!(driver, Driver::Gone) {
             return;
         }
         // Dropped, it would go back to sqlx's pool in whatever state it is in: with an unread answer, in a transaction (H1).
-        driver.close_on_drop();
+        // Of a lost connection, sqlx's polite goodbye waits up to 5 s for a send buffer that nothing empties any more, and
+        // the place in its pool stays taken for as long.
+        let end: fn(Driver) = if self.link.is_lost() {
+            Driver::abandon
+        } else {
+            Driver::close
+        };
         // sqlx spawns a task for it, which panics without a runtime: https://github.com/tokio-rs/tokio/issues/3963
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
             // No runtime can be entered while a thread's locals are torn down: borrow a thread.
             let runtime = self.runtime.clone();
             std::thread::spawn(move || {
                 let _entered = runtime.enter();
-                drop(driver);
+                end(driver);
             });
         } else {
             let _entered = self.runtime.enter();
-            drop(driver);
+            end(driver);
         }
     }
 }

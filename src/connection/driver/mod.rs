@@ -259,9 +259,14 @@ impl Driver {
         dispatch!(self, DB, c => c.return_to_pool().await, gone => ());
     }
 
-    /// Has sqlx close the connection and free its slot when this value is dropped.
-    pub(crate) fn close_on_drop(&mut self) {
-        dispatch!(self, DB, c => c.close_on_drop(), gone => ());
+    /// Has sqlx say goodbye to the server in a task, and free the slot after that.
+    pub(crate) fn close(mut self) {
+        dispatch!(&mut self, DB, c => c.close_on_drop(), gone => ());
+    }
+
+    /// Frees the slot, and closes the socket without a goodbye.
+    pub(crate) fn abandon(self) {
+        dispatch!(self, DB, c => drop(c.detach()), gone => ());
     }
 }
 

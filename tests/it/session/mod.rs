@@ -1,6 +1,7 @@
 //! `DbSession` in a handler: G2 and G16.
 
 mod hot_path;
+mod lost_connection;
 mod polling;
 mod stale_plan;
 mod stalled_statement;

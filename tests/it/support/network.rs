@@ -28,11 +28,16 @@ pub async fn all_idle(site: &Site) {
 pub async fn patient_site(kind: Kind) -> (Site, Proxy) {
     let test = TestDb::new(kind).await;
     let proxy = Proxy::start(port_of(test.url())).await;
+    (patient_site_at(test, &proxy).await, proxy)
+}
+
+/// A site behind this proxy whose time-outs are far longer than any test.
+pub async fn patient_site_at(test: TestDb, proxy: &Proxy) -> Site {
     let mut options = test.options_at(&proxy.url(test.url()), SIZE);
     options.acquire_timeout(LONG);
     let db = Database::connect(options).await.unwrap();
     let layer = DbSessionLayer::new(pool_with(&db, |pool| pool.acquire_timeout(LONG)));
-    (Site::with(test, db, SIZE).await.layered(|_| layer), proxy)
+    Site::with(test, db, SIZE).await.layered(|_| layer)
 }
 
 pub async fn select(db: DbSession) {

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -66,9 +67,22 @@ struct Shared {
 impl Proxy {
     /// Starts a proxy in front of `127.0.0.1:target_port`.
     pub async fn start(target_port: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .expect("a free loopback port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        Self::at(listener.expect("a free loopback port"), target_port)
+    }
+
+    /// Starts a proxy whose clients cannot send more than some kilobytes ahead of what it reads, as over a real network:
+    /// the system sizes a socket's buffers by the segments that fit the way.
+    pub fn narrow(target_port: u16) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(1).expect("a small buffer");
+        setsockopt(&socket, sockopt::TcpMaxSeg, &536).expect("small segments");
+        let free = (Ipv4Addr::LOCALHOST, 0).into();
+        socket.bind(free).expect("a free loopback port");
+        Self::at(socket.listen(64).expect("a listener"), target_port)
+    }
+
+    fn at(listener: TcpListener, target_port: u16) -> Self {
         let port = listener.local_addr().expect("a bound listener").port();
         let shared = Arc::new(Shared {
             target_port: AtomicU16::new(target_port),
