@@ -207,6 +207,12 @@ impl PinnedConnection {
         self.cancel_handle.take()
     }
 
+    /// Returns what serves the connection on the server, if it is lost.
+    pub(crate) fn orphan(&self) -> Option<BackendId> {
+        let handle = self.cancel_handle.as_ref();
+        handle.filter(|_| self.link.is_lost())?.backend_id(Peer::Server)
+    }
+
     /// Has `handle`, of which the session may have a copy already, stop this connection's statements from here on.
     pub(crate) fn adopt(&mut self, handle: Arc<CancelHandle>) {
         let own = self.cancel_handle.replace(handle.clone());

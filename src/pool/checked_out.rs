@@ -175,6 +175,7 @@ impl CheckedOut {
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
         // The cause of its death may have killed the others.
         pool.return_idle();
+        self.end_orphan();
         let dead = self.0.connection.take();
         let handle = dead.and_then(PinnedConnection::into_cancel_handle);
         // Before the wait: in a pool of one, nothing else could end it.
@@ -188,6 +189,16 @@ impl CheckedOut {
             *self = next;
         }
         Ok(())
+    }
+
+    /// Has the server end its side of a connection that is lost: of itself it would notice after hours, and keep the
+    /// transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
+    /// verdict, which an answer may still overtake.
+    fn end_orphan(&self) {
+        let orphan = self.0.connection.as_ref().and_then(PinnedConnection::orphan);
+        if let Some(orphan) = orphan {
+            self.pool().cancels.end(orphan, &self.0.runtime);
+        }
     }
 
     /// Takes the connection out of the pool; the slot is free.
@@ -283,6 +294,7 @@ impl Drop for CheckedOut {
         if self.is(PinnedConnection::survives_cancel) {
             self.survive();
         }
+        self.end_orphan();
         // In this order: while a session is known to hold it, closing the pool waits for it.
         drop(self.0.connection.take());
         self.leave();

@@ -1,4 +1,4 @@
-//! Asks the server what it is at work for, to find statements whose answers were lost.
+//! Asks the server what it is at work for, to find statements whose answers were lost; their processes are ended.
 
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::batch::answered;
 #[cfg(feature = "sqlx-mysql")]
 use super::mysql::MySqlSide;
 #[cfg(feature = "sqlx-postgres")]
-use super::postgres::PostgresSide;
+use super::postgres::{POSTGRES_SERVER, PostgresSide};
 use super::{
     batch::Fault,
     queue::{Activity, Subject},
@@ -27,7 +27,7 @@ use crate::connection::MYSQL_SERVER;
 const RUNNING: Duration = Duration::from_millis(500);
 
 /// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
-/// fewer connections than there are.
+/// fewer connections than there are. An orphan is ended.
 pub(super) async fn ask(
     connection: &mut SideConnection,
     subject: &Subject,
@@ -40,6 +40,7 @@ pub(super) async fn ask(
                 connections,
                 active_within,
             } => side.ask_about_all(*connections, *active_within).await,
+            Subject::Orphan(target) => side.end(target).await.map(|()| None),
         },
         #[cfg(feature = "sqlx-mysql")]
         SideConnection::MySql(side) => match subject {
@@ -48,6 +49,7 @@ pub(super) async fn ask(
                 connections,
                 active_within,
             } => side.ask_about_all(*connections, *active_within).await,
+            Subject::Orphan(target) => side.end(target).await.map(|()| None),
         },
         #[allow(unreachable_patterns)]
         _ => {
@@ -56,10 +58,6 @@ pub(super) async fn ask(
         }
     }
 }
-
-#[cfg(feature = "sqlx-postgres")]
-const POSTGRES_SERVER: &str =
-    "((extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8)";
 
 #[cfg(feature = "sqlx-postgres")]
 impl PostgresSide {
@@ -117,26 +115,13 @@ impl PostgresSide {
 #[cfg(feature = "sqlx-mysql")]
 impl MySqlSide {
     async fn ask_about(&mut self, target: &BackendId) -> Result<Option<Activity>, Fault> {
-        let BackendId::MySql { id, client, server } = target else {
+        let BackendId::MySql { server, .. } = target else {
             return Ok(None);
         };
-        let sql = format!(
-            "SELECT {MYSQL_SERVER}, (SELECT CAST(HOST AS CHAR) FROM {} \
-             WHERE ID = {id} AND COMMAND <> 'Sleep')",
-            self.processes,
-        );
-        let rows =
-            answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection)).await?;
-        let Some(row) = rows
-            .first()
-            .filter(|row| row.try_get(0).is_ok_and(|asked: String| asked == *server))
-        else {
-            return Ok(None);
-        };
-        let busy: Option<String> = row.try_get(1)?;
-        Ok(Some(Activity {
+        let found = self.finds(target, "COMMAND <> 'Sleep'").await?;
+        Ok(found.map(|is_busy| Activity {
             server: server.clone(),
-            is_busy: busy.is_some_and(|busy| busy == *client),
+            is_busy,
         }))
     }
 

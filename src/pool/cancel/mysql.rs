@@ -1,4 +1,4 @@
-//! [`MySqlSide`]: cancels by `KILL QUERY`, on MySQL and MariaDB.
+//! [`MySqlSide`]: cancels by `KILL QUERY`, and ends by `KILL CONNECTION`, on MySQL and MariaDB.
 
 use sea_orm::sqlx::{
     self, AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
@@ -7,7 +7,7 @@ use sea_orm::sqlx::{
 
 use super::batch::{Batch, Fault, Outcome, answered};
 use crate::{
-    connection::{BackendId, PROCESSES, Peer},
+    connection::{BackendId, MYSQL_SERVER, PROCESSES, Peer},
     error::is_no_such_process,
 };
 
@@ -48,14 +48,9 @@ impl MySqlSide {
                     .any(|(number, host)| (number, host) == (id, client))
             {
                 item.outcome = Outcome::InDoubt;
-                let kill = AssertSqlSafe(format!("KILL QUERY {id}"));
-                match answered(self.connection.execute(kill)).await {
-                    Ok(_) => {}
-                    // ER_NO_SUCH_THREAD: gone by itself.
-                    Err(Fault::Driver(sqlx::Error::Database(error)))
-                        if is_no_such_process(&*error) => {}
+                match self.kill("QUERY", *id).await {
                     Err(fault) if fault.is_fatal() => return Err(fault),
-                    Err(fault) => ended = ended.and(Err(fault)),
+                    killed => ended = ended.and(killed),
                 }
             }
             item.outcome = Outcome::Answered;
@@ -79,6 +74,48 @@ impl MySqlSide {
         let busy = rows.await?.into_iter();
         busy.map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
             .collect()
+    }
+
+    /// Ends a thread, whatever it is at.
+    pub(super) async fn end(&mut self, orphan: &BackendId) -> Result<(), Fault> {
+        match orphan {
+            BackendId::MySql { id, .. } if self.finds(orphan, "TRUE").await? == Some(true) => {
+                self.kill("CONNECTION", *id).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn kill(&mut self, what: &str, id: u64) -> Result<(), Fault> {
+        let kill = AssertSqlSafe(format!("KILL {what} {id}"));
+        match answered(self.connection.execute(kill)).await {
+            // ER_NO_SUCH_THREAD: gone by itself.
+            Err(Fault::Driver(sqlx::Error::Database(error))) if is_no_such_process(&*error) => {
+                Ok(())
+            }
+            killed => killed.map(drop),
+        }
+    }
+
+    /// Returns whether the target's thread is there and fulfils the condition; `None` where another server is asked.
+    pub(super) async fn finds(
+        &mut self,
+        target: &BackendId,
+        condition: &str,
+    ) -> Result<Option<bool>, Fault> {
+        let BackendId::MySql { id, client, server } = target else {
+            return Ok(None);
+        };
+        let sql = format!(
+            "SELECT {MYSQL_SERVER}, (SELECT CAST(HOST AS CHAR) FROM {} WHERE ID = {id} AND {condition})",
+            self.processes,
+        );
+        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection));
+        let rows = rows.await?;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let (asked, found): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        // The number alone may be another client's by now.
+        Ok((asked == *server).then(|| found.as_ref() == Some(client)))
     }
 
     pub(super) async fn close(self) {

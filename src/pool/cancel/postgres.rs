@@ -1,4 +1,4 @@
-//! [`PostgresSide`]: cancels by `pg_cancel_backend`.
+//! [`PostgresSide`]: cancels by `pg_cancel_backend`, and ends by `pg_terminate_backend`.
 
 use sea_orm::sqlx::{
     self, AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
@@ -10,6 +10,10 @@ use crate::connection::{BackendId, Peer};
 
 /// A start-up setting that arrives at the server only if nothing stands between.
 const MARK: &str = "tower_sea_orm.direct";
+
+/// When the server was started, in microseconds: a later one has none of its processes.
+pub(super) const POSTGRES_SERVER: &str =
+    "((extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8)";
 
 pub(super) struct PostgresSide(pub(super) PgConnection);
 
@@ -84,6 +88,24 @@ impl PostgresSide {
         );
         answered(self.0.execute(AssertSqlSafe(sql))).await?;
         Ok(())
+    }
+
+    /// Ends a process, whatever it is at.
+    pub(super) async fn end(&mut self, orphan: &BackendId) -> Result<(), Fault> {
+        let BackendId::Postgres {
+            pid,
+            started,
+            server,
+            ..
+        } = orphan
+        else {
+            return Ok(());
+        };
+        let sql = format!(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
+             AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} AND {POSTGRES_SERVER} = {server}"
+        );
+        answered(self.0.execute(AssertSqlSafe(sql))).await.map(drop)
     }
 
     pub(super) async fn close(self) {

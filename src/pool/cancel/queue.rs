@@ -67,6 +67,8 @@ pub(in crate::pool) enum Subject {
         /// Each was last used within this time; those of another process may have been idle for longer.
         active_within: Duration,
     },
+    /// One whose client is lost: it is to end, whatever it is at.
+    Orphan(BackendId),
 }
 
 /// What a server says of a [`Subject`].
@@ -117,6 +119,14 @@ impl CancelQueue {
         let before = asked.requests.len();
         asked.requests.retain(|request| request.id != id);
         asked.requests.len() < before
+    }
+
+    /// Has the server end the process of a lost connection, which keeps the locks of its transaction until then. A proxy's
+    /// process may serve another client by now.
+    pub(in crate::pool) fn end(self: &Arc<Self>, orphan: BackendId, runtime: &Handle) {
+        if self.route() == Peer::Server {
+            drop(self.ask(Subject::Orphan(orphan), runtime));
+        }
     }
 
     /// Asks the server whether it is at work for `subject`; `None` if it cannot say.

@@ -78,8 +78,8 @@ impl CancelWorker {
                 let Some(connection) = &mut self.connection else {
                     break;
                 };
-                // A statement that a proxy keeps waiting is not the server's work yet.
-                let is_known = !is_of_all || queue.route() == Peer::Server;
+                // A statement that a proxy keeps waiting is not the server's work yet, and its process may serve another client.
+                let is_known = matches!(subject, Subject::One(_)) || queue.route() == Peer::Server;
                 let answer = if is_known {
                     ask(connection, &subject).await
                 } else {
@@ -91,7 +91,12 @@ impl CancelWorker {
                         break;
                     }
                     Err(fault) if fault.is_fatal() => self.connection = None,
-                    Err(_) => break,
+                    Err(fault) => {
+                        if matches!(subject, Subject::Orphan(_)) {
+                            tracing::warn!(target: "tower_sea_orm::pool", "the process of a lost connection could not be ended, which may keep locks: {fault}");
+                        }
+                        break;
+                    }
                 }
             }
         }
