@@ -165,9 +165,10 @@ impl CancelHandle {
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
 
-    /// The answer of this call will not arrive: if it still runs, it ends when it is polled next.
-    pub(crate) fn lose(&self, turn: u64) {
-        self.lost.store(turn, Ordering::Relaxed);
+    /// The answer of this call will not arrive: if it still runs, it ends when it is polled next. Returns whether that is
+    /// news.
+    pub(crate) fn lose(&self, turn: u64) -> bool {
+        self.lost.swap(turn, Ordering::Relaxed) != turn
     }
 
     /// Returns whether the running call may still be on its way to the server, which then has nothing to do.

@@ -23,6 +23,8 @@ use std::sync::Arc;
 use sea_orm::{DbBackend, DbErr};
 use tokio::runtime::Handle;
 
+#[cfg(feature = "sqlx-postgres")]
+pub(crate) use self::driver::POSTGRES_PLACE;
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
@@ -210,7 +212,9 @@ impl PinnedConnection {
     /// Returns what serves the connection on the server, if it is lost.
     pub(crate) fn orphan(&self) -> Option<BackendId> {
         let handle = self.cancel_handle.as_ref();
-        handle.filter(|_| self.link.is_lost())?.backend_id(Peer::Server)
+        handle
+            .filter(|_| self.link.is_lost())?
+            .backend_id(Peer::Server)
     }
 
     /// Has `handle`, of which the session may have a copy already, stop this connection's statements from here on.

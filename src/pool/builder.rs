@@ -158,8 +158,9 @@ impl SessionPoolBuilder {
     /// [`hold_slow_threshold`](Self::hold_slow_threshold), and every 5 s from then on, the pool asks the server, on the same
     /// extra connection, whether it is still working on the statement. If it is not, three times within a
     /// few seconds, the result will not arrive: the statement ends with an error, its connection is
-    /// closed, and a COMMIT's outcome is [unknown](Error::is_outcome_unknown). The server is then told
-    /// to end the process or thread (`pg_terminate_backend`, `KILL CONNECTION`), which releases its locks. Streams, raw closures and,
+    /// closed, and a COMMIT's outcome is [unknown](Error::is_outcome_unknown). The same goes if the server was restarted
+    /// meanwhile. The server is then told to end the process or thread (`pg_terminate_backend`, `KILL CONNECTION`), which
+    /// releases its locks. Streams, raw closures and,
     /// behind a proxy, statements outside transactions are left alone: [`hold_timeout`](Self::hold_timeout) bounds
     /// these. Without this setting, the server is asked only while requests wait and no connection is
     /// free, and only whether it is running any longer statement of this account.

@@ -195,7 +195,11 @@ impl CheckedOut {
     /// transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
     /// verdict, which an answer may still overtake.
     fn end_orphan(&self) {
-        let orphan = self.0.connection.as_ref().and_then(PinnedConnection::orphan);
+        let orphan = self
+            .0
+            .connection
+            .as_ref()
+            .and_then(PinnedConnection::orphan);
         if let Some(orphan) = orphan {
             self.pool().cancels.end(orphan, &self.0.runtime);
         }

@@ -53,11 +53,7 @@ impl HoldWatch {
             .collect();
         if !suspects.is_empty() {
             self.ask_at = now + ASK;
-            tokio::spawn(lost_statements::look_for_all(
-                pool.cancels.clone(),
-                suspects,
-                oldest,
-            ));
+            lost_statements::look_for(&pool.cancels, suspects, oldest);
         }
     }
 }

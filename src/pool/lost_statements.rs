@@ -63,14 +63,34 @@ impl Suspect {
 
     /// Ends the statement with an error, and closes its connection.
     fn lose(self) {
-        log_session!(
-            warn,
-            self.holder.label(),
-            statement = self.holder.last_statement(),
-            "the server is no longer running this statement but its result never arrived: connection lost, closed",
-        );
-        self.doubt.handle.lose(self.doubt.turn);
+        // Before it ends, which takes its text along.
+        let statement = self.holder.last_statement();
+        // Not twice: a statement may be asked about for more than one reason at a time.
+        if self.doubt.handle.lose(self.doubt.turn) {
+            log_session!(
+                warn,
+                self.holder.label(),
+                statement,
+                "the server is no longer running this statement but its result never arrived: connection lost, closed",
+            );
+        }
         self.holder.look_at_call();
+    }
+}
+
+/// Has the server asked about the `suspects`, whose connections have been in use since `oldest`.
+///
+/// About each by itself where its process is known. Counting all would take a statement for lost that runs on another
+/// server than the one that the name leads to by now, if another process of the service has connections there.
+pub(super) fn look_for(cancels: &Arc<CancelQueue>, suspects: Vec<Suspect>, oldest: Duration) {
+    let route = cancels.route();
+    let is_known = |suspect: &Suspect| suspect.doubt.handle.backend_id(route).is_some();
+    let (known, unknown): (Vec<_>, Vec<_>) = suspects.into_iter().partition(is_known);
+    for suspect in known {
+        tokio::spawn(look_for_one(cancels.clone(), suspect));
+    }
+    if !unknown.is_empty() {
+        tokio::spawn(look_for_all(cancels.clone(), unknown, oldest));
     }
 }
 
@@ -85,11 +105,7 @@ pub(super) async fn look_for_one(cancels: Arc<CancelQueue>, suspect: Suspect) {
 /// server processes behind their connections.
 ///
 /// The connections have been in use since `oldest`.
-pub(super) async fn look_for_all(
-    cancels: Arc<CancelQueue>,
-    suspects: Vec<Suspect>,
-    oldest: Duration,
-) {
+async fn look_for_all(cancels: Arc<CancelQueue>, suspects: Vec<Suspect>, oldest: Duration) {
     let active_within = oldest.saturating_add(AWAY);
     examine(&cancels, suspects, || {
         Some(cancels.all_connections(active_within))

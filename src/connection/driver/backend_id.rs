@@ -1,15 +1,16 @@
 //! [`BackendId`]: the process that serves a connection, and SQLite's progress handler, which stops it, since it has no process.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use sea_orm::DbErr;
-#[cfg(feature = "sqlx-mysql")]
-use sea_orm::sqlx::AssertSqlSafe;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use sea_orm::sqlx::{self, Row};
+use sea_orm::sqlx::{self, AssertSqlSafe, Row};
 
 use super::Driver;
 #[cfg(feature = "_sqlx")]
@@ -20,9 +21,12 @@ use super::results::query_error;
 #[cfg(feature = "sqlx-sqlite")]
 const INSTRUCTIONS: i32 = 1000;
 
+/// Where a primary server is to be found, which it keeps when it is restarted; null on a standby. The system identifier
+/// is the same on all servers of a cluster, and a role may be forbidden to read it.
 #[cfg(feature = "sqlx-postgres")]
-const POSTGRES: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8, \
-     (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8 FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()";
+pub(crate) const POSTGRES_PLACE: &str = "CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
+     pg_catalog.concat(pg_catalog.host(pg_catalog.inet_server_addr()), ':', pg_catalog.current_setting('port'), '/', \
+     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) END";
 
 /// The table of the server's processes. MySQL has a newer one from 8.0.22 on, and warns of the older, which will be
 /// removed; MariaDB reads the other comment. A version that understands neither refuses the text, and a MySQL
@@ -33,16 +37,25 @@ pub(crate) const PROCESSES: [&str; 2] = [
     "information_schema.processlist",
 ];
 
-/// Which server this is, behind a name that may lead to several.
+/// Which server this is, behind a name that may lead to several. Replicas have numbers of their own, whatever their
+/// hosts are called; MariaDB, which has no `server_uuid`, does not read that comment.
 #[cfg(feature = "sqlx-mysql")]
-pub(crate) const MYSQL_SERVER: &str = "CAST(CONCAT(@@hostname, ':', @@port) AS CHAR)";
+pub(crate) const MYSQL_SERVER: &str = "CAST(CONCAT(@@hostname, ':', @@port, '/', @@server_id /*!50700 , '/', @@server_uuid */) AS CHAR)";
 
 /// The server's process behind a connection, as distinct from a later one of the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(dead_code)] // each driver has its own
 pub(crate) enum BackendId {
-    /// Its start in microseconds of the server's clock, and the server's own.
-    Postgres { pid: i32, started: i64, server: i64 },
+    Postgres {
+        pid: i32,
+        /// Its start in microseconds of the server's clock, and the server's own.
+        started: i64,
+        server: i64,
+        /// Where the server is, if it is a primary.
+        place: Option<String>,
+        /// The time by which it was there.
+        learnt: Instant,
+    },
     /// The client's address and port, as the server sees them, and the server's own name and port.
     MySql {
         id: u64,
@@ -104,11 +117,18 @@ impl Driver {
 
 #[cfg(feature = "sqlx-postgres")]
 async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option<BackendId>> {
-    let rows = sqlx::raw_sql(POSTGRES).fetch_all(connection).await?;
+    let sql = format!(
+        "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8, \
+         (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8, {POSTGRES_PLACE} \
+         FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
+    );
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql))
+        .fetch_all(connection)
+        .await?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
-    let (pid, server) = (row.try_get(0)?, row.try_get(2)?);
+    let (pid, server, place) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
     let started: Option<i64> = row.try_get(1)?;
     // Without the right to see it, the start is NULL, and a process that cannot be distinguished from a later one of its
     // number is never cancelled (G9).
@@ -116,6 +136,8 @@ async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option
         pid,
         started,
         server,
+        place,
+        learnt: Instant::now(),
     }))
 }
 

@@ -17,6 +17,8 @@ use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
 use sqlx_core::transaction::TransactionManager;
 
 pub(crate) use self::backend_id::BackendId;
+#[cfg(feature = "sqlx-postgres")]
+pub(crate) use self::backend_id::POSTGRES_PLACE;
 #[cfg(feature = "sqlx-mysql")]
 pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
 #[cfg(all(feature = "_sqlx", feature = "stream"))]

@@ -21,10 +21,16 @@ use super::{
 use crate::connection::BackendId;
 #[cfg(feature = "sqlx-mysql")]
 use crate::connection::MYSQL_SERVER;
+#[cfg(feature = "sqlx-postgres")]
+use crate::connection::POSTGRES_PLACE;
 
 /// A statement in question has run for at least this long. A shorter one belongs to another request or process.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 const RUNNING: Duration = Duration::from_millis(500);
+
+/// How far two clocks may be apart that run at nearly the same rate.
+#[cfg(feature = "sqlx-postgres")]
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
 /// fewer connections than there are. An orphan is ended.
@@ -61,21 +67,33 @@ pub(super) async fn ask(
 
 #[cfg(feature = "sqlx-postgres")]
 impl PostgresSide {
+    /// Where the same server was restarted since the process was there, it is gone. A later start alone would not do:
+    /// the name may lead to another server, while the first is still at work.
     async fn ask_about(&mut self, target: &BackendId) -> Result<Option<Activity>, Fault> {
         let BackendId::Postgres {
             pid,
             started,
             server,
+            place,
+            learnt,
         } = target
         else {
             return Ok(None);
         };
+        let restarted = place.as_ref().map(|place| {
+            format!(
+                "OR {POSTGRES_SERVER} > {server} AND {POSTGRES_PLACE} = '{place}' \
+                 AND pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time() < {} * interval '1 second'",
+                learnt.elapsed().saturating_sub(MARGIN).as_secs_f64(),
+            )
+        });
         // Where activities are not tracked, all may be busy.
         let sql = format!(
             "SELECT {POSTGRES_SERVER}::text, EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
              AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} \
              AND coalesce(state, '') NOT LIKE 'idle%') \
-             WHERE {POSTGRES_SERVER} = {server}"
+             WHERE {POSTGRES_SERVER} = {server} {}",
+            restarted.unwrap_or_default(),
         );
         let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
         let Some(row) = rows.first() else {

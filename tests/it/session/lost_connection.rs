@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
+use tokio::time::sleep as pause;
 use tower_sea_orm::{DbSession, Error};
 
 use crate::{
@@ -12,7 +13,8 @@ use crate::{
     support::{
         database::{Kind, SERVERS, TestDb},
         network::{all_idle, patient_site, patient_site_at, select},
-        site::{SIZE, call, port_of, value},
+        servers::OwnServer,
+        site::{SIZE, Site, call, port_of, value},
         statements::{insert, running, sleep},
         wait::{LONG, eventually},
         wire::Proxy,
@@ -28,6 +30,13 @@ async fn sleeping(db: DbSession, kind: Kind, seconds: f64) -> StatusCode {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+async fn all_run(site: &Site) {
+    eventually("all run", async || {
+        running(site.view(), "sleep(").await == SIZE as usize
+    })
+    .await;
 }
 
 /// The driver's goodbye would wait for a send buffer that nothing empties any more.
@@ -98,5 +107,92 @@ async fn a_lost_transaction_holds_its_locks_no_longer() {
         let hits: i32 = value(site.view(), "SELECT hits FROM item").await;
         assert_eq!(hits, 1, "{kind:?}");
         site.assert_whole().await;
+    }
+}
+
+/// Its processes are gone, and nothing on this side of the network says so.
+#[tokio::test]
+async fn statements_of_a_server_that_was_restarted_unnoticed_end() {
+    for mut server in [OwnServer::postgres(), OwnServer::mysql()] {
+        let test = TestDb::on(&server).await;
+        let (kind, proxy) = (test.kind, Proxy::start(server.port()).await);
+        let site = patient_site_at(test, &proxy).await.pooled(|pool| {
+            pool.acquire_timeout(LONG)
+                .hold_slow_threshold(Duration::from_secs(1))
+                .cancel_running()
+        });
+        let sleeps = async move |db: DbSession| sleeping(db, kind, 600.0).await;
+        let held: Vec<_> = (0..SIZE)
+            .map(|_| tokio::spawn(call(site.app(sleeps))))
+            .collect();
+        all_run(&site).await;
+        pause(Duration::from_secs(1)).await;
+        proxy.silence();
+        server.stop();
+        server.start();
+        assert_eq!(site.call(select).await.status(), 200, "{kind:?}");
+        for request in held {
+            assert_eq!(request.await.unwrap().status(), 502, "{kind:?}");
+        }
+        site.assert_whole().await;
+    }
+}
+
+/// A database of the same name on another server.
+async fn twin_of(test: &TestDb, server: &OwnServer) -> String {
+    let name = test.url().rsplit_once('/').unwrap().1;
+    let root = Database::connect(server.url()).await.unwrap();
+    let sql = format!("CREATE DATABASE {name}");
+    root.execute_unprepared(&sql).await.unwrap();
+    root.close().await.unwrap();
+    let url = server.url();
+    format!("{}/{name}", url.rsplit_once('/').unwrap().0)
+}
+
+/// It was started after the statements, does nothing, and is all that the name leads to by now. With `cancel_running`,
+/// another process of the service has connections there.
+#[tokio::test]
+async fn statements_on_another_server_of_the_name_are_left_alone() {
+    for kind in SERVERS {
+        let new = || match kind {
+            Kind::Postgres => OwnServer::postgres(),
+            _ => OwnServer::mysql(),
+        };
+        let (old, mut young) = (new(), new());
+        for cancels in [false, true] {
+            let test = TestDb::on(&old).await;
+            let twin = twin_of(&test, &young).await;
+            let proxy = Proxy::start(old.port()).await;
+            let site = patient_site_at(test, &proxy).await.pooled(|pool| {
+                let pool = pool
+                    .acquire_timeout(LONG)
+                    .hold_slow_threshold(Duration::from_secs(1));
+                if cancels { pool.cancel_running() } else { pool }
+            });
+            let sleeps = async move |db: DbSession| sleeping(db, kind, 14.0).await;
+            let slow = join_all((0..SIZE).map(|_| site.call(sleeps)));
+            let (slow, next) = tokio::join!(slow, async {
+                all_run(&site).await;
+                pause(Duration::from_secs(1)).await;
+                young.stop();
+                young.start();
+                proxy.lead_to(young.port());
+                let others = Database::connect(site.test.options_at(&twin, SIZE)).await;
+                let others = others.unwrap();
+                if cancels {
+                    let works = (0..SIZE).map(|_| others.execute_raw(sleep(kind, 0.2)));
+                    assert!(join_all(works).await.iter().all(Result::is_ok));
+                }
+                let next = site.call(select).await;
+                others.close().await.unwrap();
+                next
+            });
+            let answers = slow.iter().chain([&next]);
+            let statuses: Vec<_> = answers.map(|answer| answer.status()).collect();
+            assert!(
+                statuses.iter().all(|status| *status == 200),
+                "{kind:?}, cancels: {cancels}: {statuses:?}"
+            );
+        }
     }
 }
