@@ -13,6 +13,7 @@ use crate::{
     support::{
         database::{Kind, SERVERS, TestDb},
         network::{all_idle, patient_site, patient_site_at, select},
+        pool::pool_with,
         servers::OwnServer,
         site::{SIZE, Site, call, port_of, value},
         statements::{insert, running, sleep},
@@ -195,4 +196,111 @@ async fn statements_on_another_server_of_the_name_are_left_alone() {
             );
         }
     }
+}
+
+/// The server shows it with another database than its idle neighbours, which belong to another process of the service.
+#[tokio::test]
+async fn a_statement_in_another_database_is_not_taken_for_lost() {
+    let kind = Kind::MySql;
+    for cancels in [false, true] {
+        let (site, _proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| {
+            let pool = pool
+                .acquire_timeout(LONG)
+                .hold_slow_threshold(Duration::from_secs(1));
+            if cancels { pool.cancel_running() } else { pool }
+        });
+        let others = Database::connect(site.test.options(SIZE)).await.unwrap();
+        let works = (0..SIZE).map(|_| others.execute_raw(sleep(kind, 0.2)));
+        assert!(join_all(works).await.iter().all(Result::is_ok));
+        let sleeps = async move |db: DbSession| {
+            db.execute_unprepared("USE information_schema")
+                .await
+                .unwrap();
+            sleeping(db, kind, 8.0).await
+        };
+        let slow = join_all((0..SIZE).map(|_| site.call(sleeps)));
+        let (slow, next) = tokio::join!(slow, async {
+            eventually("all are in use", async || {
+                site.layer.pool().status().used == SIZE
+            })
+            .await;
+            site.call(select).await
+        });
+        let answers = slow.iter().chain([&next]);
+        let statuses: Vec<_> = answers.map(|answer| answer.status()).collect();
+        assert!(
+            statuses.iter().all(|status| *status == 200),
+            "cancels: {cancels}: {statuses:?}"
+        );
+        others.close().await.unwrap();
+    }
+}
+
+/// The short statements of another process, and the questions of another pool that has lost all its connections as well.
+#[tokio::test]
+async fn busy_neighbours_do_not_keep_lost_statements_from_their_end() {
+    for kind in SERVERS {
+        let (site, proxy) = patient_site(kind).await;
+        let site = site.pooled(|pool| pool.acquire_timeout(LONG));
+        let busy = Database::connect(site.test.options(2)).await.unwrap();
+        let neighbours: Vec<_> = (0..2)
+            .map(|_| {
+                let busy = busy.clone();
+                tokio::spawn(async move {
+                    loop {
+                        busy.execute_raw(sleep(kind, 0.05)).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        let own = site.test.options_at(&proxy.url(site.test.url()), SIZE);
+        let own = Database::connect(own).await.unwrap();
+        let beside = pool_with(&own, |pool| pool.acquire_timeout(LONG));
+        let lost: Vec<_> = (0..SIZE)
+            .map(|_| {
+                let beside = beside.clone();
+                tokio::spawn(async move {
+                    let session = beside.session().await.unwrap();
+                    session.execute_raw(sleep(kind, 0.5)).await.is_err()
+                })
+            })
+            .collect();
+        let sleeps = async move |db: DbSession| sleeping(db, kind, 0.5).await;
+        let held: Vec<_> = (0..SIZE)
+            .map(|_| tokio::spawn(call(site.app(sleeps))))
+            .collect();
+        eventually("all are in use", async || {
+            [site.layer.pool(), &beside].map(|pool| pool.status().used) == [SIZE; 2]
+        })
+        .await;
+        pause(Duration::from_millis(100)).await;
+        proxy.silence();
+        let (next, other) = tokio::join!(site.call(select), beside.session());
+        assert_eq!((next.status().as_u16(), other.is_ok()), (200, true));
+        for request in held {
+            assert_eq!(request.await.unwrap().status(), 502, "{kind:?}");
+        }
+        for statement in lost {
+            assert!(statement.await.unwrap(), "{kind:?}");
+        }
+        neighbours.iter().for_each(|neighbour| neighbour.abort());
+        site.assert_whole().await;
+    }
+}
+
+/// Nothing can be asked about a connection whose process is not known yet.
+#[tokio::test]
+async fn a_connection_that_is_lost_while_it_is_set_up_is_given_up() {
+    let (site, proxy) = patient_site(Kind::MySql).await;
+    let site = site.pooled(|pool| pool.acquire_timeout(LONG).cancel_running());
+    proxy.hold_back("completion_type");
+    let selects = async |db: DbSession| match db.execute_unprepared("SELECT 1").await {
+        Ok(_) => StatusCode::OK,
+        Err(_) => StatusCode::BAD_GATEWAY,
+    };
+    assert_eq!(site.call(selects).await.status(), 502);
+    proxy.let_go();
+    assert_eq!(site.call(select).await.status(), 200);
+    site.assert_whole().await;
 }
