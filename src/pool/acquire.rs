@@ -39,6 +39,7 @@ impl PoolInner {
             return None;
         }
         let idle = self.ledger().take_idle()?;
+        // Counted as out under that lock: from here on, the guard gives the place back.
         let slot = SlotGuard::new(self.clone(), Use::Session);
         self.pressure.relieved();
         Some(Lease::new(CheckedOut::of_idle(idle, slot)))
@@ -57,12 +58,14 @@ impl PoolInner {
         if let Some(lease) = self.try_acquire() {
             return Ok(lease);
         }
+        // Not before: an idle connection needs no runtime to be handed out.
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
         let mut waiting = self.join(runtime, request, another)?;
         let answer = self.answer(&mut waiting.receiver).await;
         // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
+        // Before a failure is logged, which tells how many wait.
         drop(waiting);
         let error = match answer {
             Ok(Ok(Ok(lease))) if !self.is_shut() => {
@@ -72,7 +75,7 @@ impl PoolInner {
             // Logged where the deadlock was found.
             Ok(Ok(Err(error))) if error.is_pool_deadlock() => return Err(error),
             Ok(Ok(Err(error))) | Err(error) => error,
-            // Without an answer, its runtime is shutting down.
+            // Without an answer, its runtime is shutting down; a lease that came too late goes back clean when it is dropped.
             Ok(Ok(Ok(_)) | Err(_)) => Kind::Closing.into(),
         };
         Err(self.fail(error, started.elapsed()))
@@ -89,8 +92,10 @@ impl PoolInner {
         let holder = request
             .clone()
             .filter(|request| !another && self.holds_one(request));
+        // Only now: `holds_one` looks into sessions, which have locks of their own.
         let mut ledger = self.ledger();
         if holder.is_some() {
+            // Newcomers would take each connection that comes free, and wait for a second one while they hold it.
             ledger.expect_seconds();
         }
         let joined = ledger.join(Applicant {
@@ -106,6 +111,7 @@ impl PoolInner {
             self.fill();
         }
         let waiting = Waiting::new(receiver, self, request);
+        // Last: it may be this one that a deadlock is broken by.
         if let Some(holder) = holder {
             self.note_second(&*holder);
         }
@@ -140,6 +146,7 @@ impl PoolInner {
         if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {
             return Ok(answer);
         }
+        // Where sessions hold all there are, the reason is known, and the server has no use for one more log-in.
         let is_opening = !self.is_test() && self.status().acquiring > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
         let probe = runtime.map(|runtime| self.probe.start(&self.driver, &runtime));
@@ -162,24 +169,31 @@ impl PoolInner {
         let Some(probe) = probe.filter(|_| status.acquiring > 0) else {
             return Kind::Exhausted.into();
         };
-        let failure: Option<Error> = match probe.now_or_never() {
-            Some(ended) => ended.ok().flatten(),
-            None => (time >= PROBE).then(|| Kind::Down.into()),
-        };
+        // Also those of the plain `DatabaseConnection`: a server that serves these is neither down nor full for all.
         let is_any_used = status.used > 0 || self.driver.is_used(status.acquiring);
-        // Without a cause it is silence, which may be a slow log-in.
-        let is_slow =
-            |error: &Error| error.source().is_none() && self.ledger().fetches.logs_in_slowly();
-        match failure {
-            Some(error) if error.is_unreachable() && !is_slow(&error) => error,
-            Some(error) if error.is_exhausted() && !is_any_used => error,
+        match self.failure(probe, time) {
+            Some(error) if error.is_unreachable() || !is_any_used => error,
             _ if is_any_used => Kind::Exhausted.into(),
             _ => Kind::NotOpened.into(),
         }
     }
 
+    /// Returns why the `probe` could not connect; `None` where it could, or may only need longer.
+    fn failure(&self, probe: JoinHandle<Option<Error>>, time: Duration) -> Option<Error> {
+        let failure = match probe.now_or_never() {
+            Some(ended) => ended.ok().flatten()?,
+            // A time-out of less than two seconds has cut its time short.
+            None if time < PROBE => return None,
+            None => Kind::Down.into(),
+        };
+        // Without a cause it is silence, which may be a slow log-in.
+        let is_silence = failure.is_unreachable() && failure.source().is_none();
+        (!is_silence || !self.ledger().fetches.logs_in_slowly()).then_some(failure)
+    }
+
     /// Serves the waiters from idle connections, and has as many fetched as there are waiters and the limit allows.
     pub(super) fn fill(self: &Arc<Self>) {
+        // Idle ones first: they are there, and each spares a round trip.
         loop {
             let idle = self.ledger().take_idle_for_waiter();
             // Without the lock: handing over wakes a task.
@@ -203,6 +217,7 @@ impl PoolInner {
     pub(super) fn hand_over(&self, mut connection: CheckedOut) {
         loop {
             let next = self.ledger().next_turn();
+            // It stays out while it is handed from one to the next, so that no fetch begins for the waiter behind.
             let Some(waiter) = next else {
                 return connection.put_back();
             };
@@ -223,6 +238,7 @@ impl PoolInner {
 
     /// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
     pub(super) async fn fetch_failed(&self, error: DbErr) {
+        // A server that is full may have a place at any moment, and those who wait have time left.
         let full = is_full(&error);
         let follows = {
             let mut ledger = self.ledger();
@@ -232,6 +248,7 @@ impl PoolInner {
         match follows {
             AfterFailure::GoOn => {}
             AfterFailure::Rest(pause) => {
+                // One line for each pause, because only one of those that fail rests.
                 let status = self.status();
                 let (used, pending) = (status.used, status.pending);
                 tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");
@@ -275,6 +292,7 @@ impl<'p> Waiting<'p> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
+            // First: what is given from here on comes back to the giver, and the count below is of closed ones.
             self.receiver.close();
             self.pool.ledger().waiters.left();
         }

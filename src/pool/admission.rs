@@ -73,6 +73,7 @@ impl Pace {
     }
 
     fn within_at(&mut self, time: Duration, now: Instant) -> usize {
+        // The first look sets the clock: what came before it has no span to be divided by.
         let elapsed = now.saturating_duration_since(*self.since.get_or_insert(now));
         let current = self.turns as f64 / elapsed.as_secs_f64();
         if elapsed >= SPAN {
@@ -82,6 +83,8 @@ impl Pace {
                 before: current,
             };
         }
+        // A service that has just become faster is believed soon; one that has become slower after its span, because a
+        // short pause says little.
         let pace = if elapsed >= GLANCE {
             self.before.max(current)
         } else {

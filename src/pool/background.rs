@@ -51,6 +51,7 @@ impl Background {
 
     /// Wakes the task, or lets its next wait for the bell end at once.
     pub(super) fn ring(&self) {
+        // `notify_one` keeps its permit, so that a ring between a look and the wait is not lost.
         self.bell.notify_one();
     }
 

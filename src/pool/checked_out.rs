@@ -143,6 +143,8 @@ impl CheckedOut {
 
     fn may_begin_again(&self, output: &Result<Output, DbErr>, task: &Task) -> bool {
         let Err(error) = output else { return false };
+        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was closing the
+        // connection has not read the statement.
         let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         self.is_broken() && is_undone && task.is_whole() && !self.pool().is_test()
     }
@@ -152,6 +154,7 @@ impl CheckedOut {
         mut output: Result<Output, DbErr>,
         task: &mut Task,
     ) -> Result<Output, DbErr> {
+        // Bounded, because each of the driver's idle connections may be as dead as the first.
         for _ in 0..BEGIN_AGAIN {
             if !self.may_begin_again(&output, task) {
                 break;
@@ -185,6 +188,7 @@ impl CheckedOut {
                 // The session has handed it out already: from here on, it cancels what runs on the new connection.
                 connection.adopt(handle);
             }
+            // Its place in the registry goes along, and with it the time since which the session holds a connection.
             next.0.holder = self.0.holder.take();
             *self = next;
         }
@@ -296,6 +300,7 @@ impl Drop for CheckedOut {
     fn drop(&mut self) {
         // SQLite in memory: closed with its connection, the database would be gone.
         if self.is(PinnedConnection::survives_cancel) {
+            // It takes the connection, so that what follows finds none.
             self.survive();
         }
         self.end_orphan();

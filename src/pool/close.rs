@@ -37,6 +37,7 @@ async fn cut_off(pool: &PoolInner) -> usize {
     // `None`: for as long as it takes.
     let until = Instant::now().checked_add(pool.settings.release_timeout);
     let mut cut = 0;
+    // Again and again: a COMMIT that was sent is completed first, and its session can be cut off only then.
     loop {
         cut += cut_once(pool);
         let is_over = pool.is_direct() || pool.registry.len() == 0;
@@ -49,6 +50,7 @@ async fn cut_off(pool: &PoolInner) -> usize {
 
 /// Cuts off those that can be cut off now, and returns how many there were.
 fn cut_once(pool: &PoolInner) -> usize {
+    // The lock is free when they are answered, which wakes tasks.
     let waiters = pool.ledger().waiters.take_all().into_iter();
     let refused = waiters.filter_map(|waiter| waiter.answer(Err(Kind::Closing.into())).ok());
     let mut cut = refused.count();
@@ -72,6 +74,7 @@ async fn close_driver(pool: &Arc<PoolInner>) {
         // The database is the test's.
         return;
     }
+    // sqlx's `close()` waits for them: https://github.com/launchbadge/sqlx/issues/1773
     pool.return_idle();
     pool.driver.close_now();
     let database = pool.database.clone();

@@ -56,6 +56,7 @@ impl Closing {
 
     /// Notes that a session has ended, or that a connection is back.
     pub(super) fn changed(&self) {
+        // Every returned connection comes by here, and `notify_waiters` takes a lock.
         if self.has_begun() {
             self.changed.notify_waiters();
         }

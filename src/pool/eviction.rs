@@ -55,6 +55,7 @@ impl Eviction {
         let (past, pause) = last.map_or((Duration::MAX, Duration::ZERO), |last| {
             (last.at.elapsed(), last.pause)
         });
+        // Each request's refused write comes by here, and closing all connections for each would stop the reads as well.
         if past < pause {
             return None;
         }

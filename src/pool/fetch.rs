@@ -15,6 +15,7 @@ use crate::{
 /// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
 /// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
 pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
+    // Dropped before this, the guard lets its waiter go, whose runtime takes no tasks; after it, it has another one fetched.
     guard.begin();
     let (pool, began) = (guard.pool().clone(), Instant::now());
     let fetched = match pool.test() {
@@ -53,10 +54,13 @@ async fn take_from_driver(
     if let Ok((connection, ())) = timeout(SILENCE, acquiring.as_mut()).await {
         return connection;
     }
+    // Before anything is given up: another fetch may find an idle connection meanwhile.
     guard.become_slow();
+    // SQLite opens files: nothing gets lost on the way, and giving up an in-memory one would lose the database.
     if !driver.has_server() {
         return acquiring.await.0;
     }
+    // Read after the silence: the fetches that began before may have changed it.
     let patience = pool.ledger().fetches.patience();
     match select(acquiring, pin!(timeout(patience, driver.closed()))).await {
         Either::Left(((connection, ()), _)) => connection,

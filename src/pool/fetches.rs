@@ -75,6 +75,7 @@ impl Fetches {
     /// Notes that a fetch has brought a connection.
     pub(super) fn succeed(&mut self, was_slow: bool) {
         self.end(was_slow);
+        // A quick one after a slow one may come from the idle ones, and says nothing about log-ins: that stays remembered.
         if was_slow {
             self.slow_log_in = Some(Instant::now());
         } else {
@@ -86,6 +87,7 @@ impl Fetches {
     /// Notes that a fetch has failed. While connections are `out` or being fetched, those who wait go on waiting, and
     /// after a pause one more is fetched. `may_pass`: also while there are none.
     pub(super) fn fail(&mut self, out: u32, may_pass: bool) -> AfterFailure {
+        // Neither this one nor the one that waits out the pause can bring anything.
         let under_way = self.running.saturating_sub(1 + u32::from(self.is_resting));
         if out == 0 && under_way == 0 && !may_pass {
             self.paused_until = None;
@@ -97,6 +99,7 @@ impl Fetches {
             self.paused_until = Instant::now().checked_add(self.pause);
             return AfterFailure::GoOn;
         }
+        // Twice as long each time: a server that ends every connect at once would be connected to in a loop.
         self.pause = (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE);
         self.paused_until = Instant::now().checked_add(self.pause);
         AfterFailure::Rest(self.pause)

@@ -41,9 +41,11 @@ impl HoldWatch {
     /// the last check: the network may have lost their connections.
     fn look_for_stall(&mut self, pool: &Arc<PoolInner>) {
         let now = Instant::now();
+        // Only while it hurts: each question takes a connection beside the pool, of which the account may have none left.
         if now < self.ask_at || !pool.ledger().is_exhausted() || !pool.has_server() {
             return;
         }
+        // At each check, also where none is asked about: what runs now is what `ran_before` next time.
         self.ask_at = now + STALL_CHECK;
         let (holders, oldest) = (pool.registry.watched(), pool.registry.oldest());
         let suspects: Vec<_> = holders
@@ -110,6 +112,7 @@ fn look(pool: &PoolInner) -> Option<Duration> {
             );
         }
     }
+    // Not by times of their own in the registry: a body's time starts anew with each part that is taken from it.
     cut_unread(pool);
     due.next
 }

@@ -58,6 +58,7 @@ impl IdleConnections {
 
     /// Takes the most recently used one, if it is still fresh.
     pub(super) fn pop(&mut self) -> Option<IdleConnection> {
+        // The newest first: the others grow old together and go back to the driver, which closes what is too much.
         self.0.pop_if(|idle| idle.is_fresh())
     }
 

@@ -58,6 +58,7 @@ impl PoolInner {
         test: Option<TestTransaction>,
     ) -> Arc<Self> {
         let limit = if test.is_some() {
+            // All sessions of a test run on the connection that has its transaction open.
             1
         } else {
             settings.limit(&driver)
@@ -204,6 +205,8 @@ impl PoolInner {
             return Ok(());
         }
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the service
+        // is restarted when it is needed most.
         let attempt = self.probe.start(&self.driver, &runtime).await;
         match attempt.ok().flatten() {
             // A server that is full has answered.
@@ -263,6 +266,7 @@ impl PoolInner {
         let Some(requests) = deadlock::requests_of(&self.registry.all()) else {
             return;
         };
+        // The newest: it has the least behind it. Its error ends its request, whose connection then serves the next.
         let newest = self.ledger().take_deadlocked(&requests);
         let Some(newest) = newest else { return };
         if newest.answer(Err(Kind::PoolDeadlock.into())).is_ok() {

@@ -127,6 +127,7 @@ impl<T> Ledger<T> {
             self.seconds_until
                 .is_some_and(|until| Instant::now() < until)
         };
+        // Of one, nothing could be kept, and no session would ever begin.
         if !holds && self.limit > 1 && is_kept() {
             self.limit - 1
         } else {
@@ -145,6 +146,7 @@ impl<T> Ledger<T> {
         let admits = if applicant.holds {
             self.admission.admits_holder(free)
         } else {
+            // Those who have given up are counted exactly only where that decides.
             let bound = self.admission.guaranteed(free);
             let waiting = self.waiters.count(bound);
             self.admission.admits(waiting, free)
@@ -161,8 +163,10 @@ impl<T> Ledger<T> {
         if self.fetches.is_paused() {
             return None;
         }
+        // A fetch is for nobody: it serves whoever is first when it ends. So the first waiters have theirs.
         let waiter = self.waiters.live().nth(self.fetches.counted_on())?;
         let Applicant { runtime, holds, .. } = &waiter.applicant;
+        // The slow ones as well: each may still bring a connection.
         if self.out() + self.fetches.running() >= self.limit_for(*holds) {
             return None;
         }
@@ -174,6 +178,7 @@ impl<T> Ledger<T> {
     /// Takes the waiter that gets a connection, which counts as out.
     pub(super) fn next_turn(&mut self) -> Option<Waiter<T>> {
         let holds = self.waiters.live().next()?.applicant.holds;
+        // Not `>=`: the connection that it gets is out already.
         if self.out() > self.limit_for(holds) {
             return None;
         }
@@ -184,6 +189,7 @@ impl<T> Ledger<T> {
 
     /// Takes an idle connection for a newcomer, unless others wait before it.
     pub(super) fn take_idle(&mut self) -> Option<IdleConnection> {
+        // First come, first served: one of them may be about to get it.
         if self.waiters.is_any() {
             return None;
         }

@@ -77,6 +77,7 @@ impl Pressure {
     /// Logs a failure, at most once a second. Only then does it ask for the `status`, which locks the ledger.
     pub(super) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
         let line = self.lines.next_line();
+        // Also for a line that is suppressed: its end is to be told, too.
         self.is_on.store(true, Ordering::SeqCst);
         let Some(suppressed) = line else { return };
         let status = status();
@@ -97,6 +98,7 @@ impl Pressure {
         // Before the look: a failure that is logged in between turns it on again.
         self.is_on.store(false, Ordering::SeqCst);
         match self.lines.calm() {
+            // A service on the brink, where every other request fails, would fill the log by turns.
             Some(suppressed) => {
                 tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
             }

@@ -30,6 +30,7 @@ impl Probe {
     pub(super) fn start(&self, driver: &DriverPool, runtime: &Handle) -> JoinHandle<Option<Error>> {
         let (last, driver) = (self.0.clone(), driver.clone());
         runtime.spawn(async move {
+            // Held across the attempt on purpose: that is how a second caller waits for the first one's result.
             let mut last = last.lock().await;
             if let Some(attempt) = last.as_ref().filter(|last| last.at.elapsed() < PROBE) {
                 return attempt.failure.clone();

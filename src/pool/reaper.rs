@@ -40,6 +40,8 @@ impl Work for Reaper {
             pool.return_idle();
             return false;
         }
+        // Where the driver's pool has nothing left, one goes back at each look: users of the plain `DatabaseConnection` get
+        // something while sessions rest.
         let max = pool.driver.max_connections().unwrap_or(0);
         let mut ledger = pool.ledger();
         let stale = ledger.take_stale(max);

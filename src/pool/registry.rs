@@ -178,6 +178,8 @@ impl Registry {
                 entry.look(key, now, &mut due);
             }
         }
+        // One that came and went since the last look counts: the watch would end and start anew with each request of a
+        // service that has one at a time.
         if !entries.is_any_unseen() {
             due.next = None;
         }
@@ -273,6 +275,7 @@ impl Entry {
                 due.too_long.push((key, holder, held));
             }
         }
+        // Also where the session has gone: its entry is about to leave.
         watch.go_on(now);
         if let Some(next) = watch.due() {
             due.next = due.next.min(Some(next.saturating_duration_since(now)));
@@ -305,6 +308,7 @@ impl Watch {
         if self.ask_at.is_some_and(|at| at <= now) {
             self.ask_at = now.checked_add(ASK);
         }
+        // Until it has been cut: a COMMIT under way is not.
         if self.cut_at.is_some_and(|at| at <= now) {
             self.cut_at = now.checked_add(AGAIN);
         }

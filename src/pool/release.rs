@@ -29,6 +29,8 @@ impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
     /// not, never if it is broken. `then` runs when it has left.
     pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
+        // `then` answers the request and runs its hooks: not before the connection is away, or a client that comes back at
+        // once would find the pool full.
         let Some(connection) = &self.0.connection else {
             return then();
         };
@@ -79,9 +81,11 @@ impl CheckedOut {
     /// Hands a clean connection to the next waiter, keeps it idle, or returns it to the driver's pool.
     pub(super) fn put_back(mut self) {
         let pool = self.pool().clone();
+        // G18: dropping it here closes it.
         if pool.is_evicted(self.0.fetched) {
             return;
         }
+        // Before it is placed: from then on it may be the next session's.
         self.leave();
         if let Some(left) = pool.place(self) {
             left.return_to_driver();
@@ -89,6 +93,7 @@ impl CheckedOut {
     }
 
     /// Returns whether the driver's pool should see the connection again, to look at its age for example.
+    // Counted from the fetch and not from the last use: under load, it would never rest.
     fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
         self.0.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
     }
@@ -121,6 +126,7 @@ impl PoolInner {
         request: Option<Weak<dyn Holder>>,
         runtime: &Handle,
     ) -> Key {
+        // First: the watch looks once more after it has said that it rests.
         let (key, is_early) = self.registry.enter(holder, request, &self.settings);
         let is_started = self.hold_watch.start(runtime, || HoldWatch::over(self));
         if is_early && !is_started {
@@ -182,12 +188,14 @@ impl PoolInner {
             return Some(connection);
         }
         let max = self.driver.max_connections().unwrap_or(0);
+        // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
             if ledger.is_plain_users_turn(max) {
                 return Some(connection);
             }
             let Some(waiter) = ledger.next_turn() else {
+                // The only one, kept here, would keep users of the plain `DatabaseConnection` from the database.
                 if max < 2 {
                     return Some(connection);
                 }
@@ -197,6 +205,7 @@ impl PoolInner {
                     ledger.idle.push(idle);
                 }
                 drop(ledger);
+                // After the push: the reaper looks once more after it has said that it rests.
                 self.reaper.start(&runtime, || Reaper::over(self));
                 return None;
             };
@@ -229,6 +238,7 @@ impl PoolInner {
     /// Gives a clean connection, whose slot the caller has, to sqlx's pool.
     async fn return_to_driver(&self, connection: &mut PinnedConnection, fetched: Instant) {
         return_within(connection, self.patience()).await;
+        // Only here is it known, because the way took a ping.
         if self.is_evicted(fetched) {
             // All were evicted on its way: a fetch that has begun since may get it, and is to bring no other one.
             self.driver.close_idle();
@@ -243,6 +253,7 @@ impl PoolInner {
 
     /// Replaces the connections to a server that takes no writes: one was fetched at this time.
     pub(super) fn leave_server(&self, fetched: Instant) {
+        // It is on its way out already: it says nothing of the server that the name leads to now.
         if self.is_evicted(fetched) {
             return;
         }
@@ -266,6 +277,7 @@ impl PoolInner {
 
     pub(super) fn close_idle(&self) {
         let idle = self.ledger().idle.take_all();
+        // Not under the lock: closing one spawns a task.
         drop(idle);
         self.driver.close_idle();
     }

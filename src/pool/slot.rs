@@ -71,6 +71,7 @@ impl Drop for FetchGuard {
     fn drop(&mut self) {
         match &self.stage {
             Stage::Fetched => {}
+            // It has failed, or its runtime has dropped it half-way.
             Stage::Fetching | Stage::Slow => {
                 let was_slow = matches!(self.stage, Stage::Slow);
                 self.pool.ledger().fetches.end(was_slow);
@@ -84,6 +85,7 @@ impl Drop for FetchGuard {
                 drop(ledger);
                 // Wakes it, which must not happen under the lock.
                 drop(waiter);
+                // Within `fill`'s own spawn, its loop goes on to the next waiter by itself.
                 if !is_spawning.load(Ordering::Acquire) {
                     self.pool.fill();
                 }

@@ -93,6 +93,7 @@ impl<T> Waiters<T> {
             if waiter.is_live() {
                 return Some(waiter);
             }
+            // It may not have come by `left` yet, which counts it too: the number is about right.
             self.discarded.push(waiter);
             self.gone = self.gone.saturating_sub(1);
         }
@@ -102,6 +103,7 @@ impl<T> Waiters<T> {
     /// Notes that one has given up; its receiver is closed.
     pub(super) fn left(&mut self) {
         self.gone += 1;
+        // Not each by itself: ten thousand that give up at once would each look through all others.
         if self.gone * 2 > self.queue.len() {
             self.sweep();
         }
@@ -139,6 +141,7 @@ impl<T> Waiters<T> {
     }
 
     fn sweep(&mut self) {
+        // Not `retain`, which drops what it removes, and that must not happen under the lock.
         for _ in 0..self.queue.len() {
             let Some(waiter) = self.queue.pop_front() else {
                 break;
