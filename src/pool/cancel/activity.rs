@@ -14,8 +14,8 @@ use super::mysql::MySqlSide;
 use super::postgres::{POSTGRES_SERVER, PostgresSide};
 use super::{
     batch::Fault,
-    queue::{Activity, Subject},
     side_connection::SideConnection,
+    subject::{Activity, Subject},
 };
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use crate::connection::BackendId;

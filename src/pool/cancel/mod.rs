@@ -11,10 +11,11 @@ mod mysql;
 mod postgres;
 mod queue;
 mod side_connection;
+mod subject;
 mod worker;
 
 pub(crate) use self::queue::CancelQueue;
 pub(super) use self::{
     abandoned::{Late, finish_abandoned},
-    queue::{Activity, Subject},
+    subject::{Activity, Subject},
 };

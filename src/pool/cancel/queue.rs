@@ -9,6 +9,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{
     batch::{Fault, Outcome},
+    subject::{Activity, Subject},
     worker::CancelWorker,
 };
 use crate::{
@@ -55,27 +56,6 @@ pub(super) struct CancelRequest {
 pub(super) struct Question {
     pub(super) subject: Subject,
     pub(super) reply: oneshot::Sender<Option<Activity>>,
-}
-
-/// For whom the server may be at work.
-pub(in crate::pool) enum Subject {
-    One(BackendId),
-    /// All connections of this client's.
-    All {
-        /// How many there are.
-        connections: u32,
-        /// Each was last used within this time; those of another process may have been idle for longer.
-        active_within: Duration,
-    },
-    /// One whose client is lost: it is to end, whatever it is at.
-    Orphan(BackendId),
-}
-
-/// What a server says of a [`Subject`].
-pub(in crate::pool) struct Activity {
-    /// Which server it is.
-    pub(in crate::pool) server: String,
-    pub(in crate::pool) is_busy: bool,
 }
 
 impl CancelQueue {

@@ -15,8 +15,9 @@ use tokio::time::{sleep, timeout};
 use super::{
     activity::ask,
     batch::{Batch, Fault, Outcome},
-    queue::{BOUND, CancelQueue, CancelRequest, Question, Subject},
+    queue::{BOUND, CancelQueue, CancelRequest, Question},
     side_connection::SideConnection,
+    subject::Subject,
 };
 use crate::{connection::Peer, pool::background::Work};
 
