@@ -7,8 +7,12 @@ use std::{future::Future, time::Duration};
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use sea_orm::sqlx::Row;
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use tokio::time::timeout;
 
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+use super::subject::Activity;
 use crate::connection::BackendId;
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
@@ -17,6 +21,10 @@ use crate::error::ends_connection;
 /// them if that ends by itself in the same moment.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 const BOUND: Duration = Duration::from_secs(4);
+
+/// A statement in question has run for at least this long. A shorter one belongs to another request or process.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+pub(super) const RUNNING: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 pub(super) struct Batch<'a> {
@@ -124,4 +132,24 @@ pub(super) async fn answered<T>(
         .await
         .map_err(|_| Fault::Silent)?
         .map_err(Fault::Driver)
+}
+
+/// Reads the only row: the server, the connections that it knows, and the statements that it is at.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+pub(super) fn counted<'r, R: Row>(
+    rows: &'r [R],
+    connections: u32,
+) -> Result<Option<Activity>, sqlx::Error>
+where
+    usize: sqlx::ColumnIndex<R>,
+    i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+{
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let (known, busy): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+    let activity = Activity {
+        server: row.try_get(0)?,
+        is_busy: busy > 0,
+    };
+    Ok((known >= i64::from(connections)).then_some(activity))
 }

@@ -3,7 +3,6 @@
 //! A cancel request goes by way of a [`CancelQueue`] to its worker, which has the [`SideConnection`](side_connection).
 
 mod abandoned;
-mod activity;
 mod batch;
 #[cfg(feature = "sqlx-mysql")]
 mod mysql;

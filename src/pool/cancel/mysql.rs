@@ -1,11 +1,16 @@
 //! [`MySqlSide`]: cancels by `KILL QUERY`, and ends by `KILL CONNECTION`, on MySQL and MariaDB.
 
+use std::time::Duration;
+
 use sea_orm::sqlx::{
     self, AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
     mysql::MySqlConnectOptions,
 };
 
-use super::batch::{Batch, Fault, Outcome, answered};
+use super::{
+    batch::{Batch, Fault, Outcome, RUNNING, answered, counted},
+    subject::Activity,
+};
 use crate::{
     connection::{BackendId, MYSQL_SERVER, PROCESSES, Peer},
     error::is_no_such_process,
@@ -116,6 +121,50 @@ impl MySqlSide {
         let (asked, found): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
         // The number alone may be another client's by now.
         Ok((asked == *server).then(|| found.as_ref() == Some(client)))
+    }
+
+    pub(super) async fn ask_about(
+        &mut self,
+        target: &BackendId,
+    ) -> Result<Option<Activity>, Fault> {
+        let BackendId::MySql { server, .. } = target else {
+            return Ok(None);
+        };
+        let found = self.finds(target, "COMMAND <> 'Sleep'").await?;
+        Ok(found.map(|is_busy| Activity {
+            server: server.clone(),
+            is_busy,
+        }))
+    }
+
+    /// Counts the connections from the same address that were in use lately, and the statements that have run for a
+    /// while, whatever address they come from: behind a gateway, that of a statement may be another one. Times are in
+    /// whole seconds here, so that each statement counts which is not in its first.
+    pub(super) async fn ask_about_all(
+        &mut self,
+        connections: u32,
+        active_within: Duration,
+    ) -> Result<Option<Activity>, Fault> {
+        // Without the port.
+        let address = |host| {
+            format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
+        };
+        let sql = format!(
+            "SELECT {MYSQL_SERVER}, \
+             CAST(COALESCE(SUM(it.DB <=> own.DB AND {} = {} AND it.TIME <= {}), 0) AS SIGNED), \
+             CAST(COALESCE(SUM(it.COMMAND <> 'Sleep' AND it.TIME >= {}), 0) AS SIGNED) \
+             FROM {processes} AS own JOIN {processes} AS it \
+             ON it.USER = own.USER AND it.ID <> own.ID \
+             WHERE own.ID = CONNECTION_ID()",
+            address("it.HOST"),
+            address("own.HOST"),
+            active_within.as_secs(),
+            RUNNING.as_secs_f32().ceil(),
+            processes = self.processes,
+        );
+        let rows =
+            answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection)).await?;
+        Ok(counted(&rows, connections)?)
     }
 
     pub(super) async fn close(self) {

@@ -1,19 +1,27 @@
 //! [`PostgresSide`]: cancels by `pg_cancel_backend`, and ends by `pg_terminate_backend`.
 
+use std::time::Duration;
+
 use sea_orm::sqlx::{
     self, AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
     postgres::PgConnectOptions,
 };
 
-use super::batch::{Batch, Fault, Item, Outcome, answered};
-use crate::connection::{BackendId, Peer};
+use super::{
+    batch::{Batch, Fault, Item, Outcome, RUNNING, answered, counted},
+    subject::Activity,
+};
+use crate::connection::{BackendId, POSTGRES_PLACE, Peer};
 
 /// A start-up setting that arrives at the server only if nothing stands between.
 const MARK: &str = "tower_sea_orm.direct";
 
 /// When the server was started, in microseconds: a later one has none of its processes.
-pub(super) const POSTGRES_SERVER: &str =
+const POSTGRES_SERVER: &str =
     "((extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8)";
+
+/// How far two clocks may be apart that run at nearly the same rate.
+const MARGIN: Duration = Duration::from_millis(100);
 
 pub(super) struct PostgresSide(pub(super) PgConnection);
 
@@ -106,6 +114,71 @@ impl PostgresSide {
              AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} AND {POSTGRES_SERVER} = {server}"
         );
         answered(self.0.execute(AssertSqlSafe(sql))).await.map(drop)
+    }
+
+    /// Where the same server was restarted since the process was there, it is gone. A later start alone would not do:
+    /// the name may lead to another server, while the first is still at work.
+    pub(super) async fn ask_about(
+        &mut self,
+        target: &BackendId,
+    ) -> Result<Option<Activity>, Fault> {
+        let BackendId::Postgres {
+            pid,
+            started,
+            server,
+            place,
+            learnt,
+        } = target
+        else {
+            return Ok(None);
+        };
+        let restarted = place.as_ref().map(|place| {
+            format!(
+                "OR {POSTGRES_SERVER} > {server} AND {POSTGRES_PLACE} = '{place}' \
+                 AND pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time() < {} * interval '1 second'",
+                learnt.elapsed().saturating_sub(MARGIN).as_secs_f64(),
+            )
+        });
+        // Where activities are not tracked, all may be busy.
+        let sql = format!(
+            "SELECT {POSTGRES_SERVER}::text, EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
+             AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} \
+             AND coalesce(state, '') NOT LIKE 'idle%') \
+             WHERE {POSTGRES_SERVER} = {server} {}",
+            restarted.unwrap_or_default(),
+        );
+        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        Ok(Some(Activity {
+            server: row.try_get(0)?,
+            is_busy: row.try_get(1)?,
+        }))
+    }
+
+    /// Counts the connections from the same address that were in use lately, and the statements that have run for a
+    /// while, whatever address they come from: behind a gateway, that of a statement may be another one.
+    pub(super) async fn ask_about_all(
+        &mut self,
+        connections: u32,
+        active_within: Duration,
+    ) -> Result<Option<Activity>, Fault> {
+        // Where activities are not tracked, all may be at work.
+        let sql = format!(
+            "SELECT {POSTGRES_SERVER}::text, \
+             count(*) FILTER (WHERE it.client_addr IS NOT DISTINCT FROM own.client_addr \
+             AND pg_catalog.clock_timestamp() - coalesce(it.state_change, it.backend_start) < {} * interval '1 second'), \
+             count(*) FILTER (WHERE coalesce(it.state, '') NOT LIKE 'idle%' \
+             AND pg_catalog.clock_timestamp() - coalesce(it.query_start, it.backend_start) >= {} * interval '1 second') \
+             FROM pg_catalog.pg_stat_activity AS own JOIN pg_catalog.pg_stat_activity AS it \
+             ON it.usesysid = own.usesysid AND it.datid = own.datid AND it.pid <> own.pid \
+             WHERE own.pid = pg_catalog.pg_backend_pid()",
+            active_within.as_secs(),
+            RUNNING.as_secs_f32(),
+        );
+        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
+        Ok(counted(&rows, connections)?)
     }
 
     pub(super) async fn close(self) {

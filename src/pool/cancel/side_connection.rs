@@ -1,10 +1,13 @@
 //! [`SideConnection`]: the connection beside the driver's pool by which the server is asked.
 
-use super::batch::{Batch, Fault};
 #[cfg(feature = "sqlx-mysql")]
 use super::mysql::MySqlSide;
 #[cfg(feature = "sqlx-postgres")]
 use super::postgres::PostgresSide;
+use super::{
+    batch::{Batch, Fault},
+    subject::{Activity, Subject},
+};
 use crate::{connection::Peer, pool::driver_pool::DriverPool};
 
 pub(super) enum SideConnection {
@@ -45,6 +48,36 @@ impl SideConnection {
             Self::MySql(side) => side.cancel(batch).await,
             #[allow(unreachable_patterns)]
             _ => Err(Fault::Silent),
+        }
+    }
+
+    /// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
+    /// fewer connections than there are. An orphan is ended.
+    pub(super) async fn ask(&mut self, subject: &Subject) -> Result<Option<Activity>, Fault> {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(side) => match subject {
+                Subject::One(target) => side.ask_about(target).await,
+                Subject::All {
+                    connections,
+                    active_within,
+                } => side.ask_about_all(*connections, *active_within).await,
+                Subject::Orphan(target) => side.end(target).await.map(|()| None),
+            },
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(side) => match subject {
+                Subject::One(target) => side.ask_about(target).await,
+                Subject::All {
+                    connections,
+                    active_within,
+                } => side.ask_about_all(*connections, *active_within).await,
+                Subject::Orphan(target) => side.end(target).await.map(|()| None),
+            },
+            #[allow(unreachable_patterns)]
+            _ => {
+                let _ = subject;
+                Ok(None)
+            }
         }
     }
 

@@ -13,7 +13,6 @@ use futures_util::future::{BoxFuture, Either, select};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    activity::ask,
     batch::{Batch, Fault, Outcome},
     queue::{BOUND, CancelQueue, CancelRequest, Question},
     side_connection::SideConnection,
@@ -82,7 +81,7 @@ impl CancelWorker {
                 // A statement that a proxy keeps waiting is not the server's work yet, and its process may serve another client.
                 let is_known = matches!(subject, Subject::One(_)) || queue.route() == Peer::Server;
                 let answer = if is_known {
-                    ask(connection, &subject).await
+                    connection.ask(&subject).await
                 } else {
                     Ok(None)
                 };
