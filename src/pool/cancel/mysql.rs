@@ -1,15 +1,13 @@
 //! [`MySqlSide`]: cancels by `KILL QUERY`, and ends by `KILL CONNECTION`, on MySQL and MariaDB.
 
-use std::time::Duration;
-
 use sea_orm::sqlx::{
     self, AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
-    mysql::MySqlConnectOptions,
+    mysql::{MySqlConnectOptions, MySqlRow},
 };
 
 use super::{
     batch::{Batch, Fault, Outcome, RUNNING, answered, counted},
-    subject::Activity,
+    subject::{Activity, Pool},
 };
 use crate::{
     connection::{BackendId, MYSQL_SERVER, PROCESSES, Peer},
@@ -17,9 +15,9 @@ use crate::{
 };
 
 pub(super) struct MySqlSide {
-    pub(super) connection: MySqlConnection,
+    connection: MySqlConnection,
     /// The table of the server's processes.
-    pub(super) processes: &'static str,
+    processes: &'static str,
 }
 
 impl MySqlSide {
@@ -75,8 +73,7 @@ impl MySqlSide {
             self.processes,
             ids.collect::<Vec<_>>().join(", ")
         );
-        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection));
-        let busy = rows.await?.into_iter();
+        let busy = self.rows(sql).await?.into_iter();
         busy.map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
             .collect()
     }
@@ -103,11 +100,7 @@ impl MySqlSide {
     }
 
     /// Returns whether the target's thread is there and fulfils the condition; `None` where another server is asked.
-    pub(super) async fn finds(
-        &mut self,
-        target: &BackendId,
-        condition: &str,
-    ) -> Result<Option<bool>, Fault> {
+    async fn finds(&mut self, target: &BackendId, condition: &str) -> Result<Option<bool>, Fault> {
         let BackendId::MySql { id, client, server } = target else {
             return Ok(None);
         };
@@ -115,8 +108,7 @@ impl MySqlSide {
             "SELECT {MYSQL_SERVER}, (SELECT CAST(HOST AS CHAR) FROM {} WHERE ID = {id} AND {condition})",
             self.processes,
         );
-        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection));
-        let rows = rows.await?;
+        let rows = self.rows(sql).await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         let (asked, found): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
         // The number alone may be another client's by now.
@@ -140,11 +132,7 @@ impl MySqlSide {
     /// Counts the connections from the same address that were in use lately, and the statements that have run for a
     /// while, whatever address they come from: behind a gateway, that of a statement may be another one. Times are in
     /// whole seconds here, so that each statement counts which is not in its first.
-    pub(super) async fn ask_about_all(
-        &mut self,
-        connections: u32,
-        active_within: Duration,
-    ) -> Result<Option<Activity>, Fault> {
+    pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
         // Without the port.
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
@@ -158,13 +146,15 @@ impl MySqlSide {
              WHERE own.ID = CONNECTION_ID()",
             address("it.HOST"),
             address("own.HOST"),
-            active_within.as_secs(),
+            pool.active_within.as_secs(),
             RUNNING.as_secs_f32().ceil(),
             processes = self.processes,
         );
-        let rows =
-            answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection)).await?;
-        Ok(counted(&rows, connections)?)
+        Ok(counted(&self.rows(sql).await?, pool.connections)?)
+    }
+
+    async fn rows(&mut self, sql: String) -> Result<Vec<MySqlRow>, Fault> {
+        answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection)).await
     }
 
     pub(super) async fn close(self) {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use sea_orm::sqlx::{
     self, AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
-    postgres::PgConnectOptions,
+    postgres::{PgConnectOptions, PgRow},
 };
 
 use super::{
     batch::{Batch, Fault, Item, Outcome, RUNNING, answered, counted},
-    subject::Activity,
+    subject::{Activity, Pool},
 };
 use crate::connection::{BackendId, POSTGRES_PLACE, Peer};
 
@@ -23,7 +23,7 @@ const POSTGRES_SERVER: &str =
 /// How far two clocks may be apart that run at nearly the same rate.
 const MARGIN: Duration = Duration::from_millis(100);
 
-pub(super) struct PostgresSide(pub(super) PgConnection);
+pub(super) struct PostgresSide(PgConnection);
 
 impl PostgresSide {
     pub(super) async fn open(options: &PgConnectOptions) -> Result<(Self, Peer), Fault> {
@@ -147,7 +147,7 @@ impl PostgresSide {
              WHERE {POSTGRES_SERVER} = {server} {}",
             restarted.unwrap_or_default(),
         );
-        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
+        let rows = self.rows(sql).await?;
         let Some(row) = rows.first() else {
             return Ok(None);
         };
@@ -159,11 +159,7 @@ impl PostgresSide {
 
     /// Counts the connections from the same address that were in use lately, and the statements that have run for a
     /// while, whatever address they come from: behind a gateway, that of a statement may be another one.
-    pub(super) async fn ask_about_all(
-        &mut self,
-        connections: u32,
-        active_within: Duration,
-    ) -> Result<Option<Activity>, Fault> {
+    pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
         // Where activities are not tracked, all may be at work.
         let sql = format!(
             "SELECT {POSTGRES_SERVER}::text, \
@@ -174,11 +170,14 @@ impl PostgresSide {
              FROM pg_catalog.pg_stat_activity AS own JOIN pg_catalog.pg_stat_activity AS it \
              ON it.usesysid = own.usesysid AND it.datid = own.datid AND it.pid <> own.pid \
              WHERE own.pid = pg_catalog.pg_backend_pid()",
-            active_within.as_secs(),
+            pool.active_within.as_secs(),
             RUNNING.as_secs_f32(),
         );
-        let rows = answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await?;
-        Ok(counted(&rows, connections)?)
+        Ok(counted(&self.rows(sql).await?, pool.connections)?)
+    }
+
+    async fn rows(&mut self, sql: String) -> Result<Vec<PgRow>, Fault> {
+        answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await
     }
 
     pub(super) async fn close(self) {

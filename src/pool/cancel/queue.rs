@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{
     batch::{Fault, Outcome},
-    subject::{Activity, Subject},
+    subject::{Activity, Pool, Subject},
     worker::CancelWorker,
 };
 use crate::{
@@ -123,10 +123,10 @@ impl CancelQueue {
 
     /// All connections that this process has to the server.
     pub(in crate::pool) fn all_connections(&self, active_within: Duration) -> Subject {
-        Subject::All {
+        Subject::All(Pool {
             connections: self.driver.size(),
             active_within,
-        }
+        })
     }
 
     fn wake_worker(self: &Arc<Self>, runtime: &Handle) {

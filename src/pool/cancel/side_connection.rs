@@ -17,6 +17,20 @@ pub(super) enum SideConnection {
     MySql(MySqlSide),
 }
 
+/// Runs `$body` with `$side` bound to the server's own kind of connection.
+macro_rules! dispatch {
+    ($connection:expr, $side:ident => $body:expr, none => $none:expr) => {
+        match $connection {
+            #[cfg(feature = "sqlx-postgres")]
+            SideConnection::Postgres($side) => $body,
+            #[cfg(feature = "sqlx-mysql")]
+            SideConnection::MySql($side) => $body,
+            #[allow(unreachable_patterns)]
+            _ => $none,
+        }
+    };
+}
+
 impl SideConnection {
     /// Opens one, and returns as well what it runs through.
     pub(super) async fn open(driver: &DriverPool) -> Result<(Self, Peer), Fault> {
@@ -41,52 +55,20 @@ impl SideConnection {
         if batch.items.is_empty() {
             return Ok(());
         }
-        match self {
-            #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(side) => side.cancel(batch).await,
-            #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(side) => side.cancel(batch).await,
-            #[allow(unreachable_patterns)]
-            _ => Err(Fault::Silent),
-        }
+        dispatch!(self, side => side.cancel(batch).await, none => Err(Fault::Silent))
     }
 
     /// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
     /// fewer connections than there are. An orphan is ended.
     pub(super) async fn ask(&mut self, subject: &Subject) -> Result<Option<Activity>, Fault> {
-        match self {
-            #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(side) => match subject {
-                Subject::One(target) => side.ask_about(target).await,
-                Subject::All {
-                    connections,
-                    active_within,
-                } => side.ask_about_all(*connections, *active_within).await,
-                Subject::Orphan(target) => side.end(target).await.map(|()| None),
-            },
-            #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(side) => match subject {
-                Subject::One(target) => side.ask_about(target).await,
-                Subject::All {
-                    connections,
-                    active_within,
-                } => side.ask_about_all(*connections, *active_within).await,
-                Subject::Orphan(target) => side.end(target).await.map(|()| None),
-            },
-            #[allow(unreachable_patterns)]
-            _ => {
-                let _ = subject;
-                Ok(None)
-            }
-        }
+        dispatch!(self, side => match subject {
+            Subject::One(target) => side.ask_about(target).await,
+            Subject::All(pool) => side.ask_about_all(pool).await,
+            Subject::Orphan(target) => side.end(target).await.map(|()| None),
+        }, none => Err(Fault::Silent))
     }
 
     pub(super) async fn close(self) {
-        match self {
-            #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(side) => side.close().await,
-            #[cfg(feature = "sqlx-mysql")]
-            Self::MySql(side) => side.close().await,
-        }
+        dispatch!(self, side => side.close().await, none => ());
     }
 }

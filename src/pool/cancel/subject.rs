@@ -7,15 +7,17 @@ use crate::connection::BackendId;
 /// For whom the server may be at work.
 pub(in crate::pool) enum Subject {
     One(BackendId),
-    /// All connections of this client's.
-    All {
-        /// How many there are.
-        connections: u32,
-        /// Each was last used within this time; those of another process may have been idle for longer.
-        active_within: Duration,
-    },
+    All(Pool),
     /// One whose client is lost: it is to end, whatever it is at.
     Orphan(BackendId),
+}
+
+/// All connections of this client's.
+pub(in crate::pool) struct Pool {
+    /// How many there are.
+    pub(super) connections: u32,
+    /// Each was last used within this time; those of another process may have been idle for longer.
+    pub(super) active_within: Duration,
 }
 
 /// What a server says of a [`Subject`].

@@ -67,7 +67,7 @@ impl CancelWorker {
     /// Answers `questions`, with a new connection if there is none or the server has closed it since its last use.
     async fn answer(&mut self, queue: &CancelQueue, questions: Vec<Question>) {
         for Question { subject, reply } in questions {
-            let is_of_all = matches!(subject, Subject::All { .. });
+            let is_of_all = matches!(subject, Subject::All(_));
             if is_of_all {
                 // Each time by a new connection, which shows whether the name leads to several servers.
                 self.close().await;
