@@ -19,10 +19,9 @@ use tokio::{
 
 use super::{
     checked_out::{CheckedOut, Lease},
-    current_request::current,
     fetch::fetch,
     fetches::AfterFailure,
-    holder::Holder,
+    holder::{Holder, current},
     inner::PoolInner,
     ledger::Use,
     log::log_session,

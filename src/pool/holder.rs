@@ -1,6 +1,7 @@
-//! [`Holder`]: a session, as its pool sees it.
+//! [`Holder`]: a session, as its pool sees it, and the request that is being polled.
 
 use std::{
+    cell::RefCell,
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
@@ -76,4 +77,62 @@ pub(crate) struct Label {
 /// Returns whether two are the same.
 pub(super) fn is_same(one: &Arc<dyn Holder>, other: &Arc<dyn Holder>) -> bool {
     Arc::ptr_eq(one, other)
+}
+
+/// Returns the requests that hold the connections, unless one of the `holders` is bound to go on by itself. Each may be
+/// served when another one's session ends; where all of them wait for a second one, none would end before the acquire
+/// time-out.
+pub(super) fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
+    // A running statement ends, and a connection on its way back arrives: also of a session that has another by now.
+    let is_twice =
+        |(n, one): (usize, &Arc<dyn Holder>)| holders[..n].iter().any(|other| is_same(one, other));
+    if holders.iter().any(|holder| holder.grip() != Grip::Idle)
+        || holders.iter().enumerate().any(is_twice)
+    {
+        return None;
+    }
+    // A session that is not bound to its request may have moved to another task.
+    let bound = holders.iter().filter(|holder| holder.is_bound());
+    let requests = bound.filter_map(|holder| holder.clone().request());
+    Some(requests.collect())
+}
+
+thread_local! {
+    /// Tells a request's own waits from those of tasks that it has spawned.
+    static CURRENT: RefCell<Option<Arc<dyn Holder>>> = const { RefCell::new(None) };
+}
+
+/// Returns the request that is being polled, by its outermost session.
+pub(crate) fn current() -> Option<Arc<dyn Holder>> {
+    CURRENT
+        .try_with(|current| current.borrow().clone())
+        .ok()
+        .flatten()
+}
+
+/// Attributes what is polled to `request`, until the returned value is dropped.
+pub(crate) fn enter(request: Arc<dyn Holder>) -> Entered {
+    Entered {
+        before: replace(Some(request)),
+    }
+}
+
+/// Restores what was current before when it is dropped.
+#[must_use = "it is over when this is dropped"]
+pub(crate) struct Entered {
+    before: Option<Arc<dyn Holder>>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        drop(replace(self.before.take()));
+    }
+}
+
+/// Returns the old value, so that it is dropped after the borrow has ended: its drop may come by here again.
+fn replace(next: Option<Arc<dyn Holder>>) -> Option<Arc<dyn Holder>> {
+    CURRENT
+        .try_with(|current| current.replace(next))
+        .ok()
+        .flatten()
 }

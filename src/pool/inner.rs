@@ -13,11 +13,9 @@ use super::{
     cancel::CancelQueue,
     checked_out::{CheckedOut, Lease},
     closing::{Closing, CountedSession},
-    current_request::current,
-    deadlock,
     driver_pool::DriverPool,
     eviction::Eviction,
-    holder::{Grip, Holder},
+    holder::{Grip, Holder, current, requests_of},
     ledger::{Ledger, Locked, Status},
     log::{Pressure, Throttle},
     options::Settings,
@@ -263,7 +261,7 @@ impl PoolInner {
     /// Looks whether any of the requests that wait for a second session can still go on, after a change for one of
     /// them. If none can, the newest gets an error.
     pub(crate) fn break_deadlock(&self) {
-        let Some(requests) = deadlock::requests_of(&self.registry.all()) else {
+        let Some(requests) = requests_of(&self.registry.all()) else {
             return;
         };
         // The newest: it has the least behind it. Its error ends its request, whose connection then serves the next.

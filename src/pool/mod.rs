@@ -17,8 +17,6 @@ mod cancel;
 mod checked_out;
 mod close;
 mod closing;
-mod current_request;
-mod deadlock;
 mod driver_pool;
 mod eviction;
 mod fetch;
@@ -52,9 +50,8 @@ pub use self::{builder::SessionPoolBuilder, ledger::Status};
 pub(crate) use self::{
     checked_out::{CheckedOut, Finished, Lease},
     closing::CountedSession,
-    current_request::{Entered, current, enter},
     driver_pool::DriverPool,
-    holder::{Doubt, Grip, Holder, Label},
+    holder::{Doubt, Entered, Grip, Holder, Label, current, enter},
     inner::PoolInner,
     options::Settings,
     registry::Key,
