@@ -308,6 +308,8 @@ impl SessionPoolBuilder {
             acquire_timeout,
         } = self;
         settings.check(&driver)?;
+        // The driver's own, where that is shorter: it was set so that requests wait no longer. Longer ones are
+        // mostly sqlx's default of 30 s, and no client is patient for so long.
         let default = settings.acquire_timeout;
         let drivers = || driver.acquire_timeout().unwrap_or(default).min(default);
         settings.acquire_timeout = acquire_timeout.unwrap_or_else(drivers);

@@ -91,6 +91,7 @@ impl CheckedOut {
     /// Makes it idle, which frees its slot where the caller holds the ledger.
     pub(super) fn into_idle<T>(mut self, ledger: &mut Ledger<T>) -> Option<IdleConnection> {
         let connection = self.0.connection.take()?;
+        // Under the caller's lock, with the push that follows: in between, a fetch could begin that is not needed.
         self.0.slot.free_in(ledger);
         let text = std::mem::take(&mut self.0.text);
         Some(IdleConnection::new(connection, self.0.fetched, text))
@@ -281,6 +282,7 @@ impl CheckedOut {
             return;
         };
         let runtime = self.0.runtime.clone();
+        // The place moves along, since the database has this one connection: another fetch would open an empty one.
         let mut rescued = Self::new(connection, self.0.fetched, self.0.slot.take());
         // It is held until it is clean: closing the pool waits for it.
         rescued.0.holder = self.0.holder.take();

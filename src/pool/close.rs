@@ -15,6 +15,7 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// Closes `pool`, whose sessions may go on for at most `within`; returns how many had to be cut off.
 pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
+    // Before all else: from here on, no session begins that would have to be waited for.
     pool.closing.begin();
     if Handle::try_current().is_err() {
         // Nothing can be waited for.

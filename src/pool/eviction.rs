@@ -59,6 +59,7 @@ impl Eviction {
         if past < pause {
             return None;
         }
+        // What follows soon is the same server, which stays read-only: its pauses grow, so that reads go on.
         let next = if past < CALM {
             (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
         } else {
@@ -82,6 +83,7 @@ impl Eviction {
 
     /// Returns whether a connection that was fetched from the driver's pool at this time has been evicted since.
     pub(super) fn includes(&self, fetched: Instant) -> bool {
+        // Relaxed: a return that does not see it yet may as well have come before it.
         self.has_been.load(Ordering::Relaxed) && self.lock().is_some_and(|last| fetched < last.at)
     }
 }

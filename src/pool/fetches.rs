@@ -93,6 +93,7 @@ impl Fetches {
             self.paused_until = None;
             return AfterFailure::Refuse(1 + std::mem::take(&mut self.unanswered));
         }
+        // Where connections are out, those who wait get these.
         self.unanswered += usize::from(out == 0);
         if std::mem::replace(&mut self.is_resting, true) {
             // The one that rests ends the pause, which a refusal may have cut short.

@@ -66,6 +66,7 @@ impl Work for HoldWatch {
             return false;
         };
         let next = look(&pool);
+        // After `look`, which frees connections that were held for too long.
         self.look_for_stall(&pool);
         let background = pool.hold_watch.clone();
         // Not held while it sleeps: the pool may go.
@@ -102,6 +103,7 @@ fn look(pool: &PoolInner) -> Option<Duration> {
     }
     for (key, holder, held) in due.too_long {
         let (label, statement) = (holder.label(), holder.last_statement());
+        // Read before the cut, which ends the statement that is named.
         if cut(pool, key, &holder, Kind::Reclaimed) {
             log_session!(
                 warn,

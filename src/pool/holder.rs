@@ -104,6 +104,7 @@ thread_local! {
 
 /// Returns the request that is being polled, by its outermost session.
 pub(crate) fn current() -> Option<Arc<dyn Holder>> {
+    // A session may be dropped with its thread's locals: then there is no request.
     CURRENT
         .try_with(|current| current.borrow().clone())
         .ok()

@@ -275,7 +275,7 @@ impl PoolInner {
 
 impl Drop for PoolInner {
     fn drop(&mut self) {
-        // It finds the pool gone, and ends.
+        // Of itself it would look after a second. It finds the pool gone, and ends.
         self.hold_watch.ring();
         // They are the driver's pool's, which lives on.
         let ledger = self.ledger.get_mut();

@@ -89,6 +89,7 @@ impl<T> Ledger<T> {
             used: self.used,
             idle: self.idle.len() + self.returning as usize,
             acquiring: self.fetches.running(),
+            // Counted and not kept: those who have given up stay in the queue until they are swept out.
             pending: self.waiters.live().count(),
         }
     }
@@ -116,6 +117,7 @@ impl<T> Ledger<T> {
 
     /// Returns whether requests wait, or have just been turned away, although all connections are out.
     pub(super) fn is_exhausted(&self) -> bool {
+        // With `max_pending(0)` none waits, and requests are refused all the same.
         let is_recent = |at: Instant| at.elapsed() < TURNED_AWAY;
         let is_wanted = self.waiters.is_any() || self.turned_away.is_some_and(is_recent);
         self.out() >= self.limit && is_wanted
@@ -225,6 +227,7 @@ impl<T> Ledger<T> {
     /// Takes the idle connections that are no longer fresh, and one more where the driver's pool of `max` has none left
     /// for others. They count as out until they are back there.
     pub(super) fn take_stale(&mut self, max: u32) -> Vec<IdleConnection> {
+        // Those who use the driver's pool beside this one cannot ask for one: they wait until sqlx has one.
         let least = usize::from(self.taken() >= max);
         let stale = self.idle.take_stale(least);
         stale.iter().for_each(|_| self.occupy(Use::Return));

@@ -92,6 +92,7 @@ impl Pressure {
 
     /// Logs that connections are available again, once no failure was logged for a second.
     pub(super) fn relieved(&self) {
+        // Relaxed: seen late, the line comes with the next connection.
         if !self.is_on.load(Ordering::Relaxed) {
             return;
         }

@@ -120,6 +120,7 @@ async fn examine(
 ) {
     let mut asked = None;
     for round in 1..=TIMES {
+        // Anew each time: the pool may have another number of connections by now.
         let Some(subject) = subject() else { return };
         let Some(answer) = ask(cancels, subject).await.filter(|answer| !answer.is_busy) else {
             return;
@@ -135,6 +136,7 @@ async fn examine(
                 .for_each(|suspect| suspect.holder.clone().look_at_call());
             sleep(PAUSE).await;
         }
+        // After the pause, and after the last answer: an answer to one of them may be what the server has ended with.
         suspects.retain(Suspect::is_silent);
         if suspects.is_empty() {
             return;

@@ -59,6 +59,7 @@ impl Default for Settings {
 impl Settings {
     /// Returns how many connections sessions may hold at the same time.
     pub(super) fn limit(&self, driver: &DriverPool) -> u32 {
+        // A mock or a plain handle has no bound. At least one, or the pool would serve nobody.
         let max = driver.max_connections().unwrap_or(u32::MAX);
         max.saturating_sub(self.reserved_connections).max(1)
     }

@@ -15,6 +15,7 @@ pub(super) struct PlainShare {
 impl PlainShare {
     /// Returns whether the next released connection is for the users of the driver's pool, which has `nothing_left`.
     pub(super) fn is_due(&mut self, nothing_left: impl FnOnce() -> bool) -> bool {
+        // Where one of them waited, others may wait behind it, and sqlx serves them in turn.
         if self
             .awaited_until
             .is_some_and(|until| Instant::now() < until)

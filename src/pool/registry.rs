@@ -96,6 +96,7 @@ impl Registry {
         let watch = Watch::begin(settings);
         let due = watch.due();
         let watch = Some(watch);
+        // One lock for both: the hold watch says under it until when it sleeps.
         let mut entries = self.lock();
         let key = entries.place(Entry {
             holder,

@@ -238,7 +238,6 @@ impl PoolInner {
     /// Gives a clean connection, whose slot the caller has, to sqlx's pool.
     async fn return_to_driver(&self, connection: &mut PinnedConnection, fetched: Instant) {
         return_within(connection, self.patience()).await;
-        // Only here is it known, because the way took a ping.
         if self.is_evicted(fetched) {
             // All were evicted on its way: a fetch that has begun since may get it, and is to bring no other one.
             self.driver.close_idle();

@@ -133,6 +133,7 @@ impl SlotGuard {
     pub(super) fn free(&mut self) {
         if let Some(counts_as) = self.counts_as.take() {
             self.pool.ledger().vacate(counts_as);
+            // The lock is free again: this hands connections over, which wakes tasks.
             self.pool.fill();
         }
     }

@@ -19,6 +19,7 @@ use crate::{
 /// Takes a connection of the builder's database, opens the transaction, and returns a pool inside it.
 pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>, Error> {
     let database = builder.database().clone();
+    // By a session pool, whose fetch is not cancelled half-way, and with its defaults: the builder's are for the sessions inside.
     let outside = SessionPoolBuilder::new(database.clone()).build()?;
     if outside.inner().is_direct() {
         return Err(Kind::NothingToRollBack.into());

@@ -62,6 +62,7 @@ impl TestTransaction {
 
     pub(super) fn put(&self, connection: PinnedConnection) {
         let mut kept = self.lock();
+        // The test has ended while one of its sessions still had the connection.
         if kept.is_over {
             drop(kept);
             return_in_task(connection);
@@ -103,6 +104,7 @@ impl TestTransaction {
     /// Returns whether the test's own session has the connection, and the test cannot come to its end before the caller
     /// does: that is in the test's own task, or a request.
     pub(super) fn is_held_by_test(&self, is_request: impl FnOnce() -> bool) -> bool {
+        // Not under the lock: `grip` takes the session's, and the last handle of a session may be dropped here.
         let own = self.lock().own.clone();
         let Some((holder, place)) = own else {
             return false;

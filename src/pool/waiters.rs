@@ -52,6 +52,7 @@ impl<T> Waiters<T> {
     /// would wait for newcomers that become the next holders.
     pub(super) fn join(&mut self, applicant: Applicant) -> Receiver<T> {
         let (sender, receiver) = oneshot::channel();
+        // Behind those of its kind, who are served first come, first served among themselves.
         let place = if applicant.holds {
             let newcomer = |waiter: &Waiter<T>| !waiter.applicant.holds;
             self.queue.iter().position(newcomer)
@@ -89,6 +90,7 @@ impl<T> Waiters<T> {
 
     /// Takes the oldest one that still waits.
     pub(super) fn pop(&mut self) -> Option<Waiter<T>> {
+        // Those who gave up are still in it, because a receiver that is dropped does not know its place.
         while let Some(waiter) = self.queue.pop_front() {
             if waiter.is_live() {
                 return Some(waiter);

@@ -43,12 +43,16 @@ where
     if let Either::Left((finished, _)) = select(&mut call, abandoned).await {
         return (finished, Late::Nothing);
     }
+    // Not at once: most statements are over sooner than a cancel request could arrive, and one that comes late costs the
+    // connection another round trip.
     let (mut late, mut pause) = (Late::Nothing, GRACE);
     loop {
         if let Either::Left((finished, _)) = select(&mut call, Box::pin(sleep(pause))).await {
             return (finished, late);
         }
+        // Again, because PostgreSQL forgets a cancel request that arrives between two statements of one call.
         pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
+        // Asked anew each time: the call may have come to its statement, or past it, since.
         match handle.target(queue.route()) {
             None => {}
             Some(CancelTarget::Sqlite) => late = late.max(Late::Possible),
@@ -92,6 +96,7 @@ where
         // https://github.com/pgbouncer/pgbouncer/issues/245
         Either::Left((finished, reply)) => (Some(finished), reply.await),
     };
+    // Without a reply the worker has gone, perhaps with the request on its way.
     let outcome = outcome.unwrap_or(Outcome::InDoubt);
     tracing::debug!(target: "tower_sea_orm::pool", ?outcome, ended = finished.is_some(), "asked the server to cancel a statement");
     (finished, outcome)

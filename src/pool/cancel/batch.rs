@@ -86,6 +86,7 @@ impl Fault {
     /// Returns whether the side connection is of no use any more.
     pub(super) fn is_fatal(&self) -> bool {
         match self {
+            // An answer all the same, such as a missing right.
             #[cfg(feature = "_sqlx")]
             Self::Driver(sqlx::Error::Database(error)) => ends_connection(&**error),
             _ => true,

@@ -42,6 +42,8 @@ impl MySqlSide {
     /// Kills the queries of those that are still the same and at it, one by one: one that takes its time
     /// leaves only itself in doubt.
     pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        // Beforehand, because KILL QUERY takes a number alone. It is not of another connection in between: the server gives
+        // each number once.
         let busy = self.find_busy(batch).await?;
         let mut ended = Ok(());
         for item in &mut batch.items {
@@ -56,6 +58,7 @@ impl MySqlSide {
                     killed => ended = ended.and(killed),
                 }
             }
+            // Also one that was not busy: nothing was sent for it that could come late.
             item.outcome = Outcome::Answered;
         }
         ended

@@ -55,6 +55,7 @@ impl PostgresSide {
 
     /// Cancels all in one statement.
     pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        // Before it is sent: if this future is dropped or the connection breaks, each may be cancelled at any time.
         batch.set_all(Outcome::InDoubt);
         let mut ended = self.cancel_backends(&batch.items).await;
         if ended.as_ref().is_err_and(Fault::is_fatal) {

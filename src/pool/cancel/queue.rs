@@ -130,6 +130,7 @@ impl CancelQueue {
     }
 
     fn wake_worker(self: &Arc<Self>, runtime: &Handle) {
+        // The task looks for itself when it starts; one that runs may be waiting for the bell.
         if !self.worker.start(runtime, || CancelWorker::of(self)) {
             self.worker.ring();
         }
@@ -138,10 +139,12 @@ impl CancelQueue {
     /// Finds out, once, what is between the pool and the server.
     pub(in crate::pool) async fn explore(self: &Arc<Self>, runtime: &Handle) {
         let is_known = self.lock().route.is_some();
+        // In default mode nothing depends on it, and a pool that is never stuck opens no connection beside.
         if !self.cancels || !self.driver.has_server() || is_known || self.has_failed() {
             return;
         }
         let (_, reply) = self.request(None, runtime);
+        // Bounded, because a fetch waits for it, and a proxy is assumed until it is known.
         let _ = timeout(BOUND, reply).await;
     }
 
@@ -171,6 +174,7 @@ impl CancelQueue {
         let mut asked = self.lock();
         asked.failed = None;
         let before = asked.route.replace(route);
+        // The log's subscriber is foreign code.
         drop(asked);
         if self.cancels && route == Peer::Proxy && before != Some(route) {
             tracing::warn!(target: "tower_sea_orm::pool", "there is a proxy in front of the server: statements outside a transaction are not cancelled");
@@ -179,6 +183,7 @@ impl CancelQueue {
 
     /// Notes that the side connection could not be opened, and logs it once.
     pub(super) fn failed(&self, fault: &Fault) {
+        // Once, until it works again: a server without a place for it would fill the log.
         let is_logged = self.lock().failed.replace(Instant::now()).is_some();
         if !is_logged {
             tracing::warn!(target: "tower_sea_orm::pool", "could not open a side connection to the server; waiting for statements to finish: {fault}");

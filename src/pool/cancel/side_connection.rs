@@ -52,6 +52,7 @@ impl SideConnection {
 
     /// Has the server cancel what the targets run; one that has gone or is idle is left alone.
     pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        // A batch of no targets only has the connection opened, to find out the route.
         if batch.items.is_empty() {
             return Ok(());
         }

@@ -51,6 +51,7 @@ impl CancelWorker {
             .iter()
             .filter_map(|request| request.target.as_ref());
         let mut batch = Batch::new(targets);
+        // Only for a connection that was there: a new one that breaks at once would be opened in a loop.
         let has_rested = self.connection.is_some();
         let fault = self.send(queue, &mut batch).await;
         if has_rested && fault.is_some_and(|fault| fault.is_over(&batch)) {
@@ -131,6 +132,7 @@ impl Work for CancelWorker {
         };
         let (requests, questions) = queue.take();
         if !requests.is_empty() || !questions.is_empty() {
+            // First: a statement that is to stop costs the server, and questions may have to open a connection.
             self.cancel(&queue, requests).await;
             self.answer(&queue, questions).await;
             return true;
@@ -143,6 +145,7 @@ impl Work for CancelWorker {
             select(pin!(background.rung()), rest).await,
             Either::Right(_)
         );
+        // Asked in the moment before it closes: it is ready for that.
         if has_rested && !self.is_pending() {
             self.close().await;
             return false;

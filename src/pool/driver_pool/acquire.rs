@@ -24,6 +24,7 @@ impl DriverPool {
     /// where the driver's pool is told not to.
     pub(in crate::pool) async fn acquire(&self) -> Result<Driver, DbErr> {
         if self.has_server() && self.pings_idle() && self.num_idle() > 0 {
+            // Dropped in its ping, sqlx closes the connection: here that is wanted.
             match timeout(SILENCE, self.driver_acquire()).await {
                 Ok(acquired) => return acquired,
                 Err(_) => self.weed().await,
@@ -41,6 +42,7 @@ impl DriverPool {
                     tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
                     connection.close_on_drop();
                 }
+                // The others go back as they are dropped.
             });
             futures_util::future::join_all(pings).await;
         }, direct => ());

@@ -64,6 +64,7 @@ impl DriverPool {
                     .get_filename()
                     .to_string_lossy()
                     .into_owned();
+                // Such a database lives in its connection, which must not be closed while it is in use.
                 // sqlx gives an in-memory database a name of this form.
                 let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
                     .iter()
@@ -97,6 +98,7 @@ impl DriverPool {
     /// Returns whether both lead to the same database.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
+            // A plain handle has no identity of its own, so that only the very same one counts.
             (Self::Direct(one), Self::Direct(another)) => {
                 std::ptr::eq(self, other) || is_same_stand_in(one, another)
             }
