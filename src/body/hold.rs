@@ -96,6 +96,7 @@ impl Hold {
         } else {
             HoldPhase::Undecided { read: 0 }
         };
+        // One allocation for both sides and the waker.
         let hold = Self(Arc::new(Shared(Mutex::new(HoldState {
             phase,
             reader: None,

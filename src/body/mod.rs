@@ -125,6 +125,7 @@ where
                     }
                     Read::Withheld => {}
                     Read::Ended => {
+                        // Cut off meanwhile: what was withheld must not complete the body.
                         if let Err(error) = self.as_mut().settle() {
                             return Poll::Ready(Some(Err(error)));
                         }
@@ -135,6 +136,7 @@ where
                     }
                 },
                 BodyState::Settling(future) => {
+                    // Never locked, so never poisoned.
                     let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
                     match ready!(future.as_mut().poll(cx)) {
                         Ok(()) => *this.state = BodyState::Delivering,
@@ -145,6 +147,7 @@ where
                         }
                     }
                 }
+                // Data before trailers; then `None` is the end.
                 BodyState::Delivering => return Poll::Ready(this.withheld.take().map(Ok)),
                 BodyState::Failed => return Poll::Ready(None),
             }

@@ -30,6 +30,7 @@ impl<D: Buf> Withheld<D> {
     ) -> Result<Option<Frame<D>>, BodyError> {
         match length.map(|length| read.cmp(&length)) {
             Some(Ordering::Greater) => Err(BodyError::TooLong),
+            // Only at its end: before that, more may come.
             Some(Ordering::Less) if ended => Err(BodyError::TooShort),
             order if ended || order == Some(Ordering::Equal) => {
                 Ok(frame.and_then(|frame| self.put(frame)))

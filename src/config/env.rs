@@ -56,6 +56,7 @@ impl<'p> Variables<'p> {
 
     /// Returns the variable's name without the prefix, if it has the prefix.
     fn setting(&self, key: &str, given: &Given<'_>) -> Result<Option<String>, ConfigError> {
+        // `DATABASE_URL` has no prefix: it is the name that platforms give it.
         if key == self.url {
             return Ok(Some("url".to_owned()));
         }

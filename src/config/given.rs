@@ -76,6 +76,7 @@ impl<'p> Given<'p> {
             None if is_limited => return Ok(false),
             overflow => overflow.unwrap_or(MAX_OVERFLOW),
         };
+        // As SQLAlchemy fills in the one that is missing.
         let size = *settings.min_connections.get_or_insert(POOL_SIZE);
         let refused = |why: &str| ConfigError::new(self.key(&["max_overflow", "pool_size"]), why);
         let Some(sum) = size.checked_add(overflow) else {
@@ -138,6 +139,7 @@ impl<'p> Given<'p> {
         } else if let Some(meant) = meant(name) {
             return self.misspelt(key, &self.written(meant));
         } else {
+            // Far from all of them: only the whole list helps.
             let names: Vec<_> = NAMES.iter().map(|name| self.written(name)).collect();
             format!("; the settings are {}", names.join(", "))
         };

@@ -89,6 +89,7 @@ pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> 
             }
             return Err(unknown(backend, &name, &value));
         };
+        // sqlx would refuse it as well, but only when it connects.
         if let Some(why) = values.refuse(backend, &value) {
             return Err(format!("its parameter `{name}` {why}"));
         }

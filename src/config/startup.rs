@@ -33,10 +33,7 @@ pub(super) async fn wait_for_server(
     options: &ConnectOptions,
     startup: Duration,
 ) -> Result<(), DbErr> {
-    // A pool that connects at once would try a refused connection again by itself, and lose the reason.
-    let mut lazy = options.clone();
-    lazy.connect_lazy(true).min_connections(0);
-    let pool = SessionPool::try_new(Database::connect(lazy).await?)?;
+    let pool = lazy_pool(options).await?;
     let own = options.get_acquire_timeout();
     let own = own.or(options.get_connect_timeout());
     let own = own.unwrap_or(CONNECT_TIMEOUT);
@@ -68,6 +65,13 @@ pub(super) async fn wait_for_server(
     Ok(())
 }
 
+/// A pool that connects at once would try a refused connection again by itself, and lose the reason.
+async fn lazy_pool(options: &ConnectOptions) -> Result<SessionPool, DbErr> {
+    let mut lazy = options.clone();
+    lazy.connect_lazy(true).min_connections(0);
+    Ok(SessionPool::try_new(Database::connect(lazy).await?)?)
+}
+
 /// Tries to connect once. Returns the error as a value if another attempt may cure it.
 async fn attempt(
     pool: &SessionPool,
@@ -78,6 +82,7 @@ async fn attempt(
         Ok(Ok(())) => Ok(None),
         Ok(Err(error)) if is_not_available_yet(&error) => Ok(Some(error)),
         Ok(Err(error)) => Err(error),
+        // A server behind a firewall that drops packets looks so while it starts.
         Err(_) => {
             tracing::warn!(target: TARGET, %url, "no answer from the database within {bound:?}");
             Ok(Some(Kind::Down.into_db_err()))

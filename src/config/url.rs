@@ -26,6 +26,7 @@ impl DatabaseUrl {
     /// Takes the URL apart. An error shows nothing of it but its scheme and the names of its parameters.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
+        // By the crate that sqlx uses, so that both see the same parts.
         let url = Url::parse(text).map_err(|_| ill_formed(text))?;
         match backend(url.scheme())? {
             DbBackend::Sqlite => Self::sqlite(text, &url),
@@ -53,6 +54,7 @@ impl DatabaseUrl {
     }
 
     fn server(mut url: Url, backend: DbBackend) -> Result<Self, String> {
+        // Before anything is taken out of it: the parts of such a URL are not where they seem to be.
         if let Some(why) = misplaced(&url) {
             return Err(why.to_owned());
         }
@@ -152,6 +154,7 @@ const SEVERAL_HOSTS: &str = "it names several hosts, and sqlx connects to one: w
 
 /// Returns what is wrong with a text that cannot be parsed.
 fn ill_formed(text: &str) -> &'static str {
+    // By hand, since it cannot be parsed: only the likeliest mistakes are looked for.
     let authority = text.split_once("://").map_or("", |(_, rest)| rest);
     let authority = &authority[..authority.find(['/', '?', '#']).unwrap_or(authority.len())];
     let hosts = authority
@@ -250,6 +253,7 @@ fn backend(scheme: &str) -> Result<DbBackend, String> {
 /// in it ends the host early, and the `@` that should follow comes later.
 fn has_stray_sign(url: &Url) -> bool {
     url.fragment().is_some()
+        // No database and no parameter has one as a rule, and one that has can escape it.
         || url.path().contains('@')
         || url.query().is_some_and(|query| query.contains('@'))
 }

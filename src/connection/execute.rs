@@ -45,9 +45,20 @@ impl PinnedConnection {
         }
         // A half of what was to be there before the operation may be.
         let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
-        self.conclude(is_suspect && !stray || task.doubtful || half_begun);
+        let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
+        self.conclude(is_doubtful, task.stoppable).await;
+        output
+    }
+
+    /// The call has ended.
+    async fn conclude(&mut self, is_doubtful: bool, stoppable: bool) {
+        self.link.condition = match self.link.condition {
+            Condition::Broken => Condition::Broken,
+            _ if is_doubtful => Condition::Suspect,
+            _ => Condition::Known,
+        };
         // Not before: of a stream that was dropped, the server may have had much left to send.
-        if let Some(handle) = self.cancel_handle.as_ref().filter(|_| task.stoppable) {
+        if let Some(handle) = self.cancel_handle.as_ref().filter(|_| stoppable) {
             handle.end_work();
         }
         // At once where it can be, so that the next request goes to the new primary already (G18). Boxed: it is rare, and
@@ -55,16 +66,6 @@ impl PinnedConnection {
         if self.refusal == Refusal::Unasked && Box::pin(self.ask_server()).await.is_err() {
             self.give_up();
         }
-        output
-    }
-
-    /// The call has ended.
-    fn conclude(&mut self, is_doubtful: bool) {
-        self.link.condition = match self.link.condition {
-            Condition::Broken => Condition::Broken,
-            _ if is_doubtful => Condition::Suspect,
-            _ => Condition::Known,
-        };
     }
 
     /// Performs the operation, with what has to come before it. Where its answer is known to be lost, it has failed
@@ -138,17 +139,21 @@ impl PinnedConnection {
             // It may be a `CALL` that commits: then what follows would commit by itself (G7, H15).
             return self.perform_guarded(task, depth).await;
         }
-        // Raw code ends in a suspect connection, which is cleaned; only of a text can an error be the answer.
-        let may_be_open = task.doubtful && !self.link.is_test() && task.is(Operation::is_text);
+        let may_leave_open = self.may_leave_open(task);
         let output = self.perform_noting(task, depth).await;
-        if may_be_open
-            && output.is_ok()
-            && self.link.backend == DbBackend::MySql
-            && Box::pin(self.link.was_left_open()).await?
-        {
+        if may_leave_open && output.is_ok() && Box::pin(self.link.was_left_open()).await? {
             return Err(Kind::LeftOpenByCode.into_db_err());
         }
         output
+    }
+
+    /// Returns whether stored code that is called outside a transaction may leave one open, which nothing would commit.
+    /// Raw code has no answer that could say so: its connection is suspect, and is cleaned.
+    fn may_leave_open(&self, task: &Task) -> bool {
+        self.link.backend == DbBackend::MySql
+            && !self.link.is_test()
+            && task.doubtful
+            && task.is(Operation::is_text)
     }
 
     /// Performs an operation that may end the transaction around it, and finds out whether it has.

@@ -44,11 +44,15 @@ impl PinnedConnection {
         }
         // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
         self.identify(task.identify).await?;
-        if let Some(begin) = &task.begin {
-            task.doubtful |= self.begin_session(begin, task.depth).await?;
-            self.identify(task.identify).await?;
-        }
-        Ok(())
+        self.begin_if_due(task).await
+    }
+
+    async fn begin_if_due(&mut self, task: &mut Task) -> Result<(), DbErr> {
+        let Some(begin) = &task.begin else {
+            return Ok(());
+        };
+        task.doubtful |= self.begin_session(begin, task.depth).await?;
+        self.identify(task.identify).await
     }
 
     /// Refuses work once the transaction around a test is gone: it would be committed for good. COMMIT and ROLLBACK still

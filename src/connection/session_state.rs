@@ -66,18 +66,12 @@ impl SessionState {
         if change == Change::None {
             return Ok(());
         }
-        // Settings of a transaction look like those from before. So a transaction that begins with a set-up is looked
-        // at before.
-        let early = change == Change::Transaction && begin.is_some();
-        let missing = self.baseline.is_none() && link.backend != DbBackend::MySql;
-        // Only once: later, what sessions have changed since would be recorded as well.
-        let recorded = !missing
-            || (early || change == Change::Session) && self.record(link, transaction).await?;
+        let begins = begin.is_some();
         // Unrecorded, it cannot be put back.
-        let kept = if change == Change::Session && !recorded {
-            Change::Beyond
-        } else {
-            change
+        let is_lost = !self.is_recorded(link, transaction, change, begins).await?;
+        let kept = match change {
+            Change::Session if is_lost => Change::Beyond,
+            change => change,
         };
         self.is_set_locally |= change == Change::Transaction && link.backend == DbBackend::Postgres;
         // Settings of the transaction end with it, whatever its end.
@@ -85,6 +79,24 @@ impl SessionState {
             self.change = self.change.max(kept);
         }
         Ok(())
+    }
+
+    /// Returns whether it is known what there was before a `change`, which is recorded now if it has to be.
+    async fn is_recorded(
+        &mut self,
+        link: &mut Link,
+        transaction: &mut Transaction,
+        change: Change,
+        begins: bool,
+    ) -> Result<bool, DbErr> {
+        // Only once: later, what sessions have changed since would be recorded as well. Of MySQL's locks none is to stay.
+        if self.baseline.is_some() || link.backend == DbBackend::MySql {
+            return Ok(true);
+        }
+        // Settings of a transaction look like those from before. So a transaction that begins with a set-up is looked
+        // at before.
+        let early = change == Change::Transaction && begins;
+        Ok((early || change == Change::Session) && self.record(link, transaction).await?)
     }
 
     /// Records what the connection is like, unless that cannot be known now.

@@ -62,6 +62,7 @@ impl Error {
         let kind = match error {
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
+            // SeaORM has no place for a foreign error: the text is the kind (see `Kind::into_db_err`).
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
             error if server::is_unanswered(error) => Kind::ConnectionLost,
             error => Trouble::of(error)?.kind()?,
@@ -109,6 +110,7 @@ impl Error {
     /// everything else.
     pub fn status(&self) -> StatusCode {
         match self.kind {
+            // The work was stopped for its length: the same request would be again.
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -42,6 +42,7 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     match backend {
         // Every error of the server, until a rollback to a savepoint from before.
+        // An error of the driver's own has reached no server, and a lost connection is another case.
         DbBackend::Postgres => is_answer(error),
         // The whole transaction is gone, and what follows would autocommit.
         DbBackend::MySql => matches!(

@@ -69,9 +69,11 @@ impl Glance {
         let mut in_word = true;
         for (at, &byte) in bytes.iter().enumerate() {
             let behind = || bytes.get(at + 1).copied().unwrap_or_default();
+            // Also in strings and comments: a look that is too careful costs only the lexer's time.
             self.may_change |= may_change(backend, bytes, at, byte);
             match byte {
                 b'a'..=b'z' | b'A'..=b'Z' => {
+                    // Only a query is asked whether it also writes.
                     self.is_unclear |= self.reads && !in_word && is_telling(byte, bytes, at);
                     in_word = true;
                     continue;
@@ -125,6 +127,7 @@ fn is_telling_underscore(bytes: &[u8], at: usize) -> bool {
             .is_some_and(|start| is_at(bytes, start, word))
     };
     BEHIND_UNDERSCORES.iter().any(is_behind)
+        // `dblink_connect` and its like.
         || is_before("dblink")
         || is_before("ts") && ["stat", "rewrite"].iter().any(is_behind)
 }

@@ -65,6 +65,7 @@ impl ReadReader {
 }
 
 fn is_write(word: &str) -> bool {
+    // By its first letter: this is asked for every word of a query.
     let first = word.bytes().next().unwrap_or_default();
     is_one_of(word, words_of_writes(first))
 }

@@ -7,6 +7,7 @@ use super::{Lexer, is_space};
 impl Lexer<'_> {
     pub(super) fn is_line_comment(&self) -> bool {
         match self.backend {
+            // An operator on PostgreSQL, a placeholder's sign on SQLite.
             MySql if self.byte(0) == Some(b'#') => true,
             // Without a space it is twice a minus.
             MySql => self.starts_with("--") && self.byte(2).is_none_or(is_space),
@@ -26,6 +27,7 @@ impl Lexer<'_> {
     /// Returns whether the comment that begins here is executable.
     pub(super) fn comment(&mut self) -> bool {
         if self.backend == MySql {
+            // MySQL runs the first kind, MariaDB both.
             let executable = ["/*!", "/*M!"]
                 .into_iter()
                 .find(|begin| self.starts_with(begin));
@@ -42,6 +44,7 @@ impl Lexer<'_> {
         // Only PostgreSQL's comments nest: by the others' rule, what follows the first end would be SQL.
         if self.backend == Postgres {
             self.nested_comment();
+        // An end in a line comment or a string counts as well: the servers look for nothing else.
         } else if !self.skip_past("*/") {
             // SQLite closes it at the text's end.
             self.doubtful |= self.backend != Sqlite;

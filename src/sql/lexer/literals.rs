@@ -24,6 +24,7 @@ impl<'a> Lexer<'a> {
                 }
             };
         }
+        // A server that skips the comment around it sees no quotes.
         self.look_for_other_end(start);
         self.sql
             .get(start..self.at.saturating_sub(1))
@@ -34,6 +35,7 @@ impl<'a> Lexer<'a> {
     pub(super) fn escape_string(&mut self) {
         loop {
             self.quoted(b'\'', true);
+            // A copy: what follows belongs to the literal only if a quote does.
             let mut ahead = *self;
             let mut newline = false;
             loop {
@@ -72,6 +74,7 @@ impl<'a> Lexer<'a> {
         self.at += 1;
         let mut named = false;
         loop {
+            // SQLite allows `::` in names, for Tcl.
             named |= !self.advance(is_word_part).is_empty();
             if self.starts_with("::") {
                 self.at += 2;

@@ -75,6 +75,7 @@ impl<'a> Lexer<'a> {
         let mut depth = 0_usize;
         for token in self {
             match token {
+                // Behind a seam, servers differ in what they read: nothing is passed over there.
                 Token::Symbol(b';') | Token::Seam => return false,
                 Token::Symbol(b'(') => depth += 1,
                 Token::Symbol(b')') => depth = depth.saturating_sub(1),
@@ -128,6 +129,7 @@ impl<'a> Iterator for Lexer<'a> {
         let token = self.token();
         #[cfg(test)]
         steps::count(self.at - start + 1);
+        // Without tests, nothing reads it.
         let _ = start;
         token
     }
@@ -151,6 +153,7 @@ impl<'a> Lexer<'a> {
                         return Some(Token::Seam);
                     }
                 }
+                // Elsewhere it is a multiplication and a division.
                 b'*' if self.executable && self.starts_with("*/") => {
                     self.at += 2;
                     self.executable = false;

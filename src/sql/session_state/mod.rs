@@ -68,6 +68,7 @@ impl<'a> ChangeReader<'a> {
             }
             Token::Word("") => return,
             Token::Word(word) if self.begins => {
+                // Later words are judged by `inside`.
                 (self.begins, self.first) = (false, token);
                 self.statement(word, rest)
             }

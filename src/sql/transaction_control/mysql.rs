@@ -54,6 +54,7 @@ impl<'a> MySqlReader<'a> {
         }
         self.place = match (self.place, token) {
             (Place::Start, _) => self.start(token, rest),
+            // Before the `;`, which ends a statement of the body only.
             (Place::Body { depth, previous }, _) => body(depth, previous, token, rest),
             (_, Token::Symbol(b';')) | (Place::Comment, Token::Seam) => Place::Start,
             (Place::Definition, _) => definition(token),
@@ -74,6 +75,7 @@ impl<'a> MySqlReader<'a> {
                 }
                 None => statement(word, rest),
             },
+            // A name or a literal begins no statement that is known.
             _ => Effect::Unknown,
         };
         self.found = self.found.max(found);
