@@ -66,7 +66,10 @@ impl SideConnection {
             Subject::One(target) => side.ask_about(target).await,
             Subject::All(pool) => side.ask_about_all(pool).await,
             Subject::Orphan(target) => side.end(target).await.map(|()| None),
-        }, none => Err(Fault::Silent))
+        }, none => {
+            let _ = subject;
+            Err(Fault::Silent)
+        })
     }
 
     pub(super) async fn close(self) {
