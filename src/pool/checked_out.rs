@@ -8,10 +8,7 @@ use std::{
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{
-    holder::Holder, idle::IdleConnection, inner::PoolInner, ledger::Ledger, registry::Key,
-    slot::SlotGuard,
-};
+use super::{holder::Holder, inner::PoolInner, ledger::Ledger, registry::Key, slot::SlotGuard};
 use crate::{
     connection::{CancelHandle, Output, PinnedConnection, Task},
     error::{Error, server},
@@ -25,8 +22,12 @@ const BEGIN_AGAIN: u32 = 3;
 ///
 /// It moves by value: a running call owns it and gives it back with the result. Dropped on the way,
 /// it closes the connection and frees the slot. In a box, because every statement moves it several times.
-pub(crate) struct CheckedOut(pub(super) Box<Parts>);
+pub(crate) struct CheckedOut {
+    pub(super) parts: Box<Parts>,
+    pool: Arc<PoolInner>,
+}
 
+/// A connection with what is kept for as long as the pool has it, checked out or idle: one box for all that time.
 pub(super) struct Parts {
     /// `None` once it has moved on. Before `slot`, so that the slot is freed last.
     pub(super) connection: Option<PinnedConnection>,
@@ -38,7 +39,8 @@ pub(super) struct Parts {
     pub(super) text: Redacted,
     /// The place of its session in the pool's registry.
     holder: Option<Key>,
-    pub(super) slot: SlotGuard,
+    /// `None` while it is idle.
+    slot: Option<SlotGuard>,
 }
 
 /// A call's end: the connection comes back with the result.
@@ -71,53 +73,54 @@ impl Drop for Lease {
 impl CheckedOut {
     /// A connection that the driver's pool was asked for at the time `fetched`.
     pub(super) fn new(connection: PinnedConnection, fetched: Instant, slot: SlotGuard) -> Self {
-        Self(Box::new(Parts {
+        let parts = Box::new(Parts {
             runtime: connection.runtime().clone(),
             connection: Some(connection),
             fetched,
             text: Redacted::default(),
             holder: None,
-            slot,
-        }))
+            slot: None,
+        });
+        Self::of_idle(parts, slot)
     }
 
     /// A connection that was idle until now.
-    pub(super) fn of_idle(idle: IdleConnection, slot: SlotGuard) -> Self {
-        let mut checked_out = Self::new(idle.connection, idle.fetched, slot);
-        checked_out.0.text = idle.text;
-        checked_out
+    pub(super) fn of_idle(mut parts: Box<Parts>, slot: SlotGuard) -> Self {
+        let pool = slot.pool().clone();
+        parts.slot = Some(slot);
+        Self { parts, pool }
     }
 
     /// Makes it idle, which frees its slot where the caller holds the ledger.
-    pub(super) fn into_idle<T>(mut self, ledger: &mut Ledger<T>) -> Option<IdleConnection> {
-        let connection = self.0.connection.take()?;
+    pub(super) fn into_idle<T, C>(mut self, ledger: &mut Ledger<T, C>) -> Box<Parts> {
         // Under the caller's lock, with the push that follows: in between, a fetch could begin that is not needed.
-        self.0.slot.free_in(ledger);
-        let text = std::mem::take(&mut self.0.text);
-        Some(IdleConnection::new(connection, self.0.fetched, text))
+        if let Some(mut slot) = self.parts.slot.take() {
+            slot.free_in(ledger);
+        }
+        self.parts
     }
 
     pub(super) fn pool(&self) -> &Arc<PoolInner> {
-        self.0.slot.pool()
+        &self.pool
     }
 
     /// Notes that a session, of `request`, holds the connection from now on, until it is back.
     pub(crate) fn hold(&mut self, holder: Weak<dyn Holder>, request: Option<Weak<dyn Holder>>) {
-        self.0.text.clear();
-        let key = self.pool().note_holder(holder, request, &self.0.runtime);
-        self.0.holder = Some(key);
+        self.parts.text.clear();
+        let key = self
+            .pool()
+            .note_holder(holder, request, &self.parts.runtime);
+        self.parts.holder = Some(key);
     }
 
     /// Notes that no session holds it any more.
     pub(super) fn leave(&mut self) {
-        if let Some(key) = self.0.holder.take() {
-            self.pool().note_return(key);
-        }
+        self.parts.leave();
     }
 
     /// Returns the session's last statement.
     pub(crate) fn text(&mut self) -> &mut Redacted {
-        &mut self.0.text
+        &mut self.parts.text
     }
 
     /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
@@ -167,7 +170,7 @@ impl CheckedOut {
     }
 
     async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        match &mut self.0.connection {
+        match &mut self.parts.connection {
             Some(connection) => connection.call(task).await,
             None => Ok(Output::Done),
         }
@@ -179,50 +182,36 @@ impl CheckedOut {
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
         // The cause of its death may have killed the others.
         pool.return_idle();
-        self.end_orphan();
-        let dead = self.0.connection.take();
+        self.parts.end_orphan();
+        let dead = self.parts.connection.take();
         let handle = dead.and_then(PinnedConnection::into_cancel_handle);
         // Before the wait: in a pool of one, nothing else could end it.
-        self.0.slot.free();
+        self.parts.slot = None;
         if let Some(mut next) = pool.wait_for_one(true).await?.into_connection() {
-            if let (Some(connection), Some(handle)) = (&mut next.0.connection, handle) {
+            if let (Some(connection), Some(handle)) = (&mut next.parts.connection, handle) {
                 // The session has handed it out already: from here on, it cancels what runs on the new connection.
                 connection.adopt(handle);
             }
             // Its place in the registry goes along, and with it the time since which the session holds a connection.
-            next.0.holder = self.0.holder.take();
+            next.parts.holder = self.parts.holder.take();
             *self = next;
         }
         Ok(())
     }
 
-    /// Has the server end its side of a connection that is lost: of itself it would notice after hours, and keep the
-    /// transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
-    /// verdict, which an answer may still overtake.
-    fn end_orphan(&self) {
-        let orphan = self
-            .0
-            .connection
-            .as_ref()
-            .and_then(PinnedConnection::orphan);
-        if let Some(orphan) = orphan {
-            self.pool().cancels.end(orphan, &self.0.runtime);
-        }
-    }
-
     /// Takes the connection out of the pool; the slot is free.
     pub(super) fn into_connection(mut self) -> Option<PinnedConnection> {
-        self.0.connection.take()
+        self.parts.connection.take()
     }
 
     /// Returns what stops its statements.
     pub(crate) fn cancel_handle(&mut self) -> Option<Arc<CancelHandle>> {
-        let connection = self.0.connection.as_mut();
+        let connection = self.parts.connection.as_mut();
         connection.map(|connection| connection.cancel_handle().clone())
     }
 
     pub(crate) fn depth(&self) -> usize {
-        let connection = self.0.connection.as_ref();
+        let connection = self.parts.connection.as_ref();
         connection.map_or(0, PinnedConnection::depth)
     }
 
@@ -234,14 +223,14 @@ impl CheckedOut {
     /// Notes that the reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
-        if let Some(connection) = &mut self.0.connection {
+        if let Some(connection) = &mut self.parts.connection {
             connection.was_heard();
         }
     }
 
     /// Returns whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
-        let connection = self.0.connection.as_mut();
+        let connection = self.parts.connection.as_mut();
         connection.is_some_and(PinnedConnection::take_ended_elsewhere)
     }
 
@@ -253,39 +242,58 @@ impl CheckedOut {
     /// Replaces all connections to a server that takes no writes.
     pub(super) fn leave_read_only(&self) {
         if self.is(PinnedConnection::is_demoted) {
-            self.pool().leave_server(self.0.fetched);
+            self.pool().leave_server(self.parts.fetched);
         }
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        let connection = self.0.connection.as_ref();
+        let connection = self.parts.connection.as_ref();
         connection.is_none_or(PinnedConnection::is_broken)
     }
 
     fn is(&self, question: impl FnOnce(&PinnedConnection) -> bool) -> bool {
-        self.0.connection.as_ref().is_some_and(question)
+        self.parts.connection.as_ref().is_some_and(question)
     }
 
     /// Returns the runtime that serves the connection.
     pub(crate) fn runtime(&self) -> &Handle {
-        &self.0.runtime
+        &self.parts.runtime
     }
 
     /// Returns how long a call that has lost its caller may still run before the connection is closed.
     pub(crate) fn patience(&self) -> Option<Duration> {
         self.pool().patience()
     }
+}
+
+impl Parts {
+    /// Has the server end its side of a connection that is lost: of itself it would notice after hours, and keep the
+    /// transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
+    /// verdict, which an answer may still overtake.
+    fn end_orphan(&self) {
+        let connection = self.connection.as_ref();
+        let orphan = connection.and_then(PinnedConnection::orphan);
+        if let (Some(orphan), Some(slot)) = (orphan, &self.slot) {
+            slot.pool().cancels.end(orphan, &self.runtime);
+        }
+    }
+
+    fn leave(&mut self) {
+        if let (Some(key), Some(slot)) = (self.holder.take(), &self.slot) {
+            slot.pool().note_return(key);
+        }
+    }
 
     /// Moves the connection into a task that cleans it, instead of closing it with its database.
     fn survive(&mut self) {
-        let Some(connection) = self.0.connection.take() else {
+        let (Some(connection), Some(slot)) = (self.connection.take(), self.slot.take()) else {
             return;
         };
-        let runtime = self.0.runtime.clone();
         // The place moves along, since the database has this one connection: another fetch would open an empty one.
-        let mut rescued = Self::new(connection, self.0.fetched, self.0.slot.take());
+        let runtime = self.runtime.clone();
+        let mut rescued = CheckedOut::new(connection, self.fetched, slot);
         // It is held until it is clean: closing the pool waits for it.
-        rescued.0.holder = self.0.holder.take();
+        rescued.parts.holder = self.holder.take();
         let mut survivor = Survivor(Some(rescued));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0
@@ -298,28 +306,32 @@ impl CheckedOut {
     }
 }
 
-impl Drop for CheckedOut {
+impl Drop for Parts {
     fn drop(&mut self) {
         // SQLite in memory: closed with its connection, the database would be gone.
-        if self.is(PinnedConnection::survives_cancel) {
+        let survives = self
+            .connection
+            .as_ref()
+            .is_some_and(PinnedConnection::survives_cancel);
+        if survives && self.slot.is_some() {
             // It takes the connection, so that what follows finds none.
             self.survive();
         }
         self.end_orphan();
         // In this order: while a session is known to hold it, closing the pool waits for it.
-        drop(self.0.connection.take());
+        drop(self.connection.take());
         self.leave();
     }
 }
 
 /// A connection to an in-memory database being cleaned. Its runtime may drop it unrun: then nothing can save it, and it
-/// must not [survive](CheckedOut::survive) once more.
+/// must not [survive](Parts::survive) once more.
 struct Survivor(Option<CheckedOut>);
 
 impl Drop for Survivor {
     fn drop(&mut self) {
         if let Some(mut lost) = self.0.take() {
-            drop(lost.0.connection.take());
+            drop(lost.parts.connection.take());
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use super::{
     background::Background,
     cancel::CancelQueue,
-    checked_out::{CheckedOut, Lease},
+    checked_out::{CheckedOut, Lease, Parts},
     closing::{Closing, CountedSession},
     driver_pool::DriverPool,
     eviction::Eviction,
@@ -32,7 +32,7 @@ pub(crate) struct PoolInner {
     pub(super) settings: Settings,
     /// Prepared statements are not kept.
     pub(super) is_unnamed: bool,
-    ledger: Mutex<Ledger<Lease>>,
+    ledger: Mutex<Ledger<Lease, Box<Parts>>>,
     /// Returns idle connections to the driver's pool.
     pub(super) reaper: Arc<Background>,
     pub(super) registry: Registry,
@@ -82,7 +82,7 @@ impl PoolInner {
     }
 
     /// Locks the ledger: not to be held across an await, nor while a waiter is answered.
-    pub(super) fn ledger(&self) -> Locked<'_, Lease> {
+    pub(super) fn ledger(&self) -> Locked<'_, Lease, Box<Parts>> {
         Locked::of(&self.ledger)
     }
 
@@ -285,8 +285,7 @@ impl Drop for PoolInner {
             .take_all();
         let patience = self.patience();
         for idle in idle {
-            let runtime = idle.connection.runtime().clone();
-            runtime.spawn(idle.return_to_driver(patience));
+            idle.outlive_pool(patience);
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     admission::Admission,
     fetches::Fetches,
     holder::Holder,
-    idle::{IdleConnection, IdleConnections},
+    idle::IdleConnections,
     plain_share::PlainShare,
     waiters::{Applicant, Receiver, Waiter, Waiters},
 };
@@ -49,9 +49,9 @@ pub(super) enum Use {
     Return,
 }
 
-/// The waiters for values of type `T`, the idle connections, and the number of those that are out. One value under one
+/// The waiters for values of type `T`, the idle connections of type `C`, and the number of those that are out. One value under one
 /// lock, because each decision needs all of it.
-pub(super) struct Ledger<T> {
+pub(super) struct Ledger<T, C> {
     /// The most connections that may be out at the same time. An idle one is not out until a session takes it.
     limit: u32,
     used: u32,
@@ -59,7 +59,7 @@ pub(super) struct Ledger<T> {
     pub(super) fetches: Fetches,
     pub(super) waiters: Waiters<T>,
     admission: Admission,
-    pub(super) idle: IdleConnections,
+    pub(super) idle: IdleConnections<C>,
     pub(super) plain_share: PlainShare,
     /// Until then, requests that hold a connection may come for a second one.
     seconds_until: Option<Instant>,
@@ -67,7 +67,7 @@ pub(super) struct Ledger<T> {
     turned_away: Option<Instant>,
 }
 
-impl<T> Ledger<T> {
+impl<T, C> Ledger<T, C> {
     pub(super) fn new(limit: u32, admission: Admission) -> Self {
         Self {
             limit,
@@ -190,7 +190,7 @@ impl<T> Ledger<T> {
     }
 
     /// Takes an idle connection for a newcomer, unless others wait before it.
-    pub(super) fn take_idle(&mut self) -> Option<IdleConnection> {
+    pub(super) fn take_idle(&mut self) -> Option<C> {
         // First come, first served: one of them may be about to get it.
         if self.waiters.is_any() {
             return None;
@@ -199,12 +199,12 @@ impl<T> Ledger<T> {
     }
 
     /// Takes an idle connection for the oldest waiter.
-    pub(super) fn take_idle_for_waiter(&mut self) -> Option<IdleConnection> {
+    pub(super) fn take_idle_for_waiter(&mut self) -> Option<C> {
         let holds = self.waiters.live().next()?.applicant.holds;
         self.pop_idle(holds)
     }
 
-    fn pop_idle(&mut self, holds: bool) -> Option<IdleConnection> {
+    fn pop_idle(&mut self, holds: bool) -> Option<C> {
         if self.out() >= self.limit_for(holds) {
             return None;
         }
@@ -226,7 +226,7 @@ impl<T> Ledger<T> {
 
     /// Takes the idle connections that are no longer fresh, and one more where the driver's pool of `max` has none left
     /// for others. They count as out until they are back there.
-    pub(super) fn take_stale(&mut self, max: u32) -> Vec<IdleConnection> {
+    pub(super) fn take_stale(&mut self, max: u32) -> Vec<C> {
         // Those who use the driver's pool beside this one cannot ask for one: they wait until sqlx has one.
         let least = usize::from(self.taken() >= max);
         let stale = self.idle.take_stale(least);
@@ -235,7 +235,7 @@ impl<T> Ledger<T> {
     }
 
     /// Takes all idle connections, to be returned to the driver's pool. They count as out until they are there.
-    pub(super) fn take_all_idle(&mut self) -> Vec<IdleConnection> {
+    pub(super) fn take_all_idle(&mut self) -> Vec<C> {
         let idle = self.idle.take_all();
         idle.iter().for_each(|_| self.occupy(Use::Return));
         idle
@@ -254,14 +254,14 @@ impl<T> Ledger<T> {
 }
 
 /// Access to the ledger. What was swept out of the queue is dropped when the lock is free again.
-pub(super) struct Locked<'l, T> {
+pub(super) struct Locked<'l, T, C> {
     // In this order: fields are dropped from first to last.
-    ledger: MutexGuard<'l, Ledger<T>>,
+    ledger: MutexGuard<'l, Ledger<T, C>>,
     discarded: Vec<Waiter<T>>,
 }
 
-impl<'l, T> Locked<'l, T> {
-    pub(super) fn of(ledger: &'l Mutex<Ledger<T>>) -> Self {
+impl<'l, T, C> Locked<'l, T, C> {
+    pub(super) fn of(ledger: &'l Mutex<Ledger<T, C>>) -> Self {
         Self {
             ledger: ledger.lock().unwrap_or_else(PoisonError::into_inner),
             discarded: Vec::new(),
@@ -269,21 +269,21 @@ impl<'l, T> Locked<'l, T> {
     }
 }
 
-impl<T> Deref for Locked<'_, T> {
-    type Target = Ledger<T>;
+impl<T, C> Deref for Locked<'_, T, C> {
+    type Target = Ledger<T, C>;
 
-    fn deref(&self) -> &Ledger<T> {
+    fn deref(&self) -> &Ledger<T, C> {
         &self.ledger
     }
 }
 
-impl<T> DerefMut for Locked<'_, T> {
-    fn deref_mut(&mut self) -> &mut Ledger<T> {
+impl<T, C> DerefMut for Locked<'_, T, C> {
+    fn deref_mut(&mut self) -> &mut Ledger<T, C> {
         &mut self.ledger
     }
 }
 
-impl<T> Drop for Locked<'_, T> {
+impl<T, C> Drop for Locked<'_, T, C> {
     fn drop(&mut self) {
         self.discarded = self.ledger.waiters.take_discarded();
     }

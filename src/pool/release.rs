@@ -9,10 +9,10 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     cancel::{Late, finish_abandoned},
-    checked_out::{CheckedOut, Finished},
+    checked_out::{CheckedOut, Finished, Parts},
+    driver_pool::SILENCE,
     hold_watch::HoldWatch,
     holder::Holder,
-    idle::{IdleConnection, return_within},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
@@ -31,7 +31,7 @@ impl CheckedOut {
     pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
         // `then` answers the request and runs its hooks: not before the connection is away, or a client that comes back at
         // once would find the pool full.
-        let Some(connection) = &self.0.connection else {
+        let Some(connection) = &self.parts.connection else {
             return then();
         };
         if connection.is_broken() {
@@ -43,7 +43,7 @@ impl CheckedOut {
             self.put_back();
             then();
         } else {
-            let runtime = self.0.runtime.clone();
+            let runtime = self.parts.runtime.clone();
             runtime.spawn(async move {
                 if self.clean().await {
                     self.leave_read_only();
@@ -59,7 +59,7 @@ impl CheckedOut {
 
     pub(super) async fn clean(&mut self) -> bool {
         let patience = self.patience();
-        let Some(connection) = &mut self.0.connection else {
+        let Some(connection) = &mut self.parts.connection else {
             return false;
         };
         match patience {
@@ -70,7 +70,7 @@ impl CheckedOut {
 
     /// Puts it back, or closes it if its session state is this session's own by now.
     fn put_back_unless_changed(self) {
-        let connection = self.0.connection.as_ref();
+        let connection = self.parts.connection.as_ref();
         if connection.is_some_and(|connection| connection.must_close()) {
             tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be restored");
         } else {
@@ -82,7 +82,7 @@ impl CheckedOut {
     pub(super) fn put_back(mut self) {
         let pool = self.pool().clone();
         // G18: dropping it here closes it.
-        if pool.is_evicted(self.0.fetched) {
+        if pool.is_evicted(self.parts.fetched) {
             return;
         }
         // Before it is placed: from then on it may be the next session's.
@@ -95,24 +95,36 @@ impl CheckedOut {
     /// Returns whether the driver's pool should see the connection again, to look at its age for example.
     // Counted from the fetch and not from the last use: under load, it would never rest.
     fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
-        self.0.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
+        self.parts.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
     }
 
     /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
     fn return_to_driver(mut self) {
         let pool = self.pool().clone();
         if let Some(test) = pool.test() {
-            if let Some(connection) = self.0.connection.take() {
+            if let Some(connection) = self.parts.connection.take() {
                 test.put(connection);
             }
             return;
         }
-        let runtime = self.0.runtime.clone();
+        let runtime = self.parts.runtime.clone();
         // All of it goes into the task: a runtime that is shutting down drops it unpolled, and the slot is free.
         runtime.spawn(async move {
-            let fetched = self.0.fetched;
-            if let Some(connection) = &mut self.0.connection {
+            let fetched = self.parts.fetched;
+            if let Some(connection) = &mut self.parts.connection {
                 pool.return_to_driver(connection, fetched).await;
+            }
+        });
+    }
+}
+
+impl Parts {
+    /// Gives an idle connection, whose pool is gone, to sqlx's pool in a task, within `bound` if there is one.
+    pub(super) fn outlive_pool(mut self: Box<Self>, bound: Option<Duration>) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            if let Some(connection) = &mut self.connection {
+                return_within(connection, bound).await;
             }
         });
     }
@@ -164,7 +176,7 @@ impl PoolInner {
         F: Future<Output = Finished> + Unpin,
     {
         let (mut finished, late) = finish_abandoned(&self.cancels, call, handle, runtime).await;
-        if let Some(connection) = &mut finished.connection.0.connection {
+        if let Some(connection) = &mut finished.connection.parts.connection {
             // Its next statement must not be hit.
             match late {
                 Late::Nothing => {}
@@ -201,9 +213,8 @@ impl PoolInner {
                 }
                 let runtime = connection.runtime().clone();
                 // Under one lock: what is no longer out is idle in the same moment.
-                if let Some(idle) = connection.into_idle(&mut *ledger) {
-                    ledger.idle.push(idle);
-                }
+                let idle = connection.into_idle(&mut *ledger);
+                ledger.idle.push(idle);
                 drop(ledger);
                 // After the push: the reaper looks once more after it has said that it rests.
                 self.reaper.start(&runtime, || Reaper::over(self));
@@ -221,17 +232,10 @@ impl PoolInner {
     }
 
     /// Returns connections that were idle, and count as [`Use::Return`].
-    pub(super) fn return_all(self: &Arc<Self>, connections: Vec<IdleConnection>) {
-        for mut idle in connections {
+    pub(super) fn return_all(self: &Arc<Self>, connections: Vec<Box<Parts>>) {
+        for idle in connections {
             let slot = SlotGuard::new(self.clone(), Use::Return);
-            let runtime = idle.connection.runtime().clone();
-            runtime.spawn(async move {
-                let (connection, fetched) = (&mut idle.connection, idle.fetched);
-                slot.pool().return_to_driver(connection, fetched).await;
-                // Last, even if sqlx has not taken the connection and it closes here.
-                drop(idle);
-                drop(slot);
-            });
+            CheckedOut::of_idle(idle, slot).return_to_driver();
         }
     }
 
@@ -284,5 +288,18 @@ impl PoolInner {
     /// Returns whether a connection that was fetched at this time has been evicted since.
     pub(super) fn is_evicted(&self, fetched: Instant) -> bool {
         self.eviction.includes(fetched)
+    }
+}
+
+/// Gives a clean connection to sqlx's pool, within `bound` if there is one.
+///
+/// sqlx waits for its ping without a bound (<https://github.com/launchbadge/sqlx/issues/4349>). One that is not answered
+/// for so long will not be.
+async fn return_within(connection: &mut PinnedConnection, bound: Option<Duration>) {
+    let Some(bound) = bound.map(|bound| bound.min(SILENCE)) else {
+        return connection.return_to_driver().await;
+    };
+    if timeout(bound, connection.return_to_driver()).await.is_err() {
+        tracing::warn!(target: "tower_sea_orm::pool", "closed a connection that could not be returned: its ping was not answered");
     }
 }

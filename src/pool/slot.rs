@@ -114,16 +114,8 @@ impl SlotGuard {
         &self.pool
     }
 
-    /// Moves the slot out, leaving a guard that frees nothing.
-    pub(super) fn take(&mut self) -> Self {
-        Self {
-            pool: self.pool.clone(),
-            counts_as: self.counts_as.take(),
-        }
-    }
-
     /// Frees the slot where the caller holds the ledger: what comes next is decided there, under the same lock.
-    pub(super) fn free_in<T>(&mut self, ledger: &mut Ledger<T>) {
+    pub(super) fn free_in<T, C>(&mut self, ledger: &mut Ledger<T, C>) {
         if let Some(counts_as) = self.counts_as.take() {
             ledger.vacate(counts_as);
         }
