@@ -212,9 +212,10 @@ where
                 StateProj::Refused(error) => Break(Ok(this.responder.error(error))),
                 StateProj::Serving { future, guard } => {
                     // For the poll only: on the same thread, other requests are polled in between.
-                    let entered = guard.as_ref().and_then(SessionGuard::enter);
-                    let result = ready!(future.poll(cx));
-                    drop(entered);
+                    let result = ready!(match guard {
+                        Some(guard) => guard.poll(future, cx),
+                        None => future.poll(cx),
+                    });
                     match guard.take() {
                         None => Break(result),
                         Some(guard) => served(result, guard, this.responder),

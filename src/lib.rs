@@ -123,10 +123,15 @@
 //! stops working when the request ends. A session checks its connection out before the handler runs
 //! or, with [`lazy`](DbSessionLayer::lazy), at its first statement.
 //!
-//! Use `lazy()` if clients reach the service directly: the default holds a connection while a request's
-//! body is being received, so a few slow uploads can take all connections. Use the default if a proxy
-//! buffers request bodies, or requests have no bodies, and the handler should not start without a
-//! connection. [`eager_if(without_body)`](without_body) chooses per request.
+//! A session that has its connection before the handler runs lends it until the first statement: if the
+//! request waits for something else (its body, another service) while other requests wait for a
+//! connection, it gives its own to the first of them, and its first statement acquires another one. A few
+//! slow uploads do not take all connections. All statements still run on one connection. A
+//! [`transaction`](SessionPool::transaction) of a pool does the same; a [`SessionPool::session`] keeps its connection.
+//!
+//! Use `lazy()` if many requests run no statement at all: they cost the pool nothing. Use the default if
+//! the handler should not start before there was a connection for it.
+//! [`eager_if(without_body)`](without_body) chooses per request.
 //!
 //! # The order of layers
 //!
@@ -311,7 +316,7 @@
 //!
 //! | target | level | what |
 //! |---|---|---|
-//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements` and `outcome` (released, committed, rolled back, failed, unknown) when it closes |
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements`, `lent` (how often it lent its connection) and `outcome` (released, committed, rolled back, failed, unknown) when it closes |
 //! | `tower_sea_orm::session` | ERROR | a transaction that something else has ended; hooks that panicked, or that had no runtime to run on |
 //! | `tower_sea_orm::session` | WARN | a statement that has no effect outside a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text, up to 256 |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed, or that was lost during COMMIT; an error of a stream that the handler has dropped |

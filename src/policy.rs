@@ -99,7 +99,8 @@ impl Policy {
 }
 
 /// Returns whether a request has no body that its client may send slowly. For
-/// [`DbSessionLayer::eager_if`](crate::DbSessionLayer::eager_if), so that no connection waits for slow uploads.
+/// [`DbSessionLayer::eager_if`](crate::DbSessionLayer::eager_if), so that a request whose body may come
+/// slowly acquires no connection before it needs one.
 ///
 /// A request has a body if it declares one, by `Content-Length` above 0 or `Transfer-Encoding`. Over
 /// HTTP/2, which needs neither, it also has one if it gives no length and its method is not GET, HEAD,

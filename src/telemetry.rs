@@ -25,13 +25,14 @@ pub(crate) struct SessionSpan {
     held: Duration,
     since: Option<Instant>,
     statements: u64,
+    lent: u64,
 }
 
 impl SessionSpan {
     pub(crate) fn open() -> Self {
         let span = tracing::debug_span!(
             target: "tower_sea_orm::session", "db_session",
-            waited_ms = Empty, held_ms = Empty, statements = Empty, outcome = Empty,
+            waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
         );
         Self {
             span,
@@ -39,6 +40,7 @@ impl SessionSpan {
             held: Duration::ZERO,
             since: None,
             statements: 0,
+            lent: 0,
         }
     }
 
@@ -65,6 +67,16 @@ impl SessionSpan {
             .unwrap_or_default();
     }
 
+    /// The session's connection was lent to another one.
+    pub(crate) fn lent(&mut self) {
+        self.released();
+        self.lent += 1;
+    }
+
+    pub(crate) fn was_lent(&self) -> bool {
+        self.lent > 0
+    }
+
     pub(crate) fn count(&mut self) {
         self.statements += 1;
     }
@@ -80,6 +92,7 @@ impl SessionSpan {
             waited: self.waited,
             held: self.held,
             statements: self.statements,
+            lent: self.lent,
             outcome,
         }
     }
@@ -92,6 +105,7 @@ pub(crate) struct ClosedSpan {
     waited: Duration,
     held: Duration,
     statements: u64,
+    lent: u64,
     outcome: &'static str,
 }
 
@@ -102,6 +116,7 @@ impl Drop for ClosedSpan {
             self.span.record("waited_ms", milliseconds(self.waited));
             self.span.record("held_ms", milliseconds(self.held));
             self.span.record("statements", self.statements);
+            self.span.record("lent", self.lent);
             self.span.record("outcome", self.outcome);
         }
     }

@@ -68,12 +68,7 @@
 //! - Hooks are not run: see [`TestPool::hooks`].
 //! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    future::{Future, poll_fn},
-    pin::pin,
-};
+use std::{convert::Infallible, fmt, future::poll_fn, pin::pin};
 
 use http::{Method, Request, Response, Uri};
 
@@ -138,12 +133,7 @@ where
         return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));
-    let response = poll_fn(|cx| {
-        // A second session of the same pool has to count as this request's: one that waits for it is a deadlock.
-        let _entered = guard.enter();
-        handling.as_mut().poll(cx)
-    })
-    .await;
+    let response = poll_fn(|cx| guard.poll(handling.as_mut(), cx)).await;
     match SettleAt::of(Ok::<_, Infallible>(response), guard) {
         SettleAt::Head(Ok(response), decision, guard) => {
             let ended = guard.settle(decision).resolve().await;

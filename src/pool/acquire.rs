@@ -27,7 +27,7 @@ use super::{
     log::log_session,
     probe::{PROBE, is_full},
     slot::{FetchGuard, SlotGuard},
-    waiters::{Applicant, Receiver},
+    waiters::{Applicant, Claim, Receiver},
 };
 use crate::error::{Error, Kind};
 
@@ -45,12 +45,7 @@ impl PoolInner {
     }
 
     /// Waits for a connection, at most `acquire_timeout`.
-    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Lease, Error> {
-        self.wait_for_one(false).await
-    }
-
-    /// [`acquire`](Self::acquire) for a session that has had a connection, and goes on with `another`.
-    pub(super) async fn wait_for_one(self: &Arc<Self>, another: bool) -> Result<Lease, Error> {
+    pub(crate) async fn acquire(self: &Arc<Self>, claim: Claim) -> Result<Lease, Error> {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
@@ -60,7 +55,7 @@ impl PoolInner {
         // Not before: an idle connection needs no runtime to be handed out.
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
-        let mut waiting = self.join(runtime, request, another)?;
+        let mut waiting = self.join(runtime, request, claim)?;
         let answer = self.answer(&mut waiting.receiver).await;
         // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
@@ -85,9 +80,10 @@ impl PoolInner {
         self: &Arc<Self>,
         runtime: Handle,
         request: Option<Arc<dyn Holder>>,
-        another: bool,
+        claim: Claim,
     ) -> Result<Waiting<'_>, Error> {
         // One that goes on with another connection has freed its slot: its request holds none at the moment.
+        let another = claim == Claim::Another;
         let holder = request
             .clone()
             .filter(|request| !another && self.holds_one(request));
@@ -101,13 +97,16 @@ impl PoolInner {
             runtime,
             request: request.clone(),
             holds: another || holder.is_some(),
+            returns: claim == Claim::Return,
         });
+        let is_stuck = ledger.is_stuck();
         drop(ledger);
-        let Some((receiver, may_fetch)) = joined else {
+        let Some(receiver) = joined else {
             return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
         };
-        if may_fetch {
-            self.fill();
+        self.fill();
+        if is_stuck {
+            self.call_in();
         }
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
@@ -115,6 +114,20 @@ impl PoolInner {
             self.note_second(&*holder);
         }
         Ok(waiting)
+    }
+
+    /// Has one session lend the connection that it has not used yet to the waiters.
+    fn call_in(&self) {
+        while let Some(lender) = self.registry.take_offer() {
+            if lender.lend() {
+                return;
+            }
+        }
+    }
+
+    /// Returns whether a request waits for a connection.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.ledger().waiters.is_any()
     }
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
@@ -247,6 +260,7 @@ impl PoolInner {
         match follows {
             AfterFailure::GoOn => {}
             AfterFailure::Rest(pause) => {
+                self.call_in();
                 // One line for each pause, because only one of those that fail rests.
                 let status = self.status();
                 let (used, pending) = (status.used, status.pending);

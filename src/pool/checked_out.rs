@@ -1,6 +1,7 @@
 //! [`CheckedOut`]: a connection that a session uses, together with its slot in the pool.
 
 use std::{
+    mem,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -8,7 +9,10 @@ use std::{
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{holder::Holder, inner::PoolInner, ledger::Ledger, registry::Key, slot::SlotGuard};
+use super::{
+    holder::Holder, inner::PoolInner, ledger::Ledger, registry::Key, slot::SlotGuard,
+    waiters::Claim,
+};
 use crate::{
     connection::{CancelHandle, Output, PinnedConnection, Task},
     error::{Error, server},
@@ -39,6 +43,8 @@ pub(super) struct Parts {
     pub(super) text: Redacted,
     /// The place of its session in the pool's registry.
     holder: Option<Key>,
+    /// Its session would lend it to what waits.
+    is_offered: bool,
     /// `None` while it is idle.
     slot: Option<SlotGuard>,
 }
@@ -79,6 +85,7 @@ impl CheckedOut {
             fetched,
             text: Redacted::default(),
             holder: None,
+            is_offered: false,
             slot: None,
         });
         Self::of_idle(parts, slot)
@@ -111,6 +118,24 @@ impl CheckedOut {
             .pool()
             .note_holder(holder, request, &self.parts.runtime);
         self.parts.holder = Some(key);
+        self.parts.is_offered = false;
+    }
+
+    /// Notes that its session would lend it.
+    pub(crate) fn offer(&mut self) {
+        if let Some(key) = self.parts.holder {
+            self.parts.is_offered = true;
+            self.pool.registry.offer(key);
+        }
+    }
+
+    /// Notes that its session would not lend it any more.
+    pub(crate) fn withdraw(&mut self) {
+        if mem::take(&mut self.parts.is_offered)
+            && let Some(key) = self.parts.holder
+        {
+            self.pool.registry.withdraw(key);
+        }
     }
 
     /// Notes that no session holds it any more.
@@ -187,7 +212,7 @@ impl CheckedOut {
         let handle = dead.and_then(PinnedConnection::into_cancel_handle);
         // Before the wait: in a pool of one, nothing else could end it.
         self.parts.slot = None;
-        if let Some(mut next) = pool.wait_for_one(true).await?.into_connection() {
+        if let Some(mut next) = pool.acquire(Claim::Another).await?.into_connection() {
             if let (Some(connection), Some(handle)) = (&mut next.parts.connection, handle) {
                 // The session has handed it out already: from here on, it cancels what runs on the new connection.
                 connection.adopt(handle);

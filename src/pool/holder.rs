@@ -45,6 +45,10 @@ pub(crate) trait Holder: Send + Sync {
     /// Returns for how long the body that it lives for has waited for its reader.
     fn unread_for(&self) -> Option<Duration>;
 
+    /// Gives a connection on which nothing has run to what waits; its first statement acquires another one. Returns false
+    /// if there is none, or it is about to be used.
+    fn lend(self: Arc<Self>) -> bool;
+
     /// Takes its connection away; its handler goes on and gets `reason` as an error. Returns false if there is nothing
     /// to take, or what runs must be completed.
     fn cut(self: Arc<Self>, reason: Kind) -> bool;
@@ -55,6 +59,8 @@ pub(crate) trait Holder: Send + Sync {
 pub(crate) enum Grip {
     /// It has given it back: that is on its way.
     None,
+    /// Nothing has run on it: it is lent to what waits as soon as the session's own request waits for something.
+    Unused,
     Idle,
     /// A statement is running on it.
     Busy,

@@ -142,11 +142,22 @@ impl<T, C> Ledger<T, C> {
         self.seconds_until = Instant::now().checked_add(KEPT_FOR_SECONDS);
     }
 
-    /// Joins the queue, unless too many wait already. The flag says whether a connection may be fetched.
-    pub(super) fn join(&mut self, applicant: Applicant) -> Option<(Receiver<T>, bool)> {
-        let free = self.limit.saturating_sub(self.out()) as usize;
+    /// Returns whether nothing but a holder's connection can serve those who wait.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.free() == 0 || self.fetches.is_paused()
+    }
+
+    fn free(&self) -> usize {
+        self.limit.saturating_sub(self.out()) as usize
+    }
+
+    /// Joins the queue, unless too many wait already.
+    pub(super) fn join(&mut self, applicant: Applicant) -> Option<Receiver<T>> {
+        let free = self.free();
         let admits = if applicant.holds {
             self.admission.admits_holder(free)
+        } else if applicant.returns {
+            true
         } else {
             // Those who have given up are counted exactly only where that decides.
             let bound = self.admission.guaranteed(free);
@@ -157,7 +168,7 @@ impl<T, C> Ledger<T, C> {
             self.turned_away = Some(Instant::now());
             return None;
         }
-        Some((self.waiters.join(applicant), free > 0))
+        Some(self.waiters.join(applicant))
     }
 
     /// Takes the first waiter that no fetch is under way for, if one more connection may be out, and counts the fetch.

@@ -56,6 +56,7 @@ pub(crate) use self::{
     options::Settings,
     registry::Key,
     test_transaction::Hook,
+    waiters::Claim,
 };
 pub use crate::connection::Reset;
 use crate::error::{Error, Kind};

@@ -1,6 +1,7 @@
 //! [`Registry`]: which sessions hold the pool's connections, since when, and until when they may.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -27,6 +28,8 @@ pub(super) struct Registry(Mutex<Entries>);
 struct Entries {
     places: Vec<Option<Entry>>,
     free: Vec<Key>,
+    /// Those that would lend their connection, in the order in which they have offered it.
+    offers: BTreeMap<u64, Key>,
     /// The number that have entered so far.
     entered: u64,
     /// The number that had when the hold watch looked last.
@@ -44,6 +47,8 @@ struct Entry {
     request: Option<Weak<dyn Holder>>,
     /// `None` for a session that holds no connection of the pool's.
     watch: Option<Watch>,
+    /// Its number among the offers.
+    offer: Option<u64>,
 }
 
 /// The times by which something is done about a holder.
@@ -83,6 +88,7 @@ impl Registry {
             holder,
             request: None,
             watch: None,
+            offer: None,
         })
     }
 
@@ -102,6 +108,7 @@ impl Registry {
             holder,
             request,
             watch,
+            offer: None,
         });
         let is_early = due
             .zip(entries.watched_until)
@@ -109,11 +116,51 @@ impl Registry {
         (key, is_early)
     }
 
+    /// Notes that a holder would lend its connection.
+    pub(super) fn offer(&self, key: Key) {
+        let mut entries = self.lock();
+        let number = entries.entered;
+        entries.entered += 1;
+        if let Some(Some(entry)) = entries.places.get_mut(key)
+            && entry.offer.is_none()
+        {
+            entry.offer = Some(number);
+            entries.offers.insert(number, key);
+        }
+    }
+
+    /// Notes that a holder would not lend its connection any more.
+    pub(super) fn withdraw(&self, key: Key) {
+        let mut entries = self.lock();
+        if let Some(Some(entry)) = entries.places.get_mut(key)
+            && let Some(number) = entry.offer.take()
+        {
+            entries.offers.remove(&number);
+        }
+    }
+
+    /// Takes the oldest offer.
+    pub(super) fn take_offer(&self) -> Option<Arc<dyn Holder>> {
+        let mut entries = self.lock();
+        while let Some((_, key)) = entries.offers.pop_first() {
+            if let Some(Some(entry)) = entries.places.get_mut(key) {
+                entry.offer = None;
+                if let Some(holder) = entry.holder.upgrade() {
+                    return Some(holder);
+                }
+            }
+        }
+        None
+    }
+
     /// Removes a holder whose connection is back, and returns what the log says of it.
     pub(super) fn leave(&self, key: Key) -> Option<Logged> {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key)?.take()?;
         entries.free.push(key);
+        if let Some(number) = entry.offer {
+            entries.offers.remove(&number);
+        }
         drop(entries);
         entry.watch?.logged
     }

@@ -10,6 +10,7 @@ use super::{
     driver_pool::DriverPool,
     inner::PoolInner,
     test_transaction::TestTransaction,
+    waiters::Claim,
 };
 use crate::{
     connection::PinnedConnection,
@@ -24,7 +25,7 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
     if outside.inner().is_direct() {
         return Err(Kind::NothingToRollBack.into());
     }
-    let mut connection = take(outside.inner().acquire().await?)?;
+    let mut connection = take(outside.inner().acquire(Claim::First).await?)?;
     connection
         .begin_outer()
         .await
@@ -37,7 +38,7 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
 /// Waits for the connection, rolls the test's transaction back and returns it.
 pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
     pool.refuse_hopeless(|| false)?;
-    let mut connection = take(pool.acquire().await?)?;
+    let mut connection = take(pool.acquire(Claim::First).await?)?;
     let was_ended = connection.is_outer_ended();
     match timeout(pool.settings().release_timeout, connection.end_outer()).await {
         Ok(Ok(())) => connection.return_to_driver().await,

@@ -21,6 +21,17 @@ pub(super) struct Waiters<T> {
     next_id: u64,
 }
 
+/// The reason for which a session wants a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// It has none.
+    First,
+    /// It has lent the one that it had: it is not turned away for want of room in the queue.
+    Return,
+    /// Its connection is lost, and it goes on with another, before those who have none.
+    Another,
+}
+
 /// A request to wait.
 pub(super) struct Applicant {
     pub(super) runtime: Handle,
@@ -28,6 +39,8 @@ pub(super) struct Applicant {
     pub(super) request: Option<Arc<dyn Holder>>,
     /// The request holds a connection already.
     pub(super) holds: bool,
+    /// It was let in before, and has lent its connection meanwhile.
+    pub(super) returns: bool,
 }
 
 pub(super) struct Waiter<T> {

@@ -10,7 +10,7 @@ use sea_orm::DbErr;
 use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
 use crate::{
     error::Kind,
-    pool::{Lease, SessionPool},
+    pool::{Claim, Lease, SessionPool},
 };
 
 /// Returns a session that has its connection, after having waited for it.
@@ -43,7 +43,15 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
     // Where a test itself has the only connection of its pool, nothing would end the wait.
     let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
     let acquired = match hopeless {
-        Ok(()) => core.pool().acquire().await,
+        Ok(()) => {
+            let was_lent = core.lock().span.was_lent();
+            let claim = if was_lent {
+                Claim::Return
+            } else {
+                Claim::First
+            };
+            core.pool().acquire(claim).await
+        }
         Err(error) => Err(error),
     };
     match acquired {

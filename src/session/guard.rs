@@ -2,7 +2,9 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::{Arc, Weak, atomic::Ordering},
+    task::{Context, Poll},
 };
 
 use http::{HeaderMap, HeaderName, StatusCode, response};
@@ -10,6 +12,7 @@ use http::{HeaderMap, HeaderName, StatusCode, response};
 use super::{
     core::Core,
     end::end,
+    lend,
     settle::{Decision, Settlement, settle},
 };
 use crate::{
@@ -39,9 +42,26 @@ impl SessionGuard {
         Self { core, direct }
     }
 
-    /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped.
+    /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped. A second
+    /// session of the same pool has to count as this request's: one that waits for it is a deadlock.
     pub(crate) fn enter(&self) -> Option<Entered> {
         self.core.request_holder().map(pool::enter)
+    }
+
+    /// Polls the future that the session was opened for. Sessions opened meanwhile are its request's; if it waits for
+    /// something, a connection that nothing has run on is lent to whatever waits for one.
+    pub(crate) fn poll<F: Future>(
+        &self,
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let entered = self.enter();
+        let polled = future.poll(cx);
+        drop(entered);
+        if polled.is_pending() {
+            lend::offer(&self.core);
+        }
+        polled
     }
 
     /// Ends the session as the response's head says.

@@ -11,6 +11,7 @@ use std::{
 use super::{
     core::Core,
     end::cut_off,
+    lend,
     phase::CutOff,
     queue::drive,
     slot::{CallKind, PolledBy, Slot},
@@ -45,8 +46,11 @@ impl Holder for Core {
     }
 
     fn grip(&self) -> Grip {
-        // A session that is busy is not part of a deadlock: its call ends, and the connection may come free.
-        match self.lock().slot {
+        let state = self.lock();
+        // A session that is busy is not part of a deadlock: its call ends, and the connection may come free. Nor is one
+        // that will lend.
+        match state.slot {
+            Slot::Idle(_) if lend::is_lendable(self, &state) => Grip::Unused,
             Slot::Idle(_) => Grip::Idle,
             Slot::Running(_) => Grip::Busy,
             Slot::Empty | Slot::Broken => Grip::None,
@@ -92,6 +96,10 @@ impl Holder for Core {
         // Cloned out, because the body's lock is not taken under this one.
         let held = self.lock().body_hold.clone();
         held?.unread_for()
+    }
+
+    fn lend(self: Arc<Self>) -> bool {
+        lend::lend(&self)
     }
 
     fn cut(self: Arc<Self>, reason: Kind) -> bool {

@@ -12,6 +12,7 @@ mod finish;
 mod guard;
 mod holder;
 mod hooks;
+mod lend;
 mod order;
 mod outcome;
 mod pass_through;

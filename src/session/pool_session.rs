@@ -19,7 +19,7 @@ use super::{
     statement::Handle,
     tx::DbTx,
 };
-use crate::{Error, SessionPool};
+use crate::{Error, SessionPool, pool::Claim};
 
 impl SessionPool {
     /// Opens a session: acquires a connection and pins it until the returned handle is dropped.
@@ -127,12 +127,7 @@ impl SessionPool {
         let tx = session.tx();
         // Not spawned: `work` may borrow, and need not be `Send`. Dropped with this future, it takes the guard along.
         let mut working = pin!(work(&tx));
-        let outcome = poll_fn(|cx| {
-            // So that another session of the same pool is known to be this one's.
-            let _entered = guard.enter();
-            working.as_mut().poll(cx)
-        })
-        .await;
+        let outcome = poll_fn(|cx| guard.poll(working.as_mut(), cx)).await;
         let decision = Decision::of(outcome.is_ok());
         match (outcome, guard.settle(decision).resolve().await) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
@@ -159,7 +154,7 @@ impl SessionPool {
         // A session store asks for its connection before the request's own session does.
         self.inner().expect_second();
         let started = Instant::now();
-        let lease = self.inner().acquire().await?;
+        let lease = self.inner().acquire(Claim::First).await?;
         let core = with_connection(self.clone(), plan, lease, started.elapsed());
         Ok(DbSession::guarded(core, counted))
     }

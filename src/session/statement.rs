@@ -122,6 +122,7 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
 pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Result<Call, DbErr> {
     let mut state = core.lock();
     let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
+    connection.withdraw();
     let (operation, text) = (request.operation, request.text);
     let depth = state.stack.depth();
     // In the turn, not before: the session may have been put into a transaction while the statement waited.

@@ -2,7 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, response::IntoResponse, routing::any};
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::IntoResponse,
+    routing::any,
+};
 use futures_util::{
     FutureExt,
     future::{BoxFuture, join_all},
@@ -92,6 +98,8 @@ async fn if_all_requests_wait_for_a_second_session_only_one_fails() {
                 .pooled(|pool| pool.acquire_timeout(LONG));
             let barrier = Arc::new(Barrier::new(size as usize));
             let handler = async move |db: DbSession, other: Option<DbSession<Other>>| {
+                // One that has run nothing would be lent.
+                db.execute_unprepared("SELECT 1").await.unwrap();
                 barrier.wait().await;
                 match second(db, other).await {
                     Ok(()) => StatusCode::OK,
@@ -250,9 +258,15 @@ async fn the_layer_answers_500_where_a_nested_layers_wait_was_ended() {
         let one = pool_with(&site.db, |pool| {
             pool.acquire_timeout(LONG).reserved_connections(reserve)
         });
+        // One that has run nothing would be lent.
+        let uses = async |db: DbSession, request: Request, next: Next| {
+            db.execute_unprepared("SELECT 1").await.unwrap();
+            next.run(request).await
+        };
         let app = Router::new()
             .route("/", any(async || ()))
             .layer(DbSessionLayer::<Other>::tagged(one.clone()))
+            .layer(from_fn(uses))
             .layer(DbSessionLayer::new(one));
         assert_eq!(call(app).await.status(), 500, "{kind:?}");
         site.assert_whole().await;
@@ -271,6 +285,7 @@ async fn a_holder_that_does_not_wait_means_no_deadlock() {
             .route(
                 "/",
                 any(async |db: DbSession| {
+                    db.execute_unprepared("SELECT 1").await.unwrap();
                     by_session(db, None)
                         .await
                         .map_or_else(|e| e.status(), |()| StatusCode::OK)
@@ -296,6 +311,7 @@ async fn the_wait_of_a_spawned_task_is_not_its_requests() {
     let test = TestDb::new(Kind::Postgres).await;
     let db = test.connect(1).await;
     let handler = async |db: DbSession| {
+        db.execute_unprepared("SELECT 1").await.unwrap();
         let task = tokio::spawn(by_session(db, None));
         let error = task.await.unwrap().unwrap_err();
         assert!(error.is_exhausted(), "{error}");
@@ -432,6 +448,7 @@ async fn cancelled_waits_leave_no_mark() {
         let job = pool.session().await.unwrap();
         // It gives up its wait, and the next ones are not blamed for that.
         let handler = async |db: DbSession| {
+            db.execute_unprepared("SELECT 1").await.unwrap();
             for _ in 0..20 {
                 assert!(
                     timeout(Duration::from_millis(2), by_session(db.clone(), None))
@@ -449,6 +466,7 @@ async fn cancelled_waits_leave_no_mark() {
             .route(
                 "/",
                 any(async |db: DbSession| {
+                    db.execute_unprepared("SELECT 1").await.unwrap();
                     by_session(db, None).await.map_err(|error| error.status())
                 }),
             )

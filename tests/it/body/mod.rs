@@ -3,6 +3,6 @@
 mod hold_until_body_end;
 mod http_1_0;
 mod lost_session;
-mod server;
+pub mod server;
 mod slow_client;
 mod upgrade;

@@ -1,0 +1,347 @@
+//! G2, G10, G17: a session that has run nothing yet lends its connection to those who wait.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::Path, routing::get};
+use futures_util::future::join_all;
+use http::StatusCode;
+use sea_orm::{ConnectionTrait, DbErr, Statement};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::{Notify, Semaphore},
+    task::yield_now,
+    time::timeout,
+};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx};
+
+use crate::{
+    body::server::Server,
+    support::{
+        database::{Kind, TestDb, count_items, insert_item},
+        pool::{assert_whole, layer_with, opened},
+        requests::{Failed, send, send_owned},
+        wait::{BOUND, eventually},
+    },
+};
+
+/// What a slow request waits for before its first statement.
+#[derive(Clone)]
+struct Gate(Arc<Semaphore>);
+
+impl Gate {
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+
+    async fn pass(&self) {
+        self.0.acquire().await.unwrap().forget();
+    }
+
+    fn open(&self) {
+        self.0.add_permits(1000);
+    }
+}
+
+async fn select(db: &impl ConnectionTrait) {
+    let statement = Statement::from_string(db.get_database_backend(), "SELECT 1");
+    db.query_one_raw(statement).await.unwrap();
+}
+
+/// The ways in which a handler has its session.
+const WAYS: [&str; 3] = ["autocommit", "transaction", "db_tx"];
+
+/// A service whose requests to `/slow/…` wait for the gate before their only statement, and those to `/fast/…` do not.
+fn app(layer: DbSessionLayer, way: &str, gate: &Gate) -> Router {
+    let (slow, gate) = (gate.clone(), gate.clone());
+    let layer = match way {
+        "transaction" => layer.transaction(),
+        _ => layer,
+    };
+    let routes = if way == "db_tx" {
+        Router::new()
+            .route(
+                "/slow/{name}",
+                get(async move |tx: DbTx, Path(name): Path<String>| {
+                    slow.pass().await;
+                    insert_item(&tx, &name).await;
+                }),
+            )
+            .route(
+                "/fast/{name}",
+                get(async |tx: DbTx, Path(name): Path<String>| insert_item(&tx, &name).await),
+            )
+    } else {
+        Router::new()
+            .route(
+                "/slow/{name}",
+                get(async move |db: DbSession, Path(name): Path<String>| {
+                    gate.pass().await;
+                    insert_item(&db, &name).await;
+                }),
+            )
+            .route(
+                "/fast/{name}",
+                get(async |db: DbSession, Path(name): Path<String>| insert_item(&db, &name).await),
+            )
+    };
+    routes.layer(layer)
+}
+
+#[tokio::test]
+async fn slow_requests_that_have_run_nothing_keep_no_connection_from_others() {
+    for kind in Kind::ALL {
+        for way in WAYS {
+            eprintln!("{kind:?}, {way}");
+            let test = TestDb::new(kind).await;
+            let db = test.connect(2).await;
+            let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+            let pool = layer.pool().clone();
+            let gate = Gate::new();
+            let app = app(layer, way, &gate);
+            let max = pool.status().max;
+            let slow: Vec<_> = (0..max)
+                .map(|n| tokio::spawn(send_owned(app.clone(), &format!("/slow/slow{n}"))))
+                .collect();
+            eventually("they have all connections", async || {
+                pool.status().used == max
+            })
+            .await;
+            let fast = (0..40).map(|n| send_owned(app.clone(), &format!("/fast/fast{n}")));
+            let answers = timeout(BOUND / 2, join_all(fast)).await;
+            for answer in answers.expect("the slow requests keep their connections") {
+                assert_eq!(answer.status(), StatusCode::OK);
+            }
+            gate.open();
+            for slow in slow {
+                let answer = timeout(BOUND, slow).await.unwrap().unwrap();
+                assert_eq!(answer.status(), StatusCode::OK);
+            }
+            for name in ["slow0", "fast0", "fast39"] {
+                assert_eq!(count_items(&db, name).await, 1, "{name}");
+            }
+            assert_whole(&test, &db, max).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn slow_uploads_over_a_real_connection_keep_no_connection_from_others() {
+    async fn upload(db: DbSession, body: String) -> Result<String, Failed> {
+        insert_item(&db, &body).await;
+        Ok(body)
+    }
+    for (kind, transaction) in [(Kind::Postgres, false), (Kind::MySql, true)] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let mut layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+        if transaction {
+            layer = layer.transaction();
+        }
+        let pool = layer.pool().clone();
+        let app = Router::new()
+            .route("/upload", axum::routing::post(upload))
+            .route("/ping", get(async |db: DbSession| select(&db).await))
+            .layer(layer);
+        let server = Server::start(app.clone()).await;
+        let mut uploads = Vec::new();
+        for part in ["on", "tw"] {
+            let mut line = server.connect().await;
+            let head = "POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 4\r\n\r\n";
+            line.write_all(format!("{head}{part}").as_bytes())
+                .await
+                .unwrap();
+            uploads.push(line);
+        }
+        eventually("both have a connection", async || pool.status().used == 2).await;
+        let pings = (0..40).map(|_| send(&app, "/ping"));
+        let answers = timeout(BOUND / 2, join_all(pings)).await;
+        for answer in answers.expect("the uploads keep their connections") {
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        for line in &mut uploads {
+            line.write_all(b"ow").await.unwrap();
+            let mut answer = String::new();
+            timeout(BOUND, line.read_to_string(&mut answer))
+                .await
+                .unwrap()
+                .unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        for name in ["onow", "twow"] {
+            assert_eq!(count_items(&db, name).await, 1, "{name}");
+        }
+    }
+}
+
+/// G2: from its first statement on, a session keeps its connection, however long its handler waits for something else.
+#[tokio::test]
+async fn g2_a_session_that_has_run_a_statement_does_not_lend() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(Duration::from_millis(200)));
+        let pool = layer.pool().clone();
+        let gate = Gate::new();
+        let passed = gate.clone();
+        let used = Arc::new(Notify::new());
+        let has_used = used.clone();
+        let app = Router::new()
+            .route(
+                "/used",
+                get(async move |db: DbSession| {
+                    insert_item(&db, "first").await;
+                    has_used.notify_one();
+                    passed.pass().await;
+                    insert_item(&db, "second").await;
+                }),
+            )
+            .route(
+                "/other",
+                get(async |db: DbSession| insert_item(&db, "other").await),
+            )
+            .layer(layer);
+        let holder = tokio::spawn(send_owned(app.clone(), "/used"));
+        used.notified().await;
+        assert_eq!(
+            send(&app, "/other").await.status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(pool.status().used, 1);
+        gate.open();
+        let answer = timeout(BOUND, holder).await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(send(&app, "/other").await.status(), StatusCode::OK);
+    }
+}
+
+/// G10: a request that was let in and has lent its connection is not turned away by those who came later.
+#[tokio::test]
+async fn a_session_that_has_lent_its_connection_is_not_turned_away() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(1));
+        let pool = layer.pool().clone();
+        let gate = Gate::new();
+        let app = app(layer, "autocommit", &gate);
+        let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
+        eventually("it has the connection", async || pool.status().used == 1).await;
+        // Its connection goes to a session that keeps it, and the queue fills up.
+        let holder = opened(&pool).await;
+        let waiter = tokio::spawn(send_owned(app.clone(), "/fast/fast"));
+        eventually("one waits", async || pool.status().pending == 1).await;
+        gate.open();
+        eventually("both wait", async || pool.status().pending == 2).await;
+        drop(holder);
+        for request in [slow, waiter] {
+            let answer = timeout(BOUND, request).await.unwrap().unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        assert_eq!(count_items(&db, "slow").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_lends_its_unused_connection_to_its_own_second_session() {
+    async fn second(db: DbSession) -> Result<(), Failed> {
+        let session = db.pool().session().await.map_err(DbErr::from)?;
+        select(&session).await;
+        drop(session);
+        select(&db).await;
+        Ok(())
+    }
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+        let app = Router::new().route("/", get(second)).layer(layer);
+        for _ in 0..3 {
+            let answer = timeout(BOUND, send(&app, "/")).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_has_run_nothing_lends_its_connection() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+        let pool = layer.pool().clone();
+        let gate = Gate::new();
+        let job = tokio::spawn({
+            let (pool, gate) = (pool.clone(), gate.clone());
+            async move {
+                pool.transaction(async |tx| {
+                    gate.pass().await;
+                    insert_item(tx, "job").await;
+                    Ok::<_, DbErr>(())
+                })
+                .await
+            }
+        });
+        eventually("it has the connection", async || pool.status().used == 1).await;
+        let session = opened(&pool).await;
+        insert_item(&session, "other").await;
+        drop(session);
+        gate.open();
+        timeout(BOUND, job).await.unwrap().unwrap().unwrap();
+        assert_eq!(count_items(&db, "job").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_dropped_after_it_has_lent_costs_nothing() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+        let pool = layer.pool().clone();
+        let gate = Gate::new();
+        let app = app(layer, "autocommit", &gate);
+        let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
+        eventually("it has the connection", async || pool.status().used == 1).await;
+        let holder = opened(&pool).await;
+        slow.abort();
+        assert!(slow.await.unwrap_err().is_cancelled());
+        insert_item(&holder, "kept").await;
+        drop(holder);
+        assert_whole(&test, &db, 1).await;
+    }
+}
+
+/// G7, G8: requests that wait before, between and after their statements, with fewer connections than requests: each one
+/// is served, and what it wrote is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_requests_that_lend_is_served() {
+    async fn write(tx: DbTx, Path(number): Path<usize>) -> Result<(), Failed> {
+        for _ in 0..number % 4 {
+            yield_now().await;
+        }
+        if number.is_multiple_of(3) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        insert_item(&tx, &format!("crowd{number}")).await;
+        for _ in 0..number % 3 {
+            yield_now().await;
+        }
+        select(&tx).await;
+        Ok(())
+    }
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(1000));
+        let max = layer.pool().status().max;
+        let app = Router::new().route("/{number}", get(write)).layer(layer);
+        let requests = (0..200).map(|n| tokio::spawn(send_owned(app.clone(), &format!("/{n}"))));
+        for answer in timeout(BOUND, join_all(requests)).await.unwrap() {
+            assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        }
+        for number in 0..200 {
+            assert_eq!(count_items(&db, &format!("crowd{number}")).await, 1);
+        }
+        assert_whole(&test, &db, max).await;
+    }
+}
