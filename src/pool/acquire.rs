@@ -21,7 +21,7 @@ use super::{
     checked_out::{CheckedOut, Lease},
     fetch::fetch,
     fetches::AfterFailure,
-    holder::{Holder, current},
+    holder::{Holder, current, holds_one},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
@@ -86,8 +86,7 @@ impl PoolInner {
         let another = claim == Claim::Another;
         let holder = request
             .clone()
-            .filter(|request| !another && self.holds_one(request));
-        // Only now: `holds_one` looks into sessions, which have locks of their own.
+            .filter(|request| !another && holds_one(&**request));
         let mut ledger = self.ledger();
         if holder.is_some() {
             // Newcomers would take each connection that comes free, and wait for a second one while they hold it.
@@ -159,7 +158,7 @@ impl PoolInner {
             return Ok(answer);
         }
         // Where sessions hold all there are, the reason is known, and the server has no use for one more log-in.
-        let is_opening = !self.is_test() && self.status().acquiring > 0;
+        let is_opening = !self.is_test() && self.ledger().fetches.running() > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
         let probe = runtime.map(|runtime| self.probe.start(&self.driver, &runtime));
         timeout(ahead, receiver)
@@ -176,13 +175,14 @@ impl PoolInner {
         if self.is_test() {
             return Kind::TestConnectionHeld.into();
         }
-        let status = self.status();
+        // Not by the status, which counts those who wait: where thousands give up at once, each would count them all.
+        let (used, acquiring) = self.ledger().in_hand();
         // Nothing is being opened (any more): sessions have all there are.
-        let Some(probe) = probe.filter(|_| status.acquiring > 0) else {
+        let Some(probe) = probe.filter(|_| acquiring > 0) else {
             return Kind::Exhausted.into();
         };
         // Also those of the plain `DatabaseConnection`: a server that serves these is neither down nor full for all.
-        let is_any_used = status.used > 0 || self.driver.is_used(status.acquiring);
+        let is_any_used = used > 0 || self.driver.is_used(acquiring);
         match self.failure(probe, time) {
             Some(error) if error.is_unreachable() || !is_any_used => error,
             _ if is_any_used => Kind::Exhausted.into(),

@@ -138,6 +138,13 @@ impl CheckedOut {
         }
     }
 
+    /// Notes that it is on its way back, although it is still to be cleaned.
+    pub(super) fn begin_return(&self) {
+        if let Some(key) = self.parts.holder {
+            self.pool.registry.begin_return(key);
+        }
+    }
+
     /// Notes that no session holds it any more.
     pub(super) fn leave(&mut self) {
         self.parts.leave();

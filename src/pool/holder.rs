@@ -2,7 +2,11 @@
 
 use std::{
     cell::RefCell,
-    sync::{Arc, atomic::AtomicU32},
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +28,10 @@ pub(crate) trait Holder: Send + Sync {
 
     /// Returns how many waits for a connection its request has; for a request's outermost session.
     fn waits(&self) -> &AtomicU32;
+
+    /// Returns how many connections its request holds, those on their way back excluded; for a request's outermost
+    /// session.
+    fn holds(&self) -> &AtomicU32;
 
     /// Notes that another session of its request has committed; for a request's outermost session.
     fn note_committed(&self);
@@ -80,9 +88,14 @@ pub(crate) struct Label {
     pub(crate) uri: Uri,
 }
 
-/// Returns whether two are the same.
-pub(super) fn is_same(one: &Arc<dyn Holder>, other: &Arc<dyn Holder>) -> bool {
-    Arc::ptr_eq(one, other)
+/// Returns what tells one from another. By the address alone: the same type may have several vtables.
+pub(super) fn identity(holder: &Arc<dyn Holder>) -> usize {
+    Arc::as_ptr(holder).addr()
+}
+
+/// Returns whether a request holds a connection, and has not begun to give it back.
+pub(super) fn holds_one(request: &dyn Holder) -> bool {
+    request.holds().load(Ordering::Relaxed) > 0
 }
 
 /// Returns the requests that hold the connections, unless one of the `holders` is bound to go on by itself. Each may be
@@ -90,10 +103,10 @@ pub(super) fn is_same(one: &Arc<dyn Holder>, other: &Arc<dyn Holder>) -> bool {
 /// time-out.
 pub(super) fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
     // A running statement ends, and a connection on its way back arrives: also of a session that has another by now.
-    let is_twice =
-        |(n, one): (usize, &Arc<dyn Holder>)| holders[..n].iter().any(|other| is_same(one, other));
-    if holders.iter().any(|holder| holder.grip() != Grip::Idle)
-        || holders.iter().enumerate().any(is_twice)
+    let mut seen = HashSet::with_capacity(holders.len());
+    if holders
+        .iter()
+        .any(|holder| holder.grip() != Grip::Idle || !seen.insert(identity(holder)))
     {
         return None;
     }

@@ -15,7 +15,7 @@ use super::{
     closing::{Closing, CountedSession},
     driver_pool::DriverPool,
     eviction::Eviction,
-    holder::{Grip, Holder, current, requests_of},
+    holder::{Holder, current, holds_one, requests_of},
     ledger::{Ledger, Locked, Status},
     log::{Pressure, Throttle},
     options::Settings,
@@ -243,17 +243,11 @@ impl PoolInner {
         }
     }
 
-    /// Returns whether `request` holds a connection, and has not begun to give it back.
-    pub(super) fn holds_one(&self, request: &Arc<dyn Holder>) -> bool {
-        let holders = self.registry.of(request);
-        holders.iter().any(|holder| holder.grip() != Grip::None)
-    }
-
     /// Keeps the last free connection for requests that hold one, if the current one does, or will when its
     /// own session is used: a session store reads before that, and writes afterwards.
     pub(crate) fn expect_second(&self) {
-        if current().is_some_and(|request| request.is_on(&self.driver) || self.holds_one(&request))
-        {
+        let expects = |request: &dyn Holder| request.is_on(&self.driver) || holds_one(request);
+        if current().is_some_and(|request| expects(&*request)) {
             self.ledger().expect_seconds();
         }
     }

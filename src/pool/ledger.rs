@@ -94,6 +94,11 @@ impl<T, C> Ledger<T, C> {
         }
     }
 
+    /// Returns how many connections sessions hold, and how many are being fetched.
+    pub(super) fn in_hand(&self) -> (u32, u32) {
+        (self.used, self.fetches.running())
+    }
+
     /// Counts one more connection as out.
     pub(super) fn occupy(&mut self, used_for: Use) {
         *self.counter(used_for) += 1;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -43,7 +43,7 @@ pub(crate) type Key = usize;
 
 struct Entry {
     holder: Weak<dyn Holder>,
-    /// The outermost session of its request.
+    /// The outermost session of its request, which counts the connection.
     request: Option<Weak<dyn Holder>>,
     /// `None` for a session that holds no connection of the pool's.
     watch: Option<Watch>,
@@ -99,6 +99,10 @@ impl Registry {
         request: Option<Weak<dyn Holder>>,
         settings: &Settings,
     ) -> (Key, bool) {
+        let counted = request.as_ref().and_then(Weak::upgrade);
+        if let Some(request) = &counted {
+            request.holds().fetch_add(1, Ordering::Relaxed);
+        }
         let watch = Watch::begin(settings);
         let due = watch.due();
         let watch = Some(watch);
@@ -114,6 +118,15 @@ impl Registry {
             .zip(entries.watched_until)
             .is_some_and(|(due, until)| due < until);
         (key, is_early)
+    }
+
+    /// Notes that a holder's connection is on its way back: its request holds it no more.
+    pub(super) fn begin_return(&self, key: Key) {
+        let mut entries = self.lock();
+        let entry = entries.places.get_mut(key).and_then(Option::as_mut);
+        let request = entry.and_then(|entry| entry.request.take());
+        drop(entries);
+        uncount(request);
     }
 
     /// Notes that a holder would lend its connection.
@@ -162,6 +175,7 @@ impl Registry {
             entries.offers.remove(&number);
         }
         drop(entries);
+        uncount(entry.request);
         entry.watch?.logged
     }
 
@@ -195,16 +209,6 @@ impl Registry {
             .map(|watch| watch.since.elapsed())
             .max()
             .unwrap_or_default()
-    }
-
-    /// Returns those of `request`.
-    pub(super) fn of(&self, request: &Arc<dyn Holder>) -> Vec<Arc<dyn Holder>> {
-        let entries = self.lock();
-        let present = entries.places.iter().flatten();
-        present
-            .filter(|entry| entry.is_of(request))
-            .filter_map(|entry| entry.holder.upgrade())
-            .collect()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -290,12 +294,6 @@ impl Entries {
 }
 
 impl Entry {
-    fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
-        self.request
-            .as_ref()
-            .is_some_and(|own| std::ptr::addr_eq(own.as_ptr(), Arc::as_ptr(request)))
-    }
-
     /// A holder that is upgraded here must not be dropped under the lock: `due` takes it along.
     fn look(&mut self, key: Key, now: Instant, due: &mut Due) {
         let Some(watch) = &mut self.watch else { return };
@@ -328,6 +326,13 @@ impl Entry {
         if let Some(next) = watch.due() {
             due.next = due.next.min(Some(next.saturating_duration_since(now)));
         }
+    }
+}
+
+/// Not to be called under the lock: the request may end here.
+fn uncount(request: Option<Weak<dyn Holder>>) {
+    if let Some(request) = request.and_then(|request| request.upgrade()) {
+        request.holds().fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -44,6 +44,7 @@ impl CheckedOut {
             then();
         } else {
             let runtime = self.parts.runtime.clone();
+            self.begin_return();
             runtime.spawn(async move {
                 if self.clean().await {
                     self.leave_read_only();

@@ -1,10 +1,13 @@
 //! [`Waiters`]: the first-in-first-out queue of those who wait for a connection.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::holder::{Holder, is_same};
+use super::holder::{Holder, identity};
 use crate::error::Error;
 
 /// The end of a waiter's channel at which it waits.
@@ -134,15 +137,16 @@ impl<T> Waiters<T> {
         &mut self,
         requests: &[Arc<dyn Holder>],
     ) -> Option<Waiter<T>> {
-        let waits =
-            |request: &Arc<dyn Holder>| self.queue.iter().any(|waiter| waiter.is_of(request));
-        if !requests.iter().all(waits) {
+        let waiting: HashSet<_> = self.live().filter_map(Waiter::request).collect();
+        let requests: HashSet<_> = requests.iter().map(identity).collect();
+        if !requests.is_subset(&waiting) {
             return None;
         }
-        let newest = self
-            .queue
-            .iter()
-            .rposition(|waiter| requests.iter().any(|request| waiter.is_of(request)))?;
+        let is_of_one = |waiter: &Waiter<T>| {
+            let request = waiter.request().filter(|_| waiter.is_live());
+            request.is_some_and(|request| requests.contains(&request))
+        };
+        let newest = self.queue.iter().rposition(is_of_one)?;
         self.queue.remove(newest)
     }
 
@@ -176,10 +180,9 @@ impl<T> Waiter<T> {
         !self.sender.is_closed()
     }
 
-    /// Returns whether it still waits, for `request`.
-    fn is_of(&self, request: &Arc<dyn Holder>) -> bool {
-        let own = self.applicant.request.as_ref();
-        self.is_live() && own.is_some_and(|own| is_same(own, request))
+    /// Returns what tells its request from others.
+    fn request(&self) -> Option<usize> {
+        self.applicant.request.as_ref().map(identity)
     }
 
     /// Answers it, and returns the answer if it has given up. Wakes its task: not to be called under a lock.

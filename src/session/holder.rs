@@ -39,6 +39,10 @@ impl Holder for Core {
         &self.origin.own_waits
     }
 
+    fn holds(&self) -> &AtomicU32 {
+        &self.origin.own_holds
+    }
+
     fn note_committed(&self) {
         self.origin
             .has_committed_beside

@@ -105,6 +105,8 @@ pub(super) struct Origin {
     pub(super) has_committed_beside: AtomicBool,
     /// The number of waits for a connection in its own request.
     pub(super) own_waits: AtomicU32,
+    /// The number of connections that its own request holds.
+    pub(super) own_holds: AtomicU32,
 }
 
 impl Origin {
@@ -114,6 +116,7 @@ impl Origin {
             outer,
             has_committed_beside: AtomicBool::new(false),
             own_waits: AtomicU32::new(0),
+            own_holds: AtomicU32::new(0),
         }
     }
 
