@@ -39,6 +39,8 @@ pub(super) struct Parts {
     pub(super) runtime: Handle,
     /// The time at which the driver's pool was asked for it.
     pub(super) fetched: Instant,
+    /// How often it came back since then.
+    pub(super) returns: u32,
     /// The session's last statement.
     pub(super) text: Redacted,
     /// The place of its session in the pool's registry.
@@ -83,6 +85,7 @@ impl CheckedOut {
             runtime: connection.runtime().clone(),
             connection: Some(connection),
             fetched,
+            returns: 0,
             text: Redacted::default(),
             holder: None,
             is_offered: false,

@@ -19,6 +19,7 @@ use super::{
     ledger::{Ledger, Locked, Status},
     log::{Pressure, Throttle},
     options::Settings,
+    plain_share::PlainShare,
     probe::Probe,
     registry::Registry,
     test_transaction::{Hook, TestTransaction},
@@ -61,7 +62,8 @@ impl PoolInner {
         } else {
             settings.limit(&driver)
         };
-        let ledger = Ledger::new(limit, settings.admission(&driver));
+        let plain_share = PlainShare::new(driver.acquire_timeout());
+        let ledger = Ledger::new(limit, settings.admission(&driver), plain_share);
         Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),
             ledger: Mutex::new(ledger),

@@ -68,7 +68,7 @@ pub(super) struct Ledger<T, C> {
 }
 
 impl<T, C> Ledger<T, C> {
-    pub(super) fn new(limit: u32, admission: Admission) -> Self {
+    pub(super) fn new(limit: u32, admission: Admission, plain_share: PlainShare) -> Self {
         Self {
             limit,
             used: 0,
@@ -77,7 +77,7 @@ impl<T, C> Ledger<T, C> {
             waiters: Waiters::default(),
             admission,
             idle: IdleConnections::default(),
-            plain_share: PlainShare::default(),
+            plain_share,
             seconds_until: None,
             turned_away: None,
         }
@@ -240,11 +240,11 @@ impl<T, C> Ledger<T, C> {
         self.out() + self.fetches.running() + self.idle.len() as u32
     }
 
-    /// Takes the idle connections that are no longer fresh, and one more where the driver's pool of `max` has none left
-    /// for others. They count as out until they are back there.
+    /// Takes the idle connections that are no longer fresh, and now and then one where the driver's pool of `max` has
+    /// none left for others. They count as out until they are back there.
     pub(super) fn take_stale(&mut self, max: u32) -> Vec<C> {
         // Those who use the driver's pool beside this one cannot ask for one: they wait until sqlx has one.
-        let least = usize::from(self.taken() >= max);
+        let least = usize::from(self.taken() >= max && self.plain_share.is_due_of_idle());
         let stale = self.idle.take_stale(least);
         stale.iter().for_each(|_| self.occupy(Use::Return));
         stale

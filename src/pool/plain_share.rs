@@ -1,20 +1,44 @@
 //! [`PlainShare`]: the connections that users of the plain `DatabaseConnection` get while sessions want all there are.
+//!
+//! sqlx does not say whether anything waits for its connections, so one is returned to it now and then: if it is taken,
+//! more may wait. Such a visit takes the connection for two round trips, however far the server is.
 
 use std::time::{Duration, Instant};
 
-/// Pool-wide, a released connection passes the waiters this often and visits the driver's pool.
+/// At most one return in so many is a visit.
+const RETURNS: u64 = 100;
+
+/// Two visits are so far apart, and after one that was taken, all returns are visits for as long.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-#[derive(Default)]
 pub(super) struct PlainShare {
+    /// The connections that came back so far; at the last visit; at the last look at the idle ones.
+    returns: u64,
+    visited_at: u64,
+    looked_at: u64,
     last_visit: Option<Instant>,
+    /// The time between two visits where so few connections come back that their number would say too late.
+    longest: Duration,
     /// A connection that had just been returned was taken: until then there may be more who wait for one.
     awaited_until: Option<Instant>,
 }
 
 impl PlainShare {
-    /// Returns whether the next released connection is for the users of the driver's pool, which has `nothing_left`.
+    /// For a driver's pool whose users wait for at most `acquire_timeout`.
+    pub(super) fn new(acquire_timeout: Option<Duration>) -> Self {
+        Self {
+            returns: 0,
+            visited_at: 0,
+            looked_at: 0,
+            last_visit: None,
+            longest: acquire_timeout.map_or(Duration::MAX, |timeout| timeout / 5),
+            awaited_until: None,
+        }
+    }
+
+    /// Returns whether a connection that comes back is for the users of the driver's pool, which has `nothing_left`.
     pub(super) fn is_due(&mut self, nothing_left: impl FnOnce() -> bool) -> bool {
+        self.returns += 1;
         // Where one of them waited, others may wait behind it, and sqlx serves them in turn.
         if self
             .awaited_until
@@ -22,14 +46,26 @@ impl PlainShare {
         {
             return true;
         }
-        let is_due = nothing_left()
-            && self
-                .last_visit
-                .is_none_or(|last| last.elapsed() >= INTERVAL);
-        if is_due {
-            self.last_visit = Some(Instant::now());
+        nothing_left() && self.visit()
+    }
+
+    /// Returns whether an idle connection is for the users of the driver's pool, which has nothing left: also if no
+    /// session has brought one back since this was last asked.
+    pub(super) fn is_due_of_idle(&mut self) -> bool {
+        let is_quiet = self.looked_at == self.returns;
+        self.looked_at = self.returns;
+        is_quiet || self.visit()
+    }
+
+    /// Returns whether the time has come for a visit, which then counts as made.
+    fn visit(&mut self) -> bool {
+        let since = self.last_visit.map_or(Duration::MAX, |last| last.elapsed());
+        let is_due = self.returns - self.visited_at >= RETURNS && since >= INTERVAL;
+        if is_due || since >= self.longest {
+            (self.visited_at, self.last_visit) = (self.returns, Some(Instant::now()));
+            return true;
         }
-        is_due
+        false
     }
 
     /// Notes whether a connection that was just returned to the driver's pool is idle there.

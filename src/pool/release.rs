@@ -22,8 +22,13 @@ use super::{
 };
 use crate::connection::{CancelHandle, PinnedConnection};
 
-/// A connection may go from session to session for this long before the driver's pool sees it again.
+/// A connection goes from session to session for this long, and this often, before the driver's pool sees it again: that
+/// looks at its age.
 const VISIT: Duration = Duration::from_secs(10);
+const VISIT_RETURNS: u32 = 100;
+
+/// Where it comes back more seldom, the driver's pool sees it after this time, or after a quarter of its lifetime.
+const VISIT_AT_LAST: Duration = Duration::from_secs(600);
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -96,7 +101,15 @@ impl CheckedOut {
     /// Returns whether the driver's pool should see the connection again, to look at its age for example.
     // Counted from the fetch and not from the last use: under load, it would never rest.
     fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
-        self.parts.fetched.elapsed() >= max_lifetime.map_or(VISIT, |lifetime| lifetime.min(VISIT))
+        let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
+            (lifetime.min(VISIT), lifetime / 4)
+        });
+        let time = if self.parts.returns >= VISIT_RETURNS {
+            first
+        } else {
+            first.max(last)
+        };
+        self.parts.fetched.elapsed() >= time
     }
 
     /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
@@ -200,6 +213,7 @@ impl PoolInner {
         {
             return Some(connection);
         }
+        connection.parts.returns += 1;
         let max = self.driver.max_connections().unwrap_or(0);
         // Again for each waiter that has gone when it is answered.
         loop {
