@@ -47,7 +47,7 @@ pub async fn send(app: &Router, uri: &str) -> Response {
     send_owned(app.clone(), uri).await
 }
 
-pub fn send_owned(app: Router, uri: &str) -> impl Future<Output = Response> + Send + 'static {
+pub fn send_owned(app: Router, uri: &str) -> impl Future<Output = Response> + Send + use<> {
     let request = Request::get(uri).body(Body::empty()).unwrap();
     async move {
         match app.oneshot(request).await {
