@@ -179,7 +179,7 @@
 //!
 //! | guarantee | meaning |
 //! |---|---|
-//! | **Acquire first** | The handler is not called before a connection is checked out. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
+//! | **Acquire first** | The handler is not called before a connection is checked out. It may be lent to others until the first statement. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
 //! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
 //! | **Released on every exit** | Any status, an error from the inner service, a panic, the future dropped at any await, a client disconnect, a timeout layer above or below, cloned extensions, a handle kept by a task. |
 //! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. A connection that cannot be made clean within the [`release_timeout`](SessionPoolBuilder::release_timeout) is closed and its slot freed. A cancelled request never destroys an in-memory SQLite database. |

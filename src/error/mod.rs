@@ -183,7 +183,8 @@ impl Error {
     }
 
     /// Returns whether every connection of the pool was held by a request that waited for a second one,
-    /// and this wait was ended so that the others could go on.
+    /// and this wait was ended so that the others could go on. A request that has run no statement yet lends its
+    /// connection instead.
     pub fn is_pool_deadlock(&self) -> bool {
         self.kind == Kind::PoolDeadlock
     }

@@ -188,7 +188,8 @@ async fn a_request_that_holds_every_connection_fails_at_once() {
         let handler = async |db: DbSession| {
             let pool = db.pool().clone();
             db.execute_unprepared("SELECT 1").await.unwrap();
-            let first = pool.transaction(async |_| {
+            let first = pool.transaction(async |tx| {
+                tx.execute_unprepared("SELECT 1").await?;
                 let second = pool
                     .transaction(async |_| Ok::<_, DbErr>(()))
                     .await
