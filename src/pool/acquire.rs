@@ -98,15 +98,11 @@ impl PoolInner {
             holds: another || holder.is_some(),
             returns: claim == Claim::Return,
         });
-        let is_stuck = ledger.is_stuck();
         drop(ledger);
         let Some(receiver) = joined else {
             return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
         };
         self.fill();
-        if is_stuck {
-            self.call_in();
-        }
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
         if let Some(holder) = holder {
@@ -115,18 +111,20 @@ impl PoolInner {
         Ok(waiting)
     }
 
-    /// Has one session lend the connection that it has not used yet to the waiters.
+    /// Has sessions lend the connections that they have not used yet, for as long as requests wait for which none is being
+    /// fetched.
     fn call_in(&self) {
-        while let Some(lender) = self.registry.take_offer() {
-            if lender.lend() {
+        while self.has_unserved() {
+            let Some(lender) = self.registry.take_offer() else {
                 return;
-            }
+            };
+            lender.lend();
         }
     }
 
-    /// Returns whether a request waits for a connection.
-    pub(crate) fn has_waiters(&self) -> bool {
-        self.ledger().waiters.is_any()
+    /// Returns whether requests wait for which no connection is being fetched.
+    pub(crate) fn has_unserved(&self) -> bool {
+        self.ledger().is_any_unserved()
     }
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
@@ -203,7 +201,7 @@ impl PoolInner {
         (!is_silence || !self.ledger().fetches.logs_in_slowly()).then_some(failure)
     }
 
-    /// Serves the waiters from idle connections, and has as many fetched as there are waiters and the limit allows.
+    /// Serves the waiters: from idle connections, by as many fetches as the limit allows, and by what other sessions lend.
     pub(super) fn fill(self: &Arc<Self>) {
         // Idle ones first: they are there, and each spares a round trip.
         loop {
@@ -223,6 +221,7 @@ impl PoolInner {
             runtime.spawn(fetch(guard, runtime.clone()));
             is_spawning.store(false, Ordering::Release);
         }
+        self.call_in();
     }
 
     /// Gives a connection to the oldest waiter, or back if none takes it.

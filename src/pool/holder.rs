@@ -53,9 +53,9 @@ pub(crate) trait Holder: Send + Sync {
     /// Returns for how long the body that it lives for has waited for its reader.
     fn unread_for(&self) -> Option<Duration>;
 
-    /// Gives a connection on which nothing has run to what waits; its first statement acquires another one. Returns false
-    /// if there is none, or it is about to be used.
-    fn lend(self: Arc<Self>) -> bool;
+    /// Gives a connection on which nothing has run to what waits; its first statement acquires another one. Does
+    /// nothing if there is none, or it is about to be used.
+    fn lend(self: Arc<Self>);
 
     /// Takes its connection away; its handler goes on and gets `reason` as an error. Returns false if there is nothing
     /// to take, or what runs must be completed.

@@ -147,9 +147,14 @@ impl<T, C> Ledger<T, C> {
         self.seconds_until = Instant::now().checked_add(KEPT_FOR_SECONDS);
     }
 
-    /// Returns whether nothing but a holder's connection can serve those who wait.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.free() == 0 || self.fetches.is_paused()
+    /// Returns whether requests wait for which no connection is being fetched.
+    pub(super) fn is_any_unserved(&self) -> bool {
+        let served = if self.fetches.is_paused() {
+            0
+        } else {
+            self.fetches.counted_on()
+        };
+        self.waiters.live().nth(served).is_some()
     }
 
     fn free(&self) -> usize {

@@ -102,8 +102,8 @@ impl Holder for Core {
         held?.unread_for()
     }
 
-    fn lend(self: Arc<Self>) -> bool {
-        lend::lend(&self)
+    fn lend(self: Arc<Self>) {
+        lend::lend(&self);
     }
 
     fn cut(self: Arc<Self>, reason: Kind) -> bool {

@@ -22,20 +22,18 @@ pub(super) fn offer(core: &Arc<Core>) {
     }
     // In this order: what begins to wait looks for an offer after it has joined the queue, so one of the two sees the
     // other.
-    if core.pool().has_waiters() {
+    if core.pool().has_unserved() {
         lend(core);
     }
 }
 
-/// Gives the connection to the oldest waiter; false if there is none to give, or it is about to be used.
-pub(super) fn lend(core: &Arc<Core>) -> bool {
+/// Gives the connection to the oldest waiter, unless it is about to be used.
+pub(super) fn lend(core: &Arc<Core>) {
     // Whatever has the turn has found the connection in its place, and launches its statement on it.
-    let Some(turn) = core.try_turn() else {
-        return false;
-    };
+    let Some(turn) = core.try_turn() else { return };
     let mut state = core.lock();
     if !is_lendable(core, &state) {
-        return false;
+        return;
     }
     let slot = mem::replace(&mut state.slot, Slot::Empty);
     state.span.lent();
@@ -44,7 +42,6 @@ pub(super) fn lend(core: &Arc<Core>) -> bool {
     if let Slot::Idle(connection) = slot {
         connection.give_back(|| ());
     }
-    true
 }
 
 /// Returns whether the session has a connection that nothing has run on, and its request's future says when it waits.
