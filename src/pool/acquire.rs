@@ -27,7 +27,8 @@ use super::{
     log::log_session,
     probe::{PROBE, is_full},
     slot::{FetchGuard, SlotGuard},
-    waiters::{Applicant, Claim, Receiver},
+    waiters::{Applicant, Claim},
+    waiting::Waiting,
 };
 use crate::error::{Error, Kind};
 
@@ -87,17 +88,19 @@ impl PoolInner {
         let holder = request
             .clone()
             .filter(|request| !another && holds_one(&**request));
+        let lenders = self.registry.offers();
         let mut ledger = self.ledger();
         if holder.is_some() {
             // Newcomers would take each connection that comes free, and wait for a second one while they hold it.
             ledger.expect_seconds();
         }
-        let joined = ledger.join(Applicant {
+        let applicant = Applicant {
             runtime,
             request: request.clone(),
             holds: another || holder.is_some(),
             returns: claim == Claim::Return,
-        });
+        };
+        let joined = ledger.join(applicant, lenders);
         drop(ledger);
         let Some(receiver) = joined else {
             return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
@@ -271,45 +274,6 @@ impl PoolInner {
                 let error = Error::with_source(Kind::Down, error);
                 (0..count).for_each(|_| self.refuse(error.clone()));
             }
-        }
-    }
-}
-
-/// A place in the queue.
-struct Waiting<'p> {
-    receiver: Receiver<Lease>,
-    pool: &'p PoolInner,
-    request: Option<Arc<dyn Holder>>,
-    is_answered: bool,
-}
-
-impl<'p> Waiting<'p> {
-    fn new(
-        receiver: Receiver<Lease>,
-        pool: &'p PoolInner,
-        request: Option<Arc<dyn Holder>>,
-    ) -> Self {
-        if let Some(request) = &request {
-            request.waits().fetch_add(1, Ordering::Relaxed);
-        }
-        Self {
-            receiver,
-            pool,
-            request,
-            is_answered: false,
-        }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if !self.is_answered {
-            // First: what is given from here on comes back to the giver, and the count below is of closed ones.
-            self.receiver.close();
-            self.pool.ledger().waiters.left();
-        }
-        if let Some(request) = &self.request {
-            request.waits().fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -9,18 +9,11 @@ use std::{
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{
-    holder::Holder, inner::PoolInner, ledger::Ledger, registry::Key, slot::SlotGuard,
-    waiters::Claim,
-};
+use super::{holder::Holder, inner::PoolInner, ledger::Ledger, registry::Key, slot::SlotGuard};
 use crate::{
-    connection::{CancelHandle, Output, PinnedConnection, Task},
-    error::{Error, server},
+    connection::{CancelHandle, Output, PinnedConnection},
     sql::Redacted,
 };
-
-/// A transaction may try to begin on this many more connections.
-const BEGIN_AGAIN: u32 = 3;
 
 /// A connection that a session uses.
 ///
@@ -44,7 +37,7 @@ pub(super) struct Parts {
     /// The session's last statement.
     pub(super) text: Redacted,
     /// The place of its session in the pool's registry.
-    holder: Option<Key>,
+    pub(super) holder: Option<Key>,
     /// Its session would lend it to what waits.
     is_offered: bool,
     /// `None` while it is idle.
@@ -158,82 +151,6 @@ impl CheckedOut {
         &mut self.parts.text
     }
 
-    /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
-    /// one, and so does a first statement that the server says it had no connection for any more: nothing has
-    /// happened yet that could happen twice.
-    #[allow(
-        clippy::manual_async_fn,
-        reason = "an `async fn` has room for its arguments twice"
-    )]
-    pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
-        async move {
-            let mut output = self.call_once(&mut task).await;
-            if self.may_begin_again(&output, &task) {
-                // In a box: it is rare, and every call would have room for it.
-                output = Box::pin(self.begin_again(output, &mut task)).await;
-            }
-            self.leave_read_only();
-            Finished {
-                connection: self,
-                output,
-            }
-        }
-    }
-
-    fn may_begin_again(&self, output: &Result<Output, DbErr>, task: &Task) -> bool {
-        let Err(error) = output else { return false };
-        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was closing the
-        // connection has not read the statement.
-        let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
-        self.is_broken() && is_undone && task.is_whole() && !self.pool().is_test()
-    }
-
-    async fn begin_again(
-        &mut self,
-        mut output: Result<Output, DbErr>,
-        task: &mut Task,
-    ) -> Result<Output, DbErr> {
-        // Bounded, because each of the driver's idle connections may be as dead as the first.
-        for _ in 0..BEGIN_AGAIN {
-            if !self.may_begin_again(&output, task) {
-                break;
-            }
-            self.exchange().await.map_err(|error| error.to_db_err())?;
-            output = self.call_once(task).await;
-        }
-        output
-    }
-
-    async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        match &mut self.parts.connection {
-            Some(connection) => connection.call(task).await,
-            None => Ok(Output::Done),
-        }
-    }
-
-    /// Closes a broken connection and takes another one.
-    async fn exchange(&mut self) -> Result<(), Error> {
-        let pool = self.pool().clone();
-        tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
-        // The cause of its death may have killed the others.
-        pool.return_idle();
-        self.parts.end_orphan();
-        let dead = self.parts.connection.take();
-        let handle = dead.and_then(PinnedConnection::into_cancel_handle);
-        // Before the wait: in a pool of one, nothing else could end it.
-        self.parts.slot = None;
-        if let Some(mut next) = pool.acquire(Claim::Another).await?.into_connection() {
-            if let (Some(connection), Some(handle)) = (&mut next.parts.connection, handle) {
-                // The session has handed it out already: from here on, it cancels what runs on the new connection.
-                connection.adopt(handle);
-            }
-            // Its place in the registry goes along, and with it the time since which the session holds a connection.
-            next.parts.holder = self.parts.holder.take();
-            *self = next;
-        }
-        Ok(())
-    }
-
     /// Takes the connection out of the pool; the slot is free.
     pub(super) fn into_connection(mut self) -> Option<PinnedConnection> {
         self.parts.connection.take()
@@ -302,10 +219,17 @@ impl CheckedOut {
 }
 
 impl Parts {
+    /// Frees the slot before the connection's place in the registry is left.
+    pub(super) fn free_slot(&mut self) {
+        if let Some(slot) = &mut self.slot {
+            slot.free();
+        }
+    }
+
     /// Has the server end its side of a connection that is lost: of itself it would notice after hours, and keep the
     /// transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
     /// verdict, which an answer may still overtake.
-    fn end_orphan(&self) {
+    pub(super) fn end_orphan(&self) {
         let connection = self.connection.as_ref();
         let orphan = connection.and_then(PinnedConnection::orphan);
         if let (Some(orphan), Some(slot)) = (orphan, &self.slot) {

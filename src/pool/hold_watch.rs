@@ -12,11 +12,12 @@ use tokio::time::timeout;
 
 use super::{
     background::Work,
+    hold_times::ASK,
     holder::Holder,
     inner::PoolInner,
     log::log_session,
     lost_statements::{self, Suspect},
-    registry::{ASK, Key},
+    registry::Key,
 };
 use crate::error::Kind;
 

@@ -161,9 +161,9 @@ impl<T, C> Ledger<T, C> {
         self.limit.saturating_sub(self.out()) as usize
     }
 
-    /// Joins the queue, unless too many wait already.
-    pub(super) fn join(&mut self, applicant: Applicant) -> Option<Receiver<T>> {
-        let free = self.free();
+    /// Joins the queue, unless too many wait already. A connection that one of the `lenders` has counts as free.
+    pub(super) fn join(&mut self, applicant: Applicant, lenders: usize) -> Option<Receiver<T>> {
+        let free = self.free() + lenders;
         let admits = if applicant.holds {
             self.admission.admits_holder(free)
         } else if applicant.returns {

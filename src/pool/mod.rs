@@ -9,6 +9,7 @@ mod acquire;
 mod admission;
 mod background;
 mod builder;
+mod call;
 #[cfg_attr(
     not(any(feature = "sqlx-postgres", feature = "sqlx-mysql")),
     allow(dead_code)
@@ -21,6 +22,7 @@ mod driver_pool;
 mod eviction;
 mod fetch;
 mod fetches;
+mod hold_times;
 mod hold_watch;
 mod holder;
 mod idle;
@@ -40,6 +42,7 @@ pub(crate) mod test_pool;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod test_transaction;
 mod waiters;
+mod waiting;
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -1,4 +1,5 @@
-//! [`PlainShare`]: the connections that users of the plain `DatabaseConnection` get while sessions want all there are.
+//! Visits of the driver's pool: for a connection's age, and for [`PlainShare`], what the users of the plain
+//! `DatabaseConnection` get while sessions want all there are.
 //!
 //! sqlx does not say whether anything waits for its connections, so one is returned to it now and then: if it is taken,
 //! more may wait. Such a visit takes the connection for two round trips, however far the server is.
@@ -77,4 +78,27 @@ impl PlainShare {
             self.awaited_until = Some(Instant::now() + INTERVAL);
         }
     }
+}
+
+/// A connection goes from session to session for this long, and this often, before the driver's pool sees it again: that
+/// looks at its age.
+const VISIT: Duration = Duration::from_secs(10);
+const VISIT_RETURNS: u32 = 100;
+
+/// Where it comes back more seldom, the driver's pool sees it after this time, or after a quarter of its lifetime.
+const VISIT_AT_LAST: Duration = Duration::from_secs(600);
+
+/// Returns whether the driver's pool should see a connection again, that was fetched at this time and has come back so often
+/// since.
+pub(super) fn is_visit_due(fetched: Instant, returns: u32, max_lifetime: Option<Duration>) -> bool {
+    let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
+        (lifetime.min(VISIT), lifetime / 4)
+    });
+    let time = if returns >= VISIT_RETURNS {
+        first
+    } else {
+        first.max(last)
+    };
+    // Counted from the fetch and not from the last use: under load, it would never rest.
+    fetched.elapsed() >= time
 }

@@ -7,18 +7,13 @@ use std::{
 };
 
 use super::{
-    holder::{Holder, Label},
+    hold_times::{AGAIN, Due, Logged, Watch},
+    holder::Holder,
     options::Settings,
 };
 
 /// The hold watch looks at least this often.
 const TICK: Duration = Duration::from_secs(1);
-
-/// The server is asked this often whether it works for a holder.
-pub(super) const ASK: Duration = Duration::from_secs(5);
-
-/// A connection that could not be taken away is tried again this soon.
-const AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(super) struct Registry(Mutex<Entries>);
@@ -30,6 +25,8 @@ struct Entries {
     free: Vec<Key>,
     /// Those that would lend their connection, in the order in which they have offered it.
     offers: BTreeMap<u64, Key>,
+    /// The number of offers so far.
+    offered: u64,
     /// The number that have entered so far.
     entered: u64,
     /// The number that had when the hold watch looked last.
@@ -51,32 +48,6 @@ struct Entry {
     offer: Option<u64>,
 }
 
-/// The times by which something is done about a holder.
-struct Watch {
-    since: Instant,
-    warn_at: Option<Instant>,
-    /// The time at which the server is asked whether it still works for the holder.
-    ask_at: Option<Instant>,
-    cut_at: Option<Instant>,
-    logged: Option<Logged>,
-}
-
-/// A line in the log about a holder.
-pub(super) struct Logged {
-    pub(super) label: Option<Label>,
-    pub(super) since: Instant,
-}
-
-/// The work of the hold watch.
-pub(super) struct Due {
-    pub(super) long: Vec<(Arc<dyn Holder>, Duration)>,
-    /// The holders of which the server is to be asked.
-    pub(super) doubtful: Vec<Arc<dyn Holder>>,
-    pub(super) too_long: Vec<(Key, Arc<dyn Holder>, Duration)>,
-    /// The time it may sleep; `None` if there is nothing left to watch.
-    pub(super) next: Option<Duration>,
-}
-
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,12 +55,7 @@ impl Registry {
 
     /// Enters a `holder` that is not watched, because it holds no connection of the pool's.
     pub(super) fn enter_unwatched(&self, holder: Weak<dyn Holder>) -> Key {
-        self.lock().place(Entry {
-            holder,
-            request: None,
-            watch: None,
-            offer: None,
-        })
+        self.lock().place(Entry::new(holder, None, None))
     }
 
     /// Enters a `holder` of a connection. Returns as well whether its time is up before the hold watch looks next.
@@ -105,15 +71,9 @@ impl Registry {
         }
         let watch = Watch::begin(settings);
         let due = watch.due();
-        let watch = Some(watch);
         // One lock for both: the hold watch says under it until when it sleeps.
         let mut entries = self.lock();
-        let key = entries.place(Entry {
-            holder,
-            request,
-            watch,
-            offer: None,
-        });
+        let key = entries.place(Entry::new(holder, request, Some(watch)));
         let is_early = due
             .zip(entries.watched_until)
             .is_some_and(|(due, until)| due < until);
@@ -132,8 +92,8 @@ impl Registry {
     /// Notes that a holder would lend its connection.
     pub(super) fn offer(&self, key: Key) {
         let mut entries = self.lock();
-        let number = entries.entered;
-        entries.entered += 1;
+        let number = entries.offered;
+        entries.offered += 1;
         if let Some(Some(entry)) = entries.places.get_mut(key)
             && entry.offer.is_none()
         {
@@ -152,15 +112,22 @@ impl Registry {
         }
     }
 
+    /// Returns how many would lend their connection.
+    pub(super) fn offers(&self) -> usize {
+        self.lock().offers.len()
+    }
+
     /// Takes the oldest offer.
     pub(super) fn take_offer(&self) -> Option<Arc<dyn Holder>> {
         let mut entries = self.lock();
         while let Some((_, key)) = entries.offers.pop_first() {
-            if let Some(Some(entry)) = entries.places.get_mut(key) {
+            let entry = entries.places.get_mut(key).and_then(Option::as_mut);
+            let lender = entry.and_then(|entry| {
                 entry.offer = None;
-                if let Some(holder) = entry.holder.upgrade() {
-                    return Some(holder);
-                }
+                entry.holder.upgrade()
+            });
+            if lender.is_some() {
+                return lender;
             }
         }
         None
@@ -294,15 +261,24 @@ impl Entries {
 }
 
 impl Entry {
+    fn new(
+        holder: Weak<dyn Holder>,
+        request: Option<Weak<dyn Holder>>,
+        watch: Option<Watch>,
+    ) -> Self {
+        Self {
+            holder,
+            request,
+            watch,
+            offer: None,
+        }
+    }
+
     /// A holder that is upgraded here must not be dropped under the lock: `due` takes it along.
     fn look(&mut self, key: Key, now: Instant, due: &mut Due) {
         let Some(watch) = &mut self.watch else { return };
-        let is_up = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let (is_long, is_doubtful, is_too_long) = (
-            is_up(watch.warn_at),
-            is_up(watch.ask_at),
-            is_up(watch.cut_at),
-        );
+        let [is_long, is_doubtful, is_too_long] =
+            [watch.warn_at, watch.ask_at, watch.cut_at].map(|at| at.is_some_and(|at| at <= now));
         let held = now.saturating_duration_since(watch.since);
         if (is_long || is_doubtful || is_too_long)
             && let Some(holder) = self.holder.upgrade()
@@ -333,37 +309,5 @@ impl Entry {
 fn uncount(request: Option<Weak<dyn Holder>>) {
     if let Some(request) = request.and_then(|request| request.upgrade()) {
         request.holds().fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Watch {
-    fn begin(settings: &Settings) -> Self {
-        let since = Instant::now();
-        let warn_at = since.checked_add(settings.hold_slow_threshold);
-        Self {
-            since,
-            warn_at,
-            // Only then the server process behind a connection is known.
-            ask_at: warn_at.filter(|_| settings.cancel_running),
-            cut_at: since.checked_add(settings.hold_timeout),
-            logged: None,
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        let times = [self.warn_at, self.ask_at, self.cut_at];
-        times.into_iter().flatten().min()
-    }
-
-    /// Sets what was due by `now` to the next time, if there is one.
-    fn go_on(&mut self, now: Instant) {
-        self.warn_at.take_if(|at| *at <= now);
-        if self.ask_at.is_some_and(|at| at <= now) {
-            self.ask_at = now.checked_add(ASK);
-        }
-        // Until it has been cut: a COMMIT under way is not.
-        if self.cut_at.is_some_and(|at| at <= now) {
-            self.cut_at = now.checked_add(AGAIN);
-        }
     }
 }

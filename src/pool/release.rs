@@ -11,24 +11,18 @@ use super::{
     cancel::{Late, finish_abandoned},
     checked_out::{CheckedOut, Finished, Parts},
     driver_pool::SILENCE,
+    hold_times::Logged,
     hold_watch::HoldWatch,
     holder::Holder,
     inner::PoolInner,
     ledger::Use,
     log::log_session,
+    plain_share::is_visit_due,
     reaper::Reaper,
-    registry::{Key, Logged},
+    registry::Key,
     slot::SlotGuard,
 };
 use crate::connection::{CancelHandle, PinnedConnection};
-
-/// A connection goes from session to session for this long, and this often, before the driver's pool sees it again: that
-/// looks at its age.
-const VISIT: Duration = Duration::from_secs(10);
-const VISIT_RETURNS: u32 = 100;
-
-/// Where it comes back more seldom, the driver's pool sees it after this time, or after a quarter of its lifetime.
-const VISIT_AT_LAST: Duration = Duration::from_secs(600);
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -96,20 +90,6 @@ impl CheckedOut {
         if let Some(left) = pool.place(self) {
             left.return_to_driver();
         }
-    }
-
-    /// Returns whether the driver's pool should see the connection again, to look at its age for example.
-    // Counted from the fetch and not from the last use: under load, it would never rest.
-    fn is_due(&self, max_lifetime: Option<Duration>) -> bool {
-        let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
-            (lifetime.min(VISIT), lifetime / 4)
-        });
-        let time = if self.parts.returns >= VISIT_RETURNS {
-            first
-        } else {
-            first.max(last)
-        };
-        self.parts.fetched.elapsed() >= time
     }
 
     /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
@@ -209,7 +189,11 @@ impl PoolInner {
         if !self.settings.direct_handoff
             || self.is_test()
             || self.driver.is_closed()
-            || connection.is_due(self.driver.max_lifetime())
+            || is_visit_due(
+                connection.parts.fetched,
+                connection.parts.returns,
+                self.driver.max_lifetime(),
+            )
         {
             return Some(connection);
         }

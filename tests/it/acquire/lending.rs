@@ -241,6 +241,25 @@ async fn a_session_that_has_lent_its_connection_is_not_turned_away() {
     }
 }
 
+/// With `max_pending(0)` no request waits for what another one uses; what is lent can be had at once.
+#[tokio::test]
+async fn g10_a_connection_that_can_be_lent_counts_as_free() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(0));
+        let pool = layer.pool().clone();
+        let gate = Gate::new();
+        let app = app(layer, "autocommit", &gate);
+        let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
+        eventually("it has the connection", async || pool.status().used == 1).await;
+        assert_eq!(send(&app, "/fast/fast").await.status(), StatusCode::OK);
+        gate.open();
+        let answer = timeout(BOUND, slow).await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+}
+
 #[tokio::test]
 async fn a_request_lends_its_unused_connection_to_its_own_second_session() {
     async fn second(db: DbSession) -> Result<(), Failed> {

@@ -1,0 +1,76 @@
+//! [`Watch`]: the times by which something is done about a session that holds a connection.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    holder::{Holder, Label},
+    options::Settings,
+    registry::Key,
+};
+
+/// The server is asked this often whether it works for a holder.
+pub(super) const ASK: Duration = Duration::from_secs(5);
+
+/// A connection that could not be taken away is tried again this soon.
+pub(super) const AGAIN: Duration = Duration::from_millis(50);
+
+/// The times by which something is done about a holder.
+pub(super) struct Watch {
+    pub(super) since: Instant,
+    pub(super) warn_at: Option<Instant>,
+    /// The time at which the server is asked whether it still works for the holder.
+    pub(super) ask_at: Option<Instant>,
+    pub(super) cut_at: Option<Instant>,
+    pub(super) logged: Option<Logged>,
+}
+
+/// A line in the log about a holder.
+pub(super) struct Logged {
+    pub(super) label: Option<Label>,
+    pub(super) since: Instant,
+}
+
+/// The work of the hold watch.
+pub(super) struct Due {
+    pub(super) long: Vec<(Arc<dyn Holder>, Duration)>,
+    /// The holders of which the server is to be asked.
+    pub(super) doubtful: Vec<Arc<dyn Holder>>,
+    pub(super) too_long: Vec<(Key, Arc<dyn Holder>, Duration)>,
+    /// The time it may sleep; `None` if there is nothing left to watch.
+    pub(super) next: Option<Duration>,
+}
+
+impl Watch {
+    pub(super) fn begin(settings: &Settings) -> Self {
+        let since = Instant::now();
+        let warn_at = since.checked_add(settings.hold_slow_threshold);
+        Self {
+            since,
+            warn_at,
+            // Only then the server process behind a connection is known.
+            ask_at: warn_at.filter(|_| settings.cancel_running),
+            cut_at: since.checked_add(settings.hold_timeout),
+            logged: None,
+        }
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        let times = [self.warn_at, self.ask_at, self.cut_at];
+        times.into_iter().flatten().min()
+    }
+
+    /// Sets what was due by `now` to the next time, if there is one.
+    pub(super) fn go_on(&mut self, now: Instant) {
+        self.warn_at.take_if(|at| *at <= now);
+        if self.ask_at.is_some_and(|at| at <= now) {
+            self.ask_at = now.checked_add(ASK);
+        }
+        // Until it has been cut: a COMMIT under way is not.
+        if self.cut_at.is_some_and(|at| at <= now) {
+            self.cut_at = now.checked_add(AGAIN);
+        }
+    }
+}
