@@ -126,8 +126,10 @@
 //! A session that has its connection before the handler runs lends it until the first statement: if the
 //! request waits for something else (its body, another service) while other requests wait for a
 //! connection, it gives its own to the first of them, and its first statement acquires another one. A few
-//! slow uploads do not take all connections. All statements still run on one connection. A
-//! [`transaction`](SessionPool::transaction) of a pool does the same; a [`SessionPool::session`] keeps its connection.
+//! slow uploads do not take all connections. All statements still run on one connection. A session that comes back for one
+//! waits its turn, for up to the `acquire_timeout` again, and is not refused by `max_pending`.
+//! A [`transaction`](SessionPool::transaction) of a pool lends as well; a [`SessionPool::session`], and a session kept for
+//! a body, do not. Only sessions of the same pool borrow: users of the plain `DatabaseConnection` do not.
 //!
 //! Use `lazy()` if many requests run no statement at all: they cost the pool nothing. Use the default if
 //! the handler should not start before there was a connection for it.

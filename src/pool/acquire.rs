@@ -114,10 +114,10 @@ impl PoolInner {
         Ok(waiting)
     }
 
-    /// Has sessions lend the connections that they have not used yet, for as long as requests wait for which none is being
-    /// fetched.
+    /// Has sessions lend the connections that they have not used yet for as long as requests wait, also for those for which
+    /// one is being fetched: that may take long, or fail, and what it brings is the lenders'.
     fn call_in(&self) {
-        while self.has_unserved() {
+        while self.has_waiters() {
             let Some(lender) = self.registry.take_offer() else {
                 return;
             };
@@ -125,9 +125,9 @@ impl PoolInner {
         }
     }
 
-    /// Returns whether requests wait for which no connection is being fetched.
-    pub(crate) fn has_unserved(&self) -> bool {
-        self.ledger().is_any_unserved()
+    /// Returns whether a request waits for a connection.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.ledger().waiters.is_any()
     }
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
@@ -262,7 +262,6 @@ impl PoolInner {
         match follows {
             AfterFailure::GoOn => {}
             AfterFailure::Rest(pause) => {
-                self.call_in();
                 // One line for each pause, because only one of those that fail rests.
                 let status = self.status();
                 let (used, pending) = (status.used, status.pending);

@@ -94,8 +94,9 @@ impl SessionPoolBuilder {
     /// a connection within a second (or half of `acquire_timeout`, if that is less), judged by the pace of
     /// the last second, but always at least 20 for each of the pool's `max_connections`.
     ///
-    /// Requests are refused at once. Requests for which a connection can still be opened do not count. With 0, no request waits
-    /// for a connection that another one holds.
+    /// Requests are refused at once. Requests for which a connection can still be opened do not count, nor those for which
+    /// another one's connection can be lent, nor one that has lent its own and comes back for another. With 0, no request
+    /// waits for a connection that another one uses.
     pub fn max_pending(mut self, waiting: u32) -> Self {
         self.settings.max_pending = Some(waiting);
         self
@@ -103,6 +104,10 @@ impl SessionPoolBuilder {
 
     /// Sets whether a clean connection goes straight to the next session: to one that is waiting, or
     /// one that arrives within a second. Default: `true`.
+    ///
+    /// On a saturated pool, users of the plain `DatabaseConnection` are not forgotten: one in a hundred of the connections
+    /// that come back goes to the driver's pool, at least one in a fifth of its `acquire_timeout`, and as many as are taken
+    /// there.
     ///
     /// A connection that is handed over directly skips the driver pool's pings and also sqlx's
     /// `before_acquire` and `after_release` hooks, which this crate cannot see: pass `false` if you

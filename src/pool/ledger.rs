@@ -147,16 +147,6 @@ impl<T, C> Ledger<T, C> {
         self.seconds_until = Instant::now().checked_add(KEPT_FOR_SECONDS);
     }
 
-    /// Returns whether requests wait for which no connection is being fetched.
-    pub(super) fn is_any_unserved(&self) -> bool {
-        let served = if self.fetches.is_paused() {
-            0
-        } else {
-            self.fetches.counted_on()
-        };
-        self.waiters.live().nth(served).is_some()
-    }
-
     fn free(&self) -> usize {
         self.limit.saturating_sub(self.out()) as usize
     }

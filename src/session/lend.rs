@@ -22,7 +22,7 @@ pub(super) fn offer(core: &Arc<Core>) {
     }
     // In this order: what begins to wait looks for an offer after it has joined the queue, so one of the two sees the
     // other.
-    if core.pool().has_unserved() {
+    if core.pool().has_waiters() {
         lend(core);
     }
 }

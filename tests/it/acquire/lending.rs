@@ -1,11 +1,17 @@
 //! G2, G10, G17: a session that has run nothing yet lends its connection to those who wait.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, extract::Path, routing::get};
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::{Notify, Semaphore},
@@ -26,19 +32,34 @@ use crate::{
 
 /// What a slow request waits for before its first statement.
 #[derive(Clone)]
-struct Gate(Arc<Semaphore>);
+struct Gate {
+    permits: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+}
 
 impl Gate {
     fn new() -> Self {
-        Self(Arc::new(Semaphore::new(0)))
+        Self {
+            permits: Arc::new(Semaphore::new(0)),
+            waiting: Arc::default(),
+        }
     }
 
     async fn pass(&self) {
-        self.0.acquire().await.unwrap().forget();
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.permits.acquire().await.unwrap().forget();
+    }
+
+    /// Waits until so many requests have a connection, and wait.
+    async fn reached(&self, count: usize) {
+        eventually("they wait at the gate", async || {
+            self.waiting.load(Ordering::SeqCst) == count
+        })
+        .await;
     }
 
     fn open(&self) {
-        self.0.add_permits(1000);
+        self.permits.add_permits(1000);
     }
 }
 
@@ -99,7 +120,7 @@ async fn slow_requests_that_have_run_nothing_keep_no_connection_from_others() {
             let gate = Gate::new();
             let app = app(layer, way, &gate);
             let max = pool.status().max;
-            let slow: Vec<_> = (0..max)
+            let slow: Vec<_> = (0..max as usize)
                 .map(|n| tokio::spawn(send_owned(app.clone(), &format!("/slow/slow{n}"))))
                 .collect();
             eventually("they have all connections", async || {
@@ -152,7 +173,8 @@ async fn slow_uploads_over_a_real_connection_keep_no_connection_from_others() {
                 .unwrap();
             uploads.push(line);
         }
-        eventually("both have a connection", async || pool.status().used == 2).await;
+        // The second may have borrowed the first one's.
+        eventually("they have begun", async || pool.status().used > 0).await;
         let pings = (0..40).map(|_| send(&app, "/ping"));
         let answers = timeout(BOUND / 2, join_all(pings)).await;
         for answer in answers.expect("the uploads keep their connections") {
@@ -225,7 +247,7 @@ async fn a_session_that_has_lent_its_connection_is_not_turned_away() {
         let gate = Gate::new();
         let app = app(layer, "autocommit", &gate);
         let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
-        eventually("it has the connection", async || pool.status().used == 1).await;
+        gate.reached(1).await;
         // Its connection goes to a session that keeps it, and the queue fills up.
         let holder = opened(&pool).await;
         let waiter = tokio::spawn(send_owned(app.clone(), "/fast/fast"));
@@ -241,6 +263,29 @@ async fn a_session_that_has_lent_its_connection_is_not_turned_away() {
     }
 }
 
+/// A connection that another client holds, or that the server does not give, may never come: what waits for it borrows.
+#[tokio::test]
+async fn g17_a_session_lends_also_while_another_connection_is_being_fetched() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let plain = db.begin().await.unwrap();
+        let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+        let gate = Gate::new();
+        let app = app(layer, "autocommit", &gate);
+        let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
+        gate.reached(1).await;
+        for n in 0..5 {
+            let answer = timeout(BOUND / 2, send(&app, &format!("/fast/fast{n}"))).await;
+            assert_eq!(answer.expect("it borrows").status(), StatusCode::OK);
+        }
+        gate.open();
+        let answer = timeout(BOUND, slow).await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        plain.rollback().await.unwrap();
+    }
+}
+
 /// With `max_pending(0)` no request waits for what another one uses; what is lent can be had at once.
 #[tokio::test]
 async fn g10_a_connection_that_can_be_lent_counts_as_free() {
@@ -252,7 +297,7 @@ async fn g10_a_connection_that_can_be_lent_counts_as_free() {
         let gate = Gate::new();
         let app = app(layer, "autocommit", &gate);
         let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
-        eventually("it has the connection", async || pool.status().used == 1).await;
+        gate.reached(1).await;
         assert_eq!(send(&app, "/fast/fast").await.status(), StatusCode::OK);
         gate.open();
         let answer = timeout(BOUND, slow).await.unwrap().unwrap();
@@ -300,7 +345,7 @@ async fn a_job_that_has_run_nothing_lends_its_connection() {
                 .await
             }
         });
-        eventually("it has the connection", async || pool.status().used == 1).await;
+        gate.reached(1).await;
         let session = opened(&pool).await;
         insert_item(&session, "other").await;
         drop(session);
@@ -320,7 +365,7 @@ async fn a_request_dropped_after_it_has_lent_costs_nothing() {
         let gate = Gate::new();
         let app = app(layer, "autocommit", &gate);
         let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));
-        eventually("it has the connection", async || pool.status().used == 1).await;
+        gate.reached(1).await;
         let holder = opened(&pool).await;
         slow.abort();
         assert!(slow.await.unwrap_err().is_cancelled());
