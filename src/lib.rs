@@ -249,9 +249,9 @@
 //!   rolling back are closed instead, and the server rolls back. Let the requests finish first, as in
 //!   the `items` example.
 //! - **sqlx's `before_acquire` and `after_release` hooks are skipped** when a connection goes straight to the
-//!   next session, and so is sqlx's ping. If you rely on them, set [`direct_handoff(false)`](SessionPoolBuilder::direct_handoff). At
-//!   least every 10 s (or `max_lifetime`, if that is shorter) each connection passes through sqlx's pool, which
-//!   looks at its age.
+//!   next session, and so is sqlx's ping. If you rely on them, set [`direct_handoff(false)`](SessionPoolBuilder::direct_handoff). After
+//!   10 s and a hundred uses, and at the latest after a quarter of its `max_lifetime`, each connection passes through
+//!   sqlx's pool, which looks at its age.
 //! - **A handler that uses its session and the plain `DatabaseConnection`** can deadlock with others like it: each
 //!   holds a connection and waits for another one, until the acquire timeout. To avoid this, run everything on the
 //!   session; or use [`lazy`](DbSessionLayer::lazy) and [`release`](DbSession::release) before the plain connection is

@@ -93,6 +93,7 @@ macro_rules! set {
 /// | `statement_timeout` | | time | | The time after which the server stops a statement. |
 /// | `reserved_connections` | | number | 0 | [`SessionPoolBuilder::reserved_connections`] |
 /// | `release_timeout` | | time | 5 s | [`SessionPoolBuilder::release_timeout`] |
+/// | `commit_timeout` | | time | 30 s | [`SessionPoolBuilder::commit_timeout`] |
 /// | `max_pending` | | number | by the pace, at least 20 × `max_connections` | [`SessionPoolBuilder::max_pending`] |
 /// | `direct_handoff` | | switch | true | [`SessionPoolBuilder::direct_handoff`] |
 /// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPoolBuilder::reset`] |
@@ -279,7 +280,8 @@ impl PoolConfig {
     /// Those of [`SessionPoolBuilder::build`](crate::SessionPoolBuilder::build).
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
         let mut builder = SessionPool::builder(database);
-        set! { builder, self.settings; acquire_timeout release_timeout reserved_connections max_pending reset }
+        set! { builder, self.settings; acquire_timeout release_timeout commit_timeout }
+        set! { builder, self.settings; reserved_connections max_pending reset }
         set! { builder, self.settings; hold_slow_threshold hold_timeout body_timeout direct_handoff }
         if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();

@@ -82,6 +82,7 @@ settings! {
     reserved_connections: u32 = count;
     max_pending: u32 = count;
     release_timeout: Duration = time;
+    commit_timeout: Duration = time;
     direct_handoff: bool = switch;
     reset: Reset = reset, pool_reset_on_return = reset_on_return;
     cancel_running: bool = switch;

@@ -92,7 +92,7 @@ impl PoolInner {
         let mut ledger = self.ledger();
         if holder.is_some() {
             // Newcomers would take each connection that comes free, and wait for a second one while they hold it.
-            ledger.expect_seconds();
+            ledger.expect_second();
         }
         let applicant = Applicant {
             runtime,

@@ -250,7 +250,7 @@ impl PoolInner {
     pub(crate) fn expect_second(&self) {
         let expects = |request: &dyn Holder| request.is_on(&self.driver) || holds_one(request);
         if current().is_some_and(|request| expects(&*request)) {
-            self.ledger().expect_seconds();
+            self.ledger().expect_second();
         }
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// The last free connection is kept for requests that hold one for this long after one of them took a second.
-const KEPT_FOR_SECONDS: Duration = Duration::from_secs(10);
+const SECOND_CONNECTION_WINDOW: Duration = Duration::from_secs(10);
 
 /// For how long a request that was turned away counts as one that waits.
 const TURNED_AWAY: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ pub(super) struct Ledger<T, C> {
     pub(super) idle: IdleConnections<C>,
     pub(super) plain_share: PlainShare,
     /// Until then, requests that hold a connection may come for a second one.
-    seconds_until: Option<Instant>,
+    second_until: Option<Instant>,
     /// When a request was last turned away, because too many waited or none may wait.
     turned_away: Option<Instant>,
 }
@@ -78,7 +78,7 @@ impl<T, C> Ledger<T, C> {
             admission,
             idle: IdleConnections::default(),
             plain_share,
-            seconds_until: None,
+            second_until: None,
             turned_away: None,
         }
     }
@@ -131,7 +131,7 @@ impl<T, C> Ledger<T, C> {
     /// Returns how many may be out when one more goes to a waiter.
     fn limit_for(&self, holds: bool) -> u32 {
         let is_kept = || {
-            self.seconds_until
+            self.second_until
                 .is_some_and(|until| Instant::now() < until)
         };
         // Of one, nothing could be kept, and no session would ever begin.
@@ -143,8 +143,8 @@ impl<T, C> Ledger<T, C> {
     }
 
     /// Keeps the last free connection for requests that hold one already: one of them wants another.
-    pub(super) fn expect_seconds(&mut self) {
-        self.seconds_until = Instant::now().checked_add(KEPT_FOR_SECONDS);
+    pub(super) fn expect_second(&mut self) {
+        self.second_until = Instant::now().checked_add(SECOND_CONNECTION_WINDOW);
     }
 
     fn free(&self) -> usize {

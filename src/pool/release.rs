@@ -231,6 +231,10 @@ impl PoolInner {
     }
 
     /// Returns connections that were idle, and count as [`Use::Return`].
+    #[allow(
+        clippy::vec_box,
+        reason = "they stay in the boxes that they were checked out in"
+    )]
     pub(super) fn return_all(self: &Arc<Self>, connections: Vec<Box<Parts>>) {
         for idle in connections {
             let slot = SlotGuard::new(self.clone(), Use::Return);

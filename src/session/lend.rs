@@ -6,7 +6,13 @@
 
 use std::{mem, sync::Arc};
 
-use super::{core::Core, slot::Slot, state::State};
+use super::{
+    core::{Core, Turn},
+    queue::enqueue_detached,
+    slot::Slot,
+    stack::Caller,
+    state::State,
+};
 
 /// Lends the session's connection to what waits for one, now or later. To be called when the session's request waits for
 /// something else.
@@ -20,17 +26,32 @@ pub(super) fn offer(core: &Arc<Core>) {
             connection.offer();
         }
     }
-    // In this order: what begins to wait looks for an offer after it has joined the queue, so one of the two sees the
-    // other.
+    // No wake-up is lost: the offer is in the registry before this looks for waiters, and what begins to wait joins the
+    // queue before it looks for offers, so one of the two sees the other.
     if core.pool().has_waiters() {
         lend(core);
     }
 }
 
-/// Gives the connection to the oldest waiter, unless it is about to be used.
+/// Gives the connection to the first waiter, unless it is about to be used.
 pub(super) fn lend(core: &Arc<Core>) {
-    // Whatever has the turn has found the connection in its place, and launches its statement on it.
-    let Some(turn) = core.try_turn() else { return };
+    if let Some(turn) = core.try_turn() {
+        return lend_in_turn(core, turn);
+    }
+    // Whatever has the turn is about to launch its statement, or finds that there is none to launch: then nothing else would
+    // offer the connection again.
+    let this = core.clone();
+    enqueue_detached(core, async move {
+        if let Ok(turn) = this.turn(Caller::Session).await {
+            lend_in_turn(&this, turn);
+        }
+    });
+}
+
+fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
+    if !core.pool().has_waiters() {
+        return;
+    }
     let mut state = core.lock();
     if !is_lendable(core, &state) {
         return;

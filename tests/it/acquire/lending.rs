@@ -123,10 +123,7 @@ async fn slow_requests_that_have_run_nothing_keep_no_connection_from_others() {
             let slow: Vec<_> = (0..max as usize)
                 .map(|n| tokio::spawn(send_owned(app.clone(), &format!("/slow/slow{n}"))))
                 .collect();
-            eventually("they have all connections", async || {
-                pool.status().used == max
-            })
-            .await;
+            gate.reached(max as usize).await;
             let fast = (0..40).map(|n| send_owned(app.clone(), &format!("/fast/fast{n}")));
             let answers = timeout(BOUND / 2, join_all(fast)).await;
             for answer in answers.expect("the slow requests keep their connections") {
@@ -293,7 +290,6 @@ async fn g10_a_connection_that_can_be_lent_counts_as_free() {
         let test = TestDb::new(kind).await;
         let db = test.connect(1).await;
         let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(0));
-        let pool = layer.pool().clone();
         let gate = Gate::new();
         let app = app(layer, "autocommit", &gate);
         let slow = tokio::spawn(send_owned(app.clone(), "/slow/slow"));

@@ -73,6 +73,7 @@ async fn reserved_connections_and_the_pools_own_settings_arrive() {
         ("RESERVED_CONNECTIONS", "2"),
         ("DIRECT_HANDOFF", "no"),
         ("RELEASE_TIMEOUT", "7s"),
+        ("COMMIT_TIMEOUT", "9s"),
         ("ACQUIRE_TIMEOUT", "30"),
         ("MAX_PENDING", "4"),
         ("RESET", "session_state"),
@@ -86,6 +87,7 @@ async fn reserved_connections_and_the_pools_own_settings_arrive() {
     for part in [
         "acquire_timeout: 30s",
         "release_timeout: 7s",
+        "commit_timeout: 9s",
         "reserved_connections: 2",
         "direct_handoff: false",
         "max_pending: Some(4)",
