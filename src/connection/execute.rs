@@ -53,7 +53,7 @@ impl PinnedConnection {
     /// The call has ended.
     async fn conclude(&mut self, is_doubtful: bool, stoppable: bool) {
         self.link.condition = match self.link.condition {
-            Condition::Broken => Condition::Broken,
+            unusable @ (Condition::Broken | Condition::Lost) => unusable,
             _ if is_doubtful => Condition::Suspect,
             _ => Condition::Known,
         };
