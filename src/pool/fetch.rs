@@ -15,7 +15,8 @@ use crate::{
 /// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
 /// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
 pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
-    // Dropped before this, the guard lets its waiter go, whose runtime takes no tasks; after it, it has another one fetched.
+    // If the task is dropped before this line, its runtime is shutting down, and the guard drops its waiter. If it is
+    // dropped later, the guard starts another fetch.
     guard.begin();
     let (pool, began) = (guard.pool().clone(), Instant::now());
     let fetched = match pool.test() {

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 /// At most one return in so many is a visit.
 const RETURNS: u64 = 100;
 
-/// Two visits are so far apart, and after one that was taken, all returns are visits for as long.
+/// The least time between two visits. After a visit whose connection was taken, every return is a visit for this long.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) struct PlainShare {
-    /// The connections that came back so far; at the last visit; at the last look at the idle ones.
+    /// The number of connections that came back so far.
     returns: u64,
+    /// The number at the last visit.
     visited_at: u64,
+    /// The number when the idle connections were last looked at.
     looked_at: u64,
     last_visit: Option<Instant>,
     /// The time between two visits where so few connections come back that their number would say too late.

@@ -103,7 +103,9 @@ async fn a_lost_transaction_holds_its_locks_no_longer() {
         .await;
         proxy.silence();
         assert_eq!(request.await.unwrap().status(), 502, "{kind:?}");
-        let updates = async |db: DbSession| drop(db.execute_unprepared(UPDATE).await.unwrap());
+        let updates = async |db: DbSession| {
+            db.execute_unprepared(UPDATE).await.unwrap();
+        };
         assert_eq!(site.call(updates).await.status(), 200, "{kind:?}");
         let hits: i32 = value(site.view(), "SELECT hits FROM item").await;
         assert_eq!(hits, 1, "{kind:?}");
