@@ -91,7 +91,7 @@ impl PoolInner {
         let lenders = self.registry.offers();
         let mut ledger = self.ledger();
         if holder.is_some() {
-            // Newcomers would take each connection that comes free, and wait for a second one while they hold it.
+            // Otherwise newcomers would take each connection that comes free, and then wait for a second one while holding it.
             ledger.expect_second();
         }
         let applicant = Applicant {
@@ -114,8 +114,8 @@ impl PoolInner {
         Ok(waiting)
     }
 
-    /// Has sessions lend the connections that they have not used yet for as long as requests wait, also for those for which
-    /// one is being fetched: that may take long, or fail, and what it brings is the lenders'.
+    /// Has sessions lend the connections that they have not used yet for as long as requests wait, even where connections
+    /// are being fetched for them: a fetch may be slow or fail, and if it succeeds, its connection serves the lenders.
     fn call_in(&self) {
         while self.has_waiters() {
             let Some(lender) = self.registry.take_offer() else {
@@ -176,7 +176,7 @@ impl PoolInner {
         if self.is_test() {
             return Kind::TestConnectionHeld.into();
         }
-        // Not by the status, which counts those who wait: where thousands give up at once, each would count them all.
+        // `in_hand` and not `status()`, which walks the queue: when thousands give up at once, that would be quadratic.
         let (used, acquiring) = self.ledger().in_hand();
         // Nothing is being opened (any more): sessions have all there are.
         let Some(probe) = probe.filter(|_| acquiring > 0) else {
@@ -227,7 +227,7 @@ impl PoolInner {
         self.call_in();
     }
 
-    /// Gives a connection to the oldest waiter, or back if none takes it.
+    /// Gives a connection to the first waiter, or back if none takes it.
     pub(super) fn hand_over(&self, mut connection: CheckedOut) {
         loop {
             let next = self.ledger().next_turn();
@@ -242,10 +242,10 @@ impl PoolInner {
         }
     }
 
-    /// Gives the oldest waiter the reason why it gets no connection.
+    /// Gives the first waiter the reason why it gets no connection.
     pub(super) fn refuse(&self, error: Error) {
-        let oldest = self.ledger().waiters.pop();
-        if let Some(waiter) = oldest {
+        let first = self.ledger().waiters.pop();
+        if let Some(waiter) = first {
             let _ = waiter.answer(Err(error));
         }
     }

@@ -29,7 +29,7 @@ impl Admission {
         }
     }
 
-    /// Returns how many may wait in any case, if `free` of them will be served at once.
+    /// Returns how many may wait whatever the pace, given that `free` of them are served at once.
     pub(super) fn guaranteed(&self, free: usize) -> usize {
         self.guaranteed.saturating_add(free)
     }

@@ -34,7 +34,7 @@ impl Background {
         runtime: &Handle,
         work: impl FnOnce() -> W,
     ) -> bool {
-        // A load first, because every session comes by here.
+        // A load before the swap: every session takes this path, and a swap would move the cache line between processors.
         if self.is_running.load(Ordering::SeqCst) || self.is_running.swap(true, Ordering::SeqCst) {
             return false;
         }

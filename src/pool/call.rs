@@ -26,7 +26,7 @@ impl CheckedOut {
         async move {
             let mut output = self.call_once(&mut task).await;
             if self.may_begin_again(&output, &task) {
-                // In a box: it is rare, and every call would have room for it.
+                // Boxed: it is rare, and inline it would enlarge the future of every call.
                 output = Box::pin(self.begin_again(output, &mut task)).await;
             }
             self.leave_read_only();

@@ -87,7 +87,7 @@ impl CheckedOut {
         Self::of_idle(parts, slot)
     }
 
-    /// A connection that was idle until now.
+    /// Joins a connection, idle until now or just fetched, with its slot.
     pub(super) fn of_idle(mut parts: Box<Parts>, slot: SlotGuard) -> Self {
         let pool = slot.pool().clone();
         parts.slot = Some(slot);

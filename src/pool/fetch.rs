@@ -12,7 +12,7 @@ use crate::{
     error::Kind,
 };
 
-/// Runs the driver's `acquire()` to its end and gives the connection to the oldest waiter. Dropped half-way, sqlx would
+/// Runs the driver's `acquire()` to its end and gives the connection to the first waiter. Dropped half-way, sqlx would
 /// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
 pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
     // If the task is dropped before this line, its runtime is shutting down, and the guard drops its waiter. If it is

@@ -50,7 +50,7 @@ impl Watch {
         Self {
             since,
             warn_at,
-            // Only then the server process behind a connection is known.
+            // The server process behind a connection is known only with `cancel_running`.
             ask_at: warn_at.filter(|_| settings.cancel_running),
             cut_at: since.checked_add(settings.hold_timeout),
             logged: None,

@@ -98,9 +98,9 @@ pub(super) fn holds_one(request: &dyn Holder) -> bool {
     request.holds().load(Ordering::Relaxed) > 0
 }
 
-/// Returns the requests that hold the connections, unless one of the `holders` is bound to go on by itself. Each may be
-/// served when another one's session ends; where all of them wait for a second one, none would end before the acquire
-/// time-out.
+/// Returns the requests that hold the connections; `None` if one of the `holders` will certainly go on by itself. A request
+/// that waits may be served when another one's session ends; where all of them wait for a second connection, none would end
+/// before the acquire time-out.
 pub(super) fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
     // A running statement ends, and a connection on its way back arrives: also of a session that has another by now.
     let mut seen = HashSet::with_capacity(holders.len());

@@ -271,7 +271,7 @@ impl PoolInner {
 
 impl Drop for PoolInner {
     fn drop(&mut self) {
-        // Of itself it would look after a second. It finds the pool gone, and ends.
+        // It finds the pool gone and ends; otherwise it would notice only at its next look, up to a second later.
         self.hold_watch.ring();
         // They are the driver's pool's, which lives on.
         let ledger = self.ledger.get_mut();

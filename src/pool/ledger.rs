@@ -120,7 +120,7 @@ impl<T, C> Ledger<T, C> {
         self.used + self.returning
     }
 
-    /// Returns whether requests wait, or have just been turned away, although all connections are out.
+    /// Returns whether all connections are out and requests wait, or were turned away a moment ago.
     pub(super) fn is_exhausted(&self) -> bool {
         // With `max_pending(0)` none waits, and requests are refused all the same.
         let is_recent = |at: Instant| at.elapsed() < TURNED_AWAY;
@@ -176,7 +176,8 @@ impl<T, C> Ledger<T, C> {
         if self.fetches.is_paused() {
             return None;
         }
-        // A fetch is for nobody: it serves whoever is first when it ends. So the first waiters have theirs.
+        // A fetch belongs to no waiter: it serves whichever is first when it ends. So the first n waiters are covered by the n
+        // fetches under way.
         let waiter = self.waiters.live().nth(self.fetches.counted_on())?;
         let Applicant { runtime, holds, .. } = &waiter.applicant;
         // The slow ones as well: each may still bring a connection.
@@ -209,7 +210,7 @@ impl<T, C> Ledger<T, C> {
         self.pop_idle(false)
     }
 
-    /// Takes an idle connection for the oldest waiter.
+    /// Takes an idle connection for the first waiter.
     pub(super) fn take_idle_for_waiter(&mut self) -> Option<C> {
         let holds = self.waiters.live().next()?.applicant.holds;
         self.pop_idle(holds)

@@ -99,10 +99,10 @@ impl Pressure {
         // Before the look: a failure that is logged in between turns it on again.
         self.is_on.store(false, Ordering::SeqCst);
         match self.lines.calm() {
-            // A service on the brink, where every other request fails, would fill the log by turns.
             Some(suppressed) => {
                 tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
             }
+            // Not calm for a second yet: a service where every other request fails would log both lines in turn.
             None => self.is_on.store(true, Ordering::SeqCst),
         }
     }

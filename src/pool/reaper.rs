@@ -40,8 +40,8 @@ impl Work for Reaper {
             pool.return_idle();
             return false;
         }
-        // Where the driver's pool has nothing left, one goes back at each look: users of the plain `DatabaseConnection` get
-        // something while sessions rest.
+        // Where the driver's pool has nothing left, one goes back if no session has returned any since the last look, or a
+        // visit is due: users of the plain `DatabaseConnection` get something while sessions rest.
         let max = pool.driver.max_connections().unwrap_or(0);
         let mut ledger = pool.ledger();
         let stale = ledger.take_stale(max);

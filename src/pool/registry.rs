@@ -71,7 +71,7 @@ impl Registry {
         }
         let watch = Watch::begin(settings);
         let due = watch.due();
-        // One lock for both: the hold watch says under it until when it sleeps.
+        // Entered and compared under one lock: the hold watch sets `watched_until` under it before it sleeps.
         let mut entries = self.lock();
         let key = entries.place(Entry::new(holder, request, Some(watch)));
         let is_early = due

@@ -68,7 +68,7 @@ impl CheckedOut {
         }
     }
 
-    /// Puts it back, or closes it if its session state is this session's own by now.
+    /// Puts it back, or closes it if the session has changed state on it that cannot be reset.
     fn put_back_unless_changed(self) {
         let connection = self.parts.connection.as_ref();
         if connection.is_some_and(|connection| connection.must_close()) {

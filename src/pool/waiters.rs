@@ -85,7 +85,7 @@ impl<T> Waiters<T> {
         receiver
     }
 
-    /// Returns those that still wait, the oldest first.
+    /// Returns those that still wait, the next one first.
     pub(super) fn live(&self) -> impl Iterator<Item = &Waiter<T>> {
         self.queue.iter().filter(|waiter| waiter.is_live())
     }
@@ -104,14 +104,14 @@ impl<T> Waiters<T> {
         self.queue.len().saturating_sub(self.gone)
     }
 
-    /// Takes the oldest one that still waits.
+    /// Takes the first one that still waits.
     pub(super) fn pop(&mut self) -> Option<Waiter<T>> {
         // Those who gave up are still in it, because a receiver that is dropped does not know its place.
         while let Some(waiter) = self.queue.pop_front() {
             if waiter.is_live() {
                 return Some(waiter);
             }
-            // It may not have come by `left` yet, which counts it too: the number is about right.
+            // `left` may not have been called for it yet and will count it then, so `gone` is approximate.
             self.discarded.push(waiter);
             self.gone = self.gone.saturating_sub(1);
         }

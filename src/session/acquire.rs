@@ -115,7 +115,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     state.slot = Slot::Idle(connection);
     drop(state);
     if core.is_awaited() {
-        // Its request waits for another connection already, and holds this one from now on.
+        // This may complete a deadlock: all that hold a connection wait for another one.
         core.pool().break_deadlock();
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{connection::Operation, error::Kind};
 
 /// The time that a response which rolls back waits for a statement that its handler has left running.
-// Such a response acknowledges nothing, so it need not be late for it: a time-out layer inside the session's own has
+// Such a response acknowledges nothing, so there is no reason to delay it: a time-out layer inside the session's own has
 // left a long statement, and its 504 is due.
 const STRAY_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -73,7 +73,6 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
     if state.admit(Caller::Session).map_err(Kind::into_db_err)? > 0 {
         return Err(Kind::TransactionOpen.into_db_err());
     }
-    // `Empty`, not `Broken`: the next statement checks out again.
     match mem::replace(&mut state.slot, Slot::Empty) {
         Slot::Idle(connection) => {
             state.span.released();

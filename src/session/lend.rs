@@ -65,8 +65,8 @@ fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
     }
 }
 
-/// Returns whether the session has a connection that nothing has run on, and its request's future says when it waits.
-/// User code that holds a session as a value may be about to use it at any moment.
+/// Returns whether the session holds a connection that nothing has run on, and has a guard that notices when its request
+/// waits. A session that user code holds as a value has none: it may be used at any moment.
 pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
     state.phase.is_open()
         && state.fresh

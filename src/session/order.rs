@@ -15,7 +15,7 @@ use crate::error::Kind;
 /// Puts the session's statements into a transaction, or out of one, from the next statement on.
 pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
     let mut state = core.lock();
-    // First, so that a handler may ask for what is so already, also when the transaction has begun.
+    // First: asking for the mode that is already set is allowed even after BEGIN.
     if state.rules.mode == mode {
         return Ok(());
     }

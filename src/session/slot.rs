@@ -247,7 +247,7 @@ impl Cancel {
         let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);
         };
-        // SQLite has no server between which and this process a proxy could stand.
+        // SQLite has no server, so there can be no proxy in between.
         let route = match pool.backend() {
             DbBackend::Sqlite => Peer::Server,
             _ => pool.cancels().route(),

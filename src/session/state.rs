@@ -214,7 +214,7 @@ impl State {
         connection: &CheckedOut,
         result: Result<(), &DbErr>,
     ) {
-        // The statement's own depth: below, what it has ended is gone.
+        // Taken before the stack changes: this is the depth at which the statement ran.
         let before = self.stack.depth();
         match (purpose, result) {
             (Purpose::Commit, Ok(())) => self.stack.committed(),
