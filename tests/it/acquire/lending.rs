@@ -115,7 +115,8 @@ async fn slow_requests_that_have_run_nothing_keep_no_connection_from_others() {
             eprintln!("{kind:?}, {way}");
             let test = TestDb::new(kind).await;
             let db = test.connect(2).await;
-            let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+            // More than may wait for a single connection.
+            let layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(100));
             let pool = layer.pool().clone();
             let gate = Gate::new();
             let app = app(layer, way, &gate);
@@ -151,7 +152,7 @@ async fn slow_uploads_over_a_real_connection_keep_no_connection_from_others() {
     for (kind, transaction) in [(Kind::Postgres, false), (Kind::MySql, true)] {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let mut layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND));
+        let mut layer = layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(100));
         if transaction {
             layer = layer.transaction();
         }
