@@ -226,8 +226,8 @@ impl Parts {
         }
     }
 
-    /// Has the server end its side of a connection that is lost: of itself it would notice after hours, and keep the
-    /// transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
+    /// Has the server end its side of a connection that is lost: on its own it would notice only after hours, and
+    /// keep the transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
     /// verdict, which an answer may still overtake.
     pub(super) fn end_orphan(&self) {
         let connection = self.connection.as_ref();

@@ -49,8 +49,8 @@ pub(super) enum Use {
     Return,
 }
 
-/// The waiters for values of type `T`, the idle connections of type `C`, and the number of those that are out. One value under one
-/// lock, because each decision needs all of it.
+/// The waiters for values of type `T`, the idle connections of type `C`, and the number of those that are out. One value
+/// under one lock, because each decision needs all of it.
 pub(super) struct Ledger<T, C> {
     /// The most connections that may be out at the same time. An idle one is not out until a session takes it.
     limit: u32,

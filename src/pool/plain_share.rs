@@ -82,16 +82,16 @@ impl PlainShare {
     }
 }
 
-/// A connection goes from session to session for this long, and this often, before the driver's pool sees it again: that
-/// looks at its age.
+/// A connection goes from session to session for this long, and this often, before it visits the driver's pool, which looks
+/// at its age.
 const VISIT: Duration = Duration::from_secs(10);
 const VISIT_RETURNS: u32 = 100;
 
 /// Where it comes back more seldom, the driver's pool sees it after this time, or after a quarter of its lifetime.
 const VISIT_AT_LAST: Duration = Duration::from_secs(600);
 
-/// Returns whether the driver's pool should see a connection again, that was fetched at this time and has come back so often
-/// since.
+/// Returns whether the driver's pool should see a connection again that was `fetched` at this time and has come back
+/// `returns` times since.
 pub(super) fn is_visit_due(fetched: Instant, returns: u32, max_lifetime: Option<Duration>) -> bool {
     let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
         (lifetime.min(VISIT), lifetime / 4)

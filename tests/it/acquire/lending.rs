@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Path, routing::get};
+use axum::{
+    Router,
+    extract::{FromRequestParts, Path},
+    routing::get,
+};
 use futures_util::future::join_all;
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DbErr, Statement, TransactionTrait};
@@ -73,39 +77,29 @@ const WAYS: [&str; 3] = ["autocommit", "transaction", "db_tx"];
 
 /// A service whose requests to `/slow/…` wait for the gate before their only statement, and those to `/fast/…` do not.
 fn app(layer: DbSessionLayer, way: &str, gate: &Gate) -> Router {
-    let (slow, gate) = (gate.clone(), gate.clone());
-    let layer = match way {
-        "transaction" => layer.transaction(),
-        _ => layer,
+    match way {
+        "db_tx" => routes::<DbTx>(gate).layer(layer),
+        "transaction" => routes::<DbSession>(gate).layer(layer.transaction()),
+        _ => routes::<DbSession>(gate).layer(layer),
+    }
+}
+
+fn routes<Db>(gate: &Gate) -> Router
+where
+    Db: FromRequestParts<()> + ConnectionTrait + Send + Sync + 'static,
+{
+    let gate = gate.clone();
+    let slow = move |db: Db, Path(name): Path<String>| {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            insert_item(&db, &name).await;
+        }
     };
-    let routes = if way == "db_tx" {
-        Router::new()
-            .route(
-                "/slow/{name}",
-                get(async move |tx: DbTx, Path(name): Path<String>| {
-                    slow.pass().await;
-                    insert_item(&tx, &name).await;
-                }),
-            )
-            .route(
-                "/fast/{name}",
-                get(async |tx: DbTx, Path(name): Path<String>| insert_item(&tx, &name).await),
-            )
-    } else {
-        Router::new()
-            .route(
-                "/slow/{name}",
-                get(async move |db: DbSession, Path(name): Path<String>| {
-                    gate.pass().await;
-                    insert_item(&db, &name).await;
-                }),
-            )
-            .route(
-                "/fast/{name}",
-                get(async |db: DbSession, Path(name): Path<String>| insert_item(&db, &name).await),
-            )
-    };
-    routes.layer(layer)
+    let fast = |db: Db, Path(name): Path<String>| async move { insert_item(&db, &name).await };
+    Router::new()
+        .route("/slow/{name}", get(slow))
+        .route("/fast/{name}", get(fast))
 }
 
 #[tokio::test]
