@@ -24,9 +24,12 @@ pub(super) fn begin_statement(
 ) -> Result<BeginStatement, DbErr> {
     let (isolation_level, access_mode) = (options.isolation_level, options.access_mode);
     let has_none = isolation_level.is_none() && access_mode.is_none();
+    // Not on SQLite: its options may name a mode (DEFERRED, IMMEDIATE, EXCLUSIVE), which is neither of the two.
     if has_none && (depth > 0 || backend != DbBackend::Sqlite) {
         return Ok(BeginStatement::default());
     }
+    // A savepoint has the level and the mode of the transaction around it: to pass over what was asked for would be
+    // silent.
     if depth > 0 {
         return Err(Kind::NestedOptions.into_db_err());
     }
@@ -44,6 +47,8 @@ pub(super) fn begin_statement(
         .unwrap_or_default();
     let statement = match backend {
         DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
+        // There the level is a statement of its own, and counts for the next transaction only. One text for both: one
+        // round trip, and no other transaction can be the next one.
         DbBackend::MySql => format!("SET TRANSACTION{isolation}; START TRANSACTION{access}"),
         _ => format!("BEGIN{isolation}{access}"),
     };

@@ -23,8 +23,12 @@ impl PinnedConnection {
         let change = foresee(&self.link, task);
         self.refusal.forget_answer();
         self.session_state.reset = task.reset;
+        // Deeper, COMMIT is the release of a savepoint. Where its answer is lost, so is the transaction, and nothing is
+        // unknown.
         let commits = task.depth == 1 && task.is(Operation::is_commit);
         let is_suspect = self.link.condition == Condition::Suspect;
+        // Inside the session's own transaction, the ROLLBACK would end that: the connection stays suspect until it is
+        // over.
         let stray = is_suspect && task.depth == 0;
         if self.link.condition == Condition::Known {
             // A call whose future is dropped leaves it so, and the connection is never taken for a clean one.
@@ -253,6 +257,8 @@ impl PinnedConnection {
 
     /// Performs a statement of a test behind a savepoint.
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        // PostgreSQL would abort the test's transaction by one statement that fails, and refuse all that the test does
+        // afterwards.
         self.link.set_guard().await?;
         let mut output = self.perform(task).await;
         output = self.read_what_is_left(output, false).await;

@@ -51,7 +51,10 @@ impl PinnedConnection {
         let Some(begin) = &task.begin else {
             return Ok(());
         };
+        // What `on_begin` has called may end the transaction when it is used: the operation is watched as well (G7).
         task.doubtful |= self.begin_session(begin, task.depth).await?;
+        // Once more: behind a proxy, the process is this connection's from BEGIN on, and only until the transaction's
+        // end (H29).
         self.identify(task.identify).await
     }
 
@@ -144,6 +147,8 @@ impl PinnedConnection {
         let depth = self.link.driver.depth();
         let mut any_doubtful = false;
         for statement in statements {
+            // DDL here would have MySQL commit the transaction before its first statement, and the rollback behind a
+            // 4xx would undo nothing (M4, G8).
             let text = classify(self.link.backend, &statement.sql);
             match text.effect {
                 Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),

@@ -80,12 +80,14 @@ impl Transaction {
     /// The server has ended all of it.
     pub(super) fn end(&mut self, kind: Kind) {
         self.failure = Some(Failure::Ended(kind));
+        // Beside the failure, which is forgotten with its transaction: the session asks when the call has ended.
         self.ended_elsewhere |= kind == Kind::EndedElsewhere;
     }
 
     /// The error for `operation`, if it must not be sent.
     pub(super) fn refuses(&self, operation: &Operation) -> Option<Kind> {
         match (operation, self.failure?) {
+            // A rollback is the way out of each of them; the other two are no statements.
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
             (_, Failure::Ended(kind)) => Some(kind),
             // Where a SAVEPOINT fails, sqlx rolls back the transaction around it.
@@ -104,8 +106,10 @@ impl Transaction {
         } else if !server::aborts(link.backend, error) {
             return;
         } else if link.backend == DbBackend::Postgres {
+            // Still open, and good again once it is rolled back to the savepoint before the failure (H8).
             Failure::Aborted(depth)
         } else {
+            // MySQL and SQLite have rolled back all of it: what follows would commit by itself (H8).
             Failure::Ended(Kind::Aborted)
         };
         // The first one counts: what fails after it fails because of it.
@@ -119,8 +123,10 @@ impl Transaction {
             return;
         }
         let sql = match link.backend {
+            // Error 1568 inside a transaction; outside, it only makes the next one READ WRITE.
             DbBackend::MySql => "SET TRANSACTION READ WRITE",
             DbBackend::Sqlite => "BEGIN",
+            // PostgreSQL ends no transaction by an error: it aborts it, and that is noted already.
             _ => return,
         };
         // A list of errors would never be complete; this question has the same answer whatever the error was (G7).
@@ -135,6 +141,7 @@ impl Transaction {
         if answer.is_ok() && link.backend == DbBackend::Sqlite {
             let _ = link.run("ROLLBACK").await;
         }
+        // Also where the question itself has failed: what is not proven to be open counts as gone.
         self.end(Kind::Aborted);
     }
 
@@ -165,6 +172,7 @@ impl Transaction {
 
     /// Forgets what belongs to transactions that are not open any more, however they have ended.
     pub(super) fn forget_beyond(&mut self, depth: usize) {
+        // Not `QueryOnly`: that is a setting of the connection, which does not end with the transaction.
         if depth == 0 && self.access == Access::ReadOnly {
             self.access = Access::ReadWrite;
         }
@@ -225,6 +233,7 @@ impl Transaction {
 
     /// Rolls back for a handler, which learns here if the transaction was ended behind its back.
     pub(super) async fn rollback(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        // Asked before, since the rollback clears it.
         let ended = self.ended();
         self.roll_back_one(link).await?;
         match ended {
@@ -250,6 +259,8 @@ impl Transaction {
     async fn roll_back_one(&mut self, link: &mut Link) -> Result<(), DbErr> {
         let counted = link.driver.depth();
         let depth = link.depth();
+        // SQLite refuses a ROLLBACK without a transaction, and all of them a ROLLBACK TO a savepoint that has gone:
+        // sqlx's count would stay where it is.
         if self.ended().is_some() {
             reopen(link, counted).await;
         }
@@ -261,6 +272,8 @@ impl Transaction {
             Failure::Ended(_) => depth > 1,
         });
         if counted > 1 && link.backend == DbBackend::MySql {
+            // The next savepoint of this depth replaces it, so that none pile up (H27), and no rollback costs another
+            // round trip.
             self.leaves_savepoint = true;
         // sqlx 0.9 names its savepoints so.
         } else if counted > 1 {

@@ -35,6 +35,7 @@ use crate::error::{Error, Kind};
 impl PoolInner {
     /// Takes an idle connection, if there is one and no request waits before.
     pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Lease> {
+        // Without `direct_handoff`, each connection is to pass through sqlx's pool, whose hooks run there (H30).
         if !self.settings.direct_handoff || self.is_shut() {
             return None;
         }
@@ -105,6 +106,8 @@ impl PoolInner {
         let Some(receiver) = joined else {
             return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
         };
+        // Behind the join: a connection that came back just before it found the queue empty, and lies among the idle
+        // ones.
         self.fill();
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
@@ -154,6 +157,7 @@ impl PoolInner {
         receiver: &mut (impl Future<Output = T> + Unpin),
     ) -> Result<T, Error> {
         let all = self.settings.acquire_timeout;
+        // A short time-out keeps half of itself for waiting.
         let ahead = PROBE.min(all / 2);
         if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {
             return Ok(answer);
@@ -186,7 +190,9 @@ impl PoolInner {
         let is_any_used = used > 0 || self.driver.is_used(acquiring);
         match self.failure(probe, time) {
             Some(error) if error.is_unreachable() || !is_any_used => error,
+            // A server at its limit of connections, some of which work, is full and not down (G17).
             _ if is_any_used => Kind::Exhausted.into(),
+            // *Exhausted* would have its reader look for sessions that hold connections, where there are none.
             _ => Kind::NotOpened.into(),
         }
     }
@@ -246,6 +252,7 @@ impl PoolInner {
     pub(super) fn refuse(&self, error: Error) {
         let first = self.ledger().waiters.pop();
         if let Some(waiter) = first {
+            // One that has given up meanwhile needs no reason any more.
             let _ = waiter.answer(Err(error));
         }
     }

@@ -14,6 +14,7 @@ use super::{background::Work, inner::PoolInner};
 const TICK: Duration = Duration::from_millis(50);
 
 pub(super) struct Reaper {
+    // Weak, because it is a task: when the last handle goes, the pool goes, and its connections return at once.
     pool: Weak<PoolInner>,
     /// Resolves when the driver's pool is closed.
     closed: BoxFuture<'static, ()>,

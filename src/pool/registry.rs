@@ -24,6 +24,7 @@ struct Entries {
     places: Vec<Option<Entry>>,
     free: Vec<Key>,
     /// Those that would lend their connection, in the order in which they have offered it.
+    // Sorted by number, so that a statement withdraws its session's offer without looking through the others.
     offers: BTreeMap<u64, Key>,
     /// The number of offers so far.
     offered: u64,
@@ -39,6 +40,7 @@ struct Entries {
 pub(crate) type Key = usize;
 
 struct Entry {
+    // Weak, since an entry only names its session: held, that could end in here, and user code with it under the lock.
     holder: Weak<dyn Holder>,
     /// The outermost session of its request, which counts the connection.
     request: Option<Weak<dyn Holder>>,
@@ -67,6 +69,8 @@ impl Registry {
     ) -> (Key, bool) {
         let counted = request.as_ref().and_then(Weak::upgrade);
         if let Some(request) = &counted {
+            // A count on the request itself, since each lazy request that has to wait asks for it: a look through all
+            // entries would grow with the pool.
             request.holds().fetch_add(1, Ordering::Relaxed);
         }
         let watch = Watch::begin(settings);
@@ -97,6 +101,8 @@ impl Registry {
         if let Some(Some(entry)) = entries.places.get_mut(key)
             && entry.offer.is_none()
         {
+            // An offer that stands keeps its number, so that the oldest lends first however often its request is
+            // polled.
             entry.offer = Some(number);
             entries.offers.insert(number, key);
         }

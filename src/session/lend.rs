@@ -49,14 +49,17 @@ pub(super) fn lend(core: &Arc<Core>) {
 }
 
 fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
+    // Whatever waited may have been served meanwhile: then the session keeps what it has.
     if !core.pool().has_waiters() {
         return;
     }
     let mut state = core.lock();
+    // Looked at again: since its offer, the session may have run a statement, or ended.
     if !is_lendable(core, &state) {
         return;
     }
     let slot = mem::replace(&mut state.slot, Slot::Empty);
+    // By this, its next acquire is not turned away for want of room in the queue (G10): the request was let in before.
     state.span.lent();
     drop(state);
     drop(turn);
@@ -69,6 +72,8 @@ fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
 /// waits. A session that user code holds as a value has none: it may be used at any moment.
 pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
     state.phase.is_open()
+        // What has run may have left something on the connection, which the session's next statement must find there
+        // (G2).
         && state.fresh
         && matches!(state.slot, Slot::Idle(_))
         && core.origin.is_outermost()

@@ -151,6 +151,7 @@ async fn roll_back_at_end(
     own: Option<OwnTransaction>,
 ) -> Ended {
     if let Some(rollback) = rollback {
+        // The answer says that nothing of it stands, so it leaves after the rollback (G8).
         rollback.wait(core.pool().settings().release_timeout).await;
     }
     if let Some(own) = own {

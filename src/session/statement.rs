@@ -122,6 +122,7 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
 pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Result<Call, DbErr> {
     let mut state = core.lock();
     let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
+    // From here on it is not for others to take: the session's later statements are to find what this one does (G2).
     connection.withdraw();
     let (operation, text) = (request.operation, request.text);
     let depth = state.stack.depth();
@@ -142,6 +143,8 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
+    // Without `cancel_running` as well: by the handle's count of wakes, the pool knows a call to which nothing arrives
+    // (G17).
     if core.pool().has_server() {
         running.cancel_handle = connection.cancel_handle();
     }
