@@ -130,6 +130,7 @@ impl Default for SessionBodyLayer {
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag> Clone for SessionBodyLayer<Tag> {
     fn clone(&self) -> Self {
         Self(PhantomData)

@@ -17,6 +17,7 @@ impl<B, E> SettleAt<B, E> {
     pub(crate) fn of(result: Result<Response<B>, E>, guard: SessionGuard) -> Self {
         let response = match result {
             Ok(response) => response,
+            // No response acknowledges anything (G8), and the error passes as it is (G14).
             Err(error) => return Self::Head(Err(error), Decision::RollBack, guard),
         };
         let (head, body) = response.into_parts();
@@ -28,6 +29,7 @@ impl<B, E> SettleAt<B, E> {
                 decision = Decision::RollBack;
             }
             if decision == Decision::RollBack {
+                // A response whose work is rolled back waits for nothing at its body's end.
                 hold.pass();
             } else if let Some(error) = guard.cut_off() {
                 // The body cannot be completed without its session, and a server must not send it as complete.
@@ -35,6 +37,7 @@ impl<B, E> SettleAt<B, E> {
             } else {
                 guard = match guard.leave_to(&hold, &head) {
                     Ok(()) => return Self::BodyEnd(Response::from_parts(head, body)),
+                    // The body will not be read to an end from here, so that the head decides (H24).
                     Err(guard) => guard,
                 };
             }

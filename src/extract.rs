@@ -19,6 +19,7 @@ impl IntoResponse for MissingSession {
     fn into_response(self) -> Response {
         // No layer is there to log it.
         tracing::error!(target: "tower_sea_orm", "{}", self.0);
+        // The text is one of this crate's and about the routes: nothing of the database is in it (G15).
         (StatusCode::INTERNAL_SERVER_ERROR, self.0.to_string()).into_response()
     }
 }

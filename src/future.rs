@@ -207,6 +207,7 @@ where
             let step = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquire, .. } => match ready!(acquire.as_mut().poll(cx)) {
                     Ok(own) => Continue(this.state.as_mut().acquired(own)),
+                    // `Ok`: the inner service's error type has no place for it, and stays what it is (G14).
                     Err(error) => Break(Ok(this.responder.error(&error))),
                 },
                 StateProj::Refused(error) => Break(Ok(this.responder.error(error))),

@@ -24,8 +24,10 @@ use crate::{
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct DbSessionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     pool: SessionPool,
+    // Shared, since servers clone a service for each connection or request.
     policy: Arc<Policy>,
     respond: Respond,
+    // A function's result, so that a layer is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
 }
 
@@ -328,6 +330,7 @@ impl<S, Tag, Respond: Clone> Layer<S> for DbSessionLayer<Tag, Respond> {
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag, Respond: Clone> Clone for DbSessionLayer<Tag, Respond> {
     fn clone(&self) -> Self {
         Self {

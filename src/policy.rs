@@ -57,6 +57,7 @@ impl Policy {
             commit_when,
             on_begin: on_begin.map(Into::into),
             on_acquire: on_acquire.map(Into::into),
+            // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
         };
         // Cheap clones: a standard method is inline, and the URI is counted.
@@ -126,6 +127,7 @@ pub fn without_body(parts: &Parts) -> bool {
     match parts.headers.get(header::CONTENT_LENGTH) {
         // Any other value counts as a body, one that is no number as well.
         Some(length) => length == "0",
+        // HTTP/1 announces every body in the head (RFC 9112, 6); from HTTP/2 on, one may come without a word.
         None => parts.version < Version::HTTP_2 || parts.method.is_safe(),
     }
 }

@@ -169,6 +169,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     {
         // Decided by the type, so that the default costs no more than a header's clone.
         let head = if Respond::READS_REQUEST {
+            // A copy, because the request itself goes to the inner service.
             Head::Complete(Box::new(parts.clone()))
         } else {
             Head::ContentType(parts.headers.get(header::CONTENT_TYPE).cloned())

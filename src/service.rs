@@ -73,6 +73,7 @@ where
     type Future = ResponseFuture<S, ReqBody, Tag, Respond>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // Nothing is acquired here: a service that is ready and never called would keep a connection from others (G14).
         self.inner.poll_ready(cx)
     }
 
@@ -91,6 +92,7 @@ where
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<S: Clone, Tag, Respond: Clone> Clone for DbSessionService<S, Tag, Respond> {
     fn clone(&self) -> Self {
         Self {

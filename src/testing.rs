@@ -133,6 +133,7 @@ where
         return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));
+    // As a layer's future does it: a second session that the handler takes is known as this request's (H11).
     let response = poll_fn(|cx| guard.poll(handling.as_mut(), cx)).await;
     match SettleAt::of(Ok::<_, Infallible>(response), guard) {
         SettleAt::Head(Ok(response), decision, guard) => {

@@ -92,6 +92,7 @@ impl Seen {
 impl Hold {
     pub(super) fn new(is_empty: bool) -> (Self, HoldGuard) {
         let phase = if is_empty {
+            // A server does not poll it, so that no end of it would ever be seen (H24).
             HoldPhase::Over { failed: false }
         } else {
             HoldPhase::Undecided { read: 0 }
@@ -188,6 +189,7 @@ impl Shared {
         let mut state = self.lock();
         if !matches!(
             state.phase,
+            // Where the head has decided, or the body is over, the body does without its session.
             HoldPhase::Undecided { .. } | HoldPhase::BodyDecides { .. }
         ) {
             return;
@@ -231,6 +233,7 @@ impl HoldGuard {
         if let HoldPhase::CutOff(why) = &state.phase {
             return Err(why.clone());
         }
+        // The inner body's turn, until it has a frame or wakes its reader.
         state.due = None;
         let is_known = state
             .reader
@@ -255,6 +258,7 @@ impl HoldGuard {
             HoldPhase::Undecided { .. } => {
                 state.phase = match seen {
                     Seen::More => HoldPhase::Undecided { read: total },
+                    // Read to its end below the layer: nothing will poll it behind the head, which has to decide.
                     Seen::End => HoldPhase::Over { failed: false },
                     Seen::Error => HoldPhase::Over { failed: true },
                 };
@@ -271,6 +275,7 @@ impl HoldGuard {
     pub(super) fn is_open(&self) -> bool {
         matches!(
             self.0.0.lock().phase,
+            // Cut off as well: a server must not take it for complete (G7).
             HoldPhase::Undecided { .. } | HoldPhase::BodyDecides { .. } | HoldPhase::CutOff(_)
         )
     }

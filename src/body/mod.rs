@@ -157,9 +157,11 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.state {
             BodyState::Reading(guard) => {
+                // `true` would keep the server from polling for the end, which is where COMMIT is sent (H24).
                 !is_open(guard) && self.inner.as_ref().is_none_or(Body::is_end_stream)
             }
             BodyState::Delivering => self.withheld.is_empty(),
+            // A body that has failed has not ended: the server would finish the response as if it were complete.
             BodyState::Settling(_) | BodyState::Failed => false,
         }
     }
@@ -286,6 +288,8 @@ where
     /// The end will not be passed on. If `finish` was not called yet, it is dropped, which rolls back.
     fn fail(self: Pin<&mut Self>) {
         let mut this = self.project();
+        // Before `state`, with which a rollback begins: a row stream in the body would keep the connection from it
+        // (H10).
         this.inner.set(None);
         // What was withheld would complete the body.
         *this.withheld = Withheld::default();

@@ -133,6 +133,8 @@ impl CancelHandle {
         }
         match &known.reach {
             Reach::Sqlite => {
+                // Still under the lock: the flag is for the statement that was seen, not for one that begins meanwhile
+                // (G9).
                 self.interrupt.store(true, Ordering::Relaxed);
                 Some(CancelTarget::Sqlite)
             }
@@ -242,6 +244,7 @@ impl CancelHandle {
         match &self.lock().reach {
             // A proxy for MySQL makes its clients' numbers up.
             Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
+            // An id from before the transaction is that of a process which may serve another client by now (H29).
             Reach::Server { inside: false, .. } => {
                 proxied && inside && backend == DbBackend::Postgres
             }

@@ -57,6 +57,7 @@ pub(super) const SET_UP: Duration = Duration::from_secs(15);
 const TO_AUTOCOMMIT: &str =
     "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
 
+// A name that is free: sqlx's are `_sqlx_savepoint_N`, and savepoints in a handler's SQL are refused (H15).
 const GUARD: &str = "tower_sea_orm_guard";
 
 impl Link {
@@ -91,6 +92,8 @@ impl Link {
 
     /// The connection must serve no session any more.
     pub(super) fn give_up(&mut self) {
+        // `Lost` says more: such a connection is closed without a goodbye, for which nothing would make room in the
+        // send buffer.
         if !self.is_lost() {
             self.condition = Condition::Broken;
         }
@@ -107,6 +110,8 @@ impl Link {
 
     /// Runs a text of this crate.
     pub(super) async fn run(&mut self, sql: impl Into<String>) -> Result<(), DbErr> {
+        // Unprepared, since some of these texts have several statements, and none is to push a handler's out of sqlx's
+        // cache.
         self.driver.execute_unprepared(sql.into()).await.map(drop)
     }
 }

@@ -15,6 +15,7 @@ use super::{Driver, Peer, Reset, link::Link, transaction::Transaction};
 use crate::sql::Classified;
 
 /// Up to how many bytes a value is counted.
+// Only whether a statement is large counts, so that a huge array is not formatted to its end for that.
 const A_LOT: usize = 1 << 20;
 
 /// One call on a connection.

@@ -47,6 +47,7 @@ impl Rows {
             Either::Left(_) => false,
             Either::Right((sent, _)) => sent.is_ok(),
         };
+        // Kept, because the notice is used up: the next row would wait for the reader again.
         self.stopped |= !sent;
         sent
     }

@@ -129,6 +129,7 @@ impl SessionState {
                     // The question itself has aborted it.
                     transaction.note_failure(link, &error, depth, false);
                 }
+                // As if it were recorded: the only other way is to close the connection, and its database with it.
                 Ok(link.in_memory)
             }
         }
@@ -194,6 +195,7 @@ fn amounts_to(link: &Link, foreseen: Change) -> Change {
         // The database would die with its connection.
         (Change::Beyond, _) if link.in_memory => Change::Session,
         (Change::Session, DbBackend::Sqlite) if link.in_memory => Change::Session,
+        // Neither has a command that puts all of it back (H7).
         (Change::Session, DbBackend::MySql | DbBackend::Sqlite) => Change::Beyond,
         (change, _) => change,
     }
@@ -230,6 +232,7 @@ fn at_least(link: &Link, reset: Reset) -> Change {
         _ if reset != Reset::SessionStateAlways => Change::None,
         // Without stored code, SQLite does nothing that its text does not say.
         DbBackend::Sqlite if !link.in_memory => Change::None,
+        // More would have each connection closed behind each session.
         DbBackend::MySql => Change::Locks,
         _ => Change::Session,
     }

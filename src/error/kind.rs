@@ -106,6 +106,7 @@ kinds! {
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
+            // SeaORM's own variants where it has them: code that knows those of its pool goes on to work.
             kind if kind.is_exhausted() => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),

@@ -121,6 +121,7 @@ impl Error {
     /// [`status`](Self::status) is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 13 (`INTERNAL`) for everything else.
     /// With tonic: `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
     pub fn grpc_code(&self) -> i32 {
+        // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL (https://grpc.io/docs/guides/status-codes).
         match self.status() {
             StatusCode::SERVICE_UNAVAILABLE => 14,
             StatusCode::GATEWAY_TIMEOUT => 4,
@@ -322,6 +323,8 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
+            // It reaches the client, unlike the error's own text: nothing of the database, and no advice for its owner
+            // (G15).
             _ if self.is_exhausted() => "the service is busy",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
@@ -370,5 +373,6 @@ impl std::error::Error for Error {
 /// A random number from 1 to 3.
 fn jitter() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
+    // The standard library's own source of random numbers: one number is worth no dependency.
     RandomState::new().build_hasher().finish() % 3 + 1
 }

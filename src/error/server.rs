@@ -125,6 +125,7 @@ fn is_answer(error: &DbErr) -> bool {
 /// The error of a statement whose answer the network has lost.
 #[cfg(feature = "_sqlx")]
 pub(crate) fn unanswered() -> DbErr {
+    // As sqlx reports a broken network: then nothing takes the connection for a good one.
     let error = std::io::Error::new(std::io::ErrorKind::TimedOut, Unanswered);
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
 }

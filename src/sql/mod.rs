@@ -66,6 +66,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
     Classified {
         effect,
         change,
+        // What is taken for a read may be cancelled, and run only in part on SQLite: in doubt it is a write (G9, H23).
         reads_only: reads.reads_only() && !lexer.is_doubtful(),
         needs_transaction: locks.needs_transaction(),
     }

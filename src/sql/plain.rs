@@ -99,6 +99,7 @@ impl Glance {
 
 /// Returns whether a word begins at `at` by which a query may write or lock.
 fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
+    // Whole words only: a column called `updated_at` would send every query that names it to the lexer.
     let is = |word: &&str| {
         is_at(bytes, at, word)
             && bytes

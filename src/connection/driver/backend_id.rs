@@ -122,6 +122,8 @@ async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option
          (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8, {POSTGRES_PLACE} \
          FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()"
     );
+    // Unprepared: one round trip, for a question that is asked once for each connection, or for each transaction behind
+    // a proxy.
     let rows = sqlx::raw_sql(AssertSqlSafe(sql))
         .fetch_all(connection)
         .await?;

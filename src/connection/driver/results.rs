@@ -24,6 +24,8 @@ pub(super) fn query<DB: sqlx::Database + HasStatementCache>(
 where
     SqlxValues: sqlx::IntoArguments<DB>,
 {
+    // One that is not persistent has no name on the server, where another client of a proxy may have taken it
+    // (https://github.com/launchbadge/sqlx/issues/67).
     sqlx::query_with(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named)
 }
 

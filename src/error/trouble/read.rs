@@ -15,6 +15,7 @@ impl Trouble {
     }
 
     fn of_database(error: &dyn DatabaseError) -> Option<Self> {
+        // From the first row to the last: only failures come here, and prefixes and marks fit no map.
         TABLE
             .iter()
             .find(|row| row.fits(error))
@@ -64,6 +65,7 @@ impl Row {
     fn fits(&self, error: &dyn DatabaseError) -> bool {
         #[cfg(feature = "sqlx-mysql")]
         if let Some(said) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
+            // By its number: the SQLSTATE of many of these is the general HY000.
             return self.mysql.has(|code| *code == said.number(), error);
         }
         let Some(said) = error.code() else {
