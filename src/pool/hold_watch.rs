@@ -25,6 +25,7 @@ use crate::error::Kind;
 const STALL_CHECK: Duration = Duration::from_secs(1);
 
 pub(super) struct HoldWatch {
+    // Weak, because it is a task: a pool whose last handle goes must not be kept by its watch.
     pool: Weak<PoolInner>,
     /// When to look for stalled statements next.
     ask_at: Instant,

@@ -11,6 +11,7 @@ use crate::{
 /// The longest wait for a connection unless the driver's own time-out is shorter.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+// Longer than for a clean-up: a COMMIT that is given up is an unknown outcome, although it mostly takes effect (G7).
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,6 +90,7 @@ impl Settings {
         {
             return Err(Kind::InvalidHold.into());
         }
+        // Here and not at the first session: a setting that does nothing must not start a service.
         if self.reset.is_of_session() && driver.is_proxy() {
             return Err(Kind::NothingToReset.into());
         }

@@ -197,6 +197,7 @@ impl PoolInner {
         {
             return Some(connection);
         }
+        // Only where it stays here: a visit of the driver's pool begins the count anew.
         connection.parts.returns += 1;
         let max = self.driver.max_connections().unwrap_or(0);
         // Again for each waiter that has gone when it is answered.

@@ -39,6 +39,7 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
 pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
     pool.refuse_hopeless(|| false)?;
     let mut connection = take(pool.acquire(Claim::First).await?)?;
+    // Asked before, since the rollback forgets it.
     let was_ended = connection.is_outer_ended();
     match timeout(pool.settings().release_timeout, connection.end_outer()).await {
         Ok(Ok(())) => connection.return_to_driver().await,

@@ -46,6 +46,8 @@ impl Core {
         Arc::new(Self {
             pool,
             turns: Turns::default(),
+            // The request that this thread polls at the moment, if it polls one: a second session of it is known by
+            // that (H11).
             origin: Origin::new(plan.opened_for, pool::current()),
             state: Mutex::new(State::new(plan.rules, is_fresh)),
         })
@@ -182,6 +184,7 @@ impl Core {
         // The session's own, because the request may end on a thread without one (G11).
         let runtime = state.runtime.clone();
         drop(state);
+        // A test runs them itself: all that its sessions commit is rolled back in the end.
         let Some(due) = self.pool().keep_hooks(due) else {
             return;
         };

@@ -24,6 +24,7 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
     };
     // The worker polls it no more, and may have nothing else to do: it has to look again.
     let is_wanted = running.is_polled_by_worker() || running.take_wanted();
+    // Woken below, without the lock: a waker is foreign code.
     let owner = running.waker.take();
     let call = running.detach(future);
     drop(state);

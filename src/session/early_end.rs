@@ -52,6 +52,8 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
         let mut state = core.lock();
         let open = state.admit(Caller::Session).map_err(Kind::into_db_err)?;
         may_end(&mut state, commits)?;
+        // Nothing was sent, so there is nothing to send; the hooks run all the same, since the handler cannot know
+        // that.
         if open == 0 {
             if commits {
                 state.stack.nothing_to_commit();

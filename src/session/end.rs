@@ -112,10 +112,13 @@ pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
 
 fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollback> {
     // Closed when the lock is free again, because that runs the log subscriber's code.
+    // Asked first: it is about the transactions that `close_phase` forgets.
     let outcome = state.outcome();
     let _span = state.span.close(outcome);
     let rollback = close_phase(&mut state, over);
     match mem::replace(&mut state.slot, Slot::Empty) {
+        // A clean one goes back here and now, without a task: a request that waits need not wait for this one's
+        // response.
         Slot::Idle(connection) => finish::release(core, state, connection),
         Slot::Running(running) => {
             // Before it is detached, so that the task finds the call stopped at its first look.

@@ -31,6 +31,7 @@ use crate::Error;
 /// ```
 pub struct Outcome<Tag = DefaultDatabase> {
     ended: Ended,
+    // A function's result, so that an outcome is `Send` and `Sync` whatever its tag is: extensions ask for that.
     tag: PhantomData<fn() -> Tag>,
 }
 

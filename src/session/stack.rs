@@ -46,6 +46,7 @@ pub(super) enum Purpose {
 pub(super) struct Stack {
     /// Outermost first.
     open: Vec<OpenTransaction>,
+    // Beside the transactions, because each end of one decides about all three of these, under the same lock.
     pub(super) hooks: Hooks,
     pub(super) standing: Standing,
     pub(super) failures: Failures,

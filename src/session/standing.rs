@@ -19,6 +19,7 @@ pub(super) struct Standing {
     /// The handler has not heard how its COMMIT ended: only a rollback makes a failure good.
     is_unheard: bool,
     /// Why the open transaction cannot be committed, for the log.
+    // Boxed, because nearly no session has one.
     cause: Option<Box<Cause>>,
 }
 
@@ -158,6 +159,7 @@ pub(super) struct Failures {
     /// A transaction was to begin on that connection.
     is_transaction_missing: bool,
     /// The session's transaction did not begin, or was gone with its first statement.
+    // These two are boxed for the same reason as `Standing::cause`.
     not_begun: Option<Box<Error>>,
     passing: Option<Box<Passing>>,
 }

@@ -90,6 +90,7 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
         running.polled_by = PolledBy::Owner { is_wanted: true };
         return Progress::Pending;
     };
+    // Said under the lock: its own future, polled from here on, leaves a waker instead of looking for the call.
     running.polled_by = PolledBy::Worker { is_left: false };
     drop(state);
     // Under no lock: raw code is user code, and may use the session.

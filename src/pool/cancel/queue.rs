@@ -74,6 +74,7 @@ impl CancelQueue {
 
     /// Returns what is between the pool and the server; a proxy, as long as it is not known.
     pub(crate) fn route(&self) -> Peer {
+        // Unknown counts as a proxy: a cancel request then goes out only where it can hit no stranger (H29).
         self.lock().route.unwrap_or(Peer::Proxy)
     }
 

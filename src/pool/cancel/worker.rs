@@ -24,6 +24,7 @@ use crate::{connection::Peer, pool::background::Work};
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(super) struct CancelWorker {
+    // Weak, because it is a task: a pool that goes takes its side connection along.
     queue: Weak<CancelQueue>,
     /// Resolves when the driver's pool is closed.
     closed: BoxFuture<'static, ()>,

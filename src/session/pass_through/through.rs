@@ -80,6 +80,7 @@ impl Through {
         self.alive.retain(|alive| *alive != id);
         let innermost = self.alive.last().copied();
         // Handles are dropped in any order, but only the innermost transaction may be ended (H16).
+        // In the order in which they were begun, since numbers only grow.
         self.parked.sort_by_key(|(id, _)| *id);
         let outside = |id: TransactionId| innermost.is_some_and(|alive| id < alive);
         let stays = self.parked.iter().take_while(|(id, _)| outside(*id));
