@@ -215,8 +215,8 @@ impl CheckedOut {
     }
 
     /// Returns how long a call that has lost its caller may still run before the connection is closed.
-    pub(crate) fn patience(&self) -> Option<Duration> {
-        self.pool().patience()
+    pub(crate) fn release_bound(&self) -> Option<Duration> {
+        self.pool().release_bound()
     }
 }
 

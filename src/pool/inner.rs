@@ -157,7 +157,7 @@ impl PoolInner {
     /// Returns how long a call that has lost its caller may still run before its connection is closed.
     ///
     /// `None`, without a bound, where closing it would destroy an in-memory database.
-    pub(super) fn patience(&self) -> Option<Duration> {
+    pub(super) fn release_bound(&self) -> Option<Duration> {
         (!self.is_in_memory()).then_some(self.settings.release_timeout)
     }
 
@@ -279,9 +279,9 @@ impl Drop for PoolInner {
             .unwrap_or_else(PoisonError::into_inner)
             .idle
             .take_all();
-        let patience = self.patience();
+        let bound = self.release_bound();
         for idle in idle {
-            idle.outlive_pool(patience);
+            idle.outlive_pool(bound);
         }
     }
 }

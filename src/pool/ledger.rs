@@ -226,9 +226,9 @@ impl<T, C> Ledger<T, C> {
     }
 
     /// Returns whether a connection that just came back is for the users of the driver's pool of `max` connections.
-    pub(super) fn is_plain_users_turn(&mut self, max: u32) -> bool {
+    pub(super) fn take_plain_users_turn(&mut self, max: u32) -> bool {
         let taken = self.taken();
-        self.plain_share.is_due(|| taken >= max)
+        self.plain_share.take_visit(|| taken >= max)
     }
 
     /// Returns how many connections the driver's pool cannot give to others.
@@ -240,7 +240,7 @@ impl<T, C> Ledger<T, C> {
     /// none left for others. They count as out until they are back there.
     pub(super) fn take_stale(&mut self, max: u32) -> Vec<C> {
         // Those who use the driver's pool beside this one cannot ask for one: they wait until sqlx has one.
-        let least = usize::from(self.taken() >= max && self.plain_share.is_due_of_idle());
+        let least = usize::from(self.taken() >= max && self.plain_share.take_visit_of_idle());
         let stale = self.idle.take_stale(least);
         stale.iter().for_each(|_| self.occupy(Use::Return));
         stale

@@ -20,7 +20,7 @@ pub(super) struct PlainShare {
     /// The number when the idle connections were last looked at.
     looked_at: u64,
     last_visit: Option<Instant>,
-    /// The time between two visits where so few connections come back that their number would say too late.
+    /// The longest time without a visit, for pools whose connections come back too seldom to reach `RETURNS`.
     longest: Duration,
     /// A connection that had just been returned was taken: until then there may be more who wait for one.
     awaited_until: Option<Instant>,
@@ -39,8 +39,9 @@ impl PlainShare {
         }
     }
 
-    /// Returns whether a connection that comes back is for the users of the driver's pool, which has `nothing_left`.
-    pub(super) fn is_due(&mut self, nothing_left: impl FnOnce() -> bool) -> bool {
+    /// Counts a connection that comes back, and returns whether it is for the users of the driver's pool, which has
+    /// `nothing_left`: then the visit is taken.
+    pub(super) fn take_visit(&mut self, nothing_left: impl FnOnce() -> bool) -> bool {
         self.returns += 1;
         // Where one of them waited, others may wait behind it, and sqlx serves them in turn.
         if self
@@ -52,9 +53,9 @@ impl PlainShare {
         nothing_left() && self.visit()
     }
 
-    /// Returns whether an idle connection is for the users of the driver's pool, which has nothing left: also if no
-    /// session has brought one back since this was last asked.
-    pub(super) fn is_due_of_idle(&mut self) -> bool {
+    /// Returns whether an idle connection is for the users of the driver's pool, which has nothing left, and takes the
+    /// visit then: also if no session has brought one back since this was last asked.
+    pub(super) fn take_visit_of_idle(&mut self) -> bool {
         let is_quiet = self.looked_at == self.returns;
         self.looked_at = self.returns;
         is_quiet || self.visit()

@@ -58,11 +58,11 @@ impl CheckedOut {
     }
 
     pub(super) async fn clean(&mut self) -> bool {
-        let patience = self.patience();
+        let bound = self.release_bound();
         let Some(connection) = &mut self.parts.connection else {
             return false;
         };
-        match patience {
+        match bound {
             None => connection.clean().await.is_ok(),
             Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
         }
@@ -203,7 +203,7 @@ impl PoolInner {
         // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
-            if ledger.is_plain_users_turn(max) {
+            if ledger.take_plain_users_turn(max) {
                 return Some(connection);
             }
             let Some(waiter) = ledger.next_turn() else {
@@ -245,7 +245,7 @@ impl PoolInner {
 
     /// Gives a clean connection, whose slot the caller has, to sqlx's pool.
     async fn return_to_driver(&self, connection: &mut PinnedConnection, fetched: Instant) {
-        return_within(connection, self.patience()).await;
+        return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
             // All were evicted on its way: a fetch that has begun since may get it, and is to bring no other one.
             self.driver.close_idle();

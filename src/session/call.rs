@@ -148,7 +148,7 @@ impl Future for Call {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let output = ready!(self.advance(cx));
         self.done = true;
-        Poll::Ready(output.unwrap_or_else(|| Err(self.core.closed())))
+        Poll::Ready(output.unwrap_or_else(|| Err(self.core.closed_error())))
     }
 }
 

@@ -72,8 +72,8 @@ impl Core {
     }
 
     /// Returns why the session runs no statements any more.
-    pub(super) fn closed(&self) -> DbErr {
-        self.lock().closed().into_db_err()
+    pub(super) fn closed_error(&self) -> DbErr {
+        self.lock().closed_error().into_db_err()
     }
 
     /// Returns the request that the session belongs to, by that one's outermost session.
@@ -117,7 +117,7 @@ impl Core {
 
     /// Takes the turn if it is free and nothing waits for it.
     pub(super) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
-        self.turns.try_take(false).then(|| Turn(self.clone()))
+        self.turns.try_take().then(|| Turn(self.clone()))
     }
 
     /// Waits for the turn: for the first job in the line, and for the end of the request.
@@ -131,12 +131,12 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Turn, DbErr>> {
         // First without a waker, which costs a count of references: mostly the turn is free.
-        if self.turns.try_take(true) {
+        if self.turns.try_take_before_jobs() {
             return Poll::Ready(Ok(Turn(self.clone())));
         }
         match self.turns.take_or_wait(cx.waker().clone()) {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(Turn(self.clone()))),
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(self.closed())),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(self.closed_error())),
             Poll::Pending => {}
         }
         // After the waker is in its place: whatever changes one of these wakes it.
@@ -145,7 +145,7 @@ impl Core {
         // wait for ever (H10).
         let refused = match caller {
             Caller::Settlement => None,
-            _ if !state.phase.is_open() => Some(state.closed()),
+            _ if !state.phase.is_open() => Some(state.closed_error()),
             _ => state.streaming.then_some(Kind::StreamOpen),
         };
         drop(state);
@@ -161,7 +161,7 @@ impl Core {
     ) -> Result<(), DbErr> {
         let mut state = self.lock();
         if !state.phase.is_open() {
-            return Err(state.closed().into_db_err());
+            return Err(state.closed_error().into_db_err());
         }
         // The hook could hold the last handle, and each would wait for the other to go.
         if self.origin.is_plain() && state.is_transactional() {

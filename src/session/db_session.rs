@@ -24,7 +24,7 @@ use super::{
     body_hold::hold_body,
     core::Core,
     early_end::end_early,
-    end::release,
+    end::release_early,
     guard::SessionGuard,
     hooks::After,
     order, pass_through,
@@ -239,7 +239,7 @@ impl<Tag> DbSession<Tag> {
         if self.core.pool().is_direct() {
             return pass_through::release(&self.core);
         }
-        release(&self.core).await
+        release_early(&self.core).await
     }
 
     /// Checks that the connection answers.

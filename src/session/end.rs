@@ -63,7 +63,7 @@ fn roll_back_abandoned(core: &Arc<Core>, turn: Turn) {
 }
 
 /// Gives the connection back before the request ends; the next statement checks out again.
-pub(super) async fn release(core: &Arc<Core>) -> Result<(), DbErr> {
+pub(super) async fn release_early(core: &Arc<Core>) -> Result<(), DbErr> {
     // In a turn: a statement that was polled before still needs the connection.
     in_turn(core, |core, _turn| release_now(core)).await
 }

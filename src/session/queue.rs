@@ -78,7 +78,7 @@ where
         // Not before: dropped with this future, it takes back a job whose turn has not come.
         drop(queued);
         // Jobs are dropped undone when the session ends, or when their runtime does.
-        result.unwrap_or_else(|_| Err(core.closed()))
+        result.unwrap_or_else(|_| Err(core.closed_error()))
     })
 }
 

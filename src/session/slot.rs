@@ -141,7 +141,7 @@ impl Running {
             future: None,
             waker: None,
             runtime: connection.runtime().clone(),
-            release_timeout: connection.patience(),
+            release_timeout: connection.release_bound(),
             cancel: None,
             cancel_handle: None,
             reader: operation.reader(),

@@ -102,7 +102,7 @@ impl State {
     }
 
     /// Returns why the session runs no statements any more; the layer answers for it if the handler gives up.
-    pub(super) fn closed(&mut self) -> Kind {
+    pub(super) fn closed_error(&mut self) -> Kind {
         let Some(cut_off) = self.phase.cut_off() else {
             return Kind::SessionClosed;
         };
@@ -131,7 +131,7 @@ impl State {
         // that was asked to stop.
         let is_last = self.phase.is_settling() && caller == Caller::Settlement;
         if !self.phase.is_open() && !is_last {
-            return Err(self.closed());
+            return Err(self.closed_error());
         }
         if self.streaming && !is_last {
             return Err(Kind::StreamOpen);
@@ -258,9 +258,9 @@ impl State {
         }
     }
 
-    /// The handler has rolled back to a savepoint; where the transaction around it is sound, it goes on.
+    /// The handler has rolled back to a savepoint: it goes on, if the transaction around it is sound.
     pub(super) fn went_back(&mut self) {
-        // Elsewhere, the failed transaction around the savepoint makes the response an error whatever it said here.
+        // If the transaction around it has failed as well, the response is an error whether or not this counts as going on.
         let is_sound = matches!(&self.slot, Slot::Idle(connection) if !connection.has_failed());
         if is_sound && self.stack.depth() > 0 {
             self.stack.failures.went_on();

@@ -99,11 +99,20 @@ impl Turns {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Takes the turn if it is free. A caller that does not `wait_in_line` lets the jobs go first.
-    pub(super) fn try_take(&self, waits_in_line: bool) -> bool {
-        let mut state = self.lock();
+    /// Takes the turn if it is free and no job waits for it.
+    pub(super) fn try_take(&self) -> bool {
         // A job that waits is older than a caller that has just come: it would starve behind new ones.
-        let is_free = !state.is_taken && !state.is_closed && (waits_in_line || !state.is_any_job());
+        self.take_if(|state| !state.is_any_job())
+    }
+
+    /// Takes the turn if it is free, for a job or for the end of the request, before the jobs that wait.
+    pub(super) fn try_take_before_jobs(&self) -> bool {
+        self.take_if(|_| true)
+    }
+
+    fn take_if(&self, may_take: impl FnOnce(&State) -> bool) -> bool {
+        let mut state = self.lock();
+        let is_free = !state.is_taken && !state.is_closed && may_take(&state);
         state.is_taken |= is_free;
         is_free
     }

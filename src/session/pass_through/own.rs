@@ -197,7 +197,7 @@ pub(super) fn admit(core: &Core, caller: Caller) -> Result<(), DbErr> {
 pub(super) fn check_open(core: &Core) -> Result<(), DbErr> {
     // The pool's state as well: a plain handle has no connection whose acquisition would be refused.
     if core.is_over() {
-        Err(core.closed())
+        Err(core.closed_error())
     } else if core.pool().is_shut() {
         Err(Kind::Closing.into_db_err())
     } else {

@@ -210,7 +210,7 @@ async fn h27_rolling_nested_transactions_back_does_not_pile_up_savepoints() {
 }
 
 #[tokio::test]
-async fn h12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open() {
+async fn g12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open() {
     for kind in Kind::ALL {
         let site = Site::new(kind).await;
         let response = site
