@@ -6,39 +6,21 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
 use tokio::time::sleep as pause;
-use tower_sea_orm::{DbSession, Error};
+use tower_sea_orm::DbSession;
 
 use crate::{
     log::Log,
     support::{
         database::{Kind, SERVERS, TestDb},
-        network::{all_idle, patient_site, patient_site_at, select},
+        network::{all_idle, all_run, patient_site, patient_site_at, select, sleeping},
         pool::pool_with,
         servers::OwnServer,
-        site::{SIZE, Site, call, port_of, value},
+        site::{SIZE, call, port_of, value},
         statements::{insert, running, sleep},
         wait::{LONG, eventually},
         wire::Proxy,
     },
 };
-
-/// A statement that takes so long, and its answer: 502 if it was lost.
-async fn sleeping(db: DbSession, kind: Kind, seconds: f64) -> StatusCode {
-    match db.execute_raw(sleep(kind, seconds)).await {
-        Ok(_) => StatusCode::OK,
-        Err(error) if Error::of(&error).is_some_and(|error| error.is_connection_lost()) => {
-            StatusCode::BAD_GATEWAY
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
-
-async fn all_run(site: &Site) {
-    eventually("all run", async || {
-        running(site.view(), "sleep(").await == SIZE as usize
-    })
-    .await;
-}
 
 /// The driver's goodbye would wait for a send buffer that nothing empties any more.
 #[tokio::test]

@@ -1,13 +1,15 @@
 //! Sites whose network fails, and whose pools are in no hurry.
 
 use futures_util::future::join_all;
+use http::StatusCode;
 use sea_orm::{ConnectionTrait, Database};
-use tower_sea_orm::{DbSession, DbSessionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, Error};
 
 use super::{
     database::{Kind, TestDb},
     pool::pool_with,
     site::{SIZE, Site, port_of},
+    statements::{running, sleep},
     wait::{LONG, eventually},
     wire::Proxy,
 };
@@ -20,6 +22,13 @@ pub async fn all_idle(site: &Site) {
     drop(sessions);
     eventually("all are with the driver", async || {
         pool.status().idle == 0 && pool.status().used == 0
+    })
+    .await;
+}
+
+pub async fn all_run(site: &Site) {
+    eventually("all run", async || {
+        running(site.view(), "sleep(").await == SIZE as usize
     })
     .await;
 }
@@ -42,4 +51,15 @@ pub async fn patient_site_at(test: TestDb, proxy: &Proxy) -> Site {
 
 pub async fn select(db: DbSession) {
     db.execute_unprepared("SELECT 1").await.unwrap();
+}
+
+/// A statement that takes so long, and its answer: 502 if it was lost.
+pub async fn sleeping(db: DbSession, kind: Kind, seconds: f64) -> StatusCode {
+    match db.execute_raw(sleep(kind, seconds)).await {
+        Ok(_) => StatusCode::OK,
+        Err(error) if Error::of(&error).is_some_and(|error| error.is_connection_lost()) => {
+            StatusCode::BAD_GATEWAY
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
