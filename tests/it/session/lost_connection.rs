@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
+use sea_orm::{ConnectionTrait, Database};
 use tokio::time::sleep as pause;
 use tower_sea_orm::DbSession;
 
@@ -12,7 +12,10 @@ use crate::{
     log::Log,
     support::{
         database::{Kind, SERVERS, TestDb},
-        network::{all_idle, all_run, patient_site, patient_site_at, select, sleeping},
+        network::{
+            all_idle, all_run, all_used, assert_all_ok, patient_site, patient_site_at, select,
+            sleeping, upload, watched,
+        },
         pool::pool_with,
         servers::OwnServer,
         site::{SIZE, call, port_of, value},
@@ -41,21 +44,10 @@ async fn lose_uploads(kind: Kind) {
     let site = site.pooled(|pool| pool.acquire_timeout(LONG));
     all_idle(&site).await;
     proxy.hold_back("upload");
-    let uploads = async move |db: DbSession| {
-        let sql = match kind.backend() {
-            DbBackend::Postgres => "SELECT length($1)",
-            _ => "SELECT length(?)",
-        };
-        let text = "upload".repeat(30_000);
-        let statement = Statement::from_sql_and_values(kind.backend(), sql, [text.into()]);
-        assert!(db.query_one_raw(statement).await.is_err());
-    };
+    let uploads = async |db: DbSession| assert!(upload(&db, 180_000).await.is_err());
     let uploading = join_all((0..SIZE).map(|_| site.call(uploads)));
     let (_, next) = tokio::join!(uploading, async {
-        eventually("all are in use", async || {
-            site.layer.pool().status().used == SIZE
-        })
-        .await;
+        all_used(&site).await;
         site.call(select).await
     });
     assert_eq!(next.status(), 200, "{kind:?}");
@@ -67,11 +59,7 @@ async fn a_lost_transaction_holds_its_locks_no_longer() {
     const UPDATE: &str = "UPDATE item SET hits = hits + 1 WHERE name = 'contended'";
     for kind in SERVERS {
         let (site, proxy) = patient_site(kind).await;
-        let site = site.pooled(|pool| {
-            pool.acquire_timeout(LONG)
-                .hold_slow_threshold(Duration::from_secs(1))
-                .cancel_running()
-        });
+        let site = site.pooled(|pool| watched(pool, true));
         site.run(&insert("contended")).await;
         let locks = async move |db: DbSession| {
             db.tx();
@@ -101,11 +89,9 @@ async fn statements_of_a_server_that_was_restarted_unnoticed_end() {
     for mut server in [OwnServer::postgres(), OwnServer::mysql()] {
         let test = TestDb::on(&server).await;
         let (kind, proxy) = (test.kind, Proxy::start(server.port()).await);
-        let site = patient_site_at(test, &proxy).await.pooled(|pool| {
-            pool.acquire_timeout(LONG)
-                .hold_slow_threshold(Duration::from_secs(1))
-                .cancel_running()
-        });
+        let site = patient_site_at(test, &proxy)
+            .await
+            .pooled(|pool| watched(pool, true));
         let sleeps = async move |db: DbSession| sleeping(db, kind, 600.0).await;
         let held: Vec<_> = (0..SIZE)
             .map(|_| tokio::spawn(call(site.app(sleeps))))
@@ -148,12 +134,9 @@ async fn statements_on_another_server_of_the_name_are_left_alone() {
             let test = TestDb::on(&old).await;
             let twin = twin_of(&test, &young).await;
             let proxy = Proxy::start(old.port()).await;
-            let site = patient_site_at(test, &proxy).await.pooled(|pool| {
-                let pool = pool
-                    .acquire_timeout(LONG)
-                    .hold_slow_threshold(Duration::from_secs(1));
-                if cancels { pool.cancel_running() } else { pool }
-            });
+            let site = patient_site_at(test, &proxy)
+                .await
+                .pooled(|pool| watched(pool, cancels));
             let sleeps = async move |db: DbSession| sleeping(db, kind, 14.0).await;
             let slow = join_all((0..SIZE).map(|_| site.call(sleeps)));
             let (slow, next) = tokio::join!(slow, async {
@@ -172,12 +155,7 @@ async fn statements_on_another_server_of_the_name_are_left_alone() {
                 others.close().await.unwrap();
                 next
             });
-            let answers = slow.iter().chain([&next]);
-            let statuses: Vec<_> = answers.map(|answer| answer.status()).collect();
-            assert!(
-                statuses.iter().all(|status| *status == 200),
-                "{kind:?}, cancels: {cancels}: {statuses:?}"
-            );
+            assert_all_ok(&slow, &next, &format!("{kind:?}, cancels: {cancels}"));
         }
     }
 }
@@ -188,12 +166,7 @@ async fn a_statement_in_another_database_is_not_taken_for_lost() {
     let kind = Kind::MySql;
     for cancels in [false, true] {
         let (site, _proxy) = patient_site(kind).await;
-        let site = site.pooled(|pool| {
-            let pool = pool
-                .acquire_timeout(LONG)
-                .hold_slow_threshold(Duration::from_secs(1));
-            if cancels { pool.cancel_running() } else { pool }
-        });
+        let site = site.pooled(|pool| watched(pool, cancels));
         let others = Database::connect(site.test.options(SIZE)).await.unwrap();
         let works = (0..SIZE).map(|_| others.execute_raw(sleep(kind, 0.2)));
         assert!(join_all(works).await.iter().all(Result::is_ok));
@@ -205,18 +178,10 @@ async fn a_statement_in_another_database_is_not_taken_for_lost() {
         };
         let slow = join_all((0..SIZE).map(|_| site.call(sleeps)));
         let (slow, next) = tokio::join!(slow, async {
-            eventually("all are in use", async || {
-                site.layer.pool().status().used == SIZE
-            })
-            .await;
+            all_used(&site).await;
             site.call(select).await
         });
-        let answers = slow.iter().chain([&next]);
-        let statuses: Vec<_> = answers.map(|answer| answer.status()).collect();
-        assert!(
-            statuses.iter().all(|status| *status == 200),
-            "cancels: {cancels}: {statuses:?}"
-        );
+        assert_all_ok(&slow, &next, &format!("cancels: {cancels}"));
         others.close().await.unwrap();
     }
 }

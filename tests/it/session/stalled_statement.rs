@@ -4,7 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, Database, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, Database, DbErr, Statement};
 use tokio::time::timeout;
 use tower_sea_orm::{DbSession, DbTx, Error};
 
@@ -12,7 +12,9 @@ use crate::{
     log::Log,
     support::{
         database::{Kind, SERVERS, insert_item},
-        network::{all_idle, patient_site, select},
+        network::{
+            all_idle, all_run, all_used, assert_all_ok, patient_site, select, upload, watched,
+        },
         site::{BOUND, SIZE, call},
         statements::{running, sleep, slow_insert},
         wait::{LONG, eventually},
@@ -25,11 +27,7 @@ async fn a_statement_whose_answer_is_lost_is_an_error_that_closes() {
     for kind in SERVERS {
         for (in_transaction, writes) in [(false, false), (false, true), (true, false)] {
             let (site, proxy) = patient_site(kind).await;
-            let site = site.pooled(|pool| {
-                pool.acquire_timeout(LONG)
-                    .hold_slow_threshold(Duration::from_secs(1))
-                    .cancel_running()
-            });
+            let site = site.pooled(|pool| watched(pool, true));
             let (log, _guard) = Log::start();
             let handler = async move |db: DbSession| {
                 if in_transaction {
@@ -116,10 +114,7 @@ async fn waiters_are_served_if_a_firewall_forgot_the_connections_in_use() {
             let held: Vec<_> = (0..SIZE)
                 .map(|n| tokio::spawn(call(site.app(move |db: DbSession| handler(n, db)))))
                 .collect();
-            eventually("all run", async || {
-                running(site.view(), "sleep(").await == SIZE as usize
-            })
-            .await;
+            all_run(&site).await;
             proxy.silence();
             let next = timeout(BOUND, join_all((0..2 * SIZE).map(|_| site.call(select))))
                 .await
@@ -159,10 +154,7 @@ async fn turned_away_requests_have_lost_statements_looked_for() {
         let held: Vec<_> = (0..SIZE)
             .map(|_| tokio::spawn(call(site.app(sleeps))))
             .collect();
-        eventually("all run", async || {
-            running(site.view(), "sleep(").await == SIZE as usize
-        })
-        .await;
+        all_run(&site).await;
         proxy.silence();
         eventually("one is served", async || {
             site.call(select).await.status() == 200
@@ -181,30 +173,15 @@ async fn a_statement_that_is_still_being_sent_is_not_taken_for_lost() {
     for cancels in [false, true] {
         for kind in SERVERS {
             let (site, proxy) = patient_site(kind).await;
-            let site = site.pooled(|pool| {
-                let pool = pool
-                    .acquire_timeout(LONG)
-                    .hold_slow_threshold(Duration::from_secs(1));
-                if cancels { pool.cancel_running() } else { pool }
-            });
+            let site = site.pooled(|pool| watched(pool, cancels));
             all_idle(&site).await;
             proxy.hold_back("upload");
-            let uploads = async move |db: DbSession| {
-                let sql = match kind.backend() {
-                    DbBackend::Postgres => "SELECT length($1)",
-                    _ => "SELECT length(?)",
-                };
-                let text = "upload".repeat(20_000);
-                let statement = Statement::from_sql_and_values(kind.backend(), sql, [text.into()]);
-                assert!(db.query_one_raw(statement).await.unwrap().is_some());
-            };
+            let uploads =
+                async |db: DbSession| assert!(upload(&db, 120_000).await.unwrap().is_some());
             let uploading = join_all((0..SIZE).map(|_| site.call(uploads)));
             let (answers, next) = tokio::join!(uploading, async {
                 let waiting = async {
-                    eventually("all are in use", async || {
-                        site.layer.pool().status().used == SIZE
-                    })
-                    .await;
+                    all_used(&site).await;
                     site.call(select).await
                 };
                 let arrives = async {
@@ -213,15 +190,7 @@ async fn a_statement_that_is_still_being_sent_is_not_taken_for_lost() {
                 };
                 tokio::join!(waiting, arrives).0
             });
-            let statuses: Vec<_> = answers
-                .iter()
-                .chain([&next])
-                .map(|answer| answer.status())
-                .collect();
-            assert!(
-                statuses.iter().all(|status| *status == 200),
-                "{kind:?}, cancels: {cancels}: {statuses:?}"
-            );
+            assert_all_ok(&answers, &next, &format!("{kind:?}, cancels: {cancels}"));
             site.assert_whole().await;
         }
     }
@@ -239,10 +208,7 @@ async fn a_statement_from_another_address_is_not_taken_for_lost() {
     let sleeps = async move |db: DbSession| drop(db.query_all_raw(sleep(kind, 8.0)).await.unwrap());
     let sleeping = join_all((0..SIZE).map(|_| site.call(sleeps)));
     let (slow, next) = tokio::join!(sleeping, async {
-        eventually("all run", async || {
-            running(site.view(), "sleep(").await == SIZE as usize
-        })
-        .await;
+        all_run(&site).await;
         proxy.connect_from(3);
         let others = site.test.options_at(&proxy.url(site.test.url()), SIZE);
         let others = Database::connect(others).await.unwrap();
@@ -252,15 +218,7 @@ async fn a_statement_from_another_address_is_not_taken_for_lost() {
         others.close().await.unwrap();
         next
     });
-    let statuses: Vec<_> = slow
-        .iter()
-        .chain([&next])
-        .map(|answer| answer.status())
-        .collect();
-    assert!(
-        statuses.iter().all(|status| *status == 200),
-        "{kind:?}: {statuses:?}"
-    );
+    assert_all_ok(&slow, &next, &format!("{kind:?}"));
     site.assert_whole().await;
 }
 
@@ -313,10 +271,7 @@ async fn a_full_pool_whose_statements_take_long_is_left_alone() {
         };
         let sleeping = join_all((1..SIZE).map(|_| site.call(sleeps)));
         let (slow, resting, next) = tokio::join!(sleeping, site.call(rests), async {
-            eventually("all are in use", async || {
-                site.layer.pool().status().used == SIZE
-            })
-            .await;
+            all_used(&site).await;
             site.call(select).await
         });
         let answers = slow.into_iter().chain([resting, next]);
@@ -357,22 +312,11 @@ async fn answers_that_arrive_slowly_are_not_taken_for_lost() {
         };
         let reading = join_all((0..SIZE).map(|_| site.call(reads)));
         let (answers, next) = tokio::join!(reading, async {
-            eventually("all are in use", async || {
-                site.layer.pool().status().used == SIZE
-            })
-            .await;
+            all_used(&site).await;
             site.call(select).await
         });
         proxy.delay_replies(Duration::ZERO);
-        let statuses = answers
-            .iter()
-            .chain([&next])
-            .map(|answer| answer.status().as_u16());
-        assert!(
-            statuses.clone().all(|status| status == 200),
-            "{kind:?} {cancels}: {:?}",
-            statuses.collect::<Vec<_>>()
-        );
+        assert_all_ok(&answers, &next, &format!("{kind:?} {cancels}"));
         site.assert_whole().await;
     }
 }
@@ -381,12 +325,7 @@ async fn answers_that_arrive_slowly_are_not_taken_for_lost() {
 async fn a_commit_that_is_not_answered_ends_as_unknown() {
     for kind in SERVERS {
         let (site, proxy) = patient_site(kind).await;
-        let site = site.pooled(|pool| {
-            pool.acquire_timeout(LONG)
-                .commit_timeout(LONG)
-                .hold_slow_threshold(Duration::from_secs(1))
-                .cancel_running()
-        });
+        let site = site.pooled(|pool| watched(pool, true).commit_timeout(LONG));
         proxy.hold_back("COMMIT");
         let handler = async |tx: DbTx| {
             insert_item(&tx, "lost").await;

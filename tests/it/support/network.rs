@@ -1,9 +1,12 @@
 //! Sites whose network fails, and whose pools are in no hurry.
 
+use std::time::Duration;
+
+use axum::response::Response;
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, Database};
-use tower_sea_orm::{DbSession, DbSessionLayer, Error};
+use sea_orm::{ConnectionTrait, Database, DbBackend, DbErr, QueryResult, Statement};
+use tower_sea_orm::{DbSession, DbSessionLayer, Error, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb},
@@ -26,11 +29,29 @@ pub async fn all_idle(site: &Site) {
     .await;
 }
 
+/// Waits until each connection of the site sleeps on the server.
 pub async fn all_run(site: &Site) {
     eventually("all run", async || {
         running(site.view(), "sleep(").await == SIZE as usize
     })
     .await;
+}
+
+/// Waits until sessions hold all connections of the site, whose statements need not have arrived.
+pub async fn all_used(site: &Site) {
+    eventually("all are in use", async || {
+        site.layer.pool().status().used == SIZE
+    })
+    .await;
+}
+
+/// Makes a pool that is in no hurry, and holds long after a second. If it `cancels`, it knows the server's process behind
+/// each connection.
+pub fn watched(pool: SessionPoolBuilder, cancels: bool) -> SessionPoolBuilder {
+    let pool = pool
+        .acquire_timeout(LONG)
+        .hold_slow_threshold(Duration::from_secs(1));
+    if cancels { pool.cancel_running() } else { pool }
 }
 
 /// A site behind a proxy whose time-outs are far longer than any test.
@@ -62,4 +83,30 @@ pub async fn sleeping(db: DbSession, kind: Kind, seconds: f64) -> StatusCode {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Sends so many bytes, which begin with `upload`.
+pub async fn upload(db: &DbSession, bytes: usize) -> Result<Option<QueryResult>, DbErr> {
+    let backend = db.backend();
+    let sql = match backend {
+        DbBackend::Postgres => "SELECT length($1)",
+        _ => "SELECT length(?)",
+    };
+    let text = "upload".repeat(bytes / "upload".len());
+    db.query_one_raw(Statement::from_sql_and_values(backend, sql, [text.into()]))
+        .await
+}
+
+/// Panics unless all of these succeeded, and the one behind them.
+#[track_caller]
+pub fn assert_all_ok(answers: &[Response], next: &Response, case: &str) {
+    let statuses: Vec<_> = answers
+        .iter()
+        .chain([next])
+        .map(|answer| answer.status().as_u16())
+        .collect();
+    assert!(
+        statuses.iter().all(|status| *status == 200),
+        "{case}: {statuses:?}"
+    );
 }
