@@ -9,69 +9,17 @@ use url::form_urlencoded::Parse;
 
 use super::settings::{NAMES, nearest, plain};
 
-/// All names of a parameter, and the values that it may have.
-type Parameter = (&'static str, Values);
-
-#[derive(Clone, Copy)]
-enum Values {
-    Any,
-    OneOf(&'static str),
-    Number,
-    Port,
-    Host,
-    Address,
-}
-use Values::{Address, Any, Host, Number, OneOf, Port};
-
-// From `src/options/parse.rs` of sqlx-postgres, sqlx-mysql and sqlx-sqlite 0.9.0.
-const POSTGRES: &[Parameter] = &[
-    (
-        "sslmode ssl-mode",
-        OneOf("disable allow prefer require verify-ca verify-full"),
-    ),
-    ("sslrootcert ssl-root-cert ssl-ca", Any),
-    ("sslcert ssl-cert", Any),
-    ("sslkey ssl-key", Any),
-    ("statement-cache-capacity", Number),
-    ("host", Host),
-    ("hostaddr", Address),
-    ("port", Port),
-    ("dbname", Any),
-    ("user", Any),
-    ("password", Any),
-    ("application_name", Any),
-    (OPTIONS, Any),
-];
-const MYSQL: &[Parameter] = &[
-    (
-        "ssl-mode sslmode",
-        OneOf("disabled preferred required verify_ca verify_identity"),
-    ),
-    ("ssl-ca sslca", Any),
-    ("ssl-cert sslcert", Any),
-    ("ssl-key sslkey", Any),
-    ("charset", Any),
-    ("collation", Any),
-    ("statement-cache-capacity", Number),
-    ("socket", Any),
-    ("timezone time-zone", Any),
-];
-const SQLITE: &[Parameter] = &[
-    ("mode", OneOf("ro rw rwc memory")),
-    ("cache", OneOf("private shared")),
-    ("immutable", OneOf("true 1 false 0")),
-    ("vfs", Any),
-];
+// A line `= NAMES: VALUES` has all names of a parameter that sqlx reads, and the values that it may have: a list, or one
+// of the kinds in [`refuse`]; from `src/options/parse.rs` of sqlx-postgres, sqlx-mysql and sqlx-sqlite 0.9.0. Any other line
+// has names of a parameter that other drivers know, in the form of [`plain`] or exact ones, and what to write instead, where
+// `{}` stands for the name.
+const POSTGRES: &str = include_str!("advice/postgres.txt");
+const MYSQL: &str = include_str!("advice/mysql.txt");
+const SQLITE: &str = include_str!("advice/sqlite.txt");
+const ANY: &str = include_str!("advice/any.txt");
 
 /// PostgreSQL's settings for a session, the only parameter that may be given several times.
 const OPTIONS: &str = "options";
-
-/// Advice on parameters that other drivers know. A line has names in the form of [`plain`], or exact ones, and what
-/// to write instead, where `{}` stands for the name.
-const POSTGRES_ADVICE: &str = include_str!("advice/postgres.txt");
-const MYSQL_ADVICE: &str = include_str!("advice/mysql.txt");
-const SQLITE_ADVICE: &str = include_str!("advice/sqlite.txt");
-const ANY_ADVICE: &str = include_str!("advice/any.txt");
 
 /// Parameters by their first name, each with the name and the value that it was given.
 type Given = BTreeMap<&'static str, (String, String)>;
@@ -81,8 +29,8 @@ type Given = BTreeMap<&'static str, (String, String)>;
 pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> {
     let mut given = Given::new();
     for (name, value) in pairs {
-        let is_name = |(names, _): &&Parameter| names.split(' ').any(|known| known == name);
-        let Some((names, values)) = parameters(backend).iter().find(is_name) else {
+        let is_name = |(names, _): &(&str, _)| names.split(' ').any(|known| known == name);
+        let Some((names, values)) = parameters(backend).find(is_name) else {
             // Any setting of the server may stand there, one of an extension as well.
             if backend == DbBackend::Postgres && is_option(&name) {
                 continue;
@@ -90,12 +38,12 @@ pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> 
             return Err(unknown(backend, &name, &value));
         };
         // sqlx would refuse it as well, but only when it connects.
-        if let Some(why) = values.refuse(backend, &value) {
+        if let Some(why) = refuse(values, backend, &value) {
             return Err(format!("its parameter `{name}` {why}"));
         }
         let now = (name.into_owned(), value.into_owned());
         match given.insert(first(names), now.clone()) {
-            Some(before) if before.1 != now.1 && *names != OPTIONS => {
+            Some(before) if before.1 != now.1 && names != OPTIONS => {
                 let (before, now) = (before.0, now.0);
                 let why = format!("its parameters `{before}` and `{now}` disagree");
                 return Err(why + ": keep one of the two");
@@ -106,12 +54,18 @@ pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> 
     unchecked_certificate(backend, &given).map_or(Ok(()), Err)
 }
 
-fn parameters(backend: DbBackend) -> &'static [Parameter] {
+fn lines(backend: DbBackend) -> std::str::Lines<'static> {
     match backend {
         DbBackend::Postgres => POSTGRES,
         DbBackend::MySql => MYSQL,
         _ => SQLITE,
     }
+    .lines()
+}
+
+/// Returns the names and the values of each parameter that sqlx reads.
+fn parameters(backend: DbBackend) -> impl Iterator<Item = (&'static str, &'static str)> + Clone {
+    lines(backend).filter_map(|line| line.strip_prefix("= ")?.split_once(": "))
 }
 
 fn first(names: &'static str) -> &'static str {
@@ -126,41 +80,35 @@ fn is_option(name: &str) -> bool {
     inside.is_some_and(|name| !name.is_empty())
 }
 
-impl Values {
-    /// Returns what is wrong with `value`.
-    fn refuse(self, backend: DbBackend, value: &str) -> Option<String> {
-        let (is_right, why) = match self {
-            Any => return None,
-            OneOf(values) => {
-                // sqlx takes the modes of TLS in any case, SQLite's values as they are.
-                let is_exact = backend == DbBackend::Sqlite;
-                let is =
-                    |known: &str| known == value || !is_exact && known.eq_ignore_ascii_case(value);
-                if !values.split(' ').any(is) {
-                    let values = listed(values.split(' '));
-                    return Some(format!("must be one of {values}"));
-                }
-                return None;
-            }
-            Number => (value.parse::<usize>().is_ok(), "is not a number"),
-            Port => (value.parse::<u16>().is_ok(), "is not a port"),
-            Host => (
-                !value.contains([',', '[', ']']),
-                "must be a single host: sqlx connects to one, and an IPv6 address has no brackets here",
-            ),
-            Address => (
-                value.parse::<IpAddr>().is_ok(),
-                "is not an IP address (an IPv6 address has no brackets here)",
-            ),
-        };
-        (!is_right).then(|| why.to_owned())
-    }
+/// Returns what is wrong with `value`, which should be one of `values`.
+fn refuse(values: &'static str, backend: DbBackend, value: &str) -> Option<String> {
+    let (is_right, why) = match values {
+        "ANY" => return None,
+        "NUMBER" => (value.parse::<usize>().is_ok(), "is not a number"),
+        "PORT" => (value.parse::<u16>().is_ok(), "is not a port"),
+        "HOST" => (
+            !value.contains([',', '[', ']']),
+            "must be a single host: sqlx connects to one, and an IPv6 address has no brackets here",
+        ),
+        "ADDRESS" => (
+            value.parse::<IpAddr>().is_ok(),
+            "is not an IP address (an IPv6 address has no brackets here)",
+        ),
+        _ => {
+            // sqlx takes the modes of TLS in any case, SQLite's values as they are.
+            let is_exact = backend == DbBackend::Sqlite;
+            let is = |known: &str| known == value || !is_exact && known.eq_ignore_ascii_case(value);
+            let is_right = values.split(' ').any(is);
+            return (!is_right).then(|| format!("must be one of {}", listed(values.split(' '))));
+        }
+    };
+    (!is_right).then(|| why.to_owned())
 }
 
 /// Returns what to write instead of a parameter that the driver does not know.
 fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
     let is_harmless = |c: char| c.is_ascii_alphanumeric() || "-_.[]".contains(c);
-    let all = parameters(backend).iter().map(|(names, _)| *names);
+    let all = parameters(backend).map(|(names, _)| names);
     let known = all.clone().flat_map(|names| names.split(' '));
     let is_alike = |known: &&str| plain(known) == plain(name);
     let there_are = || format!("the known ones are {}", listed(all.clone().map(first)));
@@ -185,13 +133,8 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
 }
 
 fn advice(backend: DbBackend, name: &str) -> Option<String> {
-    let of_backend = match backend {
-        DbBackend::Postgres => POSTGRES_ADVICE,
-        DbBackend::MySql => MYSQL_ADVICE,
-        _ => SQLITE_ADVICE,
-    };
     let forms = [name.to_ascii_lowercase(), plain(name)];
-    let mut lines = of_backend.lines().chain(ANY_ADVICE.lines());
+    let mut lines = lines(backend).chain(ANY.lines());
     lines.find_map(|line| {
         let (names, advice) = line.split_once(": ")?;
         let name = names
