@@ -31,6 +31,8 @@ pub struct DbSessionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForErr
     tag: PhantomData<fn() -> Tag>,
 }
 
+// Beside `tagged`, because the default of a type parameter does not guide inference: `DbSessionLayer::tagged(…)` would
+// ask for the tag.
 impl DbSessionLayer {
     /// Creates a layer over SeaORM's connection pool, or over a [`SessionPool`] that other code may
     /// share.

@@ -31,6 +31,7 @@ macro_rules! set {
     ($target:ident, $settings:expr; $($name:ident)*) => {
         $(if let Some(value) = $settings.$name { $target = $target.$name(value); })*
     };
+    // SeaORM's options are set by reference, the builder's by value.
     (&mut $target:ident, $settings:expr; $($name:ident)*) => {
         $(if let Some(value) = $settings.$name { $target.$name(value); })*
     };

@@ -53,6 +53,7 @@ pub(super) async fn wait_for_server(
         if left().is_zero() {
             return Err(error);
         }
+        // Once, since each attempt would repeat it.
         if pause == FIRST_PAUSE {
             tracing::info!(target: TARGET, %url, %error, "the database is not available yet; retrying");
         }

@@ -187,7 +187,7 @@ impl PinnedConnection {
         }
         // Awaited here and not left to sqlx's `Drop`, which spawns a task: the slot is free when this has ended (H12).
         self.link.driver.return_to_pool().await;
-        // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped.
+        // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped (H28).
         drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
     }
 
@@ -254,7 +254,7 @@ impl Drop for PinnedConnection {
         } else {
             Driver::close
         };
-        // sqlx spawns a task for it, which panics without a runtime: https://github.com/tokio-rs/tokio/issues/3963
+        // sqlx spawns a task for it, which panics without a runtime (H6): https://github.com/tokio-rs/tokio/issues/3963
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
             // No runtime can be entered while a thread's locals are torn down: borrow a thread.
             let runtime = self.runtime.clone();

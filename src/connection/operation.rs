@@ -86,6 +86,7 @@ impl Task {
     /// never see because it has closed the connection.
     pub(super) fn take_operation(&mut self) -> Operation {
         let again = match &self.operation {
+            // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
             Some(operation) if self.rested && self.begin.is_none() => operation.copy(),
@@ -164,6 +165,7 @@ impl Operation {
             Self::Commit => transaction.commit(link).await,
             Self::Rollback => transaction.rollback(link).await,
             Self::Ping => Box::pin(driver.ping()).await,
+            // What it is for has come before it, in `prepare`.
             Self::Settle => Ok(()),
             Self::Raw(code) => code(driver).await,
         };
@@ -178,6 +180,7 @@ impl Operation {
     /// Only outside a transaction: inside, PostgreSQL has aborted that by the failure. MySQL and SQLite prepare
     /// such statements anew by themselves.
     pub(super) fn spare(&self, link: &Link) -> Option<Self> {
+        // A statement without a name is prepared each time, and cannot be stale.
         if link.backend != DbBackend::Postgres || !link.named || link.driver.depth() > 0 {
             return None;
         }

@@ -90,7 +90,7 @@ impl Transaction {
             // A rollback is the way out of each of them; the other two are no statements.
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
             (_, Failure::Ended(kind)) => Some(kind),
-            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it.
+            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
             (Operation::Commit | Operation::Begin(_), _) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
             (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
@@ -216,7 +216,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// COMMIT travels alone: an error of a statement in the same text would belong to a transaction that is committed.
+    /// COMMIT travels alone: an error of a statement in the same text would belong to a transaction that is committed
+    /// (H32).
     pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
             // A test whose COMMIT succeeds must not fail in production.

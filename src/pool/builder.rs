@@ -312,6 +312,7 @@ impl SessionPoolBuilder {
             mut settings,
             acquire_timeout,
         } = self;
+        // Here and not in the setters: some of it depends on the driver, and the order of the setters is the user's.
         settings.check(&driver)?;
         // The driver's own, where that is shorter: it was set so that requests wait no longer. Longer ones are
         // mostly sqlx's default of 30 s, and no client is patient for so long.

@@ -66,6 +66,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
+            // A waiter that has gone has not taken it: nothing has run on it, so it needs no cleaning.
             connection.put_back();
         }
     }

@@ -75,7 +75,7 @@ async fn close_driver(pool: &Arc<PoolInner>) {
         // The database is the test's.
         return;
     }
-    // sqlx's `close()` waits for them: https://github.com/launchbadge/sqlx/issues/1773
+    // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
     pool.return_idle();
     pool.driver.close_now();
     let database = pool.database.clone();

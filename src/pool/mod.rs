@@ -197,6 +197,7 @@ impl SessionPool {
     ///
     /// If it is called outside a tokio runtime, which is needed to close connections.
     pub fn recycle(&self) -> Result<(), Error> {
+        // Closing connections spawns tasks, which panics without a runtime (H6).
         Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         self.inner.evict();
         Ok(())

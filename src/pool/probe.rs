@@ -45,6 +45,7 @@ impl Probe {
     }
 }
 
+// Beside sqlx's pool, which repeats a refused connect until its deadline, and then says what it says of a full pool (H25).
 async fn attempt(driver: &DriverPool) -> Option<Error> {
     match timeout(PROBE, driver.connect_once()).await {
         Ok(Ok(())) => None,

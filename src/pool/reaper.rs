@@ -37,7 +37,7 @@ impl Work for Reaper {
             return false;
         };
         if is_closing {
-            // sqlx's `close()` waits for them: https://github.com/launchbadge/sqlx/issues/1773
+            // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
             pool.return_idle();
             return false;
         }

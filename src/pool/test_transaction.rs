@@ -112,6 +112,7 @@ impl TestTransaction {
         let holds = holder
             .upgrade()
             .is_some_and(|holder| holder.grip() != Grip::None);
+        // From elsewhere a wait may still end: the test drops its session while the other task waits.
         holds && (place == Place::current() || is_request())
     }
 }
@@ -132,6 +133,7 @@ impl Place {
 /// Without a runtime, or when it ends first, the connection is closed and the server rolls back.
 fn return_in_task(mut connection: PinnedConnection) {
     let runtime: Handle = connection.runtime().clone();
+    // Both callers may be a `Drop`, which waits for nothing (G11).
     runtime.spawn(async move {
         if connection.end_outer().await.is_ok() {
             connection.return_to_driver().await;

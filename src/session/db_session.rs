@@ -155,6 +155,8 @@ pub struct DbSession<Tag = DefaultDatabase> {
     tag: PhantomData<fn() -> Tag>,
 }
 
+// Beside `tagged`, because the default of a type parameter does not guide inference: `DbSession::tagged(…)` would ask
+// for the tag.
 impl DbSession {
     /// Returns a request's session from the extensions where the layer put it; for handlers without
     /// axum.
@@ -319,6 +321,7 @@ impl<Tag> DbSession<Tag> {
     /// # }).unwrap(); }
     /// ```
     pub fn tx(&self) -> DbTx<Tag> {
+        // No more than that: BEGIN goes out with the first statement, and a `DbTx` that runs none costs no round trip.
         self.core.lock().rules.need_transaction();
         DbTx(self.clone())
     }
@@ -584,6 +587,7 @@ impl<Tag> DbSession<Tag> {
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag> Clone for DbSession<Tag> {
     fn clone(&self) -> Self {
         Self {

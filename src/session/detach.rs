@@ -45,7 +45,7 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
     true
 }
 
-/// Runs a call to its end in a task: sqlx's calls must not be dropped half-way
+/// Runs a call to its end in a task: sqlx's calls must not be dropped half-way (H1, H3m)
 /// (<https://github.com/launchbadge/sqlx/issues/4393>, <https://github.com/launchbadge/sqlx/issues/563>).
 fn drain(core: &Arc<Core>, call: Detached) {
     let Detached {
@@ -66,7 +66,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
                 Some(cancel) => pool.finish_abandoned(future, &cancel, &handle).await,
             }
         };
-        // Where the server does not answer, the slot in the pool must not be lost with it (G4). Closing a database in
+        // Where the server does not answer, the slot in the pool must not be lost with it (G4, H3). Closing a database in
         // memory would destroy it, so there the call has as long as it takes.
         let finished = match release_timeout {
             None => Some(ending.await),

@@ -107,7 +107,8 @@ impl SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        // Waits for nothing (G11): a rollback that is due runs in a task.
+        // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback that is
+        // due runs in a task.
         drop(end(&self.core));
         if let Some(key) = self.direct {
             self.core.pool().note_return(key);

@@ -111,7 +111,7 @@ impl Stack {
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
         self.drop_abandoned();
         // Only the innermost: SeaORM ends that one whichever handle asks, and a statement of an outer handle would be
-        // undone with the inner transaction (G12).
+        // undone with the inner transaction (G12, H5).
         let innermost = self.open.last().map_or(OWN, |open| open.id);
         match caller {
             Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),

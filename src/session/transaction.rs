@@ -168,7 +168,7 @@ impl SessionTransaction {
                 through: Some(transaction),
             });
         }
-        // The handle is there before BEGIN is sent: dropped meanwhile, it rolls back. sqlx leaves
+        // The handle is there before BEGIN is sent (H1, H5b): dropped meanwhile, it rolls back. sqlx leaves
         // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
         let id = core.lock().new_id();
         let transaction = Self {

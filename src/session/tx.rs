@@ -68,6 +68,7 @@ impl<Tag> Deref for DbTx<Tag> {
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag> Clone for DbTx<Tag> {
     fn clone(&self) -> Self {
         Self(self.0.clone())

@@ -152,5 +152,6 @@ where
         server: row.try_get(0)?,
         is_busy: busy > 0,
     };
+    // Where fewer are known, this is another server, or one that does not show them all: nothing can be concluded.
     Ok((known >= i64::from(connections)).then_some(activity))
 }

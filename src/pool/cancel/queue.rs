@@ -105,6 +105,7 @@ impl CancelQueue {
     /// Has the server end the process of a lost connection, which keeps the locks of its transaction until then. A proxy's
     /// process may serve another client by now.
     pub(in crate::pool) fn end(self: &Arc<Self>, orphan: BackendId, runtime: &Handle) {
+        // Behind a proxy, the process may serve another client by now (H29).
         if self.route() == Peer::Server {
             drop(self.ask(Subject::Orphan(orphan), runtime));
         }

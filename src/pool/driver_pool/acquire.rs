@@ -13,6 +13,7 @@ use super::{DriverPool, dispatch};
 use crate::connection::Driver;
 
 /// A connection that is silent for this long is taken for lost.
+// Twice this is less than the two seconds of G17: once for the first that is silent, once for all others together.
 pub(in crate::pool) const SILENCE: Duration = Duration::from_millis(900);
 
 impl DriverPool {
