@@ -9,7 +9,12 @@ use std::{
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
-use super::{holder::Holder, inner::PoolInner, ledger::Ledger, registry::Key, slot::SlotGuard};
+use super::{
+    holder::{Holder, Key},
+    inner::PoolInner,
+    ledger::Ledger,
+    slot::SlotGuard,
+};
 use crate::{
     connection::{CancelHandle, Output, PinnedConnection},
     sql::Redacted,

@@ -6,9 +6,8 @@ use std::{
 };
 
 use super::{
-    holder::{Holder, Label},
+    holder::{Holder, Key, Label},
     options::Settings,
-    registry::Key,
 };
 
 /// The server is asked this often whether it works for a holder.

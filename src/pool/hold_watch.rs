@@ -13,11 +13,10 @@ use tokio::time::timeout;
 use super::{
     background::Work,
     hold_times::ASK,
-    holder::Holder,
+    holder::{Holder, Key},
     inner::PoolInner,
     log::log_session,
     lost_statements::{self, Suspect},
-    registry::Key,
 };
 use crate::error::Kind;
 

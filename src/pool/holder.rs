@@ -62,6 +62,9 @@ pub(crate) trait Holder: Send + Sync {
     fn cut(self: Arc<Self>, reason: Kind) -> bool;
 }
 
+/// The place of a session in the registry.
+pub(crate) type Key = usize;
+
 /// The state of the connection that the registry knows a session by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grip {

@@ -19,6 +19,7 @@ mod checked_out;
 mod close;
 mod closing;
 mod driver_pool;
+mod entry;
 mod eviction;
 mod fetch;
 mod fetches;
@@ -54,10 +55,9 @@ pub(crate) use self::{
     checked_out::{CheckedOut, Finished, Lease},
     closing::CountedSession,
     driver_pool::DriverPool,
-    holder::{Doubt, Entered, Grip, Holder, Label, current, enter},
+    holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},
     inner::PoolInner,
     options::Settings,
-    registry::Key,
     test_transaction::Hook,
     waiters::Claim,
 };

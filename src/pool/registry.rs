@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
+    entry::Entry,
     hold_times::{AGAIN, Due, Logged, Watch},
-    holder::Holder,
+    holder::{Holder, Key},
     options::Settings,
 };
 
@@ -34,20 +35,6 @@ struct Entries {
     seen: u64,
     /// The time at which the hold watch looks next.
     watched_until: Option<Instant>,
-}
-
-/// The place of an entry.
-pub(crate) type Key = usize;
-
-struct Entry {
-    // Weak, since an entry only names its session: held, that could end in here, and user code with it under the lock.
-    holder: Weak<dyn Holder>,
-    /// The outermost session of its request, which counts the connection.
-    request: Option<Weak<dyn Holder>>,
-    /// `None` for a session that holds no connection of the pool's.
-    watch: Option<Watch>,
-    /// Its number among the offers.
-    offer: Option<u64>,
 }
 
 impl Registry {
@@ -263,51 +250,6 @@ impl Entries {
         // By the address alone: the same type may have several vtables.
         let is_same = std::ptr::addr_eq(entry.holder.as_ptr(), Arc::as_ptr(holder));
         entry.watch.as_mut().filter(|_| is_same)
-    }
-}
-
-impl Entry {
-    fn new(
-        holder: Weak<dyn Holder>,
-        request: Option<Weak<dyn Holder>>,
-        watch: Option<Watch>,
-    ) -> Self {
-        Self {
-            holder,
-            request,
-            watch,
-            offer: None,
-        }
-    }
-
-    /// A holder that is upgraded here must not be dropped under the lock: `due` takes it along.
-    fn look(&mut self, key: Key, now: Instant, due: &mut Due) {
-        let Some(watch) = &mut self.watch else { return };
-        let [is_long, is_doubtful, is_too_long] =
-            [watch.warn_at, watch.ask_at, watch.cut_at].map(|at| at.is_some_and(|at| at <= now));
-        let held = now.saturating_duration_since(watch.since);
-        if (is_long || is_doubtful || is_too_long)
-            && let Some(holder) = self.holder.upgrade()
-        {
-            if is_long {
-                watch.logged.get_or_insert_with(|| Logged {
-                    label: holder.label(),
-                    since: watch.since,
-                });
-                due.long.push((holder.clone(), held));
-            }
-            if is_doubtful {
-                due.doubtful.push(holder.clone());
-            }
-            if is_too_long {
-                due.too_long.push((key, holder, held));
-            }
-        }
-        // Also where the session has gone: its entry is about to leave.
-        watch.go_on(now);
-        if let Some(next) = watch.due() {
-            due.next = due.next.min(Some(next.saturating_duration_since(now)));
-        }
     }
 }
 

@@ -13,13 +13,12 @@ use super::{
     driver_pool::SILENCE,
     hold_times::Logged,
     hold_watch::HoldWatch,
-    holder::Holder,
+    holder::{Holder, Key},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
     plain_share::is_visit_due,
     reaper::Reaper,
-    registry::Key,
     slot::SlotGuard,
 };
 use crate::connection::{CancelHandle, PinnedConnection};
