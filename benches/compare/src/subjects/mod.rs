@@ -1,5 +1,6 @@
 //! The services that are compared: one file each, the same endpoints.
 
+pub mod floor;
 pub mod naive;
 pub mod ours;
 pub mod sea_orm_tx;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
-use tower_sea_orm::{DbSessionLayer, SessionPool, SessionPoolBuilder};
+use tower_sea_orm::{DbSessionLayer, PoolMode, SessionPool, SessionPoolBuilder};
 
 /// The connections of every subject's pool.
 pub const POOL: u32 = 10;
@@ -22,26 +23,30 @@ pub enum Subject {
     OursAutocommit,
     OursTransaction,
     OursLazy,
+    OursPoolMode,
     SeaOrm,
     SeaOrmIdlePing,
     SeaOrmTransaction,
     SqlxTx,
     SeaOrmTx,
     Naive,
+    Floor,
     Guide,
 }
 
 impl Subject {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::OursAutocommit,
         Self::OursTransaction,
         Self::OursLazy,
+        Self::OursPoolMode,
         Self::SeaOrm,
         Self::SeaOrmIdlePing,
         Self::SeaOrmTransaction,
         Self::SqlxTx,
         Self::SeaOrmTx,
         Self::Naive,
+        Self::Floor,
         Self::Guide,
     ];
 
@@ -51,12 +56,14 @@ impl Subject {
             Self::OursAutocommit => "ours-autocommit",
             Self::OursTransaction => "ours-transaction",
             Self::OursLazy => "ours-lazy",
+            Self::OursPoolMode => "ours-pool-mode",
             Self::SeaOrm => "seaorm",
             Self::SeaOrmIdlePing => "seaorm-idle-ping",
             Self::SeaOrmTransaction => "seaorm-transaction",
             Self::SqlxTx => "axum-sqlx-tx",
             Self::SeaOrmTx => "axum-sea-orm-tx",
             Self::Naive => "naive-pinned",
+            Self::Floor => "floor",
             Self::Guide => "guide",
         }
     }
@@ -67,12 +74,14 @@ impl Subject {
             Self::OursAutocommit => "tower-sea-orm, autocommit",
             Self::OursTransaction => "tower-sea-orm, `.transaction()`",
             Self::OursLazy => "tower-sea-orm, `.lazy()`",
+            Self::OursPoolMode => "tower-sea-orm, `PoolMode::Transaction`",
             Self::SeaOrm => "SeaORM, defaults",
             Self::SeaOrmIdlePing => "SeaORM, ping only when idle",
             Self::SeaOrmTransaction => "SeaORM, hand-made transaction",
             Self::SqlxTx => "axum-sqlx-tx",
             Self::SeaOrmTx => "axum-sea-orm-tx",
             Self::Naive => "a naive pinned connection",
+            Self::Floor => "bare connections, no guarantee",
             Self::Guide => "FastAPI, SQLAlchemy, asyncpg",
         }
     }
@@ -84,7 +93,7 @@ impl Subject {
     pub fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::OursAutocommit | Self::OursTransaction | Self::OursLazy
+            Self::OursAutocommit | Self::OursTransaction | Self::OursLazy | Self::OursPoolMode
         )
     }
 
@@ -113,11 +122,13 @@ impl Subject {
             Self::OursAutocommit => ours::router(layer(db)?),
             Self::OursTransaction => ours::router(layer(db)?.transaction()),
             Self::OursLazy => ours::router(layer(db)?.lazy()),
+            Self::OursPoolMode => ours::router(layer(db)?.lazy().pool_mode(PoolMode::Transaction)),
             Self::SeaOrm | Self::SeaOrmIdlePing => seaorm::router(db),
             Self::SeaOrmTransaction => seaorm_transaction::router(db),
             Self::SqlxTx => sqlx_tx::router(db.get_postgres_connection_pool().clone()),
             Self::SeaOrmTx => sea_orm_tx::router(db),
             Self::Naive => naive::router(db.get_postgres_connection_pool().clone()),
+            Self::Floor => floor::router(db.get_postgres_connection_pool().clone()),
             Self::Guide => return None,
         })
     }
