@@ -7,7 +7,7 @@ use sea_orm::{DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
 use crate::{
-    DbSessionService, DefaultDatabase, Error, SessionBodyLayer, SessionPool,
+    DbSessionService, DefaultDatabase, Error, PoolMode, SessionBodyLayer, SessionPool,
     error::Kind,
     policy::{Checkout, Policy, Transactions},
     response::DefaultResponseForError,
@@ -257,6 +257,39 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
             panic!("{}", Error::from(Kind::CannotClose));
         }
         self.policy().on_acquire = Some(Arc::new(set_up));
+        self
+    }
+
+    /// Sets for how long its sessions keep their connections. Default: as the pool's
+    /// [`pool_mode`](crate::SessionPoolBuilder::pool_mode).
+    ///
+    /// With [`PoolMode::Transaction`] on one layer, every session of the pool is reset as by
+    /// [`Reset::SessionState`](crate::Reset::SessionState). A layer inside another one with the same tag, whose session it
+    /// uses, can set [`PoolMode::Session`] for its requests, but not the other way round.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// use tower_sea_orm::{DbSessionLayer, PoolMode, SessionPool};
+    ///
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let pool = SessionPool::new(db);
+    /// let uploads = DbSessionLayer::new(pool.clone()).pool_mode(PoolMode::Transaction);
+    /// let reports = DbSessionLayer::new(pool);
+    /// # let _ = (uploads, reports); }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// With [`PoolMode::Transaction`] over SeaORM's proxy, which has no connections to lend.
+    #[track_caller]
+    pub fn pool_mode(mut self, mode: PoolMode) -> Self {
+        if mode == PoolMode::Transaction
+            && let Err(error) = self.pool.inner().allow_lending()
+        {
+            panic!("{error}");
+        }
+        self.policy().pool_mode = Some(mode);
         self
     }
 

@@ -127,9 +127,13 @@
 //! request waits for something else (its body, another service) while other requests wait for a
 //! connection, it gives its own to the first of them, and its first statement acquires another one. A few
 //! slow uploads do not take all connections. All statements still run on one connection. A session that comes back for one
-//! waits its turn, for up to the `acquire_timeout` again, and is not refused by `max_pending`.
-//! A [`transaction`](SessionPool::transaction) of a pool lends as well; a [`SessionPool::session`], and a session kept for
-//! a body, do not. Only sessions of the same pool borrow: users of the plain `DatabaseConnection` do not.
+//! waits its turn, for what is left of the `acquire_timeout`, and is not refused by `max_pending`.
+//! A [`transaction`](SessionPool::transaction) of a pool lends as well; a [`SessionPool::session`] does
+//! not. Only sessions of the same pool borrow: users of the plain `DatabaseConnection` do not.
+//!
+//! From its first statement on, a session keeps its connection. Where handlers wait for other services between their
+//! statements, that is what limits the pool: call [`release`](DbSession::release) before such work, or have the pool lend
+//! connections between statements as well, with [`PoolMode::Transaction`].
 //!
 //! Use `lazy()` if many requests run no statement at all: they cost the pool nothing. Use the default if
 //! the handler should not start before there was a connection for it.
@@ -182,7 +186,7 @@
 //! | guarantee | meaning |
 //! |---|---|
 //! | **Acquire first** | The handler is not called before a connection is checked out. It may be lent to others until the first statement. With `lazy()` nothing is checked out until the first statement, and a request that runs none costs the pool nothing. |
-//! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
+//! | **One request, one connection** | All statements through one request's session run on the same connection to the server, in a transaction or not, until the handler itself releases it. In [`PoolMode::Transaction`], which is opt-in, this holds for each transaction, and from the first statement that leaves session state on; what could tell the difference otherwise is refused. Behind a proxy that pools per transaction (PgBouncer, RDS Proxy, ProxySQL) this holds only inside a transaction. |
 //! | **Released on every exit** | Any status, an error from the inner service, a panic, the future dropped at any await, a client disconnect, a timeout layer above or below, cloned extensions, a handle kept by a task. |
 //! | **Only a clean connection goes back** | No statement in flight, nothing unread, no open transaction. A connection that cannot be made clean within the [`release_timeout`](SessionPoolBuilder::release_timeout) is closed and its slot freed. A cancelled request never destroys an in-memory SQLite database. |
 //! | **No driver call is cancelled half-way** | Once started, a driver call (acquiring included) runs to completion: in the request if it still waits, otherwise in a task of this crate. One that takes too long is given up together with its connection, which is closed and never used again. |
@@ -393,10 +397,12 @@ pub use self::{
     future::ResponseFuture,
     layer::DbSessionLayer,
     policy::{unsafe_methods, without_body},
-    pool::{Reset, SessionPool, SessionPoolBuilder, Status},
+    pool::{PoolMode, Reset, SessionPool, SessionPoolBuilder, Status},
     response::{DefaultResponseForError, ResponseForError, error_response, problem_json},
     service::DbSessionService,
-    session::{DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionTransaction},
+    session::{
+        DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionPin, SessionTransaction,
+    },
     transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };
 

@@ -6,7 +6,7 @@ use http::{Version, header, request::Parts};
 use sea_orm::{AccessMode, Statement, TransactionOptions};
 
 use crate::{
-    pool::Label,
+    pool::{Label, PoolMode},
     session::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
 };
 
@@ -21,6 +21,7 @@ pub(crate) struct Policy {
     pub(crate) commit_when: Option<CommitWhen>,
     pub(crate) on_begin: Option<SetUp>,
     pub(crate) on_acquire: Option<SetUp>,
+    pub(crate) pool_mode: Option<PoolMode>,
 }
 
 /// Which requests run in a transaction.
@@ -43,6 +44,7 @@ impl Policy {
         let Order {
             mode,
             commit_when,
+            pool_mode,
             on_begin,
             on_acquire,
         } = self.order(parts);
@@ -57,6 +59,7 @@ impl Policy {
             commit_when,
             on_begin: on_begin.map(Into::into),
             on_acquire: on_acquire.map(Into::into),
+            pool_mode,
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
         };
@@ -93,6 +96,7 @@ impl Policy {
         Order {
             mode,
             commit_when: self.commit_when.clone(),
+            pool_mode: self.pool_mode,
             on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),
             on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts)),
         }

@@ -98,6 +98,7 @@ macro_rules! set {
 /// | `max_pending` | | number | by the pace, at least 20 × `max_connections` | [`SessionPoolBuilder::max_pending`] |
 /// | `direct_handoff` | | switch | true | [`SessionPoolBuilder::direct_handoff`] |
 /// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPoolBuilder::reset`] |
+/// | `pool_mode` | | `session`, `transaction` | `session` | [`SessionPoolBuilder::pool_mode`] |
 /// | `cancel_running` | | switch | false | [`SessionPoolBuilder::cancel_running`] |
 /// | `hold_slow_threshold` | | time, `never` or `-1` | 10 s | [`SessionPoolBuilder::hold_slow_threshold`] |
 /// | `hold_timeout` | | time, `never` or `-1` | never | [`SessionPoolBuilder::hold_timeout`] |
@@ -282,7 +283,7 @@ impl PoolConfig {
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
         let mut builder = SessionPool::builder(database);
         set! { builder, self.settings; acquire_timeout release_timeout commit_timeout }
-        set! { builder, self.settings; reserved_connections max_pending reset }
+        set! { builder, self.settings; reserved_connections max_pending reset pool_mode }
         set! { builder, self.settings; hold_slow_threshold hold_timeout body_timeout direct_handoff }
         if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();

@@ -6,10 +6,10 @@ use log::LevelFilter;
 use strsim::osa_distance;
 
 use super::value::{
-    count, level, positive, reset, reset_on_return, switch, time, time_or_max, time_or_never,
-    time_or_zero, whole,
+    count, level, pool_mode, positive, reset, reset_on_return, switch, time, time_or_max,
+    time_or_never, time_or_zero, whole,
 };
-use crate::Reset;
+use crate::{PoolMode, Reset};
 
 /// Values that SQLAlchemy accepts and this crate does not: name, value, and what to write instead.
 const NOT_AS_IN_SQLALCHEMY: &str = include_str!("advice/sqlalchemy.txt");
@@ -85,6 +85,7 @@ settings! {
     commit_timeout: Duration = time;
     direct_handoff: bool = switch;
     reset: Reset = reset, pool_reset_on_return = reset_on_return;
+    pool_mode: PoolMode = pool_mode;
     cancel_running: bool = switch;
     hold_slow_threshold: Duration = time_or_max;
     hold_timeout: Duration = time_or_max;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::Reset;
+use crate::{PoolMode, Reset};
 
 /// sqlx adds times to the clock's, which must not overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -97,6 +97,15 @@ pub(super) fn reset(text: &str) -> Result<Reset, String> {
     ];
     let otherwise = "write `none`, `rollback_only`, `session_state` or `session_state_always`";
     one_of(&words, text).ok_or_else(|| otherwise.to_owned())
+}
+
+/// In PgBouncer's words.
+pub(super) fn pool_mode(text: &str) -> Result<PoolMode, String> {
+    let words = [
+        ("session", PoolMode::Session),
+        ("transaction", PoolMode::Transaction),
+    ];
+    one_of(&words, text).ok_or_else(|| "write `session` or `transaction`".to_owned())
 }
 
 /// In SQLAlchemy's words.

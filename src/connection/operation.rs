@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 #[cfg(feature = "stream")]
 use super::Rows;
 use super::{Driver, Peer, Reset, link::Link, transaction::Transaction};
-use crate::sql::Classified;
+use crate::sql::{Change, Classified, classify};
 
 /// Up to how many bytes a value is counted.
 // Only whether a statement is large counts, so that a huge array is not formatted to its end for that.
@@ -45,6 +45,16 @@ pub(crate) struct Task {
 }
 
 impl Task {
+    /// Returns whether it may leave session state behind. What `on_acquire` sets is not looked into.
+    pub(crate) fn leaves_state(&self, backend: DbBackend) -> bool {
+        let set_up = self.begin.iter().flat_map(|begin| begin.set_up.iter());
+        self.on_acquire.is_some()
+            || self.text.change > Change::Transaction
+            || set_up
+                .map(|statement| classify(backend, &statement.sql).change)
+                .any(|change| change > Change::Transaction)
+    }
+
     /// A statement that prepares something, beside the session's own.
     pub(super) fn set_up(statement: Statement, depth: usize, text: Classified) -> Self {
         Self {

@@ -36,6 +36,7 @@ kinds! {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
         ConnectionLost = "the session's connection was lost: this request cannot continue on it";
+        ReadsEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";
         NoRuntime = "there is no tokio runtime here: a session needs one to acquire its connection";
         PoolDeadlock = "every connection of the pool is held by a request or a job that is waiting for a second one, so none of them could continue: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`";
@@ -99,6 +100,7 @@ kinds! {
         InvalidHold = "`hold_slow_threshold`, `hold_timeout` and `body_timeout` cannot be zero: every session would exceed them immediately (`Duration::MAX` turns them off)";
         CannotClose = "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`";
         NothingToRollBack = "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`";
+        NothingToLend = "`PoolMode::Transaction` lends connections between statements, and a proxy has none: leave `pool_mode` at its default";
         NothingToReset = "`reset` restores connection state, and a proxy has no connection: leave it at its default";
     }
 }

@@ -278,9 +278,13 @@ impl Error {
     }
 
     /// Returns whether a statement was refused because it controls transactions behind the
-    /// session's back, or because it would make MySQL commit.
+    /// session's back, because it would make MySQL commit, or because it asks about an earlier statement of a
+    /// connection that [`PoolMode::Transaction`](crate::PoolMode::Transaction) may have lent.
     pub fn is_forbidden_statement(&self) -> bool {
-        matches!(self.kind, Kind::Control(_) | Kind::CommitsImplicitly)
+        matches!(
+            self.kind,
+            Kind::Control(_) | Kind::CommitsImplicitly | Kind::ReadsEarlier
+        )
     }
 
     /// Returns whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.

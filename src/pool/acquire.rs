@@ -48,6 +48,16 @@ impl PoolInner {
 
     /// Waits for a connection, at most `acquire_timeout`.
     pub(crate) async fn acquire(self: &Arc<Self>, claim: Claim) -> Result<Lease, Error> {
+        self.acquire_within(claim, self.settings.acquire_timeout)
+            .await
+    }
+
+    /// Waits for a connection, at most for `patience`.
+    pub(crate) async fn acquire_within(
+        self: &Arc<Self>,
+        claim: Claim,
+        patience: Duration,
+    ) -> Result<Lease, Error> {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
@@ -58,7 +68,7 @@ impl PoolInner {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
         let mut waiting = self.join(runtime, request, claim)?;
-        let answer = self.answer(&mut waiting.receiver).await;
+        let answer = self.answer(&mut waiting.receiver, patience).await;
         // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
         // Before a failure is logged, which tells how many wait.
@@ -117,7 +127,7 @@ impl PoolInner {
         Ok(waiting)
     }
 
-    /// Has sessions lend the connections that they have not used yet for as long as requests wait, even where connections
+    /// Has sessions lend the connections that they do not use for as long as requests wait, even where connections
     /// are being fetched for them: a fetch may be slow or fail, and if it succeeds, its connection serves the lenders.
     fn call_in(&self) {
         while self.has_waiters() {
@@ -150,13 +160,13 @@ impl PoolInner {
         self.break_deadlock();
     }
 
-    /// Waits for what the queue gives, for the `acquire_timeout` in all. Where connections are still being opened
+    /// Waits for what the queue gives, for the time `all`. Where connections are still being opened
     /// shortly before that is over, the server is tried, so that the reason is known in time.
     async fn answer<T>(
         &self,
         receiver: &mut (impl Future<Output = T> + Unpin),
+        all: Duration,
     ) -> Result<T, Error> {
-        let all = self.settings.acquire_timeout;
         // A short time-out keeps half of itself for waiting.
         let ahead = PROBE.min(all / 2);
         if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use sea_orm::DatabaseConnection;
 
 use super::{
-    Reset, SessionPool, driver_pool::DriverPool, inner::PoolInner, options::Settings,
+    PoolMode, Reset, SessionPool, driver_pool::DriverPool, inner::PoolInner, options::Settings,
     test_transaction::TestTransaction,
 };
 use crate::error::Error;
@@ -124,6 +124,42 @@ impl SessionPoolBuilder {
     /// and there is no connection to reset. A mock has no state to leak and is accepted.
     pub fn reset(mut self, reset: Reset) -> Self {
         self.settings.reset = reset;
+        self
+    }
+
+    /// Sets for how long a session keeps its connection. Default: [`PoolMode::Session`], to its end. A layer may have
+    /// [another mode](crate::DbSessionLayer::pool_mode).
+    ///
+    /// SeaORM's proxy has no connections to lend: [`build`](Self::build) refuses [`PoolMode::Transaction`] there. On a
+    /// mock, the mode only refuses what it refuses on a database.
+    pub fn pool_mode(mut self, mode: PoolMode) -> Self {
+        self.settings.pool_mode = mode;
+        self
+    }
+
+    /// Has every connection that may be lent be lent whenever its session's handler waits, although nothing waits for it,
+    /// and has the next statement use another one: for tests of a service in [`PoolMode::Transaction`], which otherwise
+    /// show nothing without load. The pool needs two connections at least.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectOptions, ConnectionTrait, Database};
+    /// use tower_sea_orm::{PoolMode, SessionPool};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let url = format!("sqlite://{}?mode=rwc", dir.path().join("shop.db").display());
+    /// let db = Database::connect(ConnectOptions::new(url).max_connections(2).to_owned()).await?;
+    /// let pool = SessionPool::builder(db).pool_mode(PoolMode::Transaction).rotate_connections().build()?;
+    /// let session = pool.session().await?;
+    /// session.execute_unprepared("CREATE TABLE item (id integer)").await?;
+    /// assert_eq!(pool.status().used, 0); // lent
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    #[cfg(feature = "testing")]
+    pub fn rotate_connections(mut self) -> Self {
+        self.settings.rotates = true;
         self
     }
 

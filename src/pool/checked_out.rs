@@ -175,6 +175,11 @@ impl CheckedOut {
         connection.map_or(0, PinnedConnection::depth)
     }
 
+    /// Returns whether it may go to another session as it is.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.is(PinnedConnection::is_clean)
+    }
+
     /// Returns whether the open transaction has failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.is(PinnedConnection::has_failed)

@@ -47,7 +47,7 @@ impl Entry {
                     label: holder.label(),
                     since: watch.since,
                 });
-                due.long.push((holder.clone(), held));
+                due.long.push((key, holder.clone(), held));
             }
             if is_doubtful {
                 due.doubtful.push(holder.clone());

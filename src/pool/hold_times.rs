@@ -34,7 +34,7 @@ pub(super) struct Logged {
 
 /// The work of the hold watch.
 pub(super) struct Due {
-    pub(super) long: Vec<(Arc<dyn Holder>, Duration)>,
+    pub(super) long: Vec<(Key, Arc<dyn Holder>, Duration)>,
     /// The holders of which the server is to be asked.
     pub(super) doubtful: Vec<Arc<dyn Holder>>,
     pub(super) too_long: Vec<(Key, Arc<dyn Holder>, Duration)>,

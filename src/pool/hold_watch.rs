@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::{
     background::Work,
     hold_times::ASK,
-    holder::{Holder, Key},
+    holder::{Grip, Holder, Key},
     inner::PoolInner,
     log::log_session,
     lost_statements::{self, Suspect},
@@ -93,7 +93,10 @@ fn look(pool: &PoolInner) -> Option<Duration> {
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
-    for (holder, held) in due.long {
+    for (key, holder, held) in due.long {
+        if lends(pool, key, &holder) {
+            continue;
+        }
         log_session!(
             warn,
             holder.label(),
@@ -103,6 +106,9 @@ fn look(pool: &PoolInner) -> Option<Duration> {
         );
     }
     for (key, holder, held) in due.too_long {
+        if lends(pool, key, &holder) {
+            continue;
+        }
         let (label, statement) = (holder.label(), holder.last_statement());
         // Read before the cut, which ends the statement that is named.
         if cut(pool, key, &holder, Kind::Reclaimed) {
@@ -118,6 +124,17 @@ fn look(pool: &PoolInner) -> Option<Duration> {
     // Not by times of their own in the registry: a body's time starts anew with each part that is taken from it.
     cut_unread(pool);
     due.next
+}
+
+/// Returns whether a holder may lend its connection, and has it do so: it is not used, and nothing is lost.
+fn lends(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>) -> bool {
+    let is_lendable = holder.grip() == Grip::Lendable;
+    if is_lendable {
+        // First: it may be about to use its connection, which it then keeps.
+        pool.registry.begin_anew(key, holder, &pool.settings);
+        holder.clone().lend();
+    }
+    is_lendable
 }
 
 /// Cuts off the sessions whose clients have stopped reading the bodies that they live for.

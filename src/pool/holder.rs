@@ -53,8 +53,8 @@ pub(crate) trait Holder: Send + Sync {
     /// Returns for how long the body that it lives for has waited for its reader.
     fn unread_for(&self) -> Option<Duration>;
 
-    /// Gives a connection on which nothing has run to what waits; its first statement acquires another one. Does
-    /// nothing if there is none, or it is about to be used.
+    /// Gives its connection to what waits, or back to the pool, if it may be lent; its next statement acquires another one.
+    /// Does nothing if there is none, or it is about to be used.
     fn lend(self: Arc<Self>);
 
     /// Takes its connection away; its handler goes on and gets `reason` as an error. Returns false if there is nothing
@@ -70,8 +70,8 @@ pub(crate) type Key = usize;
 pub(crate) enum Grip {
     /// It has given it back: that is on its way.
     None,
-    /// Nothing has run on it: it is lent to what waits as soon as the session's own request waits for something.
-    Unused,
+    /// It is lent to what waits as soon as the session's own request waits for something.
+    Lendable,
     Idle,
     /// A statement is running on it.
     Busy,

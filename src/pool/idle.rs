@@ -14,22 +14,29 @@ struct Idle<C> {
     since: Instant,
 }
 
-/// The most recently used one is the last.
-pub(super) struct IdleConnections<C>(Vec<Idle<C>>);
+pub(super) struct IdleConnections<C> {
+    /// The most recently used one is the last.
+    list: Vec<Idle<C>>,
+    /// Each is used in its turn, so that a session which lends its connection does not get it back.
+    pub(super) rotates: bool,
+}
 
 impl<C> Default for IdleConnections<C> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self {
+            list: Vec::new(),
+            rotates: false,
+        }
     }
 }
 
 impl<C> IdleConnections<C> {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.list.len()
     }
 
     pub(super) fn push(&mut self, connection: C) {
-        self.0.push(Idle {
+        self.list.push(Idle {
             connection,
             since: Instant::now(),
         });
@@ -37,20 +44,26 @@ impl<C> IdleConnections<C> {
 
     /// Takes the most recently used one, if it is still fresh.
     pub(super) fn pop(&mut self) -> Option<C> {
+        if self.rotates && self.list.first().is_some_and(Idle::is_fresh) {
+            return Some(self.list.remove(0).connection);
+        }
         // The newest first: the others grow old together and go back to the driver, which closes what is too much.
-        let idle = self.0.pop_if(|idle| idle.is_fresh())?;
+        let idle = self.list.pop_if(|idle| idle.is_fresh())?;
         Some(idle.connection)
     }
 
     /// Takes those that are no longer fresh, and at least `least` of the oldest.
     pub(super) fn take_stale(&mut self, least: usize) -> Vec<C> {
-        let stale = self.0.iter().take_while(|idle| !idle.is_fresh()).count();
-        let taken = stale.max(least).min(self.0.len());
-        self.0.drain(..taken).map(|idle| idle.connection).collect()
+        let stale = self.list.iter().take_while(|idle| !idle.is_fresh()).count();
+        let taken = stale.max(least).min(self.list.len());
+        self.list
+            .drain(..taken)
+            .map(|idle| idle.connection)
+            .collect()
     }
 
     pub(super) fn take_all(&mut self) -> Vec<C> {
-        self.0.drain(..).map(|idle| idle.connection).collect()
+        self.list.drain(..).map(|idle| idle.connection).collect()
     }
 }
 

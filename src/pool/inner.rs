@@ -1,7 +1,10 @@
 //! [`PoolInner`]: what the clones of a pool share.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,17 +23,23 @@ use super::{
     log::{Pressure, Throttle},
     options::Settings,
     plain_share::PlainShare,
+    pool_mode::PoolMode,
     probe::Probe,
     registry::Registry,
     test_transaction::{Hook, TestTransaction},
     waiters::Waiter,
 };
-use crate::error::{Error, Kind};
+use crate::{
+    connection::Reset,
+    error::{Error, Kind},
+};
 
 pub(crate) struct PoolInner {
     pub(super) database: DatabaseConnection,
     pub(super) driver: DriverPool,
     pub(super) settings: Settings,
+    /// Some of its sessions lend their connection between statements.
+    has_lenders: AtomicBool,
     /// Prepared statements are not kept.
     pub(super) is_unnamed: bool,
     ledger: Mutex<Ledger<Lease, Box<Parts>>>,
@@ -63,9 +72,11 @@ impl PoolInner {
             settings.limit(&driver)
         };
         let plain_share = PlainShare::new(driver.acquire_timeout());
-        let ledger = Ledger::new(limit, settings.admission(&driver), plain_share);
+        let mut ledger = Ledger::new(limit, settings.admission(&driver), plain_share);
+        ledger.idle.rotates = settings.rotates;
         Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),
+            has_lenders: AtomicBool::new(settings.pool_mode == PoolMode::Transaction),
             ledger: Mutex::new(ledger),
             reaper: Arc::default(),
             registry: Registry::default(),
@@ -93,7 +104,35 @@ impl PoolInner {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.ledger().status()
+        let lendable = self.registry.offers();
+        Status {
+            lendable,
+            ..self.ledger().status()
+        }
+    }
+
+    /// Has some of its sessions lend their connection between statements.
+    ///
+    /// # Errors
+    ///
+    /// If there are no connections to lend.
+    pub(crate) fn allow_lending(&self) -> Result<(), Error> {
+        if self.is_proxy() {
+            return Err(Kind::NothingToLend.into());
+        }
+        self.has_lenders.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Returns what is reset on a connection that a session gives back.
+    pub(crate) fn reset(&self) -> Reset {
+        let reset = self.settings.reset;
+        // Otherwise what one session has set would appear between two statements of another, which has got its connection.
+        if self.has_lenders.load(Ordering::Relaxed) && !reset.is_of_session() {
+            Reset::SessionState
+        } else {
+            reset
+        }
     }
 
     /// Returns the connection for code that must have one: a closed one where the true one's statements would not be

@@ -38,6 +38,9 @@ pub struct Status {
     pub acquiring: u32,
     /// Requests waiting for a connection.
     pub pending: usize,
+    /// Those of the `used` connections that their sessions would lend to the next request that waits: before their first
+    /// statement, and in [`PoolMode::Transaction`](crate::PoolMode::Transaction) between statements.
+    pub lendable: usize,
 }
 
 /// The purpose of a slot.
@@ -91,6 +94,7 @@ impl<T, C> Ledger<T, C> {
             acquiring: self.fetches.running(),
             // Counted and not kept: those who have given up stay in the queue until they are swept out.
             pending: self.waiters.live().count(),
+            lendable: 0,
         }
     }
 
@@ -218,6 +222,11 @@ impl<T, C> Ledger<T, C> {
 
     fn pop_idle(&mut self, holds: bool) -> Option<C> {
         if self.out() >= self.limit_for(holds) {
+            return None;
+        }
+        // The only one would come back to the session that has just lent it.
+        let is_only = self.idle.len() < 2 && self.out() + self.fetches.running() + 1 < self.limit;
+        if self.idle.rotates && is_only {
             return None;
         }
         let connection = self.idle.pop()?;

@@ -33,6 +33,7 @@ mod log;
 mod lost_statements;
 mod options;
 mod plain_share;
+mod pool_mode;
 mod probe;
 mod reaper;
 mod registry;
@@ -50,7 +51,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
-pub use self::{builder::SessionPoolBuilder, ledger::Status};
+pub use self::{builder::SessionPoolBuilder, ledger::Status, pool_mode::PoolMode};
 pub(crate) use self::{
     checked_out::{CheckedOut, Finished, Lease},
     closing::CountedSession,

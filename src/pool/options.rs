@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{admission::Admission, driver_pool::DriverPool};
+use super::{admission::Admission, driver_pool::DriverPool, pool_mode::PoolMode};
 use crate::{
     connection::Reset,
     error::{Error, Kind},
@@ -33,6 +33,9 @@ pub(crate) struct Settings {
     pub(crate) max_pending: Option<u32>,
     pub(crate) direct_handoff: bool,
     pub(crate) reset: Reset,
+    pub(crate) pool_mode: PoolMode,
+    /// Connections are lent although nothing waits, and used in turn: for tests.
+    pub(crate) rotates: bool,
     pub(crate) cancel_running: bool,
     pub(crate) hold_slow_threshold: Duration,
     pub(crate) hold_timeout: Duration,
@@ -49,6 +52,8 @@ impl Default for Settings {
             max_pending: None,
             direct_handoff: true,
             reset: Reset::default(),
+            pool_mode: PoolMode::default(),
+            rotates: false,
             cancel_running: false,
             hold_slow_threshold: HOLD_SLOW_THRESHOLD,
             hold_timeout: Duration::MAX,
@@ -93,6 +98,9 @@ impl Settings {
         // Here and not at the first session: a setting that does nothing must not start a service.
         if self.reset.is_of_session() && driver.is_proxy() {
             return Err(Kind::NothingToReset.into());
+        }
+        if self.pool_mode == PoolMode::Transaction && driver.is_proxy() {
+            return Err(Kind::NothingToLend.into());
         }
         Ok(())
     }

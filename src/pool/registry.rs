@@ -206,6 +206,15 @@ impl Registry {
         self.lock().is_any_unseen()
     }
 
+    /// Watches a holder as if it had just come.
+    pub(super) fn begin_anew(&self, key: Key, holder: &Arc<dyn Holder>, settings: &Settings) {
+        let mut entries = self.lock();
+        let watch = entries.watch_of(key, holder);
+        let before = watch.map(|watch| std::mem::replace(watch, Watch::begin(settings)));
+        drop(entries);
+        drop(before);
+    }
+
     /// Stops watching a holder whose connection is about to be taken away, so that its return is not logged.
     pub(super) fn unwatch(&self, key: Key, holder: &Arc<dyn Holder>) -> Option<Logged> {
         let mut entries = self.lock();

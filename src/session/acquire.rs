@@ -44,13 +44,8 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
     let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
     let acquired = match hopeless {
         Ok(()) => {
-            let was_lent = core.lock().span.was_lent();
-            let claim = if was_lent {
-                Claim::Return
-            } else {
-                Claim::First
-            };
-            core.pool().acquire(claim).await
+            let (claim, patience) = claim(core);
+            core.pool().acquire_within(claim, patience).await
         }
         Err(error) => Err(error),
     };
@@ -62,12 +57,23 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
         Err(error) => {
             let answer = error.to_db_err();
             let mut state = core.lock();
-            state.span.waited(started.elapsed());
+            state.waited(started.elapsed());
             // A handler that turns this error into a 200 has stored nothing; in a transaction the response says so.
             let for_transaction = begins || state.is_transactional();
             state.stack.failures.not_acquired(error, for_transaction);
             Err(answer)
         }
+    }
+}
+
+/// Returns why the session wants a connection, and for how long it may wait.
+fn claim(core: &Core) -> (Claim, Duration) {
+    let all = core.pool().settings().acquire_timeout;
+    let state = core.lock();
+    if state.span.was_lent() {
+        (Claim::Return, state.waits.left_of(all))
+    } else {
+        (Claim::First, all)
     }
 }
 
@@ -100,7 +106,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     let holder: Weak<Core> = Arc::downgrade(core);
     connection.hold(holder, core.weak_request_holder());
     let mut state = core.lock();
-    state.span.waited(waited);
+    state.waited(waited);
     if !state.phase.is_open() {
         // Its end has found the slot empty, and looks there no more.
         drop(state);
@@ -110,6 +116,8 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     state.span.checked_out();
     // Also after an early `release()`: this is another connection, or the same one cleaned.
     state.fresh = true;
+    let last = state.last_id();
+    state.pins.moved(last);
     // The handler has tried again and got one: the earlier failure is made good.
     state.stack.failures.acquired();
     state.slot = Slot::Idle(connection);

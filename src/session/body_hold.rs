@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::{
     core::Core,
     guard::SessionGuard,
+    lend,
     settle::{Decision, Ended, Settlement},
 };
 use crate::{
@@ -68,10 +69,14 @@ impl SessionGuard {
         // Set before the body decides, so that a cut-off in between finds the body to break off.
         self.core.lock().body_hold = Some(hold.downgrade());
         // Shared, so that it can be taken back if the body turns out to have ended.
+        let core = self.core.clone();
         let guard = Arc::new(Mutex::new(Some(self)));
         // With the length, since a body whose last byte is known need not be asked for its end (H24).
         match hold.engage(finish(guard.clone(), last), length) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                lend::offer(&core);
+                Ok(())
+            }
             Err(finish) => {
                 // The body came to its end at the last moment.
                 let guard = guard.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -13,6 +13,7 @@ use super::{
     core::Core,
     detach::detach,
     finish::{finish, lose},
+    lend,
     slot::{CallFuture, PolledBy, Slot},
 };
 use crate::{connection::Output, telemetry};
@@ -170,6 +171,7 @@ impl Drop for Call {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.lock().streaming = false;
+        lend::offer_unless_polled(&self.0);
     }
 }
 

@@ -28,6 +28,7 @@ use super::{
     guard::SessionGuard,
     hooks::After,
     order, pass_through,
+    pin::SessionPin,
     plan::{Mode, OpenedFor, Order, Plan},
     slot::Slot,
     stack::Caller,
@@ -242,6 +243,36 @@ impl<Tag> DbSession<Tag> {
             return pass_through::release(&self.core);
         }
         release_early(&self.core).await
+    }
+
+    /// Keeps the session's connection, from its next statement on if it has none, until the returned value is dropped, where
+    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction) would lend it between two statements. In
+    /// [`PoolMode::Session`](crate::PoolMode::Session) it is kept anyway.
+    ///
+    /// For statements that depend on the connection without their text saying so, such as a function of your own that
+    /// changes session state, and for those that ask about an earlier statement: call it before that earlier one. Session
+    /// state that such functions leave behind is not reset: take it back before you drop the pin.
+    /// [`release`](Self::release) gives the connection back all the same.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::{PoolMode, SessionPool};
+    ///
+    /// let db = Database::connect("sqlite::memory:").await?;
+    /// let pool = SessionPool::builder(db).pool_mode(PoolMode::Transaction).build()?;
+    /// let session = pool.session().await?;
+    /// session.execute_unprepared("CREATE TABLE item (id integer)").await?;
+    /// let pin = session.pin();
+    /// session.execute_unprepared("INSERT INTO item VALUES (1), (2)").await?;
+    /// session.execute_unprepared("SELECT changes()").await?; // refused without the pin
+    /// drop(pin);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn pin(&self) -> SessionPin {
+        SessionPin::new(&self.core)
     }
 
     /// Checks that the connection answers.

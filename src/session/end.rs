@@ -9,6 +9,7 @@ use super::{
     detach::detach,
     finish,
     phase::{CutOff, Over, Phase, Rollback},
+    pins::Waits,
     queue::{enqueue_detached, in_turn},
     slot::{Running, Slot},
     stack::{Caller, Purpose, TransactionId},
@@ -76,6 +77,10 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
     match mem::replace(&mut state.slot, Slot::Empty) {
         Slot::Idle(connection) => {
             state.span.released();
+            // The handler asked for it: its next wait is another one.
+            state.waits = Waits::default();
+            let last = state.last_id();
+            state.pins.moved(last);
             drop(state);
             connection.give_back(|| ());
         }

@@ -6,6 +6,7 @@ use sea_orm::DbErr;
 
 use super::{
     core::{Core, Locked},
+    lend,
     slot::{PolledBy, Running, Slot},
     stack::Purpose,
     state::State,
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     connection::Output,
     error::Error,
-    pool::{CheckedOut, Finished},
+    pool::{CheckedOut, Finished, PoolMode},
     telemetry,
 };
 
@@ -36,6 +37,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     mem::swap(connection.text(), &mut running.text);
     let result = output.as_ref().map(drop);
     let unheard = running.unheard(result);
+    let lends = state.pool_mode == PoolMode::Transaction;
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a running call or its output.
@@ -55,6 +57,9 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         telemetry::ended_elsewhere(&statement);
     }
     unheard.iter().for_each(telemetry::stream_failed_unheard);
+    if lends {
+        lend::offer_unless_polled(core);
+    }
     if core.is_awaited() {
         // The request waits for a second connection, and its first one rests now: that may be a deadlock.
         core.pool().break_deadlock();

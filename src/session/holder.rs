@@ -54,7 +54,7 @@ impl Holder for Core {
         // A session that is busy is not part of a deadlock: its call ends, and the connection may come free. Nor is one
         // that will lend.
         match state.slot {
-            Slot::Idle(_) if lend::is_lendable(self, &state) => Grip::Unused,
+            Slot::Idle(_) if lend::is_lendable(self, &state) => Grip::Lendable,
             Slot::Idle(_) => Grip::Idle,
             Slot::Running(_) => Grip::Busy,
             Slot::Empty | Slot::Broken => Grip::None,

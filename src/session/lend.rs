@@ -1,18 +1,19 @@
-//! Lending: a session gives its connection to what waits for one, as long as it has run nothing on it.
+//! Lending: a session gives the connection that it does not use to what waits for one.
 //!
-//! A request that acquires first and then reads a slow client's body would keep others from the database for all that
-//! time. It loses nothing by lending: all its statements still run on one connection, the one that it acquires with the
-//! first of them.
+//! Until its first statement, a request's session always lends: a request that acquires first and then reads a slow
+//! client's body would keep others from the database for all that time. It loses nothing, since all its statements still
+//! run on one connection, the one that it acquires with the first of them (G2). In [`PoolMode::Transaction`], a session
+//! lends between its statements as well, except in a transaction and while it is pinned.
 
 use std::{mem, sync::Arc};
 
 use super::{
     core::{Core, Turn},
-    queue::enqueue_detached,
     slot::Slot,
     stack::Caller,
     state::State,
 };
+use crate::pool::{self, CheckedOut, PoolMode};
 
 /// Lends the session's connection to what waits for one, now or later. To be called when the session's request waits for
 /// something else.
@@ -28,8 +29,20 @@ pub(super) fn offer(core: &Arc<Core>) {
     }
     // No wake-up is lost: the offer is in the registry before this looks for waiters, and what begins to wait joins the
     // queue before it looks for offers, so one of the two sees the other.
-    if core.pool().has_waiters() {
+    if core.pool().has_waiters() || core.pool().settings().rotates {
         lend(core);
+    }
+}
+
+/// [`offer`] for a session that has come to rest, unless its guard polls its request at this moment: that offers when the
+/// request waits, and not between two statements that follow one another.
+pub(super) fn offer_unless_polled(core: &Arc<Core>) {
+    let request = core.origin.is_outermost().then(pool::current).flatten();
+    let is_polled = request
+        .zip(core.request_holder())
+        .is_some_and(|(polled, own)| Arc::as_ptr(&polled).addr() == Arc::as_ptr(&own).addr());
+    if !is_polled {
+        offer(core);
     }
 }
 
@@ -39,20 +52,18 @@ pub(super) fn lend(core: &Arc<Core>) {
         return lend_in_turn(core, turn);
     }
     // Whatever has the turn is about to launch its statement, or finds that there is none to launch: then nothing else would
-    // offer the connection again.
-    let this = core.clone();
-    enqueue_detached(core, async move {
-        if let Ok(turn) = this.turn(Caller::Session).await {
-            lend_in_turn(&this, turn);
-        }
-    });
+    // offer the connection again. Not a job of the session's worker: it need not be done in order.
+    let (this, runtime) = (core.clone(), core.runtime());
+    if let Some(runtime) = runtime {
+        runtime.spawn(async move {
+            if let Ok(turn) = this.turn(Caller::Session).await {
+                lend_in_turn(&this, turn);
+            }
+        });
+    }
 }
 
 fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
-    // Whatever waited may have been served meanwhile: then the session keeps what it has.
-    if !core.pool().has_waiters() {
-        return;
-    }
     let mut state = core.lock();
     // Looked at again: since its offer, the session may have run a statement, or ended.
     if !is_lendable(core, &state) {
@@ -68,13 +79,22 @@ fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
     }
 }
 
-/// Returns whether the session holds a connection that nothing has run on, and has a guard that notices when its request
-/// waits. A session that user code holds as a value has none: it may be used at any moment.
+/// Returns whether the session holds a connection that it may do without until its next statement.
 pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
-    state.phase.is_open()
-        // What has run may have left something on the connection, which the session's next statement must find there
-        // (G2).
-        && state.fresh
-        && matches!(state.slot, Slot::Idle(_))
-        && core.origin.is_outermost()
+    let Slot::Idle(connection) = &state.slot else {
+        return false;
+    };
+    if !state.phase.is_open() || state.pins.is_any() {
+        return false;
+    }
+    // A session that user code holds as a value may be used at any moment, and has no guard that notices when it waits.
+    let is_unused = state.fresh && core.origin.is_outermost();
+    is_unused
+        || state.pool_mode == PoolMode::Transaction && is_between_statements(state, connection)
+}
+
+/// Returns whether nothing of the session is on its connection. That the connection is clean says so of transactions, of what
+/// is unread, and of session state; a stream's reader may still ask what the connection was like.
+fn is_between_statements(state: &State, connection: &CheckedOut) -> bool {
+    !state.streaming && state.stack.depth() == 0 && connection.is_clean()
 }

@@ -17,6 +17,8 @@ mod order;
 mod outcome;
 mod pass_through;
 mod phase;
+mod pin;
+mod pins;
 mod plan;
 #[cfg(feature = "_sqlx")]
 mod polled;
@@ -44,6 +46,7 @@ pub use self::stream::SessionStream;
 pub use self::{
     db_session::{DbSession, DefaultDatabase},
     outcome::Outcome,
+    pin::SessionPin,
     pool_session::PoolSession,
     transaction::SessionTransaction,
     tx::DbTx,

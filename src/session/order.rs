@@ -10,7 +10,7 @@ use super::{
     slot::Slot,
     state::State,
 };
-use crate::error::Kind;
+use crate::{error::Kind, pool::PoolMode};
 
 /// Puts the session's statements into a transaction, or out of one, from the next statement on.
 pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
@@ -40,6 +40,10 @@ pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
         None => {}
     }
     let mut state = core.lock();
+    // Never the other way round: what holds for a session must go on to hold.
+    if order.pool_mode == Some(PoolMode::Session) {
+        state.pool_mode = PoolMode::Session;
+    }
     may_set_up(&state, &order)?;
     let rules = &mut state.rules;
     append(&mut rules.on_begin, order.on_begin);

@@ -8,7 +8,7 @@ use std::sync::{
 use http::response;
 use sea_orm::{Statement, TransactionOptions};
 
-use crate::pool::{Holder, Label};
+use crate::pool::{Holder, Label, PoolMode};
 
 /// Decides whether a response's head (or, at the end of a held body, the head with the trailers) commits.
 pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
@@ -43,6 +43,8 @@ pub(crate) struct Rules {
     pub(crate) on_begin: Option<Arc<[Statement]>>,
     /// Run on each connection before its first statement.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
+    /// `None`: the pool's.
+    pub(crate) pool_mode: Option<PoolMode>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
 }
@@ -54,6 +56,8 @@ pub(crate) struct Order {
     pub(crate) mode: Option<Mode>,
     /// `None`: as it is.
     pub(crate) commit_when: Option<CommitWhen>,
+    /// `None`: as it is.
+    pub(crate) pool_mode: Option<PoolMode>,
     /// They come after those that the session knows.
     pub(crate) on_begin: Option<Vec<Statement>>,
     /// They come after those that the session knows.

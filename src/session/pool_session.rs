@@ -14,6 +14,7 @@ use super::{
     core::Core,
     db_session::DbSession,
     guard::SessionGuard,
+    lend,
     plan::{OpenedFor, Plan},
     settle::{Decision, Ended},
     statement::Handle,
@@ -36,6 +37,8 @@ impl SessionPool {
     /// `select!` on `&mut` of the future, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
         let (session, guard) = self.eager_session(Plan::new(OpenedFor::User)).await?;
+        // Nothing else notices that it does not use its connection yet.
+        lend::offer_unless_polled(&guard.core);
         Ok(PoolSession { session, guard })
     }
 

@@ -1,11 +1,14 @@
 //! [`State`]: everything about a session that changes, under its lock.
 
+use std::time::Duration;
+
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
 use super::{
     pass_through::{OwnTransaction, Through},
     phase::{CutOff, Phase},
+    pins::{Pins, Waits},
     plan::{Mode, Rules},
     slot::Slot,
     stack::{Caller, Purpose, Stack},
@@ -14,7 +17,7 @@ use crate::{
     body::{Hold, WeakHold},
     connection::{Begin, Operation, Output},
     error::{Error, Kind},
-    pool::CheckedOut,
+    pool::{CheckedOut, PoolMode},
     telemetry::SessionSpan,
 };
 
@@ -23,6 +26,9 @@ pub(super) struct State {
     pub(super) slot: Slot,
     pub(super) stack: Stack,
     pub(super) rules: Rules,
+    pub(super) pool_mode: PoolMode,
+    pub(super) pins: Pins,
+    pub(super) waits: Waits,
     /// Whatever the response says, the session's transaction is rolled back.
     pub(super) rollback_only: bool,
     /// The connection has not been set up yet.
@@ -45,12 +51,15 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(rules: Rules, fresh: bool) -> Self {
+    pub(super) fn new(rules: Rules, fresh: bool, pool_mode: PoolMode) -> Self {
         Self {
             phase: Phase::Open,
             slot: Slot::Empty,
             stack: Stack::default(),
             rules,
+            pool_mode,
+            pins: Pins::default(),
+            waits: Waits::default(),
             rollback_only: false,
             fresh,
             streaming: false,
@@ -69,6 +78,11 @@ impl State {
         // From 1 on: 0 is the session's own transaction. One series for transactions and calls, so that a higher number
         // is always a later one.
         self.last_id += 1;
+        self.last_id
+    }
+
+    /// Returns the name of the latest transaction or call; 0 before the first.
+    pub(super) fn last_id(&self) -> u64 {
         self.last_id
     }
 
@@ -199,6 +213,14 @@ impl State {
         // At once, so that no second end is sent for it.
         self.stack.forget_open();
         Some(own)
+    }
+
+    /// The session has waited for a connection.
+    pub(super) fn waited(&mut self, time: Duration) {
+        self.span.waited(time);
+        if !time.is_zero() {
+            self.waits.add(time);
+        }
     }
 
     /// Returns the output of the call `id`, if it was kept.

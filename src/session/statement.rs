@@ -16,7 +16,7 @@ use super::{
 use crate::{
     connection::{Operation, Output, Task},
     error::Kind,
-    pool::CheckedOut,
+    pool::{CheckedOut, PoolMode},
     sql::{Classified, Effect, Redacted, classify},
     telemetry,
 };
@@ -107,6 +107,9 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
     }
+    if text.reads_earlier && is_answered_by_another(core, caller) {
+        return Err(Kind::ReadsEarlier.into_db_err());
+    }
     match text.effect {
         // sqlx counts the transactions that it began itself, and would not know of this one (H15).
         Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
@@ -116,6 +119,14 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
         }
         Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok(text),
     }
+}
+
+/// Returns whether a statement that is about an earlier one may run on a connection that this one has not run on.
+fn is_answered_by_another(core: &Core, caller: Caller) -> bool {
+    let state = core.lock();
+    state.pool_mode == PoolMode::Transaction
+        && !state.is_inside(caller)
+        && !state.pins.has_kept(state.last_id())
 }
 
 /// Starts what is asked for, in its turn.
@@ -161,7 +172,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         operation: Some(operation),
         text,
         doubtful: text.is_doubtful(),
-        reset: core.pool().settings().reset,
+        reset: core.pool().reset(),
         identify,
         stoppable: cancel.is_some(),
     };
@@ -209,6 +220,9 @@ fn install(
         .runtime
         .get_or_insert_with(|| connection.runtime().clone());
     state.span.count();
+    if state.pool_mode == PoolMode::Transaction && task.leaves_state(core.pool().backend()) {
+        state.pins.note_state(id);
+    }
     state.streaming = streams;
     // Boxed, because the slot stores it whatever polls it, and it may have to move into a task (G5).
     running.future = Some(Box::pin(connection.call(task)));

@@ -13,6 +13,8 @@ pub(crate) struct Classified {
     pub(crate) reads_only: bool,
     /// It does nothing lasting unless a transaction is open.
     pub(crate) needs_transaction: bool,
+    /// Its answer is about an earlier statement of the same connection.
+    pub(crate) reads_earlier: bool,
 }
 
 impl Classified {
@@ -25,6 +27,7 @@ impl Classified {
         change: Change::Session,
         reads_only: false,
         needs_transaction: false,
+        reads_earlier: false,
     };
 
     /// A statement that works on rows and on nothing else.
@@ -34,6 +37,7 @@ impl Classified {
             change: Change::None,
             reads_only,
             needs_transaction: false,
+            reads_earlier: false,
         }
     }
 

@@ -7,6 +7,7 @@
 //! PostgreSQL's `standard_conforming_strings`, a text can be written that reads differently.
 
 mod classified;
+mod earlier;
 mod lexer;
 mod locks;
 mod plain;
@@ -27,8 +28,8 @@ pub(crate) use self::{
     redact::Redacted,
 };
 use self::{
-    lexer::Lexer, locks::LockReader, plain::Glance, reads::ReadReader, session_state::ChangeReader,
-    transaction_control::EffectReader,
+    earlier::EarlierReader, lexer::Lexer, locks::LockReader, plain::Glance, reads::ReadReader,
+    session_state::ChangeReader, transaction_control::EffectReader,
 };
 
 /// Reads `sql` once, without allocating, in time linear in its length.
@@ -43,12 +44,14 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
     let mut change = ChangeReader::new(backend);
     let mut reads = ReadReader::default();
     let mut locks = LockReader::new(backend);
+    let mut earlier = EarlierReader::new(backend);
     while let Some(token) = lexer.next() {
         // Each may look ahead, by its own copy of the lexer.
         effect.see(token, lexer);
         change.see(token, lexer);
         reads.see(token, lexer);
         locks.see(token, lexer);
+        earlier.see(token, lexer);
     }
     let (mut effect, mut change) = (effect.found(), change.found());
     if lexer.is_doubtful() {
@@ -69,5 +72,6 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         // What is taken for a read may be cancelled, and run only in part on SQLite: in doubt it is a write (G9, H23).
         reads_only: reads.reads_only() && !lexer.is_doubtful(),
         needs_transaction: locks.needs_transaction(),
+        reads_earlier: earlier.found(),
     }
 }

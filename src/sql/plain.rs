@@ -4,7 +4,7 @@
 //! compares the two.
 
 use sea_orm::{
-    DatabaseBackend::{MySql, Postgres},
+    DatabaseBackend::{MySql, Postgres, Sqlite},
     DbBackend,
 };
 
@@ -18,7 +18,7 @@ use super::{
 pub(super) struct Glance {
     /// It is a query that writes nothing, unless a closer look says otherwise.
     pub(super) reads: bool,
-    /// It has a part of a name by which a session is changed.
+    /// It has a part of a name by which a session is changed, or an earlier statement asked about.
     pub(super) may_change: bool,
     /// A query has a word or quotes that only the lexer can judge.
     is_unclear: bool,
@@ -114,6 +114,13 @@ fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
     match byte {
         b'_' => is_telling_underscore(bytes, at),
         b't' | b'T' => backend == Postgres && is_at(bytes, at + 1, "emp"),
+        // What asks about an earlier statement, and PostgreSQL's `setseed`.
+        b'l' | b'L' => backend != Sqlite && is_at(bytes, at + 1, "astval"),
+        b'c' | b'C' => {
+            is_at(bytes, at + 1, "urrval") || backend == Sqlite && is_at(bytes, at + 1, "hanges")
+        }
+        b's' | b'S' => backend == Postgres && is_at(bytes, at + 1, "etseed"),
+        b'p' | b'P' => backend == MySql && is_at(bytes, at + 1, "revious"),
         b'&' => backend == Postgres && is_at(bytes, at + 1, "\""),
         b'@' => backend == MySql,
         b':' => backend == MySql && is_at(bytes, at + 1, "="),
@@ -131,6 +138,8 @@ fn is_telling_underscore(bytes: &[u8], at: usize) -> bool {
         // `dblink_connect` and its like.
         || is_before("dblink")
         || is_before("ts") && ["stat", "rewrite"].iter().any(is_behind)
+        || is_before("row") && is_behind(&"count")
+        || is_before("found") && is_behind(&"rows")
 }
 
 fn is_at(bytes: &[u8], at: usize, word: &str) -> bool {
@@ -141,9 +150,9 @@ fn is_at(bytes: &[u8], at: usize, word: &str) -> bool {
 
 /// The text behind an underscore in names of functions that change a session: `set_config`,
 /// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
-/// `load_extension`, `query_to_xml`; and of the view `pg_settings`.
+/// `load_extension`, `query_to_xml`, `last_insert_id`, `last_insert_rowid`; and of the view `pg_settings`.
 #[rustfmt::skip]
-const BEHIND_UNDERSCORES: [&str; 9] = [
+const BEHIND_UNDERSCORES: [&str; 10] = [
     "config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings",
-    "to_xml",
+    "to_xml", "insert_",
 ];

@@ -55,6 +55,7 @@ pub(super) struct RoutePolicy {
 impl RoutePolicy {
     pub(super) fn order(&self, parts: &request::Parts) -> Order {
         Order {
+            pool_mode: None,
             mode: Some(self.mode),
             commit_when: self.commit_when.clone(),
             on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),

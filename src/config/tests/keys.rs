@@ -8,6 +8,7 @@ fn example(name: &str) -> &'static str {
         "reserved_connections" => "0",
         "reset" => "session_state",
         "pool_reset_on_return" => "rollback",
+        "pool_mode" => "transaction",
         "hold_timeout" => "1min",
         "body_timeout" => "20s",
         name if name.starts_with("max_")

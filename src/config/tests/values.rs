@@ -87,6 +87,7 @@ fn what_is_no_value_is_refused_with_the_key_and_what_is_allowed() {
         ("echo", "debug", "rows are never logged here"),
         ("direct_handoff", "debug", "write `true` or `false`"),
         ("cancel_running", "5s", "write `true` or `false`"),
+        ("pool_mode", "statement", "`transaction`"),
         ("reset", "everything", "`session_state_always`"),
         ("pool_reset_on_return", "commit", "never committed here"),
         ("pool_reset_on_return", "session_state", "see `reset`"),

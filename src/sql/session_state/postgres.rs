@@ -40,7 +40,7 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
 const NAMES: [&str; 4] = ["set_config", "ts_stat", "ts_rewrite", "pg_settings"];
 
 /// Beginnings of names; the first one that fits counts.
-const BEGINNINGS: [(&str, Change); 8] = [
+const BEGINNINGS: [(&str, Change); 9] = [
     // Locks that end with the transaction.
     ("pg_advisory_xact_", Change::None),
     ("pg_try_advisory_xact_", Change::None),
@@ -50,6 +50,8 @@ const BEGINNINGS: [(&str, Change); 8] = [
     // These run a text that may be any statement.
     ("query_to_xml", Change::Session),
     ("pg_replication_origin_session_", Change::Beyond),
+    // A RESET does not make `random()` random again.
+    ("setseed", Change::Beyond),
     // A connection to another server, known by its name.
     ("dblink_", Change::Beyond),
 ];

@@ -1,3 +1,4 @@
+mod earlier;
 mod linear_time;
 mod locks;
 mod reads;

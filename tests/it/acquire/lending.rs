@@ -36,38 +36,42 @@ use crate::{
 
 /// What a slow request waits for before its first statement.
 #[derive(Clone)]
-struct Gate {
+pub struct Gate {
     permits: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Gate {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             permits: Arc::new(Semaphore::new(0)),
             waiting: Arc::default(),
         }
     }
 
-    async fn pass(&self) {
+    pub async fn pass(&self) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         self.permits.acquire().await.unwrap().forget();
     }
 
     /// Waits until so many requests have a connection, and wait.
-    async fn reached(&self, count: usize) {
+    pub async fn reached(&self, count: usize) {
         eventually("they wait at the gate", async || {
             self.waiting.load(Ordering::SeqCst) == count
         })
         .await;
     }
 
-    fn open(&self) {
+    pub fn is_reached(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    pub fn open(&self) {
         self.permits.add_permits(1000);
     }
 }
 
-async fn select(db: &impl ConnectionTrait) {
+pub async fn select(db: &impl ConnectionTrait) {
     let statement = Statement::from_string(db.get_database_backend(), "SELECT 1");
     db.query_one_raw(statement).await.unwrap();
 }

@@ -8,5 +8,7 @@ mod lending;
 mod max_pending;
 mod on_acquire;
 mod overload;
+mod pool_mode;
+mod pool_mode_refusals;
 mod second_session;
 mod waiters;

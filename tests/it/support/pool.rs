@@ -6,7 +6,7 @@ use sea_orm::{
 };
 
 use tokio::time::timeout;
-use tower_sea_orm::{DbSessionLayer, PoolSession, SessionPool, SessionPoolBuilder};
+use tower_sea_orm::{DbSessionLayer, PoolMode, PoolSession, SessionPool, SessionPoolBuilder};
 
 use super::{
     database::{Kind, TestDb, count_items, try_insert_item, unique_name},
@@ -14,13 +14,26 @@ use super::{
 };
 
 /// The builder of a session pool over `db`. The suite runs twice: with `TEST_HANDOFF=off`, no connection goes
-/// straight from session to session, and every promise holds all the same.
+/// straight from session to session, and with `TEST_POOL_MODE=transaction`, sessions lend their connection whenever they
+/// may; every promise holds all the same.
 /// Nobody is refused because the machine is busy.
 pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
     let off = std::env::var("TEST_HANDOFF").is_ok_and(|warm| warm == "off");
-    SessionPool::builder(db)
+    let builder = SessionPool::builder(db)
         .direct_handoff(!off)
-        .acquire_timeout(BOUND)
+        .acquire_timeout(BOUND);
+    if lends() {
+        builder
+            .pool_mode(PoolMode::Transaction)
+            .rotate_connections()
+    } else {
+        builder
+    }
+}
+
+/// Whether the suite runs with sessions that lend their connection whenever they may.
+pub fn lends() -> bool {
+    std::env::var("TEST_POOL_MODE").is_ok_and(|mode| mode == "transaction")
 }
 
 /// A session pool over `db`, with settings.

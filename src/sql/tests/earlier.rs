@@ -1,0 +1,114 @@
+use sea_orm::{
+    DatabaseBackend::{MySql, Postgres, Sqlite},
+    DbBackend,
+};
+
+use crate::sql::{Change, classify};
+
+fn reads_earlier(backend: DbBackend, sql: &str) -> bool {
+    classify(backend, sql).reads_earlier
+}
+
+#[test]
+fn what_asks_about_an_earlier_statement_is_found() {
+    for (backend, texts) in [
+        (
+            Postgres,
+            &[
+                "SELECT lastval()",
+                "SELECT pg_catalog.LASTVAL ()",
+                "SELECT \"currval\"('item_id_seq')",
+                "INSERT INTO line (item) VALUES (currval('item_id_seq'))",
+                "UPDATE item SET parent = lastval() RETURNING id",
+                "WITH a AS (SELECT currval('s')) SELECT * FROM a",
+                "SELECT 1; SELECT lastval()",
+                "/* c */ SELECT lastval() -- c",
+            ][..],
+        ),
+        (
+            MySql,
+            &[
+                "SELECT LAST_INSERT_ID()",
+                "INSERT INTO line VALUES (last_insert_id( ))",
+                "SELECT @@identity",
+                "SELECT @@session.last_insert_id, 1",
+                "SELECT FOUND_ROWS()",
+                "SELECT ROW_COUNT()",
+                "SELECT lastval(s)",
+                "SELECT PREVIOUS VALUE FOR s",
+                "SHOW WARNINGS",
+                "show count(*) errors",
+                "SHOW PROFILES",
+                "SELECT @@warning_count",
+                "GET DIAGNOSTICS @n = NUMBER",
+            ],
+        ),
+        (
+            Sqlite,
+            &[
+                "SELECT last_insert_rowid()",
+                "SELECT changes()",
+                "SELECT Total_Changes ( )",
+                "INSERT INTO line VALUES (last_insert_rowid())",
+            ],
+        ),
+    ] {
+        for sql in texts {
+            assert!(reads_earlier(backend, sql), "{backend:?}: {sql}");
+        }
+    }
+}
+
+#[test]
+fn what_asks_about_itself_or_nothing_is_not() {
+    for (backend, texts) in [
+        (
+            Postgres,
+            &[
+                "INSERT INTO item DEFAULT VALUES; SELECT lastval()",
+                "INSERT INTO item DEFAULT VALUES RETURNING currval('item_id_seq')",
+                "SELECT nextval('s'), currval('s')",
+                "SELECT setval('s', 1); SELECT currval('s')",
+                "SELECT lastval FROM item",
+                "SELECT 'lastval()'",
+                "SELECT changes(), last_insert_id()",
+                "SELECT 1",
+            ][..],
+        ),
+        (
+            MySql,
+            &[
+                "INSERT INTO item VALUES (1); SELECT LAST_INSERT_ID()",
+                "UPDATE item SET id = LAST_INSERT_ID(id + 1)",
+                "SELECT SQL_CALC_FOUND_ROWS * FROM item; SELECT FOUND_ROWS()",
+                "SELECT NEXT VALUE FOR s, LASTVAL(s)",
+                "SHOW TABLES",
+                "SHOW COLUMNS FROM item",
+                "SELECT @@sql_mode, @identity",
+                "SELECT row_count FROM item",
+                "SELECT `found_rows` FROM item",
+                "DELETE FROM item; SHOW WARNINGS",
+            ],
+        ),
+        (
+            Sqlite,
+            &[
+                "INSERT INTO item VALUES (1); SELECT last_insert_rowid()",
+                "SELECT changes FROM item",
+                "SELECT lastval()",
+            ],
+        ),
+    ] {
+        for sql in texts {
+            assert!(!reads_earlier(backend, sql), "{backend:?}: {sql}");
+        }
+    }
+}
+
+#[test]
+fn a_seed_is_nothing_that_a_reset_takes_back() {
+    assert_eq!(
+        classify(Postgres, "SELECT setseed(0.5)").change,
+        Change::Beyond
+    );
+}

@@ -1,0 +1,129 @@
+//! `PoolMode::Transaction`: what would be answered for another session is refused, with and without load alike.
+
+use axum::{Router, routing::get};
+use http::StatusCode;
+use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
+use tokio::task::yield_now;
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, PoolMode};
+
+use crate::support::{
+    database::{Kind, TestDb, insert_item, unique_name},
+    pool::{layer_with, opened, pool_with},
+    requests::send,
+};
+
+/// Statements that ask about an earlier one, and those that set what they ask for.
+fn readers(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Postgres => &["SELECT lastval()"],
+        Kind::MySql => &[
+            "SELECT LAST_INSERT_ID()",
+            "SELECT @@identity",
+            "SELECT ROW_COUNT()",
+            "SELECT FOUND_ROWS()",
+            "SHOW WARNINGS",
+            "SHOW ERRORS",
+            "SELECT @@warning_count",
+        ],
+        _ => &[
+            "SELECT last_insert_rowid()",
+            "SELECT changes()",
+            "SELECT total_changes()",
+        ],
+    }
+}
+
+#[track_caller]
+fn assert_refused<T: std::fmt::Debug>(result: Result<T, DbErr>) {
+    let error = result.unwrap_err();
+    let known = Error::of(&error).unwrap_or_else(|| panic!("{error}"));
+    assert!(known.is_forbidden_statement(), "{error}");
+    assert!(known.to_string().contains("session.pin()"), "{error}");
+}
+
+#[tokio::test]
+async fn readers_of_an_earlier_statement_are_refused_outside_transactions() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let pool = pool_with(&db, |pool| pool.pool_mode(PoolMode::Transaction));
+        let session = opened(&pool).await;
+        insert_item(&session, &unique_name()).await;
+        for sql in readers(kind) {
+            assert_refused(session.execute_unprepared(sql).await);
+            // In a transaction it is the session's own connection.
+            let tx = session.begin().await.unwrap();
+            insert_item(&tx, &unique_name()).await;
+            tx.execute_unprepared(sql).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_refused(session.execute_unprepared(sql).await);
+            // A pin counts from the statement after it.
+            let pin = session.pin();
+            assert_refused(session.execute_unprepared(sql).await);
+            insert_item(&session, &unique_name()).await;
+            session.execute_unprepared(sql).await.unwrap();
+            drop(pin);
+            assert_refused(session.execute_unprepared(sql).await);
+            // The session goes on.
+            insert_item(&session, &unique_name()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn session_state_keeps_what_came_after_it_readable() {
+    for (kind, set) in [
+        (Kind::Postgres, "SET application_name = 'x'"),
+        (Kind::MySql, "SET @x = 1"),
+        (Kind::SqliteFile, "CREATE TEMP TABLE x (id integer)"),
+        (Kind::SqliteMemory, "CREATE TEMP TABLE x (id integer)"),
+    ] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let pool = pool_with(&db, |pool| pool.pool_mode(PoolMode::Transaction));
+        let session = opened(&pool).await;
+        insert_item(&session, &unique_name()).await;
+        session.execute_unprepared(set).await.unwrap();
+        let reader = readers(kind)[0];
+        // What it asks about may have run elsewhere.
+        assert_refused(session.execute_unprepared(reader).await);
+        insert_item(&session, &unique_name()).await;
+        session.execute_unprepared(reader).await.unwrap();
+        // Given back, the connection and all that was on it is another one's.
+        session.release().await.unwrap();
+        assert_refused(session.execute_unprepared(reader).await);
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_and_session_mode_refuse_nothing() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let layer = layer_with(&db, |pool| pool.pool_mode(PoolMode::Transaction));
+        let pool = layer.pool().clone();
+        let reader = readers(kind)[0];
+        let app = Router::new()
+            .route(
+                "/tx",
+                get(async move |tx: DbTx| {
+                    insert_item(&tx, &unique_name()).await;
+                    yield_now().await;
+                    tx.execute_unprepared(reader).await.unwrap();
+                }),
+            )
+            .layer(layer);
+        assert_eq!(send(&app, "/tx").await.status(), StatusCode::OK);
+        let app = Router::new()
+            .route(
+                "/",
+                get(async move |db: DbSession| {
+                    insert_item(&db, &unique_name()).await;
+                    yield_now().await;
+                    db.execute_unprepared(reader).await.unwrap();
+                }),
+            )
+            .layer(DbSessionLayer::new(pool).pool_mode(PoolMode::Session));
+        assert_eq!(send(&app, "/").await.status(), StatusCode::OK);
+    }
+}
