@@ -135,6 +135,7 @@ impl Error {
     /// It is a random 1 to 3 s if the pool had no connection, so that rejected clients do not all return at once,
     /// and if the server is read-only; it is 1 s after a conflict with another transaction or a stale plan.
     pub fn retry_after(&self) -> Option<Duration> {
+        // Each kind that `is_retryable` names has a time here.
         match self.kind {
             // Random, so that clients that were refused together do not come back together.
             _ if self.is_acquire() || self.is_read_only() => Some(Duration::from_secs(jitter())),

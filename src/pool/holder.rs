@@ -93,6 +93,7 @@ pub(crate) struct Label {
 
 /// Returns what tells one from another. By the address alone: the same type may have several vtables.
 pub(super) fn identity(holder: &Arc<dyn Holder>) -> usize {
+    // A request has no other name; while it is held, its address is its own.
     Arc::as_ptr(holder).addr()
 }
 

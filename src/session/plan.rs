@@ -106,6 +106,7 @@ pub(super) struct Origin {
     /// The outermost session of the request in which it was opened.
     pub(super) outer: Option<Arc<dyn Holder>>,
     /// Another session of the same request has committed something.
+    // Atomic, these three, because the request's other sessions set them, which must not lock this one.
     pub(super) has_committed_beside: AtomicBool,
     /// The number of waits for a connection in its own request.
     pub(super) own_waits: AtomicU32,

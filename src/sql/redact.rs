@@ -17,6 +17,7 @@ impl Redacted {
     }
 
     pub(crate) fn keep(&mut self, sql: &str) {
+        // Into the buffer that is there, since every statement comes by here.
         self.0.clear();
         // Whole characters: a slice that ends in one would panic.
         self.0.push_str(&sql[..sql.floor_char_boundary(KEPT)]);
@@ -41,6 +42,7 @@ impl Redacted {
                     shown.push('?');
                     length
                 }
+                // What cannot be read may be a secret, and so may all that follows it (G15).
                 Part::Value(None) => {
                     shown.push('…');
                     return shown;

@@ -40,6 +40,7 @@ pub(crate) enum Driver {
 }
 
 /// Runs `$body` with `$c` bound to the driver's own connection and `$DB` to its database type.
+// A macro, because each arm has a connection of another type.
 macro_rules! dispatch {
     ($driver:expr, $DB:ident, $c:ident => $body:expr, gone => $gone:expr) => {
         match $driver {
@@ -68,6 +69,7 @@ macro_rules! dispatch {
 
 /// The transaction manager of a database.
 #[cfg(feature = "_sqlx")]
+// Below sqlx's `Transaction`, which would borrow the connection: here it is owned, and moves (G5).
 type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
 
 #[cfg_attr(
@@ -258,6 +260,7 @@ impl Driver {
 
     /// Gives the connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_pool(&mut self) {
+        // What sqlx's own `Drop` spawns. The connection is in the returned future, so that dropping that closes it.
         dispatch!(self, DB, c => c.return_to_pool().await, gone => ());
     }
 

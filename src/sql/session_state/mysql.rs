@@ -36,6 +36,7 @@ pub(super) fn statement(word: &str) -> Change {
     } else if is_one_of(word, &LOCKING) {
         Change::Locks
     } else {
+        // Those that are not known as well: whatever a later server adds counts as a change.
         Change::Beyond
     }
 }
