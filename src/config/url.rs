@@ -115,6 +115,7 @@ impl DatabaseUrl {
         match self.backend {
             #[cfg(feature = "sqlx-postgres")]
             DbBackend::Postgres => {
+                // On sqlx's own options, which neither `Debug` nor a span of SeaORM's shows (G15).
                 if let Some(password) = password {
                     options.map_sqlx_postgres_opts(move |options| options.password(&password));
                 }
@@ -122,6 +123,7 @@ impl DatabaseUrl {
             #[cfg(feature = "sqlx-mysql")]
             DbBackend::MySql if password.is_some() || self.address.is_some() => {
                 let address = self.address.clone();
+                // Both in one closure: SeaORM keeps the last one only.
                 options.map_sqlx_mysql_opts(move |mut options| {
                     if let Some(address) = &address {
                         options = options.host(address);

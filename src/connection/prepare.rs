@@ -51,7 +51,7 @@ impl PinnedConnection {
         let Some(begin) = &task.begin else {
             return Ok(());
         };
-        // What `on_begin` has called may end the transaction when it is used: the operation is watched as well (G7).
+        // What `on_begin` has called counts for the whole call: it may have done more than its text says (G7).
         task.doubtful |= self.begin_session(begin, task.depth).await?;
         // Once more: behind a proxy, the process is this connection's from BEGIN on, and only until the transaction's
         // end (H29).

@@ -35,3 +35,30 @@ fn every_file_and_test_that_a_document_names_exists() {
     }
     assert!(missing.is_empty(), "{missing:#?}");
 }
+
+/// `docs/hazards.md` writes a file and then the function or constant in it that counts.
+#[test]
+fn every_item_that_hazards_md_names_is_in_its_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/hazards.md")).unwrap();
+    let pieces: Vec<_> = text.split('`').collect();
+    let (mut named, mut missing) = (0, Vec::new());
+    for piece in pieces.windows(3).skip(1).step_by(2) {
+        let [file, between, item] = [0, 1, 2].map(|at| piece[at]);
+        let is_item = item.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !file.ends_with(".rs") || !file.starts_with("src/") || !is_item || between.trim() != ","
+        {
+            continue;
+        }
+        named += 1;
+        let source = fs::read_to_string(root.join(file)).unwrap();
+        if !source
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .any(|word| word == item)
+        {
+            missing.push(format!("{file}: {item}"));
+        }
+    }
+    assert!(named > 10, "{named}");
+    assert!(missing.is_empty(), "{missing:#?}");
+}

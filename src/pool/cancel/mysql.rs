@@ -66,6 +66,7 @@ impl MySqlSide {
 
     /// Returns the numbers of those that run something, and their clients' addresses.
     async fn find_busy(&mut self, batch: &Batch<'_>) -> Result<Vec<(u64, String)>, Fault> {
+        // Those at work only: one that is idle has ended its statement, and the next is not to be hit (H21).
         let ids = batch.items.iter().filter_map(|item| match item.target {
             BackendId::MySql { id, .. } => Some(id.to_string()),
             BackendId::Postgres { .. } => None,

@@ -107,6 +107,7 @@ impl CancelWorker {
     /// Sends `batch`, with a new connection if there is none; its outcomes say how far that came. Returns what broke
     /// the connection.
     async fn send(&mut self, queue: &CancelQueue, batch: &mut Batch<'_>) -> Option<Fault> {
+        // Not at once after a failure: a server without a place for it would be connected to with every request.
         if self.connection.is_none() && !queue.has_failed() {
             match timeout(BOUND, SideConnection::open(&queue.driver)).await {
                 Ok(Ok((connection, route))) => {

@@ -115,7 +115,9 @@ fn definition<'a>(token: Token<'a>) -> Place<'a> {
             previous: Token::Symbol(b' '),
         },
         _ if token.is_word("table") => Place::Table { after_start: false },
+        // What these define has no body, in which words would have other meanings.
         _ if token.is_one_of(&OTHERS) => Place::Statement,
+        // `OR REPLACE`, a `DEFINER` and the like stand before the word for what is defined.
         _ => Place::Definition,
     }
 }
