@@ -15,11 +15,10 @@ use tower_service::Service;
 
 use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,
-    decision::SettleAt,
     error::Kind,
     policy::Policy,
     response::{DefaultResponseForError, Responder, ResponseForError},
-    session::{Ended, SessionGuard, Settlement},
+    session::{Ended, SessionGuard, SettleAt, Settlement},
 };
 
 /// The future of a [`DbSessionService`](crate::DbSessionService).

@@ -367,7 +367,6 @@ mod body_layer;
 #[cfg(feature = "config")]
 mod config;
 mod connection;
-mod decision;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;

@@ -75,11 +75,10 @@ use http::{Method, Request, Response, Uri};
 use crate::{
     DbSession, DefaultDatabase, DefaultResponseForError, Error, PoolSession, SessionPool,
     SessionPoolBuilder,
-    decision::SettleAt,
     error::Kind,
     pool::{Label, test_pool},
     response::Responder,
-    session::{OpenedFor, Plan},
+    session::{OpenedFor, Plan, SettleAt},
 };
 
 /// Runs a handler with a session, and ends the session by the handler's response, as a

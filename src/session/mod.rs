@@ -43,6 +43,12 @@ mod worker;
 
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
+pub(crate) use self::{
+    body_hold::SettleAt,
+    guard::{GRPC_STATUS, SessionGuard, is_success},
+    plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
+    settle::{Ended, Settlement},
+};
 pub use self::{
     db_session::{DbSession, DefaultDatabase},
     outcome::Outcome,
@@ -50,9 +56,4 @@ pub use self::{
     pool_session::PoolSession,
     transaction::SessionTransaction,
     tx::DbTx,
-};
-pub(crate) use self::{
-    guard::{GRPC_STATUS, SessionGuard, is_success},
-    plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
-    settle::{Decision, Ended, Settlement},
 };
