@@ -86,12 +86,12 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
 
 impl SessionGuard {
     /// Takes the body that asked to decide, if there is one.
-    pub(crate) fn hold(&self) -> Option<Hold> {
+    fn hold(&self) -> Option<Hold> {
         self.core.lock().asked_hold.take()
     }
 
     /// Leaves the session to the response's body; gives it back where the head decides.
-    pub(crate) fn leave_to(self, hold: &Hold, head: &response::Parts) -> Result<(), Self> {
+    fn leave_to(self, hold: &Hold, head: &response::Parts) -> Result<(), Self> {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let has_body = !head.status.is_informational()

@@ -70,7 +70,7 @@ impl SessionGuard {
     }
 
     /// Decides by a response's head whether the session's transaction is committed.
-    pub(crate) fn decide(&self, head: &response::Parts) -> Decision {
+    pub(super) fn decide(&self, head: &response::Parts) -> Decision {
         // Cloned out: the rule is user code, and may use the session.
         let rule = self.core.lock().rules.commit_when.clone();
         Decision::of(match rule {
@@ -95,7 +95,7 @@ impl SessionGuard {
     }
 
     /// Returns why the session's connection was taken away before its end, if it was.
-    pub(crate) fn cut_off(&self) -> Option<Error> {
+    pub(super) fn cut_off(&self) -> Option<Error> {
         self.core.lock().cut_off()
     }
 
