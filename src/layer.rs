@@ -1,6 +1,6 @@
 //! [`DbSessionLayer`]: gives every request a session.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{borrow::Cow, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use http::{Response, request::Parts, response};
 use sea_orm::{DatabaseConnection, Statement, TransactionOptions};
@@ -8,8 +8,9 @@ use tower_layer::{Layer, Stack};
 
 use crate::{
     DbSessionService, DefaultDatabase, Error, PoolMode, SessionBodyLayer, SessionPool,
+    connection::search_path,
     error::Kind,
-    policy::{Checkout, Policy, Transactions},
+    policy::{BeginRule, Checkout, Policy, Transactions},
     response::DefaultResponseForError,
 };
 
@@ -199,8 +200,9 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Runs statements, made from the request's parts, after each BEGIN of a session's transaction;
-    /// for row-level security, for example. With it, every request runs in a transaction.
+    /// Runs statements, made from the request's parts, after each BEGIN of a session's transaction. With it, every
+    /// request runs in a transaction. Settings of PostgreSQL's, for row-level security for example, cost no round
+    /// trip by [`set_local`](Self::set_local).
     ///
     /// Pass values as bound values, never inside the SQL. A layer further out can put them into the
     /// request's extensions; if they are missing, return a statement that fails or that sets a value
@@ -212,13 +214,12 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// # #[cfg(feature = "mock")] {
     /// # use sea_orm::{DbBackend, MockDatabase, Statement};
     /// # use tower_sea_orm::DbSessionLayer;
-    /// # #[derive(Clone)] struct Tenant(String);
+    /// # #[derive(Clone)] struct User(i64);
     /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
     /// let layer = DbSessionLayer::new(db).on_begin(|parts| {
-    ///     let tenant = parts.extensions.get::<Tenant>().map(|tenant| tenant.0.clone()).unwrap_or_default();
-    ///     // `true`: until the end of the transaction, so that the next request starts without.
-    ///     let sql = "SELECT set_config('app.tenant', $1, true)";
-    ///     vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, [tenant.into()])]
+    ///     let user = parts.extensions.get::<User>().map(|user| user.0);
+    ///     let sql = "SELECT pg_advisory_xact_lock($1)";
+    ///     vec![Statement::from_sql_and_values(DbBackend::Postgres, sql, [user.into()])]
     /// });
     /// # let _ = layer; }
     /// ```
@@ -226,8 +227,116 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
-        self.policy().on_begin = Some(Arc::new(set_up));
+        self.begin().statements(Arc::new(set_up));
         self
+    }
+
+    /// Limits each statement of a request's transactions to `timeout`, by PostgreSQL's `statement_timeout`, MariaDB's
+    /// `max_statement_time`, or MySQL's `max_execution_time`, which limits reads only. With it, every request runs in a
+    /// transaction.
+    ///
+    /// A statement that takes longer fails with [`is_statement_timeout`](Error::is_statement_timeout); if the handler then
+    /// responds with a 5xx, the layer responds with 504 instead. Zero is no limit, as in PostgreSQL's configuration, and so is
+    /// more than the server can count (25 days at least). Fractions of a millisecond are rounded up.
+    ///
+    /// On PostgreSQL it travels in BEGIN's own text and ends with the transaction. On MySQL and MariaDB it is a
+    /// setting of the connection: it is set with BEGIN, and one more round trip after the end of the transaction puts
+    /// back what was there before.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use std::time::Duration;
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower_sea_orm::DbSessionLayer;
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db)
+    ///     .statement_timeout(Duration::from_secs(5))
+    ///     .lock_timeout(Duration::from_millis(500));
+    /// # let _ = layer; }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// On SQLite, which has no such time-out.
+    #[track_caller]
+    pub fn statement_timeout(mut self, timeout: Duration) -> Self {
+        self.begin().statement_timeout(timeout);
+        self.assert_begin()
+    }
+
+    /// Limits each wait for a lock in a request's transactions to `timeout`, by PostgreSQL's `lock_timeout`, MySQL's and
+    /// MariaDB's `innodb_lock_wait_timeout` and `lock_wait_timeout`, or SQLite's `busy_timeout`, also while BEGIN waits.
+    /// With it, every request runs in a transaction.
+    ///
+    /// A statement that gets no lock in time fails with [`is_lock_not_available`](Error::is_lock_not_available); if the
+    /// handler then responds with a 5xx, the layer responds with 503 and `Retry-After` instead. Zero is no limit (on MySQL and MariaDB
+    /// it is a year for a table's lock). Fractions of a millisecond are rounded up, and on MySQL and MariaDB fractions of
+    /// a second.
+    ///
+    /// It costs what [`statement_timeout`](Self::statement_timeout) does; both together cost no more than one.
+    pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.begin().lock_timeout(timeout);
+        self
+    }
+
+    /// Sets PostgreSQL's parameter `name` to a value, made from the request's parts, until the end of each of the
+    /// request's transactions; for row-level security, for example. With it, every request runs in a transaction.
+    ///
+    /// It travels in BEGIN's own text, as `set_config(name, value, true)`, and costs no round trip. The value may be
+    /// any text: it is quoted, whatever the server's settings are. One with a NUL character, or that the server refuses
+    /// for this parameter, fails the handler's statement. A layer further out can put what it depends on into
+    /// the request's extensions; if that is missing, return a value for which no rows are visible.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower_sea_orm::DbSessionLayer;
+    /// # #[derive(Clone)] struct Tenant(String);
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db).set_local("app.tenant", |parts| {
+    ///     parts.extensions.get::<Tenant>().map(|tenant| tenant.0.clone()).unwrap_or_default()
+    /// });
+    /// # let _ = layer; }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `name` is not the name of a setting (letters, digits, `_` and `$`, in parts between dots), if it belongs to
+    /// [`transaction_with`](Self::transaction_with), or if the database is not PostgreSQL.
+    #[track_caller]
+    pub fn set_local<F>(mut self, name: impl Into<Cow<'static, str>>, value: F) -> Self
+    where
+        F: Fn(&Parts) -> String + Send + Sync + 'static,
+    {
+        self.begin().set_local(name.into(), Arc::new(value));
+        self.assert_begin()
+    }
+
+    /// [`set_local`](Self::set_local) for PostgreSQL's `search_path`, of schemas that are looked into in this order; for
+    /// a schema to each tenant, for example. Their names are quoted.
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower_sea_orm::DbSessionLayer;
+    /// # #[derive(Clone)] struct Tenant(String);
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db).search_path(|parts| {
+    ///     let tenant = parts.extensions.get::<Tenant>();
+    ///     tenant.map(|tenant| tenant.0.clone()).into_iter().collect()
+    /// });
+    /// # let _ = layer; }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the database is not PostgreSQL.
+    #[track_caller]
+    pub fn search_path<F>(self, schemas: F) -> Self
+    where
+        F: Fn(&Parts) -> Vec<String> + Send + Sync + 'static,
+    {
+        self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
     /// Runs statements, made from the request's parts, on a request's connection before its first
@@ -236,8 +345,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     ///
     /// Their effects outlive the transaction. So that no other request gets them, a PostgreSQL connection is reset
     /// after the request if the pool's [`reset`](crate::SessionPoolBuilder::reset) is on for session state. Otherwise
-    /// the connection is closed, which costs a new one each time. Prefer [`on_begin`](Self::on_begin) with settings
-    /// that end with the transaction.
+    /// the connection is closed, which costs a new one each time. Prefer [`set_local`](Self::set_local), or
+    /// [`on_begin`](Self::on_begin) with what ends with the transaction.
     ///
     /// If one of them fails, the handler's first statement returns its error, and the connection is closed:
     /// the session gets no other.
@@ -339,6 +448,19 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     pub fn hold_until_body_end(self) -> Stack<SessionBodyLayer<Tag>, Self> {
         // The first layer of a stack is the inner one: the body is held before its response reaches the session.
         Stack::new(SessionBodyLayer::tagged(), self)
+    }
+
+    fn begin(&mut self) -> &mut BeginRule {
+        &mut self.policy().begin
+    }
+
+    /// # Panics
+    ///
+    /// If the database cannot do what each BEGIN is to bring along.
+    #[track_caller]
+    fn assert_begin(self) -> Self {
+        self.policy.begin.assert_for(self.pool.inner().backend());
+        self
     }
 
     fn policy(&mut self) -> &mut Policy {

@@ -294,7 +294,7 @@
 //! | a statement fails, the handler swallows the error and answers below 400: PostgreSQL; a deadlock on MySQL; a full disk on SQLite | 500; 503 after a conflict | was aborted by the server, and is rolled back | failed, [`is_aborted`](Error::is_aborted) |
 //! | the same, with an error that leaves the transaction alive (MySQL, SQLite), or in a nested transaction that was rolled back or dropped | its response | is committed, without the nested one | committed |
 //! | raw code (`with_postgres`, …) has ended the transaction | 500 | is whatever the code left | failed, `is_aborted` |
-//! | the server stops a statement (`statement_timeout`, `max_execution_time`) and the handler returns 5xx | 504 | is rolled back | rolled back |
+//! | the server stops a statement ([`statement_timeout`](DbSessionLayer::statement_timeout), `max_execution_time`) and the handler returns 5xx | 504 | is rolled back | rolled back |
 //! | a nested transaction is still open and its handle held, or a statement runs for longer than a second after the handler's response | 500 | is rolled back | failed, [`is_unfinished`](Error::is_unfinished) |
 //! | a statement in another task ends within that second | its response | is committed after it | committed |
 //! | the handler keeps a transaction of `begin()` open in an autocommit session and answers below 400 | 500 | is rolled back | – |

@@ -1,10 +1,13 @@
 //! [`Policy`]: the settings of a layer, and the plan that they make for a request.
 
+mod begin_rule;
+
 use std::sync::Arc;
 
 use http::{Version, header, request::Parts};
 use sea_orm::{AccessMode, Statement, TransactionOptions};
 
+pub(crate) use self::begin_rule::BeginRule;
 use crate::{
     pool::{Label, PoolMode},
     session::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
@@ -19,7 +22,7 @@ pub(crate) struct Policy {
     pub(crate) options: TransactionOptions,
     pub(crate) read_only_otherwise: bool,
     pub(crate) commit_when: Option<CommitWhen>,
-    pub(crate) on_begin: Option<SetUp>,
+    pub(crate) begin: BeginRule,
     pub(crate) on_acquire: Option<SetUp>,
     pub(crate) pool_mode: Option<PoolMode>,
 }
@@ -57,7 +60,7 @@ impl Policy {
         let rules = Rules {
             mode: mode.unwrap_or(otherwise),
             commit_when,
-            on_begin: on_begin.map(Into::into),
+            on_begin: on_begin.map(Arc::new),
             on_acquire: on_acquire.map(Into::into),
             pool_mode,
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
@@ -97,7 +100,7 @@ impl Policy {
             mode,
             commit_when: self.commit_when.clone(),
             pool_mode: self.pool_mode,
-            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),
+            on_begin: self.begin.set_up(parts),
             on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts)),
         }
     }

@@ -22,7 +22,7 @@ use crate::{
 /// It calls the same inner service that it polled ready.
 ///
 /// Nested layers of one tag share one session, which the outermost layer opens. The settings of an inner
-/// layer (transactions, `commit_when`, `on_begin`, `on_acquire`) apply to the requests that reach it, as
+/// layer (transactions, `commit_when`, `on_begin`, `set_local`, time-outs, `on_acquire`) apply to the requests that reach it, as
 /// with [`TransactionLayer`](crate::TransactionLayer); an eager inner layer checks out a lazy session's
 /// connection before its own inner service is called. A layer over another database under the same tag
 /// responds with 500 and logs the tag, because its handlers would run on the wrong database.

@@ -2,6 +2,7 @@
 
 use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
+use super::{link::Link, settings::Settings};
 use crate::error::Kind;
 
 /// The way to open a transaction.
@@ -11,6 +12,8 @@ pub(super) struct BeginStatement {
     pub(super) statement: Option<String>,
     /// SQLite's transactions have no access mode: the connection gets one instead.
     pub(super) query_only: bool,
+    /// Sets what BEGIN's text could not: a savepoint has none of its own.
+    pub(super) set: Option<String>,
 }
 
 /// Returns how to open a transaction with `options` inside `depth` others.
@@ -38,6 +41,7 @@ pub(super) fn begin_statement(
         return Ok(BeginStatement {
             statement: mode.map(|mode| format!("BEGIN {}", mode.sqlite_keyword())),
             query_only: access_mode == Some(AccessMode::ReadOnly),
+            ..BeginStatement::default()
         });
     }
     let isolation = isolation_level.map(|level| format!(" ISOLATION LEVEL {level}"));
@@ -54,6 +58,47 @@ pub(super) fn begin_statement(
     };
     Ok(BeginStatement {
         statement: Some(statement),
-        query_only: false,
+        ..BeginStatement::default()
     })
+}
+
+impl BeginStatement {
+    /// Has it set `settings` as well, in the same text.
+    pub(super) fn with(
+        mut self,
+        settings: &Settings,
+        backend: DbBackend,
+        depth: usize,
+    ) -> Result<Self, DbErr> {
+        let Some(set) = settings.text(backend).map_err(Kind::into_db_err)? else {
+            return Ok(self);
+        };
+        if depth > 0 {
+            self.set = Some(set);
+            return Ok(self);
+        }
+        let begin = self.statement.as_deref().unwrap_or("BEGIN");
+        self.statement = Some(match backend {
+            // PostgreSQL's are local to the transaction, so they come after it has begun.
+            DbBackend::Postgres => format!("{begin}; {set}"),
+            _ => format!("{set}; {begin}"),
+        });
+        Ok(self)
+    }
+
+    /// Opens the transaction.
+    pub(super) async fn send(self, link: &mut Link) -> Result<(), DbErr> {
+        let several = self.statement.as_ref().is_some_and(|sql| sql.contains(';'));
+        let begun = link.driver.begin(self.statement).await;
+        if begun.is_err() && several && link.backend == DbBackend::MySql {
+            // The first half may have taken effect: the next transaction must not inherit it. PostgreSQL has aborted the
+            // transaction by it, which is rolled back before anything else runs: the connection is suspect.
+            link.give_up();
+        }
+        begun?;
+        match self.set {
+            Some(set) => link.run(set).await,
+            None => Ok(()),
+        }
+    }
 }

@@ -14,8 +14,10 @@ mod reset;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
+mod settings;
 #[cfg(test)]
 mod tests;
+mod timeouts;
 mod transaction;
 
 use std::sync::Arc;
@@ -35,7 +37,8 @@ pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
     driver::{BackendId, Driver},
-    operation::{Begin, Operation, Output, Task},
+    operation::{Begin, BeginSetUp, Operation, Output, Task},
+    settings::{Settings, check_name, search_path},
 };
 use self::{
     link::{Around, Condition, Link},
@@ -144,6 +147,7 @@ impl PinnedConnection {
         // First: the ROLLBACK would take what is unread for its own answer (H23).
         self.link.driver.drain().await?;
         self.transaction.roll_back_to(&mut self.link, 0).await?;
+        self.transaction.put_back(&mut self.link).await?;
         // Behind the rollback: inside a transaction that has failed a reset is refused, and in any other the rollback would
         // undo it.
         if !self.must_close() {

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Driver, Peer, Reset, link::Link, transaction::Transaction};
+use super::{Driver, Peer, Reset, Settings, link::Link, transaction::Transaction};
 use crate::sql::{Change, Classified, classify};
 
 /// Up to how many bytes a value is counted.
@@ -47,7 +47,7 @@ pub(crate) struct Task {
 impl Task {
     /// Returns whether it may leave session state behind. What `on_acquire` sets is not looked into.
     pub(crate) fn leaves_state(&self, backend: DbBackend) -> bool {
-        let set_up = self.begin.iter().flat_map(|begin| begin.set_up.iter());
+        let set_up = self.begin.iter().flat_map(Begin::statements);
         self.on_acquire.is_some()
             || self.text.change > Change::Transaction
             || set_up
@@ -109,7 +109,28 @@ impl Task {
 /// The beginning of a session's own transaction.
 pub(crate) struct Begin {
     pub(crate) options: TransactionOptions,
-    pub(crate) set_up: Arc<[Statement]>,
+    pub(crate) set_up: Option<Arc<BeginSetUp>>,
+}
+
+/// What each BEGIN of a session's own transaction brings along.
+#[derive(Clone, Default)]
+pub(crate) struct BeginSetUp {
+    /// In its own text.
+    pub(crate) settings: Settings,
+    /// After it.
+    pub(crate) statements: Vec<Statement>,
+}
+
+impl Begin {
+    pub(super) fn settings(&self) -> Option<&Settings> {
+        self.set_up.as_deref().map(|set_up| &set_up.settings)
+    }
+
+    pub(super) fn statements(&self) -> &[Statement] {
+        self.set_up
+            .as_deref()
+            .map_or(&[], |set_up| &set_up.statements)
+    }
 }
 
 /// A session's request to its connection.
@@ -171,7 +192,7 @@ impl Operation {
             Self::Stream(statement, mut rows) => {
                 Box::pin(driver.stream(statement, &mut rows, named, reads_only)).await
             }
-            Self::Begin(options) => transaction.begin(link, options).await,
+            Self::Begin(options) => transaction.begin(link, options, None).await,
             Self::Commit => transaction.commit(link).await,
             Self::Rollback => transaction.rollback(link).await,
             Self::Ping => Box::pin(driver.ping()).await,

@@ -123,9 +123,9 @@ impl PinnedConnection {
 
     async fn begin_once(&mut self, begin: &Begin) -> Result<bool, DbErr> {
         self.transaction
-            .begin(&mut self.link, begin.options)
+            .begin(&mut self.link, begin.options, begin.settings())
             .await?;
-        self.set_up(&begin.set_up).await
+        self.set_up(begin.statements()).await
     }
 
     async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {

@@ -220,10 +220,19 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
     } else {
         at_least(link, task.reset)
     };
-    let set_up = task.begin.iter().flat_map(|begin| begin.set_up.iter());
+    let begin = task.begin.as_ref();
+    let set_up = begin.map_or(&[][..], Begin::statements);
+    let set = match begin.and_then(Begin::settings) {
+        // The others' are put back with the transaction's end.
+        Some(settings) if link.backend == DbBackend::Postgres && !settings.is_empty() => {
+            Change::Transaction
+        }
+        _ => Change::None,
+    };
     set_up
+        .iter()
         .map(|statement| classify(link.backend, &statement.sql).change)
-        .fold(task.text.change.max(around), Change::max)
+        .fold(task.text.change.max(around).max(set), Change::max)
 }
 
 /// The change that any call counts as.

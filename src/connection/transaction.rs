@@ -6,6 +6,8 @@ use super::{
     begin::begin_statement,
     link::{Around, Link},
     operation::Operation,
+    settings::Settings,
+    timeouts::Timeouts,
 };
 use crate::error::{Kind, server};
 
@@ -21,6 +23,7 @@ pub(super) struct Transaction {
     /// A transaction was ended by something else than the session, which does not know it yet.
     ended_elsewhere: bool,
     access: Access,
+    timeouts: Timeouts,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
 }
@@ -61,7 +64,7 @@ impl Transaction {
 
     /// Returns whether nothing of it is left on the connection, apart from its depth.
     pub(super) fn is_clean(&self) -> bool {
-        self.access != Access::QueryOnly
+        self.access != Access::QueryOnly && self.timeouts == Timeouts::Own
     }
 
     /// Returns whether a transaction was ended behind the session's back since this was last asked.
@@ -186,6 +189,7 @@ impl Transaction {
         &mut self,
         link: &mut Link,
         options: TransactionOptions,
+        settings: Option<&Settings>,
     ) -> Result<(), DbErr> {
         // A test's sessions have a savepoint where others have a transaction.
         let options = if link.is_test() && link.depth() == 0 {
@@ -194,19 +198,21 @@ impl Transaction {
             options
         };
         let reads_only = options.access_mode == Some(AccessMode::ReadOnly);
-        let begin = begin_statement(link.backend, options, link.driver.depth())?;
-        let several = begin
-            .statement
-            .as_ref()
-            .is_some_and(|sql| sql.contains(';'));
+        let depth = link.driver.depth();
+        let mut begin = begin_statement(link.backend, options, depth)?;
+        let query_only = begin.query_only;
+        if let Some(settings) = settings {
+            begin = begin.with(settings, link.backend, depth)?;
+            // Before BEGIN, which may have to wait for a lock itself. Boxed, as what follows.
+            Box::pin(self.timeouts.set(link, settings)).await?;
+        }
         // Boxed, since few calls begin a transaction and all have room for it.
-        let begun = Box::pin(link.driver.begin(begin.statement)).await;
-        if begun.is_err() && several {
-            // The first half may have taken effect: the next transaction must not inherit it.
-            link.give_up();
+        let begun = Box::pin(begin.send(link)).await;
+        if begun.is_err() {
+            self.put_back(link).await?;
         }
         begun?;
-        if begin.query_only {
+        if query_only {
             // Before it is sent: an answer that is lost must not leave it set.
             self.access = Access::QueryOnly;
             link.run("PRAGMA query_only = 1").await?;
@@ -225,7 +231,7 @@ impl Transaction {
         }
         // From here on it may be committed, even if no answer comes.
         link.driver.commit().await?;
-        if self.end_query_only(link).await.is_err() {
+        if self.put_back(link).await.is_err() {
             // Committed it is nevertheless.
             link.give_up();
         }
@@ -281,7 +287,7 @@ impl Transaction {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", counted - 1);
             link.run(release).await?;
         }
-        self.end_query_only(link).await
+        self.put_back(link).await
     }
 
     /// Releases the savepoint that [`roll_back_one`](Self::roll_back_one) leaves on MySQL. Code that released it
@@ -294,12 +300,16 @@ impl Transaction {
         }
     }
 
-    async fn end_query_only(&mut self, link: &mut Link) -> Result<(), DbErr> {
-        if self.access == Access::QueryOnly && link.depth() == 0 {
+    /// Puts back the settings of the connection that stood in for the transaction's.
+    pub(super) async fn put_back(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        if link.depth() > 0 || self.is_clean() || link.is_broken() {
+            return Ok(());
+        }
+        if self.access == Access::QueryOnly {
             link.run("PRAGMA query_only = 0").await?;
             self.access = Access::ReadWrite;
         }
-        Ok(())
+        Box::pin(self.timeouts.put_back(link)).await
     }
 
     /// Opens the transaction around a test's sessions.

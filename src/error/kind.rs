@@ -53,7 +53,9 @@ kinds! {
         TransactionBegun = "the session's transaction has begun with other options: set them before its first statement";
         NestedOptions = "isolation level and access mode belong to the outermost transaction: a nested one is a savepoint and cannot change them";
         NoTransaction = "this session commits each statement by itself: take a `DbTx`, or put `.transaction()` on the layer";
-        MustBeTransaction = "the session layer's `on_begin` needs a transaction: a route inside it cannot opt out";
+        MustBeTransaction = "the session layer's `on_begin`, settings or time-outs need a transaction: a route inside it cannot opt out";
+        SettingWithNul = "a value of `set_local` or `search_path` has a NUL character in it, which PostgreSQL takes in no text";
+        NoTimeouts = "time-outs of a transaction need a connection that is the session's own: a proxy of SeaORM's and a plain DatabaseConnection have none on MySQL, MariaDB and SQLite";
         RollbackOnly = "this session was set to roll back only: it can no longer commit";
         NoEnd = "this session is not part of a request, so hooks would never run: take the session from a layer, `pool.transaction()` or, in a test, `testing::serve`";
         InUse = "the session has already used its connection, so a layer's `on_acquire` comes too late: put that layer outside everything that runs statements";
@@ -99,6 +101,9 @@ kinds! {
         InvalidReserve = "`reserved_connections` leaves no connection for sessions: it must be smaller than max_connections";
         InvalidHold = "`hold_slow_threshold`, `hold_timeout` and `body_timeout` cannot be zero: every session would exceed them immediately (`Duration::MAX` turns them off)";
         CannotClose = "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`";
+        InvalidSettingName = "`set_local` needs the name of a setting, as `app.tenant`: letters, digits, `_` and `$` between dots, and no digit or `$` first";
+        NoLocalSettings = "`set_local` and `search_path` need PostgreSQL: on MySQL, MariaDB and SQLite, no setting ends with its transaction";
+        NoStatementTimeout = "SQLite has no `statement_timeout`: end long work by `hold_timeout`, or leave it out for this database";
         NothingToRollBack = "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`";
         NothingToLend = "`PoolMode::Transaction` lends connections between statements, and a proxy has none: leave `pool_mode` at its default";
         NothingToReset = "`reset` restores connection state, and a proxy has no connection: leave it at its default";

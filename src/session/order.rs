@@ -10,7 +10,7 @@ use super::{
     slot::Slot,
     state::State,
 };
-use crate::{error::Kind, pool::PoolMode};
+use crate::{connection::BeginSetUp, error::Kind, pool::PoolMode};
 
 /// Puts the session's statements into a transaction, or out of one, from the next statement on.
 pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
@@ -33,6 +33,10 @@ pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
 
 /// Applies what a layer inside the session's own asks for.
 pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
+    if let Some(set_up) = &order.on_begin {
+        // First: a route's layer does not know its database when it is built.
+        set_up.settings.check(core.pool().backend())?;
+    }
     match order.mode {
         Some(Mode::Autocommit) if order.on_begin.is_some() => return Err(Kind::MustBeTransaction),
         Some(mode) => set_mode(core, mode)?,
@@ -46,7 +50,7 @@ pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
     }
     may_set_up(&state, &order)?;
     let rules = &mut state.rules;
-    append(&mut rules.on_begin, order.on_begin);
+    add(&mut rules.on_begin, order.on_begin);
     append(&mut rules.on_acquire, order.on_acquire);
     let rule = order.commit_when;
     let before = rule.and_then(|rule| rules.commit_when.replace(rule));
@@ -67,6 +71,15 @@ fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
         return Err(Kind::InUse);
     }
     Ok(())
+}
+
+/// Adds what a layer further in brings along.
+fn add(set_up: &mut Option<Arc<BeginSetUp>>, inner: Option<BeginSetUp>) {
+    let Some(inner) = inner else { return };
+    let mut sum = set_up.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+    sum.settings.add(inner.settings);
+    sum.statements.extend(inner.statements);
+    *set_up = Some(Arc::new(sum));
 }
 
 /// Puts the `next` statements after those that are there.

@@ -8,7 +8,10 @@ use std::sync::{
 use http::response;
 use sea_orm::{Statement, TransactionOptions};
 
-use crate::pool::{Holder, Label, PoolMode};
+use crate::{
+    connection::BeginSetUp,
+    pool::{Holder, Label, PoolMode},
+};
 
 /// Decides whether a response's head (or, at the end of a held body, the head with the trailers) commits.
 pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
@@ -39,8 +42,8 @@ pub(crate) struct Rules {
     pub(crate) mode: Mode,
     /// `None`: the default rule.
     pub(crate) commit_when: Option<CommitWhen>,
-    /// Run after each BEGIN of the session's own transaction; the session is transactional for good.
-    pub(crate) on_begin: Option<Arc<[Statement]>>,
+    /// What each BEGIN of the session's own transaction brings along; the session is transactional for good.
+    pub(crate) on_begin: Option<Arc<BeginSetUp>>,
     /// Run on each connection before its first statement.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// `None`: the pool's.
@@ -59,7 +62,7 @@ pub(crate) struct Order {
     /// `None`: as it is.
     pub(crate) pool_mode: Option<PoolMode>,
     /// They come after those that the session knows.
-    pub(crate) on_begin: Option<Vec<Statement>>,
+    pub(crate) on_begin: Option<BeginSetUp>,
     /// They come after those that the session knows.
     pub(crate) on_acquire: Option<Vec<Statement>>,
 }

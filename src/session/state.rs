@@ -165,7 +165,7 @@ impl State {
         // Before BEGIN is sent, because it may be sent and its answer lost.
         self.stack.open_own();
         // With each BEGIN, also after an early commit: such settings end with their transaction.
-        let set_up = self.rules.on_begin.clone().unwrap_or_default();
+        let set_up = self.rules.on_begin.clone();
         Some(Begin { options, set_up })
     }
 

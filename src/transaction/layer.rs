@@ -1,6 +1,6 @@
 //! [`TransactionLayer`]: a transaction for single routes.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{borrow::Cow, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use http::{Response, request, response};
 use sea_orm::{Statement, TransactionOptions};
@@ -9,7 +9,8 @@ use tower_layer::Layer;
 use super::service::TransactionService;
 use crate::{
     DefaultDatabase, Error,
-    policy::SetUp,
+    connection::search_path,
+    policy::BeginRule,
     response::DefaultResponseForError,
     session::{CommitWhen, Mode, Order},
 };
@@ -49,7 +50,7 @@ pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForE
 pub(super) struct RoutePolicy {
     pub(super) mode: Mode,
     pub(super) commit_when: Option<CommitWhen>,
-    pub(super) on_begin: Option<SetUp>,
+    pub(super) begin: BeginRule,
 }
 
 impl RoutePolicy {
@@ -58,7 +59,7 @@ impl RoutePolicy {
             pool_mode: None,
             mode: Some(self.mode),
             commit_when: self.commit_when.clone(),
-            on_begin: self.on_begin.as_ref().map(|set_up| set_up(parts)),
+            on_begin: self.begin.set_up(parts),
             on_acquire: None,
         }
     }
@@ -90,7 +91,7 @@ impl<Tag> TransactionLayer<Tag> {
         let policy = RoutePolicy {
             mode,
             commit_when: None,
-            on_begin: None,
+            begin: BeginRule::default(),
         };
         Self {
             policy,
@@ -118,8 +119,67 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         F: Fn(&request::Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
-        self.policy.on_begin = Some(Arc::new(set_up));
+        self.policy.begin.statements(Arc::new(set_up));
         self
+    }
+
+    /// Limits each statement of these routes' transactions, as
+    /// [`DbSessionLayer::statement_timeout`](crate::DbSessionLayer::statement_timeout) does; zero takes the limit of the
+    /// layers around it away. On SQLite, which has no such time-out, requests are answered with 500.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "mock"))] {
+    /// # use std::time::Duration;
+    /// # use axum::{Router, routing::get};
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower_sea_orm::{DbSessionLayer, TransactionLayer};
+    /// # async fn report() {}
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let limits = TransactionLayer::new()
+    ///     .statement_timeout(Duration::from_secs(30))
+    ///     .lock_timeout(Duration::from_secs(1));
+    /// let app: Router = Router::new()
+    ///     .route("/report", get(report).layer(limits))
+    ///     .route_layer(DbSessionLayer::new(db));
+    /// # let _ = app; }
+    /// ```
+    pub fn statement_timeout(mut self, timeout: Duration) -> Self {
+        self.policy.begin.statement_timeout(timeout);
+        self
+    }
+
+    /// Limits each wait for a lock in these routes' transactions, as
+    /// [`DbSessionLayer::lock_timeout`](crate::DbSessionLayer::lock_timeout) does; zero takes the limit of the layers
+    /// around it away.
+    pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.policy.begin.lock_timeout(timeout);
+        self
+    }
+
+    /// Sets one of PostgreSQL's parameters until the end of each transaction, as
+    /// [`DbSessionLayer::set_local`](crate::DbSessionLayer::set_local) does; of two layers that set the same one, the
+    /// inner one counts. On another database, requests are answered with 500.
+    ///
+    /// # Panics
+    ///
+    /// If `name` is not the name of a setting, or belongs to [`with`](TransactionLayer::with).
+    #[track_caller]
+    pub fn set_local<F>(mut self, name: impl Into<Cow<'static, str>>, value: F) -> Self
+    where
+        F: Fn(&request::Parts) -> String + Send + Sync + 'static,
+    {
+        self.policy.begin.set_local(name.into(), Arc::new(value));
+        self
+    }
+
+    /// Sets PostgreSQL's `search_path` until the end of each transaction, as
+    /// [`DbSessionLayer::search_path`](crate::DbSessionLayer::search_path) does. On another database, requests are
+    /// answered with 500.
+    pub fn search_path<F>(self, schemas: F) -> Self
+    where
+        F: Fn(&request::Parts) -> Vec<String> + Send + Sync + 'static,
+    {
+        self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
     /// Makes the response when the session cannot follow this layer's settings, as

@@ -17,7 +17,10 @@ use super::{
     },
     through::OwnTransaction,
 };
-use crate::error::{Error, Kind, server};
+use crate::{
+    connection::Settings,
+    error::{Error, Kind, server},
+};
 
 /// Admits a statement, and returns the session's own transaction if that is what it runs in.
 pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, DbErr> {
@@ -74,7 +77,10 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     };
     let begun = core.pool().database().begin_with_options(options).await;
     let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
-    execute_all(core, &transaction, set_up).await?;
+    if let Some(set_up) = set_up {
+        set(core, &transaction, &set_up.settings).await?;
+        execute_all(core, &transaction, &set_up.statements).await?;
+    }
     let own = Arc::new(transaction);
     let mut state = core.lock();
     state.stack.failures.acquired();
@@ -89,17 +95,43 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         let state = core.lock();
         state.rules.on_acquire.clone().filter(|_| state.fresh)
     };
-    execute_all(core, core.pool().database(), set_up).await?;
+    execute_all(
+        core,
+        core.pool().database(),
+        set_up.as_deref().unwrap_or_default(),
+    )
+    .await?;
     core.lock().fresh = false;
     Ok(())
+}
+
+/// Sets what travels in BEGIN's own text where the session has a connection.
+async fn set(
+    core: &Core,
+    transaction: &DatabaseTransaction,
+    settings: &Settings,
+) -> Result<(), DbErr> {
+    let (backend, database) = (core.pool().backend(), core.pool().database());
+    if backend != DbBackend::Postgres {
+        // Nothing takes time on a mock. Elsewhere they would have to be put back, on a connection that the
+        // session does not have.
+        return match settings.is_empty() || database.is_mock_connection() {
+            true => Ok(()),
+            false => Err(Kind::NoTimeouts.into_db_err()),
+        };
+    }
+    match settings.text(backend).map_err(Kind::into_db_err)? {
+        Some(text) => transaction.execute_unprepared(&text).await.map(drop),
+        None => Ok(()),
+    }
 }
 
 async fn execute_all(
     core: &Core,
     db: &impl ConnectionTrait,
-    statements: Option<Arc<[Statement]>>,
+    statements: &[Statement],
 ) -> Result<(), DbErr> {
-    for statement in statements.iter().flat_map(|all| all.iter()) {
+    for statement in statements {
         vet(core, Caller::Session, &statement.sql)?;
         db.execute_raw(statement.clone()).await?;
     }

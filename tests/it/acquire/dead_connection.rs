@@ -1,9 +1,12 @@
 //! G17: a transaction, or a first statement, that finds its idle connection dead runs on another one.
 //! Nothing has happened yet that could happen twice.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{Router, body::Body, http::StatusCode, routing::any};
@@ -78,6 +81,10 @@ async fn a_transaction_begins_on_another_connection_if_its_own_has_died() {
         for (name, layer) in [
             ("own", site.layer.clone().transaction()),
             ("lazy", site.layer.clone().lazy().transaction()),
+            (
+                "with settings",
+                site.layer.clone().lock_timeout(Duration::from_secs(9)),
+            ),
         ] {
             two_dead(&site).await;
             let handler = move |db: DbSession| async move { insert_item(&db, name).await };

@@ -17,6 +17,7 @@ mod options;
 mod pool_transaction;
 mod round_trips;
 mod second_try;
+mod settings;
 mod transaction_layer;
 mod unfinished;
 mod unknown_outcome;

@@ -7,6 +7,8 @@
 //! connection, and all others are compared with it. Each request is counted until its connection is
 //! back in sqlx's pool, and is sent twice before: then its statements are prepared.
 
+use std::time::Duration;
+
 use axum::{Router, extract::Path, routing::any};
 use http::StatusCode;
 use sea_orm::{
@@ -193,6 +195,56 @@ async fn a_set_up_costs_its_statements() {
         }
         assert_whole(&wire.test, &wire.db, 1).await;
     }
+}
+
+#[tokio::test]
+async fn settings_travel_with_begin() {
+    for kind in WITH_SERVERS {
+        let wire = Wire::new(kind).await;
+        let idle = wire.count(wire.layer(), "/idle/0").await;
+        let limited = || {
+            wire.layer()
+                .statement_timeout(Duration::from_secs(999))
+                .lock_timeout(Duration::from_secs(9))
+        };
+        let isolated = limited().transaction_with(TransactionOptions {
+            isolation_level: Some(IsolationLevel::Serializable),
+            ..Default::default()
+        });
+        // MySQL's and MariaDB's are the connection's, and are put back after the transaction.
+        let put_back = u64::from(kind == Kind::MySql);
+        for layer in [limited(), isolated] {
+            for way in ["ok", "fail", "commit"] {
+                for statements in [1, 3] {
+                    let uri = format!("/{way}/{statements}");
+                    let cost = wire.count(layer.clone(), &uri).await - idle;
+                    assert_eq!(cost, statements + 2 + put_back, "{kind:?} {uri}");
+                }
+            }
+            let cost = wire.count(layer.lazy(), "/ok/0").await;
+            assert_eq!(cost, 0, "{kind:?}: no statement, no connection");
+        }
+        assert_whole(&wire.test, &wire.db, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn row_level_security_costs_no_trip_more_than_a_transaction() {
+    let wire = Wire::new(Kind::Postgres).await;
+    let idle = wire.count(wire.layer(), "/idle/0").await;
+    let by_statement = wire.layer().on_begin(|_| {
+        let sql = "SELECT set_config('app.tenant', $1, true)";
+        vec![Statement::from_sql_and_values(
+            sea_orm::DbBackend::Postgres,
+            sql,
+            ["red".into()],
+        )]
+    });
+    let with_begin = wire.layer().set_local("app.tenant", |_| "red".to_owned());
+    for (layer, cost) in [(by_statement, 4), (with_begin, 3)] {
+        assert_eq!(wire.count(layer, "/ok/1").await - idle, cost);
+    }
+    assert_whole(&wire.test, &wire.db, 1).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,83 @@
+//! [`BeginRule`]: what a layer has each BEGIN bring along.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use http::request::Parts;
+use sea_orm::DbBackend;
+
+use super::SetUp;
+use crate::{
+    connection::{BeginSetUp, Settings, check_name},
+    error::Error,
+};
+
+/// What a layer has each BEGIN bring along, made from the request's parts.
+#[derive(Clone, Default)]
+pub(crate) struct BeginRule {
+    statements: Option<SetUp>,
+    statement_timeout: Option<Duration>,
+    lock_timeout: Option<Duration>,
+    parameters: Vec<(Cow<'static, str>, Value)>,
+}
+
+/// A setting's value for a request.
+type Value = Arc<dyn Fn(&Parts) -> String + Send + Sync>;
+
+impl BeginRule {
+    pub(crate) fn statements(&mut self, set_up: SetUp) {
+        self.statements = Some(set_up);
+    }
+
+    pub(crate) fn statement_timeout(&mut self, timeout: Duration) {
+        self.statement_timeout = Some(timeout);
+    }
+
+    pub(crate) fn lock_timeout(&mut self, timeout: Duration) {
+        self.lock_timeout = Some(timeout);
+    }
+
+    /// # Panics
+    ///
+    /// If `name` is no name of a setting.
+    #[track_caller]
+    pub(crate) fn set_local(&mut self, name: Cow<'static, str>, value: Value) {
+        if let Err(kind) = check_name(&name) {
+            panic!("{}: {name:?}", Error::from(kind));
+        }
+        self.parameters.push((name, value));
+    }
+
+    /// # Panics
+    ///
+    /// If `backend` cannot do this.
+    #[track_caller]
+    pub(crate) fn assert_for(&self, backend: DbBackend) {
+        let mut settings = self.timeouts();
+        for (name, _) in &self.parameters {
+            settings.set(name.clone(), String::new());
+        }
+        if let Err(kind) = settings.check(backend) {
+            panic!("{}", Error::from(kind));
+        }
+    }
+
+    /// Returns what BEGIN brings along for a request; `None` if that is nothing.
+    pub(crate) fn set_up(&self, parts: &Parts) -> Option<BeginSetUp> {
+        let mut settings = self.timeouts();
+        for (name, value) in &self.parameters {
+            settings.set(name.clone(), value(parts));
+        }
+        if settings.is_empty() && self.statements.is_none() {
+            return None;
+        }
+        let statements = self.statements.as_ref();
+        Some(BeginSetUp {
+            settings,
+            statements: statements.map(|set_up| set_up(parts)).unwrap_or_default(),
+        })
+    }
+
+    fn timeouts(&self) -> Settings {
+        Settings::timeouts(self.statement_timeout, self.lock_timeout)
+    }
+}
