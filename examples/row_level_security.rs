@@ -13,8 +13,8 @@
 //! ```
 //!
 //! No handler names the tenant, so none can forget it. Three things make that work:
-//! - The tenant is set by `on_begin`, after each BEGIN and until the end of that transaction: the next
-//!   request on the same connection starts without a tenant, and without one no row is visible.
+//! - The tenant is set by `set_local`, in the text of each BEGIN and until the end of that transaction: it costs no
+//!   round trip, the next request on the same connection starts without a tenant, and without one no row is visible.
 //! - The connections have a role that policies apply to. They do not apply to superusers and to roles
 //!   with BYPASSRLS, nor, without FORCE, to the table's owner.
 //! - That is checked before the service listens.
@@ -196,7 +196,7 @@ pub(crate) async fn set_up(mut options: ConnectOptions) -> Result<(), DbErr> {
 /// job or the plain `DatabaseConnection` then sees no rows instead of all of them.
 ///
 /// A separate login works as well, and then not even `SET ROLE` leads back to the URL's user. Behind a proxy
-/// that pools per transaction, `on_begin` can run `set_config('role', $1, true)`.
+/// that pools per transaction, a second `set_local` can set `role`.
 pub(crate) async fn connect(mut options: ConnectOptions) -> Result<SessionPool, DbErr> {
     options.map_sqlx_postgres_opts(|options| options.options([("role", ROLE)]));
     let db = Database::connect(options).await?;
@@ -220,7 +220,9 @@ pub(crate) fn app(pool: SessionPool) -> Router {
 
 /// Gives `routes` sessions of the request's tenant.
 pub(crate) fn protected(routes: Router, pool: SessionPool) -> Router {
-    let sessions = DbSessionLayer::new(pool).lazy().on_begin(set_tenant);
+    let sessions = DbSessionLayer::new(pool)
+        .lazy()
+        .set_local("app.tenant", tenant);
     // The layer added last is outermost: the tenant is known first.
     routes
         .route_layer(sessions)
@@ -247,19 +249,10 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The tenant is a value, never a part of the SQL. `true` makes it end with the transaction.
-fn set_tenant(parts: &Parts) -> Vec<Statement> {
-    let tenant = parts
-        .extensions
-        .get::<Tenant>()
-        .map(|tenant| tenant.0.clone())
-        .unwrap_or_default();
-    let sql = "SELECT set_config('app.tenant', $1, true)";
-    vec![Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        sql,
-        [tenant.into()],
-    )]
+/// The value of `app.tenant` for a request; without a tenant, one for which no row is visible.
+fn tenant(parts: &Parts) -> String {
+    let tenant = parts.extensions.get::<Tenant>();
+    tenant.map(|tenant| tenant.0.clone()).unwrap_or_default()
 }
 
 #[derive(Deserialize)]
