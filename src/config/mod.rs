@@ -237,7 +237,7 @@ impl PoolConfig {
         let url = settings.url.take().ok_or(no_url)?;
         let url =
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
-        given.check(&settings, url.backend())?;
+        given.check(&settings, url.backend)?;
         Ok(Self {
             url,
             overflows,
@@ -324,7 +324,7 @@ impl PoolConfig {
             );
         }
         // SQLite has no server, and a lazy pool shows a wrong URL at its first session.
-        if self.url.backend() != DbBackend::Sqlite && !options.get_connect_lazy() {
+        if self.url.backend != DbBackend::Sqlite && !options.get_connect_lazy() {
             let startup = self.settings.startup_timeout.unwrap_or_default();
             wait_for_server(&self.url, &options, startup).await?;
         }

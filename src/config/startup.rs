@@ -34,22 +34,20 @@ pub(super) async fn wait_for_server(
     startup: Duration,
 ) -> Result<(), DbErr> {
     let pool = lazy_pool(options).await?;
-    let own = options.get_acquire_timeout();
-    let own = own.or(options.get_connect_timeout());
+    let own = options
+        .get_acquire_timeout()
+        .or(options.get_connect_timeout());
     let own = own.unwrap_or(CONNECT_TIMEOUT);
     let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
     let left = || startup.saturating_sub(started.elapsed());
-    // The last attempt has some time even if it begins at the end.
-    let in_time = || left().max(FIRST_PAUSE);
-    let bound = || {
-        if startup.is_zero() {
-            own
-        } else {
-            own.min(in_time())
-        }
+    // The last attempt has some time even if it begins at the end. Without a `startup_timeout` there is only one, which has
+    // as long as the pool itself would take.
+    let bound = || match startup {
+        Duration::ZERO => own,
+        _ => own.min(left().max(FIRST_PAUSE)),
     };
     while let Some(error) = attempt(&pool, url, bound()).await? {
-        // Behind an attempt and not before it: without a `startup_timeout` there is one.
+        // Behind an attempt and not before it: there is always one.
         if left().is_zero() {
             return Err(error);
         }

@@ -19,7 +19,7 @@ pub(super) struct DatabaseUrl {
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // a URL for a driver
     address: Option<String>,
     shown: String,
-    backend: DbBackend,
+    pub(super) backend: DbBackend,
 }
 
 impl DatabaseUrl {
@@ -90,10 +90,6 @@ impl DatabaseUrl {
             shown,
             backend,
         })
-    }
-
-    pub(super) fn backend(&self) -> DbBackend {
-        self.backend
     }
 
     /// SeaORM's options for this URL, password included: their `Debug` shows it.
