@@ -74,6 +74,7 @@ impl<D: Buf> Withheld<D> {
         if let Some(upper) = hint.upper() {
             sum.set_upper(upper.saturating_add(self.len()));
         }
+        // These bytes have left the inner body, and are still to come for the reader.
         sum.set_lower(hint.lower().saturating_add(self.len()));
         sum
     }

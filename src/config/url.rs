@@ -270,6 +270,7 @@ fn shown(url: &Url) -> String {
     let mut shown = url.clone();
     shown.set_query(None);
     let is_hidden = url.password().is_none() || shown.set_password(Some("***")).is_ok();
+    // Nothing of it at all: the password of such a URL may stand anywhere (G15).
     if has_stray_sign(url) || !is_hidden {
         return format!("{}:…", url.scheme());
     }

@@ -147,6 +147,7 @@ fn cut_unread(pool: &PoolInner) {
         let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else {
             continue;
         };
+        // Read before the cut, with which the session may go.
         let label = holder.label();
         if cut(pool, key, &holder, Kind::Unread) {
             log_session!(

@@ -39,6 +39,7 @@ impl Suspect {
         let doubt = holder
             .doubtful()
             .filter(|doubt| !doubt.handle.may_be_sending())?;
+        // The number as it is now: whatever arrives from here on changes it.
         let wakes = doubt.handle.wakes();
         Some(Self {
             holder,

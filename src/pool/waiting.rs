@@ -19,6 +19,7 @@ impl<'p> Waiting<'p> {
         request: Option<Arc<dyn Holder>>,
     ) -> Self {
         if let Some(request) = &request {
+            // By this count it is known that a connection of the request, once it rests, may complete a deadlock (H11).
             request.waits().fetch_add(1, Ordering::Relaxed);
         }
         Self {

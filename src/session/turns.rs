@@ -141,6 +141,7 @@ impl Turns {
             .lock()
             .waiting
             .as_ref()
+            // Cloned, and woken without the lock: a waker is the runtime's code.
             .and_then(|waiting| waiting.worker.clone());
         if let Some(worker) = worker {
             worker.wake();

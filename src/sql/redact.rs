@@ -71,6 +71,7 @@ impl Part {
     fn beginning(text: &str, next: char, in_name: bool, backend: DbBackend) -> Self {
         let is_mysql = backend == DbBackend::MySql;
         match next {
+            // `t1` is a name, and so is `a$b`.
             '0'..='9' | '$' if in_name => Self::Text,
             '0'..='9' => Self::Value(Some(number(text))),
             '\'' => Self::Value(quoted(text, next)),

@@ -185,6 +185,7 @@ async fn first_number(
     sql: &'static str,
 ) -> Result<Option<u64>, Fault> {
     let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
+    // Signed or not, by what has answered: the server or a proxy.
     let number = rows.first().and_then(|row| {
         row.try_get::<u64, _>(0).ok().or_else(|| {
             row.try_get::<i64, _>(0)

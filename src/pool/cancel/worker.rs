@@ -165,6 +165,7 @@ impl Work for CancelWorker {
             return;
         };
         let (requests, questions) = queue.take();
+        // Without an answer nothing is concluded, and of the requests nothing was sent.
         drop(questions);
         for request in requests {
             let _ = request.reply.send(Outcome::Untouched);
