@@ -9,7 +9,7 @@ use sea_orm::{
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
-use tower_sea_orm::{DbSession, DbSessionLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, PoolMode};
 
 pub type App = BoxCloneService<Request<()>, Response<String>, Infallible>;
 
@@ -62,6 +62,15 @@ pub fn rows(runtime: &Runtime, file: &Path) -> Vec<Row> {
         (
             "one SELECT, eager session",
             BoxCloneService::new(layer().layer(selecting(1))),
+        ),
+        (
+            "one SELECT, PoolMode::Transaction",
+            BoxCloneService::new(
+                layer()
+                    .lazy()
+                    .pool_mode(PoolMode::Transaction)
+                    .layer(selecting(1)),
+            ),
         ),
         (
             "transaction of 1, SeaORM's",

@@ -153,6 +153,50 @@ pub fn sample(
     })
 }
 
+/// Loads on several endpoints at the same time. The processor time is that of all of them.
+pub fn together(
+    part: Part,
+    round: usize,
+    endpoints: &[&Endpoint],
+    clients: usize,
+    time: &Time,
+    service: &Service,
+) -> Result<Vec<Sample>, Failure> {
+    let mut loads = Vec::new();
+    for endpoint in endpoints {
+        let mut arguments = arguments(service, endpoint, clients);
+        let seconds = time.seconds.max(1.5);
+        arguments.extend(["--warm-up", "1.0", "--seconds"].map(str::to_owned));
+        arguments.push(seconds.to_string());
+        loads.push(Load::start(&arguments, None)?);
+    }
+    loads
+        .iter_mut()
+        .try_for_each(|load| load.expect("begin").map(drop))?;
+    process::reset_peak(service.pid())?;
+    let before = process::cpu_nanos(service.pid());
+    let figures: Vec<_> = loads
+        .iter_mut()
+        .map(Load::figures)
+        .collect::<Result<_, _>>()?;
+    let service_us = micros(before, process::cpu_nanos(service.pid()));
+    let peak_kib = process::peak_kib(service.pid())?;
+    loads.into_iter().try_for_each(Load::end)?;
+    let sample = |(figures, endpoint): (Figures, &&Endpoint)| Sample {
+        part,
+        round,
+        subject: service.subject.name().to_owned(),
+        endpoint: endpoint.name.to_owned(),
+        clients,
+        figures,
+        service_us,
+        server_us: 0.0,
+        client_us: 0.0,
+        peak_kib,
+    };
+    Ok(figures.into_iter().zip(endpoints).map(sample).collect())
+}
+
 /// A number of requests through the proxy.
 pub fn trips(
     endpoint: &Endpoint,

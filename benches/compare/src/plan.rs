@@ -88,9 +88,12 @@ struct Plan {
     quick: bool,
 }
 
-const PARTS: [&str; 6] = [
-    "direct", "trips", "delayed", "one-core", "overload", "memory",
+const PARTS: [&str; 7] = [
+    "direct", "trips", "delayed", "one-core", "overload", "mixed", "memory",
 ];
+
+/// The clients of each endpoint where several have theirs at once.
+pub const BESIDE: usize = 64;
 
 /// As many as can be served at their best, and many more.
 pub const CROWDS: [usize; 3] = [32, 128, 1000];
@@ -182,6 +185,9 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         )
         .await?;
     }
+    if plan.has("mixed") {
+        mixed(&plan, &mut server, &mut results).await?;
+    }
     if plan.has("memory") {
         for subject in &plan.subjects {
             say(&format!("memory: {}", subject.name()));
@@ -217,7 +223,7 @@ async fn rounds(
     let (clients, processor): (&[usize], _) = match part {
         Part::OneCore => (&[128], Some("1")),
         Part::Overload => (&CROWDS, None),
-        Part::Direct | Part::Delayed => (&plan.clients, None),
+        Part::Direct | Part::Delayed | Part::Fast | Part::Mixed => (&plan.clients, None),
     };
     let mut random = 0x9E37_79B9_7F4A_7C15;
     for round in 0..plan.rounds {
@@ -272,6 +278,8 @@ fn belongs(endpoint: &Endpoint, part: Part) -> bool {
         Part::Direct => true,
         Part::Delayed | Part::OneCore => matches!(endpoint.name, "one" | "five" | "touch"),
         Part::Overload => matches!(endpoint.name, "one" | "slow" | "slow-release"),
+        // They have a load of their own.
+        Part::Fast | Part::Mixed => false,
     }
 }
 
@@ -289,7 +297,7 @@ async fn behind_proxy(
     let proxy = Proxy::start(server.port)?;
     let services = plan.start(&proxy.url(&server.url)?, Start::default())?;
     if plan.has("trips") {
-        for endpoint in Endpoint::ALL.iter().filter(|endpoint| !endpoint.is_slow()) {
+        for endpoint in Endpoint::ALL.iter().filter(|it| it.name != "slow-release") {
             for service in services
                 .iter()
                 .filter(|service| endpoint.has(service.subject))
@@ -301,6 +309,8 @@ async fn behind_proxy(
                 ));
                 let requests = match (plan.quick, service.subject) {
                     (true, _) | (_, Subject::Guide) => 1000,
+                    // As many as a pinned connection serves in some seconds.
+                    _ if endpoint.is_slow() => 1000,
                     (false, _) => 10_000,
                 };
                 results
@@ -341,6 +351,39 @@ async fn one_core(plan: &Plan, server: &mut Server, results: &mut Results) -> Re
     };
     server.bind_to("0-1")?;
     done
+}
+
+/// Fast endpoints, alone and beside a slow one.
+async fn mixed(plan: &Plan, server: &mut Server, results: &mut Results) -> Result<(), Failure> {
+    let is_mixed = |it: &Subject| {
+        matches!(
+            it,
+            Subject::OursLazy | Subject::OursPoolMode | Subject::SeaOrm
+        )
+    };
+    let plan = Plan {
+        subjects: plan.subjects.iter().copied().filter(is_mixed).collect(),
+        ..plan.clone()
+    };
+    let services = plan.start(&server.url, Start::default())?;
+    let endpoint = |name: &str| Endpoint::ALL.iter().find(|it| it.name == name);
+    let all: Vec<_> = ["one", "five", "slow"]
+        .into_iter()
+        .filter_map(endpoint)
+        .collect();
+    for round in 0..plan.rounds {
+        server.tidy_up().await?;
+        for service in &services {
+            for (part, endpoints) in [(Part::Fast, &all[..2]), (Part::Mixed, &all[..])] {
+                say(&format!("{part:?}, round {}", round + 1));
+                let samples =
+                    measure::together(part, round, endpoints, BESIDE, &plan.time, service)?;
+                samples.iter().for_each(say_sample);
+                results.samples.extend(samples);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn about(plan: &Plan, server: &Server) -> BTreeMap<String, String> {

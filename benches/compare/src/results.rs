@@ -26,6 +26,10 @@ pub enum Part {
     OneCore,
     /// Many more clients than connections.
     Overload,
+    /// Several endpoints at once: the fast ones.
+    Fast,
+    /// The same beside a slow one.
+    Mixed,
 }
 
 /// One subject, one endpoint, once.

@@ -46,6 +46,7 @@ fn text(results: &Results) -> String {
         ("delayed", tables::endpoints(results, Part::Delayed)),
         ("one-core", tables::one_core(results)),
         ("overload", tables::overload(results)),
+        ("mixed", tables::mixed(results)),
         ("memory", tables::memory(results)),
         ("pinning", pinning(results)),
         ("client", client(results)),

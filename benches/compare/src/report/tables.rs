@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::stats::{At, Spread, grouped, server_each, service_each};
 use crate::{
-    plan::{CROWDS, Endpoint},
+    plan::{BESIDE, CROWDS, Endpoint},
     results::{Part, Results, Sample},
     subjects::Subject,
 };
@@ -178,6 +178,49 @@ pub fn overload(results: &Results) -> String {
                 spread.map_or("–".to_owned(), |spread| format!("{spread:.0}"))
             };
             let _ = writeln!(out, " {kept:.2} | {} | {} |", text(p99), text(refused));
+        }
+    }
+    out
+}
+
+/// Fast endpoints, alone and beside a slow one.
+pub fn mixed(results: &Results) -> String {
+    let mut out = String::from(
+        "| | | alone, requests/s | beside the slow one | share kept | p50, ms | p99, ms |\n|---|---|--:|--:|--:|--:|--:|\n",
+    );
+    for endpoint in ["one", "five", "slow"] {
+        for subject in Subject::ALL {
+            let name = subject.name();
+            let at = |part| At {
+                part,
+                endpoint,
+                clients: BESIDE,
+            };
+            let Some(mixed) = results.spread(at(Part::Mixed), name, Sample::per_second) else {
+                continue;
+            };
+            let alone = results.spread(at(Part::Fast), name, Sample::per_second);
+            let kept = results.ratio_of(
+                (at(Part::Mixed), name),
+                (at(Part::Fast), name),
+                Sample::per_second,
+            );
+            let text = |spread: Option<Spread>, digits: usize| {
+                spread.map_or("–".to_owned(), |spread| format!("{spread:.digits$}"))
+            };
+            let p50 = results.spread(at(Part::Mixed), name, |it| it.figures.p50_us / 1000.0);
+            let p99 = results.spread(at(Part::Mixed), name, |it| it.figures.p99_us / 1000.0);
+            let title = Endpoint::ALL.iter().find(|it| it.name == endpoint);
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {mixed:.0} | {} | {} | {} |",
+                title.map_or(endpoint, |it| it.title),
+                subject.title(),
+                text(alone, 0),
+                text(kept, 2),
+                text(p50, 1),
+                text(p99, 1)
+            );
         }
     }
     out
