@@ -390,7 +390,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     ///
     /// # Panics
     ///
-    /// With [`PoolMode::Transaction`] over SeaORM's proxy, which has no connections to lend.
+    /// With [`PoolMode::Transaction`] over SeaORM's proxy, which has no connections to lend, or over a pool with
+    /// [`Reset::SessionStateAlways`](crate::Reset::SessionStateAlways), for which every statement leaves session state behind.
     #[track_caller]
     pub fn pool_mode(mut self, mode: PoolMode) -> Self {
         if mode == PoolMode::Transaction

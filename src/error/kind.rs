@@ -105,6 +105,7 @@ kinds! {
         NoLocalSettings = "`set_local` and `search_path` need PostgreSQL: on MySQL, MariaDB and SQLite, no setting ends with its transaction";
         NoStatementTimeout = "SQLite has no `statement_timeout`: end long work by `hold_timeout`, or leave it out for this database";
         NothingToRollBack = "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`";
+        NeverLent = "`Reset::SessionStateAlways` takes every statement for one that leaves session state behind, so that `PoolMode::Transaction` could lend nothing: use one of the two";
         NothingToLend = "`PoolMode::Transaction` lends connections between statements, and a proxy has none: leave `pool_mode` at its default";
         NothingToReset = "`reset` restores connection state, and a proxy has no connection: leave it at its default";
     }

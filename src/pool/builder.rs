@@ -130,8 +130,8 @@ impl SessionPoolBuilder {
     /// Sets for how long a session keeps its connection. Default: [`PoolMode::Session`], to its end. A layer may have
     /// [another mode](crate::DbSessionLayer::pool_mode).
     ///
-    /// SeaORM's proxy has no connections to lend: [`build`](Self::build) refuses [`PoolMode::Transaction`] there. On a
-    /// mock, the mode only refuses what it refuses on a database.
+    /// SeaORM's proxy has no connections to lend: [`build`](Self::build) refuses [`PoolMode::Transaction`] there, and
+    /// together with [`Reset::SessionStateAlways`], for which every statement leaves session state behind. On a mock, the mode only refuses what it refuses on a database.
     pub fn pool_mode(mut self, mode: PoolMode) -> Self {
         self.settings.pool_mode = mode;
         self

@@ -115,11 +115,9 @@ impl PoolInner {
     ///
     /// # Errors
     ///
-    /// If there are no connections to lend.
+    /// If there are no connections to lend, or none ever may be.
     pub(crate) fn allow_lending(&self) -> Result<(), Error> {
-        if self.is_proxy() {
-            return Err(Kind::NothingToLend.into());
-        }
+        self.settings.check_lending(&self.driver)?;
         self.has_lenders.store(true, Ordering::Relaxed);
         Ok(())
     }

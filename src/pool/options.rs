@@ -81,6 +81,17 @@ impl Settings {
         Admission::new(guaranteed, PATIENCE.min(self.acquire_timeout / 2))
     }
 
+    /// Returns an error if sessions could not lend their connections between statements.
+    pub(super) fn check_lending(&self, driver: &DriverPool) -> Result<(), Error> {
+        if driver.is_proxy() {
+            return Err(Kind::NothingToLend.into());
+        }
+        if self.reset == Reset::SessionStateAlways {
+            return Err(Kind::NeverLent.into());
+        }
+        Ok(())
+    }
+
     /// Returns an error if they contradict each other or the database.
     pub(super) fn check(&self, driver: &DriverPool) -> Result<(), Error> {
         if driver
@@ -99,9 +110,9 @@ impl Settings {
         if self.reset.is_of_session() && driver.is_proxy() {
             return Err(Kind::NothingToReset.into());
         }
-        if self.pool_mode == PoolMode::Transaction && driver.is_proxy() {
-            return Err(Kind::NothingToLend.into());
+        match self.pool_mode {
+            PoolMode::Session => Ok(()),
+            PoolMode::Transaction => self.check_lending(driver),
         }
-        Ok(())
     }
 }

@@ -20,7 +20,7 @@ use super::{
     service::{self, BROKEN},
     support::{
         database::{self, TestDb},
-        pool::open_transactions,
+        pool::{in_mode, open_transactions},
         site::port_of,
         wait,
     },
@@ -258,7 +258,7 @@ pub fn ours(plan: &Plan, db: DatabaseConnection, court: Arc<Court>) -> (Router, 
     } else {
         pool
     };
-    let layer = DbSessionLayer::new(pool.build().expect("settings that fit"));
+    let layer = DbSessionLayer::new(in_mode(pool).build().expect("settings that fit"));
     let layer = if plan.lazy { layer.lazy() } else { layer };
     let layer = if plan.transaction {
         layer.transaction()

@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use axum::{Router, body::Body, extract::Path, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+    routing::get,
+};
 use futures_util::{StreamExt, future::join_all, stream};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, TransactionTrait};
@@ -66,8 +73,11 @@ async fn requests_that_wait_between_statements_share_connections() {
                 .map(|n| tokio::spawn(send_owned(app.clone(), &format!("/{n}"))))
                 .collect();
             gate.reached(20).await;
-            let status = pool.status();
-            assert_eq!(status.lendable, status.used as usize, "{status:?}");
+            eventually("what is used may be lent", async || {
+                let status = pool.status();
+                status.lendable == status.used as usize
+            })
+            .await;
             gate.open();
             for answer in timeout(BOUND, join_all(requests)).await.unwrap() {
                 assert_eq!(answer.unwrap().status(), StatusCode::OK);
@@ -546,5 +556,58 @@ async fn a_pool_that_closes_waits_for_a_session_that_has_lent() {
         let answer = timeout(BOUND, request).await.unwrap().unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(timeout(BOUND, closing).await.unwrap().unwrap(), 0);
+    }
+}
+
+/// A session store on the same pool reads before the handler and writes after it, in sessions of its own.
+#[tokio::test]
+async fn a_session_store_on_the_same_pool_is_served() {
+    async fn store(
+        State(pool): State<SessionPool>,
+        request: Request,
+        next: Next,
+    ) -> Result<Response, Failed> {
+        let session = pool.session().await.map_err(DbErr::from)?;
+        select(&session).await;
+        drop(session);
+        let response = next.run(request).await;
+        let session = pool.session().await.map_err(DbErr::from)?;
+        insert_item(&session, &unique_name()).await;
+        Ok(response)
+    }
+    async fn handler(db: DbSession) {
+        select(&db).await;
+        insert_item(&db, &unique_name()).await;
+    }
+    for kind in Kind::ALL {
+        // The store's layer outside the session's, and inside.
+        for outside in [true, false] {
+            let test = TestDb::new(kind).await;
+            let db = test.connect(5).await;
+            let layer = layer_with(&db, transaction_mode);
+            let pool = layer.pool().clone();
+            let max = pool.status().max;
+            let (app, store) = (
+                Router::new().route("/", get(handler)),
+                from_fn_with_state(pool, store),
+            );
+            let app = if outside {
+                app.layer(layer).layer(store)
+            } else {
+                app.layer(store).layer(layer)
+            };
+            let clients = (0..20).map(|_| {
+                let app = app.clone();
+                tokio::spawn(async move {
+                    for _ in 0..5 {
+                        assert_eq!(send(&app, "/").await.status(), StatusCode::OK);
+                    }
+                })
+            });
+            for client in timeout(BOUND, join_all(clients)).await.unwrap() {
+                client.unwrap();
+            }
+            assert_whole(&test, &db, max).await;
+        }
     }
 }

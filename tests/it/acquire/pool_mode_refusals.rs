@@ -1,10 +1,14 @@
 //! `PoolMode::Transaction`: what would be answered for another session is refused, with and without load alike.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use axum::{Router, routing::get};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 use tokio::task::yield_now;
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, Error, PoolMode};
+use tower_sea_orm::{
+    DbSession, DbSessionLayer, DbTx, Error, PoolMode, Reset, SessionPool, SessionPoolBuilder,
+};
 
 use crate::support::{
     database::{Kind, TestDb, insert_item, unique_name},
@@ -126,4 +130,19 @@ async fn a_transaction_and_session_mode_refuse_nothing() {
             .layer(DbSessionLayer::new(pool).pool_mode(PoolMode::Session));
         assert_eq!(send(&app, "/").await.status(), StatusCode::OK);
     }
+}
+
+#[tokio::test]
+async fn a_reset_after_every_statement_is_refused() {
+    let test = TestDb::new(Kind::SqliteFile).await;
+    let db = test.connect(2).await;
+    let always = |pool: SessionPoolBuilder| pool.reset(Reset::SessionStateAlways);
+    let built = always(SessionPool::builder(db.clone())).pool_mode(PoolMode::Transaction);
+    let error = built.build().unwrap_err().to_string();
+    assert!(error.contains("SessionStateAlways"), "{error}");
+    let layer = layer_with(&db, |pool| always(pool).pool_mode(PoolMode::Session));
+    let layer = || layer.clone().pool_mode(PoolMode::Transaction);
+    let panic = catch_unwind(AssertUnwindSafe(layer)).unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    assert!(message.contains("SessionStateAlways"), "{message}");
 }

@@ -19,9 +19,15 @@ use super::{
 /// Nobody is refused because the machine is busy.
 pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
     let off = std::env::var("TEST_HANDOFF").is_ok_and(|warm| warm == "off");
-    let builder = SessionPool::builder(db)
-        .direct_handoff(!off)
-        .acquire_timeout(BOUND);
+    in_mode(
+        SessionPool::builder(db)
+            .direct_handoff(!off)
+            .acquire_timeout(BOUND),
+    )
+}
+
+/// Has the sessions lend whenever they may, if the suite runs so.
+pub fn in_mode(builder: SessionPoolBuilder) -> SessionPoolBuilder {
     if lends() {
         builder
             .pool_mode(PoolMode::Transaction)
