@@ -36,7 +36,7 @@ kinds! {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
         ConnectionLost = "the session's connection was lost: this request cannot continue on it";
-        ReadsEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
+        AsksEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";
         NoRuntime = "there is no tokio runtime here: a session needs one to acquire its connection";
         PoolDeadlock = "every connection of the pool is held by a request or a job that is waiting for a second one, so none of them could continue: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`";

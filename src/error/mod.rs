@@ -284,7 +284,7 @@ impl Error {
     pub fn is_forbidden_statement(&self) -> bool {
         matches!(
             self.kind,
-            Kind::Control(_) | Kind::CommitsImplicitly | Kind::ReadsEarlier
+            Kind::Control(_) | Kind::CommitsImplicitly | Kind::AsksEarlier
         )
     }
 

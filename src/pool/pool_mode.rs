@@ -41,19 +41,21 @@
 ///
 /// # What is refused
 ///
-/// A statement that asks about an earlier one of its connection would get another session's answer. Outside a transaction,
-/// it is refused with an error that says what to do, with and without load alike, unless the session has kept its
-/// connection since before that earlier statement: `lastval()` and `currval()` of PostgreSQL; `LAST_INSERT_ID()`,
+/// A statement that asks about an earlier one of its connection could get another session's answer. It is refused with an
+/// error that says what to do, with and without load alike, unless the earlier one is part of the same transaction, or has run
+/// since the connection was pinned: `lastval()` and `currval()` of PostgreSQL; `LAST_INSERT_ID()`,
 /// `@@identity`, `LASTVAL(s)`, `FOUND_ROWS()`, `ROW_COUNT()`, `SHOW WARNINGS`, `SHOW ERRORS`, `SHOW PROFILE`,
 /// `@@warning_count`, `@@error_count` and `GET DIAGNOSTICS` of MySQL and MariaDB; `last_insert_rowid()`, `changes()` and
-/// `total_changes()` of SQLite. In one text with the statement that it asks about, it is not refused. SeaORM's
+/// `total_changes()` of SQLite. In one text with the statement that it asks about, it is not refused. Such questions are found
+/// by the text: those in functions, views, defaults and triggers of your own are not, and which sequence or table an INSERT
+/// has used is not known. SeaORM's
 /// `last_insert_id` and `rows_affected` come with the result of the statement itself and are always right.
 ///
 /// | | `Session` | `Transaction` |
 /// |---|---|---|
 /// | all statements of a request see | one connection | one connection for each transaction, and from the first session state on |
 /// | a handler that waits between statements | keeps its connection | lends it |
-/// | `lastval()` and the like, in autocommit | the session's own | refused |
+/// | `lastval()` and the like, in autocommit | the session's own | refused, unless pinned |
 /// | [`reset`](crate::SessionPoolBuilder::reset) | as set | at least `SessionState` |
 ///
 /// ```

@@ -250,7 +250,8 @@ impl<Tag> DbSession<Tag> {
     /// [`PoolMode::Session`](crate::PoolMode::Session) it is kept anyway.
     ///
     /// For statements that depend on the connection without their text saying so, such as a function of your own that
-    /// changes session state, and for those that ask about an earlier statement: call it before that earlier one. Session
+    /// changes session state, and for those that ask about an earlier statement: call it before that earlier one, or the
+    /// question is refused. Session
     /// state that such functions leave behind is not reset: take it back before you drop the pin.
     /// [`release`](Self::release) gives the connection back all the same.
     ///

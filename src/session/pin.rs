@@ -15,7 +15,8 @@ impl SessionPin {
     pub(super) fn new(core: &Arc<Core>) -> Self {
         let mut state = core.lock();
         let last = state.last_id();
-        state.pins.add(last);
+        let in_transaction = state.stack.depth() > 0;
+        state.pins.add(last, in_transaction);
         drop(state);
         Self { core: core.clone() }
     }

@@ -2,14 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-/// What keeps a session's connection outside a transaction.
+use crate::sql::Earlier;
+
+/// What keeps a session's connection outside a transaction, and which of its calls have run on it since it was kept.
 #[derive(Default)]
 pub(super) struct Pins {
     guards: u32,
     /// A statement has left session state on the connection.
     by_state: bool,
-    /// The last call before it was kept: what came after it has run on this connection.
-    since: Option<u64>,
+    /// The first call of which it is certain that the session has had the same connection from then on.
+    since: u64,
+    /// The latest call that wrote.
+    wrote: u64,
+    /// The latest call that inserted.
+    inserted: u64,
 }
 
 impl Pins {
@@ -17,33 +23,48 @@ impl Pins {
         self.guards > 0 || self.by_state
     }
 
-    /// Returns whether the call `last` has run on the connection that the session still has.
-    pub(super) fn has_kept(&self, last: u64) -> bool {
-        self.since.is_some_and(|since| last > since)
-    }
-
-    pub(super) fn add(&mut self, last: u64) {
+    /// Pins the connection by hand, behind the call `last`.
+    pub(super) fn add(&mut self, last: u64, in_transaction: bool) {
+        if !self.is_any() && !in_transaction {
+            self.since = last + 1;
+        }
         self.guards += 1;
-        self.since.get_or_insert(last);
     }
 
     pub(super) fn remove(&mut self) {
         self.guards -= 1;
-        if !self.is_any() {
-            self.since = None;
+    }
+
+    /// The call `id` begins, and may leave session state behind.
+    pub(super) fn note(&mut self, id: u64, is: Earlier, in_transaction: bool, leaves_state: bool) {
+        if !self.is_any() && !in_transaction {
+            self.since = id;
+        }
+        self.by_state |= leaves_state;
+        if is >= Earlier::Write {
+            self.wrote = id;
+        }
+        if is >= Earlier::Insert {
+            self.inserted = id;
         }
     }
 
-    /// The call `id` may leave session state behind.
-    pub(super) fn note_state(&mut self, id: u64) {
-        self.by_state = true;
-        self.since.get_or_insert(id);
-    }
-
-    /// The session has another connection, behind the call `last`.
+    /// The session has given its connection back, or got another one, behind the call `last`.
     pub(super) fn moved(&mut self, last: u64) {
         self.by_state = false;
-        self.since = (self.guards > 0).then_some(last);
+        self.since = last + 1;
+    }
+
+    /// Returns whether what is asked about has run on the connection that the session still has, behind the call `last`.
+    pub(super) fn know(&self, asks: Earlier, last: u64, in_transaction: bool) -> bool {
+        let about = match asks {
+            Earlier::None => return true,
+            Earlier::Any => last,
+            Earlier::Write => self.wrote,
+            Earlier::Insert => self.inserted,
+        };
+        // Without either, the connection may have been lent since.
+        (self.is_any() || in_transaction) && about >= self.since
     }
 }
 

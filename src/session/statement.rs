@@ -17,7 +17,7 @@ use crate::{
     connection::{Operation, Output, Task},
     error::Kind,
     pool::{CheckedOut, PoolMode},
-    sql::{Classified, Effect, Redacted, classify},
+    sql::{Classified, Earlier, Effect, Redacted, classify},
     telemetry,
 };
 
@@ -107,8 +107,9 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
     }
-    if text.reads_earlier && is_answered_by_another(core, caller) {
-        return Err(Kind::ReadsEarlier.into_db_err());
+    // A mock has no connection to lend, but refuses what a database would.
+    if text.asks > Earlier::None && core.pool().is_direct() && !core.lock().is_kept(caller) {
+        return Err(Kind::AsksEarlier.into_db_err());
     }
     match text.effect {
         // sqlx counts the transactions that it began itself, and would not know of this one (H15).
@@ -119,14 +120,6 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
         }
         Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok(text),
     }
-}
-
-/// Returns whether a statement that is about an earlier one may run on a connection that this one has not run on.
-fn is_answered_by_another(core: &Core, caller: Caller) -> bool {
-    let state = core.lock();
-    state.pool_mode == PoolMode::Transaction
-        && !state.is_inside(caller)
-        && !state.pins.has_kept(state.last_id())
 }
 
 /// Starts what is asked for, in its turn.
@@ -189,6 +182,10 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     {
         return Err(Kind::CommitsImplicitly);
     }
+    // In the turn: what is asked about may have waited before it.
+    if !state.knows(request.text.asks) {
+        return Err(Kind::AsksEarlier);
+    }
     // `Broken` until the call is in the slot: if the launch panics, the connection is closed with its unwinding.
     match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Idle(connection) => Ok(connection),
@@ -220,8 +217,10 @@ fn install(
         .runtime
         .get_or_insert_with(|| connection.runtime().clone());
     state.span.count();
-    if state.pool_mode == PoolMode::Transaction && task.leaves_state(core.pool().backend()) {
-        state.pins.note_state(id);
+    if state.pool_mode == PoolMode::Transaction {
+        let leaves_state = task.leaves_state(core.pool().backend());
+        let is_inside = task.depth > 0;
+        state.pins.note(id, task.text.is, is_inside, leaves_state);
     }
     state.streaming = streams;
     // Boxed, because the slot stores it whatever polls it, and it may have to move into a task (G5).

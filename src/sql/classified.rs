@@ -13,13 +13,15 @@ pub(crate) struct Classified {
     pub(crate) reads_only: bool,
     /// It does nothing lasting unless a transaction is open.
     pub(crate) needs_transaction: bool,
-    /// Its answer is about an earlier statement of the same connection.
-    pub(crate) reads_earlier: bool,
+    /// The earlier statement of the same connection that its answer is about.
+    pub(crate) asks: Earlier,
+    /// What it is itself to a later statement that asks.
+    pub(crate) is: Earlier,
 }
 
 impl Classified {
     /// The session's own COMMIT and the like, whose consequences it knows.
-    pub(crate) const OWN: Self = Self::plain(false);
+    pub(crate) const OWN: Self = Self::plain(false, Earlier::Any);
 
     /// Code without a text, which may do anything but end PostgreSQL's session.
     pub(crate) const OPAQUE: Self = Self {
@@ -27,17 +29,19 @@ impl Classified {
         change: Change::Session,
         reads_only: false,
         needs_transaction: false,
-        reads_earlier: false,
+        asks: Earlier::None,
+        is: Earlier::Insert,
     };
 
     /// A statement that works on rows and on nothing else.
-    pub(super) const fn plain(reads_only: bool) -> Self {
+    pub(super) const fn plain(reads_only: bool, is: Earlier) -> Self {
         Self {
             effect: Effect::None,
             change: Change::None,
             reads_only,
             needs_transaction: false,
-            reads_earlier: false,
+            asks: Earlier::None,
+            is,
         }
     }
 
@@ -45,6 +49,18 @@ impl Classified {
     pub(crate) fn is_doubtful(self) -> bool {
         self.effect == Effect::Unknown
     }
+}
+
+/// A statement that a later one of the same connection may ask about, from the one that all are to the rarest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Earlier {
+    None,
+    /// Any: about its warnings, or the rows that it found or changed.
+    Any,
+    /// One that writes: about the number of its rows, on SQLite.
+    Write,
+    /// One that inserts: about its last identifier.
+    Insert,
 }
 
 /// The effect of a text of SQL on the transaction around it; the worst of its statements counts.

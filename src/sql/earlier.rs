@@ -1,38 +1,55 @@
 //! [`EarlierReader`]: statements whose answer is about an earlier statement of the same connection: the last identifier, the
-//! number of rows it changed, its warnings.
+//! number of rows it changed, its warnings. And those that such questions are about.
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
     DbBackend,
 };
 
-use super::lexer::{Lexer, Token, is_one_of};
+use super::{
+    classified::Earlier,
+    lexer::{Lexer, Token, is_one_of},
+};
 
-/// The text of a call or a variable by which something is asked about an earlier statement.
-fn names(backend: DbBackend) -> &'static [&'static str] {
-    match backend {
-        Postgres => &["lastval", "currval"],
-        // The second one is MariaDB's.
-        MySql => &["last_insert_id", "lastval", "found_rows", "row_count"],
-        Sqlite => &["last_insert_rowid", "changes", "total_changes"],
-        _ => &[],
-    }
-}
+/// Functions without an argument that ask about an earlier statement.
+const CALLS: [(DbBackend, &str, Earlier); 8] = [
+    (Postgres, "lastval", Earlier::Insert),
+    (MySql, "last_insert_id", Earlier::Insert),
+    (MySql, "found_rows", Earlier::Any),
+    (MySql, "row_count", Earlier::Any),
+    (Sqlite, "last_insert_rowid", Earlier::Insert),
+    (Sqlite, "changes", Earlier::Write),
+    (Sqlite, "total_changes", Earlier::Write),
+    // Only its change says something, which another session may have caused.
+    (Sqlite, "data_version", Earlier::Any),
+];
+
+/// Functions that name a sequence; the second one is MariaDB's.
+const CALLS_OF_SEQUENCES: [(DbBackend, &str); 2] = [(Postgres, "currval"), (MySql, "lastval")];
 
 /// MySQL's system variables that say the same.
-const VARIABLES: [&str; 4] = ["identity", "last_insert_id", "warning_count", "error_count"];
+const VARIABLES: [(&str, Earlier); 5] = [
+    ("identity", Earlier::Insert),
+    ("last_insert_id", Earlier::Insert),
+    ("warning_count", Earlier::Any),
+    ("error_count", Earlier::Any),
+    ("last_gtid", Earlier::Any),
+];
 
-/// Words behind which a text asks about itself.
-const OWN: [&str; 4] = ["nextval", "setval", "returning", "sql_calc_found_rows"];
+/// Words behind which a name with parentheses is no call.
+const NAMING: [&str; 6] = ["into", "table", "on", "references", "with", "exists"];
 
 /// Reads one text to its end.
 #[derive(Debug)]
 pub(super) struct EarlierReader<'a> {
     backend: DbBackend,
-    found: bool,
-    /// What is asked from here on is about a statement of this text.
-    is_own: bool,
-    first: Token<'a>,
+    asks: Earlier,
+    /// The latest statements of the text that can be asked about, the one that is being read excluded.
+    before: Earlier,
+    /// The same of the statement that is being read.
+    current: Earlier,
+    /// `None` before the statement's first word.
+    first: Option<Token<'a>>,
     previous: Token<'a>,
 }
 
@@ -40,83 +57,145 @@ impl<'a> EarlierReader<'a> {
     pub(super) fn new(backend: DbBackend) -> Self {
         Self {
             backend,
-            found: false,
-            is_own: false,
-            first: Token::Symbol(b';'),
+            asks: Earlier::None,
+            before: Earlier::None,
+            current: Earlier::None,
+            first: None,
             previous: Token::Symbol(b';'),
         }
     }
 
-    /// Returns whether the text asks about a statement that is not part of it.
-    pub(super) fn found(&self) -> bool {
-        self.found
+    /// Returns what the text asks about that is not part of it.
+    pub(super) fn asks(&self) -> Earlier {
+        self.asks
+    }
+
+    /// Returns what can be asked about the text.
+    pub(super) fn is(&self) -> Earlier {
+        self.before.max(self.current)
     }
 
     pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
-        if self.found || self.is_own {
-            return;
-        }
         match token {
-            // A query leaves the last identifier as it is, so a reader behind it still asks about what was before the text.
-            Token::Symbol(b';') if !self.first.is_one_of(&["select", "values", "table"]) => {
-                self.is_own = self.first != Token::Symbol(b';');
+            Token::Symbol(b';') => {
+                self.before = self.before.max(self.current);
+                (self.first, self.current) = (None, Earlier::None);
             }
-            Token::Symbol(b';') => self.first = token,
-            _ if self.first == Token::Symbol(b';') => {
-                self.first = token;
-                self.found = self.backend == MySql && is_about_earlier(token, rest);
+            Token::Seam => {}
+            _ => {
+                let asks = if self.first.is_none() {
+                    (self.first, self.current) = (Some(token), Earlier::Any);
+                    self.command(token, rest)
+                } else {
+                    self.word(token, rest)
+                };
+                // It is answered by what goes before it in the text.
+                if asks > self.before {
+                    self.asks = self.asks.max(asks);
+                }
+                self.current = self.current.max(self.is_about(token, rest));
             }
-            _ if self.is_maker(token, rest) => self.is_own = true,
-            _ => self.found = self.asks(token, rest),
         }
         self.previous = token;
     }
 
-    /// Returns whether a `token` says that the text makes itself what it asks for.
-    fn is_maker(&self, token: Token<'_>, mut rest: Lexer<'_>) -> bool {
-        if token.is_one_of(&OWN) {
-            return true;
+    /// What a statement asks about by its first word.
+    fn command(&self, word: Token<'_>, mut rest: Lexer<'_>) -> Earlier {
+        let words: &[&str] = match self.backend {
+            // `SHOW COUNT(*) WARNINGS` as well.
+            MySql if word.is_word("show") => {
+                &["warnings", "errors", "profile", "profiles", "count"]
+            }
+            MySql if word.is_word("get") => &["diagnostics", "current", "stacked"],
+            Sqlite if word.is_word("pragma") => &["data_version"],
+            _ => &[],
+        };
+        if rest.next().is_some_and(|next| next.is_one_of(words)) {
+            Earlier::Any
+        } else {
+            Earlier::None
         }
-        // MariaDB's `NEXT VALUE FOR`. And `LAST_INSERT_ID(expr)` sets what it returns.
-        self.backend == MySql
-            && (self.previous.is_word("next") && token.is_word("value")
-                || is_name(token, &["last_insert_id"])
-                    && rest.next() == Some(Token::Symbol(b'('))
-                    && rest.next() != Some(Token::Symbol(b')')))
     }
 
-    fn asks(&self, token: Token<'_>, rest: Lexer<'_>) -> bool {
+    /// What a statement asks about by a word inside it.
+    fn word(&mut self, token: Token<'_>, mut rest: Lexer<'_>) -> Earlier {
+        // A definition asks when it is used, which cannot be seen.
+        let defines = |first: Token<'_>| first.is_one_of(&["create", "alter"]);
+        if self.first.is_some_and(defines) {
+            return Earlier::None;
+        }
+        if token.is_one_of(&["nextval", "setval", "returning"])
+            || self.previous.is_word("next") && token.is_word("value")
+        {
+            // From here on, the statement asks about itself.
+            self.before = Earlier::Insert;
+        }
+        let asks = match token {
+            Token::Word(name) | Token::Name(name) => self.call(name, rest),
+            Token::Symbol(b'@') if self.previous == token && self.backend == MySql => {
+                variable(rest)
+            }
+            _ => Earlier::None,
+        };
+        let is_previous_value = self.previous.is_word("previous") && token.is_word("value");
+        if is_previous_value && rest.next().is_some_and(|next| next.is_word("for")) {
+            Earlier::Insert
+        } else {
+            asks
+        }
+    }
+
+    fn call(&self, name: &str, mut rest: Lexer<'_>) -> Earlier {
+        if rest.next() != Some(Token::Symbol(b'(')) || self.previous.is_one_of(&NAMING) {
+            return Earlier::None;
+        }
+        let is_empty = rest.next() == Some(Token::Symbol(b')'));
+        let is = |known: &str| known.eq_ignore_ascii_case(name);
+        let call = CALLS
+            .iter()
+            .find(|(backend, known, _)| *backend == self.backend && is(known));
+        let of_sequence = CALLS_OF_SEQUENCES
+            .iter()
+            .any(|(backend, known)| *backend == self.backend && is(known));
+        match call {
+            // `LAST_INSERT_ID(expr)` sets what it returns. And a table may have such a name: `changes (id, …)`.
+            Some((_, _, asks)) if is_empty => *asks,
+            _ if of_sequence && !is_empty => Earlier::Insert,
+            _ => Earlier::None,
+        }
+    }
+
+    /// What can be asked about a statement with this word.
+    fn is_about(&self, token: Token<'_>, rest: Lexer<'_>) -> Earlier {
+        const INSERTS: [&str; 4] = ["insert", "replace", "merge", "nextval"];
+        if token.is_one_of(&["copy", "load"]) && self.first == Some(token) {
+            return Earlier::Insert;
+        }
         let is_call = || rest.peek() == Some(Token::Symbol(b'('));
-        is_name(token, names(self.backend)) && is_call()
-            || self.backend == MySql
-                && (self.previous.is_word("previous") && token.is_word("value")
-                    || token == Token::Symbol(b'@')
-                        && self.previous == Token::Symbol(b'@')
-                        && is_variable(rest))
+        match token {
+            // `replace(...)` and MySQL's `insert(...)` work on strings.
+            Token::Word(word) if is_one_of(word, &["insert", "replace"]) && is_call() => {
+                Earlier::Any
+            }
+            Token::Word(word) if is_one_of(word, &INSERTS) => Earlier::Insert,
+            Token::Word(word) if is_one_of(word, &["update", "delete"]) => Earlier::Write,
+            _ => Earlier::Any,
+        }
     }
 }
 
-fn is_name(token: Token<'_>, names: &[&str]) -> bool {
-    matches!(token, Token::Word(name) | Token::Name(name) if is_one_of(name, names))
-}
-
-/// Returns whether `rest` begins with one of the system variables, perhaps behind its scope.
-fn is_variable(mut rest: Lexer<'_>) -> bool {
+/// What `rest` asks about if it begins with a system variable, perhaps behind its scope.
+fn variable(mut rest: Lexer<'_>) -> Earlier {
     let mut name = rest.next();
     let is_scope = |name: Token<'_>| name.is_one_of(&["session", "local"]);
     if name.is_some_and(is_scope) && rest.next() == Some(Token::Symbol(b'.')) {
         name = rest.next();
     }
-    name.is_some_and(|name| is_name(name, &VARIABLES))
-}
-
-/// Returns whether MySQL's statement that begins with `word` is about the one before it.
-fn is_about_earlier(word: Token<'_>, rest: Lexer<'_>) -> bool {
-    let next = rest.peek();
-    let is_next = |words: &[&str]| next.is_some_and(|next| next.is_one_of(words));
-    if word.is_word("show") {
-        // `SHOW COUNT(*) WARNINGS` as well.
-        return is_next(&["warnings", "errors", "profile", "profiles", "count"]);
-    }
-    word.is_word("get") && is_next(&["diagnostics", "current", "stacked"])
+    let Some(Token::Word(name) | Token::Name(name)) = name else {
+        return Earlier::None;
+    };
+    let known = VARIABLES
+        .iter()
+        .find(|(known, _)| known.eq_ignore_ascii_case(name));
+    known.map_or(Earlier::None, |(_, asks)| *asks)
 }

@@ -24,7 +24,7 @@ use sea_orm::DbBackend;
 pub(crate) use self::{
     classified::Change,
     classified::Classified,
-    classified::{Effect, TransactionControl},
+    classified::{Earlier, Effect, TransactionControl},
     redact::Redacted,
 };
 use self::{
@@ -37,7 +37,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
     // Enough for nearly every statement, and cheaper than the lexer: all of them come through here.
     let plain = Glance::of(backend, sql);
     if let Some(glance) = plain.as_ref().filter(|glance| glance.is_clear()) {
-        return Classified::plain(glance.reads);
+        return Classified::plain(glance.reads, glance.is());
     }
     let mut lexer = Lexer::new(backend, sql);
     let mut effect = EffectReader::new(backend);
@@ -72,6 +72,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         // What is taken for a read may be cancelled, and run only in part on SQLite: in doubt it is a write (G9, H23).
         reads_only: reads.reads_only() && !lexer.is_doubtful(),
         needs_transaction: locks.needs_transaction(),
-        reads_earlier: earlier.found(),
+        asks: earlier.asks(),
+        is: earlier.is(),
     }
 }

@@ -9,6 +9,7 @@ use sea_orm::{
 };
 
 use super::{
+    classified::Earlier,
     lexer::{is_one_of, is_word_part},
     reads::words_of_writes,
 };
@@ -18,6 +19,8 @@ use super::{
 pub(super) struct Glance {
     /// It is a query that writes nothing, unless a closer look says otherwise.
     pub(super) reads: bool,
+    /// It inserts.
+    inserts: bool,
     /// It has a part of a name by which a session is changed, or an earlier statement asked about.
     pub(super) may_change: bool,
     /// A query has a word or quotes that only the lexer can judge.
@@ -50,11 +53,21 @@ impl Glance {
         }
         let mut glance = Self {
             reads,
+            inserts: is_one_of(word, &["insert"]),
             is_unclear: rest.bytes().next().is_some_and(is_word_part),
             ..Self::default()
         };
         glance.look(backend, rest.as_bytes());
         Some(glance)
+    }
+
+    /// Returns what it is to a later statement that asks about it.
+    pub(super) fn is(&self) -> Earlier {
+        match (self.reads, self.inserts) {
+            (true, _) => Earlier::Any,
+            (false, false) => Earlier::Write,
+            (false, true) => Earlier::Insert,
+        }
     }
 
     /// Returns whether no closer look is needed. Names in quotes end, unless quotes of two kinds stand in one another.

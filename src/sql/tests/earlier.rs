@@ -3,10 +3,10 @@ use sea_orm::{
     DbBackend,
 };
 
-use crate::sql::{Change, classify};
+use crate::sql::{Change, Earlier, classify};
 
 fn reads_earlier(backend: DbBackend, sql: &str) -> bool {
-    classify(backend, sql).reads_earlier
+    classify(backend, sql).asks > Earlier::None
 }
 
 #[test]
@@ -22,6 +22,7 @@ fn what_asks_about_an_earlier_statement_is_found() {
                 "UPDATE item SET parent = lastval() RETURNING id",
                 "WITH a AS (SELECT currval('s')) SELECT * FROM a",
                 "SELECT 1; SELECT lastval()",
+                "DELETE FROM item; SELECT lastval()",
                 "/* c */ SELECT lastval() -- c",
             ][..],
         ),
@@ -41,6 +42,7 @@ fn what_asks_about_an_earlier_statement_is_found() {
                 "SHOW PROFILES",
                 "SELECT @@warning_count",
                 "GET DIAGNOSTICS @n = NUMBER",
+                "SET @a = 1; SELECT LAST_INSERT_ID()",
             ],
         ),
         (
@@ -50,6 +52,7 @@ fn what_asks_about_an_earlier_statement_is_found() {
                 "SELECT changes()",
                 "SELECT Total_Changes ( )",
                 "INSERT INTO line VALUES (last_insert_rowid())",
+                "PRAGMA data_version",
             ],
         ),
     ] {
@@ -71,6 +74,9 @@ fn what_asks_about_itself_or_nothing_is_not() {
                 "SELECT setval('s', 1); SELECT currval('s')",
                 "SELECT lastval FROM item",
                 "SELECT 'lastval()'",
+                "CREATE VIEW last AS SELECT lastval()",
+                "INSERT INTO currval (id) VALUES (1)",
+                "ALTER TABLE item ALTER COLUMN id SET DEFAULT currval('s')",
                 "SELECT changes(), last_insert_id()",
                 "SELECT 1",
             ][..],
@@ -95,6 +101,9 @@ fn what_asks_about_itself_or_nothing_is_not() {
             &[
                 "INSERT INTO item VALUES (1); SELECT last_insert_rowid()",
                 "SELECT changes FROM item",
+                "INSERT INTO \"changes\" (\"id\") VALUES (1)",
+                "CREATE TABLE changes (id integer)",
+                "WITH changes (n) AS (SELECT 1) SELECT n FROM changes",
                 "SELECT lastval()",
             ],
         ),
@@ -111,4 +120,28 @@ fn a_seed_is_nothing_that_a_reset_takes_back() {
         classify(Postgres, "SELECT setseed(0.5)").change,
         Change::Beyond
     );
+}
+
+#[test]
+fn what_can_be_asked_about_a_statement_is_known() {
+    for (sql, is) in [
+        ("SELECT 1", Earlier::Any),
+        ("INSERT INTO item VALUES (1)", Earlier::Insert),
+        (
+            "WITH a AS (SELECT 1) INSERT INTO item SELECT * FROM a",
+            Earlier::Insert,
+        ),
+        ("SELECT nextval('s')", Earlier::Insert),
+        (
+            "UPDATE item SET copy = replace(name, 'a', 'b')",
+            Earlier::Write,
+        ),
+        ("DELETE FROM item", Earlier::Write),
+        ("SELECT 1; INSERT INTO item VALUES (1)", Earlier::Insert),
+        ("SET x = 1", Earlier::Any),
+    ] {
+        for backend in [Postgres, MySql, Sqlite] {
+            assert_eq!(classify(backend, sql).is, is, "{backend:?}: {sql}");
+        }
+    }
 }
