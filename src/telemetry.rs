@@ -14,10 +14,6 @@ use tracing::{Span, field::Empty};
 
 use crate::error::Error;
 
-/// The time after which a server may have closed an idle connection. Shorter than any setting of a server, because
-/// the connection may have been idle before.
-const REST: Duration = Duration::from_millis(50);
-
 /// The span of one session.
 pub(crate) struct SessionSpan {
     span: Span,
@@ -51,12 +47,6 @@ impl SessionSpan {
     pub(crate) fn checked_out(&mut self) {
         // Only while it has a connection: between `release()` and the next statement it holds none.
         self.since = Some(Instant::now());
-    }
-
-    /// Returns whether the session has had its connection for so long that the server may have closed it as idle: MySQL's
-    /// `wait_timeout` is a second at least.
-    pub(crate) fn has_rested(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= REST)
     }
 
     pub(crate) fn released(&mut self) {

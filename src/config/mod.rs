@@ -83,7 +83,7 @@ macro_rules! set {
 /// | `connect_timeout` | | time | | The driver pool's acquire timeout, if `acquire_timeout` is not given. |
 /// | `idle_timeout` | | time, `never` | 10 min | After this time, an unused connection above `min_connections` is closed. |
 /// | `max_lifetime` | `pool_recycle` | time, `never` or `-1` | 30 min (SQLAlchemy: never) | The age at which an unused connection is closed. |
-/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | Ping a connection of the driver's pool before it is used. A connection that goes straight from one session to the next is not pinged; see `direct_handoff`. |
+/// | `test_before_acquire` | `pool_pre_ping` | switch | true (SQLAlchemy: false) | Ping a connection of the driver's pool before it is used. A connection that goes straight from one session to the next is not pinged; see `direct_handoff` and `test_before_acquire_if_idle_for`. |
 /// | `connect_lazy` | | switch | false | Connect at the first session, as SQLAlchemy always does. |
 /// | `sqlx_logging` | `echo` | switch | true (SQLAlchemy: false) | Log statements under the target `sqlx::query`, without their values. |
 /// | `sqlx_logging_level` | | level | info | The level at which statements are logged. |
@@ -97,6 +97,7 @@ macro_rules! set {
 /// | `commit_timeout` | | time | 30 s | [`SessionPoolBuilder::commit_timeout`] |
 /// | `max_pending` | | number | by the pace, at least 20 × `max_connections` | [`SessionPoolBuilder::max_pending`] |
 /// | `direct_handoff` | | switch | true | [`SessionPoolBuilder::direct_handoff`] |
+/// | `test_before_acquire_if_idle_for` | | time | 30 s | [`SessionPoolBuilder::test_before_acquire_if_idle_for`] |
 /// | `reset` | `pool_reset_on_return`: `rollback` or `none` | `none`, `rollback_only`, `session_state`, `session_state_always` | `rollback_only` | [`SessionPoolBuilder::reset`] |
 /// | `pool_mode` | | `session`, `transaction` | `session` | [`SessionPoolBuilder::pool_mode`] |
 /// | `cancel_running` | | switch | false | [`SessionPoolBuilder::cancel_running`] |
@@ -285,6 +286,7 @@ impl PoolConfig {
         set! { builder, self.settings; acquire_timeout release_timeout commit_timeout }
         set! { builder, self.settings; reserved_connections max_pending reset pool_mode }
         set! { builder, self.settings; hold_slow_threshold hold_timeout body_timeout direct_handoff }
+        set! { builder, self.settings; test_before_acquire_if_idle_for }
         if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }

@@ -84,6 +84,7 @@ settings! {
     release_timeout: Duration = time;
     commit_timeout: Duration = time;
     direct_handoff: bool = switch;
+    test_before_acquire_if_idle_for: Duration = time_or_zero;
     reset: Reset = reset, pool_reset_on_return = reset_on_return;
     pool_mode: PoolMode = pool_mode;
     cancel_running: bool = switch;

@@ -89,7 +89,7 @@ impl BeginStatement {
     /// Opens the transaction.
     pub(super) async fn send(self, link: &mut Link) -> Result<(), DbErr> {
         let several = self.statement.as_ref().is_some_and(|sql| sql.contains(';'));
-        let begun = link.driver.begin(self.statement).await;
+        let begun = link.begin(self.statement).await;
         if begun.is_err() && several && link.backend == DbBackend::MySql {
             // The first half may have taken effect: the next transaction must not inherit it. PostgreSQL has aborted the
             // transaction by it, which is rolled back before anything else runs: the connection is suspect.

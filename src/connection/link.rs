@@ -1,11 +1,11 @@
 //! [`Link`]: the driver's connection, and what is known of it.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use sea_orm::{DbBackend, DbErr};
 use tokio::time::timeout;
 
-use super::driver::Driver;
+use super::{driver::Driver, rest::SILENCE};
 use crate::error::server;
 
 pub(super) struct Link {
@@ -21,6 +21,8 @@ pub(super) struct Link {
     /// Each statement commits by itself unless the session says otherwise. On MySQL, a setting from before this
     /// crate saw the connection may say so too.
     pub(super) is_autocommit_proven: bool,
+    /// The network may have forgotten it, as the first BEGIN will show.
+    pub(super) is_doubted: bool,
 }
 
 /// The condition of a connection between two calls.
@@ -71,6 +73,7 @@ impl Link {
             around: Around::Nothing,
             // Only MySQL has a setting for it.
             is_autocommit_proven: backend != DbBackend::MySql,
+            is_doubted: false,
         }
     }
 
@@ -106,6 +109,20 @@ impl Link {
 
     pub(super) fn is_lost(&self) -> bool {
         self.condition == Condition::Lost
+    }
+
+    /// Opens a transaction, with `statement` if there is one.
+    pub(super) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
+        let begun = self.driver.begin(statement);
+        if !mem::take(&mut self.is_doubted) {
+            return begun.await;
+        }
+        // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for it.
+        let answered = timeout(SILENCE, begun).await;
+        answered.unwrap_or_else(|_| {
+            self.lose();
+            Err(server::unanswered())
+        })
     }
 
     /// Runs a text of this crate.

@@ -11,6 +11,7 @@ mod operation;
 mod prepare;
 mod refusal;
 mod reset;
+mod rest;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
@@ -23,7 +24,7 @@ mod transaction;
 use std::sync::Arc;
 
 use sea_orm::{DbBackend, DbErr};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 
 #[cfg(feature = "sqlx-postgres")]
 pub(crate) use self::driver::POSTGRES_PLACE;
@@ -32,6 +33,7 @@ pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
 pub use self::reset::Reset;
+pub(crate) use self::rest::{Rest, SILENCE};
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
@@ -98,6 +100,23 @@ impl PinnedConnection {
     /// The connection must serve no session any more.
     pub(crate) fn give_up(&mut self) {
         self.link.give_up();
+    }
+
+    /// Pings it, and returns whether the server has answered soon. Otherwise it is not to be used again.
+    pub(crate) async fn is_alive(&mut self) -> bool {
+        let answered = timeout(SILENCE, self.link.driver.ping()).await;
+        let is_alive = matches!(answered, Ok(Ok(())));
+        if !is_alive {
+            self.link.lose();
+        }
+        is_alive
+    }
+
+    /// Notes that the network may have forgotten the connection: a BEGIN that is not answered soon is lost. Returns false
+    /// where another round trip would come before it.
+    pub(crate) fn doubt(&mut self) -> bool {
+        self.link.is_doubted = self.link.is_autocommit_proven;
+        self.link.is_doubted
     }
 
     /// Returns whether the open transaction has failed.

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Driver, Peer, Reset, Settings, link::Link, transaction::Transaction};
-use crate::sql::{Change, Classified, classify};
+use super::{Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction};
+use crate::sql::{Change, Classified, calls_nothing_unknown, classify};
 
 /// Up to how many bytes a value is counted.
 // Only whether a statement is large counts, so that a huge array is not formatted to its end for that.
@@ -22,8 +22,8 @@ const A_LOT: usize = 1 << 20;
 pub(crate) struct Task {
     /// The session has run nothing on this connection yet.
     pub(crate) first: bool,
-    /// The session has had the connection for so long that the server may have closed it as idle.
-    pub(crate) rested: bool,
+    /// For how long the server has heard nothing on the connection, if this is the first.
+    pub(crate) rest: Rest,
     /// The number of transactions that are open around it; others are rolled back first.
     pub(crate) depth: usize,
     /// Prepares a connection that has just been checked out.
@@ -59,7 +59,7 @@ impl Task {
     pub(super) fn set_up(statement: Statement, depth: usize, text: Classified) -> Self {
         Self {
             first: false,
-            rested: false,
+            rest: Rest::None,
             depth,
             on_acquire: None,
             begin: None,
@@ -92,6 +92,21 @@ impl Task {
         self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)))
     }
 
+    /// Returns whether the first that it sends is a BEGIN, of which nothing is lost with its connection.
+    pub(crate) fn begins(&self) -> bool {
+        self.opens() && self.on_acquire.is_none() && self.text.change == Change::None
+    }
+
+    /// Returns whether all of it can be run once more after it was lost, because it changes nothing.
+    pub(crate) fn may_run_twice(&self, backend: DbBackend) -> bool {
+        // Not a stream: its reader may have rows already. What is set up before may be anything.
+        let read = self.operation.as_ref().filter(|read| !read.is_stream());
+        (self.is_whole() && self.on_acquire.is_none() && self.text.reads_only)
+            && read
+                .and_then(Operation::text)
+                .is_some_and(|sql| calls_nothing_unknown(backend, sql))
+    }
+
     /// The operation, to be sent now. What may have to be sent again stays: a BEGIN, and what the server may
     /// never see because it has closed the connection.
     pub(super) fn take_operation(&mut self) -> Operation {
@@ -99,7 +114,7 @@ impl Task {
             // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
-            Some(operation) if self.rested && self.begin.is_none() => operation.copy(),
+            Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
             _ => None,
         };
         std::mem::replace(&mut self.operation, again).unwrap_or(Operation::Settle)

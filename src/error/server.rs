@@ -132,7 +132,7 @@ pub(crate) fn unanswered() -> DbErr {
 
 /// Whether it is the error of such a statement.
 #[cfg(feature = "_sqlx")]
-pub(super) fn is_unanswered(error: &DbErr) -> bool {
+pub(crate) fn is_unanswered(error: &DbErr) -> bool {
     let DbErr::Conn(RuntimeErr::SqlxError(error)) = error else {
         return false;
     };
@@ -159,7 +159,7 @@ pub(crate) fn unanswered() -> DbErr {
 }
 
 #[cfg(not(feature = "_sqlx"))]
-pub(super) fn is_unanswered(_: &DbErr) -> bool {
+pub(crate) fn is_unanswered(_: &DbErr) -> bool {
     false
 }
 

@@ -103,7 +103,8 @@ impl SessionPoolBuilder {
     }
 
     /// Sets whether a clean connection goes straight to the next session: to one that is waiting, or
-    /// one that arrives within a second. Default: `true`.
+    /// one that arrives before it has been idle for
+    /// [too long](Self::test_before_acquire_if_idle_for). Default: `true`.
     ///
     /// On a saturated pool, users of the plain `DatabaseConnection` are not forgotten: one in a hundred of the connections
     /// that come back goes to the driver's pool, at least one in a fifth of its `acquire_timeout`, and as many as are taken
@@ -114,6 +115,52 @@ impl SessionPoolBuilder {
     /// rely on them.
     pub fn direct_handoff(mut self, enabled: bool) -> Self {
         self.settings.direct_handoff = enabled;
+        self
+    }
+
+    /// Sets for how long an idle connection is kept for the next session without being tested. After that, it goes back to
+    /// the driver's pool, which pings it, and again before it is used. Default: 30 s, but at most a tenth of the driver's
+    /// `idle_timeout` and a quarter of its `max_lifetime`, which the driver's pool looks after. Zero keeps none: only a
+    /// session that waits gets a connection directly.
+    ///
+    /// SeaORM's [`ConnectOptions`](sea_orm::ConnectOptions) has a setting of this name for users of the plain
+    /// `DatabaseConnection`. These lack nothing by this one: while the driver's pool has no connection left, idle ones are
+    /// returned to it.
+    ///
+    /// The server or the network may have closed a connection meanwhile. That costs the session's first statement time, but
+    /// no answer:
+    ///
+    /// - a transaction begins on another connection;
+    /// - a statement outside a transaction that only reads runs again on another one, once. It reads if its keywords say so
+    ///   and it calls no functions but well-known ones of the servers (`count`, `coalesce`, `lower`, …); views
+    ///   and policies that call others are not looked into. If it gets no answer for 1.2 s on a connection that has been idle for
+    ///   a second, the server is asked, on a separate connection, whether it is at work for this client, and again after
+    ///   growing pauses as long as it is. If it cannot say, as behind a proxy, the connection is given up after about 4 s;
+    /// - anything else, such as a write outside a transaction, a stream or raw code, might happen twice. It is preceded by a
+    ///   ping if the connection has been idle for a second. If it fails on one that has died within that second, its error is
+    ///   [`is_connection_lost`](Error::is_connection_lost), except where the server says that it had closed the connection as
+    ///   idle: then it runs on another one.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use std::time::Duration;
+    ///
+    /// use sea_orm::Database;
+    /// use tower_sea_orm::SessionPool;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let url = format!("sqlite://{}?mode=rwc", dir.path().join("shop.db").display());
+    /// let pool = SessionPool::builder(Database::connect(url).await?)
+    ///     .test_before_acquire_if_idle_for(Duration::from_secs(10))
+    ///     .build()?;
+    /// drop(pool.session().await?);
+    /// assert_eq!(pool.status().idle, 1); // for the next session
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn test_before_acquire_if_idle_for(mut self, idle: Duration) -> Self {
+        self.settings.test_before_acquire_if_idle_for = idle;
         self
     }
 

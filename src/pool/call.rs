@@ -1,13 +1,20 @@
 //! A call on a connection, which begins again on another one where that is dead and nothing has happened yet.
+//!
+//! A connection that was idle is not pinged before it is used: most are alive. A session's first call finds out, so it
+//! depends on that call what comes before it and after it.
 
+use std::{pin::pin, time::Instant};
+
+use futures_util::future::{Either, select};
 use sea_orm::DbErr;
 
 use super::{
     checked_out::{CheckedOut, Finished},
+    lost_statements::lose_if_forgotten,
     waiters::Claim,
 };
 use crate::{
-    connection::{Output, PinnedConnection, Task},
+    connection::{Output, PinnedConnection, Rest, SILENCE, Task},
     error::{Error, server},
 };
 
@@ -17,14 +24,19 @@ const BEGIN_AGAIN: u32 = 3;
 impl CheckedOut {
     /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
     /// one, and so does a first statement that the server says it had no connection for any more: nothing has
-    /// happened yet that could happen twice.
+    /// happened yet that could happen twice. So does a first statement that only reads.
     #[allow(
         clippy::manual_async_fn,
         reason = "an `async fn` has room for its arguments twice"
     )]
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
-            let mut output = self.call_once(&mut task).await;
+            let mut output = if task.rest == Rest::None {
+                self.call_once(&mut task).await
+            } else {
+                // Boxed, as below.
+                Box::pin(self.call_rested(&mut task)).await
+            };
             if self.may_begin_again(&output, &task) {
                 // Boxed: it is rare, and inline it would enlarge the future of every call.
                 output = Box::pin(self.begin_again(output, &mut task)).await;
@@ -34,6 +46,54 @@ impl CheckedOut {
                 connection: self,
                 output,
             }
+        }
+    }
+
+    /// Runs the first call on a connection that has rested.
+    async fn call_rested(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        if task.may_run_twice(self.pool().backend()) {
+            return self.read(task).await;
+        }
+        if task.rest == Rest::Long
+            && let Some(connection) = &mut self.parts.connection
+        {
+            // G17: of anything else but a BEGIN, the answer may never come, and it may have been done nevertheless (G20).
+            let is_safe = task.begins() && connection.doubt();
+            if !is_safe && !connection.is_alive().await {
+                self.exchange().await.map_err(|error| error.to_db_err())?;
+            }
+        }
+        self.call_once(task).await
+    }
+
+    /// Runs a read, once more if it finds its connection dead.
+    async fn read(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        let began = Instant::now();
+        let output = self.read_once(task).await;
+        let Err(error) = &output else { return output };
+        // Later on, the read itself may be what the server has died of, or what its operator has ended.
+        let was_dead = began.elapsed() < SILENCE || server::is_unanswered(error);
+        if !was_dead || !server::is_fatal(error) || !self.is_broken() || !task.is_whole() {
+            return output;
+        }
+        self.exchange().await.map_err(|error| error.to_db_err())?;
+        // Not a third time: those that were idle as well are pinged by now.
+        task.rest = Rest::None;
+        self.call_once(task).await
+    }
+
+    /// Runs a read to its end, or until the server says that it is not at it.
+    async fn read_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        let handle = self.cancel_handle().filter(|_| task.rest == Rest::Long);
+        let Some(handle) = handle else {
+            return self.call_once(task).await;
+        };
+        let pool = self.pool().clone();
+        let reading = pin!(self.call_once(task));
+        match select(reading, pin!(lose_if_forgotten(&pool, &handle))).await {
+            Either::Left((output, _)) => output,
+            // It knows now that its answer is lost.
+            Either::Right(((), reading)) => reading.await,
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
     slot::SlotGuard,
 };
 use crate::{
-    connection::{CancelHandle, Output, PinnedConnection},
+    connection::{CancelHandle, Output, PinnedConnection, Rest},
     sql::Redacted,
 };
 
@@ -39,6 +39,8 @@ pub(super) struct Parts {
     pub(super) fetched: Instant,
     /// How often it came back since then.
     pub(super) returns: u32,
+    /// The time at which it came back last, or was fetched.
+    pub(super) used: Instant,
     /// The session's last statement.
     pub(super) text: Redacted,
     /// The place of its session in the pool's registry.
@@ -85,6 +87,7 @@ impl CheckedOut {
             connection: Some(connection),
             fetched,
             returns: 0,
+            used: Instant::now(),
             text: Redacted::default(),
             holder: None,
             is_offered: false,
@@ -152,6 +155,11 @@ impl CheckedOut {
     /// Notes that no session holds it any more.
     pub(super) fn leave(&mut self) {
         self.parts.leave();
+    }
+
+    /// Returns for how long the server has heard nothing on it, if no statement of its session's has run yet.
+    pub(crate) fn rest(&self) -> Rest {
+        Rest::of(self.parts.used.elapsed())
     }
 
     /// Returns the session's last statement.

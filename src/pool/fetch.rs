@@ -6,9 +6,9 @@ use futures_util::future::{Either, join, select};
 use sea_orm::{ConnAcquireErr, DbErr};
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{checked_out::CheckedOut, driver_pool::SILENCE, inner::PoolInner, slot::FetchGuard};
+use super::{checked_out::CheckedOut, inner::PoolInner, slot::FetchGuard};
 use crate::{
-    connection::{Driver, PinnedConnection},
+    connection::{Driver, PinnedConnection, SILENCE},
     error::Kind,
 };
 

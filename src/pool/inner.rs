@@ -72,7 +72,9 @@ impl PoolInner {
             settings.limit(&driver)
         };
         let plain_share = PlainShare::new(driver.acquire_timeout());
-        let mut ledger = Ledger::new(limit, settings.admission(&driver), plain_share);
+        let admission = settings.admission(&driver);
+        let fresh_for = settings.fresh_for(&driver);
+        let mut ledger = Ledger::new(limit, admission, plain_share, fresh_for);
         ledger.idle.rotates = settings.rotates;
         Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),

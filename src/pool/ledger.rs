@@ -31,7 +31,7 @@ pub struct Status {
     pub max: u32,
     /// Connections that sessions hold, those on their way back included.
     pub used: u32,
-    /// Connections that came back a moment ago and wait for the next session or, if none came, are
+    /// Connections that came back a while ago and wait for the next session or, if none came, are
     /// on their way to the driver's pool.
     pub idle: usize,
     /// Connections being fetched from the driver's pool for waiting requests.
@@ -71,7 +71,13 @@ pub(super) struct Ledger<T, C> {
 }
 
 impl<T, C> Ledger<T, C> {
-    pub(super) fn new(limit: u32, admission: Admission, plain_share: PlainShare) -> Self {
+    /// A connection that came back counts as alive for `fresh_for`.
+    pub(super) fn new(
+        limit: u32,
+        admission: Admission,
+        plain_share: PlainShare,
+        fresh_for: Duration,
+    ) -> Self {
         Self {
             limit,
             used: 0,
@@ -79,7 +85,7 @@ impl<T, C> Ledger<T, C> {
             fetches: Fetches::default(),
             waiters: Waiters::default(),
             admission,
-            idle: IdleConnections::default(),
+            idle: IdleConnections::new(fresh_for),
             plain_share,
             second_until: None,
             turned_away: None,
@@ -245,11 +251,11 @@ impl<T, C> Ledger<T, C> {
         self.out() + self.fetches.running() + self.idle.len() as u32
     }
 
-    /// Takes the idle connections that are no longer fresh, and now and then one where the driver's pool of `max` has
-    /// none left for others. They count as out until they are back there.
-    pub(super) fn take_stale(&mut self, max: u32) -> Vec<C> {
+    /// Takes the idle connections that are no longer fresh, and now and then one where the driver's pool has
+    /// `nothing_left` for others. They count as out until they are back there.
+    pub(super) fn take_stale(&mut self, nothing_left: bool) -> Vec<C> {
         // Those who use the driver's pool beside this one cannot ask for one: they wait until sqlx has one.
-        let least = usize::from(self.taken() >= max && self.plain_share.take_visit_of_idle());
+        let least = usize::from(nothing_left && self.plain_share.take_visit_of_idle());
         let stale = self.idle.take_stale(least);
         stale.iter().for_each(|_| self.occupy(Use::Return));
         stale

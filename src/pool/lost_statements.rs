@@ -11,8 +11,10 @@ use tokio::{
 use super::{
     cancel::{Activity, CancelQueue, Subject},
     holder::{Doubt, Holder},
+    inner::PoolInner,
     log::log_session,
 };
+use crate::connection::CancelHandle;
 
 /// The server has to say this often that it does nothing, because it may have ended in this moment; the answer has this
 /// long to begin to arrive in between.
@@ -21,6 +23,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The server may take this long to say it: long enough to find that the connection it is asked by is lost as well.
 const BOUND: Duration = Duration::from_secs(15);
+
+/// A first statement of a connection that has rested is asked about this soon: a second late, because MySQL counts the
+/// time of statements in seconds. If the server cannot say so often in a row, the connection is taken for lost.
+const FORGOTTEN: Duration = Duration::from_millis(1200);
+const UNKNOWN: u32 = 3;
 
 /// How long a connection may have been without use before its session took it.
 const AWAY: Duration = Duration::from_secs(60);
@@ -112,6 +119,30 @@ async fn look_for_all(cancels: Arc<CancelQueue>, suspects: Vec<Suspect>, oldest:
         Some(cancels.all_connections(active_within))
     })
     .await;
+}
+
+/// Waits until it turns out that the network has forgotten a connection, and tells the call that runs on it: that only
+/// reads and may be run again, so that the server need not be as certain as elsewhere.
+pub(super) async fn lose_if_forgotten(pool: &PoolInner, handle: &CancelHandle) {
+    let cancels = &pool.cancels;
+    let (mut unknown, mut pause) = (0, PAUSE);
+    sleep(FORGOTTEN).await;
+    loop {
+        let (turn, wakes) = (handle.turn(), handle.wakes());
+        let all = || cancels.all_connections(pool.registry.oldest().saturating_add(AWAY));
+        let known = handle.backend_id(cancels.route()).map(Subject::One);
+        let answer = ask(cancels, known.unwrap_or_else(all)).await;
+        unknown = if answer.is_none() { unknown + 1 } else { 0 };
+        let is_idle = answer.is_some_and(|answer| !answer.is_busy) || unknown == UNKNOWN;
+        if is_idle && wakes == handle.wakes() && !handle.may_be_sending() {
+            tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
+            handle.lose(turn);
+            return;
+        }
+        // Longer each time: it is at work, and each question may take a log-in.
+        sleep(pause).await;
+        pause = pause.saturating_mul(2);
+    }
 }
 
 async fn examine(

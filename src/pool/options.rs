@@ -15,6 +15,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+const TEST_BEFORE_ACQUIRE_IF_IDLE_FOR: Duration = Duration::from_secs(30);
 
 /// This many may wait for each connection, however slow they are.
 const WAITING_PER_CONNECTION: u32 = 20;
@@ -32,6 +33,7 @@ pub(crate) struct Settings {
     /// `None`: in proportion to the connections.
     pub(crate) max_pending: Option<u32>,
     pub(crate) direct_handoff: bool,
+    pub(crate) test_before_acquire_if_idle_for: Duration,
     pub(crate) reset: Reset,
     pub(crate) pool_mode: PoolMode,
     /// Connections are lent although nothing waits, and used in turn: for tests.
@@ -51,6 +53,7 @@ impl Default for Settings {
             reserved_connections: 0,
             max_pending: None,
             direct_handoff: true,
+            test_before_acquire_if_idle_for: TEST_BEFORE_ACQUIRE_IF_IDLE_FOR,
             reset: Reset::default(),
             pool_mode: PoolMode::default(),
             rotates: false,
@@ -68,6 +71,15 @@ impl Settings {
         // A mock or a plain handle has no bound. At least one, or the pool would serve nobody.
         let max = driver.max_connections().unwrap_or(u32::MAX);
         max.saturating_sub(self.reserved_connections).max(1)
+    }
+
+    /// Returns for how long sessions keep an idle connection from the driver's pool, which closes what has been idle for
+    /// too long or is too old: it learns of either late by a fraction of that time.
+    pub(super) fn fresh_for(&self, driver: &DriverPool) -> Duration {
+        let idle = driver.idle_timeout().map(|timeout| timeout / 10);
+        let age = driver.max_lifetime().map(|lifetime| lifetime / 4);
+        let bounds = idle.into_iter().chain(age);
+        bounds.fold(self.test_before_acquire_if_idle_for, Duration::min)
     }
 
     /// Returns who may wait besides those for whom a connection can still be opened.

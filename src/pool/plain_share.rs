@@ -92,9 +92,13 @@ const VISIT_RETURNS: u32 = 100;
 /// Where it comes back more seldom, the driver's pool sees it after this time, or after a quarter of its lifetime.
 const VISIT_AT_LAST: Duration = Duration::from_secs(600);
 
-/// Returns whether the driver's pool should see a connection again that was `fetched` at this time and has come back
+/// Returns whether the driver's pool should see a connection again that was fetched so long ago and has come back
 /// `returns` times since.
-pub(super) fn is_visit_due(fetched: Instant, returns: u32, max_lifetime: Option<Duration>) -> bool {
+pub(super) fn is_visit_due(
+    fetched: Duration,
+    returns: u32,
+    max_lifetime: Option<Duration>,
+) -> bool {
     let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
         (lifetime.min(VISIT), lifetime / 4)
     });
@@ -104,5 +108,5 @@ pub(super) fn is_visit_due(fetched: Instant, returns: u32, max_lifetime: Option<
         first.max(last)
     };
     // Counted from the fetch and not from the last use: under load, it would never rest.
-    fetched.elapsed() >= time
+    fetched >= time
 }

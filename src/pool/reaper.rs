@@ -43,9 +43,10 @@ impl Work for Reaper {
         }
         // Where the driver's pool has nothing left, one goes back if no session has returned any since the last look, or a
         // visit is due: users of the plain `DatabaseConnection` get something while sessions rest.
-        let max = pool.driver.max_connections().unwrap_or(0);
+        // By sqlx's count and not by ours, which does not know of the connections that these users have.
+        let nothing_left = !pool.driver.has_idle();
         let mut ledger = pool.ledger();
-        let stale = ledger.take_stale(max);
+        let stale = ledger.take_stale(nothing_left);
         let is_any_left = ledger.idle.len() > 0;
         drop(ledger);
         pool.return_all(stale);

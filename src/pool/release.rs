@@ -10,7 +10,6 @@ use tokio::{runtime::Handle, time::timeout};
 use super::{
     cancel::{Late, finish_abandoned},
     checked_out::{CheckedOut, Finished, Parts},
-    driver_pool::SILENCE,
     hold_times::Logged,
     hold_watch::HoldWatch,
     holder::{Holder, Key},
@@ -21,7 +20,7 @@ use super::{
     reaper::Reaper,
     slot::SlotGuard,
 };
-use crate::connection::{CancelHandle, PinnedConnection};
+use crate::connection::{CancelHandle, PinnedConnection, SILENCE};
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -185,11 +184,13 @@ impl PoolInner {
 
     /// Hands a clean connection on, keeps it idle, or gives it back for the driver's pool.
     fn place(self: &Arc<Self>, mut connection: CheckedOut) -> Option<CheckedOut> {
+        let now = Instant::now();
+        connection.parts.used = now;
         if !self.settings.direct_handoff
             || self.is_test()
             || self.driver.is_closed()
             || is_visit_due(
-                connection.parts.fetched,
+                now.saturating_duration_since(connection.parts.fetched),
                 connection.parts.returns,
                 self.driver.max_lifetime(),
             )
@@ -207,13 +208,13 @@ impl PoolInner {
             }
             let Some(waiter) = ledger.next_turn() else {
                 // The only one, kept here, would keep users of the plain `DatabaseConnection` from the database.
-                if max < 2 {
+                if max < 2 || ledger.idle.is_off() {
                     return Some(connection);
                 }
                 let runtime = connection.runtime().clone();
                 // Under one lock: what is no longer out is idle in the same moment.
                 let idle = connection.into_idle(&mut *ledger);
-                ledger.idle.push(idle);
+                ledger.idle.push(idle, now);
                 drop(ledger);
                 // After the push: the reaper looks once more after it has said that it rests.
                 self.reaper.start(&runtime, || Reaper::over(self));

@@ -2,7 +2,8 @@
 
 use std::{mem, sync::Arc};
 
-use sea_orm::{DatabaseTransaction, DbBackend, DbErr};
+use sea_orm::{DatabaseTransaction, DbErr};
+use tokio::runtime::Handle as Runtime;
 
 use super::{
     acquire::{check_out, try_check_out},
@@ -14,7 +15,7 @@ use super::{
     state::State,
 };
 use crate::{
-    connection::{Operation, Output, Task},
+    connection::{Operation, Output, Rest, Task},
     error::Kind,
     pool::{CheckedOut, PoolMode},
     sql::{Classified, Earlier, Effect, Redacted, classify},
@@ -158,7 +159,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let is_first = mem::take(&mut state.fresh);
     let task = Task {
         first: is_first,
-        rested: is_first && has_rested(core, &state),
+        rest: rest_of(core, &connection, is_first),
         depth,
         on_acquire: state.rules.on_acquire.clone().filter(|_| is_first),
         begin,
@@ -197,10 +198,14 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     }
 }
 
-/// Returns whether the server may have closed the connection as idle before the session's first statement.
-fn has_rested(core: &Core, state: &State) -> bool {
-    // Then the statement is kept, to run on another connection (PostgreSQL's 57P05, MySQL's 4031). SQLite has no server.
-    core.pool().backend() != DbBackend::Sqlite && state.span.has_rested()
+/// Returns for how long the server has heard nothing on the connection before the session's first statement.
+fn rest_of(core: &Core, connection: &CheckedOut, is_first: bool) -> Rest {
+    // SQLite has no server that could be lost, and a test's connection cannot be exchanged. What follows needs timers.
+    if is_first && core.pool().has_server() && Runtime::try_current().is_ok() {
+        connection.rest()
+    } else {
+        Rest::None
+    }
 }
 
 /// Puts a call into the slot, from which it is polled.

@@ -6,6 +6,7 @@
 //! The quoting is read as the servers do by default. With MySQL's `NO_BACKSLASH_ESCAPES` or `ANSI_QUOTES`, or without
 //! PostgreSQL's `standard_conforming_strings`, a text can be written that reads differently.
 
+mod calls;
 mod classified;
 mod earlier;
 mod lexer;
@@ -22,6 +23,7 @@ mod transaction_control;
 use sea_orm::DbBackend;
 
 pub(crate) use self::{
+    calls::calls_nothing_unknown,
     classified::Change,
     classified::Classified,
     classified::{Earlier, Effect, TransactionControl},

@@ -1,7 +1,5 @@
 //! Taking connections from the driver's pool, and beside it.
 
-use std::time::Duration;
-
 use sea_orm::DbErr;
 #[cfg(feature = "_sqlx")]
 use sea_orm::{ConnAcquireErr, RuntimeErr, sqlx};
@@ -10,11 +8,7 @@ use tokio::time::timeout;
 #[cfg(feature = "_sqlx")]
 use super::take_idle;
 use super::{DriverPool, dispatch};
-use crate::connection::Driver;
-
-/// A connection that is silent for this long is taken for lost.
-// Twice this is less than the two seconds of G17: once for the first that is silent, once for all others together.
-pub(in crate::pool) const SILENCE: Duration = Duration::from_millis(900);
+use crate::connection::{Driver, SILENCE};
 
 impl DriverPool {
     /// Takes a connection of the driver's pool, by its own `acquire()`.

@@ -9,7 +9,6 @@ use futures_util::future::BoxFuture;
 use sea_orm::sqlx::{self, pool::PoolConnection};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseConnectionType};
 
-pub(super) use self::acquire::SILENCE;
 use crate::error::{Error, Kind};
 
 /// sqlx's pool, or what takes its place.
@@ -131,6 +130,10 @@ impl DriverPool {
 
     pub(in crate::pool) fn max_lifetime(&self) -> Option<Duration> {
         dispatch!(self, pool => pool.options().get_max_lifetime(), direct => None)
+    }
+
+    pub(in crate::pool) fn idle_timeout(&self) -> Option<Duration> {
+        dispatch!(self, pool => pool.options().get_idle_timeout(), direct => None)
     }
 
     /// Returns whether the pool could serve a user at once, by an idle connection or a new one.

@@ -3,7 +3,7 @@ use sea_orm::{
     DbBackend,
 };
 
-use crate::sql::classify;
+use crate::sql::{calls_nothing_unknown, classify};
 
 fn is_read(backend: DbBackend, sql: &str) -> bool {
     classify(backend, sql).reads_only
@@ -68,4 +68,35 @@ fn what_writes_or_may_write_is_no_read() {
     assert!(!is_read(MySql, "/*! SELECT */ 1"));
     assert!(!is_read(MySql, "SELECT * FROM item LOCK IN SHARE MODE"));
     assert!(!is_read(Postgres, "DO $$ BEGIN PERFORM 1; END $$"));
+}
+
+#[test]
+fn only_what_calls_nothing_unknown_may_run_twice() {
+    for backend in [Postgres, MySql, Sqlite] {
+        for sql in [
+            "SELECT 1",
+            "SELECT id FROM item WHERE id IN (1, 2) AND (a = 1 OR NOT (b = 2))",
+            "SELECT COUNT(*) AS n FROM (SELECT id FROM item) AS sub",
+            "WITH a AS (SELECT 1) SELECT max(id), coalesce(lower(name), '(x)') FROM a WHERE EXISTS (SELECT 1)",
+            "SELECT CAST(a AS decimal(10, 2)), sum(b) OVER (PARTITION BY c) FROM item -- f(x)",
+            "SELECT (1), ((2)) FROM item JOIN other USING (id) LIMIT (3)",
+            "SELECT name FROM item WHERE name = 'f(x)'",
+        ] {
+            assert!(calls_nothing_unknown(backend, sql), "{backend:?}: {sql}");
+        }
+        for sql in [
+            "SELECT f()",
+            "SELECT f (1) FROM item",
+            "SELECT count(*) FROM item WHERE pay(id) > 0",
+            "SELECT own.count(*) FROM item",
+            "SELECT * FROM f(1)",
+            "SELECT \"count\"(1)",
+            "SELECT pg_notify('a', 'b')",
+        ] {
+            assert!(!calls_nothing_unknown(backend, sql), "{backend:?}: {sql}");
+        }
+    }
+    assert!(!calls_nothing_unknown(Postgres, "SELECT U&\"f\"(1)"));
+    assert!(!calls_nothing_unknown(MySql, "SELECT `f`(1)"));
+    assert!(!calls_nothing_unknown(MySql, "SELECT f/*! */(1)"));
 }

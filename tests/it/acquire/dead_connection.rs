@@ -23,7 +23,7 @@ use crate::support::{
     requests::status,
     servers::OwnServer,
     site::{BOUND, Site, call, is_mariadb, known, outcome, value},
-    statements::{WAYS, insert, read},
+    statements::{WAYS, Way, insert, lock, read, running, unlock},
     wait::eventually,
 };
 
@@ -57,6 +57,26 @@ async fn end_all(site: &Site) {
         // One that has ended by itself is no failure.
         let _ = db.execute_unprepared(&format!("KILL {id}")).await;
     }
+}
+
+/// Ends the server's side of the connections whose reads wait.
+async fn end_waiting(site: &Site) {
+    let db = site.view();
+    let (find, ends) = match site.kind() {
+        Kind::Postgres => (
+            "SELECT pid::bigint FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+            "SELECT pg_terminate_backend",
+        ),
+        _ => (
+            "SELECT CAST(id AS SIGNED) FROM information_schema.processlist \
+             WHERE db = database() AND info LIKE 'SELECT count(*)%'",
+            "KILL ",
+        ),
+    };
+    let id: i64 = value(db, find).await;
+    db.execute_unprepared(&format!("{ends}({id})"))
+        .await
+        .unwrap();
 }
 
 /// Two warm connections that the server has ended.
@@ -107,23 +127,104 @@ async fn a_transaction_begins_on_another_connection_if_its_own_has_died() {
     }
 }
 
+/// Each finds its own connection dead, at the same time as the other.
+#[tokio::test]
+async fn reads_run_on_other_connections_if_their_own_have_died() {
+    for kind in KINDS {
+        let site = Site::new(kind).await.pooled(|pool| {
+            pool.direct_handoff(true)
+                .test_before_acquire_if_idle_for(BOUND)
+        });
+        for way in WAYS.into_iter().filter(|way| *way != Way::Stream) {
+            let handler = async move |db: DbSession| {
+                let sql = "SELECT count(*), max(lower(name)) FROM item WHERE id IN (1, 2)";
+                status(read(&db, way, sql).await)
+            };
+            let app = site.app(handler);
+            two_dead(&site).await;
+            let answers = join_all((0..2).map(|_| call(app.clone()))).await;
+            let answers = answers.iter().map(|answer| answer.status());
+            assert!(
+                answers.into_iter().all(|status| status == 200),
+                "{kind:?}, {way:?}"
+            );
+        }
+        let site = site.pooled(|pool| pool);
+        site.assert_whole().await;
+    }
+}
+
+/// A statement that is not run again: it has failed and done nothing, or a ping has gone before it, because the machine was
+/// so busy that its connection had rested for a second.
+#[tokio::test]
+async fn a_statement_that_might_happen_twice_happens_once_at_most() {
+    for kind in KINDS {
+        let site = Site::new(kind).await.pooled(|pool| {
+            pool.direct_handoff(true)
+                .test_before_acquire_if_idle_for(BOUND)
+        });
+        let mut statements = vec![insert("once")];
+        if kind == Kind::Postgres {
+            site.run("CREATE FUNCTION noted() RETURNS int LANGUAGE sql AS $$ INSERT INTO item (name) VALUES ('once') RETURNING 1 $$").await;
+            statements.push("SELECT noted() FROM item LIMIT 1".to_owned());
+        }
+        let mut happened = 0;
+        insert_item(site.view(), "other").await;
+        for sql in statements {
+            for way in WAYS {
+                two_dead(&site).await;
+                let sql = sql.clone();
+                let handler = async move |db: DbSession| status(read(&db, way, &sql).await);
+                let answer = site.call(handler).await.status();
+                happened += i64::from(answer == StatusCode::OK);
+                assert_eq!(site.count("once").await, happened, "{kind:?}, {way:?}");
+            }
+        }
+        let site = site.pooled(|pool| pool);
+        site.assert_whole().await;
+    }
+}
+
+/// As by an operator, who would see it come back.
+#[tokio::test]
+async fn a_read_that_the_server_ends_while_it_runs_is_not_run_again() {
+    for kind in KINDS {
+        let site = Site::new(kind).await.pooled(|pool| {
+            pool.direct_handoff(true)
+                .test_before_acquire_if_idle_for(BOUND)
+        });
+        drop(site.layer.pool().session().await.unwrap());
+        let other = site.test.connect(2).await;
+        let locked = lock(kind, &other).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let handler =
+            async |db: DbSession| status(read(&db, Way::All, "SELECT count(*) FROM item").await);
+        let request = tokio::spawn(call(site.app(handler)));
+        eventually("it waits", async || {
+            running(&other, "count(*) FROM item").await == 1
+        })
+        .await;
+        // A connection that was dead from the beginning would have said so by now.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        end_waiting(&site).await;
+        assert!(
+            request.await.unwrap().status().is_server_error(),
+            "{kind:?}"
+        );
+        assert_eq!(running(&other, "count(*) FROM item").await, 0, "{kind:?}");
+        unlock(kind, locked).await;
+        let site = site.pooled(|pool| pool);
+        site.assert_whole().await;
+    }
+}
+
 #[tokio::test]
 async fn a_statement_that_may_have_run_is_not_run_again() {
     for kind in KINDS {
         let site = Site::new(kind)
             .await
             .pooled(|pool| pool.direct_handoff(true));
-        two_dead(&site).await;
-        let failed = site
-            .call(async |db: DbSession| {
-                db.execute_unprepared("SELECT 1")
-                    .await
-                    .unwrap_err()
-                    .to_string()
-            })
-            .await;
-        assert_eq!(failed.status(), 200, "{kind:?}");
-        // And a transaction that had begun stays lost.
+        // A transaction that had begun stays lost.
         let layer = site.layer.clone().transaction();
         let view = site.observer.clone().unwrap();
         let handler = move |db: DbSession| {

@@ -17,11 +17,11 @@ use sea_orm::{
 };
 use tokio::{runtime::Runtime, time::timeout};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
-use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+use tower_sea_orm::{DbSession, DbSessionLayer};
 
 use crate::support::{
     database::{Kind, TestDb, insert_item},
-    pool::assert_whole,
+    pool::{assert_whole, brief_pool},
     requests::send,
     servers::{OwnServer, mysql_url, postgres_url},
     wait::{BOUND, eventually},
@@ -96,7 +96,7 @@ async fn sequential_requests_pay_for_their_own_statements_only() {
         insert_item(&db, "one").await;
         let opened = Instant::now();
         // One pool: the warm connection of another would be counted when it goes back to the driver.
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let layer = || DbSessionLayer::new(pool.clone());
         let cases = [
             (app(layer(), 1, false), 1),
@@ -130,7 +130,7 @@ async fn sequential_requests_pay_for_their_own_statements_only() {
 async fn a_saturated_pool_pays_for_little_more_than_the_statements() {
     const REQUESTS: u64 = 2_000;
     let (_test, proxy, db) = proxied(Kind::Postgres, 2).await;
-    let pool = SessionPool::new(db.clone());
+    let pool = brief_pool(db.clone());
     let app = app(DbSessionLayer::new(pool), 1, false);
     let clients = |requests: u64| {
         join_all((0..16).map(|_| {
@@ -176,7 +176,7 @@ async fn however_slow_its_requests_are_a_saturated_pool_pays_in_proportion_to_th
     };
     let app = Router::new()
         .route("/", get(slow))
-        .layer(DbSessionLayer::new(SessionPool::new(db)));
+        .layer(DbSessionLayer::new(brief_pool(db)));
     let served = &AtomicU64::new(0);
     let clients = |requests: u64| {
         let app = &app;
@@ -197,7 +197,7 @@ async fn however_slow_its_requests_are_a_saturated_pool_pays_in_proportion_to_th
 #[tokio::test]
 async fn a_user_of_the_plain_pool_waits_for_a_hundred_returns_at_most() {
     let (_test, _proxy, db) = proxied(Kind::Postgres, 2).await;
-    let app = app(DbSessionLayer::new(SessionPool::new(db.clone())), 1, false);
+    let app = app(DbSessionLayer::new(brief_pool(db.clone())), 1, false);
     let served = Arc::new(AtomicU64::new(0));
     let busy: Vec<_> = (0..16)
         .map(|_| {
@@ -232,7 +232,7 @@ async fn users_of_the_plain_pool_are_served_beside_idle_and_busy_sessions() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let app = app(DbSessionLayer::new(pool.clone()), 3, false);
         let busy: Vec<_> = (0..8)
             .map(|_| {
@@ -268,7 +268,7 @@ async fn h26_the_drivers_pool_closes_while_connections_are_warm() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(3).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
         assert_eq!(pool.status().idle, 1, "{kind:?}");
@@ -286,7 +286,7 @@ async fn warm_connections_return_to_the_drivers_pool_by_themselves() {
     for kind in Kind::ALL {
         let test = TestDb::new(kind).await;
         let db = test.connect(3).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         drop(pool.session().await.unwrap());
         // The only connection of a pool stays with the driver.
         let warm = usize::from(kind != Kind::SqliteMemory);
@@ -304,7 +304,7 @@ async fn a_connection_on_its_way_to_the_drivers_pool_is_not_in_use() {
     let db = Database::connect(test.options_at(&proxy.url(test.url()), 3))
         .await
         .unwrap();
-    let pool = SessionPool::new(db.clone());
+    let pool = brief_pool(db.clone());
     drop(pool.session().await.unwrap());
     proxy.reset_count();
     server.freeze();
@@ -321,7 +321,7 @@ async fn a_restart_while_the_pool_is_idle_costs_no_request() {
         let mut server = start();
         let test = TestDb::on(&server).await;
         let db = test.connect(4).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         assert_eq!(call(&mut app).await, StatusCode::OK);
         eventually("none is warm any more", async || pool.status().idle == 0).await;
@@ -340,7 +340,7 @@ async fn a_server_that_restarts_under_warm_connections_costs_one_request_at_most
         let mut server = start();
         let test = TestDb::on(&server).await;
         let db = test.connect(4).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let mut app = app(DbSessionLayer::new(pool.clone()), 1, false);
         drop(join_all((0..3).map(|_| pool.session())).await);
         assert!(pool.status().idle > 0);
@@ -362,7 +362,7 @@ fn warm_connections_end_with_their_runtime() {
     let test = outer.block_on(TestDb::new(Kind::Postgres));
     let inner = Runtime::new().unwrap();
     let pool = inner.block_on(async {
-        let pool = SessionPool::new(test.connect(3).await);
+        let pool = brief_pool(test.connect(3).await);
         drop(pool.session().await.unwrap());
         assert_eq!(pool.status().idle, 1);
         pool

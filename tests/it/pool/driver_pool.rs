@@ -9,7 +9,7 @@ use tower_sea_orm::SessionPool;
 
 use crate::support::{
     database::{Kind, SERVERS, TestDb},
-    pool::assert_whole,
+    pool::{assert_whole, brief_pool},
     site::{BOUND, value},
     wait::eventually,
 };
@@ -49,7 +49,7 @@ async fn a_connection_that_is_never_idle_is_replaced_after_its_max_lifetime() {
         let mut options = test.options(2);
         options.max_lifetime(Duration::from_millis(300));
         let db = Database::connect(options).await.unwrap();
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let first = identity(&pool).await;
         // One session after the other, so that it goes from hand to hand.
         eventually("another connection serves", async || {
@@ -69,7 +69,7 @@ async fn idle_timeout_and_min_connections_keep_their_meaning() {
             .idle_timeout(Duration::from_millis(500))
             .min_connections(1);
         let db = Database::connect(options).await.unwrap();
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         let three: Vec<_> = join_all((0..3).map(|_| pool.session())).await;
         assert_eq!(size(&db).0, 3, "{kind:?}");
         drop(three);
@@ -87,7 +87,7 @@ async fn while_sessions_rest_a_plain_user_is_served_at_once() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
-        let pool = SessionPool::new(db.clone());
+        let pool = brief_pool(db.clone());
         // Whatever sessions did a moment ago, one connection is the plain users'.
         for _ in 0..20 {
             drop(join_all([pool.session(), pool.session()]).await);

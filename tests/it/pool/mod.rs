@@ -9,4 +9,5 @@ mod ping;
 mod read_only_server;
 mod recycle;
 mod reserved_connections;
+mod test_before_acquire_if_idle_for;
 mod test_pool;

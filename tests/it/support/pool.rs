@@ -1,5 +1,7 @@
 //! The check that a pool is whole: nothing leaked, nothing left open.
 
+use std::time::Duration;
+
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, Statement,
     sqlx::{Database, Executor, MySql, Pool, Postgres, Sqlite},
@@ -13,15 +15,19 @@ use super::{
     wait::{BOUND, eventually},
 };
 
+/// For how long an idle connection is kept from the driver's pool.
+const SOON: Duration = Duration::from_secs(1);
+
 /// The builder of a session pool over `db`. The suite runs twice: with `TEST_HANDOFF=off`, no connection goes
 /// straight from session to session, and with `TEST_POOL_MODE=transaction`, sessions lend their connection whenever they
 /// may; every promise holds all the same.
-/// Nobody is refused because the machine is busy.
+/// Nobody is refused because the machine is busy, and idle connections go back to the driver's pool soon.
 pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
     let off = std::env::var("TEST_HANDOFF").is_ok_and(|warm| warm == "off");
     in_mode(
         SessionPool::builder(db)
             .direct_handoff(!off)
+            .test_before_acquire_if_idle_for(SOON)
             .acquire_timeout(BOUND),
     )
 }
@@ -40,6 +46,13 @@ pub fn in_mode(builder: SessionPoolBuilder) -> SessionPoolBuilder {
 /// Whether the suite runs with sessions that lend their connection whenever they may.
 pub fn lends() -> bool {
     std::env::var("TEST_POOL_MODE").is_ok_and(|mode| mode == "transaction")
+}
+
+/// A session pool with the default settings, whose idle connections go back to the driver's pool soon.
+#[track_caller]
+pub fn brief_pool(db: DatabaseConnection) -> SessionPool {
+    let pool = SessionPool::builder(db).test_before_acquire_if_idle_for(SOON);
+    pool.build().expect("a pool")
 }
 
 /// A session pool over `db`, with settings.

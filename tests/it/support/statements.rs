@@ -6,10 +6,10 @@ use futures_util::{TryStreamExt, future::join_all};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, StreamTrait};
 use tower_sea_orm::{DbSession, PoolSession, SessionPool};
 
-use super::database::Kind;
+use super::{database::Kind, pool::pool_with};
 
 /// The ways to run a statement whose result may have several rows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     One,
     All,
@@ -160,6 +160,26 @@ pub fn sleep(kind: Kind, seconds: f64) -> Statement {
         _ => format!("SELECT SLEEP({seconds})"),
     };
     Statement::from_string(kind.backend(), sql)
+}
+
+/// Holds the items' table, by a connection of `db`, so that what reads it waits.
+pub async fn lock(kind: Kind, db: &DatabaseConnection) -> PoolSession {
+    let session = pool_with(db, |pool| pool).session().await.unwrap();
+    let lock = if kind == Kind::Postgres {
+        session.tx();
+        "LOCK TABLE item IN ACCESS EXCLUSIVE MODE"
+    } else {
+        "LOCK TABLES item WRITE"
+    };
+    session.execute_unprepared(lock).await.unwrap();
+    session
+}
+
+/// Lets go of it.
+pub async fn unlock(kind: Kind, locked: PoolSession) {
+    if kind != Kind::Postgres {
+        locked.execute_unprepared("UNLOCK TABLES").await.unwrap();
+    }
 }
 
 /// An insert that takes a while.
