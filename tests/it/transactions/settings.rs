@@ -465,6 +465,8 @@ async fn a_lock_that_does_not_come_in_time_is_answered_with_503() {
 async fn a_reset_does_not_bring_a_transactions_settings_back() {
     let world = World::new(Kind::Postgres, 1).await;
     let app = serve(async |db: DbSession| {
+        assert_eq!(timeouts(&db).await, "0 9s");
+        // Only now it becomes clear that there is something to put back.
         db.execute_unprepared("SET statement_timeout = '8s'")
             .await
             .unwrap();
