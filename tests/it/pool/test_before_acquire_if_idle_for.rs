@@ -60,17 +60,22 @@ async fn seldom(kind: Kind, pause: Duration, fresh: Duration, route: MethodRoute
     let pool = site.layer.pool().clone();
     let app = Router::new().route("/", route).layer(site.layer.clone());
     assert_eq!(call(app.clone()).await.status(), 200);
-    let mut before = 0;
-    for _ in 0..ROUNDS {
-        returned(&pool).await;
-        let is_settled = async || fresh > pause || pool.status().idle == 0;
-        eventually("it is where it stays", is_settled).await;
-        tokio::time::sleep(pause).await;
-        proxy.reset_count();
-        assert_eq!(call(app.clone()).await.status(), 200);
-        before += proxy.requests();
+    let mut counts = Vec::new();
+    // More than once: on a busy machine, the server is asked about a read that takes long.
+    for _ in 0..3 {
+        let mut before = 0;
+        for _ in 0..ROUNDS {
+            returned(&pool).await;
+            let is_settled = async || fresh > pause || pool.status().idle == 0;
+            eventually("it is where it stays", is_settled).await;
+            tokio::time::sleep(pause).await;
+            proxy.reset_count();
+            assert_eq!(call(app.clone()).await.status(), 200);
+            before += proxy.requests();
+        }
+        counts.push(before);
     }
-    before
+    counts.into_iter().min().unwrap_or_default()
 }
 
 /// `tests/run comes_seldom --no-capture` prints the figures.
