@@ -4,6 +4,7 @@
 
 mod begin;
 mod cancel;
+mod chain;
 mod driver;
 mod execute;
 mod link;
@@ -38,6 +39,7 @@ pub(crate) use self::rest::{Rest, SILENCE};
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
+    chain::Chain,
     driver::{BackendId, Driver},
     operation::{Begin, BeginSetUp, Operation, Output, Task},
     settings::{Settings, check_name, search_path},
@@ -90,7 +92,26 @@ impl PinnedConnection {
 
     /// The number of transactions (the outermost and its savepoints) that the session has open.
     pub(crate) fn depth(&self) -> usize {
-        self.link.depth()
+        // One that was begun for the next session is none of this one's.
+        self.link.depth() - usize::from(self.chain().is_some())
+    }
+
+    /// Returns the transaction that was begun with the last COMMIT, if no session has taken it yet.
+    pub(crate) fn chain(&self) -> Option<&Chain> {
+        self.transaction.chain.as_ref()
+    }
+
+    /// Returns whether the next COMMIT may begin a transaction for another session.
+    pub(crate) fn may_chain(&self) -> bool {
+        // What is due at the session's end is due outside a transaction.
+        self.link.condition == Condition::Known
+            && self.link.is_autocommit_proven
+            && !self.link.is_test()
+            && !self.transaction.has_failed()
+            && self.transaction.is_clean()
+            && self.session_state.is_clean()
+            && self.refusal == Refusal::None
+            && self.link.driver.may_chain()
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -115,7 +136,8 @@ impl PinnedConnection {
     /// Notes that the network may have forgotten the connection: a BEGIN that is not answered soon is lost. Returns false
     /// where another round trip would come before it.
     pub(crate) fn doubt(&mut self) -> bool {
-        self.link.is_doubted = self.link.is_autocommit_proven;
+        // One that was begun for the session already would show nothing.
+        self.link.is_doubted = self.link.is_autocommit_proven && self.chain().is_none();
         self.link.is_doubted
     }
 
@@ -147,9 +169,18 @@ impl PinnedConnection {
 
     /// Returns whether the connection may go to another request as it is.
     pub(crate) fn is_clean(&self) -> bool {
+        self.link.depth() == 0 && self.is_orderly()
+    }
+
+    /// Returns whether the connection may go, as it is, to a session that begins the transaction of its
+    /// [`chain`](Self::chain).
+    pub(crate) fn is_chained(&self) -> bool {
+        self.chain().is_some() && self.link.depth() == 1 && self.is_orderly()
+    }
+
+    fn is_orderly(&self) -> bool {
         // G4: whatever is left here would be the next session's.
         self.link.condition == Condition::Known
-            && self.link.depth() == 0
             && self.transaction.is_clean()
             && self.session_state.is_clean()
             && self.refusal != Refusal::Unasked

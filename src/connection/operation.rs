@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction};
+use super::{Chain, Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction};
 use crate::sql::{Change, Classified, calls_nothing_unknown, classify};
 
 /// Up to how many bytes a value is counted.
@@ -158,7 +158,8 @@ pub(crate) enum Operation {
     #[cfg(feature = "stream")]
     Stream(Statement, Rows),
     Begin(TransactionOptions),
-    Commit,
+    /// May begin the next session's transaction as well.
+    Commit(Option<Chain>),
     Rollback,
     Ping,
     /// No more than the rollback of abandoned transactions, which precedes every operation.
@@ -208,7 +209,8 @@ impl Operation {
                 Box::pin(driver.stream(statement, &mut rows, named, reads_only)).await
             }
             Self::Begin(options) => transaction.begin(link, options, None).await,
-            Self::Commit => transaction.commit(link).await,
+            Self::Commit(None) => transaction.commit(link).await,
+            Self::Commit(Some(chain)) => Box::pin(chain.begin(link, transaction)).await,
             Self::Rollback => transaction.rollback(link).await,
             Self::Ping => Box::pin(driver.ping()).await,
             // What it is for has come before it, in `prepare`.
@@ -274,7 +276,7 @@ impl Operation {
     pub(crate) fn is_work(&self) -> bool {
         !matches!(
             self,
-            Self::Commit | Self::Rollback | Self::Ping | Self::Settle
+            Self::Commit(_) | Self::Rollback | Self::Ping | Self::Settle
         )
     }
 
@@ -292,7 +294,7 @@ impl Operation {
     }
 
     pub(super) fn is_commit(&self) -> bool {
-        matches!(self, Self::Commit)
+        matches!(self, Self::Commit(_))
     }
 
     pub(super) fn is_stream(&self) -> bool {

@@ -7,6 +7,7 @@ use super::{
     cancel::Peer,
     link::Around,
     operation::{Begin, Operation, Task},
+    settings::Settings,
 };
 use crate::{
     error::{Kind, server},
@@ -23,7 +24,8 @@ impl PinnedConnection {
         task: &mut Task,
     ) -> Result<(), DbErr> {
         // First: handles that were dropped have left transactions open, and what follows belongs to the one around them (G12).
-        self.clear(stray, task.depth).await?;
+        let depth = task.depth + usize::from(self.is_begun(change, task));
+        self.clear(stray, depth).await?;
         self.refuse_after_test(task)?;
         if !self.link.is_autocommit_proven {
             // Before the session's own BEGIN, which the ROLLBACK in its text would undo.
@@ -45,6 +47,25 @@ impl PinnedConnection {
         // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
         self.identify(task.identify).await?;
         self.begin_if_due(task).await
+    }
+
+    /// Returns whether the transaction that `task` is to begin was begun with the last COMMIT.
+    fn is_begun(&self, change: Change, task: &Task) -> bool {
+        let chained = self.chain().map(|chain| chain.options);
+        let due = task.begin.as_ref().map(|begin| begin.options);
+        let settings = task.begin.as_ref().and_then(Begin::settings);
+        // What has to be done before BEGIN, or in its text, leaves it no place.
+        chained.is_some()
+            && chained == due
+            && settings.is_none_or(Settings::is_empty)
+            && change == Change::None
+            && task.on_acquire.is_none()
+            && !self.is_to_identify(task.identify)
+    }
+
+    fn is_to_identify(&self, peer: Option<Peer>) -> bool {
+        let handle = self.cancel_handle.as_ref();
+        peer.is_some_and(|peer| handle.is_none_or(|handle| handle.backend_id(peer).is_none()))
     }
 
     async fn begin_if_due(&mut self, task: &mut Task) -> Result<(), DbErr> {
@@ -122,9 +143,14 @@ impl PinnedConnection {
     }
 
     async fn begin_once(&mut self, begin: &Begin) -> Result<bool, DbErr> {
-        self.transaction
-            .begin(&mut self.link, begin.options, begin.settings())
-            .await?;
+        if self.transaction.chain.take().is_some() {
+            // One that is not what the session wants has been rolled back.
+            self.transaction.note_access(begin.options);
+        } else {
+            self.transaction
+                .begin(&mut self.link, begin.options, begin.settings())
+                .await?;
+        }
         self.set_up(begin.statements()).await
     }
 

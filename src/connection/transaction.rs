@@ -4,6 +4,7 @@ use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
 use super::{
     begin::begin_statement,
+    chain::Chain,
     link::{Around, Link},
     operation::Operation,
     settings::Settings,
@@ -26,6 +27,8 @@ pub(super) struct Transaction {
     timeouts: Timeouts,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
+    /// The one that is open was begun with the COMMIT of the last session, for the next.
+    pub(super) chain: Option<Chain>,
 }
 
 /// The way the open transaction failed. sqlx keeps it to itself: it throws the answer of a COMMIT away, even if that is
@@ -94,7 +97,7 @@ impl Transaction {
             (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
             (_, Failure::Ended(kind)) => Some(kind),
             // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
-            (Operation::Commit | Operation::Begin(_), _) => Some(Kind::Aborted),
+            (Operation::Commit(_) | Operation::Begin(_), _) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
             (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
         }
@@ -197,7 +200,6 @@ impl Transaction {
         } else {
             options
         };
-        let reads_only = options.access_mode == Some(AccessMode::ReadOnly);
         let depth = link.driver.depth();
         let mut begin = begin_statement(link.backend, options, depth)?;
         let query_only = begin.query_only;
@@ -216,14 +218,21 @@ impl Transaction {
             // Before it is sent: an answer that is lost must not leave it set.
             self.access = Access::QueryOnly;
             link.run("PRAGMA query_only = 1").await?;
-        } else if reads_only {
-            self.access = Access::ReadOnly;
+        } else {
+            self.note_access(options);
         }
         Ok(())
     }
 
-    /// COMMIT travels alone: an error of a statement in the same text would belong to a transaction that is committed
-    /// (H32).
+    pub(super) fn note_access(&mut self, options: TransactionOptions) {
+        // A savepoint has no mode of its own, and leaves the one that there is.
+        if options.access_mode == Some(AccessMode::ReadOnly) {
+            self.access = Access::ReadOnly;
+        }
+    }
+
+    /// COMMIT travels alone, or with the BEGIN of a [`Chain`]: an error of any other statement in the same text would
+    /// belong to a transaction that is committed (H32).
     pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
             // A test whose COMMIT succeeds must not fail in production.
@@ -273,6 +282,7 @@ impl Transaction {
         }
         // sqlx's own, which keeps its count; a ROLLBACK as text would leave that behind.
         link.driver.rollback().await?;
+        self.chain = None;
         // An error inside a savepoint is undone with it.
         self.failure = self.failure.filter(|failure| match failure {
             Failure::Aborted(at) | Failure::Unheard { depth: at, .. } => *at < depth,

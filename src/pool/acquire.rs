@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sea_orm::DbErr;
+use sea_orm::{DbErr, TransactionOptions};
 use tokio::{
     runtime::Handle,
     task::JoinHandle,
@@ -48,14 +48,16 @@ impl PoolInner {
 
     /// Waits for a connection, at most `acquire_timeout`.
     pub(crate) async fn acquire(self: &Arc<Self>, claim: Claim) -> Result<Lease, Error> {
-        self.acquire_within(claim, self.settings.acquire_timeout)
+        self.acquire_for(claim, None, self.settings.acquire_timeout)
             .await
     }
 
-    /// Waits for a connection, at most for `patience`.
-    pub(crate) async fn acquire_within(
+    /// Waits for a connection, at most for `patience`. One that is to begin a transaction there may get it with the
+    /// transaction [begun](CheckedOut::is_chained).
+    pub(crate) async fn acquire_for(
         self: &Arc<Self>,
         claim: Claim,
+        begins: Option<TransactionOptions>,
         patience: Duration,
     ) -> Result<Lease, Error> {
         if self.is_shut() {
@@ -67,7 +69,7 @@ impl PoolInner {
         // Not before: an idle connection needs no runtime to be handed out.
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
-        let mut waiting = self.join(runtime, request, claim)?;
+        let mut waiting = self.join(runtime, request, claim, begins)?;
         let answer = self.answer(&mut waiting.receiver, patience).await;
         // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
@@ -93,6 +95,7 @@ impl PoolInner {
         runtime: Handle,
         request: Option<Arc<dyn Holder>>,
         claim: Claim,
+        begins: Option<TransactionOptions>,
     ) -> Result<Waiting<'_>, Error> {
         // One that goes on with another connection has freed its slot: its request holds none at the moment.
         let another = claim == Claim::Another;
@@ -110,6 +113,7 @@ impl PoolInner {
             request: request.clone(),
             holds: another || holder.is_some(),
             returns: claim == Claim::Return,
+            begins,
         };
         let joined = ledger.join(applicant, lenders);
         drop(ledger);

@@ -73,8 +73,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
-            // A waiter that has gone has not taken it: nothing has run on it, so it needs no cleaning.
-            connection.put_back();
+            // A waiter that has gone has not taken it: nothing has run on it, but a transaction may have begun for the
+            // waiter.
+            connection.give_back(|| ());
         }
     }
 }
@@ -224,7 +225,12 @@ impl CheckedOut {
         connection.is_none_or(PinnedConnection::is_broken)
     }
 
-    fn is(&self, question: impl FnOnce(&PinnedConnection) -> bool) -> bool {
+    /// Returns whether a transaction has begun for the next session, and nothing else is left on the connection.
+    pub(crate) fn is_chained(&self) -> bool {
+        self.is(PinnedConnection::is_chained)
+    }
+
+    pub(super) fn is(&self, question: impl FnOnce(&PinnedConnection) -> bool) -> bool {
         self.parts.connection.as_ref().is_some_and(question)
     }
 

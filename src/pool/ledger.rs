@@ -64,6 +64,8 @@ pub(super) struct Ledger<T, C> {
     admission: Admission,
     pub(super) idle: IdleConnections<C>,
     pub(super) plain_share: PlainShare,
+    /// Its copies count the transactions that were begun for waiters and are on their way to them.
+    pub(super) chains: Arc<()>,
     /// Until then, requests that hold a connection may come for a second one.
     second_until: Option<Instant>,
     /// When a request was last turned away, because too many waited or none may wait.
@@ -87,6 +89,7 @@ impl<T, C> Ledger<T, C> {
             admission,
             idle: IdleConnections::new(fresh_for),
             plain_share,
+            chains: Arc::default(),
             second_until: None,
             turned_away: None,
         }
@@ -244,6 +247,13 @@ impl<T, C> Ledger<T, C> {
     pub(super) fn take_plain_users_turn(&mut self, max: u32) -> bool {
         let taken = self.taken();
         self.plain_share.take_visit(|| taken >= max)
+    }
+
+    /// Counts a connection that goes to another session at once, unless it may be for the users of the driver's pool of
+    /// `max` connections.
+    pub(super) fn passes_plain_users(&mut self, max: u32) -> bool {
+        let taken = self.taken();
+        self.plain_share.passes_by(taken >= max)
     }
 
     /// Returns how many connections the driver's pool cannot give to others.

@@ -15,6 +15,7 @@ mod call;
     allow(dead_code)
 )] // only a server is asked
 mod cancel;
+mod chain;
 mod checked_out;
 mod close;
 mod closing;

@@ -43,14 +43,21 @@ impl PlainShare {
     /// `nothing_left`: then the visit is taken.
     pub(super) fn take_visit(&mut self, nothing_left: impl FnOnce() -> bool) -> bool {
         self.returns += 1;
-        // Where one of them waited, others may wait behind it, and sqlx serves them in turn.
-        if self
-            .awaited_until
+        self.is_awaited() || nothing_left() && self.visit()
+    }
+
+    /// Counts a connection that comes back, and returns true, where [`take_visit`](Self::take_visit) would find no
+    /// visit due; else that is still to be asked.
+    pub(super) fn passes_by(&mut self, nothing_left: bool) -> bool {
+        let passes = !(self.is_awaited() || nothing_left && self.is_due());
+        self.returns += u64::from(passes);
+        passes
+    }
+
+    /// Where one of the plain users waited, others may wait behind it, and sqlx serves them in turn.
+    fn is_awaited(&self) -> bool {
+        self.awaited_until
             .is_some_and(|until| Instant::now() < until)
-        {
-            return true;
-        }
-        nothing_left() && self.visit()
     }
 
     /// Returns whether an idle connection is for the users of the driver's pool, which has nothing left, and takes the
@@ -63,14 +70,18 @@ impl PlainShare {
 
     /// Returns whether the time has come for a visit, which then counts as made.
     fn visit(&mut self) -> bool {
+        let is_due = self.is_due();
+        if is_due {
+            (self.visited_at, self.last_visit) = (self.returns, Some(Instant::now()));
+        }
+        is_due
+    }
+
+    fn is_due(&self) -> bool {
         let since = self.last_visit.map_or(Duration::MAX, |last| last.elapsed());
         // By number as well as by time: twenty visits a second took a third of a small pool's time where statements were slow.
-        let is_due = self.returns - self.visited_at >= RETURNS && since >= INTERVAL;
-        if is_due || since >= self.longest {
-            (self.visited_at, self.last_visit) = (self.returns, Some(Instant::now()));
-            return true;
-        }
-        false
+        let is_turn = self.returns - self.visited_at >= RETURNS && since >= INTERVAL;
+        is_turn || since >= self.longest
     }
 
     /// Notes whether a connection that was just returned to the driver's pool is idle there.

@@ -25,7 +25,7 @@ use crate::connection::{CancelHandle, PinnedConnection, SILENCE};
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
     /// not, never if it is broken. `then` runs when it has left.
-    pub(crate) fn give_back(mut self, then: impl FnOnce() + Send + 'static) {
+    pub(crate) fn give_back(self, then: impl FnOnce() + Send + 'static) {
         // `then` answers the request and runs its hooks: not before the connection is away, or a client that comes back at
         // once would find the pool full.
         let Some(connection) = &self.parts.connection else {
@@ -40,15 +40,18 @@ impl CheckedOut {
             self.put_back();
             then();
         } else {
-            let runtime = self.parts.runtime.clone();
-            self.begin_return();
+            let Some(mut left) = self.pass_on() else {
+                return then();
+            };
+            let runtime = left.parts.runtime.clone();
+            left.begin_return();
             runtime.spawn(async move {
-                if self.clean().await {
-                    self.leave_read_only();
-                    self.put_back_unless_changed();
+                if left.clean().await {
+                    left.leave_read_only();
+                    left.put_back_unless_changed();
                 } else {
                     tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back or reset within the release timeout");
-                    drop(self);
+                    drop(left);
                 }
                 then();
             });

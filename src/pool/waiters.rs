@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use sea_orm::TransactionOptions;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::holder::{Holder, identity};
@@ -44,6 +45,8 @@ pub(super) struct Applicant {
     pub(super) holds: bool,
     /// It was let in before, and has lent its connection meanwhile.
     pub(super) returns: bool,
+    /// The first that it does is to begin a transaction with these options.
+    pub(super) begins: Option<TransactionOptions>,
 }
 
 pub(super) struct Waiter<T> {
@@ -88,6 +91,11 @@ impl<T> Waiters<T> {
     /// Returns those that still wait, the next one first.
     pub(super) fn live(&self) -> impl Iterator<Item = &Waiter<T>> {
         self.queue.iter().filter(|waiter| waiter.is_live())
+    }
+
+    /// Returns the newest that has ever joined.
+    pub(super) fn newest(&self) -> u64 {
+        self.next_id
     }
 
     pub(super) fn is_any(&self) -> bool {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::DbErr;
+use sea_orm::{DbErr, TransactionOptions};
 
 use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
 use crate::{
@@ -44,8 +44,8 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
     let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
     let acquired = match hopeless {
         Ok(()) => {
-            let (claim, patience) = claim(core);
-            core.pool().acquire_within(claim, patience).await
+            let (claim, begins, patience) = claim(core);
+            core.pool().acquire_for(claim, begins, patience).await
         }
         Err(error) => Err(error),
     };
@@ -66,14 +66,16 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
     }
 }
 
-/// Returns why the session wants a connection, and for how long it may wait.
-fn claim(core: &Core) -> (Claim, Duration) {
+/// Returns why the session wants a connection, which transaction it begins there, and for how long it may wait.
+fn claim(core: &Core) -> (Claim, Option<TransactionOptions>, Duration) {
     let all = core.pool().settings().acquire_timeout;
     let state = core.lock();
+    // Any other session has no guard that notices when a transaction that was begun for it stays unused.
+    let begins = state.rules.begins().filter(|_| core.origin.is_outermost());
     if state.span.was_lent() {
-        (Claim::Return, state.waits.left_of(all))
+        (Claim::Return, begins, state.waits.left_of(all))
     } else {
-        (Claim::First, all)
+        (Claim::First, begins, all)
     }
 }
 

@@ -18,18 +18,24 @@ use crate::pool::{self, CheckedOut, PoolMode};
 /// Lends the session's connection to what waits for one, now or later. To be called when the session's request waits for
 /// something else.
 pub(super) fn offer(core: &Arc<Core>) {
-    {
+    let is_chained = {
         let mut state = core.lock();
         if !is_lendable(core, &state) {
             return;
         }
-        if let Slot::Idle(connection) = &mut state.slot {
-            connection.offer();
+        match &mut state.slot {
+            Slot::Idle(connection) => {
+                connection.offer();
+                connection.is_chained()
+            }
+            _ => false,
         }
-    }
+    };
     // No wake-up is lost: the offer is in the registry before this looks for waiters, and what begins to wait joins the
     // queue before it looks for offers, so one of the two sees the other.
-    if core.pool().has_waiters() || core.pool().settings().rotates {
+    // A transaction that was begun for this session is not to be open while it does something else: the server may end it
+    // by its `idle_in_transaction_session_timeout`, and `now()` would be of the past.
+    if is_chained || core.pool().has_waiters() || core.pool().settings().rotates {
         lend(core);
     }
 }
@@ -84,7 +90,8 @@ pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
     let Slot::Idle(connection) = &state.slot else {
         return false;
     };
-    if !state.phase.is_open() || state.pins.is_any() {
+    // Nothing has run in a transaction that was begun for the session: there is nothing that a pin could keep.
+    if !state.phase.is_open() || state.pins.is_any() && !connection.is_chained() {
         return false;
     }
     // A session that user code holds as a value may be used at any moment, and has no guard that notices when it waits.

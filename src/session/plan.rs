@@ -78,6 +78,16 @@ pub(crate) enum Mode {
 }
 
 impl Rules {
+    /// Returns the options of the transaction that the first statement begins, with nothing else before it.
+    pub(super) fn begins(&self) -> Option<TransactionOptions> {
+        let set_up = self.on_begin.as_ref();
+        let is_bare = set_up.is_none_or(|set_up| set_up.settings.is_empty());
+        match self.mode {
+            Mode::Transaction(options) if is_bare && self.on_acquire.is_none() => Some(options),
+            _ => None,
+        }
+    }
+
     /// Puts a session that is in no transaction into one.
     pub(super) fn need_transaction(&mut self) {
         // A transaction with options that a layer has set keeps them.

@@ -157,7 +157,12 @@ impl SessionPool {
         // A session store asks for its connection before the request's own session does.
         self.inner().expect_second();
         let started = Instant::now();
-        let lease = self.inner().acquire(Claim::First).await?;
+        let patience = self.inner().settings().acquire_timeout;
+        let claim = Claim::First;
+        let acquiring = self
+            .inner()
+            .acquire_for(claim, plan.rules.begins(), patience);
+        let lease = acquiring.await?;
         let core = with_connection(self.clone(), plan, lease, started.elapsed());
         Ok(DbSession::guarded(core, counted))
     }

@@ -13,12 +13,15 @@ use super::{
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
     queue::drive,
-    slot::{CallKind, PolledBy},
+    slot::{CallKind, PolledBy, Slot},
     stack::{Caller, Purpose},
     state::State,
     statement::{CallRequest, launch},
 };
-use crate::error::{Error, Kind};
+use crate::{
+    connection::{Chain, Operation},
+    error::{Error, Kind},
+};
 
 /// The time that the end of a request waits for a statement that is still running.
 // Longer than for a rollback: the response says that all is done, and a statement that a handler has not awaited to its
@@ -196,7 +199,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     // An unread stream has the turn for as long as its reader likes.
     end_stream(core);
     let turn = last_turn(core).await?;
-    let own = {
+    let (own, chain) = {
         let mut state = core.lock();
         // Looked at again: a statement that was waited for may have been a BEGIN.
         if state.stack.has_left_open() {
@@ -216,12 +219,15 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
             state.stack.nothing_to_commit();
             return Ok(());
         }
-        state.take_own()
+        // Not before: from here to the COMMIT, nothing waits.
+        let chain = chain(core, &state);
+        (state.take_own(), chain)
     };
     match own {
         Some(own) => commit_own(core, own).await,
         None => {
-            let request = CallRequest::end(Caller::Settlement, true);
+            let commit = Operation::Commit(chain);
+            let request = CallRequest::new(Caller::Settlement, commit);
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
             // Dropped by the time-out, the call goes on in a task, and the hooks wait for its end there (H17).
             match timeout(core.pool().settings().commit_timeout, call).await {
@@ -229,6 +235,14 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
                 Err(_) => Err(Kind::OutcomeUnknown.into()),
             }
         }
+    }
+}
+
+/// Returns the transaction of a waiting session that COMMIT is to begin.
+fn chain(core: &Core, state: &State) -> Option<Chain> {
+    match &state.slot {
+        Slot::Idle(connection) => core.pool().chain(connection),
+        _ => None,
     }
 }
 

@@ -300,7 +300,7 @@ impl Purpose {
 
     pub(super) fn of(operation: &Operation, begins: bool) -> Self {
         match operation {
-            Operation::Commit => Self::Commit,
+            Operation::Commit(_) => Self::Commit,
             _ if begins => Self::BeginAndWork,
             _ if operation.is_work() => Self::Work,
             _ => Self::Other,

@@ -173,7 +173,7 @@ impl State {
     /// Returns why `operation` finds no connection. The end of a transaction is no rollback where something else may
     /// have committed it.
     pub(super) fn no_connection_for(&self, operation: &Operation) -> Kind {
-        let ends = matches!(operation, Operation::Commit | Operation::Rollback);
+        let ends = matches!(operation, Operation::Commit(_) | Operation::Rollback);
         // A handler that gets an error from `rollback()` still takes the work for undone, so this error says more.
         if ends && self.stack.standing.is_ended_elsewhere() {
             Kind::EndedElsewhere

@@ -60,7 +60,7 @@ impl CallRequest {
     /// Asks for the end of a transaction.
     pub(super) fn end(caller: Caller, commits: bool) -> Self {
         let operation = if commits {
-            Operation::Commit
+            Operation::Commit(None)
         } else {
             Operation::Rollback
         };

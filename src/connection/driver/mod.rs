@@ -6,7 +6,7 @@ mod backend_id;
 #[cfg(feature = "_sqlx")]
 mod results;
 
-#[cfg(all(feature = "_sqlx", feature = "stream"))]
+#[cfg(feature = "_sqlx")]
 use futures_util::StreamExt;
 #[cfg(all(feature = "_sqlx", feature = "stream"))]
 use sea_orm::sqlx::Either;
@@ -242,6 +242,40 @@ impl Driver {
         dispatch!(self, DB, c => {
             let statement = statement.map(|sql| AssertSqlSafe(sql).into_sql_str());
             Transactions::<DB>::begin(c, statement).await.map_err(query_error)
+        }, gone => Err(lost()))
+    }
+
+    /// Returns whether a COMMIT and the BEGIN behind it may travel together. That costs SQLite no round trip. Until
+    /// PostgreSQL 15, a NOTIFY was held back until its connection was outside of any transaction.
+    pub(crate) fn may_chain(&self) -> bool {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(c) => c
+                .server_version_num()
+                .is_some_and(|version| version >= 150_000),
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Commits, and begins the next transaction in the same round trip: sqlx's count stays where it is. False if it is
+    /// committed but the next one may not have begun.
+    pub(crate) async fn commit_and_begin(&mut self, begin: &str) -> Result<bool, DbErr> {
+        dispatch!(self, DB, c => {
+            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {begin}")));
+            // Each statement has its answer, and what comes behind one that has failed is not run.
+            match answers.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(query_error(error)),
+                None => return Err(lost()),
+            }
+            while let Some(answer) = answers.next().await {
+                if answer.is_err() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         }, gone => Err(lost()))
     }
 

@@ -4,7 +4,7 @@ mod connect;
 mod dead_connection;
 mod exhausted;
 mod idle_connections;
-mod lending;
+pub mod lending;
 mod max_pending;
 mod on_acquire;
 mod overload;

@@ -15,12 +15,13 @@ use proptest::{
 use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 use tokio::runtime::Runtime;
 use tower::{ServiceExt, service_fn};
-use tower_sea_orm::{DbTx, Error, Outcome};
+use tower_sea_orm::{DbSessionLayer, DbTx, Error, Outcome};
 
 use crate::support::{
     cases,
     database::{Kind, insert_item, unique_name},
     futures::after_polls,
+    pool::{hands_over, lends},
     site::Site,
     statements::{insert_unprepared, raw},
     wait::eventually,
@@ -382,11 +383,20 @@ async fn check(
 
 fn every_promise_is_kept(kind: Kind) {
     let runtime = Runtime::new().unwrap();
-    let site = runtime.block_on(async {
-        let site = Site::new(kind).await;
-        insert_item(&site.db, "taken").await;
-        site
-    });
+    let site = runtime.block_on(Site::new(kind));
+    every_promise_is_kept_at(&runtime, site);
+}
+
+/// With one connection for all: a COMMIT begins the next request's transaction.
+fn every_promise_is_kept_in_a_queue(kind: Kind) {
+    let runtime = Runtime::new().unwrap();
+    let (site, proxy) = runtime.block_on(Site::queued(kind));
+    every_promise_is_kept_at(&runtime, site.layered(DbSessionLayer::transaction));
+    assert!(proxy.chained() > 0 || lends() || !hands_over());
+}
+
+fn every_promise_is_kept_at(runtime: &Runtime, site: Site) {
+    runtime.block_on(insert_item(&site.db, "taken"));
     let config = Config {
         cases: cases(100),
         failure_persistence: None,
@@ -425,6 +435,16 @@ fn g7_every_promise_is_kept_on_postgres() {
 #[test]
 fn g7_every_promise_is_kept_on_mysql() {
     every_promise_is_kept(Kind::MySql);
+}
+
+#[test]
+fn g7_every_promise_is_kept_in_a_queue_on_postgres() {
+    every_promise_is_kept_in_a_queue(Kind::Postgres);
+}
+
+#[test]
+fn g7_every_promise_is_kept_in_a_queue_on_mysql() {
+    every_promise_is_kept_in_a_queue(Kind::MySql);
 }
 
 #[test]

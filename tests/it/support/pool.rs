@@ -23,10 +23,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// may; every promise holds all the same.
 /// Nobody is refused because the machine is busy, and idle connections go back to the driver's pool soon.
 pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
-    let off = std::env::var("TEST_HANDOFF").is_ok_and(|warm| warm == "off");
     in_mode(
         SessionPool::builder(db)
-            .direct_handoff(!off)
+            .direct_handoff(hands_over())
             .test_before_acquire_if_idle_for(SOON)
             .acquire_timeout(BOUND),
     )
@@ -41,6 +40,11 @@ pub fn in_mode(builder: SessionPoolBuilder) -> SessionPoolBuilder {
     } else {
         builder
     }
+}
+
+/// Whether the suite runs with connections that go straight from session to session.
+pub fn hands_over() -> bool {
+    !std::env::var("TEST_HANDOFF").is_ok_and(|handoff| handoff == "off")
 }
 
 /// Whether the suite runs with sessions that lend their connection whenever they may.

@@ -42,12 +42,21 @@ impl Site {
 
     /// A site whose connections go through a proxy.
     pub async fn behind_a_proxy(kind: Kind) -> (Self, Proxy) {
+        Self::proxied(kind, SIZE).await
+    }
+
+    /// A site with one connection, which goes through a proxy.
+    pub async fn queued(kind: Kind) -> (Self, Proxy) {
+        Self::proxied(kind, 1).await
+    }
+
+    async fn proxied(kind: Kind, size: u32) -> (Self, Proxy) {
         let test = TestDb::new(kind).await;
         let proxy = Proxy::start(port_of(test.url())).await;
-        let db = Database::connect(test.options_at(&proxy.url(test.url()), SIZE))
+        let db = Database::connect(test.options_at(&proxy.url(test.url()), size))
             .await
             .unwrap();
-        (Self::with(test, db, SIZE).await, proxy)
+        (Self::with(test, db, size).await, proxy)
     }
 
     pub async fn with(test: TestDb, db: DatabaseConnection, size: u32) -> Self {

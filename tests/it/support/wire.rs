@@ -29,6 +29,9 @@ pub fn visits(since: Instant) -> u64 {
     3 * (since.elapsed().as_secs() / 5)
 }
 
+/// The beginning of a text that commits and begins the next transaction.
+const CHAINED: &[u8] = b"COMMIT; ";
+
 /// A TCP proxy on a free loopback port in front of a server's port.
 ///
 /// Dropping it closes its port and its connections.
@@ -50,6 +53,8 @@ struct Shared {
     refuse: AtomicBool,
     mute: AtomicBool,
     requests: AtomicU64,
+    /// How often a client has begun the next transaction with a COMMIT.
+    chained: AtomicU64,
     connections: AtomicU64,
     accepted: AtomicU64,
     frozen: watch::Sender<bool>,
@@ -92,6 +97,7 @@ impl Proxy {
             refuse: AtomicBool::new(false),
             mute: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            chained: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             frozen: watch::Sender::new(false),
@@ -217,6 +223,11 @@ impl Proxy {
         self.shared.requests.store(0, Ordering::SeqCst);
     }
 
+    /// Returns how often a client has begun the next transaction in the same text as COMMIT.
+    pub fn chained(&self) -> u64 {
+        self.shared.chained.load(Ordering::SeqCst)
+    }
+
     /// Returns how many connections there were, those that are open included.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -328,6 +339,9 @@ async fn upstream(
         let chunk = &buffer[..read];
         if lock(talk).client_says(chunk) {
             shared.requests.fetch_add(1, Ordering::SeqCst);
+        }
+        if chunk.windows(CHAINED.len()).any(|window| window == CHAINED) {
+            shared.chained.fetch_add(1, Ordering::SeqCst);
         }
         let_go(shared, chunk, talk).await;
         to.write_all(chunk).await?;
