@@ -28,6 +28,11 @@
 /// PgBouncer in transaction mode it costs nothing, because there connections change between statements anyway. It does not
 /// help a request that waits inside a transaction: keep transactions short.
 ///
+/// Two things to look at before you choose it. Under a load that the database cannot bear for longer than the
+/// `acquire_timeout`, session mode refuses requests at their start, and transaction mode those with many statements in their
+/// middle, because each statement after a wait queues again: limit how many requests are let in. And a handler that holds a
+/// mutex while it runs statements outside a transaction may wait for a request that waits for the mutex inside one.
+///
 /// # What stays on the connection
 ///
 /// From the first statement that leaves session state behind, the session keeps its connection until its end or its
@@ -37,7 +42,8 @@
 /// [`pin`](crate::DbSession::pin) does the same by hand; a function of your own that changes session state needs it.
 ///
 /// The mode implies [`Reset::SessionState`](crate::Reset::SessionState), for every session of the pool: what one of them has
-/// set must not appear between two statements of another.
+/// set must not appear between two statements of another. What that does not reset (a PRAGMA of an in-memory SQLite database,
+/// the effects of functions that it does not know) does appear.
 ///
 /// # What is refused
 ///

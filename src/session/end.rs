@@ -28,11 +28,16 @@ const CANCELLED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Marks a transaction whose handle was dropped, and has it rolled back: now, or as soon as its running
 /// statement has ended.
-pub(super) fn abandon(core: &Arc<Core>, id: TransactionId) {
-    if !core.lock().stack.abandon(id) {
-        // It has ended, as by `commit()`.
+pub(super) fn abandon(core: &Arc<Core>, id: TransactionId, has_begun: bool) {
+    let mut state = core.lock();
+    if !state.stack.abandon(id) {
+        // It has ended, as by `commit()`. Or its BEGIN waits: the worker may have that in hand at this moment.
+        if !has_begun {
+            state.stack.give_up(id);
+        }
         return;
     }
+    drop(state);
     // Not left to the next statement: until that comes, the transaction would hold its locks.
     if let Some(turn) = core.try_turn() {
         return roll_back_abandoned(core, turn);

@@ -30,7 +30,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     let stray_ended = state.phase.take_stray_ended();
     let Slot::Running(mut running) = mem::replace(&mut state.slot, Slot::Empty) else {
         // Not expected, since a call stays in the slot until it has ended. The connection is kept whatever comes.
-        return_connection(core, state, connection);
+        return_connection(core, state, connection, false);
         return Some(output);
     };
     // Swapped, not copied: the buffer goes along with the connection and is used again.
@@ -38,11 +38,13 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     let result = output.as_ref().map(drop);
     let unheard = running.unheard(result);
     let lends = state.pool_mode == PoolMode::Transaction;
+    // Before the call's own end changes it. A session that could have lent its connection may use any other.
+    let may_change = lends && !state.is_on_connection();
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a running call or its output.
     let (output, owner) = deliver(&mut state, &mut running, output);
-    return_connection(core, state, connection);
+    return_connection(core, state, connection, may_change);
     drop(stray_ended);
     // The turn passes on here, when the connection is in its place.
     drop(running);
@@ -119,14 +121,19 @@ fn account(
     Some(statement)
 }
 
-/// Keeps a connection for the session's next statement, or gives it back.
-fn return_connection(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
+/// Keeps a connection for the session's next statement, or gives it back. If that `may_change`, a lost one is no loss.
+fn return_connection(
+    core: &Arc<Core>,
+    mut state: Locked<'_>,
+    connection: CheckedOut,
+    may_change: bool,
+) {
     let is_over = state.phase.is_over();
     if is_over {
         // The pool rolls back what is open before another session gets the connection (G4).
         state.stack.roll_back_all();
     }
-    if connection.is_broken() {
+    if connection.is_broken() && !may_change {
         // Not `Empty`: a session does not go on elsewhere in silence, since what it did may be lost (G2).
         state.slot = Slot::Broken;
     }

@@ -54,6 +54,8 @@ impl Holder for Core {
         // A session that is busy is not part of a deadlock: its call ends, and the connection may come free. Nor is one
         // that will lend.
         match state.slot {
+            // What still runs is the clean-up, which nothing but itself can delay.
+            _ if state.phase.is_over() => Grip::None,
             Slot::Idle(_) if lend::is_lendable(self, &state) => Grip::Lendable,
             Slot::Idle(_) => Grip::Idle,
             Slot::Running(_) => Grip::Busy,

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{core::Core, lend};
+use super::{core::Core, lend, slot::Slot};
 
 /// Keeps a session's connection until it is dropped, where [`PoolMode::Transaction`](crate::PoolMode::Transaction) would
 /// lend it; created by [`DbSession::pin`](crate::DbSession::pin).
@@ -17,6 +17,9 @@ impl SessionPin {
         let last = state.last_id();
         let in_transaction = state.stack.depth() > 0;
         state.pins.add(last, in_transaction);
+        if let Slot::Idle(connection) = &mut state.slot {
+            connection.withdraw();
+        }
         drop(state);
         Self { core: core.clone() }
     }

@@ -23,7 +23,8 @@ use super::{
 use crate::{Error, SessionPool, pool::Claim};
 
 impl SessionPool {
-    /// Opens a session: acquires a connection and pins it until the returned handle is dropped.
+    /// Opens a session: acquires a connection and keeps it until the returned handle is dropped; in
+    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction), until something waits for it.
     ///
     /// # Errors
     ///

@@ -46,6 +46,8 @@ pub(super) enum Purpose {
 pub(super) struct Stack {
     /// Outermost first.
     open: Vec<OpenTransaction>,
+    /// Those whose handles were dropped before they began.
+    given_up: Vec<TransactionId>,
     // Beside the transactions, because each end of one decides about all three of these, under the same lock.
     pub(super) hooks: Hooks,
     pub(super) standing: Standing,
@@ -134,6 +136,16 @@ impl Stack {
             id,
             is_abandoned: false,
         });
+    }
+
+    /// A transaction is not to begin any more: its handle was dropped.
+    pub(super) fn give_up(&mut self, id: TransactionId) {
+        self.given_up.push(id);
+    }
+
+    /// Returns whether a transaction is not to begin any more.
+    pub(super) fn has_given_up(&self, id: TransactionId) -> bool {
+        self.given_up.contains(&id)
     }
 
     /// Marks a transaction whose handle was dropped, and those inside it; false if it is not open.

@@ -229,6 +229,11 @@ impl State {
         self.pool_mode == PoolMode::Session || self.is_inside(caller) || self.pins.is_any()
     }
 
+    /// Returns whether something of the session, a transaction or session state, is on its connection.
+    pub(super) fn is_on_connection(&self) -> bool {
+        self.pins.is_any() || self.stack.depth() > 0
+    }
+
     /// Returns whether an earlier statement that is asked about has run on the connection that the session still has.
     pub(super) fn knows(&self, asks: Earlier) -> bool {
         let is_inside = self.stack.depth() > 0;

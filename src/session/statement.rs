@@ -183,6 +183,10 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     {
         return Err(Kind::CommitsImplicitly);
     }
+    // Begun now, it would have no handle by which it could end. Nothing waits for this error.
+    if request.opens.is_some_and(|id| state.stack.has_given_up(id)) {
+        return Err(Kind::SessionClosed);
+    }
     // In the turn: what is asked about may have waited before it.
     if !state.knows(request.text.asks) {
         return Err(Kind::AsksEarlier);

@@ -31,6 +31,8 @@ pub struct SessionTransaction {
     id: TransactionId,
     /// SeaORM's own, if the session has no connection; `None` when it has ended.
     through: Option<DatabaseTransaction>,
+    /// BEGIN has been answered.
+    has_begun: bool,
 }
 
 impl SessionTransaction {
@@ -166,21 +168,24 @@ impl SessionTransaction {
                 core,
                 id,
                 through: Some(transaction),
+                has_begun: true,
             });
         }
         // The handle is there before BEGIN is sent (H1, H5b): dropped meanwhile, it rolls back. sqlx leaves
         // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
         let id = core.lock().new_id();
-        let transaction = Self {
+        let mut transaction = Self {
             core,
             id,
             through: None,
+            has_begun: false,
         };
         let request = CallRequest {
             opens: Some(id),
             ..CallRequest::new(handle.caller, Operation::Begin(options))
         };
         start(&transaction.core, request).await?.await?;
+        transaction.has_begun = true;
         Ok(transaction)
     }
 
@@ -197,7 +202,9 @@ impl SessionTransaction {
     }
 
     async fn end(mut self, commits: bool) -> Result<(), DbErr> {
-        let Self { core, id, through } = &mut self;
+        let Self {
+            core, id, through, ..
+        } = &mut self;
         if core.pool().is_direct() {
             return Box::pin(pass_through::end(core, *id, through, commits)).await;
         }
@@ -236,7 +243,7 @@ impl Drop for SessionTransaction {
         if let Some(transaction) = self.through.take() {
             pass_through::abandon(&self.core, self.id, transaction);
         } else if !self.core.pool().is_direct() {
-            end::abandon(&self.core, self.id);
+            end::abandon(&self.core, self.id, self.has_begun);
         }
     }
 }

@@ -20,7 +20,7 @@ use tower_sea_orm::{
 
 use super::lending::{Gate, select};
 use crate::support::{
-    database::{Kind, TestDb, count_items, insert_item, unique_name},
+    database::{Kind, TestDb, count_items, insert_item, try_insert_item, unique_name},
     pool::{assert_whole, layer_with, opened, pool_with},
     requests::{Failed, send, send_owned},
     wait::{BOUND, eventually},
@@ -609,5 +609,38 @@ async fn a_session_store_on_the_same_pool_is_served() {
             }
             assert_whole(&test, &db, max).await;
         }
+    }
+}
+
+/// A session of which nothing is on its connection goes on with another one when that is lost.
+#[tokio::test]
+async fn a_session_that_could_have_lent_survives_its_connection() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let pool = pool_with(&db, transaction_mode);
+        let observer = test.observer().await.unwrap();
+        let end = async |number: i64| {
+            let sql = match kind {
+                Kind::Postgres => format!("SELECT pg_terminate_backend({number}::int4)"),
+                _ => format!("KILL {number}"),
+            };
+            observer.execute_unprepared(&sql).await.unwrap();
+        };
+        let session = opened(&pool).await;
+        end(connection(&session).await).await;
+        let name = unique_name();
+        // The statement that finds it out fails or runs elsewhere; the session goes on either way.
+        let _ = try_insert_item(&session, &name).await;
+        insert_item(&session, &unique_name()).await;
+        // In a transaction, and behind a pin, what was there is lost, and the session with it.
+        let pin = session.pin();
+        end(connection(&session).await).await;
+        assert!(try_insert_item(&session, &unique_name()).await.is_err());
+        let error = try_insert_item(&session, &unique_name()).await.unwrap_err();
+        assert!(Error::of(&error).unwrap().is_connection_lost(), "{error}");
+        drop(pin);
+        drop(session);
+        assert_whole(&test, &db, 2).await;
     }
 }

@@ -80,6 +80,7 @@ async fn readers_of_an_earlier_statement_are_refused_outside_transactions() {
             assert_refused_unless_any(sql, tx.execute_unprepared(sql).await);
             tx.commit().await.unwrap();
             let pin = session.pin();
+            assert_eq!(pool.status().lendable, 0);
             select(&session).await;
             assert_refused_unless_any(sql, session.execute_unprepared(sql).await);
             insert_item(&session, &unique_name()).await;

@@ -3,11 +3,11 @@
 use std::{pin::pin, time::Duration};
 
 use axum::{Router, routing::get};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join_all, select};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, Statement, TransactionTrait};
 use tokio::time::timeout;
-use tower_sea_orm::DbSession;
+use tower_sea_orm::{DbSession, testing};
 
 use crate::support::{
     database::{Kind, TestDb, count_items, insert_item, unique_name},
@@ -185,4 +185,41 @@ async fn end_sleeping(observer: &DatabaseConnection) {
         }
     };
     observer.execute_unprepared(&end).await.unwrap();
+}
+
+/// G12: a `begin()` that is dropped while it waits for its connection, at the moment at which that arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_begin_dropped_as_its_connection_arrives_opens_nothing() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(1).await;
+        let pool = session_pool(db.clone());
+        let contenders = (0..6u64).map(|contender| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for round in 0..250u64 {
+                    // Spread over the time that the others take.
+                    let wait = Duration::from_micros((round * 37 + contender * 411) % 2500);
+                    testing::serve(pool.clone(), async |db| {
+                        count_items(&db, "none").await;
+                        db.release().await.unwrap();
+                        let begun = async {
+                            let tx = db.begin().await.unwrap();
+                            count_items(&tx, "none").await;
+                            tx.commit().await.unwrap();
+                        };
+                        let _ = timeout(wait, begun).await;
+                        // Refused if a transaction without a handle is open.
+                        count_items(&db, "none").await;
+                        http::Response::new(())
+                    })
+                    .await;
+                }
+            })
+        });
+        for contender in join_all(contenders).await {
+            contender.unwrap();
+        }
+        assert_whole(&test, &db, 1).await;
+    }
 }

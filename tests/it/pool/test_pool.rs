@@ -447,3 +447,32 @@ async fn a_second_session_beside_the_tests_own_is_refused_at_once() {
         );
     }
 }
+
+/// A transaction of the test's own that was dropped is being rolled back: nothing of the test holds the connection.
+#[tokio::test]
+async fn a_dropped_transaction_of_the_tests_own_is_waited_for() {
+    for kind in Kind::ALL {
+        let test_db = TestDb::new(kind).await;
+        let db = test_db.connect(1).await;
+        for _ in 0..10 {
+            let test = TestPool::begin(db.clone()).await.unwrap();
+            let session = test.session().await.unwrap();
+            let tx = session.begin().await.unwrap();
+            insert_item(&tx, &unique_name()).await;
+            drop(tx);
+            drop(session);
+            assert!(
+                outcome_of(&app(test.pool()), &unique_name(), 201)
+                    .await
+                    .is_committed()
+            );
+            let session = test.session().await.unwrap();
+            let tx = session.begin().await.unwrap();
+            insert_item(&tx, &unique_name()).await;
+            drop(tx);
+            drop(session);
+            test.rollback().await.unwrap();
+        }
+        assert_whole(&test_db, &db, 1).await;
+    }
+}
