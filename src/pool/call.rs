@@ -71,8 +71,10 @@ impl CheckedOut {
         let began = Instant::now();
         let output = self.read_once(task).await;
         let Err(error) = &output else { return output };
-        // Later on, the read itself may be what the server has died of, or what its operator has ended.
-        let was_dead = began.elapsed() < SILENCE || server::is_unanswered(error);
+        // Later on, the read itself may be what the server has died of, or what its operator has ended. Or the network was
+        // lost meanwhile, and the next connection may be as lost: then the place is for another request (G17).
+        let was_forgotten = task.rest == Rest::Long && server::is_unanswered(error);
+        let was_dead = began.elapsed() < SILENCE || was_forgotten;
         if !was_dead || !server::is_fatal(error) || !self.is_broken() || !task.is_whole() {
             return output;
         }
