@@ -146,12 +146,14 @@ impl SessionPoolBuilder {
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
     /// use std::time::Duration;
     ///
-    /// use sea_orm::Database;
+    /// use sea_orm::{ConnectOptions, Database};
     /// use tower_sea_orm::SessionPool;
     ///
     /// # let dir = tempfile::tempdir()?;
     /// # let url = format!("sqlite://{}?mode=rwc", dir.path().join("shop.db").display());
-    /// let pool = SessionPool::builder(Database::connect(url).await?)
+    /// let mut options = ConnectOptions::new(url);
+    /// options.max_connections(2); // the only one of a pool is not kept
+    /// let pool = SessionPool::builder(Database::connect(options).await?)
     ///     .test_before_acquire_if_idle_for(Duration::from_secs(10))
     ///     .build()?;
     /// drop(pool.session().await?);
