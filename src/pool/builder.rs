@@ -297,6 +297,9 @@ impl SessionPoolBuilder {
     /// Sets after how long a session that still holds its connection is logged at WARN: method and path
     /// of its request, for how long, and its last statement without values. When the connection is back,
     /// another line says so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
+    ///
+    /// A session that may lend its connection, before its first statement or in [`PoolMode::Transaction`], is not logged: its
+    /// connection goes back to the pool until the next statement.
     pub fn hold_slow_threshold(mut self, time: Duration) -> Self {
         self.settings.hold_slow_threshold = time;
         self
@@ -315,7 +318,8 @@ impl SessionPoolBuilder {
     /// 504. If a statement failed for this reason, a 5xx from the handler becomes 504 as well. A
     /// [held](crate::DbSession::hold_until_body_end) body is aborted.
     ///
-    /// The time counts from the checkout; it starts anew after [`release`](crate::DbSession::release).
+    /// The time counts from the checkout; it starts anew after [`release`](crate::DbSession::release), and when a connection
+    /// that may be lent goes back to the pool instead.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]

@@ -233,8 +233,8 @@ impl<T, C> Ledger<T, C> {
         if self.out() >= self.limit_for(holds) {
             return None;
         }
-        // The only one would come back to the session that has just lent it.
-        let is_only = self.idle.len() < 2 && self.out() + self.fetches.running() + 1 < self.limit;
+        // The only one would come back to the session that has just lent it: that waits for one that is fetched.
+        let is_only = self.idle.len() == 1 && self.out() + 1 < self.limit;
         if self.idle.rotates && is_only {
             return None;
         }

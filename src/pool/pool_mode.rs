@@ -52,9 +52,9 @@
 /// since the connection was pinned: `lastval()` and `currval()` of PostgreSQL; `LAST_INSERT_ID()`,
 /// `@@identity`, `LASTVAL(s)`, `FOUND_ROWS()`, `ROW_COUNT()`, `SHOW WARNINGS`, `SHOW ERRORS`, `SHOW PROFILE`,
 /// `@@warning_count`, `@@error_count` and `GET DIAGNOSTICS` of MySQL and MariaDB; `last_insert_rowid()`, `changes()` and
-/// `total_changes()` of SQLite. In one text with the statement that it asks about, it is not refused. Such questions are found
+/// `total_changes()` and `PRAGMA data_version` of SQLite. In one text with the statement that it asks about, it is not refused. Such questions are found
 /// by the text: those in functions, views, defaults and triggers of your own are not, and which sequence or table an INSERT
-/// has used is not known. SeaORM's
+/// has used is not known. `pg_backend_pid()` and `CONNECTION_ID()` are answered, by the connection of that statement. SeaORM's
 /// `last_insert_id` and `rows_affected` come with the result of the statement itself and are always right.
 ///
 /// | | `Session` | `Transaction` |

@@ -44,9 +44,13 @@ const NAMING: [&str; 6] = ["into", "table", "on", "references", "with", "exists"
 pub(super) struct EarlierReader<'a> {
     backend: DbBackend,
     asks: Earlier,
-    /// The latest statements of the text that can be asked about, the one that is being read excluded.
-    before: Earlier,
-    /// The same of the statement that is being read.
+    /// What is asked from here on and is answered by the text itself.
+    own: Earlier,
+    /// What can be asked about the statements that were read.
+    is: Earlier,
+    /// One of them runs code that is not read.
+    runs_code: bool,
+    /// What can be asked about the one that is being read.
     current: Earlier,
     /// `None` before the statement's first word.
     first: Option<Token<'a>>,
@@ -58,7 +62,9 @@ impl<'a> EarlierReader<'a> {
         Self {
             backend,
             asks: Earlier::None,
-            before: Earlier::None,
+            own: Earlier::None,
+            is: Earlier::None,
+            runs_code: false,
             current: Earlier::None,
             first: None,
             previous: Token::Symbol(b';'),
@@ -72,25 +78,48 @@ impl<'a> EarlierReader<'a> {
 
     /// Returns what can be asked about the text.
     pub(super) fn is(&self) -> Earlier {
-        self.before.max(self.current)
+        self.is.max(self.current)
+    }
+
+    /// Returns whether the text runs code that may ask: `DO $$ … lastval() … $$`. One that `is_doubtful` may run any.
+    pub(super) fn may_ask_in_code(&self, sql: &str, is_doubtful: bool) -> bool {
+        if !self.runs_code && !is_doubtful {
+            return false;
+        }
+        let names = CALLS
+            .iter()
+            .map(|(backend, name, _)| (backend, name))
+            .chain(
+                CALLS_OF_SEQUENCES
+                    .iter()
+                    .map(|(backend, name)| (backend, name)),
+            );
+        let mut names = names.filter(|(backend, _)| **backend == self.backend);
+        // What inserts first asks about that.
+        self.is() < Earlier::Insert
+            && names.any(|(_, name)| {
+                let mut words = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                words.any(|word| word.eq_ignore_ascii_case(name))
+            })
     }
 
     pub(super) fn see(&mut self, token: Token<'a>, rest: Lexer<'a>) {
         match token {
             Token::Symbol(b';') => {
-                self.before = self.before.max(self.current);
+                self.is = self.is();
+                self.own = self.own.max(self.is);
                 (self.first, self.current) = (None, Earlier::None);
             }
             Token::Seam => {}
             _ => {
                 let asks = if self.first.is_none() {
                     (self.first, self.current) = (Some(token), Earlier::Any);
+                    self.runs_code |= token.is_one_of(&["do", "call", "execute"]);
                     self.command(token, rest)
                 } else {
                     self.word(token, rest)
                 };
-                // It is answered by what goes before it in the text.
-                if asks > self.before {
+                if asks > self.own {
                     self.asks = self.asks.max(asks);
                 }
                 self.current = self.current.max(self.is_about(token, rest));
@@ -128,7 +157,7 @@ impl<'a> EarlierReader<'a> {
             || self.previous.is_word("next") && token.is_word("value")
         {
             // From here on, the statement asks about itself.
-            self.before = Earlier::Insert;
+            self.own = Earlier::Insert;
         }
         let asks = match token {
             Token::Word(name) | Token::Name(name) => self.call(name, rest),

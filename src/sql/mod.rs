@@ -55,11 +55,14 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         locks.see(token, lexer);
         earlier.see(token, lexer);
     }
-    let (mut effect, mut change) = (effect.found(), change.found());
+    let (mut effect, mut change, mut asks) = (effect.found(), change.found(), earlier.asks());
     if lexer.is_doubtful() {
         // The server may read something else there.
         effect = effect.max(Effect::Unknown);
         change = change.max(Change::Session);
+    }
+    if earlier.may_ask_in_code(sql, effect == Effect::Unknown) {
+        asks = Earlier::Insert;
     }
     if let Some(glance) = plain {
         // A statement that begins so controls nothing, even if its quotes read differently on the server.
@@ -74,7 +77,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         // What is taken for a read may be cancelled, and run only in part on SQLite: in doubt it is a write (G9, H23).
         reads_only: reads.reads_only() && !lexer.is_doubtful(),
         needs_transaction: locks.needs_transaction(),
-        asks: earlier.asks(),
+        asks,
         is: earlier.is(),
     }
 }

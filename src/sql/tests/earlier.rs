@@ -23,6 +23,7 @@ fn what_asks_about_an_earlier_statement_is_found() {
                 "WITH a AS (SELECT currval('s')) SELECT * FROM a",
                 "SELECT 1; SELECT lastval()",
                 "DELETE FROM item; SELECT lastval()",
+                "DO $$ BEGIN PERFORM lastval(); END $$",
                 "/* c */ SELECT lastval() -- c",
             ][..],
         ),
@@ -43,6 +44,8 @@ fn what_asks_about_an_earlier_statement_is_found() {
                 "SELECT @@warning_count",
                 "GET DIAGNOSTICS @n = NUMBER",
                 "SET @a = 1; SELECT LAST_INSERT_ID()",
+                "EXECUTE IMMEDIATE 'SELECT LAST_INSERT_ID()'",
+                "SELECT /*!999999 ' */ LAST_INSERT_ID() /*!999999 ' */",
             ],
         ),
         (

@@ -198,6 +198,21 @@ async fn rotated_connections_differ_from_statement_to_statement() {
     }
 }
 
+/// Also in a pool that has opened no connection yet.
+#[tokio::test]
+async fn a_fresh_pool_of_two_rotates_at_once() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        for _ in 0..10 {
+            let test = TestDb::new(kind).await;
+            let db = test.connect(2).await;
+            let pool = pool_with(&db, rotating);
+            let session = opened(&pool).await;
+            let first = connection(&session).await;
+            assert_ne!(connection(&session).await, first);
+        }
+    }
+}
+
 /// Session state keeps the rest of the request on its connection, and is gone before another session gets that.
 #[tokio::test]
 async fn g13_session_state_pins_and_leaks_nowhere() {
