@@ -246,7 +246,8 @@ impl<T, C> Ledger<T, C> {
     /// Returns whether a connection that just came back is for the users of the driver's pool of `max` connections.
     pub(super) fn take_plain_users_turn(&mut self, max: u32) -> bool {
         let taken = self.taken();
-        self.plain_share.take_visit(|| taken >= max)
+        // Where connections rotate, the driver's pool would give the same one back to the session that has just lent it.
+        !self.idle.rotates && self.plain_share.take_visit(|| taken >= max)
     }
 
     /// Counts a connection that goes to another session at once, unless it may be for the users of the driver's pool of

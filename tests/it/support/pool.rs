@@ -26,13 +26,13 @@ pub fn pool_builder(db: DatabaseConnection) -> SessionPoolBuilder {
     in_mode(
         SessionPool::builder(db)
             .direct_handoff(hands_over())
-            .test_before_acquire_if_idle_for(SOON)
             .acquire_timeout(BOUND),
     )
 }
 
-/// Has the sessions lend whenever they may, if the suite runs so.
+/// Has the sessions lend whenever they may, if the suite runs so, and idle connections go back to the driver's pool soon.
 pub fn in_mode(builder: SessionPoolBuilder) -> SessionPoolBuilder {
+    let builder = builder.test_before_acquire_if_idle_for(SOON);
     if lends() {
         builder
             .pool_mode(PoolMode::Transaction)
