@@ -188,7 +188,8 @@ impl SessionPoolBuilder {
 
     /// Has every connection that may be lent be lent whenever its session's handler waits, although nothing waits for it,
     /// and has the next statement use another one: for tests of a service in [`PoolMode::Transaction`], which otherwise
-    /// show nothing without load. The pool needs two connections at least: the only one of a pool is lent, and comes back.
+    /// show nothing without load. The pool needs two connections at least: the only one of a pool is lent, and comes back. So does
+    /// any without [`direct_handoff`](Self::direct_handoff).
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]

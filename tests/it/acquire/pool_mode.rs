@@ -34,7 +34,10 @@ fn transaction_mode(pool: SessionPoolBuilder) -> SessionPoolBuilder {
 
 /// Lends whenever it may, whether something waits or not.
 fn rotating(pool: SessionPoolBuilder) -> SessionPoolBuilder {
-    transaction_mode(pool).rotate_connections()
+    // Also where the suite runs without: what rotates is kept idle by the pool.
+    transaction_mode(pool)
+        .direct_handoff(true)
+        .rotate_connections()
 }
 
 /// The connection that the session's next statement runs on, by the number that the server has given it.
