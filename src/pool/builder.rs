@@ -203,7 +203,9 @@ impl SessionPoolBuilder {
     /// let pool = SessionPool::builder(db).pool_mode(PoolMode::Transaction).rotate_connections().build()?;
     /// let session = pool.session().await?;
     /// session.execute_unprepared("CREATE TABLE item (id integer)").await?;
-    /// assert_eq!(pool.status().used, 0); // lent
+    /// while pool.status().used > 0 {
+    ///     tokio::task::yield_now().await; // until it is lent
+    /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// ```

@@ -51,7 +51,11 @@ impl Busy {
         let db = Database::connect(test.options_at(&url, size)).await;
         let db = db.unwrap();
         Self {
-            layer: layer_with(&db, |pool| pool.acquire_timeout(BOUND).max_pending(1000)),
+            layer: layer_with(&db, |pool| {
+                pool.direct_handoff(true)
+                    .acquire_timeout(BOUND)
+                    .max_pending(1000)
+            }),
             observer: test.observer().await.unwrap(),
             test,
             proxy,
