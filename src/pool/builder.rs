@@ -180,7 +180,8 @@ impl SessionPoolBuilder {
     /// [another mode](crate::DbSessionLayer::pool_mode).
     ///
     /// SeaORM's proxy has no connections to lend: [`build`](Self::build) refuses [`PoolMode::Transaction`] there, and
-    /// together with [`Reset::SessionStateAlways`], for which every statement leaves session state behind. On a mock, the mode only refuses what it refuses on a database.
+    /// together with [`Reset::SessionStateAlways`], for which every statement leaves session state behind. On a mock, the mode
+    /// only refuses what it refuses on a database.
     pub fn pool_mode(mut self, mode: PoolMode) -> Self {
         self.settings.pool_mode = mode;
         self
@@ -188,8 +189,8 @@ impl SessionPoolBuilder {
 
     /// Has every connection that may be lent be lent whenever its session's handler waits, although nothing waits for it,
     /// and has the next statement use another one: for tests of a service in [`PoolMode::Transaction`], which otherwise
-    /// show nothing without load. The pool needs two connections at least: the only one of a pool is lent, and comes back. So does
-    /// any without [`direct_handoff`](Self::direct_handoff).
+    /// show nothing without load. The pool needs two connections at least, and
+    /// [`direct_handoff`](Self::direct_handoff): otherwise the connection that is lent comes back.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]

@@ -93,10 +93,18 @@ fn look(pool: &PoolInner) -> Option<Duration> {
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
-    for (key, holder, held) in due.long {
-        if lends(pool, key, &holder) {
-            continue;
+    // Once for each, whatever it has exceeded: it may hold another connection by the next line.
+    let mut lenders = Vec::new();
+    let mut holds_on = |(key, holder, _): &(Key, Arc<dyn Holder>, Duration)| {
+        if !lenders.contains(key) && lends(pool, *key, holder) {
+            lenders.push(*key);
         }
+        !lenders.contains(key)
+    };
+    let (mut long, mut too_long) = (due.long, due.too_long);
+    long.retain(&mut holds_on);
+    too_long.retain(&mut holds_on);
+    for (_, holder, held) in long {
         log_session!(
             warn,
             holder.label(),
@@ -105,10 +113,7 @@ fn look(pool: &PoolInner) -> Option<Duration> {
             "a session has held its connection for a long time: call `release()` before work that needs no database",
         );
     }
-    for (key, holder, held) in due.too_long {
-        if lends(pool, key, &holder) {
-            continue;
-        }
+    for (key, holder, held) in too_long {
         let (label, statement) = (holder.label(), holder.last_statement());
         // Read before the cut, which ends the statement that is named.
         if cut(pool, key, &holder, Kind::Reclaimed) {
