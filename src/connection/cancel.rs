@@ -186,11 +186,11 @@ impl CancelHandle {
     }
 
     /// Runs a call, which sends so many bytes, to its end; `None` if its answer is known to be lost.
-    pub(super) async fn unless_lost<F: Future>(
+    pub(super) fn unless_lost<F: Future>(
         self: Arc<Self>,
         mut call: Pin<&mut F>,
         size: usize,
-    ) -> Option<F::Output> {
+    ) -> impl Future<Output = Option<F::Output>> {
         let is_large = size > SENT_AT_ONCE;
         if is_large {
             // While the server still receives, it says that it is idle, and would be taken for one whose answer is lost (G17).
@@ -199,22 +199,22 @@ impl CancelHandle {
         }
         self.is_large.store(is_large, Ordering::Relaxed);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
-        let ended = poll_fn(|cx| {
+        // No `async` block: it would have room for all of this twice.
+        poll_fn(move |cx| {
             // Before the poll: a wake during it must find the task.
             self.waker.register(cx.waker());
             // It counts its wakes and passes them on.
             let waker = Waker::from(self.clone());
-            match call.as_mut().poll(&mut Context::from_waker(&waker)) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            let ended = match call.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(ended) => Some(ended),
                 // Not before: an answer that has arrived is not lost.
-                Poll::Pending if self.lost.load(Ordering::Relaxed) == turn => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            }
+                Poll::Pending if self.lost.load(Ordering::Relaxed) == turn => None,
+                Poll::Pending => return Poll::Pending,
+            };
+            // The task that polled the call is not to be kept.
+            drop(self.waker.take());
+            Poll::Ready(ended)
         })
-        .await;
-        // The task that polled the call is not to be kept.
-        drop(self.waker.take());
-        ended
     }
 
     /// The running call has come to its statement, which may be stopped from here on. False if the call has lost its

@@ -34,8 +34,8 @@ impl PinnedConnection {
             // A call whose future is dropped leaves it so, and the connection is never taken for a clean one.
             self.link.condition = Condition::Busy;
         }
-        let mut output = self.perform_unless_lost(stray, change, task).await;
-        output = self.note_loss(output, commits);
+        let output = self.perform_unless_lost(stray, change, task).await;
+        let output = self.note_loss(output, commits);
         // Before the transaction is forgotten: one that was begun READ ONLY refuses by itself.
         if let Err(error) = &output {
             self.refusal.note(&self.link, &self.transaction, error);
@@ -43,19 +43,39 @@ impl PinnedConnection {
         let depth = self.depth();
         self.transaction.forget_beyond(depth);
         self.session_state.forget_beyond(depth);
-        // What fails before the operation is not read to its end there.
-        if output.is_err() {
-            output = self.read_what_is_left(output, false).await;
-        }
         // A half of what was to be there before the operation may be.
         let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
         let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
-        self.conclude(is_doubtful, task.stoppable).await;
+        // An earlier call may have been refused where the server did not answer yet.
+        if output.is_err() || self.refusal == Refusal::Unasked {
+            // Boxed: it is rare, and all calls would have room for it.
+            return Box::pin(self.conclude_failed(output, is_doubtful, task.stoppable)).await;
+        }
+        self.conclude(is_doubtful, task.stoppable);
+        output
+    }
+
+    /// A call has failed, or an earlier one was refused.
+    async fn conclude_failed(
+        &mut self,
+        mut output: Result<Output, DbErr>,
+        is_doubtful: bool,
+        stoppable: bool,
+    ) -> Result<Output, DbErr> {
+        if output.is_err() {
+            // What fails before the operation is not read to its end there.
+            self.read_what_is_left(&mut output, false).await;
+        }
+        self.conclude(is_doubtful, stoppable);
+        // At once where it can be, so that the next request goes to the new primary already (G18).
+        if self.refusal == Refusal::Unasked && self.ask_server().await.is_err() {
+            self.give_up();
+        }
         output
     }
 
     /// The call has ended.
-    async fn conclude(&mut self, is_doubtful: bool, stoppable: bool) {
+    fn conclude(&mut self, is_doubtful: bool, stoppable: bool) {
         self.link.condition = match self.link.condition {
             unusable @ (Condition::Broken | Condition::Lost) => unusable,
             _ if is_doubtful => Condition::Suspect,
@@ -64,11 +84,6 @@ impl PinnedConnection {
         // Not before: of a stream that was dropped, the server may have had much left to send.
         if let Some(handle) = self.cancel_handle.as_ref().filter(|_| stoppable) {
             handle.end_work();
-        }
-        // At once where it can be, so that the next request goes to the new primary already (G18). Boxed: it is rare, and
-        // all calls would have room for it.
-        if self.refusal == Refusal::Unasked && Box::pin(self.ask_server()).await.is_err() {
-            self.give_up();
         }
     }
 
@@ -141,14 +156,22 @@ impl PinnedConnection {
         }
         if task.doubtful && depth > 0 {
             // It may be a `CALL` that commits: then what follows would commit by itself (G7, H15).
-            return self.perform_guarded(task, depth).await;
+            // Boxed, as are the other rare ways: all calls would have room for them.
+            return Box::pin(self.perform_guarded(task, depth)).await;
         }
-        let may_leave_open = self.may_leave_open(task);
-        let output = self.perform_noting(task, depth).await;
-        if may_leave_open && output.is_ok() && Box::pin(self.link.was_left_open()).await? {
+        if self.may_leave_open(task) {
+            return Box::pin(self.perform_closed(task, depth)).await;
+        }
+        self.perform_noting(task, depth).await
+    }
+
+    /// Performs stored code outside a transaction, and fails if it leaves one open.
+    async fn perform_closed(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
+        let output = self.perform_noting(task, depth).await?;
+        if self.link.was_left_open().await? {
             return Err(Kind::LeftOpenByCode.into_db_err());
         }
-        output
+        Ok(output)
     }
 
     /// Returns whether stored code that is called outside a transaction may leave one open, which nothing would commit.
@@ -163,7 +186,7 @@ impl PinnedConnection {
     /// Performs an operation that may end the transaction around it, and finds out whether it has.
     async fn perform_guarded(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         // First, since it bears a lower number: releasing it later would release the guard as well.
-        Box::pin(self.transaction.release_leftover(&mut self.link)).await;
+        self.transaction.release_leftover(&mut self.link).await;
         self.link.set_guard().await?;
         let output = self.perform_noting(task, depth).await;
         // With the connection, the proof is lost as well.
@@ -181,36 +204,47 @@ impl PinnedConnection {
         // Asked before the operation is taken.
         let commits = depth == 1 && task.is(Operation::is_commit);
         let is_stream = task.is(Operation::is_stream);
-        let output = self.perform(task).await;
-        let output = self.read_what_is_left(output, commits).await;
-        if let Err(error) = &output
-            && depth > 0
-        {
-            let (link, transaction) = (&mut self.link, &mut self.transaction);
-            transaction.note_failure(link, error, depth, commits);
-            // Behind `note_failure`: where the error itself says that the transaction has ended, no round trip is spent.
-            transaction.note_if_vanished(link, error).await;
-            if is_stream {
-                transaction.note_unheard(depth);
-            }
+        // Matched where it arrives: kept as a whole, it would have room of its own in the future of every call.
+        let error = match self.perform_whole(task, commits).await {
+            Ok(output) => return Ok(output),
+            Err(error) => error,
+        };
+        if depth > 0 {
+            Box::pin(self.note_failed(&error, depth, is_stream, commits)).await;
         }
+        Err(error)
+    }
+
+    /// Performs the operation and reads its answer to the end.
+    async fn perform_whole(&mut self, task: &mut Task, commits: bool) -> Result<Output, DbErr> {
+        let output = self.perform(task).await;
+        // Moved, for the same reason.
+        let mut output = output;
+        self.read_what_is_left(&mut output, commits).await;
         output
+    }
+
+    /// Notes what a failure did to the transaction of this `depth`.
+    async fn note_failed(&mut self, error: &DbErr, depth: usize, is_stream: bool, commits: bool) {
+        let (link, transaction) = (&mut self.link, &mut self.transaction);
+        transaction.note_failure(link, error, depth, commits);
+        // Behind `note_failure`: where the error itself says that the transaction has ended, no round trip is spent.
+        transaction.note_if_vanished(link, error).await;
+        if is_stream {
+            transaction.note_unheard(depth);
+        }
     }
 
     /// Reads what the server has still to say of a call. An error in it is the call's own, unless that was a
     /// COMMIT: one that was acknowledged stays true.
-    async fn read_what_is_left(
-        &mut self,
-        output: Result<Output, DbErr>,
-        commits: bool,
-    ) -> Result<Output, DbErr> {
+    async fn read_what_is_left(&mut self, output: &mut Result<Output, DbErr>, commits: bool) {
         if self.is_broken() || output.as_ref().is_err_and(server::is_fatal) {
-            return output;
+            return;
         }
         // On PostgreSQL, sqlx returns an error before the server says that it is ready for the next query. What is left
         // unread, the next call would take for its answer.
         let error = match self.link.driver.drain().await {
-            Ok(None) => return output,
+            Ok(None) => return,
             Ok(Some(error)) => {
                 // PostgreSQL has aborted the transaction by it, whatever came before.
                 let depth = self.depth();
@@ -225,10 +259,8 @@ impl PinnedConnection {
                 error
             }
         };
-        if commits {
-            output
-        } else {
-            output.and(Err(error))
+        if !commits && output.is_ok() {
+            *output = Err(error);
         }
     }
 
@@ -261,7 +293,7 @@ impl PinnedConnection {
         // afterwards.
         self.link.set_guard().await?;
         let mut output = self.perform(task).await;
-        output = self.read_what_is_left(output, false).await;
+        self.read_what_is_left(&mut output, false).await;
         let released = match &output {
             Err(_) => self.link.undo_guard().await,
             Ok(_) => match self.link.release_guard().await {
@@ -286,18 +318,19 @@ impl PinnedConnection {
     }
 
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        let operation = task.take_operation();
+        let mut operation = task.take_operation();
         let (link, transaction) = (&mut self.link, &mut self.transaction);
         // Copied before, since sqlx keeps the statement; for PostgreSQL outside a transaction only.
         let again = operation.spare(link);
         let reads_only = task.text.reads_only;
-        match operation.perform(link, transaction, reads_only).await {
-            Err(error) if server::is_stale(&error) => {
-                // Boxed: it is rare, and all calls would have room for it.
-                Box::pin(self.prepare_anew(error, again, reads_only)).await
-            }
-            output => output,
+        let error = match operation.perform(link, transaction, reads_only).await {
+            Ok(output) => return Ok(output),
+            Err(error) => error,
+        };
+        if server::is_stale(&error) {
+            return Box::pin(self.prepare_anew(error, again, reads_only)).await;
         }
+        Err(error)
     }
 
     /// After a statement found its plan stale: has all statements prepared anew, and runs `again`, since nothing of
@@ -305,12 +338,12 @@ impl PinnedConnection {
     async fn prepare_anew(
         &mut self,
         error: DbErr,
-        again: Option<Operation>,
+        again: Option<Box<Operation>>,
         reads_only: bool,
     ) -> Result<Output, DbErr> {
         // Even where it is not run again: otherwise it would fail for as long as the connection lives.
         self.link.driver.forget_statements().await?;
-        let Some(again) = again.filter(|_| server::has_not_run(&error)) else {
+        let Some(mut again) = again.filter(|_| server::has_not_run(&error)) else {
             return Err(error);
         };
         tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale and is run again: {error}");

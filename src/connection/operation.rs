@@ -2,6 +2,7 @@
 
 use std::{
     fmt::{self, Write},
+    mem,
     sync::Arc,
 };
 
@@ -117,7 +118,7 @@ impl Task {
             Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
             _ => None,
         };
-        std::mem::replace(&mut self.operation, again).unwrap_or(Operation::Settle)
+        mem::replace(&mut self.operation, again).unwrap_or(Operation::Settle)
     }
 }
 
@@ -165,7 +166,7 @@ pub(crate) enum Operation {
     /// No more than the rollback of abandoned transactions, which precedes every operation.
     Settle,
     /// User code on the driver's connection; its value leaves through a channel.
-    Raw(Raw),
+    Raw(Option<Raw>),
 }
 
 /// User code that runs on the driver's own connection.
@@ -181,9 +182,10 @@ pub(crate) enum Output {
 }
 
 impl Operation {
-    /// Runs the operation. The futures of rare operations are boxed, so that a call's future is small.
+    /// Runs the operation, and leaves it empty. The futures of rare operations are boxed, so that a call's future is
+    /// small.
     pub(super) async fn perform(
-        self,
+        &mut self,
         link: &mut Link,
         transaction: &mut Transaction,
         reads_only: bool,
@@ -195,7 +197,10 @@ impl Operation {
                 return driver.execute(statement, named).await.map(Output::Executed);
             }
             Self::Unprepared(sql) => {
-                return driver.execute_unprepared(sql).await.map(Output::Executed);
+                return driver
+                    .execute_unprepared(mem::take(sql))
+                    .await
+                    .map(Output::Executed);
             }
             Self::One(statement) => {
                 let row = driver.query_one(statement, named, reads_only).await;
@@ -205,17 +210,22 @@ impl Operation {
                 return driver.query_all(statement, named).await.map(Output::Rows);
             }
             #[cfg(feature = "stream")]
-            Self::Stream(statement, mut rows) => {
-                Box::pin(driver.stream(statement, &mut rows, named, reads_only)).await
+            Self::Stream(statement, rows) => {
+                Box::pin(driver.stream(statement, rows, named, reads_only)).await
             }
-            Self::Begin(options) => transaction.begin(link, options, None).await,
-            Self::Commit(None) => transaction.commit(link).await,
-            Self::Commit(Some(chain)) => Box::pin(chain.begin(link, transaction)).await,
-            Self::Rollback => transaction.rollback(link).await,
+            Self::Begin(options) => Box::pin(transaction.begin(link, *options, None)).await,
+            Self::Commit(chain) => match chain.take() {
+                Some(chain) => Box::pin(chain.begin(link, transaction)).await,
+                None => transaction.commit(link).await,
+            },
+            Self::Rollback => Box::pin(transaction.rollback(link)).await,
             Self::Ping => Box::pin(driver.ping()).await,
             // What it is for has come before it, in `prepare`.
             Self::Settle => Ok(()),
-            Self::Raw(code) => code(driver).await,
+            Self::Raw(code) => match code.take() {
+                Some(code) => code(driver).await,
+                None => Ok(()),
+            },
         };
         done.map(|()| Output::Done)
     }
@@ -227,14 +237,17 @@ impl Operation {
     ///
     /// Only outside a transaction: inside, PostgreSQL has aborted that by the failure. MySQL and SQLite prepare
     /// such statements anew by themselves.
-    pub(super) fn spare(&self, link: &Link) -> Option<Self> {
+    pub(super) fn spare(&self, link: &Link) -> Option<Box<Self>> {
         // A statement without a name is prepared each time, and cannot be stale.
         if link.backend != DbBackend::Postgres || !link.named || link.driver.depth() > 0 {
             return None;
         }
         // An unprepared text has no plan that could be stale.
-        self.copy()
-            .filter(|again| !matches!(again, Self::Unprepared(_)))
+        let again = self
+            .copy()
+            .filter(|again| !matches!(again, Self::Unprepared(_)));
+        // Boxed, so that calls without one have no room for it.
+        again.map(Box::new)
     }
 
     /// Returns about how many bytes it sends.

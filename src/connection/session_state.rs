@@ -258,8 +258,8 @@ async fn settings(link: &mut Link) -> Result<Vec<String>, DbErr> {
 
 /// The statements that remove what a connection of SQLite has beside its database.
 async fn extras(link: &mut Link) -> Result<Vec<String>, DbErr> {
-    let statement = Statement::from_string(link.backend, EXTRAS);
-    let rows = link.driver.query_all(statement, link.named).await?;
+    let mut statement = Statement::from_string(link.backend, EXTRAS);
+    let rows = link.driver.query_all(&mut statement, link.named).await?;
     rows.iter()
         .map(|row| row.try_get_by_index::<String>(0))
         .collect()

@@ -31,21 +31,22 @@ impl CheckedOut {
     )]
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
-            let mut output = if task.rest == Rest::None {
+            let output = if task.rest == Rest::None {
                 self.call_once(&mut task).await
             } else {
                 // Boxed, as below.
                 Box::pin(self.call_rested(&mut task)).await
             };
-            if self.may_begin_again(&output, &task) {
-                // Boxed: it is rare, and inline it would enlarge the future of every call.
-                output = Box::pin(self.begin_again(output, &mut task)).await;
-            }
-            self.leave_read_only();
-            Finished {
+            let mut finished = Finished {
                 connection: self,
                 output,
+            };
+            if finished.may_begin_again(&task) {
+                // Boxed: it is rare, and inline it would enlarge the future of every call.
+                Box::pin(finished.begin_again(task)).await;
             }
+            finished.connection.leave_read_only();
+            finished
         }
     }
 
@@ -99,30 +100,6 @@ impl CheckedOut {
         }
     }
 
-    fn may_begin_again(&self, output: &Result<Output, DbErr>, task: &Task) -> bool {
-        let Err(error) = output else { return false };
-        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was closing the
-        // connection has not read the statement.
-        let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
-        self.is_broken() && is_undone && task.is_whole() && !self.pool().is_test()
-    }
-
-    async fn begin_again(
-        &mut self,
-        mut output: Result<Output, DbErr>,
-        task: &mut Task,
-    ) -> Result<Output, DbErr> {
-        // Bounded, because each of the driver's idle connections may be as dead as the first.
-        for _ in 0..BEGIN_AGAIN {
-            if !self.may_begin_again(&output, task) {
-                break;
-            }
-            self.exchange().await.map_err(|error| error.to_db_err())?;
-            output = self.call_once(task).await;
-        }
-        output
-    }
-
     async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         match &mut self.parts.connection {
             Some(connection) => connection.call(task).await,
@@ -151,5 +128,31 @@ impl CheckedOut {
             *self = next;
         }
         Ok(())
+    }
+}
+
+impl Finished {
+    fn may_begin_again(&self, task: &Task) -> bool {
+        let Err(error) = &self.output else {
+            return false;
+        };
+        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was closing the
+        // connection has not read the statement.
+        let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
+        let connection = &self.connection;
+        connection.is_broken() && is_undone && task.is_whole() && !connection.pool().is_test()
+    }
+
+    async fn begin_again(&mut self, mut task: Task) {
+        // Bounded, because each of the driver's idle connections may be as dead as the first.
+        for _ in 0..BEGIN_AGAIN {
+            if !self.may_begin_again(&task) {
+                break;
+            }
+            self.output = match self.connection.exchange().await {
+                Ok(()) => self.connection.call_once(&mut task).await,
+                Err(error) => return self.output = Err(error.to_db_err()),
+            };
+        }
     }
 }

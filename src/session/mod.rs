@@ -36,6 +36,8 @@ mod statement;
 
 #[cfg(feature = "stream")]
 mod stream;
+#[cfg(all(test, feature = "mock", target_pointer_width = "64"))]
+mod tests;
 mod transaction;
 mod turns;
 mod tx;

@@ -35,7 +35,7 @@ pub(super) async fn run_raw<T: Send + 'static>(
             Ok(())
         })
     });
-    run(core, Caller::Session, Operation::Raw(raw)).await?;
+    run(core, Caller::Session, Operation::Raw(Some(raw))).await?;
     // Closed without a value if the connection was lost around the code.
     receiver
         .await

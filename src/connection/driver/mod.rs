@@ -79,7 +79,7 @@ type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
 impl Driver {
     pub(crate) async fn execute(
         &mut self,
-        statement: Statement,
+        statement: &mut Statement,
         named: bool,
     ) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
@@ -97,13 +97,13 @@ impl Driver {
 
     pub(crate) async fn query_one(
         &mut self,
-        statement: Statement,
+        statement: &mut Statement,
         named: bool,
         reads_only: bool,
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             // An error behind the first row would be lost, and the write with it, behind an `Ok` (G7).
-            let may_stop = may_stop_early::<DB>(&statement, reads_only);
+            let may_stop = may_stop_early::<DB>(statement, reads_only);
             let query = query::<DB>(statement, named);
             let row = if may_stop {
                 (&mut **c).fetch_optional(query).await
@@ -118,7 +118,7 @@ impl Driver {
 
     pub(crate) async fn query_all(
         &mut self,
-        statement: Statement,
+        statement: &mut Statement,
         named: bool,
     ) -> Result<Vec<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
@@ -146,13 +146,13 @@ impl Driver {
     #[cfg(feature = "stream")]
     pub(crate) async fn stream(
         &mut self,
-        statement: Statement,
+        statement: &mut Statement,
         rows: &mut super::Rows,
         named: bool,
         reads_only: bool,
     ) -> Result<(), DbErr> {
         dispatch!(self, DB, c => {
-            let may_stop = may_stop_early::<DB>(&statement, reads_only);
+            let may_stop = may_stop_early::<DB>(statement, reads_only);
             let mut results = (&mut **c).fetch_many(query::<DB>(statement, named));
             let mut steps = 0;
             while let Some(step) = results.next().await {
@@ -211,21 +211,36 @@ impl Driver {
     /// An error left unread belongs to the call that ended. It is no failure to reach the end, but may
     /// have cost the transaction: the first one is returned.
     pub(crate) async fn drain(&mut self) -> Result<Option<DbErr>, DbErr> {
-        dispatch!(self, DB, c => {
-            let mut unread = None;
-            // Each failing read takes one message, and a call leaves only a few.
-            for _ in 0..8 {
-                match c.flush().await {
-                    Ok(()) => return Ok(unread),
-                    Err(error @ sqlx::Error::Database(_)) => {
-                        unread.get_or_insert_with(|| query_error(error));
-                    }
-                    // Not the server's answer: the protocol is out of order.
-                    Err(error) => return Err(connection_error(error)),
-                }
+        let mut unread = None;
+        // Each failing read takes one message, and a call leaves only a few.
+        for _ in 0..8 {
+            match self.flush().await {
+                Ok(()) => return Ok(unread),
+                // The server's answer. Any other error says that the protocol is out of order.
+                Err(error @ DbErr::Query(_)) => _ = unread.get_or_insert(error),
+                Err(error) => return Err(error),
             }
-            Err(lost())
-        }, gone => Err(lost()))
+        }
+        Err(lost())
+    }
+
+    /// Reads what is left, up to an error: the server's own is a `Query`.
+    async fn flush(&mut self) -> Result<(), DbErr> {
+        let flushed = match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(c) => c.flush().await,
+            // Boxed: its future is three times as large as the others', and each call would have room for it.
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(c) => Box::pin(c.flush()).await,
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite(c) => c.flush().await,
+            Self::Gone => return Err(lost()),
+        };
+        #[cfg(feature = "_sqlx")]
+        return flushed.map_err(|error| match error {
+            sqlx::Error::Database(_) => query_error(error),
+            _ => connection_error(error),
+        });
     }
 
     /// Forgets every prepared statement, here and on the server, and the types of their values.

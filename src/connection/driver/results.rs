@@ -3,7 +3,7 @@
 //! Values go in through `sea-query-sqlx`, rows come out through SeaORM's public `From`
 //! conversions, and errors are wrapped as SeaORM wraps them.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use futures_util::{StreamExt, stream::BoxStream};
 use sea_orm::{
@@ -17,8 +17,10 @@ use sqlx_core::database::HasStatementCache;
 /// The end of one statement of a text, or a row.
 type Step<DB> = Either<<DB as sqlx::Database>::QueryResult, <DB as sqlx::Database>::Row>;
 
+/// Makes a query of the text and the values of `statement`, and leaves it empty.
+// By reference, since the future of a call would have room for each place to which a statement is moved.
 pub(super) fn query<DB: sqlx::Database + HasStatementCache>(
-    statement: Statement,
+    statement: &mut Statement,
     named: bool,
 ) -> Query<'static, DB, SqlxValues>
 where
@@ -26,7 +28,8 @@ where
 {
     // One that is not persistent has no name on the server, where another client of a proxy may have taken it
     // (https://github.com/launchbadge/sqlx/issues/67).
-    sqlx::query_with(AssertSqlSafe(statement.sql), values(statement.values)).persistent(named)
+    let (sql, values) = (mem::take(&mut statement.sql), statement.values.take());
+    sqlx::query_with(AssertSqlSafe(sql), to_sqlx(values)).persistent(named)
 }
 
 /// Reads a result to its end, since a statement may fail after its first row. On MySQL, sqlx itself stops there
@@ -68,7 +71,7 @@ pub(super) fn may_stop_early<DB: sqlx::Database>(statement: &Statement, reads_on
     DB::NAME == "SQLite" && (reads_only || is_select())
 }
 
-fn values(values: Option<Values>) -> SqlxValues {
+fn to_sqlx(values: Option<Values>) -> SqlxValues {
     SqlxValues(values.unwrap_or_else(|| Values(Vec::new())))
 }
 
