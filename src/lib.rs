@@ -103,8 +103,8 @@
 //!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) migrates a service step
-//! by step. If something is wrong, [Troubleshooting](guide::troubleshooting) starts from the
-//! symptom.
+//! by step. [Operating](guide::operating) is about pool sizes, time-outs, readiness, shutdown and poolers. If something is
+//! wrong, [Troubleshooting](guide::troubleshooting) starts from the symptom.
 //!
 //! # The flow
 //!
@@ -405,7 +405,7 @@ pub use self::{
     transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };
 
-/// Guides: transactions in full, migrating from other stacks, and troubleshooting.
+/// Guides: transactions in full, migrating from other stacks, operating, and troubleshooting.
 pub mod guide {
     #[doc = include_str!("guide/from_fastapi.md")]
     pub mod from_fastapi {}
@@ -415,6 +415,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/from_state.md")]
     pub mod from_state {}
+
+    #[doc = include_str!("guide/operating.md")]
+    pub mod operating {}
 
     #[doc = include_str!("guide/troubleshooting.md")]
     pub mod troubleshooting {}
