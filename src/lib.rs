@@ -103,7 +103,7 @@
 //!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) migrates a service step
-//! by step. [Operating](guide::operating) is about pool sizes, time-outs, readiness, shutdown and poolers. If something is
+//! by step. [Operating](guide::operating) is about pool sizes, timeouts, readiness, shutdown and poolers. If something is
 //! wrong, [Troubleshooting](guide::troubleshooting) starts from the symptom.
 //!
 //! # The flow
