@@ -83,18 +83,24 @@ impl Glance {
         for (at, &byte) in bytes.iter().enumerate() {
             let behind = || bytes.get(at + 1).copied().unwrap_or_default();
             // Also in strings and comments: a look that is too careful costs only the lexer's time.
-            self.may_change |= may_change(backend, bytes, at, byte);
             match byte {
+                // Most bytes of a statement are such: no more is asked of them.
+                b'a'..=b'z' | b'A'..=b'Z' if in_word => continue,
                 b'a'..=b'z' | b'A'..=b'Z' => {
+                    self.may_change |= may_change(backend, byte, bytes, at);
                     // Only a query is asked whether it also writes.
-                    self.is_unclear |= self.reads && !in_word && is_telling(byte, bytes, at);
+                    self.is_unclear |= self.reads && is_telling(byte, bytes, at);
                     in_word = true;
                     continue;
                 }
                 b'_' => {
+                    self.may_change |= is_telling_underscore(bytes, at);
                     in_word = true;
                     continue;
                 }
+                b'&' => self.may_change |= backend == Postgres && behind() == b'"',
+                b'@' => self.may_change |= backend == MySql,
+                b':' => self.may_change |= backend == MySql && behind() == b'=',
                 b'"' => self.double_quotes += 1,
                 b'`' => self.backticks += 1,
                 // Strings, comments and placeholders of some server: what they hold is none of the statement's words.
@@ -122,10 +128,9 @@ fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
     words_of_writes(first).iter().any(is) || is(&"for")
 }
 
-/// Returns whether part of a name stands at `at` that only names have by which a session is changed.
-fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
-    match byte {
-        b'_' => is_telling_underscore(bytes, at),
+/// Returns whether a word begins at `at` as only those do by which a session is changed.
+fn may_change(backend: DbBackend, first: u8, bytes: &[u8], at: usize) -> bool {
+    match first {
         b't' | b'T' => backend == Postgres && is_at(bytes, at + 1, "emp"),
         // What asks about an earlier statement, and PostgreSQL's `setseed`.
         b'l' | b'L' => backend != Sqlite && is_at(bytes, at + 1, "astval"),
@@ -134,9 +139,6 @@ fn may_change(backend: DbBackend, bytes: &[u8], at: usize, byte: u8) -> bool {
         }
         b's' | b'S' => backend == Postgres && is_at(bytes, at + 1, "etseed"),
         b'p' | b'P' => backend == MySql && is_at(bytes, at + 1, "revious"),
-        b'&' => backend == Postgres && is_at(bytes, at + 1, "\""),
-        b'@' => backend == MySql,
-        b':' => backend == MySql && is_at(bytes, at + 1, "="),
         _ => false,
     }
 }
@@ -163,9 +165,9 @@ fn is_at(bytes: &[u8], at: usize, word: &str) -> bool {
 
 /// The text behind an underscore in names of functions that change a session: `set_config`,
 /// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
-/// `load_extension`, `query_to_xml`, `last_insert_id`, `last_insert_rowid`; and of the view `pg_settings`.
+/// `load_extension`, `query_to_xml`, `last_insert_id`, `last_insert_rowid`, `total_changes`; and of the view `pg_settings`.
 #[rustfmt::skip]
-const BEHIND_UNDERSCORES: [&str; 10] = [
+const BEHIND_UNDERSCORES: [&str; 11] = [
     "config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings",
-    "to_xml", "insert_",
+    "to_xml", "insert_", "changes",
 ];

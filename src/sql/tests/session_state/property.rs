@@ -36,8 +36,10 @@ proptest! {
             ]),
             0..12,
         ),
+        // Without one, words grow together.
+        separator in select(vec![" ", ""]),
     ) {
-        let sql = format!("SELECT {}", pieces.join(" "));
+        let sql = format!("SELECT {}", pieces.join(separator));
         // An empty statement in front makes it a text that is always read in full.
         prop_assert_eq!(change(backend, &sql), change(backend, &format!("; {}", sql)), "{}", sql);
         // So does a comment, behind which it is still one statement.
