@@ -6,7 +6,8 @@ use super::{core::Core, db_session::DbSession};
 use crate::{connection::Task, pool::CheckedOut};
 
 /// The largest block that glibc's allocator keeps at hand for the next one of its size (the thread local cache in
-/// <https://sourceware.org/glibc/wiki/MallocInternals>). A larger one costs about a thousand instructions more.
+/// <https://sourceware.org/glibc/wiki/MallocInternals>). A larger one costs several
+/// hundred instructions more.
 const KEPT_AT_HAND: usize = 1032;
 
 fn size_of_future<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
