@@ -32,6 +32,7 @@ use super::{
 use crate::{
     connection::Reset,
     error::{Error, Kind},
+    sql::KnownTexts,
 };
 
 pub(crate) struct PoolInner {
@@ -54,6 +55,8 @@ pub(crate) struct PoolInner {
     pub(super) probe: Probe,
     pub(super) eviction: Eviction,
     pub(super) closing: Closing,
+    /// The statements that its sessions have run.
+    pub(crate) known_texts: KnownTexts,
     /// Only a test's pool has one.
     test: Option<TestTransaction>,
 }
@@ -89,6 +92,7 @@ impl PoolInner {
             probe: Probe::default(),
             eviction: Eviction::default(),
             closing: Closing::default(),
+            known_texts: KnownTexts::new(database.get_database_backend()),
             test,
             database,
             driver,

@@ -18,7 +18,7 @@ use crate::{
     connection::{Operation, Output, Rest, Task},
     error::Kind,
     pool::{CheckedOut, PoolMode},
-    sql::{Classified, Earlier, Effect, Redacted, classify},
+    sql::{Classified, Earlier, Effect, Redacted},
     telemetry,
 };
 
@@ -102,11 +102,10 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 
 /// Reads `sql`, and refuses it if it would control transactions behind the session's back.
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, DbErr> {
-    let backend = core.pool().backend();
-    let text = classify(backend, sql);
+    let text = core.pool().known_texts.classify(sql);
     // A lock in autocommit is gone when its statement ends; people who are used to autobegin expect it to stay.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
-        telemetry::needs_transaction(&Redacted::new(sql).without_values(backend));
+        telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
     }
     // A mock has no connection to lend, but refuses what a database would.
     if text.asks > Earlier::None && core.pool().is_direct() && !core.lock().is_kept(caller) {

@@ -9,6 +9,7 @@
 mod calls;
 mod classified;
 mod earlier;
+mod known;
 mod lexer;
 mod locks;
 mod plain;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     classified::Change,
     classified::Classified,
     classified::{Earlier, Effect, TransactionControl},
+    known::KnownTexts,
     redact::Redacted,
 };
 use self::{

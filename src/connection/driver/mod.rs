@@ -24,7 +24,9 @@ pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
 #[cfg(all(feature = "_sqlx", feature = "stream"))]
 use self::results::breathe;
 #[cfg(feature = "_sqlx")]
-use self::results::{connection_error, exec_error, may_stop_early, query, query_error, read};
+use self::results::{
+    connection_error, exec_error, is_single_row, may_stop_early, query, query_error, read,
+};
 use crate::error::{Kind, server};
 
 /// A connection checked out of one of sqlx's pools.
@@ -103,9 +105,9 @@ impl Driver {
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             // An error behind the first row would be lost, and the write with it, behind an `Ok` (G7).
-            let may_stop = may_stop_early::<DB>(statement, reads_only);
+            let is_heard = is_single_row::<DB>(statement) || may_stop_early::<DB>(statement, reads_only);
             let query = query::<DB>(statement, named);
-            let row = if may_stop {
+            let row = if is_heard {
                 (&mut **c).fetch_optional(query).await
             } else {
                 let mut first = None;

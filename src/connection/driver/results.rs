@@ -7,7 +7,7 @@ use std::{mem, sync::Arc};
 
 use futures_util::{StreamExt, stream::BoxStream};
 use sea_orm::{
-    DbErr, RuntimeErr, Statement,
+    DbErr, RuntimeErr, Statement, Value,
     sea_query::Values,
     sqlx::{self, AssertSqlSafe, Either, query::Query},
 };
@@ -69,6 +69,23 @@ pub(super) fn may_stop_early<DB: sqlx::Database>(statement: &Statement, reads_on
     };
     // The others send all rows anyway, and an error may come last (H23).
     DB::NAME == "SQLite" && (reads_only || is_select())
+}
+
+/// Returns whether PostgreSQL is asked for one row at most, as by SeaORM's `one`. There, sqlx's `fetch_optional` reads on
+/// behind the first row, for the errors of deferred constraints, and spares the channel of a stream; but it would
+/// [not breathe](breathe) in a long result.
+pub(super) fn is_single_row<DB: sqlx::Database>(statement: &Statement) -> bool {
+    let Some(Values(values)) = statement
+        .values
+        .as_ref()
+        .filter(|_| DB::NAME == "PostgreSQL")
+    else {
+        return false;
+    };
+    // A limit that ends the text is that of the whole statement.
+    let limit = statement.sql.rsplit_once(" LIMIT $");
+    let is_last = |(_, number): (&str, &str)| number.parse() == Ok(values.len());
+    matches!(values.last(), Some(Value::BigUnsigned(Some(1)))) && limit.is_some_and(is_last)
 }
 
 fn to_sqlx(values: Option<Values>) -> SqlxValues {

@@ -1,4 +1,5 @@
 mod earlier;
+mod known;
 mod linear_time;
 mod locks;
 mod reads;

@@ -10,7 +10,7 @@ use axum::{
 };
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, DbBackend, EntityTrait, FromQueryResult, IntoActiveModel,
-    QueryResult, QueryTrait, Statement,
+    QueryResult, QuerySelect, QueryTrait, Statement,
 };
 use sea_query_sqlx::SqlxValues;
 use sqlx::{Connection, PgConnection, PgPool};
@@ -96,7 +96,10 @@ async fn query(
 }
 
 async fn select(connection: &mut PgConnection, id: i32) -> Result<item::Model, AppError> {
-    let statement = item::Entity::find_by_id(id).build(DbBackend::Postgres);
+    // With the limit that `one` adds for the others.
+    let statement = item::Entity::find_by_id(id)
+        .limit(1)
+        .build(DbBackend::Postgres);
     query(connection, statement).await
 }
 
