@@ -17,7 +17,7 @@ use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,
     error::Kind,
     policy::Policy,
-    response::{DefaultResponseForError, Responder, ResponseForError},
+    response::{Answer, DefaultResponseForError, Responder, ResponseForError},
     session::{Ended, SessionGuard, SettleAt, Settlement},
 };
 
@@ -138,7 +138,7 @@ where
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         // The predicates see the request as it came in, before it has a session.
         let plan = policy.plan(&parts);
-        let responder = Responder::new(respond, &parts, policy.keep_handler_errors);
+        let responder = Responder::new(respond, &parts, policy.answer);
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
             Ok(own) => State::serving(inner, request, Some(own)),
@@ -167,7 +167,11 @@ where
     {
         let (parts, body) = request.into_parts();
         // The outer layer decides about the handler's errors: this one has opened nothing.
-        let responder = Responder::new(respond, &parts, true);
+        let joined = Answer {
+            keeps_errors: true,
+            times: false,
+        };
+        let responder = Responder::new(respond, &parts, joined);
         // Under one tag, a handler could not know which of two databases it writes to.
         let applied = if pool
             .inner()
@@ -257,7 +261,9 @@ fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
     // The body's end may decide instead: then the body owns the guard from here on.
     let (result, decision, guard) = match SettleAt::of(result, guard) {
         SettleAt::Head(result, decision, guard) => (result, decision, guard),
-        SettleAt::BodyEnd(response) => return Break(Ok(responder.pending(response))),
+        SettleAt::BodyEnd(response, usage) => {
+            return Break(Ok(responder.pending(response, usage)));
+        }
     };
     match guard.settle(decision) {
         Settlement::Now(ended) => {

@@ -403,11 +403,61 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
+    /// Names a request's route, such as `/items/{id}`, for the log's lines about its session and for
+    /// [`Observer`](crate::Observer)s, whose labels must be few: the path itself has identifiers in it.
+    ///
+    /// With axum, the router has put the route into the request's extensions:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "mock"))] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// use axum::extract::MatchedPath;
+    /// use tower_sea_orm::DbSessionLayer;
+    ///
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db)
+    ///     .http_route(|parts| Some(parts.extensions.get::<MatchedPath>()?.as_str().into()));
+    /// # let _ = layer; }
+    /// ```
+    pub fn http_route<F>(mut self, route: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<Arc<str>> + Send + Sync + 'static,
+    {
+        self.policy().http_route = Some(Arc::new(route));
+        self
+    }
+
+    /// Adds a `Server-Timing` header to the responses, which browsers' developer tools show: how long the request has waited
+    /// for a connection, and how long it has held one, with the number of its statements. For a
+    /// [held body](Self::hold_until_body_end), until the response's head. Default: off, because it tells clients how the
+    /// service works; see [the specification](https://www.w3.org/TR/server-timing/#privacy-and-security).
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use std::convert::Infallible;
+    /// # use http::{Request, Response};
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// # use tower::{Layer, ServiceExt, service_fn};
+    /// # use tower_sea_orm::DbSessionLayer;
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// # let inner = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new())));
+    /// let service = DbSessionLayer::new(db).server_timing().layer(inner);
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let response = service.oneshot(Request::new(())).await.unwrap();
+    /// let timing = response.headers()["server-timing"].to_str().unwrap();
+    /// assert!(timing.starts_with("db-wait;dur="));
+    /// # }); }
+    /// ```
+    pub fn server_timing(mut self) -> Self {
+        self.policy().answer.times = true;
+        self
+    }
+
     /// Keeps a handler's own 5xx response if its session got no connection, or lost it to
     /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout). By default the layer replaces it, because
     /// only the layer knows that 503 and `Retry-After` are right.
     pub fn keep_handler_errors(mut self) -> Self {
-        self.policy().keep_handler_errors = true;
+        self.policy().answer.keeps_errors = true;
         self
     }
 

@@ -396,7 +396,10 @@ pub use self::{
     future::ResponseFuture,
     layer::DbSessionLayer,
     policy::{unsafe_methods, without_body},
-    pool::{PoolMode, Reset, SessionPool, SessionPoolBuilder, Status},
+    pool::{
+        Observer, PoolMode, Reset, SessionPool, SessionPoolBuilder, Status, WeakSessionPool,
+        observer,
+    },
     response::{DefaultResponseForError, ResponseForError, error_response, problem_json},
     service::DbSessionService,
     session::{

@@ -10,6 +10,7 @@ use sea_orm::{AccessMode, Statement, TransactionOptions};
 pub(crate) use self::begin_rule::BeginRule;
 use crate::{
     pool::{Label, PoolMode},
+    response::Answer,
     session::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
 };
 
@@ -17,7 +18,7 @@ use crate::{
 #[derive(Clone, Default)]
 pub(crate) struct Policy {
     pub(crate) checkout: Checkout,
-    pub(crate) keep_handler_errors: bool,
+    pub(crate) answer: Answer,
     pub(crate) transactions: Transactions,
     pub(crate) options: TransactionOptions,
     pub(crate) read_only_otherwise: bool,
@@ -25,6 +26,7 @@ pub(crate) struct Policy {
     pub(crate) begin: BeginRule,
     pub(crate) on_acquire: Option<SetUp>,
     pub(crate) pool_mode: Option<PoolMode>,
+    pub(crate) http_route: Option<HttpRoute>,
 }
 
 /// Which requests run in a transaction.
@@ -37,6 +39,9 @@ pub(crate) enum Transactions {
 }
 
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+
+/// Returns the route by which a request was matched.
+pub(crate) type HttpRoute = Arc<dyn Fn(&Parts) -> Option<Arc<str>> + Send + Sync>;
 
 /// Statements that prepare a connection or a transaction for a request.
 pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
@@ -70,6 +75,7 @@ impl Policy {
         let label = Label {
             method: parts.method.clone(),
             uri: parts.uri.clone(),
+            route: self.http_route.as_ref().and_then(|route| route(parts)),
         };
         Plan {
             rules,

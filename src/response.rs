@@ -1,13 +1,13 @@
 //! The layers' own responses, and when they replace the handler's.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 
 use crate::{
     Error, Outcome,
     session::{Ended, GRPC_STATUS, SessionGuard, is_success},
-    telemetry,
+    telemetry::{self, Usage},
 };
 
 /// Makes a layer's own responses. Functions and closures `Fn(&Error, &Parts) -> Response<B>` implement it,
@@ -151,8 +151,17 @@ pub(crate) fn forbid_retry<B>(response: &mut Response<B>) {
 pub(crate) struct Responder<Tag, Respond> {
     respond: Respond,
     head: Head,
-    keep_handler_errors: bool,
+    answer: Answer,
     tag: PhantomData<fn() -> Tag>,
+}
+
+/// What a layer does to the handler's responses.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Answer {
+    /// Leave the handler's own errors as they are.
+    pub(crate) keeps_errors: bool,
+    /// Say in a header how long the database took.
+    pub(crate) times: bool,
 }
 
 /// The part of the request's head that a response may depend on. A copy of all of it would cost every request
@@ -163,7 +172,7 @@ enum Head {
 }
 
 impl<Tag: 'static, Respond> Responder<Tag, Respond> {
-    pub(crate) fn new<B>(respond: Respond, parts: &Parts, keep_handler_errors: bool) -> Self
+    pub(crate) fn new<B>(respond: Respond, parts: &Parts, answer: Answer) -> Self
     where
         Respond: ResponseForError<B>,
     {
@@ -177,7 +186,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         Self {
             respond,
             head,
-            keep_handler_errors,
+            answer,
             tag: PhantomData,
         }
     }
@@ -203,11 +212,20 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     }
 
     /// Returns the handler's response, whose outcome is decided at the end of its body.
-    pub(crate) fn pending<B>(&self, mut response: Response<B>) -> Response<B> {
-        if let Some(outcome) = Outcome::<Tag>::of(Ended::Pending) {
+    pub(crate) fn pending<B>(&self, mut response: Response<B>, usage: Usage) -> Response<B> {
+        self.tell(&mut response, Ended::Pending, usage);
+        response
+    }
+
+    /// Notes in the response how its session ended and what it has used.
+    fn tell<B>(&self, response: &mut Response<B>, ended: Ended, usage: Usage) {
+        if self.answer.times {
+            let headers = response.headers_mut();
+            headers.append("server-timing", server_timing(usage));
+        }
+        if let Some(outcome) = Outcome::<Tag>::of(ended, usage) {
             response.extensions_mut().insert(outcome);
         }
-        response
     }
 
     /// Returns the handler's response, or the layer's where the handler's would be untrue.
@@ -232,9 +250,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
                 response
             }
         };
-        if let Some(outcome) = Outcome::<Tag>::of(ended) {
-            response.extensions_mut().insert(outcome);
-        }
+        self.tell(&mut response, ended, guard.usage());
         response
     }
 
@@ -249,8 +265,20 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             (Ended::Failed(error), _) => Some(error.clone()),
             // Even if `commit_when` rolls a success back: the handler believes that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
-            _ if self.keep_handler_errors || !is_failure(response) => None,
+            _ if self.answer.keeps_errors || !is_failure(response) => None,
             _ => guard.failure(),
         }
     }
+}
+
+/// Returns what a session has used, for browsers' developer tools (<https://www.w3.org/TR/server-timing/>).
+fn server_timing(usage: Usage) -> HeaderValue {
+    let milliseconds = |time: Duration| time.as_micros() as f64 / 1e3;
+    let (wait, hold) = (milliseconds(usage.waited), milliseconds(usage.held));
+    let statements = usage.statements;
+    let value = format!(
+        "db-wait;dur={wait};desc=\"waited for a connection\", db-hold;dur={hold};desc=\"held a connection, {statements} statements\""
+    );
+    // Digits and the text above, which are all allowed.
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("db"))
 }

@@ -3,6 +3,7 @@
 //! The crate's documentation lists what is logged from INFO on.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     sync::{Mutex, PoisonError},
@@ -10,18 +11,32 @@ use std::{
 };
 
 use http::StatusCode;
+use sea_orm::{DbBackend, DbErr};
 use tracing::{Span, field::Empty};
 
-use crate::error::Error;
+use crate::{
+    error::{Error, server},
+    sql::Redacted,
+};
 
-/// The span of one session.
+/// What a session has used of its pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// How long it has waited for connections in all.
+    pub(crate) waited: Duration,
+    /// How long it has held connections in all.
+    pub(crate) held: Duration,
+    /// How many statements it has run.
+    pub(crate) statements: u64,
+    /// How often it has lent its connection.
+    pub(crate) lent: u64,
+}
+
+/// The span of one session, and what it records.
 pub(crate) struct SessionSpan {
     span: Span,
-    waited: Duration,
-    held: Duration,
+    usage: Usage,
     since: Option<Instant>,
-    statements: u64,
-    lent: u64,
 }
 
 impl SessionSpan {
@@ -32,16 +47,13 @@ impl SessionSpan {
         );
         Self {
             span,
-            waited: Duration::ZERO,
-            held: Duration::ZERO,
+            usage: Usage::default(),
             since: None,
-            statements: 0,
-            lent: 0,
         }
     }
 
     pub(crate) fn waited(&mut self, time: Duration) {
-        self.waited += time;
+        self.usage.waited += time;
     }
 
     pub(crate) fn checked_out(&mut self) {
@@ -49,26 +61,38 @@ impl SessionSpan {
         self.since = Some(Instant::now());
     }
 
-    pub(crate) fn released(&mut self) {
-        self.held += self
-            .since
-            .take()
-            .map(|since| since.elapsed())
-            .unwrap_or_default();
+    /// Returns for how long the session has held the connection that it gives back, if it had one.
+    pub(crate) fn released(&mut self) -> Option<Duration> {
+        let held = self.since.take()?.elapsed();
+        self.usage.held += held;
+        Some(held)
     }
 
     /// The session's connection was lent to another one.
-    pub(crate) fn lent(&mut self) {
-        self.released();
-        self.lent += 1;
+    pub(crate) fn lent(&mut self) -> Option<Duration> {
+        self.usage.lent += 1;
+        self.released()
     }
 
     pub(crate) fn was_lent(&self) -> bool {
-        self.lent > 0
+        self.usage.lent > 0
     }
 
     pub(crate) fn count(&mut self) {
-        self.statements += 1;
+        self.usage.statements += 1;
+    }
+
+    /// Returns what the session has used so far.
+    pub(crate) fn usage(&self) -> Usage {
+        let current = self.since.map(|since| since.elapsed());
+        Usage {
+            held: self.usage.held + current.unwrap_or_default(),
+            ..self.usage
+        }
+    }
+
+    pub(crate) fn span(&self) -> Span {
+        self.span.clone()
     }
 
     /// Ends the span, which is closed when the returned value is dropped: not under a lock, because that runs
@@ -79,10 +103,7 @@ impl SessionSpan {
         let span = std::mem::replace(&mut self.span, Span::none());
         ClosedSpan {
             span,
-            waited: self.waited,
-            held: self.held,
-            statements: self.statements,
-            lent: self.lent,
+            usage: self.usage,
             outcome,
         }
     }
@@ -92,10 +113,7 @@ impl SessionSpan {
 #[must_use = "it is closed when it is dropped"]
 pub(crate) struct ClosedSpan {
     span: Span,
-    waited: Duration,
-    held: Duration,
-    statements: u64,
-    lent: u64,
+    usage: Usage,
     outcome: &'static str,
 }
 
@@ -103,13 +121,78 @@ impl Drop for ClosedSpan {
     fn drop(&mut self) {
         // The fields cost their formatting even where no subscriber wants the span.
         if !self.span.is_disabled() {
-            self.span.record("waited_ms", milliseconds(self.waited));
-            self.span.record("held_ms", milliseconds(self.held));
-            self.span.record("statements", self.statements);
-            self.span.record("lent", self.lent);
+            let Usage {
+                waited,
+                held,
+                statements,
+                lent,
+            } = self.usage;
+            self.span.record("waited_ms", milliseconds(waited));
+            self.span.record("held_ms", milliseconds(held));
+            self.span.record("statements", statements);
+            self.span.record("lent", lent);
             self.span.record("outcome", self.outcome);
         }
     }
+}
+
+/// Returns whether a subscriber wants a span for each statement.
+pub(crate) fn statements_are_traced() -> bool {
+    tracing::span_enabled!(target: "tower_sea_orm::statement", tracing::Level::DEBUG)
+}
+
+/// The span of one statement, with the fields of OpenTelemetry's conventions for database clients
+/// (<https://opentelemetry.io/docs/specs/semconv/database/database-spans/>).
+pub(crate) fn statement_span(session: &Span, backend: DbBackend, statement: &Redacted) -> Span {
+    if !statements_are_traced() {
+        return Span::none();
+    }
+    let text = &*statement.without_values(backend);
+    let summary = text.split_whitespace().next().unwrap_or_default();
+    tracing::debug_span!(
+        target: "tower_sea_orm::statement", parent: session, "db_statement",
+        otel.name = summary, otel.kind = "client", otel.status_code = Empty,
+        db.system.name = system_name(backend), db.query.text = text, error.type = Empty,
+    )
+}
+
+/// Records in its span why a statement has failed.
+pub(crate) fn statement_failed(span: &Span, error: &DbErr) {
+    if !span.is_disabled() {
+        span.record("otel.status_code", "ERROR");
+        span.record("error.type", &*error_type(error));
+    }
+}
+
+/// Returns the value of OpenTelemetry's `db.system.name`. MariaDB is not told from MySQL.
+pub(crate) fn system_name(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::MySql => "mysql",
+        DbBackend::Postgres => "postgresql",
+        DbBackend::Sqlite => "sqlite",
+        // `DbBackend` may grow.
+        _ => "other_sql",
+    }
+}
+
+/// Returns the value of OpenTelemetry's `error.type`: the server's code, or the kind of the error.
+pub(crate) fn error_type(error: &DbErr) -> Cow<'static, str> {
+    if let Some(code) = server::code(error) {
+        return code.into();
+    }
+    match error {
+        DbErr::ConnectionAcquire(_) => "connection_acquire".into(),
+        DbErr::Conn(_) => "connection".into(),
+        _ => "_OTHER".into(),
+    }
+}
+
+/// Logs a statement that one request has run again and again.
+pub(crate) fn repeated(statement: &str, times: u32, method: Option<&str>, route: Option<&str>) {
+    tracing::warn!(
+        target: "tower_sea_orm::session", statement, times, method, route,
+        "a request has run one statement again and again: load what it needs with one statement, as by SeaORM's `LoaderTrait`",
+    );
 }
 
 /// Logs why the crate responds with an error. The pool has logged a failed acquire and a connection that was
@@ -136,7 +219,7 @@ pub(crate) fn ended_elsewhere(statement: &str) {
 }
 
 /// Logs an error that came after the stream was dropped.
-pub(crate) fn stream_failed_unheard(error: &sea_orm::DbErr) {
+pub(crate) fn stream_failed_unheard(error: &DbErr) {
     tracing::warn!(target: "tower_sea_orm::session", "a statement failed after its stream was dropped: {error}");
 }
 

@@ -77,7 +77,7 @@ use crate::{
     SessionPoolBuilder,
     error::Kind,
     pool::{Label, test_pool},
-    response::Responder,
+    response::{Answer, Responder},
     session::{OpenedFor, Plan, SettleAt},
 };
 
@@ -121,11 +121,15 @@ where
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
-    let responder =
-        Responder::<DefaultDatabase, _>::new::<B>(DefaultResponseForError, &parts, false);
+    let responder = Responder::<DefaultDatabase, _>::new::<B>(
+        DefaultResponseForError,
+        &parts,
+        Answer::default(),
+    );
     let plan = Plan::new(OpenedFor::Request(Label {
         method: Method::GET,
         uri: Uri::default(),
+        route: None,
     }));
     // Not eager: a handler that runs no statement needs no database.
     let Ok((session, guard)) = pool.into().try_session(plan, false) else {
@@ -139,7 +143,7 @@ where
             let ended = guard.settle(decision).resolve().await;
             responder.conclude(response, ended, &guard)
         }
-        SettleAt::BodyEnd(response) => responder.pending(response),
+        SettleAt::BodyEnd(response, usage) => responder.pending(response, usage),
         SettleAt::Head(Err(never), ..) => match never {},
     }
 }

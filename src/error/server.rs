@@ -112,6 +112,22 @@ pub(crate) fn is_starting_up(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::StartingUp)
 }
 
+/// Returns the server's own code of an error: the SQLSTATE, or SQLite's result code.
+#[cfg(feature = "_sqlx")]
+pub(crate) fn code(error: &DbErr) -> Option<String> {
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
+            Some(error.as_database_error()?.code()?.into_owned())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(crate) fn code(_: &DbErr) -> Option<String> {
+    None
+}
+
 /// Returns whether a statement was answered with this error.
 #[cfg(feature = "_sqlx")]
 fn is_answer(error: &DbErr) -> bool {

@@ -5,7 +5,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use sea_orm::DatabaseConnection;
 
 use super::{
-    PoolMode, Reset, SessionPool, driver_pool::DriverPool, inner::PoolInner, options::Settings,
+    PoolMode, Reset, SessionPool,
+    driver_pool::DriverPool,
+    inner::PoolInner,
+    observer::{Observer, Observers},
+    options::Settings,
     test_transaction::TestTransaction,
 };
 use crate::error::Error;
@@ -39,6 +43,7 @@ use crate::error::Error;
 pub struct SessionPoolBuilder {
     database: DatabaseConnection,
     settings: Settings,
+    observers: Observers,
     /// `None`: the driver's, if it is shorter than the default.
     acquire_timeout: Option<Duration>,
 }
@@ -48,6 +53,7 @@ impl SessionPoolBuilder {
         Self {
             database,
             settings: Settings::default(),
+            observers: Observers::default(),
             acquire_timeout: None,
         }
     }
@@ -379,6 +385,24 @@ impl SessionPoolBuilder {
         self
     }
 
+    /// Has `observer` be told what the pool's sessions do, for metrics; beside those that were set before.
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.add(observer);
+        self
+    }
+
+    /// Sets how often one request may run the same statement, with whatever values, before it is logged: once, at the
+    /// session's end, at WARN, with the count, the route and the statement without values. Default: 10. [`u32::MAX`] logs
+    /// none.
+    ///
+    /// A statement for each row of another one's result (*N + 1*) costs a round trip for each: SeaORM's
+    /// [`LoaderTrait`](sea_orm::LoaderTrait) and `find_with_related` load all of them with one. Jobs and sessions
+    /// outside requests are not looked at.
+    pub fn n_plus_one_threshold(mut self, times: u32) -> Self {
+        self.settings.n_plus_one_threshold = times;
+        self
+    }
+
     /// Builds the pool, if its settings are consistent with each other and with the database.
     ///
     /// # Errors
@@ -403,6 +427,7 @@ impl SessionPoolBuilder {
         let Self {
             database,
             mut settings,
+            observers,
             acquire_timeout,
         } = self;
         // Here and not in the setters: some of it depends on the driver, and the order of the setters is the user's.
@@ -412,7 +437,7 @@ impl SessionPoolBuilder {
         let default = settings.acquire_timeout;
         let drivers = || driver.acquire_timeout().unwrap_or(default).min(default);
         settings.acquire_timeout = acquire_timeout.unwrap_or_else(drivers);
-        Ok(PoolInner::new(database, driver, settings, test))
+        Ok(PoolInner::new(database, driver, settings, observers, test))
     }
 
     pub(super) fn database(&self) -> &DatabaseConnection {

@@ -89,6 +89,8 @@ pub(crate) struct Doubt {
 pub(crate) struct Label {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
+    /// The route by which it was matched, if its layer says so.
+    pub(crate) route: Option<Arc<str>>,
 }
 
 /// Returns what tells one from another. By the address alone: the same type may have several vtables.

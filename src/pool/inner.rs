@@ -21,6 +21,7 @@ use super::{
     holder::{Holder, current, holds_one, requests_of},
     ledger::{Ledger, Locked, Status},
     log::{Pressure, Throttle},
+    observer::Observers,
     options::Settings,
     plain_share::PlainShare,
     pool_mode::PoolMode,
@@ -28,6 +29,7 @@ use super::{
     registry::Registry,
     test_transaction::{Hook, TestTransaction},
     waiters::Waiter,
+    weak::WeakSessionPool,
 };
 use crate::{
     connection::Reset,
@@ -55,6 +57,7 @@ pub(crate) struct PoolInner {
     pub(super) probe: Probe,
     pub(super) eviction: Eviction,
     pub(super) closing: Closing,
+    pub(crate) observers: Observers,
     /// The statements that its sessions have run.
     pub(crate) known_texts: KnownTexts,
     /// Only a test's pool has one.
@@ -66,6 +69,7 @@ impl PoolInner {
         database: DatabaseConnection,
         driver: DriverPool,
         settings: Settings,
+        observers: Observers,
         test: Option<TestTransaction>,
     ) -> Arc<Self> {
         let limit = if test.is_some() {
@@ -79,7 +83,7 @@ impl PoolInner {
         let fresh_for = settings.fresh_for(&driver);
         let mut ledger = Ledger::new(limit, admission, plain_share, fresh_for);
         ledger.idle.rotates = settings.rotates;
-        Arc::new(Self {
+        let pool = Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),
             has_lenders: AtomicBool::new(settings.pool_mode == PoolMode::Transaction),
             ledger: Mutex::new(ledger),
@@ -97,7 +101,11 @@ impl PoolInner {
             database,
             driver,
             settings,
-        })
+            observers,
+        });
+        let weak = WeakSessionPool::of(&pool);
+        pool.observers.tell(|observer| observer.attached(&weak));
+        pool
     }
 
     /// Locks the ledger: not to be held across an await, nor while a waiter is answered.

@@ -32,6 +32,7 @@ mod inner;
 mod ledger;
 mod log;
 mod lost_statements;
+pub mod observer;
 mod options;
 mod plain_share;
 mod pool_mode;
@@ -46,19 +47,24 @@ pub(crate) mod test_pool;
 mod test_transaction;
 mod waiters;
 mod waiting;
+mod weak;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
-pub use self::{builder::SessionPoolBuilder, ledger::Status, pool_mode::PoolMode};
+pub use self::{
+    builder::SessionPoolBuilder, ledger::Status, observer::Observer, pool_mode::PoolMode,
+    weak::WeakSessionPool,
+};
 pub(crate) use self::{
     checked_out::{CheckedOut, Finished, Lease},
     closing::CountedSession,
     driver_pool::DriverPool,
     holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},
     inner::PoolInner,
+    observer::{Acquired, Executed, Observers, Released, SessionEnded},
     options::Settings,
     test_transaction::Hook,
     waiters::Claim,
@@ -126,6 +132,11 @@ impl SessionPool {
     /// connection is closed, because its statements would not be part of the test.
     pub fn database(&self) -> &DatabaseConnection {
         self.inner.database()
+    }
+
+    /// Returns a handle that does not keep the pool alive.
+    pub fn downgrade(&self) -> WeakSessionPool {
+        WeakSessionPool::of(&self.inner)
     }
 
     /// Returns the pool's current state. Never waits.
@@ -252,7 +263,13 @@ impl SessionPool {
     /// Returns a pool that passes statements through to `database`, whatever it is.
     pub(crate) fn pass_through(database: DatabaseConnection) -> Self {
         let driver = DriverPool::Direct(database.clone());
-        Self::from_inner(PoolInner::new(database, driver, Settings::default(), None))
+        Self::from_inner(PoolInner::new(
+            database,
+            driver,
+            Settings::default(),
+            Observers::default(),
+            None,
+        ))
     }
 
     pub(crate) fn from_inner(inner: Arc<PoolInner>) -> Self {
@@ -261,6 +278,13 @@ impl SessionPool {
 
     pub(crate) fn inner(&self) -> &Arc<PoolInner> {
         &self.inner
+    }
+}
+
+impl WeakSessionPool {
+    /// Returns the pool, unless all its handles and sessions are gone.
+    pub fn upgrade(&self) -> Option<SessionPool> {
+        self.inner().map(SessionPool::from_inner)
     }
 }
 

@@ -17,6 +17,8 @@ const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const TEST_BEFORE_ACQUIRE_IF_IDLE_FOR: Duration = Duration::from_secs(30);
 
+const N_PLUS_ONE_THRESHOLD: u32 = 10;
+
 /// This many may wait for each connection, however slow they are.
 const WAITING_PER_CONNECTION: u32 = 20;
 
@@ -42,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) hold_slow_threshold: Duration,
     pub(crate) hold_timeout: Duration,
     pub(crate) body_timeout: Duration,
+    /// A request that runs one statement more often is logged.
+    pub(crate) n_plus_one_threshold: u32,
 }
 
 impl Default for Settings {
@@ -61,6 +65,7 @@ impl Default for Settings {
             hold_slow_threshold: HOLD_SLOW_THRESHOLD,
             hold_timeout: Duration::MAX,
             body_timeout: BODY_TIMEOUT,
+            n_plus_one_threshold: N_PLUS_ONE_THRESHOLD,
         }
     }
 }

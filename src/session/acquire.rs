@@ -56,8 +56,10 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
         }
         Err(error) => {
             let answer = error.to_db_err();
+            let waited = started.elapsed();
+            core.tell_acquired(waited, Some(&error));
             let mut state = core.lock();
-            state.waited(started.elapsed());
+            state.waited(waited);
             // A handler that turns this error into a 200 has stored nothing; in a transaction the response says so.
             let for_transaction = begins || state.is_transactional();
             state.stack.failures.not_acquired(error, for_transaction);
@@ -124,6 +126,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     state.stack.failures.acquired();
     state.slot = Slot::Idle(connection);
     drop(state);
+    core.tell_acquired(waited, None);
     if core.is_awaited() {
         // This may complete a deadlock: all that hold a connection wait for another one.
         core.pool().break_deadlock();

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     body::{BoxError, End, Finish, Hold, SessionBody},
-    telemetry,
+    telemetry::{self, Usage},
 };
 
 /// When a session is settled.
@@ -27,7 +27,7 @@ pub(crate) enum SettleAt<B, E> {
     /// Now, as the response's head decides.
     Head(Result<Response<B>, E>, Decision, SessionGuard),
     /// At the end of the body, which owns the guard from here on.
-    BodyEnd(Response<B>),
+    BodyEnd(Response<B>, Usage),
 }
 
 impl<B, E> SettleAt<B, E> {
@@ -53,8 +53,9 @@ impl<B, E> SettleAt<B, E> {
                 // The body cannot be completed without its session, and a server must not send it as complete.
                 hold.break_off(error);
             } else {
+                let usage = guard.usage();
                 guard = match guard.leave_to(&hold, &head) {
-                    Ok(()) => return Self::BodyEnd(Response::from_parts(head, body)),
+                    Ok(()) => return Self::BodyEnd(Response::from_parts(head, body), usage),
                     // The body will not be read to an end from here, so that the head decides (H24).
                     Err(guard) => guard,
                 };

@@ -81,13 +81,14 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
     }
     match mem::replace(&mut state.slot, Slot::Empty) {
         Slot::Idle(connection) => {
-            state.span.released();
+            let held = state.span.released();
             // The handler asked for it: its next wait is another one.
             state.waits = Waits::default();
             let last = state.last_id();
             state.pins.moved(last);
             drop(state);
             connection.give_back(|| ());
+            core.tell_released(held);
         }
         // Nothing is held. One that was lost stays so, since the work done on it may be lost as well.
         other => state.slot = other,
@@ -121,10 +122,24 @@ pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
 }
 
 fn end_now(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollback> {
-    // Closed when the lock is free again, because that runs the log subscriber's code.
     // Asked first: it is about the transactions that `close_phase` forgets.
     let outcome = state.outcome();
-    let _span = state.span.close(outcome);
+    let held = state.span.released();
+    let (usage, repeated) = (state.span.usage(), state.repeats.take_most());
+    // Closed when the lock is free again, because that runs the log subscriber's code.
+    let span = state.span.close(outcome);
+    let rollback = leave(core, state, over);
+    drop(span);
+    core.tell_released(held);
+    core.tell_ended(usage, outcome);
+    if let Some(repeated) = repeated {
+        core.log_repeated(&repeated);
+    }
+    rollback
+}
+
+/// Has the connection leave the session, or the call that runs on it.
+fn leave(core: &Arc<Core>, mut state: Locked<'_>, over: Over) -> Option<Rollback> {
     let rollback = close_phase(&mut state, over);
     match mem::replace(&mut state.slot, Slot::Empty) {
         // A clean one goes back here and now, without a task: a request that waits need not wait for this one's

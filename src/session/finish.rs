@@ -40,6 +40,9 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     let lends = state.pool_mode == PoolMode::Transaction;
     // Before the call's own end changes it. A session that could have lent its connection may use any other.
     let may_change = lends && !state.is_on_connection();
+    let observed = running.observed.take();
+    // Only then: an error is a text.
+    let failure = observed.as_ref().and_then(|_| result.err().cloned());
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a running call or its output.
@@ -54,7 +57,10 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     if let Some(owner) = owner {
         owner.wake();
     }
-    // The log's subscriber is foreign code, so it is called last and under no lock.
+    // The log's subscriber and observers are foreign code, so they are called last and under no lock.
+    if let Some(observed) = observed {
+        core.tell_executed(&observed, failure.as_ref());
+    }
     if let Some(statement) = ended_elsewhere {
         telemetry::ended_elsewhere(&statement);
     }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::Error,
     pool::{self, CountedSession, Entered, Key},
+    telemetry::Usage,
 };
 
 /// Ends the session when it is dropped, whatever the reason.
@@ -77,6 +78,11 @@ impl SessionGuard {
             Some(rule) => rule(head),
             None => is_success(head.status, &head.headers),
         })
+    }
+
+    /// Returns what the session has used so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.core.lock().span.usage()
     }
 
     /// Returns whether something of the request may be stored, so that sending it again would do it twice.

@@ -77,12 +77,13 @@ fn lend_in_turn(core: &Arc<Core>, turn: Turn) {
     }
     let slot = mem::replace(&mut state.slot, Slot::Empty);
     // By this, its next acquire is not turned away for want of room in the queue (G10): the request was let in before.
-    state.span.lent();
+    let held = state.span.lent();
     drop(state);
     drop(turn);
     if let Slot::Idle(connection) = slot {
         connection.give_back(|| ());
     }
+    core.tell_released(held);
 }
 
 /// Returns whether the session holds a connection that it may do without until its next statement.

@@ -13,6 +13,8 @@ mod guard;
 mod holder;
 mod hooks;
 mod lend;
+mod observe;
+mod observed;
 mod order;
 mod outcome;
 mod pass_through;
@@ -26,6 +28,7 @@ mod pool_session;
 mod queue;
 #[cfg(feature = "_sqlx")]
 mod raw;
+mod repeats;
 mod sea_orm;
 mod settle;
 mod slot;

@@ -1,14 +1,15 @@
-//! [`Outcome`]: how a request's transaction ended.
+//! [`Outcome`]: how a request's session ended, and what it has used.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use super::{db_session::DefaultDatabase, settle::Ended};
-use crate::Error;
+use crate::{Error, telemetry::Usage};
 
-/// How a request's transaction ended, in the extensions of the response: for logging, metrics and
+/// How a request's session ended and what it has used, in the extensions of the response: for logging, metrics and
 /// tests in a layer further out.
 ///
-/// It is present if the session was in its own transaction; `Tag` distinguishes several databases.
+/// It is absent if the session was in no transaction and has neither run a statement nor waited for a connection.
+/// `Tag` distinguishes several databases.
 ///
 /// ```
 /// # #[cfg(feature = "mock")] {
@@ -26,22 +27,50 @@ use crate::Error;
 /// }));
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// let response = service.oneshot(Request::new(())).await.unwrap();
-/// assert!(response.extensions().get::<Outcome>().unwrap().is_committed());
+/// let outcome = response.extensions().get::<Outcome>().unwrap();
+/// assert!(outcome.is_committed());
+/// assert_eq!(outcome.statements(), 1);
 /// # }); }
 /// ```
 pub struct Outcome<Tag = DefaultDatabase> {
     ended: Ended,
+    usage: Usage,
     // A function's result, so that an outcome is `Send` and `Sync` whatever its tag is: extensions ask for that.
     tag: PhantomData<fn() -> Tag>,
 }
 
 impl<Tag> Outcome<Tag> {
-    pub(crate) fn of(ended: Ended) -> Option<Self> {
-        let transactional = !matches!(ended, Ended::Autocommit);
-        transactional.then_some(Self {
+    pub(crate) fn of(ended: Ended, usage: Usage) -> Option<Self> {
+        let is_transactional = !matches!(ended, Ended::Autocommit);
+        // Otherwise there is nothing to tell, and the extensions would cost an untouched request three allocations.
+        let is_used = usage.statements > 0 || !usage.waited.is_zero();
+        (is_transactional || is_used).then_some(Self {
             ended,
+            usage,
             tag: PhantomData,
         })
+    }
+
+    /// Returns how long the session has waited for connections in all.
+    pub fn waited(&self) -> Duration {
+        self.usage.waited
+    }
+
+    /// Returns how long the session has held connections in all; if the outcome is [pending](Self::is_pending), until the
+    /// response's head.
+    pub fn held(&self) -> Duration {
+        self.usage.held
+    }
+
+    /// Returns how many statements the session has run, with COMMIT and ROLLBACK, without BEGIN, which travels with the
+    /// first one. On SeaORM's mock, COMMIT and ROLLBACK are not counted.
+    pub fn statements(&self) -> u64 {
+        self.usage.statements
+    }
+
+    /// Returns whether the session was in no transaction of its own: each statement has committed by itself.
+    pub fn is_autocommit(&self) -> bool {
+        matches!(self.ended, Ended::Autocommit)
     }
 
     /// Returns whether the server has committed it.
@@ -86,6 +115,7 @@ impl<Tag> Clone for Outcome<Tag> {
     fn clone(&self) -> Self {
         Self {
             ended: self.ended.clone(),
+            usage: self.usage,
             tag: PhantomData,
         }
     }
@@ -93,6 +123,9 @@ impl<Tag> Clone for Outcome<Tag> {
 
 impl<Tag> fmt::Debug for Outcome<Tag> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Outcome").field(&self.ended).finish()
+        f.debug_struct("Outcome")
+            .field("ended", &self.ended)
+            .field("usage", &self.usage)
+            .finish()
     }
 }

@@ -15,6 +15,7 @@ use super::{
     db_session::DbSession,
     guard::SessionGuard,
     lend,
+    observe::tell_refused,
     plan::{OpenedFor, Plan},
     settle::{Decision, Ended},
     statement::Handle,
@@ -163,7 +164,9 @@ impl SessionPool {
         let acquiring = self
             .inner()
             .acquire_for(claim, plan.rules.begins(), patience);
-        let lease = acquiring.await?;
+        let lease = acquiring.await.inspect_err(|error| {
+            tell_refused(self.inner(), &plan.opened_for, started.elapsed(), error);
+        })?;
         let core = with_connection(self.clone(), plan, lease, started.elapsed());
         Ok(DbSession::guarded(core, counted))
     }

@@ -6,7 +6,7 @@ use std::{future::Future, mem, pin::Pin, sync::Arc, task::Waker, time::Duration}
 use sea_orm::{DbBackend, DbErr};
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{core::Turn, stack::Purpose};
+use super::{core::Turn, observed::Observed, stack::Purpose};
 use crate::{
     connection::{CancelHandle, Operation, Peer},
     pool::{CheckedOut, Finished, PoolInner},
@@ -51,6 +51,8 @@ pub(super) struct Running {
     reader: Option<Arc<Notify>>,
     /// The beginning of the statement, or of the one before.
     pub(super) text: Redacted,
+    /// `None` if nothing wants to know of it.
+    pub(super) observed: Option<Box<Observed>>,
     /// It may end the transaction around it, which only its own end shows.
     pub(super) is_doubtful: bool,
     /// Passes on when the connection is back in its place.
@@ -146,6 +148,7 @@ impl Running {
             cancel_handle: None,
             reader: operation.reader(),
             text,
+            observed: None,
             is_doubtful: false,
             _turn: turn,
         }

@@ -10,6 +10,7 @@ use super::{
     phase::{CutOff, Phase},
     pins::{Pins, Waits},
     plan::{Mode, Rules},
+    repeats::Repeats,
     slot::Slot,
     stack::{Caller, Purpose, Stack},
 };
@@ -49,6 +50,7 @@ pub(super) struct State {
     /// The body that the session lives for.
     pub(super) body_hold: Option<WeakHold>,
     pub(super) span: SessionSpan,
+    pub(super) repeats: Repeats,
 }
 
 impl State {
@@ -71,6 +73,7 @@ impl State {
             asked_hold: None,
             body_hold: None,
             span: SessionSpan::open(),
+            repeats: Repeats::default(),
         }
     }
 
@@ -315,7 +318,7 @@ impl State {
             "failed"
         } else if self.stack.depth() > 0 {
             // Asked before they are: the session is ending, and these have not been committed.
-            "rolled back"
+            "rolled_back"
         } else if self.is_transactional() && standing.may_stand() {
             "committed"
         } else {

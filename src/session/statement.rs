@@ -38,6 +38,8 @@ pub(super) struct CallRequest {
     pub(super) opens: Option<TransactionId>,
     pub(super) operation: Operation,
     pub(super) text: Classified,
+    /// Of the text; 0 without one.
+    pub(super) hash: u64,
 }
 
 impl CallRequest {
@@ -54,6 +56,7 @@ impl CallRequest {
             opens: None,
             operation,
             text,
+            hash: 0,
         }
     }
 
@@ -84,7 +87,7 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     let caller = request.caller;
     // Read once, here: what is known of the text goes along to the connection.
     if let Some(sql) = request.operation.text() {
-        request.text = vet(core, caller, sql)?;
+        (request.text, request.hash) = vet(core, caller, sql)?;
     }
     // The way of nearly every statement: no queue, no task, no copy of the session.
     if let Some(turn) = core.try_turn()
@@ -101,8 +104,9 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 }
 
 /// Reads `sql`, and refuses it if it would control transactions behind the session's back.
-pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, DbErr> {
-    let text = core.pool().known_texts.classify(sql);
+/// Returns its hash as well.
+pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified, u64), DbErr> {
+    let (text, hash) = core.pool().known_texts.classify(sql);
     // A lock in autocommit is gone when its statement ends; people who are used to autobegin expect it to stay.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
@@ -118,17 +122,18 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<Classified, 
         Effect::CommitsImplicitly if core.pool().is_test() || core.lock().is_inside(caller) => {
             Err(Kind::CommitsImplicitly.into_db_err())
         }
-        Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok(text),
+        Effect::None | Effect::Unknown | Effect::CommitsImplicitly => Ok((text, hash)),
     }
 }
 
 /// Starts what is asked for, in its turn.
 pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Result<Call, DbErr> {
+    let observed = core.observe(&request.operation);
     let mut state = core.lock();
     let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
     // From here on it is not for others to take: the session's later statements are to find what this one does (G2).
     connection.withdraw();
-    let (operation, text) = (request.operation, request.text);
+    let (operation, text, hash) = (request.operation, request.text, request.hash);
     let depth = state.stack.depth();
     // In the turn, not before: the session may have been put into a transaction while the statement waited.
     let begin = state.begin_for(&operation);
@@ -146,6 +151,8 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
+    running.observed = observed.map(|observed| observed.with_begin(begin.is_some()));
+    note_text(core, &mut state, hash, &running.text);
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
     // Without `cancel_running` as well: by the handle's count of wakes, the pool knows a call to which nothing arrives
     // (G17).
@@ -171,6 +178,14 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     };
     running.cancel = cancel;
     Ok(install(core, state, connection, running, task))
+}
+
+/// Counts a statement of a request.
+fn note_text(core: &Core, state: &mut State, hash: u64, text: &Redacted) {
+    if hash != 0 && core.origin.is_of_request() {
+        let threshold = core.pool().settings().n_plus_one_threshold;
+        state.repeats.note(hash, threshold, text);
+    }
 }
 
 /// Takes the connection for what is asked, if that may run now.

@@ -45,9 +45,13 @@ impl KnownTexts {
         }
     }
 
-    /// [`classify`], unless the text is known.
-    pub(crate) fn classify(&self, sql: &str) -> Classified {
+    /// [`classify`], unless the text is known; and the text's hash.
+    pub(crate) fn classify(&self, sql: &str) -> (Classified, u64) {
         let hash = self.hasher.hash_one(sql);
+        (self.look_up(sql, hash), hash)
+    }
+
+    fn look_up(&self, sql: &str, hash: u64) -> Classified {
         // Its highest bits: the lowest make room for the kind.
         let place = usize::try_from(hash >> 54)
             .ok()

@@ -6,7 +6,7 @@ use sea_orm::DbBackend;
 const KEPT: usize = 200;
 
 /// The beginning of a statement. Its memory is used again.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Redacted(String);
 
 impl Redacted {

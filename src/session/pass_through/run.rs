@@ -26,10 +26,15 @@ pub(in crate::session) async fn run(
     let own = enter(handle).await?;
     // Once more: the session may have been put into a transaction meanwhile.
     vet_operation(handle, &operation)?;
+    let observed = core.observe(&operation);
+    core.lock().span.count();
     let done = match handle.through.or(own.as_deref()) {
         Some(transaction) => execute(transaction, operation).await,
         None => execute(core.pool().database(), operation).await,
     };
+    if let Some(observed) = observed {
+        core.tell_executed(&observed, done.as_ref().err());
+    }
     heed(core, done)
 }
 

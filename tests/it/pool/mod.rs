@@ -5,6 +5,7 @@ mod close;
 mod direct_handoff;
 mod driver_pool;
 mod hold_timeout;
+mod observer;
 mod ping;
 mod read_only_server;
 mod recycle;

@@ -1,0 +1,246 @@
+//! [`Observer`]: is told what the sessions of a pool do, for metrics.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::Method;
+use sea_orm::{DbBackend, DbErr};
+
+use super::{holder::Label, weak::WeakSessionPool};
+use crate::{error::Error, sql::Redacted, telemetry::Usage};
+
+/// Is told what the sessions of a pool do: the base of metrics.
+///
+/// Set with [`SessionPoolBuilder::observe`](crate::SessionPoolBuilder::observe). With the features `opentelemetry` and
+/// `metrics` there are ready ones. Each method does nothing by default.
+///
+/// The methods are called in the middle of a request, some of them while it is being dropped: they must be quick and must
+/// not block. One that panics is logged, and the session goes on.
+///
+/// ```
+/// # #[cfg(feature = "sqlx-sqlite")]
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+///
+/// use sea_orm::{ConnectionTrait, Database};
+/// use tower_sea_orm::{Observer, SessionPool, observer::Executed};
+///
+/// #[derive(Default)]
+/// struct Failures(AtomicU64);
+///
+/// impl Observer for Failures {
+///     fn executed(&self, statement: &Executed<'_>) {
+///         if statement.error().is_some() {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+///
+/// let failures = Arc::new(Failures::default());
+/// let db = Database::connect("sqlite::memory:").await?;
+/// let pool = SessionPool::builder(db).observe(failures.clone()).build()?;
+/// let session = pool.session().await?;
+/// session.execute_unprepared("SELECT 1").await?;
+/// assert!(session.execute_unprepared("SELECT nothing").await.is_err());
+/// assert_eq!(failures.0.load(Ordering::Relaxed), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub trait Observer: Send + Sync {
+    /// The pool has been built. Keep the handle to ask for its [`status`](crate::SessionPool::status) later.
+    fn attached(&self, pool: &WeakSessionPool) {
+        let _ = pool;
+    }
+
+    /// A session has got a connection, or an error instead.
+    fn acquired(&self, acquired: &Acquired<'_>) {
+        let _ = acquired;
+    }
+
+    /// A statement, a COMMIT or a ROLLBACK has ended.
+    fn executed(&self, executed: &Executed<'_>) {
+        let _ = executed;
+    }
+
+    /// A session has given its connection back, at its end or before.
+    fn released(&self, released: &Released<'_>) {
+        let _ = released;
+    }
+
+    /// A session has ended.
+    fn ended(&self, ended: &SessionEnded<'_>) {
+        let _ = ended;
+    }
+}
+
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn attached(&self, pool: &WeakSessionPool) {
+        (**self).attached(pool);
+    }
+
+    fn acquired(&self, acquired: &Acquired<'_>) {
+        (**self).acquired(acquired);
+    }
+
+    fn executed(&self, executed: &Executed<'_>) {
+        (**self).executed(executed);
+    }
+
+    fn released(&self, released: &Released<'_>) {
+        (**self).released(released);
+    }
+
+    fn ended(&self, ended: &SessionEnded<'_>) {
+        (**self).ended(ended);
+    }
+}
+
+/// The request of a session, as far as an observer may know it.
+macro_rules! of_request {
+    ($event:ident) => {
+        impl $event<'_> {
+            /// Returns the method of the session's request; `None` for a job.
+            pub fn method(&self) -> Option<&Method> {
+                self.label.map(|label| &label.method)
+            }
+
+            /// Returns the route of the session's request, such as `/items/{id}`, if its layer says which it is, by
+            /// `DbSessionLayer::http_route`.
+            pub fn route(&self) -> Option<&str> {
+                self.label?.route.as_deref()
+            }
+        }
+    };
+}
+
+/// A session's wait for a connection has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Acquired<'e> {
+    pub(crate) waited: Duration,
+    pub(crate) error: Option<&'e Error>,
+    pub(crate) label: Option<&'e Label>,
+}
+
+impl Acquired<'_> {
+    /// Returns how long it took: zero where a connection was idle.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Returns why the session got none; `None` if it did.
+    pub fn error(&self) -> Option<&Error> {
+        self.error
+    }
+}
+
+/// A statement has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Executed<'e> {
+    pub(crate) statement: &'e Redacted,
+    pub(crate) backend: DbBackend,
+    pub(crate) elapsed: Duration,
+    pub(crate) begins: bool,
+    pub(crate) error: Option<&'e DbErr>,
+    pub(crate) label: Option<&'e Label>,
+}
+
+impl Executed<'_> {
+    /// Returns the beginning of its text, without the values that stand in it: made anew with each call.
+    pub fn statement(&self) -> String {
+        self.statement.without_values(self.backend)
+    }
+
+    /// Returns the time from its start until its answer had arrived, the BEGIN that it [brings along](Self::begins)
+    /// included. For a stream, until its reader has read it to the end or dropped it.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    /// Returns whether BEGIN was sent before it: it is the first statement of the session's transaction.
+    pub fn begins(&self) -> bool {
+        self.begins
+    }
+
+    /// Returns why it failed, if it did.
+    pub fn error(&self) -> Option<&DbErr> {
+        self.error
+    }
+}
+
+/// A session has given its connection back.
+#[derive(Debug, Clone, Copy)]
+pub struct Released<'e> {
+    pub(crate) held: Duration,
+    pub(crate) label: Option<&'e Label>,
+}
+
+impl Released<'_> {
+    /// Returns how long the session had it.
+    pub fn held(&self) -> Duration {
+        self.held
+    }
+}
+
+/// A session has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionEnded<'e> {
+    pub(crate) usage: Usage,
+    pub(crate) outcome: &'static str,
+    pub(crate) label: Option<&'e Label>,
+}
+
+impl SessionEnded<'_> {
+    /// Returns how long the session has waited for connections in all.
+    pub fn waited(&self) -> Duration {
+        self.usage.waited
+    }
+
+    /// Returns how long the session has held connections in all.
+    pub fn held(&self) -> Duration {
+        self.usage.held
+    }
+
+    /// Returns how many statements it has run, COMMIT and ROLLBACK included, BEGIN not.
+    pub fn statements(&self) -> u64 {
+        self.usage.statements
+    }
+
+    /// Returns how the session's transaction ended: `committed`, `rolled_back`, `failed` (stored or raw code has ended
+    /// it) or `unknown`; `released` if there was none to end.
+    pub fn outcome(&self) -> &'static str {
+        self.outcome
+    }
+}
+
+of_request!(Acquired);
+of_request!(Executed);
+of_request!(Released);
+of_request!(SessionEnded);
+
+/// The observers of a pool.
+#[derive(Clone, Default)]
+pub(crate) struct Observers(Vec<Arc<dyn Observer>>);
+
+impl Observers {
+    pub(super) fn add(&mut self, observer: impl Observer + 'static) {
+        self.0.push(Arc::new(observer));
+    }
+
+    /// Returns whether there is any: if not, nothing is measured for them.
+    pub(crate) fn is_any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Tells each of them. Not to be called under a lock: this is user code.
+    pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
+        for observer in &self.0 {
+            // Some are told while a request is dropped: a panic there would end the process (G11).
+            if catch_unwind(AssertUnwindSafe(|| tell(&**observer))).is_err() {
+                tracing::error!(target: "tower_sea_orm::pool", "an observer panicked; the session goes on");
+            }
+        }
+    }
+}
