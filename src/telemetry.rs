@@ -12,7 +12,7 @@ use std::{
 
 use http::StatusCode;
 use sea_orm::{DbBackend, DbErr};
-use tracing::{Span, field::Empty};
+use tracing::{Span, dispatcher, field::Empty, span::Id};
 
 use crate::{
     error::{Error, server},
@@ -149,11 +149,19 @@ pub(crate) fn statement_span(session: &Span, backend: DbBackend, statement: &Red
     }
     let text = &*statement.without_values(backend);
     let summary = text.split_whitespace().next().unwrap_or_default();
-    tracing::debug_span!(
-        target: "tower_sea_orm::statement", parent: session, "db_statement",
-        otel.name = summary, otel.kind = "client", otel.status_code = Empty,
-        db.system.name = system_name(backend), db.query.text = text, error.type = Empty,
-    )
+    let open = |parent: Option<Id>| {
+        tracing::debug_span!(
+            target: "tower_sea_orm::statement", parent: parent, "db_statement",
+            otel.name = summary, otel.kind = "client", otel.status_code = Empty,
+            db.system.name = system_name(backend), db.query.text = text, error.type = Empty,
+        )
+    };
+    // With the subscriber that the session's span belongs to: the thread's own may be another one by now, which does not know
+    // that span, and tracing-subscriber panics about such a parent.
+    let child = session.with_subscriber(|(id, subscriber)| {
+        dispatcher::with_default(subscriber, || open(Some(id.clone())))
+    });
+    child.unwrap_or_else(|| open(Span::current().id()))
 }
 
 /// Records in its span why a statement has failed.

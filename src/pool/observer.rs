@@ -98,24 +98,6 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
     }
 }
 
-/// The request of a session, as far as an observer may know it.
-macro_rules! of_request {
-    ($event:ident) => {
-        impl $event<'_> {
-            /// Returns the method of the session's request; `None` for a job.
-            pub fn method(&self) -> Option<&Method> {
-                self.label.map(|label| &label.method)
-            }
-
-            /// Returns the route of the session's request, such as `/items/{id}`, if its layer says which it is, by
-            /// `DbSessionLayer::http_route`.
-            pub fn route(&self) -> Option<&str> {
-                self.label?.route.as_deref()
-            }
-        }
-    };
-}
-
 /// A session's wait for a connection has ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Acquired<'e> {
@@ -125,6 +107,17 @@ pub struct Acquired<'e> {
 }
 
 impl Acquired<'_> {
+    /// Returns the method of the session's request; `None` outside requests.
+    pub fn method(&self) -> Option<&Method> {
+        self.label.map(|label| &label.method)
+    }
+
+    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
+    /// says which it is, by `DbSessionLayer::http_route`.
+    pub fn route(&self) -> Option<&str> {
+        self.label?.route.as_deref()
+    }
+
     /// Returns how long it took: zero where a connection was idle.
     pub fn waited(&self) -> Duration {
         self.waited
@@ -148,6 +141,17 @@ pub struct Executed<'e> {
 }
 
 impl Executed<'_> {
+    /// Returns the method of the session's request; `None` outside requests.
+    pub fn method(&self) -> Option<&Method> {
+        self.label.map(|label| &label.method)
+    }
+
+    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
+    /// says which it is, by `DbSessionLayer::http_route`.
+    pub fn route(&self) -> Option<&str> {
+        self.label?.route.as_deref()
+    }
+
     /// Returns the beginning of its text, without the values that stand in it: made anew with each call.
     pub fn statement(&self) -> String {
         self.statement.without_values(self.backend)
@@ -178,6 +182,17 @@ pub struct Released<'e> {
 }
 
 impl Released<'_> {
+    /// Returns the method of the session's request; `None` outside requests.
+    pub fn method(&self) -> Option<&Method> {
+        self.label.map(|label| &label.method)
+    }
+
+    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
+    /// says which it is, by `DbSessionLayer::http_route`.
+    pub fn route(&self) -> Option<&str> {
+        self.label?.route.as_deref()
+    }
+
     /// Returns how long the session had it.
     pub fn held(&self) -> Duration {
         self.held
@@ -193,6 +208,17 @@ pub struct SessionEnded<'e> {
 }
 
 impl SessionEnded<'_> {
+    /// Returns the method of the session's request; `None` outside requests.
+    pub fn method(&self) -> Option<&Method> {
+        self.label.map(|label| &label.method)
+    }
+
+    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
+    /// says which it is, by `DbSessionLayer::http_route`.
+    pub fn route(&self) -> Option<&str> {
+        self.label?.route.as_deref()
+    }
+
     /// Returns how long the session has waited for connections in all.
     pub fn waited(&self) -> Duration {
         self.usage.waited
@@ -214,11 +240,6 @@ impl SessionEnded<'_> {
         self.outcome
     }
 }
-
-of_request!(Acquired);
-of_request!(Executed);
-of_request!(Released);
-of_request!(SessionEnded);
 
 /// The observers of a pool.
 #[derive(Clone, Default)]

@@ -114,8 +114,7 @@ mod tests {
         assert_eq!(most(1..1000, 10), None);
         // One text among many others, each of which comes once: too low at most.
         let texts = (1..100).flat_map(|other| [7, 7, 7, 1000 + other]);
-        let (hash, times) = most(texts, 10).unwrap();
-        assert_eq!(hash, 7);
-        assert!(times <= 297, "{times}");
+        let found = most(texts, 10);
+        assert!(matches!(found, Some((7, 11..=297))), "{found:?}");
     }
 }

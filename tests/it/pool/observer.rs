@@ -103,7 +103,6 @@ async fn an_observer_is_told_of_a_transaction_from_its_wait_to_its_end() {
         let test = TestDb::new(kind).await;
         let db = test.connect(2).await;
         let (diary, layer) = observed(&db);
-        let pool = layer.pool().clone();
         let write = get(async |tx: DbTx| {
             insert_item(&tx, &unique_name()).await;
             let nested = tx.begin().await.unwrap();

@@ -100,6 +100,9 @@ pub fn outcome_of<Tag: 'static, B>(response: &http::Response<B>) -> &'static str
     let Some(outcome) = response.extensions().get::<Outcome<Tag>>() else {
         return "none";
     };
+    if outcome.is_autocommit() {
+        return "none";
+    }
     let failed = outcome.error().is_some() && !outcome.is_unknown();
     let answers = [
         (outcome.is_committed(), "committed"),
