@@ -123,6 +123,7 @@ impl PoolInner {
         // Behind the join: a connection that came back just before it found the queue empty, and lies among the idle
         // ones.
         self.fill();
+        self.watch_second_window();
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
         if let Some(holder) = holder {

@@ -50,6 +50,7 @@ pub(crate) struct PoolInner {
     pub(super) reaper: Arc<Background>,
     pub(super) registry: Registry,
     pub(super) hold_watch: Arc<Background>,
+    pub(super) second_window: Arc<Background>,
     /// Throttles the lines about waits for a second session.
     pub(super) second_session_lines: Throttle<16>,
     pub(super) cancels: Arc<CancelQueue>,
@@ -81,7 +82,13 @@ impl PoolInner {
         let plain_share = PlainShare::new(driver.acquire_timeout());
         let admission = settings.admission(&driver);
         let fresh_for = settings.fresh_for(&driver);
-        let mut ledger = Ledger::new(limit, admission, plain_share, fresh_for);
+        let mut ledger = Ledger::new(
+            limit,
+            admission,
+            plain_share,
+            fresh_for,
+            settings.keeps_last_for(),
+        );
         ledger.idle.rotates = settings.rotates;
         let pool = Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),
@@ -90,6 +97,7 @@ impl PoolInner {
             reaper: Arc::default(),
             registry: Registry::default(),
             hold_watch: Arc::default(),
+            second_window: Arc::default(),
             second_session_lines: Throttle::default(),
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
@@ -298,10 +306,11 @@ impl PoolInner {
 
     /// Keeps the last free connection for requests that hold one, if the current one does, or will when its
     /// own session is used: a session store reads before that, and writes afterwards.
-    pub(crate) fn expect_second(&self) {
+    pub(crate) fn expect_second(self: &Arc<Self>) {
         let expects = |request: &dyn Holder| request.is_on(&self.driver) || holds_one(request);
         if current().is_some_and(|request| expects(&*request)) {
             self.ledger().expect_second();
+            self.watch_second_window();
         }
     }
 

@@ -17,9 +17,6 @@ use super::{
     waiters::{Applicant, Receiver, Waiter, Waiters},
 };
 
-/// The last free connection is kept for requests that hold one for this long after one of them took a second.
-const SECOND_CONNECTION_WINDOW: Duration = Duration::from_secs(10);
-
 /// For how long a request that was turned away counts as one that waits.
 const TURNED_AWAY: Duration = Duration::from_secs(10);
 
@@ -66,6 +63,7 @@ pub(super) struct Ledger<T, C> {
     pub(super) plain_share: PlainShare,
     /// Its copies count the transactions that were begun for waiters and are on their way to them.
     pub(super) chains: Arc<()>,
+    keeps_last_for: Duration,
     /// Until then, requests that hold a connection may come for a second one.
     second_until: Option<Instant>,
     /// When a request was last turned away, because too many waited or none may wait.
@@ -73,12 +71,14 @@ pub(super) struct Ledger<T, C> {
 }
 
 impl<T, C> Ledger<T, C> {
-    /// A connection that came back counts as alive for `fresh_for`.
+    /// A connection that came back counts as alive for `fresh_for`; the last free one is kept for requests that hold one for
+    /// the time `keeps_last_for` after one of them took a second.
     pub(super) fn new(
         limit: u32,
         admission: Admission,
         plain_share: PlainShare,
         fresh_for: Duration,
+        keeps_last_for: Duration,
     ) -> Self {
         Self {
             limit,
@@ -90,6 +90,7 @@ impl<T, C> Ledger<T, C> {
             idle: IdleConnections::new(fresh_for),
             plain_share,
             chains: Arc::default(),
+            keeps_last_for,
             second_until: None,
             turned_away: None,
         }
@@ -143,12 +144,7 @@ impl<T, C> Ledger<T, C> {
 
     /// Returns how many may be out when one more goes to a waiter.
     fn limit_for(&self, holds: bool) -> u32 {
-        let is_kept = || {
-            self.second_until
-                .is_some_and(|until| Instant::now() < until)
-        };
-        // Of one, nothing could be kept, and no session would ever begin.
-        if !holds && self.limit > 1 && is_kept() {
+        if !holds && self.kept_until().is_some() {
             self.limit - 1
         } else {
             self.limit
@@ -157,7 +153,14 @@ impl<T, C> Ledger<T, C> {
 
     /// Keeps the last free connection for requests that hold one already: one of them wants another.
     pub(super) fn expect_second(&mut self) {
-        self.second_until = Instant::now().checked_add(SECOND_CONNECTION_WINDOW);
+        self.second_until = Instant::now().checked_add(self.keeps_last_for);
+    }
+
+    /// Returns until when the last free connection is kept for requests that hold one, if it is.
+    pub(super) fn kept_until(&self) -> Option<Instant> {
+        // Of one, nothing could be kept, and no session would ever begin.
+        self.second_until
+            .filter(|until| self.limit > 1 && Instant::now() < *until)
     }
 
     fn free(&self) -> usize {

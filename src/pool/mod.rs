@@ -40,6 +40,7 @@ mod probe;
 mod reaper;
 mod registry;
 mod release;
+mod second_window;
 mod slot;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool is one
 pub(crate) mod test_pool;

@@ -505,3 +505,43 @@ async fn beginning_on_another_connection_is_no_wait_for_a_second_session() {
         "{lines:?}"
     );
 }
+
+#[tokio::test]
+async fn g17_the_connection_that_is_kept_for_a_second_session_serves_who_waits_soon() {
+    for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let pool = session_pool(db.clone());
+        let handler = async |tx: DbTx| {
+            tx.execute_unprepared("SELECT 1").await.unwrap();
+            let second = tx.pool().session().await.unwrap();
+            second.execute_unprepared("SELECT 1").await.unwrap();
+        };
+        let app = Router::new()
+            .route("/", any(handler))
+            .layer(DbSessionLayer::new(pool.clone()));
+        let busy = pool.session().await.unwrap();
+        let pin = busy.pin();
+        let request = tokio::spawn(async move { call(app).await.status() });
+        eventually("the request waits for its second", async || {
+            pool.status().pending > 0
+        })
+        .await;
+        drop(pin);
+        drop(busy);
+        assert_eq!(request.await.unwrap(), StatusCode::OK, "{kind:?}");
+        eventually("both are back", async || pool.status().used == 0).await;
+        let first = pool.session().await.unwrap();
+        let first_pin = first.pin();
+        // Nothing comes back meanwhile: only the time gives it the free one.
+        let second = timeout(LONG, pool.session()).await.expect("it is served");
+        second
+            .unwrap()
+            .execute_unprepared("SELECT 1")
+            .await
+            .unwrap();
+        drop(first_pin);
+        drop(first);
+        assert_whole(&test, &db, 2).await;
+    }
+}
