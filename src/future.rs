@@ -134,11 +134,19 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
+        let responder = Responder::new(respond, &parts, policy.answer);
+        let picked = match policy.pick(&parts, pool) {
+            Ok(picked) => picked,
+            Err(error) => {
+                let state = State::Refused(error);
+                return Self { state, responder };
+            }
+        };
+        let pool = picked.as_ref().unwrap_or(pool);
         // Pass-through sessions have no connection to check out.
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         // The predicates see the request as it came in, before it has a session.
         let plan = policy.plan(&parts);
-        let responder = Responder::new(respond, &parts, policy.answer);
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
             Ok(own) => State::serving(inner, request, Some(own)),
@@ -172,16 +180,14 @@ where
             times: false,
         };
         let responder = Responder::new(respond, &parts, joined);
-        // Under one tag, a handler could not know which of two databases it writes to.
-        let applied = if pool
-            .inner()
-            .driver()
-            .is_same(session.pool().inner().driver())
-        {
+        let applied = policy.pick(&parts, pool).and_then(|picked| {
+            let driver = picked.as_ref().unwrap_or(pool).inner().driver();
+            // Under one tag, a handler could not know which of two databases it writes to.
+            if !driver.is_same(session.pool().inner().driver()) {
+                return Err(Kind::OtherPool(std::any::type_name::<Tag>()).into());
+            }
             session.order(policy.order(&parts))
-        } else {
-            Err(Kind::OtherPool(std::any::type_name::<Tag>()).into())
-        };
+        });
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
         let state = match applied {

@@ -9,7 +9,6 @@ use tower_layer::{Layer, Stack};
 use crate::{
     DbSessionService, DefaultDatabase, Error, PoolMode, SessionBodyLayer, SessionPool,
     connection::search_path,
-    error::Kind,
     policy::{BeginRule, Checkout, Policy, Transactions},
     response::DefaultResponseForError,
 };
@@ -362,10 +361,58 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         F: Fn(&Parts) -> Vec<Statement> + Send + Sync + 'static,
     {
         // The session's connection is closed afterwards, which neither of the two survives.
-        if self.pool.inner().is_in_memory() || self.pool.inner().is_proxy() {
-            panic!("{}", Error::from(Kind::CannotClose));
+        if let Err(error) = self.pool.inner().check_on_acquire() {
+            panic!("{error}");
         }
         self.policy().on_acquire = Some(Arc::new(set_up));
+        self
+    }
+
+    /// Picks the pool for each request: a tenant's, or a replica's for the requests that only read. A request for which
+    /// `pick` returns `None` gets the response for [`is_unknown_database`](Error::is_unknown_database), 404 by default, and
+    /// is not logged above DEBUG.
+    ///
+    /// `pick` sees the request's head with what layers further out have put into its extensions. It must not block: keep the
+    /// pools in a map, and open one that is missing with sqlx's `connect_lazy`, which connects with the first session. The
+    /// layer's own pool, given to [`new`](DbSessionLayer::new), is the one that settings such as
+    /// [`set_local`](Self::set_local) are checked by; all picked ones must be over the same kind of database.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # use std::{collections::HashMap, convert::Infallible};
+    /// # use http::{Request, Response};
+    /// # use sea_orm::Database;
+    /// # use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool};
+    ///
+    /// let home = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// let acme = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// let tenants = HashMap::from([("acme".to_owned(), acme)]);
+    /// let layer = DbSessionLayer::new(home).by(move |parts| {
+    ///     tenants.get(parts.headers.get("x-tenant")?.to_str().ok()?).cloned()
+    /// });
+    /// # let inner = service_fn(async |request: Request<()>| {
+    /// #     DbSession::<tower_sea_orm::DefaultDatabase>::from_extensions(request.extensions()).unwrap();
+    /// #     Ok::<_, Infallible>(Response::new(String::new()))
+    /// # });
+    /// # let service = layer.layer(inner);
+    /// let request = |tenant| Request::get("/").header("x-tenant", tenant).body(()).unwrap();
+    /// assert_eq!(service.clone().oneshot(request("acme")).await.unwrap().status(), 200);
+    /// assert_eq!(service.oneshot(request("nobody")).await.unwrap().status(), 404);
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A pool over another kind of database, or one that cannot do what the layer's settings ask for, is a mistake of the
+    /// service: the response is a 500, and the log says what is wrong.
+    pub fn by<F>(mut self, pick: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<SessionPool> + Send + Sync + 'static,
+    {
+        self.policy().by = Some(Arc::new(pick));
         self
     }
 
@@ -519,7 +566,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         Arc::make_mut(&mut self.policy)
     }
 
-    /// Returns the pool that the sessions come from.
+    /// Returns the pool that the sessions come from, unless [`by`](Self::by) picks another.
     pub fn pool(&self) -> &SessionPool {
         &self.pool
     }

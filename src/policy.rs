@@ -9,6 +9,8 @@ use sea_orm::{AccessMode, Statement, TransactionOptions};
 
 pub(crate) use self::begin_rule::BeginRule;
 use crate::{
+    Error, SessionPool,
+    error::Kind,
     pool::{Label, PoolMode},
     response::Answer,
     session::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
@@ -27,6 +29,8 @@ pub(crate) struct Policy {
     pub(crate) on_acquire: Option<SetUp>,
     pub(crate) pool_mode: Option<PoolMode>,
     pub(crate) http_route: Option<HttpRoute>,
+    /// `None`: the layer's own.
+    pub(crate) by: Option<PickPool>,
 }
 
 /// Which requests run in a transaction.
@@ -43,10 +47,39 @@ type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 /// Returns the route by which a request was matched.
 pub(crate) type HttpRoute = Arc<dyn Fn(&Parts) -> Option<Arc<str>> + Send + Sync>;
 
+/// Picks the pool for a request.
+pub(crate) type PickPool = Arc<dyn Fn(&Parts) -> Option<SessionPool> + Send + Sync>;
+
 /// Statements that prepare a connection or a transaction for a request.
 pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
 
 impl Policy {
+    /// Returns the pool that is picked for a request; `None` for the layer's `own`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it cannot do what the layer's settings ask for.
+    pub(crate) fn pick(
+        &self,
+        parts: &Parts,
+        own: &SessionPool,
+    ) -> Result<Option<SessionPool>, Error> {
+        let Some(by) = &self.by else { return Ok(None) };
+        let pool = by(parts).ok_or(Kind::UnknownDatabase)?;
+        let inner = pool.inner();
+        // The layer has checked its settings by its own pool: this one is another.
+        if inner.backend() != own.inner().backend() {
+            return Err(Kind::OtherBackend.into());
+        }
+        if self.on_acquire.is_some() {
+            inner.check_on_acquire()?;
+        }
+        if self.pool_mode == Some(PoolMode::Transaction) {
+            inner.allow_lending()?;
+        }
+        Ok(Some(pool))
+    }
+
     /// Returns the plan for a request that gets its session from this layer.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
         let Order {

@@ -210,6 +210,11 @@ pub(crate) fn response_for(error: &Error) {
     if error.is_acquire() || error.is_hold_timeout() {
         return;
     }
+    // A client's mistake, which any client can make as often as it likes.
+    if error.is_unknown_database() {
+        tracing::debug!(target: "tower_sea_orm", "{error}");
+        return;
+    }
     let cause = std::error::Error::source(error).map(tracing::field::display);
     if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
         tracing::error!(target: "tower_sea_orm", cause, "{error}");

@@ -96,6 +96,8 @@ kinds! {
         MissingLayer = "no database session in this request: add `tower_sea_orm::DbSessionLayer` around the route (with the same tag, if the session has one)";
         NoSession = "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it";
         OtherPool(_tag: &'static str) = "the request already has a session of another pool: give one of the two `DbSessionLayer`s a different tag";
+        UnknownDatabase = "the layer's `by` knows no database for this request";
+        OtherBackend = "the pool that the layer's `by` has picked is over another kind of database than the layer's own pool, by which its settings were checked: give the two databases a layer each";
         Disconnected = "the DatabaseConnection is disconnected: connect it before you build a DbSessionLayer or SessionPool";
         DriverNotEnabled(_remedy: &'static str) = "the DatabaseConnection's driver is not built into tower-sea-orm";
         InvalidReserve = "`reserved_connections` leaves no connection for sessions: it must be smaller than max_connections";

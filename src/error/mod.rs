@@ -106,25 +106,29 @@ impl Error {
     }
 
     /// Returns the status that the layer answers with: 503 for temporary failures, 504 for a statement that the
-    /// server stopped for taking too long and for a connection that was taken away by `hold_timeout`, 500 for
-    /// everything else.
+    /// server stopped for taking too long and for a connection that was taken away by `hold_timeout`, 404 for a
+    /// [database that is not known](Self::is_unknown_database), 500 for everything else.
     pub fn status(&self) -> StatusCode {
         match self.kind {
             // The work was stopped for its length: the same request would be again.
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
+            // A tenant that there is not, for example.
+            Kind::UnknownDatabase => StatusCode::NOT_FOUND,
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
     /// Returns the code that the layer answers a gRPC request with: 14 (`UNAVAILABLE`) if
-    /// [`status`](Self::status) is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 13 (`INTERNAL`) for everything else.
+    /// [`status`](Self::status) is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 5 (`NOT_FOUND`) for 404, 13 (`INTERNAL`) for
+    /// everything else.
     /// With tonic: `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
     pub fn grpc_code(&self) -> i32 {
-        // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL (https://grpc.io/docs/guides/status-codes).
+        // UNAVAILABLE, DEADLINE_EXCEEDED, NOT_FOUND, INTERNAL (https://grpc.io/docs/guides/status-codes).
         match self.status() {
             StatusCode::SERVICE_UNAVAILABLE => 14,
             StatusCode::GATEWAY_TIMEOUT => 4,
+            StatusCode::NOT_FOUND => 5,
             _ => 13,
         }
     }
@@ -293,6 +297,11 @@ impl Error {
         matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
     }
 
+    /// Returns whether [`DbSessionLayer::by`](crate::DbSessionLayer::by) has picked no pool for a request.
+    pub fn is_unknown_database(&self) -> bool {
+        self.kind == Kind::UnknownDatabase
+    }
+
     /// Returns whether a transaction was ended behind the session's back: what it did may stand.
     pub(crate) fn is_ended_elsewhere(&self) -> bool {
         self.kind == Kind::EndedElsewhere
@@ -331,6 +340,7 @@ impl Error {
             // It reaches the client, unlike the error's own text: nothing of the database, and no advice for its owner
             // (G15).
             _ if self.is_exhausted() => "the service is busy",
+            Kind::UnknownDatabase => "not found",
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",

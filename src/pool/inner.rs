@@ -140,7 +140,18 @@ impl PoolInner {
     /// If there are no connections to lend, or none ever may be.
     pub(crate) fn allow_lending(&self) -> Result<(), Error> {
         self.settings.check_lending(&self.driver)?;
-        self.has_lenders.store(true, Ordering::Relaxed);
+        // Looked at first, since a layer that picks its pool asks with each request.
+        if !self.has_lenders.load(Ordering::Relaxed) {
+            self.has_lenders.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Returns an error if a connection could not be closed after its session, as `on_acquire` may ask for.
+    pub(crate) fn check_on_acquire(&self) -> Result<(), Error> {
+        if self.is_in_memory() || self.is_proxy() {
+            return Err(Kind::CannotClose.into());
+        }
         Ok(())
     }
 

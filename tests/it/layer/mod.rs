@@ -1,5 +1,6 @@
-//! `DbSessionLayer` among other layers: G14 and G15.
+//! `DbSessionLayer` among other layers, and its choice of a pool: G14 and G15.
 
+mod by;
 mod extractors;
 mod log;
 mod nested_layer;
