@@ -1,0 +1,55 @@
+//! What the services of this package share: a table, the pool from `DATABASE_URL`, and a clean stop.
+
+pub mod item;
+
+use std::{env, error::Error, time::Duration};
+
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DbErr, EntityTrait};
+use tokio::net::TcpListener;
+use tower_sea_orm::{PoolConfig, SessionPool};
+
+/// Starts the log, connects, makes the table and listens on 127.0.0.1, port 3000 or `PORT`.
+pub async fn start() -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
+    tracing_subscriber::fmt().init();
+    let config = match env::var_os("DATABASE_URL") {
+        Some(_) => PoolConfig::from_env()?, // with `DB_POOL_SIZE` and the like
+        None => PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:")])?,
+    };
+    let pool = config.connect().await?;
+    create_table(&pool).await?;
+    let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
+    let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
+    tracing::info!("listening on {}", listener.local_addr()?);
+    Ok((pool, listener))
+}
+
+/// Ends when the service is told to stop (ctrl-c) and the requests in progress have ended.
+///
+/// The pool closes first, while the server still answers: new requests get an answer that says so, not a
+/// refused connection.
+pub async fn stopped(pool: SessionPool) {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::error!("cannot listen for ctrl-c: {error}");
+        std::future::pending::<()>().await;
+    }
+    pool.close(Duration::from_secs(10)).await;
+}
+
+/// Makes the table, with two items, unless it is there.
+pub async fn create_table(pool: &SessionPool) -> Result<(), DbErr> {
+    let db = pool.session().await?;
+    let sql = "CREATE TABLE IF NOT EXISTS item \
+        (id integer PRIMARY KEY, name text NOT NULL, pieces integer NOT NULL)";
+    db.execute_unprepared(sql).await?;
+    for (id, name) in [(1, "lamp"), (2, "table")] {
+        if item::Entity::find_by_id(id).one(&*db).await?.is_none() {
+            let item = item::ActiveModel {
+                id: Set(id),
+                name: Set(name.to_owned()),
+                pieces: Set(10),
+            };
+            item.insert(&*db).await?;
+        }
+    }
+    Ok(())
+}
