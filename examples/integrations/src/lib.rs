@@ -2,10 +2,13 @@
 
 pub mod item;
 
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, io, time::Duration};
 
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DbErr, EntityTrait};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tower_sea_orm::{PoolConfig, SessionPool};
 
 /// Starts the log, connects, makes the table and listens on 127.0.0.1, port 3000 or `PORT`.
@@ -13,7 +16,7 @@ pub async fn start() -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
     let config = match env::var_os("DATABASE_URL") {
         Some(_) => PoolConfig::from_env()?, // with `DB_POOL_SIZE` and the like
-        None => PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:")])?,
+        None => PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:"), ("DB_ECHO", "false")])?,
     };
     let pool = config.connect().await?;
     create_table(&pool).await?;
@@ -23,16 +26,25 @@ pub async fn start() -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     Ok((pool, listener))
 }
 
-/// Ends when the service is told to stop (ctrl-c) and the requests in progress have ended.
+/// Ends when the service is told to stop and the requests in progress have ended.
 ///
 /// The pool closes first, while the server still answers: new requests get an answer that says so, not a
 /// refused connection.
 pub async fn stopped(pool: SessionPool) {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        tracing::error!("cannot listen for ctrl-c: {error}");
+    if let Err(error) = told_to_stop().await {
+        tracing::error!("cannot listen for signals: {error}");
         std::future::pending::<()>().await;
     }
     pool.close(Duration::from_secs(10)).await;
+}
+
+/// Ctrl-c, or SIGTERM: what `docker stop`, systemd and Kubernetes send.
+async fn told_to_stop() -> io::Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminated.recv() => Ok(()),
+    }
 }
 
 /// Makes the table, with two items, unless it is there.

@@ -30,6 +30,7 @@ use axum::{Extension, Json, Router, extract::Path, http::StatusCode, routing::ge
 use integrations::{item, start, stopped};
 use sea_orm::{DbErr, EntityTrait};
 use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionPool};
+use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[tokio::main]
@@ -103,8 +104,12 @@ async fn aide_take(
     take(tx, id).await
 }
 
+#[derive(utoipa::OpenApi)]
+#[openapi(info(title = "Shop", description = ""))]
+struct Api;
+
 fn by_utoipa() -> Router {
-    let (router, api) = OpenApiRouter::new()
+    let (router, api) = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(utoipa_read))
         .routes(routes!(utoipa_take))
         .split_for_parts();
