@@ -9,7 +9,6 @@ mod support;
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_sea_orm::{DbSessionLayer, SessionPool};
@@ -99,8 +98,7 @@ async fn a_busy_pool_is_a_field_error() {
         |pool: tower_sea_orm::SessionPoolBuilder| pool.acquire_timeout(Duration::from_millis(300));
     let site = Site::with(Kind::Postgres, 1, set).await;
     let url = served(&site.pool).await;
-    let all = site.pool.session().await.unwrap();
-    all.execute_unprepared("SELECT 1").await.unwrap();
+    let all = site.session().await;
     // No statement, no connection.
     let (_, answer) = ask(&url, "{ __typename }").await;
     assert_eq!(answer, json!({ "data": { "__typename": "Query" } }));

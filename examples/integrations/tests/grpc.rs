@@ -208,6 +208,8 @@ async fn calls_that_take_longer_than_their_deadline_are_rolled_back() {
         let codes = [Code::Cancelled, Code::DeadlineExceeded];
         assert!(codes.contains(&late.code()), "{late}");
     }
+    // On the same connection: with this answer, the server has read what the calls before it sent.
+    client.shop.get(GetRequest { id: 2 }).await.unwrap();
     site.returned().await;
     drop(lock);
     assert_eq!(site.pieces(1).await, 10);
@@ -218,12 +220,11 @@ async fn calls_that_take_longer_than_their_deadline_are_rolled_back() {
 /// for the pool's own limit.
 #[tokio::test]
 async fn a_stream_that_takes_too_long_is_ended_by_the_pools_hold_timeout() {
-    let set = |pool: SessionPoolBuilder| pool.cancel_running().hold_timeout(Duration::from_secs(1));
+    let set = |pool: SessionPoolBuilder| pool.cancel_running().hold_timeout(Duration::from_secs(2));
     let site = Site::with(Kind::Postgres, 2, set).await;
     let mut client = client(DbSessionLayer::new(site.pool.clone())).await;
     let lock = site.lock(2).await;
-    let (items, end) = ordered(&mut client, [line(1, 3), line(2, 3)]).await;
-    assert_eq!(items.len(), 1);
+    let (_, end) = ordered(&mut client, [line(1, 3), line(2, 3)]).await;
     end.unwrap_err();
     drop(lock);
     assert_eq!((site.pieces(1).await, site.pieces(2).await), (10, 10));
@@ -243,8 +244,7 @@ async fn an_exhausted_pool_is_unavailable_from_the_layer_and_from_a_handler() {
             layer
         };
         let mut client = client(layer).await;
-        let all = site.pool.session().await.unwrap();
-        all.execute_unprepared("SELECT 1").await.unwrap();
+        let all = site.session().await;
         let refused = client.shop.take(line(1, 1)).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unavailable, "lazy: {lazy}");
         let by = if lazy {

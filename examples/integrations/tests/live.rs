@@ -53,8 +53,14 @@ async fn stock(address: &str, id: i32) -> Lines {
 }
 
 async fn next(events: &mut Lines) -> String {
-    let event = timeout(BOUND, events.next()).await.expect("an event");
-    event.expect("an open stream").trim().to_owned()
+    loop {
+        let event = timeout(BOUND, events.next()).await.expect("an event");
+        let event = event.expect("an open stream").trim().to_owned();
+        // The others are comments, which keep the connection alive.
+        if event.starts_with("data") {
+            return event;
+        }
+    }
 }
 
 #[tokio::test]

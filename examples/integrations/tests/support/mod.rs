@@ -14,7 +14,7 @@ use sea_orm::{
 };
 use tempfile::TempDir;
 use tokio::time::timeout;
-use tower_sea_orm::{SessionPool, SessionPoolBuilder};
+use tower_sea_orm::{PoolSession, SessionPool, SessionPoolBuilder};
 
 /// How long anything may take until it hangs.
 pub const BOUND: Duration = Duration::from_secs(60);
@@ -68,7 +68,9 @@ impl Site {
         // Nothing is refused because the machine is busy, unless a test says so.
         let pool = SessionPool::builder(connect(&url, size).await).acquire_timeout(BOUND);
         let pool = set(pool).build().unwrap();
-        create_table(&pool).await.unwrap();
+        // Not by the pool, whose time-out may be short.
+        let unhurried = SessionPool::new(observer.clone());
+        create_table(&unhurried).await.unwrap();
         Self {
             pool,
             observer,
@@ -103,6 +105,20 @@ impl Site {
         .await;
     }
 
+    /// A session that has a connection, from a pool whose time-out may be too short for a busy machine.
+    pub async fn session(&self) -> PoolSession {
+        let opened = async {
+            loop {
+                if let Ok(session) = self.pool.session().await {
+                    return session;
+                }
+            }
+        };
+        let session = timeout(BOUND, opened).await.expect("a connection");
+        session.execute_unprepared("SELECT 1").await.unwrap();
+        session
+    }
+
     /// Waits until no session is out.
     pub async fn returned(&self) {
         eventually("no session is out", async || {
@@ -117,12 +133,8 @@ impl Site {
     pub async fn assert_whole(self) {
         self.returned().await;
         let mut sessions = Vec::new();
-        for taken in 1..=self.size {
-            let session = timeout(BOUND, self.pool.session()).await;
-            let session = session.unwrap_or_else(|_| panic!("connection {taken} is lost"));
-            let session = session.unwrap();
-            session.execute_unprepared("SELECT 1").await.unwrap();
-            sessions.push(session);
+        for _ in 0..self.size {
+            sessions.push(self.session().await);
         }
         drop(sessions);
         if self.kind == Kind::Postgres {
