@@ -103,7 +103,8 @@
 //!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) migrates a service step
-//! by step. [Operating](guide::operating) is about pool sizes, timeouts, readiness, shutdown and poolers. If something is
+//! by step. [Choosing a mode](guide::choosing_a_mode) says what to write for what a service does, and what it costs.
+//! [Operating](guide::operating) is about pool sizes, timeouts, readiness, shutdown and poolers. If something is
 //! wrong, [Troubleshooting](guide::troubleshooting) starts from the symptom.
 //!
 //! # The flow
@@ -412,6 +413,9 @@ pub use self::{
 pub mod guide {
     #[doc = include_str!("guide/from_fastapi.md")]
     pub mod from_fastapi {}
+
+    #[doc = include_str!("guide/choosing_a_mode.md")]
+    pub mod choosing_a_mode {}
 
     #[doc = include_str!("guide/transactions.md")]
     pub mod transactions {}
