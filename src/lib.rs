@@ -420,6 +420,9 @@ pub mod guide {
     #[doc = include_str!("guide/transactions.md")]
     pub mod transactions {}
 
+    #[doc = include_str!("guide/recipes.md")]
+    pub mod recipes {}
+
     #[doc = include_str!("guide/from_state.md")]
     pub mod from_state {}
 

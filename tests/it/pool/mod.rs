@@ -1,6 +1,7 @@
 //! `SessionPool`: its settings, its end, and the servers behind it.
 
 mod builder;
+mod changed_password;
 mod close;
 mod direct_handoff;
 mod driver_pool;
