@@ -9,6 +9,7 @@ fn every_file_and_test_that_a_document_names_exists() {
     for (document, folders) in [
         ("ARCHITECTURE.md", &["", "src", "tests/it"][..]),
         ("CONTRIBUTING.md", &[""]),
+        ("docs/comparison.md", &[""]),
         ("docs/hazards.md", &[""]),
     ] {
         let text = fs::read_to_string(root.join(document)).unwrap();
