@@ -103,7 +103,7 @@
 //!
 //! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
 //! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) migrates a service step
-//! by step; there are pages for [Django and Rails](guide::from_django_and_rails), and for
+//! by step; there are pages for [Loco](guide::from_loco), for [Django and Rails](guide::from_django_and_rails), and for
 //! [axum-sqlx-tx and axum-sea-orm-tx](guide::from_axum_sqlx_tx). [Choosing a mode](guide::choosing_a_mode) says what to write for what a service does, and what it costs.
 //! [Operating](guide::operating) is about pool sizes, timeouts, readiness, shutdown and poolers. If something is
 //! wrong, [Troubleshooting](guide::troubleshooting) starts from the symptom.
@@ -432,6 +432,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/from_axum_sqlx_tx.md")]
     pub mod from_axum_sqlx_tx {}
+
+    #[doc = include_str!("guide/from_loco.md")]
+    pub mod from_loco {}
 
     #[doc = include_str!("guide/operating.md")]
     pub mod operating {}

@@ -63,3 +63,30 @@ fn every_item_that_hazards_md_names_is_in_its_file() {
     assert!(named > 10, "{named}");
     assert!(missing.is_empty(), "{missing:#?}");
 }
+
+/// Loco is no dependency of this crate, so the page's code compiles in `examples/loco`, word for word.
+#[test]
+fn the_code_of_from_loco_md_is_the_examples() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let example = root.join("examples/loco/src");
+    let files = ["app", "current_user", "initializers", "controllers/items"];
+    let sources = files.map(|file| {
+        let source = fs::read_to_string(example.join(file).with_extension("rs")).unwrap();
+        unindented(&source)
+    });
+    let page = fs::read_to_string(root.join("src/guide/from_loco.md")).unwrap();
+    let blocks = page.split("```rust,ignore\n").skip(1);
+    let blocks: Vec<_> = blocks
+        .map(|block| unindented(block.split("```").next().unwrap()))
+        .collect();
+    assert!(blocks.len() > 3, "{}", blocks.len());
+    for block in blocks {
+        let is_there = sources.iter().any(|source| source.contains(&block));
+        assert!(is_there, "not in examples/loco:\n{block}");
+    }
+}
+
+fn unindented(code: &str) -> String {
+    let lines = code.lines().map(str::trim);
+    lines.collect::<Vec<_>>().join("\n").trim().to_owned()
+}
