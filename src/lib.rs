@@ -101,12 +101,18 @@
 //! [Transactions](guide::transactions) describes the modes, and [Statuses](#statuses) what happens in each
 //! situation. With the feature `testing`, tests on a real database leave nothing behind.
 //!
-//! New here? [Coming from FastAPI and SQLAlchemy](guide::from_fastapi) shows each piece beside its
-//! counterpart; [Coming from `State<DatabaseConnection>`](guide::from_state) migrates a service step
-//! by step; there are pages for [Loco](guide::from_loco), for [Django and Rails](guide::from_django_and_rails), and for
-//! [axum-sqlx-tx and axum-sea-orm-tx](guide::from_axum_sqlx_tx). [Choosing a mode](guide::choosing_a_mode) says what to write for what a service does, and what it costs.
-//! [Operating](guide::operating) is about pool sizes, timeouts, readiness, shutdown and poolers. If something is
-//! wrong, [Troubleshooting](guide::troubleshooting) starts from the symptom.
+//! New here? There are pages for those who come from [FastAPI and SQLAlchemy](guide::from_fastapi),
+//! [Django and Rails](guide::from_django_and_rails), [Loco](guide::from_loco), [`State<DatabaseConnection>`](guide::from_state),
+//! [axum-sqlx-tx and axum-sea-orm-tx](guide::from_axum_sqlx_tx).
+//!
+//! | | |
+//! |---|---|
+//! | [Where to find what](guide::where_to_find_what) | an index by the words that you would search for, and short answers: GraphQL, tonic, WebSockets, OpenTelemetry, actix-web |
+//! | [Choosing a mode](guide::choosing_a_mode) | what a service does, what to write for it, and what that costs |
+//! | [Transactions](guide::transactions) | the modes in full, how a transaction ends, time-outs, hooks, streamed bodies |
+//! | [Recipes](guide::recipes) | tenants, two databases, jobs, another try after a deadlock, passwords that change, unit tests |
+//! | [Operating](guide::operating) | pool sizes, timeouts, readiness, Kubernetes, PgBouncer and other poolers, migrations, what to watch |
+//! | [Troubleshooting](guide::troubleshooting) | from the symptom to the remedy |
 //!
 //! # The flow
 //!
@@ -410,8 +416,11 @@ pub use self::{
     transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };
 
-/// Guides: transactions in full, migrating from other stacks, operating, and troubleshooting.
+/// Guides: an index, modes and transactions, recipes, operating, troubleshooting, and pages for those who come from elsewhere.
 pub mod guide {
+    #[doc = include_str!("guide/where_to_find_what.md")]
+    pub mod where_to_find_what {}
+
     #[doc = include_str!("guide/from_fastapi.md")]
     pub mod from_fastapi {}
 

@@ -20,9 +20,10 @@ use crate::support::{
 async fn make_account(test: &TestDb, admin: &DatabaseConnection) {
     let statements: &[&str] = match test.kind {
         Kind::Postgres => &[
-            "CREATE ROLE app LOGIN PASSWORD 'one' IN ROLE pg_read_all_data, pg_write_all_data",
+            // A fast one: what is tested is not the strength of a hash.
+            "SET password_encryption = 'md5'; CREATE ROLE app LOGIN PASSWORD 'one' IN ROLE pg_read_all_data, pg_write_all_data",
             "DO $$ BEGIN EXECUTE format('COPY (SELECT unnest(ARRAY[%L, %L])) TO %L', \
-             'host all postgres 127.0.0.1/32 trust', 'host all app 127.0.0.1/32 scram-sha-256', \
+             'host all postgres 127.0.0.1/32 trust', 'host all app 127.0.0.1/32 md5', \
              current_setting('hba_file')); END $$",
             "SELECT pg_reload_conf()",
         ],
@@ -46,7 +47,9 @@ async fn make_account(test: &TestDb, admin: &DatabaseConnection) {
 
 async fn change_password(test: &TestDb, admin: &DatabaseConnection, password: &str) {
     let sql = match test.kind {
-        Kind::Postgres => format!("ALTER ROLE app PASSWORD '{password}'"),
+        Kind::Postgres => {
+            format!("SET password_encryption = 'md5'; ALTER ROLE app PASSWORD '{password}'")
+        }
         _ => format!("ALTER USER app@127.0.0.1 IDENTIFIED BY '{password}'"),
     };
     admin.execute_unprepared(&sql).await.unwrap();
@@ -149,12 +152,13 @@ async fn a_changed_password_reaches_new_connections_and_fails_no_request() {
         load.goes_on().await;
         let after = marks(pool).await;
         assert!(after.is_disjoint(&before), "{kind:?}: {before:?} {after:?}");
-        assert!(
-            pool.ping().await.is_ok(),
-            "{kind:?}: beside the pool as well"
-        );
         let failures = load.end().await;
         assert!(failures.is_empty(), "{kind:?}: {failures:?}");
+        // Bounded by a second, which a busy machine may need for it.
+        eventually("it is used beside the pool as well", async || {
+            pool.ping().await.is_ok()
+        })
+        .await;
         site.assert_whole().await;
     }
 }
