@@ -22,7 +22,7 @@ impl Initializer for DbSessionInitializer {
         "db-session".to_owned()
     }
 
-    /// One pool for requests, workers and tasks. What still uses `ctx.db` has one connection to itself.
+    /// One pool for requests and workers. Code that still uses `ctx.db` has one connection to itself.
     async fn before_run(&self, ctx: &AppContext) -> Result<()> {
         let pool = SessionPool::builder(ctx.db.clone())
             .reserved_connections(1)
