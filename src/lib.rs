@@ -365,6 +365,8 @@
 //! | `mock` | | SeaORM's `MockDatabase` |
 //! | `testing` | | `testing::TestPool`: sessions inside a transaction that is rolled back after the test |
 //! | `config` | | `PoolConfig`: the pool's settings from the environment or a file, under SeaORM's and SQLAlchemy's names |
+//! | `opentelemetry` | | `OpenTelemetryObserver`: metrics by OpenTelemetry's conventions |
+//! | `metrics` | | `MetricsObserver`: the same through the `metrics` crate, for Prometheus |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature
@@ -380,12 +382,18 @@ mod error;
 mod extract;
 mod future;
 mod layer;
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(feature = "opentelemetry")]
+mod opentelemetry;
 mod policy;
 mod pool;
 mod response;
 mod service;
 mod session;
 mod sql;
+#[cfg(any(feature = "opentelemetry", feature = "metrics"))]
+mod target;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -395,6 +403,10 @@ mod transaction;
 pub use self::config::{ConfigError, PoolConfig};
 #[cfg(feature = "axum")]
 pub use self::extract::MissingSession;
+#[cfg(feature = "metrics")]
+pub use self::metrics::MetricsObserver;
+#[cfg(feature = "opentelemetry")]
+pub use self::opentelemetry::OpenTelemetryObserver;
 #[cfg(feature = "stream")]
 pub use self::session::SessionStream;
 pub use self::{

@@ -24,4 +24,5 @@ mod session;
 mod smoke;
 mod structure;
 mod support;
+mod telemetry;
 mod transactions;
