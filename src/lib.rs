@@ -112,6 +112,7 @@
 //! | [Transactions](guide::transactions) | the modes in full, how a transaction ends, time-outs, hooks, streamed bodies |
 //! | [Recipes](guide::recipes) | tenants, two databases, jobs, another try after a deadlock, passwords that change, unit tests |
 //! | [Operating](guide::operating) | pool sizes, timeouts, readiness, Kubernetes, PgBouncer and other poolers, migrations, what to watch |
+//! | [Telemetry](guide::telemetry) | the log, traces, metrics for OpenTelemetry and Prometheus, alarms |
 //! | [Troubleshooting](guide::troubleshooting) | from the symptom to the remedy |
 //!
 //! # The flow
@@ -428,7 +429,7 @@ pub use self::{
     transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };
 
-/// Guides: an index, modes and transactions, recipes, operating, troubleshooting, and pages for those who come from elsewhere.
+/// Guides: an index, modes and transactions, recipes, operating, telemetry, troubleshooting, and pages for those who come from elsewhere.
 pub mod guide {
     #[doc = include_str!("guide/where_to_find_what.md")]
     pub mod where_to_find_what {}
@@ -459,6 +460,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/operating.md")]
     pub mod operating {}
+
+    #[doc = include_str!("guide/telemetry.md")]
+    pub mod telemetry {}
 
     #[doc = include_str!("guide/troubleshooting.md")]
     pub mod troubleshooting {}
