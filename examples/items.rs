@@ -14,13 +14,14 @@ use std::{
     fmt,
     io::{self, IsTerminal},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use axum::{
     Json, Router,
-    extract::Path,
-    http::{StatusCode, header},
+    extract::{MatchedPath, Path},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -120,9 +121,14 @@ pub(crate) fn app(pool: SessionPool) -> Router {
     Router::new()
         .route("/items", get(list).post(create))
         .route("/items/{item_id}", get(read).put(rename).delete(remove))
-        .route_layer(DbSessionLayer::new(pool).lazy())
+        .route_layer(DbSessionLayer::new(pool).lazy().http_route(route))
         // Outermost: its span adds the method and the path to each session's log line.
         .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)))
+}
+
+/// A request's route, such as `/items/{item_id}`, for the log and for metrics.
+fn route(parts: &Parts) -> Option<Arc<str>> {
+    Some(parts.extensions.get::<MatchedPath>()?.as_str().into())
 }
 
 /// Outside a request, a session comes from the pool.
