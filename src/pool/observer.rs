@@ -157,6 +157,11 @@ impl Executed<'_> {
         self.statement.without_values(self.backend)
     }
 
+    /// Returns the database's kind.
+    pub fn backend(&self) -> DbBackend {
+        self.backend
+    }
+
     /// Returns the time from its start until its answer had arrived, the BEGIN that it [brings along](Self::begins)
     /// included. For a stream, until its reader has read it to the end or dropped it.
     pub fn elapsed(&self) -> Duration {

@@ -250,9 +250,8 @@ impl PoolInner {
     async fn return_to_driver(&self, connection: &mut PinnedConnection, fetched: Instant) {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
-            // All were evicted on its way: a fetch that has begun since may get it, and is to bring no other one.
-            self.driver.close_idle();
-            self.eviction.extend();
+            // All were evicted on its way.
+            self.close_idle_of_driver();
         }
         // Before the slot is free: the next fetch must not be taken for a plain user.
         let is_idle = self.driver.has_idle();
@@ -289,7 +288,14 @@ impl PoolInner {
         let idle = self.ledger().idle.take_all();
         // Not under the lock: closing one spawns a task.
         drop(idle);
+        self.close_idle_of_driver();
+    }
+
+    /// Closes what is idle in the driver's pool, where all are evicted.
+    pub(super) fn close_idle_of_driver(&self) {
         self.driver.close_idle();
+        // A fetch that has begun since the eviction may have got one of them just before, and is to bring another one.
+        self.eviction.extend();
     }
 
     /// Returns whether a connection that was fetched at this time has been evicted since.

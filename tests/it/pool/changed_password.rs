@@ -13,7 +13,6 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statemen
 use crate::support::{
     database::{Kind, SERVERS, TestDb},
     network::select,
-    pool::hands_over,
     servers::OwnServer,
     site::{SIZE, Site, call},
     wait::eventually,
@@ -167,9 +166,6 @@ async fn a_changed_password_reaches_new_connections_and_fails_no_request() {
         pool.recycle().unwrap();
         load.goes_on().await;
         eventually("all connections are replaced", async || {
-            if !hands_over() {
-                pool.recycle().unwrap(); // now and then, one of them stays there
-            }
             connections(&admin).await.is_disjoint(&before)
         })
         .await;
