@@ -249,7 +249,9 @@ pub fn answer(
 }
 
 async fn tell_outcome(mut response: Response) -> Response {
-    let Some(outcome) = response.extensions().get::<Outcome>() else {
+    let outcome = response.extensions().get::<Outcome>();
+    // In autocommit there is no transaction of which it could say anything.
+    let Some(outcome) = outcome.filter(|outcome| !outcome.is_autocommit()) else {
         return response;
     };
     let said = if outcome.is_pending() {
