@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use super::{
     cancel::{Late, finish_abandoned},
@@ -21,6 +21,9 @@ use super::{
     slot::SlotGuard,
 };
 use crate::connection::{CancelHandle, PinnedConnection, SILENCE};
+
+/// How often others are let run so that evicted connections can be closed which sqlx has promised to them.
+const CLOSE_AGAIN: u32 = 100;
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -247,7 +250,11 @@ impl PoolInner {
     }
 
     /// Gives a clean connection, whose slot the caller has, to sqlx's pool.
-    async fn return_to_driver(&self, connection: &mut PinnedConnection, fetched: Instant) {
+    async fn return_to_driver(
+        self: &Arc<Self>,
+        connection: &mut PinnedConnection,
+        fetched: Instant,
+    ) {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
             // All were evicted on its way.
@@ -261,7 +268,7 @@ impl PoolInner {
     }
 
     /// Replaces the connections to a server that takes no writes: one was fetched at this time.
-    pub(super) fn leave_server(&self, fetched: Instant) {
+    pub(super) fn leave_server(self: &Arc<Self>, fetched: Instant) {
         // It is on its way out already: it says nothing of the server that the name leads to now.
         if self.is_evicted(fetched) {
             return;
@@ -277,14 +284,14 @@ impl PoolInner {
 
     /// Replaces every connection before its next use. An in-memory database would die with its connection, a test would
     /// lose its transaction, and a mock has none.
-    pub(super) fn evict(&self) {
+    pub(super) fn evict(self: &Arc<Self>) {
         if !self.is_in_memory() && !self.is_test() && !self.is_direct() {
             self.eviction.note();
             self.close_idle();
         }
     }
 
-    pub(super) fn close_idle(&self) {
+    fn close_idle(self: &Arc<Self>) {
         let idle = self.ledger().idle.take_all();
         // Not under the lock: closing one spawns a task.
         drop(idle);
@@ -292,10 +299,32 @@ impl PoolInner {
     }
 
     /// Closes what is idle in the driver's pool, where all are evicted.
-    pub(super) fn close_idle_of_driver(&self) {
+    fn close_idle_of_driver(self: &Arc<Self>) {
+        if self.try_close_idle_of_driver() {
+            return;
+        }
+        // sqlx has promised one to a fetch that has not run since, and gives it to none other; but a fetch that begins now
+        // may take it instead of that.
+        if let Ok(runtime) = Handle::try_current() {
+            let pool = self.clone();
+            runtime.spawn(async move {
+                for _ in 0..CLOSE_AGAIN {
+                    yield_now().await;
+                    if pool.try_close_idle_of_driver() {
+                        break;
+                    }
+                }
+            });
+        }
+    }
+
+    /// Returns whether none is left.
+    fn try_close_idle_of_driver(&self) -> bool {
         self.driver.close_idle();
-        // A fetch that has begun since the eviction may have got one of them just before, and is to bring another one.
+        let is_any_left = self.driver.num_idle() > 0;
+        // After the look: a fetch that has begun since the eviction may have got one, and is to bring another one.
         self.eviction.extend();
+        !is_any_left
     }
 
     /// Returns whether a connection that was fetched at this time has been evicted since.
