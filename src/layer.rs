@@ -368,6 +368,35 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
+    /// Bounds by a request's own deadline how long it waits for connections: nobody waits any more for the response to one
+    /// that is served later. `left` returns how much longer its client waits; `None` is no deadline. A wait is never longer
+    /// than the pool's [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout); the error is the same. With no time
+    /// left, a session only gets a connection that is idle.
+    ///
+    /// Together with [`statement_timeout`](Self::statement_timeout), the server's limit for a request's statements is the
+    /// smaller one of that and what is left when the request comes in, which is not subtracted from again.
+    ///
+    /// A running statement is not ended by the deadline itself. Put a layer that drops the request outside
+    /// this one, such as tower-http's `TimeoutLayer` or tonic's own, and see
+    /// [`cancel_running`](crate::SessionPoolBuilder::cancel_running).
+    ///
+    /// ```
+    /// # #[cfg(feature = "mock")] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// use tower_sea_orm::{DbSessionLayer, grpc_timeout};
+    ///
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// let layer = DbSessionLayer::new(db).deadline(grpc_timeout);
+    /// # let _ = layer; }
+    /// ```
+    pub fn deadline<F>(mut self, left: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.policy().deadline = Some(Arc::new(left));
+        self
+    }
+
     /// Picks the pool for each request: a tenant's, or a replica's for the requests that only read. A request for which
     /// `pick` returns `None` gets the response for [`is_unknown_database`](Error::is_unknown_database), 404 by default, and
     /// is not logged above DEBUG.

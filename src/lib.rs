@@ -416,7 +416,7 @@ pub use self::{
     error::Error,
     future::ResponseFuture,
     layer::DbSessionLayer,
-    policy::{unsafe_methods, without_body},
+    policy::{grpc_timeout, unsafe_methods, without_body},
     pool::{
         Observer, PoolMode, Reset, SessionPool, SessionPoolBuilder, Status, WeakSessionPool,
         observer,

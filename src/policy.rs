@@ -2,7 +2,10 @@
 
 mod begin_rule;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{Version, header, request::Parts};
 use sea_orm::{AccessMode, Statement, TransactionOptions};
@@ -29,6 +32,7 @@ pub(crate) struct Policy {
     pub(crate) on_acquire: Option<SetUp>,
     pub(crate) pool_mode: Option<PoolMode>,
     pub(crate) http_route: Option<HttpRoute>,
+    pub(crate) deadline: Option<Deadline>,
     /// `None`: the layer's own.
     pub(crate) by: Option<PickPool>,
 }
@@ -46,6 +50,9 @@ type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 
 /// Returns the route by which a request was matched.
 pub(crate) type HttpRoute = Arc<dyn Fn(&Parts) -> Option<Arc<str>> + Send + Sync>;
+
+/// Returns how much longer a request's client waits.
+pub(crate) type Deadline = Arc<dyn Fn(&Parts) -> Option<Duration> + Send + Sync>;
 
 /// Picks the pool for a request.
 pub(crate) type PickPool = Arc<dyn Fn(&Parts) -> Option<SessionPool> + Send + Sync>;
@@ -82,13 +89,14 @@ impl Policy {
 
     /// Returns the plan for a request that gets its session from this layer.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
+        let left = self.deadline.as_ref().and_then(|left| left(parts));
         let Order {
             mode,
             commit_when,
             pool_mode,
             on_begin,
             on_acquire,
-        } = self.order(parts);
+        } = self.order_within(parts, left);
         // Outside a transaction, what `on_begin` sets would outlive the request.
         let otherwise = if on_begin.is_some() {
             Mode::Transaction(self.options)
@@ -101,6 +109,8 @@ impl Policy {
             on_begin: on_begin.map(Arc::new),
             on_acquire: on_acquire.map(Into::into),
             pool_mode,
+            // A deadline that no clock can show is none.
+            deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
         };
@@ -118,6 +128,11 @@ impl Policy {
 
     /// Returns the settings to apply to a session that an outer layer has opened.
     pub(crate) fn order(&self, parts: &Parts) -> Order {
+        // Its deadline belongs to the session, which is there.
+        self.order_within(parts, None)
+    }
+
+    fn order_within(&self, parts: &Parts, left: Option<Duration>) -> Order {
         let picked = match &self.transactions {
             Transactions::None => false,
             Transactions::All => true,
@@ -139,7 +154,7 @@ impl Policy {
             mode,
             commit_when: self.commit_when.clone(),
             pool_mode: self.pool_mode,
-            on_begin: self.begin.set_up(parts),
+            on_begin: self.begin.set_up(parts, left),
             on_acquire: self.on_acquire.as_ref().map(|set_up| set_up(parts)),
         }
     }
@@ -202,4 +217,38 @@ impl Checkout {
             Self::EagerIf(predicate) => predicate(parts),
         }
     }
+}
+
+/// Returns how much longer the client of a gRPC request waits, by its header `grpc-timeout`
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). For
+/// [`DbSessionLayer::deadline`](crate::DbSessionLayer::deadline).
+///
+/// A header that has not the form of one to eight digits and a unit (`H`, `M`, `S`, `m`, `u`, `n`) counts as none.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_sea_orm::grpc_timeout;
+///
+/// let parts = |value| http::Request::post("/").header("grpc-timeout", value).body(()).unwrap().into_parts().0;
+/// assert_eq!(grpc_timeout(&parts("250m")), Some(Duration::from_millis(250)));
+/// assert_eq!(grpc_timeout(&parts("99999999H")), Some(Duration::from_secs(99_999_999 * 3600)));
+/// assert_eq!(grpc_timeout(&parts("soon")), None);
+/// ```
+pub fn grpc_timeout(parts: &Parts) -> Option<Duration> {
+    let value = parts.headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
 }

@@ -62,8 +62,11 @@ impl BeginRule {
     }
 
     /// Returns what BEGIN brings along for a request; `None` if that is nothing.
-    pub(crate) fn set_up(&self, parts: &Parts) -> Option<BeginSetUp> {
-        let mut settings = self.timeouts();
+    ///
+    /// Where statements are limited, those of a request whose client waits no longer than `left` are limited by that.
+    pub(crate) fn set_up(&self, parts: &Parts, left: Option<Duration>) -> Option<BeginSetUp> {
+        let mut settings =
+            Settings::timeouts(self.statement_timeout_within(left), self.lock_timeout);
         for (name, value) in &self.parameters {
             settings.set(name.clone(), value(parts));
         }
@@ -75,6 +78,15 @@ impl BeginRule {
             settings,
             statements: statements.map(|set_up| set_up(parts)).unwrap_or_default(),
         })
+    }
+
+    fn statement_timeout_within(&self, left: Option<Duration>) -> Option<Duration> {
+        let (own, Some(left)) = (self.statement_timeout?, left) else {
+            return self.statement_timeout;
+        };
+        // Zero is no limit.
+        let left = left.max(Duration::from_millis(1));
+        Some(if own.is_zero() { left } else { own.min(left) })
     }
 
     fn timeouts(&self) -> Settings {

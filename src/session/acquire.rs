@@ -72,6 +72,7 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
 fn claim(core: &Core) -> (Claim, Option<TransactionOptions>, Duration) {
     let all = core.pool().settings().acquire_timeout;
     let state = core.lock();
+    let all = state.rules.patience(all);
     // Any other session has no guard that notices when a transaction that was begun for it stays unused.
     let begins = state.rules.begins().filter(|_| core.origin.is_outermost());
     if state.span.was_lent() {

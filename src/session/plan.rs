@@ -1,8 +1,11 @@
 //! [`Plan`]: the rules and the purpose that a session begins with, and [`Origin`]: what it belongs to.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32},
+    },
+    time::{Duration, Instant},
 };
 
 use http::response;
@@ -48,6 +51,8 @@ pub(crate) struct Rules {
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// `None`: the pool's.
     pub(crate) pool_mode: Option<PoolMode>,
+    /// When the client stops waiting.
+    pub(crate) deadline: Option<Instant>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
 }
@@ -78,6 +83,13 @@ pub(crate) enum Mode {
 }
 
 impl Rules {
+    /// Returns for how long the request may wait for a connection, if any request may for the time `all`.
+    pub(super) fn patience(&self, all: Duration) -> Duration {
+        self.deadline.map_or(all, |deadline| {
+            all.min(deadline.saturating_duration_since(Instant::now()))
+        })
+    }
+
     /// Returns the options of the transaction that the first statement begins, with nothing else before it.
     pub(super) fn begins(&self) -> Option<TransactionOptions> {
         let set_up = self.on_begin.as_ref();

@@ -159,7 +159,7 @@ impl SessionPool {
         // A session store asks for its connection before the request's own session does.
         self.inner().expect_second();
         let started = Instant::now();
-        let patience = self.inner().settings().acquire_timeout;
+        let patience = plan.rules.patience(self.inner().settings().acquire_timeout);
         let claim = Claim::First;
         let acquiring = self
             .inner()

@@ -59,7 +59,7 @@ impl RoutePolicy {
             pool_mode: None,
             mode: Some(self.mode),
             commit_when: self.commit_when.clone(),
-            on_begin: self.begin.set_up(parts),
+            on_begin: self.begin.set_up(parts, None),
             on_acquire: None,
         }
     }
