@@ -285,7 +285,7 @@
 //! | what happens | the client gets | the transaction | [`Outcome`] |
 //! |---|---|---|---|
 //! | the handler returns below 400 | its response | is committed first | committed; untouched if no statement ran |
-//! | the handler returns 4xx or 5xx, [`set_rollback_only`](DbSession::set_rollback_only) was called, or gRPC's `grpc-status` is not 0 | its response | is rolled back first | rolled back |
+//! | the handler returns 4xx or 5xx, [`set_rollback_only`](DbSession::set_rollback_only) was called, or gRPC's `grpc-status` is not 0 | its response, a 200 after `set_rollback_only` as well | is rolled back first | rolled back |
 //! | [`commit_when`](DbSessionLayer::commit_when) decides otherwise | its response | as it says | as it says |
 //! | the inner service returns an error | the error, unchanged | is rolled back first | – |
 //! | the handler panics | whatever the server, or a `CatchPanicLayer`, sends | is rolled back | – |

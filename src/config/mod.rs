@@ -22,9 +22,7 @@ pub use self::error::ConfigError;
 use self::{
     env::Variables, given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl,
 };
-#[cfg(doc)]
-use crate::SessionPoolBuilder;
-use crate::{Error, SessionPool};
+use crate::{Error, SessionPool, SessionPoolBuilder};
 
 /// Calls the setter for each of these settings that was given.
 macro_rules! set {
@@ -280,8 +278,12 @@ impl PoolConfig {
     ///
     /// # Errors
     ///
-    /// Those of [`SessionPoolBuilder::build`](crate::SessionPoolBuilder::build).
+    /// Those of [`SessionPoolBuilder::build`].
     pub fn session_pool(&self, database: DatabaseConnection) -> Result<SessionPool, Error> {
+        self.session_pool_builder(database).build()
+    }
+
+    fn session_pool_builder(&self, database: DatabaseConnection) -> SessionPoolBuilder {
         let mut builder = SessionPool::builder(database);
         set! { builder, self.settings; acquire_timeout release_timeout commit_timeout }
         set! { builder, self.settings; reserved_connections max_pending reset pool_mode }
@@ -290,7 +292,7 @@ impl PoolConfig {
         if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }
-        builder.build()
+        builder
     }
 
     /// Connects, and builds a pool of sessions with these settings.
@@ -315,6 +317,40 @@ impl PoolConfig {
     ///
     /// Dropping the future closes the connections that it has opened.
     pub async fn connect(&self) -> Result<SessionPool, DbErr> {
+        self.connect_with(|pool| pool).await
+    }
+
+    /// [`connect`](Self::connect), with settings of the pool that no variable has, such as an
+    /// [`Observer`](crate::Observer). What `set` sets counts, whatever the configuration says.
+    ///
+    /// ```
+    /// use tower_sea_orm::{Observer, PoolConfig};
+    ///
+    /// struct Metrics;
+    /// impl Observer for Metrics {}
+    ///
+    /// # if cfg!(feature = "sqlx-sqlite") {
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let config = PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:")])?;
+    /// let pool = config.connect_with(|pool| pool.observe(Metrics)).await?;
+    /// assert_eq!(pool.status().max, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// # }
+    /// # Ok::<(), tower_sea_orm::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(
+        &self,
+        set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+    ) -> Result<SessionPool, DbErr> {
         // Without the password: SeaORM's spans show the URL that it connects with (G15).
         let options = self.with_settings(self.url.guarded_options());
         if self.overflows {
@@ -330,7 +366,8 @@ impl PoolConfig {
             let startup = self.settings.startup_timeout.unwrap_or_default();
             wait_for_server(&self.url, &options, startup).await?;
         }
-        Ok(self.session_pool(Database::connect(options).await?)?)
+        let builder = self.session_pool_builder(Database::connect(options).await?);
+        Ok(set(builder).build()?)
     }
 
     fn with_settings(&self, mut options: ConnectOptions) -> ConnectOptions {

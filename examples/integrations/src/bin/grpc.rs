@@ -29,7 +29,7 @@ use tonic::{
     service::LayerExt,
     transport::{Server, server::TcpIncoming},
 };
-use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionBodyLayer};
+use tower_sea_orm::{DbSession, DbSessionLayer, DbTx, SessionBodyLayer, grpc_timeout};
 
 use self::shop::{
     GetRequest, Item, ListRequest, OrderRequest, TakeRequest,
@@ -46,7 +46,8 @@ pub(crate) mod shop {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (pool, listener) = start().await?;
-    let layer = DbSessionLayer::new(pool.clone());
+    // A call that gets its connection after its deadline works for nobody.
+    let layer = DbSessionLayer::new(pool.clone()).deadline(grpc_timeout);
     serve(listener, layer, stopped(pool)).await?;
     Ok(())
 }
