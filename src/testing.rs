@@ -68,15 +68,21 @@
 //! - Hooks are not run: see [`TestPool::hooks`].
 //! - Sequences and `AUTO_INCREMENT` go on: PostgreSQL and MySQL do not roll them back.
 
-use std::{convert::Infallible, fmt, future::poll_fn, pin::pin};
+use std::{
+    convert::Infallible,
+    fmt,
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use http::{Method, Request, Response, Uri};
 
 use crate::{
-    DbSession, DefaultDatabase, DefaultResponseForError, Error, PoolSession, SessionPool,
+    DbSession, DefaultDatabase, DefaultResponseForError, Error, Observer, PoolSession, SessionPool,
     SessionPoolBuilder,
     error::Kind,
-    pool::{Label, test_pool},
+    pool::{Label, observer::Executed, test_pool},
     response::{Answer, Responder},
     session::{OpenedFor, Plan, SettleAt},
 };
@@ -153,7 +159,29 @@ where
 /// If it is dropped, it rolls back in a task, or closes the connection if the runtime ends first;
 /// [`rollback`](Self::rollback) waits for the rollback.
 #[must_use = "the transaction is rolled back when it is dropped"]
-pub struct TestPool(SessionPool);
+pub struct TestPool {
+    pool: SessionPool,
+    statements: Arc<StatementLog>,
+}
+
+/// The statements that a test's sessions have run, without values.
+#[derive(Default)]
+struct StatementLog(Mutex<Vec<String>>);
+
+impl StatementLog {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for StatementLog {
+    fn executed(&self, executed: &Executed<'_>) {
+        // The session's own are no statements of the code under test.
+        if !executed.is_control() {
+            self.lock().push(executed.statement());
+        }
+    }
+}
 
 impl TestPool {
     /// Takes a connection from the database and opens the transaction. Pass a `DatabaseConnection`, or a
@@ -168,8 +196,10 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the connection is returned or closed.
     pub async fn begin(database: impl Into<SessionPoolBuilder>) -> Result<Self, Error> {
-        let pool = test_pool::begin(database.into()).await?;
-        Ok(Self(SessionPool::from_inner(pool)))
+        let statements = Arc::<StatementLog>::default();
+        let builder = database.into().observe(statements.clone());
+        let pool = SessionPool::from_inner(test_pool::begin(builder).await?);
+        Ok(Self { pool, statements })
     }
 
     /// Returns the pool for the service under test.
@@ -179,7 +209,7 @@ impl TestPool {
     /// wait for locks that the test holds. Prepare data through [`session`](Self::session), and migrate on the
     /// plain `DatabaseConnection` before [`begin`](Self::begin).
     pub fn pool(&self) -> SessionPool {
-        self.0.clone()
+        self.pool.clone()
     }
 
     /// Opens a session for the test itself, to prepare data and to inspect what the service did. Drop it
@@ -194,12 +224,55 @@ impl TestPool {
     ///
     /// As [`SessionPool::session`].
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        self.0.own_session().await
+        self.pool.own_session().await
+    }
+
+    /// Runs `work`, and asserts that the pool's sessions run this many statements meanwhile. BEGIN, COMMIT, ROLLBACK and
+    /// savepoints are not counted. Keeps a handler from running one statement for each row: Django's
+    /// `assertNumQueries` does the same.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::testing::TestPool;
+    ///
+    /// let test = TestPool::begin(Database::connect("sqlite::memory:").await?).await?;
+    /// let pool = test.pool();
+    /// test.assert_statements(2, async {
+    ///     let session = pool.session().await?;
+    ///     session.execute_unprepared("SELECT 1").await?;
+    ///     session.execute_unprepared("SELECT 2").await
+    /// })
+    /// .await?;
+    /// # test.rollback().await?;
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it is another number; the message lists the statements, without values.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops `work`, and nothing is asserted.
+    pub async fn assert_statements<T>(&self, expected: usize, work: impl Future<Output = T>) -> T {
+        let before = self.statements.lock().len();
+        let output = work.await;
+        let ran = self.statements.lock()[before..].to_vec();
+        assert!(
+            ran.len() == expected,
+            "{} statements instead of {expected}:\n{}",
+            ran.len(),
+            ran.join("\n")
+        );
+        output
     }
 
     /// Returns how many `after_commit` and `after_rollback` hooks would have run by now.
     pub fn hooks(&self) -> usize {
-        self.0.inner().test().map_or(0, |test| test.hooks())
+        self.pool.inner().test().map_or(0, |test| test.hooks())
     }
 
     /// Runs the hooks that would have run by now, in order, and returns how many there were.
@@ -208,7 +281,7 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the hooks that have not run are lost.
     pub async fn run_hooks(&self) -> usize {
-        let test = self.0.inner().test();
+        let test = self.pool.inner().test();
         let hooks = test.map(|test| test.take_hooks()).unwrap_or_default();
         let count = hooks.len();
         for hook in hooks {
@@ -229,13 +302,13 @@ impl TestPool {
     ///
     /// If the future is dropped half-way, the connection is closed, and the server rolls back.
     pub async fn rollback(self) -> Result<(), Error> {
-        test_pool::roll_back(self.0.inner()).await
+        test_pool::roll_back(self.pool.inner()).await
     }
 }
 
 impl Drop for TestPool {
     fn drop(&mut self) {
-        if let Some(test) = self.0.inner().test() {
+        if let Some(test) = self.pool.inner().test() {
             test.end();
         }
     }
@@ -243,6 +316,8 @@ impl Drop for TestPool {
 
 impl fmt::Debug for TestPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("TestPool").field(&self.0).finish()
+        f.debug_struct("TestPool")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
     }
 }

@@ -136,6 +136,7 @@ pub struct Executed<'e> {
     pub(crate) backend: DbBackend,
     pub(crate) elapsed: Duration,
     pub(crate) begins: bool,
+    pub(crate) is_control: bool,
     pub(crate) error: Option<&'e DbErr>,
     pub(crate) label: Option<&'e Label>,
 }
@@ -155,6 +156,11 @@ impl Executed<'_> {
     /// Returns the beginning of its text, without the values that stand in it: made anew with each call.
     pub fn statement(&self) -> String {
         self.statement.without_values(self.backend)
+    }
+
+    /// Returns whether it is the session's own COMMIT, ROLLBACK or the like, and no statement of the handler's.
+    pub fn is_control(&self) -> bool {
+        self.is_control
     }
 
     /// Returns the database's kind.

@@ -55,6 +55,7 @@ impl Core {
                 backend: self.pool().backend(),
                 elapsed,
                 begins: observed.begins,
+                is_control: observed.is_control,
                 error,
                 label,
             };

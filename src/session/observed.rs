@@ -11,6 +11,8 @@ use crate::{connection::Operation, sql::Redacted, telemetry};
 pub(super) struct Observed {
     started: Instant,
     pub(super) statement: Redacted,
+    /// It is the session's own.
+    pub(super) is_control: bool,
     /// BEGIN is sent before it.
     pub(super) begins: bool,
     /// Of the statement; disabled if no subscriber wants it.
@@ -31,6 +33,7 @@ impl Observed {
         Some(Box::new(Self {
             started: Instant::now(),
             statement,
+            is_control: operation.text().is_none() && !matches!(operation, Operation::Raw(_)),
             begins: false,
             span,
         }))

@@ -1,13 +1,19 @@
 //! What an observer of a pool, the response's `Outcome` and the log tell of sessions.
 
 use std::{
-    sync::{Arc, Mutex},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use axum::{Router, body::Body, extract::MatchedPath, routing::get};
+use futures_util::{FutureExt, future::join_all};
 use http::{Request, Response, StatusCode};
 use sea_orm::{ConnectionTrait, TransactionTrait};
+use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{
     DbSession, DbSessionLayer, DbTx, Observer, Outcome, SessionPool, WeakSessionPool,
@@ -18,7 +24,8 @@ use crate::{
     log::{FullLog, Log},
     support::{
         database::{Kind, TestDb, insert_item, unique_name},
-        pool::{assert_whole, pool_with},
+        pool::{assert_whole, lends, pool_with},
+        wait::{BOUND, eventually},
     },
 };
 
@@ -210,12 +217,15 @@ async fn each_release_is_told_and_a_pool_is_not_kept_by_its_observer() {
     drop(session);
     let lines = diary.lines();
     let count = |part: &str| lines.iter().filter(|line| line.starts_with(part)).count();
-    assert_eq!((count("released"), count("ended")), (2, 1), "{lines:?}");
+    // A session that lends gives its connection back more often.
+    let released = count("released");
+    assert!(released == 2 || lends() && released > 2, "{lines:?}");
+    assert_eq!(count("ended"), 1, "{lines:?}");
     let weak = diary.pool.lock().unwrap().clone().unwrap();
     assert_eq!(weak.upgrade().unwrap().status().max, 2);
     assert_whole(&test, &db, 2).await;
     drop((pool, layer));
-    crate::support::wait::eventually("the pool is gone", async || weak.upgrade().is_none()).await;
+    eventually("the pool is gone", async || weak.upgrade().is_none()).await;
 }
 
 #[tokio::test]
@@ -418,4 +428,116 @@ async fn server_timing_says_how_long_the_database_took() {
         value.contains("db-hold;dur=") && value.contains("1 statements"),
         "{value}"
     );
+}
+
+/// Counts the events.
+#[derive(Default)]
+struct Counts {
+    acquired: AtomicU64,
+    released: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Observer for Counts {
+    fn acquired(&self, acquired: &Acquired<'_>) {
+        let got_one = u64::from(acquired.error().is_none());
+        self.acquired.fetch_add(got_one, Ordering::SeqCst);
+    }
+
+    fn released(&self, released: &Released<'_>) {
+        assert!(released.held() < BOUND);
+        self.released.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn ended(&self, _: &SessionEnded<'_>) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Requests of all sorts, which are dropped at any moment.
+async fn abort_at_random(app: &Router, round: u64) {
+    let paths = [
+        "/read",
+        "/write",
+        "/panic",
+        "/release",
+        "/nested",
+        "/untouched",
+    ];
+    let requests = (0..40_u64).map(|number| {
+        let (app, path) = (app.clone(), paths[(number + round) as usize % paths.len()]);
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        // From none to enough for most of them.
+        let time = Duration::from_millis((number * 7 + round * 13) % 24);
+        async move {
+            let served = AssertUnwindSafe(app.oneshot(request)).catch_unwind();
+            let _ = timeout(time, served).await;
+        }
+    });
+    join_all(requests).await;
+}
+
+#[tokio::test]
+async fn what_is_acquired_is_released_whatever_becomes_of_requests() {
+    for kind in Kind::ALL {
+        let test = TestDb::new(kind).await;
+        let db = test.connect(2).await;
+        let counts = Arc::new(Counts::default());
+        let pool = pool_with(&db, |pool| pool.observe(counts.clone()).max_pending(1000));
+        let routes = Router::new()
+            .route("/read", get(async |db: DbSession| drop(count(&db).await)))
+            .route(
+                "/write",
+                get(async |tx: DbTx| insert_item(&tx, &unique_name()).await),
+            )
+            .route(
+                "/panic",
+                get(async |tx: DbTx| {
+                    insert_item(&tx, &unique_name()).await;
+                    std::hint::black_box(None::<()>).expect("on purpose")
+                }),
+            )
+            .route(
+                "/release",
+                get(async |db: DbSession| {
+                    let _ = count(&db).await;
+                    let _ = db.release().await;
+                    let _ = count(&db).await;
+                }),
+            )
+            .route(
+                "/nested",
+                get(async |tx: DbTx| {
+                    if let Ok(nested) = tx.begin().await {
+                        insert_item(&nested, &unique_name()).await;
+                    }
+                }),
+            )
+            .route("/untouched", get(async || ()));
+        for layer in [
+            DbSessionLayer::new(pool.clone()),
+            DbSessionLayer::new(pool.clone()).lazy(),
+        ] {
+            let app = routes.clone().layer(layer);
+            for round in 0..12 {
+                abort_at_random(&app, round).await;
+            }
+        }
+        eventually("nothing is out", async || pool.status().used == 0).await;
+        let counted = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        eventually("all is told", async || {
+            counted(&counts.acquired) == counted(&counts.released)
+        })
+        .await;
+        assert!(counted(&counts.acquired) > 100, "{kind:?}");
+        // Of a lazy layer each, and of an eager one all that got a connection.
+        assert!(counted(&counts.ended) > 12 * 40, "{kind:?}");
+        assert_whole(&test, &db, 2).await;
+    }
+}
+
+async fn count(db: &DbSession) -> Result<(), sea_orm::DbErr> {
+    db.execute_unprepared("SELECT count(*) FROM item")
+        .await
+        .map(drop)
 }

@@ -1,6 +1,7 @@
 //! G7, G8: `TestPool`: tests on a real database that leave nothing behind.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -474,5 +475,33 @@ async fn a_dropped_transaction_of_the_tests_own_is_waited_for() {
             test.rollback().await.unwrap();
         }
         assert_whole(&test_db, &db, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn the_statements_of_a_test_can_be_counted() {
+    for kind in Kind::ALL {
+        let database = TestDb::new(kind).await;
+        let test = TestPool::begin(database.connect(1).await).await.unwrap();
+        let pool = test.pool();
+        let work = async |times: usize| {
+            let done = pool.transaction(async |tx| {
+                for _ in 0..times {
+                    insert_item(tx, &unique_name()).await;
+                }
+                Ok::<_, DbErr>(())
+            });
+            done.await.unwrap();
+        };
+        test.assert_statements(0, async {}).await;
+        test.assert_statements(1, work(1)).await;
+        test.assert_statements(3, work(3)).await;
+        let wrong = AssertUnwindSafe(test.assert_statements(2, work(3))).catch_unwind();
+        let message = *wrong.await.unwrap_err().downcast::<String>().unwrap();
+        assert!(
+            message.starts_with("3 statements instead of 2:\nINSERT"),
+            "{message}"
+        );
+        test.rollback().await.unwrap();
     }
 }
