@@ -401,7 +401,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// `pick` returns `None` gets the response for [`is_unknown_database`](Error::is_unknown_database), 404 by default, and
     /// is not logged above DEBUG.
     ///
-    /// `pick` sees the request's head with what layers further out have put into its extensions. It must not block: keep the
+    /// If `pick` panics, so does the service, as with any layer. It sees the request's head with what layers further out have put into its extensions. It must not block: keep the
     /// pools in a map, and open one that is missing with sqlx's `connect_lazy`, which connects with the first session. The
     /// layer's own pool, given to [`new`](DbSessionLayer::new), is the one that settings such as
     /// [`set_local`](Self::set_local) are checked by; all picked ones must be over the same kind of database.

@@ -391,15 +391,16 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// Sets how often one request may run the same statement, with whatever values, before it is logged: once, at the
-    /// session's end, at WARN, with the count, the route and the statement without values. Default: 10. [`u32::MAX`] logs
-    /// none.
+    /// Sets how often one request may run the same statement before it is logged: at the session's end, at WARN, with the
+    /// count, the route and the statement without values. Of several, the one that came most often is logged. Statements are the
+    /// same if their texts are: they differ in bound values only, not in values that are written into the text. Default:
+    /// 10. Zero counts as 1, and [`u32::MAX`] logs none.
     ///
     /// A statement for each row of another one's result (*N + 1*) costs a round trip for each: SeaORM's
     /// [`LoaderTrait`](sea_orm::LoaderTrait) and `find_with_related` load all of them with one. Jobs and sessions
     /// outside requests are not looked at.
     pub fn n_plus_one_threshold(mut self, times: u32) -> Self {
-        self.settings.n_plus_one_threshold = times;
+        self.settings.n_plus_one_threshold = times.max(1);
         self
     }
 

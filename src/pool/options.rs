@@ -22,8 +22,9 @@ const N_PLUS_ONE_THRESHOLD: u32 = 10;
 /// This many may wait for each connection, however slow they are.
 const WAITING_PER_CONNECTION: u32 = 20;
 
-/// Long enough for a request that has read its web session to come back and write it. Where many do, each renews it.
-const KEEPS_LAST_FOR: Duration = Duration::from_secs(2);
+/// Short, since a connection is unused meanwhile. Where many requests take a second session, each renews it; where few do, a
+/// deadlock is found, and costs one of them.
+const KEEPS_LAST_FOR: Duration = Duration::from_millis(500);
 
 /// Beyond these, a request may wait if it can expect a connection within this time.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -93,7 +94,7 @@ impl Settings {
     /// Returns for how long the last free connection is kept for requests that hold one, after one of them took a second.
     pub(super) fn keeps_last_for(&self) -> Duration {
         // Others wait meanwhile, and must not be refused for it (G17).
-        KEEPS_LAST_FOR.min(self.acquire_timeout / 2)
+        KEEPS_LAST_FOR.min(self.acquire_timeout / 8)
     }
 
     /// Returns who may wait besides those for whom a connection can still be opened.
