@@ -404,7 +404,10 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// If `pick` panics, so does the service, as with any layer. It sees the request's head with what layers further out have put into its extensions. It must not block: keep the
     /// pools in a map, and open one that is missing with sqlx's `connect_lazy`, which connects with the first session. The
     /// layer's own pool, given to [`new`](DbSessionLayer::new), is the one that settings such as
-    /// [`set_local`](Self::set_local) are checked by; all picked ones must be over the same kind of database.
+    /// [`set_local`](Self::set_local) are checked by; all picked ones must be over the same kind of database. Set a
+    /// [`pool_mode`](crate::SessionPoolBuilder::pool_mode) on the picked pools themselves: the layer's counts for such a pool from
+    /// its first request on, and sessions that it had before are not reset for it. A layer of the same tag inside this one has to
+    /// pick the same pool; otherwise the response is a 500.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -503,7 +506,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Adds a `Server-Timing` header to the responses, which browsers' developer tools show: how long the request has waited
+    /// Adds a `Server-Timing` header to the responses of requests that had a session, which browsers' developer tools show: how long the request has waited
     /// for a connection, and how long it has held one, with the number of its statements. For a
     /// [held body](Self::hold_until_body_end), until the response's head. Default: off, because it tells clients how the
     /// service works; see [the specification](https://www.w3.org/TR/server-timing/#privacy-and-security).

@@ -132,6 +132,7 @@ impl Drop for ClosedSpan {
             self.span.record("statements", statements);
             self.span.record("lent", lent);
             self.span.record("outcome", self.outcome);
+            close(std::mem::replace(&mut self.span, Span::none()));
         }
     }
 }
@@ -162,6 +163,15 @@ pub(crate) fn statement_span(session: &Span, backend: DbBackend, statement: &Red
         dispatcher::with_default(subscriber, || open(Some(id.clone())))
     });
     child.unwrap_or_else(|| open(Span::current().id()))
+}
+
+/// Closes a span. With its own subscriber as the thread's: tracing-subscriber's registry closes the span around it in whichever
+/// is the thread's then, and panics if that does not know it
+/// (<https://github.com/tokio-rs/tracing/blob/main/tracing-subscriber/src/registry/sharded.rs>, `DataInner::clear`).
+pub(crate) fn close(span: Span) {
+    if let Some(subscriber) = span.with_subscriber(|(_, subscriber)| subscriber.clone()) {
+        dispatcher::with_default(&subscriber, || drop(span));
+    }
 }
 
 /// Records in its span why a statement has failed.

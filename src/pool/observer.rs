@@ -245,8 +245,8 @@ impl SessionEnded<'_> {
         self.usage.statements
     }
 
-    /// Returns how the session's transaction ended: `committed`, `rolled_back`, `failed` (stored or raw code has ended
-    /// it) or `unknown`; `released` if there was none to end.
+    /// Returns how the session's transaction ended: `committed`, `rolled_back`, `failed` (it was to be committed and was not,
+    /// or stored or raw code has ended it) or `unknown`; `released` if there was none to end.
     pub fn outcome(&self) -> &'static str {
         self.outcome
     }

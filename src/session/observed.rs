@@ -1,6 +1,9 @@
 //! [`Observed`]: a call that observers or the log's subscriber want to know of.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use sea_orm::{DbBackend, DbErr};
 use tracing::Span;
@@ -51,6 +54,12 @@ impl Observed {
             telemetry::statement_failed(&self.span, error);
         }
         self.started.elapsed()
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        telemetry::close(mem::replace(&mut self.span, Span::none()));
     }
 }
 

@@ -171,6 +171,9 @@ async fn roll_back_at_end(
 /// Commits at the end of the request, or rolls back and says why.
 async fn commit_at_end(core: Arc<Core>) -> Ended {
     let result = last_commit(&core).await;
+    if result.is_err() {
+        core.lock().commit_failed = true;
+    }
     // Ended on success as well: the connection goes back here, before the response leaves.
     let rollback = end(&core);
     let Err(error) = result else {

@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) pool_mode: PoolMode,
     pub(super) pins: Pins,
     pub(super) waits: Waits,
+    /// The session's transaction was to be committed, and was not.
+    pub(super) commit_failed: bool,
     /// Whatever the response says, the session's transaction is rolled back.
     pub(super) rollback_only: bool,
     /// The connection has not been set up yet.
@@ -63,6 +65,7 @@ impl State {
             pool_mode,
             pins: Pins::default(),
             waits: Waits::default(),
+            commit_failed: false,
             rollback_only: false,
             fresh,
             streaming: false,
@@ -314,7 +317,7 @@ impl State {
         let standing = &self.stack.standing;
         if standing.is_outcome_unknown() {
             "unknown"
-        } else if standing.is_ended_elsewhere() {
+        } else if standing.is_ended_elsewhere() || self.commit_failed {
             "failed"
         } else if self.stack.depth() > 0 {
             // Asked before they are: the session is ending, and these have not been committed.

@@ -34,9 +34,9 @@ impl Redacted {
         let mut rest = self.0.as_str();
         while let Some(next) = rest.chars().next() {
             let length = match Part::beginning(rest, next, shown.ends_with(is_in_name), backend) {
-                Part::Text => {
-                    shown.push(next);
-                    next.len_utf8()
+                Part::Text(length) => {
+                    shown.push_str(&rest[..length]);
+                    length
                 }
                 Part::Value(Some(length)) => {
                     shown.push('?');
@@ -60,8 +60,8 @@ impl Redacted {
 
 /// A piece of a statement.
 enum Part {
-    /// One character to be shown.
-    Text,
+    /// So many bytes to be shown.
+    Text(usize),
     /// So many bytes of a value; `None` if its end is not certain.
     Value(Option<usize>),
 }
@@ -70,15 +70,37 @@ impl Part {
     /// The part that `text` begins with, whose first character is `next`. `in_name` says that a name stands before it.
     fn beginning(text: &str, next: char, in_name: bool, backend: DbBackend) -> Self {
         let is_mysql = backend == DbBackend::MySql;
+        if let Some(end) = end_of_name(next, backend) {
+            return Self::name(text, end);
+        }
         match next {
             // `t1` is a name, and so is `a$b`.
-            '0'..='9' | '$' if in_name => Self::Text,
+            '0'..='9' | '$' if in_name => Self::Text(1),
             '0'..='9' => Self::Value(Some(number(text))),
             '\'' => Self::Value(quoted(text, next)),
             '"' if is_mysql => Self::Value(quoted(text, next)),
             _ if begins_unclear(text, is_mysql) => Self::Value(None),
-            _ => Self::Text,
+            _ => Self::Text(next.len_utf8()),
         }
+    }
+
+    /// The name in quotes that `text` begins with.
+    fn name(text: &str, end: char) -> Self {
+        // As a whole: an apostrophe in it begins no value, and what stands between two of them would be shown as text.
+        match text[1..].find(end) {
+            Some(length) if !text[..=length].contains('\'') => Self::Text(length + 2),
+            _ => Self::Value(None),
+        }
+    }
+}
+
+/// The quote that ends a name in quotes, if one begins with `quote`.
+fn end_of_name(quote: char, backend: DbBackend) -> Option<char> {
+    match (quote, backend) {
+        ('"', DbBackend::Postgres | DbBackend::Sqlite) => Some('"'),
+        ('`', DbBackend::MySql | DbBackend::Sqlite) => Some('`'),
+        ('[', DbBackend::Sqlite) => Some(']'),
+        _ => None,
     }
 }
 
@@ -101,7 +123,7 @@ fn is_in_name(c: char) -> bool {
 
 /// The length of a number at the beginning of `text`.
 fn number(text: &str) -> usize {
-    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_'));
     end.unwrap_or(text.len())
 }
 
@@ -136,6 +158,12 @@ mod tests {
                 "SELECT * FROM \"t1\" WHERE a = $1 AND b2 = ?",
             ),
             (POSTGRES, "SELECT 'it''s', 1.5e3, x", "SELECT ??, ?, x"),
+            (POSTGRES, "SELECT 1_000_777", "SELECT ?"),
+            (
+                SQLITE,
+                "SELECT [t 1].a FROM [t 1]",
+                "SELECT [t 1].a FROM [t 1]",
+            ),
             (
                 MYSQL,
                 "SELECT `a1`, \"secret\", ? + 0x1F",
@@ -161,6 +189,10 @@ mod tests {
             (POSTGRES, "SELECT /* it's */ 'secret'"),
             (MYSQL, "SELECT # it's\n 'secret'"),
             (SQLITE, "SELECT 'secret"),
+            (POSTGRES, "SELECT \"a'b\", 'secret', 'secret'"),
+            (SQLITE, "SELECT `it's`, 'secret', 'secret'"),
+            (SQLITE, "SELECT [it's], 'secret', 'secret'"),
+            (POSTGRES, "SELECT \"secret"),
         ] {
             assert_eq!(shown(backend, sql), "SELECT …", "{sql}");
         }

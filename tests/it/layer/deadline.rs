@@ -46,8 +46,9 @@ async fn a_request_waits_no_longer_than_its_deadline() {
         ] {
             let app = app(layer.deadline(grpc_timeout));
             let held = pool.session().await.unwrap();
-            insert_item(&held, &unique_name()).await;
+            // First: a session that lends would be without its connection after the statement.
             let pin = held.pin();
+            insert_item(&held, &unique_name()).await;
             for timeout in ["50m", "0n", "100000u"] {
                 let began = Instant::now();
                 assert_eq!(

@@ -20,6 +20,9 @@ use tower_sea_orm::{
     observer::{Acquired, Executed, Released, SessionEnded},
 };
 
+use tracing::{Instrument, instrument::WithSubscriber};
+use tracing_subscriber::layer::SubscriberExt;
+
 use crate::{
     log::{FullLog, Log},
     support::{
@@ -540,4 +543,45 @@ async fn count(db: &DbSession) -> Result<(), sea_orm::DbErr> {
     db.execute_unprepared("SELECT count(*) FROM item")
         .await
         .map(drop)
+}
+
+#[tokio::test]
+async fn subscribers_may_differ_from_statement_to_statement() {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(2).await;
+    let pool = pool_with(&db, |pool| pool);
+    let subscriber = || {
+        let log = tracing_subscriber::registry().with(Log::default());
+        tracing::Dispatch::new(log)
+    };
+    let (one, other) = (subscriber(), subscriber());
+    for _ in 0..3 {
+        let request = tracing::dispatcher::with_default(&one, || tracing::info_span!("request"));
+        let session = async { pool.session().instrument(request).await.unwrap() };
+        let session = session.with_subscriber(one.clone()).await;
+        let read = count(&session).with_subscriber(other.clone());
+        read.await.unwrap();
+        count(&session).with_subscriber(one.clone()).await.unwrap();
+        count(&session).await.unwrap();
+        async { drop(session) }.with_subscriber(other.clone()).await;
+    }
+    assert_whole(&test, &db, 2).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_the_server_refuses_is_told_as_failed() {
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(2).await;
+    let (diary, layer) = observed(&db);
+    let sql = "CREATE TABLE late (id integer UNIQUE DEFERRABLE INITIALLY DEFERRED)";
+    db.execute_unprepared(sql).await.unwrap();
+    let write = get(async |tx: DbTx| {
+        let sql = "INSERT INTO late VALUES (1), (1)";
+        tx.execute_unprepared(sql).await.unwrap();
+    });
+    let app = Router::new().route("/", write).route_layer(layer);
+    assert_eq!(call(&app, "/").await.status(), 500);
+    let lines = diary.lines();
+    assert!(lines.contains(&"COMMIT failed".to_owned()), "{lines:?}");
+    assert_eq!(lines.last().unwrap(), "ended failed 2", "{lines:?}");
 }
