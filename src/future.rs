@@ -17,7 +17,7 @@ use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,
     error::Kind,
     policy::Policy,
-    response::{Answer, DefaultResponseForError, Responder, ResponseForError},
+    response::{DefaultResponseForError, Responder, ResponseForError, ResponsePolicy},
     session::{Ended, SessionGuard, SettleAt, Settlement},
 };
 
@@ -134,7 +134,7 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
-        let responder = Responder::new(respond, &parts, policy.answer);
+        let responder = Responder::new(respond, &parts, policy.response);
         let picked = match policy.pick(&parts, pool) {
             Ok(picked) => picked,
             Err(error) => {
@@ -175,7 +175,7 @@ where
     {
         let (parts, body) = request.into_parts();
         // The outer layer decides about the handler's errors: this one has opened nothing.
-        let joined = Answer {
+        let joined = ResponsePolicy {
             keeps_errors: true,
             times: false,
         };

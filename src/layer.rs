@@ -528,7 +528,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// # }); }
     /// ```
     pub fn server_timing(mut self) -> Self {
-        self.policy().answer.times = true;
+        self.policy().response.times = true;
         self
     }
 
@@ -536,7 +536,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout). By default the layer replaces it, because
     /// only the layer knows that 503 and `Retry-After` are right.
     pub fn keep_handler_errors(mut self) -> Self {
-        self.policy().answer.keeps_errors = true;
+        self.policy().response.keeps_errors = true;
         self
     }
 

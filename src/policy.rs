@@ -15,7 +15,7 @@ use crate::{
     Error, SessionPool,
     error::Kind,
     pool::{Label, PoolMode},
-    response::Answer,
+    response::ResponsePolicy,
     session::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone, Default)]
 pub(crate) struct Policy {
     pub(crate) checkout: Checkout,
-    pub(crate) answer: Answer,
+    pub(crate) response: ResponsePolicy,
     pub(crate) transactions: Transactions,
     pub(crate) options: TransactionOptions,
     pub(crate) read_only_otherwise: bool,

@@ -151,13 +151,13 @@ pub(crate) fn forbid_retry<B>(response: &mut Response<B>) {
 pub(crate) struct Responder<Tag, Respond> {
     respond: Respond,
     head: Head,
-    answer: Answer,
+    policy: ResponsePolicy,
     tag: PhantomData<fn() -> Tag>,
 }
 
 /// What a layer does to the handler's responses.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Answer {
+pub(crate) struct ResponsePolicy {
     /// Leave the handler's own errors as they are.
     pub(crate) keeps_errors: bool,
     /// Say in a header how long the database took.
@@ -172,7 +172,7 @@ enum Head {
 }
 
 impl<Tag: 'static, Respond> Responder<Tag, Respond> {
-    pub(crate) fn new<B>(respond: Respond, parts: &Parts, answer: Answer) -> Self
+    pub(crate) fn new<B>(respond: Respond, parts: &Parts, policy: ResponsePolicy) -> Self
     where
         Respond: ResponseForError<B>,
     {
@@ -186,7 +186,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         Self {
             respond,
             head,
-            answer,
+            policy,
             tag: PhantomData,
         }
     }
@@ -219,7 +219,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
 
     /// Notes in the response how its session ended and what it has used.
     fn tell<B>(&self, response: &mut Response<B>, ended: Ended, usage: Usage) {
-        if self.answer.times {
+        if self.policy.times {
             let headers = response.headers_mut();
             headers.append("server-timing", server_timing(usage));
         }
@@ -265,7 +265,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             (Ended::Failed(error), _) => Some(error.clone()),
             // Even if `commit_when` rolls a success back: the handler believes that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
-            _ if self.answer.keeps_errors || !is_failure(response) => None,
+            _ if self.policy.keeps_errors || !is_failure(response) => None,
             _ => guard.failure(),
         }
     }

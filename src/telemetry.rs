@@ -6,6 +6,7 @@ use std::{
     borrow::Cow,
     collections::BTreeSet,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    mem,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,6 +19,29 @@ use crate::{
     error::{Error, server},
     sql::Redacted,
 };
+
+/// A span that is closed with its own subscriber as the thread's.
+///
+/// tracing-subscriber's registry closes the span around it in whichever is the thread's then, and panics if that does not
+/// know it (<https://github.com/tokio-rs/tracing/blob/main/tracing-subscriber/src/registry/sharded.rs>, `DataInner::clear`).
+#[derive(Clone)]
+pub(crate) struct OwnSpan(Span);
+
+impl OwnSpan {
+    fn none() -> Self {
+        Self(Span::none())
+    }
+}
+
+impl Drop for OwnSpan {
+    fn drop(&mut self) {
+        let subscriber = self.0.with_subscriber(|(_, subscriber)| subscriber.clone());
+        if let Some(subscriber) = subscriber {
+            let span = mem::replace(&mut self.0, Span::none());
+            dispatcher::with_default(&subscriber, || drop(span));
+        }
+    }
+}
 
 /// What a session has used of its pool.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,7 +58,7 @@ pub(crate) struct Usage {
 
 /// The span of one session, and what it records.
 pub(crate) struct SessionSpan {
-    span: Span,
+    span: OwnSpan,
     usage: Usage,
     since: Option<Instant>,
 }
@@ -46,7 +70,7 @@ impl SessionSpan {
             waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
         );
         Self {
-            span,
+            span: OwnSpan(span),
             usage: Usage::default(),
             since: None,
         }
@@ -91,7 +115,7 @@ impl SessionSpan {
         }
     }
 
-    pub(crate) fn span(&self) -> Span {
+    pub(crate) fn span(&self) -> OwnSpan {
         self.span.clone()
     }
 
@@ -100,7 +124,7 @@ impl SessionSpan {
     pub(crate) fn close(&mut self, outcome: &'static str) -> ClosedSpan {
         self.released();
         // The handles keep the session's state, and with it this value, for longer than the session lasts.
-        let span = std::mem::replace(&mut self.span, Span::none());
+        let span = mem::replace(&mut self.span, OwnSpan::none());
         ClosedSpan {
             span,
             usage: self.usage,
@@ -112,27 +136,27 @@ impl SessionSpan {
 /// A span that records its fields when it is dropped.
 #[must_use = "it is closed when it is dropped"]
 pub(crate) struct ClosedSpan {
-    span: Span,
+    span: OwnSpan,
     usage: Usage,
     outcome: &'static str,
 }
 
 impl Drop for ClosedSpan {
     fn drop(&mut self) {
+        let span = &self.span.0;
         // The fields cost their formatting even where no subscriber wants the span.
-        if !self.span.is_disabled() {
+        if !span.is_disabled() {
             let Usage {
                 waited,
                 held,
                 statements,
                 lent,
             } = self.usage;
-            self.span.record("waited_ms", milliseconds(waited));
-            self.span.record("held_ms", milliseconds(held));
-            self.span.record("statements", statements);
-            self.span.record("lent", lent);
-            self.span.record("outcome", self.outcome);
-            close(std::mem::replace(&mut self.span, Span::none()));
+            span.record("waited_ms", milliseconds(waited));
+            span.record("held_ms", milliseconds(held));
+            span.record("statements", statements);
+            span.record("lent", lent);
+            span.record("outcome", self.outcome);
         }
     }
 }
@@ -144,9 +168,13 @@ pub(crate) fn statements_are_traced() -> bool {
 
 /// The span of one statement, with the fields of OpenTelemetry's conventions for database clients
 /// (<https://opentelemetry.io/docs/specs/semconv/database/database-spans/>).
-pub(crate) fn statement_span(session: &Span, backend: DbBackend, statement: &Redacted) -> Span {
+pub(crate) fn statement_span(
+    session: &OwnSpan,
+    backend: DbBackend,
+    statement: &Redacted,
+) -> OwnSpan {
     if !statements_are_traced() {
-        return Span::none();
+        return OwnSpan::none();
     }
     let text = &*statement.without_values(backend);
     let summary = text.split_whitespace().next().unwrap_or_default();
@@ -159,23 +187,14 @@ pub(crate) fn statement_span(session: &Span, backend: DbBackend, statement: &Red
     };
     // With the subscriber that the session's span belongs to: the thread's own may be another one by now, which does not know
     // that span, and tracing-subscriber panics about such a parent.
-    let child = session.with_subscriber(|(id, subscriber)| {
+    let child = session.0.with_subscriber(|(id, subscriber)| {
         dispatcher::with_default(subscriber, || open(Some(id.clone())))
     });
-    child.unwrap_or_else(|| open(Span::current().id()))
-}
-
-/// Closes a span. With its own subscriber as the thread's: tracing-subscriber's registry closes the span around it in whichever
-/// is the thread's then, and panics if that does not know it
-/// (<https://github.com/tokio-rs/tracing/blob/main/tracing-subscriber/src/registry/sharded.rs>, `DataInner::clear`).
-pub(crate) fn close(span: Span) {
-    if let Some(subscriber) = span.with_subscriber(|(_, subscriber)| subscriber.clone()) {
-        dispatcher::with_default(&subscriber, || drop(span));
-    }
+    OwnSpan(child.unwrap_or_else(|| open(Span::current().id())))
 }
 
 /// Records in its span why a statement has failed.
-pub(crate) fn statement_failed(span: &Span, error: &DbErr) {
+pub(crate) fn statement_failed(OwnSpan(span): &OwnSpan, error: &DbErr) {
     if !span.is_disabled() {
         span.record("otel.status_code", "ERROR");
         span.record("error.type", &*error_type(error));

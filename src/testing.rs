@@ -83,7 +83,7 @@ use crate::{
     SessionPoolBuilder,
     error::Kind,
     pool::{Label, observer::Executed, test_pool},
-    response::{Answer, Responder},
+    response::{Responder, ResponsePolicy},
     session::{OpenedFor, Plan, SettleAt},
 };
 
@@ -130,7 +130,7 @@ where
     let responder = Responder::<DefaultDatabase, _>::new::<B>(
         DefaultResponseForError,
         &parts,
-        Answer::default(),
+        ResponsePolicy::default(),
     );
     let plan = Plan::new(OpenedFor::Request(Label {
         method: Method::GET,

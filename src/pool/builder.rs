@@ -398,7 +398,7 @@ impl SessionPoolBuilder {
     ///
     /// A statement for each row of another one's result (*N + 1*) costs a round trip for each: SeaORM's
     /// [`LoaderTrait`](sea_orm::LoaderTrait) and `find_with_related` load all of them with one. Jobs and sessions
-    /// outside requests are not looked at.
+    /// that a handler takes from the pool itself are not looked at.
     pub fn n_plus_one_threshold(mut self, times: u32) -> Self {
         self.settings.n_plus_one_threshold = times.max(1);
         self

@@ -90,6 +90,12 @@ impl PoolInner {
             settings.keeps_last_for(),
         );
         ledger.idle.rotates = settings.rotates;
+        let backend = database.get_database_backend();
+        let known_texts = if driver.is_direct() {
+            KnownTexts::none(backend)
+        } else {
+            KnownTexts::new(backend)
+        };
         let pool = Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),
             has_lenders: AtomicBool::new(settings.pool_mode == PoolMode::Transaction),
@@ -104,7 +110,7 @@ impl PoolInner {
             probe: Probe::default(),
             eviction: Eviction::default(),
             closing: Closing::default(),
-            known_texts: KnownTexts::new(database.get_database_backend()),
+            known_texts,
             test,
             database,
             driver,

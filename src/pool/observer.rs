@@ -55,22 +55,27 @@ pub trait Observer: Send + Sync {
         let _ = pool;
     }
 
-    /// A session has got a connection, or an error instead.
+    /// A session has got a connection, or an error instead. A wait that its request gives up, because the client has gone for
+    /// example, is not told of.
     fn acquired(&self, acquired: &Acquired<'_>) {
         let _ = acquired;
     }
 
-    /// A statement, a COMMIT or a ROLLBACK has ended.
+    /// A statement has ended, or a COMMIT, ROLLBACK or savepoint that the handler or the layer asked for. The rollback of what is
+    /// open when a session ends is part of giving its connection back, and is not told of. A statement that still runs when
+    /// its session ends is told of afterwards.
     fn executed(&self, executed: &Executed<'_>) {
         let _ = executed;
     }
 
-    /// A session has given its connection back, at its end or before.
+    /// A session has given its connection back, at its end or before: once for each that it has
+    /// [acquired](Self::acquired).
     fn released(&self, released: &Released<'_>) {
         let _ = released;
     }
 
-    /// A session has ended.
+    /// A session has ended, one that ran no statement as well. A request that was refused before its handler ran, because
+    /// there was no connection, had none.
     fn ended(&self, ended: &SessionEnded<'_>) {
         let _ = ended;
     }
@@ -169,12 +174,14 @@ impl Executed<'_> {
     }
 
     /// Returns the time from its start until its answer had arrived, the BEGIN that it [brings along](Self::begins)
-    /// included. For a stream, until its reader has read it to the end or dropped it.
+    /// included. Of a stream, until its last row was read; of one that is dropped before, until the rest has arrived and was
+    /// thrown away.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }
 
-    /// Returns whether BEGIN was sent before it: it is the first statement of the session's transaction.
+    /// Returns whether the session's own BEGIN was sent before it: it is the first statement of that transaction. A `begin()` of
+    /// the handler's is a statement of its own.
     pub fn begins(&self) -> bool {
         self.begins
     }
@@ -240,7 +247,8 @@ impl SessionEnded<'_> {
         self.usage.held
     }
 
-    /// Returns how many statements it has run, COMMIT and ROLLBACK included, BEGIN not.
+    /// Returns how many statements it has run, with what it was [told to end](Observer::executed), and without a BEGIN that
+    /// travelled with the first one.
     pub fn statements(&self) -> u64 {
         self.usage.statements
     }
@@ -270,7 +278,9 @@ impl Observers {
     pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &self.0 {
             // Some are told while a request is dropped: a panic there would end the process (G11).
-            if catch_unwind(AssertUnwindSafe(|| tell(&**observer))).is_err() {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tell(&**observer))) {
+                // Foreign code as well.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
                 tracing::error!(target: "tower_sea_orm::pool", "an observer panicked; the session goes on");
             }
         }

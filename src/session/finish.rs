@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     connection::Output,
-    error::Error,
+    error::{Error, Kind},
     pool::{CheckedOut, Finished, PoolMode},
     telemetry,
 };
@@ -170,7 +170,7 @@ pub(super) fn release(core: &Arc<Core>, mut state: Locked<'_>, connection: Check
 /// The running call was dropped, and its connection closed with it.
 pub(super) fn lose(core: &Arc<Core>) {
     let mut state = core.lock();
-    let running = match mem::replace(&mut state.slot, Slot::Broken) {
+    let mut running = match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Running(running) => running,
         // Lost already, by the call's own future and by the worker for instance.
         other => {
@@ -196,9 +196,13 @@ pub(super) fn lose(core: &Arc<Core>) {
     }
     let released = state.phase.take_released();
     let stray_ended = state.phase.take_stray_ended();
+    let observed = running.observed.take();
     drop(state);
     drop((running, released, stray_ended));
     core.turns.wake_worker();
+    if let Some(observed) = observed {
+        core.tell_executed(&observed, Some(&Kind::ConnectionLost.into_db_err()));
+    }
     if let Some(statement) = &doubtful {
         telemetry::ended_elsewhere(statement);
     }

@@ -1,14 +1,14 @@
 //! [`Observed`]: a call that observers or the log's subscriber want to know of.
 
-use std::{
-    mem,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use sea_orm::{DbBackend, DbErr};
-use tracing::Span;
 
-use crate::{connection::Operation, sql::Redacted, telemetry};
+use crate::{
+    connection::Operation,
+    sql::Redacted,
+    telemetry::{self, OwnSpan},
+};
 
 /// A call that observers or the log's subscriber want to know of.
 pub(super) struct Observed {
@@ -19,7 +19,7 @@ pub(super) struct Observed {
     /// BEGIN is sent before it.
     pub(super) begins: bool,
     /// Of the statement; disabled if no subscriber wants it.
-    span: Span,
+    span: OwnSpan,
 }
 
 impl Observed {
@@ -28,7 +28,7 @@ impl Observed {
     pub(super) fn begin(
         operation: &Operation,
         depth: usize,
-        session: &Span,
+        session: &OwnSpan,
         backend: DbBackend,
     ) -> Option<Box<Self>> {
         let statement = Redacted::new(name_of(operation, depth)?);
@@ -54,12 +54,6 @@ impl Observed {
             telemetry::statement_failed(&self.span, error);
         }
         self.started.elapsed()
-    }
-}
-
-impl Drop for Observed {
-    fn drop(&mut self) {
-        telemetry::close(mem::replace(&mut self.span, Span::none()));
     }
 }
 

@@ -8,7 +8,8 @@ use crate::{Error, telemetry::Usage};
 /// How a request's session ended and what it has used, in the extensions of the response: for logging, metrics and
 /// tests in a layer further out.
 ///
-/// It is absent if the session was in no transaction and has neither run a statement nor waited for a connection.
+/// It is absent if the session was in no transaction and has neither run a statement nor waited for a connection, and if the
+/// request was refused because there was no connection for it.
 /// `Tag` distinguishes several databases.
 ///
 /// ```
@@ -29,7 +30,7 @@ use crate::{Error, telemetry::Usage};
 /// let response = service.oneshot(Request::new(())).await.unwrap();
 /// let outcome = response.extensions().get::<Outcome>().unwrap();
 /// assert!(outcome.is_committed());
-/// assert_eq!(outcome.statements(), 1);
+/// assert_eq!(outcome.statements(), 1); // on a database 2, with COMMIT
 /// # }); }
 /// ```
 pub struct Outcome<Tag = DefaultDatabase> {
@@ -62,8 +63,9 @@ impl<Tag> Outcome<Tag> {
         self.usage.held
     }
 
-    /// Returns how many statements the session has run, with COMMIT and ROLLBACK, without BEGIN, which travels with the
-    /// first one. On SeaORM's mock, COMMIT and ROLLBACK are not counted.
+    /// Returns how many statements the session has run: with COMMIT, with the handler's own `begin()`, `rollback()` and
+    /// savepoints, without the BEGIN that travels with the first one, and without the rollback of what was open at the end. On
+    /// SeaORM's mock, only the handler's statements count.
     pub fn statements(&self) -> u64 {
         self.usage.statements
     }
@@ -84,7 +86,8 @@ impl<Tag> Outcome<Tag> {
         matches!(self.ended, Ended::RolledBack)
     }
 
-    /// Returns whether the request ran no statement, so that no transaction was begun.
+    /// Returns whether there was nothing to commit at the end: the request ran no statement, so that no transaction was
+    /// begun, or the handler had itself rolled back what it did.
     pub fn is_untouched(&self) -> bool {
         matches!(self.ended, Ended::Untouched)
     }

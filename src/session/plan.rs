@@ -166,9 +166,14 @@ impl Origin {
         matches!(self.opened_for, OpenedFor::Plain)
     }
 
+    /// Returns whether a layer has opened it for a request.
+    pub(super) fn is_request(&self) -> bool {
+        matches!(self.opened_for, OpenedFor::Request(_))
+    }
+
     /// Returns whether it is a request's, or of one.
     pub(super) fn is_of_request(&self) -> bool {
-        matches!(self.opened_for, OpenedFor::Request(_)) || self.label().is_some()
+        self.is_request() || self.label().is_some()
     }
 
     /// Returns what its request is called.

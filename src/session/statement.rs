@@ -182,8 +182,8 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
 
 /// Counts a statement of a request.
 fn note_text(core: &Core, state: &mut State, hash: u64, text: &Redacted) {
-    if hash != 0 && core.origin.is_of_request() {
-        let threshold = core.pool().settings().n_plus_one_threshold;
+    let threshold = core.pool().settings().n_plus_one_threshold;
+    if hash != 0 && threshold < u32::MAX && core.origin.is_request() {
         state.repeats.note(hash, threshold, text);
     }
 }

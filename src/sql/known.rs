@@ -38,10 +38,19 @@ const KIND: u64 = 0b11;
 
 impl KnownTexts {
     pub(crate) fn new(backend: DbBackend) -> Self {
+        Self::with_places(backend, PLACES)
+    }
+
+    /// Remembers nothing: for a handle that is made anew for each request.
+    pub(crate) fn none(backend: DbBackend) -> Self {
+        Self::with_places(backend, 0)
+    }
+
+    fn with_places(backend: DbBackend, places: usize) -> Self {
         Self {
             backend,
             hasher: RandomState::new(),
-            places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
+            places: (0..places).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
