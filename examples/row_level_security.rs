@@ -110,7 +110,7 @@ mod note {
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm=debug"));
+        .unwrap_or_else(|_| EnvFilter::new("info,tower_sea_orm::session=debug"));
     // With `CLOSE`, every session logs one line when it ends.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

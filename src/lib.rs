@@ -312,6 +312,8 @@
 //! | the same, but the handler recovered: `rollback()`, or another commit (not after an unknown outcome) | its response | as that says | as that says |
 //! | [`hold_timeout`](SessionPoolBuilder::hold_timeout) took the connection: its transaction is lost and the handler returns below 400, or a statement failed because of it and the handler returns 5xx | 504 | is rolled back | failed below 400, [`is_hold_timeout`](Error::is_hold_timeout); otherwise rolled back |
 //! | [`close`](SessionPool::close) cut the request off | 503 | is rolled back | – |
+//! | [`by`](DbSessionLayer::by) picks no pool for the request | 404, and the handler does not run | – | – |
+//! | `by` picks a pool that the layer cannot use, or another one than the layer around it | 500, with its cause in the log | – | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – | – |
 //!
 //! A response is sent once its transaction has ended: by then its locks are free, and other connections see the result.
@@ -321,7 +323,7 @@
 //!
 //! The body is empty; use [`response_for_error`](DbSessionLayer::response_for_error) for a different response, with
 //! [`problem_json`] for one of `application/problem+json`. A gRPC request gets status 200 with
-//! `grpc-status` 14, 13 or, in place of a 504, 4.
+//! `grpc-status` 14, 13 or, in place of a 504, 4, and in place of a 404, 5.
 //!
 //! Statements return SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and server
 //! errors that a retry may cure (serialization failure, deadlock, lock timeout): use its
@@ -331,13 +333,15 @@
 //!
 //! | target | level | what |
 //! |---|---|---|
-//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements`, `lent` (how often it lent its connection) and `outcome` (released, committed, rolled back, failed, unknown) when it closes |
+//! | `tower_sea_orm::session` | DEBUG | the span `db_session`, one per session, with `waited_ms`, `held_ms`, `statements`, `lent` (how often it lent its connection) and `outcome` (released, committed, rolled_back, failed, unknown) when it closes |
+//! | `tower_sea_orm::statement` | DEBUG | the span `db_statement`, one for each statement, COMMIT and ROLLBACK ([Telemetry](guide::telemetry#traces)) |
 //! | `tower_sea_orm::session` | ERROR | a transaction that something else has ended; hooks that panicked, or that had no runtime to run on |
 //! | `tower_sea_orm::session` | WARN | a statement that has no effect outside a transaction, such as `SELECT … FOR UPDATE`, in a session without one; once for each text, up to 256 |
+//! | `tower_sea_orm::session` | WARN | a statement that one request has run more than [ten times](SessionPoolBuilder::n_plus_one_threshold), with its count and route |
 //! | `tower_sea_orm::session` | WARN | a connection that had to be closed, or that was lost during COMMIT; an error of a stream that the handler has dropped |
 //! | `tower_sea_orm::pool` | WARN | no connection could be acquired: used, pending, max, waited_ms; at most once a second |
 //! | `tower_sea_orm::pool` | INFO | connections are available again |
-//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`hold_slow_threshold`](SessionPoolBuilder::hold_slow_threshold) (10 s), with method, path and its last statement without values; INFO when it gives the connection back after all |
+//! | `tower_sea_orm::pool` | WARN | a session that holds its connection for longer than [`hold_slow_threshold`](SessionPoolBuilder::hold_slow_threshold) (10 s), with method, path, route and its last statement without values; INFO when it gives the connection back after all |
 //! | `tower_sea_orm::pool` | WARN | a connection that was taken away, by `hold_timeout` or by [`close`](SessionPool::close) |
 //! | `tower_sea_orm::pool` | WARN | a request or a job that waits for a second session of a pool while it holds one |
 //! | `tower_sea_orm::pool` | WARN | a statement whose result the network has lost, with method and path |
@@ -345,14 +349,15 @@
 //! | `tower_sea_orm::pool` | WARN | no further connection can be opened, while others are in use; the server is read-only, and its connections are closed |
 //! | `tower_sea_orm::pool` | WARN | a connection that was closed because its ping or its cancel request was not answered; INFO for an idle one |
 //! | `tower_sea_orm::pool` | WARN | a driver pool that did not close in time |
+//! | `tower_sea_orm::pool` | ERROR | an [`Observer`] that panicked |
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
 //! | `tower_sea_orm::pool` | WARN | with `PoolConfig`: variables that have the prefix of its settings but are not settings |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available; WARN if it did not answer in time |
 //! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
 //! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
 //!
-//! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm=debug`, each session
-//! writes one line. [`SessionPool::status`] returns the current numbers.
+//! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm::session=debug`, each session
+//! writes one line; with `tower_sea_orm=debug`, each statement does so as well. [`SessionPool::status`] returns the current numbers.
 //!
 //! # Features
 //!

@@ -35,7 +35,7 @@ impl Initializer for DbSessionInitializer {
     async fn after_routes(&self, router: Router, ctx: &AppContext) -> Result<Router> {
         let pool = ctx.shared_store.get::<SessionPool>();
         let pool = pool.ok_or_else(|| Error::string("before_run has made no pool"))?;
-        // A GET that runs no statement costs no connection; what may write does not start without one.
+        // A GET that runs no statement costs no connection; what may write is refused early while there is none.
         let sessions = DbSessionLayer::new(pool.clone())
             .lazy()
             .eager_if(unsafe_methods);
