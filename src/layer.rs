@@ -374,7 +374,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// left, a session only gets a connection that is idle.
     ///
     /// Together with [`statement_timeout`](Self::statement_timeout), the server's limit for a request's statements is the
-    /// smaller one of that and what is left when the request comes in, which is not subtracted from again.
+    /// smaller one of that and of what is left when the request comes in: the time that passes until then is not subtracted.
     ///
     /// A running statement is not ended by the deadline itself. Put a layer that drops the request outside
     /// this one, such as tower-http's `TimeoutLayer` or tonic's own, and see
@@ -401,13 +401,15 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// `pick` returns `None` gets the response for [`is_unknown_database`](Error::is_unknown_database), 404 by default, and
     /// is not logged above DEBUG.
     ///
-    /// If `pick` panics, so does the service, as with any layer. It sees the request's head with what layers further out have put into its extensions. It must not block: keep the
-    /// pools in a map, and open one that is missing with sqlx's `connect_lazy`, which connects with the first session. The
-    /// layer's own pool, given to [`new`](DbSessionLayer::new), is the one that settings such as
-    /// [`set_local`](Self::set_local) are checked by; all picked ones must be over the same kind of database. Set a
-    /// [`pool_mode`](crate::SessionPoolBuilder::pool_mode) on the picked pools themselves: the layer's counts for such a pool from
-    /// its first request on, and sessions that it had before are not reset for it. A layer of the same tag inside this one has to
-    /// pick the same pool; otherwise the response is a 500.
+    /// `pick` sees the request's head with what layers further out have put into its extensions. It must not block: keep the
+    /// pools in a map, and open one that is missing with sqlx's `connect_lazy`, which connects with the first session. If it
+    /// panics, so does the service.
+    ///
+    /// Settings such as [`set_local`](Self::set_local) are checked against the layer's own pool, the one given to
+    /// [`new`](DbSessionLayer::new), so all picked ones must be over the same kind of database. Set a
+    /// [`pool_mode`](crate::SessionPoolBuilder::pool_mode) on the picked pools themselves: the layer's counts for such a pool
+    /// from its first request on, and sessions that it had before are not reset for it. A layer of the same tag inside
+    /// this one has to pick the same pool; otherwise the response is a 500.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -422,13 +424,14 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// let acme = SessionPool::new(Database::connect("sqlite::memory:").await?);
     /// let tenants = HashMap::from([("acme".to_owned(), acme)]);
     /// let layer = DbSessionLayer::new(home).by(move |parts| {
+    ///     // A stand-in: a service would take the tenant from a token that it has verified.
     ///     tenants.get(parts.headers.get("x-tenant")?.to_str().ok()?).cloned()
     /// });
     /// # let inner = service_fn(async |request: Request<()>| {
     /// #     DbSession::<tower_sea_orm::DefaultDatabase>::from_extensions(request.extensions()).unwrap();
     /// #     Ok::<_, Infallible>(Response::new(String::new()))
     /// # });
-    /// # let service = layer.layer(inner);
+    /// let service = layer.layer(inner); // `Router::layer`, with axum
     /// let request = |tenant| Request::get("/").header("x-tenant", tenant).body(()).unwrap();
     /// assert_eq!(service.clone().oneshot(request("acme")).await.unwrap().status(), 200);
     /// assert_eq!(service.oneshot(request("nobody")).await.unwrap().status(), 404);
@@ -485,7 +488,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// Names a request's route, such as `/items/{id}`, for the log's lines about its session and for
     /// [`Observer`](crate::Observer)s, whose labels must be few: the path itself has identifiers in it.
     ///
-    /// With axum, the router has put the route into the request's extensions:
+    /// With axum, the router has put the route into the request's extensions where the layer was added to it by `layer` or
+    /// `route_layer`. With tonic, the path is the route: `parts.uri.path()`.
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "mock"))] {
@@ -506,10 +510,14 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Adds a `Server-Timing` header to the responses of requests that had a session, which browsers' developer tools show: how long the request has waited
-    /// for a connection, and how long it has held one, with the number of its statements. For a
+    /// Adds a `Server-Timing` header to the responses of requests that had a session, for browsers' developer tools: how long
+    /// the request has waited for a connection, and how long it has held one, with the number of its statements. For a
     /// [held body](Self::hold_until_body_end), until the response's head. Default: off, because it tells clients how the
-    /// service works; see [the specification](https://www.w3.org/TR/server-timing/#privacy-and-security).
+    /// service works ([why that matters](https://www.w3.org/TR/server-timing/#privacy-and-security)).
+    ///
+    /// ```text
+    /// server-timing: db-wait;dur=0.012;desc="waited for a connection", db-hold;dur=1.74;desc="held a connection, 3 statements"
+    /// ```
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {

@@ -385,7 +385,7 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// Has `observer` be told what the pool's sessions do, for metrics; beside those that were set before.
+    /// Adds an observer of the pool's sessions, for metrics.
     pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.add(observer);
         self

@@ -12,13 +12,14 @@ use sea_orm::{DbBackend, DbErr};
 use super::{holder::Label, weak::WeakSessionPool};
 use crate::{error::Error, sql::Redacted, telemetry::Usage};
 
-/// Is told what the sessions of a pool do: the base of metrics.
+/// Receives the events of a pool's sessions, for metrics.
 ///
 /// Set with [`SessionPoolBuilder::observe`](crate::SessionPoolBuilder::observe). With the features `opentelemetry` and
 /// `metrics` there are ready ones. Each method does nothing by default.
 ///
 /// The methods are called in the middle of a request, some of them while it is being dropped: they must be quick and must
-/// not block. One that panics is logged, and the session goes on.
+/// not block. One that panics is logged, and the session goes on. Several observers are called in the order in which they
+/// were added.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -158,7 +159,8 @@ impl Executed<'_> {
         self.label?.route.as_deref()
     }
 
-    /// Returns the beginning of its text, without the values that stand in it: made anew with each call.
+    /// Returns the beginning of its text, without the values that stand in it; of what has no text, `COMMIT`, `ROLLBACK TO
+    /// SAVEPOINT`, `raw code` and the like. It is made anew with each call.
     pub fn statement(&self) -> String {
         self.statement.without_values(self.backend)
     }

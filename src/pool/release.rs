@@ -303,8 +303,8 @@ impl PoolInner {
         if self.try_close_idle_of_driver() {
             return;
         }
-        // sqlx has promised one to a fetch that has not run since, and gives it to none other; but a fetch that begins now
-        // may take it instead of that.
+        // sqlx has promised a place to a fetch that has not run since, so that nothing can be taken here; but a fetch that
+        // begins now, with another place, may be given the old connection.
         if let Ok(runtime) = Handle::try_current() {
             let pool = self.clone();
             runtime.spawn(async move {
