@@ -8,6 +8,8 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
+#[cfg(feature = "retry")]
+use crate::Attempt;
 use crate::{DbSession, DbTx, Error, SessionPool};
 
 /// The rejection of a session argument if no layer provides a session: status 500, with a static
@@ -72,5 +74,15 @@ impl<S: Sync> FromRequestParts<S> for SessionPool {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
         let session = DbSession::from_extensions(&parts.extensions).map_err(MissingSession)?;
         Ok(session.pool().clone())
+    }
+}
+
+/// The attempt at the request that the handler serves.
+#[cfg(feature = "retry")]
+impl<S: Sync> FromRequestParts<S> for Attempt {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.extensions))
     }
 }

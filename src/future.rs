@@ -134,7 +134,10 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
-        let responder = Responder::new(respond, &parts, policy.response);
+        #[cfg_attr(not(feature = "retry"), allow(unused_mut))]
+        let mut responder = Responder::new(respond, &parts, policy.response);
+        #[cfg(feature = "retry")]
+        responder.join_tally(&parts);
         let picked = match policy.pick(&parts, pool) {
             Ok(picked) => picked,
             Err(error) => {

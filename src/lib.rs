@@ -395,6 +395,8 @@ mod opentelemetry;
 mod policy;
 mod pool;
 mod response;
+#[cfg(feature = "retry")]
+mod retry;
 mod service;
 mod session;
 mod sql;
@@ -413,6 +415,8 @@ pub use self::extract::MissingSession;
 pub use self::metrics::MetricsObserver;
 #[cfg(feature = "opentelemetry")]
 pub use self::opentelemetry::OpenTelemetryObserver;
+#[cfg(feature = "retry")]
+pub use self::retry::{Attempt, ReplayBody, RetryFuture, RetryLayer, RetryPolicy, RetryService};
 #[cfg(feature = "stream")]
 pub use self::session::SessionStream;
 pub use self::{

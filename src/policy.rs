@@ -11,6 +11,8 @@ use http::{Version, header, request::Parts};
 use sea_orm::{AccessMode, Statement, TransactionOptions};
 
 pub(crate) use self::begin_rule::BeginRule;
+#[cfg(feature = "retry")]
+use crate::session::Tally;
 use crate::{
     Error, SessionPool,
     error::Kind,
@@ -90,6 +92,9 @@ impl Policy {
     /// Returns the plan for a request that gets its session from this layer.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
         let left = self.deadline.as_ref().and_then(|left| left(parts));
+        // The client has been waiting since the first attempt.
+        #[cfg(feature = "retry")]
+        let left = left.map(|left| left.saturating_sub(Tally::elapsed_of(&parts.extensions)));
         let Order {
             mode,
             commit_when,

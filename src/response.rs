@@ -1,9 +1,13 @@
 //! The layers' own responses, and when they replace the handler's.
 
+#[cfg(feature = "retry")]
+use std::sync::Arc;
 use std::{marker::PhantomData, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 
+#[cfg(feature = "retry")]
+use crate::session::Tally;
 use crate::{
     Error, Outcome,
     session::{Ended, GRPC_STATUS, SessionGuard, is_success},
@@ -152,6 +156,9 @@ pub(crate) struct Responder<Tag, Respond> {
     respond: Respond,
     head: Head,
     policy: ResponsePolicy,
+    /// What a [`RetryLayer`](crate::RetryLayer) around the session's layer is told of it.
+    #[cfg(feature = "retry")]
+    tally: Option<Arc<Tally>>,
     tag: PhantomData<fn() -> Tag>,
 }
 
@@ -187,7 +194,19 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             respond,
             head,
             policy,
+            #[cfg(feature = "retry")]
+            tally: None,
             tag: PhantomData,
+        }
+    }
+
+    /// Has a retry layer around this one know how the request's session ends.
+    #[cfg(feature = "retry")]
+    pub(crate) fn join_tally(&mut self, parts: &Parts) {
+        self.tally = parts.extensions.get::<Arc<Tally>>().cloned();
+        if let Some(tally) = &self.tally {
+            // Before the inner service is called: what never reports its end is no session that is known undone.
+            tally.opened();
         }
     }
 
@@ -198,6 +217,13 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     {
         // The client learns a status, the log the cause (G15).
         telemetry::response_for(error);
+        self.unlogged(error)
+    }
+
+    fn unlogged<B>(&self, error: &Error) -> Response<B>
+    where
+        Respond: ResponseForError<B>,
+    {
         match &self.head {
             Head::Complete(parts) => self.respond.response_for_error(error, parts),
             Head::ContentType(content_type) => {
@@ -213,17 +239,17 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
 
     /// Returns the handler's response, whose outcome is decided at the end of its body.
     pub(crate) fn pending<B>(&self, mut response: Response<B>, usage: Usage) -> Response<B> {
-        self.tell(&mut response, Ended::Pending, usage);
+        self.tell(&mut response, Ended::Pending, usage, false);
         response
     }
 
     /// Notes in the response how its session ended and what it has used.
-    fn tell<B>(&self, response: &mut Response<B>, ended: Ended, usage: Usage) {
+    fn tell<B>(&self, response: &mut Response<B>, ended: Ended, usage: Usage, is_undone: bool) {
         if self.policy.times {
             let headers = response.headers_mut();
             headers.append("server-timing", server_timing(usage));
         }
-        if let Some(outcome) = Outcome::<Tag>::of(ended, usage) {
+        if let Some(outcome) = Outcome::<Tag>::of(ended, usage, is_undone) {
             response.extensions_mut().insert(outcome);
         }
     }
@@ -239,10 +265,15 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         Respond: ResponseForError<B>,
     {
         let failure = self.failure(&response, &ended, guard);
+        let is_undone = guard.is_undone(&ended);
+        let is_reported = is_undone && self.report(&response, failure.as_ref(), guard);
         let mut response = match failure {
             None => response,
             Some(error) => {
-                let mut response = self.error(&error);
+                if !is_reported {
+                    telemetry::response_for(&error);
+                }
+                let mut response = self.unlogged(&error);
                 // An earlier `commit()` of the handler stands: a retry would do its work twice (G20).
                 if guard.may_have_committed() {
                     forbid_retry(&mut response);
@@ -250,8 +281,31 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
                 response
             }
         };
-        self.tell(&mut response, ended, guard.usage());
+        self.tell(&mut response, ended, guard.usage(), is_undone);
         response
+    }
+
+    /// Reports a session of which nothing stands to the retry layer; true if that one logs the failure in this layer's place.
+    #[cfg(feature = "retry")]
+    fn report<B>(
+        &self,
+        response: &Response<B>,
+        failure: Option<&Error>,
+        guard: &SessionGuard,
+    ) -> bool {
+        let Some(tally) = &self.tally else {
+            return false;
+        };
+        // Whatever the client is to see of it, a handler that gives up after a conflict means the conflict.
+        let remembered = || is_failure(response).then(|| guard.failure()).flatten();
+        let replaces = failure.is_some();
+        let failure = failure.cloned().or_else(remembered);
+        tally.undone(failure.filter(Error::is_passing), replaces)
+    }
+
+    #[cfg(not(feature = "retry"))]
+    fn report<B>(&self, _: &Response<B>, _: Option<&Error>, _: &SessionGuard) -> bool {
+        false
     }
 
     /// Returns the error to respond with in place of the handler's response.

@@ -312,6 +312,13 @@ impl Error {
         self.is_hold_timeout() || self.is_closing()
     }
 
+    /// Returns whether the same work may succeed at once if it is done again. A connection that was not there was waited
+    /// for already, and more of the same would add to the load.
+    #[cfg(feature = "retry")]
+    pub(crate) fn is_passing(&self) -> bool {
+        self.is_retryable() && !self.is_acquire()
+    }
+
     /// Returns whether something of the transaction may be there nevertheless.
     pub(crate) fn may_stand(&self) -> bool {
         self.is_ended_elsewhere() || self.is_outcome_unknown()

@@ -103,9 +103,14 @@ impl Core {
 
     /// Has the request know what stands, so that its answer does not ask for it to be sent again.
     pub(super) fn tell_request(&self, state: &State) {
-        if state.stack.standing.may_stand()
-            && let Some(request) = &self.origin.outer
-        {
+        if state.stack.standing.may_stand() {
+            self.tell_request_doubt();
+        }
+    }
+
+    /// Has the request know that something of this session stands, or may come to stand.
+    pub(super) fn tell_request_doubt(&self) {
+        if let Some(request) = &self.origin.outer {
             request.note_committed();
         }
     }

@@ -8,6 +8,7 @@ use super::{
     core::{Core, Locked},
     finish::{finish, lose},
     slot::{CallFuture, CallKind, Detached, Slot},
+    stack::Purpose,
 };
 
 /// Moves the running call to a task, whatever polled it so far, and wakes the future that waited for it. Raw code
@@ -23,10 +24,15 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
         return false;
     };
     // The worker polls it no more, and may have nothing else to do: it has to look again.
+    let purpose = running.purpose;
     let is_wanted = running.is_polled_by_worker() || running.take_wanted();
     // Woken below, without the lock: a waker is foreign code.
     let owner = running.waker.take();
     let call = running.detach(future);
+    // Its end may come after the request's, and a COMMIT that was sent is seen through.
+    if purpose == Purpose::Commit || purpose == Purpose::Work && state.stack.depth() == 0 {
+        core.tell_request_doubt();
+    }
     drop(state);
     if call.kind == CallKind::Raw {
         // User code is not carried on without its caller: it may wait for what has ended with that.

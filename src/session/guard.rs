@@ -13,7 +13,7 @@ use super::{
     core::Core,
     end::end,
     lend,
-    settle::{Decision, Settlement, settle},
+    settle::{Decision, Ended, Settlement, settle},
 };
 use crate::{
     error::Error,
@@ -93,6 +93,25 @@ impl SessionGuard {
                 .origin
                 .has_committed_beside
                 .load(Ordering::Relaxed)
+    }
+
+    /// Returns whether nothing of the request stands, or can still come to stand. To be asked when its session has `ended`.
+    pub(crate) fn is_undone(&self, ended: &Ended) -> bool {
+        if self.may_have_committed() {
+            return false;
+        }
+        let state = self.core.lock();
+        // What still runs may commit yet, and a COMMIT among it.
+        let is_over = state.slot.call().is_none();
+        is_over
+            && match ended {
+                Ended::Committed | Ended::Pending => false,
+                // A cluster that has lost its quorum in the middle of COMMIT may keep the transaction.
+                Ended::Failed(error) => {
+                    !(error.may_stand() || state.commit_failed && error.is_read_only())
+                }
+                Ended::Autocommit | Ended::Untouched | Ended::RolledBack => true,
+            }
     }
 
     /// Returns why an open transaction of the session was lost before its end, if it was.

@@ -39,6 +39,8 @@ mod statement;
 
 #[cfg(feature = "stream")]
 mod stream;
+#[cfg(feature = "retry")]
+mod tally;
 #[cfg(all(test, feature = "mock", target_pointer_width = "64"))]
 mod tests;
 mod transaction;
@@ -62,3 +64,5 @@ pub use self::{
     transaction::SessionTransaction,
     tx::DbTx,
 };
+#[cfg(feature = "retry")]
+pub(crate) use self::{pool_session::Ran, tally::Tally};

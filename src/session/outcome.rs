@@ -36,18 +36,20 @@ use crate::{Error, telemetry::Usage};
 pub struct Outcome<Tag = DefaultDatabase> {
     ended: Ended,
     usage: Usage,
+    is_undone: bool,
     // A function's result, so that an outcome is `Send` and `Sync` whatever its tag is: extensions ask for that.
     tag: PhantomData<fn() -> Tag>,
 }
 
 impl<Tag> Outcome<Tag> {
-    pub(crate) fn of(ended: Ended, usage: Usage) -> Option<Self> {
+    pub(crate) fn of(ended: Ended, usage: Usage, is_undone: bool) -> Option<Self> {
         let is_transactional = !matches!(ended, Ended::Autocommit);
         // Otherwise there is nothing to tell, and the extensions would cost an untouched request three allocations.
         let is_used = usage.statements > 0 || !usage.waited.is_zero();
         (is_transactional || is_used).then_some(Self {
             ended,
             usage,
+            is_undone,
             tag: PhantomData,
         })
     }
@@ -104,6 +106,17 @@ impl<Tag> Outcome<Tag> {
         self.error().is_some_and(Error::is_outcome_unknown)
     }
 
+    /// Returns whether it is known that nothing of the request stands in this session's database, so that the same request
+    /// may be served once more: all was rolled back, and neither an early `commit()`, a statement outside the transaction, stored
+    /// code nor another session that the request has opened has committed anything. It is false in any doubt, and
+    /// while the outcome is [pending](Self::is_pending).
+    ///
+    /// What passes by the sessions is not taken into account: the plain `DatabaseConnection`, tasks of the handler's, calls to
+    /// other services.
+    pub fn is_undone(&self) -> bool {
+        self.is_undone
+    }
+
     /// Returns why it was not committed although the response called for it; the client got an
     /// error instead.
     pub fn error(&self) -> Option<&Error> {
@@ -119,6 +132,7 @@ impl<Tag> Clone for Outcome<Tag> {
         Self {
             ended: self.ended.clone(),
             usage: self.usage,
+            is_undone: self.is_undone,
             tag: PhantomData,
         }
     }
@@ -129,6 +143,7 @@ impl<Tag> fmt::Debug for Outcome<Tag> {
         f.debug_struct("Outcome")
             .field("ended", &self.ended)
             .field("usage", &self.usage)
+            .field("is_undone", &self.is_undone)
             .finish()
     }
 }

@@ -126,22 +126,41 @@ impl SessionPool {
         F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
         E: fmt::Display + fmt::Debug,
     {
+        self.run_once(options, work).await.result
+    }
+
+    /// [`transaction_with`](Self::transaction_with) that also tells whether it may be done again.
+    pub(crate) async fn run_once<F, T, E>(&self, options: TransactionOptions, work: F) -> Ran<T, E>
+    where
+        F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
+        E: fmt::Display + fmt::Debug,
+    {
         let opened = self.eager_session(Plan::transaction(options)).await;
-        let (session, guard) =
-            opened.map_err(|error| TransactionError::Connection(error.into()))?;
+        let (session, guard) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Ran::not_opened(error),
+        };
         let tx = session.tx();
         // Not spawned: `work` may borrow, and need not be `Send`. Dropped with this future, it takes the guard along.
         let mut working = pin!(work(&tx));
         let outcome = poll_fn(|cx| guard.poll(working.as_mut(), cx)).await;
         let decision = Decision::of(outcome.is_ok());
-        match (outcome, guard.settle(decision).resolve().await) {
+        let ended = guard.settle(decision).resolve().await;
+        let undone_by = match (&outcome, &ended) {
+            _ if !guard.is_undone(&ended) => None,
+            (Ok(_), Ended::Failed(error)) => Some(error.clone()),
+            (Ok(_), _) => None,
+            (Err(_), _) => guard.failure(),
+        };
+        let result = match (outcome, ended) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
             // Although `work` failed, some of it may be stored: its caller must not take it for rolled back.
             (Err(_), Ended::Failed(error)) if error.may_stand() => {
                 Err(TransactionError::Connection(error.into()))
             }
             (outcome, _) => outcome.map_err(TransactionError::Transaction),
-        }
+        };
+        Ran { result, undone_by }
     }
 
     pub(crate) async fn eager_session<Tag>(
@@ -195,6 +214,23 @@ impl SessionPool {
             Core::new(self.clone(), plan)
         };
         Ok(DbSession::guarded(core, counted))
+    }
+}
+
+/// What became of a job.
+pub(crate) struct Ran<T, E> {
+    pub(crate) result: Result<T, TransactionError<E>>,
+    /// Why nothing of it stands, if that is known.
+    #[cfg_attr(not(feature = "retry"), allow(dead_code))]
+    pub(crate) undone_by: Option<Error>,
+}
+
+impl<T, E: fmt::Display + fmt::Debug> Ran<T, E> {
+    fn not_opened(error: Error) -> Self {
+        Self {
+            result: Err(TransactionError::Connection(error.into())),
+            undone_by: None,
+        }
     }
 }
 

@@ -266,6 +266,10 @@ impl State {
             (Purpose::Commit, Err(error)) => {
                 self.stack.not_committed(error, self.phase.is_settling());
             }
+            // Nothing was around it: it may be stored, although its answer is lost.
+            (Purpose::Work, _) if connection.is_broken() && before == 0 => {
+                self.stack.standing.ran_alone(result);
+            }
             // The transactions are lost with the connection. They stay open here, so that no later statement runs
             // outside of them and commits by itself.
             _ if connection.is_broken() => {}

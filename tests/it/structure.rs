@@ -11,7 +11,7 @@ use syn::{ItemMod, ItemUse, Macro, UseTree, Visibility, visit};
 
 /// Each folder, or file beside `lib.rs`, imports only from those before it.
 const ORDER: &str = "sql error telemetry connection pool body session response policy transaction body_layer \
-                     future service layer extract config target opentelemetry metrics testing";
+                     future service layer retry extract config target opentelemetry metrics testing";
 
 /// How many files may import each other in a circle.
 const CIRCLE: usize = 3;

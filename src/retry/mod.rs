@@ -1,0 +1,16 @@
+//! Requests and jobs that run again when nothing of them stands (feature `retry`).
+
+mod attempt;
+mod body;
+mod future;
+mod job;
+mod layer;
+mod policy;
+mod replay;
+mod service;
+mod tries;
+
+pub use self::{
+    attempt::Attempt, body::ReplayBody, future::RetryFuture, layer::RetryLayer,
+    policy::RetryPolicy, service::RetryService,
+};

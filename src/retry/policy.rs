@@ -1,0 +1,98 @@
+//! [`RetryPolicy`]: how often and how soon work is done again.
+
+use std::{sync::Arc, time::Duration};
+
+use tower::retry::budget::TpsBudget;
+
+/// How long a retry counts against the budget.
+const BUDGET_TTL: Duration = Duration::from_secs(10);
+
+/// The retries a second that are allowed however few requests there are.
+const BUDGET_RESERVE: u32 = 10;
+
+/// How often and how soon work is done again that a conflict has undone. Clones share one budget.
+///
+/// [`RetryLayer`](crate::RetryLayer) applies it to requests,
+/// [`SessionPool::retry_transaction`](crate::SessionPool::retry_transaction) to jobs.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_sea_orm::{RetryLayer, RetryPolicy};
+///
+/// let policy = RetryPolicy::new()
+///     .attempts(5)
+///     .backoff(Duration::from_millis(2), Duration::from_millis(100))
+///     .budget(0.5);
+/// let layer = RetryLayer::with(policy.clone()); // requests and jobs have one budget between them
+/// # let _ = layer;
+/// ```
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    pub(super) attempts: u32,
+    pub(super) min: Duration,
+    pub(super) max: Duration,
+    pub(super) total_timeout: Duration,
+    pub(super) budget: Arc<TpsBudget>,
+}
+
+impl RetryPolicy {
+    /// Creates a policy of three attempts, 5 to 200 ms apart and within 10 s, and of one retry for every five requests.
+    pub fn new() -> Self {
+        Self {
+            attempts: 3,
+            min: Duration::from_millis(5),
+            max: Duration::from_millis(200),
+            total_timeout: Duration::from_secs(10),
+            budget: Arc::new(budget(0.2)),
+        }
+    }
+
+    /// Sets how many attempts are made in all, the first one included. Default: 3. With 1, or 0, there is no retry.
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// Sets the wait before a retry: `min` before the first, doubled from one to the next, `max` at most, and up to as much
+    /// again at random, so that those who met each other do not meet again. Default: 5 to 200 ms.
+    #[must_use]
+    pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
+        // What tower refuses: a `max` of nothing, or one below `min`.
+        self.max = max.max(min).max(Duration::from_nanos(1));
+        self.min = min;
+        self
+    }
+
+    /// Sets how many retries are allowed for each request of the last ten seconds: 0.2, the default, is one for every five. Ten
+    /// retries a second are allowed in any case, so that a service with few requests can retry them. Beyond
+    /// that, what fails stays failed: where everything conflicts, retries are more of the same.
+    ///
+    /// # Panics
+    ///
+    /// If `ratio` is negative, above 1000, or not a number.
+    #[must_use]
+    pub fn budget(mut self, ratio: f32) -> Self {
+        self.budget = Arc::new(budget(ratio));
+        self
+    }
+
+    /// Sets the time since the first attempt after which no other begins. Default: 10 s. The attempt that runs is not ended by
+    /// it.
+    #[must_use]
+    pub fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = timeout;
+        self
+    }
+}
+
+fn budget(ratio: f32) -> TpsBudget {
+    TpsBudget::new(BUDGET_TTL, BUDGET_RESERVE, ratio)
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,143 @@
+//! [`RetryService`]: serves a request, and serves it again if nothing of it stands.
+
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Method, Request, Response, header};
+use http_body::Body;
+use tower::retry::{Policy, Retry};
+use tower_service::Service;
+
+use super::{
+    attempt::Attempt, body::ReplayBody, future::RetryFuture, policy::RetryPolicy, tries::Tries,
+};
+use crate::{
+    body::BoxError, policy::grpc_timeout, response::is_failure, session::Tally, telemetry,
+};
+
+/// The service that a [`RetryLayer`](crate::RetryLayer) makes.
+#[derive(Debug, Clone)]
+pub struct RetryService<S> {
+    inner: S,
+    policy: RetryPolicy,
+    max_body: usize,
+}
+
+impl<S> RetryService<S> {
+    pub(super) fn new(inner: S, policy: RetryPolicy, max_body: usize) -> Self {
+        Self {
+            inner,
+            policy,
+            max_body,
+        }
+    }
+
+    /// Returns a reference to the inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns a mutable reference to the inner service.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Returns the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RetryService<S>
+where
+    S: Service<Request<ReplayBody<ReqBody>>, Response = Response<ResBody>> + Clone,
+    ReqBody: Body,
+    ReqBody::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = RetryFuture<S, ReqBody, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let body = ReplayBody::new(body, self.max_body);
+        parts.extensions.insert(Attempt::FIRST);
+        let tries = may_retry(&parts).then(|| Tries::new(&self.policy, grpc_timeout(&parts)));
+        if let Some(tries) = &tries {
+            parts.extensions.insert(Tally::new(tries.since));
+        }
+        // The service that was polled ready serves the first attempt.
+        let next = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, next);
+        let request = Request::from_parts(parts, body);
+        RetryFuture::new(Retry::new(Replays(tries), ready).call(request))
+    }
+}
+
+/// Returns whether a request can be sent to the inner service more than once.
+fn may_retry(parts: &http::request::Parts) -> bool {
+    // Of two layers, the outer one has the head and the body that all the work was done for.
+    let is_within_another = parts.extensions.get::<Arc<Tally>>().is_some();
+    // The connection itself goes to the handler, once.
+    let upgrades = parts.method == Method::CONNECT || parts.headers.contains_key(header::UPGRADE);
+    !is_within_another && !upgrades
+}
+
+/// Decides by what the sessions of an attempt have reported. `None`: the request is served once.
+#[derive(Debug, Clone)]
+pub(super) struct Replays(Option<Tries>);
+
+impl<ReqBody: Body, ResBody, E> Policy<Request<ReplayBody<ReqBody>>, Response<ResBody>, E>
+    for Replays
+{
+    type Future = tokio::time::Sleep;
+
+    fn retry(
+        &mut self,
+        next: &mut Request<ReplayBody<ReqBody>>,
+        result: &mut Result<Response<ResBody>, E>,
+    ) -> Option<Self::Future> {
+        let tries = self.0.as_mut()?;
+        let tally = next.extensions().get::<Arc<Tally>>()?.clone();
+        let served = tries.attempt;
+        let failure = tally.failure().filter(|_| {
+            // A layer in between may have made the best of it, and an error of the inner service says nothing of this.
+            tally.is_undone() && result.as_ref().is_ok_and(is_failure)
+        });
+        let wait = failure.and_then(|error| tries.next(&error, || next.body_mut().rewind()));
+        if wait.is_some() {
+            let (attempt, tally) = (tries.attempt, Tally::new(tries.since));
+            next.extensions_mut().insert(attempt);
+            next.extensions_mut().insert(tally);
+            return wait;
+        }
+        if let Some(error) = tally.unlogged() {
+            telemetry::response_for(&error);
+        }
+        if let Ok(response) = result {
+            response.extensions_mut().insert(served);
+        }
+        None
+    }
+
+    fn clone_request(
+        &mut self,
+        request: &Request<ReplayBody<ReqBody>>,
+    ) -> Option<Request<ReplayBody<ReqBody>>> {
+        self.0.as_ref()?;
+        let mut next = Request::new(request.body().next());
+        *next.method_mut() = request.method().clone();
+        *next.uri_mut() = request.uri().clone();
+        *next.version_mut() = request.version();
+        next.headers_mut().clone_from(request.headers());
+        next.extensions_mut().clone_from(request.extensions());
+        Some(next)
+    }
+}
