@@ -355,6 +355,7 @@
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available; WARN if it did not answer in time |
 //! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
 //! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
+//! | `tower_sea_orm::retry` | DEBUG | with `RetryLayer`: an attempt that a conflict has undone, with its number and error, and whether there is another one; the 503 of an attempt that is followed by another is not logged |
 //!
 //! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm::session=debug`, each session
 //! writes one line; with `tower_sea_orm=debug`, each statement does so as well. [`SessionPool::status`] returns the current numbers.
@@ -373,6 +374,7 @@
 //! | `config` | | `PoolConfig`: the pool's settings from the environment or a file, under SeaORM's and SQLAlchemy's names |
 //! | `opentelemetry` | | `OpenTelemetryObserver`: metrics by OpenTelemetry's conventions |
 //! | `metrics` | | `MetricsObserver`: the same through the `metrics` crate, for Prometheus |
+//! | `retry` | | `RetryLayer`: requests and jobs that a conflict has undone run again |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature

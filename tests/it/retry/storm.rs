@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use axum::extract::Path;
+use axum::{Router, extract::Path, routing::get};
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, IsolationLevel, Statement, TransactionOptions};
 use tower_sea_orm::{DbTx, RetryLayer};
 
-use super::{Runs, app_in, attempts};
+use super::{Runs, attempts};
 use crate::support::{
     database::{Kind, TestDb},
     requests::{Failed, send},
@@ -65,14 +65,14 @@ async fn g20_64_clients_in_each_others_way_are_all_served_and_each_once() {
         } else {
             layer
         };
-        let app = app_in(
-            layer,
-            generous(),
-            async move |tx: DbTx, Path(client): Path<usize>| {
-                counted.note();
-                count(&tx, client).await
-            },
-        );
+        let handler = async move |tx: DbTx, Path(client): Path<usize>| {
+            counted.note();
+            count(&tx, client).await
+        };
+        let app = Router::new()
+            .route("/{client}", get(handler))
+            .layer(layer)
+            .layer(generous());
         let clients = (0..CLIENTS).map(|client| {
             let app = &app;
             async move {
