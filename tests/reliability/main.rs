@@ -12,6 +12,7 @@
 )]
 
 mod boundaries;
+mod contention;
 mod faults;
 mod ledger;
 mod liveness;

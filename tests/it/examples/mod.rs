@@ -2,5 +2,6 @@
 
 mod export;
 mod graceful_shutdown;
+mod idempotency_key;
 mod items;
 mod row_level_security;
