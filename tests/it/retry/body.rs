@@ -180,7 +180,7 @@ async fn g20_a_body_one_byte_longer_is_passed_on_and_sent_once() {
     let unknown = chunked(&data, 1000, None);
     let response = serve(&site, retrying(), unknown, 1, noting(&reads, usize::MAX)).await;
     assert_eq!((response.status().as_u16(), attempts(&response)), (503, 1));
-    let reads = reads.lock().unwrap();
+    let reads = reads.lock().unwrap().clone();
     assert!(
         reads.len() == 2
             && reads
@@ -211,7 +211,7 @@ async fn g20_a_body_that_an_attempt_left_is_continued_by_the_next() {
             (200, 2),
             "{length}"
         );
-        let reads = reads.lock().unwrap();
+        let reads = reads.lock().unwrap().clone();
         assert!(
             reads.len() == 2 && reads[0].data.len() >= length && data.starts_with(&reads[0].data)
         );
@@ -247,7 +247,7 @@ async fn g20_a_body_is_recorded_while_it_comes() {
     );
     let response = serve(&site, retrying(), body, 1, read).await;
     assert_eq!((response.status().as_u16(), attempts(&response)), (200, 2));
-    let reads = reads.lock().unwrap();
+    let reads = reads.lock().unwrap().clone();
     assert_eq!(
         (&*reads[0].data, &*reads[1].data),
         (&b"first "[..], &b"first second"[..])
