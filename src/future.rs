@@ -80,7 +80,7 @@ where
             guard
         });
         // A service may do its work in `call`: a second session that it takes there is this request's too.
-        let entered = guard.as_ref().and_then(SessionGuard::enter);
+        let entered = guard.as_ref().map(SessionGuard::enter);
         let future = inner.call(request);
         drop(entered);
         Self::Serving { future, guard }

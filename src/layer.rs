@@ -338,6 +338,44 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
+    /// Names each transaction of a request in PostgreSQL's `pg_stat_activity`, and where `log_line_prefix` has `%a`, in the
+    /// server's log: who reads there that something takes long, or holds a lock, sees the route and the trace.
+    ///
+    /// It is PostgreSQL's `application_name`, and travels as [`set_local`](Self::set_local) does: no round trip, and the
+    /// statements' own texts stay the same, so that they are prepared once. At the transaction's end, the connection has
+    /// its former name again. What is not printable ASCII becomes `?`, and PostgreSQL shows 63 bytes, which is too few for
+    /// [sqlcommenter](https://google.github.io/sqlcommenter/spec/)'s `traceparent` and route: put the trace alone first.
+    ///
+    /// Unlike `set_local`, it puts no request into a transaction: statements that commit by themselves run under the
+    /// connection's own name, because naming each of them would cost a round trip.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "mock"))] {
+    /// # use sea_orm::{DbBackend, MockDatabase};
+    /// use axum::extract::MatchedPath;
+    /// use tower_sea_orm::{DbSessionLayer, trace_id, unsafe_methods};
+    ///
+    /// # let db = MockDatabase::new(DbBackend::Postgres).into_connection();
+    /// // 0af7651916cd43dd8448eb211c80319c PUT /items/{id}
+    /// let layer = DbSessionLayer::new(db).transaction_if(unsafe_methods).application_name(|parts| {
+    ///     let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    ///     format!("{} {} {route}", trace_id(parts).unwrap_or("-"), parts.method)
+    /// });
+    /// # let _ = layer; }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the database is not PostgreSQL.
+    #[track_caller]
+    pub fn application_name<F>(mut self, name: F) -> Self
+    where
+        F: Fn(&Parts) -> String + Send + Sync + 'static,
+    {
+        self.begin().application_name(Arc::new(name));
+        self.assert_begin()
+    }
+
     /// Runs statements, made from the request's parts, on a request's connection before its first
     /// statement, and again after [`release`](crate::DbSession::release). Pass values as bound
     /// values, never inside the SQL.

@@ -277,6 +277,8 @@
 //! - **Statements of one session run one after the other.** `join!` of two is not parallel.
 //! - **Tables without transactions keep their rows.** MyISAM, Aria and MEMORY of MySQL and MariaDB ignore
 //!   ROLLBACK, so rows written to them stay after a 4xx, and a failed statement leaves part of its rows.
+//! - **What keeps its own connection does not see the session.** A repository in the state with a
+//!   `DatabaseConnection` in it runs beside the request's transaction. Give it a [`CurrentSession`].
 //! - **SeaORM's metric callbacks and RBAC do not apply.** They belong to `DatabaseConnection`, and
 //!   statements of a session do not pass through it.
 //!
@@ -427,7 +429,7 @@ pub use self::{
     error::Error,
     future::ResponseFuture,
     layer::DbSessionLayer,
-    policy::{grpc_timeout, unsafe_methods, without_body},
+    policy::{grpc_timeout, trace_id, unsafe_methods, without_body},
     pool::{
         Observer, PoolMode, Reset, SessionPool, SessionPoolBuilder, Status, WeakSessionPool,
         observer,
@@ -435,7 +437,8 @@ pub use self::{
     response::{DefaultResponseForError, ResponseForError, error_response, problem_json},
     service::DbSessionService,
     session::{
-        DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionPin, SessionTransaction,
+        CurrentSession, DbSession, DbTx, DefaultDatabase, Outcome, PoolSession, SessionPin,
+        SessionTransaction,
     },
     transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };

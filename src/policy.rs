@@ -1,6 +1,7 @@
 //! [`Policy`]: the settings of a layer, and the plan that they make for a request.
 
 mod begin_rule;
+mod trace_id;
 
 use std::{
     sync::Arc,
@@ -11,6 +12,7 @@ use http::{Version, header, request::Parts};
 use sea_orm::{AccessMode, Statement, TransactionOptions};
 
 pub(crate) use self::begin_rule::BeginRule;
+pub use self::trace_id::trace_id;
 #[cfg(feature = "retry")]
 use crate::session::Tally;
 use crate::{
@@ -103,7 +105,7 @@ impl Policy {
             on_acquire,
         } = self.order_within(parts, left);
         // Outside a transaction, what `on_begin` sets would outlive the request.
-        let otherwise = if on_begin.is_some() {
+        let otherwise = if on_begin.as_ref().is_some_and(|set_up| set_up.is_required) {
             Mode::Transaction(self.options)
         } else {
             Mode::Autocommit

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
-use crate::Error;
+use crate::{Error, pool::Scope};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -55,8 +55,12 @@ struct HoldState {
 enum HoldPhase {
     /// The head has not passed the layer yet. A middleware below the layer has read this many bytes.
     Undecided { read: u64 },
-    /// The body decides.
-    BodyDecides { finish: Finish, terms: Terms },
+    /// The body decides; while it is polled, the session is the current one.
+    BodyDecides {
+        finish: Finish,
+        terms: Terms,
+        scope: Option<Scope>,
+    },
     /// The head has decided.
     HeadDecides,
     /// The session was cut off.
@@ -123,7 +127,12 @@ impl Hold {
     ///
     /// Returns `finish` if the body will not be read to its end from here: it was dropped, or
     /// read, or its `Content-Length` is met. The response is then settled at its head.
-    pub(crate) fn engage(&self, finish: Finish, content_length: Option<u64>) -> Result<(), Finish> {
+    pub(crate) fn engage(
+        &self,
+        finish: Finish,
+        content_length: Option<u64>,
+        scope: Option<Scope>,
+    ) -> Result<(), Finish> {
         let mut state = self.0.lock();
         let HoldPhase::Undecided { read } = state.phase else {
             return Err(finish);
@@ -136,6 +145,7 @@ impl Hold {
         state.phase = HoldPhase::BodyDecides {
             finish,
             terms: Terms { content_length },
+            scope,
         };
         // From here on the reader's time counts (`body_timeout`).
         state.due = Some(Instant::now());
@@ -223,16 +233,19 @@ impl Wake for Shared {
 }
 
 impl HoldGuard {
-    /// Notes that the reader polls, and returns the waker for the inner body.
+    /// Notes that the reader polls, and returns the waker for the inner body, and the scope to poll it in.
     ///
     /// # Errors
     ///
     /// If the session was cut off.
-    pub(super) fn ask(&self, reader: &Waker) -> Result<Waker, Error> {
+    pub(super) fn ask(&self, reader: &Waker) -> Result<(Waker, Option<Scope>), Error> {
         let mut state = self.0.0.lock();
-        if let HoldPhase::CutOff(why) = &state.phase {
-            return Err(why.clone());
-        }
+        let scope = match &state.phase {
+            HoldPhase::CutOff(why) => return Err(why.clone()),
+            HoldPhase::BodyDecides { scope, .. } => scope.clone(),
+            // In the poll of its request, or without a session.
+            _ => None,
+        };
         // The inner body's turn, until it has a frame or wakes its reader.
         state.due = None;
         let is_known = state
@@ -247,7 +260,7 @@ impl HoldGuard {
         drop(state);
         // Not under the lock: with the last waker of a task goes all that the task owns.
         drop(before);
-        Ok(self.0.0.clone().into())
+        Ok((self.0.0.clone().into(), scope))
     }
 
     /// Notes what was read, and returns the terms if this body decides. One step, because the head may pass the

@@ -27,6 +27,8 @@ mod hold;
 mod tests;
 mod withheld;
 
+use crate::pool::Scope;
+
 // The side of the session and the response future.
 pub(crate) use self::hold::{BoxError, End, Finish, Hold, WeakHold};
 
@@ -241,7 +243,11 @@ where
         // With a hold, its own waker goes to the inner body: only so is it known for how long the reader leaves news unread.
         let item = match guard.as_ref().map(|guard| guard.ask(cx.waker())) {
             None => ready!(inner.as_mut().poll_frame(cx)),
-            Some(Ok(waker)) => ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker))),
+            Some(Ok((waker, scope))) => {
+                // Not longer than this poll.
+                let _scope = scope.map(Scope::enter);
+                ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker)))
+            }
             Some(Err(why)) => return Poll::Ready(Read::Failed(BodyError::CutOff(why).into())),
         };
         let ended = match &item {

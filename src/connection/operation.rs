@@ -135,6 +135,8 @@ pub(crate) struct BeginSetUp {
     pub(crate) settings: Settings,
     /// After it.
     pub(crate) statements: Vec<Statement>,
+    /// It has to hold for all that runs, so that the session is in a transaction for good.
+    pub(crate) is_required: bool,
 }
 
 impl Begin {

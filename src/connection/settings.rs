@@ -15,6 +15,8 @@ pub(crate) struct Settings {
     pub(super) lock_timeout: Option<Duration>,
     /// Names and values of PostgreSQL's parameters, each name once.
     parameters: Vec<(Cow<'static, str>, String)>,
+    /// For `pg_stat_activity`; unlike a parameter, nothing depends on it.
+    application_name: Option<String>,
 }
 
 impl Settings {
@@ -22,12 +24,17 @@ impl Settings {
         Self {
             statement_timeout: statement,
             lock_timeout: lock,
-            parameters: Vec::new(),
+            ..Self::default()
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        !self.has_timeouts() && self.parameters.is_empty()
+        !self.is_required() && self.application_name.is_none()
+    }
+
+    /// Returns whether there are any that what runs depends on.
+    pub(crate) fn is_required(&self) -> bool {
+        self.has_timeouts() || !self.parameters.is_empty()
     }
 
     fn has_timeouts(&self) -> bool {
@@ -41,10 +48,15 @@ impl Settings {
         self.parameters.push((name, value));
     }
 
+    pub(crate) fn name(&mut self, application: &str) {
+        self.application_name = Some(shown_name(application));
+    }
+
     /// Adds the settings of a layer further in, which count where both have one.
     pub(crate) fn add(&mut self, inner: Self) {
         self.statement_timeout = inner.statement_timeout.or(self.statement_timeout);
         self.lock_timeout = inner.lock_timeout.or(self.lock_timeout);
+        self.application_name = inner.application_name.or(self.application_name.take());
         for (name, value) in inner.parameters {
             self.set(name, value);
         }
@@ -52,7 +64,8 @@ impl Settings {
 
     /// Checks that a transaction of `backend` can have them.
     pub(crate) fn check(&self, backend: DbBackend) -> Result<(), Kind> {
-        if backend != DbBackend::Postgres && !self.parameters.is_empty() {
+        let is_local = self.application_name.is_some() || !self.parameters.is_empty();
+        if backend != DbBackend::Postgres && is_local {
             return Err(Kind::NoLocalSettings);
         }
         if backend == DbBackend::Sqlite && self.statement_timeout.is_some() {
@@ -86,6 +99,10 @@ impl Settings {
             text.push_str(",true)");
             Ok(())
         };
+        // First, so that a parameter of the same name counts.
+        if let Some(name) = &self.application_name {
+            set("application_name", name)?;
+        }
         for (name, value) in &self.parameters {
             set(name, value)?;
         }
@@ -137,6 +154,18 @@ impl Settings {
         }
         text
     }
+}
+
+/// Returns what PostgreSQL shows of a name: printable ASCII, and 63 bytes of it
+/// (<https://www.postgresql.org/docs/current/runtime-config-logging.html#GUC-APPLICATION-NAME>).
+fn shown_name(name: &str) -> String {
+    const LENGTH: usize = 63;
+    // Replaced here, as PostgreSQL 15 does: later ones write several characters for one.
+    let shown = name.chars().map(|c| match c {
+        ' '..='~' => c,
+        _ => '?',
+    });
+    shown.take(LENGTH).collect()
 }
 
 /// As many seconds as InnoDB takes for no limit at all.

@@ -41,6 +41,8 @@ kinds! {
         NoRuntime = "there is no tokio runtime here: a session needs one to acquire its connection";
         PoolDeadlock = "every connection of the pool is held by a request or a job that is waiting for a second one, so none of them could continue: use one session per request, `release()` it before you take another, or use the plain DatabaseConnection with `reserved_connections`";
 
+        NoCurrentSession = "there is no current session here: a `CurrentSession` finds the session of the request that polls it, below a `tower_sea_orm::DbSessionLayer` (with the same tag, if it has one); in a spawned task or a hook, run the work in `session.scope(…)` or `pool.transaction(…)`, or build it with `or_own_session()`";
+
         // The session's end.
         SessionClosed = "session closed: its request has ended; for work that outlives the request, take `session.pool()` and open another session";
         Reclaimed = "the session held its connection for longer than `hold_timeout`, so the connection was taken away and open work rolled back: do less in one request, or `release()` the session while you wait for something else";
@@ -104,7 +106,7 @@ kinds! {
         InvalidHold = "`hold_slow_threshold`, `hold_timeout` and `body_timeout` cannot be zero: every session would exceed them immediately (`Duration::MAX` turns them off)";
         CannotClose = "`on_acquire` closes a connection after its request, which an in-memory SQLite database or a mock does not survive: use `on_begin`";
         InvalidSettingName = "`set_local` needs the name of a setting, as `app.tenant`: letters, digits, `_` and `$` between dots, and no digit or `$` first";
-        NoLocalSettings = "`set_local` and `search_path` need PostgreSQL: on MySQL, MariaDB and SQLite, no setting ends with its transaction";
+        NoLocalSettings = "`set_local`, `search_path` and `application_name` need PostgreSQL: on MySQL, MariaDB and SQLite, no setting ends with its transaction";
         NoStatementTimeout = "SQLite has no `statement_timeout`: end long work by `hold_timeout`, or leave it out for this database";
         NothingToRollBack = "a mock or proxy has no transaction to roll back: a test on one needs no `TestPool`";
         NeverLent = "`Reset::SessionStateAlways` takes every statement for one that leaves session state behind, so that `PoolMode::Transaction` could lend nothing: use one of the two";

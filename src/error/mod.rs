@@ -292,9 +292,13 @@ impl Error {
         )
     }
 
-    /// Returns whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler.
+    /// Returns whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler, or a
+    /// [`CurrentSession`](crate::CurrentSession) was used outside the requests of one.
     pub fn is_missing_layer(&self) -> bool {
-        matches!(self.kind, Kind::MissingLayer | Kind::NoSession)
+        matches!(
+            self.kind,
+            Kind::MissingLayer | Kind::NoSession | Kind::NoCurrentSession
+        )
     }
 
     /// Returns whether [`DbSessionLayer::by`](crate::DbSessionLayer::by) has picked no pool for a request.

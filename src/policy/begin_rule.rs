@@ -18,6 +18,7 @@ pub(crate) struct BeginRule {
     statement_timeout: Option<Duration>,
     lock_timeout: Option<Duration>,
     parameters: Vec<(Cow<'static, str>, Value)>,
+    application_name: Option<Value>,
 }
 
 /// A setting's value for a request.
@@ -47,6 +48,10 @@ impl BeginRule {
         self.parameters.push((name, value));
     }
 
+    pub(crate) fn application_name(&mut self, name: Value) {
+        self.application_name = Some(name);
+    }
+
     /// # Panics
     ///
     /// If `backend` cannot do this.
@@ -55,6 +60,9 @@ impl BeginRule {
         let mut settings = self.timeouts();
         for (name, _) in &self.parameters {
             settings.set(name.clone(), String::new());
+        }
+        if self.application_name.is_some() {
+            settings.name("");
         }
         if let Err(kind) = settings.check(backend) {
             panic!("{}", Error::from(kind));
@@ -70,11 +78,15 @@ impl BeginRule {
         for (name, value) in &self.parameters {
             settings.set(name.clone(), value(parts));
         }
+        if let Some(name) = &self.application_name {
+            settings.name(&name(parts));
+        }
         if settings.is_empty() && self.statements.is_none() {
             return None;
         }
         let statements = self.statements.as_ref();
         Some(BeginSetUp {
+            is_required: settings.is_required() || statements.is_some(),
             settings,
             statements: statements.map(|set_up| set_up(parts)).unwrap_or_default(),
         })

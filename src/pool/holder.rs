@@ -1,6 +1,7 @@
 //! [`Holder`]: a session, as its pool sees it, and the request that is being polled.
 
 use std::{
+    any::Any,
     cell::RefCell,
     collections::HashSet,
     sync::{
@@ -16,7 +17,7 @@ use super::driver_pool::DriverPool;
 use crate::{connection::CancelHandle, error::Kind};
 
 /// A session, as its pool sees it.
-pub(crate) trait Holder: Send + Sync {
+pub(crate) trait Holder: Any + Send + Sync {
     /// Returns the outermost session of the request it was opened in.
     fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>>;
 

@@ -40,6 +40,7 @@ mod probe;
 mod reaper;
 mod registry;
 mod release;
+mod scope;
 mod second_window;
 mod slot;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool is one
@@ -67,6 +68,7 @@ pub(crate) use self::{
     inner::PoolInner,
     observer::{Acquired, Executed, Observers, Released, SessionEnded},
     options::Settings,
+    scope::{InScope, Scope},
     test_transaction::Hook,
     waiters::Claim,
 };

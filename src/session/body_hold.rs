@@ -111,11 +111,12 @@ impl SessionGuard {
         last.headers.clone_from(&head.headers);
         // Set before the body decides, so that a cut-off in between finds the body to break off.
         self.core.lock().body_hold = Some(hold.downgrade());
+        let scope = self.scope();
         // Shared, so that it can be taken back if the body turns out to have ended.
         let core = self.core.clone();
         let guard = Arc::new(Mutex::new(Some(self)));
         // With the length, since a body whose last byte is known need not be asked for its end (H24).
-        match hold.engage(finish(guard.clone(), last), length) {
+        match hold.engage(finish(guard.clone(), last), length, Some(scope)) {
             Ok(()) => {
                 lend::offer(&core);
                 Ok(())

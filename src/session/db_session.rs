@@ -1,6 +1,13 @@
 //! [`DbSession`]: the handle that a handler uses.
 
-use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
+use std::{
+    any::TypeId,
+    fmt,
+    future::{Future, poll_fn},
+    marker::PhantomData,
+    pin::pin,
+    sync::Arc,
+};
 
 #[cfg(feature = "_sqlx")]
 use futures_util::future::BoxFuture;
@@ -42,7 +49,7 @@ use crate::{
     body::SessionBody,
     connection::Operation,
     error::{Error, Kind},
-    pool::{CountedSession, SessionPool},
+    pool::{CountedSession, Scope, SessionPool},
 };
 
 #[cfg(feature = "_sqlx")]
@@ -566,6 +573,48 @@ impl<Tag> DbSession<Tag> {
         hold_body(&self.core, body)
     }
 
+    /// Polls `future` with this session as the current one, by which a [`CurrentSession`](crate::CurrentSession) finds it
+    /// there. A request's own future is polled so anyway: this is for a spawned task, for a session from
+    /// [`SessionPool::session`], and for work in a second session beside the request's.
+    ///
+    /// The session's life stays what it is: once its request has ended, statements of a task fail with *session closed*.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlx-sqlite")]
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// use sea_orm::{ConnectionTrait, Database};
+    /// use tower_sea_orm::{CurrentSession, SessionPool};
+    ///
+    /// let pool = SessionPool::new(Database::connect("sqlite::memory:").await?);
+    /// let db: CurrentSession = CurrentSession::new(pool.clone());
+    /// let job = tokio::spawn(async move {
+    ///     let session = pool.session().await?;
+    ///     session.scope(async { db.execute_unprepared("CREATE TABLE item (id integer)").await }).await
+    /// });
+    /// # job.await.unwrap()?;
+    /// # Ok::<(), sea_orm::DbErr>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of `future`.
+    pub fn scope<F>(&self, future: F) -> impl Future<Output = F::Output> + use<Tag, F>
+    where
+        F: Future,
+        Tag: 'static,
+    {
+        let scope = Scope::new(Some(TypeId::of::<Tag>()), self.core.clone());
+        async move {
+            let mut future = pin!(future);
+            poll_fn(|cx| {
+                let _scope = scope.clone().enter();
+                future.as_mut().poll(cx)
+            })
+            .await
+        }
+    }
+
     #[cfg(feature = "sqlx-postgres")]
     raw_access!(with_postgres, Postgres, sqlx::PgConnection, "PostgreSQL");
     #[cfg(feature = "sqlx-mysql")]
@@ -573,15 +622,19 @@ impl<Tag> DbSession<Tag> {
     #[cfg(feature = "sqlx-sqlite")]
     raw_access!(with_sqlite, Sqlite, sqlx::SqliteConnection, "SQLite");
 
-    pub(super) fn guarded(core: Arc<Core>, counted: CountedSession<'_>) -> (Self, SessionGuard) {
-        let guard = SessionGuard::new(core.clone(), counted);
-        (
-            Self {
-                core,
-                tag: PhantomData,
-            },
-            guard,
-        )
+    pub(super) fn guarded(core: Arc<Core>, counted: CountedSession<'_>) -> (Self, SessionGuard)
+    where
+        Tag: 'static,
+    {
+        let tag = (!core.origin.is_job()).then(TypeId::of::<Tag>);
+        let guard = SessionGuard::new(core.clone(), tag, counted);
+        (Self::over(core), guard)
+    }
+
+    /// A handle to the session.
+    pub(super) fn over(core: Arc<Core>) -> Self {
+        let tag = PhantomData;
+        Self { core, tag }
     }
 
     /// Returns whether the session still has to acquire its connection.

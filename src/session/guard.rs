@@ -1,6 +1,7 @@
 //! [`SessionGuard`]: ends the session of a request, however the request ends.
 
 use std::{
+    any::TypeId,
     fmt,
     pin::Pin,
     sync::{Arc, Weak, atomic::Ordering},
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    pool::{self, CountedSession, Entered, Key},
+    pool::{self, CountedSession, Entered, InScope, Key, Scope},
     telemetry::Usage,
 };
 
@@ -28,11 +29,13 @@ pub(crate) struct SessionGuard {
     pub(super) core: Arc<Core>,
     /// The entry of a session without a connection in its pool's register, which `close` looks at.
     direct: Option<Key>,
+    /// The session's tag, by which what its request polls finds it; `None` for a job.
+    tag: Option<TypeId>,
 }
 
 impl SessionGuard {
     /// The session that was `counted` ends with the guard.
-    pub(super) fn new(core: Arc<Core>, counted: CountedSession<'_>) -> Self {
+    pub(super) fn new(core: Arc<Core>, tag: Option<TypeId>, counted: CountedSession<'_>) -> Self {
         // From here on, the guard's `Drop` uncounts it.
         counted.begin();
         let holder: Weak<Core> = Arc::downgrade(&core);
@@ -40,13 +43,19 @@ impl SessionGuard {
             .pool()
             .is_direct()
             .then(|| core.pool().note_direct(holder));
-        Self { core, direct }
+        Self { core, direct, tag }
     }
 
     /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped. A second
-    /// session of the same pool has to count as this request's: one that waits for it is a deadlock.
-    pub(crate) fn enter(&self) -> Option<Entered> {
-        self.core.request_holder().map(pool::enter)
+    /// session of the same pool has to count as this request's: one that waits for it is a deadlock. What runs on this thread
+    /// meanwhile finds the session as the current one.
+    pub(crate) fn enter(&self) -> (InScope, Option<Entered>) {
+        let request = self.core.request_holder().map(pool::enter);
+        (self.scope().enter(), request)
+    }
+
+    pub(super) fn scope(&self) -> Scope {
+        Scope::new(self.tag, self.core.clone())
     }
 
     /// Polls the future that the session was opened for. Sessions opened meanwhile are its request's; if it waits for

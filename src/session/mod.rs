@@ -4,6 +4,7 @@ mod acquire;
 mod body_hold;
 mod call;
 mod core;
+mod current;
 mod db_session;
 mod detach;
 mod early_end;
@@ -57,6 +58,7 @@ pub(crate) use self::{
     settle::{Ended, Settlement},
 };
 pub use self::{
+    current::CurrentSession,
     db_session::{DbSession, DefaultDatabase},
     outcome::Outcome,
     pin::SessionPin,

@@ -24,7 +24,7 @@ pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
         return Err(Kind::TransactionBegun);
     }
     // The settings that these statements make, such as a tenant's for row-level security, must hold for all that runs.
-    if mode == Mode::Autocommit && state.rules.on_begin.is_some() {
+    if mode == Mode::Autocommit && is_required(state.rules.on_begin.as_deref()) {
         return Err(Kind::MustBeTransaction);
     }
     state.rules.mode = mode;
@@ -38,9 +38,11 @@ pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
         set_up.settings.check(core.pool().backend())?;
     }
     match order.mode {
-        Some(Mode::Autocommit) if order.on_begin.is_some() => return Err(Kind::MustBeTransaction),
+        Some(Mode::Autocommit) if is_required(order.on_begin.as_ref()) => {
+            return Err(Kind::MustBeTransaction);
+        }
         Some(mode) => set_mode(core, mode)?,
-        None if order.on_begin.is_some() => core.lock().rules.need_transaction(),
+        None if is_required(order.on_begin.as_ref()) => core.lock().rules.need_transaction(),
         None => {}
     }
     let mut state = core.lock();
@@ -63,7 +65,7 @@ pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
 /// Returns an error if it is too late for statements that set up the transaction or the connection: they would not
 /// run before what has run already.
 fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
-    if order.on_begin.is_some() && state.stack.has_begun() {
+    if is_required(order.on_begin.as_ref()) && state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }
     let is_used = !state.fresh && !matches!(state.slot, Slot::Empty);
@@ -73,10 +75,16 @@ fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
     Ok(())
 }
 
+/// Returns whether what BEGIN brings along must hold for all that runs.
+fn is_required(set_up: Option<&BeginSetUp>) -> bool {
+    set_up.is_some_and(|set_up| set_up.is_required)
+}
+
 /// Adds what a layer further in brings along.
 fn add(set_up: &mut Option<Arc<BeginSetUp>>, inner: Option<BeginSetUp>) {
     let Some(inner) = inner else { return };
     let mut sum = set_up.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+    sum.is_required |= inner.is_required;
     sum.settings.add(inner.settings);
     sum.statements.extend(inner.statements);
     *set_up = Some(Arc::new(sum));

@@ -171,6 +171,10 @@ impl Origin {
         matches!(self.opened_for, OpenedFor::Request(_))
     }
 
+    pub(super) fn is_job(&self) -> bool {
+        matches!(self.opened_for, OpenedFor::Job)
+    }
+
     /// Returns whether it is a request's, or of one.
     pub(super) fn is_of_request(&self) -> bool {
         self.is_request() || self.label().is_some()

@@ -163,7 +163,7 @@ impl SessionPool {
         Ran { result, undone_by }
     }
 
-    pub(crate) async fn eager_session<Tag>(
+    pub(crate) async fn eager_session<Tag: 'static>(
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
@@ -196,7 +196,7 @@ impl SessionPool {
         clippy::result_large_err,
         reason = "a plan on its way, which a box would cost an allocation"
     )]
-    pub(crate) fn try_session<Tag>(
+    pub(crate) fn try_session<Tag: 'static>(
         &self,
         plan: Plan,
         acquires: bool,

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     call::{Call, OpenStream},
     core::Core,
+    guard::SessionGuard,
     pass_through::{self, PassedRows},
     slot::Slot,
     stack::Caller,
@@ -36,7 +37,11 @@ const BUFFERED: usize = 16;
 /// session's next statement waits for that. An error during this is logged at WARN; in a transaction,
 /// nothing is committed after it.
 #[must_use = "streams do nothing unless polled"]
-pub struct SessionStream<'a>(Inner<'a>);
+pub struct SessionStream<'a> {
+    inner: Inner<'a>,
+    /// The guard of a session that was opened for it alone. Declared last: the stream is closed before its session.
+    own: Option<Box<SessionGuard>>,
+}
 
 enum Inner<'a> {
     /// The call runs the statement and sends its rows; both are polled here.
@@ -83,7 +88,7 @@ impl<'a> SessionStream<'a> {
         let mut call = start(core, request).await?;
         // The stream is open for as long as it may be read, which is longer than its call runs.
         let open = call.take_open();
-        Ok(Self(Inner::Pinned {
+        Ok(Self::new(Inner::Pinned {
             call: Some(call),
             rows,
             failure: None,
@@ -95,7 +100,17 @@ impl<'a> SessionStream<'a> {
         // On this path nothing else says so: there is no call in the slot.
         core.lock().streaming = true;
         let open = Some(OpenStream(core.clone()));
-        Self(Inner::Through { rows, open })
+        Self::new(Inner::Through { rows, open })
+    }
+
+    fn new(inner: Inner<'a>) -> Self {
+        Self { inner, own: None }
+    }
+
+    /// Has it end the session that was opened for it, if there is one.
+    pub(super) fn keeping(mut self, own: Option<Box<SessionGuard>>) -> Self {
+        self.own = own;
+        self
     }
 }
 
@@ -103,7 +118,7 @@ impl Stream for SessionStream<'_> {
     type Item = Result<QueryResult, DbErr>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let (call, rows, failure, open) = match &mut self.0 {
+        let (call, rows, failure, open) = match &mut self.inner {
             Inner::Through { rows, open } => {
                 let row = ready!(rows.as_mut().poll_next(cx));
                 // Not when the stream is dropped: after the last row, others may run while it is still there.
@@ -156,7 +171,7 @@ impl Drop for SessionStream<'_> {
         if let Inner::Pinned {
             failure: Some(error),
             ..
-        } = &self.0
+        } = &self.inner
         {
             telemetry::stream_failed_unheard(error);
         }

@@ -11,6 +11,7 @@ use super::{
     core::Core,
     early_end::answered,
     end,
+    guard::SessionGuard,
     hooks::After,
     pass_through,
     stack::{Caller, TransactionId},
@@ -33,6 +34,8 @@ pub struct SessionTransaction {
     through: Option<DatabaseTransaction>,
     /// BEGIN has been answered.
     has_begun: bool,
+    /// The guard of a session that was opened for it alone. Declared last: the transaction ends before its session.
+    own: Option<Box<SessionGuard>>,
 }
 
 impl SessionTransaction {
@@ -169,6 +172,7 @@ impl SessionTransaction {
                 id,
                 through: Some(transaction),
                 has_begun: true,
+                own: None,
             });
         }
         // The handle is there before BEGIN is sent (H1, H5b): dropped meanwhile, it rolls back. sqlx leaves
@@ -179,6 +183,7 @@ impl SessionTransaction {
             id,
             through: None,
             has_begun: false,
+            own: None,
         };
         let request = CallRequest {
             opens: Some(id),
@@ -187,6 +192,12 @@ impl SessionTransaction {
         start(&transaction.core, request).await?.await?;
         transaction.has_begun = true;
         Ok(transaction)
+    }
+
+    /// Has it end the session that was opened for it, if there is one.
+    pub(super) fn keeping(mut self, own: Option<Box<SessionGuard>>) -> Self {
+        self.own = own;
+        self
     }
 
     pub(super) fn handle(&self) -> Handle<'_> {

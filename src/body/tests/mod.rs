@@ -232,7 +232,10 @@ fn refused(result: Result<(), Finish>) -> bool {
 }
 
 fn engaged(hold: &Hold, finish: Finish, content_length: Option<u64>) {
-    assert!(!refused(hold.engage(finish, content_length)), "{hold:?}");
+    assert!(
+        !refused(hold.engage(finish, content_length, None)),
+        "{hold:?}"
+    );
 }
 
 /// One frame as a text: `data:…`, `trailers:…`, `error:…` or `end`.

@@ -1,5 +1,6 @@
 //! `DbSession` in a handler: G2 and G16.
 
+mod current;
 mod hot_path;
 mod lost_connection;
 mod polling;

@@ -1,6 +1,7 @@
 //! Transactions: G7, G8 and G12.
 
 mod aborted;
+mod application_name;
 mod chained;
 mod commit_in_handler;
 mod commit_when;

@@ -127,12 +127,20 @@ async fn a_transaction_costs_its_statements_and_two_more() {
             Some(IsolationLevel::Serializable),
             Some(AccessMode::ReadOnly),
         );
-        for (what, layer) in [
+        let mut layers = vec![
             ("plain", plain),
             ("isolated", isolated),
             ("read only", read_only),
             ("both", both),
-        ] {
+        ];
+        if kind == Kind::Postgres {
+            let named = wire.layer().transaction();
+            layers.push((
+                "named",
+                named.application_name(|parts| parts.uri.to_string()),
+            ));
+        }
+        for (what, layer) in layers {
             for statements in [1, 3] {
                 for way in ["ok", "fail"] {
                     let cost = wire
