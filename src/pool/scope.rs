@@ -4,7 +4,10 @@ use std::{
     any::{Any, TypeId},
     cell::RefCell,
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::holder::Holder;
@@ -17,6 +20,10 @@ pub(crate) struct Scope {
     session: Arc<dyn Holder>,
 }
 
+/// Something in this process looks for current sessions. Until then, requests are spared the scopes: two for each cost some
+/// 400 instructions.
+static IS_LOOKED_FOR: AtomicBool = AtomicBool::new(false);
+
 thread_local! {
     // One for the thread, whose memory is kept: a request costs no allocation by it.
     /// The scopes that this thread is in, innermost last.
@@ -27,6 +34,15 @@ impl Scope {
     /// A scope in which `session` is found under the tag.
     pub(crate) fn new(tag: Option<TypeId>, session: Arc<dyn Holder>) -> Self {
         Self { tag, session }
+    }
+
+    /// From here on, requests enter their scopes.
+    pub(crate) fn look() {
+        IS_LOOKED_FOR.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_looked_for() -> bool {
+        IS_LOOKED_FOR.load(Ordering::Relaxed)
     }
 
     pub(crate) fn tag(&self) -> Option<TypeId> {

@@ -626,7 +626,7 @@ impl<Tag> DbSession<Tag> {
     where
         Tag: 'static,
     {
-        let tag = (!core.origin.is_job()).then(TypeId::of::<Tag>);
+        let tag = (!core.origin.is_job()).then_some(TypeId::of::<Tag> as fn() -> TypeId);
         let guard = SessionGuard::new(core.clone(), tag, counted);
         (Self::over(core), guard)
     }

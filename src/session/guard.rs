@@ -30,12 +30,17 @@ pub(crate) struct SessionGuard {
     /// The entry of a session without a connection in its pool's register, which `close` looks at.
     direct: Option<Key>,
     /// The session's tag, by which what its request polls finds it; `None` for a job.
-    tag: Option<TypeId>,
+    // A function, which is a third of the size.
+    tag: Option<fn() -> TypeId>,
 }
 
 impl SessionGuard {
     /// The session that was `counted` ends with the guard.
-    pub(super) fn new(core: Arc<Core>, tag: Option<TypeId>, counted: CountedSession<'_>) -> Self {
+    pub(super) fn new(
+        core: Arc<Core>,
+        tag: Option<fn() -> TypeId>,
+        counted: CountedSession<'_>,
+    ) -> Self {
         // From here on, the guard's `Drop` uncounts it.
         counted.begin();
         let holder: Weak<Core> = Arc::downgrade(&core);
@@ -49,13 +54,13 @@ impl SessionGuard {
     /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped. A second
     /// session of the same pool has to count as this request's: one that waits for it is a deadlock. What runs on this thread
     /// meanwhile finds the session as the current one.
-    pub(crate) fn enter(&self) -> (InScope, Option<Entered>) {
-        let request = self.core.request_holder().map(pool::enter);
-        (self.scope().enter(), request)
+    pub(crate) fn enter(&self) -> (Option<InScope>, Option<Entered>) {
+        let scope = Scope::is_looked_for().then(|| self.scope().enter());
+        (scope, self.core.request_holder().map(pool::enter))
     }
 
     pub(super) fn scope(&self) -> Scope {
-        Scope::new(self.tag, self.core.clone())
+        Scope::new(self.tag.map(|tag| tag()), self.core.clone())
     }
 
     /// Polls the future that the session was opened for. Sessions opened meanwhile are its request's; if it waits for

@@ -91,8 +91,8 @@ use crate::{
 /// A transaction from `begin()` is a nested one of the current session, as with [`DbSession`]: pass it to the code that is
 /// to run in it. While it is open, statements that do not go through it are refused.
 ///
-/// It costs requests nothing that do not use it, but for some thirty instructions per poll; a statement costs one look into
-/// the thread's own memory.
+/// Create it when the service starts: requests only make their sessions known from then on, so that services without one
+/// pay nothing for it. Those with one pay some 400 instructions for each request, and no allocation.
 pub struct CurrentSession<Tag = DefaultDatabase> {
     pool: SessionPool,
     /// Outside a request, each call opens a session.
@@ -123,6 +123,7 @@ impl<Tag> CurrentSession<Tag> {
     /// As [`new`](CurrentSession::new).
     #[track_caller]
     pub fn tagged(pool: impl Into<SessionPool>) -> Self {
+        Scope::look();
         Self {
             pool: pool.into(),
             opens_own: false,
