@@ -138,8 +138,9 @@ where
         let mut responder = Responder::new(respond, &parts, policy.response);
         #[cfg(feature = "retry")]
         responder.join_tally(&parts);
-        let picked = match policy.pick(&parts, pool) {
-            Ok(picked) => picked,
+        // The predicates see the request as it came in, before it has a session.
+        let (picked, plan) = match policy.route(&parts, pool) {
+            Ok(routed) => routed,
             Err(error) => {
                 let state = State::Refused(error);
                 return Self { state, responder };
@@ -148,8 +149,6 @@ where
         let pool = picked.as_ref().unwrap_or(pool);
         // Pass-through sessions have no connection to check out.
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
-        // The predicates see the request as it came in, before it has a session.
-        let plan = policy.plan(&parts);
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
             Ok(own) => State::serving(inner, request, Some(own)),

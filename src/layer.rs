@@ -3,6 +3,8 @@
 use std::{borrow::Cow, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use http::{Response, request::Parts, response};
+#[cfg(feature = "replicas")]
+use sea_orm::DbBackend;
 use sea_orm::{DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
@@ -12,6 +14,8 @@ use crate::{
     policy::{BeginRule, Checkout, Policy, Transactions},
     response::DefaultResponseForError,
 };
+#[cfg(feature = "replicas")]
+use crate::{error::Kind, replicas::Replicas};
 
 /// Gives every request to the wrapped service a [`DbSession`](crate::DbSession), and takes the
 /// connection back however the request ends.
@@ -487,6 +491,53 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     {
         self.policy().by = Some(Arc::new(pick));
         self
+    }
+
+    /// Has requests that read do so on the replicas of a PostgreSQL cluster, and clients see their own writes there.
+    ///
+    /// A request with a safe method gets a session in a READ ONLY transaction on a replica, or on the primary if no replica
+    /// can serve it. A handler of such a request that takes a [`DbTx`](crate::DbTx), or one that is inside a
+    /// [`TransactionLayer`](crate::TransactionLayer) whose transactions write, gets the primary. All other requests get it as well,
+    /// with the layer's own settings. A COMMIT tells the position that it has made in its own round trip; where statements commit one by one, the request
+    /// asks for it at its end, which is one round trip more: see [`transaction_if`](Self::transaction_if).
+    ///
+    /// [`Replicas`] describes the cluster. With [held bodies](Self::hold_until_body_end), the position is not known yet when the
+    /// response's head leaves: then the client's next reads go to the primary.
+    ///
+    /// # Panics
+    ///
+    /// If the layer's pool is not the primary's, a replica's pool is the primary's, a database is not PostgreSQL, there is no replica, or
+    /// [`by`](Self::by) picks the pools.
+    #[cfg(feature = "replicas")]
+    #[track_caller]
+    pub fn replicas(mut self, replicas: Replicas) -> Self {
+        if let Err(kind) = self.check_replicas(&replicas) {
+            panic!("{}", Error::from(kind));
+        }
+        self.policy().replicas = Some(replicas);
+        self
+    }
+
+    #[cfg(feature = "replicas")]
+    fn check_replicas(&self, replicas: &Replicas) -> Result<(), Kind> {
+        let own = self.pool.inner();
+        if self.policy.by.is_some() {
+            return Err(Kind::ReplicasAndBy);
+        }
+        if !own.driver().is_same(replicas.primary().inner().driver()) {
+            return Err(Kind::NotThePrimary);
+        }
+        let mut pools = replicas.pools().map(|(_, pool)| pool.inner());
+        if replicas.pools().next().is_none()
+            || pools.any(|pool| pool.driver().is_same(own.driver()))
+        {
+            return Err(Kind::NoReplica);
+        }
+        let mut all = replicas.pools().map(|(_, pool)| pool.inner()).chain([own]);
+        if all.any(|pool| pool.is_direct() || pool.backend() != DbBackend::Postgres) {
+            return Err(Kind::ReplicasOfPostgres);
+        }
+        Ok(())
     }
 
     /// Sets for how long its sessions keep their connections. Default: as the pool's

@@ -398,6 +398,9 @@ mod metrics;
 mod opentelemetry;
 mod policy;
 mod pool;
+mod position;
+#[cfg(feature = "replicas")]
+mod replicas;
 mod response;
 #[cfg(feature = "retry")]
 mod retry;
@@ -442,6 +445,13 @@ pub use self::{
     },
     transaction::{TransactionFuture, TransactionLayer, TransactionService},
 };
+#[cfg(feature = "replicas")]
+pub use self::{
+    position::{ParsePositionError, Position},
+    replicas::{
+        OutOfUse, PositionCarrier, PositionCookie, PositionHeader, ReplicaStatus, Replicas,
+    },
+};
 
 /// Guides: an index, modes and transactions, recipes, operating, telemetry, troubleshooting, and pages for those who come from elsewhere.
 pub mod guide {
@@ -474,6 +484,10 @@ pub mod guide {
 
     #[doc = include_str!("guide/operating.md")]
     pub mod operating {}
+
+    #[doc = include_str!("guide/scaling_out.md")]
+    #[cfg(feature = "replicas")]
+    pub mod scaling_out {}
 
     #[doc = include_str!("guide/telemetry.md")]
     pub mod telemetry {}

@@ -13,6 +13,8 @@ use sea_orm::{AccessMode, Statement, TransactionOptions};
 
 pub(crate) use self::begin_rule::BeginRule;
 pub use self::trace_id::trace_id;
+#[cfg(feature = "replicas")]
+use crate::replicas::Replicas;
 #[cfg(feature = "retry")]
 use crate::session::Tally;
 use crate::{
@@ -39,6 +41,8 @@ pub(crate) struct Policy {
     pub(crate) deadline: Option<Deadline>,
     /// `None`: the layer's own.
     pub(crate) by: Option<PickPool>,
+    #[cfg(feature = "replicas")]
+    pub(crate) replicas: Option<Replicas>,
 }
 
 /// Which requests run in a transaction.
@@ -116,6 +120,7 @@ impl Policy {
             on_begin: on_begin.map(Arc::new),
             on_acquire: on_acquire.map(Into::into),
             pool_mode,
+            replication: None,
             // A deadline that no clock can show is none.
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
@@ -131,6 +136,52 @@ impl Policy {
             rules,
             opened_for: OpenedFor::Request(label),
         }
+    }
+
+    /// Returns the pool that is picked for a request, `None` for the layer's `own`, and the plan for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`pick`](Self::pick).
+    pub(crate) fn route(
+        &self,
+        parts: &Parts,
+        own: &SessionPool,
+    ) -> Result<(Option<SessionPool>, Plan), Error> {
+        let picked = self.pick(parts, own)?;
+        let plan = self.plan(parts);
+        #[cfg(feature = "replicas")]
+        if let Some(replicas) = &self.replicas {
+            return Ok(self.route_by(replicas, parts, plan));
+        }
+        Ok((picked, plan))
+    }
+
+    #[cfg(feature = "replicas")]
+    fn route_by(
+        &self,
+        replicas: &Replicas,
+        parts: &Parts,
+        mut plan: Plan,
+    ) -> (Option<SessionPool>, Plan) {
+        let rules = &mut plan.rules;
+        let reads = TransactionOptions {
+            access_mode: Some(AccessMode::ReadOnly),
+            ..self.options
+        };
+        // For a request that is to read and writes nevertheless, the layer's rule for other reads does not count.
+        let writes = match rules.mode {
+            Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly) => {
+                Mode::Transaction(self.options)
+            }
+            mode => mode,
+        };
+        let (pool, replication) = replicas.route(parts, writes);
+        if replication.reads_only() {
+            rules.mode = Mode::Transaction(reads);
+        }
+        rules.replication = Some(replication);
+        (pool, plan)
     }
 
     /// Returns the settings to apply to a session that an outer layer has opened.

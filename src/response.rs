@@ -281,6 +281,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
                 response
             }
         };
+        response = guard.store_position(&ended, response);
         self.tell(&mut response, ended, guard.usage(), is_undone);
         response
     }

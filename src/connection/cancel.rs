@@ -267,7 +267,7 @@ impl Wake for CancelHandle {
 impl CancelHandle {
     /// Learns how to stop the connection's statements, if it is not known: one round trip.
     pub(super) async fn identify(&self, peer: Peer, link: &mut Link) -> Result<(), DbErr> {
-        let inside = link.driver.depth() > 0;
+        let inside = link.counted() > 0;
         if !inside {
             self.outside();
         }

@@ -23,6 +23,8 @@ pub(super) struct Link {
     pub(super) is_autocommit_proven: bool,
     /// The network may have forgotten it, as the first BEGIN will show.
     pub(super) is_doubted: bool,
+    /// sqlx counts a transaction that was committed in a text of ours.
+    is_overcounted: bool,
 }
 
 /// The condition of a connection between two calls.
@@ -74,15 +76,20 @@ impl Link {
             // Only MySQL has a setting for it.
             is_autocommit_proven: backend != DbBackend::MySql,
             is_doubted: false,
+            is_overcounted: false,
         }
     }
 
     /// The number of transactions (the outermost and its savepoints) that the session has open.
     pub(super) fn depth(&self) -> usize {
-        self.driver
-            .depth()
+        self.counted()
             // The test's own is none of the session's.
             .saturating_sub(usize::from(self.is_test()))
+    }
+
+    /// The number of transactions that are open on the driver's connection, a test's own among them.
+    pub(super) fn counted(&self) -> usize {
+        self.driver.depth() - usize::from(self.is_overcounted)
     }
 
     pub(super) fn is_test(&self) -> bool {
@@ -113,8 +120,9 @@ impl Link {
 
     /// Opens a transaction, with `statement` if there is one.
     pub(super) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
-        let begun = self.driver.begin(statement);
-        if !mem::take(&mut self.is_doubted) {
+        let is_doubted = mem::take(&mut self.is_doubted);
+        let begun = self.send_begin(statement);
+        if !is_doubted {
             return begun.await;
         }
         // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for it.
@@ -123,6 +131,38 @@ impl Link {
             self.lose();
             Err(server::unanswered())
         })
+    }
+
+    async fn send_begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
+        if !mem::take(&mut self.is_overcounted) {
+            return self.driver.begin(statement).await;
+        }
+        let begun = self
+            .run(statement.unwrap_or_else(|| "BEGIN".to_owned()))
+            .await;
+        // Behind a BEGIN, sqlx's count is right; without one, it still is not.
+        self.is_overcounted = begun.is_err();
+        begun
+    }
+
+    /// Commits the outermost transaction and returns the answer to `question`, in one round trip; `None` if it is
+    /// committed and the question has failed.
+    ///
+    /// sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
+    pub(super) async fn commit_and_ask(&mut self, question: &str) -> Result<Option<String>, DbErr> {
+        let answer = self.driver.commit_and_ask(question).await?;
+        self.is_overcounted = true;
+        Ok(answer)
+    }
+
+    /// Has sqlx count right again, for those that do not ask this crate: its own pool, and raw code.
+    pub(super) async fn recount(&mut self) -> Result<(), DbErr> {
+        if mem::take(&mut self.is_overcounted) {
+            // A ROLLBACK without a transaction would be a warning in the log.
+            self.run("BEGIN").await?;
+            self.driver.rollback().await?;
+        }
+        Ok(())
     }
 
     /// Runs a text of this crate.

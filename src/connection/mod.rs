@@ -9,6 +9,7 @@ mod driver;
 mod execute;
 mod link;
 mod operation;
+mod position;
 mod prepare;
 mod refusal;
 mod reset;
@@ -42,6 +43,7 @@ pub(crate) use self::{
     chain::Chain,
     driver::{BackendId, Driver},
     operation::{Begin, BeginSetUp, Operation, Output, Task},
+    position::{Demand, READ_POSITION, ReadDemand, parse_position},
     settings::{Settings, check_name, search_path},
 };
 use self::{
@@ -50,6 +52,7 @@ use self::{
     session_state::SessionState,
     transaction::Transaction,
 };
+use crate::position::Position;
 
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
@@ -152,6 +155,11 @@ impl PinnedConnection {
         self.transaction.was_heard();
     }
 
+    /// Returns the position that a COMMIT has made since this was last asked.
+    pub(crate) fn take_position(&mut self) -> Option<Position> {
+        self.transaction.take_position()
+    }
+
     /// Returns whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
         self.transaction.take_ended_elsewhere()
@@ -236,6 +244,9 @@ impl PinnedConnection {
         if is_watched && self.link.driver.unwatch().await.is_err() {
             self.give_up();
         }
+        if !self.is_broken() && self.link.recount().await.is_err() {
+            self.give_up();
+        }
         if self.is_broken() {
             return;
         }
@@ -259,6 +270,10 @@ impl PinnedConnection {
     }
 
     /// Closes the connection; the handle goes to the one that takes its place.
+    pub(crate) fn take_cancel_handle(&mut self) -> Option<Arc<CancelHandle>> {
+        self.cancel_handle.take()
+    }
+
     pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
         self.cancel_handle.take()
     }

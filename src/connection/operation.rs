@@ -12,7 +12,9 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{Chain, Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction};
+use super::{
+    Chain, Demand, Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction,
+};
 use crate::sql::{Change, Classified, calls_nothing_unknown, classify};
 
 /// Up to how many bytes a value is counted.
@@ -137,9 +139,17 @@ pub(crate) struct BeginSetUp {
     pub(crate) statements: Vec<Statement>,
     /// It has to hold for all that runs, so that the session is in a transaction for good.
     pub(crate) is_required: bool,
+    /// With either of them.
+    pub(crate) demand: Demand,
 }
 
 impl Begin {
+    pub(crate) fn demand(&self) -> &Demand {
+        self.set_up
+            .as_deref()
+            .map_or(&Demand::None, |set_up| &set_up.demand)
+    }
+
     pub(super) fn settings(&self) -> Option<&Settings> {
         self.set_up.as_deref().map(|set_up| &set_up.settings)
     }
@@ -215,7 +225,9 @@ impl Operation {
             Self::Stream(statement, rows) => {
                 Box::pin(driver.stream(statement, rows, named, reads_only)).await
             }
-            Self::Begin(options) => Box::pin(transaction.begin(link, *options, None)).await,
+            Self::Begin(options) => {
+                Box::pin(transaction.begin(link, *options, None, &Demand::None)).await
+            }
             Self::Commit(chain) => match chain.take() {
                 Some(chain) => Box::pin(chain.begin(link, transaction)).await,
                 None => transaction.commit(link).await,
@@ -241,7 +253,7 @@ impl Operation {
     /// such statements anew by themselves.
     pub(super) fn spare(&self, link: &Link) -> Option<Box<Self>> {
         // A statement without a name is prepared each time, and cannot be stale.
-        if link.backend != DbBackend::Postgres || !link.named || link.driver.depth() > 0 {
+        if link.backend != DbBackend::Postgres || !link.named || link.counted() > 0 {
             return None;
         }
         // An unprepared text has no plan that could be stale.

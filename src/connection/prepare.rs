@@ -46,7 +46,12 @@ impl PinnedConnection {
         }
         // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
         self.identify(task.identify).await?;
-        self.begin_if_due(task).await
+        self.begin_if_due(task).await?;
+        if task.is(|operation| matches!(operation, Operation::Raw(_))) {
+            // Such code sees sqlx's count.
+            Box::pin(self.link.recount()).await?;
+        }
+        Ok(())
     }
 
     /// Returns whether the transaction that `task` is to begin was begun with the last COMMIT.
@@ -58,6 +63,10 @@ impl PinnedConnection {
         chained.is_some()
             && chained == due
             && settings.is_none_or(Settings::is_empty)
+            && task
+                .begin
+                .as_ref()
+                .is_none_or(|begin| begin.demand().is_none())
             && change == Change::None
             && task.on_acquire.is_none()
             && !self.is_to_identify(task.identify)
@@ -114,7 +123,7 @@ impl PinnedConnection {
             return Err(error);
         }
         tracing::warn!(target: "tower_sea_orm::pool", "statements on this connection cannot be cancelled: the server did not report the connection's process id: {error}");
-        if self.link.driver.depth() > 0 {
+        if self.link.counted() > 0 {
             let depth = self.link.depth();
             // PostgreSQL has aborted the transaction by the failed question.
             self.transaction
@@ -147,9 +156,12 @@ impl PinnedConnection {
             // One that is not what the session wants has been rolled back.
             self.transaction.note_access(begin.options);
         } else {
-            self.transaction
-                .begin(&mut self.link, begin.options, begin.settings())
-                .await?;
+            let (link, settings) = (&mut self.link, begin.settings());
+            let begun = self
+                .transaction
+                .begin(link, begin.options, settings, begin.demand());
+            // Boxed, since few calls begin a transaction and all have room for it.
+            Box::pin(begun).await?;
         }
         self.set_up(begin.statements()).await
     }
@@ -170,7 +182,7 @@ impl PinnedConnection {
     /// Runs statements that prepare a connection or a transaction, which are vetted as a handler's are.
     /// Says whether one of them may have done more than its text says.
     async fn set_up(&mut self, statements: &[Statement]) -> Result<bool, DbErr> {
-        let depth = self.link.driver.depth();
+        let depth = self.link.counted();
         let mut any_doubtful = false;
         for statement in statements {
             // DDL here would have MySQL commit the transaction before its first statement, and the rollback behind a

@@ -67,7 +67,7 @@ impl Refusal {
             DbBackend::MySql => (MYSQL, !link.is_broken()),
             _ => (
                 POSTGRES,
-                link.condition == Condition::Known && link.driver.depth() == 0,
+                link.condition == Condition::Known && link.counted() == 0,
             ),
         };
         if !answers {

@@ -7,10 +7,14 @@ use super::{
     chain::Chain,
     link::{Around, Link},
     operation::Operation,
+    position::{Demand, READ_POSITION, parse_position},
     settings::Settings,
     timeouts::Timeouts,
 };
-use crate::error::{Kind, server};
+use crate::{
+    error::{Kind, server},
+    position::Position,
+};
 
 /// Checks deferred constraints, as the COMMIT that a test's sessions do not send would, and leaves
 /// them deferred.
@@ -29,6 +33,10 @@ pub(super) struct Transaction {
     leaves_savepoint: bool,
     /// The one that is open was begun with the COMMIT of the last session, for the next.
     pub(super) chain: Option<Chain>,
+    /// Its COMMIT is to say which position it has made.
+    is_tracked: bool,
+    /// The position that the last COMMIT has made.
+    position: Option<Position>,
 }
 
 /// The way the open transaction failed. sqlx keeps it to itself: it throws the answer of a COMMIT away, even if that is
@@ -68,6 +76,11 @@ impl Transaction {
     /// Returns whether nothing of it is left on the connection, apart from its depth.
     pub(super) fn is_clean(&self) -> bool {
         self.access != Access::QueryOnly && self.timeouts == Timeouts::Own
+    }
+
+    /// Returns the position that a COMMIT has made since this was last asked.
+    pub(super) fn take_position(&mut self) -> Option<Position> {
+        self.position.take()
     }
 
     /// Returns whether a transaction was ended behind the session's back since this was last asked.
@@ -193,14 +206,16 @@ impl Transaction {
         link: &mut Link,
         options: TransactionOptions,
         settings: Option<&Settings>,
+        demand: &Demand,
     ) -> Result<(), DbErr> {
+        let options = demand.options(options);
         // A test's sessions have a savepoint where others have a transaction.
         let options = if link.is_test() && link.depth() == 0 {
             TransactionOptions::default()
         } else {
             options
         };
-        let depth = link.driver.depth();
+        let depth = link.counted();
         let mut begin = begin_statement(link.backend, options, depth)?;
         let query_only = begin.query_only;
         if let Some(settings) = settings {
@@ -208,12 +223,18 @@ impl Transaction {
             // Before BEGIN, which may have to wait for a lock itself. Boxed, as what follows.
             Box::pin(self.timeouts.set(link, settings)).await?;
         }
-        // Boxed, since few calls begin a transaction and all have room for it.
-        let begun = Box::pin(begin.send(link)).await;
+        let begun = match demand {
+            Demand::Read(read) => read.begin(link, begin, options).await,
+            Demand::None | Demand::Track => begin.send(link).await,
+        };
         if begun.is_err() {
             self.put_back(link).await?;
         }
         begun?;
+        // A savepoint belongs to the transaction around it; a test's transaction is one.
+        if depth == 0 {
+            self.is_tracked = matches!(demand, Demand::Track);
+        }
         if query_only {
             // Before it is sent: an answer that is lost must not leave it set.
             self.access = Access::QueryOnly;
@@ -239,7 +260,14 @@ impl Transaction {
             link.run(CHECK_CONSTRAINTS).await?;
         }
         // From here on it may be committed, even if no answer comes.
-        link.driver.commit().await?;
+        if link.counted() == 1 && self.is_tracked {
+            // Boxed, as above.
+            let answer = Box::pin(link.commit_and_ask(READ_POSITION)).await?;
+            let position = answer.and_then(|answer| parse_position(&answer));
+            self.position = Some(position.unwrap_or(Position::PRIMARY));
+        } else {
+            link.driver.commit().await?;
+        }
         if self.put_back(link).await.is_err() {
             // Committed it is nevertheless.
             link.give_up();
@@ -273,7 +301,7 @@ impl Transaction {
     /// stay, and a loop would pile them up (<https://github.com/launchbadge/sqlx/issues/3634>). MySQL replaces a savepoint
     /// of the same name.
     async fn roll_back_one(&mut self, link: &mut Link) -> Result<(), DbErr> {
-        let counted = link.driver.depth();
+        let counted = link.counted();
         let depth = link.depth();
         // SQLite refuses a ROLLBACK without a transaction, and all of them a ROLLBACK TO a savepoint that has gone:
         // sqlx's count would stay where it is.
@@ -304,7 +332,7 @@ impl Transaction {
     /// would take what was set after it along.
     pub(super) async fn release_leftover(&mut self, link: &mut Link) {
         if std::mem::take(&mut self.leaves_savepoint) {
-            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", link.driver.depth());
+            let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", link.counted());
             // It may have gone with its transaction.
             let _ = link.run(release).await;
         }

@@ -92,12 +92,17 @@ kinds! {
         LockNotAvailable = "the statement did not get a lock in time: run the transaction again";
         StatementTimeout = "the statement ran for longer than the server allows: make it faster, or raise the server's limit";
         ReadOnly = "the server, or the transaction, is read-only: after a fail-over, new connections go to the writable server";
+        ReplicaBehind = "the replica has not caught up with what this client has written: read it again";
         StalePlan = "a prepared statement on this connection is gone, or no longer matches its tables: run the transaction again";
 
         // Layers and settings.
         MissingLayer = "no database session in this request: add `tower_sea_orm::DbSessionLayer` around the route (with the same tag, if the session has one)";
         NoSession = "a `TransactionLayer` found no database session in the request: put a `tower_sea_orm::DbSessionLayer` (with the same tag) around it";
         OtherPool(_tag: &'static str) = "the request already has a session of another pool: give one of the two `DbSessionLayer`s a different tag";
+        ReplicasAndBy = "`replicas` and `by` both pick a request's pool: use one of the two";
+        NotThePrimary = "the layer's pool is not the primary's: give the layer the pool that `Replicas::of` has got";
+        NoReplica = "`replicas` needs a replica, with a pool of its own: add one by `Replicas::replica`";
+        ReplicasOfPostgres = "`replicas` needs PostgreSQL: for another database, pick the pools by `DbSessionLayer::by`";
         UnknownDatabase = "the layer's `by` knows no database for this request";
         OtherBackend = "the pool that the layer's `by` has picked is over another kind of database than the layer's own pool, by which its settings were checked: give the two databases a layer each";
         Disconnected = "the DatabaseConnection is disconnected: connect it before you build a DbSessionLayer or SessionPool";

@@ -143,14 +143,18 @@ impl Error {
         match self.kind {
             // Random, so that clients that were refused together do not come back together.
             _ if self.is_acquire() || self.is_read_only() => Some(Duration::from_secs(jitter())),
-            _ if self.is_conflict() || self.is_stale_plan() => Some(Duration::from_secs(1)),
+            _ if self.is_conflict() || self.is_stale_plan() || self.is_replica_behind() => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
 
     /// Returns whether the same request may succeed if it is sent again.
     pub fn is_retryable(&self) -> bool {
-        self.is_acquire() || self.is_conflict() || self.is_read_only() || self.is_stale_plan()
+        (self.is_acquire() || self.is_conflict() || self.is_read_only())
+            || self.is_stale_plan()
+            || self.is_replica_behind()
     }
 
     /// Returns whether no connection could be acquired: exhausted, down or closing.
@@ -247,6 +251,13 @@ impl Error {
     /// once more, so as a rule only a request in a transaction sees this error.
     pub fn is_stale_plan(&self) -> bool {
         self.kind == Kind::StalePlan
+    }
+
+    /// Returns whether a replica had not caught up with what the client has written, and the session could not move to the
+    /// primary. With [`replicas`](crate::DbSessionLayer::replicas) a session moves by itself, except in its second
+    /// transaction.
+    pub fn is_replica_behind(&self) -> bool {
+        self.kind == Kind::ReplicaBehind
     }
 
     /// Returns whether the session's connection was lost before the session ended.
@@ -356,6 +367,7 @@ impl Error {
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
             Kind::ReadOnly => "the database is read-only",
+            Kind::ReplicaBehind => "the database has not caught up",
             Kind::StalePlan => "the database has just changed",
             _ if self.is_conflict() => "the request conflicted with another one",
             _ => "internal error",

@@ -69,6 +69,22 @@ pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionOpen)
 }
 
+/// Returns whether a statement has divided by zero: the way in which a check says no.
+#[cfg(feature = "sqlx-postgres")]
+pub(crate) fn is_division_by_zero(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
+        error
+    else {
+        return false;
+    };
+    matches!(&**error, sqlx::Error::Database(error) if error.code().as_deref() == Some("22012"))
+}
+
+#[cfg(not(feature = "sqlx-postgres"))]
+pub(crate) fn is_division_by_zero(_: &DbErr) -> bool {
+    false
+}
+
 /// Returns whether the server had closed the connection as idle, and so has never seen the statement: both servers give
 /// a connection up before they read its next command.
 pub(crate) fn came_too_late(error: &DbErr) -> bool {

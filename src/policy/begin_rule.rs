@@ -7,7 +7,7 @@ use sea_orm::DbBackend;
 
 use super::SetUp;
 use crate::{
-    connection::{BeginSetUp, Settings, check_name},
+    connection::{BeginSetUp, Demand, Settings, check_name},
     error::Error,
 };
 
@@ -89,6 +89,7 @@ impl BeginRule {
             is_required: settings.is_required() || statements.is_some(),
             settings,
             statements: statements.map(|set_up| set_up(parts)).unwrap_or_default(),
+            demand: Demand::None,
         })
     }
 

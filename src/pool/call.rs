@@ -41,9 +41,10 @@ impl CheckedOut {
                 connection: self,
                 output,
             };
-            if finished.may_begin_again(&task) {
-                // Boxed: it is rare, and inline it would enlarge the future of every call.
-                Box::pin(finished.begin_again(task)).await;
+            if finished.may_begin_elsewhere(&task) || finished.may_begin_again(&task) {
+                // Boxed: it is rare, and inline it would enlarge the future of every call. One future for both, which
+                // leaves the compiler its overlap with the first call's.
+                Box::pin(finished.begin_on_another(task)).await;
             }
             finished.connection.leave_read_only();
             finished
@@ -100,7 +101,7 @@ impl CheckedOut {
         }
     }
 
-    async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+    pub(super) async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         match &mut self.parts.connection {
             Some(connection) => connection.call(task).await,
             None => Ok(Output::Done),
@@ -141,6 +142,15 @@ impl Finished {
         let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         let connection = &self.connection;
         connection.is_broken() && is_undone && task.is_whole() && !connection.pool().is_test()
+    }
+
+    /// Makes the call on another connection.
+    async fn begin_on_another(&mut self, task: Task) {
+        if self.may_begin_elsewhere(&task) {
+            self.begin_elsewhere(task).await;
+        } else {
+            self.begin_again(task).await;
+        }
     }
 
     async fn begin_again(&mut self, mut task: Task) {

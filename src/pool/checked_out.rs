@@ -17,8 +17,23 @@ use super::{
 };
 use crate::{
     connection::{CancelHandle, Output, PinnedConnection, Rest},
+    position::Position,
     sql::Redacted,
 };
+
+/// The way to another pool.
+pub(crate) trait WayOut: Send + Sync {
+    /// Leads a session to the other pool, because of an error of the transaction's BEGIN. From here on, the
+    /// session is one of that pool's.
+    fn take(&self, error: &DbErr) -> Arc<PoolInner>;
+}
+
+/// The other pool, and what its connection is registered for.
+pub(crate) struct Elsewhere {
+    pub(crate) way_out: Arc<dyn WayOut>,
+    pub(crate) holder: Weak<dyn Holder>,
+    pub(crate) request: Option<Weak<dyn Holder>>,
+}
 
 /// A connection that a session uses.
 ///
@@ -47,6 +62,8 @@ pub(super) struct Parts {
     pub(super) holder: Option<Key>,
     /// Its session would lend it to what waits.
     is_offered: bool,
+    /// Where else a transaction may begin.
+    pub(super) elsewhere: Option<Box<Elsewhere>>,
     /// `None` while it is idle.
     slot: Option<SlotGuard>,
 }
@@ -92,6 +109,7 @@ impl CheckedOut {
             text: Redacted::default(),
             holder: None,
             is_offered: false,
+            elsewhere: None,
             slot: None,
         });
         Self::of_idle(parts, slot)
@@ -156,6 +174,33 @@ impl CheckedOut {
     /// Notes that no session holds it any more.
     pub(super) fn leave(&mut self) {
         self.parts.leave();
+    }
+
+    /// Says where else the next transaction may begin.
+    pub(crate) fn set_way_out(&mut self, elsewhere: Option<Box<Elsewhere>>) {
+        self.parts.elsewhere = elsewhere;
+    }
+
+    pub(super) fn has_way_out(&self) -> bool {
+        self.parts.elsewhere.is_some()
+    }
+
+    /// Has the cancel handle that a session has handed out stop what runs here.
+    pub(super) fn adopt_handle_of(&mut self, other: &mut Self) {
+        let handle = other
+            .parts
+            .connection
+            .as_mut()
+            .and_then(PinnedConnection::take_cancel_handle);
+        if let (Some(connection), Some(handle)) = (&mut self.parts.connection, handle) {
+            connection.adopt(handle);
+        }
+    }
+
+    /// Returns the position that a COMMIT has made since this was last asked.
+    pub(crate) fn take_position(&mut self) -> Option<Position> {
+        let connection = self.parts.connection.as_mut();
+        connection.and_then(PinnedConnection::take_position)
     }
 
     /// Returns for how long the server has heard nothing on it, if no statement of its session's has run yet.

@@ -20,6 +20,7 @@ mod checked_out;
 mod close;
 mod closing;
 mod driver_pool;
+mod elsewhere;
 mod entry;
 mod eviction;
 mod fetch;
@@ -61,7 +62,7 @@ pub use self::{
     weak::WeakSessionPool,
 };
 pub(crate) use self::{
-    checked_out::{CheckedOut, Finished, Lease},
+    checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
     closing::CountedSession,
     driver_pool::DriverPool,
     holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},

@@ -9,7 +9,7 @@ use sea_orm::{DbErr, TransactionOptions};
 
 use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
 use crate::{
-    error::Kind,
+    error::{Error, Kind},
     pool::{Claim, Lease, SessionPool},
 };
 
@@ -43,10 +43,7 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
     // Where a test itself has the only connection of its pool, nothing would end the wait.
     let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
     let acquired = match hopeless {
-        Ok(()) => {
-            let (claim, begins, patience) = claim(core);
-            core.pool().acquire_for(claim, begins, patience).await
-        }
+        Ok(()) => acquire(core).await,
         Err(error) => Err(error),
     };
     match acquired {
@@ -66,6 +63,21 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
             Err(answer)
         }
     }
+}
+
+async fn acquire(core: &Core) -> Result<Lease, Error> {
+    let (claim, begins, patience) = claim(core);
+    let acquired = core.pool().acquire_for(claim, begins, patience).await;
+    let Err(error) = &acquired else {
+        return acquired;
+    };
+    // A replica that has no connection for a read leaves it to the primary.
+    let replication = core.replication();
+    if !replication.is_some_and(|replication| replication.give_up_replica(&error.to_db_err())) {
+        return acquired;
+    }
+    let (claim, begins, patience) = self::claim(core);
+    core.pool().acquire_for(claim, begins, patience).await
 }
 
 /// Returns why the session wants a connection, which transaction it begins there, and for how long it may wait.

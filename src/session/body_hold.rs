@@ -15,6 +15,7 @@ use super::{
     core::Core,
     guard::SessionGuard,
     lend,
+    positions::store_position,
     settle::{Decision, Ended, Settlement},
 };
 use crate::{
@@ -38,7 +39,7 @@ impl<B, E> SettleAt<B, E> {
             // No response acknowledges anything (G8), and the error passes as it is (G14).
             Err(error) => return Self::Head(Err(error), Decision::RollBack, guard),
         };
-        let (head, body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
         let mut decision = guard.decide(&head);
         let mut guard = guard;
         if let Some(hold) = guard.hold() {
@@ -54,6 +55,7 @@ impl<B, E> SettleAt<B, E> {
                 hold.break_off(error);
             } else {
                 let usage = guard.usage();
+                store_position(&guard.core, &Ended::Pending, &mut head);
                 guard = match guard.leave_to(&hold, &head) {
                     Ok(()) => return Self::BodyEnd(Response::from_parts(head, body), usage),
                     // The body will not be read to an end from here, so that the head decides (H24).

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::{
     hooks::After,
     plan::{Origin, Plan},
+    replication::Replication,
     stack::Caller,
     state::State,
     turns::Turns,
@@ -28,6 +29,7 @@ use crate::{
 
 pub(crate) struct Core {
     pool: SessionPool,
+    replication: Option<Arc<Replication>>,
     pub(super) turns: Turns,
     pub(super) origin: Origin,
     // The standard library's mutex, not tokio's: `Drop` takes it, and it is never held across an await.
@@ -47,6 +49,7 @@ impl Core {
         let pool_mode = pool_mode.unwrap_or(pool.inner().settings().pool_mode);
         Arc::new(Self {
             pool,
+            replication: plan.rules.replication.clone(),
             turns: Turns::default(),
             // The request that this thread polls at the moment, if it polls one: a second session of it is known by
             // that (H11).
@@ -56,12 +59,29 @@ impl Core {
     }
 
     pub(super) fn pool(&self) -> &Arc<PoolInner> {
+        self.current_pool().inner()
+    }
+
+    /// Returns the pool that counts the session.
+    pub(super) fn home(&self) -> &Arc<PoolInner> {
         self.pool.inner()
+    }
+
+    fn current_pool(&self) -> &SessionPool {
+        let moved = self.replication.as_ref().and_then(|one| one.moved_to());
+        moved.unwrap_or(&self.pool)
+    }
+
+    pub(super) fn replication(&self) -> Option<&Arc<Replication>> {
+        self.replication.as_ref()
     }
 
     /// Returns the pool as users know it.
     pub(super) fn session_pool(&self) -> &SessionPool {
-        &self.pool
+        // What outlives a request that reads may write.
+        self.replication
+            .as_ref()
+            .map_or(&self.pool, |one| one.primary())
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {

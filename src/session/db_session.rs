@@ -360,6 +360,7 @@ impl<Tag> DbSession<Tag> {
     /// # }).unwrap(); }
     /// ```
     pub fn tx(&self) -> DbTx<Tag> {
+        order::write(&self.core);
         // No more than that: BEGIN goes out with the first statement, and a `DbTx` that runs none costs no round trip.
         self.core.lock().rules.need_transaction();
         DbTx(self.clone())
@@ -375,6 +376,14 @@ impl<Tag> DbSession<Tag> {
         let mode = Mode::Transaction(options);
         order::set_mode(&self.core, mode).map_err(Kind::into_db_err)?;
         Ok(DbTx(self.clone()))
+    }
+
+    /// Returns whether the session reads on a replica at the moment, with
+    /// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas). It moves to the primary if the replica cannot serve its first statement.
+    #[cfg(feature = "replicas")]
+    pub fn is_replica(&self) -> bool {
+        let replication = self.core.replication();
+        replication.is_some_and(|replication| replication.is_on_replica())
     }
 
     /// Returns whether the session is in its own transaction, or will be with its next statement.

@@ -111,6 +111,9 @@ fn account(
     {
         state.stack.failures.may_pass(known, 0, false);
     }
+    if let Some(position) = connection.take_position() {
+        state.note_position(position);
+    }
     let is_ended = connection.take_ended_elsewhere();
     let has_failed = connection.has_failed() || connection.is_broken();
     let standing = &mut state.stack.standing;

@@ -8,12 +8,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderName, StatusCode, response};
+use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 
 use super::{
     core::Core,
     end::end,
     lend,
+    positions::store_position,
     settle::{Decision, Ended, Settlement, settle},
 };
 use crate::{
@@ -45,9 +46,9 @@ impl SessionGuard {
         counted.begin();
         let holder: Weak<Core> = Arc::downgrade(&core);
         let direct = core
-            .pool()
+            .home()
             .is_direct()
-            .then(|| core.pool().note_direct(holder));
+            .then(|| core.home().note_direct(holder));
         Self { core, direct, tag }
     }
 
@@ -77,6 +78,16 @@ impl SessionGuard {
             lend::offer(&self.core);
         }
         polled
+    }
+
+    /// Stores the position of what the session has committed in its response.
+    pub(crate) fn store_position<B>(&self, ended: &Ended, response: Response<B>) -> Response<B> {
+        if self.core.replication().is_none() {
+            return response;
+        }
+        let (mut head, body) = response.into_parts();
+        store_position(&self.core, ended, &mut head);
+        Response::from_parts(head, body)
     }
 
     /// Ends the session as the response's head says.
@@ -150,10 +161,13 @@ impl Drop for SessionGuard {
         // due runs in a task.
         drop(end(&self.core));
         if let Some(key) = self.direct {
-            self.core.pool().note_return(key);
+            self.core.home().note_return(key);
+        }
+        if let Some(replication) = self.core.replication() {
+            replication.ended();
         }
         // Last, because `close` waits for this.
-        self.core.pool().session_ended();
+        self.core.home().session_ended();
     }
 }
 

@@ -26,10 +26,12 @@ mod plan;
 #[cfg(feature = "_sqlx")]
 mod polled;
 mod pool_session;
+mod positions;
 mod queue;
 #[cfg(feature = "_sqlx")]
 mod raw;
 mod repeats;
+mod replication;
 mod sea_orm;
 mod settle;
 mod slot;
@@ -55,6 +57,7 @@ pub(crate) use self::{
     body_hold::SettleAt,
     guard::{GRPC_STATUS, SessionGuard, is_success},
     plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
+    replication::{Reads, Replica, Replication},
     settle::{Ended, Settlement},
 };
 pub use self::{

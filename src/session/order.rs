@@ -1,8 +1,8 @@
 //! Puts what layers and handlers ask for into a session's rules.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
-use sea_orm::Statement;
+use sea_orm::{AccessMode, Statement};
 
 use super::{
     core::Core,
@@ -13,7 +13,11 @@ use super::{
 use crate::{connection::BeginSetUp, error::Kind, pool::PoolMode};
 
 /// Puts the session's statements into a transaction, or out of one, from the next statement on.
-pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
+pub(super) fn set_mode(core: &Arc<Core>, mode: Mode) -> Result<(), Kind> {
+    if matches!(mode, Mode::Transaction(options) if options.access_mode != Some(AccessMode::ReadOnly))
+    {
+        write(core);
+    }
     let mut state = core.lock();
     // First: asking for the mode that is already set is allowed even after BEGIN.
     if state.rules.mode == mode {
@@ -32,7 +36,7 @@ pub(super) fn set_mode(core: &Core, mode: Mode) -> Result<(), Kind> {
 }
 
 /// Applies what a layer inside the session's own asks for.
-pub(super) fn apply(core: &Core, order: Order) -> Result<(), Kind> {
+pub(super) fn apply(core: &Arc<Core>, order: Order) -> Result<(), Kind> {
     if let Some(set_up) = &order.on_begin {
         // First: a route's layer does not know its database when it is built.
         set_up.settings.check(core.pool().backend())?;
@@ -97,4 +101,33 @@ fn append(statements: &mut Option<Arc<[Statement]>>, next: Option<Vec<Statement>
         let before = before.iter().flat_map(|before| before.iter());
         *statements = Some(before.cloned().chain(next).collect());
     }
+}
+
+/// Has a session whose request reads write on the primary, unless its transaction has begun.
+pub(super) fn write(core: &Arc<Core>) {
+    let Some(replication) = core.replication() else {
+        return;
+    };
+    // With a statement on its way, it is too late: the server will refuse to write.
+    let Some(turn) = core.try_turn() else { return };
+    let mut state = core.lock();
+    if state.stack.has_begun() {
+        return;
+    }
+    let Some((mode, has_moved)) = replication.begin_to_write() else {
+        return;
+    };
+    state.rules.mode = mode;
+    let idle = match mem::replace(&mut state.slot, Slot::Empty) {
+        Slot::Idle(connection) if has_moved => Some(connection),
+        other => {
+            state.slot = other;
+            None
+        }
+    };
+    drop(state);
+    if let Some(connection) = idle {
+        connection.give_back(|| ());
+    }
+    drop(turn);
 }

@@ -11,6 +11,7 @@ use std::{
 use http::response;
 use sea_orm::{Statement, TransactionOptions};
 
+use super::replication::Replication;
 use crate::{
     connection::BeginSetUp,
     pool::{Holder, Label, PoolMode},
@@ -53,6 +54,8 @@ pub(crate) struct Rules {
     pub(crate) pool_mode: Option<PoolMode>,
     /// When the client stops waiting.
     pub(crate) deadline: Option<Instant>,
+    /// `None`: its database has no replicas.
+    pub(crate) replication: Option<Arc<Replication>>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
 }
@@ -85,6 +88,8 @@ pub(crate) enum Mode {
 impl Rules {
     /// Returns for how long the request may wait for a connection, if any request may for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
+        let replication = self.replication.as_ref();
+        let all = replication.map_or(all, |replication| replication.patience(all));
         self.deadline.map_or(all, |deadline| {
             all.min(deadline.saturating_duration_since(Instant::now()))
         })
@@ -95,6 +100,7 @@ impl Rules {
         let set_up = self.on_begin.as_ref();
         let is_bare = set_up.is_none_or(|set_up| set_up.settings.is_empty());
         match self.mode {
+            _ if self.replication.is_some() => None,
             Mode::Transaction(options) if is_bare && self.on_acquire.is_none() => Some(options),
             _ => None,
         }

@@ -183,7 +183,16 @@ impl SessionPool {
         let acquiring = self
             .inner()
             .acquire_for(claim, plan.rules.begins(), patience);
-        let lease = acquiring.await.inspect_err(|error| {
+        let acquired = acquiring.await;
+        if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
+            && replication.give_up_replica(&error.to_db_err())
+        {
+            // Lazily: the session acquires the primary's connection before it is handed out.
+            let (session, guard) = DbSession::guarded(Core::new(self.clone(), plan), counted);
+            session.check_out().await?;
+            return Ok((session, guard));
+        }
+        let lease = acquired.inspect_err(|error| {
             tell_refused(self.inner(), &plan.opened_for, started.elapsed(), error);
         })?;
         let core = with_connection(self.clone(), plan, lease, started.elapsed());

@@ -12,6 +12,7 @@ use super::{
     end::end,
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
+    positions::ask_position,
     queue::drive,
     slot::{CallKind, PolledBy, Slot},
     stack::{Caller, Purpose},
@@ -78,6 +79,14 @@ impl Settlement {
 /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
 pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
+    if state.has_unseen && state.phase.is_open() {
+        drop(state);
+        let core = core.clone();
+        return Settlement::Later(Box::pin(async move {
+            ask_position(&core).await;
+            settle(&core, decision).resolve().await
+        }));
+    }
     let is_cut_off = state.phase.cut_off().is_some();
     if state.phase.is_over() && !is_cut_off {
         // Settled already. A session that was cut off still has to say what that has cost.

@@ -1,6 +1,6 @@
 //! [`State`]: everything about a session that changes, under its lock.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{
     body::{Hold, WeakHold},
-    connection::{Begin, Operation, Output},
+    connection::{Begin, Demand, Operation, Output},
     error::{Error, Kind},
     pool::{CheckedOut, PoolMode},
+    position::Position,
     sql::Earlier,
     telemetry::SessionSpan,
 };
@@ -53,6 +54,10 @@ pub(super) struct State {
     pub(super) body_hold: Option<WeakHold>,
     pub(super) span: SessionSpan,
     pub(super) repeats: Repeats,
+    /// The position of what the session has committed.
+    pub(super) position: Option<Position>,
+    /// It has committed something whose position is not known.
+    pub(super) has_unseen: bool,
 }
 
 impl State {
@@ -77,6 +82,8 @@ impl State {
             body_hold: None,
             span: SessionSpan::open(),
             repeats: Repeats::default(),
+            position: None,
+            has_unseen: false,
         }
     }
 
@@ -173,6 +180,16 @@ impl State {
         self.stack.open_own();
         // With each BEGIN, also after an early commit: such settings end with their transaction.
         let set_up = self.rules.on_begin.clone();
+        let replication = self.rules.replication.as_ref();
+        let demand = replication.map(|replication| replication.demand(options));
+        let set_up = match demand {
+            None | Some(Demand::None) => set_up,
+            Some(demand) => {
+                let mut set_up = set_up.map(Arc::unwrap_or_clone).unwrap_or_default();
+                set_up.demand = demand;
+                Some(Arc::new(set_up))
+            }
+        };
         Some(Begin { options, set_up })
     }
 
@@ -314,6 +331,20 @@ impl State {
         if is_sound && self.stack.depth() > 0 {
             self.stack.failures.went_on();
         }
+    }
+
+    /// Notes that a statement outside any transaction of the session's own may have written.
+    pub(super) fn note_unseen(&mut self, reads_only: bool) {
+        let Some(replication) = &self.rules.replication else {
+            return;
+        };
+        self.has_unseen |= !reads_only && !self.is_transactional() && !replication.is_on_replica();
+    }
+
+    /// Notes the position of what was committed.
+    pub(super) fn note_position(&mut self, position: Position) {
+        self.position = self.position.max(Some(position));
+        self.has_unseen = false;
     }
 
     /// Returns how the session ends, for the log.

@@ -1,6 +1,9 @@
 //! Statements: vetted, put into their turn, and launched on the session's connection.
 
-use std::{mem, sync::Arc};
+use std::{
+    mem,
+    sync::{Arc, Weak},
+};
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::runtime::Handle as Runtime;
@@ -10,6 +13,7 @@ use super::{
     call::Call,
     core::{Core, Locked, Turn},
     queue::enqueue,
+    replication::Replication,
     slot::{CallKind, Cancel, Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
@@ -17,7 +21,7 @@ use super::{
 use crate::{
     connection::{Operation, Output, Rest, Task},
     error::Kind,
-    pool::{CheckedOut, PoolMode},
+    pool::{CheckedOut, Elsewhere, PoolMode},
     sql::{Classified, Earlier, Effect, Redacted},
     telemetry,
 };
@@ -149,6 +153,10 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     if let Some(transaction) = request.opens {
         state.stack.open(transaction);
     }
+    if let Some(replication) = core.replication() {
+        state.note_unseen(text.reads_only);
+        connection.set_way_out(way_out(core, replication));
+    }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
     running.observed = observed.map(|observed| observed.with_begin(begin.is_some()));
@@ -181,6 +189,18 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
 }
 
 /// Counts a statement of a request.
+/// Returns where else the session's transaction may begin.
+fn way_out(core: &Arc<Core>, replication: &Arc<Replication>) -> Option<Box<Elsewhere>> {
+    replication.is_on_replica().then(|| {
+        let holder: Weak<Core> = Arc::downgrade(core);
+        Box::new(Elsewhere {
+            way_out: replication.clone(),
+            holder,
+            request: core.weak_request_holder(),
+        })
+    })
+}
+
 fn note_text(core: &Core, state: &mut State, hash: u64, text: &Redacted) {
     let threshold = core.pool().settings().n_plus_one_threshold;
     if hash != 0 && threshold < u32::MAX && core.origin.is_request() {

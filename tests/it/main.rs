@@ -19,6 +19,7 @@ mod models;
 mod pool;
 mod public_api;
 mod release;
+mod replicas;
 mod retry;
 mod seaorm;
 mod session;

@@ -10,7 +10,7 @@ use std::{
 use syn::{ItemMod, ItemUse, Macro, UseTree, Visibility, visit};
 
 /// Each folder, or file beside `lib.rs`, imports only from those before it.
-const ORDER: &str = "sql error telemetry connection pool body session response policy transaction body_layer \
+const ORDER: &str = "sql error telemetry position connection pool body session response replicas policy transaction body_layer \
                      future service layer retry extract config target opentelemetry metrics testing";
 
 /// How many files may import each other in a circle.

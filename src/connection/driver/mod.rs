@@ -8,8 +8,10 @@ mod results;
 
 #[cfg(feature = "_sqlx")]
 use futures_util::StreamExt;
-#[cfg(all(feature = "_sqlx", feature = "stream"))]
+#[cfg(any(feature = "sqlx-postgres", all(feature = "_sqlx", feature = "stream")))]
 use sea_orm::sqlx::Either;
+#[cfg(feature = "sqlx-postgres")]
+use sea_orm::sqlx::Row;
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx::{self, AssertSqlSafe, Connection, Executor, SqlSafeStr, pool::PoolConnection};
 use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
@@ -294,6 +296,36 @@ impl Driver {
             }
             Ok(true)
         }, gone => Err(lost()))
+    }
+
+    /// Commits, and has the server answer `question` in the same round trip: sqlx's count stays where it is. `None` if it
+    /// is committed and there is no answer.
+    pub(crate) async fn commit_and_ask(&mut self, question: &str) -> Result<Option<String>, DbErr> {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(c) => {
+                let mut answers =
+                    (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {question}")));
+                match answers.next().await {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(query_error(error)),
+                    None => return Err(lost()),
+                }
+                let mut answer = None;
+                while let Some(next) = answers.next().await {
+                    match next {
+                        Ok(Either::Right(row)) => answer = row.try_get(0).ok(),
+                        Ok(Either::Left(_)) => {}
+                        Err(_) => return Ok(None),
+                    }
+                }
+                Ok(answer)
+            }
+            _ => {
+                let _ = question;
+                self.commit().await.map(|()| None)
+            }
+        }
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), DbErr> {

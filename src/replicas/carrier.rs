@@ -1,0 +1,174 @@
+//! [`PositionCarrier`]: how a client's position gets to the client and back.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use http::{HeaderName, HeaderValue, header, request, response};
+
+use crate::position::Position;
+
+/// Takes a client's [`Position`] to the client with a response, and back with its next request.
+///
+/// [`PositionCookie`] and [`PositionHeader`] are for browsers and for services. One of your own may keep positions by
+/// user, in a session store for example.
+///
+/// A position is not secret and need not be signed: a forged one makes its request read on the primary, and no other.
+pub trait PositionCarrier: Send + Sync {
+    /// Returns the position that a request brings along; `None` if its client has written nothing lately.
+    /// [`Position::PRIMARY`] for one that cannot be read: then the primary serves the request.
+    fn load(&self, request: &request::Parts) -> Option<Position>;
+
+    /// Has a response take a position along. It is not earlier than the one that its request has brought.
+    fn store(&self, position: Position, response: &mut response::Parts);
+}
+
+/// Carries positions in a cookie, for browsers: `HttpOnly`, `SameSite=Lax`, `Path=/`.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_sea_orm::{PositionCarrier, PositionCookie};
+///
+/// let carrier = PositionCookie::new().secure().max_age(Duration::from_secs(60));
+/// let (mut head, ()) = http::Response::new(()).into_parts();
+/// carrier.store("1-0/3000060".parse().unwrap(), &mut head);
+/// assert_eq!(
+///     head.headers["set-cookie"],
+///     "db-position=1-0/3000060; Max-Age=60; Path=/; HttpOnly; SameSite=Lax; Secure"
+/// );
+/// let request = http::Request::get("/").header("cookie", "theme=dark; db-position=1-0/3000060");
+/// let (parts, ()) = request.body(()).unwrap().into_parts();
+/// assert_eq!(carrier.load(&parts).unwrap().to_string(), "1-0/3000060");
+/// ```
+#[derive(Clone, Debug)]
+pub struct PositionCookie {
+    name: Cow<'static, str>,
+    max_age: Duration,
+    is_secure: bool,
+}
+
+impl PositionCookie {
+    /// Returns a carrier with the cookie `db-position`, which lives for 30 s.
+    pub fn new() -> Self {
+        Self {
+            name: Cow::Borrowed("db-position"),
+            max_age: Duration::from_secs(30),
+            is_secure: false,
+        }
+    }
+
+    /// Sets the cookie's name.
+    ///
+    /// # Panics
+    ///
+    /// If it is no token ([RFC 6265, 4.1.1](https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1)).
+    #[must_use]
+    #[track_caller]
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = name.into();
+        // Header names are tokens as well.
+        assert!(
+            HeaderName::try_from(&*self.name).is_ok(),
+            "a cookie's name is made of letters, digits and !#$%&'*+-.^_`|~: {:?}",
+            self.name
+        );
+        self
+    }
+
+    /// Sets for how long a client that has written keeps its position. It has to be longer than
+    /// [`max_lag`](crate::Replicas::max_lag): without a position, a client may read on any replica in use.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = age;
+        self
+    }
+
+    /// Has browsers send it over TLS only.
+    #[must_use]
+    pub fn secure(mut self) -> Self {
+        self.is_secure = true;
+        self
+    }
+}
+
+impl Default for PositionCookie {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PositionCarrier for PositionCookie {
+    fn load(&self, request: &request::Parts) -> Option<Position> {
+        let values = request.headers.get_all(header::COOKIE).iter();
+        let pairs = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+        let mut own = pairs.filter_map(|pair| {
+            let pair = pair.trim_ascii();
+            let rest = pair.strip_prefix(self.name.as_bytes())?;
+            rest.strip_prefix(b"=")
+        });
+        own.next().map(parse)
+    }
+
+    fn store(&self, position: Position, response: &mut response::Parts) {
+        let secure = if self.is_secure { "; Secure" } else { "" };
+        let cookie = format!(
+            "{}={position}; Max-Age={}; Path=/; HttpOnly; SameSite=Lax{secure}",
+            self.name,
+            self.max_age.as_secs()
+        );
+        if let Ok(cookie) = HeaderValue::try_from(cookie) {
+            response.headers.append(header::SET_COOKIE, cookie);
+        }
+    }
+}
+
+/// Carries positions in a header of requests and responses, for services, and as gRPC metadata: a client sends the last
+/// one that it has got.
+///
+/// ```
+/// use tower_sea_orm::{PositionCarrier, PositionHeader};
+///
+/// let carrier = PositionHeader::new("db-position");
+/// let request = http::Request::get("/").header("db-position", "1-0/3000060");
+/// let (parts, ()) = request.body(()).unwrap().into_parts();
+/// assert_eq!(carrier.load(&parts).unwrap().to_string(), "1-0/3000060");
+/// ```
+#[derive(Clone, Debug)]
+pub struct PositionHeader(HeaderName);
+
+impl PositionHeader {
+    /// Returns a carrier with the header of this name.
+    ///
+    /// # Panics
+    ///
+    /// If it is no name of a header in lower case.
+    #[track_caller]
+    pub fn new(name: &'static str) -> Self {
+        Self(HeaderName::from_static(name))
+    }
+}
+
+impl PositionCarrier for PositionHeader {
+    fn load(&self, request: &request::Parts) -> Option<Position> {
+        let value = request.headers.get(&self.0)?;
+        Some(parse(value.as_bytes()))
+    }
+
+    fn store(&self, position: Position, response: &mut response::Parts) {
+        if let Ok(value) = HeaderValue::try_from(position.to_string()) {
+            response.headers.insert(&self.0, value);
+        }
+    }
+}
+
+/// What cannot be read was a position once, perhaps: the primary has all of them.
+fn parse(value: &[u8]) -> Position {
+    let text = str::from_utf8(value.trim_ascii()).ok();
+    let position = text.and_then(|text| text.parse().ok());
+    position.unwrap_or(Position::PRIMARY)
+}
+
+impl fmt::Debug for dyn PositionCarrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PositionCarrier")
+    }
+}

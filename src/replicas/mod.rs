@@ -1,0 +1,329 @@
+//! [`Replicas`]: which server a request reads on.
+
+mod carrier;
+mod check;
+mod node;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use http::request::Parts;
+use tokio::runtime::Handle;
+
+pub use self::{
+    carrier::{PositionCarrier, PositionCookie, PositionHeader},
+    node::{OutOfUse, ReplicaStatus},
+};
+use self::{check::Answer, node::Node};
+use crate::{
+    SessionPool,
+    connection::ReadDemand,
+    session::{Mode, Reads, Replica, Replication},
+};
+
+/// A PostgreSQL primary and its streaming replicas, for [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas).
+///
+/// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1) method read on a replica, in a READ ONLY transaction; all others go to the primary. A client
+/// reads its own writes: its [`Position`](crate::Position) travels with it ([`carrier`](Self::carrier)), and BEGIN on a replica
+/// checks in its own round trip that the replica has replayed it. A replica that has not may take [`wait`](Self::wait) to do so;
+/// then the session moves to the primary, as it does from one that fails.
+///
+/// While there are requests, every server is asked for its role and its position once a second, on a connection of its own.
+/// The name of the primary's pool has to lead to the primary: a proxy with a role check, or several hosts behind one
+/// name, see to that. The replicas' too may be such names.
+///
+/// What counts as a client's own write is what its requests' sessions have committed: not what jobs, hooks, other pools and
+/// sessions that a handler opens from [`DbSession::pool`](crate::DbSession::pool) commit.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), sea_orm::DbErr> {
+/// use sea_orm::Database;
+/// use tower_sea_orm::{DbSessionLayer, Replicas, SessionPool, unsafe_methods};
+///
+/// let primary = SessionPool::new(Database::connect("postgres://app@primary/shop").await?);
+/// let replica = SessionPool::new(Database::connect("postgres://app@replica/shop").await?);
+/// let replicas = Replicas::of(primary.clone()).replica("r1", replica);
+/// let layer = DbSessionLayer::new(primary)
+///     .transaction_if(unsafe_methods)
+///     .replicas(replicas.clone());
+/// assert!(replicas.status()[0].out_of_use.is_some()); // nothing was asked yet
+/// # let _ = layer;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Replicas {
+    primary: Arc<Node>,
+    nodes: Vec<Arc<Node>>,
+    carrier: Arc<dyn PositionCarrier>,
+    max_lag: Duration,
+    wait: Duration,
+    acquire_timeout: Duration,
+    check_every: Duration,
+    reads: Option<Predicate>,
+    next: Arc<AtomicUsize>,
+    checks: Arc<Mutex<Checks>>,
+}
+
+type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+
+/// The checks of all servers.
+#[derive(Default)]
+struct Checks {
+    /// When the last ones began.
+    began: Option<Instant>,
+    is_running: bool,
+    /// What the primary had, then and before.
+    primary: [Option<(Instant, u64)>; 2],
+}
+
+impl Replicas {
+    /// Returns a database without replicas: add them by [`replica`](Self::replica).
+    pub fn of(primary: impl Into<SessionPool>) -> Self {
+        Self {
+            primary: Arc::new(Node::new("primary".to_owned(), primary.into())),
+            nodes: Vec::new(),
+            carrier: Arc::new(PositionCookie::new()),
+            max_lag: Duration::from_secs(10),
+            wait: Duration::from_millis(20),
+            acquire_timeout: Duration::from_secs(1),
+            check_every: Duration::from_secs(1),
+            reads: None,
+            next: Arc::default(),
+            checks: Arc::default(),
+        }
+    }
+
+    /// Adds a replica. The name is for the log and for [`status`](Self::status).
+    #[must_use]
+    pub fn replica(mut self, name: impl Into<String>, pool: impl Into<SessionPool>) -> Self {
+        self.nodes
+            .push(Arc::new(Node::new(name.into(), pool.into())));
+        self
+    }
+
+    /// Sets for how long a replica may be behind the primary before it is out of use. Default: 10 s.
+    ///
+    /// It bounds how old the data of a client is that has written nothing lately. While the primary does not answer, no
+    /// replica goes out of use for its lag.
+    #[must_use]
+    pub fn max_lag(mut self, lag: Duration) -> Self {
+        self.max_lag = lag;
+        self
+    }
+
+    /// Sets for how long a request waits on a replica for its client's own writes, before it reads on the primary.
+    /// Default: 20 ms.
+    #[must_use]
+    pub fn wait(mut self, time: Duration) -> Self {
+        self.wait = time;
+        self
+    }
+
+    /// Sets for how long a request waits for a connection to a replica, and then for the answer to BEGIN, before it reads
+    /// on the primary. Default: 1 s.
+    #[must_use]
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.acquire_timeout = timeout;
+        self
+    }
+
+    /// Sets how often servers are asked for their role and position, while there are requests. Default: 1 s.
+    #[must_use]
+    pub fn check_every(mut self, interval: Duration) -> Self {
+        self.check_every = interval;
+        self
+    }
+
+    /// Sets how a client's position gets to the client and back. Default: [`PositionCookie`].
+    #[must_use]
+    pub fn carrier(mut self, carrier: impl PositionCarrier + 'static) -> Self {
+        self.carrier = Arc::new(carrier);
+        self
+    }
+
+    /// Sets which requests read on a replica. Default: those whose method is GET, HEAD, OPTIONS or TRACE.
+    #[must_use]
+    pub fn replica_if<P>(mut self, reads: P) -> Self
+    where
+        P: Fn(&Parts) -> bool + Send + Sync + 'static,
+    {
+        self.reads = Some(Arc::new(reads));
+        self
+    }
+
+    /// Returns the state of each replica, as of the last check.
+    pub fn status(&self) -> Vec<ReplicaStatus> {
+        let nodes = self.nodes.iter();
+        let status = nodes.map(|node| node.status(self.max_lag, self.max_age()));
+        status.collect()
+    }
+
+    pub(crate) fn primary(&self) -> &SessionPool {
+        &self.primary.pool
+    }
+
+    /// Returns each server's pool with its name.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = (&str, &SessionPool)> {
+        self.nodes
+            .iter()
+            .map(|node| (node.name.as_str(), &node.pool))
+    }
+
+    /// Returns for how long a check's answer counts.
+    fn max_age(&self) -> Duration {
+        (self.check_every * 3).max(Duration::from_millis(500))
+    }
+
+    /// Returns the pool for a request, unless it is the primary's, and what its session has to do with replicas. `writes`
+    /// is the mode in which it would write.
+    pub(crate) fn route(
+        &self,
+        parts: &Parts,
+        writes: Mode,
+    ) -> (Option<SessionPool>, Arc<Replication>) {
+        self.check_if_due();
+        let position = self.carrier.load(parts);
+        let is_read = self.reads(parts);
+        let node = is_read.then(|| self.pick(position)).flatten();
+        let replica = node.clone().map(|node| node as Arc<dyn Replica>);
+        let reads = is_read.then(|| Reads {
+            replica,
+            demand: Arc::new(ReadDemand {
+                at_least: position.and_then(|position| Some(position.place()?.1)),
+                wait: self.wait,
+                patience: self.acquire_timeout,
+            }),
+            writes,
+        });
+        let carrier = self.carrier.clone();
+        let store = Arc::new(move |position, head: &mut _| carrier.store(position, head));
+        let replication = Replication::new(self.primary.pool.clone(), reads, position, store);
+        (node.map(|node| node.pool.clone()), replication)
+    }
+
+    fn reads(&self, parts: &Parts) -> bool {
+        match &self.reads {
+            Some(reads) => reads(parts),
+            None => parts.method.is_safe(),
+        }
+    }
+
+    /// Returns the replica for a client with this position, in turn among those that are fit.
+    fn pick(&self, position: Option<crate::Position>) -> Option<Arc<Node>> {
+        let place = match position {
+            Some(position) => Some(position.place()?),
+            None => None,
+        };
+        let fitness = |node: &Arc<Node>| node.fitness(place, self.max_lag, self.max_age());
+        let fit: Vec<_> = self
+            .nodes
+            .iter()
+            .filter_map(|node| Some((fitness(node)?, node)))
+            .collect();
+        let best = fit.iter().map(|(fitness, _)| *fitness).max()?;
+        let mut best: Vec<_> = fit.into_iter().filter(|(one, _)| *one == best).collect();
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % best.len();
+        Some(best.swap_remove(next).1.clone())
+    }
+
+    /// Asks all servers, unless that was done lately.
+    fn check_if_due(&self) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        {
+            let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_fresh = checks
+                .began
+                .is_some_and(|began| began.elapsed() < self.check_every);
+            if is_fresh || checks.is_running {
+                return;
+            }
+            checks.began = Some(Instant::now());
+            checks.is_running = true;
+        }
+        let this = self.clone();
+        runtime.spawn(async move { this.check().await });
+    }
+
+    async fn check(self) {
+        // However it ends: a panic is not to be the last check.
+        let _ended = Ended(self.checks.clone());
+        let began = Instant::now();
+        let servers = std::iter::once(&self.primary).chain(&self.nodes);
+        let asked = servers.map(|node| async move {
+            let answer = node
+                .monitor
+                .ask(node.pool.database(), self.acquire_timeout)
+                .await;
+            node.note(began, answer);
+        });
+        join_all(asked).await;
+        let primary = self.note_primary(began, self.primary.answer());
+        for node in &self.nodes {
+            if let Some(at) = node
+                .answer()
+                .and_then(|answer| current(answer, &primary, began))
+            {
+                node.note_current(at);
+            }
+            node.tell(self.max_lag, self.max_age());
+        }
+    }
+
+    /// Returns what the primary had at its last checks, the newest first; `None` if it does not say.
+    fn note_primary(
+        &self,
+        began: Instant,
+        answer: Option<Answer>,
+    ) -> Option<[(Instant, Answer); 2]> {
+        let answer = answer.filter(|answer| !answer.is_in_recovery)?;
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let [last, _] = checks.primary;
+        checks.primary = [Some((began, answer.lsn)), last];
+        let (at, lsn) = last.unwrap_or((began, answer.lsn));
+        let before = Answer { lsn, ..answer };
+        Some([(began, answer), (at, before)])
+    }
+}
+
+/// Returns the last time of which it is known that a server has what the primary had then.
+fn current(
+    node: Answer,
+    primary: &Option<[(Instant, Answer); 2]>,
+    began: Instant,
+) -> Option<Instant> {
+    let Some(primary) = primary else {
+        // Without the primary nothing is written, and nobody knows what is missing.
+        return Some(began);
+    };
+    primary
+        .iter()
+        .find(|(_, had)| node.timeline >= had.timeline && node.lsn >= had.lsn)
+        .map(|(at, _)| *at)
+}
+
+/// Lets the next checks begin.
+struct Ended(Arc<Mutex<Checks>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let mut checks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.is_running = false;
+    }
+}
+
+impl fmt::Debug for Replicas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replicas")
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,206 @@
+//! [`Node`]: a server as its replicas' checks see it.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use sea_orm::DbErr;
+
+use super::check::{Answer, Monitor};
+use crate::{Error, SessionPool, connection::ReadDemand, position::Position, session::Replica};
+
+/// A server of the cluster.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) pool: SessionPool,
+    pub(super) monitor: Monitor,
+    seen: Mutex<Seen>,
+}
+
+/// What is known of a server.
+#[derive(Default)]
+struct Seen {
+    /// The last check's answer, or why there is none.
+    answer: Option<Result<Answer, String>>,
+    /// When the last check began.
+    checked: Option<Instant>,
+    /// The last time of which it is known that it has all of what the primary had then.
+    current: Option<Instant>,
+    /// A session could not begin here since the last check.
+    failure: Option<String>,
+    /// It had not reached this when a session had waited for it.
+    behind: Option<(u64, Instant)>,
+    /// Whether the log has said that it is out of use.
+    is_told: bool,
+}
+
+/// Why a replica is not read on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutOfUse {
+    /// It has not been asked yet, or not lately: there was nothing to read.
+    NotChecked,
+    /// It does not answer, or a session could not begin on it; with the error.
+    Failed(String),
+    /// It is no replica, or no longer.
+    Primary,
+    /// It is behind the primary for longer than [`max_lag`](crate::Replicas::max_lag).
+    Lagging,
+}
+
+/// A replica's state, for health checks and dashboards.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// Its name.
+    pub name: String,
+    /// Why it is not read on at the moment; `None` if it is.
+    pub out_of_use: Option<OutOfUse>,
+    /// What it has replayed, as of the last check.
+    pub position: Option<Position>,
+    /// For how long it has been behind the primary at most, as of now: a replica that is up to date shows the time since the
+    /// last check.
+    pub lag: Option<Duration>,
+}
+
+impl Node {
+    pub(super) fn new(name: String, pool: SessionPool) -> Self {
+        Self {
+            name,
+            pool,
+            monitor: Monitor::default(),
+            seen: Mutex::default(),
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a check's answer.
+    pub(super) fn note(&self, began: Instant, answer: Result<Answer, String>) {
+        let mut seen = self.seen();
+        seen.checked = Some(began);
+        seen.failure = None;
+        seen.answer = Some(answer);
+    }
+
+    /// Notes that the server has all of what the primary had at this time.
+    pub(super) fn note_current(&self, at: Instant) {
+        let mut seen = self.seen();
+        seen.current = seen.current.max(Some(at));
+    }
+
+    pub(super) fn answer(&self) -> Option<Answer> {
+        match &self.seen().answer {
+            Some(Ok(answer)) => Some(*answer),
+            _ => None,
+        }
+    }
+
+    pub(super) fn status(&self, max_lag: Duration, max_age: Duration) -> ReplicaStatus {
+        let seen = self.seen();
+        ReplicaStatus {
+            name: self.name.clone(),
+            out_of_use: seen.out_of_use(max_lag, max_age),
+            position: match &seen.answer {
+                Some(Ok(answer)) => Some(Position::at(answer.timeline, answer.lsn)),
+                _ => None,
+            },
+            lag: seen.current.map(|current| current.elapsed()),
+        }
+    }
+
+    /// Writes into the log when the replica goes out of use, and when it is back.
+    pub(super) fn tell(&self, max_lag: Duration, max_age: Duration) {
+        let mut seen = self.seen();
+        let out = seen.out_of_use(max_lag, max_age);
+        let changed = out.is_some() != seen.is_told;
+        seen.is_told = out.is_some();
+        drop(seen);
+        match out {
+            Some(why) if changed => {
+                tracing::warn!(target: "tower_sea_orm::replicas", replica = %self.name, "a replica is out of use: {why:?}");
+            }
+            None if changed => {
+                tracing::info!(target: "tower_sea_orm::replicas", replica = %self.name, "a replica is in use again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns how well it can serve a read of a client with this position; `None` if it should not.
+    pub(super) fn fitness(
+        &self,
+        position: Option<(u32, u64)>,
+        max_lag: Duration,
+        max_age: Duration,
+    ) -> Option<Fitness> {
+        let seen = self.seen();
+        let Some(Ok(answer)) = &seen.answer else {
+            return None;
+        };
+        if seen.out_of_use(max_lag, max_age).is_some() {
+            return None;
+        }
+        let Some((timeline, lsn)) = position else {
+            return Some(Fitness::Known);
+        };
+        // It has not followed a fail-over that the client has seen: its numbers mean something else.
+        if answer.timeline < timeline {
+            return None;
+        }
+        if answer.lsn >= lsn {
+            return Some(Fitness::Known);
+        }
+        // The client's write was lost with its primary, unless it comes later: then the primary has it as well.
+        if answer.timeline > timeline {
+            return None;
+        }
+        // One wait for a replica that is behind is enough, whichever request has waited.
+        let is_behind = seen
+            .behind
+            .is_some_and(|(missed, at)| missed <= lsn && at.elapsed() < max_age);
+        (!is_behind).then_some(Fitness::Likely)
+    }
+}
+
+/// How well a replica can serve a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fitness {
+    /// It may have replayed what the client has written.
+    Likely,
+    /// It has.
+    Known,
+}
+
+impl Seen {
+    fn out_of_use(&self, max_lag: Duration, max_age: Duration) -> Option<OutOfUse> {
+        let is_recent = self.checked.is_some_and(|at| at.elapsed() <= max_age);
+        match &self.answer {
+            _ if !is_recent => Some(OutOfUse::NotChecked),
+            None => Some(OutOfUse::NotChecked),
+            Some(Err(why)) => Some(OutOfUse::Failed(why.clone())),
+            Some(Ok(answer)) if !answer.is_in_recovery => Some(OutOfUse::Primary),
+            Some(Ok(_)) => match (&self.failure, self.current) {
+                (Some(why), _) => Some(OutOfUse::Failed(why.clone())),
+                (None, Some(at)) if at.elapsed() <= max_lag => None,
+                (None, _) => Some(OutOfUse::Lagging),
+            },
+        }
+    }
+}
+
+impl Replica for Node {
+    fn failed(&self, demand: &ReadDemand, error: &DbErr) {
+        let known = Error::of(error);
+        if known.as_ref().is_some_and(Error::is_replica_behind) {
+            let at_least = demand.at_least.unwrap_or(0);
+            self.seen().behind = Some((at_least, Instant::now()));
+        } else if !known.is_some_and(|known| known.is_exhausted()) {
+            // A busy pool is no reason to leave the server alone.
+            self.seen().failure = Some(error.to_string());
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! [`Replication`]: what a session has to do with the replicas of its database.
+//!
+//! A session that reads begins on a replica, and moves to the primary if the replica is behind, fails or is asked to
+//! write. It never moves back.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::response;
+use sea_orm::{AccessMode, DbErr, TransactionOptions};
+
+use super::plan::Mode;
+use crate::{
+    connection::{Demand, ReadDemand},
+    pool::{PoolInner, SessionPool, WayOut},
+    position::Position,
+};
+
+/// Takes a position to the client.
+pub(crate) type StorePosition = Arc<dyn Fn(Position, &mut response::Parts) + Send + Sync>;
+
+/// The replica that a session reads on.
+pub(crate) trait Replica: Send + Sync {
+    /// Notes that it could not serve a session.
+    fn failed(&self, demand: &ReadDemand, error: &DbErr);
+}
+
+/// What a session has to do with the replicas of its database.
+pub(crate) struct Replication {
+    primary: SessionPool,
+    reads: Option<Reads>,
+    /// What the client has brought along.
+    position: Option<Position>,
+    store: StorePosition,
+    /// It reads on the primary from here on, or writes there.
+    has_moved: AtomicBool,
+    /// It writes, although its request was to read.
+    is_to_write: AtomicBool,
+    /// It counts as a session of the primary's pool, beside the replica's.
+    is_counted: AtomicBool,
+}
+
+/// The work of a session whose request reads.
+pub(crate) struct Reads {
+    /// `None`: it reads on the primary.
+    pub(crate) replica: Option<Arc<dyn Replica>>,
+    pub(crate) demand: Arc<ReadDemand>,
+    /// The mode in which the session writes, should it have to.
+    pub(crate) writes: Mode,
+}
+
+impl Replication {
+    pub(crate) fn new(
+        primary: SessionPool,
+        reads: Option<Reads>,
+        position: Option<Position>,
+        store: StorePosition,
+    ) -> Arc<Self> {
+        let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
+        Arc::new(Self {
+            primary,
+            reads,
+            position,
+            store,
+            has_moved: AtomicBool::new(has_moved),
+            is_to_write: AtomicBool::new(false),
+            is_counted: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn primary(&self) -> &SessionPool {
+        &self.primary
+    }
+
+    /// Returns the primary's pool if the session has moved there.
+    pub(super) fn moved_to(&self) -> Option<&SessionPool> {
+        self.has_moved
+            .load(Ordering::Acquire)
+            .then_some(&self.primary)
+    }
+
+    fn reads(&self) -> Option<&Reads> {
+        self.reads
+            .as_ref()
+            .filter(|_| !self.has_moved.load(Ordering::Acquire))
+    }
+
+    /// Returns whether the session's request is to read.
+    #[cfg(feature = "replicas")]
+    pub(crate) fn reads_only(&self) -> bool {
+        self.reads.is_some()
+    }
+
+    pub(crate) fn is_on_replica(&self) -> bool {
+        self.reads().is_some()
+    }
+
+    /// Returns whether the session may write.
+    pub(super) fn may_write(&self) -> bool {
+        self.reads.is_none() || self.is_to_write.load(Ordering::Acquire)
+    }
+
+    /// Returns what a transaction with `options` has to do with positions.
+    pub(super) fn demand(&self, options: TransactionOptions) -> Demand {
+        match self.reads() {
+            Some(reads) => Demand::Read(reads.demand.clone()),
+            None if options.access_mode == Some(AccessMode::ReadOnly) => Demand::None,
+            None => Demand::Track,
+        }
+    }
+
+    /// Returns for how long a connection is waited for, if any request may wait for the time `all`.
+    pub(super) fn patience(&self, all: Duration) -> Duration {
+        self.reads()
+            .map_or(all, |reads| all.min(reads.demand.patience))
+    }
+
+    /// Moves the session to the primary, if it is on a replica.
+    fn has_to_move(&self) -> bool {
+        let moves = self.reads.is_some() && !self.has_moved.swap(true, Ordering::AcqRel);
+        // Closing, the primary's pool has no connection for it either.
+        if moves && let Some(counted) = self.primary.inner().try_count_session() {
+            counted.begin();
+            self.is_counted.store(true, Ordering::Release);
+        }
+        moves
+    }
+
+    /// Notes that the session has ended.
+    pub(super) fn ended(&self) {
+        if self.is_counted.swap(false, Ordering::AcqRel) {
+            self.primary.inner().session_ended();
+        }
+    }
+
+    /// Has a session whose request reads write on the primary. Returns the mode for that and whether it has left a
+    /// replica; `None` if it writes already.
+    pub(super) fn begin_to_write(&self) -> Option<(Mode, bool)> {
+        let reads = self.reads.as_ref()?;
+        let is_first = !self.is_to_write.swap(true, Ordering::AcqRel);
+        is_first.then(|| (reads.writes, self.has_to_move()))
+    }
+
+    /// Returns the later one of a position that was made and the one that the client has brought along, and how it is
+    /// stored.
+    pub(super) fn later(&self, made: Position) -> (Position, &StorePosition) {
+        let later = self.position.map_or(made, |brought| brought.max(made));
+        (later, &self.store)
+    }
+
+    /// Has the session read on the primary, because the replica has no connection for it.
+    pub(crate) fn give_up_replica(&self, error: &DbErr) -> bool {
+        let moves = self.has_to_move();
+        if moves
+            && let Some(reads) = &self.reads
+            && let Some(replica) = &reads.replica
+        {
+            replica.failed(&reads.demand, error);
+        }
+        moves
+    }
+}
+
+impl WayOut for Replication {
+    fn take(&self, error: &DbErr) -> Arc<PoolInner> {
+        self.give_up_replica(error);
+        self.primary.inner().clone()
+    }
+}

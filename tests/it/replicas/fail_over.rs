@@ -1,0 +1,121 @@
+//! Replicas that are asked to write, fail, stop answering or are promoted.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_request_that_writes_gets_the_primary() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let eager = cluster.layer(&replicas);
+    for (layer, name) in [(eager.clone(), "eager"), (eager.lazy(), "lazy")] {
+        let app = app(layer);
+        all_in_use(&app, &replicas).await;
+        let posted = send(&app, Request::post(format!("/write/{name}")), None).await;
+        assert_eq!((posted.status, &*posted.text), (StatusCode::OK, "primary"));
+        // A handler of a GET that takes a `DbTx` says that it writes.
+        let got = send(&app, Request::get(format!("/write_tx/{name}_tx")), None).await;
+        assert_eq!(
+            (got.status, &*got.text),
+            (StatusCode::OK, "primary"),
+            "{got:?}"
+        );
+        assert!(got.cookie.is_some(), "{got:?}");
+        // One that does not say so must not write, wherever it runs.
+        let refused = send(&app, Request::get(format!("/write/{name}_get")), None).await;
+        assert_eq!(
+            refused.status,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "{refused:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g17_replicas_that_die_or_do_not_answer_leave_reads_to_the_primary() {
+    let mut cluster = Cluster::new().await;
+    let replicas = cluster
+        .replicas()
+        .acquire_timeout(Duration::from_millis(200));
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    // Both are silent: their connections are open, and nothing is answered.
+    for (server, ..) in &cluster.replicas {
+        server.freeze();
+    }
+    for _ in 0..10 {
+        let read = send(&app, Request::get("/count/none"), None).await;
+        assert_eq!(read.status, StatusCode::OK, "{read:?}");
+        assert!(!read.on_replica(), "{read:?}");
+    }
+    for (server, ..) in &cluster.replicas {
+        server.thaw();
+    }
+    all_in_use(&app, &replicas).await;
+    // Both are gone.
+    for (server, ..) in &mut cluster.replicas {
+        server.stop();
+    }
+    for _ in 0..10 {
+        let read = send(&app, Request::get("/count/none"), None).await;
+        assert_eq!(read.status, StatusCode::OK, "{read:?}");
+    }
+    for (server, ..) in &mut cluster.replicas {
+        server.start();
+    }
+    all_in_use(&app, &replicas).await;
+    eventually("reads are on a replica again", async || {
+        send(&app, Request::get("/count/none"), None)
+            .await
+            .on_replica()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g18_a_promoted_replica_takes_no_write_of_a_read() {
+    let mut cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let cookie = send(&app, Request::post("/write/before"), None)
+        .await
+        .cookie
+        .unwrap();
+    eventually("the replica has the write", async || {
+        let beside = cluster.beside(0).await;
+        count_items(&beside, "before").await == 1
+    })
+    .await;
+    cluster.primary.stop();
+    let promote = Statement::from_string(DbBackend::Postgres, "SELECT pg_promote(true, 60)");
+    cluster
+        .beside(0)
+        .await
+        .query_one_raw(promote)
+        .await
+        .unwrap();
+    // The name of the primary leads to the new one from now on.
+    cluster.proxy.lead_to(cluster.replicas[0].0.port());
+    let refused = send(&app, Request::get("/write/stray"), None).await;
+    assert_eq!(
+        refused.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{refused:?}"
+    );
+    eventually("writes go to the new primary", async || {
+        let written = send(&app, Request::post("/write/after"), Some(&cookie)).await;
+        let made = written.cookie.filter(|_| written.status == StatusCode::OK);
+        made.is_some_and(|made| made > cookie && made.contains("=2-"))
+    })
+    .await;
+    let status = replicas.status();
+    eventually("the new primary is no replica any more", async || {
+        send(&app, Request::get("/count/after"), None).await;
+        let first = &replicas.status()[0];
+        first.out_of_use == Some(tower_sea_orm::OutOfUse::Primary)
+    })
+    .await;
+    drop(status);
+    let read = send(&app, Request::get("/count/stray"), None).await;
+    assert!(read.text.starts_with('0'), "{read:?}");
+}

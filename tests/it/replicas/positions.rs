@@ -1,0 +1,211 @@
+//! A client's position: made by its writes, checked where it reads.
+
+use tower_sea_orm::OutOfUse;
+
+use super::*;
+use crate::support::wait::{eventually_within, in_one_of};
+
+/// Writes and then reads many times, while the replicas' replay is paused and resumed in turn. Returns how many reads
+/// were stale, and how many were on a replica.
+async fn pairs(cluster: &Cluster, app: &Router, series: &str, keeps: bool) -> (usize, usize) {
+    let (mut stale, mut on_replica) = (0, 0);
+    let beside = [cluster.beside(0).await, cluster.beside(1).await];
+    for round in 0..60 {
+        // Never both at once for long: one of them serves while the other is behind.
+        if round % 10 == 0 {
+            let (paused, resumed) = if round % 20 == 0 { (0, 1) } else { (1, 0) };
+            pause(&beside[paused], true).await;
+            pause(&beside[resumed], false).await;
+        }
+        let name = format!("{series}_{keeps}_{round}");
+        let written = send(app, Request::post(format!("/write/{name}")), None).await;
+        assert_eq!(written.status, StatusCode::OK, "{written:?}");
+        let cookie = written.cookie.expect("a write has a position");
+        let read = Request::get(format!("/count/{name}"));
+        let read = send(app, read, keeps.then_some(&*cookie)).await;
+        assert_eq!(read.status, StatusCode::OK, "{read:?}");
+        assert_eq!(read.cookie, None, "a read makes no position");
+        stale += usize::from(read.text.starts_with('0'));
+        on_replica += usize::from(read.on_replica());
+    }
+    for beside in &beside {
+        pause(beside, false).await;
+    }
+    (stale, on_replica)
+}
+
+async fn pause(replica: &DatabaseConnection, pauses: bool) {
+    let function = if pauses { "pause" } else { "resume" };
+    let sql = format!("SELECT pg_wal_replay_{function}()");
+    replica.execute_unprepared(&sql).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_client_reads_its_own_writes_while_replicas_are_paused() {
+    let cluster = Cluster::new().await;
+    for level in [
+        None,
+        Some(IsolationLevel::ReadCommitted),
+        Some(IsolationLevel::RepeatableRead),
+    ] {
+        let replicas = cluster.replicas();
+        let options = TransactionOptions {
+            isolation_level: level,
+            ..TransactionOptions::default()
+        };
+        let layer = DbSessionLayer::new(cluster.pool.clone())
+            .transaction_with(options)
+            .replicas(replicas.clone());
+        let app = app(layer);
+        all_in_use(&app, &replicas).await;
+        let (stale, on_replica) = pairs(&cluster, &app, &unquoted(level), true).await;
+        assert_eq!(stale, 0, "{level:?}");
+        assert!(on_replica > 0, "{level:?}: no read was on a replica");
+        // Without its position, the client is as good as another one.
+        let (stale, _) = pairs(&cluster, &app, &unquoted(level), false).await;
+        assert!(stale > 0, "{level:?}: the pauses show nothing");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_positions_cost_no_round_trip() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas).lazy());
+    all_in_use(&app, &replicas).await;
+    // Warm: connected and prepared on every connection that may serve.
+    for _ in 0..8 {
+        let cookie = send(&app, Request::post("/write/warm"), None).await.cookie;
+        send(&app, Request::get("/count/warm"), cookie.as_deref()).await;
+        send(&app, Request::get("/count/warm"), None).await;
+    }
+    drop((app, replicas));
+    let app = unchecked(&cluster).await;
+    let requests = || {
+        let replicas = cluster.replicas.iter();
+        let replicas = replicas.map(|(_, proxy, _)| proxy.requests());
+        cluster.proxy.requests() + replicas.sum::<u64>()
+    };
+    // A connection's visit to the driver's pool may add a ping now and then.
+    let mut attempt = 0;
+    in_one_of(
+        5,
+        "three round trips for a write and three for a read",
+        async || {
+            attempt += 1;
+            let name = format!("counted_{attempt}");
+            let before = requests();
+            let written = send(&app, Request::post(format!("/write/{name}")), None).await;
+            // BEGIN, INSERT, COMMIT with the position.
+            let of_write = requests() - before;
+            replayed(&cluster, &name).await;
+            let before = requests();
+            let read = Request::get(format!("/count/{name}"));
+            let read = send(&app, read, written.cookie.as_deref()).await;
+            assert!(read.text.starts_with('1') && read.on_replica(), "{read:?}");
+            // BEGIN with the check, SELECT, COMMIT.
+            let of_read = requests() - before;
+            assert!(of_write >= 3 && of_read >= 3, "{of_write}, {of_read}");
+            (of_write, of_read) == (3, 3)
+        },
+    )
+    .await;
+}
+
+/// A service whose servers were asked once and are not asked again: the proxies count that as well.
+async fn unchecked(cluster: &Cluster) -> Router {
+    // The first check may find that a replica has not replayed what the primary had just written by itself.
+    for attempt in 0..20 {
+        let name = format!("attempt_{attempt}");
+        try_insert_item(cluster.pool.database(), &name)
+            .await
+            .unwrap();
+        replayed(cluster, &name).await;
+        let replicas = cluster.replicas().check_every(Duration::from_secs(3600));
+        let app = app(cluster.layer(&replicas).lazy());
+        let checked = eventually_within(Duration::from_secs(5), "all are asked", async || {
+            send(&app, Request::get("/count/none"), None).await;
+            let mut status = replicas.status().into_iter();
+            status.all(|one| one.out_of_use != Some(OutOfUse::NotChecked))
+        });
+        checked.await;
+        if replicas.status().iter().all(|one| one.out_of_use.is_none()) {
+            return app;
+        }
+    }
+    panic!("the replicas are never up to date");
+}
+
+/// Waits until both replicas have an item.
+async fn replayed(cluster: &Cluster, name: &str) {
+    for replica in 0..2 {
+        let beside = cluster.beside(replica).await;
+        eventually("the replica has the write", async || {
+            count_items(&beside, name).await == 1
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_outside_a_transaction_makes_a_position_as_well() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let layer = DbSessionLayer::new(cluster.pool.clone()).replicas(replicas.clone());
+    let app = app(layer);
+    all_in_use(&app, &replicas).await;
+    for round in 0..20 {
+        let path = if round % 2 == 0 { "write" } else { "write_tx" };
+        let name = format!("plain_{round}");
+        let written = send(&app, Request::post(format!("/{path}/{name}")), None).await;
+        let cookie = written.cookie.expect("a position");
+        assert!(cookie.contains('/'), "{cookie}");
+        let read = send(&app, Request::get(format!("/count/{name}")), Some(&cookie)).await;
+        assert!(read.text.starts_with('1'), "{read:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_forged_or_damaged_is_harmless() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let written = send(&app, Request::post("/write/mine"), None)
+        .await
+        .cookie
+        .unwrap();
+    let (_, value) = written.split_once('=').unwrap();
+    let damaged = &value[..value.len() - 1];
+    for forged in [
+        "1-FFFFFFFF/FFFFFFFF",
+        "4294967295-0/1",
+        "4294967296-0/1",
+        "0-0/0",
+        "1-0/1'; DROP TABLE item; --",
+        "primary",
+        "",
+        "x",
+        &"9".repeat(4000),
+        "-",
+        "1-/",
+        "+1-0/1",
+    ] {
+        let cookie = format!("db-position={forged}");
+        let read = send(&app, Request::get("/count/mine"), Some(&cookie)).await;
+        assert_eq!(read.status, StatusCode::OK, "{forged}: {read:?}");
+        let trusted = ["0-0/0"].contains(&forged);
+        assert!(trusted || !read.on_replica(), "{forged}: {read:?}");
+    }
+    // One that was cut off means an earlier place, or none: no more than a client without one sees.
+    let cookie = format!("db-position={damaged}");
+    let read = send(&app, Request::get("/count/mine"), Some(&cookie)).await;
+    assert_eq!(read.status, StatusCode::OK, "{read:?}");
+}
+
+/// The level as part of a path.
+fn unquoted(level: Option<IsolationLevel>) -> String {
+    level.map_or("default".to_owned(), |level| {
+        level.to_string().replace(' ', "_")
+    })
+}
