@@ -1,0 +1,210 @@
+//! G7, G10, G18 on three Galera nodes behind HAProxy: conflicts at COMMIT, a node killed, frozen, quorum lost and found.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use sea_orm::{ConnectOptions, Database};
+use tower_sea_orm::SessionPool;
+
+use super::{
+    audit::Audit,
+    clients::{Answer, Clients},
+    conflicts::{self, Counter},
+    nodes::{self, steer},
+    report::{Table, about},
+    site::{self, Maker, Site},
+    support::wait::eventually,
+};
+
+const CONFLICTS: Table = Table {
+    part: "galera",
+    head: &[
+        "32 clients add to one row, on three nodes",
+        "requests",
+        "200",
+        "503",
+        "of these with Retry-After",
+        "other 5xx",
+        "counted",
+    ],
+};
+
+const TROUBLE: Table = Table {
+    part: "galera",
+    head: &[
+        "a node of three",
+        "requests",
+        "acknowledged",
+        "503",
+        "other 5xx",
+        "acknowledged and lost",
+        "503 and there",
+        "longest answer",
+    ],
+};
+
+const SECONDS: Table = Table {
+    part: "galera",
+    head: &[
+        "200 / 503 / other, by the second of the answer",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "9",
+        "10",
+        "11",
+        "12",
+    ],
+};
+
+/// How long a trouble lasts, and how long it is watched afterwards: a column for each second.
+const TROUBLED: Duration = Duration::from_secs(6);
+const WATCHED: usize = 12;
+
+/// Everything in one test: three nodes take half a minute to start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_in_trouble() {
+    steer(&["remove_nodes"]).await;
+    steer(&["start_galera"]).await;
+    steer(&["start_haproxy", "any", "n0", "n1", "n2"]).await;
+    let url = nodes::url("haproxy").await;
+    let view = nodes::view(&nodes::url("n0").await).await;
+    site::make_table(&view).await;
+    conflicts::make_table(&view).await;
+    add_on_three_nodes(&url).await;
+    trouble(&url, "killed", async || {
+        steer(&["kill_node", "n1"]).await;
+    })
+    .await;
+    steer(&["start_galera_node", "n1"]).await;
+    trouble(&url, "frozen", async || {
+        steer(&["freeze_node", "n2"]).await;
+    })
+    .await;
+    // It has been voted out meanwhile, and would end itself.
+    steer(&["kill_node", "n2"]).await;
+    steer(&["start_galera_node", "n2"]).await;
+    trouble(
+        &url,
+        "left alone: without quorum, then bootstrapped",
+        async || {
+            steer(&["kill_node", "n2"]).await;
+            steer(&["kill_node", "n1"]).await;
+            ping_tells_the_truth().await;
+            tokio::time::sleep(TROUBLED).await;
+            steer(&["bootstrap", "n0"]).await;
+        },
+    )
+    .await;
+}
+
+/// Adds on all nodes at once, so that COMMIT is where they collide.
+async fn add_on_three_nodes(url: &str) {
+    for maker in Maker::BOTH {
+        let site = Counter::start(maker, url).await;
+        let clients = Clients::start_at(site.address);
+        clients.acknowledge(300).await;
+        let answers = clients.stop().await;
+        let counted = site.sum(&nodes::view(&nodes::url("n0").await).await).await;
+        let of = |status: fn(u16) -> bool| {
+            answers
+                .iter()
+                .filter(|answer| answer.status.is_some_and(status))
+                .collect::<Vec<_>>()
+        };
+        let (good, refused) = (of(|status| status == 200), of(|status| status == 503));
+        let told = refused.iter().filter(|answer| answer.retry_after).count();
+        let other = of(|status| status >= 500 && status != 503).len();
+        CONFLICTS.row(&[
+            maker.name().to_owned(),
+            answers.len().to_string(),
+            good.len().to_string(),
+            refused.len().to_string(),
+            told.to_string(),
+            other.to_string(),
+            counted.to_string(),
+        ]);
+        if maker == Maker::Layer {
+            assert_eq!(
+                counted,
+                good.len() as i64,
+                "the sum is what was acknowledged"
+            );
+            assert!(!refused.is_empty(), "nothing has collided");
+            assert_eq!(told, refused.len(), "each says when to try again");
+        }
+    }
+}
+
+/// What the clients of both services see while `happen` goes on, and for some seconds from its beginning.
+async fn trouble(url: &str, what: &str, happen: impl AsyncFnOnce()) {
+    let view = nodes::view(&nodes::url("n0").await).await;
+    site::empty_table(&view).await;
+    let sites = join_all(Maker::BOTH.map(|maker| Site::start(maker, url))).await;
+    let clients: Vec<Clients> = sites.iter().map(Clients::start).collect();
+    join_all(clients.iter().map(|clients| clients.acknowledge(100))).await;
+    let began = Instant::now();
+    happen().await;
+    tokio::time::sleep_until((began + Duration::from_secs(WATCHED as u64)).into()).await;
+    join_all(clients.iter().map(|clients| clients.acknowledge(100))).await;
+    let answers = join_all(clients.into_iter().map(Clients::stop)).await;
+    for (site, answers) in sites.iter().zip(answers) {
+        judge(what, &Audit::new(site.maker, answers, &view).await, began);
+    }
+}
+
+fn judge(what: &str, audit: &Audit, began: Instant) {
+    TROUBLE.row(&[
+        format!("{what}, {}", audit.maker.name()),
+        audit.requests().to_string(),
+        audit.acknowledged().to_string(),
+        audit.status(503).to_string(),
+        (audit.failed_since(None) - audit.status(503)).to_string(),
+        audit.lost().len().to_string(),
+        audit.undead().to_string(),
+        about(audit.longest()),
+    ]);
+    let mut cells = vec![format!("{what}, {}", audit.maker.name())];
+    cells.extend((0..WATCHED).map(|second| during(audit.answers(), began, second as u64)));
+    SECONDS.row(&cells);
+    assert_eq!(audit.unanswered(), 0, "requests without an answer");
+    assert!(audit.lost().is_empty(), "acknowledged writes are lost");
+    if audit.maker == Maker::Layer {
+        assert_eq!(audit.undead(), 0, "503, and committed");
+    }
+}
+
+/// The answers that came in this second from the beginning on.
+fn during(answers: &[Answer], began: Instant, second: u64) -> String {
+    let (mut good, mut refused, mut other) = (0, 0, 0);
+    for answer in answers {
+        if answer.came >= began && (answer.came - began).as_secs() == second {
+            match answer.status {
+                Some(200) => good += 1,
+                Some(503) => refused += 1,
+                _ => other += 1,
+            }
+        }
+    }
+    format!("{good} / {refused} / {other}")
+}
+
+/// G18: a node without quorum takes log-ins and answers `SELECT 1`.
+async fn ping_tells_the_truth() {
+    let mut options = ConnectOptions::new(nodes::url("n0").await);
+    options.max_connections(2).sqlx_logging(false);
+    let pool = SessionPool::new(Database::connect(options).await.unwrap());
+    eventually("the node knows that it has lost its quorum", async || {
+        steer(&["wsrep", "n0", "ready"]).await == "OFF"
+    })
+    .await;
+    // The last answer may be from before that.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ping = pool.ping().await;
+    eprintln!("ping of a node without quorum: {ping:?}");
+}

@@ -1,0 +1,25 @@
+//! Clusters of database servers fail over under a service that writes, beside SeaORM by hand.
+//!
+//! `tests/cluster` runs these, each part on nodes that it starts for it (`tests/nodes`), and writes what came of it
+//! into `docs/reliability.md`. An ordinary `cargo test` leaves them out.
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test may panic, and nothing is public in a test"
+)]
+
+mod audit;
+mod clients;
+mod conflicts;
+mod failover;
+mod galera;
+mod nodes;
+mod outage;
+mod read_only;
+mod report;
+mod site;
+#[path = "../it/support/mod.rs"]
+mod support;

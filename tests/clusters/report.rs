@@ -1,0 +1,44 @@
+//! [`Table`]: what came of a part, printed and kept for the document.
+
+use std::{env, fs, io::Write, path::PathBuf, time::Duration};
+
+/// A table of the part of this name; its rows come one by one.
+pub struct Table {
+    pub part: &'static str,
+    pub head: &'static [&'static str],
+}
+
+impl Table {
+    /// Prints the row, and keeps it if there is a place for it.
+    pub fn row(&self, cells: &[String]) {
+        assert_eq!(cells.len(), self.head.len(), "a cell for each column");
+        let line = format!("| {} |\n", cells.join(" | "));
+        eprint!("{}{line}", self.heading());
+        let Some(dir) = env::var_os("CLUSTER_OUT").map(PathBuf::from) else {
+            return;
+        };
+        let path = dir.join(self.part);
+        let known = fs::read_to_string(&path).unwrap_or_default();
+        let file = fs::File::options().create(true).append(true).open(&path);
+        let mut file = file.expect("a file for the table");
+        if !known.contains(&self.heading()) {
+            let gap = if known.is_empty() { "" } else { "\n" };
+            write!(file, "{gap}{}", self.heading()).expect("the table's head is kept");
+        }
+        write!(file, "{line}").expect("the row is kept");
+    }
+
+    fn heading(&self) -> String {
+        let numbers = "|--:".repeat(self.head.len() - 1);
+        format!("| {} |\n|---{numbers}|\n", self.head.join(" | "))
+    }
+}
+
+/// As an order of magnitude.
+pub fn about(time: Duration) -> String {
+    match time.as_millis() {
+        millis @ ..100 => format!("{millis} ms"),
+        millis @ ..1000 => format!("{} ms", millis / 10 * 10),
+        millis => format!("{}.{} s", millis / 1000, millis % 1000 / 100),
+    }
+}
