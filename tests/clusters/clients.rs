@@ -89,6 +89,10 @@ impl Clients {
             .count()
     }
 
+    pub fn answered(&self) -> usize {
+        self.shared.lock().len()
+    }
+
     /// How many were answered with a server error.
     pub fn failed(&self) -> usize {
         let answers = self.shared.lock();

@@ -1,13 +1,19 @@
-//! [`Counter`]: a service that adds to one row, so that requests at different nodes collide.
+//! [`Counter`]: a service that writes a row of its own for each request and adds 1 to one that all share, so that
+//! requests at different nodes collide.
 
 use std::net::SocketAddr;
 
-use axum::{Router, extract::State, http::StatusCode, routing::post};
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::post,
+};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, TransactionTrait};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool, unsafe_methods};
 
-use super::site::{Failed, Maker, connect};
+use super::site::{Failed, Maker, connect, write};
 
 /// Ends with this value.
 pub struct Counter {
@@ -73,21 +79,25 @@ impl Drop for Counter {
     }
 }
 
-async fn by_layer(db: DbSession) -> Result<(), Failed> {
-    Ok(add(&db, Maker::Layer).await?)
+async fn by_layer(db: DbSession, Path(number): Path<i64>) -> Result<(), Failed> {
+    Ok(add(&db, Maker::Layer, number).await?)
 }
 
-async fn by_hand(State(db): State<DatabaseConnection>) -> Result<(), StatusCode> {
+async fn by_hand(
+    State(db): State<DatabaseConnection>,
+    Path(number): Path<i64>,
+) -> Result<(), StatusCode> {
     let added = async {
         let tx = db.begin().await?;
-        add(&tx, Maker::ByHand).await?;
+        add(&tx, Maker::ByHand, number).await?;
         tx.commit().await
     };
     let failed = |_: DbErr| StatusCode::INTERNAL_SERVER_ERROR;
     added.await.map_err(failed)
 }
 
-async fn add<C: ConnectionTrait>(db: &C, maker: Maker) -> Result<(), DbErr> {
+async fn add<C: ConnectionTrait>(db: &C, maker: Maker, number: i64) -> Result<(), DbErr> {
+    write(db, maker, number).await?;
     let mark = maker.mark();
     let sql = format!("UPDATE counter SET hits = hits + 1 WHERE maker = {mark}");
     db.execute_unprepared(&sql).await.map(drop)

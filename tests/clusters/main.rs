@@ -12,12 +12,14 @@
 )]
 
 mod audit;
+mod chained;
 mod clients;
 mod conflicts;
 mod failover;
 mod galera;
 mod nodes;
 mod outage;
+mod pooler;
 mod read_only;
 mod report;
 mod site;

@@ -2,7 +2,7 @@
 
 use std::env;
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend};
 use tokio::process::Command;
 
 use super::support::wait::eventually;
@@ -36,12 +36,18 @@ pub async fn primary_and_replicas() {
     steer(&["start_replica", "r2"]).await;
 }
 
-/// One connection for whoever looks from beside.
+/// One connection for whoever looks from beside. At a Galera node, it sees what the others have committed by then.
 pub async fn view(url: &str) -> DatabaseConnection {
     let mut options = ConnectOptions::new(url);
     options.max_connections(1).sqlx_logging(false);
     let view = Database::connect(options).await;
-    view.expect("the node answers")
+    let view = view.expect("the node answers");
+    if view.get_database_backend() == DbBackend::MySql {
+        let sql = "SET SESSION wsrep_sync_wait = 1";
+        let set = view.execute_unprepared(sql).await;
+        set.expect("a Galera node");
+    }
+    view
 }
 
 /// Waits until a new connection to `url` is led to a server that takes writes, six times in a row.

@@ -137,7 +137,7 @@ async fn by_hand(
 }
 
 /// Writes the request's row; PostgreSQL tells its port, whatever leads there, and the transaction's number.
-async fn write<C: ConnectionTrait>(db: &C, maker: Maker, number: i64) -> Result<String, DbErr> {
+pub async fn write<C: ConnectionTrait>(db: &C, maker: Maker, number: i64) -> Result<String, DbErr> {
     let backend = db.get_database_backend();
     let values = [maker.mark().into(), number.into()];
     if backend != DbBackend::Postgres {
