@@ -1,6 +1,6 @@
 //! [`Table`]: what came of a part, printed and kept for the document.
 
-use std::{env, fs, io::Write, path::PathBuf, time::Duration};
+use std::{env, fs, io::Write, path::PathBuf, sync::Mutex, time::Duration};
 
 /// A table of the part of this name; its rows come one by one.
 pub struct Table {
@@ -13,7 +13,10 @@ impl Table {
     pub fn row(&self, cells: &[String]) {
         assert_eq!(cells.len(), self.head.len(), "a cell for each column");
         let line = format!("| {} |\n", cells.join(" | "));
-        eprint!("{}{line}", self.heading());
+        if is_next(&self.heading()) {
+            eprint!("\n{}", self.heading());
+        }
+        eprint!("{line}");
         let Some(dir) = env::var_os("CLUSTER_OUT").map(PathBuf::from) else {
             return;
         };
@@ -32,6 +35,15 @@ impl Table {
         let numbers = "|--:".repeat(self.head.len() - 1);
         format!("| {} |\n|---{numbers}|\n", self.head.join(" | "))
     }
+}
+
+/// Whether this is another heading than the one that was printed last.
+fn is_next(heading: &str) -> bool {
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    let mut last = LAST.lock().expect("no panic while it is held");
+    let is_next = *last != heading;
+    heading.clone_into(&mut last);
+    is_next
 }
 
 /// As an order of magnitude.
