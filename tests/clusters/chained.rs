@@ -9,7 +9,7 @@ use super::{
 };
 
 const TABLE: Table = Table {
-    part: "chained",
+    name: "chained",
     head: &[
         "12 connections add to one row, by the driver alone",
         "COMMIT acknowledged",

@@ -15,7 +15,7 @@ use super::{
 };
 
 const TABLE: Table = Table {
-    part: "failover",
+    name: "failover",
     head: &[
         "primary killed, replica promoted",
         "requests",

@@ -17,7 +17,7 @@ use super::{
 };
 
 const CONFLICTS: Table = Table {
-    part: "galera",
+    name: "galera",
     head: &[
         "32 clients add to one row, on three nodes",
         "requests",
@@ -31,7 +31,7 @@ const CONFLICTS: Table = Table {
 };
 
 const TROUBLE: Table = Table {
-    part: "galera",
+    name: "nodes",
     head: &[
         "a node of three",
         "requests",
@@ -45,7 +45,7 @@ const TROUBLE: Table = Table {
 };
 
 const SECONDS: Table = Table {
-    part: "galera",
+    name: "seconds",
     head: &[
         "200 / 503 / other, by the second of the answer",
         "1",

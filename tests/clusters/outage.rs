@@ -13,7 +13,7 @@ use super::{
 };
 
 const TABLE: Table = Table {
-    part: "outage",
+    name: "outage",
     head: &[
         "server down for six seconds",
         "requests",

@@ -15,7 +15,7 @@ use super::{
 };
 
 const TABLE: Table = Table {
-    part: "read_only",
+    name: "read_only",
     head: &[
         "connections to a read-only server live on",
         "requests",

@@ -2,9 +2,9 @@
 
 use std::{env, fs, io::Write, path::PathBuf, sync::Mutex, time::Duration};
 
-/// A table of the part of this name; its rows come one by one.
+/// A table, kept in a file of this name; its rows come one by one.
 pub struct Table {
-    pub part: &'static str,
+    pub name: &'static str,
     pub head: &'static [&'static str],
 }
 
@@ -20,13 +20,11 @@ impl Table {
         let Some(dir) = env::var_os("CLUSTER_OUT").map(PathBuf::from) else {
             return;
         };
-        let path = dir.join(self.part);
-        let known = fs::read_to_string(&path).unwrap_or_default();
-        let file = fs::File::options().create(true).append(true).open(&path);
+        let path = dir.join(self.name);
+        let file = fs::File::options().create(true).append(true).open(path);
         let mut file = file.expect("a file for the table");
-        if !known.contains(&self.heading()) {
-            let gap = if known.is_empty() { "" } else { "\n" };
-            write!(file, "{gap}{}", self.heading()).expect("the table's head is kept");
+        if file.metadata().is_ok_and(|file| file.len() == 0) {
+            write!(file, "{}", self.heading()).expect("the table's head is kept");
         }
         write!(file, "{line}").expect("the row is kept");
     }
