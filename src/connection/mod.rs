@@ -25,7 +25,7 @@ mod transaction;
 
 use std::sync::Arc;
 
-use sea_orm::{DbBackend, DbErr};
+use sea_orm::{DbBackend, DbErr, TransactionOptions};
 use tokio::{runtime::Handle, time::timeout};
 
 #[cfg(feature = "sqlx-postgres")]
@@ -115,6 +115,12 @@ impl PinnedConnection {
             && self.session_state.is_clean()
             && self.refusal == Refusal::None
             && self.link.driver.may_chain()
+    }
+
+    /// Returns whether the next COMMIT may begin one with these options.
+    pub(crate) fn may_continue_with(&self, options: TransactionOptions) -> bool {
+        // There it begins one like that before (H36).
+        self.link.backend != DbBackend::MySql || self.transaction.was_begun_with(options)
     }
 
     pub(crate) fn is_broken(&self) -> bool {

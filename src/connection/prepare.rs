@@ -154,7 +154,7 @@ impl PinnedConnection {
     async fn begin_once(&mut self, begin: &Begin) -> Result<bool, DbErr> {
         if self.transaction.chain.take().is_some() {
             // One that is not what the session wants has been rolled back.
-            self.transaction.note_access(begin.options);
+            self.transaction.note_options(begin.options, 0);
         } else {
             let (link, settings) = (&mut self.link, begin.settings());
             let begun = self

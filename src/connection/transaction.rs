@@ -28,6 +28,8 @@ pub(super) struct Transaction {
     /// A transaction was ended by something else than the session, which does not know it yet.
     ended_elsewhere: bool,
     access: Access,
+    /// The options with which the outermost one was begun last.
+    options: TransactionOptions,
     timeouts: Timeouts,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
@@ -71,6 +73,11 @@ impl Transaction {
     /// Returns whether it was begun READ ONLY.
     pub(super) fn is_read_only(&self) -> bool {
         self.access != Access::ReadWrite
+    }
+
+    /// Returns whether the outermost one was begun with these options.
+    pub(super) fn was_begun_with(&self, options: TransactionOptions) -> bool {
+        self.options == options
     }
 
     /// Returns whether nothing of it is left on the connection, apart from its depth.
@@ -240,20 +247,24 @@ impl Transaction {
             self.access = Access::QueryOnly;
             link.run("PRAGMA query_only = 1").await?;
         } else {
-            self.note_access(options);
+            self.note_options(options, depth);
         }
         Ok(())
     }
 
-    pub(super) fn note_access(&mut self, options: TransactionOptions) {
+    /// Notes the options of a transaction that was begun inside `depth` others.
+    pub(super) fn note_options(&mut self, options: TransactionOptions, depth: usize) {
+        if depth == 0 {
+            self.options = options;
+        }
         // A savepoint has no mode of its own, and leaves the one that there is.
         if options.access_mode == Some(AccessMode::ReadOnly) {
             self.access = Access::ReadOnly;
         }
     }
 
-    /// COMMIT travels alone, or with the BEGIN of a [`Chain`]: an error of any other statement in the same text would
-    /// belong to a transaction that is committed (H32).
+    /// COMMIT travels alone, or on PostgreSQL with the BEGIN of a [`Chain`]: an error of any other statement in the same
+    /// text would belong to a transaction that is committed (H32).
     pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
             // A test whose COMMIT succeeds must not fail in production.

@@ -16,11 +16,13 @@ use crate::connection::{Chain, Peer, PinnedConnection};
 impl PoolInner {
     /// Returns the transaction that the COMMIT of `connection` is to begin, if a request waits for one.
     pub(crate) fn chain(&self, connection: &CheckedOut) -> Option<Chain> {
-        if self.chains() && connection.is(PinnedConnection::may_chain) {
-            self.ledger().chain()
-        } else {
-            None
+        if !self.chains() || !connection.is(PinnedConnection::may_chain) {
+            return None;
         }
+        let chain = self.ledger().chain()?;
+        connection
+            .is(|connection| connection.may_continue_with(chain.options))
+            .then_some(chain)
     }
 
     /// Returns whether connections go from session to session as they are.

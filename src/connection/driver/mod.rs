@@ -278,8 +278,18 @@ impl Driver {
         }
     }
 
-    /// Commits, and begins the next transaction in the same round trip: sqlx's count stays where it is. False if it is
-    /// committed but the next one may not have begun.
+    /// Commits on MySQL, and begins a transaction like the one before: sqlx's count stays where it is.
+    ///
+    /// The only statement in its text: of one that has another behind it, Galera acknowledges a COMMIT that it has refused
+    /// (H36).
+    pub(crate) async fn commit_and_chain(&mut self) -> Result<(), DbErr> {
+        self.execute_unprepared("COMMIT AND CHAIN".to_owned())
+            .await
+            .map(drop)
+    }
+
+    /// Commits on PostgreSQL, and begins the next transaction in the same round trip: sqlx's count stays where it is. False
+    /// if it is committed but the next one may not have begun.
     pub(crate) async fn commit_and_begin(&mut self, begin: &str) -> Result<bool, DbErr> {
         dispatch!(self, DB, c => {
             let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {begin}")));

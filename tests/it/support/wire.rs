@@ -29,8 +29,8 @@ pub fn visits(since: Instant) -> u64 {
     3 * (since.elapsed().as_secs() / 5)
 }
 
-/// The beginning of a text that commits and begins the next transaction.
-const CHAINED: &[u8] = b"COMMIT; ";
+/// What a text has in it that commits and begins the next transaction: on PostgreSQL, and on MySQL.
+pub const CHAINED: [&str; 2] = ["COMMIT; ", "COMMIT AND CHAIN"];
 
 /// A TCP proxy on a free loopback port in front of a server's port.
 ///
@@ -340,7 +340,7 @@ async fn upstream(
         if lock(talk).client_says(chunk) {
             shared.requests.fetch_add(1, Ordering::SeqCst);
         }
-        if chunk.windows(CHAINED.len()).any(|window| window == CHAINED) {
+        if CHAINED.iter().any(|chained| has(chunk, chained.as_bytes())) {
             shared.chained.fetch_add(1, Ordering::SeqCst);
         }
         let_go(shared, chunk, talk).await;
@@ -387,6 +387,10 @@ async fn downstream(
     }
 }
 
+fn has(chunk: &[u8], what: &[u8]) -> bool {
+    chunk.windows(what.len()).any(|window| window == what)
+}
+
 /// Waits until the proxy is not frozen.
 async fn thawed(shared: &Shared) {
     let mut frozen = shared.frozen.subscribe();
@@ -396,11 +400,7 @@ async fn thawed(shared: &Shared) {
 /// Waits until `chunk` is not held back.
 async fn let_go(shared: &Shared, chunk: &[u8], talk: &Mutex<Talk>) {
     let mut held_back = shared.held_back.subscribe();
-    let passes = |what: &Option<Vec<u8>>| {
-        !what
-            .as_ref()
-            .is_some_and(|what| chunk.windows(what.len()).any(|window| window == what))
-    };
+    let passes = |what: &Option<Vec<u8>>| !what.as_ref().is_some_and(|what| has(chunk, what));
     if passes(&held_back.borrow_and_update()) {
         return;
     }

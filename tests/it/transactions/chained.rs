@@ -7,8 +7,8 @@ use axum::{Router, extract::Path, response::Response, routing::get};
 use futures_util::future::join_all;
 use http::StatusCode;
 use sea_orm::{
-    AccessMode, ConnectionTrait, Database, DatabaseConnection, IsolationLevel, Statement,
-    TransactionOptions,
+    AccessMode, ConnectionTrait, Database, DatabaseConnection, DbBackend, IsolationLevel,
+    Statement, TransactionOptions,
 };
 use tokio::task::JoinHandle;
 use tower_sea_orm::{DbSession, DbSessionLayer, Outcome};
@@ -21,14 +21,11 @@ use crate::{
         requests::send_owned,
         site::{port_of, violate},
         wait::{BOUND, eventually, in_one_of},
-        wire::Proxy,
+        wire::{CHAINED, Proxy},
     },
 };
 
 const WITH_SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MySql];
-
-/// What a COMMIT with another request's BEGIN looks like on the wire.
-const CHAINED: &str = "COMMIT; ";
 
 /// A service with few connections, behind a proxy.
 struct Busy {
@@ -131,13 +128,22 @@ impl Busy {
             requests.push(self.send(layer, uri));
             self.pending(count + 1).await;
         }
-        self.proxy.hold_back(CHAINED);
+        self.hold_chained_back();
         self.after.open();
         eventually("COMMIT was sent, with BEGIN", async || {
             self.proxy.held() == 1
         })
         .await;
         requests
+    }
+
+    /// Holds back what a COMMIT with another request's BEGIN looks like on the wire.
+    fn hold_chained_back(&self) {
+        let [postgres, mysql] = CHAINED;
+        self.proxy.hold_back(match self.db.get_database_backend() {
+            DbBackend::MySql => mysql,
+            _ => postgres,
+        });
     }
 
     async fn nothing_is_open(&self) {
@@ -366,7 +372,7 @@ async fn a_transaction_has_the_options_of_its_own_request() {
     busy.pending(2).await;
     let plain_two = busy.send(&plain, &uri);
     busy.pending(3).await;
-    busy.proxy.hold_back(CHAINED);
+    busy.hold_chained_back();
     busy.after.open();
     eventually("COMMIT was sent, with BEGIN", async || {
         busy.proxy.held() == 1
@@ -380,39 +386,83 @@ async fn a_transaction_has_the_options_of_its_own_request() {
     busy.assert_whole().await;
 }
 
+/// Answers with what the server says of a write in a transaction that is to be READ ONLY and SERIALIZABLE, and with the
+/// level that it has.
+async fn refused(db: DbSession) -> String {
+    db.query_one_raw(Statement::from_string(
+        db.backend(),
+        "SELECT id FROM item LIMIT 1",
+    ))
+    .await
+    .unwrap();
+    let level = "SELECT trx_isolation_level AS level FROM information_schema.innodb_trx \
+                 WHERE trx_mysql_thread_id = CONNECTION_ID()";
+    let level = db.query_one_raw(Statement::from_string(db.backend(), level));
+    let level: String = level.await.unwrap().unwrap().try_get("", "level").unwrap();
+    let insert = db.execute_unprepared("INSERT INTO item (name) VALUES ('refused')");
+    format!("{level} {}", insert.await.unwrap_err()).to_uppercase()
+}
+
+fn assert_refused(answer: &str) {
+    assert!(answer.starts_with("SERIALIZABLE "), "{answer}");
+    assert!(answer.contains("READ ONLY"), "{answer}");
+}
+
+/// `COMMIT AND CHAIN` begins a transaction like the one before.
 #[tokio::test]
 async fn a_transaction_of_mysql_has_the_options_of_its_own_request() {
     let busy = Busy::new(Kind::MySql, 1).await;
     let [plain, _] = busy.layers();
-    let only_reads = options(IsolationLevel::Serializable, AccessMode::ReadOnly);
-    let only_reads = busy.layer.clone().transaction_with(only_reads);
+    let strict = options(IsolationLevel::Serializable, AccessMode::ReadOnly);
+    let strict = busy.layer.clone().transaction_with(strict);
     let (first, third) = (format!("/hold/{}", unique_name()), unique_name());
-    let app = Router::new().route(
-        "/",
-        get(async |db: DbSession| {
-            let insert = db.execute_unprepared("INSERT INTO item (name) VALUES ('refused')");
-            insert.await.unwrap_err().to_string()
-        }),
-    );
+    let app = Router::new().route("/", get(refused));
     let first = busy.send(&plain, &first);
     busy.after.reached(1).await;
-    let second = tokio::spawn(send_owned(app.layer(only_reads), "/"));
+    let second = tokio::spawn(send_owned(app.layer(strict), "/"));
     busy.pending(1).await;
     let third_one = busy.send(&plain, &format!("/insert/{third}"));
     busy.pending(2).await;
-    busy.proxy
-        .hold_back("COMMIT; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START");
     busy.after.open();
-    eventually("COMMIT was sent, with BEGIN", async || {
-        busy.proxy.held() == 1
-    })
-    .await;
-    busy.proxy.let_go();
     assert_committed(first).await;
-    let refused = answer(second).await;
-    assert!(refused.to_uppercase().contains("READ ONLY"), "{refused}");
+    assert_refused(&answer(second).await);
     assert_committed(third_one).await;
     assert_eq!(count_items(&busy.observer, &third).await, 1);
+    assert_eq!(busy.proxy.chained(), 0);
+    busy.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_transaction_of_mysql_is_like_the_one_that_it_is_chained_to() {
+    let busy = Busy::new(Kind::MySql, 1).await;
+    let strict = options(IsolationLevel::Serializable, AccessMode::ReadOnly);
+    let strict = busy.layer.clone().transaction_with(strict);
+    let after = busy.after.clone();
+    let app = Router::new()
+        .route(
+            "/hold",
+            get(async move |db: DbSession| {
+                let sql = Statement::from_string(db.backend(), "SELECT 1");
+                db.query_one_raw(sql).await.unwrap();
+                after.pass().await;
+            }),
+        )
+        .route("/refused", get(refused))
+        .layer(strict);
+    let first = tokio::spawn(send_owned(app.clone(), "/hold"));
+    busy.after.reached(1).await;
+    // The third one tells that the second has noted the options of its transaction, which was begun for it.
+    let mut others = Vec::new();
+    for pending in 1..=2 {
+        others.push(tokio::spawn(send_owned(app.clone(), "/refused")));
+        busy.pending(pending).await;
+    }
+    busy.after.open();
+    assert_committed(first).await;
+    for other in others {
+        assert_refused(&answer(other).await);
+    }
+    assert_eq!(busy.proxy.chained(), 2);
     busy.assert_whole().await;
 }
 
