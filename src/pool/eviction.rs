@@ -14,7 +14,9 @@ use std::{
 /// A read-only server's connections are evicted again this soon: twice as late each time, since a server may stay
 /// read-only.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Once the host name leads to another server, writes are refused for up to so long. Every connection of the pool made anew
+/// once a second is nothing to the server, and reads hardly notice.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// After so long, the next one is another fail-over.
 const CALM: Duration = Duration::from_secs(15);

@@ -152,8 +152,9 @@ impl SessionPool {
     /// the pool and closes it again, so it never waits behind requests, and a full pool is not a failure.
     ///
     /// The result is at most 1 s old, and takes at most about 1 s; however many callers there are, the
-    /// server sees one log-in a second. A server at its connection limit counts as reached. SQLite in
-    /// memory has no server to ask: it counts as reached as long as the pool is open.
+    /// server sees one log-in a second. A server at its connection limit counts as reached; a Galera node
+    /// that is not ready (`wsrep_ready` is `OFF`, as without quorum) does not. SQLite in memory has no
+    /// server to ask: it counts as reached as long as the pool is open.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]

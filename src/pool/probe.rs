@@ -24,7 +24,7 @@ struct Attempt {
 }
 
 impl Probe {
-    /// Finds out whether a connection can be made, and if not, why, which sqlx's pool does not tell
+    /// Finds out whether a connection can be made to a server that is ready, and if not, why, which sqlx's pool does not tell
     /// (<https://github.com/launchbadge/sqlx/issues/744>). One attempt at a time, whose result holds
     /// for a while. In a task, so that it ends and leaves its result even if its caller stops waiting.
     pub(super) fn start(&self, driver: &DriverPool, runtime: &Handle) -> JoinHandle<Option<Error>> {
@@ -47,7 +47,7 @@ impl Probe {
 
 // Beside sqlx's pool, which repeats a refused connect until its deadline, and then says what it says of a full pool (H25).
 async fn attempt(driver: &DriverPool) -> Option<Error> {
-    match timeout(PROBE, driver.connect_once()).await {
+    match timeout(PROBE, driver.probe_once()).await {
         Ok(Ok(())) => None,
         Ok(Err(error)) if is_full(&error) => Some(Error::with_source(Kind::ServerFull, error)),
         Ok(Err(error)) => Some(Error::with_source(Kind::Down, error)),

@@ -9,6 +9,8 @@ use tokio::time::timeout;
 use super::take_idle;
 use super::{DriverPool, dispatch};
 use crate::connection::{Driver, SILENCE};
+#[cfg(feature = "sqlx-mysql")]
+use crate::error::server;
 
 impl DriverPool {
     /// Takes a connection of the driver's pool, by its own `acquire()`.
@@ -74,6 +76,44 @@ impl DriverPool {
                 Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
             }
         }, direct => Ok(()))
+    }
+
+    /// The same; a Galera node that takes no statements has failed.
+    pub(in crate::pool) async fn probe_once(&self) -> Result<(), DbErr> {
+        #[cfg(feature = "sqlx-mysql")]
+        if let Self::MySql(pool) = self {
+            return probe_mysql(pool).await;
+        }
+        self.connect_once().await
+    }
+}
+
+/// Opens one connection beside the pool, asks whether its server takes statements, and closes it again.
+#[cfg(feature = "sqlx-mysql")]
+async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
+    use sqlx::{ConnectOptions, Connection, Executor, Row};
+    let connection = pool.connect_options().connect().await;
+    let mut connection =
+        connection.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+    // A Galera node without quorum takes log-ins and answers `SELECT 1`, and refuses what is about a table. A server
+    // without Galera has no such row.
+    let answer = connection
+        .fetch_optional("SHOW STATUS LIKE 'wsrep_ready'")
+        .await;
+    let _ = connection.close().await;
+    match answer {
+        Ok(row) => match row.and_then(|row| row.try_get::<String, _>(1).ok()) {
+            Some(ready) if ready == "OFF" => Err(DbErr::Custom(
+                "the Galera node is not ready: wsrep_ready is OFF".into(),
+            )),
+            _ => Ok(()),
+        },
+        Err(error) => {
+            let error = DbErr::Query(RuntimeErr::SqlxError(error.into()));
+            // A proxy that does not know the question has answered it.
+            let is_up = !server::is_fatal(&error) && !server::is_without_quorum(&error);
+            is_up.then_some(()).ok_or(error)
+        }
     }
 }
 

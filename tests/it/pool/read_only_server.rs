@@ -345,8 +345,8 @@ async fn refused_writes_do_not_replace_a_connection_each() {
         assert!(retry_after(&response).is_some());
     }
     let new = proxy.accepted() - before;
-    // After 50 ms, twice as late each time, and at last every five seconds; all that are idle each time.
-    let evictions = 9 + since.elapsed().as_secs() / 5;
+    // After 50 ms, twice as late each time, and at last every second; all that are idle each time.
+    let evictions = 7 + since.elapsed().as_secs();
     assert!(
         new <= evictions * u64::from(SIZE),
         "{new} connections for 60 writes"
