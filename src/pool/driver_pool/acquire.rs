@@ -91,23 +91,15 @@ impl DriverPool {
 /// Opens one connection beside the pool, asks whether its server takes statements, and closes it again.
 #[cfg(feature = "sqlx-mysql")]
 async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
-    use sqlx::{ConnectOptions, Connection, Executor, Row};
+    use sqlx::{ConnectOptions, Connection};
     let connection = pool.connect_options().connect().await;
     let mut connection =
         connection.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
-    // A Galera node without quorum takes log-ins and answers `SELECT 1`, and refuses what is about a table. A server
-    // without Galera has no such row.
-    let answer = connection
-        .fetch_optional("SHOW STATUS LIKE 'wsrep_ready'")
-        .await;
+    let ready = is_ready(&mut connection).await;
     let _ = connection.close().await;
-    match answer {
-        Ok(row) => match row.and_then(|row| row.try_get::<String, _>(1).ok()) {
-            Some(ready) if ready == "OFF" => Err(DbErr::Custom(
-                "the Galera node is not ready: wsrep_ready is OFF".into(),
-            )),
-            _ => Ok(()),
-        },
+    match ready {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(DbErr::Custom("the Galera node is not ready".into())),
         Err(error) => {
             let error = DbErr::Query(RuntimeErr::SqlxError(error.into()));
             // A proxy that does not know the question has answered it.
@@ -115,6 +107,29 @@ async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
             is_up.then_some(()).ok_or(error)
         }
     }
+}
+
+/// A Galera node without quorum takes log-ins and answers `SELECT 1`, and refuses what is about a table.
+#[cfg(feature = "sqlx-mysql")]
+async fn is_ready(connection: &mut sqlx::MySqlConnection) -> Result<bool, sqlx::Error> {
+    // MariaDB without Galera is never ready, either, by the second answer.
+    let wsrep_on = shown(connection, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
+    if wsrep_on.is_none_or(|on| on != "ON") {
+        return Ok(true);
+    }
+    let ready = shown(connection, "SHOW GLOBAL STATUS LIKE 'wsrep_ready'").await?;
+    Ok(ready.is_none_or(|ready| ready != "OFF"))
+}
+
+/// Returns the value of the only row, if there is one.
+#[cfg(feature = "sqlx-mysql")]
+async fn shown(
+    connection: &mut sqlx::MySqlConnection,
+    sql: &'static str,
+) -> Result<Option<String>, sqlx::Error> {
+    use sqlx::{Executor, Row};
+    let row = connection.fetch_optional(sql).await?;
+    Ok(row.and_then(|row| row.try_get(1).ok()))
 }
 
 #[cfg(feature = "_sqlx")]
