@@ -1,11 +1,14 @@
 //! [`Chain`]: a transaction that begins in the round trip of the COMMIT before it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use sea_orm::{DbBackend, DbErr, TransactionOptions};
 
 use super::{begin::begin_statement, link::Link, transaction::Transaction};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, server};
 
 /// A transaction that begins in the round trip of the COMMIT before it, for a session that waits for one.
 pub(crate) struct Chain {
@@ -15,7 +18,22 @@ pub(crate) struct Chain {
     /// request that came later, `now()` would lie before its arrival.
     pub(crate) newest: u64,
     /// One for each that is on its way to a waiter.
-    pub(crate) _counted: Arc<()>,
+    pub(crate) chains: Arc<Chains>,
+}
+
+/// What is known of `COMMIT AND CHAIN` on a pool's server.
+#[derive(Debug, Default)]
+pub(crate) struct Chains {
+    /// A transaction was seen to begin by it.
+    is_proven: AtomicBool,
+    /// The server takes it for a COMMIT.
+    is_ignored: AtomicBool,
+}
+
+impl Chains {
+    pub(crate) fn is_ignored(&self) -> bool {
+        self.is_ignored.load(Ordering::Relaxed)
+    }
 }
 
 impl Chain {
@@ -31,7 +49,11 @@ impl Chain {
     ) -> Result<(), DbErr> {
         if link.backend == DbBackend::MySql {
             commit_and_chain(link).await?;
-            transaction.chain = Some(self);
+            if self.chains.prove(link).await {
+                transaction.chain = Some(self);
+            } else {
+                link.give_up();
+            }
             return Ok(());
         }
         let begin = begin_statement(link.backend, self.options, 0)?.statement;
@@ -42,6 +64,27 @@ impl Chain {
             link.give_up();
         }
         Ok(())
+    }
+}
+
+impl Chains {
+    /// Returns whether a transaction is open behind `COMMIT AND CHAIN`, which is asked once.
+    ///
+    /// TiDB reads the word and passes over it (<https://docs.pingcap.com/tidb/stable/sql-statement-commit>): each statement of the
+    /// next session would commit by itself (G8).
+    async fn prove(&self, link: &mut Link) -> bool {
+        if self.is_proven.load(Ordering::Relaxed) {
+            return true;
+        }
+        // Refused in a transaction, which it leaves as it is; outside of one, it changes nothing.
+        let answer = link.run("SET TRANSACTION READ WRITE").await;
+        let is_open = answer.as_ref().is_err_and(server::is_within_transaction);
+        if is_open {
+            self.is_proven.store(true, Ordering::Relaxed);
+        } else if answer.is_ok() {
+            self.is_ignored.store(true, Ordering::Relaxed);
+        }
+        is_open
     }
 }
 

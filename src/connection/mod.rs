@@ -40,7 +40,7 @@ pub(crate) use self::rest::{Rest, SILENCE};
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
-    chain::Chain,
+    chain::{Chain, Chains},
     driver::{BackendId, Driver},
     operation::{Begin, BeginSetUp, Operation, Output, Task},
     position::{Demand, READ_POSITION, ReadDemand, parse_position},

@@ -40,6 +40,9 @@ impl PoolInner {
 impl<T, C> Ledger<T, C> {
     /// Returns the transaction that the next waiter wants for which none is on its way.
     fn chain(&self) -> Option<Chain> {
+        if self.chains.is_ignored() {
+            return None;
+        }
         // Those are served before, and the first ones by what is being fetched.
         let coming = Arc::strong_count(&self.chains) - 1 + self.fetches.counted_on();
         let mut wanted = self.waiters.live().map(|waiter| waiter.applicant.begins);
@@ -50,7 +53,7 @@ impl<T, C> Ledger<T, C> {
         fits.then(|| Chain {
             options,
             newest: self.waiters.newest(),
-            _counted: self.chains.clone(),
+            chains: self.chains.clone(),
         })
     }
 

@@ -16,6 +16,7 @@ use super::{
     plain_share::PlainShare,
     waiters::{Applicant, Receiver, Waiter, Waiters},
 };
+use crate::connection::Chains;
 
 /// For how long a request that was turned away counts as one that waits.
 const TURNED_AWAY: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ pub(super) struct Ledger<T, C> {
     pub(super) idle: IdleConnections<C>,
     pub(super) plain_share: PlainShare,
     /// Its copies count the transactions that were begun for waiters and are on their way to them.
-    pub(super) chains: Arc<()>,
+    pub(super) chains: Arc<Chains>,
     keeps_last_for: Duration,
     /// Until then, requests that hold a connection may come for a second one.
     second_until: Option<Instant>,
