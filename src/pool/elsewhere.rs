@@ -13,8 +13,8 @@ impl Finished {
         // The operation is taken when what comes before it is done.
         self.output.is_err()
             && self.connection.has_way_out()
-            && task.depth == 0
-            && task.operation.is_some()
+            // Later on, the session relies on its connection.
+            && task.is_whole()
             && task
                 .begin
                 .as_ref()

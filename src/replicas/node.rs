@@ -83,6 +83,11 @@ impl Node {
         let mut seen = self.seen();
         seen.checked = Some(began);
         seen.failure = None;
+        if let (Some((missed, _)), Ok(answer)) = (seen.behind, &answer)
+            && answer.lsn >= missed
+        {
+            seen.behind = None;
+        }
         seen.answer = Some(answer);
     }
 

@@ -21,6 +21,7 @@ mod nodes;
 mod outage;
 mod pooler;
 mod read_only;
+mod replicas;
 mod report;
 mod site;
 #[path = "../it/support/mod.rs"]
