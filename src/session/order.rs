@@ -14,8 +14,9 @@ use crate::{connection::BeginSetUp, error::Kind, pool::PoolMode};
 
 /// Puts the session's statements into a transaction, or out of one, from the next statement on.
 pub(super) fn set_mode(core: &Arc<Core>, mode: Mode) -> Result<(), Kind> {
-    if matches!(mode, Mode::Transaction(options) if options.access_mode != Some(AccessMode::ReadOnly))
-    {
+    // Also one in autocommit: a replica is read in READ ONLY transactions only.
+    let reads = matches!(mode, Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly));
+    if !reads {
         write(core);
     }
     let mut state = core.lock();

@@ -1,5 +1,7 @@
 //! Replicas that are asked to write, fail, stop answering or are promoted.
 
+use tower_sea_orm::TransactionLayer;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,4 +120,25 @@ async fn g18_a_promoted_replica_takes_no_write_of_a_read() {
     drop(status);
     let read = send(&app, Request::get("/count/stray"), None).await;
     assert!(read.text.starts_with('0'), "{read:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_route_out_of_the_transaction_reads_on_the_primary() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = Router::new()
+        .route("/count/{name}", get(count))
+        .route("/write/{name}", get(write))
+        .route_layer(TransactionLayer::autocommit())
+        .layer(cluster.layer(&replicas));
+    let inner = super::app(cluster.layer(&replicas));
+    all_in_use(&inner, &replicas).await;
+    let read = send(&app, Request::get("/count/none"), None).await;
+    assert_eq!((read.status, &*read.text), (StatusCode::OK, "0 primary"));
+    let written = send(&app, Request::get("/write/plain"), None).await;
+    assert_eq!(
+        (written.status, &*written.text),
+        (StatusCode::OK, "primary")
+    );
+    assert!(written.cookie.is_some(), "{written:?}");
 }
