@@ -111,6 +111,7 @@
 //! | [Choosing a mode](guide::choosing_a_mode) | what a service does, what to write for it, and what that costs |
 //! | [Transactions](guide::transactions) | the modes in full, how a transaction ends, time-outs, hooks, streamed bodies |
 //! | [Recipes](guide::recipes) | tenants, two databases, jobs, another try after a deadlock, passwords that change, unit tests |
+//! | *Scaling out* (`guide::scaling_out`, with the feature `replicas`) | reads on replicas, what a fail-over does to them |
 //! | [Operating](guide::operating) | pool sizes, timeouts, readiness, Kubernetes, PgBouncer and other poolers, migrations, what to watch |
 //! | [Telemetry](guide::telemetry) | the log, traces, metrics for OpenTelemetry and Prometheus, alarms |
 //! | [Troubleshooting](guide::troubleshooting) | from the symptom to the remedy |
@@ -210,6 +211,8 @@
 //! | **No deadlock between futures of one session** | Every future of a session that is still polled completes: with `select!` on `&mut` futures, with `buffered`, beside a statement that is kept but no longer polled. While a stream is open, other statements are refused instead. |
 //! | **While the database answers, requests are served** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. If the network loses the results of statements, they fail once requests are waiting for their connections and the server reports that it is running nothing for them ([exceptions](guide::troubleshooting#a-statement-never-ends-although-the-server-has-nothing-to-do)); a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
 //! | **Fail-over needs no restart** | When the server refuses a write as read-only, the pool's connections are closed, so that new ones connect to whichever server the host name then points to. Statements on a server that fell silent end with `hold_timeout` ([why](guide::troubleshooting#requests-are-refused-after-a-fail-over-although-the-new-server-answers)). |
+//! | **Clients read their own writes** | With `DbSessionLayer::replicas` (feature `replicas`), a request that reads on a replica sees at least what its client's earlier requests have committed, and no replica takes a write. |
+//! | **Only what is undone is done again** | With `RetryLayer` (feature `retry`), a request runs again only if nothing of it is stored: never after an unknown outcome or an early commit. Its body is the same, byte for byte. |
 //! | **A good citizen of tower** | The inner service's error passes through unchanged, readiness is respected, axum is optional, and any body type works. |
 //! | **The client gets a status, the log the cause** | No response made by this crate contains database text, SQL or a URL; no `Debug` output of its types contains a password. Every 5xx it makes is logged. |
 //!
@@ -357,6 +360,7 @@
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available; WARN if it did not answer in time |
 //! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
 //! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
+//! | `tower_sea_orm::replicas` | WARN, INFO | with `replicas`: a replica goes out of use, and why; it is in use again |
 //! | `tower_sea_orm::retry` | DEBUG | with `RetryLayer`: an attempt that a conflict has undone, with its number and error, and whether there is another one; the 503 of an attempt that is followed by another is not logged |
 //!
 //! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm::session=debug`, each session
@@ -377,6 +381,7 @@
 //! | `opentelemetry` | | `OpenTelemetryObserver`: metrics by OpenTelemetry's conventions |
 //! | `metrics` | | `MetricsObserver`: the same through the `metrics` crate, for Prometheus |
 //! | `retry` | | `RetryLayer`: requests and jobs that a conflict has undone run again |
+//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL cluster, where clients see their own writes |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature
