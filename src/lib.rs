@@ -161,6 +161,7 @@
 //! | timeouts (`TimeoutLayer`) | outside | the timeout covers the wait for a connection and the COMMIT; a request dropped half-way is rolled back |
 //! | concurrency limits, authentication without the database | outside | a rejected request takes no connection |
 //! | authentication with the database, [`TransactionLayer`] | inside | they use the request's session |
+//! | retries (`RetryLayer`, feature `retry`) | directly outside, and inside tracing, timeouts and authentication | what is between it and the session's layer runs again with each attempt; the layers around it see one request |
 //! | layers that read or replace response bodies (compression) | outside | a [held](DbSession::hold_until_body_end) body that is read or replaced inside is settled at its head |
 //!
 //! The layer's own responses need the body type of the service inside it. An empty body is the default, so
@@ -211,8 +212,8 @@
 //! | **No deadlock between futures of one session** | Every future of a session that is still polled completes: with `select!` on `&mut` futures, with `buffered`, beside a statement that is kept but no longer polled. While a stream is open, other statements are refused instead. |
 //! | **While the database answers, requests are served** | Silent idle connections, failing connects and a server at its connection limit do not keep requests from the connections that work. If the network loses the results of statements, they fail once requests are waiting for their connections and the server reports that it is running nothing for them ([exceptions](guide::troubleshooting#a-statement-never-ends-although-the-server-has-nothing-to-do)); a single such statement ends with an error if [`cancel_running`](SessionPoolBuilder::cancel_running) is on, or at the end of [`hold_timeout`](SessionPoolBuilder::hold_timeout). |
 //! | **Fail-over needs no restart** | When the server refuses a write as read-only, the pool's connections are closed, so that new ones connect to whichever server the host name then points to. Statements on a server that fell silent end with `hold_timeout` ([why](guide::troubleshooting#requests-are-refused-after-a-fail-over-although-the-new-server-answers)). |
-//! | **Clients read their own writes** | With `DbSessionLayer::replicas` (feature `replicas`), a request that reads on a replica sees at least what its client's earlier requests have committed, and no replica takes a write. |
-//! | **Only what is undone is done again** | With `RetryLayer` (feature `retry`), a request runs again only if nothing of it is stored: never after an unknown outcome or an early commit. Its body is the same, byte for byte. |
+//! | **Clients read their own writes** | With `DbSessionLayer::replicas` (feature `replicas`), a request that reads on a replica sees what its client's earlier requests have committed, as long as the client sends back the latest position it received, and no replica takes a write. |
+//! | **Only what is undone is done again** | With `RetryLayer` (feature `retry`), a request runs again only if nothing of it was committed: never after an unknown outcome or an early commit. Its body is the same, byte for byte. |
 //! | **A good citizen of tower** | The inner service's error passes through unchanged, readiness is respected, axum is optional, and any body type works. |
 //! | **The client gets a status, the log the cause** | No response made by this crate contains database text, SQL or a URL; no `Debug` output of its types contains a password. Every 5xx it makes is logged. |
 //!
@@ -303,6 +304,7 @@
 //! | the connection died while it was idle | the handler's response | begins on another connection; so does a first statement in autocommit if the server reports that it closed the connection as idle (MariaDB does not) | committed |
 //! | the server refuses COMMIT (a deferred constraint) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
 //! | COMMIT, or a statement before a 5xx, meets a conflict (serialization failure, deadlock, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
+//! | with replicas (feature `replicas`): the second transaction of one request begins on a replica that is behind, and the handler returns 5xx | 503, `Retry-After` 1 s unless the first one was committed ([`is_replica_behind`](Error::is_replica_behind)) | was not begun | failed or rolled back |
 //! | the connection is lost during COMMIT, or the server does not answer it within the [`commit_timeout`](SessionPoolBuilder::commit_timeout) | 500 | may be committed or not; never retried | [unknown](Outcome::is_unknown) |
 //! | the connection is lost before COMMIT | whatever the handler returns for the error; a 500 in place of a response below 400 | is lost with the connection | failed |
 //! | a statement fails, the handler swallows the error and answers below 400: PostgreSQL; a deadlock on MySQL; a full disk on SQLite | 500; 503 after a conflict | was aborted by the server, and is rolled back | failed, [`is_aborted`](Error::is_aborted) |
@@ -361,7 +363,7 @@
 //! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
 //! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
 //! | `tower_sea_orm::replicas` | WARN, INFO | with `replicas`: a replica goes out of use, and why; it is in use again |
-//! | `tower_sea_orm::retry` | DEBUG | with `RetryLayer`: an attempt that a conflict has undone, with its number and error, and whether there is another one; the 503 of an attempt that is followed by another is not logged |
+//! | `tower_sea_orm::retry` | DEBUG | with `RetryLayer`: an attempt that a transient failure has undone, with its number and error, and whether there is another one; the 503 of an attempt that is followed by another is not logged |
 //!
 //! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm::session=debug`, each session
 //! writes one line; with `tower_sea_orm=debug`, each statement does so as well. [`SessionPool::status`] returns the current numbers.
