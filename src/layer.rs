@@ -342,13 +342,13 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
-    /// Names each transaction of a request in PostgreSQL's `pg_stat_activity`, and where `log_line_prefix` has `%a`, in the
-    /// server's log: who reads there that something takes long, or holds a lock, sees the route and the trace.
+    /// Names each transaction of a request in PostgreSQL's `pg_stat_activity` and, where `log_line_prefix` has `%a`, in the
+    /// server's log. A slow query or a lock holder listed there then shows its route and trace ID.
     ///
     /// It is PostgreSQL's `application_name`, and travels as [`set_local`](Self::set_local) does: no round trip, and the
-    /// statements' own texts stay the same, so that they are prepared once. At the transaction's end, the connection has
-    /// its former name again. What is not printable ASCII becomes `?`, and PostgreSQL shows 63 bytes, which is too few for
-    /// [sqlcommenter](https://google.github.io/sqlcommenter/spec/)'s `traceparent` and route: put the trace alone first.
+    /// statements' own texts stay the same, so that they are prepared once. The name is restored when the transaction ends.
+    /// What is not printable ASCII becomes `?`. PostgreSQL keeps 63 bytes: put the 32-digit trace ID first
+    /// ([sqlcommenter](https://google.github.io/sqlcommenter/spec/)'s `traceparent` and a route are too long together).
     ///
     /// Unlike `set_local`, it puts no request into a transaction: statements that commit by themselves run under the
     /// connection's own name, because naming each of them would cost a round trip.
@@ -493,16 +493,21 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Has requests that read do so on the replicas of a PostgreSQL cluster, and clients see their own writes there.
+    /// Sends reads to replicas and makes sure that clients see their own writes (feature `replicas`, PostgreSQL).
     ///
     /// A request with a safe method gets a session in a READ ONLY transaction on a replica, or on the primary if no replica
-    /// can serve it. A handler of such a request that takes a [`DbTx`](crate::DbTx), or one that is inside a
-    /// [`TransactionLayer`](crate::TransactionLayer) whose transactions write, gets the primary. All other requests get it as well,
-    /// with the layer's own settings. A COMMIT tells the position that it has made in its own round trip; where statements commit one by one, the request
-    /// asks for it at its end, which is one round trip more: see [`transaction_if`](Self::transaction_if).
+    /// can serve it. A handler of such a request that takes a [`DbTx`](crate::DbTx), or one inside a
+    /// [`TransactionLayer`](crate::TransactionLayer) whose transactions are not READ ONLY, gets the primary. All other
+    /// requests get it as well, with the layer's own settings. The settings of transactions and connections, such as
+    /// [`set_local`](Self::set_local) and [`on_acquire`](Self::on_acquire), apply on replicas as well.
     ///
-    /// [`Replicas`] describes the cluster. With [held bodies](Self::hold_until_body_end), the position is not known yet when the
-    /// response's head leaves: then the client's next reads go to the primary.
+    /// COMMIT returns the position it reached, in the same round trip. Where statements commit one by one, the request asks
+    /// for it at its end, which is one round trip more: see [`transaction_if`](Self::transaction_if). With
+    /// [held bodies](Self::hold_until_body_end), the position is not known yet when the response's head leaves: then the
+    /// client's next reads go to the primary.
+    ///
+    /// [`Replicas`] describes the cluster, and [Scaling out](crate::guide::scaling_out) has an example, the costs and the
+    /// limits.
     ///
     /// # Panics
     ///

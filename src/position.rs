@@ -2,11 +2,13 @@
 
 use std::{error, fmt, str::FromStr};
 
-/// A place in the history of a PostgreSQL cluster: what the cluster had committed when a transaction was acknowledged.
+/// A place in the history of a PostgreSQL cluster: what the cluster had committed when a transaction was acknowledged
+/// (feature `replicas`).
 ///
 /// A replica that has replayed up to a client's position shows the client its own writes. Positions are made by the
 /// sessions of a layer with [`replicas`](crate::DbSessionLayer::replicas); a [`PositionCarrier`](crate::PositionCarrier)
-/// takes them to the client and back. As a text, a position is its timeline (a number that grows with each fail-over) and its log sequence
+/// takes them to the client and back. A request that has committed something has its position in the response's extensions as well, for
+/// middleware. As a text, a position is its timeline (a number that grows with each fail-over) and its log sequence
 /// number, as in `2-0/3000060`
 /// (<https://www.postgresql.org/docs/current/datatype-pg-lsn.html>), or `primary` for one that only the primary is known to
 /// have reached.
@@ -83,6 +85,11 @@ impl FromStr for Lsn {
 impl FromStr for Position {
     type Err = ParsePositionError;
 
+    /// Reads what `to_string` has written.
+    ///
+    /// # Errors
+    ///
+    /// If the text is neither a timeline and a log sequence number, such as `2-0/3000060`, nor `primary`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "primary" {
             return Ok(Self::PRIMARY);
@@ -95,7 +102,7 @@ impl FromStr for Position {
     }
 }
 
-/// The error of a text that is no [`Position`].
+/// The error of a text that is no [`Position`] (feature `replicas`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParsePositionError;
 

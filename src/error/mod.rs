@@ -219,7 +219,8 @@ impl Error {
     }
 
     /// Returns whether a concurrent transaction was in the way: the transaction could not be serialized, lost a
-    /// deadlock, or did not get a lock.
+    /// deadlock, or did not get a lock. A read that a PostgreSQL replica has cancelled (`canceling statement due to
+    /// conflict with recovery`) counts as well.
     pub fn is_conflict(&self) -> bool {
         matches!(
             self.kind,
@@ -254,7 +255,7 @@ impl Error {
     }
 
     /// Returns whether a replica had not caught up with what the client has written, and the session could not move to the
-    /// primary. With [`replicas`](crate::DbSessionLayer::replicas) a session moves by itself, except in its second
+    /// primary. With `DbSessionLayer::replicas` (feature `replicas`), a session moves by itself, except in its second
     /// transaction.
     pub fn is_replica_behind(&self) -> bool {
         self.kind == Kind::ReplicaBehind

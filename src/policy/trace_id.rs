@@ -5,7 +5,7 @@ use http::request::Parts;
 /// Returns the trace that a request belongs to, by its header `traceparent` (<https://www.w3.org/TR/trace-context/>): 32
 /// hexadecimal digits. For [`DbSessionLayer::application_name`](crate::DbSessionLayer::application_name).
 ///
-/// A header that is malformed, that comes twice, or that names no trace counts as none.
+/// Returns `None` if the header is missing, malformed, repeated or all zeros.
 ///
 /// ```
 /// use tower_sea_orm::trace_id;

@@ -6,22 +6,47 @@ use http::{HeaderName, HeaderValue, header, request, response};
 
 use crate::position::Position;
 
-/// Takes a client's [`Position`] to the client with a response, and back with its next request.
+/// Takes a client's [`Position`] to the client with a response, and back with its next request (feature `replicas`).
 ///
-/// [`PositionCookie`] and [`PositionHeader`] are for browsers and for services. One of your own may keep positions by
-/// user, in a session store for example.
+/// [`PositionCookie`] and [`PositionHeader`] are for browsers and for services. A position is not secret and need not be signed: a
+/// forged one makes its request read on the primary, and no other.
 ///
-/// A position is not secret and need not be signed: a forged one makes its request read on the primary, and no other.
+/// One of your own may keep positions by user, in a session store for example. Neither [`load`](Self::load) nor
+/// [`store`](Self::store) may block: leave I/O to a middleware outside the session's layer, which passes the position on in the
+/// extensions.
+///
+/// ```
+/// use http::{request, response};
+/// use tower_sea_orm::{Position, PositionCarrier};
+///
+/// /// For a middleware that puts the user's position into the request's extensions, and keeps the one that it finds in
+/// /// the response's: the layer puts it there.
+/// struct InExtensions;
+///
+/// impl PositionCarrier for InExtensions {
+///     fn load(&self, request: &request::Parts) -> Option<Position> {
+///         request.extensions.get().copied()
+///     }
+///
+///     fn store(&self, _: Position, _: &mut response::Parts) {}
+/// }
+///
+/// let kept: Position = "1-0/3000060".parse().unwrap();
+/// let (parts, ()) = http::Request::get("/").extension(kept).body(()).unwrap().into_parts();
+/// assert_eq!(InExtensions.load(&parts), Some(kept));
+/// ```
+///
+/// Where the store cannot be read, the middleware passes [`Position::PRIMARY`] on.
 pub trait PositionCarrier: Send + Sync {
     /// Returns the position that a request brings along; `None` if its client has written nothing lately.
-    /// [`Position::PRIMARY`] for one that cannot be read: then the primary serves the request.
+    /// [`Position::PRIMARY`] for one that cannot be read: then the primary serves the request. It must not block.
     fn load(&self, request: &request::Parts) -> Option<Position>;
 
-    /// Has a response take a position along. It is not earlier than the one that its request has brought.
+    /// Stores a position in the response; it is never earlier than the request's. It must not block.
     fn store(&self, position: Position, response: &mut response::Parts);
 }
 
-/// Carries positions in a cookie, for browsers: `HttpOnly`, `SameSite=Lax`, `Path=/`.
+/// Carries positions in a cookie, for browsers: `HttpOnly`, `SameSite=Lax`, `Path=/` (feature `replicas`).
 ///
 /// ```
 /// use std::time::Duration;
@@ -60,7 +85,7 @@ impl PositionCookie {
     ///
     /// # Panics
     ///
-    /// If it is no token ([RFC 6265, 4.1.1](https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1)).
+    /// If `name` is not a token ([RFC 6265, 4.1.1](https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1)).
     #[must_use]
     #[track_caller]
     pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -74,7 +99,7 @@ impl PositionCookie {
         self
     }
 
-    /// Sets for how long a client that has written keeps its position. It has to be longer than
+    /// Sets for how long a client that has written keeps its position. Default: 30 s. It has to be longer than
     /// [`max_lag`](crate::Replicas::max_lag): without a position, a client may read on any replica in use.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
@@ -82,7 +107,7 @@ impl PositionCookie {
         self
     }
 
-    /// Has browsers send it over TLS only.
+    /// Adds `Secure`: browsers send the cookie over TLS only.
     #[must_use]
     pub fn secure(mut self) -> Self {
         self.is_secure = true;
@@ -121,8 +146,8 @@ impl PositionCarrier for PositionCookie {
     }
 }
 
-/// Carries positions in a header of requests and responses, for services, and as gRPC metadata: a client sends the last
-/// one that it has got.
+/// Carries positions in a header of requests and responses, for services, and as gRPC metadata: a client sends back the latest
+/// one that it received (feature `replicas`).
 ///
 /// ```
 /// use tower_sea_orm::{PositionCarrier, PositionHeader};
@@ -140,7 +165,7 @@ impl PositionHeader {
     ///
     /// # Panics
     ///
-    /// If it is no name of a header in lower case.
+    /// If `name` is not a lower-case header name.
     #[track_caller]
     pub fn new(name: &'static str) -> Self {
         Self(HeaderName::from_static(name))

@@ -28,19 +28,23 @@ use crate::{
     session::{Mode, Reads, Replica, Replication},
 };
 
-/// A PostgreSQL primary and its streaming replicas, for [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas).
+/// A PostgreSQL primary and its streaming replicas, for [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature
+/// `replicas`).
 ///
 /// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1) method read on a replica, in a READ ONLY transaction; all others go to the primary. A client
-/// reads its own writes: its [`Position`](crate::Position) travels with it ([`carrier`](Self::carrier)), and BEGIN on a replica
-/// checks in its own round trip that the replica has replayed it. A replica that has not may take [`wait`](Self::wait) to do so;
-/// then the session moves to the primary, as it does from one that fails.
+/// reads its own writes, as long as it sends back the latest [`Position`](crate::Position) that it received
+/// ([`carrier`](Self::carrier)): BEGIN on a replica checks, in its own round trip, that the replica has replayed it. A replica that
+/// has not may take [`wait`](Self::wait) to do so; then the session moves to the primary, as it does from one that fails.
 ///
-/// While there are requests, every server is asked for its role and its position once a second, on a connection of its own.
+/// While there are requests, every server is asked for its role and its position once a second, on a connection of its own, which
+/// closes when the last clone of the layer and of this is dropped. Clones share what is known of the servers. Each server's pool is
+/// closed, pinged, recycled and observed on its own.
+///
 /// The name of the primary's pool has to lead to the primary: a proxy with a role check, or several hosts behind one
 /// name, see to that. The replicas' too may be such names.
 ///
-/// What counts as a client's own write is what its requests' sessions have committed: not what jobs, hooks, other pools and
-/// sessions that a handler opens from [`DbSession::pool`](crate::DbSession::pool) commit.
+/// A client's own writes are those that its requests' sessions have committed. Commits by jobs, hooks, other pools and
+/// sessions that a handler opens from [`DbSession::pool`](crate::DbSession::pool) carry no position.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), sea_orm::DbErr> {
@@ -85,6 +89,10 @@ struct Checks {
 
 impl Replicas {
     /// Returns a database without replicas: add them by [`replica`](Self::replica).
+    ///
+    /// # Panics
+    ///
+    /// If it is given a `DatabaseConnection`, as [`SessionPool::new`].
     pub fn of(primary: impl Into<SessionPool>) -> Self {
         Self {
             primary: Arc::new(Node::new("primary".to_owned(), primary.into())),
@@ -101,6 +109,10 @@ impl Replicas {
     }
 
     /// Adds a replica. The name is for the log and for [`status`](Self::status).
+    ///
+    /// # Panics
+    ///
+    /// If it is given a `DatabaseConnection`, as [`SessionPool::new`].
     #[must_use]
     pub fn replica(mut self, name: impl Into<String>, pool: impl Into<SessionPool>) -> Self {
         self.nodes
@@ -110,8 +122,9 @@ impl Replicas {
 
     /// Sets for how long a replica may be behind the primary before it is out of use. Default: 10 s.
     ///
-    /// It bounds how old the data of a client is that has written nothing lately. While the primary does not answer, no
-    /// replica goes out of use for its lag.
+    /// This bounds the staleness of reads by clients without a recent write. While the primary does not answer, no replica goes
+    /// out of use for its lag. With zero, no replica is used at all; a value below [`check_every`](Self::check_every) takes
+    /// replicas out of use between two checks.
     #[must_use]
     pub fn max_lag(mut self, lag: Duration) -> Self {
         self.max_lag = lag;
@@ -119,7 +132,7 @@ impl Replicas {
     }
 
     /// Sets for how long a request waits on a replica for its client's own writes, before it reads on the primary.
-    /// Default: 20 ms.
+    /// Default: 20 ms. With zero, the replica is asked once.
     #[must_use]
     pub fn wait(mut self, time: Duration) -> Self {
         self.wait = time;
@@ -127,14 +140,16 @@ impl Replicas {
     }
 
     /// Sets for how long a request waits for a connection to a replica, and then for the answer to BEGIN, before it reads
-    /// on the primary. Default: 1 s.
+    /// on the primary; and for how long a check waits for a server. Default: 1 s.
     #[must_use]
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
         self
     }
 
-    /// Sets how often servers are asked for their role and position, while there are requests. Default: 1 s.
+    /// Sets how often servers are asked for their role and position, while there are requests. Default: 1 s. An answer
+    /// counts for three times as long, and for half a second at least. With zero, the next check begins with the first request
+    /// after the last one has ended.
     #[must_use]
     pub fn check_every(mut self, interval: Duration) -> Self {
         self.check_every = interval;

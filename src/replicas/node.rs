@@ -35,21 +35,22 @@ struct Seen {
     is_told: bool,
 }
 
-/// Why a replica is not read on.
+/// Why a replica is not read on (feature `replicas`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutOfUse {
-    /// It has not been asked yet, or not lately: there was nothing to read.
+    /// It has not been asked yet, or not lately, because there were no requests. The next ones read on the primary until it has
+    /// answered.
     NotChecked,
     /// It does not answer, or a session could not begin on it; with the error.
     Failed(String),
     /// It is no replica, or no longer.
     Primary,
-    /// It is behind the primary for longer than [`max_lag`](crate::Replicas::max_lag).
+    /// It has been behind the primary for longer than [`max_lag`](crate::Replicas::max_lag).
     Lagging,
 }
 
-/// A replica's state, for health checks and dashboards.
+/// A replica's state, for health checks and dashboards (feature `replicas`).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReplicaStatus {
@@ -57,10 +58,10 @@ pub struct ReplicaStatus {
     pub name: String,
     /// Why it is not read on at the moment; `None` if it is.
     pub out_of_use: Option<OutOfUse>,
-    /// What it has replayed, as of the last check.
+    /// What it has replayed, as of the last check; `None` if it has not been asked or did not answer.
     pub position: Option<Position>,
     /// For how long it has been behind the primary at most, as of now: a replica that is up to date shows the time since the
-    /// last check.
+    /// last check. `None` if no check has found it up to date yet.
     pub lag: Option<Duration>,
 }
 

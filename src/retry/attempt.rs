@@ -2,9 +2,10 @@
 
 use http::Extensions;
 
-/// The number of an attempt at a request, counted from 1: in the extensions of each request that a
-/// [`RetryLayer`](crate::RetryLayer) passes on, and of its response, which tells by it how many attempts were made. With the feature
-/// `axum` it is a handler argument as well, 1 where no layer counts.
+/// In a request's extensions, the number of this attempt; in a response's, how many were made (feature `retry`).
+///
+/// A [`RetryLayer`](crate::RetryLayer) puts it there, counting from 1. With the feature `axum` it is a handler argument as well, 1
+/// where no layer counts.
 ///
 /// ```
 /// use tower_sea_orm::Attempt;

@@ -8,12 +8,12 @@ use super::{policy::RetryPolicy, tries::Tries};
 use crate::{DbTx, Error, SessionPool, session::Ran};
 
 impl SessionPool {
-    /// [`transaction`](Self::transaction) that runs `work` again if a concurrent transaction was in the way: after a
-    /// serialization failure, a deadlock or a lock that was not there in time, at a statement or at COMMIT.
+    /// [`transaction`](Self::transaction) that runs `work` again after a transient failure (feature `retry`).
     ///
-    /// The rules are those of [`RetryLayer`](crate::RetryLayer). `work` runs again only if it is known that nothing of it stands, and a
-    /// server's error that may come from such a conflict made it return an error, or made its COMMIT fail. What it does besides the
-    /// transaction, to its variables for example, it does once more.
+    /// The rules are those of [`RetryLayer`](crate::RetryLayer): a statement or COMMIT failed with a serialization failure, a deadlock,
+    /// a lock timeout, a stale plan or a read-only server; `work` returned an error after that, unless it was COMMIT that failed; and it is
+    /// known that nothing was committed. No other error of `work` is retried, and pool exhaustion is not either. What `work` does
+    /// besides the transaction, to its variables for example, happens again.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -38,7 +38,8 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// The last attempt's, as [`transaction`](Self::transaction).
+    /// The last attempt's, as [`transaction`](Self::transaction): the conflict itself if attempts, time or budget were used up.
+    /// Nothing is committed then, unless the outcome is unknown.
     ///
     /// # Cancel safety
     ///
@@ -58,7 +59,7 @@ impl SessionPool {
     }
 
     /// [`retry_transaction`](Self::retry_transaction) with an isolation level, an access mode, or SQLite's
-    /// transaction mode.
+    /// transaction mode (feature `retry`).
     ///
     /// # Errors
     ///

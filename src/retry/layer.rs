@@ -20,7 +20,8 @@ impl RetryLayer {
         Self::with(RetryPolicy::new())
     }
 
-    /// Creates a layer with a policy that others may share.
+    /// Creates a layer with a policy that others may share. The methods below change this layer's copy of it, and no other; the
+    /// budget stays shared until [`budget`](Self::budget) is called.
     pub fn with(policy: RetryPolicy) -> Self {
         let max_body = 64 << 10;
         Self { policy, max_body }
@@ -33,29 +34,29 @@ impl RetryLayer {
         self
     }
 
-    /// [`RetryPolicy::attempts`].
+    /// Sets how many attempts are made in all. Default: 3. See [`RetryPolicy::attempts`].
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.policy = self.policy.attempts(attempts);
         self
     }
 
-    /// [`RetryPolicy::backoff`].
+    /// Sets the wait before a retry. Default: from 5 ms, doubled each time, to 200 ms. See [`RetryPolicy::backoff`].
     pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
         self.policy = self.policy.backoff(min, max);
         self
     }
 
-    /// [`RetryPolicy::budget`].
+    /// Sets how many retries are allowed for each request. Default: 0.2, one for every five. See [`RetryPolicy::budget`].
     ///
     /// # Panics
     ///
-    /// As that.
+    /// If `ratio` is negative, above 1000, or not a number.
     pub fn budget(mut self, ratio: f32) -> Self {
         self.policy = self.policy.budget(ratio);
         self
     }
 
-    /// [`RetryPolicy::total_timeout`]. A gRPC request's own `grpc-timeout` counts as well.
+    /// Sets the time since the first attempt after which no other begins. Default: 10 s. See [`RetryPolicy::total_timeout`]. A gRPC request's own `grpc-timeout` counts as well.
     pub fn total_timeout(mut self, timeout: Duration) -> Self {
         self.policy = self.policy.total_timeout(timeout);
         self

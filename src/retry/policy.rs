@@ -10,7 +10,7 @@ const BUDGET_TTL: Duration = Duration::from_secs(10);
 /// The retries a second that are allowed however few requests there are.
 const BUDGET_RESERVE: u32 = 10;
 
-/// How often and how soon work is done again that a conflict has undone. Clones share one budget.
+/// How many times, and after what wait, work is retried after a conflict (feature `retry`). Clones share one budget.
 ///
 /// [`RetryLayer`](crate::RetryLayer) applies it to requests,
 /// [`SessionPool::retry_transaction`](crate::SessionPool::retry_transaction) to jobs.
@@ -37,7 +37,9 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Creates a policy of three attempts, 5 to 200 ms apart and within 10 s, and of one retry for every five requests.
+    /// Creates a policy of three attempts: the second begins 5 to 10 ms after the first has failed, the third 10 to 20 ms after
+    /// the second, and none later than 10 s after the first began. There is one retry for every five requests, but ten a second in
+    /// any case.
     pub fn new() -> Self {
         Self {
             attempts: 3,
@@ -55,8 +57,11 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the wait before a retry: `min` before the first, doubled from one to the next, `max` at most, and up to as much
-    /// again at random, so that those who met each other do not meet again. Default: 5 to 200 ms.
+    /// Sets the wait before a retry: `min` before the first one, twice as long before each further one, and in addition up to
+    /// as much again at random, so that requests that met each other do not meet again; `max` in all. Default: 5 ms and 200 ms, that
+    /// is 5 to 10 ms, 10 to 20 ms, 20 to 40 ms and so on, up to 200 ms.
+    ///
+    /// A `max` below `min` counts as `min`. With a `min` of zero there is no wait.
     #[must_use]
     pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
         // What tower refuses: a `max` of nothing, or one below `min`.
@@ -67,7 +72,9 @@ impl RetryPolicy {
 
     /// Sets how many retries are allowed for each request of the last ten seconds: 0.2, the default, is one for every five. Ten
     /// retries a second are allowed in any case, so that a service with few requests can retry them. Beyond
-    /// that, what fails stays failed: where everything conflicts, retries are more of the same.
+    /// that, what fails stays failed: where everything conflicts, retrying would only add load.
+    ///
+    /// It begins a budget of its own, which earlier clones do not share.
     ///
     /// # Panics
     ///
@@ -79,7 +86,7 @@ impl RetryPolicy {
     }
 
     /// Sets the time since the first attempt after which no other begins. Default: 10 s. The attempt that runs is not ended by
-    /// it.
+    /// it. With zero there is no retry.
     #[must_use]
     pub fn total_timeout(mut self, timeout: Duration) -> Self {
         self.total_timeout = timeout;

@@ -194,7 +194,8 @@ impl<Tag> DbSession<Tag> {
             .ok_or_else(|| Kind::MissingLayer.into())
     }
 
-    /// Returns the pool that the session comes from, for work that outlives the request.
+    /// Returns the pool that the session comes from, for work that outlives the request. With replicas (feature `replicas`), it
+    /// is the primary's pool.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -379,7 +380,7 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// Returns whether the session reads on a replica at the moment, with
-    /// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas). It moves to the primary if the replica cannot serve its first statement.
+    /// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature `replicas`). It moves to the primary if the replica cannot serve its first statement.
     #[cfg(feature = "replicas")]
     pub fn is_replica(&self) -> bool {
         let replication = self.core.replication();
@@ -582,8 +583,8 @@ impl<Tag> DbSession<Tag> {
         hold_body(&self.core, body)
     }
 
-    /// Polls `future` with this session as the current one, by which a [`CurrentSession`](crate::CurrentSession) finds it
-    /// there. A request's own future is polled so anyway: this is for a spawned task, for a session from
+    /// Runs `future` with this session as the current one, so that a [`CurrentSession`](crate::CurrentSession) inside finds
+    /// it. A request's own future runs like this anyway: use it for a spawned task, for a session from
     /// [`SessionPool::session`], and for work in a second session beside the request's.
     ///
     /// The session's life stays what it is: once its request has ended, statements of a task fail with *session closed*.

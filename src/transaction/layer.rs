@@ -36,6 +36,10 @@ use crate::{
 /// # let _ = app; }
 /// ```
 ///
+/// With replicas (`DbSessionLayer::replicas`, feature `replicas`), it moves a request that reads to the primary, also if it is
+/// there for its time-outs only, unless its options are READ ONLY. [`autocommit`](Self::autocommit) does not belong on such a
+/// route: the request stays on its replica, without the check for the client's own writes.
+///
 /// Without a session layer around it, it responds with 500 and logs the reason.
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {

@@ -19,10 +19,11 @@ use crate::{
     pool::{Scope, SessionPool},
 };
 
-/// The session of the request that is being polled, for code that keeps its connection inside: a repository in the
-/// application's state, often behind an `Arc<dyn …>`, that no handler can pass a session to.
+/// Finds the current request's session, for repositories in application state that can't take it as an argument.
 ///
-/// It implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait` and can be kept for as long as the
+/// Such a repository keeps its connection inside, often behind an `Arc<dyn …>`.
+///
+/// `CurrentSession` implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait` and can be kept for as long as the
 /// service runs. Each statement runs in the session that the request has from its [`DbSessionLayer`](crate::DbSessionLayer):
 /// in the handler's transaction if it has one, and committed or rolled back with it. Where you can pass a
 /// [`DbSession`] along, do: the compiler then sees to it that there is one.
@@ -83,6 +84,8 @@ use crate::{
 /// - that of a body which is [held](DbSession::hold_until_body_end), while the body is polled;
 /// - that of a job ([`SessionPool::transaction`]) on the same database;
 /// - one whose [`scope`](DbSession::scope) has been entered.
+///
+/// With replicas (feature `replicas`), it finds the session wherever that reads; create it with the primary's pool.
 ///
 /// A spawned task, a hook and a body that is not held have none: there, statements fail with an error that says so
 /// ([`is_missing_layer`](Error::is_missing_layer)), unless [`or_own_session`](Self::or_own_session) is set. A future looks
