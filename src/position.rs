@@ -7,8 +7,8 @@ use std::{error, fmt, str::FromStr};
 ///
 /// A replica that has replayed up to a client's position shows the client its own writes. Positions are made by the
 /// sessions of a layer with [`replicas`](crate::DbSessionLayer::replicas); a [`PositionCarrier`](crate::PositionCarrier)
-/// takes them to the client and back. A request that has committed something has its position in the response's extensions as well, for
-/// middleware. As a text, a position is its timeline (a number that grows with each fail-over) and its log sequence
+/// takes them to the client and back. Where a request may have committed something, its position is in the response's extensions as
+/// well, for middleware. As a text, a position is its timeline (a number that grows with each fail-over) and its log sequence
 /// number, as in `2-0/3000060`
 /// (<https://www.postgresql.org/docs/current/datatype-pg-lsn.html>), or `primary` for one that only the primary is known to
 /// have reached.

@@ -19,8 +19,8 @@ use crate::position::Position;
 /// use http::{request, response};
 /// use tower_sea_orm::{Position, PositionCarrier};
 ///
-/// /// For a middleware that puts the user's position into the request's extensions, and keeps the one that it finds in
-/// /// the response's: the layer puts it there.
+/// /// For a middleware that puts the user's position into the request's extensions, and keeps the later of that and the
+/// /// one that it finds in the response's: the layer puts it there.
 /// struct InExtensions;
 ///
 /// impl PositionCarrier for InExtensions {

@@ -56,7 +56,8 @@ impl RetryLayer {
         self
     }
 
-    /// Sets the time since the first attempt after which no other begins. Default: 10 s. See [`RetryPolicy::total_timeout`]. A gRPC request's own `grpc-timeout` counts as well.
+    /// Sets the time since the first attempt after which no other begins. Default: 10 s. A gRPC request's own `grpc-timeout`
+    /// counts as well. See [`RetryPolicy::total_timeout`].
     pub fn total_timeout(mut self, timeout: Duration) -> Self {
         self.policy = self.policy.total_timeout(timeout);
         self
