@@ -39,7 +39,7 @@ impl SessionPool {
     /// # Errors
     ///
     /// The last attempt's, as [`transaction`](Self::transaction): the conflict itself if attempts, time or budget were used up.
-    /// Nothing is committed then, unless the outcome is unknown or `work` itself has called [`commit`](DbTx::commit).
+    /// Nothing is committed then, unless the outcome is unknown or `work` itself has called [`commit`](crate::DbSession::commit).
     ///
     /// # Cancel safety
     ///
