@@ -405,6 +405,14 @@ mod metrics;
 mod opentelemetry;
 mod policy;
 mod pool;
+#[cfg_attr(
+    not(feature = "replicas"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "only `Replicas` makes and shows positions"
+    )
+)]
 mod position;
 #[cfg(feature = "replicas")]
 mod replicas;

@@ -36,19 +36,29 @@ pub(crate) struct ReadDemand {
 
 /// Reads the position of what was committed.
 ///
-/// What is flushed counts, because a replica gets no more, and on a quiet server the position after a record may lie
-/// behind a page's header until the next record is written: a replica would be waited for in vain. Unless
-/// `synchronous_commit` is off: then the answer is ahead of the flush.
+/// What is inserted counts, because with `synchronous_commit` off, which a transaction may set for itself, the answer is
+/// ahead of the flush.
 /// The timeline is in the name of the log's file (<https://www.postgresql.org/docs/current/wal-internals.html>).
-pub(crate) const READ_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(lsn), 8) || '/' || lsn \
-     FROM (SELECT CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' \
-     THEN pg_catalog.pg_current_wal_insert_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END) AS position(lsn)";
+pub(crate) const READ_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8) \
+     || '/' || pg_catalog.pg_current_wal_insert_lsn()";
+
+/// The size of a page of the log, and of the header that all of them have but a file's first.
+const PAGE: u64 = 8192;
+const HEADER: u64 = 24;
 
 /// Reads the answer to [`READ_POSITION`].
 pub(crate) fn parse_position(text: &str) -> Option<Position> {
     let (timeline, lsn) = text.split_once('/')?;
     let timeline = u32::from_str_radix(timeline, 16).ok()?;
-    Some(Position::at(timeline, lsn.parse::<Lsn>().ok()?.0))
+    let Lsn(lsn) = lsn.parse().ok()?;
+    // Behind a record that has filled its page, the next one will begin behind a header. Until it is written, no replica
+    // comes that far, and would be waited for in vain.
+    let lsn = if lsn % PAGE == HEADER {
+        lsn - HEADER
+    } else {
+        lsn
+    };
+    Some(Position::at(timeline, lsn))
 }
 
 /// The first wait for a replica that is behind, which doubles from then on.

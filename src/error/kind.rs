@@ -35,6 +35,7 @@ kinds! {
     stated {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
+        ReplicaBehind = "the replica has not caught up with what this client has written: read it again";
         ConnectionLost = "the session's connection was lost: this request cannot continue on it";
         AsksEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";
@@ -92,7 +93,6 @@ kinds! {
         LockNotAvailable = "the statement did not get a lock in time: run the transaction again";
         StatementTimeout = "the statement ran for longer than the server allows: make it faster, or raise the server's limit";
         ReadOnly = "the server, or the transaction, is read-only: after a fail-over, new connections go to the writable server";
-        ReplicaBehind = "the replica has not caught up with what this client has written: read it again";
         StalePlan = "a prepared statement on this connection is gone, or no longer matches its tables: run the transaction again";
 
         // Layers and settings.

@@ -31,7 +31,8 @@ impl CheckedOut {
     )]
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
-            let output = if task.rest == Rest::None {
+            // One that may begin elsewhere loses no time with another connection to the same server.
+            let output = if task.rest == Rest::None || self.has_way_out() {
                 self.call_once(&mut task).await
             } else {
                 // Boxed, as below.

@@ -37,6 +37,9 @@ pub(crate) trait Holder: Any + Send + Sync {
     /// Notes that another session of its request has committed; for a request's outermost session.
     fn note_committed(&self);
 
+    /// The number of its request's other sessions that have not ended.
+    fn beside(&self) -> &AtomicU32;
+
     /// Returns the state of its connection.
     fn grip(&self) -> Grip;
 

@@ -125,12 +125,13 @@ impl PositionCarrier for PositionCookie {
     fn load(&self, request: &request::Parts) -> Option<Position> {
         let values = request.headers.get_all(header::COOKIE).iter();
         let pairs = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-        let mut own = pairs.filter_map(|pair| {
+        let own = pairs.filter_map(|pair| {
             let pair = pair.trim_ascii();
             let rest = pair.strip_prefix(self.name.as_bytes())?;
             rest.strip_prefix(b"=")
         });
-        own.next().map(parse)
+        // A cookie of the same name for another path or domain may hide the later one.
+        own.map(parse).max()
     }
 
     fn store(&self, position: Position, response: &mut response::Parts) {
@@ -174,8 +175,8 @@ impl PositionHeader {
 
 impl PositionCarrier for PositionHeader {
     fn load(&self, request: &request::Parts) -> Option<Position> {
-        let value = request.headers.get(&self.0)?;
-        Some(parse(value.as_bytes()))
+        let values = request.headers.get_all(&self.0).iter();
+        values.map(|value| parse(value.as_bytes())).max()
     }
 
     fn store(&self, position: Position, response: &mut response::Parts) {

@@ -206,7 +206,9 @@ impl Replicas {
         self.check_if_due();
         let position = self.carrier.load(parts);
         let is_read = self.reads(parts);
-        let node = is_read.then(|| self.pick(position)).flatten();
+        // A service that closes its primary's pool serves nothing more.
+        let picks = is_read && !self.primary.pool.is_closed();
+        let node = picks.then(|| self.pick(position)).flatten();
         let replica = node.clone().map(|node| node as Arc<dyn Replica>);
         let reads = is_read.then(|| Reads {
             replica,
@@ -219,7 +221,7 @@ impl Replicas {
         });
         let carrier = self.carrier.clone();
         let store = Arc::new(move |position, head: &mut _| carrier.store(position, head));
-        let replication = Replication::new(self.primary.pool.clone(), reads, position, store);
+        let replication = Replication::new(self.primary.pool.clone(), reads, store);
         (node.map(|node| node.pool.clone()), replication)
     }
 

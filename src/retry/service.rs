@@ -15,7 +15,11 @@ use super::{
     attempt::Attempt, body::ReplayBody, future::RetryFuture, policy::RetryPolicy, tries::Tries,
 };
 use crate::{
-    body::BoxError, policy::grpc_timeout, response::is_failure, session::Tally, telemetry,
+    body::BoxError,
+    policy::grpc_timeout,
+    response::{forbid_retry, is_failure},
+    session::Tally,
+    telemetry,
 };
 
 /// The service that a [`RetryLayer`](crate::RetryLayer) makes.
@@ -68,7 +72,9 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let body = ReplayBody::new(body, self.max_body);
-        parts.extensions.insert(Attempt::FIRST);
+        if parts.extensions.get::<Arc<Tally>>().is_none() {
+            parts.extensions.insert(Attempt::FIRST);
+        }
         let tries = may_retry(&parts).then(|| Tries::new(&self.policy, grpc_timeout(&parts)));
         if let Some(tries) = &tries {
             parts.extensions.insert(Tally::new(tries.since));
@@ -122,6 +128,10 @@ impl<ReqBody: Body, ResBody, E> Policy<Request<ReplayBody<ReqBody>>, Response<Re
             telemetry::response_for(&error);
         }
         if let Ok(response) = result {
+            // A session has failed beside another one that stands: the client would do the other's work twice.
+            if tally.failure().is_some() && !tally.is_undone() {
+                forbid_retry(response);
+            }
             response.extensions_mut().insert(served);
         }
         None

@@ -44,6 +44,9 @@ impl SessionGuard {
     ) -> Self {
         // From here on, the guard's `Drop` uncounts it.
         counted.begin();
+        if let Some(request) = &core.origin.outer {
+            request.beside().fetch_add(1, Ordering::Relaxed);
+        }
         let holder: Weak<Core> = Arc::downgrade(&core);
         let direct = core
             .home()
@@ -122,7 +125,8 @@ impl SessionGuard {
 
     /// Returns whether nothing of the request stands, or can still come to stand. To be asked when its session has `ended`.
     pub(crate) fn is_undone(&self, ended: &Ended) -> bool {
-        if self.may_have_committed() {
+        let is_any_open = self.core.origin.open_beside.load(Ordering::Relaxed) > 0;
+        if self.may_have_committed() || is_any_open {
             return false;
         }
         let state = self.core.lock();
@@ -160,6 +164,9 @@ impl Drop for SessionGuard {
         // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback that is
         // due runs in a task.
         drop(end(&self.core));
+        if let Some(request) = &self.core.origin.outer {
+            request.beside().fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(key) = self.direct {
             self.core.home().note_return(key);
         }

@@ -43,6 +43,10 @@ impl Holder for Core {
         &self.origin.own_holds
     }
 
+    fn beside(&self) -> &AtomicU32 {
+        &self.origin.open_beside
+    }
+
     fn note_committed(&self) {
         self.origin
             .has_committed_beside

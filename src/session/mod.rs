@@ -51,13 +51,14 @@ mod turns;
 mod tx;
 mod worker;
 
+#[cfg(feature = "replicas")]
+pub(crate) use self::replication::{Reads, Replica, Replication};
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
 pub(crate) use self::{
     body_hold::SettleAt,
     guard::{GRPC_STATUS, SessionGuard, is_success},
     plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
-    replication::{Reads, Replica, Replication},
     settle::{Ended, Settlement},
 };
 pub use self::{

@@ -139,6 +139,8 @@ pub(super) struct Origin {
     /// Another session of the same request has committed something.
     // Atomic, these three, because the request's other sessions set them, which must not lock this one.
     pub(super) has_committed_beside: AtomicBool,
+    /// The number of the request's other sessions that have not ended.
+    pub(super) open_beside: AtomicU32,
     /// The number of waits for a connection in its own request.
     pub(super) own_waits: AtomicU32,
     /// The number of connections that its own request holds.
@@ -151,6 +153,7 @@ impl Origin {
             opened_for,
             outer,
             has_committed_beside: AtomicBool::new(false),
+            open_beside: AtomicU32::new(0),
             own_waits: AtomicU32::new(0),
             own_holds: AtomicU32::new(0),
         }

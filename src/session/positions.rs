@@ -44,8 +44,7 @@ pub(super) fn store_position(core: &Core, ended: &Ended, head: &mut response::Pa
         }
     };
     if let Some(made) = made {
-        let (position, store) = replication.later(made);
-        store(position, head);
-        head.extensions.insert(position);
+        replication.store(made, head);
+        head.extensions.insert(made);
     }
 }

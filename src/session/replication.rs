@@ -34,8 +34,6 @@ pub(crate) trait Replica: Send + Sync {
 pub(crate) struct Replication {
     primary: SessionPool,
     reads: Option<Reads>,
-    /// What the client has brought along.
-    position: Option<Position>,
     store: StorePosition,
     /// It reads on the primary from here on, or writes there.
     has_moved: AtomicBool,
@@ -55,17 +53,16 @@ pub(crate) struct Reads {
 }
 
 impl Replication {
+    #[cfg(feature = "replicas")]
     pub(crate) fn new(
         primary: SessionPool,
         reads: Option<Reads>,
-        position: Option<Position>,
         store: StorePosition,
     ) -> Arc<Self> {
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,
             reads,
-            position,
             store,
             has_moved: AtomicBool::new(has_moved),
             is_to_write: AtomicBool::new(false),
@@ -146,11 +143,10 @@ impl Replication {
         is_first.then(|| (reads.writes, self.has_to_move()))
     }
 
-    /// Returns the later one of a position that was made and the one that the client has brought along, and how it is
-    /// stored.
-    pub(super) fn later(&self, made: Position) -> (Position, &StorePosition) {
-        let later = self.position.map_or(made, |brought| brought.max(made));
-        (later, &self.store)
+    /// Stores the position that the session has made. Its client knows no later one, since this one was made after its
+    /// request had come.
+    pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
+        (self.store)(made, head);
     }
 
     /// Has the session read on the primary, because the replica has no connection for it.

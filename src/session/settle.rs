@@ -95,6 +95,13 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     // Where the response is an error anyway, a lost transaction is rolled back as it should be.
     let lost = state.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
+    if commits && !is_cut_off && has_read_on_replica(core, &state) {
+        // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
+        state.stack.committed();
+        drop(state);
+        drop(end(core));
+        return Settlement::Now(Ended::Committed);
+    }
     if commits && !is_cut_off && has_to_commit(&state) {
         // From here on, no statement of the handler's is admitted: it would come behind the COMMIT.
         state.phase = Phase::Settling;
@@ -115,6 +122,19 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
             own,
         ))),
     }
+}
+
+/// Returns whether a transaction that has read on a replica is all that is open, and is sound.
+fn has_read_on_replica(core: &Core, state: &State) -> bool {
+    let is_on_replica = core.replication().is_some_and(|one| one.is_on_replica());
+    let is_sound = matches!(&state.slot, Slot::Idle(connection) if !connection.has_failed() && !connection.is_broken());
+    is_on_replica
+        && is_sound
+        && !state.streaming
+        && state.stack.depth() == 1
+        && !state.stack.has_left_open()
+        && state.stack.standing.cause().is_none()
+        && state.stack.failures.current().is_none()
 }
 
 /// Returns whether there is something that COMMIT has to be sent for, or waited for, or that is in its way.

@@ -22,7 +22,7 @@ use crate::{
     connection::{Operation, Output, Rest, Task},
     error::Kind,
     pool::{CheckedOut, Elsewhere, PoolMode},
-    sql::{Classified, Earlier, Effect, Redacted},
+    sql::{Classified, Earlier, Effect, Redacted, calls_nothing_unknown},
     telemetry,
 };
 
@@ -154,7 +154,12 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
         state.stack.open(transaction);
     }
     if let Some(replication) = core.replication() {
-        state.note_unseen(text.reads_only);
+        // A function of the user's own may write.
+        let reads = text.reads_only
+            && operation
+                .text()
+                .is_some_and(|sql| calls_nothing_unknown(core.pool().backend(), sql));
+        state.note_unseen(reads);
         connection.set_way_out(way_out(core, replication));
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.

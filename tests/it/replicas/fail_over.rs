@@ -1,8 +1,12 @@
 //! Replicas that are asked to write, fail, stop answering or are promoted.
 
+use std::sync::Arc;
+
+use tokio::time::timeout;
 use tower_sea_orm::TransactionLayer;
 
 use super::*;
+use crate::support::wait::BOUND;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn g19_a_request_that_writes_gets_the_primary() {
@@ -141,4 +145,40 @@ async fn g19_a_route_out_of_the_transaction_reads_on_the_primary() {
         (StatusCode::OK, "primary")
     );
     assert!(written.cookie.is_some(), "{written:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g17_a_read_that_is_done_does_not_wait_for_its_replica() {
+    let cluster = Arc::new(Cluster::new().await);
+    let replicas = cluster.replicas();
+    let inner = super::app(cluster.layer(&replicas));
+    all_in_use(&inner, &replicas).await;
+    let network = cluster.clone();
+    let reads = async move |db: DbSession| {
+        count_items(&db, "none").await;
+        for (_, proxy, _) in &network.replicas {
+            proxy.freeze();
+        }
+        place(&db)
+    };
+    let app = Router::new()
+        .route("/reads", get(reads))
+        .layer(cluster.layer(&replicas));
+    let read = timeout(BOUND / 6, send(&app, Request::get("/reads"), None)).await;
+    let read = read.expect("the response waits for nothing");
+    assert_eq!((read.status, &*read.text), (StatusCode::OK, "replica"));
+    for (_, proxy, _) in &cluster.replicas {
+        proxy.thaw();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_primary_serves_no_read() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    cluster.pool.close(Duration::from_secs(1)).await;
+    let read = send(&app, Request::get("/count/none"), None).await;
+    assert_eq!(read.status, StatusCode::SERVICE_UNAVAILABLE, "{read:?}");
 }

@@ -90,7 +90,7 @@ async fn g19_positions_cost_no_round_trip() {
     let mut attempt = 0;
     in_one_of(
         5,
-        "three round trips for a write and three for a read",
+        "three round trips for a write, and two before a read's answer",
         async || {
             attempt += 1;
             let name = format!("counted_{attempt}");
@@ -103,10 +103,10 @@ async fn g19_positions_cost_no_round_trip() {
             let read = Request::get(format!("/count/{name}"));
             let read = send(&app, read, written.cookie.as_deref()).await;
             assert!(read.text.starts_with('1') && read.on_replica(), "{read:?}");
-            // BEGIN with the check, SELECT, COMMIT.
+            // BEGIN with the check, SELECT, and a ROLLBACK that nothing waits for.
             let of_read = requests() - before;
-            assert!(of_write >= 3 && of_read >= 3, "{of_write}, {of_read}");
-            (of_write, of_read) == (3, 3)
+            assert!(of_write >= 3 && of_read >= 2, "{of_write}, {of_read}");
+            of_write == 3 && of_read <= 3
         },
     )
     .await;
@@ -208,4 +208,77 @@ fn unquoted(level: Option<IsolationLevel>) -> String {
     level.map_or("default".to_owned(), |level| {
         level.to_string().replace(' ', "_")
     })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_commit_that_does_not_wait_for_the_disk_has_its_position() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let layer = cluster.layer(&replicas);
+    let app = app(layer.set_local("synchronous_commit", |_| "off".to_owned()));
+    all_in_use(&app, &replicas).await;
+    for round in 0..40 {
+        let name = format!("async_{round}");
+        let written = send(&app, Request::post(format!("/write/{name}")), None).await;
+        let read = Request::get(format!("/count/{name}"));
+        let read = send(&app, read, written.cookie.as_deref()).await;
+        assert!(read.text.starts_with('1'), "{read:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_function_that_writes_makes_a_position() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let function = "CREATE FUNCTION note(n text) RETURNS int LANGUAGE sql AS 'INSERT INTO item (name) VALUES (n) RETURNING 1'";
+    let database = cluster.pool.database();
+    database.execute_unprepared(function).await.unwrap();
+    let call = async |db: DbSession| {
+        let call = Statement::from_string(DbBackend::Postgres, "SELECT note('called')");
+        db.query_one_raw(call).await.map(drop).map_err(Failed)
+    };
+    // Statements commit one by one.
+    let layer = DbSessionLayer::new(cluster.pool.clone()).replicas(replicas.clone());
+    let app = Router::new().route("/call", post(call)).layer(layer);
+    let called = send(&app, Request::post("/call"), None).await;
+    assert!(called.cookie.is_some_and(|cookie| cookie.contains('/')));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_for_its_write_leaves_the_replicas_to_others() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let beside = [cluster.beside(0).await, cluster.beside(1).await];
+    for replica in &beside {
+        pause(replica, true).await;
+    }
+    let written = send(&app, Request::post("/write/waits"), None).await;
+    for _ in 0..5 {
+        let own = Request::get("/count/waits");
+        let own = send(&app, own, written.cookie.as_deref()).await;
+        assert_eq!(own.text, "1 primary");
+        let others = send(&app, Request::get("/count/waits"), None).await;
+        assert_eq!(others.text, "0 replica");
+    }
+    for replica in &beside {
+        pause(replica, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_latest_of_two_cookies_counts_and_a_write_replaces_them() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let both = "db-position=1-0/1; theme=dark; db-position=1-FFFF/0";
+    let read = send(&app, Request::get("/count/none"), Some(both)).await;
+    assert!(!read.on_replica(), "{read:?}");
+    for before in ["db-position=primary", "db-position=9-FFFF/0", both] {
+        let write = Request::post(format!("/write/{}", before.len()));
+        let made = send(&app, write, Some(before)).await.cookie.unwrap();
+        assert!(made.starts_with("db-position=1-0/"), "{before}: {made}");
+    }
 }

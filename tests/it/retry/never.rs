@@ -251,6 +251,25 @@ async fn g20_a_commit_beside_that_was_left_alone_forbids_a_retry() {
 }
 
 #[tokio::test]
+async fn g20_a_session_beside_that_is_still_open_forbids_a_retry() {
+    let (site, runs) = (site(Kind::Postgres).await, Runs::default());
+    let (other, counted) = (site.view().clone(), runs.clone());
+    let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let keeps = kept.clone();
+    let app = app(&site, retrying(), async move |tx: DbTx| {
+        counted.note();
+        // A task goes on with it, and may commit whenever it likes.
+        let beside = opened(tx.pool()).await;
+        keeps.lock().unwrap().push(beside);
+        conflict(&tx, &other).await
+    });
+    let response = call(app).await;
+    assert_served_once(&response, &runs, "a session in a task");
+    drop(kept.lock().unwrap().pop());
+    site.assert_whole().await;
+}
+
+#[tokio::test]
 async fn g20_an_exhausted_pool_is_not_asked_again() {
     let site = site(Kind::SqliteFile).await;
     let site = site.pooled(|pool| pool.acquire_timeout(Duration::from_millis(100)));
