@@ -157,6 +157,8 @@ impl Replicas {
     }
 
     /// Sets how a client's position gets to the client and back. Default: [`PositionCookie`].
+    ///
+    /// Two clusters in one service need carriers of different names.
     #[must_use]
     pub fn carrier(mut self, carrier: impl PositionCarrier + 'static) -> Self {
         self.carrier = Arc::new(carrier);
