@@ -4,4 +4,5 @@ mod export;
 mod graceful_shutdown;
 mod idempotency_key;
 mod items;
+mod outbox;
 mod row_level_security;

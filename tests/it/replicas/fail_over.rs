@@ -151,7 +151,7 @@ async fn g19_a_route_out_of_the_transaction_reads_on_the_primary() {
 async fn g17_a_read_that_is_done_does_not_wait_for_its_replica() {
     let cluster = Arc::new(Cluster::new().await);
     let replicas = cluster.replicas();
-    let inner = super::app(cluster.layer(&replicas));
+    let inner = app(cluster.layer(&replicas));
     all_in_use(&inner, &replicas).await;
     let network = cluster.clone();
     let reads = async move |db: DbSession| {
