@@ -89,7 +89,7 @@ impl Service {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_message_of_a_committed_request_is_delivered_and_no_other() {
     let (service, delivered) = (Service::new().await, Delivered::default());
-    let relays = [(); 2].map(|()| service.relay(&delivered, |call| call % 7 == 3));
+    let relays = [(); 2].map(|()| service.relay(&delivered, |call| call <= 5));
     let orders = (0..40).map(|number| {
         let service = &service;
         async move {
