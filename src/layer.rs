@@ -520,7 +520,21 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
             panic!("{}", Error::from(kind));
         }
         self.policy().replicas = Some(replicas);
+        if let Err(error) = self.lend_replicas() {
+            panic!("{error}");
+        }
         self
+    }
+
+    /// The layer's pool mode counts for the replicas' pools as well.
+    #[cfg(feature = "replicas")]
+    fn lend_replicas(&self) -> Result<(), Error> {
+        let replicas = self.policy.replicas.as_ref();
+        if self.policy.pool_mode != Some(PoolMode::Transaction) {
+            return Ok(());
+        }
+        let mut pools = replicas.into_iter().flat_map(Replicas::pools);
+        pools.try_for_each(|(_, pool)| pool.inner().allow_lending())
     }
 
     #[cfg(feature = "replicas")]
@@ -576,6 +590,10 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
             panic!("{error}");
         }
         self.policy().pool_mode = Some(mode);
+        #[cfg(feature = "replicas")]
+        if let Err(error) = self.lend_replicas() {
+            panic!("{error}");
+        }
         self
     }
 

@@ -97,6 +97,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let commits = decision == Decision::Commit && !state.rollback_only;
     if commits && !is_cut_off && has_read_on_replica(core, &state) {
         // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
+        state.stack.hooks.seal();
         state.stack.committed();
         drop(state);
         drop(end(core));

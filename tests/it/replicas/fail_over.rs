@@ -182,3 +182,28 @@ async fn a_closed_primary_serves_no_read() {
     let read = send(&app, Request::get("/count/none"), None).await;
     assert_eq!(read.status, StatusCode::SERVICE_UNAVAILABLE, "{read:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hooks_of_a_read_run_as_on_the_primary() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let inner = app(cluster.layer(&replicas));
+    all_in_use(&inner, &replicas).await;
+    let (sender, mut ran) = tokio::sync::mpsc::unbounded_channel();
+    let reads = async move |db: DbSession| {
+        count_items(&db, "none").await;
+        let (commits, rolls_back) = (sender.clone(), sender.clone());
+        db.after_rollback(async move { rolls_back.send("after_rollback").unwrap() })?;
+        db.after_commit(async move { commits.send("after_commit").unwrap() })?;
+        Ok::<_, Failed>(place(&db))
+    };
+    let app = Router::new()
+        .route("/reads", get(reads))
+        .layer(cluster.layer(&replicas));
+    for (cookie, place) in [(None, "replica"), (Some("db-position=primary"), "primary")] {
+        let read = send(&app, Request::get("/reads"), cookie).await;
+        assert_eq!((read.status, &*read.text), (StatusCode::OK, place));
+        let hook = timeout(BOUND, ran.recv()).await.expect("a hook runs");
+        assert_eq!(hook, Some("after_commit"), "{place}");
+    }
+}
