@@ -28,6 +28,9 @@ use crate::{
     session::{Mode, Reads, Replica, Replication},
 };
 
+/// A check's answer counts for that long at least: on a busy machine, checks take their time.
+const MIN_AGE: Duration = Duration::from_secs(5);
+
 /// A PostgreSQL primary and its streaming replicas, for [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature
 /// `replicas`).
 ///
@@ -195,7 +198,7 @@ impl Replicas {
 
     /// Returns for how long a check's answer counts.
     fn max_age(&self) -> Duration {
-        (self.check_every * 3).max(Duration::from_millis(500))
+        self.check_every.saturating_mul(3).max(MIN_AGE)
     }
 
     /// Returns the pool for a request, unless it is the primary's, and what its session has to do with replicas. `writes`
