@@ -89,7 +89,9 @@ impl Link {
 
     /// The number of transactions that are open on the driver's connection, a test's own among them.
     pub(super) fn counted(&self) -> usize {
-        self.driver.depth() - usize::from(self.is_overcounted)
+        self.driver
+            .depth()
+            .saturating_sub(usize::from(self.is_overcounted))
     }
 
     pub(super) fn is_test(&self) -> bool {
@@ -152,7 +154,11 @@ impl Link {
     pub(super) async fn commit_and_ask(&mut self, question: &str) -> Result<Option<String>, DbErr> {
         let answer = self.driver.commit_and_ask(question).await?;
         self.is_overcounted = true;
-        Ok(answer)
+        // Committed it is, but the connection may be lost.
+        if answer.as_ref().is_err_and(server::is_fatal) {
+            self.give_up();
+        }
+        Ok(answer.ok().flatten())
     }
 
     /// Has sqlx count right again, for those that do not ask this crate: its own pool, and raw code.

@@ -275,11 +275,12 @@ impl PinnedConnection {
         self.cancel_handle.get_or_insert_default()
     }
 
-    /// Closes the connection; the handle goes to the one that takes its place.
+    /// Takes the cancel handle off a connection that another one takes the place of.
     pub(crate) fn take_cancel_handle(&mut self) -> Option<Arc<CancelHandle>> {
         self.cancel_handle.take()
     }
 
+    /// Closes the connection; the handle goes to the one that takes its place.
     pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
         self.cancel_handle.take()
     }

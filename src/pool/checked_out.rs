@@ -144,6 +144,8 @@ impl CheckedOut {
             .note_holder(holder, request, &self.parts.runtime);
         self.parts.holder = Some(key);
         self.parts.is_offered = false;
+        // The last session's would keep this one from another connection.
+        self.parts.elsewhere = None;
     }
 
     /// Notes that its session would lend it.

@@ -42,7 +42,7 @@ pub trait PositionCarrier: Send + Sync {
     /// [`Position::PRIMARY`] for one that cannot be read: then the primary serves the request. It must not block.
     fn load(&self, request: &request::Parts) -> Option<Position>;
 
-    /// Stores a position in the response; it is never earlier than the request's. It must not block.
+    /// Stores the position that the request has made in its response. It must not block.
     fn store(&self, position: Position, response: &mut response::Parts);
 }
 

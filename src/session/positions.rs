@@ -1,22 +1,32 @@
 //! The positions of what a session commits.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::response;
 use sea_orm::{DbBackend, Statement};
+use tokio::time::timeout;
 
-use super::{core::Core, settle::Ended, stack::Caller, statement::run};
+use super::{core::Core, settle::Ended, slot::Slot, stack::Caller, statement::run};
 use crate::{
     connection::{Operation, Output, READ_POSITION, parse_position},
     position::Position,
 };
 
+/// For how long the position is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Asks for the position of what was committed statement by statement.
 pub(super) async fn ask_position(core: &Arc<Core>) {
     let question = Statement::from_string(DbBackend::Postgres, READ_POSITION);
-    let answer = run(core, Caller::Session, Operation::One(question)).await;
+    // Without a connection at hand, or behind a statement that goes on, the response does not wait for it.
+    let is_at_hand = matches!(core.lock().slot, Slot::Idle(_));
+    let asking = run(core, Caller::Session, Operation::One(question));
+    let answer = match is_at_hand {
+        true => timeout(PATIENCE, asking).await.ok(),
+        false => None,
+    };
     let position = match answer {
-        Ok(Output::Row(Some(row))) => row.try_get_by_index(0).ok(),
+        Some(Ok(Output::Row(Some(row)))) => row.try_get_by_index(0).ok(),
         _ => None,
     };
     let position = position.and_then(|text: String| parse_position(&text));

@@ -193,7 +193,6 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     Ok(install(core, state, connection, running, task))
 }
 
-/// Counts a statement of a request.
 /// Returns where else the session's transaction may begin.
 fn way_out(core: &Arc<Core>, replication: &Arc<Replication>) -> Option<Box<Elsewhere>> {
     replication.is_on_replica().then(|| {
@@ -206,6 +205,7 @@ fn way_out(core: &Arc<Core>, replication: &Arc<Replication>) -> Option<Box<Elsew
     })
 }
 
+/// Counts a statement of a request.
 fn note_text(core: &Core, state: &mut State, hash: u64, text: &Redacted) {
     let threshold = core.pool().settings().n_plus_one_threshold;
     if hash != 0 && threshold < u32::MAX && core.origin.is_request() {

@@ -308,9 +308,12 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// Commits, and has the server answer `question` in the same round trip: sqlx's count stays where it is. `None` if it
-    /// is committed and there is no answer.
-    pub(crate) async fn commit_and_ask(&mut self, question: &str) -> Result<Option<String>, DbErr> {
+    /// Commits, and has the server answer `question` in the same round trip: sqlx's count stays where it is. The inner
+    /// error is the question's, behind a COMMIT that has succeeded.
+    pub(crate) async fn commit_and_ask(
+        &mut self,
+        question: &str,
+    ) -> Result<Result<Option<String>, DbErr>, DbErr> {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(c) => {
@@ -326,14 +329,14 @@ impl Driver {
                     match next {
                         Ok(Either::Right(row)) => answer = row.try_get(0).ok(),
                         Ok(Either::Left(_)) => {}
-                        Err(_) => return Ok(None),
+                        Err(error) => return Ok(Err(query_error(error))),
                     }
                 }
-                Ok(answer)
+                Ok(Ok(answer))
             }
             _ => {
                 let _ = question;
-                self.commit().await.map(|()| None)
+                self.commit().await.map(|()| Ok(None))
             }
         }
     }
