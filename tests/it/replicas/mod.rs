@@ -1,6 +1,7 @@
 //! Replicas: a client reads its own writes (G19), and no replica takes a write.
 
 mod fail_over;
+mod lost;
 mod positions;
 mod settings;
 
