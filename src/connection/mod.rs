@@ -20,6 +20,7 @@ mod session_state;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod timeouts;
 mod transaction;
 
@@ -50,6 +51,7 @@ use self::{
     link::{Around, Condition, Link},
     refusal::Refusal,
     session_state::SessionState,
+    timeline::Timeline,
     transaction::Transaction,
 };
 use crate::position::Position;
@@ -62,6 +64,7 @@ pub(crate) struct PinnedConnection {
     transaction: Transaction,
     session_state: SessionState,
     refusal: Refusal,
+    timeline: Timeline,
     /// Stops its statements, once that may be wanted.
     cancel_handle: Option<Arc<CancelHandle>>,
 }
@@ -79,6 +82,7 @@ impl PinnedConnection {
             transaction: Transaction::default(),
             session_state: SessionState::default(),
             refusal: Refusal::None,
+            timeline: Timeline::default(),
             cancel_handle: None,
         }
     }
@@ -169,6 +173,11 @@ impl PinnedConnection {
     /// Returns whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
         self.transaction.take_ended_elsewhere()
+    }
+
+    /// Notes the latest timeline of the cluster, on which the primary is.
+    pub(crate) fn note_latest_timeline(&mut self, timeline: u32) {
+        self.timeline.note_latest(timeline);
     }
 
     /// Returns whether the server takes no writes, as the last call has shown.

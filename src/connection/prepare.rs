@@ -7,10 +7,11 @@ use super::{
     cancel::Peer,
     link::Around,
     operation::{Begin, Operation, Task},
+    refusal::Refusal,
     settings::Settings,
 };
 use crate::{
-    error::{Kind, server},
+    error::{Error, Kind, server},
     sql::{Change, Effect, classify},
 };
 
@@ -40,6 +41,10 @@ impl PinnedConnection {
                 task.begin.as_ref(),
             )
             .await?;
+        if self.timeline.is_doubtful() && task.depth == 0 {
+            // Before anything of the session runs, and boxed: it is rare.
+            Box::pin(self.prove_primary()).await?;
+        }
         if let Some(statements) = &task.on_acquire {
             // Outside any transaction, since its effects outlive them.
             self.set_up_connection(statements).await?;
@@ -52,6 +57,17 @@ impl PinnedConnection {
             Box::pin(self.link.recount()).await?;
         }
         Ok(())
+    }
+
+    /// Refuses a server that was the primary before a fail-over. What it commits is lost.
+    async fn prove_primary(&mut self) -> Result<(), DbErr> {
+        let proven = self.timeline.prove(&mut self.link).await;
+        let is_former = |error: &DbErr| Error::of(error).is_some_and(|known| known.is_read_only());
+        if proven.as_ref().is_err_and(is_former) {
+            self.refusal = Refusal::Server;
+            self.link.give_up();
+        }
+        proven
     }
 
     /// Returns whether the transaction that `task` is to begin was begun with the last COMMIT.

@@ -36,6 +36,7 @@ kinds! {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
         ReplicaBehind = "the replica has not caught up with what this client has written: read it again";
+        FormerPrimary = "the server was the primary before a fail-over and is so no longer: new connections go to the one that is";
         ConnectionLost = "the session's connection was lost: this request cannot continue on it";
         AsksEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";

@@ -242,9 +242,10 @@ impl Error {
     }
 
     /// Returns whether a write was refused because the server or the transaction is read-only: a replica, a former
-    /// primary after a fail-over, a Galera node without a quorum, or a transaction that was begun READ ONLY.
+    /// primary after a fail-over, a Galera node without a quorum, or a transaction that was begun READ ONLY. With
+    /// [`replicas`](crate::DbSessionLayer::replicas), a former primary that still takes writes is refused as well.
     pub fn is_read_only(&self) -> bool {
-        self.kind == Kind::ReadOnly
+        matches!(self.kind, Kind::ReadOnly | Kind::FormerPrimary)
     }
 
     /// Returns whether a prepared statement was gone, or no longer fitted its tables, after a migration or
@@ -367,7 +368,7 @@ impl Error {
             Kind::Down => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
-            Kind::ReadOnly => "the database is read-only",
+            Kind::ReadOnly | Kind::FormerPrimary => "the database is read-only",
             Kind::ReplicaBehind => "the database has not caught up",
             Kind::StalePlan => "the database has just changed",
             _ if self.is_conflict() => "the request conflicted with another one",

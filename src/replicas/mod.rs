@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -46,6 +46,9 @@ const MIN_AGE: Duration = Duration::from_secs(5);
 /// The name of the primary's pool has to lead to the primary: a proxy with a role check, or several hosts behind one
 /// name, see to that. The replicas' too may be such names.
 ///
+/// If two servers take writes, because one was promoted while the primary went on, only the later one serves, once a check has
+/// seen that: requests whose connection leads to the former primary get a 503 ([`Error::is_read_only`](crate::Error::is_read_only)).
+///
 /// A client's own writes are those that its requests' sessions have committed. Commits by jobs, hooks, other pools and
 /// sessions that a handler opens from [`DbSession::pool`](crate::DbSession::pool) carry no position.
 ///
@@ -76,6 +79,8 @@ pub struct Replicas {
     reads: Option<Predicate>,
     next: Arc<AtomicUsize>,
     checks: Arc<Mutex<Checks>>,
+    /// The latest that any server has shown.
+    latest_timeline: Arc<AtomicU32>,
 }
 
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
@@ -86,6 +91,8 @@ struct Checks {
     /// When the last ones began.
     began: Option<Instant>,
     is_running: bool,
+    /// The log has told of a primary from before a fail-over.
+    is_former_told: bool,
     /// What the primary had, then and before.
     primary: [Option<(Instant, u64)>; 2],
 }
@@ -108,6 +115,7 @@ impl Replicas {
             reads: None,
             next: Arc::default(),
             checks: Arc::default(),
+            latest_timeline: Arc::default(),
         }
     }
 
@@ -226,7 +234,8 @@ impl Replicas {
         });
         let carrier = self.carrier.clone();
         let store = Arc::new(move |position, head: &mut _| carrier.store(position, head));
-        let replication = Replication::new(self.primary.pool.clone(), reads, store);
+        let (primary, latest) = (self.primary.pool.clone(), self.latest_timeline.clone());
+        let replication = Replication::new(primary, reads, store, latest);
         (node.map(|node| node.pool.clone()), replication)
     }
 
@@ -288,6 +297,7 @@ impl Replicas {
             node.note(began, answer);
         });
         join_all(asked).await;
+        self.note_timelines();
         let primary = self.note_primary(began, self.primary.answer());
         for node in &self.nodes {
             if let Some(at) = node
@@ -297,6 +307,29 @@ impl Replicas {
                 node.note_current(at);
             }
             node.tell(self.max_lag, self.max_age());
+        }
+    }
+
+    /// Notes the latest timeline of the cluster, and tells of a primary that is on an earlier one.
+    fn note_timelines(&self) {
+        let servers = std::iter::once(&self.primary).chain(&self.nodes);
+        let answers = servers.filter_map(|node| node.answer());
+        let seen = answers.map(|answer| answer.timeline).max().unwrap_or(0);
+        let latest = self.latest_timeline.fetch_max(seen, Ordering::Relaxed);
+        let latest = latest.max(seen);
+        let former = self.primary.answer().filter(|primary| {
+            // One in recovery refuses writes by itself.
+            !primary.is_in_recovery && primary.timeline < latest
+        });
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = former.is_some() && !checks.is_former_told;
+        checks.is_former_told = former.is_some();
+        drop(checks);
+        if let Some(former) = former.filter(|_| is_news) {
+            tracing::error!(
+                target: "tower_sea_orm::replicas", timeline = former.timeline, latest,
+                "the primary's address leads to a server from before a fail-over: requests are refused there",
+            );
         }
     }
 

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -35,6 +35,8 @@ pub(crate) struct Replication {
     primary: SessionPool,
     reads: Option<Reads>,
     store: StorePosition,
+    /// The latest timeline of the cluster that any of its servers has shown; 0 as long as none has.
+    latest_timeline: Arc<AtomicU32>,
     /// It reads on the primary from here on, or writes there.
     has_moved: AtomicBool,
     /// It writes, although its request was to read.
@@ -58,12 +60,14 @@ impl Replication {
         primary: SessionPool,
         reads: Option<Reads>,
         store: StorePosition,
+        latest_timeline: Arc<AtomicU32>,
     ) -> Arc<Self> {
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,
             reads,
             store,
+            latest_timeline,
             has_moved: AtomicBool::new(has_moved),
             is_to_write: AtomicBool::new(false),
             is_counted: AtomicBool::new(false),
@@ -95,6 +99,10 @@ impl Replication {
 
     pub(crate) fn is_on_replica(&self) -> bool {
         self.reads().is_some()
+    }
+
+    pub(super) fn latest_timeline(&self) -> u32 {
+        self.latest_timeline.load(Ordering::Relaxed)
     }
 
     /// Returns whether the session may write.
@@ -146,6 +154,9 @@ impl Replication {
     /// Stores the position that the session has made. Its client knows no later one, since this one was made after its
     /// request had come.
     pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
+        if let Some((timeline, _)) = made.place() {
+            self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
+        }
         (self.store)(made, head);
     }
 
@@ -166,5 +177,9 @@ impl WayOut for Replication {
     fn take(&self, error: &DbErr) -> Arc<PoolInner> {
         self.give_up_replica(error);
         self.primary.inner().clone()
+    }
+
+    fn latest_timeline(&self) -> u32 {
+        self.latest_timeline()
     }
 }

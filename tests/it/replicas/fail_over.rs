@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use tower_sea_orm::TransactionLayer;
+use tower_sea_orm::{OutOfUse, TransactionLayer};
 
 use super::*;
 use crate::support::wait::BOUND;
@@ -118,12 +118,62 @@ async fn g18_a_promoted_replica_takes_no_write_of_a_read() {
     eventually("the new primary is no replica any more", async || {
         send(&app, Request::get("/count/after"), None).await;
         let first = &replicas.status()[0];
-        first.out_of_use == Some(tower_sea_orm::OutOfUse::Primary)
+        first.out_of_use == Some(OutOfUse::Primary)
     })
     .await;
     drop(status);
     let read = send(&app, Request::get("/count/stray"), None).await;
     assert!(read.text.starts_with('0'), "{read:?}");
+}
+
+/// The old primary goes on after a replica was promoted, and its address still leads to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn g18_of_two_primaries_only_the_later_one_serves() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let apps = [
+        app(cluster.layer(&replicas)),
+        app(DbSessionLayer::new(cluster.pool.clone()).replicas(replicas.clone())),
+    ];
+    all_in_use(&apps[0], &replicas).await;
+    for (app, name) in apps.iter().zip(["transaction", "autocommit"]) {
+        let written = send(app, Request::post(format!("/write/{name}")), None).await;
+        assert_eq!(written.status, StatusCode::OK, "{written:?}");
+    }
+    let promoted = cluster.beside(0).await;
+    let promote = Statement::from_string(DbBackend::Postgres, "SELECT pg_promote(true, 60)");
+    promoted.query_one_raw(promote).await.unwrap();
+    eventually("the promotion is noticed", async || {
+        send(&apps[0], Request::get("/count/none"), None).await;
+        replicas.status()[0].out_of_use == Some(OutOfUse::Primary)
+    })
+    .await;
+    let unknown = Some("db-position=primary");
+    for app in &apps {
+        for request in [
+            Request::post("/write/lost"),
+            Request::post("/write_tx/lost"),
+            Request::get("/write_tx/lost"),
+        ] {
+            let refused = send(app, request, unknown).await;
+            assert_eq!(refused.status, 503, "{refused:?}");
+        }
+    }
+    let former = Database::connect(cluster.test.url()).await.unwrap();
+    assert_eq!(count_items(&former, "lost").await, 0);
+    // From here on the address leads to the later one. Connections that are open still do not.
+    cluster.proxy.lead_to(cluster.replicas[0].0.port());
+    for (app, name) in apps.iter().zip(["transaction_2", "autocommit_2"]) {
+        eventually("writes go to the new primary", async || {
+            let request = Request::post(format!("/write/{name}"));
+            let written = send(app, request, unknown).await;
+            let made = written.cookie.filter(|_| written.status == StatusCode::OK);
+            made.is_some_and(|made| made.contains("=2-"))
+        })
+        .await;
+        assert_eq!(count_items(&promoted, name).await, 1);
+        assert_eq!(count_items(&former, name).await, 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
