@@ -83,6 +83,7 @@ kinds! {
         // The pool.
         Exhausted = "no connection became free within the acquire timeout: raise max_connections, or hold sessions for less time (`.lazy()`, `release()`)";
         Crowded = "too many requests are already waiting for a connection: raise max_connections or max_pending, or hold sessions for less time (`.lazy()`, `release()`)";
+        ReadsOnPrimary = "no replica can serve this read, and the primary serves as many reads as it may: see `Replicas::status`, or raise `max_reads_on_primary`";
         ServerFull = "the server accepts no more connections: raise its limit, or lower max_connections (every instance of the service has a pool)";
         NotOpened = "no connection could be opened within the acquire timeout, although the server did not appear to be down: raise acquire_timeout or min_connections, or find out why log-ins take so long";
         TestConnectionHeld = "the only connection of this `TestPool` is held by another session: drop the test's session before you call the service";
@@ -137,6 +138,7 @@ impl Kind {
             self,
             Self::Exhausted
                 | Self::Crowded
+                | Self::ReadsOnPrimary
                 | Self::ServerFull
                 | Self::NotOpened
                 | Self::TestConnectionHeld

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
 
@@ -17,15 +18,16 @@ use super::{
 };
 use crate::{
     connection::{CancelHandle, Output, PinnedConnection, Rest},
+    error::Error,
     position::Position,
     sql::Redacted,
 };
 
 /// The way to another pool.
 pub(crate) trait WayOut: Send + Sync {
-    /// Leads a session to the other pool, because of an error of the transaction's BEGIN. From here on, the
-    /// session is one of that pool's.
-    fn take(&self, error: &DbErr) -> Arc<PoolInner>;
+    /// Leads a session to the other pool, because of an error of the transaction's BEGIN, and acquires a connection
+    /// there. From here on, the session is one of that pool's.
+    fn take(&self, error: &DbErr) -> BoxFuture<'_, Result<Lease, Error>>;
 
     /// The latest timeline of the cluster, on which the other pool's server has to be.
     fn latest_timeline(&self) -> u32;

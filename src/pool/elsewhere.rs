@@ -4,7 +4,7 @@ use std::{mem, sync::Arc};
 
 use sea_orm::AccessMode;
 
-use super::{checked_out::Finished, waiters::Claim};
+use super::checked_out::Finished;
 use crate::connection::{Demand, Rest, Task};
 
 impl Finished {
@@ -27,8 +27,7 @@ impl Finished {
             return;
         };
         let Err(error) = &self.output else { return };
-        let pool = elsewhere.way_out.take(error);
-        let next = match pool.acquire(Claim::First).await {
+        let next = match elsewhere.way_out.take(error).await {
             Ok(lease) => lease.into_connection(),
             Err(error) => return self.output = Err(error.to_db_err()),
         };

@@ -263,7 +263,8 @@ impl PoolInner {
         self.closing.session_ended();
     }
 
-    pub(super) fn fail(&self, error: Error, waited: Duration) -> Error {
+    /// Logs and counts why a connection was not acquired.
+    pub(crate) fn fail(&self, error: Error, waited: Duration) -> Error {
         self.pressure.failed(&error, || self.status(), waited);
         error
     }

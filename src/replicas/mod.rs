@@ -8,14 +8,14 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
 use http::request::Parts;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 pub use self::{
     carrier::{PositionCarrier, PositionCookie, PositionHeader},
@@ -25,7 +25,7 @@ use self::{check::Answer, node::Node};
 use crate::{
     SessionPool,
     connection::ReadDemand,
-    session::{Mode, Reads, Replica, Replication},
+    session::{Mode, Reads, Replica, Replication, Shared},
 };
 
 /// A check's answer counts for that long at least: on a busy machine, checks take their time.
@@ -45,6 +45,8 @@ const MIN_AGE: Duration = Duration::from_secs(5);
 ///
 /// The name of the primary's pool has to lead to the primary: a proxy with a role check, or several hosts behind one
 /// name, see to that. The replicas' too may be such names.
+///
+/// Reads that no replica can serve go to the primary, but only so many at once ([`max_reads_on_primary`](Self::max_reads_on_primary)).
 ///
 /// If two servers take writes, because one was promoted while the primary went on, only the later one serves, once a check has
 /// seen that: requests whose connection leads to the former primary get a 503 ([`Error::is_read_only`](crate::Error::is_read_only)).
@@ -79,8 +81,7 @@ pub struct Replicas {
     reads: Option<Predicate>,
     next: Arc<AtomicUsize>,
     checks: Arc<Mutex<Checks>>,
-    /// The latest that any server has shown.
-    latest_timeline: Arc<AtomicU32>,
+    shared: Shared,
 }
 
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
@@ -104,8 +105,13 @@ impl Replicas {
     ///
     /// If it is given a `DatabaseConnection`, as [`SessionPool::new`].
     pub fn of(primary: impl Into<SessionPool>) -> Self {
+        let primary = primary.into();
+        let shared = Shared {
+            latest_timeline: Arc::default(),
+            room: room(primary.status().max.div_ceil(2).max(1)),
+        };
         Self {
-            primary: Arc::new(Node::new("primary".to_owned(), primary.into())),
+            primary: Arc::new(Node::new("primary".to_owned(), primary)),
             nodes: Vec::new(),
             carrier: Arc::new(PositionCookie::new()),
             max_lag: Duration::from_secs(10),
@@ -115,7 +121,7 @@ impl Replicas {
             reads: None,
             next: Arc::default(),
             checks: Arc::default(),
-            latest_timeline: Arc::default(),
+            shared,
         }
     }
 
@@ -155,6 +161,19 @@ impl Replicas {
     #[must_use]
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
+        self
+    }
+
+    /// Sets how many requests that read may have a session on the primary at once, because no replica can serve them.
+    /// Default: half of the primary's `max_connections`, rounded up.
+    ///
+    /// This leaves connections to requests that write when the replicas fail. Further reads wait for their turn; after
+    /// the pool's [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout), they get a 503
+    /// ([`Error::is_exhausted`](crate::Error::is_exhausted)). With zero, they get it at once, and so do clients that have just
+    /// written what no replica has yet.
+    #[must_use]
+    pub fn max_reads_on_primary(mut self, max: u32) -> Self {
+        self.shared.room = room(max);
         self
     }
 
@@ -234,8 +253,8 @@ impl Replicas {
         });
         let carrier = self.carrier.clone();
         let store = Arc::new(move |position, head: &mut _| carrier.store(position, head));
-        let (primary, latest) = (self.primary.pool.clone(), self.latest_timeline.clone());
-        let replication = Replication::new(primary, reads, store, latest);
+        let (primary, shared) = (self.primary.pool.clone(), self.shared.clone());
+        let replication = Replication::new(primary, reads, store, shared);
         (node.map(|node| node.pool.clone()), replication)
     }
 
@@ -315,8 +334,8 @@ impl Replicas {
         let servers = std::iter::once(&self.primary).chain(&self.nodes);
         let answers = servers.filter_map(|node| node.answer());
         let seen = answers.map(|answer| answer.timeline).max().unwrap_or(0);
-        let latest = self.latest_timeline.fetch_max(seen, Ordering::Relaxed);
-        let latest = latest.max(seen);
+        let latest = &self.shared.latest_timeline;
+        let latest = latest.fetch_max(seen, Ordering::Relaxed).max(seen);
         let former = self.primary.answer().filter(|primary| {
             // One in recovery refuses writes by itself.
             !primary.is_in_recovery && primary.timeline < latest
@@ -347,6 +366,17 @@ impl Replicas {
         let before = Answer { lsn, ..answer };
         Some([(began, answer), (at, before)])
     }
+}
+
+/// Returns the room for so many sessions.
+fn room(max: u32) -> Arc<Semaphore> {
+    let permits = usize::try_from(max).unwrap_or(usize::MAX);
+    let room = Semaphore::new(permits.min(Semaphore::MAX_PERMITS));
+    if max == 0 {
+        // Nothing is to wait for a place that will never be there.
+        room.close();
+    }
+    Arc::new(room)
 }
 
 /// Returns the last time of which it is known that a server has what the primary had then.

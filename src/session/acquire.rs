@@ -66,8 +66,7 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
 }
 
 async fn acquire(core: &Core) -> Result<Lease, Error> {
-    let (claim, begins, patience) = claim(core);
-    let acquired = core.pool().acquire_for(claim, begins, patience).await;
+    let acquired = acquire_once(core).await;
     let Err(error) = &acquired else {
         return acquired;
     };
@@ -76,7 +75,15 @@ async fn acquire(core: &Core) -> Result<Lease, Error> {
     if !replication.is_some_and(|replication| replication.give_up_replica(&error.to_db_err())) {
         return acquired;
     }
-    let (claim, begins, patience) = self::claim(core);
+    acquire_once(core).await
+}
+
+async fn acquire_once(core: &Core) -> Result<Lease, Error> {
+    let (claim, begins, patience) = claim(core);
+    let patience = match core.replication() {
+        Some(replication) => replication.admit(patience).await?,
+        None => patience,
+    };
     core.pool().acquire_for(claim, begins, patience).await
 }
 
@@ -100,6 +107,9 @@ pub(super) fn try_check_out(core: &Arc<Core>, caller: Caller) -> Result<bool, Db
         return Ok(true);
     }
     // Where others wait, this one queues behind them.
+    if core.replication().is_some_and(|one| !one.try_admit()) {
+        return Ok(false);
+    }
     let Some(lease) = core.pool().try_acquire() else {
         return Ok(false);
     };

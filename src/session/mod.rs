@@ -52,7 +52,7 @@ mod tx;
 mod worker;
 
 #[cfg(feature = "replicas")]
-pub(crate) use self::replication::{Reads, Replica, Replication};
+pub(crate) use self::replication::{Reads, Replica, Replication, Shared};
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
 pub(crate) use self::{

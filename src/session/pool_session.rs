@@ -179,11 +179,18 @@ impl SessionPool {
         self.inner().expect_second();
         let started = Instant::now();
         let patience = plan.rules.patience(self.inner().settings().acquire_timeout);
-        let claim = Claim::First;
-        let acquiring = self
-            .inner()
-            .acquire_for(claim, plan.rules.begins(), patience);
-        let acquired = acquiring.await;
+        let acquired = match &plan.rules.replication {
+            Some(replication) => replication.admit(patience).await,
+            None => Ok(patience),
+        };
+        let acquired = match acquired {
+            Ok(patience) => {
+                let begins = plan.rules.begins();
+                let acquiring = self.inner().acquire_for(Claim::First, begins, patience);
+                acquiring.await
+            }
+            Err(error) => Err(error),
+        };
         if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
             && replication.give_up_replica(&error.to_db_err())
         {
@@ -215,6 +222,10 @@ impl SessionPool {
             return Err(plan);
         };
         let core = if acquires {
+            let replication = plan.rules.replication.as_ref();
+            if replication.is_some_and(|one| !one.try_admit()) {
+                return Err(plan);
+            }
             let Some(lease) = self.inner().try_acquire() else {
                 return Err(plan);
             };

@@ -5,19 +5,25 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use http::response;
 use sea_orm::{AccessMode, DbErr, TransactionOptions};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 
 use super::plan::Mode;
 use crate::{
     connection::{Demand, ReadDemand},
-    pool::{PoolInner, SessionPool, WayOut},
+    error::{Error, Kind},
+    pool::{Claim, Lease, SessionPool, WayOut},
     position::Position,
 };
 
@@ -35,14 +41,40 @@ pub(crate) struct Replication {
     primary: SessionPool,
     reads: Option<Reads>,
     store: StorePosition,
-    /// The latest timeline of the cluster that any of its servers has shown; 0 as long as none has.
-    latest_timeline: Arc<AtomicU32>,
+    shared: Shared,
+    /// Its place among those that read on the primary.
+    place: Mutex<Option<Place>>,
     /// It reads on the primary from here on, or writes there.
     has_moved: AtomicBool,
     /// It writes, although its request was to read.
     is_to_write: AtomicBool,
     /// It counts as a session of the primary's pool, beside the replica's.
     is_counted: AtomicBool,
+}
+
+/// What all sessions of a cluster share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    /// The latest timeline that any of its servers has shown; 0 as long as none has.
+    pub(crate) latest_timeline: Arc<AtomicU32>,
+    /// For the sessions that read on the primary, although they might on a replica.
+    pub(crate) room: Arc<Semaphore>,
+}
+
+impl Shared {
+    fn place(&self, permit: SemaphorePermit<'_>) -> Place {
+        permit.forget();
+        Place(self.room.clone())
+    }
+}
+
+/// A place among the sessions that read on the primary, given back when it is dropped.
+struct Place(Arc<Semaphore>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
 }
 
 /// The work of a session whose request reads.
@@ -60,14 +92,15 @@ impl Replication {
         primary: SessionPool,
         reads: Option<Reads>,
         store: StorePosition,
-        latest_timeline: Arc<AtomicU32>,
+        shared: Shared,
     ) -> Arc<Self> {
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,
             reads,
             store,
-            latest_timeline,
+            shared,
+            place: Mutex::default(),
             has_moved: AtomicBool::new(has_moved),
             is_to_write: AtomicBool::new(false),
             is_counted: AtomicBool::new(false),
@@ -102,7 +135,7 @@ impl Replication {
     }
 
     pub(super) fn latest_timeline(&self) -> u32 {
-        self.latest_timeline.load(Ordering::Relaxed)
+        self.shared.latest_timeline.load(Ordering::Relaxed)
     }
 
     /// Returns whether the session may write.
@@ -136,8 +169,42 @@ impl Replication {
         moves
     }
 
+    fn place(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place for a session that is about to read on the primary. Returns false if it has to wait for one.
+    pub(super) fn try_admit(&self) -> bool {
+        if self.may_write() || self.is_on_replica() {
+            return true;
+        }
+        let mut place = self.place();
+        if place.is_none() {
+            let permit = self.shared.room.try_acquire().ok();
+            *place = permit.map(|permit| self.shared.place(permit));
+        }
+        place.is_some()
+    }
+
+    /// The same, with the wait. Returns how much of `patience` is left.
+    pub(crate) async fn admit(&self, patience: Duration) -> Result<Duration, Error> {
+        if self.try_admit() {
+            return Ok(patience);
+        }
+        let started = Instant::now();
+        let admitted = timeout(patience, self.shared.room.acquire()).await;
+        let waited = started.elapsed();
+        let Ok(Ok(permit)) = admitted else {
+            let error = Kind::ReadsOnPrimary.into();
+            return Err(self.primary.inner().fail(error, waited));
+        };
+        *self.place() = Some(self.shared.place(permit));
+        Ok(patience.saturating_sub(waited))
+    }
+
     /// Notes that the session has ended.
     pub(super) fn ended(&self) {
+        *self.place() = None;
         if self.is_counted.swap(false, Ordering::AcqRel) {
             self.primary.inner().session_ended();
         }
@@ -148,14 +215,18 @@ impl Replication {
     pub(super) fn begin_to_write(&self) -> Option<(Mode, bool)> {
         let reads = self.reads.as_ref()?;
         let is_first = !self.is_to_write.swap(true, Ordering::AcqRel);
-        is_first.then(|| (reads.writes, self.has_to_move()))
+        is_first.then(|| {
+            *self.place() = None;
+            (reads.writes, self.has_to_move())
+        })
     }
 
     /// Stores the position that the session has made. Its client knows no later one, since this one was made after its
     /// request had come.
     pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
         if let Some((timeline, _)) = made.place() {
-            self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
+            let latest = &self.shared.latest_timeline;
+            latest.fetch_max(timeline, Ordering::Relaxed);
         }
         (self.store)(made, head);
     }
@@ -174,9 +245,13 @@ impl Replication {
 }
 
 impl WayOut for Replication {
-    fn take(&self, error: &DbErr) -> Arc<PoolInner> {
+    fn take(&self, error: &DbErr) -> BoxFuture<'_, Result<Lease, Error>> {
         self.give_up_replica(error);
-        self.primary.inner().clone()
+        Box::pin(async {
+            let pool = self.primary.inner();
+            let patience = self.admit(pool.settings().acquire_timeout).await?;
+            pool.acquire_for(Claim::First, None, patience).await
+        })
     }
 
     fn latest_timeline(&self) -> u32 {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tower_sea_orm::{OutOfUse, TransactionLayer};
 
 use super::*;
@@ -255,5 +255,63 @@ async fn the_hooks_of_a_read_run_as_on_the_primary() {
         assert_eq!((read.status, &*read.text), (StatusCode::OK, place));
         let hook = timeout(BOUND, ran.recv()).await.expect("a hook runs");
         assert_eq!(hook, Some("after_commit"), "{place}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_without_a_replica_leave_connections_to_writes() {
+    let cluster = Cluster::new().await;
+    // Two of four connections, by default.
+    let replicas = cluster.replicas();
+    let inner = app(cluster.layer(&replicas));
+    let inside = Arc::new(Semaphore::new(0));
+    let go_on = Arc::new(Semaphore::new(0));
+    let (is_in, may_go) = (inside.clone(), go_on.clone());
+    let reads = async move |db: DbSession| {
+        count_items(&db, "none").await;
+        is_in.add_permits(1);
+        may_go.acquire().await.unwrap().forget();
+        place(&db)
+    };
+    let unknown = Some("db-position=primary");
+    for layer in [cluster.layer(&replicas), cluster.layer(&replicas).lazy()] {
+        let app = Router::new()
+            .route("/reads", get(reads.clone()))
+            .layer(layer);
+        let reading: Vec<_> = (0..6)
+            .map(|_| {
+                let app = app.clone();
+                tokio::spawn(async move { send(&app, Request::get("/reads"), unknown).await })
+            })
+            .collect();
+        inside.acquire_many(2).await.unwrap().forget();
+        for write in 0..3 {
+            let write = Request::post(format!("/write/{}_{write}", reading[0].id()));
+            let written = send(&inner, write, None).await;
+            assert_eq!(written.status, StatusCode::OK, "{written:?}");
+        }
+        assert_eq!(inside.available_permits(), 0, "no third read");
+        go_on.add_permits(6);
+        for read in reading {
+            let read = read.await.unwrap();
+            assert_eq!((read.status, &*read.text), (StatusCode::OK, "primary"));
+        }
+        inside.acquire_many(4).await.unwrap().forget();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_no_server_may_take_is_refused_at_once() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas().max_reads_on_primary(0);
+    let unknown = Some("db-position=primary");
+    let eager = cluster.layer(&replicas);
+    for (layer, name) in [(eager.clone(), "eager"), (eager.lazy(), "lazy")] {
+        let app = app(layer);
+        let refused = send(&app, Request::get("/write/none"), unknown).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+        let written = Request::post(format!("/write/{name}"));
+        let written = send(&app, written, unknown).await;
+        assert_eq!(written.status, StatusCode::OK, "{written:?}");
     }
 }
