@@ -5,7 +5,7 @@
 #[path = "../src/bin/shop.rs"]
 mod shop;
 
-use std::env;
+use std::{env, time::Duration};
 
 use axum::{
     Router,
@@ -13,14 +13,18 @@ use axum::{
     http::{Request, StatusCode},
 };
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ConnectOptions, Database, DbBackend, EntityTrait,
-    MockDatabase, MockExecResult, PaginatorTrait,
+    ActiveModelTrait, ActiveValue::Set, ConnectOptions, ConnectionTrait, Database, DbBackend,
+    EntityTrait, MockDatabase, MockExecResult, PaginatorTrait, Statement, TransactionTrait,
 };
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tower::ServiceExt;
 use tower_sea_orm::{SessionPool, testing::TestPool};
 
 use self::shop::{app, article, migrate};
+
+/// How long anything may take until it hangs.
+const BOUND: Duration = Duration::from_secs(60);
 
 /// One request, without a server.
 async fn call(app: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
@@ -159,23 +163,33 @@ async fn an_unknown_article_is_rolled_back() {
 
 #[tokio::test]
 async fn nothing_of_a_test_is_left_and_instances_migrate_in_turn() {
-    let admin = test_pool().await;
+    let test = test_pool().await;
+    lamp(&test).await;
     let url = env::var("TEST_POSTGRES_URL").unwrap();
-    let migrated = (0..4).map(|_| {
-        let url = url.clone();
-        tokio::spawn(async move {
-            let db = Database::connect(url).await.unwrap();
-            migrate(&db).await.unwrap();
-            let left = article::Entity::find().count(&db).await.unwrap();
-            assert_eq!(left, 0, "what other tests do is not committed");
-            db.ping().await.unwrap();
-        })
+    let db = Database::connect(url).await.unwrap();
+    // Another instance migrates, and has not committed yet.
+    let other = db.begin().await.unwrap();
+    let lock = "SELECT pg_advisory_xact_lock(20260101)";
+    other.execute_unprepared(lock).await.unwrap();
+    let migrating = tokio::spawn({
+        let db = db.clone();
+        async move { migrate(&db).await }
     });
-    for one in migrated {
-        one.await.unwrap();
-    }
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'";
+    let waits = Statement::from_string(DbBackend::Postgres, waits);
+    let waiting = async {
+        while db.query_one_raw(waits.clone()).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(BOUND, waiting).await.expect("it waits");
+    other.commit().await.unwrap();
+    timeout(BOUND, migrating).await.unwrap().unwrap().unwrap();
+
+    let left = article::Entity::find().count(&db).await.unwrap();
+    assert_eq!(left, 0, "what tests do is not committed");
     // The plain connection of a test's pool is closed: a migration there would stay after the test.
-    let within = migrate(admin.pool().database()).await.unwrap_err();
+    let within = migrate(test.pool().database()).await.unwrap_err();
     assert!(within.to_string().contains("closed"), "{within}");
-    admin.rollback().await.unwrap();
+    test.rollback().await.unwrap();
 }
