@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --example items                                   # SQLite in memory
+//! DATABASE_URL='sqlite://items.db?mode=rwc' cargo run --example items  # in a file, which it makes
 //! DATABASE_URL=postgres://user:password@localhost/db cargo run --example items
 //! ```
 //!
@@ -81,8 +82,14 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
+    let port = port()?;
     let url = env::var("DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
-    let config = PoolConfig::from_vars([("DATABASE_URL", url.as_str()), ("DB_ECHO", "false")])?;
+    let config = PoolConfig::from_vars([
+        ("DATABASE_URL", url.as_str()),
+        ("DB_ECHO", "false"),
+        // The driver's own 30 s are long for a service that is being tried.
+        ("DB_POOL_TIMEOUT", "5s"),
+    ])?;
     tracing::info!("connecting to {config}");
     let pool = config
         .connect()
@@ -90,7 +97,11 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .map_err(|error| format!("cannot connect to {config}: {error}"))?;
     create_table(&pool).await?;
 
-    let listener = TcpListener::bind(("127.0.0.1", port()?)).await?;
+    let listener = TcpListener::bind(("127.0.0.1", port))
+        .await
+        .map_err(|error| {
+            format!("cannot listen on 127.0.0.1:{port}: {error}; set PORT to a free port")
+        })?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
     let app = app(pool.clone());
     // The pool closes first, while the server still answers: a new request gets a 503, not a refused connection.

@@ -110,11 +110,13 @@
 //! | [Where to find what](guide::where_to_find_what) | an index by the words that you would search for, and short answers: GraphQL, tonic, WebSockets, OpenTelemetry, actix-web |
 //! | [Choosing a mode](guide::choosing_a_mode) | what a service does, what to write for it, and what that costs |
 //! | [Transactions](guide::transactions) | the modes in full, how a transaction ends, time-outs, hooks, streamed bodies |
+//! | [Testing](guide::testing) | on SQLite in memory, on a real database that keeps nothing of it, on a mock; migrations in tests |
 //! | [Recipes](guide::recipes) | tenants, two databases, jobs, another try after a deadlock, passwords that change, unit tests |
 //! | *Scaling out* (`guide::scaling_out`, with the feature `replicas`) | reads on replicas, what a fail-over does to them |
 //! | [Operating](guide::operating) | pool sizes, timeouts, readiness, Kubernetes, PgBouncer and other poolers, migrations, what to watch |
 //! | [Telemetry](guide::telemetry) | the log, traces, metrics for OpenTelemetry and Prometheus, alarms |
 //! | [Troubleshooting](guide::troubleshooting) | from the symptom to the remedy |
+//! | [Glossary](guide::glossary) | the words of this documentation, a sentence each |
 //!
 //! # The flow
 //!
@@ -468,7 +470,7 @@ pub use self::{
     },
 };
 
-/// Guides: an index, modes and transactions, recipes, operating, telemetry, troubleshooting, and pages for those who come from elsewhere.
+/// Guides: an index, modes and transactions, testing, recipes, operating, telemetry, troubleshooting, a glossary, and pages for those who come from elsewhere.
 pub mod guide {
     #[doc = include_str!("guide/where_to_find_what.md")]
     pub mod where_to_find_what {}
@@ -481,6 +483,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/transactions.md")]
     pub mod transactions {}
+
+    #[doc = include_str!("guide/testing.md")]
+    pub mod testing {}
 
     #[doc = include_str!("guide/recipes.md")]
     pub mod recipes {}
@@ -509,6 +514,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/troubleshooting.md")]
     pub mod troubleshooting {}
+
+    #[doc = include_str!("guide/glossary.md")]
+    pub mod glossary {}
 }
 
 /// The README's examples are tests as well.

@@ -64,26 +64,165 @@ fn every_item_that_hazards_md_names_is_in_its_file() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
-/// Loco is no dependency of this crate, so the page's code compiles in `examples/loco`, word for word.
+/// Neither Loco nor sea-orm-migration is a dependency of this crate, so these pages' code compiles in the examples, word for
+/// word.
 #[test]
-fn the_code_of_from_loco_md_is_the_examples() {
+fn the_code_of_the_pages_that_no_doctest_compiles_is_the_examples() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let example = root.join("examples/loco/src");
-    let files = ["app", "current_user", "initializers", "controllers/items"];
-    let sources = files.map(|file| {
-        let source = fs::read_to_string(example.join(file).with_extension("rs")).unwrap();
-        unindented(&source)
-    });
-    let page = fs::read_to_string(root.join("src/guide/from_loco.md")).unwrap();
-    let blocks = page.split("```rust,ignore\n").skip(1);
-    let blocks: Vec<_> = blocks
-        .map(|block| unindented(block.split("```").next().unwrap()))
-        .collect();
-    assert!(blocks.len() > 3, "{}", blocks.len());
-    for block in blocks {
-        let is_there = sources.iter().any(|source| source.contains(&block));
-        assert!(is_there, "not in examples/loco:\n{block}");
+    let loco = ["app", "current_user", "initializers", "controllers/items"];
+    let pages = [
+        (
+            "from_loco",
+            loco.map(|file| format!("loco/src/{file}.rs")).to_vec(),
+            4,
+        ),
+        (
+            "testing",
+            ["src/bin", "tests"]
+                .map(|dir| format!("integrations/{dir}/shop.rs"))
+                .to_vec(),
+            3,
+        ),
+    ];
+    for (page, files, least) in pages {
+        let sources = files.iter().map(|file| {
+            let source = fs::read_to_string(root.join("examples").join(file));
+            unindented(&source.unwrap())
+        });
+        let sources: Vec<_> = sources.collect();
+        let page = fs::read_to_string(root.join(format!("src/guide/{page}.md"))).unwrap();
+        let blocks = page.split("```rust,ignore\n").skip(1);
+        let blocks: Vec<_> = blocks
+            .map(|block| unindented(block.split("```").next().unwrap()))
+            .collect();
+        assert!(blocks.len() >= least, "{}", blocks.len());
+        for block in blocks {
+            let is_there = sources.iter().any(|source| source.contains(&block));
+            assert!(is_there, "not in {files:?}:\n{block}");
+        }
     }
+}
+
+/// crates.io and docs.rs show the README without the repository around it. docs.rs has each file that is published.
+#[test]
+fn every_link_of_the_readme_works_where_it_is_published() {
+    const FILES: &str = "https://docs.rs/crate/tower-sea-orm/latest/source/";
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let include = manifest.split_once("\ninclude = [").unwrap().1;
+    let include = include.split_once(']').unwrap().0.split('"');
+    let include: Vec<_> = include.skip(1).step_by(2).collect();
+    let is_published = |file: &str| {
+        let is_in = |entry: &&str| match entry.trim_start_matches('/').split_once('*') {
+            Some((start, end)) => file.starts_with(start) && file.ends_with(end),
+            None => Path::new(file).starts_with(&entry[1..]),
+        };
+        root.join(file).exists() && include.iter().any(is_in)
+    };
+    let headings: Vec<_> = readme
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .collect();
+    let is_heading = |anchor: &str| headings.iter().any(|heading| slug(heading) == anchor);
+
+    // `[text](target)`, and `[label]: target` at the start of a line.
+    let inline = readme
+        .split("](")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap());
+    let labelled = readme.lines().filter(|line| line.starts_with('['));
+    let labelled = labelled.filter_map(|line| Some(line.split_once("]: ")?.1));
+    let targets: Vec<_> = inline.chain(labelled).collect();
+    let broken: Vec<_> = targets
+        .iter()
+        .filter(
+            |target| match (target.strip_prefix(FILES), target.strip_prefix('#')) {
+                (Some(file), _) => !is_published(file),
+                (_, Some(anchor)) => !is_heading(anchor),
+                (None, None) => !target.starts_with("https://"),
+            },
+        )
+        .collect();
+    assert!(targets.len() > 10, "{targets:?}");
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// A heading's anchor, as GitHub and crates.io make it.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().replace(' ', "-")
+}
+
+/// The words that a reader searches for, with the page that is to answer.
+#[test]
+fn the_index_leads_to_an_answer_for_each_question() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let front = fs::read_to_string(root.join("src/lib.rs")).unwrap();
+    assert!(front.contains("](guide::where_to_find_what)"));
+    let index = fs::read_to_string(root.join("src/guide/where_to_find_what.md")).unwrap();
+    let rows: Vec<_> = index
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .collect();
+    for question in [
+        "pool size",
+        "PgBouncer",
+        "Supabase",
+        "\"session closed\"",
+        "&DatabaseConnection",
+        "401",
+        "GraphQL",
+        "500 or 503",
+        "`before_acquire`",
+        "unit test of a handler with a `DbTx`",
+        "migrations",
+        "two databases",
+        "replica",
+        "metrics",
+        "Grafana",
+        "OpenTelemetry",
+        "which request holds a connection",
+        "health check",
+        "Kubernetes",
+        "retry",
+        "schema for each tenant",
+        "`statement_timeout`",
+        "tonic",
+        "SSE",
+        "WebSocket",
+        "actix-web",
+        "what a word means",
+    ] {
+        let asks = |row: &&&str| row.split(" | ").next().unwrap().contains(question);
+        let row = rows.iter().find(asks);
+        let row = row.unwrap_or_else(|| panic!("not in the index: {question}"));
+        for link in row.split("](").skip(1) {
+            assert_leads_somewhere(root, &index, link.split(')').next().unwrap());
+        }
+    }
+}
+
+/// Whether the anchor of a link within the guide is a heading there. rustdoc looks at the page only.
+fn assert_leads_somewhere(root: &Path, index: &str, link: &str) {
+    let Some((page, anchor)) = link.split_once('#') else {
+        return;
+    };
+    let text = match page.strip_prefix("crate::guide::") {
+        Some(page) => fs::read_to_string(root.join(format!("src/guide/{page}.md"))).unwrap(),
+        None if page.is_empty() => index.to_owned(),
+        None if page == "crate" => {
+            let front = fs::read_to_string(root.join("src/lib.rs")).unwrap();
+            front.replace("//! ", "")
+        }
+        None => return,
+    };
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let mut anchors = headings.map(|heading| slug(&heading.replace('`', "")));
+    assert!(anchors.any(|heading| heading == anchor), "{link}");
 }
 
 fn unindented(code: &str) -> String {

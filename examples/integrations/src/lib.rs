@@ -13,13 +13,20 @@ use tower_sea_orm::{PoolConfig, SessionPool};
 
 /// Starts the log, connects, makes the table and listens on 127.0.0.1, port 3000 or `PORT`.
 pub async fn start() -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
+    start_with(async |pool| create_table(pool).await).await
+}
+
+/// The same with other work before it listens.
+pub async fn start_with(
+    prepare: impl AsyncFnOnce(&SessionPool) -> Result<(), DbErr>,
+) -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
     let config = match env::var_os("DATABASE_URL") {
         Some(_) => PoolConfig::from_env()?, // with `DB_POOL_SIZE` and the like
         None => PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:"), ("DB_ECHO", "false")])?,
     };
     let pool = config.connect().await?;
-    create_table(&pool).await?;
+    prepare(&pool).await?;
     let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
     let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
     tracing::info!("listening on {}", listener.local_addr()?);

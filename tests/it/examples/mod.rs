@@ -1,6 +1,7 @@
 //! The examples, tested as their users would test a service.
 
 mod export;
+mod first_contact;
 mod graceful_shutdown;
 mod idempotency_key;
 mod items;
