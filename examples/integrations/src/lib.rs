@@ -9,16 +9,23 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tower_sea_orm::{PoolConfig, SessionPool};
+use tower_sea_orm::{PoolConfig, SessionPool, SessionPoolBuilder};
 
 /// Starts the log, connects, makes the table and listens on 127.0.0.1, port 3000 or `PORT`.
 pub async fn start() -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
+    start_with(|pool| pool).await
+}
+
+/// [`start`] with settings for the pool, and with the service's own log.
+pub async fn start_with(
+    set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+) -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     let config = match env::var_os("DATABASE_URL") {
         Some(_) => PoolConfig::from_env()?, // with `DB_POOL_SIZE` and the like
         None => PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:"), ("DB_ECHO", "false")])?,
     };
-    let pool = config.connect().await?;
+    let pool = config.connect_with(set).await?;
     create_table(&pool).await?;
     let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
     let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
