@@ -270,3 +270,45 @@ fn the_numbers_of_comparison_md_are_the_reports() {
         assert!(words.contains(&number), "{number}");
     }
 }
+
+/// By a word of each.
+#[test]
+fn where_to_find_what_md_has_the_questions_that_services_ask() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("src/guide/where_to_find_what.md")).unwrap();
+    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| ")).collect();
+    for word in [
+        "pool size",
+        "PgBouncer, Supabase, RDS Proxy",
+        "\"session closed\"",
+        "takes `&DatabaseConnection`",
+        "401",
+        "GraphQL, which answers 200",
+        "500 or 503",
+        "`before_acquire`",
+        "a unit test of a handler with a `DbTx`",
+        "migrations",
+        "two databases",
+        "replica",
+        "Grafana",
+        "OTLP",
+        "which request holds a connection",
+        "health check",
+        "Kubernetes",
+        "retry",
+        "schema for each tenant",
+        "`statement_timeout`",
+        "tonic",
+        "SSE, WebSocket",
+        "actix-web",
+        "passwords and tokens",
+        "log lines",
+    ] {
+        let has_it = |row: &&&str| row.split(" | ").next().unwrap().contains(word);
+        let row = rows.iter().find(has_it);
+        assert!(
+            row.is_some_and(|row| row.contains("](") || row.contains("feature")),
+            "{word}"
+        );
+    }
+}

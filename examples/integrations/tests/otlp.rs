@@ -197,6 +197,13 @@ fn traces(spans: &[Span]) {
         .collect();
     let names: Vec<_> = statements.iter().map(|span| span.name.as_str()).collect();
     assert_eq!(names, ["UPDATE", "SELECT", "COMMIT"]);
+    let begins = |span: &&&Span| texts(&span.attributes).contains_key("tower_sea_orm.begins");
+    let begin: Vec<_> = statements
+        .iter()
+        .filter(begins)
+        .map(|span| &span.name)
+        .collect();
+    assert_eq!(begin, ["UPDATE"], "BEGIN is sent before it");
     for statement in statements {
         assert_eq!(
             (hex(&statement.trace_id).as_str(), statement.kind),
