@@ -111,7 +111,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths
-        .filter(|path| !path.file_stem().is_some_and(|stem| stem == "tests"))
+        .filter(|path| path.file_stem().is_none_or(|stem| stem != "tests"))
         .flat_map(|path| {
             if path.is_dir() {
                 sources(&path)
@@ -145,8 +145,8 @@ impl<'a> visit::Visit<'a> for LogLines {
             return;
         }
         let texts = tokens.iter().filter(|token| token.starts_with('"'));
-        let text = texts.map(|text| syn::parse_str::<LitStr>(text).unwrap().value());
-        let text = text.last().expect("a line with a text");
+        let mut texts = texts.map(|text| syn::parse_str::<LitStr>(text).unwrap().value());
+        let text = texts.next_back().expect("a line with a text");
         match text.split(['{', ':']).next().unwrap().trim() {
             "" => self.errors += 1,
             fixed => self.fixed.push(fixed.to_owned()),
