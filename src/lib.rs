@@ -332,7 +332,8 @@
 //!
 //! The body is empty; use [`response_for_error`](DbSessionLayer::response_for_error) for a different response, with
 //! [`problem_json`] for one of `application/problem+json`. A gRPC request gets status 200 with
-//! `grpc-status` 14, 13 or, in place of a 504, 4, and in place of a 404, 5.
+//! `grpc-status` 14, 13 or, in place of a 504, 4, and in place of a 404, 5; for a stream that is
+//! [held](DbSession::hold_until_body_end), in its trailers.
 //!
 //! Statements return SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and server
 //! errors that a retry may cure (serialization failure, deadlock, lock timeout): use its

@@ -125,6 +125,7 @@ impl Policy {
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
+            has_trailers: parts.version >= Version::HTTP_2,
         };
         // Cheap clones: a standard method is inline, and the URI is counted.
         let label = Label {

@@ -107,8 +107,7 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
             HeaderValue::from_static("application/grpc"),
         );
         // In the head, as a response without messages has it: the status stays 200.
-        headers.insert(&GRPC_STATUS, HeaderValue::from(error.grpc_code()));
-        headers.insert("grpc-message", HeaderValue::from_static(error.title()));
+        headers.extend(error.grpc_headers());
         return response;
     }
     if let Some(wait) = error.retry_after() {

@@ -183,6 +183,7 @@ pub(crate) fn statement_span(
             target: "tower_sea_orm::statement", parent: parent, "db_statement",
             otel.name = summary, otel.kind = "client", otel.status_code = Empty,
             db.system.name = system_name(backend), db.query.text = text, error.type = Empty,
+            tower_sea_orm.begins = Empty,
         )
     };
     // With the subscriber that the session's span belongs to: the thread's own may be another one by now, which does not know
@@ -191,6 +192,11 @@ pub(crate) fn statement_span(
         dispatcher::with_default(subscriber, || open(Some(id.clone())))
     });
     OwnSpan(child.unwrap_or_else(|| open(Span::current().id())))
+}
+
+/// Records in its span that BEGIN is sent before a statement.
+pub(crate) fn statement_begins(OwnSpan(span): &OwnSpan) {
+    span.record("tower_sea_orm.begins", true);
 }
 
 /// Records in its span why a statement has failed.

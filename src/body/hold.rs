@@ -64,15 +64,24 @@ enum HoldPhase {
     /// The head has decided.
     HeadDecides,
     /// The session was cut off.
-    CutOff(Error),
+    CutOff(CutOff),
     /// The body is empty, was read to its end, has failed or was dropped.
     Over { failed: bool },
 }
 
 /// The terms of a body that decides.
-#[derive(Clone, Copy)]
-pub(super) struct Terms {
-    pub(super) content_length: Option<u64>,
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Terms {
+    pub(crate) content_length: Option<u64>,
+    /// The client reads a status in the trailers, and takes no response without one for a success.
+    pub(crate) has_grpc_trailers: bool,
+}
+
+/// Why a body has lost its session, and whether its client can be told so by trailers.
+#[derive(Clone)]
+pub(super) struct CutOff {
+    pub(super) why: Error,
+    pub(super) has_grpc_trailers: bool,
 }
 
 /// An item of the inner body.
@@ -130,7 +139,7 @@ impl Hold {
     pub(crate) fn engage(
         &self,
         finish: Finish,
-        content_length: Option<u64>,
+        terms: Terms,
         scope: Option<Scope>,
     ) -> Result<(), Finish> {
         let mut state = self.0.lock();
@@ -138,13 +147,13 @@ impl Hold {
             return Err(finish);
         };
         // The server will not ask for more, so that no end would ever be seen.
-        if content_length.is_some_and(|length| length <= read) {
+        if terms.content_length.is_some_and(|length| length <= read) {
             state.phase = HoldPhase::HeadDecides;
             return Err(finish);
         }
         state.phase = HoldPhase::BodyDecides {
             finish,
-            terms: Terms { content_length },
+            terms,
             scope,
         };
         // From here on the reader's time counts (`body_timeout`).
@@ -197,14 +206,18 @@ impl Shared {
 
     fn break_off(&self, why: Error) {
         let mut state = self.lock();
-        if !matches!(
-            state.phase,
+        let has_grpc_trailers = match &state.phase {
+            // Its terms are not known yet.
+            HoldPhase::Undecided { .. } => false,
+            HoldPhase::BodyDecides { terms, .. } => terms.has_grpc_trailers,
             // Where the head has decided, or the body is over, the body does without its session.
-            HoldPhase::Undecided { .. } | HoldPhase::BodyDecides { .. }
-        ) {
-            return;
-        }
-        let before = mem::replace(&mut state.phase, HoldPhase::CutOff(why));
+            _ => return,
+        };
+        let cut_off = CutOff {
+            why,
+            has_grpc_trailers,
+        };
+        let before = mem::replace(&mut state.phase, HoldPhase::CutOff(cut_off));
         let reader = state.reader.take();
         drop(state);
         // Not under the lock: a rollback begins where `finish` is dropped.
@@ -238,10 +251,10 @@ impl HoldGuard {
     /// # Errors
     ///
     /// If the session was cut off.
-    pub(super) fn ask(&self, reader: &Waker) -> Result<(Waker, Option<Scope>), Error> {
+    pub(super) fn ask(&self, reader: &Waker) -> Result<(Waker, Option<Scope>), CutOff> {
         let mut state = self.0.0.lock();
         let scope = match &state.phase {
-            HoldPhase::CutOff(why) => return Err(why.clone()),
+            HoldPhase::CutOff(cut_off) => return Err(cut_off.clone()),
             HoldPhase::BodyDecides { scope, .. } => scope.clone(),
             // In the poll of its request, or without a session.
             _ => None,
@@ -265,9 +278,14 @@ impl HoldGuard {
 
     /// Notes what was read, and returns the terms if this body decides. One step, because the head may pass the
     /// layer in between.
-    pub(super) fn report(&self, total: u64, seen: Seen) -> Option<Terms> {
+    ///
+    /// # Errors
+    ///
+    /// If the session was cut off while the inner body was polled: what was read may be the end, which must not
+    /// go through.
+    pub(super) fn report(&self, total: u64, seen: Seen) -> Result<Option<Terms>, CutOff> {
         let mut state = self.0.0.lock();
-        match state.phase {
+        Ok(match &state.phase {
             HoldPhase::Undecided { .. } => {
                 state.phase = match seen {
                     Seen::More => HoldPhase::Undecided { read: total },
@@ -278,11 +296,13 @@ impl HoldGuard {
                 None
             }
             HoldPhase::BodyDecides { terms, .. } => {
+                let terms = *terms;
                 state.due = Some(Instant::now());
                 Some(terms)
             }
-            HoldPhase::HeadDecides | HoldPhase::CutOff(_) | HoldPhase::Over { .. } => None,
-        }
+            HoldPhase::CutOff(cut_off) => return Err(cut_off.clone()),
+            HoldPhase::HeadDecides | HoldPhase::Over { .. } => None,
+        })
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -293,15 +313,15 @@ impl HoldGuard {
         )
     }
 
-    /// Returns what settles the transaction, if this body decides.
+    /// Returns what settles the transaction, and the terms, if this body decides.
     ///
     /// # Errors
     ///
     /// If the session was cut off meanwhile.
-    pub(super) fn finish(self) -> Result<Option<Finish>, Error> {
+    pub(super) fn finish(self) -> Result<Option<(Finish, Terms)>, CutOff> {
         match self.leave() {
-            HoldPhase::BodyDecides { finish, .. } => Ok(Some(finish)),
-            HoldPhase::CutOff(why) => Err(why),
+            HoldPhase::BodyDecides { finish, terms, .. } => Ok(Some((finish, terms))),
+            HoldPhase::CutOff(cut_off) => Err(cut_off),
             _ => Ok(None),
         }
     }

@@ -18,10 +18,12 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use self::{
+    failure::{BodyError, Failure},
     hold::{HoldGuard, Seen},
-    withheld::{BodyError, Withheld},
+    withheld::Withheld,
 };
 
+mod failure;
 mod hold;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,7 @@ mod withheld;
 use crate::pool::Scope;
 
 // The side of the session and the response future.
-pub(crate) use self::hold::{BoxError, End, Finish, Hold, WeakHold};
+pub(crate) use self::hold::{BoxError, End, Finish, Hold, Terms, WeakHold};
 
 /// A response body that is produced while a transaction is open, and ends when it is committed.
 ///
@@ -40,6 +42,10 @@ pub(crate) use self::hold::{BoxError, End, Finish, Hold, WeakHold};
 /// ending, and the client sees an incomplete response. The transaction is rolled back on an error
 /// of the inner body, if the body is shorter or longer than its length, and if it is dropped before
 /// its end.
+///
+/// A gRPC response over HTTP/2 (`content-type: application/grpc`) does not break off if COMMIT fails or the session
+/// is cut off: it ends with trailers of the layer's own, whose `grpc-status` is
+/// [`Error::grpc_code`](crate::Error::grpc_code), in place of the handler's.
 ///
 /// If the outcome is known at the response's head (a response to HEAD, one without a body, one that
 /// a middleware has read to its end or replaced), the transaction is settled there and the body is
@@ -69,8 +75,11 @@ enum BodyState {
     Reading(Option<HoldGuard>),
     /// The inner body has ended, the transaction is being settled. The mutex makes the future `Sync`, and is never
     /// locked.
-    Settling(Mutex<BoxFuture<'static, Result<(), BoxError>>>),
-    /// Settled; the withheld frames are passed on.
+    Settling {
+        future: Mutex<BoxFuture<'static, Result<(), BoxError>>>,
+        has_grpc_trailers: bool,
+    },
+    /// Settled; the withheld frames are passed on, or the trailers that say that it failed.
     Delivering,
     /// An error was passed on. Nothing follows it, and the body has not ended.
     Failed,
@@ -128,24 +137,24 @@ where
                     Read::Withheld => {}
                     Read::Ended => {
                         // Cut off meanwhile: what was withheld must not complete the body.
-                        if let Err(error) = self.as_mut().settle() {
-                            return Poll::Ready(Some(Err(error)));
+                        if let Err(failure) = self.as_mut().settle() {
+                            return Poll::Ready(Some(self.fail(failure)));
                         }
                     }
-                    Read::Failed(error) => {
-                        self.fail();
-                        return Poll::Ready(Some(Err(error)));
-                    }
+                    Read::Failed(failure) => return Poll::Ready(Some(self.fail(failure))),
                 },
-                BodyState::Settling(future) => {
+                BodyState::Settling {
+                    future,
+                    has_grpc_trailers,
+                } => {
                     // Never locked, so never poisoned.
                     let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
                     match ready!(future.as_mut().poll(cx)) {
                         Ok(()) => *this.state = BodyState::Delivering,
                         Err(error) => {
-                            self.fail();
-                            // Fails instead of ending: an incomplete body is all that can still be said (G7).
-                            return Poll::Ready(Some(Err(BodyError::NotCommitted(error).into())));
+                            let error = BodyError::NotCommitted(error);
+                            let failure = Failure::new(error, *has_grpc_trailers);
+                            return Poll::Ready(Some(self.fail(failure)));
                         }
                     }
                 }
@@ -164,7 +173,7 @@ where
             }
             BodyState::Delivering => self.withheld.is_empty(),
             // A body that has failed has not ended: the server would finish the response as if it were complete.
-            BodyState::Settling(_) | BodyState::Failed => false,
+            BodyState::Settling { .. } | BodyState::Failed => false,
         }
     }
 
@@ -181,7 +190,7 @@ where
                 hint
             }
             // The inner body has ended: what is withheld is added below.
-            BodyState::Settling(_) => SizeHint::with_exact(0),
+            BodyState::Settling { .. } => SizeHint::with_exact(0),
             BodyState::Delivering => return SizeHint::with_exact(self.withheld.len()),
             BodyState::Failed => return SizeHint::default(),
         };
@@ -204,7 +213,7 @@ enum Read<D, E> {
     /// The body has ended.
     Ended,
     /// The body must not be completed.
-    Failed(BoxError),
+    Failed(Failure),
 }
 
 impl<D: Buf, E: Into<BoxError>> Read<D, E> {
@@ -218,13 +227,13 @@ impl<D: Buf, E: Into<BoxError>> Read<D, E> {
     ) -> Self {
         let frame = match item.transpose() {
             Ok(frame) => frame,
-            Err(error) => return Self::Failed(error.into()),
+            Err(error) => return Self::Failed(Failure::breaking(error)),
         };
         match withheld.withhold(frame, read, length, ended) {
             Ok(Some(frame)) => Self::Through(Some(Ok(frame))),
             Ok(None) if ended => Self::Ended,
             Ok(None) => Self::Withheld,
-            Err(error) => Self::Failed(error.into()),
+            Err(error) => Self::Failed(Failure::breaking(error)),
         }
     }
 }
@@ -248,7 +257,7 @@ where
                 let _scope = scope.map(Scope::enter);
                 ready!(inner.as_mut().poll_frame(&mut Context::from_waker(&waker)))
             }
-            Some(Err(why)) => return Poll::Ready(Read::Failed(BodyError::CutOff(why).into())),
+            Some(Err(cut_off)) => return Poll::Ready(Read::Failed(cut_off.into())),
         };
         let ended = match &item {
             None => true,
@@ -264,10 +273,11 @@ where
         let (read, exact) = (*this.read, *this.exact);
         let seen = Seen::of(&item, ended || exact == Some(read));
         // After the poll and not before it: the head may have passed the layer in between.
-        let terms = guard.as_ref().and_then(|guard| guard.report(read, seen));
-        Poll::Ready(match terms {
-            None => Read::Through(item),
-            Some(terms) => {
+        let terms = guard.as_ref().map(|guard| guard.report(read, seen));
+        Poll::Ready(match terms.transpose().map(Option::flatten) {
+            Err(cut_off) => Read::Failed(cut_off.into()),
+            Ok(None) => Read::Through(item),
+            Ok(Some(terms)) => {
                 let length = terms.content_length.or(exact);
                 Read::withholding(this.withheld, item, read, length, ended)
             }
@@ -275,7 +285,7 @@ where
     }
 
     /// The inner body is complete: settles the transaction if the body decides.
-    fn settle(self: Pin<&mut Self>) -> Result<(), BoxError> {
+    fn settle(self: Pin<&mut Self>) -> Result<(), Failure> {
         let mut this = self.project();
         // Before COMMIT is sent: a row stream in it would keep the connection (H10).
         this.inner.set(None);
@@ -283,23 +293,33 @@ where
         let BodyState::Reading(Some(guard)) = mem::replace(this.state, BodyState::Failed) else {
             return Ok(());
         };
-        if let Some(finish) = guard.finish().map_err(BodyError::CutOff)? {
-            *this.state = BodyState::Settling(Mutex::new(finish(End {
-                trailers: this.withheld.trailers.clone(),
-            })));
+        if let Some((finish, terms)) = guard.finish()? {
+            let trailers = this.withheld.trailers.clone();
+            *this.state = BodyState::Settling {
+                future: Mutex::new(finish(End { trailers })),
+                has_grpc_trailers: terms.has_grpc_trailers,
+            };
         }
         Ok(())
     }
 
-    /// The end will not be passed on. If `finish` was not called yet, it is dropped, which rolls back.
-    fn fail(self: Pin<&mut Self>) {
+    /// The end will not be passed on: returns what comes in its place. If `finish` was not called yet, it is dropped,
+    /// which rolls back.
+    fn fail(self: Pin<&mut Self>, failure: Failure) -> Result<Frame<B::Data>, BoxError> {
         let mut this = self.project();
         // Before `state`, with which a rollback begins: a row stream in the body would keep the connection from it
         // (H10).
         this.inner.set(None);
         // What was withheld would complete the body.
         *this.withheld = Withheld::default();
+        // Behind fewer bytes than were declared, trailers would be no proper end.
+        if let Some(trailers) = failure.trailers.filter(|_| this.exact.is_none()) {
+            *this.state = BodyState::Delivering;
+            return Ok(Frame::trailers(trailers));
+        }
         *this.state = BodyState::Failed;
+        // Fails instead of ending: an incomplete body is all that can still be said (G7).
+        Err(failure.error)
     }
 }
 
@@ -321,7 +341,7 @@ impl<B: Body> fmt::Debug for SessionBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             BodyState::Reading(_) => "reading",
-            BodyState::Settling(_) => "settling",
+            BodyState::Settling { .. } => "settling",
             BodyState::Delivering => "delivering",
             BodyState::Failed => "failed",
         };

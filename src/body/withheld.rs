@@ -1,13 +1,12 @@
-//! [`Withheld`]: the last frames of a body, until its transaction is settled, and [`BodyError`]: why it fails instead of
-//! ending.
+//! [`Withheld`]: the last frames of a body, until its transaction is settled.
 
-use std::{cmp::Ordering, error::Error, fmt};
+use std::cmp::Ordering;
 
 use bytes::Buf;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
-use super::hold::BoxError;
+use super::failure::BodyError;
 
 pub(super) struct Withheld<D> {
     data: Option<D>,
@@ -85,39 +84,6 @@ impl<D> Default for Withheld<D> {
         Self {
             data: None,
             trailers: None,
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(super) enum BodyError {
-    NotCommitted(BoxError),
-    CutOff(crate::Error),
-    TooLong,
-    TooShort,
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotCommitted(_) => "the response's transaction could not be committed",
-            Self::CutOff(_) => "the response's session was cut off before the body's end",
-            Self::TooLong => {
-                "the response's body is longer than its declared length; its transaction is rolled back"
-            }
-            Self::TooShort => {
-                "the response's body ended before its declared length; its transaction is rolled back"
-            }
-        })
-    }
-}
-
-impl Error for BodyError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::NotCommitted(source) => Some(&**source),
-            Self::CutOff(source) => Some(source),
-            Self::TooLong | Self::TooShort => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! [`Error`]: a failure, with questions to ask about it.
 
 mod construct;
+mod grpc;
 mod kind;
 pub(crate) mod server;
 mod trouble;

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Response, StatusCode, header, response};
+use http::{HeaderValue, Response, StatusCode, header, response};
 use http_body::Body;
 use tokio::task::JoinHandle;
 
@@ -19,7 +19,7 @@ use super::{
     settle::{Decision, Ended, Settlement},
 };
 use crate::{
-    body::{BoxError, End, Finish, Hold, SessionBody},
+    body::{BoxError, End, Finish, Hold, SessionBody, Terms},
     telemetry::{self, Usage},
 };
 
@@ -116,9 +116,13 @@ impl SessionGuard {
         let scope = self.scope();
         // Shared, so that it can be taken back if the body turns out to have ended.
         let core = self.core.clone();
+        let terms = Terms {
+            // A body whose last byte is known need not be asked for its end (H24).
+            content_length: length,
+            has_grpc_trailers: length.is_none() && core.lock().rules.has_trailers && is_grpc(head),
+        };
         let guard = Arc::new(Mutex::new(Some(self)));
-        // With the length, since a body whose last byte is known need not be asked for its end (H24).
-        match hold.engage(finish(guard.clone(), last), length, Some(scope)) {
+        match hold.engage(finish(guard.clone(), last), terms, Some(scope)) {
             Ok(()) => {
                 lend::offer(&core);
                 Ok(())
@@ -131,6 +135,15 @@ impl SessionGuard {
             }
         }
     }
+}
+
+/// Returns whether the response's status is in its trailers. That of gRPC-Web is in its data.
+fn is_grpc(head: &response::Parts) -> bool {
+    let kind = head.headers.get(header::CONTENT_TYPE);
+    let kind = kind.map(HeaderValue::as_bytes).unwrap_or_default();
+    let (name, rest) = kind.split_at_checked(16).unwrap_or((kind, b"-"));
+    let is_named = name.eq_ignore_ascii_case(b"application/grpc");
+    is_named && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
 /// Settles at the body's end, asking the rule once more if there are trailers. Dropped, it rolls back.

@@ -543,7 +543,8 @@ impl<Tag> DbSession<Tag> {
     ///
     /// The last part of the body is withheld until COMMIT is acknowledged. If that fails, the body is
     /// aborted, and the client sees an incomplete response: HTTP/1.1 closes the connection, HTTP/2
-    /// resets the stream. If the client disconnects, or the body fails, the transaction is rolled
+    /// resets the stream. A gRPC response ends with the layer's own status in its trailers instead
+    /// ([`SessionBody`](crate::SessionBody)). If the client disconnects, or the body fails, the transaction is rolled
     /// back.
     ///
     /// A response whose outcome is known at its head is settled there, and its body is passed through

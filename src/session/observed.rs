@@ -45,6 +45,9 @@ impl Observed {
     /// Notes whether the call begins the session's transaction first.
     pub(super) fn with_begin(mut self: Box<Self>, begins: bool) -> Box<Self> {
         self.begins = begins;
+        if begins {
+            telemetry::statement_begins(&self.span);
+        }
         self
     }
 

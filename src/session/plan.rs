@@ -58,6 +58,8 @@ pub(crate) struct Rules {
     pub(crate) replication: Option<Arc<Replication>>,
     /// A response to this request never has a body.
     pub(crate) is_head: bool,
+    /// Trailers reach the client: over HTTP/1.1, a server leaves them out.
+    pub(crate) has_trailers: bool,
 }
 
 /// The changes to these rules that a layer inside the session's own asks for.

@@ -1,6 +1,11 @@
 //! The documents name files and tests that exist.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use syn::{LitStr, Macro, visit};
 
 #[test]
 fn every_file_and_test_that_a_document_names_exists() {
@@ -67,40 +72,40 @@ fn every_item_that_hazards_md_names_is_in_its_file() {
 /// Neither Loco nor sea-orm-migration is a dependency of this crate, so these pages' code compiles in the examples, word for
 /// word.
 #[test]
-fn the_code_of_the_pages_that_no_doctest_compiles_is_the_examples() {
+fn the_code_of_from_loco_md_is_the_examples() {
+    let files = ["app", "current_user", "initializers", "controllers/items"];
+    let files = files.map(|file| format!("examples/loco/src/{file}.rs"));
+    assert!(is_code_of("src/guide/from_loco.md", &files) > 6);
+}
+
+#[test]
+fn the_code_of_testing_md_is_the_examples() {
+    let files = ["src/bin", "tests"].map(|dir| format!("examples/integrations/{dir}/shop.rs"));
+    assert!(is_code_of("src/guide/testing.md", &files) >= 3);
+}
+
+/// Neither are the exporters.
+#[test]
+fn the_code_of_telemetry_md_is_the_examples() {
+    let file = "examples/integrations/src/bin/otlp.rs".to_owned();
+    assert!(is_code_of("src/guide/telemetry.md", &[file]) > 3);
+}
+
+/// Asserts that the page's code without a test of its own is in one of these files, and counts its blocks.
+fn is_code_of(page: &str, files: &[String]) -> usize {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let loco = ["app", "current_user", "initializers", "controllers/items"];
-    let pages = [
-        (
-            "from_loco",
-            loco.map(|file| format!("loco/src/{file}.rs")).to_vec(),
-            4,
-        ),
-        (
-            "testing",
-            ["src/bin", "tests"]
-                .map(|dir| format!("integrations/{dir}/shop.rs"))
-                .to_vec(),
-            3,
-        ),
-    ];
-    for (page, files, least) in pages {
-        let sources = files.iter().map(|file| {
-            let source = fs::read_to_string(root.join("examples").join(file));
-            unindented(&source.unwrap())
-        });
-        let sources: Vec<_> = sources.collect();
-        let page = fs::read_to_string(root.join(format!("src/guide/{page}.md"))).unwrap();
-        let blocks = page.split("```rust,ignore\n").skip(1);
-        let blocks: Vec<_> = blocks
-            .map(|block| unindented(block.split("```").next().unwrap()))
-            .collect();
-        assert!(blocks.len() >= least, "{}", blocks.len());
-        for block in blocks {
-            let is_there = sources.iter().any(|source| source.contains(&block));
-            assert!(is_there, "not in {files:?}:\n{block}");
-        }
+    let read = |file: &String| unindented(&fs::read_to_string(root.join(file)).unwrap());
+    let sources: Vec<_> = files.iter().map(read).collect();
+    let page = fs::read_to_string(root.join(page)).unwrap();
+    let blocks = page.split("```rust,ignore\n").skip(1);
+    let blocks: Vec<_> = blocks
+        .map(|block| unindented(block.split("```").next().unwrap()))
+        .collect();
+    for block in &blocks {
+        let is_there = sources.iter().any(|source| source.contains(block));
+        assert!(is_there, "not in {files:?}:\n{block}");
     }
+    blocks.len()
 }
 
 /// crates.io and docs.rs show the README without the repository around it. docs.rs has each file that is published.
@@ -196,6 +201,9 @@ fn the_index_leads_to_an_answer_for_each_question() {
         "WebSocket",
         "actix-web",
         "what a word means",
+        "OTLP",
+        "passwords and tokens",
+        "log lines",
     ] {
         let asks = |row: &&&str| row.split(" | ").next().unwrap().contains(question);
         let row = rows.iter().find(asks);
@@ -228,4 +236,169 @@ fn assert_leads_somewhere(root: &Path, index: &str, link: &str) {
 fn unindented(code: &str) -> String {
     let lines = code.lines().map(str::trim);
     lines.collect::<Vec<_>>().join("\n").trim().to_owned()
+}
+
+/// All files of `src` but tests.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.file_stem().is_none_or(|stem| stem != "tests"))
+        .flat_map(|path| {
+            if path.is_dir() {
+                sources(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+/// The texts of the log lines at WARN and ERROR, without what is filled in.
+#[derive(Default)]
+struct LogLines {
+    fixed: Vec<String>,
+    /// The text is an error's.
+    errors: usize,
+}
+
+impl<'a> visit::Visit<'a> for LogLines {
+    fn visit_macro(&mut self, log: &'a Macro) {
+        let name = log.path.segments.last().unwrap().ident.to_string();
+        let tokens = log.tokens.clone().into_iter();
+        let tokens: Vec<_> = tokens.map(|token| token.to_string()).collect();
+        let is_loud = match &*name {
+            "warn" | "error" => true,
+            "log_session" => ["warn", "error"].contains(&&*tokens[0]),
+            _ => false,
+        };
+        if !is_loud {
+            return;
+        }
+        let texts = tokens.iter().filter(|token| token.starts_with('"'));
+        let mut texts = texts.map(|text| syn::parse_str::<LitStr>(text).unwrap().value());
+        let text = texts.next_back().expect("a line with a text");
+        match text.split(['{', ':']).next().unwrap().trim() {
+            "" => self.errors += 1,
+            fixed => self.fixed.push(fixed.to_owned()),
+        }
+    }
+}
+
+/// The texts of the crate's errors, up to the advice in them.
+fn error_texts() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/error/kind.rs");
+    let source = fs::read_to_string(path).unwrap();
+    let lines = source.lines().map(str::trim);
+    let texts = lines
+        .filter(|line| !line.starts_with("#["))
+        .filter_map(|line| {
+            let text = line.split_once(" = ").map_or(line, |(_, text)| text);
+            let text = text.strip_prefix('"')?.split('"').next()?;
+            let text = text.split(": ").next()?;
+            Some(text.split("; ").next()?.to_owned())
+        });
+    texts.collect()
+}
+
+/// A line that is missing is added to the page's part *By log line*.
+#[test]
+fn every_warning_and_error_has_its_entry_in_troubleshooting_md() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("src/guide/troubleshooting.md")).unwrap();
+    let (_, page) = page.split_once("\n# By log line\n").unwrap();
+    let mut lines = LogLines::default();
+    for path in sources(&root.join("src")) {
+        let file = syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap();
+        visit::Visit::visit_file(&mut lines, &file);
+    }
+    assert!(lines.fixed.len() > 25, "{}", lines.fixed.len());
+    assert!(lines.errors > 3, "{}", lines.errors);
+    let errors = error_texts();
+    assert!(errors.len() > 60, "{}", errors.len());
+    let all: Vec<_> = lines.fixed.into_iter().chain(errors).collect();
+    let entries: Vec<_> = page.lines().flat_map(entries).collect();
+    let begins = |line: &str, entry: &str| line.starts_with(entry);
+    let missing: Vec<_> = all
+        .iter()
+        .filter(|line| !entries.iter().any(|entry| begins(line, entry)))
+        .collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    let stale: Vec<_> = entries
+        .iter()
+        .filter(|entry| !all.iter().any(|line| begins(line, entry)))
+        .collect();
+    assert!(stale.is_empty(), "{stale:#?}");
+}
+
+/// The log lines in a table's row: the code in its first column.
+fn entries(row: &str) -> Vec<&str> {
+    let cell = row
+        .strip_prefix("| ")
+        .and_then(|row| row.split(" | ").next());
+    let mut rest = cell
+        .filter(|cell| cell.starts_with('`'))
+        .unwrap_or_default();
+    let mut spans = Vec::new();
+    // A span that has backticks in it is between more of them.
+    while let Some(start) = rest.find('`') {
+        rest = &rest[start..];
+        let fence = rest.len() - rest.trim_start_matches('`').len();
+        let (fence, after) = rest.split_at(fence);
+        let (span, after) = after.split_once(fence).expect("an end of the code");
+        spans.push(span.trim());
+        rest = after;
+    }
+    spans
+}
+
+/// A cell that claims something has the test in it, or the source: *no* claims nothing, and numbers have their report
+/// above the table.
+#[test]
+fn each_claim_of_comparison_md_has_its_evidence() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/comparison.md")).unwrap();
+    let is_number = |cell: &str| cell.starts_with(|c: char| c.is_ascii_digit());
+    let lines: Vec<_> = page.lines().collect();
+    let rows = lines.windows(2).filter(|pair| !pair[1].starts_with("|--"));
+    let rows = rows.map(|pair| pair[0]).filter(|row| row.starts_with("| "));
+    let (mut claims, mut bare) = (0, Vec::new());
+    for row in rows {
+        let cells = row.trim_matches(['|', ' ']).split(" | ");
+        for cell in cells.skip(1).map(str::trim) {
+            if cell == "no" || is_number(cell) {
+                continue;
+            }
+            claims += 1;
+            let evidence = ["](", "`tests/", "`examples/", "the same test"];
+            if !evidence.iter().any(|one| cell.contains(one)) {
+                bare.push(format!("{row}: {cell}"));
+            }
+        }
+    }
+    assert!(claims > 30, "{claims}");
+    assert!(bare.is_empty(), "{bare:#?}");
+}
+
+/// The numbers of the faults are those of the report, which is made anew now and then.
+#[test]
+fn the_numbers_of_comparison_md_are_the_reports() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let report = read("docs/reliability.md");
+    let (_, report) = report.split_once("\n## Side by side\n").unwrap();
+    let (report, _) = report.split_once("\n## ").unwrap();
+    let page = read("docs/comparison.md");
+    let (_, page) = page.split_once("\n## Under faults\n").unwrap();
+    let (page, _) = page.split_once("\n## ").unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.skip(1).flat_map(|row| row.split('|').skip(2));
+    let cells = cells.map(str::trim).filter(|cell| !cell.is_empty());
+    let numbers: Vec<_> = cells.filter_map(|cell| cell.split(' ').next()).collect();
+    assert!(numbers.len() > 20, "{numbers:?}");
+    let words: Vec<_> = report.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    for number in numbers {
+        assert!(words.contains(&number), "{number}");
+    }
 }

@@ -9,23 +9,37 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tower_sea_orm::{PoolConfig, SessionPool};
+use tower_sea_orm::{PoolConfig, SessionPool, SessionPoolBuilder};
 
 /// Starts the log, connects, makes the table and listens on 127.0.0.1, port 3000 or `PORT`.
 pub async fn start() -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
-    start_with(async |pool| create_table(pool).await).await
+    start_after(async |pool| create_table(pool).await).await
 }
 
-/// The same with other work before it listens.
-pub async fn start_with(
+/// [`start`] with other work before it listens.
+pub async fn start_after(
     prepare: impl AsyncFnOnce(&SessionPool) -> Result<(), DbErr>,
 ) -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
+    listen(|pool| pool, prepare).await
+}
+
+/// [`start`] with settings for the pool, and with the service's own log.
+pub async fn start_with(
+    set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+) -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
+    listen(set, async |pool| create_table(pool).await).await
+}
+
+async fn listen(
+    set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
+    prepare: impl AsyncFnOnce(&SessionPool) -> Result<(), DbErr>,
+) -> Result<(SessionPool, TcpListener), Box<dyn Error>> {
     let config = match env::var_os("DATABASE_URL") {
         Some(_) => PoolConfig::from_env()?, // with `DB_POOL_SIZE` and the like
         None => PoolConfig::from_vars([("DATABASE_URL", "sqlite::memory:"), ("DB_ECHO", "false")])?,
     };
-    let pool = config.connect().await?;
+    let pool = config.connect_with(set).await?;
     prepare(&pool).await?;
     let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
     let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;

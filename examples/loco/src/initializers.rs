@@ -12,6 +12,7 @@ use loco_rs::{
     app::{AppContext, Initializer},
     controller::extractor::auth::extract_jwt_from_request_parts,
 };
+use sea_orm::{DbBackend, Statement};
 use tower_sea_orm::{DbSessionLayer, SessionPool, unsafe_methods};
 
 pub struct DbSessionInitializer;
@@ -64,5 +65,20 @@ pub fn tenant_of(ctx: &AppContext) -> impl Fn(&Parts) -> String + Send + Sync + 
         let tenant =
             token.and_then(|token| Some(token.claims.claims.get("tenant")?.as_str()?.to_owned()));
         tenant.unwrap_or_default()
+    }
+}
+
+/// The same where the database has a function that checks the tenant and binds it: by
+/// `sessions.on_begin(bind_tenant(ctx))`, for one more round trip.
+pub fn bind_tenant(ctx: &AppContext) -> impl Fn(&Parts) -> Vec<Statement> + Send + Sync + use<> {
+    let tenant = tenant_of(ctx);
+    move |parts| {
+        let sql = "SELECT app.bind_tenant($1)";
+        let tenant = tenant(parts).into();
+        vec![Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            sql,
+            [tenant],
+        )]
     }
 }

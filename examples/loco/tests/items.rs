@@ -9,7 +9,11 @@ use axum::{
     routing::get,
 };
 use loco_items::{
-    announce::is_announced, app::App, current_user::CurrentUser, initializers::tenant_of, user,
+    announce::is_announced,
+    app::App,
+    current_user::CurrentUser,
+    initializers::{bind_tenant, tenant_of},
+    user,
 };
 use loco_rs::{
     app::{AppContext, Hooks},
@@ -137,6 +141,21 @@ async fn items_are_created_read_renamed_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_mail_is_sent_once_the_item_is_gone() {
+    let site = Site::new().await;
+    site.create(&["lamp"]).await;
+    let delete = async |uri: &str| {
+        let request = Request::delete(uri).body(Body::empty()).unwrap();
+        site.send(request).await.0
+    };
+    assert_eq!(delete("/api/items/9").await, 404);
+    assert_eq!(delete("/api/items/1").await, 200);
+    let kept = || format!("{:?}", site.ctx.mailer);
+    eventually("the mail is sent", || kept().contains("lamp is gone")).await;
+    assert_eq!(kept().matches("is gone").count(), 1);
+}
+
+#[tokio::test]
 async fn a_request_that_is_refused_stores_and_announces_nothing() {
     let site = Site::new().await;
     assert_eq!(site.create(&["refused", ""]).await.0, 400);
@@ -246,8 +265,11 @@ async fn the_tenant_is_the_tokens() {
     let claims = Map::from_iter([("tenant".to_owned(), json!("red"))]);
     let token = JWT::new(&jwt.secret).generate_token(60, "one".to_owned(), claims);
     let request = Request::get("/").header("authorization", format!("Bearer {}", token.unwrap()));
-    assert_eq!(tenant(&request.body(()).unwrap().into_parts().0), "red");
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    assert_eq!(tenant(&parts), "red");
     assert_eq!(tenant(&Request::new(()).into_parts().0), "");
+    let bound = bind_tenant(&site.ctx)(&parts);
+    assert_eq!(bound[0].to_string(), "SELECT app.bind_tenant('red')");
 }
 
 #[tokio::test]

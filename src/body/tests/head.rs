@@ -12,7 +12,9 @@ async fn a_body_that_is_gone_gives_finish_back() {
     assert!(hold.is_wanted());
     drop(body);
     assert!(!hold.is_wanted() && !hold.has_failed());
-    let finish = hold.engage(finish(&log, Ok(())), None, None).unwrap_err();
+    let finish = hold
+        .engage(finish(&log, Ok(())), Terms::default(), None)
+        .unwrap_err();
     assert_eq!(log.events(), ["inner dropped"]);
     drop(finish);
 }
@@ -38,7 +40,11 @@ async fn a_body_read_below_the_layer_goes_through_and_gives_finish_back() {
             assert_eq!(next(&mut body).await, "end");
         }
         assert!(!hold.is_wanted() && !hold.has_failed());
-        assert!(refused(hold.engage(finish(&log, Ok(())), None, None)));
+        assert!(refused(hold.engage(
+            finish(&log, Ok(())),
+            Terms::default(),
+            None
+        )));
     }
 }
 
@@ -53,7 +59,11 @@ async fn what_was_read_below_the_layer_counts() {
     // A server that has all of it already does not ask for its end.
     let (mut body, hold) = SessionBody::new(Script::new(&log, [data("one"), data("last")]));
     assert_eq!(next(&mut body).await, "data:one");
-    assert!(refused(hold.engage(finish(&log, Ok(())), Some(3), None)));
+    assert!(refused(hold.engage(
+        finish(&log, Ok(())),
+        length(Some(3)),
+        None
+    )));
     assert_eq!(all(&mut body).await, ["data:last", "end"]);
 }
 
@@ -65,7 +75,11 @@ async fn a_body_that_failed_below_the_layer_says_so() {
     assert!(!hold.is_wanted() && hold.has_failed());
     drop(body);
     assert!(hold.has_failed());
-    assert!(refused(hold.engage(finish(&log, Ok(())), None, None)));
+    assert!(refused(hold.engage(
+        finish(&log, Ok(())),
+        Terms::default(),
+        None
+    )));
 }
 
 #[tokio::test]
@@ -112,7 +126,11 @@ async fn a_body_settled_at_its_head_passes() {
     assert!(!body.is_end_stream());
     assert_eq!(next(&mut body).await, "data:last");
     assert!(body.is_end_stream());
-    assert!(refused(hold.engage(finish(&log, Ok(())), None, None)));
+    assert!(refused(hold.engage(
+        finish(&log, Ok(())),
+        Terms::default(),
+        None
+    )));
 }
 
 #[tokio::test]
@@ -123,7 +141,7 @@ async fn passing_an_engaged_body_changes_nothing() {
     hold.pass();
     assert!(refused(hold.engage(
         finish(&Log::default(), Ok(())),
-        None,
+        Terms::default(),
         None
     )));
     assert_eq!(all(&mut body).await, ["data:last", "end"]);
@@ -139,10 +157,18 @@ async fn an_empty_body_is_settled_at_its_head() {
     let (body, hold) = SessionBody::new(Full::new(Bytes::new()));
     assert!(body.is_end_stream() && !hold.is_wanted());
     assert_eq!(body.size_hint().exact(), Some(0));
-    assert!(refused(hold.engage(finish(&log, Ok(())), None, None)));
+    assert!(refused(hold.engage(
+        finish(&log, Ok(())),
+        Terms::default(),
+        None
+    )));
 
     let (body, hold) = SessionBody::new(Script::new(&log, [data("one")]));
-    assert!(refused(hold.engage(finish(&log, Ok(())), Some(0), None)));
+    assert!(refused(hold.engage(
+        finish(&log, Ok(())),
+        length(Some(0)),
+        None
+    )));
     assert!(!hold.is_wanted() && !body.is_end_stream());
 }
 

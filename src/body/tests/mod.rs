@@ -15,10 +15,11 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 
-use super::{BoxError, End, Finish, Hold, SessionBody};
+use super::{BoxError, End, Finish, Hold, SessionBody, Terms};
 
 mod exchange;
 mod frames;
+mod grpc;
 mod head;
 mod http1_http2;
 mod property;
@@ -227,13 +228,20 @@ fn finish(log: &Log, result: Result<(), BoxError>) -> Finish {
     finish
 }
 
+fn length(content_length: Option<u64>) -> Terms {
+    Terms {
+        content_length,
+        ..Terms::default()
+    }
+}
+
 fn refused(result: Result<(), Finish>) -> bool {
     result.is_err()
 }
 
 fn engaged(hold: &Hold, finish: Finish, content_length: Option<u64>) {
     assert!(
-        !refused(hold.engage(finish, content_length, None)),
+        !refused(hold.engage(finish, length(content_length), None)),
         "{hold:?}"
     );
 }

@@ -68,8 +68,11 @@ async fn serve(case: Case) -> Result<(), TestCaseError> {
             } else {
                 Err("no quorum".into())
             };
-            let engaged =
-                !refused(hold.engage(finish(&log, result), case.header.then_some(total), None));
+            let engaged = !refused(hold.engage(
+                finish(&log, result),
+                length(case.header.then_some(total)),
+                None,
+            ));
             let length = case
                 .header
                 .then_some(total)

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
@@ -18,20 +19,23 @@ use crate::support::{
     wait::eventually,
 };
 
-/// Makes the account `app` with the password `one`, which is asked for.
-async fn make_account(test: &TestDb, admin: &DatabaseConnection) {
+/// Makes the accounts `app` with the password `one`, and `next` with `two`. They are asked for.
+async fn make_accounts(test: &TestDb, admin: &DatabaseConnection) {
     let statements: &[&str] = match test.kind {
         Kind::Postgres => &[
             // A fast one: what is tested is not the strength of a hash.
-            "SET password_encryption = 'md5'; CREATE ROLE app LOGIN PASSWORD 'one' IN ROLE pg_read_all_data, pg_write_all_data",
+            "SET password_encryption = 'md5'; CREATE ROLE app LOGIN PASSWORD 'one' IN ROLE pg_read_all_data, pg_write_all_data; \
+             CREATE ROLE next LOGIN PASSWORD 'two' IN ROLE pg_read_all_data, pg_write_all_data",
             "DO $$ BEGIN EXECUTE format('COPY (SELECT unnest(ARRAY[%L, %L])) TO %L', \
-             'host all postgres 127.0.0.1/32 trust', 'host all app 127.0.0.1/32 md5', \
+             'host all postgres 127.0.0.1/32 trust', 'host all all 127.0.0.1/32 md5', \
              current_setting('hba_file')); END $$",
             "SELECT pg_reload_conf()",
         ],
         _ => &[
             "CREATE USER app@127.0.0.1 IDENTIFIED BY 'one'",
             "GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO app@127.0.0.1",
+            "CREATE USER next@127.0.0.1 IDENTIFIED BY 'two'",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO next@127.0.0.1",
         ],
     };
     for sql in statements {
@@ -69,6 +73,22 @@ fn use_password(db: &DatabaseConnection, password: &str) {
             let pool = db.get_mysql_connection_pool();
             let options = pool.connect_options().as_ref().clone();
             pool.set_connect_options(options.password(password));
+        }
+    }
+}
+
+/// Tells the driver's pool to log in as `next` from now on.
+fn use_next(db: &DatabaseConnection) {
+    match db.get_database_backend() {
+        DbBackend::Postgres => {
+            let pool = db.get_postgres_connection_pool();
+            let options = pool.connect_options().as_ref().clone();
+            pool.set_connect_options(options.username("next").password("two"));
+        }
+        _ => {
+            let pool = db.get_mysql_connection_pool();
+            let options = pool.connect_options().as_ref().clone();
+            pool.set_connect_options(options.username("next").password("two"));
         }
     }
 }
@@ -137,24 +157,34 @@ impl Load {
     }
 }
 
+/// A service on a server of its own, which logs in as `app`.
+async fn site_of_app(
+    kind: Kind,
+    max_lifetime: Option<Duration>,
+) -> (OwnServer, DatabaseConnection, Site) {
+    let server = match kind {
+        Kind::Postgres => OwnServer::postgres(),
+        _ => OwnServer::mysql(),
+    };
+    let test = TestDb::on(&server).await;
+    let admin = test.connect(1).await;
+    make_accounts(&test, &admin).await;
+    let url = test
+        .url()
+        .replace("postgres@", "app:one@")
+        .replace("root@", "app:one@");
+    let mut options = test.options_at(&url, SIZE);
+    if let Some(max_lifetime) = max_lifetime {
+        options.max_lifetime(max_lifetime);
+    }
+    let db = Database::connect(options).await.unwrap();
+    (server, admin, Site::with(test, db, SIZE).await)
+}
+
 #[tokio::test]
 async fn a_changed_password_reaches_new_connections_and_fails_no_request() {
     for kind in SERVERS {
-        let server = match kind {
-            Kind::Postgres => OwnServer::postgres(),
-            _ => OwnServer::mysql(),
-        };
-        let test = TestDb::on(&server).await;
-        let admin = test.connect(1).await;
-        make_account(&test, &admin).await;
-        let url = test
-            .url()
-            .replace("postgres@", "app:one@")
-            .replace("root@", "app:one@");
-        let db = Database::connect(test.options_at(&url, SIZE))
-            .await
-            .unwrap();
-        let site = Site::with(test, db, SIZE).await;
+        let (_server, admin, site) = site_of_app(kind, None).await;
         let pool = site.layer.pool();
         let load = Load::on(&site);
         load.goes_on().await;
@@ -177,6 +207,33 @@ async fn a_changed_password_reaches_new_connections_and_fails_no_request() {
             pool.ping().await.is_ok()
         })
         .await;
+        site.assert_whole().await;
+    }
+}
+
+/// Two accounts that take turns: nothing is replaced by force.
+#[tokio::test]
+async fn connections_of_the_account_before_age_out_and_fail_no_request() {
+    for kind in SERVERS {
+        let lifetime = Duration::from_secs(1);
+        let (_server, admin, site) = site_of_app(kind, Some(lifetime)).await;
+        let load = Load::on(&site);
+        load.goes_on().await;
+        assert!(!connections(&admin).await.is_empty(), "{kind:?}");
+        use_next(&site.db);
+        eventually("the last one has aged out", async || {
+            connections(&admin).await.is_empty()
+        })
+        .await;
+        // Nothing of the service's needs it any more.
+        let drop_it = match kind {
+            Kind::Postgres => "REASSIGN OWNED BY app TO next; DROP ROLE app",
+            _ => "DROP USER app@127.0.0.1",
+        };
+        admin.execute_unprepared(drop_it).await.unwrap();
+        load.goes_on().await;
+        let failures = load.end().await;
+        assert!(failures.is_empty(), "{kind:?}: {failures:?}");
         site.assert_whole().await;
     }
 }

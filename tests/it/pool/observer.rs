@@ -409,6 +409,22 @@ async fn each_statement_has_a_span_of_opentelemetrys_form() {
 }
 
 #[tokio::test]
+async fn the_span_of_a_statement_says_that_begin_is_sent_before_it() {
+    let (log, _guard) = Log::start();
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(2).await;
+    let (_, layer) = observed(&db);
+    let two = async |tx: DbTx| {
+        insert_item(&tx, &unique_name()).await;
+        insert_item(&tx, &unique_name()).await;
+    };
+    let app = Router::new().route("/", get(two)).route_layer(layer);
+    assert_eq!(call(&app, "/").await.status(), 200);
+    let begins = "span db_statement tower_sea_orm.begins=true";
+    assert_eq!(log.count(begins), 1, "{:?}", log.lines());
+}
+
+#[tokio::test]
 async fn server_timing_says_how_long_the_database_took() {
     let test = TestDb::new(Kind::SqliteFile).await;
     let db = test.connect(2).await;

@@ -14,7 +14,8 @@
 //!
 //! When a client's deadline (`grpc-timeout`) passes, tonic drops the call, which rolls it back. That covers a
 //! call until its head is there, the wait for a connection included, but not the messages of a stream:
-//! those are bounded by the pool's `hold_timeout` (`DB_HOLD_TIMEOUT`), and by the client hanging up. With
+//! those are bounded by the pool's `hold_timeout` (`DB_HOLD_TIMEOUT`), which ends the stream with
+//! DEADLINE_EXCEEDED, and by the client hanging up. With
 //! `cancel_running` (`DB_CANCEL_RUNNING`), the statement of a dropped call stops as well.
 
 use std::error::Error;
@@ -64,8 +65,8 @@ pub(crate) async fn serve(
         // the layer can still answer with a code of its own.
         .add_service(ShopServer::new(Shop))
         // The `grpc-status` of a stream is in its trailers. Only a session that is kept until then can be used
-        // while the messages are made, and rolled back by an `Err` among them. If COMMIT fails, the stream is
-        // reset: the messages have left.
+        // while the messages are made, and rolled back by an `Err` among them. If COMMIT fails, the messages have
+        // left, and the trailers are the layer's own: their status says that nothing of it counts.
         .add_service(SessionBodyLayer::new().named_layer(OrdersServer::new(Orders)))
         .serve_with_incoming_shutdown(incoming, stop)
         .await

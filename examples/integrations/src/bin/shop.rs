@@ -22,7 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use integrations::{start_with, stopped};
+use integrations::{start_after, stopped};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DatabaseConnection, DbBackend, DbErr,
     EntityTrait, TransactionTrait, sea_query::ExprTrait,
@@ -90,7 +90,7 @@ pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<(), DbErr> {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (pool, listener) = start_with(async |pool| migrate(pool.database()).await).await?;
+    let (pool, listener) = start_after(async |pool| migrate(pool.database()).await).await?;
     axum::serve(listener, app(pool.clone()))
         .with_graceful_shutdown(stopped(pool))
         .await?;

@@ -1,10 +1,18 @@
 //! Items: one session per request, one transaction where a handler writes.
 
-use loco_rs::prelude::*;
+use loco_rs::{
+    mailer::{Email, Mailer},
+    prelude::*,
+};
 use serde::Deserialize;
 use tower_sea_orm::{DbSession, DbTx};
 
 use crate::{announce::Announce, current_user::CurrentUser, item};
+
+/// Tells the stock-keepers.
+struct StockMail;
+
+impl Mailer for StockMail {}
 
 #[derive(Deserialize)]
 pub struct NewItem {
@@ -65,8 +73,23 @@ async fn rename(
 }
 
 #[debug_handler]
-async fn delete_one(tx: DbTx, Path(id): Path<i32>) -> Result<Response> {
-    find(&tx, id).await?.delete(&tx).await?;
+async fn delete_one(
+    tx: DbTx,
+    State(ctx): State<AppContext>,
+    Path(id): Path<i32>,
+) -> Result<Response> {
+    let item = find(&tx, id).await?;
+    let mail = Email {
+        to: "stock@example.com".to_owned(),
+        subject: format!("{} is gone", item.name),
+        ..Default::default()
+    };
+    item.delete(&tx).await?;
+    tx.after_commit(async move {
+        if let Err(error) = StockMail::mail(&ctx, &mail).await {
+            tracing::error!("no mail is sent: {error}");
+        }
+    })?;
     format::empty()
 }
 
