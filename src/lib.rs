@@ -112,7 +112,7 @@
 //! | [Transactions](guide::transactions) | the modes in full, how a transaction ends, time-outs, hooks, streamed bodies |
 //! | [Testing](guide::testing) | on SQLite in memory, on a real database that keeps nothing of it, on a mock; migrations in tests |
 //! | [Recipes](guide::recipes) | tenants, two databases, jobs, another try after a deadlock, passwords that change, unit tests |
-//! | *Scaling out* (`guide::scaling_out`, with the feature `replicas`) | reads on replicas, what a fail-over does to them |
+//! | *Scaling out* (`guide::scaling_out`, with the feature `replicas`) | reads on replicas, what a fail-over does to them, a database for each tenant, how many connections |
 //! | [Operating](guide::operating) | pool sizes, timeouts, readiness, Kubernetes, PgBouncer and other poolers, migrations, what to watch |
 //! | [Telemetry](guide::telemetry) | the log, traces, metrics for OpenTelemetry and Prometheus, alarms |
 //! | [Troubleshooting](guide::troubleshooting) | from the symptom to the remedy |

@@ -26,3 +26,4 @@ mod report;
 mod site;
 #[path = "../it/support/mod.rs"]
 mod support;
+mod tenants;

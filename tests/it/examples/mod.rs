@@ -7,3 +7,4 @@ mod idempotency_key;
 mod items;
 mod outbox;
 mod row_level_security;
+mod tenants;

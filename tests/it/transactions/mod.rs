@@ -18,6 +18,7 @@ mod on_begin;
 mod options;
 mod pool_transaction;
 mod round_trips;
+mod schemas;
 mod second_try;
 mod settings;
 mod transaction_layer;
