@@ -52,7 +52,7 @@ async fn g18_the_leader_of_patroni_is_killed_and_moved() {
     steer(&["start_haproxy", "patroni", "m0", "m1", "m2"]).await;
     let view = nodes::view(&nodes::url("haproxy").await).await;
     site::make_table(&view).await;
-    // Until now, it may have been killed with writes that no replica had.
+    // Without a synchronous standby, it may have acknowledged what no replica has.
     let leader = leader().await;
     watch("leader killed", async || kill(&leader).await).await;
     steer(&["start_patroni_node", &leader]).await;

@@ -93,6 +93,7 @@ async fn g19_positions_of_before_a_promotion_are_harmless() {
     }
     let lost = write(&app, 2, None).await;
     promote(&app).await;
+    // The primary, where no replica can be known to have it.
     let brought = [
         (
             "the position of a write that the replicas had",
@@ -103,18 +104,22 @@ async fn g19_positions_of_before_a_promotion_are_harmless() {
         (
             "one of the old timeline, far ahead",
             "db-position=1-FFFFFFFF/FFFFFFFF",
-            "0 ",
+            "0 primary",
         ),
         (
             "one of the new timeline, far ahead",
             "db-position=2-FFFFFFFF/FFFFFFFF",
-            "0 ",
+            "0 primary",
         ),
-        ("one of a timeline to come", "db-position=9-0/1", "0 "),
+        (
+            "one of a timeline to come",
+            "db-position=9-0/1",
+            "0 primary",
+        ),
         (
             "none that can be read",
             "db-position=1-0/1'; DROP TABLE ledger",
-            "0 ",
+            "0 primary",
         ),
     ];
     for (number, (name, cookie, finds)) in (1..).zip(brought) {
