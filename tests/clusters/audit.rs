@@ -65,6 +65,21 @@ impl Audit {
         longest.unwrap_or_default()
     }
 
+    /// The answers that came within this time from there on: 200 / 503 / other.
+    pub fn during(&self, from: Instant, time: Duration) -> String {
+        let (mut good, mut refused, mut other) = (0, 0, 0);
+        for answer in &self.answers {
+            if answer.came >= from && answer.came < from + time {
+                match answer.status {
+                    Some(200) => good += 1,
+                    Some(503) => refused += 1,
+                    _ => other += 1,
+                }
+            }
+        }
+        format!("{good} / {refused} / {other}")
+    }
+
     /// How long after that the first success of a request came that was sent after it.
     pub fn first_success_after(&self, since: Instant) -> Option<Duration> {
         let successes = self

@@ -8,7 +8,7 @@ use tower_sea_orm::SessionPool;
 
 use super::{
     audit::Audit,
-    clients::{Answer, Clients},
+    clients::Clients,
     conflicts::{self, Counter},
     nodes::{self, steer},
     report::{Table, about},
@@ -68,7 +68,7 @@ const TROUBLED: Duration = Duration::from_secs(6);
 const WATCHED: usize = 12;
 
 /// Returns where HAProxy listens.
-async fn three_nodes() -> String {
+pub async fn three_nodes() -> String {
     steer(&["remove_nodes"]).await;
     steer(&["start_galera"]).await;
     steer(&["start_haproxy", "any", "n0", "n1", "n2"]).await;
@@ -184,23 +184,10 @@ fn judge(what: &str, audit: &Audit, began: Instant) {
         about(audit.longest()),
     ]);
     let mut cells = vec![format!("{what}, {}", audit.maker.name())];
-    cells.extend((0..WATCHED).map(|second| during(audit.answers(), began, second as u64)));
+    let second = Duration::from_secs(1);
+    let slots = (0..WATCHED as u32).map(|slot| audit.during(began + second * slot, second));
+    cells.extend(slots);
     SECONDS.row(&cells);
-}
-
-/// The answers that came in this second from the beginning on.
-fn during(answers: &[Answer], began: Instant, second: u64) -> String {
-    let (mut good, mut refused, mut other) = (0, 0, 0);
-    for answer in answers {
-        if answer.came >= began && (answer.came - began).as_secs() == second {
-            match answer.status {
-                Some(200) => good += 1,
-                Some(503) => refused += 1,
-                _ => other += 1,
-            }
-        }
-    }
-    format!("{good} / {refused} / {other}")
 }
 
 /// G18: a node without quorum takes log-ins and answers `SELECT 1`.

@@ -19,10 +19,15 @@ mod failover;
 mod galera;
 mod nodes;
 mod outage;
+mod pairs;
+mod patroni;
 mod pooler;
+mod primaries;
+mod rates;
 mod read_only;
 mod replicas;
 mod report;
+mod retries;
 mod site;
 #[path = "../it/support/mod.rs"]
 mod support;

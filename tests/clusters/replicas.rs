@@ -1,34 +1,13 @@
 //! G19: clients write and read their own rows while the replicas' replay is paused at random.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
-
-use axum::{
-    Router,
-    body::{Body, to_bytes},
-    extract::{Path, State},
-    routing::get,
-};
-use futures_util::future::join_all;
-use http::{Request, StatusCode, header};
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Statement,
-    TransactionOptions,
-};
-use tokio::{task::JoinHandle, time::sleep};
-use tower::ServiceExt;
-use tower_sea_orm::{DbSession, DbSessionLayer, Replicas, SessionPool, unsafe_methods};
+use sea_orm::IsolationLevel;
 
 use super::{
     nodes::{self, steer},
+    pairs::{Cluster, Pauses, Seen, run},
     report::Table,
-    site::{self, Failed, Maker},
-    support::{cases, wait::eventually},
+    site,
+    support::cases,
 };
 
 const TABLE: Table = Table {
@@ -42,262 +21,108 @@ const TABLE: Table = Table {
     ],
 };
 
-const CLIENTS: usize = 16;
+const LEVELS: [(&str, IsolationLevel); 2] = [
+    ("READ COMMITTED", IsolationLevel::ReadCommitted),
+    ("REPEATABLE READ", IsolationLevel::RepeatableRead),
+];
 
-/// The services over one cluster.
-struct Cluster {
-    primary: SessionPool,
-    replicas: [SessionPool; 2],
-    beside: [DatabaseConnection; 2],
+/// Counts the pairs of one service after the other.
+struct Rounds {
+    cluster: Cluster,
+    pairs: usize,
+    /// Behind the numbers of the last round.
+    first: i64,
 }
 
-impl Cluster {
-    async fn start() -> Self {
-        nodes::primary_and_replicas().await;
-        site::make_table(&nodes::view(&nodes::url("p").await).await).await;
-        let pool = async |node| SessionPool::new(site::connect(&nodes::url(node).await).await);
+impl Rounds {
+    async fn by(ways: [&str; 3]) -> Self {
         Self {
-            primary: pool("p").await,
-            replicas: [pool("r1").await, pool("r2").await],
-            beside: [
-                nodes::view(&nodes::url("r1").await).await,
-                nodes::view(&nodes::url("r2").await).await,
-            ],
+            cluster: Cluster::by(ways).await,
+            pairs: cases(2_000) as usize,
+            first: 1,
         }
     }
 
-    /// The service with this crate, at this level.
-    async fn by_layer(&self, level: Option<IsolationLevel>) -> Router {
-        let [one, two] = self.replicas.clone();
-        let replicas = Replicas::of(self.primary.clone())
-            .replica("r1", one)
-            .replica("r2", two);
-        let options = TransactionOptions {
-            isolation_level: level,
-            ..TransactionOptions::default()
+    fn numbers(&mut self) -> i64 {
+        self.first += 10_000_000;
+        self.first
+    }
+
+    /// With the position: whatever the pauses, each client reads its own write.
+    async fn none_is_stale(&mut self, what: &str, level: Option<IsolationLevel>, pauses: bool) {
+        let app = self.cluster.by_layer(level, 2).await;
+        let pauses = pauses.then(|| Pauses::begin(&self.cluster.beside));
+        let seen = run(&app, self.numbers(), self.pairs, true).await;
+        if let Some(pauses) = pauses {
+            pauses.end().await;
+        }
+        let [_, stale, on_replica, errors] = report(&seen, what);
+        assert_eq!((stale, errors), (0, 0), "{what}");
+        assert!(on_replica > 0, "{what}: nothing was read on a replica");
+    }
+
+    /// Without it: the control.
+    async fn some_are_stale(&mut self, what: &str, is_by_hand: bool) {
+        let app = match is_by_hand {
+            true => self.cluster.by_hand(),
+            false => self.cluster.by_layer(None, 2).await,
         };
-        let layer = DbSessionLayer::new(self.primary.clone())
-            .lazy()
-            .transaction_with(options)
-            .transaction_if(unsafe_methods)
-            .replicas(replicas.clone());
-        let app = Router::new()
-            .route("/{number}", get(read).post(write))
-            .layer(layer);
-        eventually("both replicas are in use", async || {
-            send(&app, "GET", 0, None).await;
-            replicas.status().iter().all(|one| one.out_of_use.is_none())
-        })
-        .await;
-        app
-    }
-
-    /// The same by hand: GET on a replica, POST on the primary.
-    fn by_hand(&self) -> Router {
-        let databases = [&self.primary, &self.replicas[0], &self.replicas[1]];
-        let databases = databases.map(|pool| pool.database().clone());
-        Router::new()
-            .route("/{number}", get(read_by_hand).post(write_by_hand))
-            .with_state(Arc::new(databases))
+        let pauses = Pauses::begin(&self.cluster.beside);
+        let seen = run(&app, self.numbers(), self.pairs, false).await;
+        pauses.end().await;
+        let [_, stale, ..] = report(&seen, what);
+        assert!(stale > 0, "{what}: the pauses show nothing");
     }
 }
 
-async fn write(db: DbSession, Path(number): Path<i64>) -> Result<String, Failed> {
-    Ok(site::write(&db, Maker::Layer, number).await?)
+fn report(seen: &Seen, what: &str) -> [usize; 4] {
+    let [pairs, stale, on_replica, errors] = seen.counts();
+    let share = 100.0 * on_replica as f64 / pairs.max(1) as f64;
+    TABLE.row(&[
+        what.to_owned(),
+        pairs.to_string(),
+        stale.to_string(),
+        format!("{share:.1} %"),
+        errors.to_string(),
+    ]);
+    [pairs, stale, on_replica, errors]
 }
 
-async fn read(db: DbSession, Path(number): Path<i64>) -> Result<String, Failed> {
-    let count = count(&db, Maker::Layer, number).await?;
-    let place = if db.is_replica() {
-        "replica"
-    } else {
-        "primary"
-    };
-    Ok(format!("{count} {place}"))
-}
-
-type Databases = Arc<[DatabaseConnection; 3]>;
-
-async fn write_by_hand(
-    State(databases): State<Databases>,
-    Path(number): Path<i64>,
-) -> Result<String, Failed> {
-    Ok(site::write(&databases[0], Maker::ByHand, number).await?)
-}
-
-async fn read_by_hand(
-    State(databases): State<Databases>,
-    Path(number): Path<i64>,
-) -> Result<String, Failed> {
-    let replica = &databases[1 + usize::from(number % 2 == 0)];
-    let count = count(replica, Maker::ByHand, number).await?;
-    Ok(format!("{count} replica"))
-}
-
-async fn count<C: ConnectionTrait>(db: &C, maker: Maker, number: i64) -> Result<i64, DbErr> {
-    let sql = "SELECT count(*) FROM ledger WHERE maker = $1 AND number = $2";
-    let values = [maker.mark().into(), number.into()];
-    let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
-    let row = db.query_one_raw(statement).await?;
-    row.map_or(Ok(0), |row| row.try_get_by_index(0))
-}
-
-async fn send(
-    app: &Router,
-    method: &str,
-    number: i64,
-    cookie: Option<&str>,
-) -> (StatusCode, String, Option<String>) {
-    let mut request = Request::builder().method(method).uri(format!("/{number}"));
-    if let Some(cookie) = cookie {
-        request = request.header(header::COOKIE, cookie);
-    }
-    let request = request.body(Body::empty()).expect("a request");
-    let Ok(response) = app.clone().oneshot(request).await;
-    let cookie = response.headers().get(header::SET_COOKIE);
-    let cookie = cookie.and_then(|cookie| cookie.to_str().ok()?.split(';').next());
-    let (status, cookie) = (response.status(), cookie.map(str::to_owned));
-    let text = to_bytes(response.into_body(), usize::MAX).await;
-    let text = String::from_utf8_lossy(&text.expect("a body")).into_owned();
-    (status, text, cookie)
-}
-
-/// What the clients saw.
-#[derive(Default)]
-struct Seen {
-    pairs: AtomicUsize,
-    stale: AtomicUsize,
-    on_replica: AtomicUsize,
-    errors: AtomicUsize,
-}
-
-/// Has the clients write and read `pairs` rows in all. `keeps`: they send back what the writes have given them.
-async fn run(app: &Router, first: i64, pairs: usize, keeps: bool) -> Seen {
-    let (seen, next) = (Seen::default(), AtomicUsize::new(0));
-    let client = async || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= pairs {
-                return;
-            }
-            let number = first + i64::try_from(number).expect("a small number");
-            let (status, _, cookie) = send(app, "POST", number, None).await;
-            if status != StatusCode::OK {
-                seen.errors.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
-            let cookie = cookie.filter(|_| keeps);
-            let (status, text, _) = send(app, "GET", number, cookie.as_deref()).await;
-            seen.pairs.fetch_add(1, Ordering::Relaxed);
-            let counts = [
-                (&seen.errors, status != StatusCode::OK),
-                (&seen.stale, text.starts_with("0 ")),
-                (&seen.on_replica, text.ends_with("replica")),
-            ];
-            for (count, is_so) in counts {
-                count.fetch_add(usize::from(is_so), Ordering::Relaxed);
-            }
-        }
-    };
-    join_all((0..CLIENTS).map(|_| client())).await;
-    seen
-}
-
-impl Seen {
-    fn report(&self, what: &str) -> [usize; 4] {
-        let counts = [&self.pairs, &self.stale, &self.on_replica, &self.errors];
-        let [pairs, stale, on_replica, errors] = counts.map(|count| count.load(Ordering::Relaxed));
-        let share = 100.0 * on_replica as f64 / pairs.max(1) as f64;
-        TABLE.row(&[
-            what.to_owned(),
-            pairs.to_string(),
-            stale.to_string(),
-            format!("{share:.1} %"),
-            errors.to_string(),
-        ]);
-        [pairs, stale, on_replica, errors]
-    }
-}
-
-/// Pauses the replicas' replay at random, until it is dropped.
-struct Pauses(JoinHandle<()>);
-
-impl Pauses {
-    fn begin(beside: &[DatabaseConnection; 2]) -> Self {
-        let beside = beside.clone();
-        Self(tokio::spawn(async move {
-            let mut random = 88_172_645_463_325_252_u64;
-            loop {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                for (bit, replica) in beside.iter().enumerate() {
-                    let does = if random >> (8 + bit) & 1 == 1 {
-                        "pause"
-                    } else {
-                        "resume"
-                    };
-                    let sql = format!("SELECT pg_wal_replay_{does}()");
-                    replica
-                        .execute_unprepared(&sql)
-                        .await
-                        .expect("the replica does so");
-                }
-                sleep(Duration::from_millis(20 + random % 200)).await;
-            }
-        }))
-    }
-
-    async fn end(self) {
-        self.0.abort();
-        let _ = self.0.await;
-        for replica in ["r1", "r2"] {
-            steer(&["resume_replay", replica]).await;
-        }
-    }
+async fn start() {
+    nodes::primary_and_replicas().await;
+    site::make_table(&nodes::view(&nodes::url("p").await).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_no_client_misses_its_own_write() {
-    let pairs = cases(2_000) as usize;
-    let cluster = Cluster::start().await;
-    let mut first = 1;
-    let mut numbers = || {
-        first += 10_000_000;
-        first
-    };
-    let app = cluster.by_layer(None).await;
-    let [_, stale, on_replica, errors] = run(&app, numbers(), pairs, true)
-        .await
-        .report("this crate, replicas without pauses");
-    assert_eq!((stale, errors), (0, 0));
-    assert!(on_replica > 0, "nothing was read on a replica");
-
-    let levels = [
-        ("READ COMMITTED", IsolationLevel::ReadCommitted),
-        ("REPEATABLE READ", IsolationLevel::RepeatableRead),
-    ];
-    for (name, level) in levels {
-        let app = cluster.by_layer(Some(level)).await;
-        let pauses = Pauses::begin(&cluster.beside);
-        let seen = run(&app, numbers(), pairs, true).await;
-        pauses.end().await;
-        let [_, stale, on_replica, errors] =
-            seen.report(&format!("this crate, replicas paused at random, {name}"));
-        assert_eq!((stale, errors), (0, 0));
-        assert!(on_replica > 0, "nothing was read on a replica");
+    start().await;
+    let mut rounds = Rounds::by(["p", "r1", "r2"]).await;
+    let what = "this crate, replicas without pauses";
+    rounds.none_is_stale(what, None, false).await;
+    for (name, level) in LEVELS {
+        let what = format!("this crate, replicas paused at random, {name}");
+        rounds.none_is_stale(&what, Some(level), true).await;
     }
+    let what = "this crate, the same, clients that drop the position";
+    rounds.some_are_stale(what, false).await;
+    let what = "by hand, the same: GET on a replica";
+    rounds.some_are_stale(what, true).await;
+}
 
-    let app = cluster.by_layer(None).await;
-    let pauses = Pauses::begin(&cluster.beside);
-    let seen = run(&app, numbers(), pairs, false).await;
-    pauses.end().await;
-    let [_, stale, ..] = seen.report("this crate, the same, clients that drop the position");
-    assert!(stale > 0, "the pauses show nothing");
-
-    let pauses = Pauses::begin(&cluster.beside);
-    let seen = run(&cluster.by_hand(), numbers(), pairs, false).await;
-    pauses.end().await;
-    let [_, stale, ..] = seen.report("by hand, the same: GET on a replica");
-    assert!(stale > 0, "the pauses show nothing");
+/// In transaction mode, each server with fewer connections than the pool before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g19_no_client_misses_its_own_write_behind_poolers() {
+    start().await;
+    steer(&["start_bouncer", "new", "4"]).await;
+    steer(&["start_bouncer", "new", "4", "r1"]).await;
+    steer(&["start_bouncer", "new", "4", "r2"]).await;
+    let mut rounds = Rounds::by(["bouncer", "bouncer_r1", "bouncer_r2"]).await;
+    let what = "this crate, a PgBouncer before each server, without pauses";
+    rounds.none_is_stale(what, None, false).await;
+    for (name, level) in LEVELS {
+        let what = format!("this crate, a PgBouncer before each server, paused at random, {name}");
+        rounds.none_is_stale(&what, Some(level), true).await;
+    }
+    let what = "this crate, the same, clients that drop the position";
+    rounds.some_are_stale(what, false).await;
 }
