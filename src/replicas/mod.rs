@@ -25,14 +25,15 @@ use self::{check::Answer, node::Node};
 use crate::{
     SessionPool,
     connection::ReadDemand,
+    position::{Position, Reached},
     session::{Mode, Reads, Replica, Replication},
 };
 
 /// A check's answer counts for that long at least: on a busy machine, checks take their time.
 const MIN_AGE: Duration = Duration::from_secs(5);
 
-/// A PostgreSQL primary and its streaming replicas, for [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature
-/// `replicas`).
+/// A PostgreSQL primary and its streaming replicas, or a MariaDB primary and its replicas, for
+/// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature `replicas`).
 ///
 /// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1) method read on a replica, in a READ ONLY transaction; all others go to the primary. A client
 /// reads its own writes, as long as it sends back the latest [`Position`](crate::Position) that it received
@@ -87,7 +88,7 @@ struct Checks {
     began: Option<Instant>,
     is_running: bool,
     /// What the primary had, then and before.
-    primary: [Option<(Instant, u64)>; 2],
+    primary: [Option<(Instant, Reached)>; 2],
 }
 
 impl Replicas {
@@ -218,7 +219,7 @@ impl Replicas {
         let reads = is_read.then(|| Reads {
             replica,
             demand: Arc::new(ReadDemand {
-                at_least: position.and_then(|position| Some(position.place()?.1)),
+                at_least: position.filter(|position| *position != Position::PRIMARY),
                 wait: self.wait,
                 patience: self.acquire_timeout,
             }),
@@ -238,12 +239,8 @@ impl Replicas {
     }
 
     /// Returns the replica for a client with this position, in turn among those that are fit.
-    fn pick(&self, position: Option<crate::Position>) -> Option<Arc<Node>> {
-        let place = match position {
-            Some(position) => Some(position.place()?),
-            None => None,
-        };
-        let fitness = |node: &Arc<Node>| node.fitness(place, self.max_lag, self.max_age());
+    fn pick(&self, position: Option<Position>) -> Option<Arc<Node>> {
+        let fitness = |node: &Arc<Node>| node.fitness(position, self.max_lag, self.max_age());
         let fit: Vec<_> = self
             .nodes
             .iter()
@@ -292,7 +289,7 @@ impl Replicas {
         for node in &self.nodes {
             if let Some(at) = node
                 .answer()
-                .and_then(|answer| current(answer, &primary, began))
+                .and_then(|answer| current(&answer, &primary, began))
             {
                 node.note_current(at);
             }
@@ -305,21 +302,20 @@ impl Replicas {
         &self,
         began: Instant,
         answer: Option<Answer>,
-    ) -> Option<[(Instant, Answer); 2]> {
-        let answer = answer.filter(|answer| !answer.is_in_recovery)?;
+    ) -> Option<[(Instant, Reached); 2]> {
+        let answer = answer.filter(|answer| !answer.is_replica)?;
+        let now = (began, answer.reached);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let [last, _] = checks.primary;
-        checks.primary = [Some((began, answer.lsn)), last];
-        let (at, lsn) = last.unwrap_or((began, answer.lsn));
-        let before = Answer { lsn, ..answer };
-        Some([(began, answer), (at, before)])
+        let last = checks.primary[0].replace(now.clone());
+        checks.primary[1] = last.clone();
+        Some([now.clone(), last.unwrap_or(now)])
     }
 }
 
 /// Returns the last time of which it is known that a server has what the primary had then.
 fn current(
-    node: Answer,
-    primary: &Option<[(Instant, Answer); 2]>,
+    node: &Answer,
+    primary: &Option<[(Instant, Reached); 2]>,
     began: Instant,
 ) -> Option<Instant> {
     let Some(primary) = primary else {
@@ -328,7 +324,7 @@ fn current(
     };
     primary
         .iter()
-        .find(|(_, had)| node.timeline >= had.timeline && node.lsn >= had.lsn)
+        .find(|(_, had)| node.reached.covers(had))
         .map(|(at, _)| *at)
 }
 
