@@ -493,7 +493,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         self
     }
 
-    /// Sends reads to replicas and makes sure that clients see their own writes (feature `replicas`, PostgreSQL).
+    /// Sends reads to replicas and makes sure that clients see their own writes (feature `replicas`, PostgreSQL and
+    /// MariaDB).
     ///
     /// A request with a safe method gets a session in a READ ONLY transaction on a replica, or on the primary if no replica
     /// can serve it. A handler of such a request that takes a [`DbTx`](crate::DbTx), or one inside a
@@ -511,7 +512,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     ///
     /// # Panics
     ///
-    /// If the layer's pool is not the primary's, a replica's pool is the primary's, a database is not PostgreSQL, there is no replica, or
+    /// If the layer's pool is not the primary's, a replica's pool is the primary's, the servers are not all PostgreSQL or all MariaDB, there is no
+    /// replica, or
     /// [`by`](Self::by) picks the pools.
     #[cfg(feature = "replicas")]
     #[track_caller]
@@ -553,8 +555,10 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
             return Err(Kind::NoReplica);
         }
         let mut all = replicas.pools().map(|(_, pool)| pool.inner()).chain([own]);
-        if all.any(|pool| pool.is_direct() || pool.backend() != DbBackend::Postgres) {
-            return Err(Kind::ReplicasOfPostgres);
+        let kind = own.backend();
+        let has_replicas = matches!(kind, DbBackend::Postgres | DbBackend::MySql);
+        if !has_replicas || all.any(|pool| pool.is_direct() || pool.backend() != kind) {
+            return Err(Kind::HasNoReplicas);
         }
         Ok(())
     }

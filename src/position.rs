@@ -1,17 +1,22 @@
-//! [`Position`]: a place in the history of a PostgreSQL cluster.
+//! [`Position`]: a place in the history of a cluster.
 
-use std::{error, fmt, str::FromStr};
+use std::{cmp::Ordering, error, fmt, str::FromStr};
 
-/// A place in the history of a PostgreSQL cluster: what the cluster had committed when a transaction was acknowledged
-/// (feature `replicas`).
+/// A place in the history of a cluster of PostgreSQL or MariaDB servers: what the cluster had committed when a transaction was
+/// acknowledged (feature `replicas`).
 ///
 /// A replica that has replayed up to a client's position shows the client its own writes. Positions are made by the
 /// sessions of a layer with [`replicas`](crate::DbSessionLayer::replicas); a [`PositionCarrier`](crate::PositionCarrier)
 /// takes them to the client and back. Where a request may have committed something, its position is in the response's extensions as
-/// well, for middleware. As a text, a position is its timeline (a number that grows with each fail-over) and its log sequence
-/// number, as in `2-0/3000060`
-/// (<https://www.postgresql.org/docs/current/datatype-pg-lsn.html>), or `primary` for one that only the primary is known to
-/// have reached.
+/// well, for middleware. As a text, a position is one of these:
+///
+/// | | |
+/// |---|---|
+/// | `2-0/3000060` | PostgreSQL: the timeline, a number that grows with each fail-over, and the [log sequence number](https://www.postgresql.org/docs/current/datatype-pg-lsn.html) |
+/// | `0-1-120` | MariaDB: the [global transaction ID](https://mariadb.com/kb/en/gtid/), which is a domain, a server and a sequence number |
+/// | `primary` | only the primary is known to have reached it |
+///
+/// Of two, the greater one is the later. On MariaDB, that holds for those of one domain and server: of others, keep [`PRIMARY`](Self::PRIMARY).
 ///
 /// ```
 /// use tower_sea_orm::Position;
@@ -22,14 +27,54 @@ use std::{error, fmt, str::FromStr};
 /// assert!(after < Position::PRIMARY);
 /// assert_eq!(before.to_string(), "1-0/3000060");
 /// assert!("0/3000060; DROP TABLE item".parse::<Position>().is_err());
+///
+/// let before: Position = "0-1-99".parse().unwrap();
+/// let after: Position = "0-1-120".parse().unwrap();
+/// assert!(before < after);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(Place);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Place {
-    At { timeline: u32, lsn: u64 },
+pub(crate) enum Place {
+    Log { timeline: u32, lsn: u64 },
+    Gtid(Gtid),
     Primary,
+}
+
+/// MariaDB's global transaction ID.
+// In the order in which they are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Gtid {
+    pub(crate) domain: u32,
+    pub(crate) sequence: u64,
+    pub(crate) server: u32,
+}
+
+/// What a server has of its cluster's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(all(feature = "replicas", feature = "sqlx-mysql")),
+    allow(dead_code)
+)]
+pub(crate) enum Reached {
+    Log {
+        timeline: u32,
+        lsn: u64,
+    },
+    /// One for each domain.
+    Gtids(Vec<Gtid>),
+}
+
+/// Whether a server has what a position stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "replicas"), allow(dead_code))]
+pub(crate) enum Holds {
+    Yes,
+    /// It may get it.
+    NotYet,
+    /// Its history is another one.
+    Never,
 }
 
 impl Position {
@@ -37,14 +82,101 @@ impl Position {
     pub const PRIMARY: Self = Self(Place::Primary);
 
     pub(crate) fn at(timeline: u32, lsn: u64) -> Self {
-        Self(Place::At { timeline, lsn })
+        Self(Place::Log { timeline, lsn })
     }
 
-    /// The timeline and the log sequence number, unless only the primary has reached it.
-    pub(crate) fn place(self) -> Option<(u32, u64)> {
+    pub(crate) fn of(gtid: Gtid) -> Self {
+        Self(Place::Gtid(gtid))
+    }
+
+    pub(crate) fn place(self) -> Place {
+        self.0
+    }
+
+    /// PostgreSQL's timeline, which a promotion begins.
+    pub(crate) fn timeline(self) -> Option<u32> {
         match self.0 {
-            Place::At { timeline, lsn } => Some((timeline, lsn)),
-            Place::Primary => None,
+            Place::Log { timeline, .. } => Some(timeline),
+            _ => None,
+        }
+    }
+
+    /// Returns a position that has both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (self.0, other.0) {
+            (Place::Log { .. }, Place::Log { .. }) => self.max(other),
+            // Of two servers, neither has the other's for certain: one was the primary after the other.
+            (Place::Gtid(one), Place::Gtid(two))
+                if (one.domain, one.server) == (two.domain, two.server) =>
+            {
+                self.max(other)
+            }
+            _ => Self::PRIMARY,
+        }
+    }
+}
+
+#[cfg_attr(not(feature = "replicas"), allow(dead_code))]
+impl Reached {
+    /// Returns whether the server has what `position` stands for.
+    pub(crate) fn holds(&self, position: Position) -> Holds {
+        match (self, position.0) {
+            (
+                Self::Log { timeline, lsn },
+                Place::Log {
+                    timeline: of,
+                    lsn: at,
+                },
+            ) => {
+                match timeline.cmp(&of) {
+                    // It has not followed a fail-over that the client has seen: its numbers mean something else.
+                    Ordering::Less => Holds::Never,
+                    _ if *lsn >= at => Holds::Yes,
+                    Ordering::Equal => Holds::NotYet,
+                    // The client's write was lost with its primary, unless it comes later: then the primary has it as well.
+                    Ordering::Greater => Holds::Never,
+                }
+            }
+            (Self::Gtids(gtids), Place::Gtid(wanted)) => {
+                let own = gtids.iter().find(|gtid| gtid.domain == wanted.domain);
+                match own {
+                    Some(own) if own.sequence < wanted.sequence => Holds::NotYet,
+                    // The numbers go on behind a fail-over, and may have two meanings: only one server's are in one line.
+                    Some(own) if own.server == wanted.server => Holds::Yes,
+                    _ => Holds::Never,
+                }
+            }
+            _ => Holds::Never,
+        }
+    }
+
+    /// Returns whether the server has all that another one had.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Log { timeline, lsn },
+                Self::Log {
+                    timeline: of,
+                    lsn: at,
+                },
+            ) => timeline >= of && lsn >= at,
+            // A server without a binary log has none, and says nothing about what it has.
+            (Self::Gtids(_), Self::Gtids(others)) => {
+                let mut all = others.iter().copied().map(Position::of);
+                !others.is_empty() && all.all(|one| self.holds(one) == Holds::Yes)
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns it as one position, if it is one.
+    pub(crate) fn position(&self) -> Option<Position> {
+        match self {
+            Self::Log { timeline, lsn } => Some(Position::at(*timeline, *lsn)),
+            Self::Gtids(gtids) => match **gtids {
+                [one] => Some(Position::of(one)),
+                _ => None,
+            },
         }
     }
 }
@@ -52,7 +184,8 @@ impl Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Place::At { timeline, lsn } => write!(f, "{timeline}-{}", Lsn(lsn)),
+            Place::Log { timeline, lsn } => write!(f, "{timeline}-{}", Lsn(lsn)),
+            Place::Gtid(gtid) => gtid.fmt(f),
             Place::Primary => f.write_str("primary"),
         }
     }
@@ -82,6 +215,44 @@ impl FromStr for Lsn {
     }
 }
 
+impl fmt::Display for Gtid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.domain, self.server, self.sequence)
+    }
+}
+
+impl FromStr for Gtid {
+    type Err = ParsePositionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (domain, rest) = text.split_once('-').ok_or(ParsePositionError)?;
+        let (server, sequence) = rest.split_once('-').ok_or(ParsePositionError)?;
+        Ok(Self {
+            domain: number(domain)?,
+            sequence: number(sequence)?,
+            server: number(server)?,
+        })
+    }
+}
+
+/// Reads a number that is written in digits only.
+fn number<N: FromStr>(text: &str) -> Result<N, ParsePositionError> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain
+        .then(|| text.parse().ok())
+        .flatten()
+        .ok_or(ParsePositionError)
+}
+
+/// Reads MariaDB's list of global transaction IDs, one for each domain.
+pub(crate) fn gtids(text: &str) -> Result<Vec<Gtid>, ParsePositionError> {
+    let entries = text.split(',').map(str::trim);
+    entries
+        .filter(|entry| !entry.is_empty())
+        .map(str::parse)
+        .collect()
+}
+
 impl FromStr for Position {
     type Err = ParsePositionError;
 
@@ -89,16 +260,16 @@ impl FromStr for Position {
     ///
     /// # Errors
     ///
-    /// If the text is neither a timeline and a log sequence number, such as `2-0/3000060`, nor `primary`.
+    /// If the text is none of the forms that [`Position`] has.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "primary" {
             return Ok(Self::PRIMARY);
         }
+        if !text.contains('/') {
+            return text.parse().map(Self::of);
+        }
         let (timeline, lsn) = text.split_once('-').ok_or(ParsePositionError)?;
-        let is_number = !timeline.is_empty() && timeline.bytes().all(|byte| byte.is_ascii_digit());
-        let timeline = is_number.then(|| timeline.parse().ok());
-        let timeline = timeline.flatten().ok_or(ParsePositionError)?;
-        Ok(Self::at(timeline, lsn.parse::<Lsn>()?.0))
+        Ok(Self::at(number(timeline)?, lsn.parse::<Lsn>()?.0))
     }
 }
 
@@ -108,7 +279,7 @@ pub struct ParsePositionError;
 
 impl fmt::Display for ParsePositionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a position: expected a timeline and a log sequence number, as `2-0/3000060`, or `primary`")
+        f.write_str("not a position: expected a timeline and a log sequence number, as `2-0/3000060`, a global transaction ID, as `0-1-120`, or `primary`")
     }
 }
 

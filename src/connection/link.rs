@@ -5,7 +5,11 @@ use std::{mem, time::Duration};
 use sea_orm::{DbBackend, DbErr};
 use tokio::time::timeout;
 
-use super::{driver::Driver, rest::SILENCE};
+use super::{
+    driver::Driver,
+    position::{GALERA, MARIADB_POSITION_AND_GALERA, read_position},
+    rest::SILENCE,
+};
 use crate::error::server;
 
 pub(super) struct Link {
@@ -25,6 +29,9 @@ pub(super) struct Link {
     pub(super) is_doubted: bool,
     /// sqlx counts a transaction that was committed in a text of ours.
     is_overcounted: bool,
+    /// COMMIT may have a question behind it in its text. A node of a Galera cluster acknowledges such a COMMIT even if it has
+    /// refused it (H36).
+    may_ask_with_commit: bool,
 }
 
 /// The condition of a connection between two calls.
@@ -77,6 +84,7 @@ impl Link {
             is_autocommit_proven: backend != DbBackend::MySql,
             is_doubted: false,
             is_overcounted: false,
+            may_ask_with_commit: backend == DbBackend::Postgres,
         }
     }
 
@@ -147,18 +155,40 @@ impl Link {
         begun
     }
 
-    /// Commits the outermost transaction and returns the answer to `question`, in one round trip; `None` if it is
-    /// committed and the question has failed.
-    ///
-    /// sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
-    pub(super) async fn commit_and_ask(&mut self, question: &str) -> Result<Option<String>, DbErr> {
+    /// Commits the outermost transaction and returns its position as the server writes it, in one round trip where that is
+    /// safe; `None` if it is committed and the question has failed.
+    pub(super) async fn commit_and_ask(&mut self) -> Result<Option<String>, DbErr> {
+        if !self.may_ask_with_commit {
+            self.driver.commit().await?;
+            return Ok(self.ask_behind_commit().await);
+        }
+        let question = read_position(self.backend);
         let answer = self.driver.commit_and_ask(question).await?;
+        // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
         self.is_overcounted = true;
-        // Committed it is, but the connection may be lost.
+        Ok(self.hear(answer))
+    }
+
+    /// Asks for the position behind a COMMIT that was alone, and whether the next one may have the question in its text.
+    async fn ask_behind_commit(&mut self) -> Option<String> {
+        let question = MARIADB_POSITION_AND_GALERA.to_owned();
+        let asked = timeout(SILENCE, self.driver.query_unprepared(question)).await;
+        // What is committed does not become unknown because this has no answer.
+        let row = asked.unwrap_or_else(|_| Err(server::unanswered()));
+        let answer = row.map(|row| row.and_then(|row| row.try_get_by_index(0).ok()));
+        let answer: String = self.hear(answer)?;
+        let position = answer.strip_suffix(GALERA);
+        // For as long as the connection lives: a server becomes a node by a restart.
+        self.may_ask_with_commit = position.is_none();
+        Some(position.unwrap_or(&answer).to_owned())
+    }
+
+    /// Returns the answer to a question behind COMMIT. Committed it is, but the connection may be lost.
+    fn hear(&mut self, answer: Result<Option<String>, DbErr>) -> Option<String> {
         if answer.as_ref().is_err_and(server::is_fatal) {
             self.give_up();
         }
-        Ok(answer.ok().flatten())
+        answer.ok().flatten()
     }
 
     /// Has sqlx count right again, for those that do not ask this crate: its own pool, and raw code.
@@ -221,6 +251,17 @@ impl Link {
     /// Returns whether stored code has left a transaction open. It is rolled back, and the code has failed: nothing would
     /// commit it.
     pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
+        if self.is_overcounted {
+            // sqlx would take it for a savepoint.
+            let answer = self.run("SET TRANSACTION READ WRITE").await;
+            let open = answer.as_ref().is_err_and(server::is_within_transaction);
+            if open {
+                self.run("ROLLBACK").await?;
+            } else {
+                answer?;
+            }
+            return Ok(open);
+        }
         // sqlx counts it from there on, and rolls it back as one of its transactions.
         let open = self.driver.adopts_transaction().await?;
         // By sqlx's own count, so that the count is right afterwards.

@@ -3,13 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sea_orm::{AccessMode, DbErr, IsolationLevel, TransactionOptions};
+use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, TransactionOptions};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{begin::BeginStatement, link::Link};
 use crate::{
     error::{Kind, server},
-    position::{Lsn, Position},
+    position::{Gtid, Lsn, Place, Position, gtids},
 };
 
 /// What a transaction has to do with positions.
@@ -26,8 +26,8 @@ pub(crate) enum Demand {
 /// What a replica has to fulfil for a transaction that reads there.
 #[derive(Clone)]
 pub(crate) struct ReadDemand {
-    /// What it has to have replayed, as a log sequence number.
-    pub(crate) at_least: Option<u64>,
+    /// What it has to have replayed.
+    pub(crate) at_least: Option<Position>,
     /// For how long it may take to get there.
     pub(crate) wait: Duration,
     /// For how long BEGIN's answer is waited for.
@@ -39,15 +39,46 @@ pub(crate) struct ReadDemand {
 /// What is inserted counts, because with `synchronous_commit` off, which a transaction may set for itself, the answer is
 /// ahead of the flush.
 /// The timeline is in the name of the log's file (<https://www.postgresql.org/docs/current/wal-internals.html>).
-pub(crate) const READ_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8) \
+const POSTGRES_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8) \
      || '/' || pg_catalog.pg_current_wal_insert_lsn()";
+
+/// The same on MariaDB. Not `@@last_gtid`: the session may have written on another connection, and a transaction that has
+/// written nothing leaves the one before.
+const MARIADB_POSITION: &str = "SELECT CAST(@@global.gtid_binlog_pos AS CHAR)";
+
+/// The same, with a mark behind it where the server is a node of a Galera cluster. Not every server knows the variable.
+pub(super) const MARIADB_POSITION_AND_GALERA: &str = "SELECT CAST(CONCAT(@@global.gtid_binlog_pos, \
+     (SELECT IF(COUNT(*) > 0, ' galera', '') FROM information_schema.global_variables \
+     WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')) AS CHAR)";
+
+/// That mark.
+pub(super) const GALERA: &str = " galera";
+
+/// Returns what reads the position of what was committed.
+pub(crate) fn read_position(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::MySql => MARIADB_POSITION,
+        _ => POSTGRES_POSITION,
+    }
+}
+
+/// Reads the answer to [`read_position`].
+pub(crate) fn parse_position(backend: DbBackend, text: &str) -> Option<Position> {
+    match backend {
+        DbBackend::MySql => match *gtids(text).ok()? {
+            [only] => Some(Position::of(only)),
+            // Without a binary log there is none. Of several domains, any one may have the write.
+            _ => None,
+        },
+        _ => parse_log_position(text),
+    }
+}
 
 /// The size of a page of the log, and of the header that all of them have but a file's first.
 const PAGE: u64 = 8192;
 const HEADER: u64 = 24;
 
-/// Reads the answer to [`READ_POSITION`].
-pub(crate) fn parse_position(text: &str) -> Option<Position> {
+fn parse_log_position(text: &str) -> Option<Position> {
     let (timeline, lsn) = text.split_once('/')?;
     let timeline = u32::from_str_radix(timeline, 16).ok()?;
     let Lsn(lsn) = lsn.parse().ok()?;
@@ -64,27 +95,27 @@ pub(crate) fn parse_position(text: &str) -> Option<Position> {
 /// The first wait for a replica that is behind, which doubles from then on.
 const FIRST_WAIT: Duration = Duration::from_millis(1);
 
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 impl ReadDemand {
     /// Begins a transaction that reads on a replica, once the replica is there.
-    pub(super) async fn begin(
-        &self,
-        link: &mut Link,
-        begin: BeginStatement,
-        options: TransactionOptions,
-    ) -> Result<(), DbErr> {
-        let text = begin
-            .statement
-            .unwrap_or_else(|| "BEGIN READ ONLY".to_owned());
-        let text = self.text(&text, options);
-        let (until, mut pause) = (Instant::now() + self.wait, FIRST_WAIT);
+    pub(super) async fn begin(&self, link: &mut Link, begin: BeginStatement) -> Result<(), DbErr> {
+        let begin = begin.statement;
+        // MariaDB waits by itself.
+        let wait = match link.backend {
+            DbBackend::Postgres => self.wait,
+            _ => Duration::ZERO,
+        };
+        let (until, mut pause) = (Instant::now() + wait, FIRST_WAIT);
         loop {
-            let begun = self.begin_once(link, text.clone()).await;
-            let is_behind = begun.as_ref().is_err_and(server::is_division_by_zero);
-            if !is_behind {
+            let begun = self.begin_once(link, begin.clone()).await;
+            if !begun.as_ref().is_err_and(server::is_failed_check) {
                 return begun;
             }
-            // The failed check has left a transaction behind that sqlx does not count.
-            link.run("ROLLBACK").await?;
+            if link.backend == DbBackend::Postgres {
+                // The failed check has left a transaction behind that sqlx does not count.
+                link.run("ROLLBACK").await?;
+            }
             if Instant::now() + pause > until {
                 return Err(Kind::ReplicaBehind.into_db_err());
             }
@@ -93,41 +124,78 @@ impl ReadDemand {
         }
     }
 
-    async fn begin_once(&self, link: &mut Link, text: String) -> Result<(), DbErr> {
+    async fn begin_once(&self, link: &mut Link, text: Option<String>) -> Result<(), DbErr> {
+        let patience = match link.backend {
+            DbBackend::Postgres => self.patience,
+            _ => self.patience.saturating_add(self.wait),
+        };
         // Nothing has happened yet, so that it may be given up for one on another server.
-        let answered = timeout(self.patience, link.begin(Some(text))).await;
-        answered.unwrap_or_else(|_| {
+        let answered = timeout(patience, link.begin(text)).await;
+        let begun = answered.unwrap_or_else(|_| {
             link.lose();
             Err(server::unanswered())
-        })
+        });
+        if begun
+            .as_ref()
+            .is_err_and(|error| !server::is_failed_check(error))
+            && link.backend == DbBackend::MySql
+        {
+            // The first half may have taken effect, as in `BeginStatement::send`.
+            link.give_up();
+        }
+        begun
     }
 
-    /// Puts the check behind BEGIN, as an error if it fails: one round trip for both.
-    fn text(&self, begin: &str, options: TransactionOptions) -> String {
-        let Some(lsn) = self.at_least else {
-            return begin.to_owned();
+    /// Has BEGIN check that the server is there, as an error if it is not: one round trip for both.
+    pub(super) fn check(&self, begin: &mut BeginStatement, options: TransactionOptions) {
+        let text = begin.statement.take();
+        let text = text.unwrap_or_else(|| "BEGIN READ ONLY".to_owned());
+        let text = match self.at_least.map(Position::place) {
+            Some(Place::Log { lsn, .. }) => with_log_check(&text, lsn, options),
+            Some(Place::Gtid(gtid)) => with_gtid_check(&text, gtid, self.wait),
+            // Such a read is the primary's.
+            Some(Place::Primary) | None => text,
         };
-        // Without COALESCE, a server that has never replayed anything would pass.
-        let check = format!(
-            "SELECT 1 / COALESCE(pg_catalog.pg_last_wal_replay_lsn() >= '{}'::pg_catalog.pg_lsn, false)::pg_catalog.int4",
-            Lsn(lsn)
-        );
-        let is_read_committed = matches!(
-            options.isolation_level,
-            Some(IsolationLevel::ReadCommitted | IsolationLevel::ReadUncommitted)
-        );
-        if !is_read_committed {
-            // Its snapshot may be taken before the check looks: what is replayed in between would pass and not be seen.
-            // The level is the server's default where none is given.
-            format!("BEGIN READ ONLY; {check}; COMMIT; {begin}")
-        } else {
-            // Each statement has its own snapshot, so the check's is of before what comes next.
-            match begin.split_once(';') {
-                Some((begin, set_up)) => format!("{begin}; {check};{set_up}"),
-                None => format!("{begin}; {check}"),
-            }
-        }
+        begin.statement = Some(text);
     }
+}
+
+fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String {
+    // Without COALESCE, a server that has never replayed anything would pass.
+    let check = format!(
+        "SELECT 1 / COALESCE(pg_catalog.pg_last_wal_replay_lsn() >= '{}'::pg_catalog.pg_lsn, false)::pg_catalog.int4",
+        Lsn(lsn)
+    );
+    let is_read_committed = matches!(
+        options.isolation_level,
+        Some(IsolationLevel::ReadCommitted | IsolationLevel::ReadUncommitted)
+    );
+    if is_read_committed {
+        // Each statement has its own snapshot, so the check's is of before what comes next.
+        format!("{begin}; {check}")
+    } else {
+        // Its snapshot may be taken before the check looks: what is replayed in between would pass and not be seen.
+        // The level is the server's default where none is given.
+        format!("BEGIN READ ONLY; {check}; COMMIT; {begin}")
+    }
+}
+
+/// The check comes before BEGIN: where it fails, the rest of the text is not run, and no transaction is left behind.
+///
+/// MariaDB compares domains and sequence numbers only. Behind a fail-over, these may count what another server has
+/// written: the replica's last transaction has to be the same server's. Asked anew once it has waited, since a variable may
+/// have been read before.
+fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
+    // MariaDB takes a number that is too large for no limit.
+    let wait = wait.min(LONGEST_WAIT).as_secs_f64();
+    let (domain, server) = (gtid.domain, gtid.server);
+    format!(
+        "BEGIN NOT ATOMIC DO MASTER_GTID_WAIT('{gtid}', {wait:.6}); \
+         IF MASTER_GTID_WAIT('{gtid}', 0) <> 0 \
+         OR CONCAT(',', @@global.gtid_slave_pos) NOT LIKE '%,{domain}-{server}-%' \
+         THEN SIGNAL SQLSTATE '{}' SET MESSAGE_TEXT = 'the replica is behind'; END IF; END; {begin}",
+        server::FAILED_CHECK
+    )
 }
 
 impl Demand {

@@ -7,7 +7,7 @@ use super::{
     chain::Chain,
     link::{Around, Link},
     operation::Operation,
-    position::{Demand, READ_POSITION, parse_position},
+    position::{Demand, parse_position},
     settings::Settings,
     timeouts::Timeouts,
 };
@@ -225,13 +225,16 @@ impl Transaction {
         let depth = link.counted();
         let mut begin = begin_statement(link.backend, options, depth)?;
         let query_only = begin.query_only;
+        if let Demand::Read(read) = demand {
+            read.check(&mut begin, options);
+        }
         if let Some(settings) = settings {
             begin = begin.with(settings, link.backend, depth)?;
             // Before BEGIN, which may have to wait for a lock itself. Boxed, as what follows.
             Box::pin(self.timeouts.set(link, settings)).await?;
         }
         let begun = match demand {
-            Demand::Read(read) => read.begin(link, begin, options).await,
+            Demand::Read(read) => read.begin(link, begin).await,
             Demand::None | Demand::Track => begin.send(link).await,
         };
         if begun.is_err() {
@@ -273,8 +276,8 @@ impl Transaction {
         // From here on it may be committed, even if no answer comes.
         if link.counted() == 1 && self.is_tracked {
             // Boxed, as above.
-            let answer = Box::pin(link.commit_and_ask(READ_POSITION)).await?;
-            let position = answer.and_then(|answer| parse_position(&answer));
+            let answer = Box::pin(link.commit_and_ask()).await?;
+            let position = answer.and_then(|answer| parse_position(link.backend, &answer));
             self.position = Some(position.unwrap_or(Position::PRIMARY));
         } else {
             link.driver.commit().await?;

@@ -104,7 +104,7 @@ kinds! {
         ReplicasAndBy = "`replicas` and `by` both pick a request's pool: use one of the two";
         NotThePrimary = "the layer's pool is not the primary's: give the layer the pool that `Replicas::of` has got";
         NoReplica = "`replicas` needs a replica, with a pool of its own: add one by `Replicas::replica`";
-        ReplicasOfPostgres = "`replicas` needs PostgreSQL: for another database, pick the pools by `DbSessionLayer::by`";
+        HasNoReplicas = "`replicas` needs PostgreSQL or MariaDB on all servers: for another database, pick the pools by `DbSessionLayer::by`";
         UnknownDatabase = "the layer's `by` knows no database for this request";
         OtherBackend = "the pool that the layer's `by` has picked is over another kind of database than the layer's own pool, by which its settings were checked: give the two databases a layer each";
         Disconnected = "the DatabaseConnection is disconnected: connect it before you build a DbSessionLayer or SessionPool";

@@ -69,19 +69,23 @@ pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionOpen)
 }
 
-/// Returns whether a statement has divided by zero: the way in which a check says no.
-#[cfg(feature = "sqlx-postgres")]
-pub(crate) fn is_division_by_zero(error: &DbErr) -> bool {
+/// The SQLSTATE by which a check on MariaDB says no.
+pub(crate) const FAILED_CHECK: &str = "45TSO";
+
+/// Returns whether a check of this crate has said no: on PostgreSQL, by a division by zero.
+#[cfg(feature = "_sqlx")]
+pub(crate) fn is_failed_check(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
         error
     else {
         return false;
     };
-    matches!(&**error, sqlx::Error::Database(error) if error.code().as_deref() == Some("22012"))
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("22012" | FAILED_CHECK))
 }
 
-#[cfg(not(feature = "sqlx-postgres"))]
-pub(crate) fn is_division_by_zero(_: &DbErr) -> bool {
+#[cfg(not(feature = "_sqlx"))]
+pub(crate) fn is_failed_check(_: &DbErr) -> bool {
     false
 }
 

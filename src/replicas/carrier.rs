@@ -131,7 +131,7 @@ impl PositionCarrier for PositionCookie {
             rest.strip_prefix(b"=")
         });
         // A cookie of the same name for another path or domain may hide the later one.
-        own.map(parse).max()
+        own.map(parse).reduce(Position::and)
     }
 
     fn store(&self, position: Position, response: &mut response::Parts) {
@@ -176,7 +176,9 @@ impl PositionHeader {
 impl PositionCarrier for PositionHeader {
     fn load(&self, request: &request::Parts) -> Option<Position> {
         let values = request.headers.get_all(&self.0).iter();
-        values.map(|value| parse(value.as_bytes())).max()
+        values
+            .map(|value| parse(value.as_bytes()))
+            .reduce(Position::and)
     }
 
     fn store(&self, position: Position, response: &mut response::Parts) {

@@ -25,14 +25,15 @@ use self::{check::Answer, node::Node};
 use crate::{
     SessionPool,
     connection::ReadDemand,
+    position::{Position, Reached},
     session::{Mode, Reads, Replica, Replication, Shared},
 };
 
 /// A check's answer counts for that long at least: on a busy machine, checks take their time.
 const MIN_AGE: Duration = Duration::from_secs(5);
 
-/// A PostgreSQL primary and its streaming replicas, for [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature
-/// `replicas`).
+/// A PostgreSQL primary and its streaming replicas, or a MariaDB primary and its replicas, for
+/// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature `replicas`).
 ///
 /// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1) method read on a replica, in a READ ONLY transaction; all others go to the primary. A client
 /// reads its own writes, as long as it sends back the latest [`Position`](crate::Position) that it received
@@ -95,7 +96,7 @@ struct Checks {
     /// The log has told of a primary from before a fail-over.
     is_former_told: bool,
     /// What the primary had, then and before.
-    primary: [Option<(Instant, u64)>; 2],
+    primary: [Option<(Instant, Reached)>; 2],
 }
 
 impl Replicas {
@@ -245,7 +246,7 @@ impl Replicas {
         let reads = is_read.then(|| Reads {
             replica,
             demand: Arc::new(ReadDemand {
-                at_least: position.and_then(|position| Some(position.place()?.1)),
+                at_least: position.filter(|position| *position != Position::PRIMARY),
                 wait: self.wait,
                 patience: self.acquire_timeout,
             }),
@@ -266,12 +267,8 @@ impl Replicas {
     }
 
     /// Returns the replica for a client with this position, in turn among those that are fit.
-    fn pick(&self, position: Option<crate::Position>) -> Option<Arc<Node>> {
-        let place = match position {
-            Some(position) => Some(position.place()?),
-            None => None,
-        };
-        let fitness = |node: &Arc<Node>| node.fitness(place, self.max_lag, self.max_age());
+    fn pick(&self, position: Option<Position>) -> Option<Arc<Node>> {
+        let fitness = |node: &Arc<Node>| node.fitness(position, self.max_lag, self.max_age());
         let fit: Vec<_> = self
             .nodes
             .iter()
@@ -321,7 +318,7 @@ impl Replicas {
         for node in &self.nodes {
             if let Some(at) = node
                 .answer()
-                .and_then(|answer| current(answer, &primary, began))
+                .and_then(|answer| current(&answer, &primary, began))
             {
                 node.note_current(at);
             }
@@ -332,21 +329,23 @@ impl Replicas {
     /// Notes the latest timeline of the cluster, and tells of a primary that is on an earlier one.
     fn note_timelines(&self) {
         let servers = std::iter::once(&self.primary).chain(&self.nodes);
-        let answers = servers.filter_map(|node| node.answer());
-        let seen = answers.map(|answer| answer.timeline).max().unwrap_or(0);
+        let timeline_of = |node: &Arc<Node>| node.answer()?.reached.position()?.timeline();
+        let seen = servers.filter_map(timeline_of).max().unwrap_or(0);
         let latest = &self.shared.latest_timeline;
         let latest = latest.fetch_max(seen, Ordering::Relaxed).max(seen);
-        let former = self.primary.answer().filter(|primary| {
-            // One in recovery refuses writes by itself.
-            !primary.is_in_recovery && primary.timeline < latest
-        });
+        // One in recovery refuses writes by itself.
+        let writes = self
+            .primary
+            .answer()
+            .is_some_and(|answer| !answer.is_replica);
+        let former = timeline_of(&self.primary).filter(|timeline| writes && *timeline < latest);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = former.is_some() && !checks.is_former_told;
         checks.is_former_told = former.is_some();
         drop(checks);
         if let Some(former) = former.filter(|_| is_news) {
             tracing::error!(
-                target: "tower_sea_orm::replicas", timeline = former.timeline, latest,
+                target: "tower_sea_orm::replicas", timeline = former, latest,
                 "the primary's address leads to a server from before a fail-over: requests are refused there",
             );
         }
@@ -357,14 +356,13 @@ impl Replicas {
         &self,
         began: Instant,
         answer: Option<Answer>,
-    ) -> Option<[(Instant, Answer); 2]> {
-        let answer = answer.filter(|answer| !answer.is_in_recovery)?;
+    ) -> Option<[(Instant, Reached); 2]> {
+        let answer = answer.filter(|answer| !answer.is_replica)?;
+        let now = (began, answer.reached);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let [last, _] = checks.primary;
-        checks.primary = [Some((began, answer.lsn)), last];
-        let (at, lsn) = last.unwrap_or((began, answer.lsn));
-        let before = Answer { lsn, ..answer };
-        Some([(began, answer), (at, before)])
+        let last = checks.primary[0].replace(now.clone());
+        checks.primary[1] = last.clone();
+        Some([now.clone(), last.unwrap_or(now)])
     }
 }
 
@@ -381,8 +379,8 @@ fn room(max: u32) -> Arc<Semaphore> {
 
 /// Returns the last time of which it is known that a server has what the primary had then.
 fn current(
-    node: Answer,
-    primary: &Option<[(Instant, Answer); 2]>,
+    node: &Answer,
+    primary: &Option<[(Instant, Reached); 2]>,
     began: Instant,
 ) -> Option<Instant> {
     let Some(primary) = primary else {
@@ -391,7 +389,7 @@ fn current(
     };
     primary
         .iter()
-        .find(|(_, had)| node.timeline >= had.timeline && node.lsn >= had.lsn)
+        .find(|(_, had)| node.reached.covers(had))
         .map(|(at, _)| *at)
 }
 

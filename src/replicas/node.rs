@@ -8,7 +8,12 @@ use std::{
 use sea_orm::DbErr;
 
 use super::check::{Answer, Monitor};
-use crate::{Error, SessionPool, connection::ReadDemand, position::Position, session::Replica};
+use crate::{
+    Error, SessionPool,
+    connection::ReadDemand,
+    position::{Holds, Position},
+    session::Replica,
+};
 
 /// A server of the cluster.
 pub(super) struct Node {
@@ -30,7 +35,7 @@ struct Seen {
     /// A session could not begin here since the last check.
     failure: Option<String>,
     /// It had not reached this when a session had waited for it.
-    behind: Option<(u64, Instant)>,
+    behind: Option<(Position, Instant)>,
     /// Whether the log has said that it is out of use.
     is_told: bool,
 }
@@ -44,7 +49,7 @@ pub enum OutOfUse {
     NotChecked,
     /// It does not answer, or a session could not begin on it; with the error.
     Failed(String),
-    /// It is no replica, or no longer.
+    /// It is no replica, or no longer. On MariaDB: `read_only` is off.
     Primary,
     /// It has been behind the primary for longer than [`max_lag`](crate::Replicas::max_lag).
     Lagging,
@@ -58,7 +63,8 @@ pub struct ReplicaStatus {
     pub name: String,
     /// Why it is not read on at the moment; `None` if it is.
     pub out_of_use: Option<OutOfUse>,
-    /// What it has replayed, as of the last check; `None` if it has not been asked or did not answer.
+    /// What it has replayed, as of the last check; `None` if it has not been asked or did not answer, and on MariaDB if that
+    /// is none or more than one global transaction ID.
     pub position: Option<Position>,
     /// For how long it has been behind the primary at most, as of now: a replica that is up to date shows the time since the
     /// last check. `None` if no check has found it up to date yet.
@@ -85,7 +91,7 @@ impl Node {
         seen.checked = Some(began);
         seen.failure = None;
         if let (Some((missed, _)), Ok(answer)) = (seen.behind, &answer)
-            && answer.lsn >= missed
+            && answer.reached.holds(missed) == Holds::Yes
         {
             seen.behind = None;
         }
@@ -100,7 +106,7 @@ impl Node {
 
     pub(super) fn answer(&self) -> Option<Answer> {
         match &self.seen().answer {
-            Some(Ok(answer)) => Some(*answer),
+            Some(Ok(answer)) => Some(answer.clone()),
             _ => None,
         }
     }
@@ -111,7 +117,7 @@ impl Node {
             name: self.name.clone(),
             out_of_use: seen.out_of_use(max_lag, max_age),
             position: match &seen.answer {
-                Some(Ok(answer)) => Some(Position::at(answer.timeline, answer.lsn)),
+                Some(Ok(answer)) => answer.reached.position(),
                 _ => None,
             },
             lag: seen.current.map(|current| current.elapsed()),
@@ -139,7 +145,7 @@ impl Node {
     /// Returns how well it can serve a read of a client with this position; `None` if it should not.
     pub(super) fn fitness(
         &self,
-        position: Option<(u32, u64)>,
+        position: Option<Position>,
         max_lag: Duration,
         max_age: Duration,
     ) -> Option<Fitness> {
@@ -150,25 +156,20 @@ impl Node {
         if seen.out_of_use(max_lag, max_age).is_some() {
             return None;
         }
-        let Some((timeline, lsn)) = position else {
+        let Some(position) = position else {
             return Some(Fitness::Known);
         };
-        // It has not followed a fail-over that the client has seen: its numbers mean something else.
-        if answer.timeline < timeline {
-            return None;
+        match answer.reached.holds(position) {
+            Holds::Yes => Some(Fitness::Known),
+            Holds::Never => None,
+            Holds::NotYet => {
+                // One wait for a replica that is behind is enough, whichever request has waited.
+                let is_behind = seen
+                    .behind
+                    .is_some_and(|(missed, at)| missed <= position && at.elapsed() < max_age);
+                (!is_behind).then_some(Fitness::Likely)
+            }
         }
-        if answer.lsn >= lsn {
-            return Some(Fitness::Known);
-        }
-        // The client's write was lost with its primary, unless it comes later: then the primary has it as well.
-        if answer.timeline > timeline {
-            return None;
-        }
-        // One wait for a replica that is behind is enough, whichever request has waited.
-        let is_behind = seen
-            .behind
-            .is_some_and(|(missed, at)| missed <= lsn && at.elapsed() < max_age);
-        (!is_behind).then_some(Fitness::Likely)
     }
 }
 
@@ -188,7 +189,7 @@ impl Seen {
             _ if !is_recent => Some(OutOfUse::NotChecked),
             None => Some(OutOfUse::NotChecked),
             Some(Err(why)) => Some(OutOfUse::Failed(why.clone())),
-            Some(Ok(answer)) if !answer.is_in_recovery => Some(OutOfUse::Primary),
+            Some(Ok(answer)) if !answer.is_replica => Some(OutOfUse::Primary),
             Some(Ok(_)) => match (&self.failure, self.current) {
                 (Some(why), _) => Some(OutOfUse::Failed(why.clone())),
                 (None, Some(at)) if at.elapsed() <= max_lag => None,
@@ -202,8 +203,8 @@ impl Replica for Node {
     fn failed(&self, demand: &ReadDemand, error: &DbErr) {
         let known = Error::of(error);
         if known.as_ref().is_some_and(Error::is_replica_behind) {
-            let at_least = demand.at_least.unwrap_or(0);
-            self.seen().behind = Some((at_least, Instant::now()));
+            let missed = demand.at_least.map(|missed| (missed, Instant::now()));
+            self.seen().behind = missed;
         } else if !known.is_some_and(|known| known.is_exhausted()) {
             // A busy pool is no reason to leave the server alone.
             self.seen().failure = Some(error.to_string());

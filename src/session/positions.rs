@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use http::response;
-use sea_orm::{DbBackend, Statement};
+use sea_orm::Statement;
 use tokio::time::timeout;
 
 use super::{core::Core, settle::Ended, slot::Slot, stack::Caller, statement::run};
 use crate::{
-    connection::{Operation, Output, READ_POSITION, parse_position},
+    connection::{Operation, Output, parse_position, read_position},
     position::Position,
 };
 
@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Asks for the position of what was committed statement by statement.
 pub(super) async fn ask_position(core: &Arc<Core>) {
-    let question = Statement::from_string(DbBackend::Postgres, READ_POSITION);
+    let backend = core.pool().backend();
+    let question = Statement::from_string(backend, read_position(backend));
     // Without a connection at hand, or behind a statement that goes on, the response does not wait for it.
     let is_at_hand = matches!(core.lock().slot, Slot::Idle(_));
     let asking = run(core, Caller::Session, Operation::One(question));
@@ -29,7 +30,7 @@ pub(super) async fn ask_position(core: &Arc<Core>) {
         Some(Ok(Output::Row(Some(row)))) => row.try_get_by_index(0).ok(),
         _ => None,
     };
-    let position = position.and_then(|text: String| parse_position(&text));
+    let position = position.and_then(|text: String| parse_position(backend, &text));
     core.lock()
         .note_position(position.unwrap_or(Position::PRIMARY));
 }

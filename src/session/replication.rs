@@ -224,7 +224,7 @@ impl Replication {
     /// Stores the position that the session has made. Its client knows no later one, since this one was made after its
     /// request had come.
     pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
-        if let Some((timeline, _)) = made.place() {
+        if let Some(timeline) = made.timeline() {
             let latest = &self.shared.latest_timeline;
             latest.fetch_max(timeline, Ordering::Relaxed);
         }

@@ -343,7 +343,8 @@ impl State {
 
     /// Notes the position of what was committed.
     pub(super) fn note_position(&mut self, position: Position) {
-        self.position = self.position.max(Some(position));
+        let before = self.position;
+        self.position = Some(before.map_or(position, |before| before.and(position)));
         self.has_unseen = false;
     }
 

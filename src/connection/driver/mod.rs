@@ -8,12 +8,10 @@ mod results;
 
 #[cfg(feature = "_sqlx")]
 use futures_util::StreamExt;
-#[cfg(any(feature = "sqlx-postgres", all(feature = "_sqlx", feature = "stream")))]
-use sea_orm::sqlx::Either;
-#[cfg(feature = "sqlx-postgres")]
-use sea_orm::sqlx::Row;
 #[cfg(feature = "_sqlx")]
-use sea_orm::sqlx::{self, AssertSqlSafe, Connection, Executor, SqlSafeStr, pool::PoolConnection};
+use sea_orm::sqlx::{
+    self, AssertSqlSafe, Connection, Either, Executor, Row, SqlSafeStr, pool::PoolConnection,
+};
 use sea_orm::{DbErr, ExecResult, QueryResult, Statement};
 #[cfg(feature = "_sqlx")]
 use sqlx_core::transaction::TransactionManager;
@@ -314,31 +312,23 @@ impl Driver {
         &mut self,
         question: &str,
     ) -> Result<Result<Option<String>, DbErr>, DbErr> {
-        match self {
-            #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(c) => {
-                let mut answers =
-                    (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {question}")));
-                match answers.next().await {
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => return Err(query_error(error)),
-                    None => return Err(lost()),
-                }
-                let mut answer = None;
-                while let Some(next) = answers.next().await {
-                    match next {
-                        Ok(Either::Right(row)) => answer = row.try_get(0).ok(),
-                        Ok(Either::Left(_)) => {}
-                        Err(error) => return Ok(Err(query_error(error))),
-                    }
-                }
-                Ok(Ok(answer))
+        dispatch!(self, DB, c => {
+            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {question}")));
+            match answers.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(query_error(error)),
+                None => return Err(lost()),
             }
-            _ => {
-                let _ = question;
-                self.commit().await.map(|()| Ok(None))
+            let mut answer = None;
+            while let Some(next) = answers.next().await {
+                match next {
+                    Ok(Either::Right(row)) => answer = row.try_get(0).ok(),
+                    Ok(Either::Left(_)) => {}
+                    Err(error) => return Ok(Err(query_error(error))),
+                }
             }
-        }
+            Ok(Ok(answer))
+        }, gone => Err(lost()))
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), DbErr> {

@@ -10,7 +10,10 @@ use crate::support::wait::BOUND;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn g19_a_request_that_writes_gets_the_primary() {
-    let cluster = Cluster::new().await;
+    writes_get_the_primary(Cluster::new().await).await;
+}
+
+pub(super) async fn writes_get_the_primary(cluster: Cluster) {
     let replicas = cluster.replicas();
     let eager = cluster.layer(&replicas);
     for (layer, name) in [(eager.clone(), "eager"), (eager.lazy(), "lazy")] {
@@ -38,7 +41,10 @@ async fn g19_a_request_that_writes_gets_the_primary() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn g17_replicas_that_die_or_do_not_answer_leave_reads_to_the_primary() {
-    let mut cluster = Cluster::new().await;
+    replicas_die(Cluster::new().await).await;
+}
+
+pub(super) async fn replicas_die(mut cluster: Cluster) {
     let replicas = cluster
         .replicas()
         .acquire_timeout(Duration::from_millis(200));

@@ -2,6 +2,7 @@
 
 mod fail_over;
 mod lost;
+mod mariadb;
 mod positions;
 mod settings;
 
@@ -25,7 +26,7 @@ use crate::support::{
     database::{TestDb, count_items, try_insert_item},
     pool::pool_with,
     requests::{Failed, text},
-    servers::OwnServer,
+    servers::{Engine, OwnServer},
     wait::eventually,
     wire::Proxy,
 };
@@ -51,13 +52,19 @@ const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 impl Cluster {
     async fn new() -> Self {
-        let primary = OwnServer::postgres();
+        Self::of(OwnServer::postgres()).await
+    }
+
+    async fn of(primary: OwnServer) -> Self {
         let test = TestDb::on(&primary).await;
         let proxy = Proxy::start(primary.port()).await;
         let pool = pool_at(&at_port(test.url(), proxy.port())).await;
         let mut replicas = Vec::new();
-        for _ in 0..2 {
-            let standby = primary.standby();
+        for number in 2..4 {
+            let standby = match primary.engine() {
+                Engine::Postgres => primary.standby(),
+                Engine::MySql => mariadb::replica(&primary, number).await,
+            };
             let proxy = Proxy::start(standby.port()).await;
             let pool = pool_at(&at_port(test.url(), proxy.port())).await;
             replicas.push((standby, proxy, pool));

@@ -29,5 +29,12 @@ async fn a_layer_refuses_replicas_that_cannot_be_right() {
     let sqlite = TestDb::new(Kind::SqliteMemory).await;
     let sqlite = pool_with(&sqlite.connect(1).await, |pool| pool);
     let mixed = refusal(|| layer().replicas(of.clone().replica("r", sqlite.clone())));
-    assert!(mixed.contains("PostgreSQL"), "{mixed}");
+    assert!(mixed.contains("PostgreSQL or MariaDB"), "{mixed}");
+    let other = TestDb::new(Kind::MySql).await;
+    let other = pool_at(other.url()).await;
+    let mixed = refusal(|| layer().replicas(of.clone().replica("r", other.clone())));
+    assert!(mixed.contains("on all servers"), "{mixed}");
+    let of = Replicas::of(sqlite.clone()).replica("r", primary.clone());
+    let sqlite = refusal(|| DbSessionLayer::new(sqlite).replicas(of));
+    assert!(sqlite.contains("PostgreSQL or MariaDB"), "{sqlite}");
 }
