@@ -122,6 +122,7 @@ pub(super) async fn no_round_trip_is_added(cluster: Cluster) {
             // BEGIN with the check, SELECT, and a ROLLBACK that nothing waits for.
             let of_read = requests() - before;
             assert!(of_write >= 3 && of_read >= 2, "{of_write}, {of_read}");
+            eprintln!("{of_write} round trips to write, {of_read} to read");
             of_write == 3 && of_read <= 3
         },
     )
