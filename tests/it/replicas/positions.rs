@@ -105,7 +105,7 @@ pub(super) async fn no_round_trip_is_added(cluster: Cluster) {
     // A connection's visit to the driver's pool may add a ping now and then.
     let mut attempt = 0;
     in_one_of(
-        5,
+        10,
         "three round trips for a write, and two before a read's answer",
         async || {
             attempt += 1;
