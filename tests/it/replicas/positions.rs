@@ -316,3 +316,49 @@ async fn the_latest_of_two_cookies_counts_and_a_write_replaces_them() {
         assert!(made.starts_with("db-position=1-0/"), "{before}: {made}");
     }
 }
+
+/// Of a record that ends with its page, the server says that it ends behind the next page's header, which no replica
+/// reaches before the next record.
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_commit_that_fills_its_page_is_not_waited_for_in_vain() {
+    const PAGE: i64 = 8192;
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let layer = cluster.layer(&replicas);
+    let pads = async |db: DbSession, Path((name, size)): Path<(String, i64)>| {
+        try_insert_item(&db, &name).await?;
+        let pad = format!("SELECT pg_logical_emit_message(true, '', repeat('x', {size}))");
+        db.execute_unprepared(&pad).await?;
+        Ok::<_, Failed>(())
+    };
+    let app = Router::new()
+        .route("/pads/{name}/{size}", post(pads))
+        .layer(layer);
+    let primary = Database::connect(cluster.test.url()).await.unwrap();
+    let at = async |db: &DatabaseConnection, function: &str| {
+        let sql = format!("SELECT ({function}() - '0/0'::pg_lsn)::bigint");
+        let row = db
+            .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
+            .await;
+        row.unwrap().unwrap().try_get_by_index::<i64>(0).unwrap()
+    };
+    // All that a request writes but its padding.
+    let (mut rest, mut size) = (0, 0);
+    for attempt in 0..500 {
+        let before = at(&primary, "pg_current_wal_insert_lsn").await;
+        if rest != 0 {
+            size = (PAGE - before % PAGE - rest).rem_euclid(PAGE - 24) / 8 * 8;
+        }
+        let request = Request::post(format!("/pads/fills_{attempt}/{size}"));
+        let written = send(&app, request, None).await;
+        let after = at(&primary, "pg_current_wal_insert_lsn").await;
+        if after % PAGE != 24 {
+            rest = after - before - size;
+            continue;
+        }
+        let cookie = written.cookie.unwrap();
+        assert!(cookie.ends_with("000"), "{cookie}: the beginning of a page");
+        return;
+    }
+    panic!("no commit has filled its page");
+}
