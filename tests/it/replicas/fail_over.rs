@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Barrier, Semaphore},
+    time::timeout,
+};
 use tower_sea_orm::{OutOfUse, TransactionLayer};
 
 use super::*;
@@ -319,5 +322,52 @@ async fn a_read_that_no_server_may_take_is_refused_at_once() {
         let written = Request::post(format!("/write/{name}"));
         let written = send(&app, written, unknown).await;
         assert_eq!(written.status, StatusCode::OK, "{written:?}");
+    }
+}
+
+/// Whatever a request was doing when its client left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_is_dropped_gives_its_place_on_the_primary_back() {
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let both = Arc::new(Barrier::new(2));
+    let meet = both.clone();
+    let reads = async |db: DbSession| {
+        count_items(&db, "none").await;
+        place(&db)
+    };
+    let meets = async move |db: DbSession| {
+        count_items(&db, "none").await;
+        meet.wait().await;
+        place(&db)
+    };
+    let unknown = Some("db-position=primary");
+    for layer in [cluster.layer(&replicas), cluster.layer(&replicas).lazy()] {
+        let app = Router::new()
+            .route("/reads", get(reads))
+            .route("/meets", get(meets.clone()))
+            .layer(layer);
+        let dropped = (0..600).map(|request| {
+            let app = app.clone();
+            tokio::spawn(async move {
+                let patience = Duration::from_micros(request % 60 * 100);
+                let read = send(&app, Request::get("/reads"), unknown);
+                let read = timeout(patience, read).await;
+                read.is_ok_and(|read| read.status == StatusCode::OK)
+            })
+        });
+        let mut served = 0;
+        for read in dropped.collect::<Vec<_>>() {
+            served += u32::from(read.await.unwrap());
+        }
+        assert!(served < 600, "no client has left");
+        let (one, other) = tokio::join!(
+            timeout(BOUND, send(&app, Request::get("/meets"), unknown)),
+            timeout(BOUND, send(&app, Request::get("/meets"), unknown)),
+        );
+        for read in [one, other] {
+            let read = read.expect("both places are free");
+            assert_eq!((read.status, &*read.text), (StatusCode::OK, "primary"));
+        }
     }
 }
