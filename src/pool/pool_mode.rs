@@ -42,7 +42,7 @@
 /// [`pin`](crate::DbSession::pin) does the same by hand; a function of your own that changes session state needs it.
 ///
 /// The mode implies [`Reset::SessionState`](crate::Reset::SessionState), for every session of the pool: what one of them has
-/// set must not appear between two statements of another. What that does not reset (a PRAGMA of an in-memory SQLite database,
+/// set must not appear between two statements of another. State that it does not reset (a PRAGMA of an in-memory SQLite database,
 /// the effects of functions that it does not know) does appear.
 ///
 /// # What is refused
