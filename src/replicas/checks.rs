@@ -1,0 +1,137 @@
+//! The checks of all servers, which requests begin and none waits for.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Instant,
+};
+
+use futures_util::future::join_all;
+use tokio::runtime::Handle;
+
+use super::{Replicas, check::Answer, node::Node};
+use crate::position::Reached;
+
+/// The checks of all servers.
+#[derive(Default)]
+pub(super) struct Checks {
+    /// When the last ones began.
+    began: Option<Instant>,
+    is_running: bool,
+    /// The log has told of a primary from before a fail-over.
+    is_former_told: bool,
+    /// What the primary had, then and before.
+    primary: [Option<(Instant, Reached)>; 2],
+}
+
+impl Replicas {
+    /// Asks all servers, unless that was done lately.
+    pub(super) fn check_if_due(&self) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        {
+            let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_fresh = checks
+                .began
+                .is_some_and(|began| began.elapsed() < self.check_every);
+            if is_fresh || checks.is_running {
+                return;
+            }
+            checks.began = Some(Instant::now());
+            checks.is_running = true;
+        }
+        let this = self.clone();
+        runtime.spawn(async move { this.check().await });
+    }
+
+    async fn check(self) {
+        // However it ends: a panic is not to be the last check.
+        let _ended = Ended(self.checks.clone());
+        let began = Instant::now();
+        let servers = std::iter::once(&self.primary).chain(&self.nodes);
+        let asked = servers.map(|node| async move {
+            let answer = node
+                .monitor
+                .ask(node.pool.database(), self.acquire_timeout)
+                .await;
+            node.note(began, answer);
+        });
+        join_all(asked).await;
+        self.note_timelines();
+        let primary = self.note_primary(began, self.primary.answer());
+        for node in &self.nodes {
+            if let Some(at) = node
+                .answer()
+                .and_then(|answer| current(&answer, &primary, began))
+            {
+                node.note_current(at);
+            }
+            node.tell(self.max_lag, self.max_age());
+        }
+    }
+
+    /// Notes the latest timeline of the cluster, and tells of a primary that is on an earlier one.
+    fn note_timelines(&self) {
+        let servers = std::iter::once(&self.primary).chain(&self.nodes);
+        let timeline_of = |node: &Arc<Node>| node.answer()?.reached.position()?.timeline();
+        let seen = servers.filter_map(timeline_of).max().unwrap_or(0);
+        let latest = &self.shared.latest_timeline;
+        let latest = latest.fetch_max(seen, Ordering::Relaxed).max(seen);
+        // One in recovery refuses writes by itself.
+        let writes = self
+            .primary
+            .answer()
+            .is_some_and(|answer| !answer.is_replica);
+        let former = timeline_of(&self.primary).filter(|timeline| writes && *timeline < latest);
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = former.is_some() && !checks.is_former_told;
+        checks.is_former_told = former.is_some();
+        drop(checks);
+        if let Some(former) = former.filter(|_| is_news) {
+            tracing::error!(
+                target: "tower_sea_orm::replicas", timeline = former, latest,
+                "the primary's address leads to a server from before a fail-over: requests are refused there",
+            );
+        }
+    }
+
+    /// Returns what the primary had at its last checks, the newest first; `None` if it does not say.
+    fn note_primary(
+        &self,
+        began: Instant,
+        answer: Option<Answer>,
+    ) -> Option<[(Instant, Reached); 2]> {
+        let answer = answer.filter(|answer| !answer.is_replica)?;
+        let now = (began, answer.reached);
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = checks.primary[0].replace(now.clone());
+        checks.primary[1] = last.clone();
+        Some([now.clone(), last.unwrap_or(now)])
+    }
+}
+
+/// Returns the last time of which it is known that a server has what the primary had then.
+fn current(
+    node: &Answer,
+    primary: &Option<[(Instant, Reached); 2]>,
+    began: Instant,
+) -> Option<Instant> {
+    let Some(primary) = primary else {
+        // Without the primary nothing is written, and nobody knows what is missing.
+        return Some(began);
+    };
+    primary
+        .iter()
+        .find(|(_, had)| node.reached.covers(had))
+        .map(|(at, _)| *at)
+}
+
+/// Lets the next checks begin.
+struct Ended(Arc<Mutex<Checks>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let mut checks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.is_running = false;
+    }
+}
