@@ -117,6 +117,7 @@ impl CheckedOut {
         pool.return_idle();
         self.parts.end_orphan();
         let dead = self.parts.connection.take();
+        let latest_timeline = dead.as_ref().map_or(0, PinnedConnection::latest_timeline);
         let handle = dead.and_then(PinnedConnection::into_cancel_handle);
         // Before the wait: in a pool of one, nothing else could end it.
         self.parts.free_slot();
@@ -125,6 +126,8 @@ impl CheckedOut {
                 // The session has handed it out already: from here on, it cancels what runs on the new connection.
                 connection.adopt(handle);
             }
+            // The name may lead to another server than when the first was opened.
+            next.note_latest_timeline(latest_timeline);
             // Its place in the registry goes along, and with it the time since which the session holds a connection.
             next.parts.holder = self.parts.holder.take();
             *self = next;

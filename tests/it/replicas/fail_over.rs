@@ -170,6 +170,20 @@ async fn g18_of_two_primaries_only_the_later_one_serves() {
     }
     let former = Database::connect(cluster.test.url()).await.unwrap();
     assert_eq!(count_items(&former, "lost").await, 0);
+    // A connection that is found dead is exchanged for one to the same server.
+    cluster.proxy.lead_to(cluster.replicas[0].0.port());
+    eventually("writes go to the new primary", async || {
+        let written = send(&apps[0], Request::post("/write/between"), unknown).await;
+        written.status == StatusCode::OK
+    })
+    .await;
+    cluster.proxy.lead_to(cluster.primary.port());
+    cluster.proxy.cut();
+    // Rested for as long as a connection that may have died.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let refused = send(&apps[0], Request::post("/write/lost"), unknown).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(count_items(&former, "lost").await, 0);
     // From here on the address leads to the later one. Connections that are open still do not.
     cluster.proxy.lead_to(cluster.replicas[0].0.port());
     for (app, name) in apps.iter().zip(["transaction_2", "autocommit_2"]) {
