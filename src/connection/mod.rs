@@ -180,11 +180,6 @@ impl PinnedConnection {
         self.timeline.note_latest(timeline);
     }
 
-    /// Returns it.
-    pub(crate) fn latest_timeline(&self) -> u32 {
-        self.timeline.latest()
-    }
-
     /// Returns whether the server takes no writes, as the last call has shown.
     pub(crate) fn is_demoted(&self) -> bool {
         self.refusal == Refusal::Server

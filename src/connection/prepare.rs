@@ -41,8 +41,8 @@ impl PinnedConnection {
                 task.begin.as_ref(),
             )
             .await?;
-        if self.timeline.is_doubtful() && task.depth == 0 {
-            // Before anything of the session runs, and boxed: it is rare.
+        if self.timeline.is_doubtful() && self.may_prove_primary(task) {
+            // Before anything of the session runs or is committed, and boxed: it is rare.
             Box::pin(self.prove_primary()).await?;
         }
         if let Some(statements) = &task.on_acquire {
@@ -57,6 +57,12 @@ impl PinnedConnection {
             Box::pin(self.link.recount()).await?;
         }
         Ok(())
+    }
+
+    /// Returns whether the server can be asked, and its answer decides about something.
+    fn may_prove_primary(&self, task: &Task) -> bool {
+        let commits = task.depth == 1 && task.is(Operation::is_commit);
+        task.depth == 0 || commits && !self.transaction.has_failed()
     }
 
     /// Refuses a server that was the primary before a fail-over. What it commits is lost.

@@ -27,10 +27,6 @@ impl Timeline {
         self.latest = self.latest.max(latest);
     }
 
-    pub(super) fn latest(&self) -> u32 {
-        self.latest
-    }
-
     /// Returns whether the server may be one from before a fail-over. Before the first one, there is none.
     pub(super) fn is_doubtful(&self) -> bool {
         self.latest > self.proven.max(1)

@@ -103,8 +103,12 @@ impl CheckedOut {
     }
 
     pub(super) async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        let latest_timeline = self.pool().latest_timeline();
         match &mut self.parts.connection {
-            Some(connection) => connection.call(task).await,
+            Some(connection) => {
+                connection.note_latest_timeline(latest_timeline);
+                connection.call(task).await
+            }
             None => Ok(Output::Done),
         }
     }
@@ -117,7 +121,6 @@ impl CheckedOut {
         pool.return_idle();
         self.parts.end_orphan();
         let dead = self.parts.connection.take();
-        let latest_timeline = dead.as_ref().map_or(0, PinnedConnection::latest_timeline);
         let handle = dead.and_then(PinnedConnection::into_cancel_handle);
         // Before the wait: in a pool of one, nothing else could end it.
         self.parts.free_slot();
@@ -126,8 +129,6 @@ impl CheckedOut {
                 // The session has handed it out already: from here on, it cancels what runs on the new connection.
                 connection.adopt(handle);
             }
-            // The name may lead to another server than when the first was opened.
-            next.note_latest_timeline(latest_timeline);
             // Its place in the registry goes along, and with it the time since which the session holds a connection.
             next.parts.holder = self.parts.holder.take();
             *self = next;

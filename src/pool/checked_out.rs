@@ -28,9 +28,6 @@ pub(crate) trait WayOut: Send + Sync {
     /// Leads a session to the other pool, because of an error of the transaction's BEGIN, and acquires a connection
     /// there. From here on, the session is one of that pool's.
     fn take(&self, error: &DbErr) -> BoxFuture<'_, Result<Lease, Error>>;
-
-    /// The latest timeline of the cluster, on which the other pool's server has to be.
-    fn latest_timeline(&self) -> u32;
 }
 
 /// The other pool, and what its connection is registered for.
@@ -186,13 +183,6 @@ impl CheckedOut {
     /// Says where else the next transaction may begin.
     pub(crate) fn set_way_out(&mut self, elsewhere: Option<Box<Elsewhere>>) {
         self.parts.elsewhere = elsewhere;
-    }
-
-    /// Notes the latest timeline of the cluster, on which its server has to be.
-    pub(crate) fn note_latest_timeline(&mut self, timeline: u32) {
-        if let Some(connection) = &mut self.parts.connection {
-            connection.note_latest_timeline(timeline);
-        }
     }
 
     pub(super) fn has_way_out(&self) -> bool {

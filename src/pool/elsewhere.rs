@@ -32,7 +32,6 @@ impl Finished {
             Err(error) => return self.output = Err(error.to_db_err()),
         };
         let Some(mut next) = next else { return };
-        next.note_latest_timeline(elsewhere.way_out.latest_timeline());
         next.hold(elsewhere.holder, elsewhere.request);
         next.adopt_handle_of(&mut self.connection);
         mem::replace(&mut self.connection, next).give_back(|| ());

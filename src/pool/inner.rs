@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -61,6 +61,8 @@ pub(crate) struct PoolInner {
     pub(crate) observers: Observers,
     /// The statements that its sessions have run.
     pub(crate) known_texts: KnownTexts,
+    /// The latest timeline that any server of the cluster has shown, if this is a primary's pool with replicas.
+    latest_timeline: AtomicU32,
     /// Only a test's pool has one.
     test: Option<TestTransaction>,
 }
@@ -111,6 +113,7 @@ impl PoolInner {
             eviction: Eviction::default(),
             closing: Closing::default(),
             known_texts,
+            latest_timeline: AtomicU32::new(0),
             test,
             database,
             driver,
@@ -261,6 +264,16 @@ impl PoolInner {
     /// Notes that a session which [has begun](CountedSession::begin) has ended.
     pub(crate) fn session_ended(&self) {
         self.closing.session_ended();
+    }
+
+    pub(super) fn latest_timeline(&self) -> u32 {
+        self.latest_timeline.load(Ordering::Relaxed)
+    }
+
+    /// Notes a timeline that a server of the cluster has shown. Returns the latest one.
+    pub(crate) fn note_latest_timeline(&self, timeline: u32) -> u32 {
+        let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
+        before.max(timeline)
     }
 
     /// Logs and counts why a connection was not acquired.

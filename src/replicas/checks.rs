@@ -1,7 +1,7 @@
 //! The checks of all servers, which requests begin and none waits for.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -75,8 +75,7 @@ impl Replicas {
         let servers = std::iter::once(&self.primary).chain(&self.nodes);
         let timeline_of = |node: &Arc<Node>| node.answer()?.reached.position()?.timeline();
         let seen = servers.filter_map(timeline_of).max().unwrap_or(0);
-        let latest = &self.shared.latest_timeline;
-        let latest = latest.fetch_max(seen, Ordering::Relaxed).max(seen);
+        let latest = self.primary().inner().note_latest_timeline(seen);
         // One in recovery refuses writes by itself.
         let writes = self
             .primary

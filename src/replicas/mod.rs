@@ -26,7 +26,7 @@ use crate::{
     SessionPool,
     connection::ReadDemand,
     position::Position,
-    session::{Mode, Reads, Replica, Replication, Shared},
+    session::{Mode, Reads, Replica, Replication},
 };
 
 /// A check's answer counts for that long at least: on a busy machine, checks take their time.
@@ -82,7 +82,8 @@ pub struct Replicas {
     reads: Option<Predicate>,
     next: Arc<AtomicUsize>,
     checks: Arc<Mutex<Checks>>,
-    shared: Shared,
+    /// For those that read on the primary, because no replica can serve them.
+    room: Arc<Semaphore>,
 }
 
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
@@ -95,10 +96,7 @@ impl Replicas {
     /// If it is given a `DatabaseConnection`, as [`SessionPool::new`].
     pub fn of(primary: impl Into<SessionPool>) -> Self {
         let primary = primary.into();
-        let shared = Shared {
-            latest_timeline: Arc::default(),
-            room: room(primary.status().max.div_ceil(2).max(1)),
-        };
+        let room = room(primary.status().max.div_ceil(2).max(1));
         Self {
             primary: Arc::new(Node::new("primary".to_owned(), primary)),
             nodes: Vec::new(),
@@ -110,7 +108,7 @@ impl Replicas {
             reads: None,
             next: Arc::default(),
             checks: Arc::default(),
-            shared,
+            room,
         }
     }
 
@@ -162,7 +160,7 @@ impl Replicas {
     /// written what no replica has yet.
     #[must_use]
     pub fn max_reads_on_primary(mut self, max: u32) -> Self {
-        self.shared.room = room(max);
+        self.room = room(max);
         self
     }
 
@@ -242,8 +240,8 @@ impl Replicas {
         });
         let carrier = self.carrier.clone();
         let store = Arc::new(move |position, head: &mut _| carrier.store(position, head));
-        let (primary, shared) = (self.primary.pool.clone(), self.shared.clone());
-        let replication = Replication::new(primary, reads, store, shared);
+        let (primary, room) = (self.primary.pool.clone(), self.room.clone());
+        let replication = Replication::new(primary, reads, store, room);
         (node.map(|node| node.pool.clone()), replication)
     }
 

@@ -52,7 +52,7 @@ mod tx;
 mod worker;
 
 #[cfg(feature = "replicas")]
-pub(crate) use self::replication::{Reads, Replica, Replication, Shared};
+pub(crate) use self::replication::{Reads, Replica, Replication};
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
 pub(crate) use self::{

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -41,7 +41,8 @@ pub(crate) struct Replication {
     primary: SessionPool,
     reads: Option<Reads>,
     store: StorePosition,
-    shared: Shared,
+    /// For the sessions that read on the primary, although they might on a replica.
+    room: Arc<Semaphore>,
     /// Its place among those that read on the primary.
     place: Mutex<Option<Place>>,
     /// It reads on the primary from here on, or writes there.
@@ -52,24 +53,15 @@ pub(crate) struct Replication {
     is_counted: AtomicBool,
 }
 
-/// What all sessions of a cluster share.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    /// The latest timeline that any of its servers has shown; 0 as long as none has.
-    pub(crate) latest_timeline: Arc<AtomicU32>,
-    /// For the sessions that read on the primary, although they might on a replica.
-    pub(crate) room: Arc<Semaphore>,
-}
-
-impl Shared {
-    fn place(&self, permit: SemaphorePermit<'_>) -> Place {
-        permit.forget();
-        Place(self.room.clone())
-    }
-}
-
 /// A place among the sessions that read on the primary, given back when it is dropped.
 struct Place(Arc<Semaphore>);
+
+impl Place {
+    fn of(permit: SemaphorePermit<'_>, room: &Arc<Semaphore>) -> Self {
+        permit.forget();
+        Self(room.clone())
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -92,14 +84,14 @@ impl Replication {
         primary: SessionPool,
         reads: Option<Reads>,
         store: StorePosition,
-        shared: Shared,
+        room: Arc<Semaphore>,
     ) -> Arc<Self> {
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,
             reads,
             store,
-            shared,
+            room,
             place: Mutex::default(),
             has_moved: AtomicBool::new(has_moved),
             is_to_write: AtomicBool::new(false),
@@ -132,10 +124,6 @@ impl Replication {
 
     pub(crate) fn is_on_replica(&self) -> bool {
         self.reads().is_some()
-    }
-
-    pub(super) fn latest_timeline(&self) -> u32 {
-        self.shared.latest_timeline.load(Ordering::Relaxed)
     }
 
     /// Returns whether the session may write.
@@ -180,8 +168,8 @@ impl Replication {
         }
         let mut place = self.place();
         if place.is_none() {
-            let permit = self.shared.room.try_acquire().ok();
-            *place = permit.map(|permit| self.shared.place(permit));
+            let permit = self.room.try_acquire().ok();
+            *place = permit.map(|permit| Place::of(permit, &self.room));
         }
         place.is_some()
     }
@@ -192,13 +180,13 @@ impl Replication {
             return Ok(patience);
         }
         let started = Instant::now();
-        let admitted = timeout(patience, self.shared.room.acquire()).await;
+        let admitted = timeout(patience, self.room.acquire()).await;
         let waited = started.elapsed();
         let Ok(Ok(permit)) = admitted else {
             let error = Kind::ReadsOnPrimary.into();
             return Err(self.primary.inner().fail(error, waited));
         };
-        *self.place() = Some(self.shared.place(permit));
+        *self.place() = Some(Place::of(permit, &self.room));
         Ok(patience.saturating_sub(waited))
     }
 
@@ -225,8 +213,7 @@ impl Replication {
     /// request had come.
     pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
         if let Some(timeline) = made.timeline() {
-            let latest = &self.shared.latest_timeline;
-            latest.fetch_max(timeline, Ordering::Relaxed);
+            self.primary.inner().note_latest_timeline(timeline);
         }
         (self.store)(made, head);
     }
@@ -252,9 +239,5 @@ impl WayOut for Replication {
             let patience = self.admit(pool.settings().acquire_timeout).await?;
             pool.acquire_for(Claim::First, None, patience).await
         })
-    }
-
-    fn latest_timeline(&self) -> u32 {
-        self.latest_timeline()
     }
 }

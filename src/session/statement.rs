@@ -161,9 +161,6 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
                 .is_some_and(|sql| calls_nothing_unknown(core.pool().backend(), sql));
         state.note_unseen(reads);
         connection.set_way_out(way_out(core, replication));
-        if !replication.is_on_replica() {
-            connection.note_latest_timeline(replication.latest_timeline());
-        }
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);

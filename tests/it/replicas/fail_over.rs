@@ -6,7 +6,7 @@ use tokio::{
     sync::{Barrier, Semaphore},
     time::timeout,
 };
-use tower_sea_orm::{OutOfUse, TransactionLayer};
+use tower_sea_orm::{Error, OutOfUse, TransactionLayer};
 
 use super::*;
 use crate::support::wait::BOUND;
@@ -149,6 +149,19 @@ async fn g18_of_two_primaries_only_the_later_one_serves() {
         let written = send(app, Request::post(format!("/write/{name}")), None).await;
         assert_eq!(written.status, StatusCode::OK, "{written:?}");
     }
+    let go_on = Arc::new(Semaphore::new(0));
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let (may_go, layer) = (go_on.clone(), cluster.layer(&replicas));
+    let waits = async move |db: DbSession| {
+        try_insert_item(&db, "lost").await?;
+        begun.send(()).unwrap();
+        may_go.acquire().await.unwrap().forget();
+        Ok::<_, Failed>(())
+    };
+    let waits = Router::new().route("/waits", post(waits)).layer(layer);
+    let open =
+        tokio::spawn(async move { send(&waits, Request::post("/waits"), None).await.status });
+    begins.recv().await.unwrap();
     let promoted = cluster.beside(0).await;
     let promote = Statement::from_string(DbBackend::Postgres, "SELECT pg_promote(true, 60)");
     promoted.query_one_raw(promote).await.unwrap();
@@ -168,6 +181,12 @@ async fn g18_of_two_primaries_only_the_later_one_serves() {
             assert_eq!(refused.status, 503, "{refused:?}");
         }
     }
+    // What had begun is not committed, and a job's session is no request's.
+    go_on.add_permits(1);
+    assert_eq!(open.await.unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+    let session = cluster.pool.session().await.unwrap();
+    let refused = try_insert_item(&session, "lost").await.unwrap_err();
+    assert!(Error::of(&refused).unwrap().is_read_only(), "{refused}");
     let former = Database::connect(cluster.test.url()).await.unwrap();
     assert_eq!(count_items(&former, "lost").await, 0);
     // A connection that is found dead is exchanged for one to the same server.
