@@ -15,6 +15,10 @@ use crate::{
     session::Replica,
 };
 
+/// A replica that was behind is waited for again after this time. Most have been held up for a moment only, and the next
+/// check, which may be a second away, would tell late.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// A server of the cluster.
 pub(super) struct Node {
     pub(super) name: String,
@@ -163,10 +167,10 @@ impl Node {
             Holds::Yes => Some(Fitness::Known),
             Holds::Never => None,
             Holds::NotYet => {
-                // One wait for a replica that is behind is enough, whichever request has waited.
+                // One wait for a replica that is behind is enough for now, whichever request has waited.
                 let is_behind = seen
                     .behind
-                    .is_some_and(|(missed, at)| missed <= position && at.elapsed() < max_age);
+                    .is_some_and(|(missed, at)| missed <= position && at.elapsed() < AGAIN);
                 (!is_behind).then_some(Fitness::Likely)
             }
         }
