@@ -163,7 +163,7 @@ impl Link {
             return Ok(self.ask_behind_commit().await);
         }
         let question = read_position(self.backend);
-        let answer = self.driver.commit_and_ask(question).await?;
+        let answer = self.driver.commit_with(question).await?;
         // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
         self.is_overcounted = true;
         Ok(self.hear(answer))
@@ -262,13 +262,14 @@ impl Link {
             }
             return Ok(open);
         }
-        // sqlx counts it from there on, and rolls it back as one of its transactions.
-        let open = self.driver.adopts_transaction().await?;
-        // By sqlx's own count, so that the count is right afterwards.
-        if open {
-            self.driver.rollback().await?;
+        // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
+        // `BeginFailed`.
+        match self.driver.begin(Some("DO 0".to_owned())).await {
+            // sqlx counts the transaction from there on. By its own ROLLBACK, the count is right afterwards.
+            Ok(()) => self.driver.rollback().await.map(|()| true),
+            Err(error) if server::is_fatal(&error) => Err(error),
+            Err(_) => Ok(false),
         }
-        Ok(open)
     }
 }
 
