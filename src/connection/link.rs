@@ -271,6 +271,21 @@ impl Link {
             Err(_) => Ok(false),
         }
     }
+
+    /// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
+    /// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
+    pub(super) async fn reopen(&mut self, depth: usize) {
+        if depth == 1 && self.backend == DbBackend::MySql {
+            // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
+            return;
+        }
+        let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
+        let text: String = std::iter::once("BEGIN".to_owned())
+            .chain(savepoints)
+            .collect();
+        // It may not have ended after all, and the server says so.
+        let _ = self.run(text).await;
+    }
 }
 
 /// The savepoint around code that cannot be looked into, such as raw code or a `CALL`. Its absence afterwards gives

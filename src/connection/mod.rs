@@ -7,6 +7,7 @@ mod cancel;
 mod chain;
 mod driver;
 mod execute;
+mod failure;
 mod link;
 mod operation;
 mod position;

@@ -13,9 +13,13 @@ use tokio::sync::Notify;
 #[cfg(feature = "stream")]
 use super::Rows;
 use super::{
-    Chain, Demand, Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction,
+    Chain, Demand, Driver, Peer, Reset, Rest, Settings, failure::Failure, link::Link,
+    transaction::Transaction,
 };
-use crate::sql::{Change, Classified, calls_nothing_unknown, classify};
+use crate::{
+    error::Kind,
+    sql::{Change, Classified, calls_nothing_unknown, classify},
+};
 
 /// Up to how many bytes a value is counted.
 // Only whether a statement is large counts, so that a huge array is not formatted to its end for that.
@@ -317,6 +321,19 @@ impl Operation {
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => Some(Self::Stream(statement.clone(), rows.clone())),
             _ => None,
+        }
+    }
+
+    /// The error instead of it, if it must not be sent in a transaction that has failed so.
+    pub(super) fn refused_after(&self, failure: Failure) -> Option<Kind> {
+        match (self, failure) {
+            // A rollback is the way out of each of them; the other two are no statements.
+            (Self::Rollback | Self::Settle | Self::Ping, _) => None,
+            (_, Failure::Ended(kind)) => Some(kind),
+            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
+            (Self::Commit(_) | Self::Begin(_), _) => Some(Kind::Aborted),
+            // PostgreSQL refuses by itself.
+            (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
         }
     }
 

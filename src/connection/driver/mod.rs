@@ -25,7 +25,8 @@ pub(crate) use self::backend_id::{MYSQL_SERVER, PROCESSES};
 use self::results::breathe;
 #[cfg(feature = "_sqlx")]
 use self::results::{
-    connection_error, exec_error, is_single_row, may_stop_early, query, query_error, read, unread_error,
+    connection_error, exec_error, is_single_row, may_stop_early, query, query_error, read,
+    unread_error,
 };
 use crate::error::Kind;
 
