@@ -6,10 +6,11 @@ use sea_orm::{DbBackend, DbErr};
 
 use super::{
     PinnedConnection,
-    link::{Around, Condition},
-    operation::{Operation, Output, Task},
+    link::Condition,
+    operation::{Operation, Output},
     refusal::Refusal,
     session_state::foresee,
+    task::Task,
 };
 use crate::{
     error::{Kind, server},

@@ -19,6 +19,7 @@ mod rest;
 mod rows;
 mod session_state;
 mod settings;
+mod task;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -44,9 +45,10 @@ pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
     chain::{Chain, Chains},
     driver::{BackendId, Driver},
-    operation::{Begin, BeginSetUp, Operation, Output, Task},
+    operation::{Operation, Output},
     position::{Demand, ReadDemand, parse_position, read_position},
     settings::{Settings, check_name, search_path},
+    task::{Begin, BeginSetUp, Task},
 };
 use self::{
     link::{Around, Condition, Link},
