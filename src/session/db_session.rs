@@ -645,10 +645,7 @@ impl<Tag> DbSession<Tag> {
 // By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag> Clone for DbSession<Tag> {
     fn clone(&self) -> Self {
-        Self {
-            core: self.core.clone(),
-            tag: PhantomData,
-        }
+        Self::over(self.core.clone())
     }
 }
 
@@ -672,9 +669,6 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
         let plan = Plan::new(OpenedFor::Plain);
-        Self {
-            core: Core::new(SessionPool::pass_through(database), plan),
-            tag: PhantomData,
-        }
+        Self::over(Core::new(SessionPool::pass_through(database), plan))
     }
 }
