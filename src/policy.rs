@@ -1,6 +1,8 @@
 //! [`Policy`]: the settings of a layer, and the plan that they make for a request.
 
 mod begin_rule;
+#[cfg(feature = "replicas")]
+mod replicas;
 mod trace_id;
 
 use std::{
@@ -156,33 +158,6 @@ impl Policy {
             return Ok(self.route_by(replicas, parts, plan));
         }
         Ok((picked, plan))
-    }
-
-    #[cfg(feature = "replicas")]
-    fn route_by(
-        &self,
-        replicas: &Replicas,
-        parts: &Parts,
-        mut plan: Plan,
-    ) -> (Option<SessionPool>, Plan) {
-        let rules = &mut plan.rules;
-        let reads = TransactionOptions {
-            access_mode: Some(AccessMode::ReadOnly),
-            ..self.options
-        };
-        // For a request that is to read and writes nevertheless, the layer's rule for other reads does not count.
-        let writes = match rules.mode {
-            Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly) => {
-                Mode::Transaction(self.options)
-            }
-            mode => mode,
-        };
-        let (pool, replication) = replicas.route(parts, writes);
-        if replication.reads_only() {
-            rules.mode = Mode::Transaction(reads);
-        }
-        rules.replication = Some(replication);
-        (pool, plan)
     }
 
     /// Returns the settings to apply to a session that an outer layer has opened.
