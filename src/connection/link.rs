@@ -106,6 +106,13 @@ impl Link {
         self.around != Around::Nothing
     }
 
+    /// Code has ended the transaction around a test, if there is one.
+    pub(super) fn end_test(&mut self) {
+        if self.is_test() {
+            self.around = Around::EndedTest;
+        }
+    }
+
     pub(super) fn is_broken(&self) -> bool {
         matches!(self.condition, Condition::Broken | Condition::Lost)
     }

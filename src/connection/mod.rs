@@ -292,17 +292,11 @@ impl PinnedConnection {
         self.cancel_handle.take()
     }
 
-    /// Closes the connection; the handle goes to the one that takes its place.
-    pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
-        self.cancel_handle.take()
-    }
-
     /// Returns what serves the connection on the server, if it is lost.
     pub(crate) fn orphan(&self) -> Option<BackendId> {
         let handle = self.cancel_handle.as_ref();
-        handle
-            .filter(|_| self.link.is_lost())?
-            .backend_id(Peer::Server)
+        let lost = handle.filter(|_| self.link.is_lost())?;
+        lost.backend_id(Peer::Server)
     }
 
     /// Has `handle`, of which the session may have a copy already, stop this connection's statements from here on.

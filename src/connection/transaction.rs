@@ -12,7 +12,10 @@ use super::{
     settings::Settings,
     timeouts::Timeouts,
 };
-use crate::{error::Kind, position::Position};
+use crate::{
+    error::{Kind, server},
+    position::Position,
+};
 
 /// Checks deferred constraints, as the COMMIT that a test's sessions do not send would, and leaves
 /// them deferred.
@@ -289,6 +292,28 @@ impl Transaction {
             // It may have gone with its transaction.
             let _ = link.run(release).await;
         }
+    }
+
+    /// Returns whether the transaction that was open before an opaque operation is still the same: then the
+    /// savepoint from before it is still there.
+    pub(super) async fn is_guarded(&mut self, link: &mut Link, depth: usize) -> bool {
+        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has ended one
+        // so, the count says nothing any more.
+        if link.depth() < depth || self.roll_back_to(link, depth).await.is_err() {
+            link.give_up();
+            return false;
+        }
+        let Err(error) = link.release_guard().await else {
+            return true;
+        };
+        if server::is_fatal(&error) {
+            link.give_up();
+        // Only inside a transaction does PostgreSQL answer so: it is still the same one.
+        } else if server::is_aborted(&error) {
+            self.note_aborted(depth);
+            return true;
+        }
+        false
     }
 
     /// Puts back the settings of the connection that stood in for the transaction's.
