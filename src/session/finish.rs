@@ -112,7 +112,7 @@ fn account(
         state.stack.failures.may_pass(known, 0, false);
     }
     if let Some(position) = connection.take_position() {
-        state.note_position(position);
+        state.written.note(position);
     }
     let is_ended = connection.take_ended_elsewhere();
     let has_failed = connection.has_failed() || connection.is_broken();

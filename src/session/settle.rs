@@ -79,7 +79,7 @@ impl Settlement {
 /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
 pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
-    if state.has_unseen && state.phase.is_open() {
+    if state.written.is_unseen && state.phase.is_open() {
         drop(state);
         let core = core.clone();
         return Settlement::Later(Box::pin(async move {

@@ -1,6 +1,6 @@
 //! [`State`]: everything about a session that changes, under its lock.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
@@ -13,13 +13,13 @@ use super::{
     repeats::Repeats,
     slot::Slot,
     stack::{Caller, Purpose, Stack},
+    written::Written,
 };
 use crate::{
     body::{Hold, WeakHold},
-    connection::{Begin, Demand, Operation, Output},
+    connection::{Begin, Operation, Output},
     error::{Error, Kind},
     pool::{CheckedOut, PoolMode},
-    position::Position,
     sql::Earlier,
     telemetry::SessionSpan,
 };
@@ -54,10 +54,7 @@ pub(super) struct State {
     pub(super) body_hold: Option<WeakHold>,
     pub(super) span: SessionSpan,
     pub(super) repeats: Repeats,
-    /// The position of what the session has committed.
-    pub(super) position: Option<Position>,
-    /// It has committed something whose position is not known.
-    pub(super) has_unseen: bool,
+    pub(super) written: Written,
 }
 
 impl State {
@@ -82,8 +79,7 @@ impl State {
             body_hold: None,
             span: SessionSpan::open(),
             repeats: Repeats::default(),
-            position: None,
-            has_unseen: false,
+            written: Written::default(),
         }
     }
 
@@ -179,18 +175,7 @@ impl State {
         // Before BEGIN is sent, because it may be sent and its answer lost.
         self.stack.open_own();
         // With each BEGIN, also after an early commit: such settings end with their transaction.
-        let set_up = self.rules.on_begin.clone();
-        let replication = self.rules.replication.as_ref();
-        let demand = replication.map(|replication| replication.demand(options));
-        let set_up = match demand {
-            None | Some(Demand::None) => set_up,
-            Some(demand) => {
-                let mut set_up = set_up.map(Arc::unwrap_or_clone).unwrap_or_default();
-                set_up.demand = demand;
-                Some(Arc::new(set_up))
-            }
-        };
-        Some(Begin { options, set_up })
+        Some(self.rules.begin(options))
     }
 
     /// Returns why `operation` finds no connection. The end of a transaction is no rollback where something else may
@@ -338,14 +323,8 @@ impl State {
         let Some(replication) = &self.rules.replication else {
             return;
         };
-        self.has_unseen |= !reads_only && !self.is_transactional() && !replication.is_on_replica();
-    }
-
-    /// Notes the position of what was committed.
-    pub(super) fn note_position(&mut self, position: Position) {
-        let before = self.position;
-        self.position = Some(before.map_or(position, |before| before.and(position)));
-        self.has_unseen = false;
+        self.written.is_unseen |=
+            !reads_only && !self.is_transactional() && !replication.is_on_replica();
     }
 
     /// Returns how the session ends, for the log.
