@@ -14,7 +14,7 @@ use super::{
 use crate::{
     connection::Output,
     error::{Error, Kind},
-    pool::{CheckedOut, Finished, PoolMode},
+    pool::{CheckedOut, Finished, PoolMode, break_deadlock},
     telemetry,
 };
 
@@ -70,7 +70,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     }
     if core.is_awaited() {
         // The request waits for a second connection, and its first one rests now: that may be a deadlock.
-        core.pool().break_deadlock();
+        break_deadlock(core.pool());
     }
     output
 }

@@ -21,7 +21,10 @@ use super::{
     statement::Handle,
     tx::DbTx,
 };
-use crate::{Error, SessionPool, pool::Claim};
+use crate::{
+    Error, SessionPool,
+    pool::{Claim, expect_second},
+};
 
 impl SessionPool {
     /// Opens a session: acquires a connection and keeps it until the returned handle is dropped; in
@@ -176,7 +179,7 @@ impl SessionPool {
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
         self.inner().refuse_hopeless(|| is_request)?;
         // A session store asks for its connection before the request's own session does.
-        self.inner().expect_second();
+        expect_second(self.inner());
         let started = Instant::now();
         let patience = plan.rules.patience(self.inner().settings().acquire_timeout);
         let acquired = match &plan.rules.replication {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     connection::{Chain, Operation},
     error::{Error, Kind},
+    pool::next_chain,
 };
 
 /// The time that the end of a request waits for a statement that is still running.
@@ -274,7 +275,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
 /// Returns the transaction of a waiting session that COMMIT is to begin.
 fn chain(core: &Core, state: &State) -> Option<Chain> {
     match &state.slot {
-        Slot::Idle(connection) => core.pool().chain(connection),
+        Slot::Idle(connection) => next_chain(core.pool(), connection),
         _ => None,
     }
 }
