@@ -275,14 +275,18 @@ pub fn grpc_timeout(parts: &Parts) -> Option<Duration> {
     if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
     }
-    let number = digits.parse().ok()?;
+    Some(grpc_unit(unit)?(digits.parse().ok()?))
+}
+
+/// Returns the unit of a number of up to eight digits.
+fn grpc_unit(unit: &str) -> Option<fn(u64) -> Duration> {
     Some(match unit {
-        "H" => Duration::from_secs(number * 3600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
+        "H" => |number| Duration::from_secs(number * 3600),
+        "M" => |number| Duration::from_secs(number * 60),
+        "S" => Duration::from_secs,
+        "m" => Duration::from_millis,
+        "u" => Duration::from_micros,
+        "n" => Duration::from_nanos,
         _ => return None,
     })
 }

@@ -60,46 +60,60 @@ impl Operation {
         transaction: &mut Transaction,
         reads_only: bool,
     ) -> Result<Output, DbErr> {
-        let named = link.named;
-        let driver = &mut link.driver;
-        let done = match self {
+        let (named, driver) = (link.named, &mut link.driver);
+        match self {
             Self::Execute(statement) => {
-                return driver.execute(statement, named).await.map(Output::Executed);
+                let done = driver.execute(statement, named).await;
+                done.map(Output::Executed)
             }
             Self::Unprepared(sql) => {
-                return driver
-                    .execute_unprepared(mem::take(sql))
-                    .await
-                    .map(Output::Executed);
+                let done = driver.execute_unprepared(mem::take(sql)).await;
+                done.map(Output::Executed)
             }
             Self::One(statement) => {
                 let row = driver.query_one(statement, named, reads_only).await;
-                return row.map(Output::Row);
+                row.map(Output::Row)
             }
-            Self::All(statement) => {
-                return driver.query_all(statement, named).await.map(Output::Rows);
+            Self::All(statement) => driver.query_all(statement, named).await.map(Output::Rows),
+            Self::Commit(None) => transaction.commit(link).await.map(|()| Output::Done),
+            // What it is for has come before it, in `prepare`.
+            Self::Settle | Self::Raw(None) => Ok(Output::Done),
+            rare => {
+                let done = Box::pin(rare.perform_rare(link, transaction, reads_only));
+                done.await.map(|()| Output::Done)
             }
+        }
+    }
+
+    #[cfg_attr(not(feature = "stream"), allow(unused_variables))]
+    async fn perform_rare(
+        &mut self,
+        link: &mut Link,
+        transaction: &mut Transaction,
+        reads_only: bool,
+    ) -> Result<(), DbErr> {
+        match self {
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => {
-                Box::pin(driver.stream(statement, rows, named, reads_only)).await
+                let (named, driver) = (link.named, &mut link.driver);
+                driver.stream(statement, rows, named, reads_only).await
             }
             Self::Begin(options) => {
-                Box::pin(transaction.begin(link, *options, None, &Demand::None)).await
+                let demand = &Demand::None;
+                transaction.begin(link, *options, None, demand).await
             }
             Self::Commit(chain) => match chain.take() {
-                Some(chain) => Box::pin(chain.begin(link, transaction)).await,
+                Some(chain) => chain.begin(link, transaction).await,
                 None => transaction.commit(link).await,
             },
-            Self::Rollback => Box::pin(transaction.rollback(link)).await,
-            Self::Ping => Box::pin(driver.ping()).await,
-            // What it is for has come before it, in `prepare`.
-            Self::Settle => Ok(()),
+            Self::Rollback => transaction.rollback(link).await,
+            Self::Ping => link.driver.ping().await,
             Self::Raw(code) => match code.take() {
-                Some(code) => code(driver).await,
+                Some(code) => code(&mut link.driver).await,
                 None => Ok(()),
             },
-        };
-        done.map(|()| Output::Done)
+            _ => Ok(()),
+        }
     }
 
     /// The operation once more, for the case that its prepared statement is stale: sqlx keeps statements prepared and

@@ -157,12 +157,10 @@ impl Transaction {
         settings: Option<&Settings>,
         demand: &Demand,
     ) -> Result<(), DbErr> {
-        let options = demand.options(options);
         // A test's sessions have a savepoint where others have a transaction.
-        let options = if link.is_test() && link.depth() == 0 {
-            TransactionOptions::default()
-        } else {
-            options
+        let options = match link.is_test() && link.depth() == 0 {
+            true => TransactionOptions::default(),
+            false => demand.options(options),
         };
         let depth = link.counted();
         let mut begin = begin_statement(link.backend, options, depth)?;
@@ -187,14 +185,13 @@ impl Transaction {
         if depth == 0 {
             self.is_tracked = matches!(demand, Demand::Track);
         }
-        if query_only {
-            // Before it is sent: an answer that is lost must not leave it set.
-            self.access = Access::QueryOnly;
-            link.run("PRAGMA query_only = 1").await?;
-        } else {
+        if !query_only {
             self.note_options(options, depth);
+            return Ok(());
         }
-        Ok(())
+        // Before it is sent: an answer that is lost must not leave it set.
+        self.access = Access::QueryOnly;
+        link.run("PRAGMA query_only = 1").await
     }
 
     /// Notes the options of a transaction that was begun inside `depth` others.

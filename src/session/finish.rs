@@ -21,10 +21,7 @@ use crate::{
 /// Takes the connection back from a call that has ended, and returns its output, unless that is kept for a
 /// future that is not polled at this moment.
 pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Output, DbErr>> {
-    let Finished {
-        mut connection,
-        output,
-    } = finished;
+    let (mut connection, output) = (finished.connection, finished.output);
     let mut state = core.lock();
     // Dropped below, when the lock is free: it wakes the end of the request.
     let stray_ended = state.phase.take_stray_ended();
@@ -54,9 +51,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     if is_wanted {
         core.turns.wake_worker();
     }
-    if let Some(owner) = owner {
-        owner.wake();
-    }
+    owner.into_iter().for_each(Waker::wake);
     // The log's subscriber and observers are foreign code, so they are called last and under no lock.
     if let Some(observed) = observed {
         core.tell_executed(&observed, failure.as_ref());

@@ -82,11 +82,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
     if state.written.is_unseen && state.phase.is_open() {
         drop(state);
-        let core = core.clone();
-        return Settlement::Later(Box::pin(async move {
-            ask_position(&core).await;
-            settle(&core, decision).resolve().await
-        }));
+        return Settlement::Later(Box::pin(ask_and_settle(core.clone(), decision)));
     }
     let is_cut_off = state.phase.cut_off().is_some();
     if state.phase.is_over() && !is_cut_off {
@@ -124,6 +120,12 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
             own,
         ))),
     }
+}
+
+/// Asks for the position while the session still has its connection, which its end gives back.
+async fn ask_and_settle(core: Arc<Core>, decision: Decision) -> Ended {
+    ask_position(&core).await;
+    settle(&core, decision).resolve().await
 }
 
 /// Returns whether a transaction that has read on a replica is all that is open, and is sound.

@@ -279,8 +279,8 @@ impl State {
         }
         match result {
             // A ping or a rollback that succeeds is no new attempt.
-            Ok(()) if purpose != Purpose::Other => self.stack.failures.went_on(),
-            Ok(()) => {}
+            Ok(()) if purpose == Purpose::Other => {}
+            Ok(()) => self.stack.failures.went_on(),
             Err(error) => {
                 // The transaction is sound although a statement has failed: it is a server that undoes the statement
                 // alone. Or there is no transaction left.
