@@ -272,6 +272,7 @@ impl Checkout {
 pub fn grpc_timeout(parts: &Parts) -> Option<Duration> {
     let value = parts.headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    // The protocol's bound, by which no number of hours can overflow.
     if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
     }

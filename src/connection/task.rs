@@ -47,6 +47,7 @@ impl Task {
     /// A statement that prepares something, beside the session's own.
     pub(super) fn set_up(statement: Statement, depth: usize, text: Classified) -> Self {
         Self {
+            // The call around it is the first, and decides about another connection.
             first: false,
             rest: Rest::None,
             depth,

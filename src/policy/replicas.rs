@@ -25,6 +25,7 @@ impl Policy {
         if pools().next().is_none() || pools().any(|pool| pool.driver().is_same(own.driver())) {
             return Err(Kind::NoReplica);
         }
+        // Of one kind, because the positions of PostgreSQL and MariaDB cannot be compared.
         let kind = own.backend();
         let has_replicas = matches!(kind, DbBackend::Postgres | DbBackend::MySql);
         let fits = |pool: &PoolInner| !pool.is_direct() && pool.backend() == kind;

@@ -102,6 +102,7 @@ impl PoolInner {
             settings,
             observers,
         });
+        // Last, because an observer may ask the pool at once.
         let weak = WeakSessionPool::of(&pool);
         pool.observers.tell(|observer| observer.attached(&weak));
         pool
@@ -224,6 +225,7 @@ impl PoolInner {
 
     /// Returns whether no session gets a connection any more.
     pub(crate) fn is_shut(&self) -> bool {
+        // Whatever has the `DatabaseConnection` can close it, without a word to this pool.
         self.closing.is_shut() || self.driver.is_closed()
     }
 
@@ -249,6 +251,7 @@ impl PoolInner {
 
     /// Notes a timeline that a server of the cluster has shown. Returns the latest one.
     pub(crate) fn note_latest_timeline(&self, timeline: u32) -> u32 {
+        // Timelines only grow, and the servers of a cluster show theirs in any order.
         let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
         before.max(timeline)
     }

@@ -48,6 +48,8 @@ impl CheckedOut {
             left.begin_return();
             runtime.spawn(async move {
                 if left.clean().await {
+                    // First: it evicts the connections to this server, this one included, which `put_back` then
+                    // closes.
                     left.leave_read_only();
                     left.put_back_unless_changed();
                 } else {
@@ -98,6 +100,7 @@ impl CheckedOut {
     fn return_to_driver(mut self) {
         let pool = self.pool().clone();
         if let Some(test) = pool.test() {
+            // Not to sqlx's pool: the test's transaction is open on it.
             if let Some(connection) = self.parts.connection.take() {
                 test.put(connection);
             }
@@ -158,6 +161,7 @@ impl PoolInner {
                 "a connection held for a long time was returned",
             );
         }
+        // `close()` waits for it.
         self.closing.changed();
     }
 
@@ -236,6 +240,7 @@ impl PoolInner {
     )]
     pub(super) fn return_all(self: &Arc<Self>, connections: Vec<Box<Parts>>) {
         for idle in connections {
+            // Idle connections have none, and on its way back this one is still out.
             let slot = SlotGuard::new(self.clone(), Use::Return);
             CheckedOut::of_idle(idle, slot).return_to_driver();
         }
