@@ -45,7 +45,7 @@ impl PinnedConnection {
         self.transaction.forget_beyond(depth);
         self.session_state.forget_beyond(depth);
         // A half of what was to be there before the operation may be.
-        let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
+        let half_begun = output.is_err() && task.is_half_begun();
         let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
         // An earlier call may have been refused where the server did not answer yet.
         if output.is_err() || self.refusal == Refusal::Unasked {

@@ -77,6 +77,11 @@ impl Task {
         self.first && self.depth == 0 && self.operation.is_some()
     }
 
+    /// Returns whether what was to come before its operation may be there in part.
+    pub(super) fn is_half_begun(&self) -> bool {
+        self.begin.is_some() && self.operation.is_some()
+    }
+
     /// Returns whether it opens a transaction, without which nothing of it takes effect.
     pub(crate) fn opens(&self) -> bool {
         self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)))

@@ -80,7 +80,7 @@ impl Settlement {
 /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
 pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
-    if state.written.is_unseen && state.phase.is_open() {
+    if state.has_to_ask_position() {
         drop(state);
         return Settlement::Later(Box::pin(ask_and_settle(core.clone(), decision)));
     }
@@ -92,7 +92,8 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     // Where the response is an error anyway, a lost transaction is rolled back as it should be.
     let lost = state.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
-    if commits && !is_cut_off && has_read_on_replica(core, &state) {
+    let may_commit = commits && !is_cut_off;
+    if may_commit && has_read_on_replica(core, &state) {
         // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
         state.stack.hooks.seal();
         state.stack.committed();
@@ -100,7 +101,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
         drop(end(core));
         return Settlement::Now(Ended::Committed);
     }
-    if commits && !is_cut_off && has_to_commit(&state) {
+    if may_commit && has_to_commit(&state) {
         // From here on, no statement of the handler's is admitted: it would come behind the COMMIT.
         state.phase = Phase::Settling;
         drop(state);

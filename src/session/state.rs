@@ -143,10 +143,8 @@ impl State {
 
     /// Returns why the session lost an open transaction, if it did.
     pub(super) fn lost(&self) -> Option<Error> {
-        let cut_off = self.phase.cut_off();
-        cut_off
-            .filter(|cut_off| cut_off.has_lost)
-            .map(CutOff::error)
+        let cut_off = self.phase.cut_off().filter(|cut_off| cut_off.has_lost)?;
+        Some(cut_off.error())
     }
 
     /// Returns how many transactions are open around a statement of `caller`, if it may run now.
@@ -211,9 +209,8 @@ impl State {
         let failure = self.stack.standing.failure();
         let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
         // A CALL that runs on may still commit; only its own end shows that it has not.
-        let running = self.slot.call();
-        let runs = running.is_some_and(|running| running.is_doubtful);
-        known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
+        let doubtful = self.slot.call().filter(|running| running.is_doubtful);
+        known.or_else(|| doubtful.map(|_| Kind::EndedElsewhere.into()))
     }
 
     /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.
@@ -316,6 +313,11 @@ impl State {
         if is_sound && self.stack.depth() > 0 {
             self.stack.failures.went_on();
         }
+    }
+
+    /// Returns whether the position of what was committed is still to be asked for.
+    pub(super) fn has_to_ask_position(&self) -> bool {
+        self.written.is_unseen && self.phase.is_open()
     }
 
     /// Notes that a statement outside any transaction of the session's own may have written.
