@@ -146,6 +146,7 @@ impl<T, C> Ledger<T, C> {
     /// Returns how many may be out when one more goes to a waiter.
     fn limit_for(&self, holds: bool) -> u32 {
         if !holds && self.kept_until().is_some() {
+            // Never below one: of a single connection nothing is kept.
             self.limit - 1
         } else {
             self.limit
@@ -282,6 +283,7 @@ impl<T, C> Ledger<T, C> {
 
     /// Takes all idle connections, to be returned to the driver's pool. They count as out until they are there.
     pub(super) fn take_all_idle(&mut self) -> Vec<C> {
+        // Counted in the same breath, or a fetch could begin in their places.
         let idle = self.idle.take_all();
         idle.iter().for_each(|_| self.occupy(Use::Return));
         idle

@@ -74,12 +74,14 @@ impl KnownTexts {
 
     fn look_up(&self, sql: &str, hash: u64) -> Classified {
         // Its highest bits: the lowest make room for the kind.
+        // Ten bits, for 1024 places.
         let place = usize::try_from(hash >> 54)
             .ok()
             .and_then(|at| self.places.get(at));
         let Some(place) = place else {
             return classify(self.backend, sql);
         };
+        // Relaxed: the word is all there is to see, and nothing else is read because of it.
         let known = place.load(Relaxed);
         if known & !KIND == hash & !KIND
             && let Some(kind) = kind(known)
