@@ -20,7 +20,7 @@ use super::{
     eviction::Eviction,
     holder::{Holder, current, holds_one, requests_of},
     ledger::{Ledger, Locked, Status},
-    log::{Pressure, Throttle},
+    log::Pressure,
     observer::Observers,
     options::Settings,
     plain_share::PlainShare,
@@ -35,6 +35,7 @@ use crate::{
     connection::Reset,
     error::{Error, Kind},
     sql::KnownTexts,
+    telemetry::Throttle,
 };
 
 pub(crate) struct PoolInner {
@@ -51,8 +52,8 @@ pub(crate) struct PoolInner {
     pub(super) registry: Registry,
     pub(super) hold_watch: Arc<Background>,
     pub(super) second_window: Arc<Background>,
-    /// Throttles the lines about waits for a second session.
-    pub(super) second_session_lines: Throttle<16>,
+    /// Throttles the lines that a fault could make each request write.
+    pub(crate) lines: Throttle,
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,
     pub(super) probe: Probe,
@@ -106,7 +107,7 @@ impl PoolInner {
             registry: Registry::default(),
             hold_watch: Arc::default(),
             second_window: Arc::default(),
-            second_session_lines: Throttle::default(),
+            lines: Throttle::new(),
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),
