@@ -388,7 +388,7 @@
 //! | `opentelemetry` | | `OpenTelemetryObserver`: metrics by OpenTelemetry's conventions |
 //! | `metrics` | | `MetricsObserver`: the same through the `metrics` crate, for Prometheus |
 //! | `retry` | | `RetryLayer`: requests and jobs that a conflict has undone run again |
-//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL or MariaDB cluster, where clients see their own writes |
+//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL or MariaDB cluster, where clients see their own writes; needs `sqlx-postgres` or `sqlx-mysql`, and without either `DbSessionLayer::replicas` panics |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature
