@@ -10,7 +10,7 @@ use http::{StatusCode, request::Parts};
 
 #[cfg(feature = "retry")]
 use crate::Attempt;
-use crate::{DbSession, DbTx, Error, SessionPool};
+use crate::{DbSession, DbTx, Error, SessionPool, telemetry};
 
 /// The rejection of a session argument if no layer provides a session: status 500, with a static
 /// text that names the layer. It is also logged.
@@ -20,7 +20,7 @@ pub struct MissingSession(Error);
 impl IntoResponse for MissingSession {
     fn into_response(self) -> Response {
         // No layer is there to log it.
-        tracing::error!(target: "tower_sea_orm", "{}", self.0);
+        telemetry::response_without_session(&self.0);
         // The text is one of this crate's and about the routes: nothing of the database is in it (G15).
         (StatusCode::INTERNAL_SERVER_ERROR, self.0.to_string()).into_response()
     }

@@ -13,12 +13,15 @@ use http::{Request, Response};
 use pin_project::pin_project;
 use tower_service::Service;
 
+#[cfg(feature = "retry")]
+use crate::session::OpenSession;
 use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,
     error::Kind,
     policy::Policy,
     response::{DefaultResponseForError, Responder, ResponseForError, ResponsePolicy},
     session::{Ended, SessionGuard, SettleAt, Settlement},
+    telemetry,
 };
 
 /// The future of a [`DbSessionService`](crate::DbSessionService).
@@ -76,6 +79,8 @@ where
     fn serving(inner: &mut S, mut request: Request<ReqBody>, own: Option<Own<Tag>>) -> Self {
         // The guard stays here and only the handle goes into the request: extensions may be cloned and kept (G3, G6).
         let guard = own.map(|(session, guard)| {
+            #[cfg(feature = "retry")]
+            OpenSession::note(&session, request.extensions_mut());
             request.extensions_mut().insert(session);
             guard
         });
@@ -137,14 +142,13 @@ where
         #[cfg_attr(not(feature = "retry"), allow(unused_mut))]
         let mut responder = Responder::new(respond, &parts, policy.response);
         #[cfg(feature = "retry")]
-        responder.join_tally(&parts);
+        if let Err(error) = responder.join_tally(&parts) {
+            return Self::refused(error, pool, responder);
+        }
         // The predicates see the request as it came in, before it has a session.
         let (picked, plan) = match policy.route(&parts, pool) {
             Ok(routed) => routed,
-            Err(error) => {
-                let state = State::Refused(error);
-                return Self { state, responder };
-            }
+            Err(error) => return Self::refused(error, pool, responder),
         };
         let pool = picked.as_ref().unwrap_or(pool);
         // Pass-through sessions have no connection to check out.
@@ -155,10 +159,18 @@ where
             Err(plan) => {
                 // Only a session that has to wait costs a box, and a future that owns what it needs.
                 let pool = pool.clone();
-                let acquire = async move { pool.eager_session(plan).await.map(Some) };
+                let acquire =
+                    async move { logged(&pool, pool.eager_session(plan).await.map(Some)) };
                 State::acquiring(inner, request, Box::pin(acquire))
             }
         };
+        Self { state, responder }
+    }
+
+    /// For a request that cannot have a session.
+    fn refused(error: Error, pool: &SessionPool, responder: Responder<Tag, Respond>) -> Self {
+        telemetry::response_for(&error, &pool.inner().lines);
+        let state = State::Refused(error);
         Self { state, responder }
     }
 
@@ -193,9 +205,14 @@ where
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
         let state = match applied {
-            Err(error) => State::Refused(error),
+            Err(error) => {
+                telemetry::response_for(&error, &pool.inner().lines);
+                State::Refused(error)
+            }
             Ok(()) if waits => {
-                let check_out = async move { session.check_out().await.map(|()| None) };
+                let pool = pool.clone();
+                let check_out =
+                    async move { logged(&pool, session.check_out().await.map(|()| None)) };
                 State::acquiring(inner, request, Box::pin(check_out))
             }
             Ok(()) => State::serving(inner, request, None),
@@ -284,6 +301,11 @@ fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
             guard,
         }),
     }
+}
+
+/// Logs why there is no connection for a request: the client learns a status, the log the cause (G15).
+fn logged<T>(pool: &SessionPool, acquired: Result<T, Error>) -> Result<T, Error> {
+    acquired.inspect_err(|error| telemetry::response_for(error, &pool.inner().lines))
 }
 
 fn polled_after_completion() -> ! {

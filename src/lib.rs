@@ -306,9 +306,11 @@
 //! | the connection died while it was idle | the handler's response | begins on another connection; so does a first statement in autocommit if the server reports that it closed the connection as idle (MariaDB does not) | committed |
 //! | the server refuses COMMIT (a deferred constraint) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
 //! | COMMIT, or a statement before a 5xx, meets a conflict (serialization failure, deadlock, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
+//! | the same in a transaction that the handler has begun in an autocommit session, and the handler returns 5xx | 503; `Retry-After` 1 s unless a statement ran outside of that transaction | is rolled back | – |
 //! | with replicas (feature `replicas`): the second transaction of one request begins on a replica that is behind, and the handler returns 5xx | 503, `Retry-After` 1 s unless the first one was committed ([`is_replica_behind`](Error::is_replica_behind)) | was not begun | failed or rolled back |
 //! | the connection is lost during COMMIT, or the server does not answer it within the [`commit_timeout`](SessionPoolBuilder::commit_timeout) | 500 | may be committed or not; never retried | [unknown](Outcome::is_unknown) |
 //! | the connection is lost before COMMIT | whatever the handler returns for the error; a 500 in place of a response below 400 | is lost with the connection | failed |
+//! | with replicas (feature `replicas`): the connection is lost in a request that only reads, after its first statement, and the handler returns 5xx or below 400 | 503, `Retry-After` 1 s ([`is_connection_lost`](Error::is_connection_lost)) | is lost with the connection; it was READ ONLY | failed or rolled back |
 //! | a statement fails, the handler swallows the error and answers below 400: PostgreSQL; a deadlock on MySQL; a full disk on SQLite | 500; 503 after a conflict | was aborted by the server, and is rolled back | failed, [`is_aborted`](Error::is_aborted) |
 //! | the same, with an error that leaves the transaction alive (MySQL, SQLite), or in a nested transaction that was rolled back or dropped | its response | is committed, without the nested one | committed |
 //! | raw code (`with_postgres`, …) has ended the transaction | 500 | is whatever the code left | failed, `is_aborted` |
@@ -363,8 +365,8 @@
 //! | `tower_sea_orm::pool` | WARN | statements that cannot be cancelled, and why |
 //! | `tower_sea_orm::pool` | WARN | with `PoolConfig`: variables that have the prefix of its settings but are not settings |
 //! | `tower_sea_orm::pool` | INFO | with `PoolConfig`: waiting for the server at startup, and when it is available; WARN if it did not answer in time |
-//! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause |
-//! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server or a stale plan, or a 504 after the server stopped a statement |
+//! | `tower_sea_orm` | ERROR | a 500 made by the crate, or a body that it aborted, with the cause; of each kind, 16 times a second, and always if something may be stored |
+//! | `tower_sea_orm` | WARN | a 503 after a conflict, a refused write on a read-only server, a lost read or a stale plan, or a 504 after the server stopped a statement; of each kind, once a second |
 //! | `tower_sea_orm::replicas` | WARN, INFO | with `replicas`: a replica goes out of use, and why; it is in use again |
 //! | `tower_sea_orm::retry` | DEBUG | with `RetryLayer`: an attempt that a transient failure has undone, with its number and error, and whether there is another one; the 503 of an attempt that is followed by another is not logged |
 //!
@@ -386,7 +388,7 @@
 //! | `opentelemetry` | | `OpenTelemetryObserver`: metrics by OpenTelemetry's conventions |
 //! | `metrics` | | `MetricsObserver`: the same through the `metrics` crate, for Prometheus |
 //! | `retry` | | `RetryLayer`: requests and jobs that a conflict has undone run again |
-//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL or MariaDB cluster, where clients see their own writes |
+//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL or MariaDB cluster, where clients see their own writes; needs `sqlx-postgres` or `sqlx-mysql`, and without either `DbSessionLayer::replicas` panics |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature

@@ -54,7 +54,11 @@ pub(crate) struct Gtid {
 /// What a server has of its cluster's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(
-    not(all(feature = "replicas", feature = "sqlx-mysql")),
+    not(all(
+        feature = "replicas",
+        feature = "sqlx-postgres",
+        feature = "sqlx-mysql"
+    )),
     allow(dead_code)
 )]
 pub(crate) enum Reached {

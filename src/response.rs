@@ -200,26 +200,22 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     }
 
     /// Has a retry layer around this one know how the request's session ends.
+    ///
+    /// # Errors
+    ///
+    /// If that layer is inside another session's.
     #[cfg(feature = "retry")]
-    pub(crate) fn join_tally(&mut self, parts: &Parts) {
+    pub(crate) fn join_tally(&mut self, parts: &Parts) -> Result<(), Error> {
         self.tally = parts.extensions.get::<Arc<Tally>>().cloned();
         if let Some(tally) = &self.tally {
             // Before the inner service is called: what never reports its end is no session that is known undone.
-            tally.opened();
+            tally.opened()?;
         }
+        Ok(())
     }
 
-    /// Returns the layer's response for `error`, which is logged.
+    /// Returns the layer's response for `error`.
     pub(crate) fn error<B>(&self, error: &Error) -> Response<B>
-    where
-        Respond: ResponseForError<B>,
-    {
-        // The client learns a status, the log the cause (G15).
-        telemetry::response_for(error);
-        self.unlogged(error)
-    }
-
-    fn unlogged<B>(&self, error: &Error) -> Response<B>
     where
         Respond: ResponseForError<B>,
     {
@@ -270,9 +266,10 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             None => response,
             Some(error) => {
                 if !is_reported {
-                    telemetry::response_for(&error);
+                    // The client learns a status, the log the cause (G15).
+                    telemetry::response_for(&error, &guard.pool().lines);
                 }
-                let mut response = self.unlogged(&error);
+                let mut response = self.error(&error);
                 // An earlier `commit()` of the handler stands: a retry would do its work twice (G20).
                 if guard.may_have_committed() {
                     forbid_retry(&mut response);
@@ -300,7 +297,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         let remembered = || is_failure(response).then(|| guard.failure()).flatten();
         let replaces = failure.is_some();
         let failure = failure.cloned().or_else(remembered);
-        tally.undone(failure.filter(Error::is_passing), replaces)
+        let logs = replaces.then(|| guard.pool());
+        tally.undone(failure.filter(Error::is_passing), logs)
     }
 
     #[cfg(not(feature = "retry"))]
@@ -316,6 +314,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         guard: &SessionGuard,
     ) -> Option<Error> {
         match (ended, guard.lost()) {
+            // Whatever the handler says: one attempt at its work is within a session of another.
+            (_, Some(lost)) if lost.is_retry_inside() => Some(lost),
             (Ended::Failed(error), _) => Some(error.clone()),
             // Even if `commit_when` rolls a success back: the handler believes that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),

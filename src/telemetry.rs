@@ -2,6 +2,8 @@
 //!
 //! The crate's documentation lists what is logged from INFO on.
 
+mod throttle;
+
 use std::{
     borrow::Cow,
     collections::BTreeSet,
@@ -15,6 +17,7 @@ use http::StatusCode;
 use sea_orm::{DbBackend, DbErr};
 use tracing::{Span, dispatcher, field::Empty, span::Id};
 
+pub(crate) use self::throttle::Throttle;
 use crate::{
     error::{Error, server},
     sql::Redacted,
@@ -231,16 +234,31 @@ pub(crate) fn error_type(error: &DbErr) -> Cow<'static, str> {
 }
 
 /// Logs a statement that one request has run again and again.
-pub(crate) fn repeated(statement: &str, times: u32, method: Option<&str>, route: Option<&str>) {
+pub(crate) fn repeated(
+    statement: &str,
+    times: u32,
+    method: Option<&str>,
+    route: Option<&str>,
+    suppressed: u64,
+) {
+    let suppressed = (suppressed > 0).then_some(suppressed);
     tracing::warn!(
-        target: "tower_sea_orm::session", statement, times, method, route,
+        target: "tower_sea_orm::session", statement, times, method, route, suppressed,
         "a request has run one statement again and again: load what it needs with one statement, as by SeaORM's `LoaderTrait`",
     );
 }
 
+/// The lines of one kind that are written a second. A 503 or 504 has the same cause for all requests, as a server that has become
+/// read-only; a 500 may have one of its own.
+const WARNINGS: u32 = 1;
+const ERRORS: u32 = 16;
+
+/// Lines that belong to no pool.
+static LINES: Throttle = Throttle::new();
+
 /// Logs why the crate responds with an error. The pool has logged a failed acquire and a connection that was
 /// taken away already.
-pub(crate) fn response_for(error: &Error) {
+pub(crate) fn response_for(error: &Error, lines: &Throttle) {
     // One line for each cause: under load these are the many, and the pool limits their rate (G15).
     if error.is_acquire() || error.is_hold_timeout() {
         return;
@@ -250,12 +268,28 @@ pub(crate) fn response_for(error: &Error) {
         tracing::debug!(target: "tower_sea_orm", "{error}");
         return;
     }
+    let is_warning = error.status() != StatusCode::INTERNAL_SERVER_ERROR;
+    let most = match is_warning {
+        true => WARNINGS,
+        // What was acknowledged to nobody and may be stored is looked up one by one.
+        false if error.may_stand() => u32::MAX,
+        false => ERRORS,
+    };
+    let Some(suppressed) = lines.next_line(error.kind_text(), most) else {
+        return;
+    };
+    let suppressed = (suppressed > 0).then_some(suppressed);
     let cause = std::error::Error::source(error).map(tracing::field::display);
-    if error.status() == StatusCode::INTERNAL_SERVER_ERROR {
-        tracing::error!(target: "tower_sea_orm", cause, "{error}");
+    if is_warning {
+        tracing::warn!(target: "tower_sea_orm", suppressed, cause, "{error}");
     } else {
-        tracing::warn!(target: "tower_sea_orm", cause, "{error}");
+        tracing::error!(target: "tower_sea_orm", suppressed, cause, "{error}");
     }
+}
+
+/// The same for a request that has no session, and so no pool.
+pub(crate) fn response_without_session(error: &Error) {
+    response_for(error, &LINES);
 }
 
 /// Logs that stored or raw code has ended a transaction.
@@ -268,7 +302,11 @@ pub(crate) fn ended_elsewhere(statement: &str) {
 
 /// Logs an error that came after the stream was dropped.
 pub(crate) fn stream_failed_unheard(error: &DbErr) {
-    tracing::warn!(target: "tower_sea_orm::session", "a statement failed after its stream was dropped: {error}");
+    let Some(suppressed) = LINES.next_line("stream", ERRORS) else {
+        return;
+    };
+    let suppressed = (suppressed > 0).then_some(suppressed);
+    tracing::warn!(target: "tower_sea_orm::session", suppressed, "a statement failed after its stream was dropped: {error}");
 }
 
 /// The number of statements that are logged once each. Later ones are not logged, so that texts with values in them

@@ -14,7 +14,11 @@ use super::{
 use crate::{
     error::{Error, Kind, server},
     sql::{Change, Effect, classify},
+    telemetry::Throttle,
 };
+
+/// Behind a proxy, each transaction asks anew, and a server that does not say does so each time.
+static UNIDENTIFIED: Throttle = Throttle::new();
 
 impl PinnedConnection {
     /// Makes the connection ready for the operation of `task`. `stray` says that a transaction may be open that
@@ -145,7 +149,9 @@ impl PinnedConnection {
         if server::is_fatal(&error) {
             return Err(error);
         }
-        tracing::warn!(target: "tower_sea_orm::pool", "statements on this connection cannot be cancelled: the server did not report the connection's process id: {error}");
+        if let Some(suppressed) = UNIDENTIFIED.next_line("unidentified", 1) {
+            tracing::warn!(target: "tower_sea_orm::pool", suppressed, "statements on this connection cannot be cancelled: the server did not report the connection's process id: {error}");
+        }
         if self.link.counted() > 0 {
             let depth = self.link.depth();
             // PostgreSQL has aborted the transaction by the failed question.

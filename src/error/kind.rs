@@ -37,6 +37,7 @@ kinds! {
         Down = "the database cannot be reached: see the log for the cause";
         ReplicaBehind = "the replica has not caught up with what this client has written: read it again";
         FormerPrimary = "the server was the primary before a fail-over and is so no longer: new connections go to the one that is";
+        ReadLost = "the connection to the server that this request reads on was lost, and nothing was written: send the request again";
         ConnectionLost = "the session's connection was lost: this request cannot continue on it";
         AsksEarlier = "this statement asks about an earlier one of its connection, which `PoolMode::Transaction` may have lent meanwhile: use what the earlier statement returns (RETURNING, `last_insert_id`, `rows_affected`), run both in one transaction, or hold `session.pin()` from before the first to after the second";
         WrongDriver = "the session's connection belongs to another driver: check `backend()` first";
@@ -61,6 +62,7 @@ kinds! {
         SettingWithNul = "a value of `set_local` or `search_path` has a NUL character in it, which PostgreSQL takes in no text";
         NoTimeouts = "time-outs of a transaction need a connection that is the session's own: a proxy of SeaORM's and a plain DatabaseConnection have none on MySQL, MariaDB and SQLite";
         RollbackOnly = "this session was set to roll back only: it can no longer commit";
+        RetryInside = "a `RetryLayer` is inside a `DbSessionLayer`, whose session would stay open over all attempts: put it outside all session layers";
         NoEnd = "this session is not part of a request, so hooks would never run: take the session from a layer, `pool.transaction()` or, in a test, `testing::serve`";
         InUse = "the session has already used its connection, so a layer's `on_acquire` comes too late: put that layer outside everything that runs statements";
         StreamOpen = "a stream of this session is open: read it to its end or drop it before the next statement";

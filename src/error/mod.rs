@@ -138,7 +138,8 @@ impl Error {
     /// help.
     ///
     /// It is a random 1 to 3 s if the pool had no connection, so that rejected clients do not all return at once,
-    /// and if the server is read-only; it is 1 s after a conflict with another transaction or a stale plan.
+    /// and if the server is read-only; it is 1 s after a conflict with another transaction, a stale plan, or a connection lost
+    /// while reading.
     pub fn retry_after(&self) -> Option<Duration> {
         // Each kind that `is_retryable` names has a time here.
         match self.kind {
@@ -147,6 +148,7 @@ impl Error {
             _ if self.is_conflict() || self.is_stale_plan() || self.is_replica_behind() => {
                 Some(Duration::from_secs(1))
             }
+            Kind::ReadLost => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -156,6 +158,7 @@ impl Error {
         (self.is_acquire() || self.is_conflict() || self.is_read_only())
             || self.is_stale_plan()
             || self.is_replica_behind()
+            || self.is_read_lost()
     }
 
     /// Returns whether no connection could be acquired: exhausted, down or closing.
@@ -263,9 +266,10 @@ impl Error {
         self.kind == Kind::ReplicaBehind
     }
 
-    /// Returns whether the session's connection was lost before the session ended.
+    /// Returns whether the session's connection was lost before the session ended. With `replicas` (a feature), it is
+    /// [retryable](Self::is_retryable) where the request has only read, in a READ ONLY transaction.
     pub fn is_connection_lost(&self) -> bool {
-        self.kind == Kind::ConnectionLost
+        matches!(self.kind, Kind::ConnectionLost | Kind::ReadLost)
     }
 
     /// Returns whether a transaction could not go on or be committed because the server had aborted
@@ -325,6 +329,21 @@ impl Error {
         self.kind == Kind::EndedElsewhere
     }
 
+    /// Returns the text that errors of its kind have in common.
+    pub(crate) fn kind_text(&self) -> &'static str {
+        self.kind.text()
+    }
+
+    /// Returns whether a connection was lost on which its request has only read.
+    pub(crate) fn is_read_lost(&self) -> bool {
+        self.kind == Kind::ReadLost
+    }
+
+    /// Returns whether a retry layer is further in than it may be.
+    pub(crate) fn is_retry_inside(&self) -> bool {
+        self.kind == Kind::RetryInside
+    }
+
     /// Returns whether a session's connection was taken away.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.is_hold_timeout() || self.is_closing()
@@ -366,7 +385,7 @@ impl Error {
             // (G15).
             _ if self.is_exhausted() => "the service is busy",
             Kind::UnknownDatabase => "not found",
-            Kind::Down => "the database cannot be reached",
+            Kind::Down | Kind::ReadLost => "the database cannot be reached",
             Kind::Closing => "the service is shutting down",
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
             Kind::ReadOnly | Kind::FormerPrimary => "the database is read-only",

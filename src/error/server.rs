@@ -126,6 +126,11 @@ pub(crate) fn is_without_quorum(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::NoQuorum)
 }
 
+/// Returns whether the server has ended the connection for what the session did, or did not do, in its transaction.
+pub(crate) fn is_overdue(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::TransactionOverdue)
+}
+
 /// Returns whether a new connection may succeed soon, because the server is being started.
 #[cfg(feature = "config")]
 pub(crate) fn is_starting_up(error: &DbErr) -> bool {

@@ -37,6 +37,8 @@ pub(crate) enum Trouble {
     LogInRefused,
     /// The server has ended a connection that was idle for long: it never saw the statement that is answered so.
     IdleEnded,
+    /// The server ends the connection of a transaction that was idle, or open, for longer than it allows.
+    TransactionOverdue,
     /// The server ends the connection.
     ConnectionEnded,
     /// An earlier statement has failed, and the transaction takes no other.
@@ -64,7 +66,9 @@ impl Trouble {
             Self::ReadOnly | Self::NoQuorum => Some(Kind::ReadOnly),
             Self::TooManyConnections => Some(Kind::ServerFull),
             Self::StartingUp => Some(Kind::Down),
-            Self::IdleEnded | Self::ConnectionEnded => Some(Kind::ConnectionLost),
+            Self::IdleEnded | Self::TransactionOverdue | Self::ConnectionEnded => {
+                Some(Kind::ConnectionLost)
+            }
             Self::TransactionAborted => Some(Kind::Aborted),
             Self::StalePlan => Some(Kind::StalePlan),
             // The crate says nothing better than the server does.

@@ -152,7 +152,7 @@ impl PoolInner {
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
     fn note_second(&self, request: &dyn Holder) {
-        if let Some(suppressed) = self.second_session_lines.next_line() {
+        if let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(
                 warn,

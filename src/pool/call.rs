@@ -158,7 +158,7 @@ impl Finished {
         }
     }
 
-    async fn begin_again(&mut self, mut task: Task) {
+    pub(super) async fn begin_again(&mut self, mut task: Task) {
         // Bounded, because each of the driver's idle connections may be as dead as the first.
         for _ in 0..BEGIN_AGAIN {
             if !self.may_begin_again(&task) {

@@ -44,5 +44,7 @@ impl Finished {
             begin.options.access_mode = Some(AccessMode::ReadOnly);
         }
         self.output = self.connection.call_once(&mut task).await;
+        // What has ended the first connection may have ended those that are idle here.
+        self.begin_again(task).await;
     }
 }

@@ -18,7 +18,7 @@ use super::{
     driver_pool::DriverPool,
     eviction::Eviction,
     ledger::{Ledger, Locked, Status},
-    log::{Pressure, Throttle},
+    log::Pressure,
     observer::Observers,
     options::Settings,
     plain_share::PlainShare,
@@ -33,6 +33,7 @@ use crate::{
     connection::Reset,
     error::{Error, Kind},
     sql::KnownTexts,
+    telemetry::Throttle,
 };
 
 pub(crate) struct PoolInner {
@@ -49,8 +50,8 @@ pub(crate) struct PoolInner {
     pub(super) registry: Registry,
     pub(super) hold_watch: Arc<Background>,
     pub(super) second_window: Arc<Background>,
-    /// Throttles the lines about waits for a second session.
-    pub(super) second_session_lines: Throttle<16>,
+    /// Throttles the lines that a fault could make each request write.
+    pub(crate) lines: Throttle,
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,
     pub(super) probe: Probe,
@@ -88,7 +89,7 @@ impl PoolInner {
             registry: Registry::default(),
             hold_watch: Arc::default(),
             second_window: Arc::default(),
-            second_session_lines: Throttle::default(),
+            lines: Throttle::new(),
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),

@@ -1,17 +1,15 @@
-//! [`Throttle`] and [`Pressure`]: log lines that a storm of failures must not multiply.
+//! [`Pressure`] and other log lines of a pool, which a storm of failures must not multiply.
 
 use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use super::ledger::Status;
-use crate::{error::Error, telemetry::milliseconds};
-
-const SECOND: Duration = Duration::from_secs(1);
+use crate::{
+    error::Error,
+    telemetry::{Throttle, milliseconds},
+};
 
 /// Writes a log line about a session, with the method and path of its request.
 macro_rules! log_session {
@@ -28,56 +26,21 @@ macro_rules! log_session {
 }
 pub(super) use log_session;
 
-/// Lets `MOST` log lines a second pass, and counts the rest.
-#[derive(Default)]
-pub(super) struct Throttle<const MOST: u32>(Mutex<Window>);
-
-#[derive(Default)]
-struct Window {
-    since: Option<Instant>,
-    lines: u32,
-    suppressed: u64,
-}
-
-impl<const MOST: u32> Throttle<MOST> {
-    fn lock(&self) -> MutexGuard<'_, Window> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns how many lines were suppressed since the last one, if another one may be written now.
-    pub(super) fn next_line(&self) -> Option<u64> {
-        let mut window = self.lock();
-        if window.since.is_none_or(|since| since.elapsed() >= SECOND) {
-            (window.since, window.lines) = (Some(Instant::now()), 0);
-        }
-        if window.lines == MOST {
-            window.suppressed += 1;
-            return None;
-        }
-        window.lines += 1;
-        Some(std::mem::take(&mut window.suppressed))
-    }
-
-    /// Returns how many lines were suppressed, if the last second has seen none; they are forgotten then.
-    fn calm(&self) -> Option<u64> {
-        let mut window = self.lock();
-        window.since.take_if(|since| since.elapsed() >= SECOND)?;
-        Some(std::mem::take(&mut window.suppressed))
-    }
-}
-
 /// Logs failures to acquire a connection, and when they are over.
 #[derive(Default)]
 pub(super) struct Pressure {
     /// A failure was logged, and not yet its end. Callers that acquire look only here while all is well.
     is_on: AtomicBool,
-    lines: Throttle<1>,
+    lines: Throttle,
 }
+
+/// What [`Pressure`] has its lines counted as.
+const FAILED: &str = "acquire";
 
 impl Pressure {
     /// Logs a failure, at most once a second. Only then does it ask for the `status`, which locks the ledger.
     pub(super) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
-        let line = self.lines.next_line();
+        let line = self.lines.next_line(FAILED, 1);
         // Also for a line that is suppressed: its end is to be told, too.
         self.is_on.store(true, Ordering::SeqCst);
         let Some(suppressed) = line else { return };
@@ -99,7 +62,7 @@ impl Pressure {
         }
         // Before the look: a failure that is logged in between turns it on again.
         self.is_on.store(false, Ordering::SeqCst);
-        match self.lines.calm() {
+        match self.lines.calm(FAILED) {
             Some(suppressed) => {
                 tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
             }

@@ -53,7 +53,9 @@ impl CheckedOut {
                     left.leave_read_only();
                     left.put_back_unless_changed();
                 } else {
-                    tracing::warn!(target: "tower_sea_orm::session", "closed a connection that could not be rolled back or reset within the release timeout");
+                    if let Some(suppressed) = left.pool().lines.next_line("not cleaned", 1) {
+                        tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection that could not be rolled back or reset within the release timeout");
+                    }
                     drop(left);
                 }
                 then();
@@ -182,7 +184,9 @@ impl PoolInner {
                 Late::Nothing => {}
                 Late::Possible => connection.absorb().await,
                 Late::Unanswered => {
-                    tracing::warn!(target: "tower_sea_orm::pool", "closed a connection whose cancel request was not answered");
+                    if let Some(suppressed) = self.lines.next_line("not cancelled", 1) {
+                        tracing::warn!(target: "tower_sea_orm::pool", suppressed, "closed a connection whose cancel request was not answered");
+                    }
                     connection.give_up();
                 }
             }

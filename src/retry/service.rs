@@ -18,8 +18,7 @@ use crate::{
     body::BoxError,
     policy::grpc_timeout,
     response::{forbid_retry, is_failure},
-    session::Tally,
-    telemetry,
+    session::{OpenSession, Tally},
 };
 
 /// The service that a [`RetryLayer`](crate::RetryLayer) makes.
@@ -72,12 +71,21 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let body = ReplayBody::new(body, self.max_body);
-        if parts.extensions.get::<Arc<Tally>>().is_none() {
+        // Of two layers, the outer one has the head and the body that all the work was done for.
+        let is_outermost = parts.extensions.get::<Arc<Tally>>().is_none();
+        let around = OpenSession::find(&parts.extensions).filter(|_| is_outermost);
+        let may_retry = is_outermost && around.is_none() && !upgrades(&parts);
+        let tries = may_retry.then(|| Tries::new(&self.policy, grpc_timeout(&parts)));
+        if is_outermost {
             parts.extensions.insert(Attempt::FIRST);
         }
-        let tries = may_retry(&parts).then(|| Tries::new(&self.policy, grpc_timeout(&parts)));
         if let Some(tries) = &tries {
             parts.extensions.insert(Tally::new(tries.since));
+        }
+        if let Some(session) = around {
+            // What runs in it would run once more with each attempt, and nothing else here can make a response.
+            session.refuse_retries();
+            parts.extensions.insert(Tally::within_session());
         }
         // The service that was polled ready serves the first attempt.
         let next = self.inner.clone();
@@ -87,13 +95,9 @@ where
     }
 }
 
-/// Returns whether a request can be sent to the inner service more than once.
-fn may_retry(parts: &http::request::Parts) -> bool {
-    // Of two layers, the outer one has the head and the body that all the work was done for.
-    let is_within_another = parts.extensions.get::<Arc<Tally>>().is_some();
-    // The connection itself goes to the handler, once.
-    let upgrades = parts.method == Method::CONNECT || parts.headers.contains_key(header::UPGRADE);
-    !is_within_another && !upgrades
+/// Returns whether a request's connection itself goes to the handler, once.
+fn upgrades(parts: &http::request::Parts) -> bool {
+    parts.method == Method::CONNECT || parts.headers.contains_key(header::UPGRADE)
 }
 
 /// Decides by what the sessions of an attempt have reported. `None`: the request is served once.
@@ -124,9 +128,7 @@ impl<ReqBody: Body, ResBody, E> Policy<Request<ReplayBody<ReqBody>>, Response<Re
             next.extensions_mut().insert(tally);
             return wait;
         }
-        if let Some(error) = tally.unlogged() {
-            telemetry::response_for(&error);
-        }
+        tally.log();
         if let Ok(response) = result {
             // A session has failed beside another one that stands: the client would do the other's work twice.
             if tally.failure().is_some() && !tally.is_undone() {

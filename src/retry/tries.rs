@@ -1,6 +1,9 @@
 //! [`Tries`]: the attempts at one request or job.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use tokio::time::Sleep;
 use tower::{
@@ -22,6 +25,8 @@ pub(super) struct Tries {
     pub(super) since: Instant,
     /// When the client stops waiting.
     patience: Duration,
+    /// A server was lost in the middle of the work.
+    has_lost: bool,
     /// Made with the first retry: most work needs none.
     backoff: Option<ExponentialBackoff>,
 }
@@ -36,6 +41,7 @@ impl Tries {
             attempt: Attempt::FIRST,
             since: Instant::now(),
             patience: left.map_or(patience, |left| left.min(patience)),
+            has_lost: false,
             backoff: None,
             policy: policy.clone(),
         }
@@ -48,7 +54,14 @@ impl Tries {
         error: &Error,
         may_repeat: impl FnOnce() -> bool,
     ) -> Option<Sleep> {
-        match self.wait(may_repeat) {
+        // The work itself may be what a server has died of: it is not to be sent to all of them.
+        let has_lost_another = error.is_connection_lost() && mem::replace(&mut self.has_lost, true);
+        let wait = if has_lost_another {
+            Err("a second server was lost")
+        } else {
+            self.wait(may_repeat)
+        };
+        match wait {
             Ok(wait) => {
                 let attempt = self.attempt.number();
                 self.attempt = self.attempt.next();

@@ -183,7 +183,7 @@ fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
     // Also in autocommit: rows that come from a session that was cut off are not all there are.
     match (ended, guard.cut_off()) {
         (Ended::Failed(error), _) | (_, Some(error)) => {
-            telemetry::response_for(&error);
+            telemetry::response_for(&error, &guard.core.home().lines);
             Err(BoxError::from(error))
         }
         _ => Ok(()),

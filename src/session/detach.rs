@@ -81,7 +81,11 @@ fn drain(core: &Arc<Core>, call: Detached) {
         match finished {
             Some(finished) => drop(unfinished.0.take().and_then(|core| finish(&core, finished))),
             None => {
-                tracing::warn!(target: "tower_sea_orm::session", "closed a connection whose statement did not end within the release timeout");
+                // One for each connection, as long as the server does not answer.
+                let Some(suppressed) = pool.lines.next_line("did not end", 1) else {
+                    return;
+                };
+                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection whose statement did not end within the release timeout");
             }
         }
     });

@@ -113,6 +113,25 @@ pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
     rollback
 }
 
+/// Ends the session before anything runs in it, because its request cannot be served.
+#[cfg(feature = "retry")]
+pub(super) fn refuse(core: &Arc<Core>, reason: Kind) {
+    let mut state = core.lock();
+    if !state.phase.is_open() {
+        return;
+    }
+    let own = state.through.own.take();
+    let refused = CutOff {
+        reason,
+        // Whatever the handler answers, it is no success.
+        has_lost: true,
+        rollback: None,
+    };
+    cut_off(core, state, refused);
+    // SeaORM rolls it back.
+    drop(own);
+}
+
 /// Ends the session because its pool takes its connection away. The end of the request waits for the rollback.
 pub(super) fn cut_off(core: &Arc<Core>, state: Locked<'_>, cut_off: CutOff) {
     let over = Over::cut_off(cut_off);

@@ -41,6 +41,13 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // Only then: an error is a text.
     let failure = observed.as_ref().and_then(|_| result.err().cloned());
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
+    let is_read_lost = note_lost_read(core, &mut state, running.purpose, &connection, result);
+    let output = if is_read_lost {
+        // The driver's words, which the log and the replica's status have, do not say that another try helps.
+        Err(Kind::ReadLost.into_db_err())
+    } else {
+        output
+    };
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a running call or its output.
     let (output, owner) = deliver(&mut state, &mut running, output);
@@ -123,6 +130,29 @@ fn account(
     let statement = is_ended.then(|| connection.text().without_values(backend))?;
     standing.ended_elsewhere(statement.clone());
     Some(statement)
+}
+
+/// Notes a connection that was lost on which its request has only read. Returns whether that is so.
+fn note_lost_read(
+    core: &Core,
+    state: &mut State,
+    purpose: Purpose,
+    connection: &CheckedOut,
+    result: Result<(), &DbErr>,
+) -> bool {
+    let Err(error) = result else { return false };
+    // Of a COMMIT, the handler has been told more.
+    let is_lost = connection.is_broken()
+        && purpose != Purpose::Commit
+        && core
+            .replication()
+            .is_some_and(|replication| replication.has_lost_read(error));
+    if is_lost {
+        let depth = state.stack.depth();
+        let lost = Error::with_source(Kind::ReadLost, error.clone());
+        state.stack.failures.may_pass(lost, depth, false);
+    }
+    is_lost
 }
 
 /// Keeps a connection for the session's next statement, or gives it back. If that `may_change`, a lost one is no loss.

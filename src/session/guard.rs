@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    pool::{self, CountedSession, Entered, InScope, Key, Scope},
+    pool::{self, CountedSession, Entered, InScope, Key, PoolInner, Scope},
     telemetry::Usage,
 };
 
@@ -150,8 +150,13 @@ impl SessionGuard {
     }
 
     /// Returns why the session's connection was taken away before its end, if it was.
-    pub(super) fn cut_off(&self) -> Option<Error> {
+    pub(crate) fn cut_off(&self) -> Option<Error> {
         self.core.lock().cut_off()
+    }
+
+    /// Returns the pool that the session was opened in.
+    pub(crate) fn pool(&self) -> &Arc<PoolInner> {
+        self.core.home()
     }
 
     /// Returns the failure that the layer answers for if the handler gives up.

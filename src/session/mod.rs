@@ -1,6 +1,8 @@
 //! A request's session: its handles, the guard that ends it, and what runs on its connection.
 
 mod acquire;
+#[cfg(feature = "retry")]
+mod around;
 mod body_hold;
 mod call;
 mod core;
@@ -56,6 +58,8 @@ mod written;
 pub(crate) use self::replication::{Reads, Replica, Replication};
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
+#[cfg(feature = "retry")]
+pub(crate) use self::{around::OpenSession, pool_session::Ran, tally::Tally};
 pub(crate) use self::{
     body_hold::SettleAt,
     guard::{GRPC_STATUS, SessionGuard, is_success},
@@ -71,5 +75,3 @@ pub use self::{
     transaction::SessionTransaction,
     tx::DbTx,
 };
-#[cfg(feature = "retry")]
-pub(crate) use self::{pool_session::Ran, tally::Tally};

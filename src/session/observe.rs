@@ -98,12 +98,17 @@ impl Core {
 
     /// Logs the statement that the session's request has run too often.
     pub(super) fn log_repeated(&self, repeated: &Repeated) {
+        // A route that does so does with each request.
+        let Some(suppressed) = self.home().lines.next_line("repeated", 16) else {
+            return;
+        };
         let label = self.origin.label();
         telemetry::repeated(
             &repeated.statement.without_values(self.pool().backend()),
             repeated.times,
             label.as_ref().map(|label| label.method.as_str()),
             label.as_ref().and_then(|label| label.route.as_deref()),
+            suppressed,
         );
     }
 

@@ -22,7 +22,7 @@ use tokio::{
 use super::plan::Mode;
 use crate::{
     connection::{Demand, ReadDemand},
-    error::{Error, Kind},
+    error::{Error, Kind, server},
     pool::{Claim, Lease, SessionPool, WayOut},
     position::Position,
 };
@@ -221,6 +221,22 @@ impl Replication {
             self.primary.inner().note_latest_timeline(timeline);
         }
         (self.store)(made, head);
+    }
+
+    /// Notes that a session has lost its connection by this error. Returns whether it has only read there, so that its request may
+    /// be served again: the replica is out of use until its next check.
+    pub(super) fn has_lost_read(&self, error: &DbErr) -> bool {
+        let known = Error::of(error);
+        let is_lost = known.is_none_or(|known| known.is_connection_lost());
+        if self.may_write() || !is_lost || server::is_overdue(error) {
+            return false;
+        }
+        if let Some(reads) = self.reads()
+            && let Some(replica) = &reads.replica
+        {
+            replica.failed(&reads.demand, error);
+        }
+        true
     }
 
     /// Has the session read on the primary, because the replica has no connection for it.

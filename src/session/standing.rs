@@ -187,6 +187,11 @@ impl Failures {
             .or(self.not_begun.as_deref())
     }
 
+    /// Returns whether the session's connection was lost on which it has only read.
+    pub(super) fn is_read_lost(&self) -> bool {
+        self.current().is_some_and(Error::is_read_lost)
+    }
+
     pub(super) fn not_acquired(&mut self, error: Error, for_transaction: bool) {
         // The first one says why; later ones are its consequences.
         self.acquire.get_or_insert(error);

@@ -183,6 +183,8 @@ impl State {
         // A handler that gets an error from `rollback()` still takes the work for undone, so this error says more.
         if ends && self.stack.standing.is_ended_elsewhere() {
             Kind::EndedElsewhere
+        } else if self.stack.failures.is_read_lost() {
+            Kind::ReadLost
         } else {
             Kind::ConnectionLost
         }
@@ -299,8 +301,9 @@ impl State {
             failures.not_acquired(known, depth > 0 || is_transactional);
         } else if known.is_statement_timeout()
             || known.is_stale_plan()
-            // In autocommit a conflict is one statement's, which the handler may repeat by itself.
-            || known.is_conflict() && is_transactional
+            // In autocommit a conflict is one statement's, which the handler may repeat by itself; in a transaction that the
+            // handler has begun, it is all of that one's.
+            || known.is_conflict() && (is_transactional || depth > 0)
         {
             failures.may_pass(known, depth, is_undone);
         }

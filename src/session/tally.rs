@@ -7,33 +7,50 @@ use std::{
 
 use http::Extensions;
 
-use crate::Error;
+use crate::{
+    error::{Error, Kind},
+    pool::PoolInner,
+    telemetry,
+};
 
 /// What the sessions of one attempt at a request tell the retry layer around them.
 ///
 /// It travels in the request's extensions, not in the response's: a layer in between may make a response of its own, and what
 /// a session has committed must not be forgotten with the one that it replaces.
-#[derive(Debug)]
 pub(crate) struct Tally {
     /// When the first attempt began.
     since: Instant,
+    /// A session is open around the retry layer.
+    is_within_session: bool,
     counts: Mutex<Counts>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Counts {
     opened: u32,
     // Counted, not a flag that is taken back: a session that reports nothing, as one whose future was dropped, forbids the retry.
     undone: u32,
     failure: Option<Error>,
-    /// The failure made a session's layer replace its handler's response, and is not in the log.
-    is_unlogged: bool,
+    /// The failure made a layer replace its handler's response, and is not in the log yet. The pool has the place for it.
+    unlogged: Option<Arc<PoolInner>>,
 }
 
 impl Tally {
     pub(crate) fn new(since: Instant) -> Arc<Self> {
-        let counts = Mutex::default();
-        Arc::new(Self { since, counts })
+        Self::of(since, false)
+    }
+
+    /// One that admits no session: another is open around the retry layer.
+    pub(crate) fn within_session() -> Arc<Self> {
+        Self::of(Instant::now(), true)
+    }
+
+    fn of(since: Instant, is_within_session: bool) -> Arc<Self> {
+        Arc::new(Self {
+            since,
+            is_within_session,
+            counts: Mutex::default(),
+        })
     }
 
     /// Returns how long the request with these extensions has been tried for; zero without a retry layer.
@@ -43,27 +60,34 @@ impl Tally {
     }
 
     /// A layer is about to open a session, whatever its tag is.
-    pub(crate) fn opened(&self) {
+    pub(crate) fn opened(&self) -> Result<(), Error> {
+        if self.is_within_session {
+            return Err(Kind::RetryInside.into());
+        }
         self.with(|counts| counts.opened += 1);
+        Ok(())
     }
 
     /// A session has ended of which nothing stands, because of `failure` perhaps. Returns whether the retry layer logs that,
-    /// in place of a session's layer that has to log what it `replaces` a response for.
-    pub(crate) fn undone(&self, failure: Option<Error>, replaces: bool) -> bool {
+    /// in place of a session's layer that `logs` what it replaces a response for.
+    pub(crate) fn undone(&self, failure: Option<Error>, logs: Option<&Arc<PoolInner>>) -> bool {
         self.with(|counts| {
             counts.undone += 1;
             if failure.is_none() || counts.failure.is_some() {
                 return false;
             }
             counts.failure = failure;
-            counts.is_unlogged = replaces;
-            replaces
+            counts.unlogged = logs.cloned();
+            logs.is_some()
         })
     }
 
-    /// Returns the failure that is still to be logged if its response is sent.
-    pub(crate) fn unlogged(&self) -> Option<Error> {
-        self.with(|counts| counts.failure.clone().filter(|_| counts.is_unlogged))
+    /// Logs the failure, whose response is sent, unless that was done.
+    pub(crate) fn log(&self) {
+        let unlogged = self.with(|counts| counts.failure.clone().zip(counts.unlogged.take()));
+        if let Some((failure, pool)) = unlogged {
+            telemetry::response_for(&failure, &pool.lines);
+        }
     }
 
     /// Returns the failure that one session has reported.

@@ -66,7 +66,7 @@ where
             Ok(()) => TransactionFuture::serving(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {
                 // Logged here: this response passes no `Responder`.
-                telemetry::response_for(&error);
+                telemetry::response_without_session(&error);
                 TransactionFuture::refused(self.layer.respond.response_for_error(&error, &parts))
             }
         }

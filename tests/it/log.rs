@@ -53,6 +53,13 @@ impl Log {
         self.0.lock().unwrap().clone()
     }
 
+    /// Returns the lines above INFO.
+    pub fn loud(&self) -> Vec<String> {
+        let mut lines = self.lines();
+        lines.retain(|line| line.starts_with("WARN") || line.starts_with("ERROR"));
+        lines
+    }
+
     pub fn count(&self, part: &str) -> usize {
         self.lines()
             .iter()

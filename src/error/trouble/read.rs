@@ -38,7 +38,12 @@ pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
     is_farewell(error)
         || matches!(
             Trouble::of_database(error),
-            Some(Trouble::IdleEnded | Trouble::ConnectionEnded | Trouble::StartingUp)
+            Some(
+                Trouble::IdleEnded
+                    | Trouble::TransactionOverdue
+                    | Trouble::ConnectionEnded
+                    | Trouble::StartingUp
+            )
         )
 }
 

@@ -144,17 +144,16 @@ pub(super) const TABLE: &[Row] = &[
         sqlite: Nothing(NO_SERVER),
     },
     Row {
+        trouble: TransactionOverdue,
+        // `idle_in_transaction_session_timeout`, `transaction_timeout`.
+        postgres: These(&[("25P03", Any), ("25P04", Any)]),
+        mysql: Nothing("MariaDB closes the connection without a word"),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
         trouble: ConnectionEnded,
-        // Shutdown, crash of another backend, database dropped; a transaction that was idle or took too long; and
-        // the class of connection errors.
-        postgres: These(&[
-            ("57P01", Any),
-            ("57P02", Any),
-            ("57P04", Any),
-            ("25P03", Any),
-            ("25P04", Any),
-            ("08", Any),
-        ]),
+        // Shutdown, crash of another backend, database dropped; and the class of connection errors.
+        postgres: These(&[("57P01", Any), ("57P02", Any), ("57P04", Any), ("08", Any)]),
         // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE, errors of the network as the server
         // saw them, ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's ER_SESSION_WAS_KILLED.
         mysql: These(&[

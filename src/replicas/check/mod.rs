@@ -4,6 +4,7 @@ mod answer;
 mod connection;
 #[cfg(feature = "sqlx-mysql")]
 mod mariadb;
+#[cfg(feature = "sqlx-postgres")]
 mod postgres;
 
 use std::time::Duration;

@@ -4,7 +4,7 @@
 use std::{
     net::{Ipv4Addr, TcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, body::Body, routing::get};
@@ -178,6 +178,46 @@ async fn a_hundred_first_requests_of_a_tenant_open_one_pool() {
     join_all((0..100).map(|_| service.serve("t0"))).await;
     assert_eq!(service.tenants.pools(), (1, 1));
     assert!(service.connections().await <= 6);
+    service.assert_whole().await;
+}
+
+/// They find no pool, all at the same time.
+#[tokio::test]
+async fn requests_that_wait_for_a_place_open_one_pool() {
+    let limits = Limits {
+        connections: 6,
+        budget: 8,
+        wait: LONG,
+    };
+    let service = Service::new(2, limits).await;
+    for round in 0..3 {
+        let held = service.hold("t1").await;
+        let mut waiting = Box::pin(join_all((0..100).map(|_| service.serve("t0"))));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut waiting).await;
+        assert!(early.is_err(), "they were served beside the budget");
+        service.end.add_permits(1);
+        waiting.await;
+        assert_eq!(held.await.unwrap(), StatusCode::OK);
+        // One for each of the two tenants, in each round.
+        assert_eq!(service.tenants.pools(), (1, 2 * (round + 1)));
+    }
+    service.assert_whole().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_was_in_use_lately_is_not_closed() {
+    let service = Service::new(2, limits(2, LONG)).await;
+    service.serve("t0").await;
+    let unused = Duration::from_millis(200);
+    tokio::time::sleep(unused).await;
+    let began = Instant::now();
+    service.serve("t1").await;
+    service.tenants.close_idle(LONG);
+    assert_eq!(service.tenants.pools(), (2, 2));
+    service.tenants.close_idle(unused);
+    // On a machine that takes so long for a request and a look, both may go.
+    let left = service.tenants.pools().0;
+    assert!(left == 1 || left == 0 && began.elapsed() > unused, "{left}");
     service.assert_whole().await;
 }
 

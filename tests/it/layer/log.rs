@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use http::{Request, StatusCode};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database};
 use tower::{Layer, ServiceExt};
-use tower_sea_orm::{DbSession, problem_json};
+use tower_sea_orm::{DbSession, DbTx, problem_json};
 
 use crate::{
     log::Log,
@@ -15,6 +15,7 @@ use crate::{
         database::{Kind, TestDb, insert_item, unique_name},
         pool::{layer_with, opened, session_layer},
         requests::{send, text},
+        wait::eventually,
     },
 };
 
@@ -82,7 +83,7 @@ async fn exhaustion_is_logged_once_a_second_and_once_when_it_is_over() {
         assert!(warnings[0].contains(part), "no {part} in {}", warnings[0]);
     }
     drop(holder);
-    crate::support::wait::eventually(
+    eventually(
         "the log says that connections are available again",
         async || call(&app).await.status() == 200 && log.count("available again") == 1,
     )
@@ -167,4 +168,60 @@ async fn g15_nothing_of_the_database_leaks_to_the_client_or_into_debug() {
         assert_eq!(answer.status(), status);
         hides("the body", &text(answer).await);
     }
+}
+
+/// A fault that lasts is told once a second, however many requests meet it; what may differ from one to the next, more often.
+#[tokio::test]
+async fn g15_a_fault_that_lasts_does_not_log_each_request() {
+    const REQUESTS: usize = 60;
+    let test = TestDb::new(Kind::Postgres).await;
+    let layer = layer_with(&test.connect(1).await, |pool| pool);
+    for (code, swallows, status, most) in [
+        ("25006", false, 503, 1),
+        ("40001", false, 503, 1),
+        ("40P01", false, 503, 1),
+        ("55P03", false, 503, 1),
+        ("57014", false, 504, 1),
+        ("23505", true, 500, 16),
+    ] {
+        let sql = format!("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$");
+        let fails = async move |tx: DbTx| {
+            tx.execute_unprepared(&sql).await.unwrap_err();
+            if swallows {
+                StatusCode::OK
+            } else {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        // A pool of its own has its own lines.
+        let app = Router::new().route("/", get(fails)).layer(layer.clone());
+        assert_throttled(&app, REQUESTS, status, most).await;
+    }
+    let missing = Router::new().route("/", get(async |_: DbSession| ()));
+    assert_throttled(&missing, REQUESTS, 500, 16).await;
+    let repeats = async |db: DbSession| {
+        for _ in 0..12 {
+            db.execute_unprepared("SELECT 1").await.unwrap();
+        }
+    };
+    let app = Router::new().route("/", get(repeats)).layer(layer);
+    assert_throttled(&app, REQUESTS, 200, 16).await;
+}
+
+/// Asserts that so many requests write `most` lines a second above INFO, and that the next one says how many it stands for.
+async fn assert_throttled(app: &Router, requests: usize, status: u16, most: usize) {
+    let (log, _guard) = Log::start();
+    let began = Instant::now();
+    for _ in 0..requests {
+        assert_eq!(call(app).await.status(), status);
+    }
+    let (lines, seconds) = (log.loud(), began.elapsed().as_secs() as usize);
+    let bound = most * (seconds + 1);
+    assert!((1..=bound).contains(&lines.len()), "{bound}: {lines:?}");
+    eventually("the next line counts the others", async || {
+        call(app).await;
+        let told = |line: &String| line.contains("suppressed=") && !line.contains("suppressed=0");
+        log.loud().iter().any(told)
+    })
+    .await;
 }

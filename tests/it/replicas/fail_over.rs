@@ -1,6 +1,6 @@
 //! Replicas that are asked to write, fail, stop answering or are promoted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tokio::{
     sync::{Barrier, Semaphore},
@@ -9,7 +9,7 @@ use tokio::{
 use tower_sea_orm::{Error, OutOfUse, TransactionLayer};
 
 use super::*;
-use crate::support::wait::BOUND;
+use crate::{log::Log, support::wait::BOUND};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn g19_a_request_that_writes_gets_the_primary() {
@@ -181,6 +181,17 @@ async fn g18_of_two_primaries_only_the_later_one_serves() {
             assert_eq!(refused.status, 503, "{refused:?}");
         }
     }
+    // However many are refused, the log has a line a second.
+    let (log, guard) = Log::start();
+    let began = Instant::now();
+    for request in 0..60 {
+        let refused = send(&apps[request % 2], Request::post("/write/lost"), unknown).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+    }
+    let loud = log.loud();
+    let most = 2 * (2 + began.elapsed().as_secs());
+    assert!(loud.len() as u64 <= most, "{loud:?}");
+    drop(guard);
     // What had begun is not committed, and a job's session is no request's.
     go_on.add_permits(1);
     assert_eq!(open.await.unwrap(), StatusCode::SERVICE_UNAVAILABLE);

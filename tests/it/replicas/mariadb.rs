@@ -6,6 +6,7 @@ use tower_sea_orm::{OutOfUse, Position, TransactionLayer};
 
 use super::{
     fail_over::{replicas_die, writes_get_the_primary},
+    lost_reads::{lost_half_way, runs_again_elsewhere},
     positions::{
         no_round_trip_is_added, others_read_on, own_writes_are_read, plain_writes_have_positions,
     },
@@ -312,4 +313,14 @@ async fn mariadb_without_a_binary_log_reads_on_its_primary() {
     assert_eq!(replicas.status()[0].out_of_use, Some(OutOfUse::Lagging));
     let written = send(&app, Request::post("/write/mine"), None).await;
     assert_eq!(written.cookie.as_deref(), Some("db-position=primary"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g19_a_mariadb_read_that_is_lost_half_way_may_be_sent_again() {
+    lost_half_way(cluster().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g20_a_mariadb_read_that_is_lost_half_way_runs_again_elsewhere() {
+    runs_again_elsewhere(cluster().await).await;
 }

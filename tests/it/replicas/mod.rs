@@ -2,6 +2,7 @@
 
 mod fail_over;
 mod lost;
+mod lost_reads;
 mod mariadb;
 mod positions;
 mod settings;

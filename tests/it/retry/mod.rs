@@ -1,10 +1,12 @@
 //! G20: only what is known undone is done again.
 
+mod begun;
 mod body;
 mod conflicts;
 mod jobs;
 mod limits;
 mod never;
+mod placement;
 mod servers;
 mod storm;
 
@@ -19,7 +21,7 @@ use std::{
 use axum::{Router, handler::Handler, response::Response, routing::any};
 use http::StatusCode;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Statement, TransactionTrait};
-use tower_sea_orm::{Attempt, DbSessionLayer, DbTx, Error, RetryLayer};
+use tower_sea_orm::{Attempt, DbSessionLayer, Error, RetryLayer};
 
 use crate::support::{database::Kind, requests::Failed, site::Site, statements::insert};
 
@@ -61,7 +63,7 @@ where
 }
 
 /// Meets a conflict with a transaction of `other`, which the server reports at once.
-async fn conflict(tx: &DbTx, other: &DatabaseConnection) -> Result<(), Failed> {
+async fn conflict(tx: &impl ConnectionTrait, other: &DatabaseConnection) -> Result<(), Failed> {
     let update = "UPDATE item SET hits = hits + 1 WHERE name = 'row'";
     let read = "SELECT id FROM item WHERE name = 'row'";
     let backend = tx.get_database_backend();
