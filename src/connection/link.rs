@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     driver::Driver,
-    position::{GALERA, MARIADB_POSITION_AND_GALERA, read_position},
+    position::{Asked, read_position},
     rest::SILENCE,
 };
 use crate::error::server;
@@ -162,7 +162,7 @@ impl Link {
             self.driver.commit().await?;
             return Ok(self.ask_behind_commit().await);
         }
-        let question = read_position(self.backend);
+        let question = read_position(self.backend, Asked::NoGalera);
         let answer = self.driver.commit_and_ask(question).await?;
         // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
         self.is_overcounted = true;
@@ -171,16 +171,15 @@ impl Link {
 
     /// Asks for the position behind a COMMIT that was alone, and whether the next one may have the question in its text.
     async fn ask_behind_commit(&mut self) -> Option<String> {
-        let question = MARIADB_POSITION_AND_GALERA.to_owned();
+        let question = read_position(self.backend, Asked::Any).to_owned();
         let asked = timeout(SILENCE, self.driver.query_unprepared(question)).await;
         // What is committed does not become unknown because this has no answer.
         let row = asked.unwrap_or_else(|_| Err(server::unanswered()));
         let answer = row.map(|row| row.and_then(|row| row.try_get_by_index(0).ok()));
         let answer: String = self.hear(answer)?;
-        let position = answer.strip_suffix(GALERA);
-        // For as long as the connection lives: a server becomes a node by a restart.
-        self.may_ask_with_commit = position.is_none();
-        Some(position.unwrap_or(&answer).to_owned())
+        // For as long as the connection lives: a server becomes a node by a restart. Only a node's position has a colon.
+        self.may_ask_with_commit = !answer.contains(':');
+        Some(answer)
     }
 
     /// Returns the answer to a question behind COMMIT. Committed it is, but the connection may be lost.

@@ -44,7 +44,7 @@ pub(crate) use self::{
     chain::{Chain, Chains},
     driver::{BackendId, Driver},
     operation::{Begin, BeginSetUp, Operation, Output, Task},
-    position::{Demand, ReadDemand, parse_position, read_position},
+    position::{Asked, Demand, ReadDemand, parse_position, read_position},
     settings::{Settings, check_name, search_path},
 };
 use self::{

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{begin::BeginStatement, link::Link};
 use crate::{
     error::{Kind, server},
-    position::{Gtid, Lsn, Place, Position, gtids},
+    position::{Committed, Gtid, Lsn, Place, Position, gtids},
 };
 
 /// What a transaction has to do with positions.
@@ -46,18 +46,34 @@ const POSTGRES_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_na
 /// written nothing leaves the one before.
 const MARIADB_POSITION: &str = "SELECT CAST(@@global.gtid_binlog_pos AS CHAR)";
 
-/// The same, with a mark behind it where the server is a node of a Galera cluster. Not every server knows the variable.
-pub(super) const MARIADB_POSITION_AND_GALERA: &str = "SELECT CAST(CONCAT(@@global.gtid_binlog_pos, \
-     (SELECT IF(COUNT(*) > 0, ' galera', '') FROM information_schema.global_variables \
-     WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')) AS CHAR)";
+/// The same, or on a node of a Galera cluster what that has committed, as `UUID:number`. Not every server knows these
+/// variables by `@@`.
+///
+/// The number is counted when the transaction can be seen, and before COMMIT is answered (MariaDB 10.11,
+/// `storage/innobase/trx/trx0trx.cc`, `commit_in_memory`). It is the same on each node, unlike what `WSREP_LAST_WRITTEN_GTID()` counts,
+/// and says for which cluster it is counted.
+const MARIADB_OR_GALERA_POSITION: &str = "SELECT CAST(COALESCE(\
+     (SELECT GROUP_CONCAT(variable_value ORDER BY variable_name DESC SEPARATOR ':') \
+     FROM information_schema.global_status \
+     WHERE variable_name IN ('WSREP_LOCAL_STATE_UUID', 'WSREP_LAST_COMMITTED') \
+     AND EXISTS (SELECT 1 FROM information_schema.global_variables \
+     WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')), \
+     @@global.gtid_binlog_pos) AS CHAR)";
 
-/// That mark.
-pub(super) const GALERA: &str = " galera";
+/// What is known of a server that is asked for its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It may be a node of a Galera cluster.
+    Any,
+    /// It is none.
+    NoGalera,
+}
 
 /// Returns what reads the position of what was committed.
-pub(crate) fn read_position(backend: DbBackend) -> &'static str {
-    match backend {
-        DbBackend::MySql => MARIADB_POSITION,
+pub(crate) fn read_position(backend: DbBackend, asked: Asked) -> &'static str {
+    match (backend, asked) {
+        (DbBackend::MySql, Asked::NoGalera) => MARIADB_POSITION,
+        (DbBackend::MySql, Asked::Any) => MARIADB_OR_GALERA_POSITION,
         _ => POSTGRES_POSITION,
     }
 }
@@ -65,6 +81,7 @@ pub(crate) fn read_position(backend: DbBackend) -> &'static str {
 /// Reads the answer to [`read_position`].
 pub(crate) fn parse_position(backend: DbBackend, text: &str) -> Option<Position> {
     match backend {
+        DbBackend::MySql if text.contains(':') => text.parse().ok(),
         DbBackend::MySql => match *gtids(text).ok()? {
             [only] => Some(Position::of(only)),
             // Without a binary log there is none. Of several domains, any one may have the write.
@@ -101,10 +118,9 @@ impl ReadDemand {
     /// Begins a transaction that reads on a replica, once the replica is there.
     pub(super) async fn begin(&self, link: &mut Link, begin: BeginStatement) -> Result<(), DbErr> {
         let begin = begin.statement;
-        // MariaDB waits by itself.
-        let wait = match link.backend {
-            DbBackend::Postgres => self.wait,
-            _ => Duration::ZERO,
+        let wait = match self.server_waits() {
+            true => Duration::ZERO,
+            false => self.wait,
         };
         let (until, mut pause) = (Instant::now() + wait, FIRST_WAIT);
         loop {
@@ -125,9 +141,9 @@ impl ReadDemand {
     }
 
     async fn begin_once(&self, link: &mut Link, text: Option<String>) -> Result<(), DbErr> {
-        let patience = match link.backend {
-            DbBackend::Postgres => self.patience,
-            _ => self.patience.saturating_add(self.wait),
+        let patience = match self.server_waits() {
+            true => self.patience.saturating_add(self.wait),
+            false => self.patience,
         };
         // Nothing has happened yet, so that it may be given up for one on another server.
         let answered = timeout(patience, link.begin(text)).await;
@@ -146,6 +162,12 @@ impl ReadDemand {
         begun
     }
 
+    /// Returns whether the check itself waits, as MariaDB's does.
+    fn server_waits(&self) -> bool {
+        let place = self.at_least.map(Position::place);
+        matches!(place, Some(Place::Gtid(_)))
+    }
+
     /// Has BEGIN check that the server is there, as an error if it is not: one round trip for both.
     pub(super) fn check(&self, begin: &mut BeginStatement, options: TransactionOptions) {
         let text = begin.statement.take();
@@ -153,6 +175,7 @@ impl ReadDemand {
         let text = match self.at_least.map(Position::place) {
             Some(Place::Log { lsn, .. }) => with_log_check(&text, lsn, options),
             Some(Place::Gtid(gtid)) => with_gtid_check(&text, gtid, self.wait),
+            Some(Place::Galera(committed)) => with_galera_check(&text, committed),
             // Such a read is the primary's.
             Some(Place::Primary) | None => text,
         };
@@ -194,6 +217,24 @@ fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
          IF MASTER_GTID_WAIT('{gtid}', 0) <> 0 \
          OR CONCAT(',', @@global.gtid_slave_pos) NOT LIKE '%,{domain}-{server}-%' \
          THEN SIGNAL SQLSTATE '{}' SET MESSAGE_TEXT = 'the replica is behind'; END IF; END; {begin}",
+        server::FAILED_CHECK
+    )
+}
+
+/// As [`with_gtid_check`], for a node of a Galera cluster. That it takes part in the cluster is checked as well: one that has
+/// lost it keeps its number.
+///
+/// Not `WSREP_SYNC_WAIT_UPTO_GTID()`, which looks at the last part of its GTID only (H37): another cluster's would do.
+fn with_galera_check(begin: &str, committed: Committed) -> String {
+    let Committed { sequence, .. } = committed;
+    let text = committed.to_string();
+    let cluster = text.split_once(':').map_or("", |(uuid, _)| uuid);
+    format!(
+        "BEGIN NOT ATOMIC IF (SELECT COUNT(*) FROM information_schema.global_status \
+         WHERE variable_name = 'WSREP_LAST_COMMITTED' AND CAST(variable_value AS SIGNED) >= {sequence} \
+         OR variable_name = 'WSREP_LOCAL_STATE_UUID' AND variable_value = '{cluster}' \
+         OR variable_name = 'WSREP_READY' AND variable_value = 'ON') <> 3 \
+         THEN SIGNAL SQLSTATE '{}' SET MESSAGE_TEXT = 'the node is behind'; END IF; END; {begin}",
         server::FAILED_CHECK
     )
 }

@@ -63,6 +63,8 @@ pub(crate) struct PoolInner {
     pub(crate) known_texts: KnownTexts,
     /// The latest timeline that any server of the cluster has shown, if this is a primary's pool with replicas.
     latest_timeline: AtomicU32,
+    /// Its server was a node of a Galera cluster at the last check.
+    is_galera: AtomicBool,
     /// Only a test's pool has one.
     test: Option<TestTransaction>,
 }
@@ -114,6 +116,7 @@ impl PoolInner {
             closing: Closing::default(),
             known_texts,
             latest_timeline: AtomicU32::new(0),
+            is_galera: AtomicBool::new(false),
             test,
             database,
             driver,
@@ -274,6 +277,14 @@ impl PoolInner {
     pub(crate) fn note_latest_timeline(&self, timeline: u32) -> u32 {
         let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
         before.max(timeline)
+    }
+
+    pub(crate) fn is_galera(&self) -> bool {
+        self.is_galera.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_galera(&self, is_galera: bool) {
+        self.is_galera.store(is_galera, Ordering::Relaxed);
     }
 
     /// Logs and counts why a connection was not acquired.
