@@ -3,19 +3,17 @@
 use std::{borrow::Cow, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use http::{Response, request::Parts, response};
-#[cfg(feature = "replicas")]
-use sea_orm::DbBackend;
 use sea_orm::{DatabaseConnection, Statement, TransactionOptions};
 use tower_layer::{Layer, Stack};
 
+#[cfg(feature = "replicas")]
+use crate::replicas::Replicas;
 use crate::{
     DbSessionService, DefaultDatabase, Error, PoolMode, SessionBodyLayer, SessionPool,
     connection::search_path,
     policy::{BeginRule, Checkout, Policy, Transactions},
     response::DefaultResponseForError,
 };
-#[cfg(feature = "replicas")]
-use crate::{error::Kind, replicas::Replicas};
 
 /// Gives every request to the wrapped service a [`DbSession`](crate::DbSession), and takes the
 /// connection back however the request ends.
@@ -518,49 +516,14 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     #[cfg(feature = "replicas")]
     #[track_caller]
     pub fn replicas(mut self, replicas: Replicas) -> Self {
-        if let Err(kind) = self.check_replicas(&replicas) {
+        if let Err(kind) = self.policy.check_replicas(self.pool.inner(), &replicas) {
             panic!("{}", Error::from(kind));
         }
         self.policy().replicas = Some(replicas);
-        if let Err(error) = self.lend_replicas() {
+        if let Err(error) = self.policy.lend_replicas() {
             panic!("{error}");
         }
         self
-    }
-
-    /// The layer's pool mode counts for the replicas' pools as well.
-    #[cfg(feature = "replicas")]
-    fn lend_replicas(&self) -> Result<(), Error> {
-        let replicas = self.policy.replicas.as_ref();
-        if self.policy.pool_mode != Some(PoolMode::Transaction) {
-            return Ok(());
-        }
-        let mut pools = replicas.into_iter().flat_map(Replicas::pools);
-        pools.try_for_each(|(_, pool)| pool.inner().allow_lending())
-    }
-
-    #[cfg(feature = "replicas")]
-    fn check_replicas(&self, replicas: &Replicas) -> Result<(), Kind> {
-        let own = self.pool.inner();
-        if self.policy.by.is_some() {
-            return Err(Kind::ReplicasAndBy);
-        }
-        if !own.driver().is_same(replicas.primary().inner().driver()) {
-            return Err(Kind::NotThePrimary);
-        }
-        let mut pools = replicas.pools().map(|(_, pool)| pool.inner());
-        if replicas.pools().next().is_none()
-            || pools.any(|pool| pool.driver().is_same(own.driver()))
-        {
-            return Err(Kind::NoReplica);
-        }
-        let mut all = replicas.pools().map(|(_, pool)| pool.inner()).chain([own]);
-        let kind = own.backend();
-        let has_replicas = matches!(kind, DbBackend::Postgres | DbBackend::MySql);
-        if !has_replicas || all.any(|pool| pool.is_direct() || pool.backend() != kind) {
-            return Err(Kind::HasNoReplicas);
-        }
-        Ok(())
     }
 
     /// Sets for how long its sessions keep their connections. Default: as the pool's
@@ -595,7 +558,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         }
         self.policy().pool_mode = Some(mode);
         #[cfg(feature = "replicas")]
-        if let Err(error) = self.lend_replicas() {
+        if let Err(error) = self.policy.lend_replicas() {
             panic!("{error}");
         }
         self

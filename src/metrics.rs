@@ -87,6 +87,7 @@ pub struct MetricsObserver {
 
 /// The pool, and the recorder's handles for it.
 struct Observed {
+    // Weak, because the pool owns its observers and would keep itself alive.
     pool: WeakSessionPool,
     /// The labels of statements.
     target: Vec<Label>,
@@ -125,6 +126,7 @@ impl MetricsObserver {
         let status = pool
             .as_ref()
             .map(|pool| (pool.status(), target::idle(pool)));
+        // Zeros once the pool has gone: a gauge shows what it was last set to for ever.
         let (used, max, pending, idle) = status.map_or((0, 0, 0, 0), |(status, idle)| {
             (status.used, status.max, status.pending, idle)
         });
@@ -188,6 +190,7 @@ impl Observer for MetricsObserver {
         let Some(error) = executed.error() else {
             return observed.succeeded.record(executed.elapsed());
         };
+        // Made anew each time: failures are few, and each kind has labels of its own.
         let mut labels = observed.target.clone();
         labels.push(Label::new("error_type", error_type(error).into_owned()));
         let code = server::code(error);

@@ -1,6 +1,8 @@
 //! [`Policy`]: the settings of a layer, and the plan that they make for a request.
 
 mod begin_rule;
+#[cfg(feature = "replicas")]
+mod replicas;
 mod trace_id;
 
 use std::{
@@ -158,33 +160,6 @@ impl Policy {
         Ok((picked, plan))
     }
 
-    #[cfg(feature = "replicas")]
-    fn route_by(
-        &self,
-        replicas: &Replicas,
-        parts: &Parts,
-        mut plan: Plan,
-    ) -> (Option<SessionPool>, Plan) {
-        let rules = &mut plan.rules;
-        let reads = TransactionOptions {
-            access_mode: Some(AccessMode::ReadOnly),
-            ..self.options
-        };
-        // For a request that is to read and writes nevertheless, the layer's rule for other reads does not count.
-        let writes = match rules.mode {
-            Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly) => {
-                Mode::Transaction(self.options)
-            }
-            mode => mode,
-        };
-        let (pool, replication) = replicas.route(parts, writes);
-        if replication.reads_only() {
-            rules.mode = Mode::Transaction(reads);
-        }
-        rules.replication = Some(replication);
-        (pool, plan)
-    }
-
     /// Returns the settings to apply to a session that an outer layer has opened.
     pub(crate) fn order(&self, parts: &Parts) -> Order {
         // Its deadline belongs to the session, which is there.
@@ -297,17 +272,22 @@ impl Checkout {
 pub fn grpc_timeout(parts: &Parts) -> Option<Duration> {
     let value = parts.headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    // The protocol's bound, by which no number of hours can overflow.
     if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
     }
-    let number = digits.parse().ok()?;
+    Some(grpc_unit(unit)?(digits.parse().ok()?))
+}
+
+/// Returns the unit of a number of up to eight digits.
+fn grpc_unit(unit: &str) -> Option<fn(u64) -> Duration> {
     Some(match unit {
-        "H" => Duration::from_secs(number * 3600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
+        "H" => |number| Duration::from_secs(number * 3600),
+        "M" => |number| Duration::from_secs(number * 60),
+        "S" => Duration::from_secs,
+        "m" => Duration::from_millis,
+        "u" => Duration::from_micros,
+        "n" => Duration::from_nanos,
         _ => return None,
     })
 }

@@ -53,6 +53,7 @@ impl Target {
                 let options = database.get_sqlite_connection_pool().connect_options();
                 let name = options.get_filename().file_name().unwrap_or_default();
                 Self::default().named(match &*name.to_string_lossy() {
+                    // sqlx gives each database in memory another name, and a metric's label must not grow with them.
                     memory if memory.contains("memory") && memory.starts_with("file:") => {
                         ":memory:"
                     }

@@ -46,6 +46,7 @@ pub(super) enum BodyError {
 
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the source's text, which a log that walks the chain would show twice.
         f.write_str(match self {
             Self::NotCommitted(_) => "the response's transaction could not be committed",
             Self::CutOff(_) => "the response's session was cut off before the body's end",
@@ -73,6 +74,7 @@ impl BodyError {
     /// The status that the layer would have answered with at the head.
     fn grpc_trailers(&self) -> HeaderMap {
         let known = match self {
+            // This crate's own, unless the task that was to commit has died: that has no status.
             Self::NotCommitted(source) => source.downcast_ref(),
             Self::CutOff(source) => Some(source),
             Self::TooLong | Self::TooShort => None,

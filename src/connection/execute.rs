@@ -6,10 +6,11 @@ use sea_orm::{DbBackend, DbErr};
 
 use super::{
     PinnedConnection,
-    link::{Around, Condition},
-    operation::{Operation, Output, Task},
+    link::Condition,
+    operation::{Operation, Output},
     refusal::Refusal,
     session_state::foresee,
+    task::Task,
 };
 use crate::{
     error::{Kind, server},
@@ -44,7 +45,7 @@ impl PinnedConnection {
         self.transaction.forget_beyond(depth);
         self.session_state.forget_beyond(depth);
         // A half of what was to be there before the operation may be.
-        let half_begun = output.is_err() && task.begin.is_some() && task.operation.is_some();
+        let half_begun = output.is_err() && task.is_half_begun();
         let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
         // An earlier call may have been refused where the server did not answer yet.
         if output.is_err() || self.refusal == Refusal::Unasked {
@@ -191,9 +192,9 @@ impl PinnedConnection {
         let output = self.perform_noting(task, depth).await;
         // With the connection, the proof is lost as well.
         let is_lost = output.as_ref().is_err_and(server::is_fatal);
-        if is_lost || !self.is_guarded(depth).await {
+        if is_lost || !self.transaction.is_guarded(&mut self.link, depth).await {
             self.transaction.end(Kind::EndedElsewhere);
-            self.end_test();
+            self.link.end_test();
         }
         output
     }
@@ -210,7 +211,13 @@ impl PinnedConnection {
             Err(error) => error,
         };
         if depth > 0 {
-            Box::pin(self.note_failed(&error, depth, is_stream, commits)).await;
+            // Behind the error itself: where that says that the transaction has ended, no round trip is spent.
+            let (link, transaction) = (&mut self.link, &mut self.transaction);
+            transaction.note_failure(link, &error, depth, commits);
+            Box::pin(transaction.note_if_vanished(link, &error)).await;
+            if is_stream {
+                transaction.note_unheard(depth);
+            }
         }
         Err(error)
     }
@@ -222,17 +229,6 @@ impl PinnedConnection {
         let mut output = output;
         self.read_what_is_left(&mut output, commits).await;
         output
-    }
-
-    /// Notes what a failure did to the transaction of this `depth`.
-    async fn note_failed(&mut self, error: &DbErr, depth: usize, is_stream: bool, commits: bool) {
-        let (link, transaction) = (&mut self.link, &mut self.transaction);
-        transaction.note_failure(link, error, depth, commits);
-        // Behind `note_failure`: where the error itself says that the transaction has ended, no round trip is spent.
-        transaction.note_if_vanished(link, error).await;
-        if is_stream {
-            transaction.note_unheard(depth);
-        }
     }
 
     /// Reads what the server has still to say of a call. An error in it is the call's own, unless that was a
@@ -264,29 +260,6 @@ impl PinnedConnection {
         }
     }
 
-    /// Returns whether the transaction that was open before an opaque operation is still the same: then the
-    /// savepoint from before it is still there.
-    async fn is_guarded(&mut self, depth: usize) -> bool {
-        let (link, transaction) = (&mut self.link, &mut self.transaction);
-        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has ended one
-        // so, the count says nothing any more.
-        if link.depth() < depth || transaction.roll_back_to(link, depth).await.is_err() {
-            link.give_up();
-            return false;
-        }
-        let Err(error) = link.release_guard().await else {
-            return true;
-        };
-        if server::is_fatal(&error) {
-            link.give_up();
-        // Only inside a transaction does PostgreSQL answer so: it is still the same one.
-        } else if server::is_aborted(&error) {
-            transaction.note_aborted(depth);
-            return true;
-        }
-        false
-    }
-
     /// Performs a statement of a test behind a savepoint.
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         // PostgreSQL would abort the test's transaction by one statement that fails, and refuse all that the test does
@@ -306,15 +279,8 @@ impl PinnedConnection {
         if server::is_fatal(&error) {
             return output.and(Err(error));
         }
-        self.end_test();
+        self.link.end_test();
         output.and(Err(Kind::TestEnded.into_db_err()))
-    }
-
-    /// Code has ended the transaction around a test, if there is one.
-    fn end_test(&mut self) {
-        if self.link.is_test() {
-            self.link.around = Around::EndedTest;
-        }
     }
 
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {

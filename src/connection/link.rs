@@ -106,6 +106,13 @@ impl Link {
         self.around != Around::Nothing
     }
 
+    /// Code has ended the transaction around a test, if there is one.
+    pub(super) fn end_test(&mut self) {
+        if self.is_test() {
+            self.around = Around::EndedTest;
+        }
+    }
+
     pub(super) fn is_broken(&self) -> bool {
         matches!(self.condition, Condition::Broken | Condition::Lost)
     }
@@ -163,7 +170,7 @@ impl Link {
             return Ok(self.ask_behind_commit().await);
         }
         let question = read_position(self.backend, Asked::NoGalera);
-        let answer = self.driver.commit_and_ask(question).await?;
+        let answer = self.driver.commit_with(question).await?;
         // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
         self.is_overcounted = true;
         Ok(self.hear(answer))
@@ -261,13 +268,29 @@ impl Link {
             }
             return Ok(open);
         }
-        // sqlx counts it from there on, and rolls it back as one of its transactions.
-        let open = self.driver.adopts_transaction().await?;
-        // By sqlx's own count, so that the count is right afterwards.
-        if open {
-            self.driver.rollback().await?;
+        // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
+        // `BeginFailed`.
+        match self.driver.begin(Some("DO 0".to_owned())).await {
+            // sqlx counts the transaction from there on. By its own ROLLBACK, the count is right afterwards.
+            Ok(()) => self.driver.rollback().await.map(|()| true),
+            Err(error) if server::is_fatal(&error) => Err(error),
+            Err(_) => Ok(false),
         }
-        Ok(open)
+    }
+
+    /// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
+    /// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
+    pub(super) async fn reopen(&mut self, depth: usize) {
+        if depth == 1 && self.backend == DbBackend::MySql {
+            // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
+            return;
+        }
+        let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
+        let text: String = std::iter::once("BEGIN".to_owned())
+            .chain(savepoints)
+            .collect();
+        // It may not have ended after all, and the server says so.
+        let _ = self.run(text).await;
     }
 }
 

@@ -7,6 +7,7 @@ mod cancel;
 mod chain;
 mod driver;
 mod execute;
+mod failure;
 mod link;
 mod operation;
 mod position;
@@ -18,6 +19,7 @@ mod rest;
 mod rows;
 mod session_state;
 mod settings;
+mod task;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -43,9 +45,10 @@ pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
     chain::{Chain, Chains},
     driver::{BackendId, Driver},
-    operation::{Begin, BeginSetUp, Operation, Output, Task},
+    operation::{Operation, Output},
     position::{Asked, Demand, ReadDemand, parse_position, read_position},
     settings::{Settings, check_name, search_path},
+    task::{Begin, BeginSetUp, Task},
 };
 use self::{
     link::{Around, Condition, Link},
@@ -289,17 +292,11 @@ impl PinnedConnection {
         self.cancel_handle.take()
     }
 
-    /// Closes the connection; the handle goes to the one that takes its place.
-    pub(crate) fn into_cancel_handle(mut self) -> Option<Arc<CancelHandle>> {
-        self.cancel_handle.take()
-    }
-
     /// Returns what serves the connection on the server, if it is lost.
     pub(crate) fn orphan(&self) -> Option<BackendId> {
         let handle = self.cancel_handle.as_ref();
-        handle
-            .filter(|_| self.link.is_lost())?
-            .backend_id(Peer::Server)
+        let lost = handle.filter(|_| self.link.is_lost())?;
+        lost.backend_id(Peer::Server)
     }
 
     /// Has `handle`, of which the session may have a copy already, stop this connection's statements from here on.

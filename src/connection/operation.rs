@@ -1,4 +1,4 @@
-//! [`Task`], [`Operation`] and [`Output`]: one call of a session on its connection.
+//! [`Operation`] and [`Output`]: what a session asks of its connection.
 
 use std::{
     fmt::{self, Write},
@@ -12,154 +12,12 @@ use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
 use super::Rows;
-use super::{
-    Chain, Demand, Driver, Peer, Reset, Rest, Settings, link::Link, transaction::Transaction,
-};
-use crate::sql::{Change, Classified, calls_nothing_unknown, classify};
+use super::{Chain, Demand, Driver, failure::Failure, link::Link, transaction::Transaction};
+use crate::error::Kind;
 
 /// Up to how many bytes a value is counted.
 // Only whether a statement is large counts, so that a huge array is not formatted to its end for that.
 const A_LOT: usize = 1 << 20;
-
-/// One call on a connection.
-pub(crate) struct Task {
-    /// The session has run nothing on this connection yet.
-    pub(crate) first: bool,
-    /// For how long the server has heard nothing on the connection, if this is the first.
-    pub(crate) rest: Rest,
-    /// The number of transactions that are open around it; others are rolled back first.
-    pub(crate) depth: usize,
-    /// Prepares a connection that has just been checked out.
-    pub(crate) on_acquire: Option<Arc<[Statement]>>,
-    /// Opens the session's own transaction first.
-    pub(crate) begin: Option<Begin>,
-    /// `None` once it was sent.
-    pub(crate) operation: Option<Operation>,
-    /// The answers that the operation's text gives.
-    pub(crate) text: Classified,
-    /// The operation, or what came before it, may do more to the transaction around it than its text says.
-    pub(crate) doubtful: bool,
-    /// The reset that is due when the session gives the connection back.
-    pub(crate) reset: Reset,
-    /// The server's process has to be known, with this peer at the other end.
-    pub(crate) identify: Option<Peer>,
-    /// The operation may be stopped when its request is gone.
-    pub(crate) stoppable: bool,
-}
-
-impl Task {
-    /// Returns whether it may leave session state behind. What `on_acquire` sets is not looked into.
-    pub(crate) fn leaves_state(&self, backend: DbBackend) -> bool {
-        let set_up = self.begin.iter().flat_map(Begin::statements);
-        self.on_acquire.is_some()
-            || self.text.change > Change::Transaction
-            || set_up
-                .map(|statement| classify(backend, &statement.sql).change)
-                .any(|change| change > Change::Transaction)
-    }
-
-    /// A statement that prepares something, beside the session's own.
-    pub(super) fn set_up(statement: Statement, depth: usize, text: Classified) -> Self {
-        Self {
-            first: false,
-            rest: Rest::None,
-            depth,
-            on_acquire: None,
-            begin: None,
-            operation: Some(Operation::Execute(statement)),
-            text,
-            doubtful: text.is_doubtful(),
-            reset: Reset::default(),
-            identify: None,
-            stoppable: false,
-        }
-    }
-
-    /// Returns whether this can be said of its operation, if that was not sent yet.
-    pub(super) fn is(&self, question: impl Fn(&Operation) -> bool) -> bool {
-        self.operation.as_ref().is_some_and(question)
-    }
-
-    /// Returns about how many bytes its operation sends.
-    pub(super) fn size(&self) -> usize {
-        self.operation.as_ref().map_or(0, Operation::size)
-    }
-
-    /// Returns whether nothing came before it, and all of it is here to be sent again.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.first && self.depth == 0 && self.operation.is_some()
-    }
-
-    /// Returns whether it opens a transaction, without which nothing of it takes effect.
-    pub(crate) fn opens(&self) -> bool {
-        self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)))
-    }
-
-    /// Returns whether the first that it sends is a BEGIN, of which nothing is lost with its connection.
-    pub(crate) fn begins(&self) -> bool {
-        self.opens() && self.on_acquire.is_none() && self.text.change == Change::None
-    }
-
-    /// Returns whether all of it can be run once more after it was lost, because it changes nothing.
-    pub(crate) fn may_run_twice(&self, backend: DbBackend) -> bool {
-        // Not a stream: its reader may have rows already. What is set up before may be anything.
-        let read = self.operation.as_ref().filter(|read| !read.is_stream());
-        (self.is_whole() && self.on_acquire.is_none() && self.text.reads_only)
-            && read
-                .and_then(Operation::text)
-                .is_some_and(|sql| calls_nothing_unknown(backend, sql))
-    }
-
-    /// The operation, to be sent now. What may have to be sent again stays: a BEGIN, and what the server may
-    /// never see because it has closed the connection.
-    pub(super) fn take_operation(&mut self) -> Operation {
-        let again = match &self.operation {
-            // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
-            Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
-            // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
-            Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
-            _ => None,
-        };
-        mem::replace(&mut self.operation, again).unwrap_or(Operation::Settle)
-    }
-}
-
-/// The beginning of a session's own transaction.
-pub(crate) struct Begin {
-    pub(crate) options: TransactionOptions,
-    pub(crate) set_up: Option<Arc<BeginSetUp>>,
-}
-
-/// What each BEGIN of a session's own transaction brings along.
-#[derive(Clone, Default)]
-pub(crate) struct BeginSetUp {
-    /// In its own text.
-    pub(crate) settings: Settings,
-    /// After it.
-    pub(crate) statements: Vec<Statement>,
-    /// It has to hold for all that runs, so that the session is in a transaction for good.
-    pub(crate) is_required: bool,
-    /// With either of them.
-    pub(crate) demand: Demand,
-}
-
-impl Begin {
-    pub(crate) fn demand(&self) -> &Demand {
-        self.set_up
-            .as_deref()
-            .map_or(&Demand::None, |set_up| &set_up.demand)
-    }
-
-    pub(super) fn settings(&self) -> Option<&Settings> {
-        self.set_up.as_deref().map(|set_up| &set_up.settings)
-    }
-
-    pub(super) fn statements(&self) -> &[Statement] {
-        self.set_up
-            .as_deref()
-            .map_or(&[], |set_up| &set_up.statements)
-    }
-}
 
 /// A session's request to its connection.
 #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // raw access needs a driver
@@ -202,46 +60,60 @@ impl Operation {
         transaction: &mut Transaction,
         reads_only: bool,
     ) -> Result<Output, DbErr> {
-        let named = link.named;
-        let driver = &mut link.driver;
-        let done = match self {
+        let (named, driver) = (link.named, &mut link.driver);
+        match self {
             Self::Execute(statement) => {
-                return driver.execute(statement, named).await.map(Output::Executed);
+                let done = driver.execute(statement, named).await;
+                done.map(Output::Executed)
             }
             Self::Unprepared(sql) => {
-                return driver
-                    .execute_unprepared(mem::take(sql))
-                    .await
-                    .map(Output::Executed);
+                let done = driver.execute_unprepared(mem::take(sql)).await;
+                done.map(Output::Executed)
             }
             Self::One(statement) => {
                 let row = driver.query_one(statement, named, reads_only).await;
-                return row.map(Output::Row);
+                row.map(Output::Row)
             }
-            Self::All(statement) => {
-                return driver.query_all(statement, named).await.map(Output::Rows);
+            Self::All(statement) => driver.query_all(statement, named).await.map(Output::Rows),
+            Self::Commit(None) => transaction.commit(link).await.map(|()| Output::Done),
+            // What it is for has come before it, in `prepare`.
+            Self::Settle | Self::Raw(None) => Ok(Output::Done),
+            rare => {
+                let done = Box::pin(rare.perform_rare(link, transaction, reads_only));
+                done.await.map(|()| Output::Done)
             }
+        }
+    }
+
+    #[cfg_attr(not(feature = "stream"), allow(unused_variables))]
+    async fn perform_rare(
+        &mut self,
+        link: &mut Link,
+        transaction: &mut Transaction,
+        reads_only: bool,
+    ) -> Result<(), DbErr> {
+        match self {
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => {
-                Box::pin(driver.stream(statement, rows, named, reads_only)).await
+                let (named, driver) = (link.named, &mut link.driver);
+                driver.stream(statement, rows, named, reads_only).await
             }
             Self::Begin(options) => {
-                Box::pin(transaction.begin(link, *options, None, &Demand::None)).await
+                let demand = &Demand::None;
+                transaction.begin(link, *options, None, demand).await
             }
             Self::Commit(chain) => match chain.take() {
-                Some(chain) => Box::pin(chain.begin(link, transaction)).await,
+                Some(chain) => chain.begin(link, transaction).await,
                 None => transaction.commit(link).await,
             },
-            Self::Rollback => Box::pin(transaction.rollback(link)).await,
-            Self::Ping => Box::pin(driver.ping()).await,
-            // What it is for has come before it, in `prepare`.
-            Self::Settle => Ok(()),
+            Self::Rollback => transaction.rollback(link).await,
+            Self::Ping => link.driver.ping().await,
             Self::Raw(code) => match code.take() {
-                Some(code) => code(driver).await,
+                Some(code) => code(&mut link.driver).await,
                 None => Ok(()),
             },
-        };
-        done.map(|()| Output::Done)
+            _ => Ok(()),
+        }
     }
 
     /// The operation once more, for the case that its prepared statement is stale: sqlx keeps statements prepared and
@@ -265,7 +137,7 @@ impl Operation {
     }
 
     /// Returns about how many bytes it sends.
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         match self {
             Self::Execute(statement) | Self::One(statement) | Self::All(statement) => {
                 let values = statement.values.iter().flat_map(|values| values.iter());
@@ -317,6 +189,19 @@ impl Operation {
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => Some(Self::Stream(statement.clone(), rows.clone())),
             _ => None,
+        }
+    }
+
+    /// The error instead of it, if it must not be sent in a transaction that has failed so.
+    pub(super) fn refused_after(&self, failure: Failure) -> Option<Kind> {
+        match (self, failure) {
+            // A rollback is the way out of each of them; the other two are no statements.
+            (Self::Rollback | Self::Settle | Self::Ping, _) => None,
+            (_, Failure::Ended(kind)) => Some(kind),
+            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
+            (Self::Commit(_) | Self::Begin(_), _) => Some(Kind::Aborted),
+            // PostgreSQL refuses by itself.
+            (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
         }
     }
 

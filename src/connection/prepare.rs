@@ -6,9 +6,10 @@ use super::{
     PinnedConnection,
     cancel::Peer,
     link::Around,
-    operation::{Begin, Operation, Task},
+    operation::Operation,
     refusal::Refusal,
     settings::Settings,
+    task::{Begin, Task},
 };
 use crate::{
     error::{Error, Kind, server},

@@ -5,7 +5,7 @@ use sea_orm::{DbBackend, DbErr, Statement};
 use super::{
     Reset,
     link::{Condition, Link},
-    operation::{Begin, Task},
+    task::{Begin, Task},
     transaction::Transaction,
 };
 use crate::{

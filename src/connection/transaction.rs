@@ -5,6 +5,7 @@ use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 use super::{
     begin::begin_statement,
     chain::Chain,
+    failure::{Failure, has_vanished},
     link::{Around, Link},
     operation::Operation,
     position::{Demand, parse_position},
@@ -39,19 +40,6 @@ pub(super) struct Transaction {
     is_tracked: bool,
     /// The position that the last COMMIT has made.
     position: Option<Position>,
-}
-
-/// The way the open transaction failed. sqlx keeps it to itself: it throws the answer of a COMMIT away, even if that is
-/// ROLLBACK.
-#[derive(Clone, Copy)]
-enum Failure {
-    /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
-    Aborted(usize),
-    /// A stream of the transaction of this depth has failed, and its reader does not know it. If no other one
-    /// has, all is well when the reader does.
-    Unheard { depth: usize, is_only: bool },
-    /// All of it is gone from the server: what followed would commit by itself.
-    Ended(Kind),
 }
 
 /// The access mode of the open transaction.
@@ -97,10 +85,7 @@ impl Transaction {
 
     /// The error by which the server is known to have ended all of it.
     pub(super) fn ended(&self) -> Option<Kind> {
-        match self.failure {
-            Some(Failure::Ended(kind)) => Some(kind),
-            _ => None,
-        }
+        self.failure.and_then(Failure::ended)
     }
 
     /// The server has ended all of it.
@@ -112,63 +97,23 @@ impl Transaction {
 
     /// The error for `operation`, if it must not be sent.
     pub(super) fn refuses(&self, operation: &Operation) -> Option<Kind> {
-        match (operation, self.failure?) {
-            // A rollback is the way out of each of them; the other two are no statements.
-            (Operation::Rollback | Operation::Settle | Operation::Ping, _) => None,
-            (_, Failure::Ended(kind)) => Some(kind),
-            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
-            (Operation::Commit(_) | Operation::Begin(_), _) => Some(Kind::Aborted),
-            // PostgreSQL refuses by itself.
-            (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
-        }
+        operation.refused_after(self.failure?)
     }
 
-    /// Notes what a failed call did to the transaction around it. A COMMIT that failed has ended it,
-    /// or it is about to be rolled back.
+    /// Notes what a failed call did to the transaction around it.
     pub(super) fn note_failure(&mut self, link: &Link, error: &DbErr, depth: usize, commits: bool) {
-        // A test's COMMIT is the release of a savepoint.
-        let failure = if commits && !link.is_test() {
-            Failure::Ended(Kind::Aborted)
-        } else if !server::aborts(link.backend, error) {
+        let Some(failure) = Failure::of(link, error, depth, commits) else {
             return;
-        } else if link.backend == DbBackend::Postgres {
-            // Still open, and good again once it is rolled back to the savepoint before the failure (H8).
-            Failure::Aborted(depth)
-        } else {
-            // MySQL and SQLite have rolled back all of it: what follows would commit by itself (H8).
-            Failure::Ended(Kind::Aborted)
         };
         // The first one counts: what fails after it fails because of it.
         self.failure.get_or_insert(failure);
     }
 
-    /// Asks the server, where an error alone does not say whether it has ended the transaction. Each server is sent
-    /// a statement that it refuses inside a transaction, and that does no harm outside.
+    /// Asks the server, where an error alone does not say whether it has ended the transaction.
     pub(super) async fn note_if_vanished(&mut self, link: &mut Link, error: &DbErr) {
-        if self.has_failed() || server::is_fatal(error) || server::is_harmless(error) {
-            return;
+        if !self.has_failed() && has_vanished(link, error).await {
+            self.end(Kind::Aborted);
         }
-        let sql = match link.backend {
-            // Error 1568 inside a transaction; outside, it only makes the next one READ WRITE.
-            DbBackend::MySql => "SET TRANSACTION READ WRITE",
-            DbBackend::Sqlite => "BEGIN",
-            // PostgreSQL ends no transaction by an error: it aborts it, and that is noted already.
-            _ => return,
-        };
-        // A list of errors would never be complete; this question has the same answer whatever the error was (G7).
-        let answer = link.run(sql).await;
-        if answer.as_ref().is_err_and(server::is_within_transaction) {
-            return;
-        }
-        if answer.as_ref().is_err_and(server::is_fatal) {
-            link.give_up();
-        }
-        // The BEGIN has succeeded, and is not to stay.
-        if answer.is_ok() && link.backend == DbBackend::Sqlite {
-            let _ = link.run("ROLLBACK").await;
-        }
-        // Also where the question itself has failed: what is not proven to be open counts as gone.
-        self.end(Kind::Aborted);
     }
 
     /// Notes that a stream has failed, whose reader may not be there to see it.
@@ -202,10 +147,7 @@ impl Transaction {
         if depth == 0 && self.access == Access::ReadOnly {
             self.access = Access::ReadWrite;
         }
-        self.failure = self.failure.filter(|failure| match failure {
-            Failure::Aborted(at) | Failure::Unheard { depth: at, .. } => *at <= depth,
-            Failure::Ended(_) => depth > 0,
-        });
+        self.failure = self.failure.filter(|failure| failure.is_within(depth));
     }
 
     pub(super) async fn begin(
@@ -215,12 +157,10 @@ impl Transaction {
         settings: Option<&Settings>,
         demand: &Demand,
     ) -> Result<(), DbErr> {
-        let options = demand.options(options);
         // A test's sessions have a savepoint where others have a transaction.
-        let options = if link.is_test() && link.depth() == 0 {
-            TransactionOptions::default()
-        } else {
-            options
+        let options = match link.is_test() && link.depth() == 0 {
+            true => TransactionOptions::default(),
+            false => demand.options(options),
         };
         let depth = link.counted();
         let mut begin = begin_statement(link.backend, options, depth)?;
@@ -245,14 +185,13 @@ impl Transaction {
         if depth == 0 {
             self.is_tracked = matches!(demand, Demand::Track);
         }
-        if query_only {
-            // Before it is sent: an answer that is lost must not leave it set.
-            self.access = Access::QueryOnly;
-            link.run("PRAGMA query_only = 1").await?;
-        } else {
+        if !query_only {
             self.note_options(options, depth);
+            return Ok(());
         }
-        Ok(())
+        // Before it is sent: an answer that is lost must not leave it set.
+        self.access = Access::QueryOnly;
+        link.run("PRAGMA query_only = 1").await
     }
 
     /// Notes the options of a transaction that was begun inside `depth` others.
@@ -320,16 +259,16 @@ impl Transaction {
         // SQLite refuses a ROLLBACK without a transaction, and all of them a ROLLBACK TO a savepoint that has gone:
         // sqlx's count would stay where it is.
         if self.ended().is_some() {
-            reopen(link, counted).await;
+            link.reopen(counted).await;
         }
         // sqlx's own, which keeps its count; a ROLLBACK as text would leave that behind.
         link.driver.rollback().await?;
         self.chain = None;
         // An error inside a savepoint is undone with it.
-        self.failure = self.failure.filter(|failure| match failure {
-            Failure::Aborted(at) | Failure::Unheard { depth: at, .. } => *at < depth,
-            Failure::Ended(_) => depth > 1,
-        });
+        let outer = depth.checked_sub(1);
+        self.failure = self
+            .failure
+            .filter(|failure| outer.is_some_and(|outer| failure.is_within(outer)));
         if counted > 1 && link.backend == DbBackend::MySql {
             // The next savepoint of this depth replaces it, so that none pile up (H27), and no rollback costs another
             // round trip.
@@ -350,6 +289,28 @@ impl Transaction {
             // It may have gone with its transaction.
             let _ = link.run(release).await;
         }
+    }
+
+    /// Returns whether the transaction that was open before an opaque operation is still the same: then the
+    /// savepoint from before it is still there.
+    pub(super) async fn is_guarded(&mut self, link: &mut Link, depth: usize) -> bool {
+        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has ended one
+        // so, the count says nothing any more.
+        if link.depth() < depth || self.roll_back_to(link, depth).await.is_err() {
+            link.give_up();
+            return false;
+        }
+        let Err(error) = link.release_guard().await else {
+            return true;
+        };
+        if server::is_fatal(&error) {
+            link.give_up();
+        // Only inside a transaction does PostgreSQL answer so: it is still the same one.
+        } else if server::is_aborted(&error) {
+            self.note_aborted(depth);
+            return true;
+        }
+        false
     }
 
     /// Puts back the settings of the connection that stood in for the transaction's.
@@ -380,19 +341,4 @@ impl Transaction {
         // The rollback that follows is one of the session's own, and ends all of it.
         link.around = Around::Nothing;
     }
-}
-
-/// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
-/// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
-async fn reopen(link: &mut Link, depth: usize) {
-    if depth == 1 && link.backend == DbBackend::MySql {
-        // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
-        return;
-    }
-    let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
-    let text: String = std::iter::once("BEGIN".to_owned())
-        .chain(savepoints)
-        .collect();
-    // It may not have ended after all, and the server says so.
-    let _ = link.run(text).await;
 }

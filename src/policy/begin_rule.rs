@@ -42,6 +42,7 @@ impl BeginRule {
     /// If `name` is no name of a setting.
     #[track_caller]
     pub(crate) fn set_local(&mut self, name: Cow<'static, str>, value: Value) {
+        // Where the layer is built, so that the panic names its line and not a request's.
         if let Err(kind) = check_name(&name) {
             panic!("{}: {name:?}", Error::from(kind));
         }
@@ -58,6 +59,8 @@ impl BeginRule {
     #[track_caller]
     pub(crate) fn assert_for(&self, backend: DbBackend) {
         let mut settings = self.timeouts();
+        // Without values, which no request has brought yet: whether the database has such settings does not depend on
+        // them.
         for (name, _) in &self.parameters {
             settings.set(name.clone(), String::new());
         }
@@ -86,6 +89,8 @@ impl BeginRule {
         }
         let statements = self.statements.as_ref();
         Some(BeginSetUp {
+            // A name alone puts no request into a transaction: a statement that commits by itself runs under the
+            // connection's own.
             is_required: settings.is_required() || statements.is_some(),
             settings,
             statements: statements.map(|set_up| set_up(parts)).unwrap_or_default(),

@@ -35,12 +35,14 @@ pub fn trace_id(parts: &Parts) -> Option<&str> {
 
 /// Returns whether `field` has this many digits, which are lower case.
 fn is_hex(field: &str, digits: usize) -> bool {
+    // Lower case only: <https://www.w3.org/TR/trace-context/#traceparent-header-field-values>.
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     field.len() == digits && field.bytes().all(is_digit)
 }
 
 /// Returns whether `field` names something.
 fn is_id(field: &str, digits: usize) -> bool {
+    // All zeros stand for an ID that is invalid, there as well.
     is_hex(field, digits) && field.bytes().any(|byte| byte != b'0')
 }
 

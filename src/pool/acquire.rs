@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     checked_out::{CheckedOut, Lease},
+    deadlock::break_deadlock,
     fetch::fetch,
     fetches::AfterFailure,
     holder::{Holder, current, holds_one},
@@ -26,6 +27,7 @@ use super::{
     ledger::Use,
     log::log_session,
     probe::{PROBE, is_full},
+    second_window::SecondWindow,
     slot::{FetchGuard, SlotGuard},
     waiters::{Applicant, Claim},
     waiting::Waiting,
@@ -123,7 +125,7 @@ impl PoolInner {
         // Behind the join: a connection that came back just before it found the queue empty, and lies among the idle
         // ones.
         self.fill();
-        self.watch_second_window();
+        SecondWindow::watch(self);
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
         if let Some(holder) = holder {
@@ -162,7 +164,7 @@ impl PoolInner {
                 "a request or a job is waiting for a second session of this pool while it holds one: use only one, or `release()` it first",
             );
         }
-        self.break_deadlock();
+        break_deadlock(self);
     }
 
     /// Waits for what the queue gives, for the time `all`. Where connections are still being opened

@@ -22,6 +22,8 @@ pub(super) trait Work: Send + 'static {
 /// At most one running task, started by the first caller that needs it.
 #[derive(Default)]
 pub(super) struct Background {
+    // Sequentially consistent everywhere: the task says that it rests and then looks for work, others add work and
+    // then look here. With less, both could miss the other.
     is_running: AtomicBool,
     bell: Notify,
 }

@@ -400,6 +400,7 @@ impl SessionPoolBuilder {
     /// [`LoaderTrait`](sea_orm::LoaderTrait) and `find_with_related` load all of them with one. Jobs and sessions
     /// that a handler takes from the pool itself are not looked at.
     pub fn n_plus_one_threshold(mut self, times: u32) -> Self {
+        // At zero, a statement that came once would be a repeated one.
         self.settings.n_plus_one_threshold = times.max(1);
         self
     }

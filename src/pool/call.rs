@@ -14,7 +14,7 @@ use super::{
     waiters::Claim,
 };
 use crate::{
-    connection::{Output, PinnedConnection, Rest, SILENCE, Task},
+    connection::{Output, Rest, SILENCE, Task},
     error::{Error, server},
 };
 
@@ -32,7 +32,7 @@ impl CheckedOut {
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
             // One that may begin elsewhere loses no time with another connection to the same server.
-            let output = if task.rest == Rest::None || self.has_way_out() {
+            let output = if task.rest == Rest::None || self.parts.elsewhere.is_some() {
                 self.call_once(&mut task).await
             } else {
                 // Boxed, as below.
@@ -121,7 +121,7 @@ impl CheckedOut {
         pool.return_idle();
         self.parts.end_orphan();
         let dead = self.parts.connection.take();
-        let handle = dead.and_then(PinnedConnection::into_cancel_handle);
+        let handle = dead.and_then(|mut dead| dead.take_cancel_handle());
         // Before the wait: in a pool of one, nothing else could end it.
         self.parts.free_slot();
         if let Some(mut next) = pool.acquire(Claim::Another).await?.into_connection() {

@@ -8,33 +8,31 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    checked_out::CheckedOut, inner::PoolInner, ledger::Ledger, plain_share::is_visit_due,
+    checked_out::CheckedOut, inner::PoolInner, ledger::Ledger, plain_share::AgeVisit,
     waiters::Waiter,
 };
 use crate::connection::{Chain, Peer, PinnedConnection};
 
-impl PoolInner {
-    /// Returns the transaction that the COMMIT of `connection` is to begin, if a request waits for one.
-    pub(crate) fn chain(&self, connection: &CheckedOut) -> Option<Chain> {
-        if !self.chains() || !connection.is(PinnedConnection::may_chain) {
-            return None;
-        }
-        let chain = self.ledger().chain()?;
-        connection
-            .is(|connection| connection.may_continue_with(chain.options))
-            .then_some(chain)
+/// Returns the transaction that the COMMIT of `connection` is to begin, if a request waits for one.
+pub(crate) fn next_chain(pool: &PoolInner, connection: &CheckedOut) -> Option<Chain> {
+    if !chains(pool) || !connection.is(PinnedConnection::may_chain) {
+        return None;
     }
+    let chain = pool.ledger().chain()?;
+    connection
+        .is(|connection| connection.may_continue_with(chain.options))
+        .then_some(chain)
+}
 
-    /// Returns whether connections go from session to session as they are.
-    fn chains(&self) -> bool {
-        self.settings.direct_handoff
-            && self.has_server()
-            // It is due between two transactions.
-            && !self.reset().is_of_session()
-            // Behind a proxy, statements may have no names, or the process belongs to one transaction only (H29).
-            && !self.is_unnamed
-            && (!self.settings.cancel_running || self.cancels.route() == Peer::Server)
-    }
+/// Returns whether connections go from session to session as they are.
+fn chains(pool: &PoolInner) -> bool {
+    pool.settings.direct_handoff
+        && pool.has_server()
+        // It is due between two transactions.
+        && !pool.reset().is_of_session()
+        // Behind a proxy, statements may have no names, or the process belongs to one transaction only (H29).
+        && !pool.is_unnamed
+        && (!pool.settings.cancel_running || pool.cancels.route() == Peer::Server)
 }
 
 impl<T, C> Ledger<T, C> {
@@ -58,11 +56,11 @@ impl<T, C> Ledger<T, C> {
     }
 
     /// [`next_turn`](Self::next_turn) for a connection that is in the transaction of `chain`.
-    fn next_chained(&mut self, chain: &Chain, max: u32) -> Option<Waiter<T>> {
+    fn next_chained(&mut self, chain: &Chain, visit: AgeVisit, max: u32) -> Option<Waiter<T>> {
         let first = self.waiters.live().next()?;
         let fits = first.id <= chain.newest && first.applicant.begins == Some(chain.options);
         // Asked last, since it counts.
-        if fits && self.passes_plain_users(max) {
+        if fits && self.passes_by(visit, max) {
             self.next_turn()
         } else {
             None
@@ -70,33 +68,31 @@ impl<T, C> Ledger<T, C> {
     }
 }
 
-impl CheckedOut {
-    /// Hands a connection in a transaction that has begun for a waiter to that one, or gives it back to be rolled back.
-    pub(super) fn pass_on(mut self) -> Option<Self> {
-        let pool = self.pool().clone();
-        let is_wanted =
-            self.is_chained() && !pool.is_shut() && !pool.is_evicted(self.parts.fetched);
-        let now = Instant::now();
-        let age = now.saturating_duration_since(self.parts.fetched);
-        if !is_wanted || is_visit_due(age, self.parts.returns, pool.driver().max_lifetime()) {
-            return Some(self);
-        }
-        self.parts.used = now;
-        let max = pool.driver().max_connections().unwrap_or(0);
-        // Again for each waiter that has gone when it is answered.
-        loop {
-            let waiter = {
-                let connection = self.parts.connection.as_ref();
-                let chain = connection.and_then(PinnedConnection::chain);
-                chain.and_then(|chain| pool.ledger().next_chained(chain, max))
-            };
-            let Some(waiter) = waiter else {
-                return Some(self);
-            };
-            // Before it is given: from then on it may be the next session's.
-            self.leave();
-            self.parts.returns += 1;
-            self = PoolInner::give(waiter, self)?;
-        }
+/// Hands a connection in a transaction that has begun for a waiter to that one, or gives it back to be rolled back.
+pub(super) fn pass_on(mut left: CheckedOut) -> Option<CheckedOut> {
+    let pool = left.pool().clone();
+    let is_wanted = left.is_chained() && !pool.is_shut() && !pool.is_evicted(left.parts.fetched);
+    let now = Instant::now();
+    let age = now.saturating_duration_since(left.parts.fetched);
+    let visit = AgeVisit::of(age, left.parts.returns, pool.driver().max_lifetime());
+    if !is_wanted || visit == AgeVisit::Overdue {
+        return Some(left);
+    }
+    left.parts.used = now;
+    let max = pool.driver().max_connections().unwrap_or(0);
+    // Again for each waiter that has gone when it is answered.
+    loop {
+        let waiter = {
+            let connection = left.parts.connection.as_ref();
+            let chain = connection.and_then(PinnedConnection::chain);
+            chain.and_then(|chain| pool.ledger().next_chained(chain, visit, max))
+        };
+        let Some(waiter) = waiter else {
+            return Some(left);
+        };
+        // Before it is given: from then on it may be the next session's.
+        left.leave();
+        left.parts.returns += 1;
+        left = PoolInner::give(waiter, left)?;
     }
 }

@@ -141,9 +141,8 @@ impl CheckedOut {
     pub(crate) fn hold(&mut self, holder: Weak<dyn Holder>, request: Option<Weak<dyn Holder>>) {
         // A line in the log must not name the last session's statement as this one's.
         self.parts.text.clear();
-        let key = self
-            .pool()
-            .note_holder(holder, request, &self.parts.runtime);
+        let runtime = &self.parts.runtime;
+        let key = self.pool.note_holder(holder, request, runtime);
         self.parts.holder = Some(key);
         self.parts.is_offered = false;
         // The last session's would keep this one from another connection.
@@ -185,17 +184,9 @@ impl CheckedOut {
         self.parts.elsewhere = elsewhere;
     }
 
-    pub(super) fn has_way_out(&self) -> bool {
-        self.parts.elsewhere.is_some()
-    }
-
     /// Has the cancel handle that a session has handed out stop what runs here.
     pub(super) fn adopt_handle_of(&mut self, other: &mut Self) {
-        let handle = other
-            .parts
-            .connection
-            .as_mut()
-            .and_then(PinnedConnection::take_cancel_handle);
+        let handle = other.ask(PinnedConnection::take_cancel_handle);
         if let (Some(connection), Some(handle)) = (&mut self.parts.connection, handle) {
             connection.adopt(handle);
         }
@@ -203,8 +194,7 @@ impl CheckedOut {
 
     /// Returns the position that a COMMIT has made since this was last asked.
     pub(crate) fn take_position(&mut self) -> Option<Position> {
-        let connection = self.parts.connection.as_mut();
-        connection.and_then(PinnedConnection::take_position)
+        self.ask(PinnedConnection::take_position)
     }
 
     /// Returns for how long the server has heard nothing on it, if no statement of its session's has run yet.
@@ -224,8 +214,7 @@ impl CheckedOut {
 
     /// Returns what stops its statements.
     pub(crate) fn cancel_handle(&mut self) -> Option<Arc<CancelHandle>> {
-        let connection = self.parts.connection.as_mut();
-        connection.map(|connection| connection.cancel_handle().clone())
+        self.ask(|connection| Some(connection.cancel_handle().clone()))
     }
 
     pub(crate) fn depth(&self) -> usize {
@@ -246,15 +235,12 @@ impl CheckedOut {
     /// Notes that the reader of the stream that has failed knows it now.
     #[cfg(feature = "stream")]
     pub(crate) fn was_heard(&mut self) {
-        if let Some(connection) = &mut self.parts.connection {
-            connection.was_heard();
-        }
+        self.ask(PinnedConnection::was_heard);
     }
 
     /// Returns whether a transaction was ended behind the session's back since this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
-        let connection = self.parts.connection.as_mut();
-        connection.is_some_and(PinnedConnection::take_ended_elsewhere)
+        self.ask(PinnedConnection::take_ended_elsewhere)
     }
 
     /// Returns whether its server has refused a write, and may have another one in its place.
@@ -277,6 +263,12 @@ impl CheckedOut {
     /// Returns whether a transaction has begun for the next session, and nothing else is left on the connection.
     pub(crate) fn is_chained(&self) -> bool {
         self.is(PinnedConnection::is_chained)
+    }
+
+    /// Returns the answer, or the empty one if the connection has moved on.
+    fn ask<T: Default>(&mut self, question: impl FnOnce(&mut PinnedConnection) -> T) -> T {
+        let connection = self.parts.connection.as_mut();
+        connection.map(question).unwrap_or_default()
     }
 
     pub(super) fn is(&self, question: impl FnOnce(&PinnedConnection) -> bool) -> bool {
@@ -344,11 +336,8 @@ impl Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         // SQLite in memory: closed with its connection, the database would be gone.
-        let survives = self
-            .connection
-            .as_ref()
-            .is_some_and(PinnedConnection::survives_cancel);
-        if survives && self.slot.is_some() {
+        let connection = self.connection.as_ref();
+        if connection.is_some_and(PinnedConnection::survives_cancel) && self.slot.is_some() {
             // It takes the connection, so that what follows finds none.
             self.survive();
         }

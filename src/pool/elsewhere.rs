@@ -12,7 +12,7 @@ impl Finished {
     pub(super) fn may_begin_elsewhere(&self, task: &Task) -> bool {
         // The operation is taken when what comes before it is done.
         self.output.is_err()
-            && self.connection.has_way_out()
+            && self.connection.parts.elsewhere.is_some()
             // Later on, the session relies on its connection.
             && task.is_whole()
             && task

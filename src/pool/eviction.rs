@@ -5,11 +5,15 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use tokio::{runtime::Handle, task::yield_now};
+
+use super::driver_pool::DriverPool;
 
 /// A read-only server's connections are evicted again this soon: twice as late each time, since a server may stay
 /// read-only.
@@ -21,11 +25,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// After so long, the next one is another fail-over.
 const CALM: Duration = Duration::from_secs(15);
 
+/// How often others are let run so that evicted connections can be closed which sqlx has promised to them.
+const CLOSE_AGAIN: u32 = 100;
+
 /// Another one is logged this soon.
 const QUIET: Duration = Duration::from_secs(60);
 
-#[derive(Default)]
 pub(super) struct Eviction {
+    driver: DriverPool,
     /// The lock is taken only where it ever happened.
     has_been: AtomicBool,
     last: Mutex<Option<Last>>,
@@ -38,13 +45,50 @@ struct Last {
 }
 
 impl Eviction {
+    pub(super) fn new(driver: DriverPool) -> Arc<Self> {
+        Arc::new(Self {
+            driver,
+            has_been: AtomicBool::new(false),
+            last: Mutex::default(),
+        })
+    }
+
     /// Notes an eviction that was asked for.
     pub(super) fn note(&self) {
         self.set(&mut self.lock(), Duration::ZERO);
     }
 
+    /// Closes what is idle in the driver's pool, where all are evicted.
+    pub(super) fn close_idle(self: &Arc<Self>) {
+        if self.try_close_idle() {
+            return;
+        }
+        // sqlx has promised a place to a fetch that has not run since, so that nothing can be taken here; but a fetch that
+        // begins now, with another place, may be given the old connection.
+        if let Ok(runtime) = Handle::try_current() {
+            let eviction = self.clone();
+            runtime.spawn(async move {
+                for _ in 0..CLOSE_AGAIN {
+                    yield_now().await;
+                    if eviction.try_close_idle() {
+                        break;
+                    }
+                }
+            });
+        }
+    }
+
+    /// Returns whether none is left.
+    fn try_close_idle(&self) -> bool {
+        self.driver.close_idle();
+        let is_any_left = self.driver.num_idle() > 0;
+        // After the look: a fetch that has begun since the eviction may have got one, and is to bring another one.
+        self.extend();
+        !is_any_left
+    }
+
     /// Extends the last one until now.
-    pub(super) fn extend(&self) {
+    fn extend(&self) {
         let mut last = self.lock();
         if let Some(last) = last.as_mut() {
             last.at = Instant::now();

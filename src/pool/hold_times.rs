@@ -51,6 +51,7 @@ impl Watch {
             warn_at,
             // The server process behind a connection is known only with `cancel_running`.
             ask_at: warn_at.filter(|_| settings.cancel_running),
+            // No limit is the longest time, which the clock cannot show: nothing is due then.
             cut_at: since.checked_add(settings.hold_timeout),
             logged: None,
         }
@@ -63,6 +64,7 @@ impl Watch {
 
     /// Sets what was due by `now` to the next time, if there is one.
     pub(super) fn go_on(&mut self, now: Instant) {
+        // Once for each hold: its second line says that the connection has come back.
         self.warn_at.take_if(|at| *at <= now);
         if self.ask_at.is_some_and(|at| at <= now) {
             self.ask_at = now.checked_add(ASK);

@@ -3,7 +3,6 @@
 use std::{
     any::Any,
     cell::RefCell,
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -106,24 +105,6 @@ pub(super) fn identity(holder: &Arc<dyn Holder>) -> usize {
 /// Returns whether a request holds a connection, and has not begun to give it back.
 pub(super) fn holds_one(request: &dyn Holder) -> bool {
     request.holds().load(Ordering::Relaxed) > 0
-}
-
-/// Returns the requests that hold the connections; `None` if one of the `holders` will certainly go on by itself. A request
-/// that waits may be served when another one's session ends; where all of them wait for a second connection, none would end
-/// before the acquire time-out.
-pub(super) fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
-    // A running statement ends, and a connection on its way back arrives: also of a session that has another by now.
-    let mut seen = HashSet::with_capacity(holders.len());
-    if holders
-        .iter()
-        .any(|holder| holder.grip() != Grip::Idle || !seen.insert(identity(holder)))
-    {
-        return None;
-    }
-    // A session that is not bound to its request may have moved to another task.
-    let bound = holders.iter().filter(|holder| holder.is_bound());
-    let requests = bound.filter_map(|holder| holder.clone().request());
-    Some(requests.collect())
 }
 
 thread_local! {

@@ -58,6 +58,7 @@ impl<C> IdleConnections<C> {
     /// Takes those that are no longer fresh, and at least `least` of the oldest.
     pub(super) fn take_stale(&mut self, least: usize) -> Vec<C> {
         let is_stale = |idle: &&Idle<C>| !idle.is_fresh(self.fresh_for);
+        // The stale ones are at the front, because each is added at the end when it comes back.
         let stale = self.list.iter().take_while(is_stale).count();
         let taken = stale.max(least).min(self.list.len());
         self.list

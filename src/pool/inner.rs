@@ -9,7 +9,6 @@ use std::{
 };
 
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::runtime::Handle;
 
 use super::{
     background::Background,
@@ -18,7 +17,6 @@ use super::{
     closing::{Closing, CountedSession},
     driver_pool::DriverPool,
     eviction::Eviction,
-    holder::{Holder, current, holds_one, requests_of},
     ledger::{Ledger, Locked, Status},
     log::{Pressure, Throttle},
     observer::Observers,
@@ -56,7 +54,7 @@ pub(crate) struct PoolInner {
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,
     pub(super) probe: Probe,
-    pub(super) eviction: Eviction,
+    pub(super) eviction: Arc<Eviction>,
     pub(super) closing: Closing,
     pub(crate) observers: Observers,
     /// The statements that its sessions have run.
@@ -77,28 +75,12 @@ impl PoolInner {
         observers: Observers,
         test: Option<TestTransaction>,
     ) -> Arc<Self> {
-        let limit = if test.is_some() {
-            // All sessions of a test run on the connection that has its transaction open.
-            1
-        } else {
-            settings.limit(&driver)
-        };
-        let plain_share = PlainShare::new(driver.acquire_timeout());
-        let admission = settings.admission(&driver);
-        let fresh_for = settings.fresh_for(&driver);
-        let mut ledger = Ledger::new(
-            limit,
-            admission,
-            plain_share,
-            fresh_for,
-            settings.keeps_last_for(),
-        );
-        ledger.idle.rotates = settings.rotates;
+        let ledger = open_ledger(&driver, &settings, test.is_some());
         let backend = database.get_database_backend();
         let known_texts = if driver.is_direct() {
             KnownTexts::none(backend)
         } else {
-            KnownTexts::new(backend)
+            KnownTexts::new(backend).with_prepared(driver.cheap_statements())
         };
         let pool = Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),
@@ -112,7 +94,7 @@ impl PoolInner {
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),
-            eviction: Eviction::default(),
+            eviction: Eviction::new(driver.clone()),
             closing: Closing::default(),
             known_texts,
             latest_timeline: AtomicU32::new(0),
@@ -123,6 +105,7 @@ impl PoolInner {
             settings,
             observers,
         });
+        // Last, because an observer may ask the pool at once.
         let weak = WeakSessionPool::of(&pool);
         pool.observers.tell(|observer| observer.attached(&weak));
         pool
@@ -161,7 +144,7 @@ impl PoolInner {
 
     /// Returns an error if a connection could not be closed after its session, as `on_acquire` may ask for.
     pub(crate) fn check_on_acquire(&self) -> Result<(), Error> {
-        if self.is_in_memory() || self.is_proxy() {
+        if self.is_in_memory() || self.driver.is_proxy() {
             return Err(Kind::CannotClose.into());
         }
         Ok(())
@@ -197,11 +180,6 @@ impl PoolInner {
     /// Returns whether sessions pass their statements through (mock, proxy, plain handles).
     pub(crate) fn is_direct(&self) -> bool {
         self.driver.is_direct()
-    }
-
-    /// Returns whether SeaORM's proxy is underneath.
-    pub(crate) fn is_proxy(&self) -> bool {
-        self.driver.is_proxy()
     }
 
     pub(crate) fn is_in_memory(&self) -> bool {
@@ -250,6 +228,7 @@ impl PoolInner {
 
     /// Returns whether no session gets a connection any more.
     pub(crate) fn is_shut(&self) -> bool {
+        // Whatever has the `DatabaseConnection` can close it, without a word to this pool.
         self.closing.is_shut() || self.driver.is_closed()
     }
 
@@ -275,6 +254,7 @@ impl PoolInner {
 
     /// Notes a timeline that a server of the cluster has shown. Returns the latest one.
     pub(crate) fn note_latest_timeline(&self, timeline: u32) -> u32 {
+        // Timelines only grow, and the servers of a cluster show theirs in any order.
         let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
         before.max(timeline)
     }
@@ -283,6 +263,7 @@ impl PoolInner {
         self.is_galera.load(Ordering::Relaxed)
     }
 
+    #[cfg(all(feature = "replicas", feature = "_sqlx"))]
     pub(crate) fn note_galera(&self, is_galera: bool) {
         self.is_galera.store(is_galera, Ordering::Relaxed);
     }
@@ -291,29 +272,6 @@ impl PoolInner {
     pub(crate) fn fail(&self, error: Error, waited: Duration) -> Error {
         self.pressure.failed(&error, || self.status(), waited);
         error
-    }
-
-    /// Asks the server beside the pool.
-    pub(super) async fn ping(&self) -> Result<(), Error> {
-        if self.driver.is_closed() {
-            return Err(Kind::Closing.into());
-        }
-        if self.is_direct() {
-            let answer = self.database.ping().await;
-            return answer.map_err(|error| Error::with_source(Kind::Down, error));
-        }
-        if self.is_in_memory() {
-            return Ok(());
-        }
-        let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
-        // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the service
-        // is restarted when it is needed most.
-        let attempt = self.probe.start(&self.driver, &runtime).await;
-        match attempt.ok().flatten() {
-            // A server that is full has answered.
-            Some(error) if !error.is_exhausted() => Err(error),
-            _ => Ok(()),
-        }
     }
 
     /// Returns an error where nothing but the caller could end the wait: a test's own session has the one connection
@@ -345,30 +303,6 @@ impl PoolInner {
             _ => None,
         }
     }
-
-    /// Keeps the last free connection for requests that hold one, if the current one does, or will when its
-    /// own session is used: a session store reads before that, and writes afterwards.
-    pub(crate) fn expect_second(self: &Arc<Self>) {
-        let expects = |request: &dyn Holder| request.is_on(&self.driver) || holds_one(request);
-        if current().is_some_and(|request| expects(&*request)) {
-            self.ledger().expect_second();
-            self.watch_second_window();
-        }
-    }
-
-    /// Looks whether any of the requests that wait for a second session can still go on, after a change for one of
-    /// them. If none can, the newest gets an error.
-    pub(crate) fn break_deadlock(&self) {
-        let Some(requests) = requests_of(&self.registry.all()) else {
-            return;
-        };
-        // The newest: it has the least behind it. Its error ends its request, whose connection then serves the next.
-        let newest = self.ledger().take_deadlocked(&requests);
-        let Some(newest) = newest else { return };
-        if newest.answer(Err(Kind::PoolDeadlock.into())).is_ok() {
-            tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
-        }
-    }
 }
 
 impl Drop for PoolInner {
@@ -386,4 +320,23 @@ impl Drop for PoolInner {
             idle.outlive_pool(bound);
         }
     }
+}
+
+/// Makes the ledger of a pool over `driver`.
+fn open_ledger(
+    driver: &DriverPool,
+    settings: &Settings,
+    is_test: bool,
+) -> Ledger<Lease, Box<Parts>> {
+    // All sessions of a test run on the connection that has its transaction open.
+    let limit = if is_test { 1 } else { settings.limit(driver) };
+    let mut ledger = Ledger::new(
+        limit,
+        settings.admission(driver),
+        PlainShare::new(driver.acquire_timeout()),
+        settings.fresh_for(driver),
+        settings.keeps_last_for(),
+    );
+    ledger.idle.rotates = settings.rotates;
+    ledger
 }

@@ -13,7 +13,7 @@ use super::{
     fetches::Fetches,
     holder::Holder,
     idle::IdleConnections,
-    plain_share::PlainShare,
+    plain_share::{AgeVisit, PlainShare},
     waiters::{Applicant, Receiver, Waiter, Waiters},
 };
 use crate::connection::Chains;
@@ -146,6 +146,7 @@ impl<T, C> Ledger<T, C> {
     /// Returns how many may be out when one more goes to a waiter.
     fn limit_for(&self, holds: bool) -> u32 {
         if !holds && self.kept_until().is_some() {
+            // Never below one: of a single connection nothing is kept.
             self.limit - 1
         } else {
             self.limit
@@ -247,18 +248,22 @@ impl<T, C> Ledger<T, C> {
         Some(connection)
     }
 
-    /// Returns whether a connection that just came back is for the users of the driver's pool of `max` connections.
-    pub(super) fn take_plain_users_turn(&mut self, max: u32) -> bool {
+    /// Returns whether a connection that just came back visits the driver's pool of `max` connections, for its age or for
+    /// the users of that pool.
+    pub(super) fn takes_visit(&mut self, visit: AgeVisit, max: u32) -> bool {
+        if visit == AgeVisit::Due && self.plain_share.take_visit_for_age() {
+            return true;
+        }
         let taken = self.taken();
         // Where connections rotate, the driver's pool would give the same one back to the session that has just lent it.
         !self.idle.rotates && self.plain_share.take_visit(|| taken >= max)
     }
 
-    /// Counts a connection that goes to another session at once, unless it may be for the users of the driver's pool of
-    /// `max` connections.
-    pub(super) fn passes_plain_users(&mut self, max: u32) -> bool {
+    /// Counts a connection that goes to another session at once, unless [`takes_visit`](Self::takes_visit) may have it
+    /// visit the driver's pool.
+    pub(super) fn passes_by(&mut self, visit: AgeVisit, max: u32) -> bool {
         let taken = self.taken();
-        self.plain_share.passes_by(taken >= max)
+        self.plain_share.passes_by(taken >= max, visit)
     }
 
     /// Returns how many connections the driver's pool cannot give to others.
@@ -278,6 +283,7 @@ impl<T, C> Ledger<T, C> {
 
     /// Takes all idle connections, to be returned to the driver's pool. They count as out until they are there.
     pub(super) fn take_all_idle(&mut self) -> Vec<C> {
+        // Counted in the same breath, or a fetch could begin in their places.
         let idle = self.idle.take_all();
         idle.iter().for_each(|_| self.occupy(Use::Return));
         idle

@@ -19,6 +19,7 @@ mod chain;
 mod checked_out;
 mod close;
 mod closing;
+mod deadlock;
 mod driver_pool;
 mod elsewhere;
 mod entry;
@@ -62,14 +63,17 @@ pub use self::{
     weak::WeakSessionPool,
 };
 pub(crate) use self::{
+    chain::next_chain,
     checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
     closing::CountedSession,
+    deadlock::break_deadlock,
     driver_pool::DriverPool,
     holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},
     inner::PoolInner,
     observer::{Acquired, Executed, Observers, Released, SessionEnded},
     options::Settings,
     scope::{InScope, Scope},
+    second_window::expect_second,
     test_transaction::Hook,
     waiters::Claim,
 };
@@ -179,7 +183,13 @@ impl SessionPool {
     ///
     /// Nothing is lost: the attempt goes on in a task, and the next caller gets its result.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.inner.ping().await
+        let PoolInner {
+            probe,
+            driver,
+            database,
+            ..
+        } = &*self.inner;
+        probe.ping(driver, database).await
     }
 
     /// Replaces every connection before its next use: after a migration, for example, or when the database's

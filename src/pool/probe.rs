@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::DbErr;
+use sea_orm::{DatabaseConnection, DbErr};
 use tokio::{runtime::Handle, sync::Mutex, task::JoinHandle, time::timeout};
 
 use super::driver_pool::DriverPool;
@@ -24,6 +24,33 @@ struct Attempt {
 }
 
 impl Probe {
+    /// Asks the server beside the pool.
+    pub(super) async fn ping(
+        &self,
+        driver: &DriverPool,
+        database: &DatabaseConnection,
+    ) -> Result<(), Error> {
+        if driver.is_closed() {
+            return Err(Kind::Closing.into());
+        }
+        if driver.is_direct() {
+            let answer = database.ping().await;
+            return answer.map_err(|error| Error::with_source(Kind::Down, error));
+        }
+        if driver.is_in_memory() {
+            return Ok(());
+        }
+        let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
+        // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the service
+        // is restarted when it is needed most.
+        let attempt = self.start(driver, &runtime).await;
+        match attempt.ok().flatten() {
+            // A server that is full has answered.
+            Some(error) if !error.is_exhausted() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Finds out whether a connection can be made to a server that is ready, and if not, why, which sqlx's pool does not tell
     /// (<https://github.com/launchbadge/sqlx/issues/744>). One attempt at a time, whose result holds
     /// for a while. In a task, so that it ends and leaves its result even if its caller stops waiting.

@@ -75,6 +75,7 @@ impl Registry {
     pub(super) fn begin_return(&self, key: Key) {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key).and_then(Option::as_mut);
+        // Taken, so that `leave` does not count it down once more.
         let request = entry.and_then(|entry| entry.request.take());
         drop(entries);
         uncount(request);
@@ -115,6 +116,7 @@ impl Registry {
         let mut entries = self.lock();
         while let Some((_, key)) = entries.offers.pop_first() {
             let entry = entries.places.get_mut(key).and_then(Option::as_mut);
+            // A session that has gone is in here until its connection is back.
             let lender = entry.and_then(|entry| {
                 entry.offer = None;
                 entry.holder.upgrade()
@@ -142,6 +144,7 @@ impl Registry {
     pub(super) fn all(&self) -> Vec<Arc<dyn Holder>> {
         let entries = self.lock();
         let present = entries.places.iter().flatten();
+        // Handed out and not dropped here, under the lock: one may be the last handle of its session.
         present.filter_map(|entry| entry.holder.upgrade()).collect()
     }
 

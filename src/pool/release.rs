@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{runtime::Handle, task::yield_now, time::timeout};
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     cancel::{Late, finish_abandoned},
+    chain::pass_on,
     checked_out::{CheckedOut, Finished, Parts},
     hold_times::Logged,
     hold_watch::HoldWatch,
@@ -16,14 +17,11 @@ use super::{
     inner::PoolInner,
     ledger::Use,
     log::log_session,
-    plain_share::is_visit_due,
+    plain_share::AgeVisit,
     reaper::Reaper,
     slot::SlotGuard,
 };
 use crate::connection::{CancelHandle, PinnedConnection, SILENCE};
-
-/// How often others are let run so that evicted connections can be closed which sqlx has promised to them.
-const CLOSE_AGAIN: u32 = 100;
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -43,13 +41,15 @@ impl CheckedOut {
             self.put_back();
             then();
         } else {
-            let Some(mut left) = self.pass_on() else {
+            let Some(mut left) = pass_on(self) else {
                 return then();
             };
             let runtime = left.parts.runtime.clone();
             left.begin_return();
             runtime.spawn(async move {
                 if left.clean().await {
+                    // First: it evicts the connections to this server, this one included, which `put_back` then
+                    // closes.
                     left.leave_read_only();
                     left.put_back_unless_changed();
                 } else {
@@ -100,6 +100,7 @@ impl CheckedOut {
     fn return_to_driver(mut self) {
         let pool = self.pool().clone();
         if let Some(test) = pool.test() {
+            // Not to sqlx's pool: the test's transaction is open on it.
             if let Some(connection) = self.parts.connection.take() {
                 test.put(connection);
             }
@@ -160,6 +161,7 @@ impl PoolInner {
                 "a connection held for a long time was returned",
             );
         }
+        // `close()` waits for it.
         self.closing.changed();
     }
 
@@ -192,15 +194,10 @@ impl PoolInner {
     fn place(self: &Arc<Self>, mut connection: CheckedOut) -> Option<CheckedOut> {
         let now = Instant::now();
         connection.parts.used = now;
-        if !self.settings.direct_handoff
-            || self.is_test()
-            || self.driver.is_closed()
-            || is_visit_due(
-                now.saturating_duration_since(connection.parts.fetched),
-                connection.parts.returns,
-                self.driver.max_lifetime(),
-            )
-        {
+        let age = now.saturating_duration_since(connection.parts.fetched);
+        let visit = AgeVisit::of(age, connection.parts.returns, self.driver.max_lifetime());
+        let is_due = visit == AgeVisit::Overdue;
+        if !self.settings.direct_handoff || self.is_test() || self.driver.is_closed() || is_due {
             return Some(connection);
         }
         // Only where it stays here: a visit of the driver's pool begins the count anew.
@@ -209,7 +206,7 @@ impl PoolInner {
         // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
-            if ledger.take_plain_users_turn(max) {
+            if ledger.takes_visit(visit, max) {
                 return Some(connection);
             }
             let Some(waiter) = ledger.next_turn() else {
@@ -244,6 +241,7 @@ impl PoolInner {
     )]
     pub(super) fn return_all(self: &Arc<Self>, connections: Vec<Box<Parts>>) {
         for idle in connections {
+            // Idle connections have none, and on its way back this one is still out.
             let slot = SlotGuard::new(self.clone(), Use::Return);
             CheckedOut::of_idle(idle, slot).return_to_driver();
         }
@@ -258,7 +256,7 @@ impl PoolInner {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
             // All were evicted on its way.
-            self.close_idle_of_driver();
+            self.eviction.close_idle();
         }
         // Before the slot is free: the next fetch must not be taken for a plain user.
         let is_idle = self.driver.has_idle();
@@ -295,36 +293,7 @@ impl PoolInner {
         let idle = self.ledger().idle.take_all();
         // Not under the lock: closing one spawns a task.
         drop(idle);
-        self.close_idle_of_driver();
-    }
-
-    /// Closes what is idle in the driver's pool, where all are evicted.
-    fn close_idle_of_driver(self: &Arc<Self>) {
-        if self.try_close_idle_of_driver() {
-            return;
-        }
-        // sqlx has promised a place to a fetch that has not run since, so that nothing can be taken here; but a fetch that
-        // begins now, with another place, may be given the old connection.
-        if let Ok(runtime) = Handle::try_current() {
-            let pool = self.clone();
-            runtime.spawn(async move {
-                for _ in 0..CLOSE_AGAIN {
-                    yield_now().await;
-                    if pool.try_close_idle_of_driver() {
-                        break;
-                    }
-                }
-            });
-        }
-    }
-
-    /// Returns whether none is left.
-    fn try_close_idle_of_driver(&self) -> bool {
-        self.driver.close_idle();
-        let is_any_left = self.driver.num_idle() > 0;
-        // After the look: a fetch that has begun since the eviction may have got one, and is to bring another one.
-        self.eviction.extend();
-        !is_any_left
+        self.eviction.close_idle();
     }
 
     /// Returns whether a connection that was fetched at this time has been evicted since.

@@ -147,6 +147,7 @@ impl<T> Waiters<T> {
     ) -> Option<Waiter<T>> {
         let waiting: HashSet<_> = self.live().filter_map(Waiter::request).collect();
         let requests: HashSet<_> = requests.iter().map(identity).collect();
+        // One that does not wait goes on by itself, and its connection comes back.
         if !requests.is_subset(&waiting) {
             return None;
         }

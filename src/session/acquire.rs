@@ -10,7 +10,7 @@ use sea_orm::{DbErr, TransactionOptions};
 use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
 use crate::{
     error::{Error, Kind},
-    pool::{Claim, Lease, SessionPool},
+    pool::{Claim, Lease, SessionPool, break_deadlock},
 };
 
 /// Returns a session that has its connection, after having waited for it.
@@ -152,6 +152,6 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     core.tell_acquired(waited, None);
     if core.is_awaited() {
         // This may complete a deadlock: all that hold a connection wait for another one.
-        core.pool().break_deadlock();
+        break_deadlock(core.pool());
     }
 }

@@ -9,8 +9,6 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(feature = "_sqlx")]
-use futures_util::future::BoxFuture;
 use http::Extensions;
 use http_body::Body;
 #[cfg(feature = "stream")]
@@ -23,7 +21,7 @@ use sea_orm::{
 };
 
 #[cfg(feature = "_sqlx")]
-use super::raw::run_raw;
+use super::raw::raw_access;
 #[cfg(feature = "stream")]
 use super::stream::SessionStream;
 use super::{
@@ -43,51 +41,12 @@ use super::{
     transaction::SessionTransaction,
     tx::DbTx,
 };
-#[cfg(feature = "_sqlx")]
-use crate::connection::Driver;
 use crate::{
     body::SessionBody,
     connection::Operation,
     error::{Error, Kind},
     pool::{CountedSession, Scope, SessionPool},
 };
-
-#[cfg(feature = "_sqlx")]
-macro_rules! raw_access {
-    ($(#[$attribute:meta])* $method:ident, $variant:ident, $connection:ty, $name:literal) => {
-        #[doc = concat!("Runs `code` on the session's own ", $name, " connection, for what SeaORM has no words for.")]
-        ///
-        /// The session does not see what the code does: afterwards a transaction that the code left
-        /// open is rolled back, and a ROLLBACK is sent before the connection goes back. Inside a
-        /// transaction, the code runs between a savepoint and its release (two more round trips):
-        /// if the code ended the transaction, no further statement runs in it and it cannot be
-        /// committed.
-        ///
-        /// # Errors
-        ///
-        /// If the session's database is of another kind, or no connection can be acquired. The code's own
-        /// errors are part of `T`. A statement of the same session within the code returns an error, because
-        /// the code has the connection.
-        ///
-        /// # Cancel safety
-        ///
-        /// If the future is dropped, the code is dropped as well, and the connection is closed (an
-        /// in-memory SQLite database keeps its connection).
-        $(#[$attribute])*
-        pub async fn $method<T, F>(&self, code: F) -> Result<T, DbErr>
-        where
-            F: for<'c> FnOnce(&'c mut $connection) -> BoxFuture<'c, T> + Send + 'static,
-            T: Send + 'static,
-        {
-            run_raw(&self.core, move |driver| match driver {
-                Driver::$variant(connection) => Some(code(connection)),
-                #[allow(unreachable_patterns)]
-                _ => None,
-            })
-            .await
-        }
-    };
-}
 
 /// The default tag. Only services with several databases need another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -686,10 +645,7 @@ impl<Tag> DbSession<Tag> {
 // By hand, because a derived one would ask the tag to be `Clone`.
 impl<Tag> Clone for DbSession<Tag> {
     fn clone(&self) -> Self {
-        Self {
-            core: self.core.clone(),
-            tag: PhantomData,
-        }
+        Self::over(self.core.clone())
     }
 }
 
@@ -713,9 +669,6 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
         let plan = Plan::new(OpenedFor::Plain);
-        Self {
-            core: Core::new(SessionPool::pass_through(database), plan),
-            tag: PhantomData,
-        }
+        Self::over(Core::new(SessionPool::pass_through(database), plan))
     }
 }

@@ -14,17 +14,14 @@ use super::{
 use crate::{
     connection::Output,
     error::{Error, Kind},
-    pool::{CheckedOut, Finished, PoolMode},
+    pool::{CheckedOut, Finished, PoolMode, break_deadlock},
     telemetry,
 };
 
 /// Takes the connection back from a call that has ended, and returns its output, unless that is kept for a
 /// future that is not polled at this moment.
 pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Output, DbErr>> {
-    let Finished {
-        mut connection,
-        output,
-    } = finished;
+    let (mut connection, output) = (finished.connection, finished.output);
     let mut state = core.lock();
     // Dropped below, when the lock is free: it wakes the end of the request.
     let stray_ended = state.phase.take_stray_ended();
@@ -54,9 +51,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     if is_wanted {
         core.turns.wake_worker();
     }
-    if let Some(owner) = owner {
-        owner.wake();
-    }
+    owner.into_iter().for_each(Waker::wake);
     // The log's subscriber and observers are foreign code, so they are called last and under no lock.
     if let Some(observed) = observed {
         core.tell_executed(&observed, failure.as_ref());
@@ -70,7 +65,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     }
     if core.is_awaited() {
         // The request waits for a second connection, and its first one rests now: that may be a deadlock.
-        core.pool().break_deadlock();
+        break_deadlock(core.pool());
     }
     output
 }
@@ -112,7 +107,7 @@ fn account(
         state.stack.failures.may_pass(known, 0, false);
     }
     if let Some(position) = connection.take_position() {
-        state.note_position(position);
+        state.written.note(position);
     }
     let is_ended = connection.take_ended_elsewhere();
     let has_failed = connection.has_failed() || connection.is_broken();

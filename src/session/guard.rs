@@ -44,6 +44,7 @@ impl SessionGuard {
     ) -> Self {
         // From here on, the guard's `Drop` uncounts it.
         counted.begin();
+        // Until it has ended, nothing of its request is known to be undone (G20).
         if let Some(request) = &core.origin.outer {
             request.beside().fetch_add(1, Ordering::Relaxed);
         }
@@ -164,6 +165,7 @@ impl Drop for SessionGuard {
         // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback that is
         // due runs in a task.
         drop(end(&self.core));
+        // Behind the end, which may still note that something stands.
         if let Some(request) = &self.core.origin.outer {
             request.beside().fetch_sub(1, Ordering::Relaxed);
         }

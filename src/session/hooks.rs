@@ -84,6 +84,7 @@ impl Hooks {
             // Sealed when COMMIT was sent: what was registered since waits for the next one.
             1 => lists.fire(After::Commit),
             _ => {
+                // Its work belongs to the transaction around it from here on, and so do its hooks.
                 for waiting in &mut lists.waiting {
                     waiting.depth = waiting.depth.min(depth - 1);
                 }

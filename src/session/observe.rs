@@ -39,6 +39,7 @@ impl Core {
         if !self.pool().observers.is_any() && !telemetry::statements_are_traced() {
             return None;
         }
+        // Out of the lock before anything is told: from here on, foreign code runs.
         let (depth, session) = {
             let state = self.lock();
             (state.stack.depth(), state.span.span())
@@ -108,6 +109,7 @@ impl Core {
 
     fn tell(&self, tell: impl FnOnce(&Observers, Option<&Label>)) {
         let observers = &self.pool().observers;
+        // Asked first, because making the label clones the request's URI.
         if observers.is_any() {
             tell(observers, self.origin.label().as_ref());
         }

@@ -64,6 +64,7 @@ impl Observed {
 fn name_of(operation: &Operation, depth: usize) -> Option<&str> {
     let is_nested = depth > 1;
     Some(match operation {
+        // sqlx makes a savepoint of each transaction inside another, whatever it was asked for.
         Operation::Begin(_) if depth > 0 => "SAVEPOINT",
         Operation::Begin(_) => "BEGIN",
         Operation::Commit(_) if is_nested => "RELEASE SAVEPOINT",

@@ -26,6 +26,7 @@ impl Pins {
     /// Pins the connection by hand, behind the call `last`.
     pub(super) fn add(&mut self, last: u64, in_transaction: bool) {
         if !self.is_any() && !in_transaction {
+            // Behind the calls so far: they may have run on another connection, which was lent since.
             self.since = last + 1;
         }
         self.guards += 1;
@@ -38,9 +39,11 @@ impl Pins {
     /// The call `id` begins, and may leave session state behind.
     pub(super) fn note(&mut self, id: u64, is: Earlier, in_transaction: bool, leaves_state: bool) {
         if !self.is_any() && !in_transaction {
+            // Before this call the connection could be lent: it may be another one than that of the calls before.
             self.since = id;
         }
         self.by_state |= leaves_state;
+        // Compared and not matched: what inserts has written as well.
         if is >= Earlier::Write {
             self.wrote = id;
         }
@@ -51,6 +54,7 @@ impl Pins {
 
     /// The session has given its connection back, or got another one, behind the call `last`.
     pub(super) fn moved(&mut self, last: u64) {
+        // Session state goes with its connection. The pins by hand are the handler's, and hold the next one.
         self.by_state = false;
         self.since = last + 1;
     }

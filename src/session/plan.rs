@@ -13,7 +13,7 @@ use sea_orm::{Statement, TransactionOptions};
 
 use super::replication::Replication;
 use crate::{
-    connection::BeginSetUp,
+    connection::{Begin, BeginSetUp, Demand},
     pool::{Holder, Label, PoolMode},
 };
 
@@ -106,6 +106,22 @@ impl Rules {
             Mode::Transaction(options) if is_bare && self.on_acquire.is_none() => Some(options),
             _ => None,
         }
+    }
+
+    /// Returns the beginning of the session's own transaction, and what it brings along.
+    pub(super) fn begin(&self, options: TransactionOptions) -> Begin {
+        let set_up = self.on_begin.clone();
+        let replication = self.replication.as_ref();
+        let demand = replication.map(|replication| replication.demand(options));
+        let set_up = match demand {
+            None | Some(Demand::None) => set_up,
+            Some(demand) => {
+                let mut set_up = set_up.map(Arc::unwrap_or_clone).unwrap_or_default();
+                set_up.demand = demand;
+                Some(Arc::new(set_up))
+            }
+        };
+        Begin { options, set_up }
     }
 
     /// Puts a session that is in no transaction into one.

@@ -16,12 +16,15 @@ use super::{
     guard::SessionGuard,
     lend,
     observe::tell_refused,
-    plan::{OpenedFor, Plan},
+    plan::{OpenedFor, Plan, Rules},
     settle::{Decision, Ended},
     statement::Handle,
     tx::DbTx,
 };
-use crate::{Error, SessionPool, pool::Claim};
+use crate::{
+    Error, SessionPool,
+    pool::{Claim, Lease, expect_second},
+};
 
 impl SessionPool {
     /// Opens a session: acquires a connection and keeps it until the returned handle is dropped; in
@@ -176,21 +179,9 @@ impl SessionPool {
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
         self.inner().refuse_hopeless(|| is_request)?;
         // A session store asks for its connection before the request's own session does.
-        self.inner().expect_second();
+        expect_second(self.inner());
         let started = Instant::now();
-        let patience = plan.rules.patience(self.inner().settings().acquire_timeout);
-        let acquired = match &plan.rules.replication {
-            Some(replication) => replication.admit(patience).await,
-            None => Ok(patience),
-        };
-        let acquired = match acquired {
-            Ok(patience) => {
-                let begins = plan.rules.begins();
-                let acquiring = self.inner().acquire_for(Claim::First, begins, patience);
-                acquiring.await
-            }
-            Err(error) => Err(error),
-        };
+        let acquired = self.acquire_first(&plan.rules).await;
         if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
             && replication.give_up_replica(&error.to_db_err())
         {
@@ -204,6 +195,19 @@ impl SessionPool {
         })?;
         let core = with_connection(self.clone(), plan, lease, started.elapsed());
         Ok(DbSession::guarded(core, counted))
+    }
+
+    /// Waits for the connection that a session begins with.
+    async fn acquire_first(&self, rules: &Rules) -> Result<Lease, Error> {
+        let mut patience = rules.patience(self.inner().settings().acquire_timeout);
+        if let Some(replication) = &rules.replication {
+            // Its place among the readers of the primary is a part of the same wait.
+            patience = replication.admit(patience).await?;
+        }
+        let acquiring = self
+            .inner()
+            .acquire_for(Claim::First, rules.begins(), patience);
+        acquiring.await
     }
 
     /// A session without a wait: with a connection if `acquires`, else without one. The plan comes back if there is no

@@ -36,7 +36,8 @@ pub(super) async fn ask_position(core: &Arc<Core>) {
     };
     let position = position.and_then(|text: String| parse_position(backend, &text));
     core.lock()
-        .note_position(position.unwrap_or(Position::PRIMARY));
+        .written
+        .note(position.unwrap_or(Position::PRIMARY));
 }
 
 /// Stores the position of what the session has committed in its response.
@@ -50,12 +51,12 @@ pub(super) fn store_position(core: &Core, ended: &Ended, head: &mut response::Pa
             // The body's end may commit when the head has left.
             Ended::Pending => replication.may_write(),
             Ended::Failed(error) => error.may_stand(),
-            _ => state.has_unseen,
+            _ => state.written.is_unseen,
         };
         if is_unknown {
             Some(Position::PRIMARY)
         } else {
-            state.position
+            state.written.position
         }
     };
     if let Some(made) = made {

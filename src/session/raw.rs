@@ -17,6 +17,44 @@ use crate::{
     error::Kind,
 };
 
+/// A method of [`DbSession`](super::DbSession): the same for each driver, with a connection of another type.
+macro_rules! raw_access {
+    ($(#[$attribute:meta])* $method:ident, $variant:ident, $connection:ty, $name:literal) => {
+        #[doc = concat!("Runs `code` on the session's own ", $name, " connection, for what SeaORM has no words for.")]
+        ///
+        /// The session does not see what the code does: afterwards a transaction that the code left
+        /// open is rolled back, and a ROLLBACK is sent before the connection goes back. Inside a
+        /// transaction, the code runs between a savepoint and its release (two more round trips):
+        /// if the code ended the transaction, no further statement runs in it and it cannot be
+        /// committed.
+        ///
+        /// # Errors
+        ///
+        /// If the session's database is of another kind, or no connection can be acquired. The code's own
+        /// errors are part of `T`. A statement of the same session within the code returns an error, because
+        /// the code has the connection.
+        ///
+        /// # Cancel safety
+        ///
+        /// If the future is dropped, the code is dropped as well, and the connection is closed (an
+        /// in-memory SQLite database keeps its connection).
+        $(#[$attribute])*
+        pub async fn $method<T, F>(&self, code: F) -> Result<T, DbErr>
+        where
+            F: for<'c> FnOnce(&'c mut $connection) -> ::futures_util::future::BoxFuture<'c, T> + Send + 'static,
+            T: Send + 'static,
+        {
+            $crate::session::raw::run_raw(&self.core, move |driver| match driver {
+                $crate::connection::Driver::$variant(connection) => Some(code(connection)),
+                #[allow(unreachable_patterns)]
+                _ => None,
+            })
+            .await
+        }
+    };
+}
+pub(super) use raw_access;
+
 /// Runs `code` on the session's connection; it returns `None` if that is of another driver.
 pub(super) async fn run_raw<T: Send + 'static>(
     core: &Arc<Core>,

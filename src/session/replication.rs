@@ -58,6 +58,7 @@ struct Place(Arc<Semaphore>);
 
 impl Place {
     fn of(permit: SemaphorePermit<'_>, room: &Arc<Semaphore>) -> Self {
+        // A permit borrows its semaphore, and could not be kept here. `Drop` gives it back.
         permit.forget();
         Self(room.clone())
     }
@@ -135,6 +136,7 @@ impl Replication {
     pub(super) fn demand(&self, options: TransactionOptions) -> Demand {
         match self.reads() {
             Some(reads) => Demand::Read(reads.demand.clone()),
+            // It commits nothing that a later read could miss.
             None if options.access_mode == Some(AccessMode::ReadOnly) => Demand::None,
             None => Demand::Track,
         }
@@ -148,6 +150,7 @@ impl Replication {
 
     /// Moves the session to the primary, if it is on a replica.
     fn has_to_move(&self) -> bool {
+        // Swapped: the session counts once in the primary's pool, however often it is moved.
         let moves = self.reads.is_some() && !self.has_moved.swap(true, Ordering::AcqRel);
         // Closing, the primary's pool has no connection for it either.
         if moves && let Some(counted) = self.primary.inner().try_count_session() {
@@ -163,6 +166,7 @@ impl Replication {
 
     /// Takes a place for a session that is about to read on the primary. Returns false if it has to wait for one.
     pub(super) fn try_admit(&self) -> bool {
+        // The places bound what replicas would have served otherwise: a session that writes belongs on the primary.
         if self.may_write() || self.is_on_replica() {
             return true;
         }
@@ -204,6 +208,7 @@ impl Replication {
         let reads = self.reads.as_ref()?;
         let is_first = !self.is_to_write.swap(true, Ordering::AcqRel);
         is_first.then(|| {
+            // It needs none from here on, and one of the readers may wait for it.
             *self.place() = None;
             (reads.writes, self.has_to_move())
         })
@@ -221,6 +226,7 @@ impl Replication {
     /// Has the session read on the primary, because the replica has no connection for it.
     pub(crate) fn give_up_replica(&self, error: &DbErr) -> bool {
         let moves = self.has_to_move();
+        // Only the error by which the session has left it counts against the replica.
         if moves
             && let Some(reads) = &self.reads
             && let Some(replica) = &reads.replica
@@ -237,6 +243,7 @@ impl WayOut for Replication {
         Box::pin(async {
             let pool = self.primary.inner();
             let patience = self.admit(pool.settings().acquire_timeout).await?;
+            // Without a BEGIN that travels with another session's COMMIT: the call sends its own.
             pool.acquire_for(Claim::First, None, patience).await
         })
     }

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     connection::{Chain, Operation},
     error::{Error, Kind},
+    pool::next_chain,
 };
 
 /// The time that the end of a request waits for a statement that is still running.
@@ -79,13 +80,9 @@ impl Settlement {
 /// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
 pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
-    if state.has_unseen && state.phase.is_open() {
+    if state.has_to_ask_position() {
         drop(state);
-        let core = core.clone();
-        return Settlement::Later(Box::pin(async move {
-            ask_position(&core).await;
-            settle(&core, decision).resolve().await
-        }));
+        return Settlement::Later(Box::pin(ask_and_settle(core.clone(), decision)));
     }
     let is_cut_off = state.phase.cut_off().is_some();
     if state.phase.is_over() && !is_cut_off {
@@ -95,7 +92,8 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     // Where the response is an error anyway, a lost transaction is rolled back as it should be.
     let lost = state.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
-    if commits && !is_cut_off && has_read_on_replica(core, &state) {
+    let may_commit = commits && !is_cut_off;
+    if may_commit && has_read_on_replica(core, &state) {
         // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
         state.stack.hooks.seal();
         state.stack.committed();
@@ -103,7 +101,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
         drop(end(core));
         return Settlement::Now(Ended::Committed);
     }
-    if commits && !is_cut_off && has_to_commit(&state) {
+    if may_commit && has_to_commit(&state) {
         // From here on, no statement of the handler's is admitted: it would come behind the COMMIT.
         state.phase = Phase::Settling;
         drop(state);
@@ -123,6 +121,12 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
             own,
         ))),
     }
+}
+
+/// Asks for the position while the session still has its connection, which its end gives back.
+async fn ask_and_settle(core: Arc<Core>, decision: Decision) -> Ended {
+    ask_position(&core).await;
+    settle(&core, decision).resolve().await
 }
 
 /// Returns whether a transaction that has read on a replica is all that is open, and is sound.
@@ -274,7 +278,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
 /// Returns the transaction of a waiting session that COMMIT is to begin.
 fn chain(core: &Core, state: &State) -> Option<Chain> {
     match &state.slot {
-        Slot::Idle(connection) => core.pool().chain(connection),
+        Slot::Idle(connection) => next_chain(core.pool(), connection),
         _ => None,
     }
 }

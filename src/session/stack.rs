@@ -138,6 +138,23 @@ impl Stack {
         });
     }
 
+    /// Notes that a call is on its way, inside `depth` transactions, and the transaction that it opens.
+    pub(super) fn launched(
+        &mut self,
+        purpose: Purpose,
+        depth: usize,
+        opens: Option<TransactionId>,
+    ) {
+        if purpose == Purpose::Commit && depth <= 1 {
+            // A hook that is registered while COMMIT is under way belongs to the next transaction.
+            self.hooks.seal();
+        }
+        // Open before it is sent: dropped meanwhile, its handle finds something to abandon.
+        if let Some(transaction) = opens {
+            self.open(transaction);
+        }
+    }
+
     /// A transaction is not to begin any more: its handle was dropped.
     pub(super) fn give_up(&mut self, id: TransactionId) {
         self.given_up.push(id);

@@ -1,6 +1,6 @@
 //! [`State`]: everything about a session that changes, under its lock.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use sea_orm::DbErr;
 use tokio::runtime::Handle;
@@ -13,13 +13,13 @@ use super::{
     repeats::Repeats,
     slot::Slot,
     stack::{Caller, Purpose, Stack},
+    written::Written,
 };
 use crate::{
     body::{Hold, WeakHold},
-    connection::{Begin, Demand, Operation, Output},
+    connection::{Begin, Operation, Output},
     error::{Error, Kind},
     pool::{CheckedOut, PoolMode},
-    position::Position,
     sql::Earlier,
     telemetry::SessionSpan,
 };
@@ -54,10 +54,7 @@ pub(super) struct State {
     pub(super) body_hold: Option<WeakHold>,
     pub(super) span: SessionSpan,
     pub(super) repeats: Repeats,
-    /// The position of what the session has committed.
-    pub(super) position: Option<Position>,
-    /// It has committed something whose position is not known.
-    pub(super) has_unseen: bool,
+    pub(super) written: Written,
 }
 
 impl State {
@@ -82,8 +79,7 @@ impl State {
             body_hold: None,
             span: SessionSpan::open(),
             repeats: Repeats::default(),
-            position: None,
-            has_unseen: false,
+            written: Written::default(),
         }
     }
 
@@ -147,10 +143,8 @@ impl State {
 
     /// Returns why the session lost an open transaction, if it did.
     pub(super) fn lost(&self) -> Option<Error> {
-        let cut_off = self.phase.cut_off();
-        cut_off
-            .filter(|cut_off| cut_off.has_lost)
-            .map(CutOff::error)
+        let cut_off = self.phase.cut_off().filter(|cut_off| cut_off.has_lost)?;
+        Some(cut_off.error())
     }
 
     /// Returns how many transactions are open around a statement of `caller`, if it may run now.
@@ -179,18 +173,7 @@ impl State {
         // Before BEGIN is sent, because it may be sent and its answer lost.
         self.stack.open_own();
         // With each BEGIN, also after an early commit: such settings end with their transaction.
-        let set_up = self.rules.on_begin.clone();
-        let replication = self.rules.replication.as_ref();
-        let demand = replication.map(|replication| replication.demand(options));
-        let set_up = match demand {
-            None | Some(Demand::None) => set_up,
-            Some(demand) => {
-                let mut set_up = set_up.map(Arc::unwrap_or_clone).unwrap_or_default();
-                set_up.demand = demand;
-                Some(Arc::new(set_up))
-            }
-        };
-        Some(Begin { options, set_up })
+        Some(self.rules.begin(options))
     }
 
     /// Returns why `operation` finds no connection. The end of a transaction is no rollback where something else may
@@ -226,9 +209,8 @@ impl State {
         let failure = self.stack.standing.failure();
         let known = failure.filter(|error| error.is_ended_elsewhere()).cloned();
         // A CALL that runs on may still commit; only its own end shows that it has not.
-        let running = self.slot.call();
-        let runs = running.is_some_and(|running| running.is_doubtful);
-        known.or_else(|| runs.then(|| Kind::EndedElsewhere.into()))
+        let doubtful = self.slot.call().filter(|running| running.is_doubtful);
+        known.or_else(|| doubtful.map(|_| Kind::EndedElsewhere.into()))
     }
 
     /// Takes the session's own transaction out, to be ended, if it is one of SeaORM's.
@@ -294,8 +276,8 @@ impl State {
         }
         match result {
             // A ping or a rollback that succeeds is no new attempt.
-            Ok(()) if purpose != Purpose::Other => self.stack.failures.went_on(),
-            Ok(()) => {}
+            Ok(()) if purpose == Purpose::Other => {}
+            Ok(()) => self.stack.failures.went_on(),
             Err(error) => {
                 // The transaction is sound although a statement has failed: it is a server that undoes the statement
                 // alone. Or there is no transaction left.
@@ -333,19 +315,18 @@ impl State {
         }
     }
 
+    /// Returns whether the position of what was committed is still to be asked for.
+    pub(super) fn has_to_ask_position(&self) -> bool {
+        self.written.is_unseen && self.phase.is_open()
+    }
+
     /// Notes that a statement outside any transaction of the session's own may have written.
     pub(super) fn note_unseen(&mut self, reads_only: bool) {
         let Some(replication) = &self.rules.replication else {
             return;
         };
-        self.has_unseen |= !reads_only && !self.is_transactional() && !replication.is_on_replica();
-    }
-
-    /// Notes the position of what was committed.
-    pub(super) fn note_position(&mut self, position: Position) {
-        let before = self.position;
-        self.position = Some(before.map_or(position, |before| before.and(position)));
-        self.has_unseen = false;
+        self.written.is_unseen |=
+            !reads_only && !self.is_transactional() && !replication.is_on_replica();
     }
 
     /// Returns how the session ends, for the log.

@@ -143,23 +143,11 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let begin = state.begin_for(&operation);
     let is_inside = depth > 0 || begin.is_some();
     let purpose = Purpose::of(&operation, begin.is_some());
-    if purpose == Purpose::Commit && depth <= 1 {
-        // A hook that is registered while COMMIT is under way belongs to the next transaction.
-        state.stack.hooks.seal();
-    }
     // By it the call's own future knows whether the call in the slot is still its own.
     let id = state.new_id();
-    // Open before it is sent: dropped meanwhile, its handle finds something to abandon.
-    if let Some(transaction) = request.opens {
-        state.stack.open(transaction);
-    }
+    state.stack.launched(purpose, depth, request.opens);
     if let Some(replication) = core.replication() {
-        // A function of the user's own may write.
-        let reads = text.reads_only
-            && operation
-                .text()
-                .is_some_and(|sql| calls_nothing_unknown(core.pool().backend(), sql));
-        state.note_unseen(reads);
+        state.note_unseen(text.reads_only && calls_nothing_of_users(core, &operation));
         connection.set_way_out(way_out(core, replication));
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
@@ -169,9 +157,8 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
     // Without `cancel_running` as well: by the handle's count of wakes, the pool knows a call to which nothing arrives
     // (G17).
-    if core.pool().has_server() {
-        running.cancel_handle = connection.cancel_handle();
-    }
+    let has_server = core.pool().has_server();
+    running.cancel_handle = has_server.then(|| connection.cancel_handle()).flatten();
     // Outside a transaction there is nothing that such code could end.
     running.is_doubtful = text.is_doubtful() && is_inside;
     // Set-up statements run once for each connection that the session acquires.
@@ -191,6 +178,12 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     };
     running.cancel = cancel;
     Ok(install(core, state, connection, running, task))
+}
+
+/// Returns whether it calls no function that may write: one of the user's own may.
+fn calls_nothing_of_users(core: &Core, operation: &Operation) -> bool {
+    let text = operation.text();
+    text.is_some_and(|sql| calls_nothing_unknown(core.pool().backend(), sql))
 }
 
 /// Returns where else the session's transaction may begin.

@@ -50,6 +50,7 @@ const LANGUAGE: [&str; 41] = [
 ];
 
 /// Functions of the servers that only compute.
+// No `nextval` and no advisory lock: those change something in a statement that reads by its keywords.
 const FUNCTIONS: [&str; 53] = [
     "abs",
     "array_agg",
@@ -110,6 +111,7 @@ const FUNCTIONS: [&str; 53] = [
 /// doubt it does. The views that it reads and the policies of its tables are not looked into.
 pub(crate) fn calls_nothing_unknown(backend: DbBackend, sql: &str) -> bool {
     let is_dot = |token| token == Token::Symbol(b'.');
+    // As behind another statement: a parenthesis that comes first calls nothing.
     let (mut before, mut last) = (Token::Symbol(b';'), Token::Symbol(b';'));
     for token in Lexer::new(backend, sql) {
         let may_call = token == Token::Symbol(b'(') && !matches!(last, Token::Symbol(_));

@@ -98,6 +98,7 @@ impl<'a> EarlierReader<'a> {
         // What inserts first asks about that.
         self.is() < Earlier::Insert
             && names.any(|(_, name)| {
+                // Also inside strings, which is where such code stands: `DO 'BEGIN …'`.
                 let mut words = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
                 words.any(|word| word.eq_ignore_ascii_case(name))
             })
@@ -107,6 +108,8 @@ impl<'a> EarlierReader<'a> {
         match token {
             Token::Symbol(b';') => {
                 self.is = self.is();
+                // A later statement of the same text asks about this one on the same connection, whoever had that
+                // before.
                 self.own = self.own.max(self.is);
                 (self.first, self.current) = (None, Earlier::None);
             }

@@ -67,6 +67,7 @@ impl<'a> LockReader<'a> {
             (Place::Ended, _) if self.backend == Postgres => Place::Works,
             (_, Token::Symbol(b';')) => Place::Ended,
             (Place::Query, token) => self.query(token, rest),
+            // A cursor WITH HOLD outlives its transaction.
             (Place::Command, token) if token.is_word("hold") => Place::Works,
             (place, _) => place,
         };

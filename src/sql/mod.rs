@@ -66,12 +66,10 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
     if earlier.may_ask_in_code(sql, effect == Effect::Unknown) {
         asks = Earlier::Insert;
     }
-    if let Some(glance) = plain {
-        // A statement that begins so controls nothing, even if its quotes read differently on the server.
-        effect = Effect::None;
-        if !glance.may_change {
-            change = Change::None;
-        }
+    // A statement that begins so controls nothing, even if its quotes read differently on the server.
+    effect = plain.as_ref().map_or(effect, |_| Effect::None);
+    if plain.is_some_and(|glance| !glance.may_change) {
+        change = Change::None;
     }
     Classified {
         effect,

@@ -45,6 +45,7 @@ pub(super) enum ReadReader {
 impl ReadReader {
     pub(super) fn see(&mut self, token: Token<'_>, rest: Lexer<'_>) {
         *self = match (*self, token) {
+            // `(SELECT …) UNION …` begins so.
             (Self::Start, Token::Symbol(b'(')) => Self::Start,
             (Self::Start, first) if first.is_one_of(&READS) => Self::Reading,
             (Self::Reading, Token::Symbol(b';')) => Self::Ended,

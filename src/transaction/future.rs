@@ -47,6 +47,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Serving(future) => future.poll(cx),
+            // Made in `call`, because the future keeps no head to make it from. Taken and not cloned: a body cannot
+            // be.
             StateProj::Refused(response) => match response.take() {
                 Some(response) => Poll::Ready(Ok(response)),
                 None => panic!("TransactionFuture polled after completion"),

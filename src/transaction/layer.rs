@@ -60,9 +60,11 @@ pub(super) struct RoutePolicy {
 impl RoutePolicy {
     pub(super) fn order(&self, parts: &request::Parts) -> Order {
         Order {
+            // A route's layer opens no session: what is about the connection belongs to the layer that does.
             pool_mode: None,
             mode: Some(self.mode),
             commit_when: self.commit_when.clone(),
+            // No deadline, either: the session has begun, with its own.
             on_begin: self.begin.set_up(parts, None),
             on_acquire: None,
         }
@@ -172,6 +174,8 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         F: Fn(&request::Parts) -> String + Send + Sync + 'static,
     {
+        // Only the name is checked here. A route's layer does not know its database, so that each request asks for
+        // the rest.
         self.policy.begin.set_local(name.into(), Arc::new(value));
         self
     }

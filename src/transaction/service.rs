@@ -61,6 +61,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         // Taken apart, because the response to a refusal is made from the head, and the inner service gets all of it.
         let (parts, body) = request.into_parts();
+        // Before the inner service is called, which may do its work in `call`.
         match apply::<Tag>(&self.layer.policy, &parts) {
             Ok(()) => TransactionFuture::serving(self.inner.call(Request::from_parts(parts, body))),
             Err(error) => {

@@ -26,8 +26,9 @@ use self::results::breathe;
 #[cfg(feature = "_sqlx")]
 use self::results::{
     connection_error, exec_error, is_single_row, may_stop_early, query, query_error, read,
+    unread_error,
 };
-use crate::error::{Kind, server};
+use crate::error::Kind;
 
 /// A connection checked out of one of sqlx's pools.
 pub(crate) enum Driver {
@@ -47,26 +48,19 @@ macro_rules! dispatch {
     ($driver:expr, $DB:ident, $c:ident => $body:expr, gone => $gone:expr) => {
         match $driver {
             #[cfg(feature = "sqlx-postgres")]
-            Driver::Postgres($c) => {
-                #[allow(dead_code)]
-                type $DB = sqlx::Postgres;
-                $body
-            }
+            Driver::Postgres($c) => dispatch!(sqlx::Postgres, $DB, $body),
             #[cfg(feature = "sqlx-mysql")]
-            Driver::MySql($c) => {
-                #[allow(dead_code)]
-                type $DB = sqlx::MySql;
-                $body
-            }
+            Driver::MySql($c) => dispatch!(sqlx::MySql, $DB, $body),
             #[cfg(feature = "sqlx-sqlite")]
-            Driver::Sqlite($c) => {
-                #[allow(dead_code)]
-                type $DB = sqlx::Sqlite;
-                $body
-            }
+            Driver::Sqlite($c) => dispatch!(sqlx::Sqlite, $DB, $body),
             Driver::Gone => $gone,
         }
     };
+    ($type:ty, $DB:ident, $body:expr) => {{
+        #[allow(dead_code)]
+        type $DB = $type;
+        $body
+    }};
 }
 
 /// The transaction manager of a database.
@@ -181,30 +175,18 @@ impl Driver {
                 // What is prepared stays in sqlx's cache of this connection, where a later session finds it: no map of connections
                 // is needed.
                 let before = c.cached_statements_size();
-                match (&mut **c)
-                    .prepare("DO /* tower-sea-orm */ 0".into_sql_str())
-                    .await
-                    .map_err(query_error)
-                {
-                    Ok(_) => {}
-                    Err(error) if server::is_fatal(&error) => return Err(error),
-                    Err(_) => return Ok(true),
+                let sql = "DO /* tower-sea-orm */ 0".into_sql_str();
+                if let Err(error) = (&mut **c).prepare(sql).await.map_err(query_error) {
+                    return if crate::error::server::is_fatal(&error) {
+                        Err(error)
+                    } else {
+                        Ok(true)
+                    };
                 }
                 let after = c.cached_statements_size();
                 Ok(after != before || after == 0)
             }
             _ => Ok(false),
-        }
-    }
-
-    /// Returns whether MySQL has a transaction open that sqlx did not begin; then sqlx counts it from here on.
-    pub(crate) async fn adopts_transaction(&mut self) -> Result<bool, DbErr> {
-        // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
-        // `BeginFailed`.
-        match self.begin(Some("DO 0".to_owned())).await {
-            Ok(()) => Ok(true),
-            Err(error) if server::is_fatal(&error) => Err(error),
-            Err(_) => Ok(false),
         }
     }
 
@@ -239,10 +221,7 @@ impl Driver {
             Self::Gone => return Err(lost()),
         };
         #[cfg(feature = "_sqlx")]
-        return flushed.map_err(|error| match error {
-            sqlx::Error::Database(_) => query_error(error),
-            _ => connection_error(error),
-        });
+        return flushed.map_err(unread_error);
     }
 
     /// Forgets every prepared statement, here and on the server, and the types of their values.
@@ -267,67 +246,37 @@ impl Driver {
     pub(crate) fn may_chain(&self) -> bool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
-            Self::Postgres(c) => c
-                .server_version_num()
-                .is_some_and(|version| version >= 150_000),
+            Self::Postgres(c) => c.server_version_num() >= Some(150_000),
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(_) => true,
             _ => false,
         }
     }
 
-    /// Commits on MySQL, and begins a transaction like the one before: sqlx's count stays where it is.
-    ///
-    /// The only statement in its text: of one that has another behind it, Galera acknowledges a COMMIT that it has refused
-    /// (H36).
-    pub(crate) async fn commit_and_chain(&mut self) -> Result<(), DbErr> {
-        self.execute_unprepared("COMMIT AND CHAIN".to_owned())
-            .await
-            .map(drop)
-    }
-
-    /// Commits on PostgreSQL, and begins the next transaction in the same round trip: sqlx's count stays where it is. False
-    /// if it is committed but the next one may not have begun.
-    pub(crate) async fn commit_and_begin(&mut self, begin: &str) -> Result<bool, DbErr> {
-        dispatch!(self, DB, c => {
-            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {begin}")));
-            // Each statement has its answer, and what comes behind one that has failed is not run.
-            match answers.next().await {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(query_error(error)),
-                None => return Err(lost()),
-            }
-            while let Some(answer) = answers.next().await {
-                if answer.is_err() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        }, gone => Err(lost()))
-    }
-
-    /// Commits, and has the server answer `question` in the same round trip: sqlx's count stays where it is. The inner
-    /// error is the question's, behind a COMMIT that has succeeded.
-    pub(crate) async fn commit_and_ask(
+    /// Commits, and has the server run `behind` in the same round trip: sqlx's count stays where it is. Returns the first
+    /// value of the last row. The inner error is that of `behind`, after a COMMIT that has succeeded.
+    pub(crate) async fn commit_with(
         &mut self,
-        question: &str,
+        behind: &str,
     ) -> Result<Result<Option<String>, DbErr>, DbErr> {
         dispatch!(self, DB, c => {
-            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {question}")));
+            let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {behind}")));
+            // Each statement has its answer, and the server does not run what comes behind one that has failed: an error
+            // in the first answer is COMMIT's, any later one is not.
             match answers.next().await {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(query_error(error)),
                 None => return Err(lost()),
             }
-            let mut answer = None;
-            while let Some(next) = answers.next().await {
-                match next {
-                    Ok(Either::Right(row)) => answer = row.try_get(0).ok(),
+            let mut value = None;
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(Either::Right(row)) => value = row.try_get(0).ok(),
                     Ok(Either::Left(_)) => {}
                     Err(error) => return Ok(Err(query_error(error))),
                 }
             }
-            Ok(Ok(answer))
+            Ok(Ok(value))
         }, gone => Err(lost()))
     }
 

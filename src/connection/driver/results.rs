@@ -100,6 +100,14 @@ pub(super) fn query_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
+/// An error that was left unread. The server's own belongs to a statement; any other says that the protocol is out of order.
+pub(super) fn unread_error(error: sqlx::Error) -> DbErr {
+    match error {
+        sqlx::Error::Database(_) => query_error(error),
+        _ => connection_error(error),
+    }
+}
+
 pub(super) fn connection_error(error: sqlx::Error) -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
 }

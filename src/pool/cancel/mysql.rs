@@ -158,6 +158,7 @@ impl MySqlSide {
     }
 
     async fn rows(&mut self, sql: String) -> Result<Vec<MySqlRow>, Fault> {
+        // Unprepared, because the numbers in it make each text another one.
         answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection)).await
     }
 
@@ -175,6 +176,7 @@ async fn find_processes(connection: &mut MySqlConnection) -> Result<&'static str
         .await
     {
         Ok(rows) => Ok(if rows.is_empty() { older } else { newer }),
+        // The server has no such table, or does not show it to this user.
         Err(sqlx::Error::Database(_)) => Ok(older),
         Err(error) => Err(error.into()),
     }

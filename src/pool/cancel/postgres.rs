@@ -180,6 +180,7 @@ impl PostgresSide {
     }
 
     async fn rows(&mut self, sql: String) -> Result<Vec<PgRow>, Fault> {
+        // Unprepared, because the numbers in it make each text another one.
         answered(sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.0)).await
     }
 
@@ -191,5 +192,6 @@ impl PostgresSide {
 /// Returns a value that no other client sends.
 fn mark() -> String {
     use std::hash::{BuildHasher, RandomState};
+    // Random, so that it cannot be what a proxy has set for another client.
     format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }

@@ -36,11 +36,15 @@ impl SideConnection {
     pub(super) async fn open(driver: &DriverPool) -> Result<(Self, Peer), Fault> {
         match driver {
             #[cfg(feature = "sqlx-postgres")]
+            // With the pool's own options: PostgreSQL lets a user cancel what runs under its own role
+            // (<https://www.postgresql.org/docs/current/functions-admin.html>).
             DriverPool::Postgres(pool) => {
                 let (side, route) = PostgresSide::open(&pool.connect_options()).await?;
                 Ok((Self::Postgres(side), route))
             }
             #[cfg(feature = "sqlx-mysql")]
+            // As the pool's own user, who may kill its own threads without a privilege
+            // (<https://mariadb.com/kb/en/kill/>).
             DriverPool::MySql(pool) => {
                 let (side, route) = MySqlSide::open(&pool.connect_options()).await?;
                 Ok((Self::MySql(side), route))

@@ -24,6 +24,8 @@ impl DriverPool {
             // Dropped in its ping, sqlx closes the connection: here that is wanted.
             match timeout(SILENCE, self.driver_acquire()).await {
                 Ok(acquired) => return acquired,
+                // sqlx would find the others dead one by one, and take its whole time-out for each (H31,
+                // <https://github.com/launchbadge/sqlx/pull/4146>).
                 Err(_) => self.weed().await,
             }
         }
@@ -70,6 +72,7 @@ impl DriverPool {
             let options = pool.connect_options();
             match options.connect().await {
                 Ok(connection) => {
+                    // It has done its work: a goodbye that fails changes nothing.
                     let _ = connection.close().await;
                     Ok(())
                 }

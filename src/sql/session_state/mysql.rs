@@ -22,6 +22,7 @@ const STATEFUL: [&str; 9] = [
     "set", "use", "prepare", "deallocate", "execute", "call", "handler", "get", "backup",
 ];
 
+// `FLUSH TABLES … WITH READ LOCK` holds its lock until UNLOCK TABLES.
 const LOCKING: [&str; 3] = ["lock", "unlock", "flush"];
 
 /// Returns whether the word begins a statement that leaves something behind.
