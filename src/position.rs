@@ -29,6 +29,11 @@ use std::{cmp::Ordering, error, fmt, str::FromStr};
 /// assert_eq!(before.to_string(), "1-0/3000060");
 /// assert!("0/3000060; DROP TABLE item".parse::<Position>().is_err());
 ///
+/// let node: Position = "618dfa06-ec16-11f1-9e9c-c76ccb50de98:11".parse().unwrap();
+/// assert_eq!(node.to_string(), "618dfa06-ec16-11f1-9e9c-c76ccb50de98:11");
+/// assert!("618dfa06-ec16-11f1-9e9c-c76ccb50de98:9".parse::<Position>().unwrap() < node);
+/// assert!("618dfa06ec1611f19e9cc76ccb50de98:11".parse::<Position>().is_err());
+///
 /// let before: Position = "0-1-99".parse().unwrap();
 /// let after: Position = "0-1-120".parse().unwrap();
 /// assert!(before < after);
@@ -57,7 +62,8 @@ pub(crate) struct Gtid {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Committed {
     /// The UUID of the cluster's state.
-    pub(crate) cluster: u128,
+    // Bytes, since a number of 128 bits would align every position.
+    pub(crate) cluster: [u8; 16],
     pub(crate) sequence: u64,
 }
 
@@ -266,7 +272,7 @@ impl FromStr for Gtid {
 
 impl fmt::Display for Committed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = format!("{:032x}", self.cluster);
+        let hex = format!("{:032x}", u128::from_be_bytes(self.cluster));
         let (mut rest, mut separator) = (hex.as_str(), "");
         for length in UUID {
             let (part, others) = rest.split_at(length);
@@ -294,7 +300,7 @@ impl FromStr for Committed {
         // The server counts in signed numbers.
         i64::try_from(sequence).map_err(|_| ParsePositionError)?;
         Ok(Self {
-            cluster: cluster.flatten().ok_or(ParsePositionError)?,
+            cluster: cluster.flatten().ok_or(ParsePositionError)?.to_be_bytes(),
             sequence,
         })
     }

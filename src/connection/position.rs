@@ -1,7 +1,7 @@
 //! What a session's transaction has to do with [positions](Position): a read on a replica waits for one, a write on the
 //! primary makes one.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, TransactionOptions};
 use tokio::time::{Instant, sleep, timeout};
@@ -49,39 +49,50 @@ const MARIADB_POSITION: &str = "SELECT CAST(@@global.gtid_binlog_pos AS CHAR)";
 /// The same, or on a node of a Galera cluster what that has committed, as `UUID:number`. Not every server knows these
 /// variables by `@@`.
 ///
-/// The number is counted when the transaction can be seen, and before COMMIT is answered (MariaDB 10.11,
-/// `storage/innobase/trx/trx0trx.cc`, `commit_in_memory`). It is the same on each node, unlike what `WSREP_LAST_WRITTEN_GTID()` counts,
-/// and says for which cluster it is counted.
+/// The number is the same on each node, unlike what `WSREP_LAST_WRITTEN_GTID()` counts, and is counted when the transaction can
+/// be seen (MariaDB 10.11, `storage/innobase/trx/trx0trx.cc`, `commit_in_memory`). `GROUP_CONCAT` would cut it where
+/// `group_concat_max_len` is small.
 const MARIADB_OR_GALERA_POSITION: &str = "SELECT CAST(COALESCE(\
-     (SELECT GROUP_CONCAT(variable_value ORDER BY variable_name DESC SEPARATOR ':') \
-     FROM information_schema.global_status \
-     WHERE variable_name IN ('WSREP_LOCAL_STATE_UUID', 'WSREP_LAST_COMMITTED') \
+     (SELECT CONCAT(MAX(IF(variable_name = 'WSREP_LOCAL_STATE_UUID', variable_value, NULL)), ':', \
+     MAX(IF(variable_name = 'WSREP_LAST_COMMITTED', variable_value, NULL))) \
+     FROM information_schema.global_status WHERE variable_name LIKE 'WSREP%' \
      AND EXISTS (SELECT 1 FROM information_schema.global_variables \
      WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')), \
      @@global.gtid_binlog_pos) AS CHAR)";
 
-/// What is known of a server that is asked for its position.
+/// Has a node count what it has acknowledged before it tells the number (H37).
+const SYNC_WAIT: &str = "SET STATEMENT wsrep_sync_wait = 1 FOR ";
+
+/// Whether a server is a node of a Galera cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// It may be a node of a Galera cluster.
-    Any,
-    /// It is none.
-    NoGalera,
+pub(crate) enum Galera {
+    Unknown,
+    No,
+    Node,
 }
 
-/// Returns what reads the position of what was committed.
-pub(crate) fn read_position(backend: DbBackend, asked: Asked) -> &'static str {
-    match (backend, asked) {
-        (DbBackend::MySql, Asked::NoGalera) => MARIADB_POSITION,
-        (DbBackend::MySql, Asked::Any) => MARIADB_OR_GALERA_POSITION,
-        _ => POSTGRES_POSITION,
+/// Returns what reads the position of what was committed. Where it is unknown whether the server is a node, the answer tells, but
+/// is no position of a node's.
+pub(crate) fn read_position(backend: DbBackend, galera: Galera) -> Cow<'static, str> {
+    match (backend, galera) {
+        (DbBackend::MySql, Galera::No) => MARIADB_POSITION.into(),
+        (DbBackend::MySql, Galera::Unknown) => MARIADB_OR_GALERA_POSITION.into(),
+        (DbBackend::MySql, Galera::Node) => {
+            format!("{SYNC_WAIT}{MARIADB_OR_GALERA_POSITION}").into()
+        }
+        _ => POSTGRES_POSITION.into(),
     }
+}
+
+/// Returns whether an answer to [`read_position`] is a node's.
+pub(super) fn is_of_node(answer: &str) -> bool {
+    answer.contains(':')
 }
 
 /// Reads the answer to [`read_position`].
 pub(crate) fn parse_position(backend: DbBackend, text: &str) -> Option<Position> {
     match backend {
-        DbBackend::MySql if text.contains(':') => text.parse().ok(),
+        DbBackend::MySql if is_of_node(text) => text.parse().ok(),
         DbBackend::MySql => match *gtids(text).ok()? {
             [only] => Some(Position::of(only)),
             // Without a binary log there is none. Of several domains, any one may have the write.
@@ -224,7 +235,7 @@ fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
 /// As [`with_gtid_check`], for a node of a Galera cluster. That it takes part in the cluster is checked as well: one that has
 /// lost it keeps its number.
 ///
-/// Not `WSREP_SYNC_WAIT_UPTO_GTID()`, which looks at the last part of its GTID only (H37): another cluster's would do.
+/// Not `WSREP_SYNC_WAIT_UPTO_GTID()`, which looks at the last part of its GTID only: another cluster's would do.
 fn with_galera_check(begin: &str, committed: Committed) -> String {
     let Committed { sequence, .. } = committed;
     let text = committed.to_string();

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::answer::Answer;
-use crate::position::{Committed, Reached, gtids};
+use crate::position::{Reached, gtids};
 
 /// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that is read-only, whatever it replicates: one that
 /// was promoted is not. The last column is of a node of a Galera cluster only: its state
@@ -53,11 +53,7 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     let takes_writes = matches!(&*read_only, "0" | "OFF");
     let node: Option<String> = row.try_get(3).map_err(|error| error.to_string())?;
     if let Some(node) = node.filter(|node| !node.is_empty()) {
-        return Ok(Answer {
-            is_replica: true,
-            takes_writes,
-            reached: Reached::Galera(committed(&node)?),
-        });
+        return of_galera(&node, takes_writes);
     }
     let gtid_list = text(if takes_writes { 2 } else { 1 });
     let gtid_list = gtid_list.map_err(|error| error.to_string())?;
@@ -65,25 +61,30 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     Ok(Answer {
         is_replica: !takes_writes,
         takes_writes,
+        unfit: None,
         reached: Reached::Gtids(gtids),
     })
 }
 
-/// Reads what a node of a Galera cluster says of itself.
-///
-/// # Errors
-///
-/// One that does not take part in its cluster, or lags behind because it serves another one as a donor, is not to be used.
-fn committed(node: &str) -> Result<Committed, String> {
+/// Reads what a node of a Galera cluster says of itself. One that does not take part in its cluster is not to serve reads, and
+/// neither is one that lags because it is another one's donor: as the primary, that still takes writes.
+fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
     let parts: Vec<&str> = node.split(' ').collect();
-    match *parts {
-        ["ON", "Synced", committed] => committed
-            .parse()
-            .map_err(|_| format!("no position of a Galera node: {committed}")),
-        [ready, state, ..] => Err(format!(
-            "the Galera node is not in sync: wsrep_ready is {ready}, and its state {}",
-            state.replace('_', " ")
-        )),
-        _ => Err(format!("no state of a Galera node: {node}")),
-    }
+    let &[ready, state, committed] = &*parts else {
+        return Err(format!("no state of a Galera node: {node}"));
+    };
+    let committed = committed
+        .parse()
+        .map_err(|_| format!("no position of a Galera node: {committed}"))?;
+    let is_fit = (ready, state) == ("ON", "Synced");
+    let unfit = (!is_fit).then(|| {
+        let state = state.replace('_', " ");
+        format!("the Galera node is not in sync: wsrep_ready is {ready}, its state {state}")
+    });
+    Ok(Answer {
+        is_replica: true,
+        unfit,
+        takes_writes: takes_writes && ready == "ON",
+        reached: Reached::Galera(committed),
+    })
 }

@@ -42,6 +42,7 @@ async fn read(connection: &mut PgConnection) -> Result<Answer, sqlx::Error> {
     Ok(Answer {
         is_replica,
         takes_writes: !is_replica,
+        unfit: None,
         reached: Reached::Log {
             timeline: timeline.map_or(0, i32::cast_unsigned),
             // A server in recovery that has replayed nothing yet.
