@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, error, fmt, str::FromStr};
 
-/// A place in the history of a cluster of PostgreSQL or MariaDB servers: what the cluster had committed when a transaction was
+/// A place in the history of a cluster of PostgreSQL, MariaDB or Galera servers: what the cluster had committed when a transaction was
 /// acknowledged (feature `replicas`).
 ///
 /// A replica that has replayed up to a client's position shows the client its own writes. Positions are made by the
@@ -14,6 +14,7 @@ use std::{cmp::Ordering, error, fmt, str::FromStr};
 /// |---|---|
 /// | `2-0/3000060` | PostgreSQL: the timeline, a number that grows with each fail-over, and the [log sequence number](https://www.postgresql.org/docs/current/datatype-pg-lsn.html) |
 /// | `0-1-120` | MariaDB: the [global transaction ID](https://mariadb.com/kb/en/gtid/), which is a domain, a server and a sequence number |
+/// | `618dfa06-ec16-11f1-9e9c-c76ccb50de98:11` | Galera: the [cluster and the sequence number](https://galeracluster.com/library/documentation/architecture.html#global-transaction-id) of what a node had committed |
 /// | `primary` | only the primary is known to have reached it |
 ///
 /// Of two, the greater one is the later. On MariaDB, that holds for those of one domain and server: of others, keep [`PRIMARY`](Self::PRIMARY).
@@ -28,6 +29,11 @@ use std::{cmp::Ordering, error, fmt, str::FromStr};
 /// assert_eq!(before.to_string(), "1-0/3000060");
 /// assert!("0/3000060; DROP TABLE item".parse::<Position>().is_err());
 ///
+/// let node: Position = "618dfa06-ec16-11f1-9e9c-c76ccb50de98:11".parse().unwrap();
+/// assert_eq!(node.to_string(), "618dfa06-ec16-11f1-9e9c-c76ccb50de98:11");
+/// assert!("618dfa06-ec16-11f1-9e9c-c76ccb50de98:9".parse::<Position>().unwrap() < node);
+/// assert!("618dfa06ec1611f19e9cc76ccb50de98:11".parse::<Position>().is_err());
+///
 /// let before: Position = "0-1-99".parse().unwrap();
 /// let after: Position = "0-1-120".parse().unwrap();
 /// assert!(before < after);
@@ -39,6 +45,7 @@ pub struct Position(Place);
 pub(crate) enum Place {
     Log { timeline: u32, lsn: u64 },
     Gtid(Gtid),
+    Galera(Committed),
     Primary,
 }
 
@@ -49,6 +56,15 @@ pub(crate) struct Gtid {
     pub(crate) domain: u32,
     pub(crate) sequence: u64,
     pub(crate) server: u32,
+}
+
+/// What a node of a Galera cluster has committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Committed {
+    /// The UUID of the cluster's state.
+    // Bytes, since a number of 128 bits would align every position.
+    pub(crate) cluster: [u8; 16],
+    pub(crate) sequence: u64,
 }
 
 /// What a server has of its cluster's history.
@@ -68,6 +84,7 @@ pub(crate) enum Reached {
     },
     /// One for each domain.
     Gtids(Vec<Gtid>),
+    Galera(Committed),
 }
 
 /// Whether a server has what a position stands for.
@@ -93,6 +110,10 @@ impl Position {
         Self(Place::Gtid(gtid))
     }
 
+    pub(crate) fn committed(committed: Committed) -> Self {
+        Self(Place::Galera(committed))
+    }
+
     pub(crate) fn place(self) -> Place {
         self.0
     }
@@ -113,6 +134,9 @@ impl Position {
             (Place::Gtid(one), Place::Gtid(two))
                 if (one.domain, one.server) == (two.domain, two.server) =>
             {
+                self.max(other)
+            }
+            (Place::Galera(one), Place::Galera(two)) if one.cluster == two.cluster => {
                 self.max(other)
             }
             _ => Self::PRIMARY,
@@ -150,6 +174,12 @@ impl Reached {
                     _ => Holds::Never,
                 }
             }
+            (Self::Galera(own), Place::Galera(wanted)) if own.cluster == wanted.cluster => {
+                match own.sequence.cmp(&wanted.sequence) {
+                    Ordering::Less => Holds::NotYet,
+                    _ => Holds::Yes,
+                }
+            }
             _ => Holds::Never,
         }
     }
@@ -169,6 +199,9 @@ impl Reached {
                 let mut all = others.iter().copied().map(Position::of);
                 !others.is_empty() && all.all(|one| self.holds(one) == Holds::Yes)
             }
+            (Self::Galera(_), Self::Galera(other)) => {
+                self.holds(Position::committed(*other)) == Holds::Yes
+            }
             _ => false,
         }
     }
@@ -181,6 +214,7 @@ impl Reached {
                 [one] => Some(Position::of(one)),
                 _ => None,
             },
+            Self::Galera(committed) => Some(Position::committed(*committed)),
         }
     }
 }
@@ -190,6 +224,7 @@ impl fmt::Display for Position {
         match self.0 {
             Place::Log { timeline, lsn } => write!(f, "{timeline}-{}", Lsn(lsn)),
             Place::Gtid(gtid) => gtid.fmt(f),
+            Place::Galera(committed) => committed.fmt(f),
             Place::Primary => f.write_str("primary"),
         }
     }
@@ -239,6 +274,42 @@ impl FromStr for Gtid {
     }
 }
 
+impl fmt::Display for Committed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = format!("{:032x}", u128::from_be_bytes(self.cluster));
+        let (mut rest, mut separator) = (hex.as_str(), "");
+        for length in UUID {
+            let (part, others) = rest.split_at(length);
+            write!(f, "{separator}{part}")?;
+            (rest, separator) = (others, "-");
+        }
+        write!(f, ":{}", self.sequence)
+    }
+}
+
+/// The lengths of a UUID's parts.
+const UUID: [usize; 5] = [8, 4, 4, 4, 12];
+
+impl FromStr for Committed {
+    type Err = ParsePositionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (uuid, sequence) = text.split_once(':').ok_or(ParsePositionError)?;
+        let is_uuid = uuid.split('-').map(str::len).eq(UUID)
+            && uuid
+                .bytes()
+                .all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
+        let cluster = is_uuid.then(|| u128::from_str_radix(&uuid.replace('-', ""), 16).ok());
+        let sequence = number(sequence)?;
+        // The server counts in signed numbers.
+        i64::try_from(sequence).map_err(|_| ParsePositionError)?;
+        Ok(Self {
+            cluster: cluster.flatten().ok_or(ParsePositionError)?.to_be_bytes(),
+            sequence,
+        })
+    }
+}
+
 /// Reads a number that is written in digits only.
 fn number<N: FromStr>(text: &str) -> Result<N, ParsePositionError> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -269,6 +340,9 @@ impl FromStr for Position {
         if text == "primary" {
             return Ok(Self::PRIMARY);
         }
+        if text.contains(':') {
+            return text.parse().map(Self::committed);
+        }
         if !text.contains('/') {
             return text.parse().map(Self::of);
         }
@@ -283,7 +357,7 @@ pub struct ParsePositionError;
 
 impl fmt::Display for ParsePositionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a position: expected a timeline and a log sequence number, as `2-0/3000060`, a global transaction ID, as `0-1-120`, or `primary`")
+        f.write_str("not a position: expected a timeline and a log sequence number, as `2-0/3000060`, a global transaction ID, as `0-1-120`, a UUID and a sequence number, or `primary`")
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     driver::Driver,
-    position::{GALERA, MARIADB_POSITION_AND_GALERA, read_position},
+    position::{Galera, is_of_node, read_position},
     rest::SILENCE,
 };
 use crate::error::server;
@@ -29,9 +29,9 @@ pub(super) struct Link {
     pub(super) is_doubted: bool,
     /// sqlx counts a transaction that was committed in a text of ours.
     is_overcounted: bool,
-    /// COMMIT may have a question behind it in its text. A node of a Galera cluster acknowledges such a COMMIT even if it has
-    /// refused it (H36).
-    may_ask_with_commit: bool,
+    /// A node of a Galera cluster acknowledges a COMMIT with a question behind it in its text even if it has refused it (H36).
+    /// PostgreSQL's servers are none.
+    galera: Galera,
 }
 
 /// The condition of a connection between two calls.
@@ -84,7 +84,10 @@ impl Link {
             is_autocommit_proven: backend != DbBackend::MySql,
             is_doubted: false,
             is_overcounted: false,
-            may_ask_with_commit: backend == DbBackend::Postgres,
+            galera: match backend {
+                DbBackend::MySql => Galera::Unknown,
+                _ => Galera::No,
+            },
         }
     }
 
@@ -165,29 +168,39 @@ impl Link {
     /// Commits the outermost transaction and returns its position as the server writes it, in one round trip where that is
     /// safe; `None` if it is committed and the question has failed.
     pub(super) async fn commit_and_ask(&mut self) -> Result<Option<String>, DbErr> {
-        if !self.may_ask_with_commit {
+        if self.galera != Galera::No {
             self.driver.commit().await?;
             return Ok(self.ask_behind_commit().await);
         }
-        let question = read_position(self.backend);
-        let answer = self.driver.commit_with(question).await?;
+        let question = read_position(self.backend, self.galera);
+        let answer = self.driver.commit_with(&question).await?;
         // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
         self.is_overcounted = true;
         Ok(self.hear(answer))
     }
 
-    /// Asks for the position behind a COMMIT that was alone, and whether the next one may have the question in its text.
+    /// Asks for the position behind a COMMIT that was alone, and first whether the server is a node of a Galera cluster.
     async fn ask_behind_commit(&mut self) -> Option<String> {
-        let question = MARIADB_POSITION_AND_GALERA.to_owned();
+        let answer = self.ask(self.galera).await?;
+        if self.galera == Galera::Node {
+            return Some(answer);
+        }
+        // For as long as the connection lives: a server becomes a node by a restart.
+        if is_of_node(&answer) {
+            self.galera = Galera::Node;
+            return self.ask(self.galera).await;
+        }
+        self.galera = Galera::No;
+        Some(answer)
+    }
+
+    async fn ask(&mut self, galera: Galera) -> Option<String> {
+        let question = read_position(self.backend, galera).into_owned();
         let asked = timeout(SILENCE, self.driver.query_unprepared(question)).await;
         // What is committed does not become unknown because this has no answer.
         let row = asked.unwrap_or_else(|_| Err(server::unanswered()));
         let answer = row.map(|row| row.and_then(|row| row.try_get_by_index(0).ok()));
-        let answer: String = self.hear(answer)?;
-        let position = answer.strip_suffix(GALERA);
-        // For as long as the connection lives: a server becomes a node by a restart.
-        self.may_ask_with_commit = position.is_none();
-        Some(position.unwrap_or(&answer).to_owned())
+        self.hear(answer)
     }
 
     /// Returns the answer to a question behind COMMIT. Committed it is, but the connection may be lost.

@@ -46,7 +46,7 @@ pub(crate) use self::{
     chain::{Chain, Chains},
     driver::{BackendId, Driver},
     operation::{Operation, Output},
-    position::{Demand, ReadDemand, parse_position, read_position},
+    position::{Demand, Galera, ReadDemand, parse_position, read_position},
     settings::{Settings, check_name, search_path},
     task::{Begin, BeginSetUp, Task},
 };

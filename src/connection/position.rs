@@ -1,7 +1,7 @@
 //! What a session's transaction has to do with [positions](Position): a read on a replica waits for one, a write on the
 //! primary makes one.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, TransactionOptions};
 use tokio::time::{Instant, sleep, timeout};
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{begin::BeginStatement, link::Link};
 use crate::{
     error::{Kind, server},
-    position::{Gtid, Lsn, Place, Position, gtids},
+    position::{Committed, Gtid, Lsn, Place, Position, gtids},
 };
 
 /// What a transaction has to do with positions.
@@ -46,25 +46,53 @@ const POSTGRES_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_na
 /// written nothing leaves the one before.
 const MARIADB_POSITION: &str = "SELECT CAST(@@global.gtid_binlog_pos AS CHAR)";
 
-/// The same, with a mark behind it where the server is a node of a Galera cluster. Not every server knows the variable.
-pub(super) const MARIADB_POSITION_AND_GALERA: &str = "SELECT CAST(CONCAT(@@global.gtid_binlog_pos, \
-     (SELECT IF(COUNT(*) > 0, ' galera', '') FROM information_schema.global_variables \
-     WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')) AS CHAR)";
+/// The same, or on a node of a Galera cluster what that has committed, as `UUID:number`. Not every server knows these
+/// variables by `@@`.
+///
+/// The number is the same on each node, unlike what `WSREP_LAST_WRITTEN_GTID()` counts, and is counted when the transaction can
+/// be seen (MariaDB 10.11, `storage/innobase/trx/trx0trx.cc`, `commit_in_memory`). `GROUP_CONCAT` would cut it where
+/// `group_concat_max_len` is small.
+const MARIADB_OR_GALERA_POSITION: &str = "SELECT CAST(COALESCE(\
+     (SELECT CONCAT(MAX(IF(variable_name = 'WSREP_LOCAL_STATE_UUID', variable_value, NULL)), ':', \
+     MAX(IF(variable_name = 'WSREP_LAST_COMMITTED', variable_value, NULL))) \
+     FROM information_schema.global_status WHERE variable_name LIKE 'WSREP%' \
+     AND EXISTS (SELECT 1 FROM information_schema.global_variables \
+     WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')), \
+     @@global.gtid_binlog_pos) AS CHAR)";
 
-/// That mark.
-pub(super) const GALERA: &str = " galera";
+/// Has a node count what it has acknowledged before it tells the number (H37).
+const SYNC_WAIT: &str = "SET STATEMENT wsrep_sync_wait = 1 FOR ";
 
-/// Returns what reads the position of what was committed.
-pub(crate) fn read_position(backend: DbBackend) -> &'static str {
-    match backend {
-        DbBackend::MySql => MARIADB_POSITION,
-        _ => POSTGRES_POSITION,
+/// Whether a server is a node of a Galera cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Galera {
+    Unknown,
+    No,
+    Node,
+}
+
+/// Returns what reads the position of what was committed. Where it is unknown whether the server is a node, the answer tells, but
+/// is no position of a node's.
+pub(crate) fn read_position(backend: DbBackend, galera: Galera) -> Cow<'static, str> {
+    match (backend, galera) {
+        (DbBackend::MySql, Galera::No) => MARIADB_POSITION.into(),
+        (DbBackend::MySql, Galera::Unknown) => MARIADB_OR_GALERA_POSITION.into(),
+        (DbBackend::MySql, Galera::Node) => {
+            format!("{SYNC_WAIT}{MARIADB_OR_GALERA_POSITION}").into()
+        }
+        _ => POSTGRES_POSITION.into(),
     }
+}
+
+/// Returns whether an answer to [`read_position`] is a node's.
+pub(super) fn is_of_node(answer: &str) -> bool {
+    answer.contains(':')
 }
 
 /// Reads the answer to [`read_position`].
 pub(crate) fn parse_position(backend: DbBackend, text: &str) -> Option<Position> {
     match backend {
+        DbBackend::MySql if is_of_node(text) => text.parse().ok(),
         DbBackend::MySql => match *gtids(text).ok()? {
             [only] => Some(Position::of(only)),
             // Without a binary log there is none. Of several domains, any one may have the write.
@@ -101,10 +129,9 @@ impl ReadDemand {
     /// Begins a transaction that reads on a replica, once the replica is there.
     pub(super) async fn begin(&self, link: &mut Link, begin: BeginStatement) -> Result<(), DbErr> {
         let begin = begin.statement;
-        // MariaDB waits by itself.
-        let wait = match link.backend {
-            DbBackend::Postgres => self.wait,
-            _ => Duration::ZERO,
+        let wait = match self.server_waits() {
+            true => Duration::ZERO,
+            false => self.wait,
         };
         let (until, mut pause) = (Instant::now() + wait, FIRST_WAIT);
         loop {
@@ -125,9 +152,9 @@ impl ReadDemand {
     }
 
     async fn begin_once(&self, link: &mut Link, text: Option<String>) -> Result<(), DbErr> {
-        let patience = match link.backend {
-            DbBackend::Postgres => self.patience,
-            _ => self.patience.saturating_add(self.wait),
+        let patience = match self.server_waits() {
+            true => self.patience.saturating_add(self.wait),
+            false => self.patience,
         };
         // Nothing has happened yet, so that it may be given up for one on another server.
         let answered = timeout(patience, link.begin(text)).await;
@@ -146,6 +173,12 @@ impl ReadDemand {
         begun
     }
 
+    /// Returns whether the check itself waits, as MariaDB's does.
+    fn server_waits(&self) -> bool {
+        let place = self.at_least.map(Position::place);
+        matches!(place, Some(Place::Gtid(_)))
+    }
+
     /// Has BEGIN check that the server is there, as an error if it is not: one round trip for both.
     pub(super) fn check(&self, begin: &mut BeginStatement, options: TransactionOptions) {
         let text = begin.statement.take();
@@ -153,6 +186,7 @@ impl ReadDemand {
         let text = match self.at_least.map(Position::place) {
             Some(Place::Log { lsn, .. }) => with_log_check(&text, lsn, options),
             Some(Place::Gtid(gtid)) => with_gtid_check(&text, gtid, self.wait),
+            Some(Place::Galera(committed)) => with_galera_check(&text, committed),
             // Such a read is the primary's.
             Some(Place::Primary) | None => text,
         };
@@ -194,6 +228,24 @@ fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
          IF MASTER_GTID_WAIT('{gtid}', 0) <> 0 \
          OR CONCAT(',', @@global.gtid_slave_pos) NOT LIKE '%,{domain}-{server}-%' \
          THEN SIGNAL SQLSTATE '{}' SET MESSAGE_TEXT = 'the replica is behind'; END IF; END; {begin}",
+        server::FAILED_CHECK
+    )
+}
+
+/// As [`with_gtid_check`], for a node of a Galera cluster. That it takes part in the cluster is checked as well: one that has
+/// lost it keeps its number.
+///
+/// Not `WSREP_SYNC_WAIT_UPTO_GTID()`, which looks at the last part of its GTID only: another cluster's would do.
+fn with_galera_check(begin: &str, committed: Committed) -> String {
+    let Committed { sequence, .. } = committed;
+    let text = committed.to_string();
+    let cluster = text.split_once(':').map_or("", |(uuid, _)| uuid);
+    format!(
+        "BEGIN NOT ATOMIC IF (SELECT COUNT(*) FROM information_schema.global_status \
+         WHERE variable_name = 'WSREP_LAST_COMMITTED' AND CAST(variable_value AS SIGNED) >= {sequence} \
+         OR variable_name = 'WSREP_LOCAL_STATE_UUID' AND variable_value = '{cluster}' \
+         OR variable_name = 'WSREP_READY' AND variable_value = 'ON') <> 3 \
+         THEN SIGNAL SQLSTATE '{}' SET MESSAGE_TEXT = 'the node is behind'; END IF; END; {begin}",
         server::FAILED_CHECK
     )
 }

@@ -62,6 +62,8 @@ pub(crate) struct PoolInner {
     pub(crate) known_texts: KnownTexts,
     /// The latest timeline that any server of the cluster has shown, if this is a primary's pool with replicas.
     latest_timeline: AtomicU32,
+    /// Its server was a node of a Galera cluster at the last check.
+    is_galera: AtomicBool,
     /// Only a test's pool has one.
     test: Option<TestTransaction>,
 }
@@ -97,6 +99,7 @@ impl PoolInner {
             closing: Closing::default(),
             known_texts,
             latest_timeline: AtomicU32::new(0),
+            is_galera: AtomicBool::new(false),
             test,
             database,
             driver,
@@ -255,6 +258,15 @@ impl PoolInner {
         // Timelines only grow, and the servers of a cluster show theirs in any order.
         let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
         before.max(timeline)
+    }
+
+    pub(crate) fn is_galera(&self) -> bool {
+        self.is_galera.load(Ordering::Relaxed)
+    }
+
+    #[cfg(all(feature = "replicas", feature = "_sqlx"))]
+    pub(crate) fn note_galera(&self, is_galera: bool) {
+        self.is_galera.store(is_galera, Ordering::Relaxed);
     }
 
     /// Logs and counts why a connection was not acquired.

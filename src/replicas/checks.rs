@@ -58,6 +58,10 @@ impl Replicas {
         });
         join_all(asked).await;
         self.note_timelines();
+        let is_galera = |answer: Answer| matches!(answer.reached, Reached::Galera(_));
+        if let Some(is_galera) = self.primary.answer().map(is_galera) {
+            self.primary().inner().note_galera(is_galera);
+        }
         let primary = self.note_primary(began, self.primary.answer());
         for node in &self.nodes {
             if let Some(at) = node
@@ -80,7 +84,7 @@ impl Replicas {
         let writes = self
             .primary
             .answer()
-            .is_some_and(|answer| !answer.is_replica);
+            .is_some_and(|answer| answer.takes_writes);
         let former = timeline_of(&self.primary).filter(|timeline| writes && *timeline < latest);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = former.is_some() && !checks.is_former_told;
@@ -100,7 +104,7 @@ impl Replicas {
         began: Instant,
         answer: Option<Answer>,
     ) -> Option<[(Instant, Reached); 2]> {
-        let answer = answer.filter(|answer| !answer.is_replica)?;
+        let answer = answer.filter(|answer| answer.takes_writes)?;
         let now = (began, answer.reached);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let last = checks.primary[0].replace(now.clone());

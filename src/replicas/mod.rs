@@ -32,7 +32,7 @@ use crate::{
 /// A check's answer counts for that long at least: on a busy machine, checks take their time.
 const MIN_AGE: Duration = Duration::from_secs(5);
 
-/// A PostgreSQL primary and its streaming replicas, or a MariaDB primary and its replicas, for
+/// A PostgreSQL primary and its streaming replicas, a MariaDB primary and its replicas, or the nodes of a Galera cluster, for
 /// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature `replicas`).
 ///
 /// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1) method read on a replica, in a READ ONLY transaction; all others go to the primary. A client

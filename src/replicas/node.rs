@@ -51,7 +51,8 @@ pub enum OutOfUse {
     /// It has not been asked yet, or not lately, because there were no requests. The next ones read on the primary until it has
     /// answered.
     NotChecked,
-    /// It does not answer, or a session could not begin on it; with the error.
+    /// It does not answer, or a session could not begin on it; with the error. Or it is a node of a Galera cluster that is not in
+    /// sync: joining, a donor, or without a quorum.
     Failed(String),
     /// It is no replica, or no longer. On MariaDB: `read_only` is off.
     Primary,
@@ -194,6 +195,9 @@ impl Seen {
             None => Some(OutOfUse::NotChecked),
             Some(Err(why)) => Some(OutOfUse::Failed(why.clone())),
             Some(Ok(answer)) if !answer.is_replica => Some(OutOfUse::Primary),
+            Some(Ok(Answer {
+                unfit: Some(why), ..
+            })) => Some(OutOfUse::Failed(why.clone())),
             Some(Ok(_)) => match (&self.failure, self.current) {
                 (Some(why), _) => Some(OutOfUse::Failed(why.clone())),
                 (None, Some(at)) if at.elapsed() <= max_lag => None,

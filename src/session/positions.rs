@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{core::Core, settle::Ended, slot::Slot, stack::Caller, statement::run};
 use crate::{
-    connection::{Operation, Output, parse_position, read_position},
+    connection::{Galera, Operation, Output, parse_position, read_position},
     position::Position,
 };
 
@@ -18,7 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Asks for the position of what was committed statement by statement.
 pub(super) async fn ask_position(core: &Arc<Core>) {
     let backend = core.pool().backend();
-    let question = Statement::from_string(backend, read_position(backend));
+    let galera = match core.pool().is_galera() {
+        true => Galera::Node,
+        false => Galera::No,
+    };
+    let question = Statement::from_string(backend, read_position(backend, galera));
     // Without a connection at hand, or behind a statement that goes on, the response does not wait for it.
     let is_at_hand = matches!(core.lock().slot, Slot::Idle(_));
     let asking = run(core, Caller::Session, Operation::One(question));

@@ -17,6 +17,7 @@ mod clients;
 mod conflicts;
 mod failover;
 mod galera;
+mod galera_reads;
 mod nodes;
 mod outage;
 mod pairs;

@@ -42,14 +42,19 @@ pub struct Cluster {
 impl Cluster {
     /// `ways`: what leads to the primary, to `r1` and to `r2`.
     pub async fn by(ways: [&str; 3]) -> Self {
+        Self::beside(ways, ["r1", "r2"]).await
+    }
+
+    /// The same with replicas of these names.
+    pub async fn beside(ways: [&str; 3], replicas: [&str; 2]) -> Self {
         let pool = async |way| SessionPool::new(site::connect(&nodes::url(way).await).await);
         let [primary, one, two] = ways;
         Self {
             primary: pool(primary).await,
             replicas: [pool(one).await, pool(two).await],
             beside: [
-                nodes::view(&nodes::url("r1").await).await,
-                nodes::view(&nodes::url("r2").await).await,
+                nodes::view(&nodes::url(replicas[0]).await).await,
+                nodes::view(&nodes::url(replicas[1]).await).await,
             ],
         }
     }
@@ -129,9 +134,13 @@ async fn read_by_hand(
 }
 
 async fn count<C: ConnectionTrait>(db: &C, maker: Maker, number: i64) -> Result<i64, DbErr> {
-    let sql = "SELECT count(*) FROM ledger WHERE maker = $1 AND number = $2";
+    let backend = db.get_database_backend();
+    let sql = match backend {
+        DbBackend::MySql => "SELECT count(*) FROM ledger WHERE maker = ? AND number = ?",
+        _ => "SELECT count(*) FROM ledger WHERE maker = $1 AND number = $2",
+    };
     let values = [maker.mark().into(), number.into()];
-    let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
+    let statement = Statement::from_sql_and_values(backend, sql, values);
     let row = db.query_one_raw(statement).await?;
     row.map_or(Ok(0), |row| row.try_get_by_index(0))
 }

@@ -11,9 +11,18 @@ use super::answer::Answer;
 use crate::position::{Reached, gtids};
 
 /// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that is read-only, whatever it replicates: one that
-/// was promoted is not.
+/// was promoted is not. The last column is of a node of a Galera cluster only: its state
+/// (<https://galeracluster.com/library/documentation/monitoring-cluster.html>), and what it has committed.
 const CHECK: &str = "SELECT CAST(@@global.read_only AS CHAR), \
-     CAST(@@global.gtid_slave_pos AS CHAR), CAST(@@global.gtid_binlog_pos AS CHAR)";
+     CAST(@@global.gtid_slave_pos AS CHAR), CAST(@@global.gtid_binlog_pos AS CHAR), \
+     CAST((SELECT CONCAT_WS(' ', \
+     MAX(IF(variable_name = 'WSREP_READY', variable_value, NULL)), \
+     MAX(IF(variable_name = 'WSREP_LOCAL_STATE_COMMENT', REPLACE(variable_value, ' ', '_'), NULL)), \
+     CONCAT(MAX(IF(variable_name = 'WSREP_LOCAL_STATE_UUID', variable_value, NULL)), ':', \
+     MAX(IF(variable_name = 'WSREP_LAST_COMMITTED', variable_value, NULL)))) \
+     FROM information_schema.global_status WHERE variable_name LIKE 'WSREP%' \
+     AND EXISTS (SELECT 1 FROM information_schema.global_variables \
+     WHERE variable_name = 'WSREP_ON' AND variable_value <> 'OFF')) AS CHAR)";
 
 const VERSION: &str = "SELECT CAST(VERSION() AS CHAR)";
 
@@ -41,12 +50,41 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     let text = |column| row.try_get::<String, _>(column);
     // A word from MariaDB 12.0 on, of which there are several.
     let read_only = text(0).map_err(|error| error.to_string())?;
-    let is_replica = !matches!(&*read_only, "0" | "OFF");
-    let gtid_list = text(if is_replica { 1 } else { 2 });
+    let takes_writes = matches!(&*read_only, "0" | "OFF");
+    let node: Option<String> = row.try_get(3).map_err(|error| error.to_string())?;
+    if let Some(node) = node.filter(|node| !node.is_empty()) {
+        return of_galera(&node, takes_writes);
+    }
+    let gtid_list = text(if takes_writes { 2 } else { 1 });
     let gtid_list = gtid_list.map_err(|error| error.to_string())?;
     let gtids = gtids(&gtid_list).map_err(|_| format!("no list of GTIDs: {gtid_list}"))?;
     Ok(Answer {
-        is_replica,
+        is_replica: !takes_writes,
+        takes_writes,
+        unfit: None,
         reached: Reached::Gtids(gtids),
+    })
+}
+
+/// Reads what a node of a Galera cluster says of itself. One that does not take part in its cluster is not to serve reads, and
+/// neither is one that lags because it is another one's donor: as the primary, that still takes writes.
+fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
+    let parts: Vec<&str> = node.split(' ').collect();
+    let &[ready, state, committed] = &*parts else {
+        return Err(format!("no state of a Galera node: {node}"));
+    };
+    let committed = committed
+        .parse()
+        .map_err(|_| format!("no position of a Galera node: {committed}"))?;
+    let is_fit = (ready, state) == ("ON", "Synced");
+    let unfit = (!is_fit).then(|| {
+        let state = state.replace('_', " ");
+        format!("the Galera node is not in sync: wsrep_ready is {ready}, its state {state}")
+    });
+    Ok(Answer {
+        is_replica: true,
+        unfit,
+        takes_writes: takes_writes && ready == "ON",
+        reached: Reached::Galera(committed),
     })
 }

@@ -38,8 +38,11 @@ async fn read(connection: &mut PgConnection) -> Result<Answer, sqlx::Error> {
     let lsn: Option<String> = row.try_get(1)?;
     let lsn = lsn.and_then(|lsn| lsn.parse::<Lsn>().ok());
     let timeline: Option<i32> = row.try_get(2)?;
+    let is_replica: bool = row.try_get(0)?;
     Ok(Answer {
-        is_replica: row.try_get(0)?,
+        is_replica,
+        takes_writes: !is_replica,
+        unfit: None,
         reached: Reached::Log {
             timeline: timeline.map_or(0, i32::cast_unsigned),
             // A server in recovery that has replayed nothing yet.
