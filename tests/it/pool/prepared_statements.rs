@@ -15,6 +15,7 @@ use crate::{
 };
 
 /// Runs `texts` different statements on one connection, twice. Returns how many of them it closed, and the time each took.
+#[allow(clippy::print_stderr, reason = "the figures of docs/hazards.md")]
 async fn run(pool: &SessionPool, texts: u32) -> (u64, Duration) {
     let session = opened(pool).await;
     let backend = session.get_database_backend();
@@ -29,7 +30,7 @@ async fn run(pool: &SessionPool, texts: u32) -> (u64, Duration) {
     }
     let each = began.elapsed() / (2 * texts);
     let closed = closed(&session).await - before;
-    println!("{texts} texts: {closed} closed, {each:?} each");
+    eprintln!("{texts} texts: {closed} closed, {each:?} each");
     (closed, each)
 }
 
