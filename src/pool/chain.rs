@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    checked_out::CheckedOut, inner::PoolInner, ledger::Ledger, plain_share::is_visit_due,
+    checked_out::CheckedOut, inner::PoolInner, ledger::Ledger, plain_share::AgeVisit,
     waiters::Waiter,
 };
 use crate::connection::{Chain, Peer, PinnedConnection};
@@ -58,11 +58,11 @@ impl<T, C> Ledger<T, C> {
     }
 
     /// [`next_turn`](Self::next_turn) for a connection that is in the transaction of `chain`.
-    fn next_chained(&mut self, chain: &Chain, max: u32) -> Option<Waiter<T>> {
+    fn next_chained(&mut self, chain: &Chain, visit: AgeVisit, max: u32) -> Option<Waiter<T>> {
         let first = self.waiters.live().next()?;
         let fits = first.id <= chain.newest && first.applicant.begins == Some(chain.options);
         // Asked last, since it counts.
-        if fits && self.passes_plain_users(max) {
+        if fits && self.passes_by(visit, max) {
             self.next_turn()
         } else {
             None
@@ -78,7 +78,8 @@ impl CheckedOut {
             self.is_chained() && !pool.is_shut() && !pool.is_evicted(self.parts.fetched);
         let now = Instant::now();
         let age = now.saturating_duration_since(self.parts.fetched);
-        if !is_wanted || is_visit_due(age, self.parts.returns, pool.driver().max_lifetime()) {
+        let visit = AgeVisit::of(age, self.parts.returns, pool.driver().max_lifetime());
+        if !is_wanted || visit == AgeVisit::Overdue {
             return Some(self);
         }
         self.parts.used = now;
@@ -88,7 +89,7 @@ impl CheckedOut {
             let waiter = {
                 let connection = self.parts.connection.as_ref();
                 let chain = connection.and_then(PinnedConnection::chain);
-                chain.and_then(|chain| pool.ledger().next_chained(chain, max))
+                chain.and_then(|chain| pool.ledger().next_chained(chain, visit, max))
             };
             let Some(waiter) = waiter else {
                 return Some(self);

@@ -13,7 +13,7 @@ use super::{
     fetches::Fetches,
     holder::Holder,
     idle::IdleConnections,
-    plain_share::PlainShare,
+    plain_share::{AgeVisit, PlainShare},
     waiters::{Applicant, Receiver, Waiter, Waiters},
 };
 use crate::connection::Chains;
@@ -247,18 +247,22 @@ impl<T, C> Ledger<T, C> {
         Some(connection)
     }
 
-    /// Returns whether a connection that just came back is for the users of the driver's pool of `max` connections.
-    pub(super) fn take_plain_users_turn(&mut self, max: u32) -> bool {
+    /// Returns whether a connection that just came back visits the driver's pool of `max` connections, for its age or for
+    /// the users of that pool.
+    pub(super) fn takes_visit(&mut self, visit: AgeVisit, max: u32) -> bool {
+        if visit == AgeVisit::Due && self.plain_share.take_visit_for_age() {
+            return true;
+        }
         let taken = self.taken();
         // Where connections rotate, the driver's pool would give the same one back to the session that has just lent it.
         !self.idle.rotates && self.plain_share.take_visit(|| taken >= max)
     }
 
-    /// Counts a connection that goes to another session at once, unless it may be for the users of the driver's pool of
-    /// `max` connections.
-    pub(super) fn passes_plain_users(&mut self, max: u32) -> bool {
+    /// Counts a connection that goes to another session at once, unless [`takes_visit`](Self::takes_visit) may have it
+    /// visit the driver's pool.
+    pub(super) fn passes_by(&mut self, visit: AgeVisit, max: u32) -> bool {
         let taken = self.taken();
-        self.plain_share.passes_by(taken >= max)
+        self.plain_share.passes_by(taken >= max, visit)
     }
 
     /// Returns how many connections the driver's pool cannot give to others.

@@ -1,4 +1,4 @@
-//! Visits of the driver's pool: for a connection's age, and for [`PlainShare`], what the users of the plain
+//! Visits of the driver's pool: for a connection's age ([`AgeVisit`]), and for [`PlainShare`], what the users of the plain
 //! `DatabaseConnection` get while sessions want all there are.
 //!
 //! sqlx does not say whether anything waits for its connections, so one is returned to it now and then: if it is taken,
@@ -46,10 +46,11 @@ impl PlainShare {
         self.is_awaited() || nothing_left() && self.visit()
     }
 
-    /// Counts a connection that comes back, and returns true, where [`take_visit`](Self::take_visit) would find no
-    /// visit due; else that is still to be asked.
-    pub(super) fn passes_by(&mut self, nothing_left: bool) -> bool {
-        let passes = !(self.is_awaited() || nothing_left && self.is_due());
+    /// Counts a connection that comes back, and returns true, where neither [`take_visit`](Self::take_visit) nor
+    /// [`take_visit_for_age`](Self::take_visit_for_age) would find a visit due; else these are still to be asked.
+    pub(super) fn passes_by(&mut self, nothing_left: bool, visit: AgeVisit) -> bool {
+        let for_age = visit == AgeVisit::Due && self.has_returns();
+        let passes = !(for_age || self.is_awaited() || nothing_left && self.is_due());
         self.returns += u64::from(passes);
         passes
     }
@@ -58,6 +59,16 @@ impl PlainShare {
     fn is_awaited(&self) -> bool {
         self.awaited_until
             .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Returns whether a connection that comes back may visit the driver's pool for its age, and takes the visit then: it
+    /// serves the plain users as well, and there are no more visits than for them alone.
+    pub(super) fn take_visit_for_age(&mut self) -> bool {
+        let is_turn = self.has_returns();
+        if is_turn {
+            self.note_visit();
+        }
+        is_turn
     }
 
     /// Returns whether an idle connection is for the users of the driver's pool, which has nothing left, and takes the
@@ -72,15 +83,24 @@ impl PlainShare {
     fn visit(&mut self) -> bool {
         let is_due = self.is_due();
         if is_due {
-            (self.visited_at, self.last_visit) = (self.returns, Some(Instant::now()));
+            self.note_visit();
         }
         is_due
+    }
+
+    fn note_visit(&mut self) {
+        (self.visited_at, self.last_visit) = (self.returns, Some(Instant::now()));
+    }
+
+    /// Returns whether as many connections have come back since the last visit as one visit costs.
+    fn has_returns(&self) -> bool {
+        self.returns - self.visited_at >= RETURNS
     }
 
     fn is_due(&self) -> bool {
         let since = self.last_visit.map_or(Duration::MAX, |last| last.elapsed());
         // By number as well as by time: twenty visits a second took a third of a small pool's time where statements were slow.
-        let is_turn = self.returns - self.visited_at >= RETURNS && since >= INTERVAL;
+        let is_turn = self.has_returns() && since >= INTERVAL;
         is_turn || since >= self.longest
     }
 
@@ -103,21 +123,66 @@ const VISIT_RETURNS: u32 = 100;
 /// Where it comes back more seldom, the driver's pool sees it after this time, or after a quarter of its lifetime.
 const VISIT_AT_LAST: Duration = Duration::from_secs(600);
 
-/// Returns whether the driver's pool should see a connection again that was fetched so long ago and has come back
-/// `returns` times since.
-pub(super) fn is_visit_due(
-    fetched: Duration,
-    returns: u32,
-    max_lifetime: Option<Duration>,
-) -> bool {
-    let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
-        (lifetime.min(VISIT), lifetime / 4)
-    });
-    let time = if returns >= VISIT_RETURNS {
-        first
-    } else {
-        first.max(last)
-    };
-    // Counted from the fetch and not from the last use: under load, it would never rest.
-    fetched >= time
+/// Whether the driver's pool should see a connection again, which looks at its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AgeVisit {
+    NotDue,
+    /// In its turn: see [`PlainShare::take_visit_for_age`].
+    Due,
+    Overdue,
+}
+
+impl AgeVisit {
+    /// For a connection that was fetched so long ago and has come back `returns` times since.
+    pub(super) fn of(fetched: Duration, returns: u32, max_lifetime: Option<Duration>) -> Self {
+        let (first, last) = max_lifetime.map_or((VISIT, VISIT_AT_LAST), |lifetime| {
+            let first = lifetime.min(VISIT);
+            (first, first.max(lifetime / 4))
+        });
+        // Counted from the fetch and not from the last use: under load, it would never rest.
+        if fetched >= last {
+            Self::Overdue
+        } else if fetched >= first && returns >= VISIT_RETURNS {
+            Self::Due
+        } else {
+            Self::NotDue
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    #[test]
+    fn visits_for_age_and_for_plain_users_share_their_turns() {
+        let mut share = PlainShare::new(Some(YEAR));
+        // The first one is due at once.
+        assert!(share.take_visit(|| true));
+        let mut visits = 0;
+        for _ in 0..10 * RETURNS {
+            // Every connection is due for its age.
+            visits += u64::from(share.take_visit_for_age() || share.take_visit(|| true));
+        }
+        assert!((9..=10).contains(&visits), "{visits}");
+    }
+
+    #[test]
+    fn a_visit_for_age_has_its_turn_before_it_is_overdue() {
+        let seconds = Duration::from_secs;
+        let lifetime = Some(seconds(1800));
+        assert_eq!(AgeVisit::of(seconds(9), 1000, lifetime), AgeVisit::NotDue);
+        assert_eq!(AgeVisit::of(seconds(10), 99, lifetime), AgeVisit::NotDue);
+        assert_eq!(AgeVisit::of(seconds(10), 100, lifetime), AgeVisit::Due);
+        assert_eq!(AgeVisit::of(seconds(449), 100, lifetime), AgeVisit::Due);
+        assert_eq!(AgeVisit::of(seconds(450), 0, lifetime), AgeVisit::Overdue);
+        // A lifetime of seconds.
+        assert_eq!(
+            AgeVisit::of(seconds(2), 100, Some(seconds(2))),
+            AgeVisit::Overdue
+        );
+        assert_eq!(AgeVisit::of(seconds(600), 0, None), AgeVisit::Overdue);
+    }
 }

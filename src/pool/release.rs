@@ -16,7 +16,7 @@ use super::{
     inner::PoolInner,
     ledger::Use,
     log::log_session,
-    plain_share::is_visit_due,
+    plain_share::AgeVisit,
     reaper::Reaper,
     slot::SlotGuard,
 };
@@ -192,14 +192,15 @@ impl PoolInner {
     fn place(self: &Arc<Self>, mut connection: CheckedOut) -> Option<CheckedOut> {
         let now = Instant::now();
         connection.parts.used = now;
+        let visit = AgeVisit::of(
+            now.saturating_duration_since(connection.parts.fetched),
+            connection.parts.returns,
+            self.driver.max_lifetime(),
+        );
         if !self.settings.direct_handoff
             || self.is_test()
             || self.driver.is_closed()
-            || is_visit_due(
-                now.saturating_duration_since(connection.parts.fetched),
-                connection.parts.returns,
-                self.driver.max_lifetime(),
-            )
+            || visit == AgeVisit::Overdue
         {
             return Some(connection);
         }
@@ -209,7 +210,7 @@ impl PoolInner {
         // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
-            if ledger.take_plain_users_turn(max) {
+            if ledger.takes_visit(visit, max) {
                 return Some(connection);
             }
             let Some(waiter) = ledger.next_turn() else {
