@@ -96,7 +96,7 @@ impl PoolInner {
         let known_texts = if driver.is_direct() {
             KnownTexts::none(backend)
         } else {
-            KnownTexts::new(backend)
+            KnownTexts::new(backend).with_prepared(driver.cheap_statements())
         };
         let pool = Arc::new(Self {
             is_unnamed: driver.keeps_no_statements(),

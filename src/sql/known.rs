@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use sea_orm::DbBackend;
@@ -24,6 +24,10 @@ pub(crate) struct KnownTexts {
     /// 0, or the hash of a text whose lowest bits say which [`KINDS`] it is of.
     // One word, read and written as a whole: no lock. No text is kept, since 62 bits of a keyed hash tell them apart.
     places: Box<[AtomicU64]>,
+    /// The number of places that have a text.
+    taken: AtomicUsize,
+    /// Beyond so many texts the driver prepares some of them again and again, which is worth a line in the log.
+    prepared: Option<usize>,
 }
 
 /// The kinds of statements that are remembered, from 1 on.
@@ -51,7 +55,15 @@ impl KnownTexts {
             backend,
             hasher: RandomState::new(),
             places: (0..places).map(|_| AtomicU64::new(0)).collect(),
+            taken: AtomicUsize::new(0),
+            prepared: None,
         }
+    }
+
+    /// Logs it once if there are more texts than the `prepared` statements that a connection keeps.
+    pub(crate) fn with_prepared(mut self, prepared: Option<usize>) -> Self {
+        self.prepared = prepared;
+        self
     }
 
     /// [`classify`], unless the text is known; and the text's hash.
@@ -80,8 +92,23 @@ impl KnownTexts {
             .find_map(|(bits, kind)| (kind == text).then_some(bits))
         {
             place.store(hash & !KIND | kind, Relaxed);
+            if known == 0 {
+                self.note_new();
+            }
         }
         text
+    }
+
+    fn note_new(&self) {
+        let before = self.taken.fetch_add(1, Relaxed);
+        if self.prepared == Some(before) {
+            tracing::warn!(
+                target: "tower_sea_orm::pool",
+                prepared = before,
+                "there are more different statements than a connection keeps prepared: one that it has to prepare anew can take 40 ms \
+                 more; set `statement-cache-capacity` in the database's URL",
+            );
+        }
     }
 }
 

@@ -153,20 +153,27 @@ impl DriverPool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(pool) => {
-                use sqlx::ConnectOptions;
                 // The rest does not matter, and might make no URL.
-                let options = pool
-                    .connect_options()
-                    .as_ref()
-                    .clone()
-                    .username("user")
-                    .host("localhost");
-                let url = options.to_url_lossy();
-                url.query_pairs()
-                    .any(|(key, value)| key == "statement-cache-capacity" && value == "0")
+                let options = pool.connect_options().as_ref().clone();
+                statement_cache_capacity(&options.username("user").host("localhost")) == Some(0)
             }
             #[allow(unreachable_patterns)]
             _ => false,
+        }
+    }
+
+    /// Returns how many statements a connection keeps prepared where one more costs the following statement an
+    /// acknowledgement that the server delays: sqlx closes the oldest one by a message without an answer, and does not set
+    /// `TCP_NODELAY`.
+    pub(in crate::pool) fn cheap_statements(&self) -> Option<usize> {
+        match self {
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(pool) => {
+                let options = pool.connect_options().as_ref().clone();
+                statement_cache_capacity(&options.username("user").host("localhost"))
+            }
+            #[allow(unreachable_patterns)]
+            _ => None,
         }
     }
 
@@ -242,6 +249,15 @@ fn is_same_stand_in(one: &DatabaseConnection, other: &DatabaseConnection) -> boo
         ) => std::sync::Arc::ptr_eq(one, other),
         _ => false,
     }
+}
+
+/// Returns how many statements each connection keeps prepared: sqlx tells it in the URL only.
+#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+fn statement_cache_capacity(options: &impl sqlx::ConnectOptions) -> Option<usize> {
+    let url = options.to_url_lossy();
+    let mut parameters = url.query_pairs();
+    let capacity = parameters.find(|(key, _)| key == "statement-cache-capacity")?;
+    capacity.1.parse().ok()
 }
 
 #[cfg(feature = "_sqlx")]

@@ -8,6 +8,7 @@ mod driver_pool;
 mod hold_timeout;
 mod observer;
 mod ping;
+mod prepared_statements;
 mod read_only_server;
 mod recycle;
 mod reserved_connections;
