@@ -335,8 +335,10 @@ fn crowded(url: &str) -> Result<Vec<Crowded>, Failure> {
         waiting: Some(CROWD as u32),
         ..Start::default()
     };
-    let own = Subject::ALL.into_iter().filter(|it| it.is_ours());
-    let own = own.flat_map(|it| [(it, Start::default()), (it, queues)]);
+    let own = [Subject::OursTransaction, Subject::OursLazy];
+    let own = own
+        .into_iter()
+        .flat_map(|it| [(it, Start::default()), (it, queues)]);
     let others = [Subject::SeaOrm, Subject::SeaOrmIdlePing].map(|it| (it, Start::default()));
     let start = |(subject, start): (Subject, Start<'_>)| {
         let title = match start.waiting {
@@ -359,7 +361,7 @@ async fn crowd(plan: &Plan, server: &mut Server) -> Result<Vec<Sample>, Failure>
     let mut all = Vec::new();
     for round in 0..plan.rounds {
         server.tidy_up().await?;
-        for name in ["one", "touch", "slow"] {
+        for name in ["one", "touch"] {
             for clients in [CLIENTS, CROWD] {
                 say(&format!("crowd, round {}: {name}, {clients}", round + 1));
                 shuffle(&mut order, &mut random);
@@ -386,7 +388,7 @@ fn crowd_table(samples: &[Sample]) -> String {
     titles.dedup();
     // SeaORM's come first in the alphabet.
     titles.rotate_left(2);
-    for name in ["one", "touch", "slow"] {
+    for name in ["one", "touch"] {
         for title in &titles {
             let spread = |clients, value: fn(&Sample) -> f64| {
                 let of = |it: &&Sample| {
