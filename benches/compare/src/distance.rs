@@ -24,6 +24,8 @@ const TEMPLATE: &str = include_str!("report/distance.md");
 const DELAYS: [u64; 3] = [1, 5, 20];
 const VISIT_DELAYS: [u64; 5] = [0, 1, 5, 20, 100];
 const POOLS: [u32; 3] = [3, 10, 50];
+/// Requests per second.
+const RATES: [u64; 4] = [1, 100, 1000, 5000];
 const CLIENTS: usize = 128;
 const CROWD: usize = 5000;
 /// Users of the plain `DatabaseConnection` beside the sessions.
@@ -33,6 +35,8 @@ struct Plan {
     rounds: usize,
     /// Seconds of one measurement.
     seconds: f64,
+    /// Seconds at a rate.
+    rate: f64,
     /// Seconds of the sessions' requests for each cell of the visits.
     visits: f64,
     parts: Vec<String>,
@@ -43,7 +47,9 @@ impl Plan {
         options.only(&["quick", "url", "docs", "rounds", "part"])?;
         let quick = options.has("quick");
         let parts = match options.all("part") {
-            [] => ["share", "visits", "crowd"].map(str::to_owned).to_vec(),
+            [] => ["share", "rates", "visits", "crowd"]
+                .map(str::to_owned)
+                .to_vec(),
             parts => parts.to_vec(),
         };
         Ok(Self {
@@ -51,6 +57,7 @@ impl Plan {
                 .number("rounds")?
                 .unwrap_or(if quick { 1 } else { 3 }),
             seconds: if quick { 0.3 } else { 1.5 },
+            rate: if quick { 0.5 } else { 4.0 },
             visits: if quick { 1.0 } else { 20.0 },
             parts,
         })
@@ -81,6 +88,9 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         tables.push(("share touch", share_table(&far, "touch")));
         tables.push(("latency", latency_table(&far)));
     }
+    if plan.has("rates") {
+        tables.push(("rates", rates(&plan, &server)?));
+    }
     if plan.has("visits") {
         let cells = visits(&plan, &mut server).await?;
         tables.push(("visits", visits_table(&cells, Visits::in_a_hundred)));
@@ -90,7 +100,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         tables.push(("crowd", crowd_table(&crowd(&plan, &mut server).await?)));
     }
     let page = fill(TEMPLATE, &tables, &about);
-    if options.has("quick") || plan.parts.len() < 3 {
+    if options.has("quick") || plan.parts.len() < 4 {
         print!("{page}");
         return Ok(());
     }
@@ -216,6 +226,41 @@ fn latency_table(all: &[Far]) -> String {
     })
 }
 
+// --- Round trips at a rate ------------------------------------------------------------
+
+fn rates(plan: &Plan, server: &Server) -> Result<String, Failure> {
+    let proxy = Proxy::start(server.port)?;
+    let url = proxy.url(&server.url)?;
+    let mut out = String::from("| |");
+    RATES
+        .iter()
+        .for_each(|rate| out.push_str(&format!(" {rate} requests/s |")));
+    out.push_str("\n|---|");
+    RATES.iter().for_each(|_| out.push_str("--:|"));
+    out.push('\n');
+    for subject in Subject::ALL {
+        let service = Service::start(subject, &url, Start::default())?;
+        let _ = write!(out, "| {} |", subject.title());
+        for rate in RATES {
+            say(&format!("{rate} requests/s: {}", subject.name()));
+            let requests = ((plan.rate * rate as f64) as u64).max(10);
+            // Whatever the rate, some have to be left.
+            let clients = if rate == 1 { 1 } else { CLIENTS };
+            let trips = measure::trips(
+                endpoint("one")?,
+                clients,
+                Some(rate),
+                requests,
+                &service,
+                &proxy,
+            )?;
+            let _ = write!(out, " {:.2} |", trips.each());
+        }
+        out.push('\n');
+    }
+    Ok(out)
+}
+
 // --- Visits of the driver's pool ---------------------------------------------------
 
 struct Visits {
@@ -283,7 +328,7 @@ fn visits_of(
     let clients = 4 * pool as usize;
     let per_second = 1000.0 / (delay.max(1) as f64) * f64::from(pool);
     let requests = (per_second * plan.visits).clamp(500.0, 40_000.0) as u64;
-    let trips = measure::trips(one, clients, requests, service, proxy)?;
+    let trips = measure::trips(one, clients, None, requests, service, proxy)?;
     let plain = Endpoint {
         name: "plain",
         title: "",

@@ -196,16 +196,20 @@ pub fn together(
     Ok(figures.into_iter().zip(ends).map(sample).collect())
 }
 
-/// A number of requests through the proxy.
+/// A number of requests through the proxy, as fast as they go or `rate` of them a second.
 pub fn trips(
     endpoint: &Endpoint,
     clients: usize,
+    rate: Option<u64>,
     requests: u64,
     service: &Service,
     proxy: &Proxy,
 ) -> Result<Trips, Failure> {
     let mut arguments = arguments(service, endpoint, clients);
     arguments.extend(["--requests".to_owned(), requests.to_string()]);
+    if let Some(rate) = rate {
+        arguments.extend(["--rate".to_owned(), rate.to_string()]);
+    }
     let mut load = Load::start(&arguments, None)?;
     load.expect("ready")?;
     settle();

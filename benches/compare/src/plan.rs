@@ -315,9 +315,9 @@ async fn behind_proxy(
                     _ if endpoint.is_slow() => 1000,
                     (false, _) => 10_000,
                 };
-                results
-                    .trips
-                    .push(measure::trips(endpoint, 128, requests, service, &proxy)?);
+                results.trips.push(measure::trips(
+                    endpoint, 128, None, requests, service, &proxy,
+                )?);
             }
         }
     }
