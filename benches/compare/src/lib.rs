@@ -2,9 +2,11 @@
 //!
 //! [`subjects`] are the services that are compared, one process each; [`load`] is the client, a process
 //! of its own as well; [`proxy`] stands between a service and the server to count round trips or to make
-//! them longer; [`plan`] runs everything in turn, and [`report`] writes `docs/performance.md`.
+//! them longer; [`plan`] runs everything in turn, and [`report`] writes `docs/performance.md`. [`distance`]
+//! measures far servers, other sizes of the pool and crowds, for `docs/distance.md`.
 
 pub mod cli;
+pub mod distance;
 pub mod error;
 pub mod item;
 pub mod load;

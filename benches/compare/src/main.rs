@@ -1,8 +1,9 @@
-//! `run` and `report` are what `benches/compare/run` calls; `serve` and `load` are its processes.
+//! `run` and `report` are what `benches/compare/run` calls, `distance` what `benches/compare/distance` does; `serve` and
+//! `load` are their processes.
 
 use std::{env, process::ExitCode};
 
-use compare::{Failure, cli::Options, load, plan, report, serve};
+use compare::{Failure, cli::Options, distance, load, plan, report, serve};
 use tokio::runtime::Builder;
 
 fn main() -> ExitCode {
@@ -25,11 +26,15 @@ fn command() -> Result<(), Failure> {
             .build()?
             .block_on(plan::run(&options)),
         "report" => report::run(&options),
+        "distance" => Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(distance::run(&options)),
         "serve" => Builder::new_multi_thread()
             .enable_all()
             .build()?
             .block_on(serve::run(&options)),
         "load" => load::run(&options),
-        _ => Err("commands: run, report, serve, load".into()),
+        _ => Err("commands: run, report, distance, serve, load".into()),
     }
 }

@@ -157,15 +157,14 @@ pub fn sample(
 pub fn together(
     part: Part,
     round: usize,
-    endpoints: &[&Endpoint],
-    clients: usize,
-    time: &Time,
+    loads: &[(&Endpoint, usize)],
+    seconds: f64,
     service: &Service,
 ) -> Result<Vec<Sample>, Failure> {
+    let ends = loads;
     let mut loads = Vec::new();
-    for endpoint in endpoints {
-        let mut arguments = arguments(service, endpoint, clients);
-        let seconds = time.seconds.max(1.5);
+    for (endpoint, clients) in ends {
+        let mut arguments = arguments(service, endpoint, *clients);
         arguments.extend(["--warm-up", "1.0", "--seconds"].map(str::to_owned));
         arguments.push(seconds.to_string());
         loads.push(Load::start(&arguments, None)?);
@@ -182,30 +181,35 @@ pub fn together(
     let service_us = micros(before, process::cpu_nanos(service.pid()));
     let peak_kib = process::peak_kib(service.pid())?;
     loads.into_iter().try_for_each(Load::end)?;
-    let sample = |(figures, endpoint): (Figures, &&Endpoint)| Sample {
+    let sample = |(figures, (endpoint, clients)): (Figures, &(&Endpoint, usize))| Sample {
         part,
         round,
         subject: service.subject.name().to_owned(),
         endpoint: endpoint.name.to_owned(),
-        clients,
+        clients: *clients,
         figures,
         service_us,
         server_us: 0.0,
         client_us: 0.0,
         peak_kib,
     };
-    Ok(figures.into_iter().zip(endpoints).map(sample).collect())
+    Ok(figures.into_iter().zip(ends).map(sample).collect())
 }
 
-/// A number of requests through the proxy.
+/// A number of requests through the proxy, as fast as they go or `rate` of them a second.
 pub fn trips(
     endpoint: &Endpoint,
+    clients: usize,
+    rate: Option<u64>,
     requests: u64,
     service: &Service,
     proxy: &Proxy,
 ) -> Result<Trips, Failure> {
-    let mut arguments = arguments(service, endpoint, 128);
+    let mut arguments = arguments(service, endpoint, clients);
     arguments.extend(["--requests".to_owned(), requests.to_string()]);
+    if let Some(rate) = rate {
+        arguments.extend(["--rate".to_owned(), rate.to_string()]);
+    }
     let mut load = Load::start(&arguments, None)?;
     load.expect("ready")?;
     settle();

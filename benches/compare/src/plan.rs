@@ -223,7 +223,9 @@ async fn rounds(
     let (clients, processor): (&[usize], _) = match part {
         Part::OneCore => (&[128], Some("1")),
         Part::Overload => (&CROWDS, None),
-        Part::Direct | Part::Delayed | Part::Fast | Part::Mixed => (&plan.clients, None),
+        Part::Direct | Part::Delayed | Part::Fast | Part::Mixed | Part::Distance => {
+            (&plan.clients, None)
+        }
     };
     let mut random = 0x9E37_79B9_7F4A_7C15;
     for round in 0..plan.rounds {
@@ -263,7 +265,7 @@ async fn rounds(
 
 /// Brings `items` into an order that depends on `random` alone: what a subject leaves behind it, in caches
 /// and in the server, meets another one each time.
-fn shuffle<T>(items: &mut [T], random: &mut u64) {
+pub fn shuffle<T>(items: &mut [T], random: &mut u64) {
     for end in (1..items.len()).rev() {
         *random = random
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -279,11 +281,11 @@ fn belongs(endpoint: &Endpoint, part: Part) -> bool {
         Part::Delayed | Part::OneCore => matches!(endpoint.name, "one" | "five" | "touch"),
         Part::Overload => matches!(endpoint.name, "one" | "slow" | "slow-release"),
         // They have a load of their own.
-        Part::Fast | Part::Mixed => false,
+        Part::Fast | Part::Mixed | Part::Distance => false,
     }
 }
 
-/// Who is put under more load than there are connections: this crate, and what it is measured against.
+/// Under more load than there are connections: this crate, and what it is measured against.
 fn is_crowded(subject: &Subject) -> bool {
     subject.is_ours() || *subject == Subject::SeaOrm
 }
@@ -313,9 +315,9 @@ async fn behind_proxy(
                     _ if endpoint.is_slow() => 1000,
                     (false, _) => 10_000,
                 };
-                results
-                    .trips
-                    .push(measure::trips(endpoint, requests, service, &proxy)?);
+                results.trips.push(measure::trips(
+                    endpoint, 128, None, requests, service, &proxy,
+                )?);
             }
         }
     }
@@ -342,7 +344,7 @@ async fn one_core(plan: &Plan, server: &mut Server, results: &mut Results) -> Re
         &server.url,
         Start {
             processor: Some("0"),
-            waiting: None,
+            ..Start::default()
         },
     );
     let done = match services {
@@ -376,8 +378,9 @@ async fn mixed(plan: &Plan, server: &mut Server, results: &mut Results) -> Resul
         for service in &services {
             for (part, endpoints) in [(Part::Fast, &all[..2]), (Part::Mixed, &all[..])] {
                 say(&format!("{part:?}, round {}", round + 1));
-                let samples =
-                    measure::together(part, round, endpoints, BESIDE, &plan.time, service)?;
+                let loads: Vec<_> = endpoints.iter().map(|it| (*it, BESIDE)).collect();
+                let seconds = plan.time.seconds.max(1.5);
+                let samples = measure::together(part, round, &loads, seconds, service)?;
                 samples.iter().for_each(say_sample);
                 results.samples.extend(samples);
             }
@@ -387,6 +390,18 @@ async fn mixed(plan: &Plan, server: &mut Server, results: &mut Results) -> Resul
 }
 
 fn about(plan: &Plan, server: &Server) -> BTreeMap<String, String> {
+    let mut about = machine(server);
+    about.insert("rounds".to_owned(), plan.rounds.to_string());
+    about.insert("warm-up".to_owned(), plan.time.warm_up.to_string());
+    about.insert("seconds".to_owned(), plan.time.seconds.to_string());
+    if plan.quick {
+        about.insert("quick".to_owned(), "yes".to_owned());
+    }
+    about
+}
+
+/// What is measured, and on what.
+pub fn machine(server: &Server) -> BTreeMap<String, String> {
     let output = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -422,10 +437,6 @@ fn about(plan: &Plan, server: &Server) -> BTreeMap<String, String> {
                 .ok()
                 .and_then(|python| output(&python, &["-m", "pip", "freeze"])),
         ),
-        ("rounds", Some(plan.rounds.to_string())),
-        ("warm-up", Some(plan.time.warm_up.to_string())),
-        ("seconds", Some(plan.time.seconds.to_string())),
-        ("quick", plan.quick.then(|| "yes".to_owned())),
     ];
     pairs
         .into_iter()
@@ -433,11 +444,11 @@ fn about(plan: &Plan, server: &Server) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn say(line: &str) {
+pub fn say(line: &str) {
     eprintln!("== {line}");
 }
 
-fn say_sample(sample: &crate::results::Sample) {
+pub fn say_sample(sample: &crate::results::Sample) {
     eprintln!(
         "   {:<20} {:>8.0}/s  p50 {:>7.0} µs  p99 {:>7.0} µs  service {:>6.1} µs  server {:>6.1} µs  client {:>5.1} µs {}",
         sample.subject,

@@ -30,6 +30,8 @@ pub enum Part {
     Fast,
     /// The same beside a slow one.
     Mixed,
+    /// A server at some distance; 5000 clients.
+    Distance,
 }
 
 /// One subject, one endpoint, once.

@@ -28,6 +28,8 @@ pub struct Service {
 pub struct Start<'a> {
     /// The one processor it may use, with one worker thread.
     pub processor: Option<&'a str>,
+    /// The connections of its pool, where that can be set; else [`POOL`](crate::subjects::POOL).
+    pub pool: Option<u32>,
     /// How many requests may wait for a connection, where that can be set.
     pub waiting: Option<u32>,
 }
@@ -43,6 +45,9 @@ impl Service {
             return Self::start_guide(command, url);
         }
         command.args(["serve", subject.name(), "--url", url]);
+        if let Some(pool) = start.pool {
+            command.args(["--pool", &pool.to_string()]);
+        }
         if let Some(waiting) = start.waiting {
             command.args(["--waiting", &waiting.to_string()]);
         }

@@ -3,7 +3,8 @@
 //! It talks to its parent in lines: `begin` when the time that counts begins, `end` and the figures
 //! as JSON when it is over. With `--requests` it counts requests instead of time: `ready` when the warm-up
 //! is over and nothing is in flight, then it waits for a line of input; `sent` when the last of the
-//! requests has left.
+//! requests has left. With `--rate`, so many of them begin each second, whether or not others have been answered, as long
+//! as there are clients left.
 
 mod client;
 
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::Builder,
     task::{JoinHandle, LocalSet},
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 
 use self::client::Client;
@@ -59,6 +60,8 @@ struct Load {
     warm_up: Duration,
     seconds: f64,
     requests: Option<u64>,
+    /// The time between two requests of one client.
+    pause: Duration,
 }
 
 /// Method and path; a random id follows.
@@ -78,6 +81,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         "warm-up",
         "seconds",
         "requests",
+        "rate",
     ])?;
     let target = |method: &str, path: &str| {
         Rc::new(Target {
@@ -99,6 +103,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         warm_up: Duration::from_secs_f64(options.number("warm-up")?.unwrap_or(0.5)),
         seconds: options.number("seconds")?.unwrap_or(1.5),
         requests: options.number("requests")?,
+        pause: Duration::ZERO,
+    };
+    let rate = options.number::<f64>("rate")?;
+    let pause = rate.map(|rate| Duration::from_secs_f64(load.clients as f64 / rate));
+    let load = Load {
+        pause: pause.unwrap_or_default(),
+        ..load
     };
     let runtime = Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, load.run())
@@ -111,7 +122,7 @@ impl Load {
             clients.push(Client::connect(self.port, number as u64).await?);
         }
         let shared = Shared::endless()?;
-        let driven = drive(clients, &self.warm_up_target, &shared);
+        let driven = drive(clients, &self.warm_up_target, &shared, Duration::ZERO);
         sleep(self.warm_up).await;
         match self.requests {
             None => self.timed(driven, &shared).await,
@@ -146,7 +157,7 @@ impl Load {
         shared.left.set(requests);
         shared.unsent.set(requests);
         let began = Instant::now();
-        joined(drive(clients, &self.target, &shared)).await?;
+        joined(drive(clients, &self.target, &shared, self.pause)).await?;
         let figures = shared.figures(began.elapsed());
         say(&format!("end {}", serde_json::to_string(&figures)?))
     }
@@ -208,11 +219,24 @@ fn drive(
     clients: Vec<Client>,
     target: &Rc<Target>,
     shared: &Rc<Shared>,
+    pause: Duration,
 ) -> Vec<JoinHandle<Client>> {
-    let drive = |mut client: Client| {
+    let (start, share) = (
+        tokio::time::Instant::now(),
+        pause / clients.len().max(1) as u32,
+    );
+    let drive = |(number, mut client): (usize, Client)| {
         let (target, shared) = (Rc::clone(target), Rc::clone(shared));
+        let mut turn = start + share * number as u32;
         tokio::task::spawn_local(async move {
-            while shared.next() {
+            loop {
+                if !pause.is_zero() {
+                    sleep_until(turn).await;
+                    turn += pause;
+                }
+                if !shared.next() {
+                    break;
+                }
                 let began = Instant::now();
                 let status = client
                     .request(&target.method, &target.path, || shared.sent())
@@ -222,7 +246,7 @@ fn drive(
             client
         })
     };
-    clients.into_iter().map(drive).collect()
+    clients.into_iter().enumerate().map(drive).collect()
 }
 
 async fn joined(driven: Vec<JoinHandle<Client>>) -> Result<Vec<Client>, Failure> {

@@ -2,10 +2,10 @@
 
 mod plot;
 mod plots;
-mod stats;
+pub mod stats;
 mod tables;
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use self::stats::At;
 use crate::{
@@ -32,15 +32,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn text(results: &Results) -> String {
-    let about = |name: &str| {
-        results
-            .about
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| "–".to_owned())
-    };
-    let mut text = TEMPLATE.to_owned();
-    let fill = [
+    let delay = results.about.get("delay").cloned();
+    let tables = [
         ("trips", tables::trips(results)),
         ("direct", tables::endpoints(results, Part::Direct)),
         ("delayed", tables::endpoints(results, Part::Delayed)),
@@ -50,25 +43,23 @@ fn text(results: &Results) -> String {
         ("memory", tables::memory(results)),
         ("pinning", pinning(results)),
         ("client", client(results)),
-        ("delay", about("delay")),
+        ("delay", delay.unwrap_or_else(|| "–".to_owned())),
     ];
-    for (name, value) in fill {
+    let text = fill(TEMPLATE, &tables, &results.about);
+    if results.about.contains_key("quick") {
+        return text.replacen('\n', "\n\n**A quick run: these figures mean little.**\n", 1);
+    }
+    text
+}
+
+/// A page with its tables, versions and what is known about the run.
+pub fn fill(template: &str, tables: &[(&str, String)], about: &BTreeMap<String, String>) -> String {
+    let mut text = template.to_owned();
+    for (name, value) in tables {
         text = text.replace(&format!("{{{{{name}}}}}"), value.trim_end());
     }
-    for name in [
-        "processor",
-        "kernel",
-        "rustc",
-        "commit",
-        "date",
-        "postgres",
-        "python",
-        "rounds",
-        "warm-up",
-        "seconds",
-        "took",
-    ] {
-        text = text.replace(&format!("{{{{about {name}}}}}"), &about(name));
+    for (name, value) in about {
+        text = text.replace(&format!("{{{{about {name}}}}}"), value);
     }
     for name in [
         "tower-sea-orm",
@@ -82,14 +73,11 @@ fn text(results: &Results) -> String {
     ] {
         text = text.replace(&format!("{{{{crate {name}}}}}"), locked(name));
     }
-    for line in about("packages").lines() {
+    for line in about.get("packages").map_or("", String::as_str).lines() {
         let Some((name, version)) = line.split_once("==") else {
             continue;
         };
         text = text.replace(&format!("{{{{package {}}}}}", name.to_lowercase()), version);
-    }
-    if results.about.contains_key("quick") {
-        text = text.replacen('\n', "\n\n**A quick run: these figures mean little.**\n", 1);
     }
     text
 }

@@ -97,10 +97,10 @@ impl Subject {
         )
     }
 
-    /// Its connection pool.
-    pub async fn connect(self, url: &str) -> Result<DatabaseConnection, DbErr> {
+    /// Its pool of so many connections.
+    pub async fn connect(self, url: &str, pool: u32) -> Result<DatabaseConnection, DbErr> {
         let mut options = ConnectOptions::new(url);
-        options.max_connections(POOL);
+        options.max_connections(pool);
         if self == Self::SeaOrmIdlePing {
             options.test_before_acquire_if_idle_for(Duration::from_secs(30));
         }

@@ -15,6 +15,7 @@ pub fn router(layer: DbSessionLayer) -> Router {
         .route("/one/{id}", get(one))
         .route("/five/{id}", get(five))
         .route("/touch/{id}", post(touch))
+        .route("/plain/{id}", get(plain))
         .route("/slow/{id}", get(slow))
         .route("/slow-release/{id}", get(slow_release))
         .route_layer(layer)
@@ -30,6 +31,11 @@ async fn one(db: DbSession, Path(id): Path<i32>) -> Result<Json<item::Model>, Ap
 
 async fn five(db: DbSession, Path(id): Path<i32>) -> Result<Json<Vec<item::Model>>, AppError> {
     store::five(&db, id).await.map(Json)
+}
+
+/// On the plain `DatabaseConnection` under the sessions.
+async fn plain(db: DbSession, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
+    store::one(db.pool().database(), id).await.map(Json)
 }
 
 async fn touch(tx: DbTx, Path(id): Path<i32>) -> Result<Json<item::Model>, AppError> {
