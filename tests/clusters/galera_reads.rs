@@ -141,9 +141,36 @@ async fn g19_no_client_of_galera_nodes_misses_its_own_write() {
         let [_, stale, ..] = report(&seen, what);
         assert!(stale > 0, "{what}: the other nodes are never behind");
     }
+    a_node_that_stands_still_is_left_alone(&mut rounds).await;
     // On the last nodes of the test, since they are ended.
     forged_positions_are_harmless(&rounds.cluster).await;
     a_dead_node_and_a_lost_quorum_are_noticed(&rounds.cluster).await;
+}
+
+/// A node that is to be backed up leaves flow control and applies nothing: it falls behind for as long as that takes.
+async fn a_node_that_stands_still_is_left_alone(rounds: &mut Rounds) {
+    let node = nodes::view(&nodes::url("n2").await).await;
+    let run = async |sql: &str| {
+        node.execute_unprepared(sql)
+            .await
+            .expect("the node does so");
+    };
+    run("SET GLOBAL wsrep_desync = ON").await;
+    run("FLUSH TABLES WITH READ LOCK").await;
+    let app = rounds.cluster.by_layer(None, 1).await;
+    let seen = rounds.pairs(&app, true, false).await;
+    let what = "this crate, one of the two stands still";
+    let [pairs, stale, elsewhere, errors] = report(&seen, what);
+    assert_eq!((stale, errors), (0, 0), "{what}");
+    assert!(elsewhere * 2 > pairs, "the other one serves reads");
+    let app = rounds.cluster.by_hand();
+    let what = "by hand, the same";
+    let [_, stale, ..] = report(&rounds.pairs(&app, false, false).await, what);
+    assert!(stale > 0, "{what}: it does not stand still");
+    run("UNLOCK TABLES").await;
+    run("SET GLOBAL wsrep_desync = OFF").await;
+    // Both are in use again.
+    let _ = rounds.cluster.by_layer(None, 2).await;
 }
 
 async fn forged_positions_are_harmless(cluster: &Cluster) {
