@@ -264,7 +264,7 @@ impl PoolInner {
         self.is_galera.load(Ordering::Relaxed)
     }
 
-    #[cfg(all(feature = "replicas", feature = "_sqlx"))]
+    #[cfg(feature = "replicas")]
     pub(crate) fn note_galera(&self, is_galera: bool) {
         self.is_galera.store(is_galera, Ordering::Relaxed);
     }
