@@ -306,7 +306,7 @@
 //! | the connection died while it was idle | the handler's response | begins on another connection; so does a first statement in autocommit if the server reports that it closed the connection as idle (MariaDB does not) | committed |
 //! | the server refuses COMMIT (a deferred constraint) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
 //! | COMMIT, or a statement before a 5xx, meets a conflict (serialization failure, deadlock, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
-//! | the same in a transaction that the handler has begun in an autocommit session, and the handler returns 5xx | 503; `Retry-After` 1 s unless a statement ran outside of that transaction | is rolled back | – |
+//! | the same in a transaction that the handler has begun in an autocommit session, and the handler returns 5xx | 503; `Retry-After` 1 s unless a statement ran outside that transaction | is rolled back | – |
 //! | with replicas (feature `replicas`): the second transaction of one request begins on a replica that is behind, and the handler returns 5xx | 503, `Retry-After` 1 s unless the first one was committed ([`is_replica_behind`](Error::is_replica_behind)) | was not begun | failed or rolled back |
 //! | the connection is lost during COMMIT, or the server does not answer it within the [`commit_timeout`](SessionPoolBuilder::commit_timeout) | 500 | may be committed or not; never retried | [unknown](Outcome::is_unknown) |
 //! | the connection is lost before COMMIT | whatever the handler returns for the error; a 500 in place of a response below 400 | is lost with the connection | failed |
@@ -387,8 +387,8 @@
 //! | `config` | | `PoolConfig`: the pool's settings from the environment or a file, under SeaORM's and SQLAlchemy's names |
 //! | `opentelemetry` | | `OpenTelemetryObserver`: metrics by OpenTelemetry's conventions |
 //! | `metrics` | | `MetricsObserver`: the same through the `metrics` crate, for Prometheus |
-//! | `retry` | | `RetryLayer`: requests and jobs that a conflict has undone run again |
-//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL or MariaDB cluster, where clients see their own writes; needs `sqlx-postgres` or `sqlx-mysql`, and without either `DbSessionLayer::replicas` panics |
+//! | `retry` | | `RetryLayer`: requests and jobs that a conflict or another passing failure has undone run again |
+//! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL, MariaDB or Galera cluster, where clients see their own writes; needs `sqlx-postgres` or `sqlx-mysql`, and without either `DbSessionLayer::replicas` panics |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
 //! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature

@@ -314,7 +314,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         guard: &SessionGuard,
     ) -> Option<Error> {
         match (ended, guard.lost()) {
-            // Whatever the handler says: one attempt at its work is within a session of another.
+            // The handler's response does not count: its attempts would run inside one outer session.
             (_, Some(lost)) if lost.is_retry_inside() => Some(lost),
             (Ended::Failed(error), _) => Some(error.clone()),
             // Even if `commit_when` rolls a success back: the handler believes that its work is there.

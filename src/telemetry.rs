@@ -248,7 +248,7 @@ pub(crate) fn repeated(
     );
 }
 
-/// The lines of one kind that are written a second. A 503 or 504 has the same cause for all requests, as a server that has become
+/// How many lines of one kind are written each second. A 503 or 504 has the same cause for all requests, as a server that has become
 /// read-only; a 500 may have one of its own.
 const WARNINGS: u32 = 1;
 const ERRORS: u32 = 16;
@@ -271,7 +271,7 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
     let is_warning = error.status() != StatusCode::INTERNAL_SERVER_ERROR;
     let most = match is_warning {
         true => WARNINGS,
-        // What was acknowledged to nobody and may be stored is looked up one by one.
+        // Each write that may be stored without an acknowledgement has to be looked up.
         false if error.may_stand() => u32::MAX,
         false => ERRORS,
     };

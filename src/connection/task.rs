@@ -62,7 +62,7 @@ impl Task {
         }
     }
 
-    /// Returns whether this can be said of its operation, if that was not sent yet.
+    /// Returns whether its operation was not sent yet, and answers `question` with yes.
     pub(super) fn is(&self, question: impl Fn(&Operation) -> bool) -> bool {
         self.operation.as_ref().is_some_and(question)
     }
@@ -87,7 +87,7 @@ impl Task {
         self.begin.is_some() || matches!(self.operation, Some(Operation::Begin(_)))
     }
 
-    /// Returns whether the first that it sends is a BEGIN, of which nothing is lost with its connection.
+    /// Returns whether it sends a BEGIN first, so that nothing is lost with the connection.
     pub(crate) fn begins(&self) -> bool {
         self.opens() && self.on_acquire.is_none() && self.text.change == Change::None
     }

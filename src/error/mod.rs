@@ -138,8 +138,8 @@ impl Error {
     /// help.
     ///
     /// It is a random 1 to 3 s if the pool had no connection, so that rejected clients do not all return at once,
-    /// and if the server is read-only; it is 1 s after a conflict with another transaction, a stale plan, or a connection lost
-    /// while reading.
+    /// and if the server is read-only; it is 1 s after a conflict with another transaction, a stale plan, a replica that is behind,
+    /// or a connection lost while reading.
     pub fn retry_after(&self) -> Option<Duration> {
         // Each kind that `is_retryable` names has a time here.
         match self.kind {

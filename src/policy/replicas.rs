@@ -56,7 +56,7 @@ impl Policy {
             access_mode: Some(AccessMode::ReadOnly),
             ..self.options
         };
-        // For a request that is to read and writes nevertheless, the layer's rule for other reads does not count.
+        // The layer's rule for reads does not count for a request that was to read and writes after all.
         let writes = match rules.mode {
             Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly) => {
                 Mode::Transaction(self.options)

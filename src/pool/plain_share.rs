@@ -47,7 +47,7 @@ impl PlainShare {
     }
 
     /// Counts a connection that comes back, and returns true, where neither [`take_visit`](Self::take_visit) nor
-    /// [`take_visit_for_age`](Self::take_visit_for_age) would find a visit due; else these are still to be asked.
+    /// [`take_visit_for_age`](Self::take_visit_for_age) would find a visit due; otherwise, ask those.
     pub(super) fn passes_by(&mut self, nothing_left: bool, visit: AgeVisit) -> bool {
         let for_age = visit == AgeVisit::Due && self.has_returns();
         let passes = !(for_age || self.is_awaited() || nothing_left && self.is_due());
@@ -127,7 +127,7 @@ const VISIT_AT_LAST: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AgeVisit {
     NotDue,
-    /// In its turn: see [`PlainShare::take_visit_for_age`].
+    /// Due in its turn, which [`PlainShare::take_visit_for_age`] tells.
     Due,
     Overdue,
 }

@@ -51,7 +51,7 @@ pub enum OutOfUse {
     /// It has not been asked yet, or not lately, because there were no requests. The next ones read on the primary until it has
     /// answered.
     NotChecked,
-    /// It does not answer, or a session could not begin on it; with the error. Or it is a node of a Galera cluster that is not in
+    /// It does not answer, a session could not begin on it, or one has lost its connection while reading; with the error. Or it is a node of a Galera cluster that is not in
     /// sync: joining, a donor, or without a quorum.
     Failed(String),
     /// It is no replica, or no longer. On MariaDB: `read_only` is off.

@@ -77,7 +77,7 @@ impl<B: Body> Recording<B> {
         (frame, recorded)
     }
 
-    /// The body is not to be had a second time.
+    /// The body cannot be read a second time.
     pub(super) fn give_up(&mut self) {
         self.is_incomplete = true;
         self.read = Vec::new();

@@ -141,7 +141,7 @@ fn note_lost_read(
     result: Result<(), &DbErr>,
 ) -> bool {
     let Err(error) = result else { return false };
-    // Of a COMMIT, the handler has been told more.
+    // A COMMIT that is lost has an error of its own: its outcome is unknown.
     let is_lost = connection.is_broken()
         && purpose != Purpose::Commit
         && core

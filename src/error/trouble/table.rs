@@ -212,7 +212,7 @@ pub(super) const TABLE: &[Row] = &[
     },
     Row {
         trouble: TransactionOpen,
-        postgres: Nothing("BEGIN inside of a transaction is a warning"),
+        postgres: Nothing("BEGIN inside a transaction is a warning"),
         // ER_CANT_CHANGE_TX_CHARACTERISTICS.
         mysql: These(&[(1568, Any)]),
         sqlite: These(&[(1, With("within a transaction"))]),
