@@ -328,8 +328,9 @@
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – | – |
 //!
 //! A response is sent once its transaction has ended: by then its locks are free, and other connections see the result.
-//! The connection goes back in every case, or is closed if it cannot be clean. `Retry-After` is sent only if no session of
-//! the request has committed anything; otherwise a retry would do that work twice. Writes through the plain
+//! The connection goes back in every case, or is closed if it cannot be clean. `Retry-After` is sent only if the
+//! session has committed nothing; otherwise a retry would do that work twice. Below a `RetryLayer` (feature `retry`), that goes for all sessions of
+//! the request, also those of other tags and of [`SessionPool::session`]. Writes through the plain
 //! `DatabaseConnection` are not taken into account. Jobs ([`SessionPool::transaction`]) get the same outcomes as errors.
 //!
 //! The body is empty; use [`response_for_error`](DbSessionLayer::response_for_error) for a different response, with

@@ -127,7 +127,7 @@ impl PinnedConnection {
     /// Notes whether the connection was lost. With it, the answer to a COMMIT is.
     fn note_loss(&mut self, output: Result<Output, DbErr>, commits: bool) -> Result<Output, DbErr> {
         let Err(error) = &output else { return output };
-        if !server::is_fatal(error) {
+        if !server::is_fatal(error) && !server::is_commit_interrupted(error) {
             return output;
         }
         // A database in memory would die with its connection, and has no network to lose (H22).
@@ -138,7 +138,7 @@ impl PinnedConnection {
             return output;
         }
         // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again (H17).
-        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost during COMMIT: {error}");
+        tracing::warn!(target: "tower_sea_orm::session", "COMMIT was lost or given up: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
     }
 

@@ -74,7 +74,7 @@ kinds! {
         LeftOpenByCode = "stored code left a transaction open, or autocommit off with work to commit, and was rolled back: make that code commit its own work";
         CommitsImplicitly = "this statement makes MySQL and MariaDB commit the open transaction: run it in a session without one";
         CommitFailed = "the server refused to commit the transaction: none of its changes were saved";
-        OutcomeUnknown = "the connection was lost during COMMIT, or the server did not answer it in time: the transaction may or may not be committed";
+        OutcomeUnknown = "the connection was lost during COMMIT, or the server gave it up or did not answer it in time: the transaction may or may not be committed";
         LeftOpen = "a transaction begun by the handler was still open when it answered, so everything was rolled back: commit or drop it before you answer";
         StillRunning = "a statement of this session was still running when the handler answered, so everything was rolled back: await what you spawn";
         TestEnded = "raw or stored code, or a deadlock, ended the transaction around this `TestPool`; earlier changes may be committed: leave BEGIN, COMMIT and ROLLBACK to the sessions, or test such code on a database that nothing else uses";

@@ -40,7 +40,8 @@ impl Error {
     /// | [`is_conflict`](Self::is_conflict) | `40001`, `40P01`, and the next line | 1020, 1213, and the next line | the next line |
     /// | [`is_lock_not_available`](Self::is_lock_not_available) | `55P03` | 1205, 3572 | `SQLITE_BUSY`, `SQLITE_LOCKED` |
     /// | [`is_statement_timeout`](Self::is_statement_timeout) | `57014`, unless cancelled by request | 3024, MariaDB 1969 | |
-    /// | [`is_read_only`](Self::is_read_only) | `25006` | 1290 (`read_only`), 1792, 1836, Galera 1047 and 1180 | `SQLITE_READONLY` |
+    /// | [`is_read_only`](Self::is_read_only) | `25006` | 1290 (`read_only`), 1792, 1836, Galera 1047 | `SQLITE_READONLY` |
+    /// | [`is_outcome_unknown`](Self::is_outcome_unknown) | | 1180 (Galera) | |
     /// | [`is_exhausted`](Self::is_exhausted) | `53300`, PgBouncer's `max_client_conn` and `query_wait_timeout` | 1040, 1203, 1226 | |
     /// | [`is_stale_plan`](Self::is_stale_plan) | `0A000` and `26000` of a prepared statement, `XX000` of its types | 1243, 1615 | `SQLITE_SCHEMA` |
     /// | [`is_unreachable`](Self::is_unreachable) | `57P03` | 3168 | |

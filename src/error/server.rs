@@ -126,6 +126,11 @@ pub(crate) fn is_without_quorum(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::NoQuorum)
 }
 
+/// Returns whether a COMMIT has failed in a way that may leave its transaction committed.
+pub(crate) fn is_commit_interrupted(error: &DbErr) -> bool {
+    Trouble::of(error) == Some(Trouble::CommitInterrupted)
+}
+
 /// Returns whether the server has ended the connection for what the session did, or did not do, in its transaction.
 pub(crate) fn is_overdue(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionOverdue)

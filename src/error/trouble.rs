@@ -31,6 +31,8 @@ pub(crate) enum Trouble {
     ReadOnly,
     /// The cluster's node has lost the others, and takes no writes.
     NoQuorum,
+    /// COMMIT, or a statement that commits by itself, has failed half-way: whether it is committed is not known.
+    CommitInterrupted,
     TooManyConnections,
     /// The server is being started or stopped, and takes no log-ins.
     StartingUp,
@@ -64,6 +66,7 @@ impl Trouble {
             Self::LockNotAvailable => Some(Kind::LockNotAvailable),
             Self::StatementTimeout => Some(Kind::StatementTimeout),
             Self::ReadOnly | Self::NoQuorum => Some(Kind::ReadOnly),
+            Self::CommitInterrupted => Some(Kind::OutcomeUnknown),
             Self::TooManyConnections => Some(Kind::ServerFull),
             Self::StartingUp => Some(Kind::Down),
             Self::IdleEnded | Self::TransactionOverdue | Self::ConnectionEnded => {

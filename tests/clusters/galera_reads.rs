@@ -1,18 +1,20 @@
 //! G19 on three Galera nodes: one takes the writes, the others serve reads, while large transactions hold their appliers up.
 
-use std::time::Duration;
+use std::{sync::Mutex, time::Duration};
 
 use axum::Router;
+use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DatabaseConnection, IsolationLevel};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, IsolationLevel, Statement};
 use tokio::{task::JoinHandle, time::sleep};
+use tower_sea_orm::RetryLayer;
 
 use super::{
     nodes::{self, steer},
     pairs::{Cluster, Seen, run, send},
     report::Table,
     site,
-    support::cases,
+    support::{cases, wait::eventually},
 };
 
 const TABLE: Table = Table {
@@ -210,4 +212,45 @@ async fn a_dead_node_and_a_lost_quorum_are_noticed(cluster: &Cluster) {
     assert_eq!(status, StatusCode::OK);
     let (_, text, _) = send(&app, "GET", 2_000_000, cookie.as_deref()).await;
     assert!(text.starts_with("1 "), "{text}");
+}
+
+/// The node has sent what it commits to the others when it loses them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g7_a_commit_that_galera_gives_up_is_unknown() {
+    let rounds = Rounds::start().await;
+    let app = rounds.cluster.by_layer(None, 2).await;
+    let app = app.layer(RetryLayer::new());
+    for node in ["n1", "n2"] {
+        steer(&["freeze_node", node]).await;
+    }
+    let writes = (1..=10).map(|number| send(&app, "POST", number, None));
+    let answers = join_all(writes).await;
+    for node in ["n1", "n2"] {
+        steer(&["thaw_node", node]).await;
+    }
+    let sql = "SELECT CAST(number AS SIGNED) FROM ledger WHERE number BETWEEN 1 AND 10";
+    let sql = Statement::from_string(DbBackend::MySql, sql);
+    let rows = Mutex::new(Vec::new());
+    eventually("the node takes part in its cluster again", async || {
+        let found = rounds.view.query_all_raw(sql.clone()).await;
+        let is_up = found.is_ok();
+        *rows.lock().expect("not poisoned") = found.unwrap_or_default();
+        is_up
+    })
+    .await;
+    let rows = rows.into_inner().expect("not poisoned");
+    let stored: Vec<i64> = rows
+        .iter()
+        .map(|row| row.try_get_by_index(0).expect("a number"))
+        .collect();
+    eprintln!("stored: {stored:?}, answers: {answers:?}");
+    let given_up = StatusCode::INTERNAL_SERVER_ERROR;
+    assert!(answers.iter().any(|(status, ..)| *status == given_up));
+    for (number, (status, text, _)) in (1..).zip(&answers) {
+        let is_told = [StatusCode::OK, given_up].contains(status);
+        assert!(
+            is_told || !stored.contains(&number),
+            "{number} is stored, and was answered with {status}: {text}"
+        );
+    }
 }

@@ -91,8 +91,15 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: NoQuorum,
         postgres: Nothing("a standby is read-only"),
-        // Galera, at a statement and at a COMMIT.
-        mysql: These(&[(1047, With("WSREP")), (1180, Any)]),
+        // Galera, which has not run the statement.
+        mysql: These(&[(1047, With("WSREP"))]),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
+        trouble: CommitInterrupted,
+        postgres: Nothing("COMMIT is done, refused, or lost with its connection"),
+        // ER_ERROR_DURING_COMMIT: a Galera node that has lost the others, which may have what it sent them (H38).
+        mysql: These(&[(1180, Any)]),
         sqlite: Nothing(NO_SERVER),
     },
     Row {

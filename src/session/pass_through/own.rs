@@ -202,10 +202,11 @@ pub(super) async fn send_end(
     }
     transaction.commit().await.map_err(|error| {
         // A savepoint that is not released is lost with the rest; only the outermost COMMIT may have taken effect.
-        if depth > 1 || !server::is_fatal(&error) {
+        let is_unknown = server::is_fatal(&error) || server::is_commit_interrupted(&error);
+        if depth > 1 || !is_unknown {
             return error;
         }
-        tracing::warn!(target: "tower_sea_orm::session", "the connection was lost during COMMIT: {error}");
+        tracing::warn!(target: "tower_sea_orm::session", "COMMIT was lost or given up: {error}");
         Kind::OutcomeUnknown.into_db_err()
     })
 }

@@ -88,7 +88,7 @@ impl Service {
     fn app(tenants: &Tenants, end: Arc<Semaphore>) -> Router {
         let hold = async move |db: DbSession| {
             let name = value::<String>(&db, "SELECT current_database()::text").await;
-            drop(end.acquire().await.unwrap());
+            end.acquire().await.unwrap().forget();
             name
         };
         let stream = async |db: DbSession| {
