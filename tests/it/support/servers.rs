@@ -159,7 +159,11 @@ impl OwnServer {
     ///
     /// If it cannot be copied, or does not start.
     pub fn standby(&self) -> Self {
-        let mut standby = Self::stopped(Engine::Postgres, &[]);
+        Self::started(|| self.stopped_standby())
+    }
+
+    fn stopped_standby(&self) -> Self {
+        let standby = Self::stopped(Engine::Postgres, &[]);
         let data = standby.dir.join("data");
         fs::remove_dir_all(&data).expect("the standby's own data can go");
         let copied = Account::of(Engine::Postgres)
@@ -179,9 +183,6 @@ impl OwnServer {
             copied.expect("pg_basebackup starts").success(),
             "pg_basebackup has failed"
         );
-        if let Err(log) = standby.try_start() {
-            panic!("the standby did not start:\n{log}");
-        }
         standby
     }
 
@@ -285,15 +286,20 @@ impl OwnServer {
 
     /// Makes a data directory and starts a server in it.
     fn new(engine: Engine, options: &[&str]) -> Self {
+        Self::started(|| Self::stopped(engine, options))
+    }
+
+    /// Starts what `make` has made: another one if its port was taken meanwhile.
+    fn started(make: impl Fn() -> Self) -> Self {
         let mut last_log = String::new();
         for _ in 0..START_TRIES {
-            let mut server = Self::stopped(engine, options);
+            let mut server = make();
             match server.try_start() {
                 Ok(()) => return server,
                 Err(log) => last_log = log,
             }
         }
-        panic!("{engine:?} did not start:\n{last_log}");
+        panic!("the server did not start:\n{last_log}");
     }
 
     /// Makes a data directory and a keeper, but does not start the server.
