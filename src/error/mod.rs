@@ -289,7 +289,8 @@ impl Error {
     }
 
     /// Returns whether the connection was lost during COMMIT, or the server did not answer it in
-    /// time: the transaction may be committed or not. The crate never retries it, and never sends a
+    /// time, or gave it up (a Galera node that has lost the others, 1180): the transaction may be committed or not.
+    /// The same goes for a statement that commits by itself. The crate never retries it, and never sends a
     /// `Retry-After` for it.
     pub fn is_outcome_unknown(&self) -> bool {
         self.kind == Kind::OutcomeUnknown

@@ -101,7 +101,7 @@ impl<Tag> Outcome<Tag> {
     }
 
     /// Returns whether the outcome is unknown: the connection was lost during COMMIT, or the server
-    /// did not answer.
+    /// did not answer it or gave it up.
     pub fn is_unknown(&self) -> bool {
         self.error().is_some_and(Error::is_outcome_unknown)
     }

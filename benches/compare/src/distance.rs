@@ -1,6 +1,6 @@
 //! `compare distance`: servers at a distance, pools of other sizes, and a crowd, written to `docs/distance.md`.
 
-use std::{fmt::Write, fs, path::Path, thread, time::Duration};
+use std::{fmt::Write, fs, path::Path, time::Duration};
 
 use crate::{
     Failure,
@@ -336,8 +336,6 @@ fn visits_of(
     };
     let loads = [(one, clients), (&plain, PLAIN)];
     let mut samples = measure::together(Part::Distance, 0, &loads, plan.visits.max(1.5), service)?;
-    // Requests of the sessions that are still on their way belong to no cell.
-    thread::sleep(Duration::from_millis(100));
     Ok(Visits {
         pool,
         delay,

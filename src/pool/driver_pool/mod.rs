@@ -170,7 +170,10 @@ impl DriverPool {
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(pool) => {
                 let options = pool.connect_options().as_ref().clone();
-                statement_cache_capacity(&options.username("user").host("localhost"))
+                let capacity =
+                    statement_cache_capacity(&options.username("user").host("localhost"));
+                // 0 is deliberate: some proxies demand it.
+                capacity.filter(|capacity| *capacity > 0)
             }
             #[allow(unreachable_patterns)]
             _ => None,

@@ -76,6 +76,19 @@ async fn the_log_says_once_that_statements_are_prepared_again_and_again() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_to_keep_no_statement_is_told_nothing() {
+    let test = TestDb::new(Kind::MySql).await;
+    let (log, _guard) = Log::start();
+    let separator = if test.url().contains('?') { '&' } else { '?' };
+    let none = format!("{}{separator}statement-cache-capacity=0", test.url());
+    let config = PoolConfig::from_vars([("DATABASE_URL", none)]).unwrap();
+    let pool = config.connect().await.unwrap();
+    run(&pool, 3).await;
+    assert_eq!(log.count("keeps prepared"), 0);
+    pool.close(Duration::ZERO).await;
+}
+
+#[tokio::test]
 async fn postgres_answers_the_end_of_a_statement_and_the_log_says_nothing() {
     let test = TestDb::new(Kind::Postgres).await;
     let (log, _guard) = Log::start();
