@@ -5,13 +5,13 @@ use std::{sync::Mutex, time::Duration};
 use axum::Router;
 use futures_util::future::join_all;
 use http::StatusCode;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, IsolationLevel, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
 use tokio::{task::JoinHandle, time::sleep};
 use tower_sea_orm::RetryLayer;
 
 use super::{
     nodes::{self, steer},
-    pairs::{Cluster, Seen, run, send},
+    pairs::{Cluster, LEVELS, Seen, run, send},
     report::Table,
     site,
     support::{cases, wait::eventually},
@@ -27,11 +27,6 @@ const TABLE: Table = Table {
         "errors",
     ],
 };
-
-const LEVELS: [(&str, IsolationLevel); 2] = [
-    ("READ COMMITTED", IsolationLevel::ReadCommitted),
-    ("REPEATABLE READ", IsolationLevel::RepeatableRead),
-];
 
 /// Transactions that take the other nodes longer to apply than to receive, until it is dropped. All that commits behind
 /// one waits for it there.

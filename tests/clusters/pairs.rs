@@ -32,6 +32,12 @@ use super::{
 
 const CLIENTS: usize = 16;
 
+/// What the services run at, and what the tables call it.
+pub const LEVELS: [(&str, IsolationLevel); 2] = [
+    ("READ COMMITTED", IsolationLevel::ReadCommitted),
+    ("REPEATABLE READ", IsolationLevel::RepeatableRead),
+];
+
 /// How the services get to the nodes of one cluster.
 pub struct Cluster {
     primary: SessionPool,

@@ -4,7 +4,7 @@ use sea_orm::IsolationLevel;
 
 use super::{
     nodes::{self, steer},
-    pairs::{Cluster, Pauses, Seen, run},
+    pairs::{Cluster, LEVELS, Pauses, Seen, run},
     report::Table,
     site,
     support::cases,
@@ -20,11 +20,6 @@ const TABLE: Table = Table {
         "5xx",
     ],
 };
-
-const LEVELS: [(&str, IsolationLevel); 2] = [
-    ("READ COMMITTED", IsolationLevel::ReadCommitted),
-    ("REPEATABLE READ", IsolationLevel::RepeatableRead),
-];
 
 /// Counts the pairs of one service after the other.
 struct Rounds {
