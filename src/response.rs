@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use crate::session::Tally;
 use crate::{
     Error, Outcome,
-    session::{Ended, GRPC_STATUS, SessionGuard, is_success},
+    session::{Ended, GRPC_STATUS, SessionGuard, Summary, is_success},
     telemetry::{self, Usage},
 };
 
@@ -259,9 +259,10 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
-        let failure = self.failure(&response, &ended, guard);
-        let is_undone = guard.is_undone(&ended);
-        let is_reported = is_undone && self.report(&response, failure.as_ref(), guard);
+        let summary = guard.summary(&ended);
+        let failure = self.failure(&response, &ended, &summary);
+        let is_reported =
+            summary.is_undone && self.report(&response, failure.as_ref(), &summary, guard);
         let mut response = match failure {
             None => response,
             Some(error) => {
@@ -271,14 +272,14 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
                 }
                 let mut response = self.error(&error);
                 // An earlier `commit()` of the handler stands: a retry would do its work twice (G20).
-                if guard.may_have_committed() {
+                if summary.may_have_committed {
                     forbid_retry(&mut response);
                 }
                 response
             }
         };
         response = guard.store_position(&ended, response);
-        self.tell(&mut response, ended, guard.usage(), is_undone);
+        self.tell(&mut response, ended, summary.usage, summary.is_undone);
         response
     }
 
@@ -288,13 +289,14 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         &self,
         response: &Response<B>,
         failure: Option<&Error>,
+        summary: &Summary,
         guard: &SessionGuard,
     ) -> bool {
         let Some(tally) = &self.tally else {
             return false;
         };
         // Whatever the client is to see of it, a handler that gives up after a conflict means the conflict.
-        let remembered = || is_failure(response).then(|| guard.failure()).flatten();
+        let remembered = || summary.failure.clone().filter(|_| is_failure(response));
         let replaces = failure.is_some();
         let failure = failure.cloned().or_else(remembered);
         let logs = replaces.then(|| guard.pool());
@@ -302,7 +304,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     }
 
     #[cfg(not(feature = "retry"))]
-    fn report<B>(&self, _: &Response<B>, _: Option<&Error>, _: &SessionGuard) -> bool {
+    fn report<B>(&self, _: &Response<B>, _: Option<&Error>, _: &Summary, _: &SessionGuard) -> bool {
         false
     }
 
@@ -311,17 +313,19 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         &self,
         response: &Response<B>,
         ended: &Ended,
-        guard: &SessionGuard,
+        summary: &Summary,
     ) -> Option<Error> {
-        match (ended, guard.lost()) {
+        let failure = match (ended, &summary.lost) {
             // The handler's response does not count: its attempts would run inside one outer session.
             (_, Some(lost)) if lost.is_retry_inside() => Some(lost),
-            (Ended::Failed(error), _) => Some(error.clone()),
+            (Ended::Failed(error), _) => Some(error),
             // Even if `commit_when` rolls a success back: the handler believes that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
-            _ if self.policy.keeps_errors || !is_failure(response) => None,
-            _ => guard.failure(),
-        }
+            _ if self.policy.keeps_errors => None,
+            // The response last: for gRPC, its header has to be looked up.
+            _ => summary.failure.as_ref().filter(|_| is_failure(response)),
+        };
+        failure.cloned()
     }
 }
 

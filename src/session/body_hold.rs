@@ -40,9 +40,10 @@ impl<B, E> SettleAt<B, E> {
             Err(error) => return Self::Head(Err(error), Decision::RollBack, guard),
         };
         let (mut head, body) = response.into_parts();
-        let mut decision = guard.decide(&head);
+        let (rule, hold) = guard.rule_and_hold();
+        let mut decision = Decision::by(rule, &head);
         let mut guard = guard;
-        if let Some(hold) = guard.hold() {
+        if let Some(hold) = hold {
             // A success that will never be complete must not be committed.
             if hold.has_failed() {
                 decision = Decision::RollBack;
@@ -88,11 +89,6 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
 }
 
 impl SessionGuard {
-    /// Takes the body that asked to decide, if there is one.
-    fn hold(&self) -> Option<Hold> {
-        self.core.lock().asked_hold.take()
-    }
-
     /// Leaves the session to the response's body; gives it back where the head decides.
     fn leave_to(self, hold: &Hold, head: &response::Parts) -> Result<(), Self> {
         let length = head.headers.get(header::CONTENT_LENGTH);
@@ -159,7 +155,8 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
             None => Decision::Commit,
             Some(trailers) => {
                 head.headers.extend(trailers);
-                guard.decide(&head)
+                let rule = guard.core.lock().rules.commit_when.clone();
+                Decision::by(rule, &head)
             }
         };
         match guard.settle(decision) {

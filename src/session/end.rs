@@ -100,7 +100,11 @@ fn release_now(core: &Core) -> Result<(), DbErr> {
 ///
 /// There is something to wait for if a transaction is open, or is being rolled back.
 pub(super) fn end(core: &Arc<Core>) -> Option<Rollback> {
-    let mut state = core.lock();
+    end_locked(core, core.lock())
+}
+
+/// [`end`], under the lock that its caller has taken.
+pub(super) fn end_locked(core: &Arc<Core>, mut state: Locked<'_>) -> Option<Rollback> {
     // Also if the session is over: a cut-off may have left something stored.
     core.tell_request(&state);
     if let Some(over) = state.phase.over() {

@@ -8,16 +8,19 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderName, Response, StatusCode, response};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 
 use super::{
     core::Core,
     end::end,
     lend,
+    plan::CommitWhen,
     positions::store_position,
     settle::{Decision, Ended, Settlement, settle},
+    state::State,
 };
 use crate::{
+    body::Hold,
     error::Error,
     pool::{self, CountedSession, Entered, InScope, Key, PoolInner, Scope},
     telemetry::Usage,
@@ -99,14 +102,11 @@ impl SessionGuard {
         settle(&self.core, decision)
     }
 
-    /// Decides by a response's head whether the session's transaction is committed.
-    pub(super) fn decide(&self, head: &response::Parts) -> Decision {
+    /// Returns the rule for the session's transaction, and the body that asked to decide, if there is one.
+    pub(super) fn rule_and_hold(&self) -> (Option<CommitWhen>, Option<Hold>) {
         // Cloned out: the rule is user code, and may use the session.
-        let rule = self.core.lock().rules.commit_when.clone();
-        Decision::of(match rule {
-            Some(rule) => rule(head),
-            None => is_success(head.status, &head.headers),
-        })
+        let mut state = self.core.lock();
+        (state.rules.commit_when.clone(), state.asked_hold.take())
     }
 
     /// Returns what the session has used so far.
@@ -114,39 +114,20 @@ impl SessionGuard {
         self.core.lock().span.usage()
     }
 
-    /// Returns whether something of the request may be stored, so that sending it again would do it twice.
-    pub(crate) fn may_have_committed(&self) -> bool {
-        self.core.lock().stack.standing.may_stand()
-            || self
-                .core
-                .origin
-                .has_committed_beside
-                .load(Ordering::Relaxed)
-    }
-
-    /// Returns whether nothing of the request stands, or can still come to stand. To be asked when its session has `ended`.
-    pub(crate) fn is_undone(&self, ended: &Ended) -> bool {
-        let is_any_open = self.core.origin.open_beside.load(Ordering::Relaxed) > 0;
-        if self.may_have_committed() || is_any_open {
-            return false;
+    /// Sums up the session that has `ended`.
+    // All under one lock: a response is made of it, and each look at the state costs every request.
+    pub(crate) fn summary(&self, ended: &Ended) -> Summary {
+        let (origin, state) = (&self.core.origin, self.core.lock());
+        let may_have_committed =
+            state.stack.standing.may_stand() || origin.has_committed_beside.load(Ordering::Relaxed);
+        let is_any_open = origin.open_beside.load(Ordering::Relaxed) > 0;
+        Summary {
+            lost: state.lost(),
+            failure: state.stack.failures.current().cloned(),
+            usage: state.span.usage(),
+            may_have_committed,
+            is_undone: !may_have_committed && !is_any_open && is_undone(&state, ended),
         }
-        let state = self.core.lock();
-        // What still runs may commit yet, and a COMMIT among it.
-        let is_over = state.slot.call().is_none();
-        is_over
-            && match ended {
-                Ended::Committed | Ended::Pending => false,
-                // A cluster that has lost its quorum in the middle of COMMIT may keep the transaction.
-                Ended::Failed(error) => {
-                    !(error.may_stand() || state.commit_failed && error.is_read_only())
-                }
-                Ended::Autocommit | Ended::Untouched | Ended::RolledBack => true,
-            }
-    }
-
-    /// Returns why an open transaction of the session was lost before its end, if it was.
-    pub(crate) fn lost(&self) -> Option<Error> {
-        self.core.lock().lost()
     }
 
     /// Returns why the session's connection was taken away before its end, if it was.
@@ -158,11 +139,34 @@ impl SessionGuard {
     pub(crate) fn pool(&self) -> &Arc<PoolInner> {
         self.core.home()
     }
+}
 
-    /// Returns the failure that the layer answers for if the handler gives up.
-    pub(crate) fn failure(&self) -> Option<Error> {
-        self.core.lock().stack.failures.current().cloned()
-    }
+/// What a session that has ended means for its request.
+pub(crate) struct Summary {
+    /// Why an open transaction of the session was lost before its end, if it was.
+    pub(crate) lost: Option<Error>,
+    /// The failure that the layer answers for if the handler gives up.
+    pub(crate) failure: Option<Error>,
+    pub(crate) usage: Usage,
+    /// Something of the request may be stored, so that sending it again would do it twice.
+    pub(crate) may_have_committed: bool,
+    /// Nothing of the request stands, or can still come to stand.
+    pub(crate) is_undone: bool,
+}
+
+/// Returns whether nothing that a session has done itself can still come to stand.
+fn is_undone(state: &State, ended: &Ended) -> bool {
+    // What still runs may commit yet, and a COMMIT among it.
+    let is_over = state.slot.call().is_none();
+    is_over
+        && match ended {
+            Ended::Committed | Ended::Pending => false,
+            // A cluster that has lost its quorum in the middle of COMMIT may keep the transaction.
+            Ended::Failed(error) => {
+                !(error.may_stand() || state.commit_failed && error.is_read_only())
+            }
+            Ended::Autocommit | Ended::Untouched | Ended::RolledBack => true,
+        }
 }
 
 impl Drop for SessionGuard {

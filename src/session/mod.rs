@@ -62,7 +62,7 @@ pub use self::stream::SessionStream;
 pub(crate) use self::{around::OpenSession, pool_session::Ran, tally::Tally};
 pub(crate) use self::{
     body_hold::SettleAt,
-    guard::{GRPC_STATUS, SessionGuard, is_success},
+    guard::{GRPC_STATUS, SessionGuard, Summary, is_success},
     plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
     settle::{Ended, Settlement},
 };

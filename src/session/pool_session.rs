@@ -149,11 +149,12 @@ impl SessionPool {
         let outcome = poll_fn(|cx| guard.poll(working.as_mut(), cx)).await;
         let decision = Decision::of(outcome.is_ok());
         let ended = guard.settle(decision).resolve().await;
+        let summary = guard.summary(&ended);
         let undone_by = match (&outcome, &ended) {
-            _ if !guard.is_undone(&ended) => None,
+            _ if !summary.is_undone => None,
             (Ok(_), Ended::Failed(error)) => Some(error.clone()),
             (Ok(_), _) => None,
-            (Err(_), _) => guard.failure(),
+            (Err(_), _) => summary.failure,
         };
         let result = match (outcome, ended) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),

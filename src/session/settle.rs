@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-
+use http::response;
 use tokio::time::timeout;
 
 use super::{
     core::{Core, Turn},
     detach::detach,
-    end::end,
+    end::{end, end_locked},
+    guard::is_success,
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
+    plan::CommitWhen,
     positions::ask_position,
     queue::drive,
     slot::{CallKind, PolledBy, Slot},
@@ -44,6 +46,14 @@ impl Decision {
         } else {
             Self::RollBack
         }
+    }
+
+    /// Decides by a response's head.
+    pub(super) fn by(rule: Option<CommitWhen>, head: &response::Parts) -> Self {
+        Self::of(match rule {
+            Some(rule) => rule(head),
+            None => is_success(head.status, &head.headers),
+        })
     }
 }
 
@@ -110,8 +120,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     // Before `end`, which drops the hooks of what is not committed by then.
     let ended = ended(&mut state, commits, lost);
     let own = state.take_own();
-    drop(state);
-    match (end(core), own) {
+    match (end_locked(core, state), own) {
         // Nothing was open, as for nearly all requests in autocommit: no future, and no allocation for one.
         (None, None) => Settlement::Now(ended),
         (rollback, own) => Settlement::Later(Box::pin(roll_back_at_end(
