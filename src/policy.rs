@@ -129,10 +129,10 @@ impl Policy {
             is_head: parts.method == http::Method::HEAD,
             has_trailers: parts.version >= Version::HTTP_2,
         };
-        // Cheap clones: a standard method is inline, and the URI is counted.
+        // Cheap clones: a standard method is inline, and the path is counted.
         let label = Label {
             method: parts.method.clone(),
-            uri: parts.uri.clone(),
+            path: parts.uri.path_and_query().cloned(),
             route: self.http_route.as_ref().and_then(|route| route(parts)),
         };
         Plan {

@@ -15,7 +15,7 @@ use std::{
 
 use http::StatusCode;
 use sea_orm::{DbBackend, DbErr};
-use tracing::{Span, dispatcher, field::Empty, span::Id};
+use tracing::{Level, Span, dispatcher, field::Empty, level_filters::LevelFilter, span::Id};
 
 pub(crate) use self::throttle::Throttle;
 use crate::{
@@ -68,10 +68,16 @@ pub(crate) struct SessionSpan {
 
 impl SessionSpan {
     pub(crate) fn open() -> Self {
-        let span = tracing::debug_span!(
-            target: "tower_sea_orm::session", "db_session",
-            waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
-        );
+        // Asked first: `log` is a feature of tracing that sqlx turns on, and by that even a span that nothing wants is
+        // formatted for it.
+        let span = if LevelFilter::current() >= Level::DEBUG {
+            tracing::debug_span!(
+                target: "tower_sea_orm::session", "db_session",
+                waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
+            )
+        } else {
+            Span::none()
+        };
         Self {
             span: OwnSpan(span),
             usage: Usage::default(),
@@ -166,7 +172,7 @@ impl Drop for ClosedSpan {
 
 /// Returns whether a subscriber wants a span for each statement.
 pub(crate) fn statements_are_traced() -> bool {
-    tracing::span_enabled!(target: "tower_sea_orm::statement", tracing::Level::DEBUG)
+    tracing::span_enabled!(target: "tower_sea_orm::statement", Level::DEBUG)
 }
 
 /// The span of one statement, with the fields of OpenTelemetry's conventions for database clients

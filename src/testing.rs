@@ -76,7 +76,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, uri::PathAndQuery};
 
 use crate::{
     DbSession, DefaultDatabase, DefaultResponseForError, Error, Observer, PoolSession, SessionPool,
@@ -134,7 +134,7 @@ where
     );
     let plan = Plan::new(OpenedFor::Request(Label {
         method: Method::GET,
-        uri: Uri::default(),
+        path: Some(PathAndQuery::from_static("/")),
         route: None,
     }));
     // Not eager: a handler that runs no statement needs no database.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Uri};
+use http::{Method, uri::PathAndQuery};
 
 use super::driver_pool::DriverPool;
 use crate::{connection::CancelHandle, error::Kind};
@@ -91,7 +91,9 @@ pub(crate) struct Doubt {
 #[derive(Debug, Clone)]
 pub(crate) struct Label {
     pub(crate) method: Method,
-    pub(crate) uri: Uri,
+    // Not the whole URI, which is twice the size, in a value that is moved with each session.
+    /// `None` for CONNECT, which names a host alone.
+    pub(crate) path: Option<PathAndQuery>,
     /// The route by which it was matched, if its layer says so.
     pub(crate) route: Option<Arc<str>>,
 }

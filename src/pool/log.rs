@@ -19,7 +19,7 @@ macro_rules! log_session {
             target: "tower_sea_orm::pool",
             method = label.as_ref().map(|label| label.method.as_str()),
             route = label.as_ref().and_then(|label| label.route.as_deref()),
-            path = label.as_ref().map(|label| label.uri.path()),
+            path = label.as_ref().and_then(|label| label.path.as_ref()).map(http::uri::PathAndQuery::path),
             $($line)+
         );
     }};

@@ -58,6 +58,7 @@ pub(super) struct State {
 }
 
 impl State {
+    #[inline(always)]
     pub(super) fn new(rules: Rules, fresh: bool, pool_mode: PoolMode) -> Self {
         Self {
             phase: Phase::Open,
