@@ -82,10 +82,14 @@ pub(super) fn is_single_row<DB: sqlx::Database>(statement: &Statement) -> bool {
     else {
         return false;
     };
+    // From the end, where it stands: a search through the text would cost more than all else that is asked here.
+    let digits = |c: char| c.is_ascii_digit();
+    let text = statement.sql.trim_end_matches(digits);
+    let number = statement.sql[text.len()..].parse();
     // A limit that ends the text is that of the whole statement.
-    let limit = statement.sql.rsplit_once(" LIMIT $");
-    let is_last = |(_, number): (&str, &str)| number.parse() == Ok(values.len());
-    matches!(values.last(), Some(Value::BigUnsigned(Some(1)))) && limit.is_some_and(is_last)
+    matches!(values.last(), Some(Value::BigUnsigned(Some(1))))
+        && text.ends_with(" LIMIT $")
+        && number == Ok(values.len())
 }
 
 fn to_sqlx(values: Option<Values>) -> SqlxValues {
