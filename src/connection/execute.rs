@@ -284,37 +284,32 @@ impl PinnedConnection {
     }
 
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        let mut operation = task.take_operation();
         let (link, transaction) = (&mut self.link, &mut self.transaction);
-        // Copied before, since sqlx keeps the statement; for PostgreSQL outside a transaction only.
-        let again = operation.spare(link);
+        let mut operation = task.take_operation(link.may_be_stale());
         let reads_only = task.text.reads_only;
         let error = match operation.perform(link, transaction, reads_only).await {
             Ok(output) => return Ok(output),
             Err(error) => error,
         };
         if server::is_stale(&error) {
-            return Box::pin(self.prepare_anew(error, again, reads_only)).await;
+            return Box::pin(self.prepare_anew(error, task)).await;
         }
         Err(error)
     }
 
-    /// After a statement found its plan stale: has all statements prepared anew, and runs `again`, since nothing of
-    /// it has run.
-    async fn prepare_anew(
-        &mut self,
-        error: DbErr,
-        again: Option<Box<Operation>>,
-        reads_only: bool,
-    ) -> Result<Output, DbErr> {
+    /// After the task's statement found its plan stale: has all statements prepared anew, and runs this one, since nothing
+    /// of it has run.
+    async fn prepare_anew(&mut self, error: DbErr, task: &mut Task) -> Result<Output, DbErr> {
         // Even where it is not run again: otherwise it would fail for as long as the connection lives.
         self.link.driver.forget_statements().await?;
-        let Some(mut again) = again.filter(|_| server::has_not_run(&error)) else {
+        let (operation, may_be_stale) = (task.operation.as_ref(), self.link.may_be_stale());
+        let again = operation.filter(|_| may_be_stale && server::has_not_run(&error));
+        let Some(mut again) = again.and_then(Operation::copy_of_prepared) else {
             return Err(error);
         };
         tracing::debug!(target: "tower_sea_orm::session", "a prepared statement was stale and is run again: {error}");
         let (link, transaction) = (&mut self.link, &mut self.transaction);
-        let output = again.perform(link, transaction, reads_only).await;
+        let output = again.perform(link, transaction, task.text.reads_only).await;
         if output.as_ref().is_err_and(server::is_stale) && !self.link.in_memory {
             // More than this statement is stale on this connection.
             self.session_state.give_up();

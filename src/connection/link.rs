@@ -105,6 +105,18 @@ impl Link {
             .saturating_sub(usize::from(self.is_overcounted))
     }
 
+    /// Returns whether a statement may turn out to be prepared no more, with nothing lost by it: sqlx keeps statements
+    /// prepared and never looks whether the server still has them. A migration of another session and a `DISCARD ALL` of an
+    /// earlier request fail what comes next, for as long as the connection lives
+    /// (<https://github.com/launchbadge/sqlx/issues/1250>).
+    ///
+    /// Only outside a transaction: inside, PostgreSQL has aborted that by the failure. MySQL and SQLite prepare
+    /// such statements anew by themselves.
+    pub(super) fn may_be_stale(&self) -> bool {
+        // A statement without a name is prepared each time, and cannot be stale.
+        self.backend == DbBackend::Postgres && self.named && self.counted() == 0
+    }
+
     pub(super) fn is_test(&self) -> bool {
         self.around != Around::Nothing
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use sea_orm::{DbBackend, DbErr, ExecResult, QueryResult, Statement, TransactionOptions, Value};
+use sea_orm::{DbErr, ExecResult, QueryResult, Statement, TransactionOptions, Value};
 use tokio::sync::Notify;
 
 #[cfg(feature = "stream")]
@@ -116,26 +116,6 @@ impl Operation {
         }
     }
 
-    /// The operation once more, for the case that its prepared statement is stale: sqlx keeps statements prepared and
-    /// never looks whether the server still has them. A migration of another session and a `DISCARD ALL` of an earlier
-    /// request fail what comes next, for as long as the connection lives
-    /// (<https://github.com/launchbadge/sqlx/issues/1250>).
-    ///
-    /// Only outside a transaction: inside, PostgreSQL has aborted that by the failure. MySQL and SQLite prepare
-    /// such statements anew by themselves.
-    pub(super) fn spare(&self, link: &Link) -> Option<Box<Self>> {
-        // A statement without a name is prepared each time, and cannot be stale.
-        if link.backend != DbBackend::Postgres || !link.named || link.counted() > 0 {
-            return None;
-        }
-        // An unprepared text has no plan that could be stale.
-        let again = self
-            .copy()
-            .filter(|again| !matches!(again, Self::Unprepared(_)));
-        // Boxed, so that calls without one have no room for it.
-        again.map(Box::new)
-    }
-
     /// Returns about how many bytes it sends.
     pub(super) fn size(&self) -> usize {
         match self {
@@ -179,7 +159,7 @@ impl Operation {
         )
     }
 
-    /// The same statement once more, if it is one.
+    /// The same statement once more, if it is one: sqlx keeps the one that it is given.
     pub(super) fn copy(&self) -> Option<Self> {
         match self {
             Self::Execute(statement) => Some(Self::Execute(statement.clone())),
@@ -189,6 +169,14 @@ impl Operation {
             #[cfg(feature = "stream")]
             Self::Stream(statement, rows) => Some(Self::Stream(statement.clone(), rows.clone())),
             _ => None,
+        }
+    }
+
+    /// The same statement once more, if it is one that is prepared.
+    pub(super) fn copy_of_prepared(&self) -> Option<Self> {
+        match self {
+            Self::Unprepared(_) => None,
+            operation => operation.copy(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use sea_orm::{DbBackend, Statement, TransactionOptions};
 
 use super::{Demand, Peer, Reset, Rest, Settings, operation::Operation};
-use crate::sql::{Change, Classified, calls_nothing_unknown, classify};
+use crate::sql::{Change, Classified, classify};
 
 /// One call on a connection.
 pub(crate) struct Task {
@@ -19,10 +19,14 @@ pub(crate) struct Task {
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// Opens the session's own transaction first.
     pub(crate) begin: Option<Begin>,
-    /// `None` once it was sent.
+    /// `None` once it was sent, unless it may have to be sent again.
     pub(crate) operation: Option<Operation>,
+    /// The operation was sent, and is kept for one case alone: that its prepared statement is stale.
+    pub(crate) is_sent: bool,
     /// The answers that the operation's text gives.
     pub(crate) text: Classified,
+    /// The operation only reads, and calls nothing that might do more. Asked only of one on a connection that has rested.
+    pub(crate) changes_nothing: bool,
     /// The operation, or what came before it, may do more to the transaction around it than its text says.
     pub(crate) doubtful: bool,
     /// The reset that is due when the session gives the connection back.
@@ -54,7 +58,9 @@ impl Task {
             on_acquire: None,
             begin: None,
             operation: Some(Operation::Execute(statement)),
+            is_sent: false,
             text,
+            changes_nothing: false,
             doubtful: text.is_doubtful(),
             reset: Reset::default(),
             identify: None,
@@ -74,7 +80,7 @@ impl Task {
 
     /// Returns whether nothing came before it, and all of it is here to be sent again.
     pub(crate) fn is_whole(&self) -> bool {
-        self.first && self.depth == 0 && self.operation.is_some()
+        self.first && self.depth == 0 && self.operation.is_some() && !self.is_sent
     }
 
     /// Returns whether what was to come before its operation may be there in part.
@@ -93,23 +99,24 @@ impl Task {
     }
 
     /// Returns whether all of it can be run once more after it was lost, because it changes nothing.
-    pub(crate) fn may_run_twice(&self, backend: DbBackend) -> bool {
+    pub(crate) fn may_run_twice(&self) -> bool {
         // Not a stream: its reader may have rows already. What is set up before may be anything.
-        let read = self.operation.as_ref().filter(|read| !read.is_stream());
-        (self.is_whole() && self.on_acquire.is_none() && self.text.reads_only)
-            && read
-                .and_then(Operation::text)
-                .is_some_and(|sql| calls_nothing_unknown(backend, sql))
+        let is_set_up = self.on_acquire.is_some();
+        self.changes_nothing && self.is_whole() && !is_set_up && !self.is(Operation::is_stream)
     }
 
-    /// The operation, to be sent now. What may have to be sent again stays: a BEGIN, and what the server may
-    /// never see because it has closed the connection.
-    pub(super) fn take_operation(&mut self) -> Operation {
+    /// The operation, to be sent now. What may have to be sent again stays: a BEGIN, what the server may
+    /// never see because it has closed the connection, and what it may not have prepared any more.
+    pub(super) fn take_operation(&mut self, may_be_stale: bool) -> Operation {
         let again = match &self.operation {
             // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
             Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
+            Some(operation) if may_be_stale => {
+                self.is_sent = true;
+                operation.copy_of_prepared()
+            }
             _ => None,
         };
         mem::replace(&mut self.operation, again).unwrap_or(Operation::Settle)

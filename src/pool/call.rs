@@ -54,7 +54,7 @@ impl CheckedOut {
 
     /// Runs the first call on a connection that has rested.
     async fn call_rested(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        if task.may_run_twice(self.pool().backend()) {
+        if task.may_run_twice() {
             return self.read(task).await;
         }
         if task.rest == Rest::Long

@@ -22,7 +22,7 @@ use crate::{
     connection::{Operation, Output, Rest, Task},
     error::Kind,
     pool::{CheckedOut, Elsewhere, PoolMode},
-    sql::{Classified, Earlier, Effect, Redacted, calls_nothing_unknown},
+    sql::{Classified, Earlier, Effect, Redacted},
     telemetry,
 };
 
@@ -147,7 +147,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let id = state.new_id();
     state.stack.launched(purpose, depth, request.opens);
     if let Some(replication) = core.replication() {
-        state.note_unseen(text.reads_only && calls_nothing_of_users(core, &operation));
+        state.note_unseen(changes_nothing(core, &operation, text, hash));
         connection.set_way_out(way_out(core, replication));
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
@@ -163,13 +163,16 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     running.is_doubtful = text.is_doubtful() && is_inside;
     // Set-up statements run once for each connection that the session acquires.
     let is_first = mem::take(&mut state.fresh);
+    let rest = rest_of(core, &connection, is_first);
     let task = Task {
         first: is_first,
-        rest: rest_of(core, &connection, is_first),
+        rest,
         depth,
         on_acquire: state.rules.on_acquire.clone().filter(|_| is_first),
         begin,
+        changes_nothing: rest != Rest::None && changes_nothing(core, &operation, text, hash),
         operation: Some(operation),
+        is_sent: false,
         text,
         doubtful: text.is_doubtful(),
         reset: core.pool().reset(),
@@ -180,10 +183,10 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     Ok(install(core, state, connection, running, task))
 }
 
-/// Returns whether it calls no function that may write: one of the user's own may.
-fn calls_nothing_of_users(core: &Core, operation: &Operation) -> bool {
-    let text = operation.text();
-    text.is_some_and(|sql| calls_nothing_unknown(core.pool().backend(), sql))
+/// Returns whether a statement only reads, and calls no function that may write, as one of the user's own may.
+fn changes_nothing(core: &Core, operation: &Operation, text: Classified, hash: u64) -> bool {
+    let calls_nothing = |sql| core.pool().known_texts.calls_nothing_unknown(sql, hash);
+    text.reads_only && operation.text().is_some_and(calls_nothing)
 }
 
 /// Returns where else the session's transaction may begin.

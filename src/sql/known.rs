@@ -8,6 +8,7 @@ use std::{
 use sea_orm::DbBackend;
 
 use super::{
+    calls::calls_nothing_unknown,
     classified::{Classified, Earlier},
     classify,
 };
@@ -21,8 +22,8 @@ pub(crate) struct KnownTexts {
     backend: DbBackend,
     /// Its key is random, so that nobody can write two texts of one hash.
     hasher: RandomState,
-    /// 0, or the hash of a text whose lowest bits say which [`KINDS`] it is of.
-    // One word, read and written as a whole: no lock. No text is kept, since 62 bits of a keyed hash tell them apart.
+    /// 0, or the hash of a text whose lowest bits say which of [`KINDS`] it is of, and what it calls.
+    // One word, read and written as a whole: no lock. No text is kept, since 60 bits of a keyed hash tell them apart.
     places: Box<[AtomicU64]>,
     /// The number of places that have a text.
     taken: AtomicUsize,
@@ -38,7 +39,13 @@ const KINDS: [Classified; 3] = [
 ];
 
 /// The bits of a place that say of which kind its text is.
-const KIND: u64 = 0b11;
+const KIND: u64 = 0b0011;
+
+/// The bits that say whether it calls something unknown; none of them if nothing has asked yet.
+const CALLS_UNKNOWN: u64 = 0b0100;
+const CALLS_NOTHING_UNKNOWN: u64 = 0b1000;
+
+const HASH: u64 = !0b1111;
 
 impl KnownTexts {
     pub(crate) fn new(backend: DbBackend) -> Self {
@@ -72,18 +79,44 @@ impl KnownTexts {
         (self.look_up(sql, hash), hash)
     }
 
+    /// [`calls_nothing_unknown`], unless that is known of the text with this hash.
+    pub(crate) fn calls_nothing_unknown(&self, sql: &str, hash: u64) -> bool {
+        let read = || calls_nothing_unknown(self.backend, sql);
+        let Some(place) = self.place(hash) else {
+            return read();
+        };
+        let known = place.load(Relaxed);
+        if known & HASH != hash & HASH || known & KIND == 0 {
+            return read();
+        }
+        match known & (CALLS_UNKNOWN | CALLS_NOTHING_UNKNOWN) {
+            0 => {
+                let (answer, bit) = match read() {
+                    true => (true, CALLS_NOTHING_UNKNOWN),
+                    false => (false, CALLS_UNKNOWN),
+                };
+                // Another text may have taken the place meanwhile, and loses it: each word is true by itself.
+                place.store(known | bit, Relaxed);
+                answer
+            }
+            bits => bits == CALLS_NOTHING_UNKNOWN,
+        }
+    }
+
+    /// The place for a text with this hash, if texts are kept.
+    fn place(&self, hash: u64) -> Option<&AtomicU64> {
+        // Its highest bits, ten for 1024 places: the lowest make room for the kind.
+        let at = usize::try_from(hash >> 54).ok()?;
+        self.places.get(at)
+    }
+
     fn look_up(&self, sql: &str, hash: u64) -> Classified {
-        // Its highest bits: the lowest make room for the kind.
-        // Ten bits, for 1024 places.
-        let place = usize::try_from(hash >> 54)
-            .ok()
-            .and_then(|at| self.places.get(at));
-        let Some(place) = place else {
+        let Some(place) = self.place(hash) else {
             return classify(self.backend, sql);
         };
         // Relaxed: the word is all there is to see, and nothing else is read because of it.
         let known = place.load(Relaxed);
-        if known & !KIND == hash & !KIND
+        if known & HASH == hash & HASH
             && let Some(kind) = kind(known)
         {
             return kind;
@@ -93,7 +126,7 @@ impl KnownTexts {
             .zip(KINDS)
             .find_map(|(bits, kind)| (kind == text).then_some(bits))
         {
-            place.store(hash & !KIND | kind, Relaxed);
+            place.store(hash & HASH | kind, Relaxed);
             if known == 0 {
                 self.note_new();
             }

@@ -24,7 +24,6 @@ mod transaction_control;
 use sea_orm::DbBackend;
 
 pub(crate) use self::{
-    calls::calls_nothing_unknown,
     classified::Change,
     classified::Classified,
     classified::{Earlier, Effect, TransactionControl},

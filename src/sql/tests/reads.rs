@@ -3,7 +3,7 @@ use sea_orm::{
     DbBackend,
 };
 
-use crate::sql::{calls_nothing_unknown, classify};
+use crate::sql::{calls::calls_nothing_unknown, classify};
 
 fn is_read(backend: DbBackend, sql: &str) -> bool {
     classify(backend, sql).reads_only
