@@ -13,8 +13,8 @@ use crate::{
     support::{
         database::{Kind, SERVERS, TestDb},
         network::{
-            all_idle, all_run, all_used, assert_all_ok, patient_site, patient_site_at, select,
-            sleeping, upload, watched,
+            RUNS, all_idle, all_run, all_used, assert_all_ok, patient_site, patient_site_at,
+            select, sleeping, upload, watched,
         },
         pool::pool_with,
         servers::OwnServer,
@@ -64,7 +64,7 @@ async fn a_lost_transaction_holds_its_locks_no_longer() {
         let locks = async move |db: DbSession| {
             db.tx();
             db.execute_unprepared(UPDATE).await.unwrap();
-            sleeping(db, kind, 1.0).await
+            sleeping(db, kind, RUNS).await
         };
         let request = tokio::spawn(call(site.app(locks)));
         eventually("it runs", async || {
@@ -211,11 +211,11 @@ async fn busy_neighbours_do_not_keep_lost_statements_from_their_end() {
                 let beside = beside.clone();
                 tokio::spawn(async move {
                     let session = beside.session().await.unwrap();
-                    session.execute_raw(sleep(kind, 0.5)).await.is_err()
+                    session.execute_raw(sleep(kind, RUNS)).await.is_err()
                 })
             })
             .collect();
-        let sleeps = async move |db: DbSession| sleeping(db, kind, 0.5).await;
+        let sleeps = async move |db: DbSession| sleeping(db, kind, RUNS).await;
         let held: Vec<_> = (0..SIZE)
             .map(|_| tokio::spawn(call(site.app(sleeps))))
             .collect();

@@ -13,7 +13,7 @@ use crate::{
     support::{
         database::{Kind, SERVERS, insert_item},
         network::{
-            all_idle, all_run, all_used, assert_all_ok, patient_site, select, upload, watched,
+            RUNS, all_idle, all_run, all_used, assert_all_ok, patient_site, select, upload, watched,
         },
         site::{BOUND, SIZE, call},
         statements::{running, sleep, slow_insert},
@@ -35,9 +35,9 @@ async fn a_statement_whose_answer_is_lost_is_an_error_that_closes() {
                     insert_item(&db, "lost").await;
                 }
                 let statement = if writes {
-                    slow_insert(kind, "written", 1.0)
+                    slow_insert(kind, "written", RUNS)
                 } else {
-                    sleep(kind, 1.0)
+                    sleep(kind, RUNS)
                 };
                 let mut statement = pin!(db.execute_raw(statement));
                 // As with a heartbeat: that it is polled is no sign that something has come for it.
@@ -98,9 +98,9 @@ async fn waiters_are_served_if_a_firewall_forgot_the_connections_in_use() {
                     insert_item(&db, &format!("lost {n}")).await;
                 }
                 let statement = if writes {
-                    slow_insert(kind, &format!("written {n}"), 0.5)
+                    slow_insert(kind, &format!("written {n}"), RUNS)
                 } else {
-                    sleep(kind, 0.5)
+                    sleep(kind, RUNS)
                 };
                 match db.execute_raw(statement).await {
                     Err(error)
@@ -150,7 +150,7 @@ async fn turned_away_requests_have_lost_statements_looked_for() {
     for kind in SERVERS {
         let (site, proxy) = patient_site(kind).await;
         let site = site.pooled(|pool| pool.acquire_timeout(LONG).max_pending(0));
-        let sleeps = async move |db: DbSession| drop(db.execute_raw(sleep(kind, 0.5)).await);
+        let sleeps = async move |db: DbSession| drop(db.execute_raw(sleep(kind, RUNS)).await);
         let held: Vec<_> = (0..SIZE)
             .map(|_| tokio::spawn(call(site.app(sleeps))))
             .collect();

@@ -74,6 +74,10 @@ pub async fn select(db: DbSession) {
     db.execute_unprepared("SELECT 1").await.unwrap();
 }
 
+/// How many seconds a statement runs whose answer is to be lost.
+// Longer than a busy machine takes to see that the last one has begun, and to silence the network.
+pub const RUNS: f64 = 3.0;
+
 /// A statement that takes so long, and its answer: 502 if it was lost.
 pub async fn sleeping(db: DbSession, kind: Kind, seconds: f64) -> StatusCode {
     match db.execute_raw(sleep(kind, seconds)).await {
