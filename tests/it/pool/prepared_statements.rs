@@ -70,8 +70,8 @@ async fn the_log_says_once_that_statements_are_prepared_again_and_again() {
     let pool = session_pool(test.connect(1).await);
     assert_eq!(run(&pool, 90).await.0, 0);
     assert_eq!(lines(), 0);
-    // The control: sqlx's own options.
-    assert!(run(&pool, 110).await.0 >= 20);
+    // The control: sqlx's own options. Not a few texts more than the hundred: by their hashes, some count as one.
+    assert!(run(&pool, 150).await.0 >= 60);
     assert_eq!(lines(), 1);
 }
 
