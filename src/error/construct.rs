@@ -1,4 +1,4 @@
-//! Errors, made from a kind or from an error of SeaORM's, and [`Cause`]: the statement by which a transaction was lost.
+//! Errors made from a kind or from one of SeaORM's, and back, and [`Cause`]: the statement by which a transaction was lost.
 
 use std::{fmt, sync::Arc};
 
@@ -37,11 +37,35 @@ impl Error {
         let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
         Self::with_source(kind, error)
     }
+
+    /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
+    pub(crate) fn to_db_err(&self) -> DbErr {
+        let is_servers = self.is_commit_failed()
+            || self.is_conflict()
+            || matches!(
+                self.kind,
+                Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan
+            );
+        // Of those errors SeaORM's own says more, to `sql_err()` for example.
+        let cause = self
+            .source
+            .as_ref()
+            .filter(|_| is_servers)
+            .and_then(|source| source.downcast_ref::<DbErr>());
+        cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
+    }
 }
 
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Self {
         Self { kind, source: None }
+    }
+}
+
+/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
+impl From<Error> for DbErr {
+    fn from(error: Error) -> Self {
+        error.to_db_err()
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`Error`]: a failure, with questions to ask about it.
 
+mod client;
 mod construct;
-mod grpc;
 mod kind;
 pub(crate) mod server;
 mod trouble;
@@ -361,48 +361,6 @@ impl Error {
     /// Returns whether something of the transaction may be there nevertheless.
     pub(crate) fn may_stand(&self) -> bool {
         self.is_ended_elsewhere() || self.is_outcome_unknown()
-    }
-
-    /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
-    pub(crate) fn to_db_err(&self) -> DbErr {
-        let is_servers = self.is_commit_failed()
-            || self.is_conflict()
-            || matches!(
-                self.kind,
-                Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan
-            );
-        // Of those errors SeaORM's own says more, to `sql_err()` for example.
-        let cause = self
-            .source
-            .as_ref()
-            .filter(|_| is_servers)
-            .and_then(|source| source.downcast_ref::<DbErr>());
-        cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
-    }
-
-    /// The words that a client may read.
-    pub(crate) fn title(&self) -> &'static str {
-        match self.kind {
-            // It reaches the client, unlike the error's own text: nothing of the database, and no advice for its owner
-            // (G15).
-            _ if self.is_exhausted() => "the service is busy",
-            Kind::UnknownDatabase => "not found",
-            Kind::Down | Kind::ReadLost => "the database cannot be reached",
-            Kind::Closing => "the service is shutting down",
-            Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
-            Kind::ReadOnly | Kind::FormerPrimary => "the database is read-only",
-            Kind::ReplicaBehind => "the database has not caught up",
-            Kind::StalePlan => "the database has just changed",
-            _ if self.is_conflict() => "the request conflicted with another one",
-            _ => "internal error",
-        }
-    }
-}
-
-/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
-impl From<Error> for DbErr {
-    fn from(error: Error) -> Self {
-        error.to_db_err()
     }
 }
 
