@@ -20,13 +20,11 @@ use pin_project::pin_project;
 use self::{
     failure::{BodyError, Failure},
     hold::{HoldGuard, Seen},
-    read::Read,
-    withheld::Withheld,
+    withheld::{Read, Withheld},
 };
 
 mod failure;
 mod hold;
-mod read;
 #[cfg(test)]
 mod tests;
 mod withheld;
