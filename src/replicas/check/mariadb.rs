@@ -7,7 +7,7 @@ use sea_orm::{
     sqlx::{self, ConnectOptions, Executor, MySqlConnection, Row},
 };
 
-use super::answer::Answer;
+use super::Answer;
 use crate::position::{Reached, gtids};
 
 /// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that is read-only, whatever it replicates: one that

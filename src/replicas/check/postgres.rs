@@ -7,7 +7,7 @@ use sea_orm::{
     sqlx::{self, ConnectOptions, Executor, PgConnection, Row},
 };
 
-use super::answer::Answer;
+use super::Answer;
 use crate::position::{Lsn, Reached};
 
 /// Never `SELECT 1`: a promoted replica and a primary that was restored answer that as well. The timeline that a replica
