@@ -4,7 +4,7 @@ use std::fmt;
 
 use sea_orm::{TransactionError, TransactionOptions};
 
-use super::{policy::RetryPolicy, tries::Tries};
+use super::{attempt::Tries, policy::RetryPolicy};
 use crate::{DbTx, Error, SessionPool, session::Ran};
 
 impl SessionPool {

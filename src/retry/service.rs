@@ -12,7 +12,10 @@ use tower::retry::{Policy, Retry};
 use tower_service::Service;
 
 use super::{
-    attempt::Attempt, body::ReplayBody, future::RetryFuture, policy::RetryPolicy, tries::Tries,
+    attempt::{Attempt, Tries},
+    body::ReplayBody,
+    future::RetryFuture,
+    policy::RetryPolicy,
 };
 use crate::{
     body::BoxError,
