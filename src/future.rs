@@ -120,20 +120,17 @@ where
             }
             session.order(policy.order(&parts))
         });
+        if let Err(error) = applied {
+            return Self::refused(error, pool, responder);
+        }
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
-        let state = match applied {
-            Err(error) => {
-                telemetry::response_for(&error, &pool.inner().lines);
-                State::Refused(error)
-            }
-            Ok(()) if waits => {
-                let pool = pool.clone();
-                let check_out =
-                    async move { logged(&pool, session.check_out().await.map(|()| None)) };
-                State::acquiring(inner, request, Box::pin(check_out))
-            }
-            Ok(()) => State::serving(inner, request, None),
+        let state = if waits {
+            let pool = pool.clone();
+            let check_out = async move { logged(&pool, session.check_out().await.map(|()| None)) };
+            State::acquiring(inner, request, Box::pin(check_out))
+        } else {
+            State::serving(inner, request, None)
         };
         Self { state, responder }
     }
