@@ -41,6 +41,9 @@ impl Error {
 fn headers(code: i32, message: &'static str) -> [(HeaderName, HeaderValue); 2] {
     [
         (STATUS.clone(), HeaderValue::from(code)),
+        // gRPC wants it percent-encoded
+        // (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): the titles have
+        // nothing to encode.
         (MESSAGE.clone(), HeaderValue::from_static(message)),
     ]
 }

@@ -28,18 +28,24 @@ impl Error {
 
     /// The meaning of a failed COMMIT.
     pub(crate) fn of_commit(error: DbErr) -> Self {
+        // A conflict stays one: SERIALIZABLE may fail at COMMIT itself
+        // (<https://www.postgresql.org/docs/current/transaction-iso.html#XACT-SERIALIZABLE>), and
+        // so does Galera (H36). A retry layer has to see that.
         let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
         Self::with_source(kind, error)
     }
 
     /// The meaning of a transaction that did not begin, or was gone with its first statement.
     pub(crate) fn of_begin(error: DbErr) -> Self {
+        // `Aborted` says that nothing was committed, which is true whatever kept it from beginning.
         let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
         Self::with_source(kind, error)
     }
 
     /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
     pub(crate) fn to_db_err(&self) -> DbErr {
+        // Not for the crate's own failures, whose kind is their text: `Error::of` has to find it
+        // again.
         let is_servers = self.is_commit_failed()
             || self.is_conflict()
             || matches!(

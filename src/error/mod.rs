@@ -27,6 +27,7 @@ pub(crate) use self::{construct::Cause, kind::Kind};
 #[derive(Clone)]
 pub struct Error {
     kind: Kind,
+    // Shared: an error is cloned for the response, the log and the retry layer.
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -62,10 +63,14 @@ impl Error {
     /// ```
     pub fn of(error: &DbErr) -> Option<Self> {
         let kind = match error {
+            // Also a plain `DatabaseConnection`'s, whose pool does not tell a full pool from a
+            // database that is down (H25).
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
             // SeaORM has no place for a foreign error: the text is the kind (see `Kind::into_db_err`).
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
+            // Before the table, which has the servers' answers only: this one is of a server that
+            // gave none.
             error if server::is_unanswered(error) => Kind::ConnectionLost,
             error => Trouble::of(error)?.kind()?,
         };
@@ -116,6 +121,9 @@ impl Error {
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
             // A tenant that there is not, for example.
             Kind::UnknownDatabase => StatusCode::NOT_FOUND,
+            // 503 and not 409, which asks the client to resolve something
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-15.5.10>): here the same request
+            // will do.
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -149,6 +157,7 @@ impl Error {
             _ if self.is_conflict() || self.is_stale_plan() || self.is_replica_behind() => {
                 Some(Duration::from_secs(1))
             }
+            // The server is out of use already: the request goes to another one.
             Kind::ReadLost => Some(Duration::from_secs(1)),
             _ => None,
         }
