@@ -81,7 +81,10 @@ impl SessionPool {
         let mut tries = Tries::new(policy, None);
         loop {
             let Ran { result, undone_by } = self.run_once(options, &mut work).await;
+            // `undone_by` is there only if nothing of the attempt stands (G20). An acquire that
+            // failed has waited already, and a second one would add to the load.
             let passing = undone_by.filter(Error::is_passing);
+            // A job has no body that could be used up.
             match passing.and_then(|error| tries.next(&error, || true)) {
                 Some(wait) => wait.await,
                 None => return result,
