@@ -25,6 +25,8 @@ impl Monitor {
         database: &DatabaseConnection,
         within: Duration,
     ) -> Result<Answer, String> {
+        // tokio's, since it is held while the server is asked. The checks of one `Replicas` never
+        // overlap.
         let mut place = self.0.lock().await;
         // Taken: one that fails, or whose answer does not come, is not used again.
         let connection = place.take();
@@ -36,6 +38,8 @@ impl Monitor {
             let answer = connection.ask().await?;
             Ok::<_, String>((connection, answer))
         };
+        // Around the log-in as well: a host that is switched off does not refuse it, but never
+        // answers.
         let asked = timeout(within, asking).await;
         let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {within:?}")));
         let (connection, answer) = asked?;
