@@ -36,6 +36,7 @@ where
 {
     #[pin]
     state: State<S, ReqBody, S::Future, S::Response, S::Error, Tag>,
+    // Kept for the whole request: also a COMMIT that fails at the end needs a response.
     responder: Responder<Tag, Respond>,
 }
 
@@ -73,6 +74,7 @@ where
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
+            // Called in `call`, as without this layer: services may do their work there (G14).
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
                 // Only a session that has to wait costs a box, and a future that owns what it needs.
@@ -123,6 +125,7 @@ where
         if let Err(error) = applied {
             return Self::refused(error, pool, responder);
         }
+        // Before the inner service is called, as in a layer without another one around (G1).
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
         let state = if waits {
@@ -145,6 +148,7 @@ where
     type Output = Result<Response<ResBody>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A loop, so that a session that need not wait is served and settled in one poll.
         let mut this = self.project();
         loop {
             let step = match this.state.as_mut().project() {
@@ -161,6 +165,7 @@ where
                         None => future.poll(cx),
                     });
                     match guard.take() {
+                        // The outer layer settles, and has the guard.
                         None => Break(result),
                         Some(guard) => served(result, guard, this.responder),
                     }

@@ -28,6 +28,7 @@ pub struct DbSessionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForErr
     pool: SessionPool,
     // Shared, since servers clone a service for each connection or request.
     policy: Arc<Policy>,
+    // A type and not a box: the default costs a request nothing but a header's clone.
     respond: Respond,
     // A function's result, so that a layer is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
@@ -60,6 +61,7 @@ impl DbSessionLayer {
     /// If it is given a `DatabaseConnection` that is disconnected, or of a driver whose feature is not
     /// enabled in this crate; the message names the feature. [`try_new`](Self::try_new) returns this as an
     /// error.
+    // The panic names the line that builds the layer.
     #[track_caller]
     pub fn new(pool: impl Into<SessionPool>) -> Self {
         Self::tagged(pool)
@@ -276,6 +278,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     ///
     /// It costs what [`statement_timeout`](Self::statement_timeout) does; both together cost no more than one.
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        // Every database has one: nothing to be checked, unlike `statement_timeout`, which SQLite
+        // lacks.
         self.begin().lock_timeout(timeout);
         self
     }
@@ -487,6 +491,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<SessionPool> + Send + Sync + 'static,
     {
+        // What it picks is checked at each request: the layer cannot know the pools beforehand.
         self.policy().by = Some(Arc::new(pick));
         self
     }
@@ -516,10 +521,13 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     #[cfg(feature = "replicas")]
     #[track_caller]
     pub fn replicas(mut self, replicas: Replicas) -> Self {
+        // Where the service is built and not at its first request: it would be found in production
+        // otherwise.
         if let Err(kind) = self.policy.check_replicas(self.pool.inner(), &replicas) {
             panic!("{}", Error::from(kind));
         }
         self.policy().replicas = Some(replicas);
+        // Again, because `pool_mode` and `replicas` may be called in either order.
         if let Err(error) = self.policy.lend_replicas() {
             panic!("{error}");
         }
@@ -651,6 +659,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
         F: Fn(&Error, &Parts) -> Response<B>,
     {
         DbSessionLayer {
+            // Field by field, since the layer's type changes with the closure's.
             pool: self.pool,
             policy: self.policy,
             respond,

@@ -73,6 +73,7 @@ const STATE: &str = "db.client.connection.state";
 /// ```
 #[must_use = "it measures the pool that it is given to, by `SessionPoolBuilder::observe`"]
 pub struct OpenTelemetryObserver {
+    // Kept, since the counts can be registered only once the pool is there.
     meter: Meter,
     pool_name: Option<String>,
     operation_duration: Histogram<f64>,
@@ -80,12 +81,15 @@ pub struct OpenTelemetryObserver {
     use_time: Histogram<f64>,
     timeouts: Counter<u64>,
     sessions: Counter<u64>,
+    // Made once: a statement must not cost strings.
     attributes: OnceLock<Attributes>,
 }
 
 /// The attributes that all measurements of one pool have in common.
 #[derive(Default)]
 struct Attributes {
+    // Two lists, because the conventions name the server for statements, and the pool alone for
+    // connections.
     statement: Vec<KeyValue>,
     pool: Vec<KeyValue>,
 }
@@ -195,10 +199,13 @@ impl OpenTelemetryObserver {
     ) {
         let weak = pool.clone();
         self.meter
+            // The conventions' kind of instrument: unlike a gauge's, the numbers of several
+            // instances add up.
             .i64_observable_up_down_counter(name)
             .with_description(description)
             .with_unit(unit)
             .with_callback(move |instrument| {
+                // A pool that is gone reports nothing more: its series end.
                 if let Some(pool) = weak.upgrade() {
                     ask(&pool, instrument);
                 }
@@ -222,6 +229,7 @@ impl Observer for OpenTelemetryObserver {
             None => self
                 .wait_time
                 .record(acquired.waited().as_secs_f64(), self.pool()),
+            // Not if the database is down, which is no time-out of the pool's.
             Some(error) if error.is_exhausted() => self.timeouts.add(1, self.pool()),
             Some(_) => {}
         }
@@ -233,6 +241,8 @@ impl Observer for OpenTelemetryObserver {
         let Some(error) = executed.error() else {
             return self.operation_duration.record(seconds, all);
         };
+        // On failures only: the conventions want no `error.type` where nothing failed
+        // (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/>).
         let kind = KeyValue::new("error.type", error_type(error).into_owned());
         let code = server::code(error).map(|code| KeyValue::new("db.response.status_code", code));
         let failure = [kind].into_iter().chain(code);
@@ -263,6 +273,7 @@ impl fmt::Debug for OpenTelemetryObserver {
     }
 }
 
+// The SDK's up-down counters are signed; no pool has so many.
 fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -272,6 +283,7 @@ fn seconds(meter: &Meter, name: &'static str, description: &'static str) -> Hist
         .f64_histogram(name)
         .with_description(description)
         .with_unit("s")
+        // A hint: a view of the application's goes before it.
         .with_boundaries(BOUNDARIES.to_vec())
         .build()
 }

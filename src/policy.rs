@@ -99,6 +99,7 @@ impl Policy {
 
     /// Returns the plan for a request that gets its session from this layer.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
+        // Asked once: a user's function may look at a clock.
         let left = self.deadline.as_ref().and_then(|left| left(parts));
         // The client has been waiting since the first attempt.
         #[cfg(feature = "retry")]
@@ -127,6 +128,9 @@ impl Policy {
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
+            // HTTP/1 clients get trailers only if they ask for them
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>): no outcome may be left to
+            // these.
             has_trailers: parts.version >= Version::HTTP_2,
         };
         // Cheap clones: a standard method is inline, and the URI is counted.
@@ -216,6 +220,8 @@ impl Policy {
 /// # let _ = layer; }
 /// ```
 pub fn without_body(parts: &Parts) -> bool {
+    // Before `Content-Length`, which it overrides
+    // (<https://www.rfc-editor.org/rfc/rfc9112#section-6.3>).
     if parts.headers.contains_key(header::TRANSFER_ENCODING) {
         return false;
     }

@@ -49,9 +49,12 @@ pub struct Position(Place);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
+    // The timeline first, since positions are compared field by field: a fail-over goes before any
+    // number.
     Log { timeline: u32, lsn: u64 },
     Gtid(Gtid),
     Galera(Committed),
+    // Last, so that it is greater than all others.
     Primary,
 }
 
@@ -135,6 +138,7 @@ impl Position {
     /// Returns a position that has both.
     pub(crate) fn and(self, other: Self) -> Self {
         match (self.0, other.0) {
+            // The later one: WAL is one line, with all that the earlier one had before it.
             (Place::Log { .. }, Place::Log { .. }) => self.max(other),
             // Of two servers, neither has the other's for certain: one was the primary after the other.
             (Place::Gtid(one), Place::Gtid(two))
@@ -145,6 +149,7 @@ impl Position {
             (Place::Galera(one), Place::Galera(two)) if one.cluster == two.cluster => {
                 self.max(other)
             }
+            // Of two kinds, or of two clusters: only the primary can be asked for both.
             _ => Self::PRIMARY,
         }
     }
@@ -180,12 +185,14 @@ impl Reached {
                     _ => Holds::Never,
                 }
             }
+            // A node that joins another cluster begins to count anew.
             (Self::Galera(own), Place::Galera(wanted)) if own.cluster == wanted.cluster => {
                 match own.sequence.cmp(&wanted.sequence) {
                     Ordering::Less => Holds::NotYet,
                     _ => Holds::Yes,
                 }
             }
+            // Of another kind: a cookie from before the service moved to another database.
             _ => Holds::Never,
         }
     }
@@ -217,6 +224,7 @@ impl Reached {
         match self {
             Self::Log { timeline, lsn } => Some(Position::at(*timeline, *lsn)),
             Self::Gtids(gtids) => match **gtids {
+                // Of several domains, one position would leave the others' writes out.
                 [one] => Some(Position::of(one)),
                 _ => None,
             },

@@ -29,6 +29,7 @@ use crate::{
 pub struct DbSessionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     inner: S,
     pool: SessionPool,
+    // Shared: servers clone the service for each connection, and some for each request.
     policy: Arc<Policy>,
     respond: Respond,
     tag: PhantomData<fn() -> Tag>,
@@ -64,6 +65,8 @@ impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
 impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
     for DbSessionService<S, Tag, Respond>
 where
+    // `Clone`, because a request that waits for its connection takes the service along that was
+    // polled ready.
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     Respond: ResponseForError<ResBody> + Clone,
     Tag: 'static,

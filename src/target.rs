@@ -23,6 +23,8 @@ impl Target {
         let database = pool.database();
         Self {
             system: system_name(database.get_database_backend()),
+            // From the options, not from the server: asking it would need a connection before there
+            // is one.
             ..Self::named_in_options(database)
         }
     }
@@ -51,6 +53,7 @@ impl Target {
             #[cfg(feature = "sqlx-sqlite")]
             DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
                 let options = database.get_sqlite_connection_pool().connect_options();
+                // Not the path, which says where a machine keeps its files.
                 let name = options.get_filename().file_name().unwrap_or_default();
                 Self::default().named(match &*name.to_string_lossy() {
                     // sqlx gives each database in memory another name, and a metric's label must not grow with them.
@@ -78,6 +81,7 @@ impl Target {
     #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
     fn behind(self, socket: Option<&std::path::PathBuf>) -> Self {
         match socket {
+            // A socket goes before the host, as for the driver.
             Some(path) => Self {
                 address: Some(path.to_string_lossy().into_owned()),
                 port: None,
@@ -119,6 +123,7 @@ impl Target {
 /// Returns how many open connections no session has: those that the session pool keeps, and those of the driver's pool.
 pub(crate) fn idle(pool: &SessionPool) -> usize {
     let database = pool.database();
+    // The driver's pool counts none that a session pool keeps: those are out, to it.
     let of_driver = match &database.inner {
         #[cfg(feature = "sqlx-postgres")]
         DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {

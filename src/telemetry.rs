@@ -38,6 +38,8 @@ impl OwnSpan {
 
 impl Drop for OwnSpan {
     fn drop(&mut self) {
+        // Its own: a guard that is dropped in another thread, or after a test's subscriber has
+        // gone, has another default.
         let subscriber = self.0.with_subscriber(|(_, subscriber)| subscriber.clone());
         if let Some(subscriber) = subscriber {
             let span = mem::replace(&mut self.0, Span::none());
@@ -70,6 +72,7 @@ impl SessionSpan {
     pub(crate) fn open() -> Self {
         let span = tracing::debug_span!(
             target: "tower_sea_orm::session", "db_session",
+            // Declared empty, since `record` passes over a field that the span does not have.
             waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
         );
         Self {
@@ -176,10 +179,13 @@ pub(crate) fn statement_span(
     backend: DbBackend,
     statement: &Redacted,
 ) -> OwnSpan {
+    // Asked first: to take the values out of a text costs more than the span.
     if !statements_are_traced() {
         return OwnSpan::none();
     }
+    // Without values, whoever may read traces (G15).
     let text = &*statement.without_values(backend);
+    // The first word alone: a span's name must not be different for each text.
     let summary = text.split_whitespace().next().unwrap_or_default();
     let open = |parent: Option<Id>| {
         tracing::debug_span!(
@@ -194,6 +200,7 @@ pub(crate) fn statement_span(
     let child = session.0.with_subscriber(|(id, subscriber)| {
         dispatcher::with_default(subscriber, || open(Some(id.clone())))
     });
+    // Without a session's span, as one that its level filters out, the handler's own is the parent.
     OwnSpan(child.unwrap_or_else(|| open(Span::current().id())))
 }
 
@@ -268,6 +275,7 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         tracing::debug!(target: "tower_sea_orm", "{error}");
         return;
     }
+    // A 503 is for those who run the database, a 500 for those who wrote the service (G15).
     let is_warning = error.status() != StatusCode::INTERNAL_SERVER_ERROR;
     let most = match is_warning {
         true => WARNINGS,
@@ -279,6 +287,7 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         return;
     };
     let suppressed = (suppressed > 0).then_some(suppressed);
+    // As a field: the message stays the same text, by which lines can be counted.
     let cause = std::error::Error::source(error).map(tracing::field::display);
     if is_warning {
         tracing::warn!(target: "tower_sea_orm", suppressed, cause, "{error}");
@@ -319,6 +328,7 @@ pub(crate) fn needs_transaction(statement: &str) {
     // A hash and not the text: what is kept may not grow with the statements, and no value stays in memory.
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Full, it stays full: to forget the oldest would log it again and again.
     let is_new = logged.len() < REMEMBERED && logged.insert(hash);
     // Not under the lock: logging runs the subscriber's code.
     drop(logged);

@@ -127,6 +127,7 @@ where
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
+    // The layer's own parts: a handler's test sees the answers that its clients would.
     let responder = Responder::<DefaultDatabase, _>::new::<B>(
         DefaultResponseForError,
         &parts,
@@ -161,6 +162,7 @@ where
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool {
     pool: SessionPool,
+    // By an observer, which counts what was sent: a mock would count what was expected.
     statements: Arc<StatementLog>,
 }
 
@@ -282,6 +284,8 @@ impl TestPool {
     /// If the future is dropped half-way, the hooks that have not run are lost.
     pub async fn run_hooks(&self) -> usize {
         let test = self.pool.inner().test();
+        // By the test itself: nothing of its transaction is ever committed, so that they would
+        // never run.
         let hooks = test.map(|test| test.take_hooks()).unwrap_or_default();
         let count = hooks.len();
         for hook in hooks {

@@ -38,10 +38,13 @@ pub(super) enum State<S, ReqBody, F, R, E, Tag> {
     /// The response is there; the transaction is being committed or rolled back.
     Settling {
         result: Option<Result<R, E>>,
+        // `'static`: dropped with the request, it is seen through in a task (H17).
         settlement: BoxFuture<'static, Ended>,
         guard: SessionGuard,
     },
     /// The response was returned.
+    // What is polled again from here on panics, as any future may: a second response would be
+    // untrue.
     Done,
 }
 
@@ -66,6 +69,7 @@ where
         // A service may do its work in `call`: a second session that it takes there is this request's too.
         let entered = guard.as_ref().map(SessionGuard::enter);
         let future = inner.call(request);
+        // Not longer than the call: whatever this thread does next is another request's.
         drop(entered);
         Self::Serving { future, guard }
     }
@@ -88,6 +92,7 @@ where
     {
         let next = inner.clone();
         Self::Acquiring {
+            // <https://docs.rs/tower/latest/tower/trait.Service.html#be-careful-when-cloning-inner-services>
             inner: std::mem::replace(inner, next),
             request,
             acquire,

@@ -20,6 +20,7 @@ pub(crate) struct Lsn(pub(crate) u64);
 
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // (<https://www.postgresql.org/docs/current/datatype-pg-lsn.html>)
         write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
     }
 }
@@ -29,6 +30,8 @@ impl FromStr for Lsn {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let half = |digits: &str| {
+            // No more than the server writes: `from_str_radix` would take a sign, and what a client
+            // sends goes into SQL.
             let is_plain = (1..=8).contains(&digits.len())
                 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
             is_plain.then(|| u64::from_str_radix(digits, 16).ok())?
@@ -61,6 +64,7 @@ impl FromStr for Gtid {
 
 impl fmt::Display for Committed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By hand: the crate `uuid` would be a dependency for these ten lines.
         let hex = format!("{:032x}", u128::from_be_bytes(self.cluster));
         let (mut rest, mut separator) = (hex.as_str(), "");
         for length in UUID {
@@ -97,6 +101,7 @@ impl FromStr for Committed {
 
 /// Reads a number that is written in digits only.
 fn number<N: FromStr>(text: &str) -> Result<N, ParsePositionError> {
+    // `parse` takes a `+`, and two texts of one position would be two.
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
     is_plain
         .then(|| text.parse().ok())
@@ -125,6 +130,7 @@ impl FromStr for Position {
         if text == "primary" {
             return Ok(Self::PRIMARY);
         }
+        // Each kind has a sign that no other has.
         if text.contains(':') {
             return text.parse().map(Self::committed);
         }

@@ -9,6 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Lets some log lines of each kind pass a second, and counts the rest.
 #[derive(Default)]
+// By kinds, which are few and known when the crate is built: no request can make it grow.
 pub(crate) struct Throttle(Mutex<Vec<(&'static str, Window)>>);
 
 #[derive(Default)]
@@ -45,6 +46,7 @@ impl Throttle {
     pub(crate) fn calm(&self, kind: &'static str) -> Option<u64> {
         let mut kinds = self.lock();
         let (_, window) = kinds.iter_mut().find(|(known, _)| *known == kind)?;
+        // Taken, so that the end of a storm is told once.
         window.since.take_if(|since| since.elapsed() >= SECOND)?;
         Some(std::mem::take(&mut window.suppressed))
     }
@@ -56,6 +58,7 @@ impl Window {
             (self.since, self.lines) = (Some(Instant::now()), 0);
         }
         if self.lines == most {
+            // Counted: a log that says nothing of the rest makes a storm look like one failure.
             self.suppressed += 1;
             return None;
         }

@@ -62,6 +62,7 @@ impl RoutePolicy {
         Order {
             // A route's layer opens no session: what is about the connection belongs to the layer that does.
             pool_mode: None,
+            // Always one: without a mode, the session would keep the outer layer's.
             mode: Some(self.mode),
             commit_when: self.commit_when.clone(),
             // No deadline, either: the session has begun, with its own.
@@ -214,6 +215,7 @@ impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
     type Service = TransactionService<S, Tag, Respond>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        // A copy: a router calls `layer` for each route, and the layer stays usable.
         TransactionService::new(inner, self.clone())
     }
 }

@@ -50,8 +50,10 @@ where
     Respond: ResponseForError<ResBody>,
     Tag: 'static,
 {
+    // The service's own: a refusal has its body type, so that the layer fits anywhere (G14).
     type Response = S::Response;
     type Error = S::Error;
+    // Named and not boxed: a route that only sets options costs no allocation.
     type Future = TransactionFuture<S::Future, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
@@ -78,6 +80,7 @@ fn apply<Tag: 'static>(policy: &RoutePolicy, parts: &Parts) -> Result<(), Error>
     let session = parts.extensions.get::<DbSession<Tag>>();
     // A request that is retried or kept carries the handle of a session that is over.
     let session = session.filter(|session| !session.has_ended());
+    // An error, not a request without its transaction: half of its writes could stand alone (G7).
     session.ok_or(Kind::NoSession)?.order(policy.order(parts))
 }
 
