@@ -40,18 +40,6 @@ impl ConfigError {
         Self::new(key, format!("{shown} is refused: {why}"))
     }
 
-    /// Refuses to do without the URL that `key` should have; `parts` of one were given instead.
-    pub(super) fn no_url(key: &str, parts: &str) -> Self {
-        let hint = match parts {
-            "" => String::new(),
-            _ => format!("; {parts} are ignored: put their values into the URL"),
-        };
-        Self::new(
-            key,
-            format!("not set: write `postgres://user@host/database`{hint}"),
-        )
-    }
-
     /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.
     pub fn key(&self) -> &str {
         &self.key

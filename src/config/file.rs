@@ -35,7 +35,7 @@ impl<'de> Visitor<'de> for Table {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut given = Given::default();
+        let mut given = Given::nothing("", "url");
         // Entry by entry: a map would lose one of two with the same name.
         while let Some((key, value)) = map.next_entry::<String, Option<Value>>()? {
             // As text, so that a value means the same in a file and in a variable.

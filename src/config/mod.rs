@@ -19,10 +19,11 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::error::ConfigError;
-use self::{
-    env::Variables, given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl,
-};
+use self::{given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl};
 use crate::{Error, SessionPool, SessionPoolBuilder};
+
+const PREFIX: &str = "DB_";
+const URL: &str = "DATABASE_URL";
 
 /// Calls the setter for each of these settings that was given.
 macro_rules! set {
@@ -170,7 +171,7 @@ impl PoolConfig {
     pub fn from_env() -> Result<Self, ConfigError> {
         // A key that is not UTF-8 is no name of ours.
         let vars = vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value)));
-        Self::from_variables(Variables::DEFAULT, vars)
+        Self::from_given(&Given::of_variables(PREFIX, URL, vars)?)
     }
 
     /// [`from_env`](Self::from_env) with these variables in place of the environment's. Variables whose
@@ -192,7 +193,7 @@ impl PoolConfig {
     pub fn from_vars<K: AsRef<str>, V: AsRef<str>>(
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        Self::from_variables(Variables::DEFAULT, owned(vars))
+        Self::from_given(&Given::of_variables(PREFIX, URL, owned(vars))?)
     }
 
     /// Reads the variables that begin with `prefix`: for a second database, or if `DB_` belongs to
@@ -219,21 +220,13 @@ impl PoolConfig {
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
         let url = &format!("{prefix}URL");
-        Self::from_variables(Variables { prefix, url }, owned(vars))
+        Self::from_given(&Given::of_variables(prefix, url, owned(vars))?)
     }
 
-    fn from_variables(
-        variables: Variables<'_>,
-        vars: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<Self, ConfigError> {
-        let (given, no_url) = variables.read(vars)?;
-        Self::from_given(&given, no_url)
-    }
-
-    fn from_given(given: &Given<'_>, no_url: ConfigError) -> Result<Self, ConfigError> {
+    fn from_given(given: &Given<'_>) -> Result<Self, ConfigError> {
         let (mut settings, overflows) = given.read()?;
         // Out of the settings, whose `Debug` would show its password.
-        let url = settings.url.take().ok_or(no_url)?;
+        let url = settings.url.take().ok_or_else(|| given.no_url())?;
         let url =
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
         given.check(&settings, url.backend)?;
@@ -404,8 +397,7 @@ fn owned<K: AsRef<str>, V: AsRef<str>>(
 
 impl<'de> Deserialize<'de> for PoolConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let given = file::read(deserializer)?;
-        Self::from_given(&given, ConfigError::no_url("url", "")).map_err(D::Error::custom)
+        Self::from_given(&file::read(deserializer)?).map_err(D::Error::custom)
     }
 }
 

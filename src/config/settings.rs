@@ -27,10 +27,6 @@ macro_rules! settings {
         /// Every name that a setting has.
         pub(super) const NAMES: &[&str] = &[$(stringify!($name), $(stringify!($other),)?)*];
 
-        /// SQLAlchemy's names, each with SeaORM's.
-        pub(super) const OTHER_NAMES: &[(&str, &str)] =
-            &[$($((stringify!($other), stringify!($name)),)?)*];
-
         impl Settings {
             /// Reads `text` as the value of the setting `name`. Returns `false` if the setting has another value already.
             ///

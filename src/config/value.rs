@@ -21,7 +21,7 @@ const UNITS: &[(&str, f64)] = &[
 ];
 
 pub(super) fn whole(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
+    Ok(text.trim().to_owned())
 }
 
 pub(super) fn count(text: &str) -> Result<u32, String> {
