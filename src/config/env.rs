@@ -25,6 +25,7 @@ impl<'p> Given<'p> {
                 given.foreign.push(key);
                 continue;
             }
+            // Only now that it is one of ours: another program's variable may hold any bytes.
             let Ok(text) = value.into_string() else {
                 return Err(ConfigError::new(key, "not UTF-8"));
             };

@@ -17,6 +17,8 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     key: String,
+    // A text, and no kinds to match: it is for the person who wrote the setting, and code can only
+    // stop.
     problem: String,
 }
 

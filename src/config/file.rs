@@ -14,14 +14,18 @@ use super::{error::ConfigError, given::Given};
 #[serde(untagged)]
 enum Value {
     Switch(bool),
+    // Before `Number`, by which a large one would lose digits.
     Whole(i64),
     Number(f64),
     Text(String),
+    // Last, because it takes anything.
     Nested(IgnoredAny),
 }
 
 /// Reads the settings of a file.
 pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Given<'static>, D::Error> {
+    // Not into a struct by serde's derive: its error for an unknown field knows no name that was
+    // meant, and its aliases do not tell whether two values agree.
     deserializer.deserialize_map(Table)
 }
 

@@ -8,6 +8,7 @@ use super::{
 };
 
 /// SQLAlchemy's default of `pool_size`, if only `max_overflow` is given.
+// (<https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine.params.pool_size>)
 const POOL_SIZE: u32 = 5;
 /// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
 const MAX_OVERFLOW: u32 = 10;
@@ -57,6 +58,8 @@ impl<'p> Given<'p> {
             return Err(self.no_such_setting(name, key));
         }
         let (name, key) = (name.to_owned(), key.to_owned());
+        // Twice is no error by itself: a platform may set `DATABASE_URL` beside a service's own
+        // `DB_URL`.
         self.settings.push(Setting { name, key, text });
         Ok(())
     }
@@ -84,6 +87,7 @@ impl<'p> Given<'p> {
         // As SQLAlchemy fills in the one that is missing.
         let size = *settings.min_connections.get_or_insert(POOL_SIZE);
         let refused = |why: &str| ConfigError::new(self.key(&["max_overflow", "pool_size"]), why);
+        // Both are the user's: one of them may be meant as "no limit".
         let Some(sum) = size.checked_add(overflow) else {
             return Err(refused("too many connections together with `pool_size`"));
         };
@@ -104,11 +108,13 @@ impl<'p> Given<'p> {
         let default = if backend == DbBackend::Sqlite { 1 } else { 10 };
         let max = settings.max_connections.unwrap_or(default);
         let note = settings.max_connections.map_or(" (the default)", |_| "");
+        // Here and not by the driver, which takes it and opens fewer without a word.
         if let Some(min) = settings.min_connections.filter(|min| *min > max) {
             let key = self.key(&["min_connections", "pool_size", "max_overflow"]);
             let why = format!("{min} is more than `max_connections`, {max}{note}");
             return Err(ConfigError::new(key, why));
         }
+        // As many as all would do the same as more: no session would ever have a connection.
         if let Some(reserved) = settings.reserved_connections.filter(|n| *n >= max) {
             let why = format!(
                 "{reserved} leaves no connection for sessions: write less than `max_connections`, {max}{note}"
@@ -176,6 +182,7 @@ impl<'p> Given<'p> {
     }
 
     fn refuse(&self, key: &str, hint: &str) -> ConfigError {
+        // In a file, the settings share no namespace with other programs.
         let own_prefix = if self.prefix.is_empty() {
             ""
         } else {

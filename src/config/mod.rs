@@ -22,6 +22,8 @@ pub use self::error::ConfigError;
 use self::{given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl};
 use crate::{Error, SessionPool, SessionPoolBuilder};
 
+// `DATABASE_URL` is also where the command-line tools of sqlx and SeaORM look, and what platforms
+// set.
 const PREFIX: &str = "DB_";
 const URL: &str = "DATABASE_URL";
 
@@ -170,6 +172,8 @@ impl PoolConfig {
     /// no URL.
     pub fn from_env() -> Result<Self, ConfigError> {
         // A key that is not UTF-8 is no name of ours.
+        // Not `vars`, which panics at the first variable that is not UTF-8, whosever it is
+        // (<https://doc.rust-lang.org/std/env/fn.vars.html>).
         let vars = vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value)));
         Self::from_given(&Given::of_variables(PREFIX, URL, vars)?)
     }
@@ -229,6 +233,7 @@ impl PoolConfig {
         let url = settings.url.take().ok_or_else(|| given.no_url())?;
         let url =
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
+        // Behind the URL, since SQLite's defaults are others.
         given.check(&settings, url.backend)?;
         Ok(Self {
             url,
@@ -282,6 +287,7 @@ impl PoolConfig {
         set! { builder, self.settings; reserved_connections max_pending reset pool_mode }
         set! { builder, self.settings; hold_slow_threshold hold_timeout body_timeout direct_handoff }
         set! { builder, self.settings; test_before_acquire_if_idle_for }
+        // The builder has no way to turn it off again: it is off by default.
         if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }
@@ -356,9 +362,12 @@ impl PoolConfig {
         }
         // SQLite has no server, and a lazy pool shows a wrong URL at its first session.
         if self.url.backend != DbBackend::Sqlite && !options.get_connect_lazy() {
+            // Without one, there is one attempt: its error has the reason, where the pool's own
+            // would be a time-out (H25).
             let startup = self.settings.startup_timeout.unwrap_or_default();
             wait_for_server(&self.url, &options, startup).await?;
         }
+        // Only what was given is set below: the other defaults are the pool's, and in one place.
         let builder = self.session_pool_builder(Database::connect(options).await?);
         Ok(set(builder).build()?)
     }
@@ -397,6 +406,7 @@ fn owned<K: AsRef<str>, V: AsRef<str>>(
 
 impl<'de> Deserialize<'de> for PoolConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // By serde's error, so that a file's reader adds the line.
         Self::from_given(&file::read(deserializer)?).map_err(D::Error::custom)
     }
 }

@@ -21,6 +21,7 @@ const TARGET: &str = "tower_sea_orm::pool";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+// At most so much later than the server is its service ready.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Tries to connect until the server accepts a connection, or `startup` is over.
@@ -53,9 +54,13 @@ pub(super) async fn wait_for_server(
         }
         // Once, since each attempt would repeat it.
         if pause == FIRST_PAUSE {
+            // INFO: a service that starts together with its database is nothing to wake anybody
+            // for.
             tracing::info!(target: TARGET, %url, %error, "the database is not available yet; retrying");
         }
+        // No longer than what is left: the last attempt comes at the end of it.
         sleep(jittered(pause).min(left())).await;
+        // Doubled: many instances that wait for one server must not keep it from starting.
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     if pause > FIRST_PAUSE {
@@ -67,6 +72,7 @@ pub(super) async fn wait_for_server(
 /// A pool that connects at once would try a refused connection again by itself, and lose the reason.
 async fn lazy_pool(options: &ConnectOptions) -> Result<SessionPool, DbErr> {
     let mut lazy = options.clone();
+    // sqlx opens `min_connections` in a task of its own, lazy or not.
     lazy.connect_lazy(true).min_connections(0);
     Ok(SessionPool::try_new(Database::connect(lazy).await?)?)
 }
@@ -96,6 +102,8 @@ fn is_not_available_yet(error: &DbErr) -> bool {
         && let sqlx::Error::Io(error) = &**cause
     {
         use ErrorKind::*;
+        // Also connections that are accepted and then broken off: a container's port proxy does so
+        // while its server is not up yet.
         #[rustfmt::skip]
         let kinds = [
             ConnectionRefused, ConnectionReset, ConnectionAborted, UnexpectedEof, BrokenPipe,
@@ -105,6 +113,7 @@ fn is_not_available_yet(error: &DbErr) -> bool {
         let unresolved = "failed to lookup address information";
         return kinds.contains(&error.kind()) || error.to_string().starts_with(unresolved);
     }
+    // Nothing else: waiting mends no password, and the log should say so at once.
     server::is_starting_up(error)
 }
 
