@@ -40,6 +40,7 @@ impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbSession<Tag> {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
+        // A handle, not the session: the request's future owns that (G3).
         Self::tagged(&parts.extensions).map_err(MissingSession)
     }
 }

@@ -114,6 +114,7 @@ where
             times: false,
         };
         let responder = Responder::new(respond, &parts, joined);
+        // Without a session of its own: a second one could wait for the first for ever (H11).
         let applied = policy.pick(&parts, pool).and_then(|picked| {
             let driver = picked.as_ref().unwrap_or(pool).inner().driver();
             // Under one tag, a handler could not know which of two databases it writes to.

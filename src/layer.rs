@@ -341,6 +341,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Vec<String> + Send + Sync + 'static,
     {
+        // Quoted on the way: a tenant's name out of a request must not become SQL.
         self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
@@ -593,6 +594,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<Arc<str>> + Send + Sync + 'static,
     {
+        // Asked of a closure: the route is known to the router, and each framework has its own
+        // (G14).
         self.policy().http_route = Some(Arc::new(route));
         self
     }
@@ -623,6 +626,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// # }); }
     /// ```
     pub fn server_timing(mut self) -> Self {
+        // Off by default, since it tells every client what the database takes
+        // (<https://www.w3.org/TR/server-timing/#privacy-and-security>).
         self.policy().response.times = true;
         self
     }
@@ -654,6 +659,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// });
     /// # let _ = layer; }
     /// ```
+    // `Fn`, not `ResponseForError`: only such a bound has the types of a closure's arguments
+    // inferred.
     pub fn response_for_error<F, B>(self, respond: F) -> DbSessionLayer<Tag, F>
     where
         F: Fn(&Error, &Parts) -> Response<B>,

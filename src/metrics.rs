@@ -96,6 +96,7 @@ struct Observed {
     /// The labels of statements.
     target: Vec<Label>,
     name: Label,
+    // Kept, because to look one up hashes all its labels.
     succeeded: Histogram,
     waited: Histogram,
     held: Histogram,

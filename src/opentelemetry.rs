@@ -118,6 +118,8 @@ impl OpenTelemetryObserver {
             timeouts: meter
                 .u64_counter("db.client.connection.timeouts")
                 .with_description("Sessions that got no connection in time.")
+                // Braces are a note beside the unit, which is 1
+                // (<https://opentelemetry.io/docs/specs/semconv/general/metrics/#instrument-units>).
                 .with_unit("{timeout}")
                 .build(),
             sessions: meter
@@ -140,6 +142,7 @@ impl OpenTelemetryObserver {
             ("server.address", &target.address),
             ("db.namespace", &target.namespace),
         ];
+        // What the options do not name is left out: an empty text would be a value.
         let texts = optional
             .into_iter()
             .filter_map(|(name, value)| Some(KeyValue::new(name, value.clone()?)));
@@ -170,6 +173,8 @@ impl OpenTelemetryObserver {
             "Open connections, by their state.",
             pool,
             move |pool, count| {
+                // Both in one callback, nearly of one moment: in two, a connection could be counted
+                // in neither.
                 count.observe(pool.status().used.into(), &used);
                 count.observe(signed(target::idle(pool)), &idle);
             },

@@ -50,12 +50,14 @@ pub(crate) struct Policy {
 /// Which requests run in a transaction.
 #[derive(Clone, Default)]
 pub(crate) enum Transactions {
+    // As SeaORM itself: each statement commits by itself unless the service asks for more.
     #[default]
     None,
     All,
     If(Predicate),
 }
 
+// Shared, since a policy is copied where a layer is changed that others share.
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 
 /// Returns the route by which a request was matched.
@@ -183,6 +185,7 @@ impl Policy {
             sqlite_transaction_mode: None,
             ..self.options
         };
+        // `None` leaves the mode to an outer layer, or to `otherwise` in `plan`.
         let mode = match (picked, self.read_only_otherwise) {
             (true, _) => Some(Mode::Transaction(self.options)),
             (false, true) => Some(Mode::Transaction(read_only)),
@@ -242,6 +245,7 @@ pub fn unsafe_methods(parts: &Parts) -> bool {
 /// When a request's connection is checked out.
 #[derive(Clone, Default)]
 pub(crate) enum Checkout {
+    // A request that gets no connection is refused before its handler has done anything (G1).
     #[default]
     Eager,
     Lazy,

@@ -200,6 +200,7 @@ impl Reached {
     /// Returns whether the server has all that another one had.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
+            // Both: a later timeline may have begun before the number was reached.
             (
                 Self::Log { timeline, lsn },
                 Self::Log {

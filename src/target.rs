@@ -63,6 +63,7 @@ impl Target {
                     name => name,
                 })
             }
+            // A mock and a proxy have no address.
             _ => Self::default(),
         }
     }
@@ -70,6 +71,7 @@ impl Target {
     #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
     fn server(host: &str, port: u16, default_port: u16) -> Self {
         Self {
+            // As it was configured, not resolved: the name outlives the servers behind it.
             address: Some(host.to_owned()),
             // libpq and sqlx take a host of this form as the directory of a socket.
             port: (!host.starts_with('/')).then_some(port),
@@ -112,6 +114,7 @@ impl Target {
             name += &format!(":{port}");
         }
         match &self.namespace {
+            // SQLite has no server to be named after.
             Some(namespace) if name.is_empty() => namespace.clone(),
             Some(namespace) => format!("{name}/{namespace}"),
             None if name.is_empty() => self.system.to_owned(),

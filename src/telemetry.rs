@@ -213,6 +213,7 @@ pub(crate) fn statement_begins(OwnSpan(span): &OwnSpan) {
 pub(crate) fn statement_failed(OwnSpan(span): &OwnSpan, error: &DbErr) {
     if !span.is_disabled() {
         span.record("otel.status_code", "ERROR");
+        // Not the error's text, which may have values in it (G15).
         span.record("error.type", &*error_type(error));
     }
 }
@@ -234,6 +235,8 @@ pub(crate) fn error_type(error: &DbErr) -> Cow<'static, str> {
         return code.into();
     }
     match error {
+        // A few fixed words, and `_OTHER` for the rest, as the conventions ask for
+        // (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/>).
         DbErr::ConnectionAcquire(_) => "connection_acquire".into(),
         DbErr::Conn(_) => "connection".into(),
         _ => "_OTHER".into(),
@@ -302,6 +305,7 @@ pub(crate) fn response_without_session(error: &Error) {
 }
 
 /// Logs that stored or raw code has ended a transaction.
+// Not throttled: each time, a change may stand that its client takes for undone.
 pub(crate) fn ended_elsewhere(statement: &str) {
     tracing::error!(
         target: "tower_sea_orm::session", statement,
@@ -324,6 +328,8 @@ const REMEMBERED: usize = 256;
 
 /// Logs, once for each text, a statement that has no effect where each statement commits by itself.
 pub(crate) fn needs_transaction(statement: &str) {
+    // For all pools, since the mistake is in the program. A `BTreeSet`, with which a static can
+    // begin.
     static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
     // A hash and not the text: what is kept may not grow with the statements, and no value stays in memory.
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);

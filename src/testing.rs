@@ -176,6 +176,7 @@ impl StatementLog {
     }
 }
 
+// At the pool, where each statement comes by, whichever session runs it.
 impl Observer for StatementLog {
     fn executed(&self, executed: &Executed<'_>) {
         // The session's own are no statements of the code under test.
@@ -267,6 +268,7 @@ impl TestPool {
             ran.len() == expected,
             "{} statements instead of {expected}:\n{}",
             ran.len(),
+            // All of them: a number says nothing of which one is too many.
             ran.join("\n")
         );
         output
@@ -310,6 +312,7 @@ impl TestPool {
     }
 }
 
+// A test that panics leaves nothing behind either.
 impl Drop for TestPool {
     fn drop(&mut self) {
         if let Some(test) = self.pool.inner().test() {

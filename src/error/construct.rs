@@ -87,6 +87,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { statement, error } = self;
         match error {
+            // With the server's words: only a log gets this text (G15).
             Some(error) => write!(f, "`{statement}` failed: {error}"),
             None => write!(f, "`{statement}`"),
         }

@@ -139,6 +139,7 @@ impl Kind {
     }
 
     /// All connections are in use, or the server takes no more.
+    // One question for all: what the client can do about them is the same.
     pub(super) fn is_exhausted(self) -> bool {
         matches!(
             self,

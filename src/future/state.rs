@@ -24,6 +24,8 @@ pub(super) enum State<S, ReqBody, F, R, E, Tag> {
     Acquiring {
         inner: S,
         request: Request<ReqBody>,
+        // Dropped with the request, it leaves the queue; what the driver is opening for it goes to
+        // the next (H22).
         acquire: Acquire<Tag>,
     },
     /// The request's session cannot follow the layer's settings.
@@ -37,6 +39,7 @@ pub(super) enum State<S, ReqBody, F, R, E, Tag> {
     },
     /// The response is there; the transaction is being committed or rolled back.
     Settling {
+        // Kept back until the session has ended (G7).
         result: Option<Result<R, E>>,
         // `'static`: dropped with the request, it is seen through in a task (H17).
         settlement: BoxFuture<'static, Ended>,

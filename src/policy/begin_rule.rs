@@ -47,6 +47,7 @@ impl BeginRule {
         if let Err(kind) = check_name(&name) {
             panic!("{}: {name:?}", Error::from(kind));
         }
+        // The value is a function's: a tenant, for example, is another one for each request.
         self.parameters.push((name, value));
     }
 

@@ -30,6 +30,7 @@ impl Policy {
         // Of one kind, because the positions of PostgreSQL and MariaDB cannot be compared.
         let kind = own.backend();
         let has_replicas = matches!(kind, DbBackend::Postgres | DbBackend::MySql);
+        // A pass-through has no BEGIN of this crate's, which the check of a position travels with.
         let fits = |pool: &PoolInner| !pool.is_direct() && pool.backend() == kind;
         if !has_replicas || !fits(own) || !pools().all(|pool| fits(pool)) {
             return Err(Kind::HasNoReplicas);

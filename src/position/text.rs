@@ -111,6 +111,7 @@ fn number<N: FromStr>(text: &str) -> Result<N, ParsePositionError> {
 
 /// Reads MariaDB's list of global transaction IDs, one for each domain.
 pub(crate) fn gtids(text: &str) -> Result<Vec<Gtid>, ParsePositionError> {
+    // A server that has replicated nothing has an empty list, which is one empty entry here.
     let entries = text.split(',').map(str::trim);
     entries
         .filter(|entry| !entry.is_empty())

@@ -185,6 +185,7 @@ impl Node {
 
 /// How well a replica can serve a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+// In this order for `max`: a known one goes before a likely one.
 pub(super) enum Fitness {
     /// It may have replayed what the client has written.
     Likely,

@@ -83,13 +83,16 @@ impl<B: Body> Body for ReplayBody<B>
 where
     B::Error: Into<BoxError>,
 {
+    // Whatever the original's is: what was recorded and what is new have to be of one type.
     type Data = Bytes;
+    // The original's, or this body's own.
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // Movable: the original is pinned in a box of its own.
         let this = self.get_mut();
         if this.reading.is_none() {
             // With the first read, and not with the request: a handler that never reads leaves it

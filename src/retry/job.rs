@@ -78,6 +78,7 @@ impl SessionPool {
         F: for<'c> AsyncFnMut(&'c DbTx) -> Result<T, E>,
         E: fmt::Display + fmt::Debug,
     {
+        // No deadline: a job has no client that stops waiting.
         let mut tries = Tries::new(policy, None);
         loop {
             let Ran { result, undone_by } = self.run_once(options, &mut work).await;

@@ -69,6 +69,7 @@ impl<B: Body> Recording<B> {
         {
             // The frame goes on to the handler all the same: such a request is served as without
             // the layer.
+            // Never below zero, since nothing is recorded beyond `max`.
             if data.len() > self.max - self.read.len() {
                 self.give_up();
             } else {

@@ -59,6 +59,7 @@ impl<S> RetryService<S> {
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RetryService<S>
 where
+    // `Clone`, as for tower's `Retry`: a later attempt needs a service that is ready once more.
     S: Service<Request<ReplayBody<ReqBody>>, Response = Response<ResBody>> + Clone,
     ReqBody: Body,
     ReqBody::Error: Into<BoxError>,
@@ -67,6 +68,7 @@ where
     type Error = S::Error;
     type Future = RetryFuture<S, ReqBody, ResBody>;
 
+    // The service that is ready serves the first attempt: `call` moves it, and does not clone it.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }

@@ -151,6 +151,7 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     /// # let _ = app; }
     /// ```
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
+        // Not checked against the database, which the session's layer knows and this one does not.
         self.policy.begin.statement_timeout(timeout);
         self
     }
@@ -188,11 +189,14 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         F: Fn(&request::Parts) -> Vec<String> + Send + Sync + 'static,
     {
+        // Quoted on the way: a tenant's name out of a request must not become SQL.
         self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
     /// Makes the response when the session cannot follow this layer's settings, as
     /// [`DbSessionLayer::response_for_error`](crate::DbSessionLayer::response_for_error) does.
+    // `Fn`, not `ResponseForError`: only such a bound has the types of a closure's arguments
+    // inferred.
     pub fn response_for_error<F, B>(self, respond: F) -> TransactionLayer<Tag, F>
     where
         F: Fn(&Error, &request::Parts) -> Response<B>,

@@ -57,6 +57,7 @@ where
     type Future = TransactionFuture<S::Future, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // The inner service's alone: this layer waits for nothing (G14).
         self.inner.poll_ready(cx)
     }
 

@@ -245,6 +245,8 @@ pub(super) const TABLE: &[Row] = &[
             // 0A000 is any feature that there is not, and this message is translated
             // (<https://github.com/launchbadge/sqlx/issues/1250>).
             ("0A000", From("RevalidateCachedQuery")),
+            // A statement of a user's own PREPARE is gone because its text says so, or was never
+            // there.
             ("26000", With("sqlx_s_")),
             ("XX000", With("cache lookup failed for type")),
         ]),
