@@ -438,6 +438,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
     {
+        // A closure, since protocols have headers of their own for it, as gRPC has.
         self.policy().deadline = Some(Arc::new(left));
         self
     }

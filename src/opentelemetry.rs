@@ -146,6 +146,7 @@ impl OpenTelemetryObserver {
         let texts = optional
             .into_iter()
             .filter_map(|(name, value)| Some(KeyValue::new(name, value.clone()?)));
+        // Only one that is not the default, as the conventions want it.
         let port = target.unusual_port();
         let port = port.map(|port| KeyValue::new("server.port", i64::from(port)));
         let system = KeyValue::new("db.system.name", target.system);
@@ -261,6 +262,7 @@ impl Observer for OpenTelemetryObserver {
     }
 
     fn ended(&self, ended: &SessionEnded<'_>) {
+        // The conventions have no name for it.
         let outcome = KeyValue::new("tower_sea_orm.outcome", ended.outcome());
         let route = ended.route();
         let route = route.map(|route| KeyValue::new("http.route", route.to_owned()));

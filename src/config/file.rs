@@ -44,6 +44,7 @@ impl<'de> Visitor<'de> for Table {
         while let Some((key, value)) = map.next_entry::<String, Option<Value>>()? {
             // As text, so that a value means the same in a file and in a variable.
             let text = match value {
+                // `null` is not set, as an empty variable is not.
                 None => continue,
                 Some(Value::Switch(value)) => value.to_string(),
                 Some(Value::Whole(value)) => value.to_string(),

@@ -391,6 +391,7 @@ impl PoolConfig {
         if let Some(given) = settings.sqlx_slow_statements_logging_level {
             level = given;
         }
+        // Both at once: SeaORM has one setter for the two, and one that is not given must stay.
         options.sqlx_slow_statements_logging_settings(level, threshold);
         options
     }

@@ -84,6 +84,7 @@ fn is_option(name: &str) -> bool {
 /// Returns what is wrong with `value`, which should be one of `values`.
 fn refuse(values: &'static str, backend: DbBackend, value: &str) -> Option<String> {
     let (is_right, why) = match values {
+        // sqlx takes any text there.
         "ANY" => return None,
         "NUMBER" => (value.parse::<usize>().is_ok(), "is not a number"),
         "PORT" => (value.parse::<u16>().is_ok(), "is not a port"),

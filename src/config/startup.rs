@@ -83,6 +83,7 @@ async fn attempt(
     url: &DatabaseUrl,
     bound: Duration,
 ) -> Result<Option<DbErr>, DbErr> {
+    // Past the driver's pool, whose time-out would take the place of the reason (H25).
     match timeout(bound, pool.inner().connect_once()).await {
         Ok(Ok(())) => Ok(None),
         Ok(Err(error)) if is_not_available_yet(&error) => Ok(Some(error)),

@@ -30,6 +30,7 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
 }
 
 pub(super) fn positive(text: &str) -> Result<u32, String> {
+    // A pool of none would serve nothing.
     at_least(1, text)
 }
 

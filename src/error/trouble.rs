@@ -71,6 +71,8 @@ impl Trouble {
             Self::CommitInterrupted => Some(Kind::OutcomeUnknown),
             Self::TooManyConnections => Some(Kind::ServerFull),
             Self::StartingUp => Some(Kind::Down),
+            // One to the session, which has lost its connection. Whether its statement has run
+            // differs: `came_too_late` asks for that.
             Self::IdleEnded | Self::TransactionOverdue | Self::ConnectionEnded => {
                 Some(Kind::ConnectionLost)
             }

@@ -19,6 +19,7 @@ pub(crate) struct BeginRule {
     lock_timeout: Option<Duration>,
     // Not a map: which names mean the same setting is for `Settings::set` to say.
     parameters: Vec<(Cow<'static, str>, Value)>,
+    // Not among the parameters, which put a request into a transaction.
     application_name: Option<Value>,
 }
 

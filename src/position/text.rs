@@ -55,6 +55,8 @@ impl FromStr for Gtid {
         let (domain, rest) = text.split_once('-').ok_or(ParsePositionError)?;
         let (server, sequence) = rest.split_once('-').ok_or(ParsePositionError)?;
         Ok(Self {
+            // In the server's own widths (<https://mariadb.com/kb/en/gtid/>): a larger number is no
+            // position.
             domain: number(domain)?,
             sequence: number(sequence)?,
             server: number(server)?,
@@ -145,6 +147,7 @@ impl FromStr for Position {
 
 /// The error of a text that is no [`Position`] (feature `replicas`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// Without the text, which a client has sent (G15).
 pub struct ParsePositionError;
 
 impl fmt::Display for ParsePositionError {

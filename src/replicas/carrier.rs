@@ -148,6 +148,8 @@ impl PositionCarrier for PositionCookie {
             self.name,
             self.max_age.as_secs()
         );
+        // Never an error: the name is a token, and positions have nothing but digits, letters and
+        // signs.
         if let Ok(cookie) = HeaderValue::try_from(cookie) {
             // Beside the handler's: cookies are not combined into one field
             // (<https://www.rfc-editor.org/rfc/rfc9110#section-5.3>).

@@ -113,6 +113,7 @@ impl Node {
 
     pub(super) fn answer(&self) -> Option<Answer> {
         match &self.seen().answer {
+            // A copy, so that nothing is judged under the lock.
             Some(Ok(answer)) => Some(answer.clone()),
             _ => None,
         }

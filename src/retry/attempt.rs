@@ -110,6 +110,7 @@ impl Tries {
             }
             Err(reason) => {
                 let attempt = self.attempt.number();
+                // With the reason, which is the first question where a retry was missed.
                 tracing::debug!(target: "tower_sea_orm::retry", attempt, %error, reason, "rolled back, and does not run again");
                 None
             }

@@ -29,6 +29,7 @@ pub(super) struct Recording<B> {
     /// One buffer, and no list of chunks: chunks of one byte would keep a buffer of the connection's each.
     read: Vec<u8>,
     trailers: Option<HeaderMap>,
+    // In bytes of data: trailers come once, and are as long as the server allows.
     max: usize,
     /// The body has come to its end.
     pub(super) has_ended: bool,

@@ -75,6 +75,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
+        // Also where the request is served once: the inner service knows one type of body.
         let body = ReplayBody::new(body, self.max_body);
         // Of two layers, the outer one has the head and the body that all the work was done for.
         let is_outermost = parts.extensions.get::<Arc<Tally>>().is_none();

@@ -39,6 +39,7 @@ impl Throttle {
             kinds.len() - 1
         });
         let (_, window) = kinds.get_mut(position)?;
+        // The caller's number, because one kind of line may be worth more than another.
         window.next_line(most)
     }
 

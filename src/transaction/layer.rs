@@ -44,6 +44,7 @@ use crate::{
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     pub(super) policy: RoutePolicy,
+    // A type and not a box, as in `DbSessionLayer`.
     pub(super) respond: Respond,
     // A function's result, so that a layer is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
@@ -53,6 +54,7 @@ pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForE
 #[derive(Clone)]
 pub(super) struct RoutePolicy {
     pub(super) mode: Mode,
+    // Shared, since each request's session gets it.
     pub(super) commit_when: Option<CommitWhen>,
     pub(super) begin: BeginRule,
 }

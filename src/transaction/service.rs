@@ -78,6 +78,7 @@ where
 
 /// Applies the policy to the request's session.
 fn apply<Tag: 'static>(policy: &RoutePolicy, parts: &Parts) -> Result<(), Error> {
+    // By the tag: a route must not set up another database's session.
     let session = parts.extensions.get::<DbSession<Tag>>();
     // A request that is retried or kept carries the handle of a session that is over.
     let session = session.filter(|session| !session.has_ended());

@@ -111,6 +111,7 @@ impl Mark {
     fn is_on(self, error: &dyn DatabaseError) -> bool {
         match self {
             Self::Any => true,
+            // Anywhere in the message: names and options stand around it.
             Self::With(words) => error.message().contains(words),
             Self::Without(words) => !error.message().contains(words),
             Self::From(routine) => reported_by(error) == Some(routine),
