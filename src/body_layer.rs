@@ -122,6 +122,8 @@ where
         // An error of the inner service has no body, and passes untouched (G14).
         let response = ready!(this.future.poll(cx))?;
         Poll::Ready(Ok(response.map(|body| match this.session {
+            // Each of them: whether head or body decides is found further out, by the session's
+            // layer.
             Some(session) => session.hold_until_body_end(body),
             None => SessionBody::plain(body),
         })))

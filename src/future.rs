@@ -61,6 +61,7 @@ where
         #[cfg_attr(not(feature = "retry"), allow(unused_mut))]
         let mut responder = Responder::new(respond, &parts, policy.response);
         #[cfg(feature = "retry")]
+        // Before the plan: a request whose retries are misplaced gets no session at all.
         if let Err(error) = responder.join_tally(&parts) {
             return Self::refused(error, pool, responder);
         }
@@ -90,6 +91,7 @@ where
     /// For a request that cannot have a session.
     fn refused(error: Error, pool: &SessionPool, responder: Responder<Tag, Respond>) -> Self {
         telemetry::response_for(&error, &pool.inner().lines);
+        // Answered when it is polled, as all others: `call` only makes futures.
         let state = State::Refused(error);
         Self { state, responder }
     }

@@ -73,6 +73,8 @@ impl DbSessionLayer {
     ///
     /// If `database` is disconnected, or of a driver whose feature is not enabled in this crate.
     pub fn try_new(database: DatabaseConnection) -> Result<Self, Error> {
+        // For a connection that may be `Disconnected`, which panics at its first question
+        // (<https://github.com/SeaQL/sea-orm/issues/2483>).
         SessionPool::try_new(database).map(Self::new)
     }
 }

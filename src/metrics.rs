@@ -152,6 +152,7 @@ impl Observed {
             gauge!(COUNT, vec![name.clone(), state])
         };
         let target = labels(target);
+        // The name alone, as the conventions have it: the server's labels are for statements.
         let pool_name = vec![name.clone()];
         Self {
             pool: pool.clone(),

@@ -160,6 +160,7 @@ impl OpenTelemetryObserver {
         }
     }
 
+    // Empty until the pool is built, before which nothing is measured.
     fn pool(&self) -> &[KeyValue] {
         self.attributes.get().map_or(&[], |all| &all.pool)
     }

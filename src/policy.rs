@@ -84,6 +84,8 @@ impl Policy {
         own: &SessionPool,
     ) -> Result<Option<SessionPool>, Error> {
         let Some(by) = &self.by else { return Ok(None) };
+        // Never the layer's own in its place: a tenant that is not known must not see another's
+        // rows.
         let pool = by(parts).ok_or(Kind::UnknownDatabase)?;
         let inner = pool.inner();
         // The layer has checked its settings by its own pool: this one is another.

@@ -45,6 +45,7 @@ pub(crate) use self::text::{Lsn, gtids};
 /// assert!(before < after);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+// Not a public enum, so that a kind of cluster can be added.
 pub struct Position(Place);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -121,6 +121,7 @@ use crate::{
 /// # Cancel safety
 ///
 /// If the future is dropped before COMMIT was sent, everything is rolled back.
+// By the guard and the responder that a layer has, and not by a copy of what they do.
 pub async fn serve<F, B>(pool: impl Into<SessionPool>, handler: F) -> Response<B>
 where
     F: AsyncFnOnce(DbSession) -> Response<B>,

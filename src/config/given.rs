@@ -151,6 +151,7 @@ impl<'p> Given<'p> {
     pub(super) fn no_url(&self) -> ConfigError {
         let is_part =
             |key: &&String| is_part_of_a_url(&key[self.prefix.len()..].to_ascii_lowercase());
+        // Of what was passed over, these alone explain why there is no URL.
         let parts = self.foreign.iter().filter(is_part);
         let parts: Vec<_> = parts.map(|key| format!("`{key}`")).collect();
         let hint = match parts.join(", ") {

@@ -63,6 +63,7 @@ pub(super) async fn wait_for_server(
         // Doubled: many instances that wait for one server must not keep it from starting.
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    // Only if the log has said before that it was not.
     if pause > FIRST_PAUSE {
         tracing::info!(target: TARGET, %url, "the database is available");
     }

@@ -79,6 +79,7 @@ impl Tries {
         let patience = policy.total_timeout;
         Self {
             attempt: Attempt::FIRST,
+            // The client's time begins here, and goes on through all attempts.
             since: Instant::now(),
             patience: left.map_or(patience, |left| left.min(patience)),
             has_lost: false,

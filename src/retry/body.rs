@@ -22,6 +22,7 @@ use crate::body::BoxError;
 /// It records what is read of it, while it is read. A later attempt gets the same bytes and the same trailers, and what no earlier
 /// attempt has read comes from the original body. The chunks may be other ones.
 pub struct ReplayBody<B: Body> {
+    // Shared by the attempts: tower copies a request before it is served for the first time.
     shelf: Arc<Shelf<B>>,
     attempt: Attempt,
     /// Taken from the shelf with the first read.

@@ -81,6 +81,7 @@ impl SessionPool {
         // No deadline: a job has no client that stops waiting.
         let mut tries = Tries::new(policy, None);
         loop {
+            // In a session of its own: the one before is over.
             let Ran { result, undone_by } = self.run_once(options, &mut work).await;
             // `undone_by` is there only if nothing of the attempt stands (G20). An acquire that
             // failed has waited already, and a second one would add to the load.

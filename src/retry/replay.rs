@@ -53,6 +53,7 @@ impl<B: Body> Recording<B> {
 
     /// Returns what was recorded after the first `position` bytes.
     pub(super) fn after(&self, position: usize) -> &[u8] {
+        // Nothing, once `give_up` has dropped it all.
         self.read.get(position..).unwrap_or_default()
     }
 

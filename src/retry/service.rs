@@ -83,6 +83,7 @@ where
         // An inner layer adds no attempts: three times three would be a storm.
         let may_retry = is_outermost && around.is_none() && !upgrades(&parts);
         let tries = may_retry.then(|| Tries::new(&self.policy, grpc_timeout(&parts)));
+        // The number that counts is the outer layer's: an inner one serves its requests once.
         if is_outermost {
             parts.extensions.insert(Attempt::FIRST);
         }

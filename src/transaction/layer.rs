@@ -53,6 +53,7 @@ pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForE
 /// The settings that are applied to a request's session.
 #[derive(Clone)]
 pub(super) struct RoutePolicy {
+    // The same for all requests of a route: what differs by request belongs to the session's layer.
     pub(super) mode: Mode,
     // Shared, since each request's session gets it.
     pub(super) commit_when: Option<CommitWhen>,
@@ -92,6 +93,7 @@ impl TransactionLayer {
     }
 }
 
+// Beside `new`, because the default of a type parameter does not guide inference.
 impl<Tag> TransactionLayer<Tag> {
     /// Creates a layer for the sessions of a tag, for services with several databases; `None` is
     /// [`autocommit`](TransactionLayer::autocommit).
@@ -99,6 +101,7 @@ impl<Tag> TransactionLayer<Tag> {
         let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
         let policy = RoutePolicy {
             mode,
+            // None leaves the rule of the layer around it.
             commit_when: None,
             begin: BeginRule::default(),
         };
