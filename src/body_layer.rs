@@ -23,6 +23,7 @@ use crate::{DbSession, DefaultDatabase, SessionBody};
 ///
 /// A request without a session is passed through unchanged.
 #[must_use = "a layer does nothing until it wraps a service"]
+// A function's result, so that the layer is `Send` and `Sync` whatever the tag is.
 pub struct SessionBodyLayer<Tag = DefaultDatabase>(PhantomData<fn() -> Tag>);
 
 impl SessionBodyLayer {
@@ -79,6 +80,7 @@ where
     ResBody: Body,
     Tag: 'static,
 {
+    // Of every response, held or not: a service has one type of body.
     type Response = Response<SessionBody<ResBody>>;
     type Error = S::Error;
     type Future = SessionBodyFuture<S::Future, Tag>;
@@ -89,6 +91,8 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         // Taken out here, because the inner service keeps the request.
+        // None is no error: without a session there is nothing to hold, and a route may stand
+        // outside the session's layer.
         let session = DbSession::tagged(request.extensions()).ok();
         SessionBodyFuture {
             future: self.inner.call(request),
@@ -118,6 +122,8 @@ where
         // An error of the inner service has no body, and passes untouched (G14).
         let response = ready!(this.future.poll(cx))?;
         Poll::Ready(Ok(response.map(|body| match this.session {
+            // Each of them: whether head or body decides is found further out, by the session's
+            // layer.
             Some(session) => session.hold_until_body_end(body),
             None => SessionBody::plain(body),
         })))
@@ -137,6 +143,7 @@ impl<Tag> Clone for SessionBodyLayer<Tag> {
     }
 }
 
+// By hand, because a derived one would ask the tag to be `Clone`.
 impl<S: Clone, Tag> Clone for SessionBodyService<S, Tag> {
     fn clone(&self) -> Self {
         Self {

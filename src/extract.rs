@@ -15,6 +15,8 @@ use crate::{DbSession, DbTx, Error, SessionPool, telemetry};
 /// The rejection of a session argument if no layer provides a session: status 500, with a static
 /// text that names the layer. It is also logged.
 #[derive(Debug, Clone)]
+// A type of its own, because axum asks rejections to be responses, and `Error` belongs to no web
+// framework (G14).
 pub struct MissingSession(Error);
 
 impl IntoResponse for MissingSession {
@@ -38,11 +40,14 @@ impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbSession<Tag> {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
+        // A handle, not the session: the request's future owns that (G3).
         Self::tagged(&parts.extensions).map_err(MissingSession)
     }
 }
 
+// For handlers that are used with and without a layer: axum's `Option` asks for this trait.
 impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbSession<Tag> {
+    // Never an error: `None` is what was asked for.
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
@@ -72,6 +77,7 @@ impl<S: Sync> FromRequestParts<S> for SessionPool {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
+        // By way of the session, since a layer's `by` may have picked another pool than its own.
         let session = DbSession::from_extensions(&parts.extensions).map_err(MissingSession)?;
         Ok(session.pool().clone())
     }

@@ -1,5 +1,7 @@
 //! [`ResponseFuture`]: a request's way through its session.
 
+mod state;
+
 use std::{
     fmt,
     future::Future,
@@ -8,19 +10,17 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use pin_project::pin_project;
 use tower_service::Service;
 
-#[cfg(feature = "retry")]
-use crate::session::OpenSession;
+use self::state::{State, StateProj, polled_after_completion};
 use crate::{
     DbSession, DefaultDatabase, Error, SessionPool,
     error::Kind,
     policy::Policy,
     response::{DefaultResponseForError, Responder, ResponseForError, ResponsePolicy},
-    session::{Ended, SessionGuard, SettleAt, Settlement},
+    session::{SessionGuard, SettleAt, Settlement},
     telemetry,
 };
 
@@ -36,90 +36,9 @@ where
 {
     #[pin]
     state: State<S, ReqBody, S::Future, S::Response, S::Error, Tag>,
+    // Kept for the whole request: also a COMMIT that fails at the end needs a response.
     responder: Responder<Tag, Respond>,
 }
-
-#[pin_project(project = StateProj, project_replace = StateOwned)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "a box would cost every request an allocation"
-)]
-enum State<S, ReqBody, F, R, E, Tag> {
-    /// Waiting for a connection, with the ready service and the request.
-    Acquiring {
-        inner: S,
-        request: Request<ReqBody>,
-        acquire: Acquire<Tag>,
-    },
-    /// The request's session cannot follow the layer's settings.
-    Refused(Error),
-    /// The inner service is at work.
-    Serving {
-        #[pin]
-        future: F,
-        /// `None` if a layer further out has the session.
-        guard: Option<SessionGuard>,
-    },
-    /// The response is there; the transaction is being committed or rolled back.
-    Settling {
-        result: Option<Result<R, E>>,
-        settlement: BoxFuture<'static, Ended>,
-        guard: SessionGuard,
-    },
-    /// The response was returned.
-    Done,
-}
-
-impl<S, ReqBody, Tag> State<S, ReqBody, S::Future, S::Response, S::Error, Tag>
-where
-    S: Service<Request<ReqBody>>,
-    Tag: 'static,
-{
-    /// Calls the inner service. `own` is the session that the request gets from this layer.
-    fn serving(inner: &mut S, mut request: Request<ReqBody>, own: Option<Own<Tag>>) -> Self {
-        // The guard stays here and only the handle goes into the request: extensions may be cloned and kept (G3, G6).
-        let guard = own.map(|(session, guard)| {
-            #[cfg(feature = "retry")]
-            OpenSession::note(&session, request.extensions_mut());
-            request.extensions_mut().insert(session);
-            guard
-        });
-        // A service may do its work in `call`: a second session that it takes there is this request's too.
-        let entered = guard.as_ref().map(SessionGuard::enter);
-        let future = inner.call(request);
-        drop(entered);
-        Self::Serving { future, guard }
-    }
-
-    /// The connection is there: calls the service that has waited with the request.
-    fn acquired(self: Pin<&mut Self>, own: Option<Own<Tag>>) -> Self {
-        // The request has to be moved out of the state that is left.
-        match self.project_replace(Self::Done) {
-            StateOwned::Acquiring {
-                mut inner, request, ..
-            } => Self::serving(&mut inner, request, own),
-            _ => polled_after_completion(),
-        }
-    }
-
-    /// The service that was polled ready goes with the request. Its clone was not, and stays.
-    fn acquiring(inner: &mut S, request: Request<ReqBody>, acquire: Acquire<Tag>) -> Self
-    where
-        S: Clone,
-    {
-        let next = inner.clone();
-        Self::Acquiring {
-            inner: std::mem::replace(inner, next),
-            request,
-            acquire,
-        }
-    }
-}
-
-type Own<Tag> = (DbSession<Tag>, SessionGuard);
-
-/// Acquires a session, or `None` for one that the request had before and that has its connection now.
-type Acquire<Tag> = BoxFuture<'static, Result<Option<Own<Tag>>, Error>>;
 
 impl<S, ReqBody, Tag, Respond> ResponseFuture<S, ReqBody, Tag, Respond>
 where
@@ -142,6 +61,7 @@ where
         #[cfg_attr(not(feature = "retry"), allow(unused_mut))]
         let mut responder = Responder::new(respond, &parts, policy.response);
         #[cfg(feature = "retry")]
+        // Before the plan: a request whose retries are misplaced gets no session at all.
         if let Err(error) = responder.join_tally(&parts) {
             return Self::refused(error, pool, responder);
         }
@@ -155,6 +75,7 @@ where
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
+            // Called in `call`, as without this layer: services may do their work there (G14).
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
                 // Only a session that has to wait costs a box, and a future that owns what it needs.
@@ -170,6 +91,7 @@ where
     /// For a request that cannot have a session.
     fn refused(error: Error, pool: &SessionPool, responder: Responder<Tag, Respond>) -> Self {
         telemetry::response_for(&error, &pool.inner().lines);
+        // Answered when it is polled, as all others: `call` only makes futures.
         let state = State::Refused(error);
         Self { state, responder }
     }
@@ -194,6 +116,7 @@ where
             times: false,
         };
         let responder = Responder::new(respond, &parts, joined);
+        // Without a session of its own: a second one could wait for the first for ever (H11).
         let applied = policy.pick(&parts, pool).and_then(|picked| {
             let driver = picked.as_ref().unwrap_or(pool).inner().driver();
             // Under one tag, a handler could not know which of two databases it writes to.
@@ -202,20 +125,18 @@ where
             }
             session.order(policy.order(&parts))
         });
+        if let Err(error) = applied {
+            return Self::refused(error, pool, responder);
+        }
+        // Before the inner service is called, as in a layer without another one around (G1).
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
-        let state = match applied {
-            Err(error) => {
-                telemetry::response_for(&error, &pool.inner().lines);
-                State::Refused(error)
-            }
-            Ok(()) if waits => {
-                let pool = pool.clone();
-                let check_out =
-                    async move { logged(&pool, session.check_out().await.map(|()| None)) };
-                State::acquiring(inner, request, Box::pin(check_out))
-            }
-            Ok(()) => State::serving(inner, request, None),
+        let state = if waits {
+            let pool = pool.clone();
+            let check_out = async move { logged(&pool, session.check_out().await.map(|()| None)) };
+            State::acquiring(inner, request, Box::pin(check_out))
+        } else {
+            State::serving(inner, request, None)
         };
         Self { state, responder }
     }
@@ -230,6 +151,7 @@ where
     type Output = Result<Response<ResBody>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A loop, so that a session that need not wait is served and settled in one poll.
         let mut this = self.project();
         loop {
             let step = match this.state.as_mut().project() {
@@ -246,6 +168,7 @@ where
                         None => future.poll(cx),
                     });
                     match guard.take() {
+                        // The outer layer settles, and has the guard.
                         None => Break(result),
                         Some(guard) => served(result, guard, this.responder),
                     }
@@ -306,10 +229,6 @@ fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
 /// Logs why there is no connection for a request: the client learns a status, the log the cause (G15).
 fn logged<T>(pool: &SessionPool, acquired: Result<T, Error>) -> Result<T, Error> {
     acquired.inspect_err(|error| telemetry::response_for(error, &pool.inner().lines))
-}
-
-fn polled_after_completion() -> ! {
-    panic!("ResponseFuture polled after completion")
 }
 
 impl<S, ReqBody, Tag, Respond> fmt::Debug for ResponseFuture<S, ReqBody, Tag, Respond>

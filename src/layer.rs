@@ -28,6 +28,7 @@ pub struct DbSessionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForErr
     pool: SessionPool,
     // Shared, since servers clone a service for each connection or request.
     policy: Arc<Policy>,
+    // A type and not a box: the default costs a request nothing but a header's clone.
     respond: Respond,
     // A function's result, so that a layer is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
@@ -60,6 +61,7 @@ impl DbSessionLayer {
     /// If it is given a `DatabaseConnection` that is disconnected, or of a driver whose feature is not
     /// enabled in this crate; the message names the feature. [`try_new`](Self::try_new) returns this as an
     /// error.
+    // The panic names the line that builds the layer.
     #[track_caller]
     pub fn new(pool: impl Into<SessionPool>) -> Self {
         Self::tagged(pool)
@@ -71,6 +73,8 @@ impl DbSessionLayer {
     ///
     /// If `database` is disconnected, or of a driver whose feature is not enabled in this crate.
     pub fn try_new(database: DatabaseConnection) -> Result<Self, Error> {
+        // For a connection that may be `Disconnected`, which panics at its first question
+        // (<https://github.com/SeaQL/sea-orm/issues/2483>).
         SessionPool::try_new(database).map(Self::new)
     }
 }
@@ -276,6 +280,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     ///
     /// It costs what [`statement_timeout`](Self::statement_timeout) does; both together cost no more than one.
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        // Every database has one: nothing to be checked, unlike `statement_timeout`, which SQLite
+        // lacks.
         self.begin().lock_timeout(timeout);
         self
     }
@@ -337,6 +343,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Vec<String> + Send + Sync + 'static,
     {
+        // Quoted on the way: a tenant's name out of a request must not become SQL.
         self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
@@ -433,6 +440,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<Duration> + Send + Sync + 'static,
     {
+        // A closure, since protocols have headers of their own for it, as gRPC has.
         self.policy().deadline = Some(Arc::new(left));
         self
     }
@@ -487,6 +495,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<SessionPool> + Send + Sync + 'static,
     {
+        // What it picks is checked at each request: the layer cannot know the pools beforehand.
         self.policy().by = Some(Arc::new(pick));
         self
     }
@@ -516,10 +525,13 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     #[cfg(feature = "replicas")]
     #[track_caller]
     pub fn replicas(mut self, replicas: Replicas) -> Self {
+        // Where the service is built and not at its first request: it would be found in production
+        // otherwise.
         if let Err(kind) = self.policy.check_replicas(self.pool.inner(), &replicas) {
             panic!("{}", Error::from(kind));
         }
         self.policy().replicas = Some(replicas);
+        // Again, because `pool_mode` and `replicas` may be called in either order.
         if let Err(error) = self.policy.lend_replicas() {
             panic!("{error}");
         }
@@ -585,6 +597,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<Arc<str>> + Send + Sync + 'static,
     {
+        // Asked of a closure: the route is known to the router, and each framework has its own
+        // (G14).
         self.policy().http_route = Some(Arc::new(route));
         self
     }
@@ -615,6 +629,8 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// # }); }
     /// ```
     pub fn server_timing(mut self) -> Self {
+        // Off by default, since it tells every client what the database takes
+        // (<https://www.w3.org/TR/server-timing/#privacy-and-security>).
         self.policy().response.times = true;
         self
     }
@@ -646,11 +662,14 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// });
     /// # let _ = layer; }
     /// ```
+    // `Fn`, not `ResponseForError`: only such a bound has the types of a closure's arguments
+    // inferred.
     pub fn response_for_error<F, B>(self, respond: F) -> DbSessionLayer<Tag, F>
     where
         F: Fn(&Error, &Parts) -> Response<B>,
     {
         DbSessionLayer {
+            // Field by field, since the layer's type changes with the closure's.
             pool: self.pool,
             policy: self.policy,
             respond,

@@ -429,8 +429,10 @@ mod service;
 mod session;
 mod sql;
 #[cfg(any(feature = "opentelemetry", feature = "metrics"))]
+// Only the observers name a database.
 mod target;
 mod telemetry;
+// Behind a feature: nothing of it belongs into a service.
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transaction;
@@ -475,6 +477,7 @@ pub use self::{
 };
 
 /// Guides: an index, modes and transactions, testing, recipes, operating, telemetry, troubleshooting, a glossary, and pages for those who come from elsewhere.
+// Modules, so that their links are checked and their examples run with the crate's own.
 pub mod guide {
     #[doc = include_str!("guide/where_to_find_what.md")]
     pub mod where_to_find_what {}
@@ -526,4 +529,5 @@ pub mod guide {
 /// The README's examples are tests as well.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+// Its examples run as well: a quickstart that does not compile is worse than none.
 struct Readme;

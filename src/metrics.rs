@@ -17,6 +17,9 @@ use crate::{
     telemetry::error_type,
 };
 
+// OpenTelemetry's names by the rules for Prometheus: `_` for dots, the unit and `_total` behind
+// (<https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>). A
+// dashboard has one set of names whichever exporter a service uses.
 const OPERATION: &str = "db_client_operation_duration_seconds";
 const COUNT: &str = "db_client_connection_count";
 const MAX: &str = "db_client_connection_max";
@@ -82,6 +85,7 @@ const SESSIONS: &str = "tower_sea_orm_sessions_total";
 #[must_use = "it measures the pool that it is given to, by `SessionPoolBuilder::observe`"]
 pub struct MetricsObserver {
     pool_name: Option<String>,
+    // Set when the pool is built: the labels are the pool's, and an observer is made before it.
     pool: OnceLock<Observed>,
 }
 
@@ -92,6 +96,7 @@ struct Observed {
     /// The labels of statements.
     target: Vec<Label>,
     name: Label,
+    // Kept, because to look one up hashes all its labels.
     succeeded: Histogram,
     waited: Histogram,
     held: Histogram,
@@ -123,6 +128,7 @@ impl MetricsObserver {
             return;
         };
         let pool = observed.pool.upgrade();
+        // Asked for and not counted along: a number that is missed once would be wrong for ever.
         let status = pool
             .as_ref()
             .map(|pool| (pool.status(), target::idle(pool)));
@@ -146,6 +152,7 @@ impl Observed {
             gauge!(COUNT, vec![name.clone(), state])
         };
         let target = labels(target);
+        // The name alone, as the conventions have it: the server's labels are for statements.
         let pool_name = vec![name.clone()];
         Self {
             pool: pool.clone(),
@@ -165,6 +172,8 @@ impl Observed {
 
 impl Observer for MetricsObserver {
     fn attached(&self, pool: &WeakSessionPool) {
+        // Also the recorder's handles are made here: one that is installed later would never see
+        // them.
         let Some(strong) = pool.upgrade() else { return };
         describe();
         let observed = Observed::new(pool, &Target::of(&strong), self.pool_name.clone());
@@ -177,6 +186,8 @@ impl Observer for MetricsObserver {
             return;
         };
         match acquired.error() {
+            // Waits without a connection would make the time look long when the pool is too small,
+            // and short when the queue is full.
             None => observed.waited.record(acquired.waited()),
             Some(error) if error.is_exhausted() => observed.timeouts.increment(1),
             Some(_) => {}
@@ -192,6 +203,8 @@ impl Observer for MetricsObserver {
         };
         // Made anew each time: failures are few, and each kind has labels of its own.
         let mut labels = observed.target.clone();
+        // The server's code, and never its text, which may have values in it and is different each
+        // time.
         labels.push(Label::new("error_type", error_type(error).into_owned()));
         let code = server::code(error);
         labels.extend(code.map(|code| Label::new("db_response_status_code", code)));
@@ -208,9 +221,11 @@ impl Observer for MetricsObserver {
         let Some(observed) = self.pool.get() else {
             return;
         };
+        // The conventions have no name for what a session has come to: the prefix is this crate's.
         let outcome = Label::new("tower_sea_orm_outcome", ended.outcome());
         let mut labels = vec![observed.name.clone(), outcome];
         let route = ended.route();
+        // The route's pattern, never the path: each path would be a series of its own.
         labels.extend(route.map(|route| Label::new("http_route", route.to_owned())));
         counter!(SESSIONS, labels).increment(1);
     }
@@ -225,6 +240,8 @@ impl fmt::Debug for MetricsObserver {
 }
 
 fn labels(target: &Target) -> Vec<Label> {
+    // Only if it is not the default one, as the conventions want it
+    // (<https://opentelemetry.io/docs/specs/semconv/db/database-metrics/>).
     let port = target.unusual_port().map(|port| port.to_string());
     let optional = [
         ("server_address", target.address.clone()),

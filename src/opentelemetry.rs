@@ -73,6 +73,7 @@ const STATE: &str = "db.client.connection.state";
 /// ```
 #[must_use = "it measures the pool that it is given to, by `SessionPoolBuilder::observe`"]
 pub struct OpenTelemetryObserver {
+    // Kept, since the counts can be registered only once the pool is there.
     meter: Meter,
     pool_name: Option<String>,
     operation_duration: Histogram<f64>,
@@ -80,12 +81,15 @@ pub struct OpenTelemetryObserver {
     use_time: Histogram<f64>,
     timeouts: Counter<u64>,
     sessions: Counter<u64>,
+    // Made once: a statement must not cost strings.
     attributes: OnceLock<Attributes>,
 }
 
 /// The attributes that all measurements of one pool have in common.
 #[derive(Default)]
 struct Attributes {
+    // Two lists, because the conventions name the server for statements, and the pool alone for
+    // connections.
     statement: Vec<KeyValue>,
     pool: Vec<KeyValue>,
 }
@@ -114,6 +118,8 @@ impl OpenTelemetryObserver {
             timeouts: meter
                 .u64_counter("db.client.connection.timeouts")
                 .with_description("Sessions that got no connection in time.")
+                // Braces are a note beside the unit, which is 1
+                // (<https://opentelemetry.io/docs/specs/semconv/general/metrics/#instrument-units>).
                 .with_unit("{timeout}")
                 .build(),
             sessions: meter
@@ -136,9 +142,11 @@ impl OpenTelemetryObserver {
             ("server.address", &target.address),
             ("db.namespace", &target.namespace),
         ];
+        // What the options do not name is left out: an empty text would be a value.
         let texts = optional
             .into_iter()
             .filter_map(|(name, value)| Some(KeyValue::new(name, value.clone()?)));
+        // Only one that is not the default, as the conventions want it.
         let port = target.unusual_port();
         let port = port.map(|port| KeyValue::new("server.port", i64::from(port)));
         let system = KeyValue::new("db.system.name", target.system);
@@ -152,6 +160,7 @@ impl OpenTelemetryObserver {
         }
     }
 
+    // Empty until the pool is built, before which nothing is measured.
     fn pool(&self) -> &[KeyValue] {
         self.attributes.get().map_or(&[], |all| &all.pool)
     }
@@ -166,6 +175,8 @@ impl OpenTelemetryObserver {
             "Open connections, by their state.",
             pool,
             move |pool, count| {
+                // Both in one callback, nearly of one moment: in two, a connection could be counted
+                // in neither.
                 count.observe(pool.status().used.into(), &used);
                 count.observe(signed(target::idle(pool)), &idle);
             },
@@ -195,10 +206,13 @@ impl OpenTelemetryObserver {
     ) {
         let weak = pool.clone();
         self.meter
+            // The conventions' kind of instrument: unlike a gauge's, the numbers of several
+            // instances add up.
             .i64_observable_up_down_counter(name)
             .with_description(description)
             .with_unit(unit)
             .with_callback(move |instrument| {
+                // A pool that is gone reports nothing more: its series end.
                 if let Some(pool) = weak.upgrade() {
                     ask(&pool, instrument);
                 }
@@ -222,6 +236,7 @@ impl Observer for OpenTelemetryObserver {
             None => self
                 .wait_time
                 .record(acquired.waited().as_secs_f64(), self.pool()),
+            // Not if the database is down, which is no time-out of the pool's.
             Some(error) if error.is_exhausted() => self.timeouts.add(1, self.pool()),
             Some(_) => {}
         }
@@ -233,6 +248,8 @@ impl Observer for OpenTelemetryObserver {
         let Some(error) = executed.error() else {
             return self.operation_duration.record(seconds, all);
         };
+        // On failures only: the conventions want no `error.type` where nothing failed
+        // (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/>).
         let kind = KeyValue::new("error.type", error_type(error).into_owned());
         let code = server::code(error).map(|code| KeyValue::new("db.response.status_code", code));
         let failure = [kind].into_iter().chain(code);
@@ -246,6 +263,7 @@ impl Observer for OpenTelemetryObserver {
     }
 
     fn ended(&self, ended: &SessionEnded<'_>) {
+        // The conventions have no name for it.
         let outcome = KeyValue::new("tower_sea_orm.outcome", ended.outcome());
         let route = ended.route();
         let route = route.map(|route| KeyValue::new("http.route", route.to_owned()));
@@ -263,6 +281,7 @@ impl fmt::Debug for OpenTelemetryObserver {
     }
 }
 
+// The SDK's up-down counters are signed; no pool has so many.
 fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -272,6 +291,7 @@ fn seconds(meter: &Meter, name: &'static str, description: &'static str) -> Hist
         .f64_histogram(name)
         .with_description(description)
         .with_unit("s")
+        // A hint: a view of the application's goes before it.
         .with_boundaries(BOUNDARIES.to_vec())
         .build()
 }

@@ -50,12 +50,14 @@ pub(crate) struct Policy {
 /// Which requests run in a transaction.
 #[derive(Clone, Default)]
 pub(crate) enum Transactions {
+    // As SeaORM itself: each statement commits by itself unless the service asks for more.
     #[default]
     None,
     All,
     If(Predicate),
 }
 
+// Shared, since a policy is copied where a layer is changed that others share.
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 
 /// Returns the route by which a request was matched.
@@ -82,6 +84,8 @@ impl Policy {
         own: &SessionPool,
     ) -> Result<Option<SessionPool>, Error> {
         let Some(by) = &self.by else { return Ok(None) };
+        // Never the layer's own in its place: a tenant that is not known must not see another's
+        // rows.
         let pool = by(parts).ok_or(Kind::UnknownDatabase)?;
         let inner = pool.inner();
         // The layer has checked its settings by its own pool: this one is another.
@@ -99,6 +103,7 @@ impl Policy {
 
     /// Returns the plan for a request that gets its session from this layer.
     pub(crate) fn plan(&self, parts: &Parts) -> Plan {
+        // Asked once: a user's function may look at a clock.
         let left = self.deadline.as_ref().and_then(|left| left(parts));
         // The client has been waiting since the first attempt.
         #[cfg(feature = "retry")]
@@ -127,6 +132,9 @@ impl Policy {
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
+            // HTTP/1 clients get trailers only if they ask for them
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>): no outcome may be left to
+            // these.
             has_trailers: parts.version >= Version::HTTP_2,
         };
         // Cheap clones: a standard method is inline, and the path is counted.
@@ -179,6 +187,7 @@ impl Policy {
             sqlite_transaction_mode: None,
             ..self.options
         };
+        // `None` leaves the mode to an outer layer, or to `otherwise` in `plan`.
         let mode = match (picked, self.read_only_otherwise) {
             (true, _) => Some(Mode::Transaction(self.options)),
             (false, true) => Some(Mode::Transaction(read_only)),
@@ -216,6 +225,8 @@ impl Policy {
 /// # let _ = layer; }
 /// ```
 pub fn without_body(parts: &Parts) -> bool {
+    // Before `Content-Length`, which it overrides
+    // (<https://www.rfc-editor.org/rfc/rfc9112#section-6.3>).
     if parts.headers.contains_key(header::TRANSFER_ENCODING) {
         return false;
     }
@@ -236,6 +247,7 @@ pub fn unsafe_methods(parts: &Parts) -> bool {
 /// When a request's connection is checked out.
 #[derive(Clone, Default)]
 pub(crate) enum Checkout {
+    // A request that gets no connection is refused before its handler has done anything (G1).
     #[default]
     Eager,
     Lazy,

@@ -1,6 +1,12 @@
 //! [`Position`]: a place in the history of a cluster.
 
-use std::{cmp::Ordering, error, fmt, str::FromStr};
+mod text;
+
+use std::cmp::Ordering;
+
+#[cfg(feature = "replicas")]
+pub use self::text::ParsePositionError;
+pub(crate) use self::text::{Lsn, gtids};
 
 /// A place in the history of a cluster of PostgreSQL, MariaDB or Galera servers: what the cluster had committed when a transaction was
 /// acknowledged (feature `replicas`).
@@ -39,13 +45,17 @@ use std::{cmp::Ordering, error, fmt, str::FromStr};
 /// assert!(before < after);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+// Not a public enum, so that a kind of cluster can be added.
 pub struct Position(Place);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
+    // The timeline first, since positions are compared field by field: a fail-over goes before any
+    // number.
     Log { timeline: u32, lsn: u64 },
     Gtid(Gtid),
     Galera(Committed),
+    // Last, so that it is greater than all others.
     Primary,
 }
 
@@ -129,6 +139,7 @@ impl Position {
     /// Returns a position that has both.
     pub(crate) fn and(self, other: Self) -> Self {
         match (self.0, other.0) {
+            // The later one: WAL is one line, with all that the earlier one had before it.
             (Place::Log { .. }, Place::Log { .. }) => self.max(other),
             // Of two servers, neither has the other's for certain: one was the primary after the other.
             (Place::Gtid(one), Place::Gtid(two))
@@ -139,6 +150,7 @@ impl Position {
             (Place::Galera(one), Place::Galera(two)) if one.cluster == two.cluster => {
                 self.max(other)
             }
+            // Of two kinds, or of two clusters: only the primary can be asked for both.
             _ => Self::PRIMARY,
         }
     }
@@ -174,12 +186,14 @@ impl Reached {
                     _ => Holds::Never,
                 }
             }
+            // A node that joins another cluster begins to count anew.
             (Self::Galera(own), Place::Galera(wanted)) if own.cluster == wanted.cluster => {
                 match own.sequence.cmp(&wanted.sequence) {
                     Ordering::Less => Holds::NotYet,
                     _ => Holds::Yes,
                 }
             }
+            // Of another kind: a cookie from before the service moved to another database.
             _ => Holds::Never,
         }
     }
@@ -187,6 +201,7 @@ impl Reached {
     /// Returns whether the server has all that another one had.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
+            // Both: a later timeline may have begun before the number was reached.
             (
                 Self::Log { timeline, lsn },
                 Self::Log {
@@ -211,6 +226,7 @@ impl Reached {
         match self {
             Self::Log { timeline, lsn } => Some(Position::at(*timeline, *lsn)),
             Self::Gtids(gtids) => match **gtids {
+                // Of several domains, one position would leave the others' writes out.
                 [one] => Some(Position::of(one)),
                 _ => None,
             },
@@ -218,147 +234,3 @@ impl Reached {
         }
     }
 }
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Place::Log { timeline, lsn } => write!(f, "{timeline}-{}", Lsn(lsn)),
-            Place::Gtid(gtid) => gtid.fmt(f),
-            Place::Galera(committed) => committed.fmt(f),
-            Place::Primary => f.write_str("primary"),
-        }
-    }
-}
-
-/// A log sequence number, in PostgreSQL's form.
-pub(crate) struct Lsn(pub(crate) u64);
-
-impl fmt::Display for Lsn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
-    }
-}
-
-impl FromStr for Lsn {
-    type Err = ParsePositionError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let half = |digits: &str| {
-            let is_plain = (1..=8).contains(&digits.len())
-                && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            is_plain.then(|| u64::from_str_radix(digits, 16).ok())?
-        };
-        let (high, low) = text.split_once('/').ok_or(ParsePositionError)?;
-        let (high, low) = half(high).zip(half(low)).ok_or(ParsePositionError)?;
-        Ok(Self(high << 32 | low))
-    }
-}
-
-impl fmt::Display for Gtid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}-{}", self.domain, self.server, self.sequence)
-    }
-}
-
-impl FromStr for Gtid {
-    type Err = ParsePositionError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (domain, rest) = text.split_once('-').ok_or(ParsePositionError)?;
-        let (server, sequence) = rest.split_once('-').ok_or(ParsePositionError)?;
-        Ok(Self {
-            domain: number(domain)?,
-            sequence: number(sequence)?,
-            server: number(server)?,
-        })
-    }
-}
-
-impl fmt::Display for Committed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = format!("{:032x}", u128::from_be_bytes(self.cluster));
-        let (mut rest, mut separator) = (hex.as_str(), "");
-        for length in UUID {
-            let (part, others) = rest.split_at(length);
-            write!(f, "{separator}{part}")?;
-            (rest, separator) = (others, "-");
-        }
-        write!(f, ":{}", self.sequence)
-    }
-}
-
-/// The lengths of a UUID's parts.
-const UUID: [usize; 5] = [8, 4, 4, 4, 12];
-
-impl FromStr for Committed {
-    type Err = ParsePositionError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (uuid, sequence) = text.split_once(':').ok_or(ParsePositionError)?;
-        let is_uuid = uuid.split('-').map(str::len).eq(UUID)
-            && uuid
-                .bytes()
-                .all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
-        let cluster = is_uuid.then(|| u128::from_str_radix(&uuid.replace('-', ""), 16).ok());
-        let sequence = number(sequence)?;
-        // The server counts in signed numbers.
-        i64::try_from(sequence).map_err(|_| ParsePositionError)?;
-        Ok(Self {
-            cluster: cluster.flatten().ok_or(ParsePositionError)?.to_be_bytes(),
-            sequence,
-        })
-    }
-}
-
-/// Reads a number that is written in digits only.
-fn number<N: FromStr>(text: &str) -> Result<N, ParsePositionError> {
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
-    is_plain
-        .then(|| text.parse().ok())
-        .flatten()
-        .ok_or(ParsePositionError)
-}
-
-/// Reads MariaDB's list of global transaction IDs, one for each domain.
-pub(crate) fn gtids(text: &str) -> Result<Vec<Gtid>, ParsePositionError> {
-    let entries = text.split(',').map(str::trim);
-    entries
-        .filter(|entry| !entry.is_empty())
-        .map(str::parse)
-        .collect()
-}
-
-impl FromStr for Position {
-    type Err = ParsePositionError;
-
-    /// Reads what `to_string` has written.
-    ///
-    /// # Errors
-    ///
-    /// If the text is none of the forms that [`Position`] has.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "primary" {
-            return Ok(Self::PRIMARY);
-        }
-        if text.contains(':') {
-            return text.parse().map(Self::committed);
-        }
-        if !text.contains('/') {
-            return text.parse().map(Self::of);
-        }
-        let (timeline, lsn) = text.split_once('-').ok_or(ParsePositionError)?;
-        Ok(Self::at(number(timeline)?, lsn.parse::<Lsn>()?.0))
-    }
-}
-
-/// The error of a text that is no [`Position`] (feature `replicas`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParsePositionError;
-
-impl fmt::Display for ParsePositionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a position: expected a timeline and a log sequence number, as `2-0/3000060`, a global transaction ID, as `0-1-120`, a UUID and a sequence number, or `primary`")
-    }
-}
-
-impl error::Error for ParsePositionError {}

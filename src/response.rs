@@ -31,6 +31,7 @@ pub trait ResponseForError<B> {
     /// `true` if [`response_for_error`](Self::response_for_error) reads more of the request than `content-type`. In that
     /// case, the request's head is copied before the inner service gets it, which costs requests
     /// without an error as well.
+    // True by default: a closure may read anything, and the compiler cannot tell.
     const READS_REQUEST: bool = true;
 
     /// Returns the response to a request that could not be served because of `error`. The parts are
@@ -77,6 +78,7 @@ impl<B: Default> ResponseForError<B> for DefaultResponseForError {
 /// assert_eq!(response.body(), r#"{"type":"about:blank","title":"the service is busy","status":503}"#);
 /// ```
 pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B> {
+    // A gRPC client reads no body that is not a message.
     if is_grpc(&parts.headers) {
         return error_response(error, parts, B::from(String::new()));
     }
@@ -110,6 +112,8 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
         headers.extend(error.grpc_headers());
         return response;
     }
+    // In seconds: a date would need a clock that agrees with the client's
+    // (<https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3>).
     if let Some(wait) = error.retry_after() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
     }
@@ -131,7 +135,9 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 /// Returns whether a response means that the service failed: a 5xx, or its equivalent in gRPC.
 pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
     // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+    // Those that are said of the service itself: NOT_FOUND and its like are the caller's.
     let failures: [&[u8]; 5] = [b"2", b"4", b"13", b"14", b"15"];
+    // In the head only: trailers come when the transaction is settled.
     let code = response
         .headers()
         .get(&GRPC_STATUS)
@@ -234,6 +240,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
 
     /// Returns the handler's response, whose outcome is decided at the end of its body.
     pub(crate) fn pending<B>(&self, mut response: Response<B>, usage: Usage) -> Response<B> {
+        // Not undone: its body may still commit, so that no retry may begin.
         self.tell(&mut response, Ended::Pending, usage, false);
         response
     }
@@ -242,9 +249,12 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     fn tell<B>(&self, response: &mut Response<B>, ended: Ended, usage: Usage, is_undone: bool) {
         if self.policy.times {
             let headers = response.headers_mut();
+            // Appended: the header is a list, and other layers have their times in it.
             headers.append("server-timing", server_timing(usage));
         }
         if let Some(outcome) = Outcome::<Tag>::of(ended, usage, is_undone) {
+            // For middleware further out, by the session's tag: a request may have sessions of
+            // several databases.
             response.extensions_mut().insert(outcome);
         }
     }
@@ -259,6 +269,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
+        // Before anything of the response is changed: the rules look at the handler's own.
         let summary = guard.summary(&ended);
         let failure = self.failure(&response, &ended, &summary);
         let is_reported =
@@ -278,6 +289,7 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
                 response
             }
         };
+        // Into the layer's own response as well: an early commit may stand behind it (G19).
         response = guard.store_position(&ended, response);
         self.tell(&mut response, ended, summary.usage, summary.is_undone);
         response
@@ -322,7 +334,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
             // Even if `commit_when` rolls a success back: the handler believes that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
             _ if self.policy.keeps_errors => None,
-            // The response last: for gRPC, its header has to be looked up.
+            // The handler's 5xx made from an error of the session's, most often by `?`: 503 and
+            // `Retry-After` say more than its 500. The response last: for gRPC, its header has to be looked up.
             _ => summary.failure.as_ref().filter(|_| is_failure(response)),
         };
         failure.cloned()

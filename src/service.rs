@@ -27,8 +27,10 @@ use crate::{
 /// connection before its own inner service is called. A layer over another database under the same tag
 /// responds with 500 and logs the tag, because its handlers would run on the wrong database.
 pub struct DbSessionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
+    // Cloned only where a request has to wait for its connection.
     inner: S,
     pool: SessionPool,
+    // Shared: servers clone the service for each connection, and some for each request.
     policy: Arc<Policy>,
     respond: Respond,
     tag: PhantomData<fn() -> Tag>,
@@ -64,6 +66,8 @@ impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
 impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
     for DbSessionService<S, Tag, Respond>
 where
+    // `Clone`, because a request that waits for its connection takes the service along that was
+    // polled ready.
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     Respond: ResponseForError<ResBody> + Clone,
     Tag: 'static,

@@ -23,6 +23,8 @@ impl Target {
         let database = pool.database();
         Self {
             system: system_name(database.get_database_backend()),
+            // From the options, not from the server: asking it would need a connection before there
+            // is one.
             ..Self::named_in_options(database)
         }
     }
@@ -51,6 +53,7 @@ impl Target {
             #[cfg(feature = "sqlx-sqlite")]
             DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
                 let options = database.get_sqlite_connection_pool().connect_options();
+                // Not the path, which says where a machine keeps its files.
                 let name = options.get_filename().file_name().unwrap_or_default();
                 Self::default().named(match &*name.to_string_lossy() {
                     // sqlx gives each database in memory another name, and a metric's label must not grow with them.
@@ -60,6 +63,7 @@ impl Target {
                     name => name,
                 })
             }
+            // A mock and a proxy have no address.
             _ => Self::default(),
         }
     }
@@ -67,6 +71,7 @@ impl Target {
     #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
     fn server(host: &str, port: u16, default_port: u16) -> Self {
         Self {
+            // As it was configured, not resolved: the name outlives the servers behind it.
             address: Some(host.to_owned()),
             // libpq and sqlx take a host of this form as the directory of a socket.
             port: (!host.starts_with('/')).then_some(port),
@@ -78,6 +83,7 @@ impl Target {
     #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
     fn behind(self, socket: Option<&std::path::PathBuf>) -> Self {
         match socket {
+            // A socket goes before the host, as for the driver.
             Some(path) => Self {
                 address: Some(path.to_string_lossy().into_owned()),
                 port: None,
@@ -108,6 +114,7 @@ impl Target {
             name += &format!(":{port}");
         }
         match &self.namespace {
+            // SQLite has no server to be named after.
             Some(namespace) if name.is_empty() => namespace.clone(),
             Some(namespace) => format!("{name}/{namespace}"),
             None if name.is_empty() => self.system.to_owned(),
@@ -119,6 +126,7 @@ impl Target {
 /// Returns how many open connections no session has: those that the session pool keeps, and those of the driver's pool.
 pub(crate) fn idle(pool: &SessionPool) -> usize {
     let database = pool.database();
+    // The driver's pool counts none that a session pool keeps: those are out, to it.
     let of_driver = match &database.inner {
         #[cfg(feature = "sqlx-postgres")]
         DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {

@@ -38,6 +38,8 @@ impl OwnSpan {
 
 impl Drop for OwnSpan {
     fn drop(&mut self) {
+        // Its own: a guard that is dropped in another thread, or after a test's subscriber has
+        // gone, has another default.
         let subscriber = self.0.with_subscriber(|(_, subscriber)| subscriber.clone());
         if let Some(subscriber) = subscriber {
             let span = mem::replace(&mut self.0, Span::none());
@@ -73,6 +75,7 @@ impl SessionSpan {
         let span = if LevelFilter::current() >= Level::DEBUG {
             tracing::debug_span!(
                 target: "tower_sea_orm::session", "db_session",
+                // Declared empty, since `record` passes over a field that the span does not have.
                 waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
             )
         } else {
@@ -182,10 +185,13 @@ pub(crate) fn statement_span(
     backend: DbBackend,
     statement: &Redacted,
 ) -> OwnSpan {
+    // Asked first: to take the values out of a text costs more than the span.
     if !statements_are_traced() {
         return OwnSpan::none();
     }
+    // Without values, whoever may read traces (G15).
     let text = &*statement.without_values(backend);
+    // The first word alone: a span's name must not be different for each text.
     let summary = text.split_whitespace().next().unwrap_or_default();
     let open = |parent: Option<Id>| {
         tracing::debug_span!(
@@ -200,6 +206,7 @@ pub(crate) fn statement_span(
     let child = session.0.with_subscriber(|(id, subscriber)| {
         dispatcher::with_default(subscriber, || open(Some(id.clone())))
     });
+    // Without a session's span, as one that its level filters out, the handler's own is the parent.
     OwnSpan(child.unwrap_or_else(|| open(Span::current().id())))
 }
 
@@ -212,6 +219,7 @@ pub(crate) fn statement_begins(OwnSpan(span): &OwnSpan) {
 pub(crate) fn statement_failed(OwnSpan(span): &OwnSpan, error: &DbErr) {
     if !span.is_disabled() {
         span.record("otel.status_code", "ERROR");
+        // Not the error's text, which may have values in it (G15).
         span.record("error.type", &*error_type(error));
     }
 }
@@ -233,6 +241,8 @@ pub(crate) fn error_type(error: &DbErr) -> Cow<'static, str> {
         return code.into();
     }
     match error {
+        // A few fixed words, and `_OTHER` for the rest, as the conventions ask for
+        // (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/>).
         DbErr::ConnectionAcquire(_) => "connection_acquire".into(),
         DbErr::Conn(_) => "connection".into(),
         _ => "_OTHER".into(),
@@ -274,6 +284,7 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         tracing::debug!(target: "tower_sea_orm", "{error}");
         return;
     }
+    // A 503 is for those who run the database, a 500 for those who wrote the service (G15).
     let is_warning = error.status() != StatusCode::INTERNAL_SERVER_ERROR;
     let most = match is_warning {
         true => WARNINGS,
@@ -285,6 +296,7 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         return;
     };
     let suppressed = (suppressed > 0).then_some(suppressed);
+    // As a field: the message stays the same text, by which lines can be counted.
     let cause = std::error::Error::source(error).map(tracing::field::display);
     if is_warning {
         tracing::warn!(target: "tower_sea_orm", suppressed, cause, "{error}");
@@ -299,6 +311,7 @@ pub(crate) fn response_without_session(error: &Error) {
 }
 
 /// Logs that stored or raw code has ended a transaction.
+// Not throttled: each time, a change may stand that its client takes for undone.
 pub(crate) fn ended_elsewhere(statement: &str) {
     tracing::error!(
         target: "tower_sea_orm::session", statement,
@@ -321,10 +334,13 @@ const REMEMBERED: usize = 256;
 
 /// Logs, once for each text, a statement that has no effect where each statement commits by itself.
 pub(crate) fn needs_transaction(statement: &str) {
+    // For all pools, since the mistake is in the program. A `BTreeSet`, with which a static can
+    // begin.
     static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
     // A hash and not the text: what is kept may not grow with the statements, and no value stays in memory.
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Full, it stays full: to forget the oldest would log it again and again.
     let is_new = logged.len() < REMEMBERED && logged.insert(hash);
     // Not under the lock: logging runs the subscriber's code.
     drop(logged);

@@ -121,12 +121,14 @@ use crate::{
 /// # Cancel safety
 ///
 /// If the future is dropped before COMMIT was sent, everything is rolled back.
+// By the guard and the responder that a layer has, and not by a copy of what they do.
 pub async fn serve<F, B>(pool: impl Into<SessionPool>, handler: F) -> Response<B>
 where
     F: AsyncFnOnce(DbSession) -> Response<B>,
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
+    // The layer's own parts: a handler's test sees the answers that its clients would.
     let responder = Responder::<DefaultDatabase, _>::new::<B>(
         DefaultResponseForError,
         &parts,
@@ -161,6 +163,7 @@ where
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool {
     pool: SessionPool,
+    // By an observer, which counts what was sent: a mock would count what was expected.
     statements: Arc<StatementLog>,
 }
 
@@ -174,6 +177,7 @@ impl StatementLog {
     }
 }
 
+// At the pool, where each statement comes by, whichever session runs it.
 impl Observer for StatementLog {
     fn executed(&self, executed: &Executed<'_>) {
         // The session's own are no statements of the code under test.
@@ -265,6 +269,7 @@ impl TestPool {
             ran.len() == expected,
             "{} statements instead of {expected}:\n{}",
             ran.len(),
+            // All of them: a number says nothing of which one is too many.
             ran.join("\n")
         );
         output
@@ -282,6 +287,8 @@ impl TestPool {
     /// If the future is dropped half-way, the hooks that have not run are lost.
     pub async fn run_hooks(&self) -> usize {
         let test = self.pool.inner().test();
+        // By the test itself: nothing of its transaction is ever committed, so that they would
+        // never run.
         let hooks = test.map(|test| test.take_hooks()).unwrap_or_default();
         let count = hooks.len();
         for hook in hooks {
@@ -306,6 +313,7 @@ impl TestPool {
     }
 }
 
+// A test that panics leaves nothing behind either.
 impl Drop for TestPool {
     fn drop(&mut self) {
         if let Some(test) = self.pool.inner().test() {

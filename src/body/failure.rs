@@ -16,6 +16,9 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(error: BodyError, has_grpc_trailers: bool) -> Self {
         Self {
+            // For gRPC only: any other recipient may drop trailers without a look
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>), and would take the body for
+            // complete (G7).
             trailers: has_grpc_trailers.then(|| error.grpc_trailers()),
             error: error.into(),
         }
@@ -40,6 +43,7 @@ impl From<CutOff> for Failure {
 pub(super) enum BodyError {
     NotCommitted(BoxError),
     CutOff(crate::Error),
+    // The handler's mistakes, which are found before COMMIT is sent.
     TooLong,
     TooShort,
 }
@@ -63,6 +67,7 @@ impl fmt::Display for BodyError {
 impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            // The cause, since this error is all that hyper logs of it.
             Self::NotCommitted(source) => Some(&**source),
             Self::CutOff(source) => Some(source),
             Self::TooLong | Self::TooShort => None,

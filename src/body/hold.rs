@@ -19,6 +19,8 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// `Ok` lets the rest of the body out, whether that was a commit or, by the trailers, a rollback;
 /// `Err` breaks the body. Dropped without being called, it has to roll back. The future may be
 /// dropped as well, when the client leaves meanwhile: it must see a COMMIT through that was sent.
+// A boxed closure: `body` stands below `session` (`tests/it/structure.rs`), and its type has no
+// session's tag in it, which a handler would have to name.
 pub(crate) type Finish = Box<dyn FnOnce(End) -> BoxFuture<'static, Result<(), BoxError>> + Send>;
 
 /// The end of a body.
@@ -43,6 +45,8 @@ pub(super) struct HoldGuard(Hold);
 /// Also the waker of the inner body, so that it is known for how long the reader leaves news unread.
 struct Shared(Mutex<HoldState>);
 
+// One lock around all of it: the head passes the layer in one task while another may read the body,
+// and what the one decides the other has to see.
 struct HoldState {
     phase: HoldPhase,
     /// Wakes the reader.
@@ -95,6 +99,7 @@ pub(super) enum Seen {
 impl Seen {
     pub(super) fn of<T, E>(item: &Option<Result<T, E>>, is_complete: bool) -> Self {
         match item {
+            // Before the next: an error at the declared length is no end, and must not commit.
             Some(Err(_)) => Self::Error,
             _ if is_complete => Self::End,
             _ => Self::More,
@@ -143,6 +148,7 @@ impl Hold {
         scope: Option<Scope>,
     ) -> Result<(), Finish> {
         let mut state = self.0.lock();
+        // Handed back, not dropped: dropped, it would roll back what the head can still commit.
         let HoldPhase::Undecided { read } = state.phase else {
             return Err(finish);
         };
@@ -194,6 +200,7 @@ impl WeakHold {
         let state = shared.lock();
         state
             .due
+            // Before that and behind it, no session is kept for this reader (`body_timeout`).
             .filter(|_| matches!(state.phase, HoldPhase::BodyDecides { .. }))
             .map(|due| due.elapsed())
     }
@@ -201,6 +208,8 @@ impl WeakHold {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HoldState> {
+        // Poisoned by no code of ours, and by no user's either, which never runs under it: a panic
+        // here would be one in `Drop` (G11).
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -223,6 +232,7 @@ impl Shared {
         // Not under the lock: a rollback begins where `finish` is dropped.
         drop(before);
         if let Some(reader) = reader {
+            // A body that streams for ever would otherwise keep a graceful shutdown waiting.
             reader.wake();
         }
     }
@@ -239,6 +249,7 @@ impl Wake for Shared {
         state.due.get_or_insert_with(Instant::now);
         let reader = state.reader.take();
         drop(state);
+        // Without the lock: a waker may poll at once, and the poll takes it.
         if let Some(reader) = reader {
             reader.wake();
         }
@@ -261,6 +272,7 @@ impl HoldGuard {
         };
         // The inner body's turn, until it has a frame or wakes its reader.
         state.due = None;
+        // A reader that polls again has most often the same waker: no clone for each frame.
         let is_known = state
             .reader
             .as_ref()
@@ -301,6 +313,7 @@ impl HoldGuard {
                 Some(terms)
             }
             HoldPhase::CutOff(cut_off) => return Err(cut_off.clone()),
+            // Read on after the head has decided: the body is like any other.
             HoldPhase::HeadDecides | HoldPhase::Over { .. } => None,
         })
     }

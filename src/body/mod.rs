@@ -20,13 +20,11 @@ use pin_project::pin_project;
 use self::{
     failure::{BodyError, Failure},
     hold::{HoldGuard, Seen},
-    read::Read,
-    withheld::Withheld,
+    withheld::{Read, Withheld},
 };
 
 mod failure;
 mod hold;
-mod read;
 #[cfg(test)]
 mod tests;
 mod withheld;
@@ -132,6 +130,8 @@ where
         loop {
             let this = self.as_mut().project();
             match this.state {
+                // In a loop: what is withheld here leads to COMMIT in the same poll, since nothing
+                // would wake the reader for it.
                 BodyState::Reading(_) => match ready!(self.as_mut().poll_inner(cx)) {
                     Read::Through(item) => {
                         return Poll::Ready(item.map(|frame| frame.map_err(Into::into)));
@@ -152,6 +152,8 @@ where
                     // Never locked, so never poisoned.
                     let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
                     match ready!(future.as_mut().poll(cx)) {
+                        // `Ok` is also a rollback that the trailers ask for: they go out, and tell
+                        // the client so.
                         Ok(()) => *this.state = BodyState::Delivering,
                         Err(error) => {
                             let error = BodyError::NotCommitted(error);
@@ -187,6 +189,7 @@ where
                     .as_ref()
                     .map_or_else(SizeHint::default, Body::size_hint);
                 if !is_open(guard) {
+                    // An exact one stays exact: hyper makes `Content-Length` of it.
                     return hint;
                 }
                 hint
@@ -239,6 +242,7 @@ where
             Some(Err(_)) => false,
         };
         let (read, exact) = (*this.read, *this.exact);
+        // hyper asks for nothing behind the length (H24): whatever the body says, this is its end.
         let seen = Seen::of(&item, ended || exact == Some(read));
         // After the poll and not before it: the head may have passed the layer in between.
         let terms = guard.as_ref().map(|guard| guard.report(read, seen));
@@ -246,6 +250,7 @@ where
             Err(cut_off) => Read::Failed(cut_off.into()),
             Ok(None) => Read::Through(item),
             Ok(Some(terms)) => {
+                // The header first: where there is one, hyper counts by it.
                 let length = terms.content_length.or(exact);
                 Read::withholding(this.withheld, item, read, length, ended)
             }
@@ -262,6 +267,8 @@ where
             return Ok(());
         };
         if let Some((finish, terms)) = guard.finish()? {
+            // `grpc-status` in them may say that the call has failed: then `finish` rolls back
+            // behind a 200.
             let trailers = this.withheld.trailers.clone();
             *this.state = BodyState::Settling {
                 future: Mutex::new(finish(End { trailers })),
@@ -291,6 +298,8 @@ where
     }
 }
 
+// For a layer's own responses, which have the type of the handler's: this one for the default, the
+// next for `problem_json`.
 impl<B: Body + Default> Default for SessionBody<B> {
     /// A [`plain`](Self::plain) one.
     fn default() -> Self {

@@ -5,38 +5,27 @@ use std::ffi::OsString;
 use super::{
     error::ConfigError,
     given::Given,
-    settings::{NAMES, alike, is_foreign, is_part_of_a_url, plain},
+    settings::{NAMES, alike, is_foreign, plain},
 };
 
-/// The variables of one prefix.
-pub(super) struct Variables<'p> {
-    pub(super) prefix: &'p str,
-    /// The variable with the URL.
-    pub(super) url: &'p str,
-}
-
-impl<'p> Variables<'p> {
-    pub(super) const DEFAULT: Self = Self {
-        prefix: "DB_",
-        url: "DATABASE_URL",
-    };
-
-    /// Reads the settings among `vars`, and the error to return if the URL is not among them.
-    pub(super) fn read(
-        &self,
+impl<'p> Given<'p> {
+    /// Reads the settings among `vars`, whose names begin with `prefix`; the URL is in the variable `url`.
+    pub(super) fn of_variables(
+        prefix: &'p str,
+        url: &'p str,
         vars: impl IntoIterator<Item = (String, OsString)>,
-    ) -> Result<(Given<'p>, ConfigError), ConfigError> {
-        let mut given = Given::with_prefix(self.prefix);
-        let mut foreign = Vec::new();
+    ) -> Result<Self, ConfigError> {
+        let mut given = Self::nothing(prefix, url);
         for (key, value) in vars {
-            let Some(name) = self.setting(&key, &given)? else {
+            let Some(name) = given.setting(&key)? else {
                 continue;
             };
             if is_foreign(&name) {
                 // Refused, it would keep a service from starting beside a Kubernetes Service that is called `db`.
-                foreign.push(key);
+                given.foreign.push(key);
                 continue;
             }
+            // Only now that it is one of ours: another program's variable may hold any bytes.
             let Ok(text) = value.into_string() else {
                 return Err(ConfigError::new(key, "not UTF-8"));
             };
@@ -46,44 +35,37 @@ impl<'p> Variables<'p> {
             }
         }
         // The order of the environment is not defined; the log line's is.
-        foreign.sort();
-        if !foreign.is_empty() {
-            let variables = foreign.join(", ");
+        given.foreign.sort();
+        if !given.foreign.is_empty() {
+            let variables = given.foreign.join(", ");
             tracing::warn!(target: "tower_sea_orm::pool", variables, "these variables are not pool settings and are ignored");
         }
-        Ok((given, self.no_url(&foreign)))
+        Ok(given)
     }
 
     /// Returns the variable's name without the prefix, if it has the prefix.
-    fn setting(&self, key: &str, given: &Given<'_>) -> Result<Option<String>, ConfigError> {
+    fn setting(&self, key: &str) -> Result<Option<String>, ConfigError> {
         // `DATABASE_URL` has no prefix: it is the name that platforms give it.
         if key == self.url {
             return Ok(Some("url".to_owned()));
         }
-        match (key.strip_prefix(self.prefix), self.meant(key, given)) {
+        match (key.strip_prefix(self.prefix), self.meant(key)) {
             (Some(name), _) => Ok(Some(name.to_ascii_lowercase())),
             // Passed over, a `db_pool_size` would leave the pool at its default without a word.
-            (None, Some(meant)) => Err(given.misspelt(key, &meant)),
+            (None, Some(meant)) => Err(self.misspelt(key, &meant)),
             (None, None) => Ok(None),
         }
     }
 
     /// Returns the variable whose name differs from `key` in case and separators only. For keys without the prefix.
-    fn meant(&self, key: &str, given: &Given<'_>) -> Option<String> {
+    fn meant(&self, key: &str) -> Option<String> {
         let key = plain(key);
         if key == plain(self.url) {
             return Some(self.url.to_owned());
         }
         Some(match alike(key.strip_prefix(&plain(self.prefix))?)? {
             "url" => self.url.to_owned(),
-            name => given.written(name),
+            name => self.written(name),
         })
-    }
-
-    fn no_url(&self, foreign: &[String]) -> ConfigError {
-        let name = |key: &str| key[self.prefix.len()..].to_ascii_lowercase();
-        let parts = foreign.iter().filter(|key| is_part_of_a_url(&name(key)));
-        let parts: Vec<_> = parts.map(|key| format!("`{key}`")).collect();
-        ConfigError::no_url(self.url, &parts.join(", "))
     }
 }

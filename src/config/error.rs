@@ -17,6 +17,8 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     key: String,
+    // A text, and no kinds to match: it is for the person who wrote the setting, and code can only
+    // stop.
     problem: String,
 }
 
@@ -38,18 +40,6 @@ impl ConfigError {
             "this value".to_owned()
         };
         Self::new(key, format!("{shown} is refused: {why}"))
-    }
-
-    /// Refuses to do without the URL that `key` should have; `parts` of one were given instead.
-    pub(super) fn no_url(key: &str, parts: &str) -> Self {
-        let hint = match parts {
-            "" => String::new(),
-            _ => format!("; {parts} are ignored: put their values into the URL"),
-        };
-        Self::new(
-            key,
-            format!("not set: write `postgres://user@host/database`{hint}"),
-        )
     }
 
     /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.

@@ -14,14 +14,18 @@ use super::{error::ConfigError, given::Given};
 #[serde(untagged)]
 enum Value {
     Switch(bool),
+    // Before `Number`, by which a large one would lose digits.
     Whole(i64),
     Number(f64),
     Text(String),
+    // Last, because it takes anything.
     Nested(IgnoredAny),
 }
 
 /// Reads the settings of a file.
 pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Given<'static>, D::Error> {
+    // Not into a struct by serde's derive: its error for an unknown field knows no name that was
+    // meant, and its aliases do not tell whether two values agree.
     deserializer.deserialize_map(Table)
 }
 
@@ -35,11 +39,12 @@ impl<'de> Visitor<'de> for Table {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut given = Given::default();
+        let mut given = Given::nothing("", "url");
         // Entry by entry: a map would lose one of two with the same name.
         while let Some((key, value)) = map.next_entry::<String, Option<Value>>()? {
             // As text, so that a value means the same in a file and in a variable.
             let text = match value {
+                // `null` is not set, as an empty variable is not.
                 None => continue,
                 Some(Value::Switch(value)) => value.to_string(),
                 Some(Value::Whole(value)) => value.to_string(),

@@ -4,10 +4,11 @@ use sea_orm::DbBackend;
 
 use super::{
     error::ConfigError,
-    settings::{NAMES, OTHER_NAMES, Settings, is_part_of_a_url, meant},
+    settings::{NAMES, Settings, is_part_of_a_url, meant},
 };
 
 /// SQLAlchemy's default of `pool_size`, if only `max_overflow` is given.
+// (<https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine.params.pool_size>)
 const POOL_SIZE: u32 = 5;
 /// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
 const MAX_OVERFLOW: u32 = 10;
@@ -16,11 +17,14 @@ const OWN_PREFIX: &str = " (if it belongs to another program, read these setting
      `PoolConfig::from_prefixed_vars`)";
 
 /// The settings that were written in one place.
-#[derive(Default)]
 pub(super) struct Given<'p> {
     /// The prefix of the environment's variables; empty for a file.
     pub(super) prefix: &'p str,
+    /// The name under which the URL is looked for.
+    pub(super) url: &'p str,
     settings: Vec<Setting>,
+    /// Variables with the prefix that belong to another program.
+    pub(super) foreign: Vec<String>,
 }
 
 struct Setting {
@@ -30,10 +34,22 @@ struct Setting {
     text: String,
 }
 
+impl Setting {
+    /// Reads the value. Returns `false` if the setting has another value already.
+    fn read_into(&self, settings: &mut Settings) -> Result<bool, ConfigError> {
+        let read = settings.read(&self.name, &self.text);
+        read.map_err(|why| ConfigError::of_value(&self.key, &self.text, &why))
+    }
+}
+
 impl<'p> Given<'p> {
-    pub(super) fn with_prefix(prefix: &'p str) -> Self {
-        let settings = Vec::new();
-        Self { prefix, settings }
+    pub(super) fn nothing(prefix: &'p str, url: &'p str) -> Self {
+        Self {
+            prefix,
+            url,
+            settings: Vec::new(),
+            foreign: Vec::new(),
+        }
     }
 
     /// Adds the setting `name`, written as `key`.
@@ -41,27 +57,19 @@ impl<'p> Given<'p> {
         if !NAMES.contains(&name) {
             return Err(self.no_such_setting(name, key));
         }
-        match self.find(name) {
-            // `DATABASE_URL` and `DB_URL`, for example.
-            Some(before) if before.text.trim() == text.trim() => Ok(()),
-            Some(_) => Err(self.disagreement(key, name)),
-            None => {
-                let (name, key) = (name.to_owned(), key.to_owned());
-                self.settings.push(Setting { name, key, text });
-                Ok(())
-            }
-        }
+        let (name, key) = (name.to_owned(), key.to_owned());
+        // Twice is no error by itself: a platform may set `DATABASE_URL` beside a service's own
+        // `DB_URL`.
+        self.settings.push(Setting { name, key, text });
+        Ok(())
     }
 
     /// Reads the values of all settings. Returns as well whether a part of `max_connections` is an overflow.
     pub(super) fn read(&self) -> Result<(Settings, bool), ConfigError> {
         let mut settings = Settings::default();
-        for Setting { name, key, text } in &self.settings {
-            let is_new = settings.read(name, text);
-            if !is_new.map_err(|why| ConfigError::of_value(key, text, &why))? {
-                let is_this = |(other, own): &&(&str, &str)| [*other, *own].contains(&&**name);
-                let (other, own) = *OTHER_NAMES.iter().find(is_this).unwrap_or(&("", ""));
-                return Err(self.disagreement(self.key(&[own]), other));
+        for setting in &self.settings {
+            if !setting.read_into(&mut settings)? {
+                return Err(self.disagreement(setting));
             }
         }
         let overflows = self.add_overflow(&mut settings)?;
@@ -79,6 +87,7 @@ impl<'p> Given<'p> {
         // As SQLAlchemy fills in the one that is missing.
         let size = *settings.min_connections.get_or_insert(POOL_SIZE);
         let refused = |why: &str| ConfigError::new(self.key(&["max_overflow", "pool_size"]), why);
+        // Both are the user's: one of them may be meant as "no limit".
         let Some(sum) = size.checked_add(overflow) else {
             return Err(refused("too many connections together with `pool_size`"));
         };
@@ -99,11 +108,13 @@ impl<'p> Given<'p> {
         let default = if backend == DbBackend::Sqlite { 1 } else { 10 };
         let max = settings.max_connections.unwrap_or(default);
         let note = settings.max_connections.map_or(" (the default)", |_| "");
+        // Here and not by the driver, which takes it and opens fewer without a word.
         if let Some(min) = settings.min_connections.filter(|min| *min > max) {
             let key = self.key(&["min_connections", "pool_size", "max_overflow"]);
             let why = format!("{min} is more than `max_connections`, {max}{note}");
             return Err(ConfigError::new(key, why));
         }
+        // As many as all would do the same as more: no session would ever have a connection.
         if let Some(reserved) = settings.reserved_connections.filter(|n| *n >= max) {
             let why = format!(
                 "{reserved} leaves no connection for sessions: write less than `max_connections`, {max}{note}"
@@ -123,12 +134,32 @@ impl<'p> Given<'p> {
         given.map_or(names[0], |setting| &setting.key)
     }
 
-    /// Returns the error for `key`, whose setting has another value under the name `other`.
-    fn disagreement(&self, key: &str, other: &str) -> ConfigError {
-        let other = self.key(&[other]);
+    /// Returns the error for a setting that has another value under another name, `DATABASE_URL` and `DB_URL` for example.
+    fn disagreement(&self, setting: &Setting) -> ConfigError {
+        // With each alone, because only their values say that two names mean the same setting.
+        let disagrees = |other: &&Setting| {
+            let mut alone = Settings::default();
+            other.read_into(&mut alone).is_ok() && setting.read_into(&mut alone) == Ok(false)
+        };
+        let other = self.settings.iter().find(disagrees).unwrap_or(setting);
         let why =
             "is another name of the same setting, with a different value: keep one of the two";
-        ConfigError::new(key, format!("`{other}` {why}"))
+        ConfigError::new(&setting.key, format!("`{}` {why}", other.key))
+    }
+
+    /// Returns the error for settings without the URL.
+    pub(super) fn no_url(&self) -> ConfigError {
+        let is_part =
+            |key: &&String| is_part_of_a_url(&key[self.prefix.len()..].to_ascii_lowercase());
+        // Of what was passed over, these alone explain why there is no URL.
+        let parts = self.foreign.iter().filter(is_part);
+        let parts: Vec<_> = parts.map(|key| format!("`{key}`")).collect();
+        let hint = match parts.join(", ") {
+            none if none.is_empty() => none,
+            parts => format!("; {parts} are ignored: put their values into the URL"),
+        };
+        let why = format!("not set: write `postgres://user@host/database`{hint}");
+        ConfigError::new(self.url, why)
     }
 
     /// Returns the error for a name that no setting has.
@@ -152,6 +183,7 @@ impl<'p> Given<'p> {
     }
 
     fn refuse(&self, key: &str, hint: &str) -> ConfigError {
+        // In a file, the settings share no namespace with other programs.
         let own_prefix = if self.prefix.is_empty() {
             ""
         } else {

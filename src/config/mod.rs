@@ -19,10 +19,13 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::error::ConfigError;
-use self::{
-    env::Variables, given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl,
-};
+use self::{given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl};
 use crate::{Error, SessionPool, SessionPoolBuilder};
+
+// `DATABASE_URL` is also where the command-line tools of sqlx and SeaORM look, and what platforms
+// set.
+const PREFIX: &str = "DB_";
+const URL: &str = "DATABASE_URL";
 
 /// Calls the setter for each of these settings that was given.
 macro_rules! set {
@@ -169,8 +172,10 @@ impl PoolConfig {
     /// no URL.
     pub fn from_env() -> Result<Self, ConfigError> {
         // A key that is not UTF-8 is no name of ours.
+        // Not `vars`, which panics at the first variable that is not UTF-8, whosever it is
+        // (<https://doc.rust-lang.org/std/env/fn.vars.html>).
         let vars = vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value)));
-        Self::from_variables(Variables::DEFAULT, vars)
+        Self::from_given(&Given::of_variables(PREFIX, URL, vars)?)
     }
 
     /// [`from_env`](Self::from_env) with these variables in place of the environment's. Variables whose
@@ -192,7 +197,7 @@ impl PoolConfig {
     pub fn from_vars<K: AsRef<str>, V: AsRef<str>>(
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        Self::from_variables(Variables::DEFAULT, owned(vars))
+        Self::from_given(&Given::of_variables(PREFIX, URL, owned(vars))?)
     }
 
     /// Reads the variables that begin with `prefix`: for a second database, or if `DB_` belongs to
@@ -219,23 +224,16 @@ impl PoolConfig {
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
         let url = &format!("{prefix}URL");
-        Self::from_variables(Variables { prefix, url }, owned(vars))
+        Self::from_given(&Given::of_variables(prefix, url, owned(vars))?)
     }
 
-    fn from_variables(
-        variables: Variables<'_>,
-        vars: impl Iterator<Item = (String, OsString)>,
-    ) -> Result<Self, ConfigError> {
-        let (given, no_url) = variables.read(vars)?;
-        Self::from_given(&given, no_url)
-    }
-
-    fn from_given(given: &Given<'_>, no_url: ConfigError) -> Result<Self, ConfigError> {
+    fn from_given(given: &Given<'_>) -> Result<Self, ConfigError> {
         let (mut settings, overflows) = given.read()?;
         // Out of the settings, whose `Debug` would show its password.
-        let url = settings.url.take().ok_or(no_url)?;
+        let url = settings.url.take().ok_or_else(|| given.no_url())?;
         let url =
             DatabaseUrl::parse(&url).map_err(|why| ConfigError::new(given.key(&["url"]), why))?;
+        // Behind the URL, since SQLite's defaults are others.
         given.check(&settings, url.backend)?;
         Ok(Self {
             url,
@@ -289,6 +287,7 @@ impl PoolConfig {
         set! { builder, self.settings; reserved_connections max_pending reset pool_mode }
         set! { builder, self.settings; hold_slow_threshold hold_timeout body_timeout direct_handoff }
         set! { builder, self.settings; test_before_acquire_if_idle_for }
+        // The builder has no way to turn it off again: it is off by default.
         if self.settings.cancel_running == Some(true) {
             builder = builder.cancel_running();
         }
@@ -363,9 +362,12 @@ impl PoolConfig {
         }
         // SQLite has no server, and a lazy pool shows a wrong URL at its first session.
         if self.url.backend != DbBackend::Sqlite && !options.get_connect_lazy() {
+            // Without one, there is one attempt: its error has the reason, where the pool's own
+            // would be a time-out (H25).
             let startup = self.settings.startup_timeout.unwrap_or_default();
             wait_for_server(&self.url, &options, startup).await?;
         }
+        // Only what was given is set below: the other defaults are the pool's, and in one place.
         let builder = self.session_pool_builder(Database::connect(options).await?);
         Ok(set(builder).build()?)
     }
@@ -389,6 +391,7 @@ impl PoolConfig {
         if let Some(given) = settings.sqlx_slow_statements_logging_level {
             level = given;
         }
+        // Both at once: SeaORM has one setter for the two, and one that is not given must stay.
         options.sqlx_slow_statements_logging_settings(level, threshold);
         options
     }
@@ -404,8 +407,8 @@ fn owned<K: AsRef<str>, V: AsRef<str>>(
 
 impl<'de> Deserialize<'de> for PoolConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let given = file::read(deserializer)?;
-        Self::from_given(&given, ConfigError::no_url("url", "")).map_err(D::Error::custom)
+        // By serde's error, so that a file's reader adds the line.
+        Self::from_given(&file::read(deserializer)?).map_err(D::Error::custom)
     }
 }
 

@@ -43,6 +43,7 @@ pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> 
         }
         let now = (name.into_owned(), value.into_owned());
         match given.insert(first(names), now.clone()) {
+            // For sqlx the last one counts: which of the two was meant is for their author to say.
             Some(before) if before.1 != now.1 && names != OPTIONS => {
                 let (before, now) = (before.0, now.0);
                 let why = format!("its parameters `{before}` and `{now}` disagree");
@@ -83,6 +84,7 @@ fn is_option(name: &str) -> bool {
 /// Returns what is wrong with `value`, which should be one of `values`.
 fn refuse(values: &'static str, backend: DbBackend, value: &str) -> Option<String> {
     let (is_right, why) = match values {
+        // sqlx takes any text there.
         "ANY" => return None,
         "NUMBER" => (value.parse::<usize>().is_ok(), "is not a number"),
         "PORT" => (value.parse::<u16>().is_ok(), "is not a port"),
@@ -112,6 +114,8 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
     let known = all.clone().flat_map(|names| names.split(' '));
     let is_alike = |known: &&str| plain(known) == plain(name);
     let there_are = || format!("the known ones are {}", listed(all.clone().map(first)));
+    // From the surest to the vaguest: a name of ours in other letters, one of another driver, a
+    // setting beside the URL, a typing mistake.
     let advice = if let Some(name) = known.clone().find(is_alike) {
         format!("write `{name}=…`")
     } else if let Some(advice) = advice(backend, name) {
@@ -133,6 +137,8 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
 }
 
 fn advice(backend: DbBackend, name: &str) -> Option<String> {
+    // PostgreSQL's settings are known by their underscores (`statement_timeout`), other drivers'
+    // parameters without.
     let forms = [name.to_ascii_lowercase(), plain(name)];
     let mut lines = lines(backend).chain(ANY.lines());
     lines.find_map(|line| {
@@ -167,6 +173,9 @@ fn unchecked_certificate(backend: DbBackend, given: &Given) -> Option<String> {
     };
     // The URL's goes first, as for sqlx.
     let chosen = in_url.or_else(from_env).unwrap_or_default();
+    // With a root certificate, libpq's `require` checks as well
+    // (<https://www.postgresql.org/docs/current/libpq-ssl.html>): such a URL is taken for safe, and
+    // with sqlx it is not.
     (!chosen.to_ascii_lowercase().starts_with("verify")).then(|| {
         format!("its parameter `{name}` does nothing unless the certificate is checked: write `{mode}={modes}` as well")
     })

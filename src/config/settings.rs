@@ -16,6 +16,7 @@ const NOT_AS_IN_SQLALCHEMY: &str = include_str!("advice/sqlalchemy.txt");
 
 /// Makes [`Settings`] of a table: each setting's name, the type of its value, and the function that reads it; behind
 /// them its name in SQLAlchemy.
+// In one table, so that no setting has a name without a reader, or a field without a name.
 macro_rules! settings {
     ($($name:ident: $value:ty = $read:ident $(, $other:ident = $read_other:ident)?;)*) => {
         /// The settings that were given, under SeaORM's names.
@@ -26,10 +27,6 @@ macro_rules! settings {
 
         /// Every name that a setting has.
         pub(super) const NAMES: &[&str] = &[$(stringify!($name), $(stringify!($other),)?)*];
-
-        /// SQLAlchemy's names, each with SeaORM's.
-        pub(super) const OTHER_NAMES: &[(&str, &str)] =
-            &[$($((stringify!($other), stringify!($name)),)?)*];
 
         impl Settings {
             /// Reads `text` as the value of the setting `name`. Returns `false` if the setting has another value already.
@@ -97,6 +94,7 @@ settings! {
 /// Gives a setting its value, unless it has another one.
 fn put<T: PartialEq>(setting: &mut Option<T>, value: T) -> bool {
     match setting {
+        // By value: `30` and `30s` agree.
         Some(before) => *before == value,
         None => {
             *setting = Some(value);
@@ -130,6 +128,9 @@ pub(super) fn plain(name: &str) -> String {
 
 /// Returns the name nearest to `wrong`, unless it is far from all of them.
 pub(super) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    // This distance counts two letters that have changed places as one mistake, as in `POOL_SZIE`.
+    // Of two names as near, the one that is first by the alphabet, so that the answer is always the
+    // same.
     let (distance, name) = names.map(|name| (osa_distance(wrong, name), name)).min()?;
     // In a short name, two other letters make another word: `test` is not `reset`.
     // Longer names bear more wrong letters before another one is as near.
@@ -142,6 +143,7 @@ pub(super) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> 
 
 /// Returns whether a variable of this name, without its prefix, belongs to another program.
 pub(super) fn is_foreign(name: &str) -> bool {
+    // A setting of ours in other letters is not passed over, but refused with the right name.
     alike(name).is_none()
         && (is_part_of_a_url(name)
             || is_injected(name)
@@ -156,6 +158,7 @@ pub(super) fn is_part_of_a_url(name: &str) -> bool {
 /// <https://kubernetes.io/docs/concepts/containers/container-environment/#cluster-information>,
 /// <https://docs.docker.com/engine/network/links/#environment-variables>.
 fn is_injected(name: &str) -> bool {
+    // Such as `DB_PORT=tcp://10.0.0.11:5432`, which nobody has written.
     let is_numbered = |(_, port): (&str, &str)| port.starts_with(|c: char| c.is_ascii_digit());
     name.starts_with("env_")
         || name.contains("_env_")

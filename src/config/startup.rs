@@ -21,6 +21,7 @@ const TARGET: &str = "tower_sea_orm::pool";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+// At most so much later than the server is its service ready.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Tries to connect until the server accepts a connection, or `startup` is over.
@@ -53,11 +54,16 @@ pub(super) async fn wait_for_server(
         }
         // Once, since each attempt would repeat it.
         if pause == FIRST_PAUSE {
+            // INFO: a service that starts together with its database is nothing to wake anybody
+            // for.
             tracing::info!(target: TARGET, %url, %error, "the database is not available yet; retrying");
         }
+        // No longer than what is left: the last attempt comes at the end of it.
         sleep(jittered(pause).min(left())).await;
+        // Doubled: many instances that wait for one server must not keep it from starting.
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    // Only if the log has said before that it was not.
     if pause > FIRST_PAUSE {
         tracing::info!(target: TARGET, %url, "the database is available");
     }
@@ -67,6 +73,7 @@ pub(super) async fn wait_for_server(
 /// A pool that connects at once would try a refused connection again by itself, and lose the reason.
 async fn lazy_pool(options: &ConnectOptions) -> Result<SessionPool, DbErr> {
     let mut lazy = options.clone();
+    // sqlx opens `min_connections` in a task of its own, lazy or not.
     lazy.connect_lazy(true).min_connections(0);
     Ok(SessionPool::try_new(Database::connect(lazy).await?)?)
 }
@@ -77,6 +84,7 @@ async fn attempt(
     url: &DatabaseUrl,
     bound: Duration,
 ) -> Result<Option<DbErr>, DbErr> {
+    // Past the driver's pool, whose time-out would take the place of the reason (H25).
     match timeout(bound, pool.inner().connect_once()).await {
         Ok(Ok(())) => Ok(None),
         Ok(Err(error)) if is_not_available_yet(&error) => Ok(Some(error)),
@@ -96,6 +104,8 @@ fn is_not_available_yet(error: &DbErr) -> bool {
         && let sqlx::Error::Io(error) = &**cause
     {
         use ErrorKind::*;
+        // Also connections that are accepted and then broken off: a container's port proxy does so
+        // while its server is not up yet.
         #[rustfmt::skip]
         let kinds = [
             ConnectionRefused, ConnectionReset, ConnectionAborted, UnexpectedEof, BrokenPipe,
@@ -105,6 +115,7 @@ fn is_not_available_yet(error: &DbErr) -> bool {
         let unresolved = "failed to lookup address information";
         return kinds.contains(&error.kind()) || error.to_string().starts_with(unresolved);
     }
+    // Nothing else: waiting mends no password, and the log should say so at once.
     server::is_starting_up(error)
 }
 

@@ -30,6 +30,7 @@ pub(super) struct DatabaseUrl {
 impl DatabaseUrl {
     /// Takes the URL apart. An error shows nothing of it but its scheme and the names of its parameters.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
+        // A secret that comes from a file ends with a newline.
         let text = text.trim();
         // By the crate that sqlx uses, so that both see the same parts.
         let url = Url::parse(text).map_err(|_| ill_formed(text))?;
@@ -124,6 +125,7 @@ impl DatabaseUrl {
             #[cfg(feature = "sqlx-mysql")]
             DbBackend::MySql => {
                 let address = self.address.clone();
+                // `=0` is for proxies that do not translate names of statements, and has to stay.
                 let is_given = self.bare.contains("statement-cache-capacity=");
                 // All in one closure: SeaORM keeps the last one only.
                 options.map_sqlx_mysql_opts(move |mut options| {
@@ -151,6 +153,7 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
+// By hand, since a derived one would show `whole` (G15).
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{self}\"")
@@ -179,6 +182,7 @@ fn ill_formed(text: &str) -> &'static str {
 
 /// Returns what is wrong with the URL of a server.
 fn misplaced(url: &Url) -> Option<&'static str> {
+    // `postgres:user@host/shop` is a URL, with all of it for a path.
     if url.cannot_be_a_base() {
         Some("`//` is missing after the scheme: write `postgres://user:password@host/database`")
     } else if has_stray_sign(url) {
@@ -187,6 +191,7 @@ fn misplaced(url: &Url) -> Option<&'static str> {
              parameters as `%2F`, `%3F`, `%23` and `%40`",
         )
     } else {
+        // `url` takes `a,b` for one name. libpq would try them in turn.
         let names_several = url.host_str().is_some_and(|host| host.contains(','));
         names_several.then_some(SEVERAL_HOSTS)
     }
@@ -213,6 +218,7 @@ fn with_address(url: &Url, backend: DbBackend, address: Option<&str>) -> String 
 
 /// Returns the password before the host.
 fn password(url: &Url) -> Result<Option<String>, String> {
+    // As sqlx does it: what it would send has to be what is taken out.
     let decode = |password| percent_decode_str(password).decode_utf8();
     let password = url.password().map(decode).transpose();
     password
@@ -249,6 +255,7 @@ fn backend(scheme: &str) -> Result<DbBackend, String> {
         Some(_) if dialect != right => {
             format!("MariaDB's scheme is `{right}` here: write `{right}://…`")
         }
+        // Known here, so that it is no "unknown scheme" of SeaORM's at the first connection.
         Some((_, _, feature, false)) => {
             format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm")
         }
@@ -268,7 +275,9 @@ fn has_stray_sign(url: &Url) -> bool {
 /// Returns whether the parameter is a password, or looks like one that another driver reads.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
+    // It has the path of a file, and `parameters` says what to do about it.
     name != "passfile"
+        // By parts of names: another driver's `sslpassword` is a secret, too, and would be shown.
         && ["pass", "pwd", "secret", "token", "credential"]
             .iter()
             .any(|part| name.contains(part))

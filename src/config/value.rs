@@ -21,7 +21,8 @@ const UNITS: &[(&str, f64)] = &[
 ];
 
 pub(super) fn whole(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
+    // As for all others: the space around a value is never meant.
+    Ok(text.trim().to_owned())
 }
 
 pub(super) fn count(text: &str) -> Result<u32, String> {
@@ -29,6 +30,7 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
 }
 
 pub(super) fn positive(text: &str) -> Result<u32, String> {
+    // A pool of none would serve nothing.
     at_least(1, text)
 }
 
@@ -50,6 +52,7 @@ pub(super) fn time_or_zero(text: &str) -> Result<Duration, String> {
     if text.starts_with('-') {
         return Err(format!("a time cannot be negative: {TIME}"));
     }
+    // Not `from_secs_f64`, which panics at what is too long.
     match seconds(text).map(Duration::try_from_secs_f64) {
         Some(Ok(time)) if time <= LONGEST => Ok(time),
         Some(Ok(_)) => Err("too long: write `3650d` or less".to_owned()),
@@ -72,6 +75,7 @@ pub(super) fn time_or_max(text: &str) -> Result<Duration, String> {
 /// By hand: humantime takes no fractions, jiff no days for a duration, and no library takes a bare number
 /// as seconds, which is SQLAlchemy's form.
 fn seconds(text: &str) -> Option<f64> {
+    // At the first letter, so that `1e3`, `inf` and `nan`, which `f64` would read, are no times.
     let end_of_number = text.find(|c: char| c.is_ascii_alphabetic());
     let (number, unit) = text.split_at(end_of_number.unwrap_or(text.len()));
     let unit = if unit.is_empty() { "s" } else { unit };
@@ -119,6 +123,7 @@ pub(super) fn reset_on_return(text: &str) -> Result<Reset, String> {
 fn one_of<T: Copy>(table: &[(&str, T)], text: &str) -> Option<T> {
     let is_word = |(words, _): &&(&str, T)| {
         let mut words = words.split(' ');
+        // In any case: YAML has `True`, and shells like capitals.
         words.any(|word| word.eq_ignore_ascii_case(text.trim()))
     };
     table.iter().find(is_word).map(|(_, meaning)| *meaning)

@@ -1,4 +1,4 @@
-//! Errors, made from a kind or from an error of SeaORM's, and [`Cause`]: the statement by which a transaction was lost.
+//! Errors made from a kind or from one of SeaORM's, and back, and [`Cause`]: the statement by which a transaction was lost.
 
 use std::{fmt, sync::Arc};
 
@@ -28,20 +28,50 @@ impl Error {
 
     /// The meaning of a failed COMMIT.
     pub(crate) fn of_commit(error: DbErr) -> Self {
+        // A conflict stays one: SERIALIZABLE may fail at COMMIT itself
+        // (<https://www.postgresql.org/docs/current/transaction-iso.html#XACT-SERIALIZABLE>), and
+        // so does Galera (H36). A retry layer has to see that.
         let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
         Self::with_source(kind, error)
     }
 
     /// The meaning of a transaction that did not begin, or was gone with its first statement.
     pub(crate) fn of_begin(error: DbErr) -> Self {
+        // `Aborted` says that nothing was committed, which is true whatever kept it from beginning.
         let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
         Self::with_source(kind, error)
+    }
+
+    /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
+    pub(crate) fn to_db_err(&self) -> DbErr {
+        // Not for the crate's own failures, whose kind is their text: `Error::of` has to find it
+        // again.
+        let is_servers = self.is_commit_failed()
+            || self.is_conflict()
+            || matches!(
+                self.kind,
+                Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan
+            );
+        // Of those errors SeaORM's own says more, to `sql_err()` for example.
+        let cause = self
+            .source
+            .as_ref()
+            .filter(|_| is_servers)
+            .and_then(|source| source.downcast_ref::<DbErr>());
+        cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
     }
 }
 
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Self {
         Self { kind, source: None }
+    }
+}
+
+/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
+impl From<Error> for DbErr {
+    fn from(error: Error) -> Self {
+        error.to_db_err()
     }
 }
 
@@ -57,6 +87,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { statement, error } = self;
         match error {
+            // With the server's words: only a log gets this text (G15).
             Some(error) => write!(f, "`{statement}` failed: {error}"),
             None => write!(f, "`{statement}`"),
         }

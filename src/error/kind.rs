@@ -32,6 +32,8 @@ macro_rules! kinds {
 }
 
 kinds! {
+    // A kind that a statement may return stands here: `Error::of` does not look for the others. No
+    // two have the same text, since the text is all that is left of the kind.
     stated {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
@@ -130,11 +132,14 @@ impl Kind {
             // SeaORM's own variants where it has them: code that knows those of its pool goes on to work.
             kind if kind.is_exhausted() => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+            // Not `DbErr::Custom`, which is for users' own texts: one that looked alike would be
+            // taken for this crate's.
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
     }
 
     /// All connections are in use, or the server takes no more.
+    // One question for all: what the client can do about them is the same.
     pub(super) fn is_exhausted(self) -> bool {
         matches!(
             self,

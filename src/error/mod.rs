@@ -1,7 +1,7 @@
 //! [`Error`]: a failure, with questions to ask about it.
 
+mod client;
 mod construct;
-mod grpc;
 mod kind;
 pub(crate) mod server;
 mod trouble;
@@ -27,6 +27,7 @@ pub(crate) use self::{construct::Cause, kind::Kind};
 #[derive(Clone)]
 pub struct Error {
     kind: Kind,
+    // Shared: an error is cloned for the response, the log and the retry layer.
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -62,10 +63,14 @@ impl Error {
     /// ```
     pub fn of(error: &DbErr) -> Option<Self> {
         let kind = match error {
+            // Also a plain `DatabaseConnection`'s, whose pool does not tell a full pool from a
+            // database that is down (H25).
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
             // SeaORM has no place for a foreign error: the text is the kind (see `Kind::into_db_err`).
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
+            // Before the table, which has the servers' answers only: this one is of a server that
+            // gave none.
             error if server::is_unanswered(error) => Kind::ConnectionLost,
             error => Trouble::of(error)?.kind()?,
         };
@@ -116,6 +121,9 @@ impl Error {
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
             // A tenant that there is not, for example.
             Kind::UnknownDatabase => StatusCode::NOT_FOUND,
+            // 503 and not 409, which asks the client to resolve something
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-15.5.10>): here the same request
+            // will do.
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -149,6 +157,7 @@ impl Error {
             _ if self.is_conflict() || self.is_stale_plan() || self.is_replica_behind() => {
                 Some(Duration::from_secs(1))
             }
+            // The server is out of use already: the request goes to another one.
             Kind::ReadLost => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -361,48 +370,6 @@ impl Error {
     /// Returns whether something of the transaction may be there nevertheless.
     pub(crate) fn may_stand(&self) -> bool {
         self.is_ended_elsewhere() || self.is_outcome_unknown()
-    }
-
-    /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
-    pub(crate) fn to_db_err(&self) -> DbErr {
-        let is_servers = self.is_commit_failed()
-            || self.is_conflict()
-            || matches!(
-                self.kind,
-                Kind::StatementTimeout | Kind::ReadOnly | Kind::StalePlan
-            );
-        // Of those errors SeaORM's own says more, to `sql_err()` for example.
-        let cause = self
-            .source
-            .as_ref()
-            .filter(|_| is_servers)
-            .and_then(|source| source.downcast_ref::<DbErr>());
-        cause.cloned().unwrap_or_else(|| self.kind.into_db_err())
-    }
-
-    /// The words that a client may read.
-    pub(crate) fn title(&self) -> &'static str {
-        match self.kind {
-            // It reaches the client, unlike the error's own text: nothing of the database, and no advice for its owner
-            // (G15).
-            _ if self.is_exhausted() => "the service is busy",
-            Kind::UnknownDatabase => "not found",
-            Kind::Down | Kind::ReadLost => "the database cannot be reached",
-            Kind::Closing => "the service is shutting down",
-            Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => "the request took too long",
-            Kind::ReadOnly | Kind::FormerPrimary => "the database is read-only",
-            Kind::ReplicaBehind => "the database has not caught up",
-            Kind::StalePlan => "the database has just changed",
-            _ if self.is_conflict() => "the request conflicted with another one",
-            _ => "internal error",
-        }
-    }
-}
-
-/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
-impl From<Error> for DbErr {
-    fn from(error: Error) -> Self {
-        error.to_db_err()
     }
 }
 

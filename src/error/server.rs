@@ -19,6 +19,7 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     | DbErr::Exec(RuntimeErr::SqlxError(error))
     | DbErr::Query(RuntimeErr::SqlxError(error))) = error
     else {
+        // Errors of this crate and of SeaORM's own touch no protocol.
         return false;
     };
     if let sqlx::Error::Database(error) = &**error {
@@ -45,10 +46,13 @@ pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
         // An error of the driver's own has reached no server, and a lost connection is another case.
         DbBackend::Postgres => is_answer(error),
         // The whole transaction is gone, and what follows would autocommit.
+        // (<https://dev.mysql.com/doc/refman/8.4/en/innodb-error-handling.html>) After a lock's
+        // time-out it depends on `innodb_rollback_on_timeout`: there the server is asked.
         DbBackend::MySql => matches!(
             Trouble::of(error),
             Some(Trouble::Serialization | Trouble::Deadlock | Trouble::TransactionEnded)
         ),
+        // (<https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>)
         _ => Trouble::of(error) == Some(Trouble::TransactionEnded),
     }
 }
@@ -56,6 +60,7 @@ pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
 /// Returns whether the open transaction is certain to have survived this error. About any other error the server is asked,
 /// which costs a round trip.
 pub(crate) fn is_harmless(error: &DbErr) -> bool {
+    // A list of what is safe: an error that it lacks costs a round trip, not a transaction (H8).
     !is_answer(error) || Trouble::of(error) == Some(Trouble::StatementRefused)
 }
 
@@ -70,6 +75,8 @@ pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
 }
 
 /// The SQLSTATE by which a check on MariaDB says no.
+// Class 45 is left to users (<https://mariadb.com/kb/en/signal/>): no error of the server's own is
+// taken for it.
 pub(crate) const FAILED_CHECK: &str = "45TSO";
 
 /// Returns whether a check of this crate has said no: on PostgreSQL, by a division by zero.
@@ -80,6 +87,8 @@ pub(crate) fn is_failed_check(error: &DbErr) -> bool {
     else {
         return false;
     };
+    // By an error, because that keeps the rest of the text from running: no row has to be read
+    // first.
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("22012" | FAILED_CHECK))
 }
@@ -110,6 +119,8 @@ pub(crate) fn has_not_run(error: &DbErr) -> bool {
             .as_database_error()
             .and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
         // PostgreSQL names the function around a statement there.
+        // (<https://www.postgresql.org/docs/current/protocol-error-fields.html>) With one, the
+        // statement has begun to run, and must not run again.
         return error.is_some_and(|error| error.r#where().is_none());
     }
     let _ = error;

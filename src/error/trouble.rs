@@ -19,6 +19,7 @@ use super::Kind;
     not(feature = "_sqlx"),
     allow(dead_code, reason = "a server needs a driver")
 )]
+// By meaning and not by code, so that what follows from it is decided once for all servers.
 pub(crate) enum Trouble {
     /// The transaction cannot be serialized with a concurrent one.
     Serialization,
@@ -65,10 +66,13 @@ impl Trouble {
             Self::Deadlock => Some(Kind::Deadlock),
             Self::LockNotAvailable => Some(Kind::LockNotAvailable),
             Self::StatementTimeout => Some(Kind::StatementTimeout),
+            // One to the client: in both cases another server takes the write, or soon will (G18).
             Self::ReadOnly | Self::NoQuorum => Some(Kind::ReadOnly),
             Self::CommitInterrupted => Some(Kind::OutcomeUnknown),
             Self::TooManyConnections => Some(Kind::ServerFull),
             Self::StartingUp => Some(Kind::Down),
+            // One to the session, which has lost its connection. Whether its statement has run
+            // differs: `came_too_late` asks for that.
             Self::IdleEnded | Self::TransactionOverdue | Self::ConnectionEnded => {
                 Some(Kind::ConnectionLost)
             }

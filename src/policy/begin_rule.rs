@@ -17,7 +17,9 @@ pub(crate) struct BeginRule {
     statements: Option<SetUp>,
     statement_timeout: Option<Duration>,
     lock_timeout: Option<Duration>,
+    // Not a map: which names mean the same setting is for `Settings::set` to say.
     parameters: Vec<(Cow<'static, str>, Value)>,
+    // Not among the parameters, which put a request into a transaction.
     application_name: Option<Value>,
 }
 
@@ -46,6 +48,7 @@ impl BeginRule {
         if let Err(kind) = check_name(&name) {
             panic!("{}: {name:?}", Error::from(kind));
         }
+        // The value is a function's: a tenant, for example, is another one for each request.
         self.parameters.push((name, value));
     }
 
@@ -67,6 +70,7 @@ impl BeginRule {
         if self.application_name.is_some() {
             settings.name("");
         }
+        // At the layer, since the first request would be too late to find it out.
         if let Err(kind) = settings.check(backend) {
             panic!("{}", Error::from(kind));
         }
@@ -77,6 +81,8 @@ impl BeginRule {
     /// Where statements are limited, those of a request whose client waits no longer than `left` are limited by that.
     pub(crate) fn set_up(&self, parts: &Parts, left: Option<Duration>) -> Option<BeginSetUp> {
         let mut settings =
+            // Within BEGIN's text and not by statements of their own, which would each cost a round
+            // trip.
             Settings::timeouts(self.statement_timeout_within(left), self.lock_timeout);
         for (name, value) in &self.parameters {
             settings.set(name.clone(), value(parts));

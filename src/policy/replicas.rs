@@ -18,6 +18,8 @@ impl Policy {
         if self.by.is_some() {
             return Err(Kind::ReplicasAndBy);
         }
+        // What the checks find out is noted in the primary's pool: another one would go on to serve
+        // a former primary (G18).
         if !own.driver().is_same(replicas.primary().inner().driver()) {
             return Err(Kind::NotThePrimary);
         }
@@ -28,6 +30,7 @@ impl Policy {
         // Of one kind, because the positions of PostgreSQL and MariaDB cannot be compared.
         let kind = own.backend();
         let has_replicas = matches!(kind, DbBackend::Postgres | DbBackend::MySql);
+        // A pass-through has no BEGIN of this crate's, which the check of a position travels with.
         let fits = |pool: &PoolInner| !pool.is_direct() && pool.backend() == kind;
         if !has_replicas || !fits(own) || !pools().all(|pool| fits(pool)) {
             return Err(Kind::HasNoReplicas);
@@ -53,6 +56,7 @@ impl Policy {
     ) -> (Option<SessionPool>, Plan) {
         let rules = &mut plan.rules;
         let reads = TransactionOptions {
+            // On any replica: a promoted one would take writes on this very connection (H33).
             access_mode: Some(AccessMode::ReadOnly),
             ..self.options
         };
@@ -64,6 +68,8 @@ impl Policy {
             mode => mode,
         };
         let (pool, replication) = replicas.route(parts, writes);
+        // Also where the layer has no transaction otherwise: the check of the position holds within
+        // one only (G19).
         if replication.reads_only() {
             rules.mode = Mode::Transaction(reads);
         }

@@ -17,6 +17,8 @@ use http::request::Parts;
 /// ```
 pub fn trace_id(parts: &Parts) -> Option<&str> {
     let mut values = parts.headers.get_all("traceparent").iter();
+    // Of two, none, as the specification's own tests have it (`test_traceparent_duplicated` in
+    // <https://github.com/w3c/trace-context/blob/main/test/test.py>).
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
     };

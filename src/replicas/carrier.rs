@@ -76,7 +76,11 @@ impl PositionCookie {
     pub fn new() -> Self {
         Self {
             name: Cow::Borrowed("db-position"),
+            // Three times `max_lag`'s default: after that, each replica in use has the write.
             max_age: Duration::from_secs(30),
+            // With it, a client over plain HTTP would never send the cookie back
+            // (<https://www.rfc-editor.org/rfc/rfc6265#section-4.1.2.5>), and miss its own writes
+            // without a word.
             is_secure: false,
         }
     }
@@ -123,7 +127,10 @@ impl Default for PositionCookie {
 
 impl PositionCarrier for PositionCookie {
     fn load(&self, request: &request::Parts) -> Option<Position> {
+        // All of them: HTTP/2 may split the header
+        // (<https://www.rfc-editor.org/rfc/rfc9113#section-8.2.3>).
         let values = request.headers.get_all(header::COOKIE).iter();
+        // As bytes, since another program's cookie may be no UTF-8, and must not hide this one.
         let pairs = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
         let own = pairs.filter_map(|pair| {
             let pair = pair.trim_ascii();
@@ -141,7 +148,11 @@ impl PositionCarrier for PositionCookie {
             self.name,
             self.max_age.as_secs()
         );
+        // Never an error: the name is a token, and positions have nothing but digits, letters and
+        // signs.
         if let Ok(cookie) = HeaderValue::try_from(cookie) {
+            // Beside the handler's: cookies are not combined into one field
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-5.3>).
             response.headers.append(header::SET_COOKIE, cookie);
         }
     }
@@ -183,6 +194,8 @@ impl PositionCarrier for PositionHeader {
 
     fn store(&self, position: Position, response: &mut response::Parts) {
         if let Ok(value) = HeaderValue::try_from(position.to_string()) {
+            // In place of one that an inner service has passed through: its position is of another
+            // cluster, or an older one.
             response.headers.insert(&self.0, value);
         }
     }

@@ -26,6 +26,7 @@ pub(super) struct Checks {
 impl Replicas {
     /// Asks all servers, unless that was done lately.
     pub(super) fn check_if_due(&self) {
+        // Without a runtime there is no session either (`Kind::NoRuntime`).
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
@@ -34,6 +35,8 @@ impl Replicas {
             let is_fresh = checks
                 .began
                 .is_some_and(|began| began.elapsed() < self.check_every);
+            // Not a second one beside a check that takes long: it would only add to what the server
+            // is slow from.
             if is_fresh || checks.is_running {
                 return;
             }
@@ -41,12 +44,14 @@ impl Replicas {
             checks.is_running = true;
         }
         let this = self.clone();
+        // In a task: no request waits for it (G17), and one that is dropped does not take it along.
         runtime.spawn(async move { this.check().await });
     }
 
     async fn check(self) {
         // However it ends: a panic is not to be the last check.
         let _ended = Ended(self.checks.clone());
+        // From before the questions: while an answer comes, it gets older.
         let began = Instant::now();
         let servers = std::iter::once(&self.primary).chain(&self.nodes);
         let asked = servers.map(|node| async move {
@@ -56,10 +61,15 @@ impl Replicas {
                 .await;
             node.note(began, answer);
         });
+        // All at once, so that a server that does not answer keeps nothing from the others'
+        // answers.
         join_all(asked).await;
+        // Before the replicas are judged: a primary from before a fail-over must serve nothing more
+        // from here on.
         self.note_timelines();
         let is_galera = |answer: Answer| matches!(answer.reached, Reached::Galera(_));
         if let Some(is_galera) = self.primary.answer().map(is_galera) {
+            // For COMMIT, which is alone in its text on such a node (H36).
             self.primary().inner().note_galera(is_galera);
         }
         let primary = self.note_primary(began, self.primary.answer());
@@ -78,6 +88,7 @@ impl Replicas {
     fn note_timelines(&self) {
         let servers = std::iter::once(&self.primary).chain(&self.nodes);
         let timeline_of = |node: &Arc<Node>| node.answer()?.reached.position()?.timeline();
+        // The latest of all servers: a promotion is known as soon as any of them has followed it.
         let seen = servers.filter_map(timeline_of).max().unwrap_or(0);
         let latest = self.primary().inner().note_latest_timeline(seen);
         // One in recovery refuses writes by itself.
@@ -87,6 +98,7 @@ impl Replicas {
             .is_some_and(|answer| answer.takes_writes);
         let former = timeline_of(&self.primary).filter(|timeline| writes && *timeline < latest);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once for each time, or there would be a line each second until somebody mends it.
         let is_news = former.is_some() && !checks.is_former_told;
         checks.is_former_told = former.is_some();
         drop(checks);
@@ -104,10 +116,14 @@ impl Replicas {
         began: Instant,
         answer: Option<Answer>,
     ) -> Option<[(Instant, Reached); 2]> {
+        // A server in recovery, or without a quorum, does not have what another primary goes on to
+        // commit.
         let answer = answer.filter(|answer| answer.takes_writes)?;
         let now = (began, answer.reached);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let last = checks.primary[0].replace(now.clone());
+        // The one before as well: under steady writes a replica never has the newest position when
+        // it is asked, and would seem to fall behind for ever.
         checks.primary[1] = last.clone();
         Some([now.clone(), last.unwrap_or(now)])
     }

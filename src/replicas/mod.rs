@@ -80,6 +80,8 @@ pub struct Replicas {
     acquire_timeout: Duration,
     check_every: Duration,
     reads: Option<Predicate>,
+    // Shared, because servers clone a layer's service: each clone would begin with the same
+    // replica.
     next: Arc<AtomicUsize>,
     checks: Arc<Mutex<Checks>>,
     /// For those that read on the primary, because no replica can serve them.
@@ -96,13 +98,17 @@ impl Replicas {
     /// If it is given a `DatabaseConnection`, as [`SessionPool::new`].
     pub fn of(primary: impl Into<SessionPool>) -> Self {
         let primary = primary.into();
+        // Half: where all replicas are lost, a service's reads are a multiple of its writes, and
+        // would take every connection.
         let room = room(primary.status().max.div_ceil(2).max(1));
         Self {
             primary: Arc::new(Node::new("primary".to_owned(), primary)),
             nodes: Vec::new(),
             carrier: Arc::new(PositionCookie::new()),
+            // Ten checks, so that one that is late takes no replica out of use.
             max_lag: Duration::from_secs(10),
             wait: Duration::from_millis(20),
+            // Not the pool's own, which is longer: there is a primary to read on (G17).
             acquire_timeout: Duration::from_secs(1),
             check_every: Duration::from_secs(1),
             reads: None,
@@ -165,7 +171,7 @@ impl Replicas {
     }
 
     /// Sets how often servers are asked for their role and position, while there are requests. Default: 1 s. An answer
-    /// counts for three times as long, and for half a second at least. With zero, the next check begins with the first request
+    /// counts for three times as long, and for 5 s at least. With zero, the next check begins with the first request
     /// after the last one has ended.
     #[must_use]
     pub fn check_every(mut self, interval: Duration) -> Self {
@@ -212,6 +218,7 @@ impl Replicas {
 
     /// Returns for how long a check's answer counts.
     fn max_age(&self) -> Duration {
+        // Three intervals, as one check may be lost and the next one late.
         self.check_every.saturating_mul(3).max(MIN_AGE)
     }
 
@@ -222,6 +229,8 @@ impl Replicas {
         parts: &Parts,
         writes: Mode,
     ) -> (Option<SessionPool>, Arc<Replication>) {
+        // By requests: a service without any asks nothing, and a timer would need a runtime from
+        // the start.
         self.check_if_due();
         let position = self.carrier.load(parts);
         let is_read = self.reads(parts);
@@ -232,6 +241,7 @@ impl Replicas {
         let reads = is_read.then(|| Reads {
             replica,
             demand: Arc::new(ReadDemand {
+                // Only the primary has that one, and there nothing is checked.
                 at_least: position.filter(|position| *position != Position::PRIMARY),
                 wait: self.wait,
                 patience: self.acquire_timeout,
@@ -260,8 +270,11 @@ impl Replicas {
             .iter()
             .filter_map(|node| Some((fitness(node)?, node)))
             .collect();
+        // Those that are known to have the write come first: at the others, BEGIN may have to wait
+        // for it.
         let best = fit.iter().map(|(fitness, _)| *fitness).max()?;
         let mut best: Vec<_> = fit.into_iter().filter(|(one, _)| *one == best).collect();
+        // Relaxed: two requests on one replica are no fault.
         let next = self.next.fetch_add(1, Ordering::Relaxed) % best.len();
         Some(best.swap_remove(next).1.clone())
     }
@@ -270,6 +283,7 @@ impl Replicas {
 /// Returns the room for so many sessions.
 fn room(max: u32) -> Arc<Semaphore> {
     let permits = usize::try_from(max).unwrap_or(usize::MAX);
+    // `new` panics beyond that.
     let room = Semaphore::new(permits.min(Semaphore::MAX_PERMITS));
     if max == 0 {
         // Nothing is to wait for a place that will never be there.

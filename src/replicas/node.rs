@@ -94,6 +94,7 @@ impl Node {
     pub(super) fn note(&self, began: Instant, answer: Result<Answer, String>) {
         let mut seen = self.seen();
         seen.checked = Some(began);
+        // The check has just been answered. A session that still fails will say so.
         seen.failure = None;
         if let (Some((missed, _)), Ok(answer)) = (seen.behind, &answer)
             && answer.reached.holds(missed) == Holds::Yes
@@ -106,11 +107,13 @@ impl Node {
     /// Notes that the server has all of what the primary had at this time.
     pub(super) fn note_current(&self, at: Instant) {
         let mut seen = self.seen();
+        // Never back: what it had at a later time, it still has.
         seen.current = seen.current.max(Some(at));
     }
 
     pub(super) fn answer(&self) -> Option<Answer> {
         match &self.seen().answer {
+            // A copy, so that nothing is judged under the lock.
             Some(Ok(answer)) => Some(answer.clone()),
             _ => None,
         }
@@ -135,6 +138,7 @@ impl Node {
         let out = seen.out_of_use(max_lag, max_age);
         let changed = out.is_some() != seen.is_told;
         seen.is_told = out.is_some();
+        // Logging runs the subscriber's code, which must not run under the lock.
         drop(seen);
         match out {
             Some(why) if changed => {
@@ -162,10 +166,12 @@ impl Node {
             return None;
         }
         let Some(position) = position else {
+            // A client that has written nothing lately is content with `max_lag`.
             return Some(Fitness::Known);
         };
         match answer.reached.holds(position) {
             Holds::Yes => Some(Fitness::Known),
+            // A wait would be in vain: the position is of another history.
             Holds::Never => None,
             Holds::NotYet => {
                 // One wait for a replica that is behind is enough for now, whichever request has waited.
@@ -180,6 +186,7 @@ impl Node {
 
 /// How well a replica can serve a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+// In this order for `max`: a known one goes before a likely one.
 pub(super) enum Fitness {
     /// It may have replayed what the client has written.
     Likely,
@@ -191,14 +198,19 @@ impl Seen {
     fn out_of_use(&self, max_lag: Duration, max_age: Duration) -> Option<OutOfUse> {
         let is_recent = self.checked.is_some_and(|at| at.elapsed() <= max_age);
         match &self.answer {
+            // Before anything else: since an old answer, the server may have been promoted, and its
+            // connections take writes (H33).
             _ if !is_recent => Some(OutOfUse::NotChecked),
             None => Some(OutOfUse::NotChecked),
             Some(Err(why)) => Some(OutOfUse::Failed(why.clone())),
+            // A promoted one has a history of its own: what it lacks of the primary's cannot be
+            // told (G18).
             Some(Ok(answer)) if !answer.is_replica => Some(OutOfUse::Primary),
             Some(Ok(Answer {
                 unfit: Some(why), ..
             })) => Some(OutOfUse::Failed(why.clone())),
             Some(Ok(_)) => match (&self.failure, self.current) {
+                // Until the next check: each further session would pay the same wait.
                 (Some(why), _) => Some(OutOfUse::Failed(why.clone())),
                 (None, Some(at)) if at.elapsed() <= max_lag => None,
                 (None, _) => Some(OutOfUse::Lagging),

@@ -22,6 +22,7 @@ use crate::body::BoxError;
 /// It records what is read of it, while it is read. A later attempt gets the same bytes and the same trailers, and what no earlier
 /// attempt has read comes from the original body. The chunks may be other ones.
 pub struct ReplayBody<B: Body> {
+    // Shared by the attempts: tower copies a request before it is served for the first time.
     shelf: Arc<Shelf<B>>,
     attempt: Attempt,
     /// Taken from the shelf with the first read.
@@ -32,6 +33,7 @@ pub struct ReplayBody<B: Body> {
 }
 
 struct Reading<B: Body> {
+    // Boxed, since a request's body is moved by every layer inside.
     recording: Box<Recording<B>>,
     position: usize,
     has_trailers: bool,
@@ -41,6 +43,8 @@ impl<B: Body> ReplayBody<B> {
     pub(super) fn new(body: B, max: usize) -> Self {
         let recording = Recording::new(body, max);
         Self {
+            // As the original's: hyper's client, to which a proxy hands it on, chooses between a
+            // length and chunks by it.
             hint: recording.size_hint(0),
             is_end: recording.is_end(0, false),
             shelf: Shelf::new(recording),
@@ -55,6 +59,7 @@ impl<B: Body> ReplayBody<B> {
             shelf: self.shelf.clone(),
             attempt: self.attempt.next(),
             reading: None,
+            // Not known while an earlier attempt may be reading: `rewind` tells.
             hint: SizeHint::new(),
             is_end: false,
         }
@@ -68,6 +73,7 @@ impl<B: Body> ReplayBody<B> {
         if let Some(recording) = self.shelf.take(self.attempt) {
             self.hint = recording.size_hint(0);
             self.is_end = recording.is_end(0, false);
+            // Back at once: its attempt may never read it, and the next one needs it.
             self.shelf.put_back(recording);
         }
         true
@@ -78,15 +84,20 @@ impl<B: Body> Body for ReplayBody<B>
 where
     B::Error: Into<BoxError>,
 {
+    // Whatever the original's is: what was recorded and what is new have to be of one type.
     type Data = Bytes;
+    // The original's, or this body's own.
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // Movable: the original is pinned in a box of its own.
         let this = self.get_mut();
         if this.reading.is_none() {
+            // With the first read, and not with the request: a handler that never reads leaves it
+            // on the shelf, where the next attempt finds it.
             let taken = this.shelf.take(this.attempt);
             this.reading = taken.map(Reading::new);
         }
@@ -131,6 +142,7 @@ impl<B: Body> Reading<B> {
     {
         let recorded = self.recording.after(self.position);
         if !recorded.is_empty() {
+            // A copy: the recording has to last for one more attempt.
             let data = Bytes::copy_from_slice(recorded);
             self.position += data.len();
             return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -168,6 +180,8 @@ impl<B: Body> Reading<B> {
 impl<B: Body> Drop for ReplayBody<B> {
     fn drop(&mut self) {
         if let Some(reading) = self.reading.take() {
+            // With the body, and not with the response: a task may read on for longer than its
+            // attempt, and until then there is no other one.
             self.shelf.put_back(reading.recording);
         }
     }
@@ -176,6 +190,7 @@ impl<B: Body> Drop for ReplayBody<B> {
 impl<B: Body> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReplayBody")
+            // Not what was recorded, which is a client's (G15).
             .field("attempt", &self.attempt)
             .finish_non_exhaustive()
     }

@@ -26,7 +26,9 @@ where
     ReqBody: Body,
 {
     #[pin]
+    // tower's own, wrapped so that none of its types is in the public interface.
     attempts: tower::retry::future::ResponseFuture<Replays, S, Request<ReplayBody<ReqBody>>>,
+    // A function's result, so that the future is `Send` whatever the body is.
     body: PhantomData<fn() -> ResBody>,
 }
 

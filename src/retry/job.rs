@@ -4,7 +4,7 @@ use std::fmt;
 
 use sea_orm::{TransactionError, TransactionOptions};
 
-use super::{policy::RetryPolicy, tries::Tries};
+use super::{attempt::Tries, policy::RetryPolicy};
 use crate::{DbTx, Error, SessionPool, session::Ran};
 
 impl SessionPool {
@@ -78,10 +78,15 @@ impl SessionPool {
         F: for<'c> AsyncFnMut(&'c DbTx) -> Result<T, E>,
         E: fmt::Display + fmt::Debug,
     {
+        // No deadline: a job has no client that stops waiting.
         let mut tries = Tries::new(policy, None);
         loop {
+            // In a session of its own: the one before is over.
             let Ran { result, undone_by } = self.run_once(options, &mut work).await;
+            // `undone_by` is there only if nothing of the attempt stands (G20). An acquire that
+            // failed has waited already, and a second one would add to the load.
             let passing = undone_by.filter(Error::is_passing);
+            // A job has no body that could be used up.
             match passing.and_then(|error| tries.next(&error, || true)) {
                 Some(wait) => wait.await,
                 None => return result,

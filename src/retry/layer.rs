@@ -23,6 +23,8 @@ impl RetryLayer {
     /// Creates a layer with a policy that others may share. The methods below change this layer's copy of it, and no other; the
     /// budget stays shared until [`budget`](Self::budget) is called.
     pub fn with(policy: RetryPolicy) -> Self {
+        // As much as linkerd keeps of a request for its retries
+        // (<https://linkerd.io/2021/10/26/how-linkerd-retries-http-requests-with-bodies/>).
         let max_body = 64 << 10;
         Self { policy, max_body }
     }

@@ -8,7 +8,6 @@ mod layer;
 mod policy;
 mod replay;
 mod service;
-mod tries;
 
 pub use self::{
     attempt::Attempt, body::ReplayBody, future::RetryFuture, layer::RetryLayer,

@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tower::retry::budget::TpsBudget;
 
 /// How long a retry counts against the budget.
+// This, the reserve and the ratio in `new` are tower's defaults
+// (<https://docs.rs/tower/latest/tower/retry/budget/struct.TpsBudget.html>).
 const BUDGET_TTL: Duration = Duration::from_secs(10);
 
 /// The retries a second that are allowed however few requests there are.
@@ -33,6 +35,8 @@ pub struct RetryPolicy {
     pub(super) min: Duration,
     pub(super) max: Duration,
     pub(super) total_timeout: Duration,
+    // Shared by clones: servers clone a service for each connection, and a budget for each would be
+    // none.
     pub(super) budget: Arc<TpsBudget>,
 }
 
@@ -43,6 +47,8 @@ impl RetryPolicy {
     pub fn new() -> Self {
         Self {
             attempts: 3,
+            // A conflict is over once the other transaction has ended, most often within
+            // milliseconds.
             min: Duration::from_millis(5),
             max: Duration::from_millis(200),
             total_timeout: Duration::from_secs(10),

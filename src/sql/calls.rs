@@ -5,6 +5,8 @@ use sea_orm::DbBackend;
 use super::lexer::{Lexer, Token};
 
 /// Words that an opening parenthesis may follow: those of the language and types with a length.
+// A word that is missing costs its queries a ping (`pool/call.rs`). One too many would have a
+// function of the user's run twice.
 const LANGUAGE: [&str; 41] = [
     "all",
     "and",
@@ -51,6 +53,9 @@ const LANGUAGE: [&str; 41] = [
 
 /// Functions of the servers that only compute.
 // No `nextval` and no advisory lock: those change something in a statement that reads by its keywords.
+// PostgreSQL looks for a function in `pg_catalog` before the search path
+// (<https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-CATALOG>), so that a name
+// without a schema is the server's own.
 const FUNCTIONS: [&str; 53] = [
     "abs",
     "array_agg",
@@ -115,6 +120,7 @@ pub(crate) fn calls_nothing_unknown(backend: DbBackend, sql: &str) -> bool {
     let (mut before, mut last) = (Token::Symbol(b';'), Token::Symbol(b';'));
     for token in Lexer::new(backend, sql) {
         let may_call = token == Token::Symbol(b'(') && !matches!(last, Token::Symbol(_));
+        // A name in quotes is none of these words, whatever it says: `"count"(…)` may be anybody's.
         let is_known = last.is_one_of(&LANGUAGE) || last.is_one_of(&FUNCTIONS);
         // With a schema before it, the name may be anything's.
         if may_call && (!is_known || is_dot(before)) {

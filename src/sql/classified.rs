@@ -53,6 +53,7 @@ impl Classified {
 
 /// A statement that a later one of the same connection may ask about, from the one that all are to the rarest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+// In the order that `max` needs: the rarest statement of a text is the one that can be asked about.
 pub(crate) enum Earlier {
     None,
     /// Any: about its warnings, or the rows that it found or changed.
@@ -65,6 +66,8 @@ pub(crate) enum Earlier {
 
 /// The effect of a text of SQL on the transaction around it; the worst of its statements counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+// In order of severity, for `max`. Sorted otherwise, a COMMIT beside a CALL would count as unknown
+// and be sent (H15).
 pub(crate) enum Effect {
     /// None of its statements touches transactions.
     None,
@@ -103,6 +106,7 @@ impl TransactionControl {
 
 /// The session state that a text of SQL may leave behind; the worst of its statements counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+// In order of severity, for `max`: nothing milder may hide what only a new connection undoes (G13).
 pub(crate) enum Change {
     /// Nothing but data.
     #[default]

@@ -12,6 +12,9 @@ use super::{
 };
 
 /// Functions without an argument that ask about an earlier statement.
+// Facts of a connection, which another session may have had in between
+// (<https://www.postgresql.org/docs/current/functions-sequence.html>,
+// <https://dev.mysql.com/doc/refman/8.4/en/information-functions.html>).
 const CALLS: [(DbBackend, &str, Earlier); 8] = [
     (Postgres, "lastval", Earlier::Insert),
     (MySql, "last_insert_id", Earlier::Insert),
@@ -25,9 +28,13 @@ const CALLS: [(DbBackend, &str, Earlier); 8] = [
 ];
 
 /// Functions that name a sequence; the second one is MariaDB's.
+// These, too, answer for the connection alone
+// (<https://mariadb.com/kb/en/previous-value-for-sequence_name/>).
 const CALLS_OF_SEQUENCES: [(DbBackend, &str); 2] = [(Postgres, "currval"), (MySql, "lastval")];
 
 /// MySQL's system variables that say the same.
+// `identity` is another name of `last_insert_id`; `last_gtid` is MariaDB's, for the last
+// transaction of this connection (<https://mariadb.com/kb/en/gtid/>).
 const VARIABLES: [(&str, Earlier); 5] = [
     ("identity", Earlier::Insert),
     ("last_insert_id", Earlier::Insert),
@@ -37,6 +44,7 @@ const VARIABLES: [(&str, Earlier); 5] = [
 ];
 
 /// Words behind which a name with parentheses is no call.
+// A table may be called `changes`: `INSERT INTO changes (id)` asks nothing.
 const NAMING: [&str; 6] = ["into", "table", "on", "references", "with", "exists"];
 
 /// Reads one text to its end.
@@ -113,6 +121,8 @@ impl<'a> EarlierReader<'a> {
                 self.own = self.own.max(self.is);
                 (self.first, self.current) = (None, Earlier::None);
             }
+            // No word begins or ends here: what an executable comment holds is read as part of its
+            // statement.
             Token::Seam => {}
             _ => {
                 let asks = if self.first.is_none() {
@@ -122,6 +132,8 @@ impl<'a> EarlierReader<'a> {
                 } else {
                     self.word(token, rest)
                 };
+                // What the text has done itself answers the question, wherever the connection was
+                // before.
                 if asks > self.own {
                     self.asks = self.asks.max(asks);
                 }
@@ -200,6 +212,7 @@ impl<'a> EarlierReader<'a> {
     /// What can be asked about a statement with this word.
     fn is_about(&self, token: Token<'_>, rest: Lexer<'_>) -> Earlier {
         const INSERTS: [&str; 4] = ["insert", "replace", "merge", "nextval"];
+        // COPY … FROM and LOAD DATA insert. Further in, the words are names of columns.
         if token.is_one_of(&["copy", "load"]) && self.first == Some(token) {
             return Earlier::Insert;
         }
@@ -219,6 +232,7 @@ impl<'a> EarlierReader<'a> {
 /// What `rest` asks about if it begins with a system variable, perhaps behind its scope.
 fn variable(mut rest: Lexer<'_>) -> Earlier {
     let mut name = rest.next();
+    // Not `global`, which says nothing of this connection.
     let is_scope = |name: Token<'_>| name.is_one_of(&["session", "local"]);
     if name.is_some_and(is_scope) && rest.next() == Some(Token::Symbol(b'.')) {
         name = rest.next();

@@ -14,6 +14,7 @@ use super::{
 };
 
 /// The number of texts that are remembered at most; two whose hashes share a place take turns.
+// 8 KiB for a pool. Too few cost time only: a text that has lost its place is read again.
 const PLACES: usize = 1024;
 
 /// Classifies statements, and remembers those that work on rows and on nothing else: a service sends the same few texts
@@ -32,6 +33,7 @@ pub(crate) struct KnownTexts {
 }
 
 /// The kinds of statements that are remembered, from 1 on.
+// Nothing that asks, changes or leaves a doubt: such texts are rare, and would need more bits.
 const KINDS: [Classified; 3] = [
     Classified::plain(true, Earlier::Any),
     Classified::plain(false, Earlier::Write),
@@ -126,7 +128,9 @@ impl KnownTexts {
             .zip(KINDS)
             .find_map(|(bits, kind)| (kind == text).then_some(bits))
         {
+            // Of two threads that come here at once, each stores a right answer.
             place.store(hash & HASH | kind, Relaxed);
+            // Two texts that share a place count once: the warning may be late, but is never wrong.
             if known == 0 {
                 self.note_new();
             }
@@ -136,6 +140,7 @@ impl KnownTexts {
 
     fn note_new(&self) {
         let before = self.taken.fetch_add(1, Relaxed);
+        // Equal, not more: one line in a pool's life.
         if self.prepared == Some(before) {
             tracing::warn!(
                 target: "tower_sea_orm::pool",

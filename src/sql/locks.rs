@@ -64,6 +64,8 @@ impl<'a> LockReader<'a> {
             (Place::Start, Token::Symbol(b'(')) => Place::Start,
             (Place::Start, first) => self.first(first, rest),
             // Several statements in one text are one transaction to PostgreSQL.
+            // (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT>)
+            // On MySQL, each commits by itself.
             (Place::Ended, _) if self.backend == Postgres => Place::Works,
             (_, Token::Symbol(b';')) => Place::Ended,
             (Place::Query, token) => self.query(token, rest),
@@ -79,6 +81,8 @@ impl<'a> LockReader<'a> {
         }
         let is_local = || rest.peek().is_some_and(|next| next.is_word("local"));
         let place = match self.backend {
+            // MySQL's LOCK TABLES is the session's, and lasts without a transaction
+            // (<https://dev.mysql.com/doc/refman/8.4/en/lock-tables.html>).
             Postgres if word.is_one_of(&["lock", "declare"]) => Place::Command,
             Postgres if word.is_word("set") && is_local() => Place::Setting,
             _ => Place::Works,

@@ -43,6 +43,7 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         return Classified::plain(glance.reads, glance.is());
     }
     let mut lexer = Lexer::new(backend, sql);
+    // One pass for all questions: to cut the text into tokens is what costs.
     let mut effect = EffectReader::new(backend);
     let mut change = ChangeReader::new(backend);
     let mut reads = ReadReader::default();
@@ -62,11 +63,13 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
         effect = effect.max(Effect::Unknown);
         change = change.max(Change::Session);
     }
+    // The strictest: which question such code asks cannot be told.
     if earlier.may_ask_in_code(sql, effect == Effect::Unknown) {
         asks = Earlier::Insert;
     }
     // A statement that begins so controls nothing, even if its quotes read differently on the server.
     effect = plain.as_ref().map_or(effect, |_| Effect::None);
+    // Likewise: no name by which a session is changed stands anywhere in its bytes.
     if plain.is_some_and(|glance| !glance.may_change) {
         change = Change::None;
     }

@@ -34,6 +34,7 @@ impl Glance {
     pub(super) fn of(backend: DbBackend, sql: &str) -> Option<Self> {
         let sql = sql
             .trim_ascii_start()
+            // Any other `;` may begin a second statement, and is the lexer's.
             .trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
         // The first word is all letters. What follows at once may make another word of it: see `is_unclear`.
         let end = sql
@@ -41,6 +42,7 @@ impl Glance {
             .position(|byte| !byte.is_ascii_alphabetic())
             .unwrap_or(sql.len());
         let (word, rest) = sql.split_at(end);
+        // WITH may head a write: the words of one are looked for below.
         let reads = is_one_of(word, &["select", "with", "values"]);
         if !reads && !is_one_of(word, &["insert", "update", "delete"]) || rest.contains(';') {
             return None;
@@ -98,7 +100,11 @@ impl Glance {
                     in_word = true;
                     continue;
                 }
+                // `U&"…"` may spell any name in escapes
+                // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>).
                 b'&' => self.may_change |= backend == Postgres && behind() == b'"',
+                // A user variable, which stays with the connection, or a question as
+                // `@@warning_count`.
                 b'@' => self.may_change |= backend == MySql,
                 b':' => self.may_change |= backend == MySql && behind() == b'=',
                 b'"' => self.double_quotes += 1,
@@ -111,6 +117,8 @@ impl Glance {
                 b'$' => self.is_unclear |= !behind().is_ascii_digit(),
                 _ => {}
             }
+            // Behind a digit or a letter beyond ASCII, too, where no word begins: too careful is
+            // safe.
             in_word = false;
         }
     }
@@ -131,6 +139,8 @@ fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
 /// Returns whether a word begins at `at` as only those do by which a session is changed.
 fn may_change(backend: DbBackend, first: u8, bytes: &[u8], at: usize) -> bool {
     match first {
+        // `SELECT … INTO TEMP t` makes a table that outlives the statement; CREATE is the lexer's
+        // anyway.
         b't' | b'T' => backend == Postgres && is_at(bytes, at + 1, "emp"),
         // What asks about an earlier statement, and PostgreSQL's `setseed`.
         b'l' | b'L' => backend != Sqlite && is_at(bytes, at + 1, "astval"),
@@ -138,6 +148,7 @@ fn may_change(backend: DbBackend, first: u8, bytes: &[u8], at: usize) -> bool {
             is_at(bytes, at + 1, "urrval") || backend == Sqlite && is_at(bytes, at + 1, "hanges")
         }
         b's' | b'S' => backend == Postgres && is_at(bytes, at + 1, "etseed"),
+        // MariaDB's `PREVIOUS VALUE FOR`.
         b'p' | b'P' => backend == MySql && is_at(bytes, at + 1, "revious"),
         _ => false,
     }
@@ -167,6 +178,8 @@ fn is_at(bytes: &[u8], at: usize, word: &str) -> bool {
 /// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
 /// `load_extension`, `query_to_xml`, `last_insert_id`, `last_insert_rowid`, `total_changes`; and of the view `pg_settings`.
 #[rustfmt::skip]
+// A name that `session_state` or `earlier` learns needs a part here or in `may_change`: without
+// one, the lexer never gets to see it.
 const BEHIND_UNDERSCORES: [&str; 11] = [
     "config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings",
     "to_xml", "insert_", "changes",

@@ -14,12 +14,18 @@ pub(super) fn words_of_writes(first_letter: u8) -> &'static [&'static str] {
         // EXPLAIN with these runs the statement.
         b'a' => &["analyze", "analyse"],
         b'c' => &["call"],
+        // These run SQL on another server, outside this transaction
+        // (<https://www.postgresql.org/docs/current/dblink.html>).
         b'd' => &["delete", "dblink", "dblink_exec"],
+        // SELECT … INTO makes a table on PostgreSQL, and a file or a variable on MySQL.
         b'i' => &["insert", "into"],
         // With `share`, a locking read.
         b'l' => &["lock"],
         b'm' => &["merge"],
+        // A sequence is never set back
+        // (<https://www.postgresql.org/docs/current/functions-sequence.html>).
         b'n' => &["nextval"],
+        // NOTIFY as a function (<https://www.postgresql.org/docs/current/sql-notify.html>).
         b'p' => &["procedure", "pg_notify"],
         b'r' => &["replace"],
         b's' => &["share", "setval"],
@@ -47,6 +53,8 @@ impl ReadReader {
         *self = match (*self, token) {
             // `(SELECT …) UNION …` begins so.
             (Self::Start, Token::Symbol(b'(')) => Self::Start,
+            // Unknown first words write: a read that is not stopped costs time, a write that is
+            // stopped half-way in autocommit costs data (G9).
             (Self::Start, first) if first.is_one_of(&READS) => Self::Reading,
             (Self::Reading, Token::Symbol(b';')) => Self::Ended,
             // Some servers run what is in the comment.

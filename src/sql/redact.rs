@@ -118,11 +118,14 @@ fn begins_unclear(text: &str, is_mysql: bool) -> bool {
 
 /// A character before a digit or a dollar sign that belongs to a name or a placeholder.
 fn is_in_name(c: char) -> bool {
+    // `?1`, `:1` and `@p1` are placeholders, whose digits say nothing.
     c.is_alphanumeric() || matches!(c, '_' | '$' | '"' | '`' | '?' | ':' | '@')
 }
 
 /// The length of a number at the beginning of `text`.
 fn number(text: &str) -> usize {
+    // Letters as well, as in `0x1F` and `1e5`: cut before them, the rest would be shown as a name
+    // (G15).
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_'));
     end.unwrap_or(text.len())
 }

@@ -9,6 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Lets some log lines of each kind pass a second, and counts the rest.
 #[derive(Default)]
+// By kinds, which are few and known when the crate is built: no request can make it grow.
 pub(crate) struct Throttle(Mutex<Vec<(&'static str, Window)>>);
 
 #[derive(Default)]
@@ -38,6 +39,7 @@ impl Throttle {
             kinds.len() - 1
         });
         let (_, window) = kinds.get_mut(position)?;
+        // The caller's number, because one kind of line may be worth more than another.
         window.next_line(most)
     }
 
@@ -45,6 +47,7 @@ impl Throttle {
     pub(crate) fn calm(&self, kind: &'static str) -> Option<u64> {
         let mut kinds = self.lock();
         let (_, window) = kinds.iter_mut().find(|(known, _)| *known == kind)?;
+        // Taken, so that the end of a storm is told once.
         window.since.take_if(|since| since.elapsed() >= SECOND)?;
         Some(std::mem::take(&mut window.suppressed))
     }
@@ -55,7 +58,9 @@ impl Window {
         if self.since.is_none_or(|since| since.elapsed() >= SECOND) {
             (self.since, self.lines) = (Some(Instant::now()), 0);
         }
+        // `u32::MAX` lets all pass: nobody writes so many in a second.
         if self.lines == most {
+            // Counted: a log that says nothing of the rest makes a storm look like one failure.
             self.suppressed += 1;
             return None;
         }

@@ -44,6 +44,7 @@ use crate::{
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     pub(super) policy: RoutePolicy,
+    // A type and not a box, as in `DbSessionLayer`.
     pub(super) respond: Respond,
     // A function's result, so that a layer is `Send` and `Sync` whatever its tag is.
     tag: PhantomData<fn() -> Tag>,
@@ -52,7 +53,9 @@ pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForE
 /// The settings that are applied to a request's session.
 #[derive(Clone)]
 pub(super) struct RoutePolicy {
+    // The same for all requests of a route: what differs by request belongs to the session's layer.
     pub(super) mode: Mode,
+    // Shared, since each request's session gets it.
     pub(super) commit_when: Option<CommitWhen>,
     pub(super) begin: BeginRule,
 }
@@ -62,6 +65,7 @@ impl RoutePolicy {
         Order {
             // A route's layer opens no session: what is about the connection belongs to the layer that does.
             pool_mode: None,
+            // Always one: without a mode, the session would keep the outer layer's.
             mode: Some(self.mode),
             commit_when: self.commit_when.clone(),
             // No deadline, either: the session has begun, with its own.
@@ -89,6 +93,7 @@ impl TransactionLayer {
     }
 }
 
+// Beside `new`, because the default of a type parameter does not guide inference.
 impl<Tag> TransactionLayer<Tag> {
     /// Creates a layer for the sessions of a tag, for services with several databases; `None` is
     /// [`autocommit`](TransactionLayer::autocommit).
@@ -96,6 +101,7 @@ impl<Tag> TransactionLayer<Tag> {
         let mode = options.map_or(Mode::Autocommit, Mode::Transaction);
         let policy = RoutePolicy {
             mode,
+            // None leaves the rule of the layer around it.
             commit_when: None,
             begin: BeginRule::default(),
         };
@@ -150,6 +156,7 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     /// # let _ = app; }
     /// ```
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
+        // Not checked against the database, which the session's layer knows and this one does not.
         self.policy.begin.statement_timeout(timeout);
         self
     }
@@ -187,11 +194,14 @@ impl<Tag, Respond> TransactionLayer<Tag, Respond> {
     where
         F: Fn(&request::Parts) -> Vec<String> + Send + Sync + 'static,
     {
+        // Quoted on the way: a tenant's name out of a request must not become SQL.
         self.set_local("search_path", move |parts| search_path(&schemas(parts)))
     }
 
     /// Makes the response when the session cannot follow this layer's settings, as
     /// [`DbSessionLayer::response_for_error`](crate::DbSessionLayer::response_for_error) does.
+    // `Fn`, not `ResponseForError`: only such a bound has the types of a closure's arguments
+    // inferred.
     pub fn response_for_error<F, B>(self, respond: F) -> TransactionLayer<Tag, F>
     where
         F: Fn(&Error, &request::Parts) -> Response<B>,
@@ -214,6 +224,7 @@ impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
     type Service = TransactionService<S, Tag, Respond>;
 
     fn layer(&self, inner: S) -> Self::Service {
+        // A copy: a router calls `layer` for each route, and the layer stays usable.
         TransactionService::new(inner, self.clone())
     }
 }

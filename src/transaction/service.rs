@@ -50,11 +50,14 @@ where
     Respond: ResponseForError<ResBody>,
     Tag: 'static,
 {
+    // The service's own: a refusal has its body type, so that the layer fits anywhere (G14).
     type Response = S::Response;
     type Error = S::Error;
+    // Named and not boxed: a route that only sets options costs no allocation.
     type Future = TransactionFuture<S::Future, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // The inner service's alone: this layer waits for nothing (G14).
         self.inner.poll_ready(cx)
     }
 
@@ -75,9 +78,11 @@ where
 
 /// Applies the policy to the request's session.
 fn apply<Tag: 'static>(policy: &RoutePolicy, parts: &Parts) -> Result<(), Error> {
+    // By the tag: a route must not set up another database's session.
     let session = parts.extensions.get::<DbSession<Tag>>();
     // A request that is retried or kept carries the handle of a session that is over.
     let session = session.filter(|session| !session.has_ended());
+    // An error, not a request without its transaction: half of its writes could stand alone (G7).
     session.ok_or(Kind::NoSession)?.order(policy.order(parts))
 }
 

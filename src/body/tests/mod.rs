@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::{BoxError, End, Finish, Hold, SessionBody, Terms};
 
 mod exchange;
+mod failures;
 mod frames;
 mod grpc;
 mod head;

@@ -34,6 +34,7 @@ fn database_error(error: &DbErr) -> Option<&dyn DatabaseError> {
 }
 
 /// Returns whether the server takes nothing more on the connection after this error.
+// A connection that is kept after one of these costs the next session its first statement (G4).
 pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
     is_farewell(error)
         || matches!(
@@ -56,6 +57,8 @@ pub(crate) fn is_no_such_process(error: &dyn DatabaseError) -> bool {
 /// Returns whether PostgreSQL says so by the error's severity.
 #[cfg(feature = "sqlx-postgres")]
 fn is_farewell(error: &dyn DatabaseError) -> bool {
+    // Not by a list of codes: an extension may end a session with any of them
+    // (<https://www.postgresql.org/docs/current/runtime-config-logging.html#RUNTIME-CONFIG-SEVERITY-LEVELS>).
     use sea_orm::sqlx::postgres::PgSeverity::{Fatal, Panic};
     let error = error.try_downcast_ref::<sea_orm::SqlxPostgresError>();
     error.is_some_and(|error| matches!(error.severity(), Fatal | Panic))
@@ -87,6 +90,8 @@ impl Row {
                 .sqlite
                 .has(|code| [said, said & 0xff].contains(code), error);
         }
+        // The first two characters are the class, which later versions add codes to
+        // (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
         self.postgres.has(|code| said.starts_with(code), error)
     }
 }
@@ -106,6 +111,7 @@ impl Mark {
     fn is_on(self, error: &dyn DatabaseError) -> bool {
         match self {
             Self::Any => true,
+            // Anywhere in the message: names and options stand around it.
             Self::With(words) => error.message().contains(words),
             Self::Without(words) => !error.message().contains(words),
             Self::From(routine) => reported_by(error) == Some(routine),

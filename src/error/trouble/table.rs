@@ -55,6 +55,8 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: Deadlock,
         postgres: These(&[("40P01", Any)]),
+        // Galera's answer, too, to what has collided with another node's transaction, at a
+        // statement or at COMMIT (H36).
         mysql: These(&[(1213, Any)]),
         sqlite: Nothing("SQLITE_BUSY is returned before a deadlock"),
     },
@@ -92,6 +94,7 @@ pub(super) const TABLE: &[Row] = &[
         trouble: NoQuorum,
         postgres: Nothing("a standby is read-only"),
         // Galera, which has not run the statement.
+        // By itself, 1047 is an unknown command of the protocol.
         mysql: These(&[(1047, With("WSREP"))]),
         sqlite: Nothing(NO_SERVER),
     },
@@ -108,6 +111,7 @@ pub(super) const TABLE: &[Row] = &[
         postgres: These(&[
             ("53300", Any),
             ("08004", Any),
+            // The code of a broken protocol, which PgBouncer gives to most errors of its own.
             ("08P01", With("no more connections allowed")),
             ("08P01", With("query_wait_timeout")),
             ("XX000", With("Max client connections reached")),
@@ -160,6 +164,7 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: ConnectionEnded,
         // Shutdown, crash of another backend, database dropped; and the class of connection errors.
+        // Behind `TooManyConnections`, which has codes of class 08.
         postgres: These(&[("57P01", Any), ("57P02", Any), ("57P04", Any), ("08", Any)]),
         // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE, errors of the network as the server
         // saw them, ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's ER_SESSION_WAS_KILLED.
@@ -189,6 +194,7 @@ pub(super) const TABLE: &[Row] = &[
         // ER_LOCK_TABLE_FULL.
         mysql: These(&[(1206, Any)]),
         // SQLITE_NOMEM, SQLITE_INTERRUPT, SQLITE_IOERR, SQLITE_FULL.
+        // SQLITE_BUSY may leave it open: SQLite is asked then (H8).
         sqlite: These(&[(7, Any), (9, Any), (10, Any), (13, Any)]),
     },
     Row {
@@ -222,6 +228,7 @@ pub(super) const TABLE: &[Row] = &[
         postgres: Nothing("BEGIN inside a transaction is a warning"),
         // ER_CANT_CHANGE_TX_CHARACTERISTICS.
         mysql: These(&[(1568, Any)]),
+        // SQLITE_ERROR is any mistake; SQLite translates none of its messages.
         sqlite: These(&[(1, With("within a transaction"))]),
     },
     Row {
@@ -235,7 +242,11 @@ pub(super) const TABLE: &[Row] = &[
         trouble: StalePlan,
         // *cached plan must not change result type*; sqlx's statement was deallocated; a type was made anew.
         postgres: These(&[
+            // 0A000 is any feature that there is not, and this message is translated
+            // (<https://github.com/launchbadge/sqlx/issues/1250>).
             ("0A000", From("RevalidateCachedQuery")),
+            // A statement of a user's own PREPARE is gone because its text says so, or was never
+            // there.
             ("26000", With("sqlx_s_")),
             ("XX000", With("cache lookup failed for type")),
         ]),

@@ -7,7 +7,7 @@ use sea_orm::{
     sqlx::{self, ConnectOptions, Executor, MySqlConnection, Row},
 };
 
-use super::answer::Answer;
+use super::Answer;
 use crate::position::{Reached, gtids};
 
 /// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that is read-only, whatever it replicates: one that
@@ -28,6 +28,7 @@ const VERSION: &str = "SELECT CAST(VERSION() AS CHAR)";
 
 pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnection, String> {
     let options = database.get_mysql_connection_pool().connect_options();
+    // Or the log of statements would have one of these each second.
     let options = Arc::unwrap_or_clone(options).disable_statement_logging();
     let connected = async {
         let mut connection = options.connect().await?;
@@ -35,6 +36,9 @@ pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnec
         Ok::<_, sqlx::Error>((connection, version))
     };
     let (connection, version) = connected.await.map_err(|error| error.to_string())?;
+    // MySQL's GTIDs are sets of ranges for each server
+    // (<https://dev.mysql.com/doc/refman/8.4/en/replication-gtids-concepts.html>), which no
+    // `Position` is.
     if version.contains("MariaDB") {
         Ok(connection)
     } else {
@@ -45,6 +49,7 @@ pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnec
 }
 
 pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, String> {
+    // One statement for all, since the server may change its role between two.
     let row = connection.fetch_one(CHECK).await;
     let row = row.map_err(|error| error.to_string())?;
     let text = |column| row.try_get::<String, _>(column);
@@ -52,9 +57,13 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     let read_only = text(0).map_err(|error| error.to_string())?;
     let takes_writes = matches!(&*read_only, "0" | "OFF");
     let node: Option<String> = row.try_get(3).map_err(|error| error.to_string())?;
+    // Each build with Galera has these variables, in a cluster or not: the text asks for `WSREP_ON`
+    // as well.
     if let Some(node) = node.filter(|node| !node.is_empty()) {
         return of_galera(&node, takes_writes);
     }
+    // A primary's own writes are in its binary log, what a replica has applied in `gtid_slave_pos`
+    // (<https://mariadb.com/kb/en/gtid/>).
     let gtid_list = text(if takes_writes { 2 } else { 1 });
     let gtid_list = gtid_list.map_err(|error| error.to_string())?;
     let gtids = gtids(&gtid_list).map_err(|_| format!("no list of GTIDs: {gtid_list}"))?;
@@ -76,6 +85,7 @@ fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
     let committed = committed
         .parse()
         .map_err(|_| format!("no position of a Galera node: {committed}"))?;
+    // `SELECT 1` succeeds without a quorum (H33): only the node's own word tells.
     let is_fit = (ready, state) == ("ON", "Synced");
     let unfit = (!is_fit).then(|| {
         let state = state.replace('_', " ");
@@ -84,6 +94,7 @@ fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
     Ok(Answer {
         is_replica: true,
         unfit,
+        // A node without a quorum refuses writes by 1047, whatever its `read_only` is.
         takes_writes: takes_writes && ready == "ON",
         reached: Reached::Galera(committed),
     })

@@ -46,6 +46,7 @@ impl<'a> Lexer<'a> {
                 ahead.skip_line();
             }
             // On the same line it is a new literal, and without the E its backslashes mean nothing.
+            // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS>)
             if !newline || ahead.byte(0) != Some(b'\'') {
                 return;
             }
@@ -57,6 +58,7 @@ impl<'a> Lexer<'a> {
     pub(super) fn dollar(&mut self) {
         let start = self.at;
         self.at += 1;
+        // A tag begins as a name does: `$1` is a placeholder, and `$1$` no quote.
         if !self.byte(0).is_some_and(|byte| byte.is_ascii_digit()) {
             let mut tag = *self;
             // Without a second dollar sign it is no quote, and nothing but the sign was read.

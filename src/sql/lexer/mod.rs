@@ -209,6 +209,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 pub(super) fn is_word_part(byte: u8) -> bool {
+    // All servers allow `$` inside a name, and take what is beyond ASCII for letters.
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
 }
 

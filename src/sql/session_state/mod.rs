@@ -66,6 +66,7 @@ impl<'a> ChangeReader<'a> {
                 self.behind_seam = true;
                 return;
             }
+            // Nothing but a byte order mark or an odd space, which some server might pass over.
             Token::Word("") => return,
             Token::Word(word) if self.begins => {
                 // Later words are judged by `inside`.
@@ -91,6 +92,7 @@ impl<'a> ChangeReader<'a> {
     fn statement(&mut self, word: &str, rest: Lexer<'a>) -> Change {
         let change = match self.backend {
             Postgres => Some(postgres::statement(word, rest)),
+            // They end with the statement (<https://mariadb.com/kb/en/set-statement/>).
             MySql => match behind_settings(word, rest) {
                 // MariaDB's settings for one statement.
                 Some(proper) => {
@@ -100,6 +102,7 @@ impl<'a> ChangeReader<'a> {
                 None => Some(mysql::statement(word)),
             },
             Sqlite => sqlite::statement(word, rest),
+            // `DbBackend` may grow: of an unknown server, any statement may change the session.
             _ => Some(Change::Session),
         };
         // Otherwise the statement proper follows.

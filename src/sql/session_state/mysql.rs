@@ -18,11 +18,14 @@ const HARMLESS: [&str; 46] = [
 
 /// First words of statements that are sure to leave something behind.
 #[rustfmt::skip]
+// Any other word counts as such as well. These are named for seams, behind which only a word that
+// can begin a statement is taken for one.
 const STATEFUL: [&str; 9] = [
     "set", "use", "prepare", "deallocate", "execute", "call", "handler", "get", "backup",
 ];
 
 // `FLUSH TABLES … WITH READ LOCK` holds its lock until UNLOCK TABLES.
+// (<https://dev.mysql.com/doc/refman/8.4/en/flush.html#flush-tables-with-read-lock-with-list>)
 const LOCKING: [&str; 3] = ["lock", "unlock", "flush"];
 
 /// Returns whether the word begins a statement that leaves something behind.
@@ -50,11 +53,17 @@ pub(super) fn inside(
 ) -> Change {
     let is_beyond = match token {
         Token::Word(name) | Token::Name(name) => {
+            // RELEASE_ALL_LOCKS() frees them without their names
+            // (<https://dev.mysql.com/doc/refman/8.4/en/locking-functions.html>), so that the
+            // connection can be kept.
             if name.eq_ignore_ascii_case("get_lock") {
                 return Change::Locks;
             }
             // The locking service of a plugin.
+            // Released by a function of their own only
+            // (<https://dev.mysql.com/doc/refman/8.4/en/locking-service.html>).
             starts_with(name, "service_get_")
+                // DROP PREPARE, another name of DEALLOCATE PREPARE.
                 || token.is_word("prepare") && previous.is_word("drop")
                 || token.is_word("temporary") && is_made(previous, first)
         }

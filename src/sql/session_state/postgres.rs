@@ -20,23 +20,32 @@ const HARMLESS: &[&str] = &[
 ];
 
 const STATEMENTS: &[Rule<Change>] = &[
+    // DECLARE is among them, since a cursor ends with its transaction unless it is WITH HOLD, which
+    // `inside` finds.
     (HARMLESS, Anything, Change::None),
     (&["set"], Next(&["local"]), Change::Transaction),
     (
         &["set"],
+        // Both end with the transaction
+        // (<https://www.postgresql.org/docs/current/sql-set-constraints.html>).
         Next(&["transaction", "constraints"]),
         Change::None,
     ),
     // The prepared statements of sqlx must stay, and a library cannot be unloaded.
     (&["prepare", "deallocate", "load"], Anything, Change::Beyond),
+    // It deallocates sqlx's statements, whose names sqlx goes on to use
+    // (<https://www.postgresql.org/docs/current/sql-discard.html>).
     (&["discard"], Next(&["all"]), Change::Beyond),
 ];
 
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
+    // An unknown one can be put back: the reset does all that DISCARD ALL does but for prepared
+    // statements (H7).
     meaning(STATEMENTS, word, rest).unwrap_or(Change::Session)
 }
 
 /// Functions that change settings or run a text that may be any statement, and a view of which an UPDATE is a SET.
+// (<https://www.postgresql.org/docs/current/view-pg-settings.html>)
 const NAMES: [&str; 4] = ["set_config", "ts_stat", "ts_rewrite", "pg_settings"];
 
 /// Beginnings of names; the first one that fits counts.
@@ -46,9 +55,12 @@ const BEGINNINGS: [(&str, Change); 9] = [
     ("pg_try_advisory_xact_", Change::None),
     ("pg_advisory_", Change::Session),
     ("pg_try_advisory_", Change::Session),
+    // What is made in this schema is temporary without the word
+    // (<https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH>).
     ("pg_temp", Change::Session),
     // These run a text that may be any statement.
     ("query_to_xml", Change::Session),
+    // DISCARD ALL leaves it (<https://www.postgresql.org/docs/current/sql-discard.html>).
     ("pg_replication_origin_session_", Change::Beyond),
     // A RESET does not make `random()` random again.
     ("setseed", Change::Beyond),

@@ -14,6 +14,9 @@ use crate::sql::{
     },
 };
 
+// All of TransactionStmt in
+// <https://github.com/postgres/postgres/blob/master/src/backend/parser/gram.y>. SET TRANSACTION is
+// not among them: it ends with the open transaction, and does nothing outside one.
 const POSTGRES: &[Rule<TransactionControl>] = &[
     (&["begin", "start"], Anything, Begin),
     (&["commit", "rollback"], Next(&["prepared"]), TwoPhase),
@@ -25,6 +28,7 @@ const POSTGRES: &[Rule<TransactionControl>] = &[
     (&["savepoint", "release"], Anything, Savepoint),
 ];
 
+// All of <https://sqlite.org/lang_transaction.html> and <https://sqlite.org/lang_savepoint.html>.
 const SQLITE: &[Rule<TransactionControl>] = &[
     (&["begin"], Anything, Begin),
     (&["commit", "end"], Anything, Commit),
@@ -84,6 +88,8 @@ impl ClosedReader {
             self.in_body = false;
         } else if !self.is_postgres {
             self.found = meaning(SQLITE, word, rest);
+            // A trigger's body holds statements and ends with END
+            // (<https://sqlite.org/lang_createtrigger.html>).
             self.in_body |= is_trigger(word, rest);
         } else if let Some(body) = body_of_routine(word, rest) {
             self.in_body = true;
@@ -105,6 +111,8 @@ fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
     let routine = rest
         .by_ref()
         .find(|token| !token.is_one_of(&["or", "replace"]))?;
+    // Only these have such a body
+    // (<https://www.postgresql.org/docs/current/sql-createfunction.html>); any other is in quotes.
     if !routine.is_one_of(&["function", "procedure"]) {
         return None;
     }

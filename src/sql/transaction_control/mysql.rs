@@ -94,6 +94,7 @@ impl<'a> MySqlReader<'a> {
 
     /// MySQL's option START TRANSACTION leaves a transaction open in which the table is to be filled.
     fn table(&mut self, after_start: bool, token: Token<'_>) -> Place<'a> {
+        // (<https://dev.mysql.com/doc/refman/8.4/en/create-table.html>)
         if after_start && token.is_word("transaction") {
             // Taken for a mere implicit commit, the transaction that it leaves open would hold what follows.
             self.found = Effect::Control(TransactionControl::Begin);
@@ -105,6 +106,7 @@ impl<'a> MySqlReader<'a> {
 }
 
 fn definition<'a>(token: Token<'a>) -> Place<'a> {
+    // `package` is MariaDB's (<https://mariadb.com/kb/en/create-package/>).
     const PROGRAMS: [&str; 5] = ["trigger", "procedure", "function", "event", "package"];
     const OTHERS: [&str; 9] = [
         "view", "index", "unique", "fulltext", "spatial", "database", "schema", "user", "sequence",

@@ -62,6 +62,8 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Effect {
         Some(effect) => effect,
         // A SET may assign to anything: it is harmless unless a variable says otherwise.
         None if word.eq_ignore_ascii_case("set") => assignments(rest),
+        // A CALL, or what a later server adds: let through, behind a guard that gives a COMMIT in
+        // it away (H15).
         None => Effect::Unknown,
     }
 }
@@ -136,6 +138,8 @@ impl<'a> Target<'a> {
     }
 
     fn is_of_transactions(&self) -> bool {
+        // With a scope, they are settings of the session
+        // (<https://dev.mysql.com/doc/refman/8.4/en/set-transaction.html#set-transaction-scope>).
         const NEXT_ONLY: [&str; 4] = [
             "transaction_isolation",
             "transaction_read_only",
@@ -145,6 +149,9 @@ impl<'a> Target<'a> {
         // `@name` is the user's own; `@@name` without a scope is that of the next transaction alone.
         !self.assigned
             && self.at_signs != 1
+            // `autocommit = 1` commits what is open
+            // (<https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html>); `completion_type`
+            // has each later COMMIT chain, or close the connection (H35).
             && (is_one_of(self.name, &["autocommit", "completion_type"])
                 || self.at_signs == 2 && self.words == 1 && is_one_of(self.name, &NEXT_ONLY))
     }

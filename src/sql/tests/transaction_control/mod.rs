@@ -1,4 +1,5 @@
 mod mysql;
+mod mysql_lexer;
 mod postgres;
 mod property;
 mod sqlite;
