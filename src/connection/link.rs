@@ -1,4 +1,5 @@
-//! [`Link`]: the driver's connection, and what is known of it.
+//! [`Link`]: the driver's connection, and what is known of it; and [`Rest`]: for how long it was not used before its
+//! session's first statement, and what follows from that.
 
 use std::{mem, time::Duration};
 
@@ -8,7 +9,6 @@ use tokio::time::timeout;
 use super::{
     driver::Driver,
     position::{Galera, is_of_node, read_position},
-    rest::SILENCE,
 };
 use crate::error::server;
 
@@ -323,5 +323,39 @@ impl Link {
     pub(super) async fn undo_guard(&mut self) -> Result<(), DbErr> {
         self.run(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
         self.release_guard().await
+    }
+}
+
+/// The server may close an idle connection after this time. Shorter than any setting of a server, and longer than a
+/// connection rests where requests wait for the next one.
+const SHORT: Duration = Duration::from_millis(1);
+
+/// A network that forgets idle connections takes longer.
+const LONG: Duration = Duration::from_secs(1);
+
+/// A connection that is silent for this long is taken for lost.
+pub(crate) const SILENCE: Duration = Duration::from_millis(900);
+
+/// For how long the server has heard nothing on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// It was in use just now. Later statements, for which it is not asked, count as such as well.
+    None,
+    /// The server may have closed it since: what can be run again is kept for that.
+    Short,
+    /// The network may have forgotten it, too, and no answer would ever say so: what cannot be run again is not risked on
+    /// it.
+    Long,
+}
+
+impl Rest {
+    pub(crate) fn of(time: Duration) -> Self {
+        if time >= LONG {
+            Self::Long
+        } else if time >= SHORT {
+            Self::Short
+        } else {
+            Self::None
+        }
     }
 }

@@ -14,7 +14,6 @@ mod position;
 mod prepare;
 mod refusal;
 mod reset;
-mod rest;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
@@ -38,13 +37,13 @@ pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
 pub use self::reset::Reset;
-pub(crate) use self::rest::{Rest, SILENCE};
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
     chain::{Chain, Chains},
     driver::{BackendId, Driver},
+    link::{Rest, SILENCE},
     operation::{Operation, Output},
     position::{Demand, Galera, ReadDemand, parse_position, read_position},
     settings::{Settings, check_name, search_path},
