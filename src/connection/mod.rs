@@ -13,7 +13,6 @@ mod operation;
 mod position;
 mod prepare;
 mod refusal;
-mod reset;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
@@ -36,9 +35,9 @@ pub(crate) use self::driver::POSTGRES_PLACE;
 pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
-pub use self::reset::Reset;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
+pub use self::session_state::Reset;
 pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
     chain::{Chain, Chains},
