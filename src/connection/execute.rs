@@ -8,7 +8,7 @@ use super::{
     PinnedConnection,
     link::Condition,
     operation::{Operation, Output},
-    refusal::Refusal,
+    primary::Refusal,
     session_state::foresee,
     task::Task,
 };

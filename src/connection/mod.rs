@@ -12,7 +12,7 @@ mod link;
 mod operation;
 mod position;
 mod prepare;
-mod refusal;
+mod primary;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
@@ -20,7 +20,6 @@ mod settings;
 mod task;
 #[cfg(test)]
 mod tests;
-mod timeline;
 mod timeouts;
 mod transaction;
 
@@ -50,9 +49,8 @@ pub(crate) use self::{
 };
 use self::{
     link::{Around, Condition, Link},
-    refusal::Refusal,
+    primary::{Refusal, Timeline},
     session_state::SessionState,
-    timeline::Timeline,
     transaction::Transaction,
 };
 use crate::position::Position;

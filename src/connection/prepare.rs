@@ -7,7 +7,7 @@ use super::{
     cancel::Peer,
     link::Around,
     operation::Operation,
-    refusal::Refusal,
+    primary::Refusal,
     settings::Settings,
     task::{Begin, Task},
 };
