@@ -18,9 +18,6 @@ mod rows;
 mod session_state;
 mod settings;
 mod task;
-#[cfg(test)]
-mod tests;
-mod timeouts;
 mod transaction;
 
 use std::sync::Arc;

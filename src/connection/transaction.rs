@@ -3,14 +3,13 @@
 use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
 use super::{
-    begin::begin_statement,
+    begin::{Timeouts, begin_statement},
     chain::Chain,
     failure::{Failure, has_vanished},
     link::{Around, Link},
     operation::Operation,
     position::{Demand, parse_position},
     settings::Settings,
-    timeouts::Timeouts,
 };
 use crate::{
     error::{Kind, server},
