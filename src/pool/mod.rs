@@ -37,7 +37,6 @@ mod lost_statements;
 pub mod observer;
 mod options;
 mod plain_share;
-mod pool_mode;
 mod probe;
 mod reaper;
 mod registry;
@@ -59,7 +58,7 @@ use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
 pub use self::{
-    builder::SessionPoolBuilder, ledger::Status, observer::Observer, pool_mode::PoolMode,
+    builder::SessionPoolBuilder, ledger::Status, observer::Observer, options::PoolMode,
     weak::WeakSessionPool,
 };
 pub(crate) use self::{

@@ -1,8 +1,8 @@
-//! [`Settings`]: how a pool behaves, set once before it is shared.
+//! [`Settings`]: how a pool behaves, set once before it is shared; and [`PoolMode`], the one that users name.
 
 use std::time::Duration;
 
-use super::{admission::Admission, driver_pool::DriverPool, pool_mode::PoolMode};
+use super::{admission::Admission, driver_pool::DriverPool};
 use crate::{
     connection::Reset,
     error::{Error, Kind},
@@ -142,4 +142,105 @@ impl Settings {
             PoolMode::Transaction => self.check_lending(driver),
         }
     }
+}
+
+/// Determines for how long a session keeps its connection, in PgBouncer's words.
+///
+/// A handler that waits for something else between two statements, another service or a slow client, keeps a connection
+/// from the requests that wait for one. In transaction mode it does not.
+///
+/// # Transaction mode
+///
+/// Outside a transaction, a session lends its connection to what waits for one as soon as its handler waits for something
+/// else. If nothing waits, it keeps the connection, and lends it when something does: the session that has been idle
+/// longest is the first. Statements that follow one another directly keep their connection. A session that has lent its
+/// connection acquires another one with its next statement, first come, first served. It is not turned away by
+/// [`max_pending`](crate::SessionPoolBuilder::max_pending), and its waits share one
+/// [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout), which it regains with the time between them.
+///
+/// A transaction keeps its connection until its end, in both modes. So do streams until they are dropped.
+///
+/// # Which one to choose
+///
+/// `Session`, the default, promises most: all statements of a request run on one connection, and code that relies on that
+/// works, whether it says so or not. It serves well where handlers do little but talk to the database, or call
+/// [`release`](crate::DbSession::release) before they do something else.
+///
+/// `Transaction` is for services whose handlers wait between statements outside transactions: for other services, for clients
+/// that send slowly, or for the next event of a stream that lives as long as its body. With it, a slow route does not take
+/// the connections of the fast ones, and a session store on the same pool does not wait for the request that it serves. Behind
+/// PgBouncer in transaction mode it costs nothing, because there connections change between statements anyway. It does not
+/// help a request that waits inside a transaction: keep transactions short.
+///
+/// Two things to look at before you choose it. Under a load that the database cannot bear for longer than the
+/// `acquire_timeout`, session mode refuses requests at their start, and transaction mode those with many statements in their
+/// middle, because each statement after a wait queues again: limit how many requests are let in. And a handler that holds a
+/// mutex while it runs statements outside a transaction may wait for a request that waits for the mutex inside one.
+///
+/// # What stays on the connection
+///
+/// From the first statement that leaves session state behind, the session keeps its connection until its end or its
+/// [`release`](crate::DbSession::release): `SET`, `set_config(…, false)`, temporary objects, session locks, `LISTEN`,
+/// `DECLARE … WITH HOLD`, `PREPARE`, `setseed`, user variables of MySQL, `PRAGMA … = …`, `ATTACH`, raw code, and
+/// `on_acquire`. They are found by the text of the statement, as for [`Reset`](crate::Reset).
+/// [`pin`](crate::DbSession::pin) does the same by hand; a function of your own that changes session state needs it.
+///
+/// The mode implies [`Reset::SessionState`](crate::Reset::SessionState), for every session of the pool: what one of them has
+/// set must not appear between two statements of another. State that it does not reset (a PRAGMA of an in-memory SQLite database,
+/// the effects of functions that it does not know) does appear.
+///
+/// # What is refused
+///
+/// A statement that asks about an earlier one of its connection could get another session's answer. It is refused with an
+/// error that says what to do, with and without load alike, unless the earlier one is part of the same transaction, or has run
+/// since the connection was pinned: `lastval()` and `currval()` of PostgreSQL; `LAST_INSERT_ID()`,
+/// `@@identity`, `LASTVAL(s)`, `FOUND_ROWS()`, `ROW_COUNT()`, `SHOW WARNINGS`, `SHOW ERRORS`, `SHOW PROFILE`,
+/// `@@warning_count`, `@@error_count` and `GET DIAGNOSTICS` of MySQL and MariaDB; `last_insert_rowid()`, `changes()` and
+/// `total_changes()` and `PRAGMA data_version` of SQLite. In one text with the statement that it asks about, it is not refused. Such questions are found
+/// by the text: those in functions, views, defaults and triggers of your own are not, and which sequence or table an INSERT
+/// has used is not known. `pg_backend_pid()` and `CONNECTION_ID()` are answered, by the connection of that statement. SeaORM's
+/// `last_insert_id` and `rows_affected` come with the result of the statement itself and are always right.
+///
+/// | | `Session` | `Transaction` |
+/// |---|---|---|
+/// | all statements of a request see | one connection | one connection for each transaction, and from the first session state on |
+/// | a handler that waits between statements | keeps its connection | lends it |
+/// | `lastval()` and the like, in autocommit | the session's own | refused, unless pinned |
+/// | [`reset`](crate::SessionPoolBuilder::reset) | as set | at least `SessionState` |
+///
+/// ```
+/// # #[cfg(feature = "sqlx-sqlite")]
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use sea_orm::{ConnectionTrait, Database};
+/// use tower_sea_orm::{DbSessionLayer, PoolMode, SessionPool};
+///
+/// let db = Database::connect("sqlite::memory:").await?;
+/// let pool = SessionPool::builder(db).pool_mode(PoolMode::Transaction).build()?;
+///
+/// let session = pool.session().await?;
+/// session.execute_unprepared("CREATE TABLE item (id integer PRIMARY KEY)").await?;
+/// session.execute_unprepared("INSERT INTO item DEFAULT VALUES").await?;
+/// let last = session.execute_unprepared("SELECT last_insert_rowid()").await;
+/// assert!(last.is_err()); // another session may have had the connection
+///
+/// let pin = session.pin();
+/// session.execute_unprepared("INSERT INTO item DEFAULT VALUES").await?;
+/// session.execute_unprepared("SELECT last_insert_rowid()").await?;
+/// drop(pin);
+/// # drop(session);
+/// // Routes that need session mode get a layer with it.
+/// let routes = DbSessionLayer::new(pool.clone()).pool_mode(PoolMode::Session);
+/// # let _ = routes;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PoolMode {
+    /// A session keeps its connection from its first statement to its end. Before the first statement, a request's session
+    /// lends it.
+    #[default]
+    Session,
+    /// A session keeps its connection for a transaction, and lends it between statements outside one.
+    Transaction,
 }
