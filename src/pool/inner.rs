@@ -21,7 +21,6 @@ use super::{
     log::Pressure,
     observer::Observers,
     options::{PoolMode, Settings},
-    plain_share::PlainShare,
     probe::Probe,
     registry::Registry,
     test_transaction::{Hook, TestTransaction},
@@ -75,7 +74,7 @@ impl PoolInner {
         observers: Observers,
         test: Option<TestTransaction>,
     ) -> Arc<Self> {
-        let ledger = open_ledger(&driver, &settings, test.is_some());
+        let ledger = settings.ledger(&driver, test.is_some());
         let backend = database.get_database_backend();
         let known_texts = if driver.is_direct() {
             KnownTexts::none(backend)
@@ -320,23 +319,4 @@ impl Drop for PoolInner {
             idle.outlive_pool(bound);
         }
     }
-}
-
-/// Makes the ledger of a pool over `driver`.
-fn open_ledger(
-    driver: &DriverPool,
-    settings: &Settings,
-    is_test: bool,
-) -> Ledger<Lease, Box<Parts>> {
-    // All sessions of a test run on the connection that has its transaction open.
-    let limit = if is_test { 1 } else { settings.limit(driver) };
-    let mut ledger = Ledger::new(
-        limit,
-        settings.admission(driver),
-        PlainShare::new(driver.acquire_timeout()),
-        settings.fresh_for(driver),
-        settings.keeps_last_for(),
-    );
-    ledger.idle.rotates = settings.rotates;
-    ledger
 }

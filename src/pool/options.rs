@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{admission::Admission, driver_pool::DriverPool};
+use super::{
+    admission::Admission, driver_pool::DriverPool, ledger::Ledger, plain_share::PlainShare,
+};
 use crate::{
     connection::Reset,
     error::{Error, Kind},
@@ -75,8 +77,23 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Makes the ledger of a pool over `driver`.
+    pub(super) fn ledger<T, C>(&self, driver: &DriverPool, is_test: bool) -> Ledger<T, C> {
+        // All sessions of a test run on the connection that has its transaction open.
+        let limit = if is_test { 1 } else { self.limit(driver) };
+        let mut ledger = Ledger::new(
+            limit,
+            self.admission(driver),
+            PlainShare::new(driver.acquire_timeout()),
+            self.fresh_for(driver),
+            self.keeps_last_for(),
+        );
+        ledger.idle.rotates = self.rotates;
+        ledger
+    }
+
     /// Returns how many connections sessions may hold at the same time.
-    pub(super) fn limit(&self, driver: &DriverPool) -> u32 {
+    fn limit(&self, driver: &DriverPool) -> u32 {
         // A mock or a plain handle has no bound. At least one, or the pool would serve nobody.
         let max = driver.max_connections().unwrap_or(u32::MAX);
         max.saturating_sub(self.reserved_connections).max(1)
@@ -84,7 +101,7 @@ impl Settings {
 
     /// Returns for how long sessions keep an idle connection from the driver's pool, which closes what has been idle for
     /// too long or is too old: it learns of either late by a fraction of that time.
-    pub(super) fn fresh_for(&self, driver: &DriverPool) -> Duration {
+    fn fresh_for(&self, driver: &DriverPool) -> Duration {
         let idle = driver.idle_timeout().map(|timeout| timeout / 10);
         let age = driver.max_lifetime().map(|lifetime| lifetime / 4);
         let bounds = idle.into_iter().chain(age);
@@ -92,13 +109,13 @@ impl Settings {
     }
 
     /// Returns for how long the last free connection is kept for requests that hold one, after one of them took a second.
-    pub(super) fn keeps_last_for(&self) -> Duration {
+    fn keeps_last_for(&self) -> Duration {
         // Others wait meanwhile, and must not be refused for it (G17).
         KEEPS_LAST_FOR.min(self.acquire_timeout / 8)
     }
 
     /// Returns who may wait besides those for whom a connection can still be opened.
-    pub(super) fn admission(&self, driver: &DriverPool) -> Admission {
+    fn admission(&self, driver: &DriverPool) -> Admission {
         if let Some(waiting) = self.max_pending {
             return Admission::new(waiting as usize, Duration::ZERO);
         }
