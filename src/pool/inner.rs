@@ -19,13 +19,12 @@ use super::{
     eviction::Eviction,
     ledger::{Ledger, Locked, Status},
     log::Pressure,
-    observer::Observers,
+    observer::{Observers, WeakSessionPool},
     options::{PoolMode, Settings},
     probe::Probe,
     registry::Registry,
     test_transaction::{Hook, TestTransaction},
     waiters::Waiter,
-    weak::WeakSessionPool,
 };
 use crate::{
     connection::Reset,

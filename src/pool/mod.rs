@@ -50,7 +50,6 @@ pub(crate) mod test_pool;
 mod test_transaction;
 mod waiters;
 mod waiting;
-mod weak;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -58,8 +57,10 @@ use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
 pub use self::{
-    builder::SessionPoolBuilder, ledger::Status, observer::Observer, options::PoolMode,
-    weak::WeakSessionPool,
+    builder::SessionPoolBuilder,
+    ledger::Status,
+    observer::{Observer, WeakSessionPool},
+    options::PoolMode,
 };
 pub(crate) use self::{
     chain::next_chain,

@@ -1,15 +1,17 @@
-//! [`Observer`]: is told what the sessions of a pool do, for metrics.
+//! [`Observer`]: is told what the sessions of a pool do, for metrics; and [`WeakSessionPool`], by which it asks the pool.
 
 use std::{
+    any::Any,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use http::Method;
 use sea_orm::{DbBackend, DbErr};
 
-use super::{holder::Label, weak::WeakSessionPool};
+use super::holder::Label;
 use crate::{error::Error, sql::Redacted, telemetry::Usage};
 
 /// Receives the events of a pool's sessions, for metrics.
@@ -286,5 +288,28 @@ impl Observers {
                 tracing::error!(target: "tower_sea_orm::pool", "an observer panicked; the session goes on");
             }
         }
+    }
+}
+
+/// A handle that does not keep its pool, from [`SessionPool::downgrade`](crate::SessionPool::downgrade).
+// Of no type: an observer is given one, and the pool has its observers.
+#[derive(Clone)]
+pub struct WeakSessionPool(Weak<dyn Any + Send + Sync>);
+
+impl WeakSessionPool {
+    pub(super) fn of<T: Any + Send + Sync>(pool: &Arc<T>) -> Self {
+        let weak: Weak<T> = Arc::downgrade(pool);
+        Self(weak)
+    }
+
+    /// Returns what it was made of, if that is still there.
+    pub(super) fn inner<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.0.upgrade()?.downcast().ok()
+    }
+}
+
+impl fmt::Debug for WeakSessionPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakSessionPool").finish_non_exhaustive()
     }
 }
