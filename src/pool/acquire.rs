@@ -10,23 +10,18 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sea_orm::{DbErr, TransactionOptions};
-use tokio::{
-    runtime::Handle,
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use sea_orm::TransactionOptions;
+use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
 
 use super::{
     checked_out::{CheckedOut, Lease},
     deadlock::break_deadlock,
     fetch::fetch,
-    fetches::AfterFailure,
     holder::{Holder, current, holds_one},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
-    probe::{PROBE, is_full},
+    probe::PROBE,
     second_window::SecondWindow,
     slot::{FetchGuard, SlotGuard},
     waiters::{Applicant, Claim},
@@ -261,41 +256,6 @@ impl PoolInner {
             match Self::give(waiter, connection) {
                 Some(left) => connection = left,
                 None => return,
-            }
-        }
-    }
-
-    /// Gives the first waiter the reason why it gets no connection.
-    pub(super) fn refuse(&self, error: Error) {
-        let first = self.ledger().waiters.pop();
-        if let Some(waiter) = first {
-            // One that has given up meanwhile needs no reason any more.
-            let _ = waiter.answer(Err(error));
-        }
-    }
-
-    /// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
-    pub(super) async fn fetch_failed(&self, error: DbErr) {
-        // A server that is full may have a place at any moment, and those who wait have time left.
-        let full = is_full(&error);
-        let follows = {
-            let mut ledger = self.ledger();
-            let out = ledger.out();
-            ledger.fetches.fail(out, full)
-        };
-        match follows {
-            AfterFailure::GoOn => {}
-            AfterFailure::Rest(pause) => {
-                // One line for each pause, because only one of those that fail rests.
-                let status = self.status();
-                let (used, pending) = (status.used, status.pending);
-                tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");
-                sleep(pause).await;
-                self.ledger().fetches.end_pause();
-            }
-            AfterFailure::Refuse(count) => {
-                let error = Error::with_source(Kind::Down, error);
-                (0..count).for_each(|_| self.refuse(error.clone()));
             }
         }
     }

@@ -4,12 +4,18 @@ use std::{pin::pin, sync::Arc, time::Instant};
 
 use futures_util::future::{Either, join, select};
 use sea_orm::{ConnAcquireErr, DbErr};
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 
-use super::{checked_out::CheckedOut, inner::PoolInner, slot::FetchGuard};
+use super::{
+    checked_out::CheckedOut, fetches::AfterFailure, inner::PoolInner, probe::is_full,
+    slot::FetchGuard,
+};
 use crate::{
     connection::{Driver, PinnedConnection, SILENCE},
-    error::Kind,
+    error::{Error, Kind},
 };
 
 /// Runs the driver's `acquire()` to its end and gives the connection to the first waiter. Dropped half-way, sqlx would
@@ -37,9 +43,9 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
         // guard sends for another one.
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
-            pool.refuse(Kind::Closing.into());
+            refuse(&pool, Kind::Closing.into());
         }
-        Err(error) => pool.fetch_failed(error).await,
+        Err(error) => failed(&pool, error).await,
     }
 }
 
@@ -72,6 +78,41 @@ async fn take_from_driver(
             tracing::info!(target: "tower_sea_orm::pool", timeout = ?patience, "gave up on a connection attempt");
             pool.ledger().fetches.give_up(patience);
             Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
+        }
+    }
+}
+
+/// Gives the first waiter the reason why it gets no connection.
+fn refuse(pool: &PoolInner, error: Error) {
+    let first = pool.ledger().waiters.pop();
+    if let Some(waiter) = first {
+        // One that has given up meanwhile needs no reason any more.
+        let _ = waiter.answer(Err(error));
+    }
+}
+
+/// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
+async fn failed(pool: &PoolInner, error: DbErr) {
+    // A server that is full may have a place at any moment, and those who wait have time left.
+    let full = is_full(&error);
+    let follows = {
+        let mut ledger = pool.ledger();
+        let out = ledger.out();
+        ledger.fetches.fail(out, full)
+    };
+    match follows {
+        AfterFailure::GoOn => {}
+        AfterFailure::Rest(pause) => {
+            // One line for each pause, because only one of those that fail rests.
+            let status = pool.status();
+            let (used, pending) = (status.used, status.pending);
+            tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");
+            sleep(pause).await;
+            pool.ledger().fetches.end_pause();
+        }
+        AfterFailure::Refuse(count) => {
+            let error = Error::with_source(Kind::Down, error);
+            (0..count).for_each(|_| refuse(pool, error.clone()));
         }
     }
 }
