@@ -49,7 +49,6 @@ pub(crate) mod test_pool;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod test_transaction;
 mod waiters;
-mod waiting;
 
 use std::{fmt, sync::Arc, time::Duration};
 
