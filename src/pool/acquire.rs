@@ -15,14 +15,13 @@ use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
 
 use super::{
     checked_out::{CheckedOut, Lease},
-    deadlock::break_deadlock,
+    deadlock::{SecondWindow, break_deadlock},
     fetch::fetch,
     holder::{Holder, current, holds_one},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
     probe::PROBE,
-    second_window::SecondWindow,
     slot::{FetchGuard, SlotGuard},
     waiters::{Applicant, Claim, Receiver},
 };

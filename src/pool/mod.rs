@@ -42,7 +42,6 @@ mod reaper;
 mod registry;
 mod release;
 mod scope;
-mod second_window;
 mod slot;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool is one
 pub(crate) mod test_pool;
@@ -65,14 +64,13 @@ pub(crate) use self::{
     chain::next_chain,
     checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
     closing::CountedSession,
-    deadlock::break_deadlock,
+    deadlock::{break_deadlock, expect_second},
     driver_pool::DriverPool,
     holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},
     inner::PoolInner,
     observer::{Acquired, Executed, Observers, Released, SessionEnded},
     options::Settings,
     scope::{InScope, Scope},
-    second_window::expect_second,
     test_transaction::Hook,
     waiters::Claim,
 };
