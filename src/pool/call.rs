@@ -1,12 +1,13 @@
-//! A call on a connection, which begins again on another one where that is dead and nothing has happened yet.
+//! A call on a connection, which begins again on another one where that is dead and nothing has happened yet, and
+//! elsewhere where its own pool's server cannot begin its transaction.
 //!
 //! A connection that was idle is not pinged before it is used: most are alive. A session's first call finds out, so it
 //! depends on that call what comes before it and after it.
 
-use std::{pin::pin, time::Instant};
+use std::{mem, pin::pin, sync::Arc, time::Instant};
 
 use futures_util::future::{Either, select};
-use sea_orm::DbErr;
+use sea_orm::{AccessMode, DbErr};
 
 use super::{
     checked_out::{CheckedOut, Finished},
@@ -14,7 +15,7 @@ use super::{
     waiters::Claim,
 };
 use crate::{
-    connection::{Output, Rest, SILENCE, Task},
+    connection::{Demand, Output, Rest, SILENCE, Task},
     error::{Error, server},
 };
 
@@ -102,7 +103,7 @@ impl CheckedOut {
         }
     }
 
-    pub(super) async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+    async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let latest_timeline = self.pool().latest_timeline();
         match &mut self.parts.connection {
             Some(connection) => {
@@ -158,7 +159,7 @@ impl Finished {
         }
     }
 
-    pub(super) async fn begin_again(&mut self, mut task: Task) {
+    async fn begin_again(&mut self, mut task: Task) {
         // Bounded, because each of the driver's idle connections may be as dead as the first.
         for _ in 0..BEGIN_AGAIN {
             if !self.may_begin_again(&task) {
@@ -169,5 +170,45 @@ impl Finished {
                 Err(error) => return self.output = Err(error.to_db_err()),
             };
         }
+    }
+
+    /// Returns whether the call has failed in its BEGIN, which may be sent to another server.
+    fn may_begin_elsewhere(&self, task: &Task) -> bool {
+        // The operation is taken when what comes before it is done.
+        self.output.is_err()
+            && self.connection.parts.elsewhere.is_some()
+            // Later on, the session relies on its connection.
+            && task.is_whole()
+            && task
+                .begin
+                .as_ref()
+                .is_some_and(|begin| matches!(begin.demand(), Demand::Read(_)))
+    }
+
+    /// Makes the call on a connection of the other pool, and gives this one back.
+    async fn begin_elsewhere(&mut self, mut task: Task) {
+        let Some(elsewhere) = self.connection.parts.elsewhere.take() else {
+            return;
+        };
+        let Err(error) = &self.output else { return };
+        let next = match elsewhere.way_out.take(error).await {
+            Ok(lease) => lease.into_connection(),
+            Err(error) => return self.output = Err(error.to_db_err()),
+        };
+        let Some(mut next) = next else { return };
+        next.hold(elsewhere.holder, elsewhere.request);
+        next.adopt_handle_of(&mut self.connection);
+        mem::replace(&mut self.connection, next).give_back(|| ());
+        task.rest = Rest::None;
+        if let Some(begin) = &mut task.begin {
+            // The other server needs no position: it is the primary.
+            if let Some(set_up) = &mut begin.set_up {
+                Arc::make_mut(set_up).demand = Demand::None;
+            }
+            begin.options.access_mode = Some(AccessMode::ReadOnly);
+        }
+        self.output = self.connection.call_once(&mut task).await;
+        // What has ended the first connection may have ended those that are idle here.
+        self.begin_again(task).await;
     }
 }

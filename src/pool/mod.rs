@@ -21,7 +21,6 @@ mod close;
 mod closing;
 mod deadlock;
 mod driver_pool;
-mod elsewhere;
 mod entry;
 mod eviction;
 mod fetch;
