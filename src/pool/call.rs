@@ -8,14 +8,17 @@ use std::{mem, pin::pin, sync::Arc, time::Instant};
 
 use futures_util::future::{Either, select};
 use sea_orm::{AccessMode, DbErr};
+use tokio::runtime::Handle;
 
 use super::{
+    cancel::{self, Late},
     checked_out::{CheckedOut, Finished},
+    inner::PoolInner,
     lost_statements::lose_if_forgotten,
     waiters::Claim,
 };
 use crate::{
-    connection::{Demand, Output, Rest, SILENCE, Task},
+    connection::{CancelHandle, Demand, Output, Rest, SILENCE, Task},
     error::{Error, server},
 };
 
@@ -211,4 +214,31 @@ impl Finished {
         // What has ended the first connection may have ended those that are idle here.
         self.begin_again(task).await;
     }
+}
+
+/// Runs an abandoned call to its end, whose statement is cancelled on the server once it may be.
+pub(crate) async fn finish_abandoned<F>(
+    pool: &PoolInner,
+    call: F,
+    handle: &CancelHandle,
+    runtime: &Handle,
+) -> Finished
+where
+    F: Future<Output = Finished> + Unpin,
+{
+    let (mut finished, late) = cancel::finish_abandoned(&pool.cancels, call, handle, runtime).await;
+    if let Some(connection) = &mut finished.connection.parts.connection {
+        // Its next statement must not be hit.
+        match late {
+            Late::Nothing => {}
+            Late::Possible => connection.absorb().await,
+            Late::Unanswered => {
+                if let Some(suppressed) = pool.lines.next_line("not cancelled", 1) {
+                    tracing::warn!(target: "tower_sea_orm::pool", suppressed, "closed a connection whose cancel request was not answered");
+                }
+                connection.give_up();
+            }
+        }
+    }
+    finished
 }

@@ -60,6 +60,7 @@ pub use self::{
     options::PoolMode,
 };
 pub(crate) use self::{
+    call::finish_abandoned,
     chain::next_chain,
     checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
     closing::CountedSession,

@@ -8,9 +8,8 @@ use std::{
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
-    cancel::{Late, finish_abandoned},
     chain::pass_on,
-    checked_out::{CheckedOut, Finished, Parts},
+    checked_out::{CheckedOut, Parts},
     hold_times::Logged,
     hold_watch::HoldWatch,
     holder::{Holder, Key},
@@ -21,7 +20,7 @@ use super::{
     reaper::Reaper,
     slot::SlotGuard,
 };
-use crate::connection::{CancelHandle, PinnedConnection, SILENCE};
+use crate::connection::{PinnedConnection, SILENCE};
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -165,33 +164,6 @@ impl PoolInner {
         }
         // `close()` waits for it.
         self.closing.changed();
-    }
-
-    /// Runs an abandoned call to its end, whose statement is cancelled on the server once it may be.
-    pub(crate) async fn finish_abandoned<F>(
-        &self,
-        call: F,
-        handle: &CancelHandle,
-        runtime: &Handle,
-    ) -> Finished
-    where
-        F: Future<Output = Finished> + Unpin,
-    {
-        let (mut finished, late) = finish_abandoned(&self.cancels, call, handle, runtime).await;
-        if let Some(connection) = &mut finished.connection.parts.connection {
-            // Its next statement must not be hit.
-            match late {
-                Late::Nothing => {}
-                Late::Possible => connection.absorb().await,
-                Late::Unanswered => {
-                    if let Some(suppressed) = self.lines.next_line("not cancelled", 1) {
-                        tracing::warn!(target: "tower_sea_orm::pool", suppressed, "closed a connection whose cancel request was not answered");
-                    }
-                    connection.give_up();
-                }
-            }
-        }
-        finished
     }
 
     /// Hands a clean connection on, keeps it idle, or gives it back for the driver's pool.

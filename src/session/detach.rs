@@ -10,6 +10,7 @@ use super::{
     slot::{CallFuture, CallKind, Detached, Slot},
     stack::Purpose,
 };
+use crate::pool::finish_abandoned;
 
 /// Moves the running call to a task, whatever polled it so far, and wakes the future that waited for it. Raw code
 /// is dropped instead.
@@ -69,7 +70,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
         let ending = async {
             match cancel_handle {
                 None => future.await,
-                Some(cancel) => pool.finish_abandoned(future, &cancel, &handle).await,
+                Some(cancel) => finish_abandoned(&pool, future, &cancel, &handle).await,
             }
         };
         // Where the server does not answer, the slot in the pool must not be lost with it (G4, H3). Closing a database in
