@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{
     background::Work,
-    hold_times::ASK,
+    entry::ASK,
     holder::{Grip, Holder, Key},
     inner::PoolInner,
     log::log_session,

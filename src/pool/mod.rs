@@ -25,7 +25,6 @@ mod entry;
 mod eviction;
 mod fetch;
 mod fetches;
-mod hold_times;
 mod hold_watch;
 mod holder;
 mod idle;

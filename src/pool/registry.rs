@@ -7,8 +7,7 @@ use std::{
 };
 
 use super::{
-    entry::Entry,
-    hold_times::{AGAIN, Due, Logged, Watch},
+    entry::{AGAIN, Due, Entry, Logged, Watch},
     holder::{Holder, Key},
     options::Settings,
 };

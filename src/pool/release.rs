@@ -10,7 +10,7 @@ use tokio::{runtime::Handle, time::timeout};
 use super::{
     chain::pass_on,
     checked_out::{CheckedOut, Parts},
-    hold_times::Logged,
+    entry::Logged,
     hold_watch::HoldWatch,
     holder::{Holder, Key},
     inner::PoolInner,
