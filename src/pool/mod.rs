@@ -39,7 +39,6 @@ mod probe;
 mod reaper;
 mod registry;
 mod release;
-mod scope;
 mod slot;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool is one
 pub(crate) mod test_pool;
@@ -65,11 +64,10 @@ pub(crate) use self::{
     closing::CountedSession,
     deadlock::{break_deadlock, expect_second},
     driver_pool::DriverPool,
-    holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},
+    holder::{Doubt, Entered, Grip, Holder, InScope, Key, Label, Scope, current, enter},
     inner::PoolInner,
     observer::{Acquired, Executed, Observers, Released, SessionEnded},
     options::Settings,
-    scope::{InScope, Scope},
     test_transaction::Hook,
     waiters::Claim,
 };
