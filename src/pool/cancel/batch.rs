@@ -1,8 +1,9 @@
-//! [`Batch`]: cancel requests that are sent together, what is known of each, and why the server has not answered.
+//! What the server is asked, and what it answers: [`Batch`], cancel requests that are sent together, what is known of each,
+//! and why the server has not answered; and [`Subject`], for whom it may be at work, and what it says of that.
 
-use std::fmt;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use std::{future::Future, time::Duration};
+use std::future::Future;
+use std::{fmt, time::Duration};
 
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx;
@@ -11,8 +12,6 @@ use sea_orm::sqlx::Row;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use tokio::time::timeout;
 
-#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use super::subject::Activity;
 use crate::connection::BackendId;
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
@@ -154,4 +153,27 @@ where
     };
     // Where fewer are known, this is another server, or one that does not show them all: nothing can be concluded.
     Ok((known >= i64::from(connections)).then_some(activity))
+}
+
+/// For whom the server may be at work.
+pub(in crate::pool) enum Subject {
+    One(BackendId),
+    All(Pool),
+    /// One whose client is lost: it is to end, whatever it is at.
+    Orphan(BackendId),
+}
+
+/// All connections of this client's.
+pub(in crate::pool) struct Pool {
+    /// How many there are.
+    pub(super) connections: u32,
+    /// Each was last used within this time; those of another process may have been idle for longer.
+    pub(super) active_within: Duration,
+}
+
+/// What a server says of a [`Subject`].
+pub(in crate::pool) struct Activity {
+    /// Which server it is.
+    pub(in crate::pool) server: String,
+    pub(in crate::pool) is_busy: bool,
 }

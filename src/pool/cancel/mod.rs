@@ -10,11 +10,10 @@ mod mysql;
 mod postgres;
 mod queue;
 mod side_connection;
-mod subject;
 mod worker;
 
 pub(crate) use self::queue::CancelQueue;
 pub(super) use self::{
     abandoned::{Late, finish_abandoned},
-    subject::{Activity, Subject},
+    batch::{Activity, Subject},
 };

@@ -5,10 +5,7 @@ use sea_orm::sqlx::{
     mysql::{MySqlConnectOptions, MySqlRow},
 };
 
-use super::{
-    batch::{Batch, Fault, Outcome, RUNNING, answered, counted},
-    subject::{Activity, Pool},
-};
+use super::batch::{Activity, Batch, Fault, Outcome, Pool, RUNNING, answered, counted};
 use crate::{
     connection::{BackendId, MYSQL_SERVER, PROCESSES, Peer},
     error::is_no_such_process,

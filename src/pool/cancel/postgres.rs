@@ -7,10 +7,7 @@ use sea_orm::sqlx::{
     postgres::{PgConnectOptions, PgRow},
 };
 
-use super::{
-    batch::{Batch, Fault, Item, Outcome, RUNNING, answered, counted},
-    subject::{Activity, Pool},
-};
+use super::batch::{Activity, Batch, Fault, Item, Outcome, Pool, RUNNING, answered, counted};
 use crate::connection::{BackendId, POSTGRES_PLACE, Peer};
 
 /// A start-up setting that arrives at the server only if nothing stands between.

@@ -8,8 +8,7 @@ use std::{
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{
-    batch::{Fault, Outcome},
-    subject::{Activity, Pool, Subject},
+    batch::{Activity, Fault, Outcome, Pool, Subject},
     worker::CancelWorker,
 };
 use crate::{

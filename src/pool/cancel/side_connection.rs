@@ -1,13 +1,10 @@
 //! [`SideConnection`]: the connection beside the driver's pool by which the server is asked.
 
+use super::batch::{Activity, Batch, Fault, Subject};
 #[cfg(feature = "sqlx-mysql")]
 use super::mysql::MySqlSide;
 #[cfg(feature = "sqlx-postgres")]
 use super::postgres::PostgresSide;
-use super::{
-    batch::{Batch, Fault},
-    subject::{Activity, Subject},
-};
 use crate::{connection::Peer, pool::driver_pool::DriverPool};
 
 pub(super) enum SideConnection {

@@ -13,10 +13,9 @@ use futures_util::future::{BoxFuture, Either, select};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    batch::{Batch, Fault, Outcome},
+    batch::{Batch, Fault, Outcome, Subject},
     queue::{BOUND, CancelQueue, CancelRequest, Question},
     side_connection::SideConnection,
-    subject::Subject,
 };
 use crate::{connection::Peer, pool::background::Work};
 
