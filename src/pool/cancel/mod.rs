@@ -1,6 +1,6 @@
 //! Cancelling statements on the server, and asking it what it is at work for, by one connection beside the driver's pool.
 //!
-//! A cancel request goes by way of a [`CancelQueue`] to its worker, which has the [`SideConnection`](side_connection).
+//! A cancel request goes by way of a [`CancelQueue`] to its worker, which has the side connection.
 
 mod abandoned;
 mod batch;
@@ -9,7 +9,6 @@ mod mysql;
 #[cfg(feature = "sqlx-postgres")]
 mod postgres;
 mod queue;
-mod side_connection;
 mod worker;
 
 pub(crate) use self::queue::CancelQueue;
