@@ -52,7 +52,6 @@ mod transaction;
 mod turns;
 mod tx;
 mod worker;
-mod written;
 
 #[cfg(feature = "replicas")]
 pub(crate) use self::replication::{Reads, Replica, Replication};

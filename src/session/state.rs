@@ -11,9 +11,9 @@ use super::{
     pins::{Pins, Waits},
     plan::{Mode, Rules},
     repeats::Repeats,
+    replication::Written,
     slot::Slot,
     stack::{Caller, Purpose, Stack},
-    written::Written,
 };
 use crate::{
     body::{Hold, WeakHold},
