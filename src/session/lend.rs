@@ -1,11 +1,11 @@
-//! Lending: a session gives the connection that it does not use to what waits for one.
+//! Lending: a session gives the connection that it does not use to what waits for one, unless a [`SessionPin`] keeps it.
 //!
 //! Until its first statement, a request's session always lends: a request that acquires first and then reads a slow
 //! client's body would keep others from the database for all that time. It loses nothing, since all its statements still
 //! run on one connection, the one that it acquires with the first of them (G2). In [`PoolMode::Transaction`], a session
 //! lends between its statements as well, except in a transaction and while it is pinned.
 
-use std::{mem, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use super::{
     core::{Core, Turn},
@@ -105,4 +105,38 @@ pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
 /// is unread, and of session state; a stream's reader may still ask what the connection was like.
 fn is_between_statements(state: &State, connection: &CheckedOut) -> bool {
     !state.streaming && state.stack.depth() == 0 && connection.is_clean()
+}
+
+/// Keeps a session's connection until it is dropped, where [`PoolMode::Transaction`](crate::PoolMode::Transaction) would
+/// lend it; created by [`DbSession::pin`](crate::DbSession::pin).
+#[must_use = "the connection is kept until this is dropped"]
+pub struct SessionPin {
+    core: Arc<Core>,
+}
+
+impl SessionPin {
+    pub(super) fn new(core: &Arc<Core>) -> Self {
+        let mut state = core.lock();
+        let last = state.last_id();
+        let in_transaction = state.stack.depth() > 0;
+        state.pins.add(last, in_transaction);
+        if let Slot::Idle(connection) = &mut state.slot {
+            connection.withdraw();
+        }
+        drop(state);
+        Self { core: core.clone() }
+    }
+}
+
+impl Drop for SessionPin {
+    fn drop(&mut self) {
+        self.core.lock().pins.remove();
+        offer_unless_polled(&self.core);
+    }
+}
+
+impl fmt::Debug for SessionPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionPin").finish_non_exhaustive()
+    }
 }

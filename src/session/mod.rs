@@ -22,7 +22,6 @@ mod order;
 mod outcome;
 mod pass_through;
 mod phase;
-mod pin;
 mod pins;
 mod plan;
 #[cfg(feature = "_sqlx")]
@@ -68,8 +67,8 @@ pub(crate) use self::{
 pub use self::{
     current::CurrentSession,
     db_session::{DbSession, DefaultDatabase},
+    lend::SessionPin,
     outcome::Outcome,
-    pin::SessionPin,
     pool_session::PoolSession,
     transaction::SessionTransaction,
     tx::DbTx,
