@@ -1,8 +1,6 @@
 //! A request's session: its handles, the guard that ends it, and what runs on its connection.
 
 mod acquire;
-#[cfg(feature = "retry")]
-mod around;
 mod body_hold;
 mod call;
 mod core;
@@ -56,8 +54,6 @@ mod worker;
 pub(crate) use self::replication::{Reads, Replica, Replication};
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
-#[cfg(feature = "retry")]
-pub(crate) use self::{around::OpenSession, pool_session::Ran, tally::Tally};
 pub(crate) use self::{
     body_hold::SettleAt,
     guard::{GRPC_STATUS, SessionGuard, is_success},
@@ -72,4 +68,9 @@ pub use self::{
     pool_session::PoolSession,
     transaction::SessionTransaction,
     tx::DbTx,
+};
+#[cfg(feature = "retry")]
+pub(crate) use self::{
+    pool_session::Ran,
+    tally::{OpenSession, Tally},
 };
