@@ -15,7 +15,7 @@ use super::{
         stack::Caller,
         statement::{Handle, vet},
     },
-    through::OwnTransaction,
+    OwnTransaction,
 };
 use crate::{
     connection::Settings,
