@@ -7,7 +7,7 @@ use std::{
 
 use sea_orm::{DbErr, TransactionOptions};
 
-use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
+use super::{core::Core, plan::Plan, slot::Slot, stack::Caller, worker::enqueue};
 use crate::{
     error::{Error, Kind},
     pool::{Claim, Lease, SessionPool, break_deadlock},

@@ -9,10 +9,10 @@ use super::{
     call::Call,
     core::{Core, Turn},
     pass_through::{OwnTransaction, end_own},
-    queue::in_turn,
     stack::{Caller, Stack},
     state::State,
     statement::{CallRequest, launch, run},
+    worker::in_turn,
 };
 use crate::{
     connection::{Operation, Output},

@@ -10,11 +10,11 @@ use super::{
     finish,
     phase::{CutOff, Over, Phase, Rollback},
     pins::Waits,
-    queue::{enqueue_detached, in_turn},
     slot::{Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
     statement::{CallRequest, launch},
+    worker::{enqueue_detached, in_turn},
 };
 use crate::{connection::Operation, error::Kind};
 

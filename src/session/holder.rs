@@ -13,9 +13,9 @@ use super::{
     end::cut_off,
     lend,
     phase::CutOff,
-    queue::drive,
     slot::{CallKind, PolledBy, Slot},
     stack::Purpose,
+    worker::drive,
 };
 use crate::{
     error::Kind,

@@ -26,7 +26,6 @@ mod plan;
 mod polled;
 mod pool_session;
 mod positions;
-mod queue;
 #[cfg(feature = "_sqlx")]
 mod raw;
 mod repeats;

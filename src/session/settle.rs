@@ -13,11 +13,11 @@ use super::{
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
     positions::ask_position,
-    queue::drive,
     slot::{CallKind, PolledBy, Slot},
     stack::{Caller, Purpose},
     state::State,
     statement::{CallRequest, launch},
+    worker::drive,
 };
 use crate::{
     connection::{Chain, Operation},

@@ -12,11 +12,11 @@ use super::{
     acquire::{check_out, try_check_out},
     call::Call,
     core::{Core, Locked, Turn},
-    queue::enqueue,
     replication::Replication,
     slot::{CallKind, Cancel, Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
+    worker::enqueue,
 };
 use crate::{
     connection::{Operation, Output, Rest, Task},

@@ -11,9 +11,9 @@ use super::{
     super::{
         core::{Core, Turn},
         plan::Mode,
-        queue::enqueue,
         stack::Caller,
         statement::{Handle, vet},
+        worker::enqueue,
     },
     OwnTransaction,
 };
