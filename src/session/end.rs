@@ -5,8 +5,8 @@ use std::{mem, sync::Arc, time::Duration};
 use sea_orm::DbErr;
 
 use super::{
+    call::detach,
     core::{Core, Locked, Turn},
-    detach::detach,
     finish,
     phase::{CutOff, Over, Phase, Rollback},
     pins::Waits,

@@ -6,7 +6,6 @@ mod call;
 mod core;
 mod current;
 mod db_session;
-mod detach;
 mod early_end;
 mod end;
 mod finish;

@@ -7,8 +7,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
 use super::{
+    call::detach,
     core::{Core, Turn},
-    detach::detach,
     end::end,
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
