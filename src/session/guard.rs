@@ -146,7 +146,7 @@ impl SessionGuard {
 
     /// Returns why an open transaction of the session was lost before its end, if it was.
     pub(crate) fn lost(&self) -> Option<Error> {
-        self.core.lock().lost()
+        self.core.lock().phase.lost()
     }
 
     /// Returns why the session's connection was taken away before its end, if it was.

@@ -69,6 +69,12 @@ impl Phase {
         }
     }
 
+    /// Returns why the session lost an open transaction, if it did.
+    pub(super) fn lost(&self) -> Option<Error> {
+        let cut_off = self.cut_off().filter(|cut_off| cut_off.has_lost)?;
+        Some(cut_off.error())
+    }
+
     /// Returns the sender that says that the connection has left; to be dropped when it has.
     pub(super) fn take_released(&mut self) -> Option<oneshot::Sender<()>> {
         self.over()?.released.take()

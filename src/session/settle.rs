@@ -90,7 +90,7 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
         return Settlement::Now(Ended::RolledBack);
     }
     // Where the response is an error anyway, a lost transaction is rolled back as it should be.
-    let lost = state.lost().filter(|_| decision == Decision::Commit);
+    let lost = state.phase.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
     let may_commit = commits && !is_cut_off;
     if may_commit && has_read_on_replica(core, &state) {

@@ -141,12 +141,6 @@ impl State {
         self.phase.cut_off().map(CutOff::error)
     }
 
-    /// Returns why the session lost an open transaction, if it did.
-    pub(super) fn lost(&self) -> Option<Error> {
-        let cut_off = self.phase.cut_off().filter(|cut_off| cut_off.has_lost)?;
-        Some(cut_off.error())
-    }
-
     /// Returns how many transactions are open around a statement of `caller`, if it may run now.
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
         // The last COMMIT passes where a handler's statement does not: behind the handler, and beside a stream
