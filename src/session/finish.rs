@@ -41,13 +41,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // Only then: an error is a text.
     let failure = observed.as_ref().and_then(|_| result.err().cloned());
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
-    let is_read_lost = note_lost_read(core, &mut state, running.purpose, &connection, result);
-    let output = if is_read_lost {
-        // The driver's words, which the log and the replica's status have, do not say that another try helps.
-        Err(Kind::ReadLost.into_db_err())
-    } else {
-        output
-    };
+    let output = note_lost_read(core, &mut state, running.purpose, &connection, output);
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a running call or its output.
     let (output, owner) = deliver(&mut state, &mut running, output);
@@ -67,6 +61,12 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         telemetry::ended_elsewhere(&statement);
     }
     unheard.iter().for_each(telemetry::stream_failed_unheard);
+    come_to_rest(core, lends);
+    output
+}
+
+/// The session's connection rests, and is lent where the session `lends` it.
+fn come_to_rest(core: &Arc<Core>, lends: bool) {
     if lends {
         lend::offer_unless_polled(core);
     }
@@ -74,7 +74,6 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         // The request waits for a second connection, and its first one rests now: that may be a deadlock.
         break_deadlock(core.pool());
     }
-    output
 }
 
 /// Keeps the output of a call that the worker has polled, and returns the waker of the future that waits for it.
@@ -132,27 +131,29 @@ fn account(
     Some(statement)
 }
 
-/// Notes a connection that was lost on which its request has only read. Returns whether that is so.
+/// Notes a connection that was lost on which its request has only read, and returns what the call's caller hears of it.
 fn note_lost_read(
     core: &Core,
     state: &mut State,
     purpose: Purpose,
     connection: &CheckedOut,
-    result: Result<(), &DbErr>,
-) -> bool {
-    let Err(error) = result else { return false };
+    output: Result<Output, DbErr>,
+) -> Result<Output, DbErr> {
+    let Err(error) = &output else { return output };
     // A COMMIT that is lost has an error of its own: its outcome is unknown.
     let is_lost = connection.is_broken()
         && purpose != Purpose::Commit
         && core
             .replication()
             .is_some_and(|replication| replication.has_lost_read(error));
-    if is_lost {
-        let depth = state.stack.depth();
-        let lost = Error::with_source(Kind::ReadLost, error.clone());
-        state.stack.failures.may_pass(lost, depth, false);
+    if !is_lost {
+        return output;
     }
-    is_lost
+    let depth = state.stack.depth();
+    let lost = Error::with_source(Kind::ReadLost, error.clone());
+    state.stack.failures.may_pass(lost, depth, false);
+    // The driver's words, which the log and the replica's status have, do not say that another try helps.
+    Err(Kind::ReadLost.into_db_err())
 }
 
 /// Keeps a connection for the session's next statement, or gives it back. If that `may_change`, a lost one is no loss.
