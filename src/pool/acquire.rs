@@ -58,6 +58,8 @@ impl PoolInner {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
+        // Before the queue: a request that finds an idle connection costs no task, no channel and
+        // no wake-up.
         if let Some(lease) = self.try_acquire() {
             return Ok(lease);
         }
@@ -65,12 +67,17 @@ impl PoolInner {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
         let mut waiting = self.join(runtime, request, claim, begins)?;
+        // Dropped here, the wait costs nothing: the driver's `acquire()` runs in a task of the
+        // pool, and a lease that has arrived goes back by its own `Drop` (H22;
+        // `h22_ten_thousand_cancelled_waits_cost_no_connection`).
         let answer = self.answer(&mut waiting.receiver, patience).await;
         // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
         // Before a failure is logged, which tells how many wait.
         drop(waiting);
         let error = match answer {
+            // Looked at again: `close` has cut off all that it knew of, and nothing may join them
+            // afterwards.
             Ok(Ok(Ok(lease))) if !self.is_shut() => {
                 self.pressure.relieved();
                 return Ok(lease);
@@ -118,6 +125,9 @@ impl PoolInner {
         // Behind the join: a connection that came back just before it found the queue empty, and lies among the idle
         // ones.
         self.fill();
+        // Where the last free connection is kept for others, no event would end that: without this,
+        // requests were refused beside a free connection (G17;
+        // `g17_the_connection_that_is_kept_for_a_second_session_serves_who_waits_soon`).
         SecondWindow::watch(self);
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
@@ -131,6 +141,8 @@ impl PoolInner {
     /// are being fetched for them: a fetch may be slow or fail, and if it succeeds, its connection serves the lenders.
     fn call_in(&self) {
         while self.has_waiters() {
+            // One at a time: what the first lender gives may serve all that wait, and the others
+            // keep theirs.
             let Some(lender) = self.registry.take_offer() else {
                 return;
             };
@@ -145,6 +157,7 @@ impl PoolInner {
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
     fn note_second(&self, request: &dyn Holder) {
+        // A service that does so does it with each request (G15).
         if let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(
@@ -175,6 +188,8 @@ impl PoolInner {
         // Where sessions hold all there are, the reason is known, and the server has no use for one more log-in.
         let is_opening = !self.is_test() && self.ledger().fetches.running() > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
+        // By a connect of our own: sqlx says `PoolTimedOut` of a server that is down and of a full
+        // pool alike (H25, <https://github.com/launchbadge/sqlx/issues/3808>).
         let probe = runtime.map(|runtime| self.probe.start(&self.driver, &runtime));
         timeout(ahead, receiver)
             .await
@@ -217,6 +232,8 @@ impl PoolInner {
         };
         // Without a cause it is silence, which may be a slow log-in.
         let is_silence = failure.is_unreachable() && failure.source().is_none();
+        // A server whose log-ins take longer than the probe is slow and not down: there, a silent
+        // second proves nothing.
         (!is_silence || !self.ledger().fetches.logs_in_slowly()).then_some(failure)
     }
 
@@ -240,6 +257,8 @@ impl PoolInner {
             runtime.spawn(fetch(guard, runtime.clone()));
             is_spawning.store(false, Ordering::Release);
         }
+        // Behind the idle ones: otherwise a session would give up its connection for a waiter that
+        // an idle one serves as well.
         self.call_in();
     }
 

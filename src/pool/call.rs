@@ -51,6 +51,8 @@ impl CheckedOut {
                 // leaves the compiler its overlap with the first call's.
                 Box::pin(finished.begin_on_another(task)).await;
             }
+            // With each call and not at the return: until then, other requests would be given the
+            // idle connections to the same read-only server (G18).
             finished.connection.leave_read_only();
             finished
         }
@@ -58,6 +60,9 @@ impl CheckedOut {
 
     /// Runs the first call on a connection that has rested.
     async fn call_rested(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        // A read is never preceded by a ping, however long the connection has rested: a service
+        // with few requests would pay a round trip for each
+        // (`a_request_that_comes_seldom_pays_for_its_own_statements_only`).
         if task.may_run_twice(self.pool().backend()) {
             return self.read(task).await;
         }
@@ -93,6 +98,8 @@ impl CheckedOut {
 
     /// Runs a read to its end, or until the server says that it is not at it.
     async fn read_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        // Only then: each read beside which a timer runs costs more, and a network forgets what is
+        // idle, not what is in use.
         let handle = self.cancel_handle().filter(|_| task.rest == Rest::Long);
         let Some(handle) = handle else {
             return self.call_once(task).await;
@@ -110,6 +117,9 @@ impl CheckedOut {
         let latest_timeline = self.pool().latest_timeline();
         match &mut self.parts.connection {
             Some(connection) => {
+                // With each call: a promotion may be seen while the session holds its connection,
+                // and what a former primary takes from then on is lost (H33;
+                // `g18_of_two_primaries_only_the_later_one_serves`).
                 connection.note_latest_timeline(latest_timeline);
                 connection.call(task).await
             }
@@ -123,6 +133,7 @@ impl CheckedOut {
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
         // The cause of its death may have killed the others.
         pool.return_idle();
+        // While the connection is here: with it goes the only note of which process serves it.
         self.parts.end_orphan();
         let dead = self.parts.connection.take();
         let handle = dead.and_then(|mut dead| dead.take_cancel_handle());
@@ -150,6 +161,7 @@ impl Finished {
         // connection has not read the statement.
         let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         let connection = &self.connection;
+        // A test's rows are in the transaction of its one connection, and nowhere else.
         connection.is_broken() && is_undone && task.is_whole() && !connection.pool().is_test()
     }
 
@@ -200,7 +212,11 @@ impl Finished {
         };
         let Some(mut next) = next else { return };
         next.hold(elsewhere.holder, elsewhere.request);
+        // A task that cancels may have the handle already: from here on it has to mean the new
+        // connection (G9).
         next.adopt_handle_of(&mut self.connection);
+        // Given back and not dropped: on a replica that was only behind, the connection is as good
+        // as before.
         mem::replace(&mut self.connection, next).give_back(|| ());
         task.rest = Rest::None;
         if let Some(begin) = &mut task.begin {
@@ -208,6 +224,8 @@ impl Finished {
             if let Some(set_up) = &mut begin.set_up {
                 Arc::make_mut(set_up).demand = Demand::None;
             }
+            // The demand would have said so: a read must not be able to write depending on which
+            // server it has met.
             begin.options.access_mode = Some(AccessMode::ReadOnly);
         }
         self.output = self.connection.call_once(&mut task).await;
@@ -232,6 +250,8 @@ where
         match late {
             Late::Nothing => {}
             Late::Possible => connection.absorb().await,
+            // Not fenced by a statement, as above: this cancel may come behind any fence (H21;
+            // `a_connection_whose_cancel_is_not_answered_is_not_reused`).
             Late::Unanswered => {
                 if let Some(suppressed) = pool.lines.next_line("not cancelled", 1) {
                     tracing::warn!(target: "tower_sea_orm::pool", suppressed, "closed a connection whose cancel request was not answered");

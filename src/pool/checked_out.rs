@@ -144,6 +144,8 @@ impl CheckedOut {
         let runtime = &self.parts.runtime;
         let key = self.pool.note_holder(holder, request, runtime);
         self.parts.holder = Some(key);
+        // The flag is in the box, which outlives the session: left set, it would cost the next
+        // one's first statement the registry's lock.
         self.parts.is_offered = false;
         // The last session's would keep this one from another connection.
         self.parts.elsewhere = None;
@@ -170,6 +172,8 @@ impl CheckedOut {
     /// Notes that it is on its way back, although it is still to be cleaned.
     pub(super) fn begin_return(&self) {
         if let Some(key) = self.parts.holder {
+            // Before it is clean: its request must not be taken for one that holds a connection and
+            // waits for another (`a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`).
             self.pool.registry.begin_return(key);
         }
     }
@@ -257,6 +261,7 @@ impl CheckedOut {
 
     pub(crate) fn is_broken(&self) -> bool {
         let connection = self.parts.connection.as_ref();
+        // One that has moved on counts as broken: nothing may rely on it.
         connection.is_none_or(PinnedConnection::is_broken)
     }
 
@@ -318,9 +323,12 @@ impl Parts {
         };
         // The place moves along, since the database has this one connection: another fetch would open an empty one.
         let runtime = self.runtime.clone();
+        // Made anew, since what is being dropped cannot be moved out of its box.
         let mut rescued = CheckedOut::new(connection, self.fetched, slot);
         // It is held until it is clean: closing the pool waits for it.
         rescued.parts.holder = self.holder.take();
+        // Under a guard before the spawn: a runtime that is shutting down drops the task unpolled,
+        // and `Parts` would try to survive once more.
         let mut survivor = Survivor(Some(rescued));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0

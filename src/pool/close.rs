@@ -22,6 +22,8 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
         pool.closing.shut();
         let cut = cut_once(pool);
         pool.return_idle();
+        // Nothing more can be closed here: sqlx's goodbyes are tasks, and without a runtime
+        // spawning one panics (H6).
         pool.driver.close_without_waiting();
         return cut;
     }
@@ -77,6 +79,7 @@ async fn close_driver(pool: &Arc<PoolInner>) {
     }
     // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
     pool.return_idle();
+    // Before the wait for the rest, for which sqlx would keep its idle connections open.
     pool.driver.close_now();
     let database = pool.database.clone();
     // In a task, so that it goes on if this future is dropped.

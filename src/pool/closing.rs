@@ -14,6 +14,8 @@ pub(super) struct Closing {
     /// No session gets a connection any more.
     is_shut: AtomicBool,
     /// Sessions that have begun and not ended, those that wait for their connection included.
+    // Not read off the registry: a session that has not acquired its connection yet, or has lent
+    // it, counts too (`a_pool_that_closes_waits_for_a_session_that_has_lent`).
     sessions: AtomicUsize,
     /// A session has ended, or a connection is back.
     changed: Notify,
@@ -53,6 +55,7 @@ impl Closing {
     /// Notes that a session which [has begun](CountedSession::begin) has ended.
     pub(super) fn session_ended(&self) {
         self.sessions.fetch_sub(1, Ordering::SeqCst);
+        // `last_session` waits for sessions that never had a connection as well.
         self.changed();
     }
 

@@ -19,12 +19,15 @@ use crate::error::{Error, Kind};
 /// Looks whether any of the requests that wait for a second session can still go on, after a change for one of
 /// them. If none can, the newest gets an error.
 pub(crate) fn break_deadlock(pool: &PoolInner) {
+    // Not under the ledger's lock, since `grip` takes each session's own: the ledger compares with
+    // its own count, which is another one if a connection has come or gone since.
     let Some(requests) = requests_of(&pool.registry.all()) else {
         return;
     };
     // The newest: it has the least behind it. Its error ends its request, whose connection then serves the next.
     let newest = pool.ledger().take_deadlocked(&requests);
     let Some(newest) = newest else { return };
+    // Only if it was heard: a waiter that has left meanwhile has broken the deadlock by itself.
     if newest.answer(Err(Kind::PoolDeadlock.into())).is_ok() {
         tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
     }
@@ -84,6 +87,7 @@ impl Work for SecondWindow {
         let Some(pool) = self.pool.upgrade() else {
             return false;
         };
+        // Read anew each time: every second session that is taken puts the end off.
         let until = pool.ledger().kept_until();
         let Some(until) = until else {
             pool.fill();

@@ -47,6 +47,7 @@ impl Entry {
             && let Some(holder) = self.holder.upgrade()
         {
             if is_long {
+                // With its label: by the time of the second line, the session may be gone.
                 watch.logged.get_or_insert_with(|| Logged {
                     label: holder.label(),
                     since: watch.since,

@@ -24,6 +24,8 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
     // If the task is dropped before this line, its runtime is shutting down, and the guard drops its waiter. If it is
     // dropped later, the guard starts another fetch.
     guard.begin();
+    // The time of the call and not of its answer: a connection that was evicted in between may be
+    // of before the eviction.
     let (pool, began) = (guard.pool().clone(), Instant::now());
     let fetched = match pool.test() {
         Some(test) => test.take(),
@@ -57,6 +59,8 @@ async fn take_from_driver(
     runtime: &Handle,
 ) -> Result<Driver, DbErr> {
     let driver = &pool.driver;
+    // Side by side: finding out the route takes a log-in of its own, and the first request would
+    // wait for one after the other.
     let mut acquiring = pin!(join(driver.acquire(), pool.cancels.explore(runtime)));
     if let Ok((connection, ())) = timeout(SILENCE, acquiring.as_mut()).await {
         return connection;
@@ -76,6 +80,8 @@ async fn take_from_driver(
         }
         Either::Right((Err(_), _)) => {
             tracing::info!(target: "tower_sea_orm::pool", timeout = ?patience, "gave up on a connection attempt");
+            // A server that logs in more slowly than this would never be reached, if each further
+            // attempt had no more time.
             pool.ledger().fetches.give_up(patience);
             Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
         }

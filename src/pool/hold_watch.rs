@@ -137,6 +137,8 @@ fn lends(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>) -> bool {
     if is_lendable {
         // First: it may be about to use its connection, which it then keeps.
         pool.registry.begin_anew(key, holder, &pool.settings);
+        // Not cut off: a session of which nothing is on the connection loses nothing by another one
+        // (`a_session_that_may_lend_exceeds_no_hold_timeout`).
         holder.clone().lend();
     }
     is_lendable
@@ -169,6 +171,8 @@ fn cut_unread(pool: &PoolInner) {
 fn cut(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>, reason: Kind) -> bool {
     // Before the cut, after which the connection may come back at any moment.
     let logged = pool.registry.unwatch(key, holder);
+    // A COMMIT that was sent is not cut: its outcome would be unknown for no need (G7;
+    // `a_commit_that_was_sent_is_seen_through`).
     let is_cut = holder.clone().cut(reason);
     if !is_cut {
         pool.registry.watch_again(key, holder, logged);

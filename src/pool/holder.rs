@@ -33,6 +33,8 @@ pub(crate) trait Holder: Any + Send + Sync {
 
     /// Returns how many connections its request holds, those on their way back excluded; for a request's outermost
     /// session.
+    // Counted, and not looked for in the registry: that took 3300 instructions with 200
+    // connections, for each lazy request that had to wait.
     fn holds(&self) -> &AtomicU32;
 
     /// Notes that another session of its request has committed; for a request's outermost session.
@@ -126,6 +128,8 @@ pub(crate) fn current() -> Option<Arc<dyn Holder>> {
 /// Attributes what is polled to `request`, until the returned value is dropped.
 pub(crate) fn enter(request: Arc<dyn Holder>) -> Entered {
     Entered {
+        // A job within a handler is polled within that one's poll: behind it, the outer one is
+        // current again.
         before: replace(Some(request)),
     }
 }
@@ -180,6 +184,8 @@ impl Scope {
     }
 
     pub(crate) fn is_looked_for() -> bool {
+        // Relaxed: a request that does not see it yet may as well have come before the
+        // `CurrentSession`.
         IS_LOOKED_FOR.load(Ordering::Relaxed)
     }
 

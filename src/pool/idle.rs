@@ -6,6 +6,8 @@
 use std::time::{Duration, Instant};
 
 /// A connection that no session uses. It has no slot: it gets one when it is taken out of the list.
+// With a slot, which owns its pool, the idle ones would keep the pool that keeps them: they would
+// not return when its last handle goes.
 struct Idle<C> {
     connection: C,
     since: Instant,

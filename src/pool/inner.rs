@@ -76,19 +76,26 @@ impl PoolInner {
         let ledger = settings.ledger(&driver, test.is_some());
         let backend = database.get_database_backend();
         let known_texts = if driver.is_direct() {
+            // A plain handle has a pool of its own and may be made for each request, which would
+            // pay for an empty table.
             KnownTexts::none(backend)
         } else {
             KnownTexts::new(backend).with_prepared(driver.cheap_statements())
         };
         let pool = Arc::new(Self {
+            // Asked once: sqlx gives it out in a URL only, which has to be written and read for it.
             is_unnamed: driver.keeps_no_statements(),
             has_lenders: AtomicBool::new(settings.pool_mode == PoolMode::Transaction),
+            // The standard library's mutex: `Drop` takes it, on any thread (G11), and no await is
+            // under it.
             ledger: Mutex::new(ledger),
             reaper: Arc::default(),
             registry: Registry::default(),
             hold_watch: Arc::default(),
             second_window: Arc::default(),
             lines: Throttle::new(),
+            // Without `cancel_running` as well: by it the server is asked about statements whose
+            // answers may be lost (G17).
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),
@@ -119,6 +126,7 @@ impl PoolInner {
     }
 
     pub(crate) fn status(&self) -> Status {
+        // Before the ledger is locked and not meanwhile: the pool takes no lock under another one.
         let lendable = self.registry.offers();
         Status {
             lendable,
@@ -186,6 +194,8 @@ impl PoolInner {
 
     /// Returns whether statements run on a server that can be asked about them by another connection.
     pub(crate) fn has_server(&self) -> bool {
+        // A test's one connection runs all of its sessions: an answer about its process would be
+        // about any of them.
         !self.is_test() && self.driver.has_server()
     }
 
@@ -306,6 +316,8 @@ impl PoolInner {
 impl Drop for PoolInner {
     fn drop(&mut self) {
         // It finds the pool gone and ends; otherwise it would notice only at its next look, up to a second later.
+        // The other tasks end by themselves: the reaper's next tick is 50 ms away, and the side
+        // connection is closed after 5 s of rest.
         self.hold_watch.ring();
         // They are the driver's pool's, which lives on.
         let ledger = self.ledger.get_mut();

@@ -101,6 +101,8 @@ impl<T, C> Ledger<T, C> {
         Status {
             max: self.limit,
             used: self.used,
+            // Those on their way to the driver's pool as well, which no session uses
+            // (`a_connection_on_its_way_to_the_drivers_pool_is_not_in_use`).
             idle: self.idle.len() + self.returning as usize,
             acquiring: self.fetches.running(),
             // Counted and not kept: those who have given up stay in the queue until they are swept out.
@@ -174,6 +176,8 @@ impl<T, C> Ledger<T, C> {
         let free = self.free() + lenders;
         let admits = if applicant.holds {
             self.admission.admits_holder(free)
+        // Its request was let in before: turned away now, it would fail in its middle (G10;
+        // `a_session_that_has_lent_its_connection_is_not_turned_away`).
         } else if applicant.returns {
             true
         } else {
@@ -243,6 +247,8 @@ impl<T, C> Ledger<T, C> {
         if self.idle.rotates && is_only {
             return None;
         }
+        // Taken and counted under one lock: in between, it would be neither idle nor out, and one
+        // fetch too many could begin.
         let connection = self.idle.pop()?;
         self.occupy(Use::Session);
         Some(connection)
@@ -297,6 +303,7 @@ impl<T, C> Ledger<T, C> {
         if can_serve || holders.len() != self.out() as usize {
             return None;
         }
+        // Shown by `a_holder_that_does_not_wait_means_no_deadlock`.
         self.waiters.remove_newest_if_all_wait(holders)
     }
 }
@@ -333,6 +340,8 @@ impl<T, C> DerefMut for Locked<'_, T, C> {
 
 impl<T, C> Drop for Locked<'_, T, C> {
     fn drop(&mut self) {
+        // A waker is foreign code: its `Drop` may come back to this pool
+        // (`waiters_that_gave_up_are_dropped_under_no_lock`).
         self.discarded = self.ledger.waiters.take_discarded();
     }
 }

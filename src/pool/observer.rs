@@ -266,6 +266,7 @@ impl SessionEnded<'_> {
 
 /// The observers of a pool.
 #[derive(Clone, Default)]
+// Set before the pool is shared, so that telling them takes no lock.
 pub(crate) struct Observers(Vec<Arc<dyn Observer>>);
 
 impl Observers {

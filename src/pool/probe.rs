@@ -59,6 +59,8 @@ impl Probe {
         runtime.spawn(async move {
             // Held across the attempt on purpose: that is how a second caller waits for the first one's result.
             let mut last = last.lock().await;
+            // Health checks, and requests that give up by the hundred, would each log in otherwise
+            // (`many_pings_at_once_are_few_log_ins_for_the_server`).
             if let Some(attempt) = last.as_ref().filter(|last| last.at.elapsed() < PROBE) {
                 return attempt.failure.clone();
             }

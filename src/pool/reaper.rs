@@ -49,6 +49,7 @@ impl Work for Reaper {
         let stale = ledger.take_stale(nothing_left);
         let is_any_left = ledger.idle.len() > 0;
         drop(ledger);
+        // Without the lock: each return is a task.
         pool.return_all(stale);
         is_any_left
     }

@@ -75,6 +75,7 @@ impl Registry {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key).and_then(Option::as_mut);
         // Taken, so that `leave` does not count it down once more.
+        // Shown by `a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`.
         let request = entry.and_then(|entry| entry.request.take());
         drop(entries);
         uncount(request);
@@ -117,6 +118,7 @@ impl Registry {
             let entry = entries.places.get_mut(key).and_then(Option::as_mut);
             // A session that has gone is in here until its connection is back.
             let lender = entry.and_then(|entry| {
+                // Off the list before it is asked to lend: the next waiter takes the next offer.
                 entry.offer = None;
                 entry.holder.upgrade()
             });
@@ -131,6 +133,8 @@ impl Registry {
     pub(super) fn leave(&self, key: Key) -> Option<Logged> {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key)?.take()?;
+        // From here on the place may be another session's: code that acts on a key compares the
+        // holder as well.
         entries.free.push(key);
         if let Some(number) = entry.offer {
             entries.offers.remove(&number);
@@ -184,6 +188,8 @@ impl Registry {
             long: Vec::new(),
             doubtful: Vec::new(),
             too_long: Vec::new(),
+            // At the latest: bodies that nothing reads have no time here, and are looked at with
+            // each tick.
             next: Some(TICK),
         };
         let mut entries = self.lock();

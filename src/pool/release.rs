@@ -45,7 +45,13 @@ impl CheckedOut {
             };
             let runtime = left.parts.runtime.clone();
             left.begin_return();
+            // On the connection's own runtime: the last handle may be dropped on a thread without
+            // one (G11; `handles_dropped_on_a_plain_thread_give_the_connection_back`).
             runtime.spawn(async move {
+                // Bounded by the `release_timeout`, since a server that has vanished never answers,
+                // and the slot would be gone for good (H2,
+                // <https://github.com/launchbadge/sqlx/issues/4349>;
+                // `h2_a_hung_server_does_not_keep_a_returning_connections_slot`).
                 if left.clean().await {
                     // First: it evicts the connections to this server, this one included, which `put_back` then
                     // closes.
@@ -122,6 +128,7 @@ impl Parts {
     /// Gives an idle connection, whose pool is gone, to sqlx's pool in a task, within `bound` if there is one.
     pub(super) fn outlive_pool(mut self: Box<Self>, bound: Option<Duration>) {
         let runtime = self.runtime.clone();
+        // In a task of the connection's runtime: the pool's last handle may go on any thread (G11).
         runtime.spawn(async move {
             if let Some(connection) = &mut self.connection {
                 return_within(connection, bound).await;
@@ -173,6 +180,8 @@ impl PoolInner {
         let age = now.saturating_duration_since(connection.parts.fetched);
         let visit = AgeVisit::of(age, connection.parts.returns, self.driver.max_lifetime());
         let is_due = visit == AgeVisit::Overdue;
+        // A driver's pool that is being closed waits for every connection (H26;
+        // `h26_the_drivers_pool_closes_while_connections_are_warm`).
         if !self.settings.direct_handoff || self.is_test() || self.driver.is_closed() || is_due {
             return Some(connection);
         }
@@ -182,6 +191,9 @@ impl PoolInner {
         // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
+            // Before the waiters: under load there is always one, and users of the plain
+            // `DatabaseConnection` would get nothing
+            // (`plain_users_share_a_pool_that_sessions_saturate`).
             if ledger.takes_visit(visit, max) {
                 return Some(connection);
             }
@@ -232,6 +244,7 @@ impl PoolInner {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
             // All were evicted on its way.
+            // sqlx has it among its idle ones by now, where a fetch would find it.
             self.eviction.close_idle();
         }
         // Before the slot is free: the next fetch must not be taken for a plain user.

@@ -37,6 +37,7 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
 
 /// Waits for the connection, rolls the test's transaction back and returns it.
 pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
+    // A test that still holds its own session would wait here for itself, until the time-out.
     pool.refuse_hopeless(|| false)?;
     let mut connection = take(pool.acquire(Claim::First).await?)?;
     // Asked before, since the rollback forgets it.

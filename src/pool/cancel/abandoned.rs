@@ -60,6 +60,8 @@ where
                 let (finished, outcome) = cancel(queue, &mut call, target, runtime).await;
                 late = match outcome {
                     Outcome::Untouched => late,
+                    // The worst so far: that this one was answered says nothing of one before it
+                    // that was not.
                     Outcome::Answered => late.max(Late::Possible),
                     Outcome::InDoubt => Late::Unanswered,
                 };

@@ -21,6 +21,7 @@ impl MySqlSide {
     pub(super) async fn open(options: &MySqlConnectOptions) -> Result<(Self, Peer), Fault> {
         let mut connection = options.connect().await?;
         // A proxy answers the first by a number of its own, and passes the second on.
+        // Its own number would be a proxy's: what is killed by it is another client's (H29).
         let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
         let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
         let route = if told.is_some() && told == own {
@@ -47,8 +48,11 @@ impl MySqlSide {
             if let BackendId::MySql { id, client, .. } = item.target
                 && busy
                     .iter()
+                    // With the client's address: a restarted server counts from 1 again.
                     .any(|(number, host)| (number, host) == (id, client))
             {
+                // Before it is sent: if this future ends meanwhile, the thread may be killed at any
+                // time.
                 item.outcome = Outcome::InDoubt;
                 match self.kill("QUERY", *id).await {
                     Err(fault) if fault.is_fatal() => return Err(fault),
@@ -139,6 +143,8 @@ impl MySqlSide {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };
         let sql = format!(
+            // A SUM is a DECIMAL, which sqlx does not decode as an integer, and NULL where there is
+            // no row.
             "SELECT {MYSQL_SERVER}, \
              CAST(COALESCE(SUM(it.DB <=> own.DB AND {} = {} AND it.TIME <= {}), 0) AS SIGNED), \
              CAST(COALESCE(SUM(it.COMMAND <> 'Sleep' AND it.TIME >= {}), 0) AS SIGNED) \

@@ -40,6 +40,8 @@ impl CancelWorker {
     pub(super) fn of(queue: &Arc<CancelQueue>) -> Self {
         Self {
             queue: Arc::downgrade(queue),
+            // Otherwise the server would see one more client for five seconds after its pool was
+            // closed (`the_cancel_connection_is_closed_with_the_pool`).
             closed: queue.driver.closed(),
             connection: None,
         }
@@ -47,6 +49,7 @@ impl CancelWorker {
 
     async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
+            // A goodbye waits for room in the send buffer, which a lost network never makes.
             let _ = timeout(BOUND, connection.close()).await;
         }
     }
@@ -66,6 +69,7 @@ impl CancelWorker {
         }
         let mut outcomes: VecDeque<Outcome> = batch.outcomes().collect();
         for request in requests {
+            // The batch has those with a target only, in this order.
             let outcome = request.target.and_then(|_| outcomes.pop_front());
             let _ = request.reply.send(outcome.unwrap_or(Outcome::Untouched));
         }
@@ -137,6 +141,9 @@ impl Work for CancelWorker {
             self.close().await;
             return false;
         };
+        // Each round takes all there is: while the server answers, a storm's requests gather, and
+        // one statement cancels them together (H20;
+        // `a_storm_of_leaving_clients_costs_no_connection`).
         let (requests, questions) = queue.take();
         if !requests.is_empty() || !questions.is_empty() {
             // First: a statement that is to stop costs the server, and questions may have to open a connection.

@@ -39,6 +39,8 @@ impl DriverPool {
                 use sqlx::Connection;
                 if !matches!(timeout(SILENCE, connection.ping()).await, Ok(Ok(()))) {
                     tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
+                    // Not `close()`, which would wait to say goodbye on a connection that answers
+                    // nothing.
                     connection.close_on_drop();
                 }
                 // The others go back as they are dropped.
@@ -137,6 +139,7 @@ async fn shown(
 
 #[cfg(feature = "_sqlx")]
 fn acquired<C>(acquired: Result<C, sqlx::Error>, driver: fn(C) -> Driver) -> Result<Driver, DbErr> {
+    // SeaORM's own variants for them: code that looks for these finds them.
     acquired.map(driver).map_err(|error| match error {
         sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
         sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
