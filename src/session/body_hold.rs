@@ -113,6 +113,8 @@ impl SessionGuard {
         last.headers.clone_from(&head.headers);
         // Set before the body decides, so that a cut-off in between finds the body to break off.
         self.core.lock().body_hold = Some(hold.downgrade());
+        // Taken along, since the body is polled by the server, behind the future that made the
+        // session current (`a_held_body_finds_its_session_and_another_one_does_not`).
         let scope = self.scope();
         // Shared, so that it can be taken back if the body turns out to have ended.
         let core = self.core.clone();
@@ -124,6 +126,8 @@ impl SessionGuard {
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), terms, Some(scope)) {
             Ok(()) => {
+                // A body may have nothing to send for long, and its guard is polled by nothing else
+                // meanwhile (`held_bodies_lend_between_their_parts`).
                 lend::offer(&core);
                 Ok(())
             }

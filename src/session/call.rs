@@ -164,6 +164,8 @@ impl Drop for Call {
         let kept = self.core.lock().take_output(self.id);
         match kept {
             None => self.abandon(),
+            // Its reader has gone, so that the log alone can say it
+            // (`a_failure_after_its_stream_was_dropped_is_logged`).
             Some(Err(error)) if self.streams => telemetry::stream_failed_unheard(&error),
             Some(_) => {}
         }
@@ -173,6 +175,8 @@ impl Drop for Call {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.lock().streaming = false;
+        // Until now the stream has kept the connection, and no statement may follow that would
+        // offer it.
         lend::offer_unless_polled(&self.0);
     }
 }
@@ -230,6 +234,9 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
         drop(call);
         lose(core);
     } else {
+        // Not aborted and not dropped: on MariaDB, a statement that is dropped while it is prepared
+        // costs sqlx's pool a permit for good (H3m;
+        // `h3m_a_statement_dropped_after_any_number_of_polls_loses_no_permit`).
         drain(core, call);
     }
     if is_wanted {

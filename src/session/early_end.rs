@@ -96,11 +96,14 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
         return Err(unknown.to_db_err());
     }
     if !commits {
+        // By its ROLLBACK the handler says that it knows: what has failed before is no reason for
+        // an error any more.
         standing.rolled_back();
         failures.rolled_back();
         return Ok(());
     }
     // Dry runs are not to be made real by a function that the handler calls.
+    // Shown by `set_rollback_only_rolls_back_every_response_and_refuses_commit`.
     if state.rollback_only {
         return Err(Kind::RollbackOnly.into_db_err());
     }

@@ -32,6 +32,7 @@ pub(super) fn abandon(core: &Arc<Core>, id: TransactionId, has_begun: bool) {
     let mut state = core.lock();
     if !state.stack.abandon(id) {
         // It has ended, as by `commit()`. Or its BEGIN waits: the worker may have that in hand at this moment.
+        // Shown by `a_begin_dropped_as_its_connection_arrives_opens_nothing`.
         if !has_begun {
             state.stack.give_up(id);
         }

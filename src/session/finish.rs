@@ -113,6 +113,8 @@ fn account(
         state.stack.failures.may_pass(known, 0, false);
     }
     if let Some(position) = connection.take_position() {
+        // It came with COMMIT's own answer, except on Galera: asked for later, it would cost a
+        // round trip (`g19_positions_cost_no_round_trip`).
         state.written.note(position);
     }
     let is_ended = connection.take_ended_elsewhere();
@@ -208,6 +210,7 @@ pub(super) fn lose(core: &Arc<Core>) {
         }
     };
     // It may have been sent: from here on the outcome is unknown, and no hook runs (G7).
+    // Shown by `a_commit_on_a_frozen_server_is_unknown_within_the_commit_timeout`.
     if running.purpose == Purpose::Commit {
         state.stack.commit_lost();
     }
@@ -227,7 +230,9 @@ pub(super) fn lose(core: &Arc<Core>) {
     let stray_ended = state.phase.take_stray_ended();
     let observed = running.observed.take();
     drop(state);
+    // Without the lock: with it go the turn and the channels, which wake tasks.
     drop((running, released, stray_ended));
+    // It may wait for the call that is gone now, and what comes behind it is to be refused.
     core.turns.wake_worker();
     if let Some(observed) = observed {
         core.tell_executed(&observed, Some(&Kind::ConnectionLost.into_db_err()));
@@ -236,6 +241,8 @@ pub(super) fn lose(core: &Arc<Core>) {
         telemetry::ended_elsewhere(statement);
     }
     if is_over {
+        // Those of a rollback: the connection is closed, and with it all that was open
+        // (`every_rollback_runs_its_after_rollback_hooks`).
         core.run_hooks();
     }
 }

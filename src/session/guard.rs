@@ -29,6 +29,7 @@ use crate::{
 pub(crate) struct SessionGuard {
     pub(super) core: Arc<Core>,
     /// The entry of a session without a connection in its pool's register, which `close` looks at.
+    // A mock's session is cut off by `close` as any other (`a_mocks_sessions_are_cut_off_as_well`).
     direct: Option<Key>,
     /// The session's tag, by which what its request polls finds it; `None` for a job.
     // A function, which is a third of the size.
@@ -126,6 +127,7 @@ impl SessionGuard {
 
     /// Returns whether nothing of the request stands, or can still come to stand. To be asked when its session has `ended`.
     pub(crate) fn is_undone(&self, ended: &Ended) -> bool {
+        // It may still commit: `g20_a_session_beside_that_is_still_open_forbids_a_retry`.
         let is_any_open = self.core.origin.open_beside.load(Ordering::Relaxed) > 0;
         if self.may_have_committed() || is_any_open {
             return false;

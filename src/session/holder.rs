@@ -84,6 +84,8 @@ impl Holder for Core {
     }
 
     fn look_at_call(self: Arc<Self>) {
+        // A handler may keep the future of a statement without polling it: its answer may lie in
+        // the socket.
         drive(&self);
     }
 
@@ -115,6 +117,7 @@ impl Holder for Core {
     fn cut(self: Arc<Self>, reason: Kind) -> bool {
         let mut state = self.lock();
         let has_something =
+            // There the connection is SeaORM's, and what can be taken away is the right to use it.
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
         // A session that settles comes to its end by itself.
         // Nor is a COMMIT cut off that the handler has sent: its outcome would be unknown for no need (G7).

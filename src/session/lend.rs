@@ -20,6 +20,8 @@ use crate::pool::{self, CheckedOut, PoolMode};
 pub(super) fn offer(core: &Arc<Core>) {
     let is_chained = {
         let mut state = core.lock();
+        // Asked before each offer: in `PoolMode::Session`, a session has run something and keeps
+        // its connection for good (G2; `g2_a_session_that_has_run_a_statement_does_not_lend`).
         if !is_lendable(core, &state) {
             return;
         }
@@ -121,6 +123,7 @@ impl SessionPin {
         let in_transaction = state.stack.depth() > 0;
         state.pins.add(last, in_transaction);
         if let Slot::Idle(connection) = &mut state.slot {
+            // An offer that still stands would be taken although the connection is to be kept.
             connection.withdraw();
         }
         drop(state);
@@ -131,6 +134,8 @@ impl SessionPin {
 impl Drop for SessionPin {
     fn drop(&mut self) {
         self.core.lock().pins.remove();
+        // Something may wait by now, and nothing else would offer it before the session's next
+        // statement.
         offer_unless_polled(&self.core);
     }
 }

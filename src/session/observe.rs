@@ -49,6 +49,7 @@ impl Core {
 
     /// A call has ended.
     pub(super) fn tell_executed(&self, observed: &Observed, error: Option<&DbErr>) {
+        // Before the observers: what they take is no part of the statement's time.
         let elapsed = observed.end(error);
         self.tell(|observers, label| {
             let executed = Executed {

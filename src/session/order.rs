@@ -115,6 +115,8 @@ pub(super) fn write(core: &Arc<Core>) {
     if state.stack.has_begun() {
         return;
     }
+    // In the turn: a statement that acquires at this moment would go on with the replica's
+    // connection.
     let Some((mode, has_moved)) = replication.begin_to_write() else {
         return;
     };

@@ -61,6 +61,8 @@ impl Pins {
 
     /// Returns whether what is asked about has run on the connection that the session still has, behind the call `last`.
     pub(super) fn know(&self, asks: Earlier, last: u64, in_transaction: bool) -> bool {
+        // By the call that is asked about, and not by the last one: `lastval()` is about an INSERT,
+        // however many reads came since.
         let about = match asks {
             Earlier::None => return true,
             Earlier::Any => last,

@@ -148,8 +148,12 @@ impl SessionPool {
         let mut working = pin!(work(&tx));
         let outcome = poll_fn(|cx| guard.poll(working.as_mut(), cx)).await;
         let decision = Decision::of(outcome.is_ok());
+        // As a response does: a COMMIT that fails turns the job's `Ok` into an error (G7;
+        // `a_commit_that_fails_is_an_error_of_the_database`).
         let ended = guard.settle(decision).resolve().await;
         let undone_by = match (&outcome, &ended) {
+            // First: an error that could be tried again is no reason to, where something stands
+            // (G20; `g20_a_job_of_which_something_stands_runs_once`).
             _ if !guard.is_undone(&ended) => None,
             (Ok(_), Ended::Failed(error)) => Some(error.clone()),
             (Ok(_), _) => None,
@@ -181,6 +185,7 @@ impl SessionPool {
         // A session store asks for its connection before the request's own session does.
         expect_second(self.inner());
         let started = Instant::now();
+        // Dropped here, it leaves the queue, and the session that was counted counts no more.
         let acquired = self.acquire_first(&plan.rules).await;
         if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
             && replication.give_up_replica(&error.to_db_err())

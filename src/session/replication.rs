@@ -184,6 +184,8 @@ impl Replication {
             return Ok(patience);
         }
         let started = Instant::now();
+        // Dropped in the wait, it takes no place
+        // (`a_read_that_is_dropped_gives_its_place_on_the_primary_back`).
         let admitted = timeout(patience, self.room.acquire()).await;
         let waited = started.elapsed();
         let Ok(Ok(permit)) = admitted else {
@@ -206,6 +208,7 @@ impl Replication {
     /// replica; `None` if it writes already.
     pub(super) fn begin_to_write(&self) -> Option<(Mode, bool)> {
         let reads = self.reads.as_ref()?;
+        // It never moves back: what it has written may not be on any replica yet (G19).
         let is_first = !self.is_to_write.swap(true, Ordering::AcqRel);
         is_first.then(|| {
             // It needs none from here on, and one of the readers may wait for it.
@@ -228,6 +231,9 @@ impl Replication {
     pub(super) fn has_lost_read(&self, error: &DbErr) -> bool {
         let known = Error::of(error);
         let is_lost = known.is_none_or(|known| known.is_connection_lost());
+        // A connection that the server has closed because its transaction was idle for too long is
+        // its handler's fault, and the replica is sound
+        // (`a_read_that_was_idle_for_too_long_is_its_handlers_fault`).
         if self.may_write() || !is_lost || server::is_overdue(error) {
             return false;
         }

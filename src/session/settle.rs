@@ -291,9 +291,12 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
     };
     let (limit, otherwise) = match running {
         // Whichever future began it: only its end shows whether the response is true.
+        // Shown by `h17_a_stray_commit_is_waited_for_and_its_failure_is_a_500`.
         Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
         // The answer does not wait for a handle that was kept.
         _ if has_left_open => return Err(Kind::LeftOpen.into()),
+        // A response that says that all is done must not leave before it (G7;
+        // `a_stray_statement_that_does_not_end_is_a_500_and_all_is_rolled_back`).
         _ => (TURN_TIMEOUT, Kind::StillRunning),
     };
     if running.is_some() {

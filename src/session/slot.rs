@@ -246,6 +246,7 @@ impl Cancel {
             return (None, None);
         }
         // Also what is not to be stopped is identified: its answer may be lost.
+        // A COMMIT is asked about by the process that its transaction's BEGIN has made known.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
         let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);
@@ -256,6 +257,8 @@ impl Cancel {
             _ => pool.cancels().route(),
         };
         // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome.
+        // Shown by `a_commit_is_never_stopped` and
+        // `in_a_transaction_a_write_is_stopped_and_rolled_back`.
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let cancel = is_stoppable.then(|| {
             // An earlier statement's request to be stopped must not count for this one.

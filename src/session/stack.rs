@@ -267,6 +267,8 @@ impl Stack {
 
     /// The COMMIT of the session's own transaction has ended, which was one of SeaORM's and is open no more.
     pub(super) fn own_committed(&mut self, result: Result<(), Error>) {
+        // SeaORM's was taken off the stack when its end began, so that `committed` would find no
+        // depth.
         self.hooks.seal();
         match result {
             Ok(()) => {
@@ -315,6 +317,7 @@ impl Stack {
     /// The transactions beyond `depth` are open no more: they were rolled back, by the session or by something else.
     fn vanished(&mut self, purpose: Purpose, depth: usize) {
         // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
+        // Shown by `h5b_a_failed_savepoint_in_an_aborted_transaction_is_no_new_start`.
         if depth == 0 && purpose == Purpose::Work && self.has_begun() {
             self.standing.not_committed(Kind::Aborted.into(), true);
         }

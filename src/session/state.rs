@@ -150,6 +150,8 @@ impl State {
             return Err(self.closed_error());
         }
         if self.streaming && !is_last {
+            // At once, since its reader may be the very task that would wait (H10;
+            // `h10_a_statement_beside_an_open_stream_is_refused_at_once`).
             return Err(Kind::StreamOpen);
         }
         self.stack.admit(caller)
@@ -262,11 +264,13 @@ impl State {
                 self.stack.not_committed(error, self.phase.is_settling());
             }
             // Nothing was around it: it may be stored, although its answer is lost.
+            // Shown by `no_retry_after_if_the_request_has_run_a_statement`.
             (Purpose::Work, _) if connection.is_broken() && before == 0 => {
                 self.stack.standing.ran_alone(result);
             }
             // The transactions are lost with the connection. They stay open here, so that no later statement runs
             // outside of them and commits by itself.
+            // Shown by `a_lost_connection_is_an_error_even_if_the_handler_ignores_it`.
             _ if connection.is_broken() => {}
             _ => self.stack.ran(purpose, connection.depth(), result),
         }

@@ -91,6 +91,7 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     let caller = request.caller;
     // Read once, here: what is known of the text goes along to the connection.
     if let Some(sql) = request.operation.text() {
+        // Before the turn, so that what is refused waits for nothing and acquires nothing.
         (request.text, request.hash) = vet(core, caller, sql)?;
     }
     // The way of nearly every statement: no queue, no task, no copy of the session.
@@ -148,10 +149,13 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     state.stack.launched(purpose, depth, request.opens);
     if let Some(replication) = core.replication() {
         state.note_unseen(text.reads_only && calls_nothing_of_users(core, &operation));
+        // Anew for each call: a session that has moved meanwhile has no way out any more.
         connection.set_way_out(way_out(core, replication));
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
+    // BEGIN has no span of its own, since it goes out with the statement
+    // (`the_span_of_a_statement_says_that_begin_is_sent_before_it`).
     running.observed = observed.map(|observed| observed.with_begin(begin.is_some()));
     note_text(core, &mut state, hash, &running.text);
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
@@ -210,6 +214,7 @@ fn note_text(core: &Core, state: &mut State, hash: u64, text: &Redacted) {
 fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOut, Kind> {
     let open = state.admit(request.caller)?;
     // The statement may have waited for its turn while a transaction was begun.
+    // Shown by `ddl_that_queues_is_checked_again_when_its_turn_comes`.
     if request.text.effect == Effect::CommitsImplicitly
         && (open > 0 || state.is_inside(request.caller))
     {
@@ -271,6 +276,7 @@ fn install(
     if streams {
         // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
         // waits for them.
+        // Shown by `h10_a_statement_beside_an_open_stream_is_refused_at_once`.
         core.turns.look_again();
     }
     Call::new(core.clone(), id, streams)

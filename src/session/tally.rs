@@ -68,6 +68,8 @@ impl Tally {
 
     /// A layer is about to open a session, whatever its tag is.
     pub(crate) fn opened(&self) -> Result<(), Error> {
+        // Each attempt would do its work again within the outer session, which nothing rolls back
+        // in between (`a_retry_layer_between_two_session_layers_is_refused`).
         if self.is_within_session {
             return Err(Kind::RetryInside.into());
         }
@@ -80,6 +82,8 @@ impl Tally {
     pub(crate) fn undone(&self, failure: Option<Error>, logs: Option<&Arc<PoolInner>>) -> bool {
         self.with(|counts| {
             counts.undone += 1;
+            // The first of them: what fails after it fails because of it, and one line says what
+            // was retried.
             if failure.is_none() || counts.failure.is_some() {
                 return false;
             }
@@ -114,6 +118,7 @@ impl Tally {
 
 /// A session in its request's extensions, by which a retry layer that is further in finds it whatever its tag is.
 #[derive(Clone)]
+// Weak: a request that a retry layer keeps for another attempt must not keep its session.
 pub(crate) struct OpenSession(Weak<Core>);
 
 impl OpenSession {

@@ -31,6 +31,7 @@ pub struct SessionTransaction {
     core: Arc<Core>,
     id: TransactionId,
     /// SeaORM's own, if the session has no connection; `None` when it has ended.
+    // Out of the handle before it ends: SeaORM ends a transaction by value.
     through: Option<DatabaseTransaction>,
     /// BEGIN has been answered.
     has_begun: bool,
@@ -71,6 +72,7 @@ impl SessionTransaction {
         let core = self.core.clone();
         self.end(false).await?;
         // The handler says that it goes on without this part, so a conflict in it is no answer for the request any more.
+        // Shown by `a_conflict_that_was_retried_keeps_the_handlers_response`.
         core.lock().went_back();
         Ok(())
     }
@@ -254,6 +256,9 @@ impl Drop for SessionTransaction {
         if let Some(transaction) = self.through.take() {
             pass_through::abandon(&self.core, self.id, transaction);
         } else if !self.core.pool().is_direct() {
+            // Only marked here: SeaORM's own `Drop` panics where a query has the connection's lock,
+            // and aborts the process in an unwind (H16;
+            // `h16_transactions_may_be_dropped_in_any_order_while_a_query_runs`).
             end::abandon(&self.core, self.id, self.has_begun);
         }
     }

@@ -195,6 +195,7 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
         return Progress::Pending;
     };
     // Said under the lock: its own future, polled from here on, leaves a waker instead of looking for the call.
+    // Shown by `a_heartbeat_runs_while_a_statement_is_selected_by_reference`.
     running.polled_by = PolledBy::Worker { is_left: false };
     drop(state);
     // Under no lock: raw code is user code, and may use the session.
@@ -205,6 +206,8 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
             Progress::Ended
         }
         Poll::Pending => {
+            // Without a waker of its own: the future that waits for it has left one, and the task
+            // is polled by its context's.
             return_call(core, future, None);
             Progress::Pending
         }

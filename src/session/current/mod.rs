@@ -215,6 +215,8 @@ impl<Tag> CurrentSession<Tag> {
             return Ok(Found { core, own: None });
         }
         if !self.opens_own {
+            // An error and no session of its own: what is written there would not be part of the
+            // handler's transaction, and no answer would say so.
             return Err(Kind::NoCurrentSession.into());
         }
         let plan = Plan::new(OpenedFor::User);
@@ -223,6 +225,8 @@ impl<Tag> CurrentSession<Tag> {
         let own = Box::new(opened.1);
         Ok(Found {
             core: own.core.clone(),
+            // Kept with what it has opened: the session must not end before its stream or
+            // transaction (`a_stream_has_its_session_until_it_is_dropped`).
             own: Some(own),
         })
     }

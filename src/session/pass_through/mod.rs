@@ -33,6 +33,8 @@ pub(super) struct Through {
     /// The session's own transaction.
     pub(super) own: Option<OwnTransaction>,
     /// The server has given up the transactions from this depth on.
+    // SeaORM keeps no account of this, and a mock commits what a server would not
+    // (`a_mock_of_postgresql_commits_nothing_after_a_failed_statement`).
     given_up: Option<usize>,
     /// Handles whose transactions SeaORM still has, outermost first.
     alive: Vec<TransactionId>,

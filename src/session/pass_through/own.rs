@@ -78,6 +78,8 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     let begun = core.pool().database().begin_with_options(options).await;
     let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
     if let Some(set_up) = set_up {
+        // Dropped on an error, SeaORM's transaction rolls back: without its settings no statement
+        // runs (`without_its_settings_no_statement_runs`).
         set(core, &transaction, &set_up.settings).await?;
         execute_all(core, &transaction, &set_up.statements).await?;
     }
@@ -169,6 +171,8 @@ pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> 
     let committed = match timeout(limit, send_end(core, own, true, 1)).await {
         Ok(ended) => ended.map_err(Error::of_commit),
         // It may have taken effect all the same.
+        // SeaORM's own COMMIT is dropped with the time-out, and its outcome is known to nothing any
+        // more (H17).
         Err(_) => Err(Kind::OutcomeUnknown.into()),
     };
     core.lock().stack.own_committed(committed.clone());
