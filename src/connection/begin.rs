@@ -54,6 +54,8 @@ pub(super) fn begin_statement(
         .map(|mode| format!(" {mode}"))
         .unwrap_or_default();
     let statement = match backend {
+        // MySQL's BEGIN takes no access mode
+        // (<https://dev.mysql.com/doc/refman/8.4/en/commit.html>).
         DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
         // There the level is a statement of its own, and counts for the next transaction only. One text for both: one
         // round trip, and no other transaction can be the next one.
@@ -78,6 +80,7 @@ impl BeginStatement {
             return Ok(self);
         };
         if depth > 0 {
+            // A SAVEPOINT has no text of this crate's that it could travel in.
             self.set = Some(set);
             return Ok(self);
         }

@@ -67,6 +67,7 @@ pub(crate) struct CancelHandle {
     /// The call whose answer will not arrive.
     lost: AtomicU64,
     /// The running call is so large that sending it may take long.
+    // Beside the time, which is under a lock: nearly no call is large, and no other one takes it.
     is_large: AtomicBool,
     /// Until when a large call may be on its way.
     sending_until: Mutex<Option<Instant>>,
@@ -138,6 +139,8 @@ impl CancelHandle {
                 self.interrupt.store(true, Ordering::Relaxed);
                 Some(CancelTarget::Sqlite)
             }
+            // Behind a proxy, the process is another client's as soon as the transaction has ended
+            // (H29; `behind_a_sharing_proxy_no_innocent_statement_is_hit`).
             Reach::Server { id, inside } if peer == Peer::Server || *inside => {
                 Some(CancelTarget::Server(id.clone()))
             }
@@ -259,6 +262,8 @@ impl Wake for CancelHandle {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Counted here and not in the poll: a heartbeat by `select!` polls all the time, and
+        // nothing has arrived for it (`answers_that_arrive_slowly_are_not_taken_for_lost`).
         self.wakes.fetch_add(1, Ordering::Relaxed);
         self.waker.wake();
     }
@@ -279,6 +284,7 @@ impl CancelHandle {
             watched.map(|()| Reach::Sqlite)
         } else {
             // Until its process is known, the server cannot be asked whether it still works: a bound of time is all there is.
+            // Shown by `a_connection_whose_process_id_never_arrives_is_closed`.
             let Ok(found) = timeout(SET_UP, link.driver.backend_id()).await else {
                 return Err(server::unanswered());
             };
@@ -325,6 +331,7 @@ impl CancelHandle {
 /// end and that may leave it to the next, which is this one.
 pub(super) async fn absorb(link: &mut Link) {
     // A late cancel may hit what absorbs it: then it has arrived, and the next one succeeds.
+    // Shown by `after_a_late_cancel_a_connection_runs_something_of_its_own_first`.
     for _ in 0..3 {
         let absorbed = match link.backend {
             // No statement: in an aborted transaction one would fail.

@@ -69,6 +69,7 @@ impl PinnedConnection {
         }
         self.conclude(is_doubtful, stoppable);
         // At once where it can be, so that the next request goes to the new primary already (G18).
+        // Shown by `g18_after_a_failover_every_way_to_write_reaches_the_other_server`.
         if self.refusal == Refusal::Unasked && self.ask_server().await.is_err() {
             self.give_up();
         }
@@ -138,6 +139,7 @@ impl PinnedConnection {
             return output;
         }
         // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again (H17).
+        // Shown by `a_backend_ended_in_the_midst_of_commit_is_unknown`.
         tracing::warn!(target: "tower_sea_orm::session", "COMMIT was lost or given up: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
     }
@@ -169,6 +171,8 @@ impl PinnedConnection {
     /// Performs stored code outside a transaction, and fails if it leaves one open.
     async fn perform_closed(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         let output = self.perform_noting(task, depth).await?;
+        // In autocommit nothing would ever commit it, and later statements would be lost with it
+        // (`stored_code_that_leaves_a_transaction_open_has_failed`).
         if self.link.was_left_open().await? {
             return Err(Kind::LeftOpenByCode.into_db_err());
         }
@@ -188,6 +192,8 @@ impl PinnedConnection {
     async fn perform_guarded(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         // First, since it bears a lower number: releasing it later would release the guard as well.
         self.transaction.release_leftover(&mut self.link).await;
+        // If it is gone behind the code, so is the transaction: that is the proof (H15;
+        // `h15_stored_code_that_commits_is_noticed`).
         self.link.set_guard().await?;
         let output = self.perform_noting(task, depth).await;
         // With the connection, the proof is lost as well.
@@ -239,6 +245,7 @@ impl PinnedConnection {
         }
         // On PostgreSQL, sqlx returns an error before the server says that it is ready for the next query. What is left
         // unread, the next call would take for its answer.
+        // Shown by `h23_every_request_gets_its_own_result`.
         let error = match self.link.driver.drain().await {
             Ok(None) => return,
             Ok(Some(error)) => {
@@ -264,6 +271,7 @@ impl PinnedConnection {
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         // PostgreSQL would abort the test's transaction by one statement that fails, and refuse all that the test does
         // afterwards.
+        // Shown by `a_failed_statement_spoils_neither_the_session_nor_the_test`.
         self.link.set_guard().await?;
         let mut output = self.perform(task).await;
         self.read_what_is_left(&mut output, false).await;
@@ -308,6 +316,7 @@ impl PinnedConnection {
         reads_only: bool,
     ) -> Result<Output, DbErr> {
         // Even where it is not run again: otherwise it would fail for as long as the connection lives.
+        // Shown by `a_stale_plan_in_a_transaction_costs_one_request`.
         self.link.driver.forget_statements().await?;
         let Some(mut again) = again.filter(|_| server::has_not_run(&error)) else {
             return Err(error);

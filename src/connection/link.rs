@@ -65,6 +65,8 @@ pub(super) const SET_UP: Duration = Duration::from_secs(15);
 /// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
 /// transaction, or end the connection, if `completion_type` says so
 /// (<https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_completion_type>).
+// Left off by one request or its procedure, autocommit lets the next one's acknowledged INSERT
+// vanish (`modes_that_a_request_leaves_behind_are_restored`).
 const TO_AUTOCOMMIT: &str =
     "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
 
@@ -146,6 +148,7 @@ impl Link {
             return begun.await;
         }
         // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for it.
+        // Shown by `forgotten_connections_of_the_pools_own_cost_about_two_seconds_and_no_request`.
         let answered = timeout(SILENCE, begun).await;
         answered.unwrap_or_else(|_| {
             self.lose();
@@ -168,6 +171,9 @@ impl Link {
     /// Commits the outermost transaction and returns its position as the server writes it, in one round trip where that is
     /// safe; `None` if it is committed and the question has failed.
     pub(super) async fn commit_and_ask(&mut self) -> Result<Option<String>, DbErr> {
+        // Also before it is known: an acknowledged COMMIT that was refused is worse than one round
+        // trip more, once for each connection (H36;
+        // `a_commit_that_is_alone_in_its_text_is_acknowledged_only_if_it_is_there`).
         if self.galera != Galera::No {
             self.driver.commit().await?;
             return Ok(self.ask_behind_commit().await);
@@ -205,6 +211,8 @@ impl Link {
 
     /// Returns the answer to a question behind COMMIT. Committed it is, but the connection may be lost.
     fn hear(&mut self, answer: Result<Option<String>, DbErr>) -> Option<String> {
+        // A failure behind COMMIT cannot unmake it (G7;
+        // `g7_a_connection_lost_behind_commit_has_committed`).
         if answer.as_ref().is_err_and(server::is_fatal) {
             self.give_up();
         }
@@ -251,6 +259,8 @@ impl Link {
         if self.is_test() {
             return Ok(());
         }
+        // As text: sqlx counts no transaction here, and its own rollback would send nothing
+        // (`a_transaction_left_open_by_raw_code_swallows_no_later_write`).
         let rolled_back = self.run(self.stray_rollback()).await;
         // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
         if self.backend != DbBackend::Sqlite {
@@ -284,6 +294,7 @@ impl Link {
         }
         // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
         // `BeginFailed`.
+        // Shown by `stored_code_that_leaves_a_transaction_open_has_failed`.
         match self.driver.begin(Some("DO 0".to_owned())).await {
             // sqlx counts the transaction from there on. By its own ROLLBACK, the count is right afterwards.
             Ok(()) => self.driver.rollback().await.map(|()| true),
@@ -304,6 +315,7 @@ impl Link {
             .chain(savepoints)
             .collect();
         // It may not have ended after all, and the server says so.
+        // Shown by `a_refused_commit_makes_the_driver_log_no_warning`.
         let _ = self.run(text).await;
     }
 }

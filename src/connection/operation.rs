@@ -75,6 +75,7 @@ impl Operation {
                 row.map(Output::Row)
             }
             Self::All(statement) => driver.query_all(statement, named).await.map(Output::Rows),
+            // Each transaction has one: boxed, as the rare ones are, it would cost an allocation.
             Self::Commit(None) => transaction.commit(link).await.map(|()| Output::Done),
             // What it is for has come before it, in `prepare`.
             Self::Settle | Self::Raw(None) => Ok(Output::Done),
@@ -125,6 +126,7 @@ impl Operation {
     /// such statements anew by themselves.
     pub(super) fn spare(&self, link: &Link) -> Option<Box<Self>> {
         // A statement without a name is prepared each time, and cannot be stale.
+        // Shown by `a_stale_plan_in_autocommit_is_prepared_again`.
         if link.backend != DbBackend::Postgres || !link.named || link.counted() > 0 {
             return None;
         }
@@ -199,6 +201,7 @@ impl Operation {
             (Self::Rollback | Self::Settle | Self::Ping, _) => None,
             (_, Failure::Ended(kind)) => Some(kind),
             // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
+            // Shown by `h8_a_savepoint_in_an_aborted_transaction_harms_nothing_else`.
             (Self::Commit(_) | Self::Begin(_), _) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
             (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,

@@ -49,7 +49,9 @@ impl Refusal {
     /// server, and SQLite has none.
     pub(super) fn note(&mut self, link: &Link, transaction: &Transaction, error: &DbErr) {
         // The handler has asked for it, or there is no server.
+        // Shown by `a_write_in_a_read_only_transaction_closes_no_connection`.
         let asked_for = transaction.is_read_only() || link.backend == DbBackend::Sqlite;
+        // A test's one connection is not replaced, whatever its server is.
         if link.is_test() || asked_for {
             return;
         }
@@ -133,6 +135,8 @@ impl Timeline {
         if timeline != 0 && timeline < self.latest {
             return Err(Kind::FormerPrimary.into_db_err());
         }
+        // For as long as the connection lives: its server stays the same, and a timeline only
+        // grows.
         self.proven = timeline;
         Ok(())
     }

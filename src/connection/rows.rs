@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 #[derive(Clone)]
 pub(crate) struct Rows {
     sender: mpsc::Sender<QueryResult>,
+    // Shared with the session, whose end must not wait for a reader that has stopped reading.
     stop: Arc<Notify>,
     stopped: bool,
 }

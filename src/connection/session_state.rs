@@ -137,6 +137,8 @@ impl SessionState {
     /// Returns whether the connection has to be closed once nothing is open on it.
     pub(super) fn must_close(&self, link: &Link) -> bool {
         let stray =
+            // With `None` nothing is sent that could end a stray transaction: closing the
+            // connection does.
             link.condition == Condition::Suspect && self.reset == Reset::None && !link.in_memory;
         self.change == Change::Beyond || stray
     }
@@ -160,6 +162,8 @@ impl SessionState {
             Change::Session if is_lost => Change::Beyond,
             change => change,
         };
+        // PostgreSQL shows a setting of the transaction as it shows one of the session
+        // (`settings_of_a_transaction_are_not_the_connections_own`).
         self.is_set_locally |= change == Change::Transaction && link.backend == DbBackend::Postgres;
         // Settings of the transaction end with it, whatever its end.
         if kept > Change::Transaction {
@@ -234,6 +238,7 @@ impl SessionState {
         }
         // In one round trip.
         // First in the text: inside the stray transaction, the reset would be undone with it.
+        // Shown by `after_raw_code_rollback_and_reset_go_together`.
         let rollback = if stray {
             format!("{}; ", link.stray_rollback())
         } else {

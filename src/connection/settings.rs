@@ -112,6 +112,7 @@ impl Settings {
         ];
         for (name, timeout) in timeouts {
             if let Some(timeout) = timeout {
+                // 0 is no limit, and stands for times that are longer than the server counts.
                 set(name, &milliseconds(timeout).unwrap_or(0).to_string())?;
             }
         }
@@ -131,6 +132,7 @@ impl Settings {
         );
         if let Some(timeout) = self.lock_timeout {
             // Whole seconds, and up to how many the servers take.
+            // Shown by `time_outs_mean_what_they_say_and_end_with_their_transaction`.
             let seconds = seconds(timeout);
             let rows = seconds.unwrap_or(NO_LIMIT).min(NO_LIMIT);
             let tables = seconds.unwrap_or(A_YEAR).min(A_YEAR);
@@ -200,6 +202,7 @@ fn push_literal(text: &mut String, value: &str) -> Result<(), Kind> {
         return Err(Kind::SettingWithNul);
     }
     // With an E, a backslash is always an escape.
+    // Shown by `any_value_arrives_as_it_is_whatever_the_servers_quoting`.
     text.push_str("E'");
     for c in value.chars() {
         if matches!(c, '\'' | '\\') {
@@ -234,6 +237,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), Kind> {
             .is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
             && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
     };
+    // By these, the transaction would become another one than the session knows of.
     if TRANSACTION
         .iter()
         .any(|known| name.eq_ignore_ascii_case(known))

@@ -74,6 +74,7 @@ impl Task {
 
     /// Returns whether nothing came before it, and all of it is here to be sent again.
     pub(crate) fn is_whole(&self) -> bool {
+        // Later on, the session relies on what it has done on this connection.
         self.first && self.depth == 0 && self.operation.is_some()
     }
 
@@ -89,12 +90,14 @@ impl Task {
 
     /// Returns whether it sends a BEGIN first, so that nothing is lost with the connection.
     pub(crate) fn begins(&self) -> bool {
+        // A set-up is sent before BEGIN, and a change has what it changes read before it.
         self.opens() && self.on_acquire.is_none() && self.text.change == Change::None
     }
 
     /// Returns whether all of it can be run once more after it was lost, because it changes nothing.
     pub(crate) fn may_run_twice(&self, backend: DbBackend) -> bool {
         // Not a stream: its reader may have rows already. What is set up before may be anything.
+        // Shown by `a_statement_that_might_happen_twice_happens_once_at_most`.
         let read = self.operation.as_ref().filter(|read| !read.is_stream());
         (self.is_whole() && self.on_acquire.is_none() && self.text.reads_only)
             && read
@@ -107,6 +110,7 @@ impl Task {
     pub(super) fn take_operation(&mut self) -> Operation {
         let again = match &self.operation {
             // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
+            // Shown by `a_transaction_begins_on_another_connection_if_its_own_has_died`.
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
             Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),

@@ -131,6 +131,9 @@ impl Driver {
         sql: String,
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
+            // On MySQL it stops at the first row (H23,
+            // <https://github.com/launchbadge/sqlx/pull/2913>): a question has one, and the rest of
+            // its answer is drained by the callers.
             let row = (&mut **c).fetch_optional(AssertSqlSafe(sql)).await.map_err(query_error)?;
             Ok(row.map(QueryResult::from))
         }, gone => Err(lost()))
@@ -184,6 +187,8 @@ impl Driver {
                     };
                 }
                 let after = c.cached_statements_size();
+                // With a cache of no statements, every connection looks new: then each is set
+                // right.
                 Ok(after != before || after == 0)
             }
             _ => Ok(false),
@@ -237,6 +242,8 @@ impl Driver {
     pub(crate) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
         dispatch!(self, DB, c => {
             let statement = statement.map(|sql| AssertSqlSafe(sql).into_sql_str());
+            // By sqlx's own, whatever the text: its ROLLBACK and its pool go by its count of
+            // transactions.
             Transactions::<DB>::begin(c, statement).await.map_err(query_error)
         }, gone => Err(lost()))
     }

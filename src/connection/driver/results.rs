@@ -54,6 +54,8 @@ pub(super) async fn read<DB: sqlx::Database>(
 /// does not (<https://github.com/launchbadge/sqlx/issues/2834>), and a time-out that wants the call to end would not be
 /// heard.
 pub(super) async fn breathe(steps: usize) {
+    // Without it, a time-out on the same thread was heard after 8 to 10 seconds of a large result
+    // (`an_unwanted_result_is_abandoned_within_the_release_timeout`).
     if steps.is_multiple_of(64) {
         tokio::task::yield_now().await;
     }
@@ -85,6 +87,7 @@ pub(super) fn is_single_row<DB: sqlx::Database>(statement: &Statement) -> bool {
     // A limit that ends the text is that of the whole statement.
     let limit = statement.sql.rsplit_once(" LIMIT $");
     let is_last = |(_, number): (&str, &str)| number.parse() == Ok(values.len());
+    // SeaORM binds the limit of `one` as an unsigned number.
     matches!(values.last(), Some(Value::BigUnsigned(Some(1)))) && limit.is_some_and(is_last)
 }
 
