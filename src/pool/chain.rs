@@ -60,6 +60,8 @@ impl<T, C> Ledger<T, C> {
     /// [`next_turn`](Self::next_turn) for a connection that is in the transaction of `chain`.
     fn next_chained(&mut self, chain: &Chain, visit: AgeVisit, max: u32) -> Option<Waiter<T>> {
         let first = self.waiters.live().next()?;
+        // For a later one, `now()` would be before its own arrival (H35;
+        // `a_request_that_came_after_the_commit_gets_no_transaction_from_before_it`).
         let fits = first.id <= chain.newest && first.applicant.begins == Some(chain.options);
         // Asked last, since it counts.
         if fits && self.passes_by(visit, max) {

@@ -24,6 +24,7 @@ use crate::{
 };
 
 /// The way to another pool.
+// A trait, since the pool imports nothing of sessions, and the other pool is theirs to know.
 pub(crate) trait WayOut: Send + Sync {
     /// Leads a session to the other pool, because of an error of the transaction's BEGIN, and acquires a connection
     /// there. From here on, the session is one of that pool's.
@@ -77,6 +78,8 @@ pub(crate) struct Finished {
 }
 
 /// A connection on its way to a session; dropped before it arrives, it goes back clean.
+// Not the bare connection, which closes itself when it is dropped: a waiter that leaves must not
+// cost one (H22).
 pub(crate) struct Lease(Option<CheckedOut>);
 
 impl Lease {

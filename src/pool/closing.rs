@@ -23,6 +23,8 @@ pub(super) struct Closing {
 
 impl Closing {
     pub(super) fn begin(&self) {
+        // Never taken back: a `close` that was dropped half-way leaves new sessions refused
+        // (`a_dropped_close_refuses_new_sessions_and_leaves_the_others_alone`).
         self.has_begun.store(true, Ordering::SeqCst);
     }
 

@@ -18,6 +18,7 @@ pub(super) struct Entry {
     /// The outermost session of its request, which counts the connection.
     pub(super) request: Option<Weak<dyn Holder>>,
     /// `None` for a session that holds no connection of the pool's.
+    // A mock's session is here too, so that `close` finds it.
     pub(super) watch: Option<Watch>,
     /// Its number among the offers.
     pub(super) offer: Option<u64>,

@@ -90,6 +90,7 @@ impl Work for HoldWatch {
 fn look(pool: &PoolInner) -> Option<Duration> {
     let due = pool.registry.due();
     // In tasks of their own: the server may take long to answer, or never do.
+    // Shown by `a_statement_whose_answer_is_lost_is_an_error_that_closes`.
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
@@ -151,6 +152,8 @@ fn cut_unread(pool: &PoolInner) {
         return;
     }
     for (key, holder) in pool.registry.watched() {
+        // Since the last part that was taken: a body that has nothing to send is not unread
+        // (`a_body_that_is_idle_for_a_while_is_not_mistaken_for_an_unread_one`).
         let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else {
             continue;
         };

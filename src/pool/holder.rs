@@ -18,6 +18,7 @@ use super::driver_pool::DriverPool;
 use crate::{connection::CancelHandle, error::Kind};
 
 /// A session, as its pool sees it.
+// `Any`, so that a scope can give a session back as what it is, which the pool does not know.
 pub(crate) trait Holder: Any + Send + Sync {
     /// Returns the outermost session of the request it was opened in.
     fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>>;

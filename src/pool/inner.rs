@@ -48,6 +48,8 @@ pub(crate) struct PoolInner {
     pub(super) hold_watch: Arc<Background>,
     pub(super) second_window: Arc<Background>,
     /// Throttles the lines that a fault could make each request write.
+    // One for all of them, keyed by the line: a fault that lasts, as a former primary, wrote one
+    // for each request (`g15_a_fault_that_lasts_does_not_log_each_request`).
     pub(crate) lines: Throttle,
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,

@@ -195,6 +195,8 @@ impl<T, C> Ledger<T, C> {
 
     /// Takes the first waiter that no fetch is under way for, if one more connection may be out, and counts the fetch.
     pub(super) fn next_fetch(&mut self) -> Option<(u64, Handle)> {
+        // A server that has just refused one connect would refuse the next
+        // (`a_server_that_ends_every_connect_gets_few_of_them`).
         if self.fetches.is_paused() {
             return None;
         }
@@ -243,6 +245,7 @@ impl<T, C> Ledger<T, C> {
             return None;
         }
         // The only one would come back to the session that has just lent it: that waits for one that is fetched.
+        // Shown by `a_fresh_pool_of_two_rotates_at_once`.
         let is_only = self.idle.len() == 1 && self.out() + 1 < self.limit;
         if self.idle.rotates && is_only {
             return None;

@@ -83,6 +83,8 @@ impl PlainShare {
     pub(super) fn take_visit_of_idle(&mut self) -> bool {
         let is_quiet = self.looked_at == self.returns;
         self.looked_at = self.returns;
+        // While sessions rest, a plain user is served at once
+        // (`while_sessions_rest_a_plain_user_is_served_at_once`).
         is_quiet || self.visit()
     }
 

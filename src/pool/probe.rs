@@ -43,6 +43,7 @@ impl Probe {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the service
         // is restarted when it is needed most.
+        // Shown by `ping_does_not_queue_and_distinguishes_down_from_full`.
         let attempt = self.start(driver, &runtime).await;
         match attempt.ok().flatten() {
             // A server that is full has answered.
@@ -80,6 +81,7 @@ async fn attempt(driver: &DriverPool) -> Option<Error> {
         Ok(Ok(())) => None,
         Ok(Err(error)) if is_full(&error) => Some(Error::with_source(Kind::ServerFull, error)),
         Ok(Err(error)) => Some(Error::with_source(Kind::Down, error)),
+        // Without a cause: by that, a silence is known from a refusal.
         Err(_) => Some(Kind::Down.into()),
     }
 }

@@ -38,6 +38,7 @@ impl Work for Reaper {
         };
         if is_closing {
             // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
+            // Shown by `a_closing_pool_gives_back_what_it_keeps`.
             pool.return_idle();
             return false;
         }

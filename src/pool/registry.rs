@@ -16,6 +16,8 @@ use super::{
 const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
+// Beside the ledger: the hold watch looks through all entries under this lock, and acquiring must
+// not wait for that.
 pub(super) struct Registry(Mutex<Entries>);
 
 /// Entries are used again, so that a session allocates none.
@@ -228,6 +230,7 @@ impl Registry {
         let mut entries = self.lock();
         let watch = entries.watch_of(key, holder)?;
         (watch.warn_at, watch.ask_at, watch.cut_at) = (None, None, None);
+        // Taken along: the cut has a line of its own in the log.
         watch.logged.take()
     }
 

@@ -33,6 +33,7 @@ impl CheckedOut {
         };
         if connection.is_broken() {
             // The cause of its death may have killed the others.
+            // Shown by `a_server_that_restarts_under_warm_connections_costs_one_request_at_most`.
             self.pool().return_idle();
             drop(self);
             then();
@@ -74,6 +75,7 @@ impl CheckedOut {
             return false;
         };
         match bound {
+            // Without a bound: closed, it would take its in-memory database along (G4).
             None => connection.clean().await.is_ok(),
             Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
         }
@@ -82,6 +84,8 @@ impl CheckedOut {
     /// Puts it back, or closes it if the session has changed state on it that cannot be reset.
     fn put_back_unless_changed(self) {
         let connection = self.parts.connection.as_ref();
+        // Put back, it would show the next session what this one has set (G13;
+        // `g13_nothing_leaks_on_postgres`).
         if connection.is_some_and(|connection| connection.must_close()) {
             tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be restored");
         } else {

@@ -102,6 +102,7 @@ impl Drop for FetchGuard {
 pub(super) struct SlotGuard {
     pool: Arc<PoolInner>,
     /// `None` once it is free.
+    // Taken when it is freed: `Drop` comes behind that, and must not count once more.
     counts_as: Option<Use>,
 }
 

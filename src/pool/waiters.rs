@@ -44,6 +44,7 @@ pub(super) struct Applicant {
     /// The request holds a connection already.
     pub(super) holds: bool,
     /// It was let in before, and has lent its connection meanwhile.
+    // Unlike one that `holds`, it goes before no other: it is only not turned away.
     pub(super) returns: bool,
     /// The first that it does is to begin a transaction with these options.
     pub(super) begins: Option<TransactionOptions>,
@@ -96,6 +97,8 @@ impl<T> Waiters<T> {
 
     /// Returns those that still wait, the next one first.
     pub(super) fn live(&self) -> impl Iterator<Item = &Waiter<T>> {
+        // Looked at and not kept as a number: a receiver may be dropped at any moment, under no
+        // lock of this pool's.
         self.queue.iter().filter(|waiter| waiter.is_live())
     }
 

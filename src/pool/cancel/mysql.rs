@@ -86,6 +86,8 @@ impl MySqlSide {
     /// Ends a thread, whatever it is at.
     pub(super) async fn end(&mut self, orphan: &BackendId) -> Result<(), Fault> {
         match orphan {
+            // Looked for first: KILL takes a number alone, and behind a name with several servers
+            // it may be a stranger's.
             BackendId::MySql { id, .. } if self.finds(orphan, "TRUE").await? == Some(true) => {
                 self.kill("CONNECTION", *id).await
             }
@@ -142,6 +144,8 @@ impl MySqlSide {
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };
+        // In any database: `USE` moves a connection, and a statement on it counts
+        // (`a_statement_in_another_database_is_not_taken_for_lost`).
         let sql = format!(
             // A SUM is a DECIMAL, which sqlx does not decode as an integer, and NULL where there is
             // no row.

@@ -171,6 +171,8 @@ impl PostgresSide {
     /// while, whatever address they come from: behind a gateway, that of a statement may be another one.
     pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
         // Where activities are not tracked, all may be at work.
+        // Of this database alone: what else the account is at work for would keep the answer from
+        // saying anything about this pool.
         let sql = format!(
             "SELECT {POSTGRES_SERVER}::text, \
              count(*) FILTER (WHERE it.client_addr IS NOT DISTINCT FROM own.client_addr \

@@ -193,6 +193,7 @@ enum SideConnection {
 }
 
 /// Runs `$body` with `$side` bound to the server's own kind of connection.
+// A macro, because each arm has a side of another type.
 macro_rules! dispatch {
     ($connection:expr, $side:ident => $body:expr, none => $none:expr) => {
         match $connection {

@@ -66,6 +66,8 @@ impl DriverPool {
                     .into_owned();
                 // Such a database lives in its connection, which must not be closed while it is in use.
                 // sqlx gives an in-memory database a name of this form.
+                // sqlx closes connections for many reasons
+                // (<https://github.com/launchbadge/sqlx/issues/1869>).
                 let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
                     .iter()
                     .any(|mark| name.contains(mark));
