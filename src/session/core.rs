@@ -66,6 +66,8 @@ impl Core {
 
     /// Returns the pool that counts the session.
     pub(super) fn home(&self) -> &Arc<PoolInner> {
+        // Also when the session has moved to the primary: the pool in which it was opened counts
+        // it, and waits for it when it closes.
         self.pool.inner()
     }
 

@@ -626,6 +626,8 @@ impl<Tag> DbSession<Tag> {
     pub(crate) async fn check_out(&self) -> Result<(), Error> {
         let acquired = check_out_early(&self.core).await;
         acquired.map_err(|error| {
+            // The layer answers by this error's status, and needs one for every way in which
+            // acquiring can fail.
             Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
         })
     }

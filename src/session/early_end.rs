@@ -31,6 +31,7 @@ enum EarlyEnd {
 /// Commits or rolls back what the session did so far; its next statement begins another transaction.
 pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbErr> {
     // In a turn, so that what was polled before belongs to this transaction and what comes after to the next one.
+    // Shown by `an_unpolled_commit_does_not_block_the_session`.
     let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, commits)).await? {
         EarlyEnd::Done => return Ok(()),
         EarlyEnd::Own(turn, own) => return end_own(core, turn, own, commits).await,

@@ -80,6 +80,8 @@ impl SessionGuard {
         let polled = future.poll(cx);
         drop(entered);
         if polled.is_pending() {
+            // It waits for a client's upload or for another service, and needs its connection for
+            // neither (`slow_uploads_over_a_real_connection_keep_no_connection_from_others`).
             lend::offer(&self.core);
         }
         polled
@@ -87,6 +89,7 @@ impl SessionGuard {
 
     /// Stores the position of what the session has committed in its response.
     pub(crate) fn store_position<B>(&self, ended: &Ended, response: Response<B>) -> Response<B> {
+        // First, so that a service without replicas does not take its responses apart.
         if self.core.replication().is_none() {
             return response;
         }
@@ -117,6 +120,8 @@ impl SessionGuard {
 
     /// Returns whether something of the request may be stored, so that sending it again would do it twice.
     pub(crate) fn may_have_committed(&self) -> bool {
+        // Of any session of the request: with a `Retry-After`, the client would do that part again
+        // (`a_conflict_beside_a_committed_job_has_no_retry_after`).
         self.core.lock().stack.standing.may_stand()
             || self
                 .core
@@ -192,6 +197,9 @@ pub(crate) static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status
 
 /// Below 400; for gRPC, `grpc-status` 0 or none.
 pub(crate) fn is_success(status: StatusCode, headers: &HeaderMap) -> bool {
+    // In the head of a response without messages (*Trailers-Only*,
+    // <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>); elsewhere it comes behind
+    // the body.
     status.as_u16() < 400 && headers.get(&GRPC_STATUS).is_none_or(|status| status == "0")
 }
 

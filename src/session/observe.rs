@@ -21,6 +21,7 @@ pub(super) fn tell_refused(
     waited: Duration,
     error: &Error,
 ) {
+    // There is no session, whose origin would know it.
     let label = match opened_for {
         OpenedFor::Request(label) => Some(label),
         _ => None,

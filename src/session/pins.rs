@@ -29,6 +29,7 @@ impl Pins {
             // Behind the calls so far: they may have run on another connection, which was lent since.
             self.since = last + 1;
         }
+        // Counted, since each `pin()` of a handler's functions ends by itself.
         self.guards += 1;
     }
 

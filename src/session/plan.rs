@@ -91,6 +91,7 @@ impl Rules {
     /// Returns for how long the request may wait for a connection, if any request may for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
         let replication = self.replication.as_ref();
+        // On a replica a part of it: in the rest, the primary must still be reached.
         let all = replication.map_or(all, |replication| replication.patience(all));
         self.deadline.map_or(all, |deadline| {
             // Its client has gone by then, and the connection would be kept from those that still

@@ -181,6 +181,7 @@ impl SessionPool {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
+        // At once and not after the time-out (`a_second_session_in_a_test_is_refused_at_once`).
         self.inner().refuse_hopeless(|| is_request)?;
         // A session store asks for its connection before the request's own session does.
         expect_second(self.inner());
@@ -235,6 +236,7 @@ impl SessionPool {
             if replication.is_some_and(|one| !one.try_admit()) {
                 return Err(plan);
             }
+            // `counted` is dropped with this, and the way that waits counts the session once more.
             let Some(lease) = self.inner().try_acquire() else {
                 return Err(plan);
             };

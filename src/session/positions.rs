@@ -25,6 +25,7 @@ pub(super) async fn ask_position(core: &Arc<Core>) {
     let question = Statement::from_string(backend, read_position(backend, galera));
     // Without a connection at hand, or behind a statement that goes on, the response does not wait for it.
     let is_at_hand = matches!(core.lock().slot, Slot::Idle(_));
+    // In a turn of the session's: behind all that its request has written.
     let asking = run(core, Caller::Session, Operation::One(question));
     let answer = match is_at_hand {
         true => timeout(PATIENCE, asking).await.ok(),

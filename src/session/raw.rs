@@ -60,6 +60,7 @@ pub(super) async fn run_raw<T: Send + 'static>(
     core: &Arc<Core>,
     code: impl for<'c> FnOnce(&'c mut Driver) -> Option<BoxFuture<'c, T>> + Send + 'static,
 ) -> Result<T, DbErr> {
+    // A mock has no driver's connection, and a proxy none that it could show.
     if core.pool().is_direct() {
         return Err(Kind::WrongDriver.into_db_err());
     }

@@ -44,8 +44,10 @@ pub(crate) struct Replication {
     /// For the sessions that read on the primary, although they might on a replica.
     room: Arc<Semaphore>,
     /// Its place among those that read on the primary.
+    // Kept until the session's end: its statements would wait for a place each.
     place: Mutex<Option<Place>>,
     /// It reads on the primary from here on, or writes there.
+    // Atomic: each statement asks by it which pool is its session's, under no lock.
     has_moved: AtomicBool,
     /// It writes, although its request was to read.
     is_to_write: AtomicBool,
@@ -87,6 +89,8 @@ impl Replication {
         store: StorePosition,
         room: Arc<Semaphore>,
     ) -> Arc<Self> {
+        // Without a replica in use, it reads on the primary from the beginning, within the places
+        // there.
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,

@@ -234,6 +234,7 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
 
 async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     // An unread stream has the turn for as long as its reader likes.
+    // Shown by `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
     end_stream(core);
     let turn = last_turn(core).await?;
     let (own, chain) = {
@@ -265,6 +266,8 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         None => {
             let commit = Operation::Commit(chain);
             let request = CallRequest::new(Caller::Settlement, commit);
+            // A COMMIT is never sent again, whatever becomes of it (H17;
+            // `g20_an_unknown_outcome_is_never_retried`).
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
             // Dropped by the time-out, the call goes on in a task, and the hooks wait for its end there (H17).
             match timeout(core.pool().settings().commit_timeout, call).await {

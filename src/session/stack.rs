@@ -45,6 +45,8 @@ pub(super) enum Purpose {
 #[derive(Default)]
 pub(super) struct Stack {
     /// Outermost first.
+    // Beside the driver's count, which knows neither handles nor which of them were dropped: SeaORM
+    // ends the innermost one whichever asks (H4, H5).
     open: Vec<OpenTransaction>,
     /// Those whose handles were dropped before they began.
     given_up: Vec<TransactionId>,
@@ -333,6 +335,8 @@ impl Purpose {
     pub(super) fn of(operation: &Operation, begins: bool) -> Self {
         match operation {
             Operation::Commit(_) => Self::Commit,
+            // One call for both: its error may be BEGIN's or the statement's, and only the depth
+            // behind it tells.
             _ if begins => Self::BeginAndWork,
             _ if operation.is_work() => Self::Work,
             _ => Self::Other,

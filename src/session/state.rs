@@ -39,6 +39,7 @@ pub(super) struct State {
     /// The connection has not been set up yet.
     pub(super) fresh: bool,
     /// A stream is open: its reader has neither come to the end nor dropped it.
+    // Beside the slot: rows may lie in the reader's channel when the call has long ended.
     pub(super) streaming: bool,
     last_id: u64,
     // A list, because the worker may see several calls to their ends before any of their futures is polled.

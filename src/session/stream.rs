@@ -46,6 +46,9 @@ pub struct SessionStream<'a> {
 enum Inner<'a> {
     /// The call runs the statement and sends its rows; both are polled here.
     Pinned {
+        // Dropped with the stream: the rest is read in a task then, and the session's next
+        // statement comes behind it
+        // (`a_stream_dropped_half_read_does_not_disturb_the_next_statement`).
         call: Option<Call>,
         rows: mpsc::Receiver<QueryResult>,
         /// The error that the call ended with, to be returned after the last row.
@@ -98,6 +101,7 @@ impl<'a> SessionStream<'a> {
 
     fn passed(core: &Arc<Core>, rows: PassedRows<'a>) -> Self {
         // On this path nothing else says so: there is no call in the slot.
+        // Shown by `an_open_stream_refuses_other_statements_at_once`.
         core.lock().streaming = true;
         let open = Some(OpenStream(core.clone()));
         Self::new(Inner::Through { rows, open })

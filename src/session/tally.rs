@@ -88,6 +88,7 @@ impl Tally {
                 return false;
             }
             counts.failure = failure;
+            // Not logged yet: if another attempt succeeds, there is nothing that needs a line.
             counts.unlogged = logs.cloned();
             logs.is_some()
         })

@@ -28,7 +28,11 @@ use crate::{connection::Operation, pool::SessionPool};
 /// It is rolled back if it is dropped without `commit()`.
 #[must_use = "a transaction is rolled back when it is dropped"]
 pub struct SessionTransaction {
+    // Owned and not borrowed: a handler may move it into a task, where it is dead once the request
+    // has ended (`a_transaction_held_by_a_task_is_rolled_back_with_the_request`).
     core: Arc<Core>,
+    // Not the depth: a handle that is kept must not mean a later transaction at the same depth
+    // (G12).
     id: TransactionId,
     /// SeaORM's own, if the session has no connection; `None` when it has ended.
     // Out of the handle before it ends: SeaORM ends a transaction by value.
@@ -124,6 +128,8 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
+        // By the depth of this transaction: rolled back, it takes the hook along
+        // (`the_hooks_of_a_nested_transaction_are_dropped_with_it`).
         self.core.register(self.caller(), After::Commit, hook)
     }
 

@@ -89,6 +89,7 @@ impl Turns {
         let mut state = self.lock();
         state.is_taken = false;
         // All of them: one that was woken alone, and is not polled any more, would keep the turn from the others.
+        // Shown by `futures_that_are_never_polled_again_do_not_block_the_session`.
         let wakers = state.take_wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
@@ -108,6 +109,7 @@ impl Turns {
 
     /// Takes the turn if it is free, for a job or for the end of the request, before the jobs that wait.
     pub(super) fn try_take_before_jobs(&self) -> bool {
+        // A job is in the line itself, and would wait behind itself.
         self.take_if(|_| true)
     }
 

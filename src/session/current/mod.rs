@@ -126,6 +126,8 @@ impl<Tag> CurrentSession<Tag> {
     /// As [`new`](CurrentSession::new).
     #[track_caller]
     pub fn tagged(pool: impl Into<SessionPool>) -> Self {
+        // Here and not with the first call, which would find no scope: its request is being polled
+        // already.
         Scope::look();
         Self {
             pool: pool.into(),

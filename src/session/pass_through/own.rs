@@ -63,6 +63,8 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
 }
 
 async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
+    // Once more: the session may have ended, or another transaction begun, while this waited for
+    // its turn.
     admit(core, Caller::Session)?;
     let (mode, set_up) = {
         let state = core.lock();
@@ -95,6 +97,7 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
 async fn set_up(core: &Core) -> Result<(), DbErr> {
     let set_up = {
         let state = core.lock();
+        // Looked at again: another statement may have done it while this one waited for its turn.
         state.rules.on_acquire.clone().filter(|_| state.fresh)
     };
     execute_all(
@@ -103,6 +106,8 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         set_up.as_deref().unwrap_or_default(),
     )
     .await?;
+    // Not before: after a set-up that has failed, the next statement tries it again and does not
+    // run without it (`nothing_runs_on_a_mock_after_a_set_up_that_failed`).
     core.lock().fresh = false;
     Ok(())
 }
@@ -134,6 +139,8 @@ async fn execute_all(
     statements: &[Statement],
 ) -> Result<(), DbErr> {
     for statement in statements {
+        // As a handler's: a COMMIT among them would end what has just begun
+        // (`control_statements_are_refused_in_set_up_on_every_database`).
         vet(core, Caller::Session, &statement.sql)?;
         db.execute_raw(statement.clone()).await?;
     }
