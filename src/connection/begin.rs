@@ -152,6 +152,7 @@ impl Timeouts {
         match put_back {
             Ok(()) => *self = Self::Own,
             // G13: no other session gets them.
+            // Shown by `time_outs_mean_what_they_say_and_end_with_their_transaction`.
             Err(_) => link.give_up(),
         }
         put_back

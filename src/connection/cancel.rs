@@ -65,6 +65,7 @@ pub(crate) struct CancelHandle {
     /// The call that was running at the last check for stalled statements.
     seen: AtomicU64,
     /// The call whose answer will not arrive.
+    // By the call's number, so that the verdict is never a later call's.
     lost: AtomicU64,
     /// The running call is so large that sending it may take long.
     // Beside the time, which is under a lock: nearly no call is large, and no other one takes it.
@@ -167,6 +168,8 @@ impl CancelHandle {
 
     /// Returns whether this call was already running the last time this was asked.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
+        // Remembered with the question: a call is suspected only if it was there at the check
+        // before as well.
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
 
@@ -314,6 +317,7 @@ impl CancelHandle {
 
     /// Forgets an interrupt that SQLite has not seen.
     pub(super) fn withdraw_interrupt(&self) {
+        // SQLite would see it in what comes next, which is the rollback.
         self.interrupt.store(false, Ordering::Relaxed);
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct Chain {
     /// request that came later, `now()` would lie before its arrival.
     pub(crate) newest: u64,
     /// One for each that is on its way to a waiter.
+    // Its copies are the count of those on their way: one that is lost with its connection counts
+    // itself down.
     pub(crate) chains: Arc<Chains>,
 }
 

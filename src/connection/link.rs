@@ -20,6 +20,8 @@ pub(super) struct Link {
     /// Prepared statements are kept under a name. Behind a proxy that shares connections, another client may have
     /// taken it (<https://github.com/launchbadge/sqlx/issues/67>).
     pub(super) named: bool,
+    // sqlx says nothing of it: an answer may be left unread, and a transaction open that it does
+    // not count (H1, H23).
     pub(super) condition: Condition,
     pub(super) around: Around,
     /// Each statement commits by itself unless the session says otherwise. On MySQL, a setting from before this

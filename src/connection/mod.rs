@@ -108,6 +108,8 @@ impl PinnedConnection {
     pub(crate) fn may_chain(&self) -> bool {
         // What is due at the session's end is due outside a transaction.
         self.link.condition == Condition::Known
+            // Proven by the session's first statement, with a ROLLBACK in the text: later, that
+            // would end the transaction which is begun here.
             && self.link.is_autocommit_proven
             && !self.link.is_test()
             && !self.transaction.has_failed()
@@ -266,6 +268,7 @@ impl PinnedConnection {
             return;
         }
         // Awaited here and not left to sqlx's `Drop`, which spawns a task: the slot is free when this has ended (H12).
+        // Shown by `a_connection_on_its_way_to_the_drivers_pool_is_not_in_use`.
         self.link.driver.return_to_pool().await;
         // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped (H28).
         // Shown by `h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime`.

@@ -247,6 +247,8 @@ fn size_of_value(value: &Value) -> usize {
 struct Size(usize);
 
 impl Write for Size {
+    // An error ends the formatting: nothing is written, and of a huge value most is not even looked
+    // at.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0 += text.len();
         if self.0 < A_LOT {

@@ -200,6 +200,9 @@ impl ReadDemand {
 
 fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String {
     // Without COALESCE, a server that has never replayed anything would pass.
+    // As an error, which ends the text: an answer would have to be looked at before the next
+    // statement is sent, and BEGIN would cost a round trip more
+    // (`g19_positions_cost_no_round_trip`).
     let check = format!(
         "SELECT 1 / COALESCE(pg_catalog.pg_last_wal_replay_lsn() >= '{}'::pg_catalog.pg_lsn, false)::pg_catalog.int4",
         Lsn(lsn)

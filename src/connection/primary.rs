@@ -55,6 +55,7 @@ impl Refusal {
         if link.is_test() || asked_for {
             return;
         }
+        // A Galera node says so of itself: there is nothing to ask.
         if server::is_without_quorum(error) {
             *self = Self::Server;
         } else if server::is_read_only(error) {

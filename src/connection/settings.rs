@@ -65,6 +65,8 @@ impl Settings {
     /// Checks that a transaction of `backend` can have them.
     pub(crate) fn check(&self, backend: DbBackend) -> Result<(), Kind> {
         let is_local = self.application_name.is_some() || !self.parameters.is_empty();
+        // Refused and not passed over: a tenant's setting that does nothing shows another one's
+        // rows (`what_a_database_cannot_do_is_refused`).
         if backend != DbBackend::Postgres && is_local {
             return Err(Kind::NoLocalSettings);
         }
@@ -125,6 +127,7 @@ impl Settings {
     /// The comments are parts of the text for one of the two servers: `/*M!` for MariaDB, and `/*!50708` for MySQL, since
     /// MariaDB skips MySQL's versions from 5.7 on (<https://mariadb.com/kb/en/comment-syntax/>).
     fn mysql_text(&self) -> String {
+        // Kept in user variables: to read them first would be a round trip.
         let mut text = String::from(
             "SET @tower_sea_orm_rows = @@innodb_lock_wait_timeout, @tower_sea_orm_tables = @@lock_wait_timeout \
              /*M!100101 , @tower_sea_orm_time = @@max_statement_time */ \

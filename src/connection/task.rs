@@ -16,6 +16,7 @@ pub(crate) struct Task {
     /// The number of transactions that are open around it; others are rolled back first.
     pub(crate) depth: usize,
     /// Prepares a connection that has just been checked out.
+    // Shared: each call of a request may be the one that needs it.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// Opens the session's own transaction first.
     pub(crate) begin: Option<Begin>,
@@ -113,6 +114,7 @@ impl Task {
             // Shown by `a_transaction_begins_on_another_connection_if_its_own_has_died`.
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
+            // Shown by `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
             Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
             _ => None,
         };

@@ -31,6 +31,8 @@ use self::results::{
 use crate::error::Kind;
 
 /// A connection checked out of one of sqlx's pools.
+// Not SeaORM's own connection and transaction: these end the innermost level whichever handle asks
+// (H4), and panic in `Drop` beside a running query (H16).
 pub(crate) enum Driver {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(PoolConnection<sqlx::Postgres>),
@@ -79,6 +81,8 @@ impl Driver {
         named: bool,
     ) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
+            // Not by sqlx's `execute`, which lets no other task run while a long result comes
+            // (<https://github.com/launchbadge/sqlx/issues/2834>).
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
             read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
         }, gone => Err(lost()))
