@@ -100,6 +100,7 @@ impl PoolInner {
         begins: Option<TransactionOptions>,
     ) -> Result<Waiting<'_>, Error> {
         // One that goes on with another connection has freed its slot: its request holds none at the moment.
+        // Shown by `beginning_on_another_connection_is_no_wait_for_a_second_session`.
         let another = claim == Claim::Another;
         let holder = request
             .clone()
@@ -108,6 +109,7 @@ impl PoolInner {
         let mut ledger = self.ledger();
         if holder.is_some() {
             // Otherwise newcomers would take each connection that comes free, and then wait for a second one while holding it.
+            // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
             ledger.expect_second();
         }
         let applicant = Applicant {

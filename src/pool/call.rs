@@ -85,6 +85,7 @@ impl CheckedOut {
         let Err(error) = &output else { return output };
         // Later on, the read itself may be what the server has died of, or what its operator has ended. Or the network was
         // lost meanwhile, and the next connection may be as lost: then the place is for another request (G17).
+        // Shown by `a_read_that_the_server_ends_while_it_runs_is_not_run_again`.
         let was_forgotten = task.rest == Rest::Long && server::is_unanswered(error);
         let was_dead = began.elapsed() < SILENCE || was_forgotten;
         if !was_dead || !server::is_fatal(error) || !self.is_broken() || !task.is_whole() {
@@ -159,6 +160,7 @@ impl Finished {
         };
         // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was closing the
         // connection has not read the statement.
+        // Shown by `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
         let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         let connection = &self.connection;
         // A test's rows are in the transaction of its one connection, and nowhere else.

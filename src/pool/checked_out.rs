@@ -325,6 +325,7 @@ impl Parts {
             return;
         };
         // The place moves along, since the database has this one connection: another fetch would open an empty one.
+        // Shown by `a_dropped_future_costs_only_its_own_work_in_memory`.
         let runtime = self.runtime.clone();
         // Made anew, since what is being dropped cannot be moved out of its box.
         let mut rescued = CheckedOut::new(connection, self.fetched, slot);

@@ -38,9 +38,12 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
 /// Takes away the connections that are still out, and waits until they are back or closed.
 async fn cut_off(pool: &PoolInner) -> usize {
     // `None`: for as long as it takes.
+    // Checked, since every `Duration` is allowed, and the longest no clock can show
+    // (`every_duration_is_fine_for_every_setting_and_for_close`).
     let until = Instant::now().checked_add(pool.settings.release_timeout);
     let mut cut = 0;
     // Again and again: a COMMIT that was sent is completed first, and its session can be cut off only then.
+    // Shown by `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
     loop {
         cut += cut_once(pool);
         let is_over = pool.is_direct() || pool.registry.len() == 0;

@@ -51,6 +51,7 @@ impl Closing {
         self.sessions.fetch_add(1, Ordering::SeqCst);
         let counted = CountedSession(Some(self));
         // Only when it was counted: either it is refused, or closing waits for it.
+        // Shown by `sessions_that_have_begun_may_go_on`.
         (!self.has_begun()).then_some(counted)
     }
 

@@ -43,7 +43,6 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
         // The driver says so whether the pool is empty or the server is down
         // (https://github.com/launchbadge/sqlx/issues/3808). Those who still wait have time left: dropping the
         // guard sends for another one.
-        // Shown by `connects_that_the_driver_repeats_do_not_hide_idle_connections`.
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
             refuse(&pool, Kind::Closing.into());
@@ -67,6 +66,7 @@ async fn take_from_driver(
         return connection;
     }
     // Before anything is given up: another fetch may find an idle connection meanwhile.
+    // Shown by `connects_that_the_driver_repeats_do_not_hide_idle_connections`.
     guard.become_slow();
     // SQLite opens files: nothing gets lost on the way, and giving up an in-memory one would lose the database.
     if !driver.has_server() {

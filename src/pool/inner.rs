@@ -162,6 +162,7 @@ impl PoolInner {
     pub(crate) fn reset(&self) -> Reset {
         let reset = self.settings.reset;
         // Otherwise what one session has set would appear between two statements of another, which has got its connection.
+        // Shown by `g13_session_state_pins_and_leaks_nowhere`.
         if self.has_lenders.load(Ordering::Relaxed) && !reset.is_of_session() {
             Reset::SessionState
         } else {
@@ -239,6 +240,7 @@ impl PoolInner {
     /// Returns whether no session gets a connection any more.
     pub(crate) fn is_shut(&self) -> bool {
         // Whatever has the `DatabaseConnection` can close it, without a word to this pool.
+        // Shown by `closing_the_drivers_pool_keeps_its_meaning`.
         self.closing.is_shut() || self.driver.is_closed()
     }
 

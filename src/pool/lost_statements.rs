@@ -164,6 +164,7 @@ async fn examine(
             return;
         };
         // Behind a name that leads to several servers, another one knows nothing of these statements.
+        // Shown by `statements_on_another_server_of_the_name_are_left_alone`.
         if *asked.get_or_insert_with(|| answer.server.clone()) != answer.server {
             return;
         }

@@ -283,6 +283,7 @@ impl Observers {
     pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &self.0 {
             // Some are told while a request is dropped: a panic there would end the process (G11).
+            // Shown by `a_panic_of_an_observer_costs_no_session`.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tell(&**observer))) {
                 // Foreign code as well.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));

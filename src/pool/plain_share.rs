@@ -109,6 +109,7 @@ impl PlainShare {
     fn is_due(&self) -> bool {
         let since = self.last_visit.map_or(Duration::MAX, |last| last.elapsed());
         // By number as well as by time: twenty visits a second took a third of a small pool's time where statements were slow.
+        // Shown by `however_slow_its_requests_are_a_saturated_pool_pays_in_proportion_to_them`.
         let is_turn = self.has_returns() && since >= INTERVAL;
         is_turn || since >= self.longest
     }
@@ -149,6 +150,7 @@ impl AgeVisit {
             (first, first.max(lifetime / 4))
         });
         // Counted from the fetch and not from the last use: under load, it would never rest.
+        // Shown by `a_connection_that_is_never_idle_is_replaced_after_its_max_lifetime`.
         if fetched >= last {
             Self::Overdue
         } else if fetched >= first && returns >= VISIT_RETURNS {

@@ -249,6 +249,7 @@ impl PoolInner {
         if self.is_evicted(fetched) {
             // All were evicted on its way.
             // sqlx has it among its idle ones by now, where a fetch would find it.
+            // Shown by `recycling_replaces_a_connection_that_is_on_its_way_back`.
             self.eviction.close_idle();
         }
         // Before the slot is free: the next fetch must not be taken for a plain user.

@@ -90,6 +90,7 @@ impl Drop for FetchGuard {
                 // Wakes it, which must not happen under the lock.
                 drop(waiter);
                 // Within `fill`'s own spawn, its loop goes on to the next waiter by itself.
+                // Shown by `g11_a_runtime_dropped_with_sessions_out_panics_nowhere`.
                 if !is_spawning.load(Ordering::Acquire) {
                     self.pool.fill();
                 }

@@ -115,7 +115,6 @@ impl TestTransaction {
             .upgrade()
             .is_some_and(|holder| holder.grip() != Grip::None);
         // From elsewhere a wait may still end: the test drops its session while the other task waits.
-        // Shown by `an_error_names_the_session_that_a_test_keeps`.
         holds && (place == Place::current() || is_request())
     }
 }

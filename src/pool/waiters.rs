@@ -115,6 +115,7 @@ impl<T> Waiters<T> {
     pub(super) fn count(&mut self, bound: usize) -> usize {
         let length = self.queue.len();
         // One that is far longer is swept by those who leave: a sweep at each call would make a crowd quadratic.
+        // Shown by `a_thousand_clients_on_ten_connections_are_served_or_refused`.
         if self.gone > 0 && length >= bound && length <= bound.saturating_mul(2) {
             self.sweep();
         }
@@ -139,6 +140,7 @@ impl<T> Waiters<T> {
     pub(super) fn left(&mut self) {
         self.gone += 1;
         // Not each by itself: ten thousand that give up at once would each look through all others.
+        // Shown by `waiters_are_served_first_in_first_out_and_the_gone_cost_nothing`.
         if self.gone * 2 > self.queue.len() {
             self.sweep();
         }

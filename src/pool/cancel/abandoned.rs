@@ -96,6 +96,7 @@ where
         }
         // It is under way, and may be carried out after the statement's end. The next one would be hit:
         // https://github.com/pgbouncer/pgbouncer/issues/245
+        // Shown by `a_connection_is_not_reused_until_its_cancel_is_answered`.
         Either::Left((finished, reply)) => (Some(finished), reply.await),
     };
     // Without a reply the worker has gone, perhaps with the request on its way.

@@ -75,6 +75,7 @@ impl CancelQueue {
     /// Returns what is between the pool and the server; a proxy, as long as it is not known.
     pub(crate) fn route(&self) -> Peer {
         // Unknown counts as a proxy: a cancel request then goes out only where it can hit no stranger (H29).
+        // Shown by `behind_a_sharing_proxy_statements_are_stopped_in_transactions_only`.
         self.lock().route.unwrap_or(Peer::Proxy)
     }
 

@@ -80,6 +80,7 @@ impl DriverPool {
                 Ok(Self::Direct(database.clone()))
             }
             // SeaORM panics when it is asked for the backend: https://github.com/SeaQL/sea-orm/issues/2483
+            // Shown by `misuse_panics_in_the_callers_line_or_is_an_error`.
             DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
             // SeaORM may be built with drivers that this crate is not.
             #[allow(unreachable_patterns)]
