@@ -61,6 +61,7 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
             let mut state = core.lock();
             state.waited(waited);
             // A handler that turns this error into a 200 has stored nothing; in a transaction the response says so.
+            // Shown by `a_transaction_that_never_got_its_connection_is_no_success`.
             let for_transaction = begins || state.is_transactional();
             state.stack.failures.not_acquired(error, for_transaction);
             Err(answer)

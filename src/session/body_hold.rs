@@ -52,6 +52,7 @@ impl<B, E> SettleAt<B, E> {
                 hold.pass();
             } else if let Some(error) = guard.cut_off() {
                 // The body cannot be completed without its session, and a server must not send it as complete.
+                // Shown by `a_held_body_breaks_when_the_pool_closes`.
                 hold.break_off(error);
             } else {
                 let usage = guard.usage();
@@ -103,6 +104,7 @@ impl SessionGuard {
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
         // A server sends no such body and polls none, so that its end would never come.
+        // Shown by `a_response_without_a_body_settles_at_its_head`.
         if !has_body || !hold.is_wanted() {
             hold.pass();
             return Err(self);
@@ -120,6 +122,7 @@ impl SessionGuard {
         let core = self.core.clone();
         let terms = Terms {
             // A body whose last byte is known need not be asked for its end (H24).
+            // Shown by `a_complete_body_is_a_committed_transaction`.
             content_length: length,
             has_grpc_trailers: length.is_none() && core.lock().rules.has_trailers && is_grpc(head),
         };

@@ -225,12 +225,14 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
     let owner = running.waker.take();
     let call = running.detach(future);
     // Its end may come after the request's, and a COMMIT that was sent is seen through.
+    // Shown by `g20_a_commit_beside_that_was_left_alone_forbids_a_retry`.
     if purpose == Purpose::Commit || purpose == Purpose::Work && state.stack.depth() == 0 {
         core.tell_request_doubt();
     }
     drop(state);
     if call.kind == CallKind::Raw {
         // User code is not carried on without its caller: it may wait for what has ended with that.
+        // Shown by `unpolled_raw_code_goes_on_and_is_dropped_with_its_future`.
         drop(call);
         lose(core);
     } else {
@@ -272,6 +274,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
         };
         // Where the server does not answer, the slot in the pool must not be lost with it (G4, H3). Closing a database in
         // memory would destroy it, so there the call has as long as it takes.
+        // Shown by `h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time`.
         let finished = match release_timeout {
             None => Some(ending.await),
             Some(limit) => timeout(limit, ending).await.ok(),

@@ -199,6 +199,7 @@ impl Core {
             return Err(state.closed_error().into_db_err());
         }
         // The hook could hold the last handle, and each would wait for the other to go.
+        // Shown by `a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive`.
         if self.origin.is_plain() && state.is_transactional() {
             return Err(Kind::NoEnd.into_db_err());
         }
@@ -278,6 +279,8 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.state.stack.hooks.is_any_discarded() {
+            // Taken and not dropped: that happens with the field, behind the guard
+            // (`a_dropped_hook_may_use_the_session_in_its_drop`).
             self.discarded = Some(self.state.stack.hooks.take_discarded());
         }
     }

@@ -44,6 +44,7 @@ pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbE
         let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
     }
     // Not reached if this future is dropped: then the response answers for what it has not heard.
+    // Shown by `a_dropped_commit_that_the_server_refuses_is_reported`.
     core.lock().stack.standing.heard(is_unknown);
     end.map(drop)
 }
@@ -55,6 +56,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
         may_end(&mut state, commits)?;
         // Nothing was sent, so there is nothing to send; the hooks run all the same, since the handler cannot know
         // that.
+        // Shown by `ending_an_untouched_transaction_sends_nothing`.
         if open == 0 {
             if commits {
                 state.stack.nothing_to_commit();

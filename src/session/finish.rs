@@ -104,6 +104,7 @@ fn account(
 ) -> Option<String> {
     state.account(purpose, connection, result);
     // With each call, not at the session's end: the request may answer before this session, a job's for instance, ends.
+    // Shown by `g20_a_session_beside_that_committed_forbids_a_retry`.
     core.tell_request(state);
     // A write that the server itself refuses succeeds elsewhere: the client may send the request again.
     if connection.may_be_demoted()
@@ -191,6 +192,7 @@ pub(super) fn release(core: &Arc<Core>, mut state: Locked<'_>, connection: Check
     let released = state.phase.take_released();
     drop(state);
     // Hooks run once the connection is back, because one of them may want it: a pool of one would wait for itself.
+    // Shown by `a_hook_finds_the_connection_back_and_its_work_done`.
     let core = core.clone();
     connection.give_back(move || {
         drop(released);
@@ -210,7 +212,6 @@ pub(super) fn lose(core: &Arc<Core>) {
         }
     };
     // It may have been sent: from here on the outcome is unknown, and no hook runs (G7).
-    // Shown by `a_commit_on_a_frozen_server_is_unknown_within_the_commit_timeout`.
     if running.purpose == Purpose::Commit {
         state.stack.commit_lost();
     }

@@ -176,6 +176,7 @@ impl Drop for SessionGuard {
     fn drop(&mut self) {
         // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback that is
         // due runs in a task.
+        // Shown by `h13_a_panic_rolls_back_and_frees_the_slot`.
         drop(end(&self.core));
         // Behind the end, which may still note that something stands.
         if let Some(request) = &self.core.origin.outer {

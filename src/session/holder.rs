@@ -121,6 +121,7 @@ impl Holder for Core {
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
         // A session that settles comes to its end by itself.
         // Nor is a COMMIT cut off that the handler has sent: its outcome would be unknown for no need (G7).
+        // Shown by `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
         let commits = state.slot.purpose() == Some(Purpose::Commit);
         if !state.phase.is_open() || !has_something || commits {
             return false;
@@ -129,6 +130,7 @@ impl Holder for Core {
         let own = state.through.own.take();
         let body = state.body_hold.take();
         // Without an open transaction, nothing is lost but the connection: the response may still be a success.
+        // Shown by `autocommitted_writes_stand_and_so_does_a_response_below_500`.
         let has_lost = state.stack.has_work();
         let cut = CutOff {
             reason,

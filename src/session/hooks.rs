@@ -111,6 +111,7 @@ impl Hooks {
         } else {
             // A savepoint's `after_rollback` hooks do not run either: it is the session's whole transaction that they
             // wait for.
+            // Shown by `the_hooks_of_a_nested_transaction_are_dropped_with_it`.
             let gone = lists
                 .waiting
                 .extract_if(.., |waiting| waiting.depth > depth);

@@ -37,6 +37,7 @@ pub(super) fn offer(core: &Arc<Core>) {
     // queue before it looks for offers, so one of the two sees the other.
     // A transaction that was begun for this session is not to be open while it does something else: the server may end it
     // by its `idle_in_transaction_session_timeout`, and `now()` would be of the past.
+    // Shown by `a_request_that_waits_for_something_else_has_no_transaction_open`.
     if is_chained || core.pool().has_waiters() || core.pool().settings().rotates {
         lend(core);
     }
@@ -45,6 +46,8 @@ pub(super) fn offer(core: &Arc<Core>) {
 /// [`offer`] for a session that has come to rest, unless its guard polls its request at this moment: that offers when the
 /// request waits, and not between two statements that follow one another.
 pub(super) fn offer_unless_polled(core: &Arc<Core>) {
+    // Not after each statement: a request of several would queue anew for each, and under load fail
+    // in its middle (`statements_in_a_row_keep_their_connection`).
     let request = core.origin.is_outermost().then(pool::current).flatten();
     let is_polled = request
         .zip(core.request_holder())

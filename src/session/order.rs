@@ -29,6 +29,7 @@ pub(super) fn set_mode(core: &Arc<Core>, mode: Mode) -> Result<(), Kind> {
         return Err(Kind::TransactionBegun);
     }
     // The settings that these statements make, such as a tenant's for row-level security, must hold for all that runs.
+    // Shown by `a_set_up_is_never_skipped_in_silence`.
     if mode == Mode::Autocommit && is_required(state.rules.on_begin.as_deref()) {
         return Err(Kind::MustBeTransaction);
     }

@@ -184,6 +184,7 @@ impl SessionPool {
         // At once and not after the time-out (`a_second_session_in_a_test_is_refused_at_once`).
         self.inner().refuse_hopeless(|| is_request)?;
         // A session store asks for its connection before the request's own session does.
+        // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
         expect_second(self.inner());
         let started = Instant::now();
         // Dropped here, it leaves the queue, and the session that was counted counts no more.

@@ -95,6 +95,8 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let may_commit = commits && !is_cut_off;
     if may_commit && has_read_on_replica(core, &state) {
         // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
+        // Shown by `g17_a_read_that_is_done_does_not_wait_for_its_replica` and, for its hooks, by
+        // `the_hooks_of_a_read_run_as_on_the_primary`.
         state.stack.hooks.seal();
         state.stack.committed();
         drop(state);
@@ -195,6 +197,7 @@ async fn roll_back_at_end(
         roll_back_own(&core, own).await;
     }
     // Asked when the rollback is over: a statement that was still running has shown by then what it did.
+    // Shown by `no_rollback_is_reported_while_stored_code_may_still_commit`.
     let may_stand = core.lock().may_stand();
     match (ended, may_stand) {
         (Ended::RolledBack, Some(error)) => Ended::Failed(error),
@@ -240,12 +243,14 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     let (own, chain) = {
         let mut state = core.lock();
         // Looked at again: a statement that was waited for may have been a BEGIN.
+        // Shown by `h4_a_transaction_left_open_is_no_200`.
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
         // The COMMIT's own call rolls them back, before COMMIT.
         state.stack.drop_abandoned();
         // A COMMIT of the handler's has failed while nothing polled it: this one would hide that (G7).
+        // Shown by `h17_a_later_commit_does_not_hide_one_that_failed_unseen`.
         if let Some(error) = state.stack.standing.unheard_failure() {
             return Err(error);
         }

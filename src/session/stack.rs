@@ -116,6 +116,7 @@ impl Stack {
         self.drop_abandoned();
         // Only the innermost: SeaORM ends that one whichever handle asks, and a statement of an outer handle would be
         // undone with the inner transaction (G12, H5).
+        // Shown by `g12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open`.
         let innermost = self.open.last().map_or(OWN, |open| open.id);
         match caller {
             Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),
@@ -245,6 +246,7 @@ impl Stack {
     /// answer for, whichever transaction it was.
     pub(super) fn not_committed(&mut self, error: &DbErr, outlasted_handler: bool) {
         // With the first failure in it, for the log: the server's answer to COMMIT does not repeat that.
+        // Shown by `the_error_line_of_an_aborted_transaction_names_its_first_failure`.
         let error = Error::of_commit(error.clone()).because(self.standing.cause());
         let is_outermost = self.depth() == 1;
         let is_own = is_outermost && self.has_begun();

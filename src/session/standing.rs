@@ -123,6 +123,7 @@ impl Standing {
         };
         let error = Error::from(Kind::EndedElsewhere).because(Some(&cause));
         // By a COMMIT or a ROLLBACK, and nothing shows which: neither a success nor a rollback may be claimed.
+        // Shown by `a_commit_by_stored_code_is_not_reported_as_rolled_back`.
         self.may_stand = true;
         self.not_committed(error, true);
         self.cause = Some(Box::new(cause));

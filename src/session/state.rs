@@ -164,6 +164,7 @@ impl State {
             return None;
         };
         // Not for a ping, or an end: BEGIN belongs to the first statement, and a request without one costs nothing.
+        // Shown by `a_transaction_that_no_statement_runs_in_costs_nothing`.
         if self.stack.depth() > 0 || !operation.is_work() {
             return None;
         }
@@ -265,7 +266,6 @@ impl State {
                 self.stack.not_committed(error, self.phase.is_settling());
             }
             // Nothing was around it: it may be stored, although its answer is lost.
-            // Shown by `no_retry_after_if_the_request_has_run_a_statement`.
             (Purpose::Work, _) if connection.is_broken() && before == 0 => {
                 self.stack.standing.ran_alone(result);
             }
@@ -302,6 +302,7 @@ impl State {
             || known.is_stale_plan()
             // In autocommit a conflict is one statement's, which the handler may repeat by itself; in a transaction that the
             // handler has begun, it is all of that one's.
+            // Shown by `g20_a_conflict_in_the_handlers_own_transaction_is_one`.
             || known.is_conflict() && (is_transactional || depth > 0)
         {
             failures.may_pass(known, depth, is_undone);

@@ -113,6 +113,7 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified, u64), DbErr> {
     let (text, hash) = core.pool().known_texts.classify(sql);
     // A lock in autocommit is gone when its statement ends; people who are used to autobegin expect it to stay.
+    // Shown by `statements_without_effect_in_autocommit_are_logged_once_per_text`.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
     }
@@ -166,6 +167,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     // Outside a transaction there is nothing that such code could end.
     running.is_doubtful = text.is_doubtful() && is_inside;
     // Set-up statements run once for each connection that the session acquires.
+    // Shown by `on_acquire_prepares_each_connection_once_for_one_request`.
     let is_first = mem::take(&mut state.fresh);
     let task = Task {
         first: is_first,
@@ -225,6 +227,7 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
         return Err(Kind::SessionClosed);
     }
     // In the turn: what is asked about may have waited before it.
+    // Shown by `readers_of_an_earlier_statement_are_refused_outside_transactions`.
     if !state.knows(request.text.asks) {
         return Err(Kind::AsksEarlier);
     }

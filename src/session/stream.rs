@@ -141,6 +141,7 @@ impl Stream for SessionStream<'_> {
         // Rows first, then the call that makes more of them, then what it has just made. That none
         // comes out does not mean that none is there: tokio has a task that reads much yield. Only the
         // channel's own end, after the call's, is the end.
+        // Shown by `every_row_arrives_in_a_task_that_has_to_yield`.
         loop {
             match rows.poll_recv(cx) {
                 Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),

@@ -185,6 +185,7 @@ impl SessionTransaction {
         }
         // The handle is there before BEGIN is sent (H1, H5b): dropped meanwhile, it rolls back. sqlx leaves
         // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
+        // Shown by `h1_a_request_cancelled_around_begin_never_poisons_the_pool`.
         let id = core.lock().new_id();
         let mut transaction = Self {
             core,

@@ -70,6 +70,7 @@ where
     };
     // A job rather than a future that waits here: this one may be kept and never polled again, and whatever came
     // behind it would wait for ever.
+    // Shown by `an_unpolled_first_statement_does_not_block_the_session`.
     let (sender, receiver) = oneshot::channel();
     let job: Work = Box::pin(async move {
         // The receiver is gone if the future was dropped while its job was at work; the result's own `Drop` then does
