@@ -150,6 +150,7 @@ impl PinnedConnection {
         let operation = task.operation.as_ref();
         if let Some(kind) = operation.and_then(|operation| self.transaction.refuses(operation)) {
             // Sent all the same, MySQL and SQLite would run it outside any transaction and commit it by itself (H8).
+            // Shown by `h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits`.
             return Err(kind.into_db_err());
         }
         let depth = self.depth();

@@ -312,12 +312,13 @@ impl Link {
             // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
             return;
         }
+        // Without it, the ROLLBACK that sqlx still owes would be a warning of the server's, in the
+        // driver's log (`a_refused_commit_makes_the_driver_log_no_warning`).
         let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
         let text: String = std::iter::once("BEGIN".to_owned())
             .chain(savepoints)
             .collect();
         // It may not have ended after all, and the server says so.
-        // Shown by `a_refused_commit_makes_the_driver_log_no_warning`.
         let _ = self.run(text).await;
     }
 }

@@ -272,6 +272,7 @@ impl SessionState {
         let before = self.baseline.clone().unwrap_or_default();
         let mut now = extras(link).await.unwrap_or_default();
         // `after_connect` may have made some, which every session is to find.
+        // Shown by `settings_of_an_in_memory_database_stay`.
         now.retain(|statement| !before.contains(statement));
         for statement in now {
             if let Err(error) = link.run(statement).await {

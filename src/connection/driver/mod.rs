@@ -103,6 +103,7 @@ impl Driver {
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             // An error behind the first row would be lost, and the write with it, behind an `Ok` (G7).
+            // Shown by `an_error_after_the_first_row_is_that_statements_error`.
             let is_heard = is_single_row::<DB>(statement) || may_stop_early::<DB>(statement, reads_only);
             let query = query::<DB>(statement, named);
             let row = if is_heard {
