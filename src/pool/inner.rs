@@ -76,14 +76,6 @@ impl PoolInner {
         test: Option<TestTransaction>,
     ) -> Arc<Self> {
         let ledger = settings.ledger(&driver, test.is_some());
-        let backend = database.get_database_backend();
-        let known_texts = if driver.is_direct() {
-            // A plain handle has a pool of its own and may be made for each request, which would
-            // pay for an empty table.
-            KnownTexts::none(backend)
-        } else {
-            KnownTexts::new(backend).with_prepared(driver.cheap_statements())
-        };
         let pool = Arc::new(Self {
             // Asked once: sqlx gives it out in a URL only, which has to be written and read for it.
             is_unnamed: driver.keeps_no_statements(),
@@ -103,7 +95,7 @@ impl PoolInner {
             probe: Probe::default(),
             eviction: Eviction::new(driver.clone()),
             closing: Closing::default(),
-            known_texts,
+            known_texts: known_texts(&driver, database.get_database_backend()),
             latest_timeline: AtomicU32::new(0),
             is_galera: AtomicBool::new(false),
             test,
@@ -333,5 +325,16 @@ impl Drop for PoolInner {
         for idle in idle {
             idle.outlive_pool(bound);
         }
+    }
+}
+
+/// The memory of statements that sessions over `driver` begin with.
+fn known_texts(driver: &DriverPool, backend: DbBackend) -> KnownTexts {
+    if driver.is_direct() {
+        // A plain handle has a pool of its own and may be made for each request, which would pay for
+        // an empty table.
+        KnownTexts::none(backend)
+    } else {
+        KnownTexts::new(backend).with_prepared(driver.cheap_statements())
     }
 }
