@@ -1,8 +1,12 @@
-//! The text that opens a transaction with its options in one round trip.
+//! The text that opens a transaction with its options in one round trip; and [`Timeouts`]: those of a transaction that are
+//! settings of the connection, to be put back after it.
 
 use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
-use super::{link::Link, settings::Settings};
+use super::{
+    link::Link,
+    settings::{MYSQL_PUT_BACK, Settings, milliseconds},
+};
 use crate::error::Kind;
 
 /// The way to open a transaction.
@@ -50,6 +54,8 @@ pub(super) fn begin_statement(
         .map(|mode| format!(" {mode}"))
         .unwrap_or_default();
     let statement = match backend {
+        // MySQL's BEGIN takes no access mode
+        // (<https://dev.mysql.com/doc/refman/8.4/en/commit.html>).
         DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
         // There the level is a statement of its own, and counts for the next transaction only. One text for both: one
         // round trip, and no other transaction can be the next one.
@@ -74,6 +80,7 @@ impl BeginStatement {
             return Ok(self);
         };
         if depth > 0 {
+            // A SAVEPOINT has no text of this crate's that it could travel in.
             self.set = Some(set);
             return Ok(self);
         }
@@ -100,5 +107,121 @@ impl BeginStatement {
             Some(set) => link.run(set).await,
             None => Ok(()),
         }
+    }
+}
+
+/// Whose time-outs a connection has.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Timeouts {
+    /// Its own. PostgreSQL's transactions have theirs beside them, which end with the transaction.
+    #[default]
+    Own,
+    /// A transaction's, on MySQL, which keeps those from before itself.
+    MySql,
+    /// A transaction's, on SQLite, which waited for so many milliseconds before.
+    Sqlite(i32),
+}
+
+impl Timeouts {
+    /// The next transaction has those of `settings`.
+    pub(super) async fn set(&mut self, link: &mut Link, settings: &Settings) -> Result<(), DbErr> {
+        match (link.backend, settings.lock_timeout) {
+            // They come with BEGIN's text. Noted before it is sent: its answer may be lost.
+            (DbBackend::MySql, _) if !settings.is_empty() => *self = Self::MySql,
+            (DbBackend::Sqlite, Some(timeout)) => {
+                let question = "PRAGMA busy_timeout".to_owned();
+                let row = link.driver.query_unprepared(question).await?;
+                let before = row.ok_or(DbErr::RecordNotFound(String::new()))?;
+                *self = Self::Sqlite(before.try_get_by_index(0)?);
+                // Zero would be not to wait at all.
+                let millis = milliseconds(timeout).unwrap_or(i32::MAX);
+                link.run(format!("PRAGMA busy_timeout = {millis}")).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The transaction has ended.
+    pub(super) async fn put_back(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        let put_back = match self {
+            Self::Own => return Ok(()),
+            Self::MySql => link.run(MYSQL_PUT_BACK).await,
+            Self::Sqlite(before) => link.run(format!("PRAGMA busy_timeout = {before}")).await,
+        };
+        match put_back {
+            Ok(()) => *self = Self::Own,
+            // G13: no other session gets them.
+            // Shown by `time_outs_mean_what_they_say_and_end_with_their_transaction`.
+            Err(_) => link.give_up(),
+        }
+        put_back
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sea_orm::IsolationLevel;
+
+    use super::*;
+
+    #[test]
+    fn begin_carries_its_options_in_one_text() {
+        let options = TransactionOptions {
+            isolation_level: Some(IsolationLevel::Serializable),
+            access_mode: Some(AccessMode::ReadOnly),
+            sqlite_transaction_mode: None,
+        };
+        let text = |backend| begin_statement(backend, options, 0).unwrap_or_default();
+        let sql = |backend| text(backend).statement.unwrap_or_default();
+        assert_eq!(
+            sql(DbBackend::Postgres),
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
+        );
+        assert_eq!(
+            sql(DbBackend::MySql),
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION READ ONLY"
+        );
+        assert_eq!(sql(DbBackend::Sqlite), "");
+        assert!(text(DbBackend::Sqlite).query_only);
+    }
+
+    #[test]
+    fn begin_carries_its_settings_in_the_same_text() {
+        let second = Some(Duration::from_secs(1));
+        let mut settings = Settings::timeouts(second, None);
+        settings.set("app.tenant".into(), "o'\\hara".to_owned());
+        let text = |backend, depth| {
+            let begin = begin_statement(backend, TransactionOptions::default(), depth);
+            begin
+                .and_then(|begin| begin.with(&settings, backend, depth))
+                .unwrap_or_default()
+        };
+        let set = "SELECT pg_catalog.set_config('app.tenant',E'o''\\\\hara',true),\
+                   pg_catalog.set_config('statement_timeout',E'1000',true)";
+        assert_eq!(
+            text(DbBackend::Postgres, 0).statement.as_deref(),
+            Some(&*format!("BEGIN; {set}"))
+        );
+        // The transaction of a test is around it.
+        let inside = text(DbBackend::Postgres, 1);
+        assert_eq!((inside.statement, inside.set.as_deref()), (None, Some(set)));
+        let mysql = text(DbBackend::MySql, 0).statement.unwrap_or_default();
+        assert!(
+            mysql.starts_with("SET @tower_sea_orm_") && mysql.ends_with("; BEGIN"),
+            "{mysql}"
+        );
+        assert_eq!(text(DbBackend::Sqlite, 0).statement, None);
+    }
+
+    #[test]
+    fn a_savepoint_refuses_options_of_its_own() {
+        let options = TransactionOptions {
+            isolation_level: Some(IsolationLevel::Serializable),
+            ..Default::default()
+        };
+        assert!(begin_statement(DbBackend::Postgres, options, 1).is_err());
     }
 }

@@ -65,8 +65,10 @@ pub(crate) struct CancelHandle {
     /// The call that was running at the last check for stalled statements.
     seen: AtomicU64,
     /// The call whose answer will not arrive.
+    // By the call's number, so that the verdict is never a later call's.
     lost: AtomicU64,
     /// The running call is so large that sending it may take long.
+    // Beside the time, which is under a lock: nearly no call is large, and no other one takes it.
     is_large: AtomicBool,
     /// Until when a large call may be on its way.
     sending_until: Mutex<Option<Instant>>,
@@ -138,6 +140,8 @@ impl CancelHandle {
                 self.interrupt.store(true, Ordering::Relaxed);
                 Some(CancelTarget::Sqlite)
             }
+            // Behind a proxy, the process is another client's as soon as the transaction has ended
+            // (H29; `behind_a_sharing_proxy_no_innocent_statement_is_hit`).
             Reach::Server { id, inside } if peer == Peer::Server || *inside => {
                 Some(CancelTarget::Server(id.clone()))
             }
@@ -164,6 +168,8 @@ impl CancelHandle {
 
     /// Returns whether this call was already running the last time this was asked.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
+        // Remembered with the question: a call is suspected only if it was there at the check
+        // before as well.
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
 
@@ -259,6 +265,8 @@ impl Wake for CancelHandle {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Counted here and not in the poll: a heartbeat by `select!` polls all the time, and
+        // nothing has arrived for it (`answers_that_arrive_slowly_are_not_taken_for_lost`).
         self.wakes.fetch_add(1, Ordering::Relaxed);
         self.waker.wake();
     }
@@ -279,6 +287,7 @@ impl CancelHandle {
             watched.map(|()| Reach::Sqlite)
         } else {
             // Until its process is known, the server cannot be asked whether it still works: a bound of time is all there is.
+            // Shown by `a_connection_whose_process_id_never_arrives_is_closed`.
             let Ok(found) = timeout(SET_UP, link.driver.backend_id()).await else {
                 return Err(server::unanswered());
             };
@@ -308,6 +317,7 @@ impl CancelHandle {
 
     /// Forgets an interrupt that SQLite has not seen.
     pub(super) fn withdraw_interrupt(&self) {
+        // SQLite would see it in what comes next, which is the rollback.
         self.interrupt.store(false, Ordering::Relaxed);
     }
 
@@ -325,6 +335,7 @@ impl CancelHandle {
 /// end and that may leave it to the next, which is this one.
 pub(super) async fn absorb(link: &mut Link) {
     // A late cancel may hit what absorbs it: then it has arrived, and the next one succeeds.
+    // Shown by `after_a_late_cancel_a_connection_runs_something_of_its_own_first`.
     for _ in 0..3 {
         let absorbed = match link.backend {
             // No statement: in an aborted transaction one would fail.

@@ -18,6 +18,8 @@ pub(crate) struct Chain {
     /// request that came later, `now()` would lie before its arrival.
     pub(crate) newest: u64,
     /// One for each that is on its way to a waiter.
+    // Its copies are the count of those on their way: one that is lost with its connection counts
+    // itself down.
     pub(crate) chains: Arc<Chains>,
 }
 
@@ -59,6 +61,8 @@ impl Chain {
         let begin = begin_statement(link.backend, self.options, 0)?.statement;
         let begin = begin.as_deref().unwrap_or("BEGIN");
         match link.driver.commit_with(begin).await? {
+            // Noted with the connection: sqlx counts this transaction, and no session knows of it
+            // until one takes it (`a_waiter_that_leaves_leaves_no_transaction_behind`).
             Ok(_) => transaction.chain = Some(self),
             // Committed, but the next transaction may not have begun.
             Err(_) => link.give_up(),
@@ -77,6 +81,7 @@ impl Chains {
             return true;
         }
         // Refused in a transaction, which it leaves as it is; outside of one, it changes nothing.
+        // Asked by an error and not by a variable: `@@in_transaction` is MariaDB's alone.
         let answer = link.run("SET TRANSACTION READ WRITE").await;
         let is_open = answer.as_ref().is_err_and(server::is_within_transaction);
         if is_open {

@@ -8,7 +8,7 @@ use super::{
     PinnedConnection,
     link::Condition,
     operation::{Operation, Output},
-    refusal::Refusal,
+    primary::Refusal,
     session_state::foresee,
     task::Task,
 };
@@ -69,6 +69,7 @@ impl PinnedConnection {
         }
         self.conclude(is_doubtful, stoppable);
         // At once where it can be, so that the next request goes to the new primary already (G18).
+        // Shown by `g18_after_a_failover_every_way_to_write_reaches_the_other_server`.
         if self.refusal == Refusal::Unasked && self.ask_server().await.is_err() {
             self.give_up();
         }
@@ -138,6 +139,7 @@ impl PinnedConnection {
             return output;
         }
         // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again (H17).
+        // Shown by `a_backend_ended_in_the_midst_of_commit_is_unknown`.
         tracing::warn!(target: "tower_sea_orm::session", "COMMIT was lost or given up: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
     }
@@ -148,6 +150,7 @@ impl PinnedConnection {
         let operation = task.operation.as_ref();
         if let Some(kind) = operation.and_then(|operation| self.transaction.refuses(operation)) {
             // Sent all the same, MySQL and SQLite would run it outside any transaction and commit it by itself (H8).
+            // Shown by `h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits`.
             return Err(kind.into_db_err());
         }
         let depth = self.depth();
@@ -169,6 +172,8 @@ impl PinnedConnection {
     /// Performs stored code outside a transaction, and fails if it leaves one open.
     async fn perform_closed(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         let output = self.perform_noting(task, depth).await?;
+        // In autocommit nothing would ever commit it, and later statements would be lost with it
+        // (`stored_code_that_leaves_a_transaction_open_has_failed`).
         if self.link.was_left_open().await? {
             return Err(Kind::LeftOpenByCode.into_db_err());
         }
@@ -188,6 +193,8 @@ impl PinnedConnection {
     async fn perform_guarded(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         // First, since it bears a lower number: releasing it later would release the guard as well.
         self.transaction.release_leftover(&mut self.link).await;
+        // If it is gone behind the code, so is the transaction: that is the proof (H15;
+        // `h15_stored_code_that_commits_is_noticed`).
         self.link.set_guard().await?;
         let output = self.perform_noting(task, depth).await;
         // With the connection, the proof is lost as well.
@@ -239,6 +246,7 @@ impl PinnedConnection {
         }
         // On PostgreSQL, sqlx returns an error before the server says that it is ready for the next query. What is left
         // unread, the next call would take for its answer.
+        // Shown by `h23_every_request_gets_its_own_result`.
         let error = match self.link.driver.drain().await {
             Ok(None) => return,
             Ok(Some(error)) => {
@@ -264,6 +272,7 @@ impl PinnedConnection {
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         // PostgreSQL would abort the test's transaction by one statement that fails, and refuse all that the test does
         // afterwards.
+        // Shown by `a_failed_statement_spoils_neither_the_session_nor_the_test`.
         self.link.set_guard().await?;
         let mut output = self.perform(task).await;
         self.read_what_is_left(&mut output, false).await;
@@ -301,6 +310,7 @@ impl PinnedConnection {
     /// of it has run.
     async fn prepare_anew(&mut self, error: DbErr, task: &mut Task) -> Result<Output, DbErr> {
         // Even where it is not run again: otherwise it would fail for as long as the connection lives.
+        // Shown by `a_stale_plan_in_a_transaction_costs_one_request`.
         self.link.driver.forget_statements().await?;
         let (operation, may_be_stale) = (task.operation.as_ref(), self.link.may_be_stale());
         let again = operation.filter(|_| may_be_stale && server::has_not_run(&error));

@@ -29,6 +29,7 @@ impl Failure {
             None
         } else if link.backend == DbBackend::Postgres {
             // Still open, and good again once it is rolled back to the savepoint before the failure (H8).
+            // Shown by `h8_an_error_rolled_back_to_its_savepoint_spares_the_outer_level`.
             Some(Self::Aborted(depth))
         } else {
             // MySQL and SQLite have rolled back all of it: what follows would commit by itself (H8).
@@ -67,6 +68,7 @@ pub(super) async fn has_vanished(link: &mut Link, error: &DbErr) -> bool {
         _ => return false,
     };
     // A list of errors would never be complete; this question has the same answer whatever the error was (G7).
+    // Shown by `a_transaction_that_an_error_has_ended_neither_goes_on_nor_commits`.
     let answer = link.run(sql).await;
     if answer.as_ref().is_err_and(server::is_within_transaction) {
         return false;

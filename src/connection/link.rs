@@ -1,4 +1,5 @@
-//! [`Link`]: the driver's connection, and what is known of it.
+//! [`Link`]: the driver's connection, and what is known of it; and [`Rest`]: for how long it was not used before its
+//! session's first statement, and what follows from that.
 
 use std::{mem, time::Duration};
 
@@ -8,7 +9,6 @@ use tokio::time::timeout;
 use super::{
     driver::Driver,
     position::{Galera, is_of_node, read_position},
-    rest::SILENCE,
 };
 use crate::error::server;
 
@@ -20,6 +20,8 @@ pub(super) struct Link {
     /// Prepared statements are kept under a name. Behind a proxy that shares connections, another client may have
     /// taken it (<https://github.com/launchbadge/sqlx/issues/67>).
     pub(super) named: bool,
+    // sqlx says nothing of it: an answer may be left unread, and a transaction open that it does
+    // not count (H1, H23).
     pub(super) condition: Condition,
     pub(super) around: Around,
     /// Each statement commits by itself unless the session says otherwise. On MySQL, a setting from before this
@@ -65,6 +67,8 @@ pub(super) const SET_UP: Duration = Duration::from_secs(15);
 /// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
 /// transaction, or end the connection, if `completion_type` says so
 /// (<https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_completion_type>).
+// Left off by one request or its procedure, autocommit lets the next one's acknowledged INSERT
+// vanish (`modes_that_a_request_leaves_behind_are_restored`).
 const TO_AUTOCOMMIT: &str =
     "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
 
@@ -114,6 +118,7 @@ impl Link {
     /// such statements anew by themselves.
     pub(super) fn may_be_stale(&self) -> bool {
         // A statement without a name is prepared each time, and cannot be stale.
+        // Shown by `a_stale_plan_in_autocommit_is_prepared_again`.
         self.backend == DbBackend::Postgres && self.named && self.counted() == 0
     }
 
@@ -158,6 +163,7 @@ impl Link {
             return begun.await;
         }
         // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for it.
+        // Shown by `forgotten_connections_of_the_pools_own_cost_about_two_seconds_and_no_request`.
         let answered = timeout(SILENCE, begun).await;
         answered.unwrap_or_else(|_| {
             self.lose();
@@ -180,6 +186,9 @@ impl Link {
     /// Commits the outermost transaction and returns its position as the server writes it, in one round trip where that is
     /// safe; `None` if it is committed and the question has failed.
     pub(super) async fn commit_and_ask(&mut self) -> Result<Option<String>, DbErr> {
+        // Also before it is known: an acknowledged COMMIT that was refused is worse than one round
+        // trip more, once for each connection (H36;
+        // `a_commit_that_is_alone_in_its_text_is_acknowledged_only_if_it_is_there`).
         if self.galera != Galera::No {
             self.driver.commit().await?;
             return Ok(self.ask_behind_commit().await);
@@ -217,6 +226,8 @@ impl Link {
 
     /// Returns the answer to a question behind COMMIT. Committed it is, but the connection may be lost.
     fn hear(&mut self, answer: Result<Option<String>, DbErr>) -> Option<String> {
+        // A failure behind COMMIT cannot unmake it (G7;
+        // `g7_a_connection_lost_behind_commit_has_committed`).
         if answer.as_ref().is_err_and(server::is_fatal) {
             self.give_up();
         }
@@ -263,6 +274,8 @@ impl Link {
         if self.is_test() {
             return Ok(());
         }
+        // As text: sqlx counts no transaction here, and its own rollback would send nothing
+        // (`a_transaction_left_open_by_raw_code_swallows_no_later_write`).
         let rolled_back = self.run(self.stray_rollback()).await;
         // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
         if self.backend != DbBackend::Sqlite {
@@ -296,6 +309,7 @@ impl Link {
         }
         // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
         // `BeginFailed`.
+        // Shown by `stored_code_that_leaves_a_transaction_open_has_failed`.
         match self.driver.begin(Some("DO 0".to_owned())).await {
             // sqlx counts the transaction from there on. By its own ROLLBACK, the count is right afterwards.
             Ok(()) => self.driver.rollback().await.map(|()| true),
@@ -311,6 +325,8 @@ impl Link {
             // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
             return;
         }
+        // Without it, the ROLLBACK that sqlx still owes would be a warning of the server's, in the
+        // driver's log (`a_refused_commit_makes_the_driver_log_no_warning`).
         let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
         let text: String = std::iter::once("BEGIN".to_owned())
             .chain(savepoints)
@@ -335,5 +351,39 @@ impl Link {
     pub(super) async fn undo_guard(&mut self) -> Result<(), DbErr> {
         self.run(format!("ROLLBACK TO SAVEPOINT {GUARD}")).await?;
         self.release_guard().await
+    }
+}
+
+/// The server may close an idle connection after this time. Shorter than any setting of a server, and longer than a
+/// connection rests where requests wait for the next one.
+const SHORT: Duration = Duration::from_millis(1);
+
+/// A network that forgets idle connections takes longer.
+const LONG: Duration = Duration::from_secs(1);
+
+/// A connection that is silent for this long is taken for lost.
+pub(crate) const SILENCE: Duration = Duration::from_millis(900);
+
+/// For how long the server has heard nothing on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// It was in use just now. Later statements, for which it is not asked, count as such as well.
+    None,
+    /// The server may have closed it since: what can be run again is kept for that.
+    Short,
+    /// The network may have forgotten it, too, and no answer would ever say so: what cannot be run again is not risked on
+    /// it.
+    Long,
+}
+
+impl Rest {
+    pub(crate) fn of(time: Duration) -> Self {
+        if time >= LONG {
+            Self::Long
+        } else if time >= SHORT {
+            Self::Short
+        } else {
+            Self::None
+        }
     }
 }

@@ -12,18 +12,12 @@ mod link;
 mod operation;
 mod position;
 mod prepare;
-mod refusal;
-mod reset;
-mod rest;
+mod primary;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
 mod settings;
 mod task;
-#[cfg(test)]
-mod tests;
-mod timeline;
-mod timeouts;
 mod transaction;
 
 use std::sync::Arc;
@@ -37,14 +31,14 @@ pub(crate) use self::driver::POSTGRES_PLACE;
 pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
-pub use self::reset::Reset;
-pub(crate) use self::rest::{Rest, SILENCE};
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
+pub use self::session_state::Reset;
 pub(crate) use self::{
     cancel::{CancelHandle, CancelTarget, Peer},
     chain::{Chain, Chains},
     driver::{BackendId, Driver},
+    link::{Rest, SILENCE},
     operation::{Operation, Output},
     position::{Demand, Galera, ReadDemand, parse_position, read_position},
     settings::{Settings, check_name, search_path},
@@ -52,9 +46,8 @@ pub(crate) use self::{
 };
 use self::{
     link::{Around, Condition, Link},
-    refusal::Refusal,
+    primary::{Refusal, Timeline},
     session_state::SessionState,
-    timeline::Timeline,
     transaction::Transaction,
 };
 use crate::position::Position;
@@ -115,6 +108,8 @@ impl PinnedConnection {
     pub(crate) fn may_chain(&self) -> bool {
         // What is due at the session's end is due outside a transaction.
         self.link.condition == Condition::Known
+            // Proven by the session's first statement, with a ROLLBACK in the text: later, that
+            // would end the transaction which is begun here.
             && self.link.is_autocommit_proven
             && !self.link.is_test()
             && !self.transaction.has_failed()
@@ -144,6 +139,7 @@ impl PinnedConnection {
         let answered = timeout(SILENCE, self.link.driver.ping()).await;
         let is_alive = matches!(answered, Ok(Ok(())));
         if !is_alive {
+            // Lost and not broken: a goodbye would be answered as little as the ping.
             self.link.lose();
         }
         is_alive
@@ -221,8 +217,11 @@ impl PinnedConnection {
     /// changed. One that [must be closed](Self::must_close) is only rolled back.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
         // First: the ROLLBACK would take what is unread for its own answer (H23).
+        // Shown by `h23_every_request_gets_its_own_result`.
         self.link.driver.drain().await?;
         self.transaction.roll_back_to(&mut self.link, 0).await?;
+        // Not left to the next BEGIN: the next session may run in autocommit, and on SQLite could
+        // not write (`a_read_only_request_cannot_write_and_the_next_one_on_its_connection_can`).
         self.transaction.put_back(&mut self.link).await?;
         // Behind the rollback: inside a transaction that has failed a reset is refused, and in any other the rollback would
         // undo it.
@@ -269,8 +268,10 @@ impl PinnedConnection {
             return;
         }
         // Awaited here and not left to sqlx's `Drop`, which spawns a task: the slot is free when this has ended (H12).
+        // Shown by `a_connection_on_its_way_to_the_drivers_pool_is_not_in_use`.
         self.link.driver.return_to_pool().await;
         // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped (H28).
+        // Shown by `h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime`.
         drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
     }
 
@@ -295,6 +296,7 @@ impl PinnedConnection {
     /// Returns what serves the connection on the server, if it is lost.
     pub(crate) fn orphan(&self) -> Option<BackendId> {
         let handle = self.cancel_handle.as_ref();
+        // Of any other one, the server notices by itself that its client has gone.
         let lost = handle.filter(|_| self.link.is_lost())?;
         lost.backend_id(Peer::Server)
     }
@@ -331,12 +333,14 @@ impl Drop for PinnedConnection {
         // Dropped, it would go back to sqlx's pool in whatever state it is in: with an unread answer, in a transaction (H1).
         // Of a lost connection, sqlx's polite goodbye waits up to 5 s for a send buffer that nothing empties any more, and
         // the place in its pool stays taken for as long.
+        // Shown by `an_upload_that_is_lost_half_way_frees_its_place_at_once`.
         let end: fn(Driver) = if self.link.is_lost() {
             Driver::abandon
         } else {
             Driver::close
         };
         // sqlx spawns a task for it, which panics without a runtime (H6): https://github.com/tokio-rs/tokio/issues/3963
+        // Shown by `h6_dropping_anything_on_a_plain_thread_frees_the_slot_without_a_panic`.
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
             // No runtime can be entered while a thread's locals are torn down: borrow a thread.
             let runtime = self.runtime.clone();

@@ -75,6 +75,7 @@ impl Operation {
                 row.map(Output::Row)
             }
             Self::All(statement) => driver.query_all(statement, named).await.map(Output::Rows),
+            // Each transaction has one: boxed, as the rare ones are, it would cost an allocation.
             Self::Commit(None) => transaction.commit(link).await.map(|()| Output::Done),
             // What it is for has come before it, in `prepare`.
             Self::Settle | Self::Raw(None) => Ok(Output::Done),
@@ -187,6 +188,7 @@ impl Operation {
             (Self::Rollback | Self::Settle | Self::Ping, _) => None,
             (_, Failure::Ended(kind)) => Some(kind),
             // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
+            // Shown by `h8_a_savepoint_in_an_aborted_transaction_harms_nothing_else`.
             (Self::Commit(_) | Self::Begin(_), _) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
             (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
@@ -232,6 +234,8 @@ fn size_of_value(value: &Value) -> usize {
 struct Size(usize);
 
 impl Write for Size {
+    // An error ends the formatting: nothing is written, and of a huge value most is not even looked
+    // at.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0 += text.len();
         if self.0 < A_LOT {

@@ -112,6 +112,7 @@ fn parse_log_position(text: &str) -> Option<Position> {
     let Lsn(lsn) = lsn.parse().ok()?;
     // Behind a record that has filled its page, the next one will begin behind a header. Until it is written, no replica
     // comes that far, and would be waited for in vain.
+    // Shown by `g19_a_commit_that_fills_its_page_is_not_waited_for_in_vain`.
     let lsn = if lsn % PAGE == HEADER {
         lsn - HEADER
     } else {
@@ -141,9 +142,12 @@ impl ReadDemand {
             }
             if link.backend == DbBackend::Postgres {
                 // The failed check has left a transaction behind that sqlx does not count.
+                // As text, since sqlx's own would send nothing.
                 link.run("ROLLBACK").await?;
             }
             if Instant::now() + pause > until {
+                // The session goes to the primary with this, and the replica serves others
+                // meanwhile (`a_client_that_waits_for_its_write_leaves_the_replicas_to_others`).
                 return Err(Kind::ReplicaBehind.into_db_err());
             }
             sleep(pause).await;
@@ -196,6 +200,9 @@ impl ReadDemand {
 
 fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String {
     // Without COALESCE, a server that has never replayed anything would pass.
+    // As an error, which ends the text: an answer would have to be looked at before the next
+    // statement is sent, and BEGIN would cost a round trip more
+    // (`g19_positions_cost_no_round_trip`).
     let check = format!(
         "SELECT 1 / COALESCE(pg_catalog.pg_last_wal_replay_lsn() >= '{}'::pg_catalog.pg_lsn, false)::pg_catalog.int4",
         Lsn(lsn)
@@ -210,6 +217,7 @@ fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String 
     } else {
         // Its snapshot may be taken before the check looks: what is replayed in between would pass and not be seen.
         // The level is the server's default where none is given.
+        // Shown by `g19_a_client_reads_its_own_writes_while_replicas_are_paused`.
         format!("BEGIN READ ONLY; {check}; COMMIT; {begin}")
     }
 }
@@ -222,6 +230,8 @@ fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String 
 fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
     // MariaDB takes a number that is too large for no limit.
     let wait = wait.min(LONGEST_WAIT).as_secs_f64();
+    // After a fail-over, two servers have counted on from the same number
+    // (`g18_mariadb_a_number_that_two_servers_have_used_is_not_taken_for_the_other_one`).
     let (domain, server) = (gtid.domain, gtid.server);
     format!(
         "BEGIN NOT ATOMIC DO MASTER_GTID_WAIT('{gtid}', {wait:.6}); \

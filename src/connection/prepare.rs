@@ -7,7 +7,7 @@ use super::{
     cancel::Peer,
     link::Around,
     operation::Operation,
-    refusal::Refusal,
+    primary::Refusal,
     settings::Settings,
     task::{Begin, Task},
 };
@@ -75,6 +75,8 @@ impl PinnedConnection {
         let proven = self.timeline.prove(&mut self.link).await;
         let is_former = |error: &DbErr| Error::of(error).is_some_and(|known| known.is_read_only());
         if proven.as_ref().is_err_and(is_former) {
+            // As for a server that refuses writes: its other connections lead to the same one (H33;
+            // `g18_of_two_primaries_only_the_later_one_serves`).
             self.refusal = Refusal::Server;
             self.link.give_up();
         }
@@ -216,6 +218,7 @@ impl PinnedConnection {
         for statement in statements {
             // DDL here would have MySQL commit the transaction before its first statement, and the rollback behind a
             // 4xx would undo nothing (M4, G8).
+            // Shown by `set_up_statements_are_vetted_like_a_handlers`.
             let text = classify(self.link.backend, &statement.sql);
             match text.effect {
                 Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 #[derive(Clone)]
 pub(crate) struct Rows {
     sender: mpsc::Sender<QueryResult>,
+    // Shared with the session, whose end must not wait for a reader that has stopped reading.
     stop: Arc<Notify>,
     stopped: bool,
 }
@@ -43,6 +44,7 @@ impl Rows {
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
     pub(super) async fn send(&mut self, row: QueryResult) -> bool {
         // A reader that reads nothing leaves the channel full for ever.
+        // Shown by `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
         let sent = match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {
             Either::Left(_) => false,
             Either::Right((sent, _)) => sent.is_ok(),

@@ -65,6 +65,8 @@ impl Settings {
     /// Checks that a transaction of `backend` can have them.
     pub(crate) fn check(&self, backend: DbBackend) -> Result<(), Kind> {
         let is_local = self.application_name.is_some() || !self.parameters.is_empty();
+        // Refused and not passed over: a tenant's setting that does nothing shows another one's
+        // rows (`what_a_database_cannot_do_is_refused`).
         if backend != DbBackend::Postgres && is_local {
             return Err(Kind::NoLocalSettings);
         }
@@ -112,6 +114,7 @@ impl Settings {
         ];
         for (name, timeout) in timeouts {
             if let Some(timeout) = timeout {
+                // 0 is no limit, and stands for times that are longer than the server counts.
                 set(name, &milliseconds(timeout).unwrap_or(0).to_string())?;
             }
         }
@@ -124,6 +127,7 @@ impl Settings {
     /// The comments are parts of the text for one of the two servers: `/*M!` for MariaDB, and `/*!50708` for MySQL, since
     /// MariaDB skips MySQL's versions from 5.7 on (<https://mariadb.com/kb/en/comment-syntax/>).
     fn mysql_text(&self) -> String {
+        // Kept in user variables: to read them first would be a round trip.
         let mut text = String::from(
             "SET @tower_sea_orm_rows = @@innodb_lock_wait_timeout, @tower_sea_orm_tables = @@lock_wait_timeout \
              /*M!100101 , @tower_sea_orm_time = @@max_statement_time */ \
@@ -131,6 +135,7 @@ impl Settings {
         );
         if let Some(timeout) = self.lock_timeout {
             // Whole seconds, and up to how many the servers take.
+            // Shown by `time_outs_mean_what_they_say_and_end_with_their_transaction`.
             let seconds = seconds(timeout);
             let rows = seconds.unwrap_or(NO_LIMIT).min(NO_LIMIT);
             let tables = seconds.unwrap_or(A_YEAR).min(A_YEAR);
@@ -200,6 +205,7 @@ fn push_literal(text: &mut String, value: &str) -> Result<(), Kind> {
         return Err(Kind::SettingWithNul);
     }
     // With an E, a backslash is always an escape.
+    // Shown by `any_value_arrives_as_it_is_whatever_the_servers_quoting`.
     text.push_str("E'");
     for c in value.chars() {
         if matches!(c, '\'' | '\\') {
@@ -234,6 +240,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), Kind> {
             .is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
             && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
     };
+    // By these, the transaction would become another one than the session knows of.
     if TRANSACTION
         .iter()
         .any(|known| name.eq_ignore_ascii_case(known))

@@ -16,6 +16,7 @@ pub(crate) struct Task {
     /// The number of transactions that are open around it; others are rolled back first.
     pub(crate) depth: usize,
     /// Prepares a connection that has just been checked out.
+    // Shared: each call of a request may be the one that needs it.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
     /// Opens the session's own transaction first.
     pub(crate) begin: Option<Begin>,
@@ -80,6 +81,7 @@ impl Task {
 
     /// Returns whether nothing came before it, and all of it is here to be sent again.
     pub(crate) fn is_whole(&self) -> bool {
+        // Later on, the session relies on what it has done on this connection.
         self.first && self.depth == 0 && self.operation.is_some() && !self.is_sent
     }
 
@@ -95,12 +97,14 @@ impl Task {
 
     /// Returns whether it sends a BEGIN first, so that nothing is lost with the connection.
     pub(crate) fn begins(&self) -> bool {
+        // A set-up is sent before BEGIN, and a change has what it changes read before it.
         self.opens() && self.on_acquire.is_none() && self.text.change == Change::None
     }
 
     /// Returns whether all of it can be run once more after it was lost, because it changes nothing.
     pub(crate) fn may_run_twice(&self) -> bool {
         // Not a stream: its reader may have rows already. What is set up before may be anything.
+        // Shown by `a_statement_that_might_happen_twice_happens_once_at_most`.
         let is_set_up = self.on_acquire.is_some();
         self.changes_nothing && self.is_whole() && !is_set_up && !self.is(Operation::is_stream)
     }
@@ -110,8 +114,10 @@ impl Task {
     pub(super) fn take_operation(&mut self, may_be_stale: bool) -> Operation {
         let again = match &self.operation {
             // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
+            // Shown by `a_transaction_begins_on_another_connection_if_its_own_has_died`.
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
+            // Shown by `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
             Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
             Some(operation) if may_be_stale => {
                 self.is_sent = true;

@@ -3,14 +3,13 @@
 use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
 use super::{
-    begin::begin_statement,
+    begin::{Timeouts, begin_statement},
     chain::Chain,
     failure::{Failure, has_vanished},
     link::{Around, Link},
     operation::Operation,
     position::{Demand, parse_position},
     settings::Settings,
-    timeouts::Timeouts,
 };
 use crate::{
     error::{Kind, server},
@@ -119,6 +118,8 @@ impl Transaction {
     /// Notes that a stream has failed, whose reader may not be there to see it.
     pub(super) fn note_unheard(&mut self, depth: usize) {
         match &mut self.failure {
+            // To have heard of one says nothing of the other
+            // (`a_later_failure_that_was_read_does_not_hide_an_unread_one`).
             Some(Failure::Unheard { is_only, .. }) => *is_only = false,
             Some(Failure::Aborted(_) | Failure::Ended(_)) => {}
             None => {
@@ -178,6 +179,8 @@ impl Transaction {
             Demand::None | Demand::Track => begin.send(link).await,
         };
         if begun.is_err() {
+            // BEGIN has failed, and the time-outs that came before it are set: no other session
+            // gets them (G13).
             self.put_back(link).await?;
         }
         begun?;
@@ -190,6 +193,7 @@ impl Transaction {
             return Ok(());
         }
         // Before it is sent: an answer that is lost must not leave it set.
+        // Shown by `a_read_only_request_cannot_write_and_the_next_one_on_its_connection_can`.
         self.access = Access::QueryOnly;
         link.run("PRAGMA query_only = 1").await
     }
@@ -210,6 +214,7 @@ impl Transaction {
     pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
             // A test whose COMMIT succeeds must not fail in production.
+            // Shown by `a_deferred_constraint_is_checked_at_commit_on_postgres`.
             link.run(CHECK_CONSTRAINTS).await?;
         }
         // From here on it may be committed, even if no answer comes.
@@ -234,6 +239,8 @@ impl Transaction {
         let ended = self.ended();
         self.roll_back_one(link).await?;
         match ended {
+            // By an `Ok`, the handler would take for undone what stored code has committed
+            // (`a_rollback_that_comes_too_late_is_an_error`).
             Some(kind @ Kind::EndedElsewhere) => Err(kind.into_db_err()),
             _ => Ok(()),
         }
@@ -272,6 +279,7 @@ impl Transaction {
         if counted > 1 && link.backend == DbBackend::MySql {
             // The next savepoint of this depth replaces it, so that none pile up (H27), and no rollback costs another
             // round trip.
+            // Shown by `h27_rolling_nested_transactions_back_does_not_pile_up_savepoints`.
             self.leaves_savepoint = true;
         // sqlx 0.9 names its savepoints so.
         } else if counted > 1 {
@@ -306,6 +314,7 @@ impl Transaction {
         if server::is_fatal(&error) {
             link.give_up();
         // Only inside a transaction does PostgreSQL answer so: it is still the same one.
+        // Shown by `h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres`.
         } else if server::is_aborted(&error) {
             self.note_aborted(depth);
             return true;

@@ -10,27 +10,20 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sea_orm::{DbErr, TransactionOptions};
-use tokio::{
-    runtime::Handle,
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use sea_orm::TransactionOptions;
+use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
 
 use super::{
     checked_out::{CheckedOut, Lease},
-    deadlock::break_deadlock,
+    deadlock::{SecondWindow, break_deadlock},
     fetch::fetch,
-    fetches::AfterFailure,
     holder::{Holder, current, holds_one},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
-    probe::{PROBE, is_full},
-    second_window::SecondWindow,
+    probe::PROBE,
     slot::{FetchGuard, SlotGuard},
-    waiters::{Applicant, Claim},
-    waiting::Waiting,
+    waiters::{Applicant, Claim, Receiver},
 };
 use crate::error::{Error, Kind};
 
@@ -65,6 +58,8 @@ impl PoolInner {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
+        // Before the queue: a request that finds an idle connection costs no task, no channel and
+        // no wake-up.
         if let Some(lease) = self.try_acquire() {
             return Ok(lease);
         }
@@ -72,12 +67,17 @@ impl PoolInner {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
         let mut waiting = self.join(runtime, request, claim, begins)?;
+        // Dropped here, the wait costs nothing: the driver's `acquire()` runs in a task of the
+        // pool, and a lease that has arrived goes back by its own `Drop` (H22;
+        // `h22_ten_thousand_cancelled_waits_cost_no_connection`).
         let answer = self.answer(&mut waiting.receiver, patience).await;
         // One that was answered has left the queue.
         waiting.is_answered = matches!(answer, Ok(Ok(_)));
         // Before a failure is logged, which tells how many wait.
         drop(waiting);
         let error = match answer {
+            // Looked at again: `close` has cut off all that it knew of, and nothing may join them
+            // afterwards.
             Ok(Ok(Ok(lease))) if !self.is_shut() => {
                 self.pressure.relieved();
                 return Ok(lease);
@@ -100,6 +100,7 @@ impl PoolInner {
         begins: Option<TransactionOptions>,
     ) -> Result<Waiting<'_>, Error> {
         // One that goes on with another connection has freed its slot: its request holds none at the moment.
+        // Shown by `beginning_on_another_connection_is_no_wait_for_a_second_session`.
         let another = claim == Claim::Another;
         let holder = request
             .clone()
@@ -108,6 +109,7 @@ impl PoolInner {
         let mut ledger = self.ledger();
         if holder.is_some() {
             // Otherwise newcomers would take each connection that comes free, and then wait for a second one while holding it.
+            // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
             ledger.expect_second();
         }
         let applicant = Applicant {
@@ -125,6 +127,9 @@ impl PoolInner {
         // Behind the join: a connection that came back just before it found the queue empty, and lies among the idle
         // ones.
         self.fill();
+        // Where the last free connection is kept for others, no event would end that: without this,
+        // requests were refused beside a free connection (G17;
+        // `g17_the_connection_that_is_kept_for_a_second_session_serves_who_waits_soon`).
         SecondWindow::watch(self);
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
@@ -138,6 +143,8 @@ impl PoolInner {
     /// are being fetched for them: a fetch may be slow or fail, and if it succeeds, its connection serves the lenders.
     fn call_in(&self) {
         while self.has_waiters() {
+            // One at a time: what the first lender gives may serve all that wait, and the others
+            // keep theirs.
             let Some(lender) = self.registry.take_offer() else {
                 return;
             };
@@ -152,6 +159,7 @@ impl PoolInner {
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
     fn note_second(&self, request: &dyn Holder) {
+        // A service that does so does it with each request (G15).
         if let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(
@@ -182,6 +190,8 @@ impl PoolInner {
         // Where sessions hold all there are, the reason is known, and the server has no use for one more log-in.
         let is_opening = !self.is_test() && self.ledger().fetches.running() > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
+        // By a connect of our own: sqlx says `PoolTimedOut` of a server that is down and of a full
+        // pool alike (H25, <https://github.com/launchbadge/sqlx/issues/3808>).
         let probe = runtime.map(|runtime| self.probe.start(&self.driver, &runtime));
         timeout(ahead, receiver)
             .await
@@ -224,6 +234,8 @@ impl PoolInner {
         };
         // Without a cause it is silence, which may be a slow log-in.
         let is_silence = failure.is_unreachable() && failure.source().is_none();
+        // A server whose log-ins take longer than the probe is slow and not down: there, a silent
+        // second proves nothing.
         (!is_silence || !self.ledger().fetches.logs_in_slowly()).then_some(failure)
     }
 
@@ -247,6 +259,8 @@ impl PoolInner {
             runtime.spawn(fetch(guard, runtime.clone()));
             is_spawning.store(false, Ordering::Release);
         }
+        // Behind the idle ones: otherwise a session would give up its connection for a waiter that
+        // an idle one serves as well.
         self.call_in();
     }
 
@@ -264,39 +278,44 @@ impl PoolInner {
             }
         }
     }
+}
 
-    /// Gives the first waiter the reason why it gets no connection.
-    pub(super) fn refuse(&self, error: Error) {
-        let first = self.ledger().waiters.pop();
-        if let Some(waiter) = first {
-            // One that has given up meanwhile needs no reason any more.
-            let _ = waiter.answer(Err(error));
+/// A place in the queue.
+pub(super) struct Waiting<'p> {
+    pub(super) receiver: Receiver<Lease>,
+    pool: &'p PoolInner,
+    request: Option<Arc<dyn Holder>>,
+    pub(super) is_answered: bool,
+}
+
+impl<'p> Waiting<'p> {
+    pub(super) fn new(
+        receiver: Receiver<Lease>,
+        pool: &'p PoolInner,
+        request: Option<Arc<dyn Holder>>,
+    ) -> Self {
+        if let Some(request) = &request {
+            // By this count it is known that a connection of the request, once it rests, may complete a deadlock (H11).
+            request.waits().fetch_add(1, Ordering::Relaxed);
+        }
+        Self {
+            receiver,
+            pool,
+            request,
+            is_answered: false,
         }
     }
+}
 
-    /// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
-    pub(super) async fn fetch_failed(&self, error: DbErr) {
-        // A server that is full may have a place at any moment, and those who wait have time left.
-        let full = is_full(&error);
-        let follows = {
-            let mut ledger = self.ledger();
-            let out = ledger.out();
-            ledger.fetches.fail(out, full)
-        };
-        match follows {
-            AfterFailure::GoOn => {}
-            AfterFailure::Rest(pause) => {
-                // One line for each pause, because only one of those that fail rests.
-                let status = self.status();
-                let (used, pending) = (status.used, status.pending);
-                tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");
-                sleep(pause).await;
-                self.ledger().fetches.end_pause();
-            }
-            AfterFailure::Refuse(count) => {
-                let error = Error::with_source(Kind::Down, error);
-                (0..count).for_each(|_| self.refuse(error.clone()));
-            }
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            // First: what is given from here on comes back to the giver, and the count below is of closed ones.
+            self.receiver.close();
+            self.pool.ledger().waiters.left();
+        }
+        if let Some(request) = &self.request {
+            request.waits().fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -36,6 +36,8 @@ impl Admission {
 
     /// Returns whether one more may join the `waiting`, `free` of whom will be served at once.
     pub(super) fn admits(&mut self, waiting: usize, free: usize) -> bool {
+        // Without a floor, a pool that has served nothing for a while has no pace, and would refuse
+        // the first burst (`by_default_twenty_may_wait_for_each_connection`).
         waiting < self.guaranteed(free)
             || waiting < self.pace.within(self.patience).saturating_add(free)
     }
@@ -75,6 +77,8 @@ impl Pace {
     fn within_at(&mut self, time: Duration, now: Instant) -> usize {
         // The first look sets the clock: what came before it has no span to be divided by.
         let elapsed = now.saturating_duration_since(*self.since.get_or_insert(now));
+        // At the first look the time is zero, and this infinity or no number: below `GLANCE` it is
+        // not used.
         let current = self.turns as f64 / elapsed.as_secs_f64();
         if elapsed >= SPAN {
             *self = Self {

@@ -42,6 +42,7 @@ impl Background {
         }
         // Made before the task: a runtime that is shutting down drops the task unpolled, and only what exists by then
         // is dropped with it.
+        // Shown by `another_watcher_begins_where_the_last_one_ended_with_its_runtime`.
         let task = Task {
             background: self.clone(),
             work: work(),

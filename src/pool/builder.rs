@@ -416,6 +416,8 @@ impl SessionPoolBuilder {
     ///   zero;
     /// - session state is to be [reset](Self::reset), but the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
+        // First: asked for its backend, a disconnected `DatabaseConnection` panics
+        // (<https://github.com/SeaQL/sea-orm/issues/2483>).
         let driver = DriverPool::of(&self.database)?;
         self.build_over(driver, None).map(SessionPool::from_inner)
     }
@@ -438,6 +440,7 @@ impl SessionPoolBuilder {
         // mostly sqlx's default of 30 s, and no client is patient for so long.
         let default = settings.acquire_timeout;
         let drivers = || driver.acquire_timeout().unwrap_or(default).min(default);
+        // A value that the user has set stays as it is, also a longer one.
         settings.acquire_timeout = acquire_timeout.unwrap_or_else(drivers);
         Ok(PoolInner::new(database, driver, settings, observers, test))
     }

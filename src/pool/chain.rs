@@ -15,6 +15,7 @@ use crate::connection::{Chain, Peer, PinnedConnection};
 
 /// Returns the transaction that the COMMIT of `connection` is to begin, if a request waits for one.
 pub(crate) fn next_chain(pool: &PoolInner, connection: &CheckedOut) -> Option<Chain> {
+    // Before the ledger is locked: each COMMIT comes by here, and most find nothing waiting.
     if !chains(pool) || !connection.is(PinnedConnection::may_chain) {
         return None;
     }
@@ -26,6 +27,7 @@ pub(crate) fn next_chain(pool: &PoolInner, connection: &CheckedOut) -> Option<Ch
 
 /// Returns whether connections go from session to session as they are.
 fn chains(pool: &PoolInner) -> bool {
+    // Otherwise the connection goes to the driver's pool, which would have it in a transaction.
     pool.settings.direct_handoff
         && pool.has_server()
         // It is due between two transactions.
@@ -58,6 +60,8 @@ impl<T, C> Ledger<T, C> {
     /// [`next_turn`](Self::next_turn) for a connection that is in the transaction of `chain`.
     fn next_chained(&mut self, chain: &Chain, visit: AgeVisit, max: u32) -> Option<Waiter<T>> {
         let first = self.waiters.live().next()?;
+        // For a later one, `now()` would be before its own arrival (H35;
+        // `a_request_that_came_after_the_commit_gets_no_transaction_from_before_it`).
         let fits = first.id <= chain.newest && first.applicant.begins == Some(chain.options);
         // Asked last, since it counts.
         if fits && self.passes_by(visit, max) {
@@ -71,10 +75,16 @@ impl<T, C> Ledger<T, C> {
 /// Hands a connection in a transaction that has begun for a waiter to that one, or gives it back to be rolled back.
 pub(super) fn pass_on(mut left: CheckedOut) -> Option<CheckedOut> {
     let pool = left.pool().clone();
+    // An evicted one must not be handed on under load, where it would never come to be closed
+    // (G18).
     let is_wanted = left.is_chained() && !pool.is_shut() && !pool.is_evicted(left.parts.fetched);
     let now = Instant::now();
     let age = now.saturating_duration_since(left.parts.fetched);
     let visit = AgeVisit::of(age, left.parts.returns, pool.driver().max_lifetime());
+    // A connection that is never outside a transaction reports no statistics, by which autovacuum
+    // finds its work (H35,
+    // <https://github.com/postgres/postgres/commit/2e4eae87d02fef51c42c2028b65d85b9e051f9eb>):
+    // however many wait, its visits are not put off.
     if !is_wanted || visit == AgeVisit::Overdue {
         return Some(left);
     }

@@ -24,6 +24,7 @@ use crate::{
 };
 
 /// The way to another pool.
+// A trait, since the pool imports nothing of sessions, and the other pool is theirs to know.
 pub(crate) trait WayOut: Send + Sync {
     /// Leads a session to the other pool, because of an error of the transaction's BEGIN, and acquires a connection
     /// there. From here on, the session is one of that pool's.
@@ -77,6 +78,8 @@ pub(crate) struct Finished {
 }
 
 /// A connection on its way to a session; dropped before it arrives, it goes back clean.
+// Not the bare connection, which closes itself when it is dropped: a waiter that leaves must not
+// cost one (H22).
 pub(crate) struct Lease(Option<CheckedOut>);
 
 impl Lease {
@@ -144,6 +147,8 @@ impl CheckedOut {
         let runtime = &self.parts.runtime;
         let key = self.pool.note_holder(holder, request, runtime);
         self.parts.holder = Some(key);
+        // The flag is in the box, which outlives the session: left set, it would cost the next
+        // one's first statement the registry's lock.
         self.parts.is_offered = false;
         // The last session's would keep this one from another connection.
         self.parts.elsewhere = None;
@@ -170,6 +175,8 @@ impl CheckedOut {
     /// Notes that it is on its way back, although it is still to be cleaned.
     pub(super) fn begin_return(&self) {
         if let Some(key) = self.parts.holder {
+            // Before it is clean: its request must not be taken for one that holds a connection and
+            // waits for another (`a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`).
             self.pool.registry.begin_return(key);
         }
     }
@@ -257,6 +264,7 @@ impl CheckedOut {
 
     pub(crate) fn is_broken(&self) -> bool {
         let connection = self.parts.connection.as_ref();
+        // One that has moved on counts as broken: nothing may rely on it.
         connection.is_none_or(PinnedConnection::is_broken)
     }
 
@@ -317,10 +325,14 @@ impl Parts {
             return;
         };
         // The place moves along, since the database has this one connection: another fetch would open an empty one.
+        // Shown by `a_dropped_future_costs_only_its_own_work_in_memory`.
         let runtime = self.runtime.clone();
+        // Made anew, since what is being dropped cannot be moved out of its box.
         let mut rescued = CheckedOut::new(connection, self.fetched, slot);
         // It is held until it is clean: closing the pool waits for it.
         rescued.parts.holder = self.holder.take();
+        // Under a guard before the spawn: a runtime that is shutting down drops the task unpolled,
+        // and `Parts` would try to survive once more.
         let mut survivor = Survivor(Some(rescued));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0

@@ -22,6 +22,8 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
         pool.closing.shut();
         let cut = cut_once(pool);
         pool.return_idle();
+        // Nothing more can be closed here: sqlx's goodbyes are tasks, and without a runtime
+        // spawning one panics (H6).
         pool.driver.close_without_waiting();
         return cut;
     }
@@ -36,9 +38,12 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
 /// Takes away the connections that are still out, and waits until they are back or closed.
 async fn cut_off(pool: &PoolInner) -> usize {
     // `None`: for as long as it takes.
+    // Checked, since every `Duration` is allowed, and the longest no clock can show
+    // (`every_duration_is_fine_for_every_setting_and_for_close`).
     let until = Instant::now().checked_add(pool.settings.release_timeout);
     let mut cut = 0;
     // Again and again: a COMMIT that was sent is completed first, and its session can be cut off only then.
+    // Shown by `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
     loop {
         cut += cut_once(pool);
         let is_over = pool.is_direct() || pool.registry.len() == 0;
@@ -77,6 +82,7 @@ async fn close_driver(pool: &Arc<PoolInner>) {
     }
     // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
     pool.return_idle();
+    // Before the wait for the rest, for which sqlx would keep its idle connections open.
     pool.driver.close_now();
     let database = pool.database.clone();
     // In a task, so that it goes on if this future is dropped.

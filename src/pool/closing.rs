@@ -14,6 +14,8 @@ pub(super) struct Closing {
     /// No session gets a connection any more.
     is_shut: AtomicBool,
     /// Sessions that have begun and not ended, those that wait for their connection included.
+    // Not read off the registry: a session that has not acquired its connection yet, or has lent
+    // it, counts too (`a_pool_that_closes_waits_for_a_session_that_has_lent`).
     sessions: AtomicUsize,
     /// A session has ended, or a connection is back.
     changed: Notify,
@@ -21,6 +23,8 @@ pub(super) struct Closing {
 
 impl Closing {
     pub(super) fn begin(&self) {
+        // Never taken back: a `close` that was dropped half-way leaves new sessions refused
+        // (`a_dropped_close_refuses_new_sessions_and_leaves_the_others_alone`).
         self.has_begun.store(true, Ordering::SeqCst);
     }
 
@@ -47,12 +51,14 @@ impl Closing {
         self.sessions.fetch_add(1, Ordering::SeqCst);
         let counted = CountedSession(Some(self));
         // Only when it was counted: either it is refused, or closing waits for it.
+        // Shown by `sessions_that_have_begun_may_go_on`.
         (!self.has_begun()).then_some(counted)
     }
 
     /// Notes that a session which [has begun](CountedSession::begin) has ended.
     pub(super) fn session_ended(&self) {
         self.sessions.fetch_sub(1, Ordering::SeqCst);
+        // `last_session` waits for sessions that never had a connection as well.
         self.changed();
     }
 

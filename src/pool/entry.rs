@@ -1,10 +1,14 @@
-//! [`Entry`]: a session in the pool's registry.
+//! [`Entry`]: a session in the pool's registry; and [`Watch`]: the times by which something is done about one that holds a
+//! connection.
 
-use std::{sync::Weak, time::Instant};
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
 use super::{
-    hold_times::{Due, Logged, Watch},
-    holder::{Holder, Key},
+    holder::{Holder, Key, Label},
+    options::Settings,
 };
 
 /// A session in the registry.
@@ -14,6 +18,7 @@ pub(super) struct Entry {
     /// The outermost session of its request, which counts the connection.
     pub(super) request: Option<Weak<dyn Holder>>,
     /// `None` for a session that holds no connection of the pool's.
+    // A mock's session is here too, so that `close` finds it.
     pub(super) watch: Option<Watch>,
     /// Its number among the offers.
     pub(super) offer: Option<u64>,
@@ -43,6 +48,7 @@ impl Entry {
             && let Some(holder) = self.holder.upgrade()
         {
             if is_long {
+                // With its label: by the time of the second line, the session may be gone.
                 watch.logged.get_or_insert_with(|| Logged {
                     label: holder.label(),
                     since: watch.since,
@@ -60,6 +66,72 @@ impl Entry {
         watch.go_on(now);
         if let Some(next) = watch.due() {
             due.next = due.next.min(Some(next.saturating_duration_since(now)));
+        }
+    }
+}
+
+/// The server is asked this often whether it works for a holder.
+pub(super) const ASK: Duration = Duration::from_secs(5);
+
+/// A connection that could not be taken away is tried again this soon.
+pub(super) const AGAIN: Duration = Duration::from_millis(50);
+
+/// The times by which something is done about a holder.
+pub(super) struct Watch {
+    pub(super) since: Instant,
+    pub(super) warn_at: Option<Instant>,
+    /// The time at which the server is asked whether it still works for the holder.
+    pub(super) ask_at: Option<Instant>,
+    pub(super) cut_at: Option<Instant>,
+    pub(super) logged: Option<Logged>,
+}
+
+/// A line in the log about a holder.
+pub(super) struct Logged {
+    pub(super) label: Option<Label>,
+    pub(super) since: Instant,
+}
+
+/// The work of the hold watch.
+pub(super) struct Due {
+    pub(super) long: Vec<(Key, Arc<dyn Holder>, Duration)>,
+    /// The holders of which the server is to be asked.
+    pub(super) doubtful: Vec<Arc<dyn Holder>>,
+    pub(super) too_long: Vec<(Key, Arc<dyn Holder>, Duration)>,
+    /// The time it may sleep; `None` if there is nothing left to watch.
+    pub(super) next: Option<Duration>,
+}
+
+impl Watch {
+    pub(super) fn begin(settings: &Settings) -> Self {
+        let since = Instant::now();
+        let warn_at = since.checked_add(settings.hold_slow_threshold);
+        Self {
+            since,
+            warn_at,
+            // The server process behind a connection is known only with `cancel_running`.
+            ask_at: warn_at.filter(|_| settings.cancel_running),
+            // No limit is the longest time, which the clock cannot show: nothing is due then.
+            cut_at: since.checked_add(settings.hold_timeout),
+            logged: None,
+        }
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        let times = [self.warn_at, self.ask_at, self.cut_at];
+        times.into_iter().flatten().min()
+    }
+
+    /// Sets what was due by `now` to the next time, if there is one.
+    pub(super) fn go_on(&mut self, now: Instant) {
+        // Once for each hold: its second line says that the connection has come back.
+        self.warn_at.take_if(|at| *at <= now);
+        if self.ask_at.is_some_and(|at| at <= now) {
+            self.ask_at = now.checked_add(ASK);
+        }
+        // Until it has been cut: a COMMIT under way is not.
+        if self.cut_at.is_some_and(|at| at <= now) {
+            self.cut_at = now.checked_add(AGAIN);
         }
     }
 }

@@ -55,6 +55,8 @@ impl Eviction {
 
     /// Notes an eviction that was asked for.
     pub(super) fn note(&self) {
+        // Without a pause: an eviction that was asked for must not keep a read-only server from
+        // being left right after it.
         self.set(&mut self.lock(), Duration::ZERO);
     }
 
@@ -68,6 +70,8 @@ impl Eviction {
         if let Ok(runtime) = Handle::try_current() {
             let eviction = self.clone();
             runtime.spawn(async move {
+                // Seen as an old connection that went on to serve after `recycle()`, once in 14
+                // runs (`a_changed_password_reaches_new_connections_and_fails_no_request`).
                 for _ in 0..CLOSE_AGAIN {
                     yield_now().await;
                     if eviction.try_close_idle() {
@@ -102,6 +106,7 @@ impl Eviction {
             (last.at.elapsed(), last.pause)
         });
         // Each request's refused write comes by here, and closing all connections for each would stop the reads as well.
+        // Shown by `refused_writes_do_not_replace_a_connection_each`.
         if past < pause {
             return None;
         }

@@ -4,12 +4,18 @@ use std::{pin::pin, sync::Arc, time::Instant};
 
 use futures_util::future::{Either, join, select};
 use sea_orm::{ConnAcquireErr, DbErr};
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 
-use super::{checked_out::CheckedOut, inner::PoolInner, slot::FetchGuard};
+use super::{
+    checked_out::CheckedOut, fetches::AfterFailure, inner::PoolInner, probe::is_full,
+    slot::FetchGuard,
+};
 use crate::{
     connection::{Driver, PinnedConnection, SILENCE},
-    error::Kind,
+    error::{Error, Kind},
 };
 
 /// Runs the driver's `acquire()` to its end and gives the connection to the first waiter. Dropped half-way, sqlx would
@@ -18,6 +24,8 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
     // If the task is dropped before this line, its runtime is shutting down, and the guard drops its waiter. If it is
     // dropped later, the guard starts another fetch.
     guard.begin();
+    // The time of the call and not of its answer: a connection that was evicted in between may be
+    // of before the eviction.
     let (pool, began) = (guard.pool().clone(), Instant::now());
     let fetched = match pool.test() {
         Some(test) => test.take(),
@@ -37,9 +45,9 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
         // guard sends for another one.
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
-            pool.refuse(Kind::Closing.into());
+            refuse(&pool, Kind::Closing.into());
         }
-        Err(error) => pool.fetch_failed(error).await,
+        Err(error) => failed(&pool, error).await,
     }
 }
 
@@ -51,11 +59,14 @@ async fn take_from_driver(
     runtime: &Handle,
 ) -> Result<Driver, DbErr> {
     let driver = &pool.driver;
+    // Side by side: finding out the route takes a log-in of its own, and the first request would
+    // wait for one after the other.
     let mut acquiring = pin!(join(driver.acquire(), pool.cancels.explore(runtime)));
     if let Ok((connection, ())) = timeout(SILENCE, acquiring.as_mut()).await {
         return connection;
     }
     // Before anything is given up: another fetch may find an idle connection meanwhile.
+    // Shown by `connects_that_the_driver_repeats_do_not_hide_idle_connections`.
     guard.become_slow();
     // SQLite opens files: nothing gets lost on the way, and giving up an in-memory one would lose the database.
     if !driver.has_server() {
@@ -70,8 +81,45 @@ async fn take_from_driver(
         }
         Either::Right((Err(_), _)) => {
             tracing::info!(target: "tower_sea_orm::pool", timeout = ?patience, "gave up on a connection attempt");
+            // A server that logs in more slowly than this would never be reached, if each further
+            // attempt had no more time.
             pool.ledger().fetches.give_up(patience);
             Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
+        }
+    }
+}
+
+/// Gives the first waiter the reason why it gets no connection.
+fn refuse(pool: &PoolInner, error: Error) {
+    let first = pool.ledger().waiters.pop();
+    if let Some(waiter) = first {
+        // One that has given up meanwhile needs no reason any more.
+        let _ = waiter.answer(Err(error));
+    }
+}
+
+/// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
+async fn failed(pool: &PoolInner, error: DbErr) {
+    // A server that is full may have a place at any moment, and those who wait have time left.
+    let full = is_full(&error);
+    let follows = {
+        let mut ledger = pool.ledger();
+        let out = ledger.out();
+        ledger.fetches.fail(out, full)
+    };
+    match follows {
+        AfterFailure::GoOn => {}
+        AfterFailure::Rest(pause) => {
+            // One line for each pause, because only one of those that fail rests.
+            let status = pool.status();
+            let (used, pending) = (status.used, status.pending);
+            tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");
+            sleep(pause).await;
+            pool.ledger().fetches.end_pause();
+        }
+        AfterFailure::Refuse(count) => {
+            let error = Error::with_source(Kind::Down, error);
+            (0..count).for_each(|_| refuse(pool, error.clone()));
         }
     }
 }

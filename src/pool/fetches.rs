@@ -81,6 +81,7 @@ impl Fetches {
         } else {
             self.given_up = 0;
         }
+        // Connects work again: those whose fetch had failed wait on like all others.
         (self.unanswered, self.pause) = (0, Duration::ZERO);
     }
 
@@ -89,6 +90,8 @@ impl Fetches {
     pub(super) fn fail(&mut self, out: u32, may_pass: bool) -> AfterFailure {
         // Neither this one nor the one that waits out the pause can bring anything.
         let under_way = self.running.saturating_sub(1 + u32::from(self.is_resting));
+        // While any connection works, or may come, a connect that fails refuses no request (G17;
+        // `g17_connects_that_fail_refuse_no_request_while_connections_work`).
         if out == 0 && under_way == 0 && !may_pass {
             self.paused_until = None;
             return AfterFailure::Refuse(1 + std::mem::take(&mut self.unanswered));
@@ -101,6 +104,7 @@ impl Fetches {
             return AfterFailure::GoOn;
         }
         // Twice as long each time: a server that ends every connect at once would be connected to in a loop.
+        // Shown by `a_server_that_ends_every_connect_gets_few_of_them`.
         self.pause = (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE);
         self.paused_until = Instant::now().checked_add(self.pause);
         AfterFailure::Rest(self.pause)

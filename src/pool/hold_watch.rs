@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{
     background::Work,
-    hold_times::ASK,
+    entry::ASK,
     holder::{Grip, Holder, Key},
     inner::PoolInner,
     log::log_session,
@@ -90,6 +90,7 @@ impl Work for HoldWatch {
 fn look(pool: &PoolInner) -> Option<Duration> {
     let due = pool.registry.due();
     // In tasks of their own: the server may take long to answer, or never do.
+    // Shown by `a_statement_whose_answer_is_lost_is_an_error_that_closes`.
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
@@ -137,6 +138,8 @@ fn lends(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>) -> bool {
     if is_lendable {
         // First: it may be about to use its connection, which it then keeps.
         pool.registry.begin_anew(key, holder, &pool.settings);
+        // Not cut off: a session of which nothing is on the connection loses nothing by another one
+        // (`a_session_that_may_lend_exceeds_no_hold_timeout`).
         holder.clone().lend();
     }
     is_lendable
@@ -149,6 +152,8 @@ fn cut_unread(pool: &PoolInner) {
         return;
     }
     for (key, holder) in pool.registry.watched() {
+        // Since the last part that was taken: a body that has nothing to send is not unread
+        // (`a_body_that_is_idle_for_a_while_is_not_mistaken_for_an_unread_one`).
         let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else {
             continue;
         };
@@ -169,6 +174,8 @@ fn cut_unread(pool: &PoolInner) {
 fn cut(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>, reason: Kind) -> bool {
     // Before the cut, after which the connection may come back at any moment.
     let logged = pool.registry.unwatch(key, holder);
+    // A COMMIT that was sent is not cut: its outcome would be unknown for no need (G7;
+    // `a_commit_that_was_sent_is_seen_through`).
     let is_cut = holder.clone().cut(reason);
     if !is_cut {
         pool.registry.watch_again(key, holder, logged);

@@ -6,11 +6,15 @@
 use std::time::{Duration, Instant};
 
 /// A connection that no session uses. It has no slot: it gets one when it is taken out of the list.
+// With a slot, which owns its pool, the idle ones would keep the pool that keeps them: they would
+// not return when its last handle goes.
 struct Idle<C> {
     connection: C,
     since: Instant,
 }
 
+// Beside the driver's own: sqlx pings a connection when it comes back and when it goes out, and
+// does the first in a task (H12; `h12_fifty_queued_requests_share_one_connection`).
 pub(super) struct IdleConnections<C> {
     /// The most recently used one is the last.
     list: Vec<Idle<C>>,

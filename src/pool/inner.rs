@@ -19,15 +19,12 @@ use super::{
     eviction::Eviction,
     ledger::{Ledger, Locked, Status},
     log::Pressure,
-    observer::Observers,
-    options::Settings,
-    plain_share::PlainShare,
-    pool_mode::PoolMode,
+    observer::{Observers, WeakSessionPool},
+    options::{PoolMode, Settings},
     probe::Probe,
     registry::Registry,
     test_transaction::{Hook, TestTransaction},
     waiters::Waiter,
-    weak::WeakSessionPool,
 };
 use crate::{
     connection::Reset,
@@ -51,6 +48,8 @@ pub(crate) struct PoolInner {
     pub(super) hold_watch: Arc<Background>,
     pub(super) second_window: Arc<Background>,
     /// Throttles the lines that a fault could make each request write.
+    // One for all of them, keyed by the line: a fault that lasts, as a former primary, wrote one
+    // for each request (`g15_a_fault_that_lasts_does_not_log_each_request`).
     pub(crate) lines: Throttle,
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,
@@ -76,28 +75,27 @@ impl PoolInner {
         observers: Observers,
         test: Option<TestTransaction>,
     ) -> Arc<Self> {
-        let ledger = open_ledger(&driver, &settings, test.is_some());
-        let backend = database.get_database_backend();
-        let known_texts = if driver.is_direct() {
-            KnownTexts::none(backend)
-        } else {
-            KnownTexts::new(backend).with_prepared(driver.cheap_statements())
-        };
+        let ledger = settings.ledger(&driver, test.is_some());
         let pool = Arc::new(Self {
+            // Asked once: sqlx gives it out in a URL only, which has to be written and read for it.
             is_unnamed: driver.keeps_no_statements(),
             has_lenders: AtomicBool::new(settings.pool_mode == PoolMode::Transaction),
+            // The standard library's mutex: `Drop` takes it, on any thread (G11), and no await is
+            // under it.
             ledger: Mutex::new(ledger),
             reaper: Arc::default(),
             registry: Registry::default(),
             hold_watch: Arc::default(),
             second_window: Arc::default(),
             lines: Throttle::new(),
+            // Without `cancel_running` as well: by it the server is asked about statements whose
+            // answers may be lost (G17).
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),
             eviction: Eviction::new(driver.clone()),
             closing: Closing::default(),
-            known_texts,
+            known_texts: known_texts(&driver, database.get_database_backend()),
             latest_timeline: AtomicU32::new(0),
             is_galera: AtomicBool::new(false),
             test,
@@ -122,6 +120,7 @@ impl PoolInner {
     }
 
     pub(crate) fn status(&self) -> Status {
+        // Before the ledger is locked and not meanwhile: the pool takes no lock under another one.
         let lendable = self.registry.offers();
         Status {
             lendable,
@@ -155,6 +154,7 @@ impl PoolInner {
     pub(crate) fn reset(&self) -> Reset {
         let reset = self.settings.reset;
         // Otherwise what one session has set would appear between two statements of another, which has got its connection.
+        // Shown by `g13_session_state_pins_and_leaks_nowhere`.
         if self.has_lenders.load(Ordering::Relaxed) && !reset.is_of_session() {
             Reset::SessionState
         } else {
@@ -189,6 +189,8 @@ impl PoolInner {
 
     /// Returns whether statements run on a server that can be asked about them by another connection.
     pub(crate) fn has_server(&self) -> bool {
+        // A test's one connection runs all of its sessions: an answer about its process would be
+        // about any of them.
         !self.is_test() && self.driver.has_server()
     }
 
@@ -230,6 +232,7 @@ impl PoolInner {
     /// Returns whether no session gets a connection any more.
     pub(crate) fn is_shut(&self) -> bool {
         // Whatever has the `DatabaseConnection` can close it, without a word to this pool.
+        // Shown by `closing_the_drivers_pool_keeps_its_meaning`.
         self.closing.is_shut() || self.driver.is_closed()
     }
 
@@ -309,6 +312,8 @@ impl PoolInner {
 impl Drop for PoolInner {
     fn drop(&mut self) {
         // It finds the pool gone and ends; otherwise it would notice only at its next look, up to a second later.
+        // The other tasks end by themselves: the reaper's next tick is 50 ms away, and the side
+        // connection is closed after 5 s of rest.
         self.hold_watch.ring();
         // They are the driver's pool's, which lives on.
         let ledger = self.ledger.get_mut();
@@ -323,21 +328,13 @@ impl Drop for PoolInner {
     }
 }
 
-/// Makes the ledger of a pool over `driver`.
-fn open_ledger(
-    driver: &DriverPool,
-    settings: &Settings,
-    is_test: bool,
-) -> Ledger<Lease, Box<Parts>> {
-    // All sessions of a test run on the connection that has its transaction open.
-    let limit = if is_test { 1 } else { settings.limit(driver) };
-    let mut ledger = Ledger::new(
-        limit,
-        settings.admission(driver),
-        PlainShare::new(driver.acquire_timeout()),
-        settings.fresh_for(driver),
-        settings.keeps_last_for(),
-    );
-    ledger.idle.rotates = settings.rotates;
-    ledger
+/// The memory of statements that sessions over `driver` begin with.
+fn known_texts(driver: &DriverPool, backend: DbBackend) -> KnownTexts {
+    if driver.is_direct() {
+        // A plain handle has a pool of its own and may be made for each request, which would pay for
+        // an empty table.
+        KnownTexts::none(backend)
+    } else {
+        KnownTexts::new(backend).with_prepared(driver.cheap_statements())
+    }
 }

@@ -101,6 +101,8 @@ impl<T, C> Ledger<T, C> {
         Status {
             max: self.limit,
             used: self.used,
+            // Those on their way to the driver's pool as well, which no session uses
+            // (`a_connection_on_its_way_to_the_drivers_pool_is_not_in_use`).
             idle: self.idle.len() + self.returning as usize,
             acquiring: self.fetches.running(),
             // Counted and not kept: those who have given up stay in the queue until they are swept out.
@@ -138,6 +140,7 @@ impl<T, C> Ledger<T, C> {
     /// Returns whether all connections are out and requests wait, or were turned away a moment ago.
     pub(super) fn is_exhausted(&self) -> bool {
         // With `max_pending(0)` none waits, and requests are refused all the same.
+        // Shown by `turned_away_requests_have_lost_statements_looked_for`.
         let is_recent = |at: Instant| at.elapsed() < TURNED_AWAY;
         let is_wanted = self.waiters.is_any() || self.turned_away.is_some_and(is_recent);
         self.out() >= self.limit && is_wanted
@@ -174,7 +177,11 @@ impl<T, C> Ledger<T, C> {
         let free = self.free() + lenders;
         let admits = if applicant.holds {
             self.admission.admits_holder(free)
+        // Its request was let in before: turned away now, it would fail in its middle (G10;
+        // `a_session_that_has_lent_its_connection_is_not_turned_away`).
         } else if applicant.returns {
+            // Not before the others, though: where returners went first, newcomers waited twenty
+            // times as long beside a few requests of many statements.
             true
         } else {
             // Those who have given up are counted exactly only where that decides.
@@ -191,6 +198,8 @@ impl<T, C> Ledger<T, C> {
 
     /// Takes the first waiter that no fetch is under way for, if one more connection may be out, and counts the fetch.
     pub(super) fn next_fetch(&mut self) -> Option<(u64, Handle)> {
+        // A server that has just refused one connect would refuse the next
+        // (`a_server_that_ends_every_connect_gets_few_of_them`).
         if self.fetches.is_paused() {
             return None;
         }
@@ -239,10 +248,13 @@ impl<T, C> Ledger<T, C> {
             return None;
         }
         // The only one would come back to the session that has just lent it: that waits for one that is fetched.
+        // Shown by `a_fresh_pool_of_two_rotates_at_once`.
         let is_only = self.idle.len() == 1 && self.out() + 1 < self.limit;
         if self.idle.rotates && is_only {
             return None;
         }
+        // Taken and counted under one lock: in between, it would be neither idle nor out, and one
+        // fetch too many could begin.
         let connection = self.idle.pop()?;
         self.occupy(Use::Session);
         Some(connection)
@@ -297,6 +309,7 @@ impl<T, C> Ledger<T, C> {
         if can_serve || holders.len() != self.out() as usize {
             return None;
         }
+        // Shown by `a_holder_that_does_not_wait_means_no_deadlock`.
         self.waiters.remove_newest_if_all_wait(holders)
     }
 }
@@ -333,6 +346,8 @@ impl<T, C> DerefMut for Locked<'_, T, C> {
 
 impl<T, C> Drop for Locked<'_, T, C> {
     fn drop(&mut self) {
+        // A waker is foreign code: its `Drop` may come back to this pool
+        // (`waiters_that_gave_up_are_dropped_under_no_lock`).
         self.discarded = self.ledger.waiters.take_discarded();
     }
 }

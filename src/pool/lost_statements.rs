@@ -45,6 +45,8 @@ impl Suspect {
     pub(super) fn of(holder: Arc<dyn Holder>) -> Option<Self> {
         let doubt = holder
             .doubtful()
+            // While the server still receives a large statement, it says that it is idle, and would
+            // be believed (`a_statement_that_is_still_being_sent_is_not_taken_for_lost`).
             .filter(|doubt| !doubt.handle.may_be_sending())?;
         // The number as it is now: whatever arrives from here on changes it.
         let wakes = doubt.handle.wakes();
@@ -126,6 +128,7 @@ async fn look_for_all(cancels: Arc<CancelQueue>, suspects: Vec<Suspect>, oldest:
 pub(super) async fn lose_if_forgotten(pool: &PoolInner, handle: &CancelHandle) {
     let cancels = &pool.cancels;
     let (mut unknown, mut pause) = (0, PAUSE);
+    // Most reads are over by now: the timer is all that this has cost them.
     sleep(FORGOTTEN).await;
     loop {
         let (turn, wakes) = (handle.turn(), handle.wakes());
@@ -133,9 +136,12 @@ pub(super) async fn lose_if_forgotten(pool: &PoolInner, handle: &CancelHandle) {
         let known = handle.backend_id(cancels.route()).map(Subject::One);
         let answer = ask(cancels, known.unwrap_or_else(all)).await;
         unknown = if answer.is_none() { unknown + 1 } else { 0 };
+        // A server that cannot say, as behind a proxy, would leave the read waiting for TCP to give
+        // up, which takes a quarter of an hour; run again, the read does no harm.
         let is_idle = answer.is_some_and(|answer| !answer.is_busy) || unknown == UNKNOWN;
         if is_idle && wakes == handle.wakes() && !handle.may_be_sending() {
             tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
+            // The call that was seen idle and no later one: it may have ended since.
             handle.lose(turn);
             return;
         }
@@ -158,6 +164,7 @@ async fn examine(
             return;
         };
         // Behind a name that leads to several servers, another one knows nothing of these statements.
+        // Shown by `statements_on_another_server_of_the_name_are_left_alone`.
         if *asked.get_or_insert_with(|| answer.server.clone()) != answer.server {
             return;
         }

@@ -21,12 +21,10 @@ mod close;
 mod closing;
 mod deadlock;
 mod driver_pool;
-mod elsewhere;
 mod entry;
 mod eviction;
 mod fetch;
 mod fetches;
-mod hold_times;
 mod hold_watch;
 mod holder;
 mod idle;
@@ -37,21 +35,16 @@ mod lost_statements;
 pub mod observer;
 mod options;
 mod plain_share;
-mod pool_mode;
 mod probe;
 mod reaper;
 mod registry;
 mod release;
-mod scope;
-mod second_window;
 mod slot;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool is one
 pub(crate) mod test_pool;
 #[cfg_attr(not(feature = "testing"), allow(dead_code))] // only a test's pool has one
 mod test_transaction;
 mod waiters;
-mod waiting;
-mod weak;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -59,21 +52,22 @@ use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
 pub use self::{
-    builder::SessionPoolBuilder, ledger::Status, observer::Observer, pool_mode::PoolMode,
-    weak::WeakSessionPool,
+    builder::SessionPoolBuilder,
+    ledger::Status,
+    observer::{Observer, WeakSessionPool},
+    options::PoolMode,
 };
 pub(crate) use self::{
+    call::finish_abandoned,
     chain::next_chain,
     checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
     closing::CountedSession,
-    deadlock::break_deadlock,
+    deadlock::{break_deadlock, expect_second},
     driver_pool::DriverPool,
-    holder::{Doubt, Entered, Grip, Holder, Key, Label, current, enter},
+    holder::{Doubt, Entered, Grip, Holder, InScope, Key, Label, Scope, current, enter},
     inner::PoolInner,
     observer::{Acquired, Executed, Observers, Released, SessionEnded},
     options::Settings,
-    scope::{InScope, Scope},
-    second_window::expect_second,
     test_transaction::Hook,
     waiters::Claim,
 };
@@ -226,6 +220,7 @@ impl SessionPool {
     /// If it is called outside a tokio runtime, which is needed to close connections.
     pub fn recycle(&self) -> Result<(), Error> {
         // Closing connections spawns tasks, which panics without a runtime (H6).
+        // Shown by `recycling_without_a_runtime_is_an_error`.
         Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         self.inner.evict();
         Ok(())

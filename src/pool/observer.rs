@@ -1,15 +1,17 @@
-//! [`Observer`]: is told what the sessions of a pool do, for metrics.
+//! [`Observer`]: is told what the sessions of a pool do, for metrics; and [`WeakSessionPool`], by which it asks the pool.
 
 use std::{
+    any::Any,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use http::Method;
 use sea_orm::{DbBackend, DbErr};
 
-use super::{holder::Label, weak::WeakSessionPool};
+use super::holder::Label;
 use crate::{error::Error, sql::Redacted, telemetry::Usage};
 
 /// Receives the events of a pool's sessions, for metrics.
@@ -264,6 +266,7 @@ impl SessionEnded<'_> {
 
 /// The observers of a pool.
 #[derive(Clone, Default)]
+// Set before the pool is shared, so that telling them takes no lock.
 pub(crate) struct Observers(Vec<Arc<dyn Observer>>);
 
 impl Observers {
@@ -280,11 +283,35 @@ impl Observers {
     pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &self.0 {
             // Some are told while a request is dropped: a panic there would end the process (G11).
+            // Shown by `a_panic_of_an_observer_costs_no_session`.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tell(&**observer))) {
                 // Foreign code as well.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
                 tracing::error!(target: "tower_sea_orm::pool", "an observer panicked; the session goes on");
             }
         }
+    }
+}
+
+/// A handle that does not keep its pool, from [`SessionPool::downgrade`](crate::SessionPool::downgrade).
+// Of no type: an observer is given one, and the pool has its observers.
+#[derive(Clone)]
+pub struct WeakSessionPool(Weak<dyn Any + Send + Sync>);
+
+impl WeakSessionPool {
+    pub(super) fn of<T: Any + Send + Sync>(pool: &Arc<T>) -> Self {
+        let weak: Weak<T> = Arc::downgrade(pool);
+        Self(weak)
+    }
+
+    /// Returns what it was made of, if that is still there.
+    pub(super) fn inner<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.0.upgrade()?.downcast().ok()
+    }
+}
+
+impl fmt::Debug for WeakSessionPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakSessionPool").finish_non_exhaustive()
     }
 }

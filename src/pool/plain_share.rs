@@ -34,6 +34,8 @@ impl PlainShare {
             visited_at: 0,
             looked_at: 0,
             last_visit: None,
+            // A fifth of what a plain user waits: one that comes right after a visit sees several
+            // more in its time.
             longest: acquire_timeout.map_or(Duration::MAX, |timeout| timeout / 5),
             awaited_until: None,
         }
@@ -43,14 +45,19 @@ impl PlainShare {
     /// `nothing_left`: then the visit is taken.
     pub(super) fn take_visit(&mut self, nothing_left: impl FnOnce() -> bool) -> bool {
         self.returns += 1;
+        // Where the driver's pool has something left, its users need nothing of ours, and the two
+        // round trips of a visit would be for nothing.
         self.is_awaited() || nothing_left() && self.visit()
     }
 
     /// Counts a connection that comes back, and returns true, where neither [`take_visit`](Self::take_visit) nor
     /// [`take_visit_for_age`](Self::take_visit_for_age) would find a visit due; otherwise, ask those.
     pub(super) fn passes_by(&mut self, nothing_left: bool, visit: AgeVisit) -> bool {
+        // Asked without taking the visit: whether this connection goes on to a waiter is not
+        // decided yet.
         let for_age = visit == AgeVisit::Due && self.has_returns();
         let passes = !(for_age || self.is_awaited() || nothing_left && self.is_due());
+        // If it does not pass, the question that is asked instead counts it.
         self.returns += u64::from(passes);
         passes
     }
@@ -76,6 +83,8 @@ impl PlainShare {
     pub(super) fn take_visit_of_idle(&mut self) -> bool {
         let is_quiet = self.looked_at == self.returns;
         self.looked_at = self.returns;
+        // While sessions rest, a plain user is served at once
+        // (`while_sessions_rest_a_plain_user_is_served_at_once`).
         is_quiet || self.visit()
     }
 
@@ -100,6 +109,7 @@ impl PlainShare {
     fn is_due(&self) -> bool {
         let since = self.last_visit.map_or(Duration::MAX, |last| last.elapsed());
         // By number as well as by time: twenty visits a second took a third of a small pool's time where statements were slow.
+        // Shown by `however_slow_its_requests_are_a_saturated_pool_pays_in_proportion_to_them`.
         let is_turn = self.has_returns() && since >= INTERVAL;
         is_turn || since >= self.longest
     }
@@ -140,6 +150,7 @@ impl AgeVisit {
             (first, first.max(lifetime / 4))
         });
         // Counted from the fetch and not from the last use: under load, it would never rest.
+        // Shown by `a_connection_that_is_never_idle_is_replaced_after_its_max_lifetime`.
         if fetched >= last {
             Self::Overdue
         } else if fetched >= first && returns >= VISIT_RETURNS {

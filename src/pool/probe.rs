@@ -43,6 +43,7 @@ impl Probe {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the service
         // is restarted when it is needed most.
+        // Shown by `ping_does_not_queue_and_distinguishes_down_from_full`.
         let attempt = self.start(driver, &runtime).await;
         match attempt.ok().flatten() {
             // A server that is full has answered.
@@ -59,6 +60,8 @@ impl Probe {
         runtime.spawn(async move {
             // Held across the attempt on purpose: that is how a second caller waits for the first one's result.
             let mut last = last.lock().await;
+            // Health checks, and requests that give up by the hundred, would each log in otherwise
+            // (`many_pings_at_once_are_few_log_ins_for_the_server`).
             if let Some(attempt) = last.as_ref().filter(|last| last.at.elapsed() < PROBE) {
                 return attempt.failure.clone();
             }
@@ -78,6 +81,7 @@ async fn attempt(driver: &DriverPool) -> Option<Error> {
         Ok(Ok(())) => None,
         Ok(Err(error)) if is_full(&error) => Some(Error::with_source(Kind::ServerFull, error)),
         Ok(Err(error)) => Some(Error::with_source(Kind::Down, error)),
+        // Without a cause: by that, a silence is known from a refusal.
         Err(_) => Some(Kind::Down.into()),
     }
 }

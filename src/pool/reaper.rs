@@ -38,6 +38,7 @@ impl Work for Reaper {
         };
         if is_closing {
             // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
+            // Shown by `a_closing_pool_gives_back_what_it_keeps`.
             pool.return_idle();
             return false;
         }
@@ -49,6 +50,7 @@ impl Work for Reaper {
         let stale = ledger.take_stale(nothing_left);
         let is_any_left = ledger.idle.len() > 0;
         drop(ledger);
+        // Without the lock: each return is a task.
         pool.return_all(stale);
         is_any_left
     }

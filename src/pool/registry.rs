@@ -7,8 +7,7 @@ use std::{
 };
 
 use super::{
-    entry::Entry,
-    hold_times::{AGAIN, Due, Logged, Watch},
+    entry::{AGAIN, Due, Entry, Logged, Watch},
     holder::{Holder, Key},
     options::Settings,
 };
@@ -17,6 +16,8 @@ use super::{
 const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
+// Beside the ledger: the hold watch looks through all entries under this lock, and acquiring must
+// not wait for that.
 pub(super) struct Registry(Mutex<Entries>);
 
 /// Entries are used again, so that a session allocates none.
@@ -76,6 +77,7 @@ impl Registry {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key).and_then(Option::as_mut);
         // Taken, so that `leave` does not count it down once more.
+        // Shown by `a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`.
         let request = entry.and_then(|entry| entry.request.take());
         drop(entries);
         uncount(request);
@@ -118,6 +120,7 @@ impl Registry {
             let entry = entries.places.get_mut(key).and_then(Option::as_mut);
             // A session that has gone is in here until its connection is back.
             let lender = entry.and_then(|entry| {
+                // Off the list before it is asked to lend: the next waiter takes the next offer.
                 entry.offer = None;
                 entry.holder.upgrade()
             });
@@ -132,6 +135,8 @@ impl Registry {
     pub(super) fn leave(&self, key: Key) -> Option<Logged> {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key)?.take()?;
+        // From here on the place may be another session's: code that acts on a key compares the
+        // holder as well.
         entries.free.push(key);
         if let Some(number) = entry.offer {
             entries.offers.remove(&number);
@@ -185,6 +190,8 @@ impl Registry {
             long: Vec::new(),
             doubtful: Vec::new(),
             too_long: Vec::new(),
+            // At the latest: bodies that nothing reads have no time here, and are looked at with
+            // each tick.
             next: Some(TICK),
         };
         let mut entries = self.lock();
@@ -223,6 +230,7 @@ impl Registry {
         let mut entries = self.lock();
         let watch = entries.watch_of(key, holder)?;
         (watch.warn_at, watch.ask_at, watch.cut_at) = (None, None, None);
+        // Taken along: the cut has a line of its own in the log.
         watch.logged.take()
     }
 

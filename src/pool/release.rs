@@ -8,10 +8,9 @@ use std::{
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
-    cancel::{Late, finish_abandoned},
     chain::pass_on,
-    checked_out::{CheckedOut, Finished, Parts},
-    hold_times::Logged,
+    checked_out::{CheckedOut, Parts},
+    entry::Logged,
     hold_watch::HoldWatch,
     holder::{Holder, Key},
     inner::PoolInner,
@@ -21,7 +20,7 @@ use super::{
     reaper::Reaper,
     slot::SlotGuard,
 };
-use crate::connection::{CancelHandle, PinnedConnection, SILENCE};
+use crate::connection::{PinnedConnection, SILENCE};
 
 impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
@@ -34,6 +33,7 @@ impl CheckedOut {
         };
         if connection.is_broken() {
             // The cause of its death may have killed the others.
+            // Shown by `a_server_that_restarts_under_warm_connections_costs_one_request_at_most`.
             self.pool().return_idle();
             drop(self);
             then();
@@ -46,7 +46,13 @@ impl CheckedOut {
             };
             let runtime = left.parts.runtime.clone();
             left.begin_return();
+            // On the connection's own runtime: the last handle may be dropped on a thread without
+            // one (G11; `handles_dropped_on_a_plain_thread_give_the_connection_back`).
             runtime.spawn(async move {
+                // Bounded by the `release_timeout`, since a server that has vanished never answers,
+                // and the slot would be gone for good (H2,
+                // <https://github.com/launchbadge/sqlx/issues/4349>;
+                // `h2_a_hung_server_does_not_keep_a_returning_connections_slot`).
                 if left.clean().await {
                     // First: it evicts the connections to this server, this one included, which `put_back` then
                     // closes.
@@ -69,6 +75,7 @@ impl CheckedOut {
             return false;
         };
         match bound {
+            // Without a bound: closed, it would take its in-memory database along (G4).
             None => connection.clean().await.is_ok(),
             Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
         }
@@ -77,6 +84,8 @@ impl CheckedOut {
     /// Puts it back, or closes it if the session has changed state on it that cannot be reset.
     fn put_back_unless_changed(self) {
         let connection = self.parts.connection.as_ref();
+        // Put back, it would show the next session what this one has set (G13;
+        // `g13_nothing_leaks_on_postgres`).
         if connection.is_some_and(|connection| connection.must_close()) {
             tracing::debug!(target: "tower_sea_orm::session", "closed a connection whose session state cannot be restored");
         } else {
@@ -123,6 +132,7 @@ impl Parts {
     /// Gives an idle connection, whose pool is gone, to sqlx's pool in a task, within `bound` if there is one.
     pub(super) fn outlive_pool(mut self: Box<Self>, bound: Option<Duration>) {
         let runtime = self.runtime.clone();
+        // In a task of the connection's runtime: the pool's last handle may go on any thread (G11).
         runtime.spawn(async move {
             if let Some(connection) = &mut self.connection {
                 return_within(connection, bound).await;
@@ -167,33 +177,6 @@ impl PoolInner {
         self.closing.changed();
     }
 
-    /// Runs an abandoned call to its end, whose statement is cancelled on the server once it may be.
-    pub(crate) async fn finish_abandoned<F>(
-        &self,
-        call: F,
-        handle: &CancelHandle,
-        runtime: &Handle,
-    ) -> Finished
-    where
-        F: Future<Output = Finished> + Unpin,
-    {
-        let (mut finished, late) = finish_abandoned(&self.cancels, call, handle, runtime).await;
-        if let Some(connection) = &mut finished.connection.parts.connection {
-            // Its next statement must not be hit.
-            match late {
-                Late::Nothing => {}
-                Late::Possible => connection.absorb().await,
-                Late::Unanswered => {
-                    if let Some(suppressed) = self.lines.next_line("not cancelled", 1) {
-                        tracing::warn!(target: "tower_sea_orm::pool", suppressed, "closed a connection whose cancel request was not answered");
-                    }
-                    connection.give_up();
-                }
-            }
-        }
-        finished
-    }
-
     /// Hands a clean connection on, keeps it idle, or gives it back for the driver's pool.
     fn place(self: &Arc<Self>, mut connection: CheckedOut) -> Option<CheckedOut> {
         let now = Instant::now();
@@ -201,6 +184,8 @@ impl PoolInner {
         let age = now.saturating_duration_since(connection.parts.fetched);
         let visit = AgeVisit::of(age, connection.parts.returns, self.driver.max_lifetime());
         let is_due = visit == AgeVisit::Overdue;
+        // A driver's pool that is being closed waits for every connection (H26;
+        // `h26_the_drivers_pool_closes_while_connections_are_warm`).
         if !self.settings.direct_handoff || self.is_test() || self.driver.is_closed() || is_due {
             return Some(connection);
         }
@@ -210,6 +195,9 @@ impl PoolInner {
         // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
+            // Before the waiters: under load there is always one, and users of the plain
+            // `DatabaseConnection` would get nothing
+            // (`plain_users_share_a_pool_that_sessions_saturate`).
             if ledger.takes_visit(visit, max) {
                 return Some(connection);
             }
@@ -260,6 +248,8 @@ impl PoolInner {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
             // All were evicted on its way.
+            // sqlx has it among its idle ones by now, where a fetch would find it.
+            // Shown by `recycling_replaces_a_connection_that_is_on_its_way_back`.
             self.eviction.close_idle();
         }
         // Before the slot is free: the next fetch must not be taken for a plain user.

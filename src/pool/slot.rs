@@ -52,6 +52,8 @@ impl FetchGuard {
     pub(super) fn become_slow(&mut self) {
         self.stage = Stage::Slow;
         self.pool.ledger().fetches.become_slow();
+        // At once: a waiter that counted on this fetch may be served by an idle connection
+        // meanwhile (`while_a_connect_is_silent_its_waiters_get_another_one`).
         self.pool.fill();
     }
 
@@ -74,6 +76,8 @@ impl Drop for FetchGuard {
             // It has failed, or its runtime has dropped it half-way.
             Stage::Fetching | Stage::Slow => {
                 let was_slow = matches!(self.stage, Stage::Slow);
+                // In this order: as long as it counts as running, no other fetch would begin for
+                // those that wait.
                 self.pool.ledger().fetches.end(was_slow);
                 self.pool.fill();
             }
@@ -86,6 +90,7 @@ impl Drop for FetchGuard {
                 // Wakes it, which must not happen under the lock.
                 drop(waiter);
                 // Within `fill`'s own spawn, its loop goes on to the next waiter by itself.
+                // Shown by `g11_a_runtime_dropped_with_sessions_out_panics_nowhere`.
                 if !is_spawning.load(Ordering::Acquire) {
                     self.pool.fill();
                 }
@@ -98,6 +103,7 @@ impl Drop for FetchGuard {
 pub(super) struct SlotGuard {
     pool: Arc<PoolInner>,
     /// `None` once it is free.
+    // Taken when it is freed: `Drop` comes behind that, and must not count once more.
     counts_as: Option<Use>,
 }
 

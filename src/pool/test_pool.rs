@@ -37,9 +37,11 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
 
 /// Waits for the connection, rolls the test's transaction back and returns it.
 pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
+    // A test that still holds its own session would wait here for itself, until the time-out.
     pool.refuse_hopeless(|| false)?;
     let mut connection = take(pool.acquire(Claim::First).await?)?;
     // Asked before, since the rollback forgets it.
+    // Shown by `raw_code_that_ends_a_tests_transaction_ends_the_test`.
     let was_ended = connection.is_outer_ended();
     match timeout(pool.settings().release_timeout, connection.end_outer()).await {
         Ok(Ok(())) => connection.return_to_driver().await,

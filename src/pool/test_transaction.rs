@@ -76,6 +76,7 @@ impl TestTransaction {
         let mut kept = self.lock();
         kept.is_over = true;
         let connection = kept.connection.take();
+        // Not under the lock: this spawns.
         drop(kept);
         if let Some(connection) = connection {
             return_in_task(connection);
@@ -105,6 +106,7 @@ impl TestTransaction {
     /// does: that is in the test's own task, or a request.
     pub(super) fn is_held_by_test(&self, is_request: impl FnOnce() -> bool) -> bool {
         // Not under the lock: `grip` takes the session's, and the last handle of a session may be dropped here.
+        // Cloned out, since upgraded it may be the session's last handle.
         let own = self.lock().own.clone();
         let Some((holder, place)) = own else {
             return false;
@@ -119,6 +121,7 @@ impl TestTransaction {
 
 /// A task, or what a thread does outside any.
 #[derive(Clone, PartialEq, Eq)]
+// By the task, since a task's thread changes from one await to the next.
 enum Place {
     Task(task::Id),
     Thread(ThreadId),

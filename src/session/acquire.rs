@@ -7,7 +7,7 @@ use std::{
 
 use sea_orm::{DbErr, TransactionOptions};
 
-use super::{core::Core, plan::Plan, queue::enqueue, slot::Slot, stack::Caller};
+use super::{core::Core, plan::Plan, slot::Slot, stack::Caller, worker::enqueue};
 use crate::{
     error::{Error, Kind},
     pool::{Claim, Lease, SessionPool, break_deadlock},
@@ -28,6 +28,8 @@ pub(super) fn with_connection(
 
 /// Acquires a connection before the first statement.
 pub(super) async fn check_out_early(core: &Arc<Core>) -> Result<(), DbErr> {
+    // In the line: a statement that was polled before acquires as well, and a session has one
+    // connection (G2; `two_tasks_of_one_request_take_turns`).
     enqueue(core, Caller::Session, async |core, _turn| {
         check_out(&core, Caller::Session, false).await
     })
@@ -54,10 +56,12 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
         Err(error) => {
             let answer = error.to_db_err();
             let waited = started.elapsed();
+            // Before the lock is taken: observers are user code.
             core.tell_acquired(waited, Some(&error));
             let mut state = core.lock();
             state.waited(waited);
             // A handler that turns this error into a 200 has stored nothing; in a transaction the response says so.
+            // Shown by `a_transaction_that_never_got_its_connection_is_no_success`.
             let for_transaction = begins || state.is_transactional();
             state.stack.failures.not_acquired(error, for_transaction);
             Err(answer)
@@ -81,6 +85,9 @@ async fn acquire(core: &Core) -> Result<Lease, Error> {
 async fn acquire_once(core: &Core) -> Result<Lease, Error> {
     let (claim, begins, patience) = claim(core);
     let patience = match core.replication() {
+        // Where replicas are lost, the reads of a service are a multiple of its writes, and would
+        // take every connection of the primary
+        // (`reads_without_a_replica_leave_connections_to_writes`).
         Some(replication) => replication.admit(patience).await?,
         None => patience,
     };
@@ -95,6 +102,8 @@ fn claim(core: &Core) -> (Claim, Option<TransactionOptions>, Duration) {
     // Any other session has no guard that notices when a transaction that was begun for it stays unused.
     let begins = state.rules.begins().filter(|_| core.origin.is_outermost());
     if state.span.was_lent() {
+        // One time-out for all of its waits: each statement may acquire anew, and a request could
+        // wait for it as often (G10; `g10_the_waits_of_a_request_share_one_time_out`).
         (Claim::Return, begins, state.waits.left_of(all))
     } else {
         (Claim::First, begins, all)
@@ -144,6 +153,8 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     // Also after an early `release()`: this is another connection, or the same one cleaned.
     state.fresh = true;
     let last = state.last_id();
+    // From here on, a question about an earlier statement would be answered by another session's
+    // (`readers_of_an_earlier_statement_are_refused_outside_transactions`).
     state.pins.moved(last);
     // The handler has tried again and got one: the earlier failure is made good.
     state.stack.failures.acquired();

@@ -53,6 +53,7 @@ impl<B, E> SettleAt<B, E> {
                 hold.pass();
             } else if let Some(error) = guard.cut_off() {
                 // The body cannot be completed without its session, and a server must not send it as complete.
+                // Shown by `a_held_body_breaks_when_the_pool_closes`.
                 hold.break_off(error);
             } else {
                 let usage = guard.usage();
@@ -99,6 +100,7 @@ impl SessionGuard {
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
         // A server sends no such body and polls none, so that its end would never come.
+        // Shown by `a_response_without_a_body_settles_at_its_head`.
         if !has_body || !hold.is_wanted() {
             hold.pass();
             return Err(self);
@@ -109,17 +111,22 @@ impl SessionGuard {
         last.headers.clone_from(&head.headers);
         // Set before the body decides, so that a cut-off in between finds the body to break off.
         self.core.lock().body_hold = Some(hold.downgrade());
+        // Taken along, since the body is polled by the server, behind the future that made the
+        // session current (`a_held_body_finds_its_session_and_another_one_does_not`).
         let scope = self.scope();
         // Shared, so that it can be taken back if the body turns out to have ended.
         let core = self.core.clone();
         let terms = Terms {
             // A body whose last byte is known need not be asked for its end (H24).
+            // Shown by `a_complete_body_is_a_committed_transaction`.
             content_length: length,
             has_grpc_trailers: length.is_none() && core.lock().rules.has_trailers && is_grpc(head),
         };
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), terms, Some(scope)) {
             Ok(()) => {
+                // A body may have nothing to send for long, and its guard is polled by nothing else
+                // meanwhile (`held_bodies_lend_between_their_parts`).
                 lend::offer(&core);
                 Ok(())
             }

@@ -1,4 +1,5 @@
-//! [`Call`]: a running driver call, seen from the handler that waits for it.
+//! [`Call`]: a running driver call, seen from the handler that waits for it; and the end of that wait, by which the call moves
+//! to a task that runs it to its end.
 
 use std::{
     future::Future,
@@ -8,15 +9,16 @@ use std::{
 };
 
 use sea_orm::DbErr;
+use tokio::time::timeout;
 
 use super::{
-    core::Core,
-    detach::detach,
+    core::{Core, Locked},
     finish::{finish, lose},
     lend,
-    slot::{CallFuture, PolledBy, Slot},
+    slot::{CallFuture, CallKind, Detached, PolledBy, Slot},
+    stack::Purpose,
 };
-use crate::{connection::Output, telemetry};
+use crate::{connection::Output, pool::finish_abandoned, telemetry};
 
 /// Polls the session's running call. The call itself lives in the session's slot, so that the end of the
 /// request can take it away, and so that it goes on when its handler has stopped polling.
@@ -162,6 +164,8 @@ impl Drop for Call {
         let kept = self.core.lock().take_output(self.id);
         match kept {
             None => self.abandon(),
+            // Its reader has gone, so that the log alone can say it
+            // (`a_failure_after_its_stream_was_dropped_is_logged`).
             Some(Err(error)) if self.streams => telemetry::stream_failed_unheard(&error),
             Some(_) => {}
         }
@@ -171,6 +175,8 @@ impl Drop for Call {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.lock().streaming = false;
+        // Until now the stream has kept the connection, and no statement may follow that would
+        // offer it.
         lend::offer_unless_polled(&self.0);
     }
 }
@@ -198,4 +204,101 @@ pub(super) fn return_call(core: &Arc<Core>, future: CallFuture, waker: Option<Wa
         core.turns.wake_worker();
     }
     true
+}
+
+/// Moves the running call to a task, whatever polled it so far, and wakes the future that waited for it. Raw code
+/// is dropped instead.
+///
+/// The call is `in_hand` if the caller has just polled it, and in its slot otherwise. False if it is in neither:
+/// it is being polled, or in a task already.
+pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<CallFuture>) -> bool {
+    let Slot::Running(running) = &mut state.slot else {
+        return false;
+    };
+    let Some(future) = in_hand.or_else(|| running.future.take()) else {
+        return false;
+    };
+    // The worker polls it no more, and may have nothing else to do: it has to look again.
+    let purpose = running.purpose;
+    let is_wanted = running.is_polled_by_worker() || running.take_wanted();
+    // Woken below, without the lock: a waker is foreign code.
+    let owner = running.waker.take();
+    let call = running.detach(future);
+    // Its end may come after the request's, and a COMMIT that was sent is seen through.
+    // Shown by `g20_a_commit_beside_that_was_left_alone_forbids_a_retry`.
+    if purpose == Purpose::Commit || purpose == Purpose::Work && state.stack.depth() == 0 {
+        core.tell_request_doubt();
+    }
+    drop(state);
+    if call.kind == CallKind::Raw {
+        // User code is not carried on without its caller: it may wait for what has ended with that.
+        // Shown by `unpolled_raw_code_goes_on_and_is_dropped_with_its_future`.
+        drop(call);
+        lose(core);
+    } else {
+        // Not aborted and not dropped: on MariaDB, a statement that is dropped while it is prepared
+        // costs sqlx's pool a permit for good (H3m;
+        // `h3m_a_statement_dropped_after_any_number_of_polls_loses_no_permit`).
+        drain(core, call);
+    }
+    if is_wanted {
+        core.turns.wake_worker();
+    }
+    // It finds the call gone, and returns an error instead of waiting for a task that it cannot see.
+    if let Some(owner) = owner {
+        owner.wake();
+    }
+    true
+}
+
+/// Runs a call to its end in a task: sqlx's calls must not be dropped half-way (H1, H3m)
+/// (<https://github.com/launchbadge/sqlx/issues/4393>, <https://github.com/launchbadge/sqlx/issues/563>).
+fn drain(core: &Arc<Core>, call: Detached) {
+    let Detached {
+        future,
+        runtime,
+        release_timeout,
+        cancel_handle,
+        ..
+    } = call;
+    // Made before the task, because a runtime that shuts down drops its tasks unrun.
+    let mut unfinished = Unfinished(Some(core.clone()));
+    let (pool, handle) = (core.pool().clone(), runtime.clone());
+    // Its own runtime, whatever thread this is: `Drop` may run on one without any (G11).
+    runtime.spawn(async move {
+        let ending = async {
+            match cancel_handle {
+                None => future.await,
+                Some(cancel) => finish_abandoned(&pool, future, &cancel, &handle).await,
+            }
+        };
+        // Where the server does not answer, the slot in the pool must not be lost with it (G4, H3). Closing a database in
+        // memory would destroy it, so there the call has as long as it takes.
+        // Shown by `h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time`.
+        let finished = match release_timeout {
+            None => Some(ending.await),
+            Some(limit) => timeout(limit, ending).await.ok(),
+        };
+        match finished {
+            Some(finished) => drop(unfinished.0.take().and_then(|core| finish(&core, finished))),
+            None => {
+                // One for each connection, as long as the server does not answer.
+                let Some(suppressed) = pool.lines.next_line("did not end", 1) else {
+                    return;
+                };
+                tracing::warn!(target: "tower_sea_orm::session", suppressed, "closed a connection whose statement did not end within the release timeout");
+            }
+        }
+    });
+}
+
+/// Stands for a call in a task. Whatever ends that task early, the session must not wait for the call.
+struct Unfinished(Option<Arc<Core>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.take() {
+            lose(&core);
+        }
+    }
 }

@@ -29,6 +29,8 @@ use crate::{
 
 pub(crate) struct Core {
     pool: SessionPool,
+    // Beside the rules, which have it too but are under the lock: each statement asks by it which
+    // pool is the session's.
     replication: Option<Arc<Replication>>,
     pub(super) turns: Turns,
     pub(super) origin: Origin,
@@ -64,6 +66,8 @@ impl Core {
 
     /// Returns the pool that counts the session.
     pub(super) fn home(&self) -> &Arc<PoolInner> {
+        // Also when the session has moved to the primary: the pool in which it was opened counts
+        // it, and waits for it when it closes.
         self.pool.inner()
     }
 
@@ -100,6 +104,7 @@ impl Core {
 
     /// Returns the request that the session belongs to, by that one's outermost session.
     pub(super) fn request_holder(self: &Arc<Self>) -> Option<Arc<dyn Holder>> {
+        // Only a request's or a job's: a session that user code holds may be polled by any request.
         let outermost = || Arc::clone(self) as Arc<dyn Holder>;
         match &self.origin.outer {
             Some(outer) => Some(outer.clone()),
@@ -149,6 +154,9 @@ impl Core {
 
     /// Waits for the turn: for the first job in the line, and for the end of the request.
     pub(super) async fn turn(self: &Arc<Self>, caller: Caller) -> Result<Turn, DbErr> {
+        // Nothing is assigned to a future that waits: one that is dropped, or never polled again,
+        // keeps no other from its turn (G16;
+        // `futures_that_are_never_polled_again_do_not_block_the_session`).
         poll_fn(|cx| self.poll_turn(caller, cx)).await
     }
 
@@ -191,6 +199,7 @@ impl Core {
             return Err(state.closed_error().into_db_err());
         }
         // The hook could hold the last handle, and each would wait for the other to go.
+        // Shown by `a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive`.
         if self.origin.is_plain() && state.is_transactional() {
             return Err(Kind::NoEnd.into_db_err());
         }
@@ -205,6 +214,7 @@ impl Core {
     pub(super) fn run_hooks(self: &Arc<Self>) {
         let mut state = self.lock();
         let due = state.stack.hooks.take_due();
+        // Each end of a call comes by here, and nearly none has any.
         if due.is_empty() {
             return;
         }
@@ -219,6 +229,8 @@ impl Core {
             tracing::error!(target: "tower_sea_orm::session", "hooks did not run: no tokio runtime");
             return;
         };
+        // Behind those of an earlier transaction, in one task: their order is a promise
+        // (`hooks_run_in_order_and_only_those_of_the_actual_end`).
         if self.lock().stack.hooks.enqueue(due) {
             runtime.spawn(run_queue(self.clone()));
         }
@@ -267,6 +279,8 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.state.stack.hooks.is_any_discarded() {
+            // Taken and not dropped: that happens with the field, behind the guard
+            // (`a_dropped_hook_may_use_the_session_in_its_drop`).
             self.discarded = Some(self.state.stack.hooks.take_discarded());
         }
     }

@@ -32,8 +32,8 @@ use super::{
     end::release_early,
     guard::SessionGuard,
     hooks::After,
+    lend::SessionPin,
     order, pass_through,
-    pin::SessionPin,
     plan::{Mode, OpenedFor, Order, Plan},
     slot::Slot,
     stack::Caller,
@@ -320,6 +320,8 @@ impl<Tag> DbSession<Tag> {
     /// # }).unwrap(); }
     /// ```
     pub fn tx(&self) -> DbTx<Tag> {
+        // First: a transaction that has begun on a replica takes no writes
+        // (`g19_a_request_that_writes_gets_the_primary`).
         order::write(&self.core);
         // No more than that: BEGIN goes out with the first statement, and a `DbTx` that runs none costs no round trip.
         self.core.lock().rules.need_transaction();
@@ -333,6 +335,9 @@ impl<Tag> DbSession<Tag> {
     ///
     /// If the transaction has begun with other options.
     pub fn tx_with(&self, options: TransactionOptions) -> Result<DbTx<Tag>, DbErr> {
+        // Refused once it has begun with others: an isolation level that is asked for and not in
+        // force is an error that nothing shows
+        // (`options_that_come_too_late_are_an_error_for_the_handler`).
         let mode = Mode::Transaction(options);
         order::set_mode(&self.core, mode).map_err(Kind::into_db_err)?;
         Ok(DbTx(self.clone()))
@@ -433,6 +438,8 @@ impl<Tag> DbSession<Tag> {
         if !state.is_transactional() {
             return Err(Kind::NoTransaction.into_db_err());
         }
+        // Never set back: a function that the handler calls must not make a dry run real
+        // (`set_rollback_only_rolls_back_every_response_and_refuses_commit`).
         state.rollback_only = true;
         Ok(())
     }
@@ -578,6 +585,8 @@ impl<Tag> DbSession<Tag> {
         async move {
             let mut future = pin!(future);
             poll_fn(|cx| {
+                // For this poll only: between two of them, the thread polls other requests
+                // (`concurrent_requests_never_see_each_others_session`).
                 let _scope = scope.clone().enter();
                 future.as_mut().poll(cx)
             })
@@ -617,6 +626,8 @@ impl<Tag> DbSession<Tag> {
     pub(crate) async fn check_out(&self) -> Result<(), Error> {
         let acquired = check_out_early(&self.core).await;
         acquired.map_err(|error| {
+            // The layer answers by this error's status, and needs one for every way in which
+            // acquiring can fail.
             Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
         })
     }

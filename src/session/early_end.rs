@@ -9,10 +9,10 @@ use super::{
     call::Call,
     core::{Core, Turn},
     pass_through::{OwnTransaction, end_own},
-    queue::in_turn,
     stack::{Caller, Stack},
     state::State,
     statement::{CallRequest, launch, run},
+    worker::in_turn,
 };
 use crate::{
     connection::{Operation, Output},
@@ -31,6 +31,7 @@ enum EarlyEnd {
 /// Commits or rolls back what the session did so far; its next statement begins another transaction.
 pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbErr> {
     // In a turn, so that what was polled before belongs to this transaction and what comes after to the next one.
+    // Shown by `an_unpolled_commit_does_not_block_the_session`.
     let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, commits)).await? {
         EarlyEnd::Done => return Ok(()),
         EarlyEnd::Own(turn, own) => return end_own(core, turn, own, commits).await,
@@ -43,6 +44,7 @@ pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbE
         let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
     }
     // Not reached if this future is dropped: then the response answers for what it has not heard.
+    // Shown by `a_dropped_commit_that_the_server_refuses_is_reported`.
     core.lock().stack.standing.heard(is_unknown);
     end.map(drop)
 }
@@ -54,6 +56,7 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
         may_end(&mut state, commits)?;
         // Nothing was sent, so there is nothing to send; the hooks run all the same, since the handler cannot know
         // that.
+        // Shown by `ending_an_untouched_transaction_sends_nothing`.
         if open == 0 {
             if commits {
                 state.stack.nothing_to_commit();
@@ -96,11 +99,14 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
         return Err(unknown.to_db_err());
     }
     if !commits {
+        // By its ROLLBACK the handler says that it knows: what has failed before is no reason for
+        // an error any more.
         standing.rolled_back();
         failures.rolled_back();
         return Ok(());
     }
     // Dry runs are not to be made real by a function that the handler calls.
+    // Shown by `set_rollback_only_rolls_back_every_response_and_refuses_commit`.
     if state.rollback_only {
         return Err(Kind::RollbackOnly.into_db_err());
     }

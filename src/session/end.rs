@@ -5,22 +5,23 @@ use std::{mem, sync::Arc, time::Duration};
 use sea_orm::DbErr;
 
 use super::{
+    call::detach,
     core::{Core, Locked, Turn},
-    detach::detach,
     finish,
     phase::{CutOff, Over, Phase, Rollback},
     pins::Waits,
-    queue::{enqueue_detached, in_turn},
     slot::{Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
     statement::{CallRequest, launch},
+    worker::{enqueue_detached, in_turn},
 };
 use crate::{connection::Operation, error::Kind};
 
 /// The time that a response which rolls back waits for a statement that its handler has left running.
 // Such a response acknowledges nothing, so there is no reason to delay it: a time-out layer inside the session's own has
 // left a long statement, and its 504 is due.
+// Shown by `a_failed_response_does_not_wait_for_a_dropped_statement`.
 const STRAY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The same where the server is asked to stop the statement, which takes a round trip or two.
@@ -32,6 +33,7 @@ pub(super) fn abandon(core: &Arc<Core>, id: TransactionId, has_begun: bool) {
     let mut state = core.lock();
     if !state.stack.abandon(id) {
         // It has ended, as by `commit()`. Or its BEGIN waits: the worker may have that in hand at this moment.
+        // Shown by `a_begin_dropped_as_its_connection_arrives_opens_nothing`.
         if !has_begun {
             state.stack.give_up(id);
         }
@@ -39,6 +41,7 @@ pub(super) fn abandon(core: &Arc<Core>, id: TransactionId, has_begun: bool) {
     }
     drop(state);
     // Not left to the next statement: until that comes, the transaction would hold its locks.
+    // Shown by `a_transaction_dropped_with_its_statement_is_rolled_back_after_it`.
     if let Some(turn) = core.try_turn() {
         return roll_back_abandoned(core, turn);
     }

@@ -41,13 +41,7 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     // Only then: an error is a text.
     let failure = observed.as_ref().and_then(|_| result.err().cloned());
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
-    let is_read_lost = note_lost_read(core, &mut state, running.purpose, &connection, result);
-    let output = if is_read_lost {
-        // The driver's words, which the log and the replica's status have, do not say that another try helps.
-        Err(Kind::ReadLost.into_db_err())
-    } else {
-        output
-    };
+    let output = note_lost_read(core, &mut state, running.purpose, &connection, output);
     let is_wanted = running.take_wanted();
     // Under the same lock as the slot: the call's own future sees either a running call or its output.
     let (output, owner) = deliver(&mut state, &mut running, output);
@@ -67,6 +61,12 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         telemetry::ended_elsewhere(&statement);
     }
     unheard.iter().for_each(telemetry::stream_failed_unheard);
+    come_to_rest(core, lends);
+    output
+}
+
+/// The session's connection rests, and is lent where the session `lends` it.
+fn come_to_rest(core: &Arc<Core>, lends: bool) {
     if lends {
         lend::offer_unless_polled(core);
     }
@@ -74,7 +74,6 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         // The request waits for a second connection, and its first one rests now: that may be a deadlock.
         break_deadlock(core.pool());
     }
-    output
 }
 
 /// Keeps the output of a call that the worker has polled, and returns the waker of the future that waits for it.
@@ -105,6 +104,7 @@ fn account(
 ) -> Option<String> {
     state.account(purpose, connection, result);
     // With each call, not at the session's end: the request may answer before this session, a job's for instance, ends.
+    // Shown by `g20_a_session_beside_that_committed_forbids_a_retry`.
     core.tell_request(state);
     // A write that the server itself refuses succeeds elsewhere: the client may send the request again.
     if connection.may_be_demoted()
@@ -114,6 +114,8 @@ fn account(
         state.stack.failures.may_pass(known, 0, false);
     }
     if let Some(position) = connection.take_position() {
+        // It came with COMMIT's own answer, except on Galera: asked for later, it would cost a
+        // round trip (`g19_positions_cost_no_round_trip`).
         state.written.note(position);
     }
     let is_ended = connection.take_ended_elsewhere();
@@ -132,27 +134,29 @@ fn account(
     Some(statement)
 }
 
-/// Notes a connection that was lost on which its request has only read. Returns whether that is so.
+/// Notes a connection that was lost on which its request has only read, and returns what the call's caller hears of it.
 fn note_lost_read(
     core: &Core,
     state: &mut State,
     purpose: Purpose,
     connection: &CheckedOut,
-    result: Result<(), &DbErr>,
-) -> bool {
-    let Err(error) = result else { return false };
+    output: Result<Output, DbErr>,
+) -> Result<Output, DbErr> {
+    let Err(error) = &output else { return output };
     // A COMMIT that is lost has an error of its own: its outcome is unknown.
     let is_lost = connection.is_broken()
         && purpose != Purpose::Commit
         && core
             .replication()
             .is_some_and(|replication| replication.has_lost_read(error));
-    if is_lost {
-        let depth = state.stack.depth();
-        let lost = Error::with_source(Kind::ReadLost, error.clone());
-        state.stack.failures.may_pass(lost, depth, false);
+    if !is_lost {
+        return output;
     }
-    is_lost
+    let depth = state.stack.depth();
+    let lost = Error::with_source(Kind::ReadLost, error.clone());
+    state.stack.failures.may_pass(lost, depth, false);
+    // The driver's words, which the log and the replica's status have, do not say that another try helps.
+    Err(Kind::ReadLost.into_db_err())
 }
 
 /// Keeps a connection for the session's next statement, or gives it back. If that `may_change`, a lost one is no loss.
@@ -188,6 +192,7 @@ pub(super) fn release(core: &Arc<Core>, mut state: Locked<'_>, connection: Check
     let released = state.phase.take_released();
     drop(state);
     // Hooks run once the connection is back, because one of them may want it: a pool of one would wait for itself.
+    // Shown by `a_hook_finds_the_connection_back_and_its_work_done`.
     let core = core.clone();
     connection.give_back(move || {
         drop(released);
@@ -226,7 +231,9 @@ pub(super) fn lose(core: &Arc<Core>) {
     let stray_ended = state.phase.take_stray_ended();
     let observed = running.observed.take();
     drop(state);
+    // Without the lock: with it go the turn and the channels, which wake tasks.
     drop((running, released, stray_ended));
+    // It may wait for the call that is gone now, and what comes behind it is to be refused.
     core.turns.wake_worker();
     if let Some(observed) = observed {
         core.tell_executed(&observed, Some(&Kind::ConnectionLost.into_db_err()));
@@ -235,6 +242,8 @@ pub(super) fn lose(core: &Arc<Core>) {
         telemetry::ended_elsewhere(statement);
     }
     if is_over {
+        // Those of a rollback: the connection is closed, and with it all that was open
+        // (`every_rollback_runs_its_after_rollback_hooks`).
         core.run_hooks();
     }
 }

@@ -32,6 +32,7 @@ use crate::{
 pub(crate) struct SessionGuard {
     pub(super) core: Arc<Core>,
     /// The entry of a session without a connection in its pool's register, which `close` looks at.
+    // A mock's session is cut off by `close` as any other (`a_mocks_sessions_are_cut_off_as_well`).
     direct: Option<Key>,
     /// The session's tag, by which what its request polls finds it; `None` for a job.
     // A function, which is a third of the size.
@@ -82,6 +83,8 @@ impl SessionGuard {
         let polled = future.poll(cx);
         drop(entered);
         if polled.is_pending() {
+            // It waits for a client's upload or for another service, and needs its connection for
+            // neither (`slow_uploads_over_a_real_connection_keep_no_connection_from_others`).
             lend::offer(&self.core);
         }
         polled
@@ -89,6 +92,7 @@ impl SessionGuard {
 
     /// Stores the position of what the session has committed in its response.
     pub(crate) fn store_position<B>(&self, ended: &Ended, response: Response<B>) -> Response<B> {
+        // First, so that a service without replicas does not take its responses apart.
         if self.core.replication().is_none() {
             return response;
         }
@@ -118,11 +122,14 @@ impl SessionGuard {
     // All under one lock: a response is made of it, and each look at the state costs every request.
     pub(crate) fn summary(&self, ended: &Ended) -> Summary {
         let (origin, state) = (&self.core.origin, self.core.lock());
+        // Of any session of the request: with a `Retry-After`, the client would do that part again
+        // (`a_conflict_beside_a_committed_job_has_no_retry_after`).
         let may_have_committed =
             state.stack.standing.may_stand() || origin.has_committed_beside.load(Ordering::Relaxed);
+        // It may still commit: `g20_a_session_beside_that_is_still_open_forbids_a_retry`.
         let is_any_open = origin.open_beside.load(Ordering::Relaxed) > 0;
         Summary {
-            lost: state.lost(),
+            lost: state.phase.lost(),
             failure: state.stack.failures.current().cloned(),
             usage: state.span.usage(),
             may_have_committed,
@@ -173,6 +180,7 @@ impl Drop for SessionGuard {
     fn drop(&mut self) {
         // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback that is
         // due runs in a task.
+        // Shown by `h13_a_panic_rolls_back_and_frees_the_slot`.
         drop(end(&self.core));
         // Behind the end, which may still note that something stands.
         if let Some(request) = &self.core.origin.outer {
@@ -194,6 +202,9 @@ pub(crate) static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status
 
 /// Below 400; for gRPC, `grpc-status` 0 or none.
 pub(crate) fn is_success(status: StatusCode, headers: &HeaderMap) -> bool {
+    // In the head of a response without messages (*Trailers-Only*,
+    // <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>); elsewhere it comes behind
+    // the body.
     status.as_u16() < 400 && headers.get(&GRPC_STATUS).is_none_or(|status| status == "0")
 }
 

@@ -13,9 +13,9 @@ use super::{
     end::cut_off,
     lend,
     phase::CutOff,
-    queue::drive,
     slot::{CallKind, PolledBy, Slot},
     stack::Purpose,
+    worker::drive,
 };
 use crate::{
     error::Kind,
@@ -84,6 +84,8 @@ impl Holder for Core {
     }
 
     fn look_at_call(self: Arc<Self>) {
+        // A handler may keep the future of a statement without polling it: its answer may lie in
+        // the socket.
         drive(&self);
     }
 
@@ -115,9 +117,11 @@ impl Holder for Core {
     fn cut(self: Arc<Self>, reason: Kind) -> bool {
         let mut state = self.lock();
         let has_something =
+            // There the connection is SeaORM's, and what can be taken away is the right to use it.
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
         // A session that settles comes to its end by itself.
         // Nor is a COMMIT cut off that the handler has sent: its outcome would be unknown for no need (G7).
+        // Shown by `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
         let commits = state.slot.purpose() == Some(Purpose::Commit);
         if !state.phase.is_open() || !has_something || commits {
             return false;
@@ -126,6 +130,7 @@ impl Holder for Core {
         let own = state.through.own.take();
         let body = state.body_hold.take();
         // Without an open transaction, nothing is lost but the connection: the response may still be a success.
+        // Shown by `autocommitted_writes_stand_and_so_does_a_response_below_500`.
         let has_lost = state.stack.has_work();
         let cut = CutOff {
             reason,

@@ -15,6 +15,8 @@ pub(super) struct Hooks(Option<Box<Lists>>);
 struct Lists {
     waiting: Vec<Waiting>,
     /// They belong to a COMMIT that is under way. A hook that is registered meanwhile belongs to the next transaction.
+    // A list of their own: while COMMIT is on its way, other statements of the request may register
+    // more.
     sealed: Vec<Waiting>,
     /// Their time has come; the connection may not be back yet.
     due: Vec<Hook>,
@@ -109,6 +111,7 @@ impl Hooks {
         } else {
             // A savepoint's `after_rollback` hooks do not run either: it is the session's whole transaction that they
             // wait for.
+            // Shown by `the_hooks_of_a_nested_transaction_are_dropped_with_it`.
             let gone = lists
                 .waiting
                 .extract_if(.., |waiting| waiting.depth > depth);
@@ -135,6 +138,8 @@ impl Hooks {
     pub(super) fn enqueue(&mut self, due: Vec<Hook>) -> bool {
         let lists = self.0.get_or_insert_default();
         lists.queue.extend(due);
+        // Said under the session's lock, as in `next`: two tasks would run hooks side by side, in
+        // any order.
         !mem::replace(&mut lists.has_task, true)
     }
 

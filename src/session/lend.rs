@@ -1,11 +1,11 @@
-//! Lending: a session gives the connection that it does not use to what waits for one.
+//! Lending: a session gives the connection that it does not use to what waits for one, unless a [`SessionPin`] keeps it.
 //!
 //! Until its first statement, a request's session always lends: a request that acquires first and then reads a slow
 //! client's body would keep others from the database for all that time. It loses nothing, since all its statements still
 //! run on one connection, the one that it acquires with the first of them (G2). In [`PoolMode::Transaction`], a session
 //! lends between its statements as well, except in a transaction and while it is pinned.
 
-use std::{mem, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use super::{
     core::{Core, Turn},
@@ -20,6 +20,8 @@ use crate::pool::{self, CheckedOut, PoolMode};
 pub(super) fn offer(core: &Arc<Core>) {
     let is_chained = {
         let mut state = core.lock();
+        // Asked before each offer: in `PoolMode::Session`, a session has run something and keeps
+        // its connection for good (G2; `g2_a_session_that_has_run_a_statement_does_not_lend`).
         if !is_lendable(core, &state) {
             return;
         }
@@ -35,6 +37,7 @@ pub(super) fn offer(core: &Arc<Core>) {
     // queue before it looks for offers, so one of the two sees the other.
     // A transaction that was begun for this session is not to be open while it does something else: the server may end it
     // by its `idle_in_transaction_session_timeout`, and `now()` would be of the past.
+    // Shown by `a_request_that_waits_for_something_else_has_no_transaction_open`.
     if is_chained || core.pool().has_waiters() || core.pool().settings().rotates {
         lend(core);
     }
@@ -43,6 +46,8 @@ pub(super) fn offer(core: &Arc<Core>) {
 /// [`offer`] for a session that has come to rest, unless its guard polls its request at this moment: that offers when the
 /// request waits, and not between two statements that follow one another.
 pub(super) fn offer_unless_polled(core: &Arc<Core>) {
+    // Not after each statement: a request of several would queue anew for each, and under load fail
+    // in its middle (`statements_in_a_row_keep_their_connection`).
     let request = core.origin.is_outermost().then(pool::current).flatten();
     let is_polled = request
         .zip(core.request_holder())
@@ -105,4 +110,41 @@ pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
 /// is unread, and of session state; a stream's reader may still ask what the connection was like.
 fn is_between_statements(state: &State, connection: &CheckedOut) -> bool {
     !state.streaming && state.stack.depth() == 0 && connection.is_clean()
+}
+
+/// Keeps a session's connection until it is dropped, where [`PoolMode::Transaction`](crate::PoolMode::Transaction) would
+/// lend it; created by [`DbSession::pin`](crate::DbSession::pin).
+#[must_use = "the connection is kept until this is dropped"]
+pub struct SessionPin {
+    core: Arc<Core>,
+}
+
+impl SessionPin {
+    pub(super) fn new(core: &Arc<Core>) -> Self {
+        let mut state = core.lock();
+        let last = state.last_id();
+        let in_transaction = state.stack.depth() > 0;
+        state.pins.add(last, in_transaction);
+        if let Slot::Idle(connection) = &mut state.slot {
+            // An offer that still stands would be taken although the connection is to be kept.
+            connection.withdraw();
+        }
+        drop(state);
+        Self { core: core.clone() }
+    }
+}
+
+impl Drop for SessionPin {
+    fn drop(&mut self) {
+        self.core.lock().pins.remove();
+        // Something may wait by now, and nothing else would offer it before the session's next
+        // statement.
+        offer_unless_polled(&self.core);
+    }
+}
+
+impl fmt::Debug for SessionPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionPin").finish_non_exhaustive()
+    }
 }

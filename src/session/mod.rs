@@ -1,14 +1,11 @@
 //! A request's session: its handles, the guard that ends it, and what runs on its connection.
 
 mod acquire;
-#[cfg(feature = "retry")]
-mod around;
 mod body_hold;
 mod call;
 mod core;
 mod current;
 mod db_session;
-mod detach;
 mod early_end;
 mod end;
 mod finish;
@@ -22,14 +19,12 @@ mod order;
 mod outcome;
 mod pass_through;
 mod phase;
-mod pin;
 mod pins;
 mod plan;
 #[cfg(feature = "_sqlx")]
 mod polled;
 mod pool_session;
 mod positions;
-mod queue;
 #[cfg(feature = "_sqlx")]
 mod raw;
 mod repeats;
@@ -52,14 +47,11 @@ mod transaction;
 mod turns;
 mod tx;
 mod worker;
-mod written;
 
 #[cfg(feature = "replicas")]
 pub(crate) use self::replication::{Reads, Replica, Replication};
 #[cfg(feature = "stream")]
 pub use self::stream::SessionStream;
-#[cfg(feature = "retry")]
-pub(crate) use self::{around::OpenSession, pool_session::Ran, tally::Tally};
 pub(crate) use self::{
     body_hold::SettleAt,
     guard::{GRPC_STATUS, SessionGuard, Summary, is_success},
@@ -69,9 +61,14 @@ pub(crate) use self::{
 pub use self::{
     current::CurrentSession,
     db_session::{DbSession, DefaultDatabase},
+    lend::SessionPin,
     outcome::Outcome,
-    pin::SessionPin,
     pool_session::PoolSession,
     transaction::SessionTransaction,
     tx::DbTx,
+};
+#[cfg(feature = "retry")]
+pub(crate) use self::{
+    pool_session::Ran,
+    tally::{OpenSession, Tally},
 };

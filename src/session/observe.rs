@@ -21,6 +21,7 @@ pub(super) fn tell_refused(
     waited: Duration,
     error: &Error,
 ) {
+    // There is no session, whose origin would know it.
     let label = match opened_for {
         OpenedFor::Request(label) => Some(label),
         _ => None,
@@ -49,6 +50,7 @@ impl Core {
 
     /// A call has ended.
     pub(super) fn tell_executed(&self, observed: &Observed, error: Option<&DbErr>) {
+        // Before the observers: what they take is no part of the statement's time.
         let elapsed = observed.end(error);
         self.tell(|observers, label| {
             let executed = Executed {
@@ -99,6 +101,7 @@ impl Core {
     /// Logs the statement that the session's request has run too often.
     pub(super) fn log_repeated(&self, repeated: &Repeated) {
         // A route that does so does with each request.
+        // Shown by `a_statement_that_a_request_repeats_is_logged_once`.
         let Some(suppressed) = self.home().lines.next_line("repeated", 16) else {
             return;
         };

@@ -36,6 +36,7 @@ impl Observed {
         Some(Box::new(Self {
             started: Instant::now(),
             statement,
+            // A closure is the handler's, although it has no text.
             is_control: operation.text().is_none() && !matches!(operation, Operation::Raw(_)),
             begins: false,
             span,

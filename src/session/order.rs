@@ -29,6 +29,7 @@ pub(super) fn set_mode(core: &Arc<Core>, mode: Mode) -> Result<(), Kind> {
         return Err(Kind::TransactionBegun);
     }
     // The settings that these statements make, such as a tenant's for row-level security, must hold for all that runs.
+    // Shown by `a_set_up_is_never_skipped_in_silence`.
     if mode == Mode::Autocommit && is_required(state.rules.on_begin.as_deref()) {
         return Err(Kind::MustBeTransaction);
     }
@@ -73,6 +74,8 @@ fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
     if is_required(order.on_begin.as_ref()) && state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }
+    // A connection that is acquired later is set up then
+    // (`on_acquire_prepares_each_connection_once_for_one_request`).
     let is_used = !state.fresh && !matches!(state.slot, Slot::Empty);
     if order.on_acquire.is_some() && is_used {
         return Err(Kind::InUse);
@@ -89,6 +92,8 @@ fn is_required(set_up: Option<&BeginSetUp>) -> bool {
 fn add(set_up: &mut Option<Arc<BeginSetUp>>, inner: Option<BeginSetUp>) {
     let Some(inner) = inner else { return };
     let mut sum = set_up.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+    // Once required, always: a layer further in does not take back what the outer one's routes rely
+    // on.
     sum.is_required |= inner.is_required;
     sum.settings.add(inner.settings);
     sum.statements.extend(inner.statements);
@@ -115,6 +120,8 @@ pub(super) fn write(core: &Arc<Core>) {
     if state.stack.has_begun() {
         return;
     }
+    // In the turn: a statement that acquires at this moment would go on with the replica's
+    // connection.
     let Some((mode, has_moved)) = replication.begin_to_write() else {
         return;
     };

@@ -36,6 +36,7 @@ use crate::{Error, telemetry::Usage};
 pub struct Outcome<Tag = DefaultDatabase> {
     ended: Ended,
     usage: Usage,
+    // As it was at the end: when this is read, the session is gone.
     is_undone: bool,
     // A function's result, so that an outcome is `Send` and `Sync` whatever its tag is: extensions ask for that.
     tag: PhantomData<fn() -> Tag>,

@@ -69,6 +69,12 @@ impl Phase {
         }
     }
 
+    /// Returns why the session lost an open transaction, if it did.
+    pub(super) fn lost(&self) -> Option<Error> {
+        let cut_off = self.cut_off().filter(|cut_off| cut_off.has_lost)?;
+        Some(cut_off.error())
+    }
+
     /// Returns the sender that says that the connection has left; to be dropped when it has.
     pub(super) fn take_released(&mut self) -> Option<oneshot::Sender<()>> {
         self.over()?.released.take()
@@ -130,6 +136,7 @@ impl Rollback {
     /// Waits for the rollback, for the `release_timeout` at most.
     pub(super) async fn wait(self, release_timeout: Duration) {
         // Past that limit the response leaves, and the rollback is seen through in its task (G8).
+        // Shown by `an_open_transaction_is_rolled_back_before_the_response`.
         if let Some((ended, limit)) = self.stray
             && timeout(limit.min(release_timeout), ended).await.is_err()
         {

@@ -29,6 +29,7 @@ impl Pins {
             // Behind the calls so far: they may have run on another connection, which was lent since.
             self.since = last + 1;
         }
+        // Counted, since each `pin()` of a handler's functions ends by itself.
         self.guards += 1;
     }
 
@@ -61,6 +62,8 @@ impl Pins {
 
     /// Returns whether what is asked about has run on the connection that the session still has, behind the call `last`.
     pub(super) fn know(&self, asks: Earlier, last: u64, in_transaction: bool) -> bool {
+        // By the call that is asked about, and not by the last one: `lastval()` is about an INSERT,
+        // however many reads came since.
         let about = match asks {
             Earlier::None => return true,
             Earlier::Any => last,

@@ -91,8 +91,11 @@ impl Rules {
     /// Returns for how long the request may wait for a connection, if any request may for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
         let replication = self.replication.as_ref();
+        // On a replica a part of it: in the rest, the primary must still be reached.
         let all = replication.map_or(all, |replication| replication.patience(all));
         self.deadline.map_or(all, |deadline| {
+            // Its client has gone by then, and the connection would be kept from those that still
+            // wait (`a_request_waits_no_longer_than_its_deadline`).
             all.min(deadline.saturating_duration_since(Instant::now()))
         })
     }
@@ -100,8 +103,11 @@ impl Rules {
     /// Returns the options of the transaction that the first statement begins, with nothing else before it.
     pub(super) fn begins(&self) -> Option<TransactionOptions> {
         let set_up = self.on_begin.as_ref();
+        // Settings travel in BEGIN's own text, which the COMMIT before does not carry.
         let is_bare = set_up.is_none_or(|set_up| set_up.settings.is_empty());
         match self.mode {
+            // Its BEGIN has to check a position, or its COMMIT to ask for one: neither has a place
+            // in another session's COMMIT.
             _ if self.replication.is_some() => None,
             Mode::Transaction(options) if is_bare && self.on_acquire.is_none() => Some(options),
             _ => None,
@@ -115,6 +121,8 @@ impl Rules {
         let demand = replication.map(|replication| replication.demand(options));
         let set_up = match demand {
             None | Some(Demand::None) => set_up,
+            // A copy, since the rules are the same for each transaction, and what a transaction
+            // demands depends on its options.
             Some(demand) => {
                 let mut set_up = set_up.map(Arc::unwrap_or_clone).unwrap_or_default();
                 set_up.demand = demand;

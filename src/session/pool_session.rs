@@ -148,9 +148,13 @@ impl SessionPool {
         let mut working = pin!(work(&tx));
         let outcome = poll_fn(|cx| guard.poll(working.as_mut(), cx)).await;
         let decision = Decision::of(outcome.is_ok());
+        // As a response does: a COMMIT that fails turns the job's `Ok` into an error (G7;
+        // `a_commit_that_fails_is_an_error_of_the_database`).
         let ended = guard.settle(decision).resolve().await;
         let summary = guard.summary(&ended);
         let undone_by = match (&outcome, &ended) {
+            // First: an error that could be tried again is no reason to, where something stands
+            // (G20; `g20_a_job_of_which_something_stands_runs_once`).
             _ if !summary.is_undone => None,
             (Ok(_), Ended::Failed(error)) => Some(error.clone()),
             (Ok(_), _) => None,
@@ -178,10 +182,13 @@ impl SessionPool {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
+        // At once and not after the time-out (`a_second_session_in_a_test_is_refused_at_once`).
         self.inner().refuse_hopeless(|| is_request)?;
         // A session store asks for its connection before the request's own session does.
+        // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
         expect_second(self.inner());
         let started = Instant::now();
+        // Dropped here, it leaves the queue, and the session that was counted counts no more.
         let acquired = self.acquire_first(&plan.rules).await;
         if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
             && replication.give_up_replica(&error.to_db_err())
@@ -231,6 +238,7 @@ impl SessionPool {
             if replication.is_some_and(|one| !one.try_admit()) {
                 return Err(plan);
             }
+            // `counted` is dropped with this, and the way that waits counts the session once more.
             let Some(lease) = self.inner().try_acquire() else {
                 return Err(plan);
             };

@@ -60,6 +60,7 @@ pub(super) async fn run_raw<T: Send + 'static>(
     core: &Arc<Core>,
     code: impl for<'c> FnOnce(&'c mut Driver) -> Option<BoxFuture<'c, T>> + Send + 'static,
 ) -> Result<T, DbErr> {
+    // A mock has no driver's connection, and a proxy none that it could show.
     if core.pool().is_direct() {
         return Err(Kind::WrongDriver.into_db_err());
     }
@@ -69,6 +70,8 @@ pub(super) async fn run_raw<T: Send + 'static>(
     let raw: Raw = Box::new(move |driver| {
         Box::pin(async move {
             let code = code(driver).ok_or_else(|| Kind::WrongDriver.into_db_err())?;
+            // In the session's name: a statement of the same session within the code would wait for
+            // its own end (`raw_code_that_uses_its_own_session_gets_an_error`).
             let _ = sender.send(polled_for(session, code).await);
             Ok(())
         })

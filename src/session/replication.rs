@@ -1,4 +1,4 @@
-//! [`Replication`]: what a session has to do with the replicas of its database.
+//! [`Replication`]: what a session has to do with the replicas of its database; and [`Written`]: what it has committed there.
 //!
 //! A session that reads begins on a replica, and moves to the primary if the replica is behind, fails or is asked to
 //! write. It never moves back.
@@ -44,8 +44,10 @@ pub(crate) struct Replication {
     /// For the sessions that read on the primary, although they might on a replica.
     room: Arc<Semaphore>,
     /// Its place among those that read on the primary.
+    // Kept until the session's end: its statements would wait for a place each.
     place: Mutex<Option<Place>>,
     /// It reads on the primary from here on, or writes there.
+    // Atomic: each statement asks by it which pool is its session's, under no lock.
     has_moved: AtomicBool,
     /// It writes, although its request was to read.
     is_to_write: AtomicBool,
@@ -87,6 +89,8 @@ impl Replication {
         store: StorePosition,
         room: Arc<Semaphore>,
     ) -> Arc<Self> {
+        // Without a replica in use, it reads on the primary from the beginning, within the places
+        // there.
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,
@@ -184,6 +188,8 @@ impl Replication {
             return Ok(patience);
         }
         let started = Instant::now();
+        // Dropped in the wait, it takes no place
+        // (`a_read_that_is_dropped_gives_its_place_on_the_primary_back`).
         let admitted = timeout(patience, self.room.acquire()).await;
         let waited = started.elapsed();
         let Ok(Ok(permit)) = admitted else {
@@ -206,6 +212,7 @@ impl Replication {
     /// replica; `None` if it writes already.
     pub(super) fn begin_to_write(&self) -> Option<(Mode, bool)> {
         let reads = self.reads.as_ref()?;
+        // It never moves back: what it has written may not be on any replica yet (G19).
         let is_first = !self.is_to_write.swap(true, Ordering::AcqRel);
         is_first.then(|| {
             // It needs none from here on, and one of the readers may wait for it.
@@ -228,6 +235,9 @@ impl Replication {
     pub(super) fn has_lost_read(&self, error: &DbErr) -> bool {
         let known = Error::of(error);
         let is_lost = known.is_none_or(|known| known.is_connection_lost());
+        // A connection that the server has closed because its transaction was idle for too long is
+        // its handler's fault, and the replica is sound
+        // (`a_read_that_was_idle_for_too_long_is_its_handlers_fault`).
         if self.may_write() || !is_lost || server::is_overdue(error) {
             return false;
         }
@@ -262,5 +272,25 @@ impl WayOut for Replication {
             // Without a BEGIN that travels with another session's COMMIT: the call sends its own.
             pool.acquire_for(Claim::First, None, patience).await
         })
+    }
+}
+
+/// What a session has committed on a database with replicas.
+#[derive(Default)]
+pub(super) struct Written {
+    /// The position of it, as far as that is known.
+    pub(super) position: Option<Position>,
+    /// It has committed something whose position is not known.
+    pub(super) is_unseen: bool,
+}
+
+impl Written {
+    /// Notes the position of what was committed.
+    pub(super) fn note(&mut self, position: Position) {
+        // A session that commits several times has to be seen with all of it.
+        let before = self.position;
+        self.position = Some(before.map_or(position, |before| before.and(position)));
+        // It is behind all that was committed before it, so that it stands for what was not asked about as well.
+        self.is_unseen = false;
     }
 }

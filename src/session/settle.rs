@@ -7,19 +7,19 @@ use http::response;
 use tokio::time::timeout;
 
 use super::{
+    call::detach,
     core::{Core, Turn},
-    detach::detach,
     end::{end, end_locked},
     guard::is_success,
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
     plan::CommitWhen,
     positions::ask_position,
-    queue::drive,
     slot::{CallKind, PolledBy, Slot},
     stack::{Caller, Purpose},
     state::State,
     statement::{CallRequest, launch},
+    worker::drive,
 };
 use crate::{
     connection::{Chain, Operation},
@@ -100,11 +100,13 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
         return Settlement::Now(Ended::RolledBack);
     }
     // Where the response is an error anyway, a lost transaction is rolled back as it should be.
-    let lost = state.lost().filter(|_| decision == Decision::Commit);
+    let lost = state.phase.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
     let may_commit = commits && !is_cut_off;
     if may_commit && has_read_on_replica(core, &state) {
         // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
+        // Shown by `g17_a_read_that_is_done_does_not_wait_for_its_replica` and, for its hooks, by
+        // `the_hooks_of_a_read_run_as_on_the_primary`.
         state.stack.hooks.seal();
         state.stack.committed();
         drop(state);
@@ -204,6 +206,7 @@ async fn roll_back_at_end(
         roll_back_own(&core, own).await;
     }
     // Asked when the rollback is over: a statement that was still running has shown by then what it did.
+    // Shown by `no_rollback_is_reported_while_stored_code_may_still_commit`.
     let may_stand = core.lock().may_stand();
     match (ended, may_stand) {
         (Ended::RolledBack, Some(error)) => Ended::Failed(error),
@@ -243,17 +246,20 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
 
 async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     // An unread stream has the turn for as long as its reader likes.
+    // Shown by `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
     end_stream(core);
     let turn = last_turn(core).await?;
     let (own, chain) = {
         let mut state = core.lock();
         // Looked at again: a statement that was waited for may have been a BEGIN.
+        // Shown by `h4_a_transaction_left_open_is_no_200`.
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
         // The COMMIT's own call rolls them back, before COMMIT.
         state.stack.drop_abandoned();
         // A COMMIT of the handler's has failed while nothing polled it: this one would hide that (G7).
+        // Shown by `h17_a_later_commit_does_not_hide_one_that_failed_unseen`.
         if let Some(error) = state.stack.standing.unheard_failure() {
             return Err(error);
         }
@@ -274,6 +280,8 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
         None => {
             let commit = Operation::Commit(chain);
             let request = CallRequest::new(Caller::Settlement, commit);
+            // A COMMIT is never sent again, whatever becomes of it (H17;
+            // `g20_an_unknown_outcome_is_never_retried`).
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
             // Dropped by the time-out, the call goes on in a task, and the hooks wait for its end there (H17).
             match timeout(core.pool().settings().commit_timeout, call).await {
@@ -300,9 +308,12 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
     };
     let (limit, otherwise) = match running {
         // Whichever future began it: only its end shows whether the response is true.
+        // Shown by `h17_a_stray_commit_is_waited_for_and_its_failure_is_a_500`.
         Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
         // The answer does not wait for a handle that was kept.
         _ if has_left_open => return Err(Kind::LeftOpen.into()),
+        // A response that says that all is done must not leave before it (G7;
+        // `a_stray_statement_that_does_not_end_is_a_500_and_all_is_rolled_back`).
         _ => (TURN_TIMEOUT, Kind::StillRunning),
     };
     if running.is_some() {

@@ -14,6 +14,8 @@ use crate::{
 };
 
 /// The place of the session's connection.
+// One value and no flags beside it: where the connection is and whether there is one cannot
+// disagree.
 pub(super) enum Slot {
     /// Not checked out: not yet, or no more.
     Empty,
@@ -38,6 +40,7 @@ pub(super) struct Running {
     /// `None` while it is being polled, and after it moved to a task.
     pub(super) future: Option<CallFuture>,
     /// Of the future that waits for the call.
+    // Replaced with each poll: a future may move to another task between two of them.
     pub(super) waker: Option<Waker>,
     // Known beforehand, because the call may be dropped outside any runtime, and goes on in a task (G11).
     runtime: Handle,
@@ -112,6 +115,8 @@ impl Slot {
     /// Returns the call `id`, if that is still running.
     pub(super) fn running(&mut self, id: u64) -> Option<&mut Running> {
         match self {
+            // By its number: the call in the slot may be a later one than that of the future which
+            // asks.
             Self::Running(running) if running.id == id => Some(running),
             _ => None,
         }
@@ -129,6 +134,8 @@ impl Running {
         turn: Turn,
     ) -> Self {
         // Kept beside the call, which is about to own the connection: the log asks for it while the call runs.
+        // Taken and not made anew: the buffer goes along with the connection from statement to
+        // statement.
         let mut text = mem::take(connection.text());
         match operation.text() {
             Some(sql) => text.keep(sql),
@@ -246,6 +253,7 @@ impl Cancel {
             return (None, None);
         }
         // Also what is not to be stopped is identified: its answer may be lost.
+        // A COMMIT is asked about by the process that its transaction's BEGIN has made known.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
         let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);
@@ -256,6 +264,8 @@ impl Cancel {
             _ => pool.cancels().route(),
         };
         // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome.
+        // Shown by `a_commit_is_never_stopped` and
+        // `in_a_transaction_a_write_is_stopped_and_rolled_back`.
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let cancel = is_stoppable.then(|| {
             // An earlier statement's request to be stopped must not count for this one.

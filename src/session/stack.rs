@@ -45,6 +45,8 @@ pub(super) enum Purpose {
 #[derive(Default)]
 pub(super) struct Stack {
     /// Outermost first.
+    // Beside the driver's count, which knows neither handles nor which of them were dropped: SeaORM
+    // ends the innermost one whichever asks (H4, H5).
     open: Vec<OpenTransaction>,
     /// Those whose handles were dropped before they began.
     given_up: Vec<TransactionId>,
@@ -114,6 +116,7 @@ impl Stack {
         self.drop_abandoned();
         // Only the innermost: SeaORM ends that one whichever handle asks, and a statement of an outer handle would be
         // undone with the inner transaction (G12, H5).
+        // Shown by `g12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open`.
         let innermost = self.open.last().map_or(OWN, |open| open.id);
         match caller {
             Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),
@@ -243,6 +246,7 @@ impl Stack {
     /// answer for, whichever transaction it was.
     pub(super) fn not_committed(&mut self, error: &DbErr, outlasted_handler: bool) {
         // With the first failure in it, for the log: the server's answer to COMMIT does not repeat that.
+        // Shown by `the_error_line_of_an_aborted_transaction_names_its_first_failure`.
         let error = Error::of_commit(error.clone()).because(self.standing.cause());
         let is_outermost = self.depth() == 1;
         let is_own = is_outermost && self.has_begun();
@@ -267,6 +271,8 @@ impl Stack {
 
     /// The COMMIT of the session's own transaction has ended, which was one of SeaORM's and is open no more.
     pub(super) fn own_committed(&mut self, result: Result<(), Error>) {
+        // SeaORM's was taken off the stack when its end began, so that `committed` would find no
+        // depth.
         self.hooks.seal();
         match result {
             Ok(()) => {
@@ -315,6 +321,7 @@ impl Stack {
     /// The transactions beyond `depth` are open no more: they were rolled back, by the session or by something else.
     fn vanished(&mut self, purpose: Purpose, depth: usize) {
         // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
+        // Shown by `h5b_a_failed_savepoint_in_an_aborted_transaction_is_no_new_start`.
         if depth == 0 && purpose == Purpose::Work && self.has_begun() {
             self.standing.not_committed(Kind::Aborted.into(), true);
         }
@@ -330,6 +337,8 @@ impl Purpose {
     pub(super) fn of(operation: &Operation, begins: bool) -> Self {
         match operation {
             Operation::Commit(_) => Self::Commit,
+            // One call for both: its error may be BEGIN's or the statement's, and only the depth
+            // behind it tells.
             _ if begins => Self::BeginAndWork,
             _ if operation.is_work() => Self::Work,
             _ => Self::Other,

@@ -89,6 +89,7 @@ impl Standing {
     pub(super) fn committed(&mut self) {
         self.may_stand = true;
         // The handler has tried again, and it worked. An unknown outcome stays what it is, whatever comes after it.
+        // Shown by `an_unknown_outcome_stays_unknown_if_the_answer_comes_late`.
         self.failure = self.failure.take().filter(Error::is_outcome_unknown);
         self.is_unheard = false;
     }
@@ -97,6 +98,7 @@ impl Standing {
     pub(super) fn not_committed(&mut self, error: Error, is_unheard: bool) {
         self.failure = Some(error);
         // Not cleared by a failure that was heard: an earlier one may not have been.
+        // Shown by `h17_a_later_commit_does_not_hide_one_that_failed_unseen`.
         self.is_unheard |= is_unheard;
     }
 
@@ -121,6 +123,7 @@ impl Standing {
         };
         let error = Error::from(Kind::EndedElsewhere).because(Some(&cause));
         // By a COMMIT or a ROLLBACK, and nothing shows which: neither a success nor a rollback may be claimed.
+        // Shown by `a_commit_by_stored_code_is_not_reported_as_rolled_back`.
         self.may_stand = true;
         self.not_committed(error, true);
         self.cause = Some(Box::new(cause));
@@ -201,6 +204,7 @@ impl Failures {
     /// A connection is there: the handler has tried again.
     pub(super) fn acquired(&mut self) {
         // A transaction that is wanted begins on this one, or fails by itself.
+        // Shown by `a_second_try_that_gets_a_connection_is_a_success`.
         self.acquire = None;
         self.is_transaction_missing = false;
     }

@@ -11,9 +11,9 @@ use super::{
     pins::{Pins, Waits},
     plan::{Mode, Rules},
     repeats::Repeats,
+    replication::Written,
     slot::Slot,
     stack::{Caller, Purpose, Stack},
-    written::Written,
 };
 use crate::{
     body::{Hold, WeakHold},
@@ -39,6 +39,7 @@ pub(super) struct State {
     /// The connection has not been set up yet.
     pub(super) fresh: bool,
     /// A stream is open: its reader has neither come to the end nor dropped it.
+    // Beside the slot: rows may lie in the reader's channel when the call has long ended.
     pub(super) streaming: bool,
     last_id: u64,
     // A list, because the worker may see several calls to their ends before any of their futures is polled.
@@ -142,12 +143,6 @@ impl State {
         self.phase.cut_off().map(CutOff::error)
     }
 
-    /// Returns why the session lost an open transaction, if it did.
-    pub(super) fn lost(&self) -> Option<Error> {
-        let cut_off = self.phase.cut_off().filter(|cut_off| cut_off.has_lost)?;
-        Some(cut_off.error())
-    }
-
     /// Returns how many transactions are open around a statement of `caller`, if it may run now.
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
         // The last COMMIT passes where a handler's statement does not: behind the handler, and beside a stream
@@ -157,6 +152,8 @@ impl State {
             return Err(self.closed_error());
         }
         if self.streaming && !is_last {
+            // At once, since its reader may be the very task that would wait (H10;
+            // `h10_a_statement_beside_an_open_stream_is_refused_at_once`).
             return Err(Kind::StreamOpen);
         }
         self.stack.admit(caller)
@@ -168,6 +165,7 @@ impl State {
             return None;
         };
         // Not for a ping, or an end: BEGIN belongs to the first statement, and a request without one costs nothing.
+        // Shown by `a_transaction_that_no_statement_runs_in_costs_nothing`.
         if self.stack.depth() > 0 || !operation.is_work() {
             return None;
         }
@@ -274,6 +272,7 @@ impl State {
             }
             // The transactions are lost with the connection. They stay open here, so that no later statement runs
             // outside of them and commits by itself.
+            // Shown by `a_lost_connection_is_an_error_even_if_the_handler_ignores_it`.
             _ if connection.is_broken() => {}
             _ => self.stack.ran(purpose, connection.depth(), result),
         }
@@ -304,6 +303,7 @@ impl State {
             || known.is_stale_plan()
             // In autocommit a conflict is one statement's, which the handler may repeat by itself; in a transaction that the
             // handler has begun, it is all of that one's.
+            // Shown by `g20_a_conflict_in_the_handlers_own_transaction_is_one`.
             || known.is_conflict() && (is_transactional || depth > 0)
         {
             failures.may_pass(known, depth, is_undone);

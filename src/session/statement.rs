@@ -12,11 +12,11 @@ use super::{
     acquire::{check_out, try_check_out},
     call::Call,
     core::{Core, Locked, Turn},
-    queue::enqueue,
     replication::Replication,
     slot::{CallKind, Cancel, Running, Slot},
     stack::{Caller, Purpose, TransactionId},
     state::State,
+    worker::enqueue,
 };
 use crate::{
     connection::{Operation, Output, Rest, Task},
@@ -91,6 +91,7 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     let caller = request.caller;
     // Read once, here: what is known of the text goes along to the connection.
     if let Some(sql) = request.operation.text() {
+        // Before the turn, so that what is refused waits for nothing and acquires nothing.
         (request.text, request.hash) = vet(core, caller, sql)?;
     }
     // The way of nearly every statement: no queue, no task, no copy of the session.
@@ -112,6 +113,7 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified, u64), DbErr> {
     let (text, hash) = core.pool().known_texts.classify(sql);
     // A lock in autocommit is gone when its statement ends; people who are used to autobegin expect it to stay.
+    // Shown by `statements_without_effect_in_autocommit_are_logged_once_per_text`.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
     }
@@ -148,10 +150,13 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     state.stack.launched(purpose, depth, request.opens);
     if let Some(replication) = core.replication() {
         state.note_unseen(changes_nothing(core, &operation, text, hash));
+        // Anew for each call: a session that has moved meanwhile has no way out any more.
         connection.set_way_out(way_out(core, replication));
     }
     // From here on the call exists: whatever drops it gives the connection back or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
+    // BEGIN has no span of its own, since it goes out with the statement
+    // (`the_span_of_a_statement_says_that_begin_is_sent_before_it`).
     running.observed = observed.map(|observed| observed.with_begin(begin.is_some()));
     note_text(core, &mut state, hash, &running.text);
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
@@ -162,6 +167,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     // Outside a transaction there is nothing that such code could end.
     running.is_doubtful = text.is_doubtful() && is_inside;
     // Set-up statements run once for each connection that the session acquires.
+    // Shown by `on_acquire_prepares_each_connection_once_for_one_request`.
     let is_first = mem::take(&mut state.fresh);
     let rest = rest_of(core, &connection, is_first);
     let task = Task {
@@ -213,6 +219,7 @@ fn note_text(core: &Core, state: &mut State, hash: u64, text: &Redacted) {
 fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOut, Kind> {
     let open = state.admit(request.caller)?;
     // The statement may have waited for its turn while a transaction was begun.
+    // Shown by `ddl_that_queues_is_checked_again_when_its_turn_comes`.
     if request.text.effect == Effect::CommitsImplicitly
         && (open > 0 || state.is_inside(request.caller))
     {
@@ -223,6 +230,7 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
         return Err(Kind::SessionClosed);
     }
     // In the turn: what is asked about may have waited before it.
+    // Shown by `readers_of_an_earlier_statement_are_refused_outside_transactions`.
     if !state.knows(request.text.asks) {
         return Err(Kind::AsksEarlier);
     }
@@ -274,6 +282,7 @@ fn install(
     if streams {
         // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
         // waits for them.
+        // Shown by `h10_a_statement_beside_an_open_stream_is_refused_at_once`.
         core.turns.look_again();
     }
     Call::new(core.clone(), id, streams)

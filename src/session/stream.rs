@@ -46,6 +46,9 @@ pub struct SessionStream<'a> {
 enum Inner<'a> {
     /// The call runs the statement and sends its rows; both are polled here.
     Pinned {
+        // Dropped with the stream: the rest is read in a task then, and the session's next
+        // statement comes behind it
+        // (`a_stream_dropped_half_read_does_not_disturb_the_next_statement`).
         call: Option<Call>,
         rows: mpsc::Receiver<QueryResult>,
         /// The error that the call ended with, to be returned after the last row.
@@ -98,6 +101,7 @@ impl<'a> SessionStream<'a> {
 
     fn passed(core: &Arc<Core>, rows: PassedRows<'a>) -> Self {
         // On this path nothing else says so: there is no call in the slot.
+        // Shown by `an_open_stream_refuses_other_statements_at_once`.
         core.lock().streaming = true;
         let open = Some(OpenStream(core.clone()));
         Self::new(Inner::Through { rows, open })
@@ -137,6 +141,7 @@ impl Stream for SessionStream<'_> {
         // Rows first, then the call that makes more of them, then what it has just made. That none
         // comes out does not mean that none is there: tokio has a task that reads much yield. Only the
         // channel's own end, after the call's, is the end.
+        // Shown by `every_row_arrives_in_a_task_that_has_to_yield`.
         loop {
             match rows.poll_recv(cx) {
                 Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),
@@ -154,6 +159,7 @@ impl Stream for SessionStream<'_> {
             };
             if let Poll::Ready(output) = Pin::new(running).poll(cx) {
                 // The rows that it has sent before its failure come first.
+                // Shown by `a_failure_before_the_first_row_is_no_empty_stream`.
                 *call = None;
                 *failure = output.err();
             } else if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {

@@ -28,9 +28,14 @@ use crate::{connection::Operation, pool::SessionPool};
 /// It is rolled back if it is dropped without `commit()`.
 #[must_use = "a transaction is rolled back when it is dropped"]
 pub struct SessionTransaction {
+    // Owned and not borrowed: a handler may move it into a task, where it is dead once the request
+    // has ended (`a_transaction_held_by_a_task_is_rolled_back_with_the_request`).
     core: Arc<Core>,
+    // Not the depth: a handle that is kept must not mean a later transaction at the same depth
+    // (G12).
     id: TransactionId,
     /// SeaORM's own, if the session has no connection; `None` when it has ended.
+    // Out of the handle before it ends: SeaORM ends a transaction by value.
     through: Option<DatabaseTransaction>,
     /// BEGIN has been answered.
     has_begun: bool,
@@ -71,6 +76,7 @@ impl SessionTransaction {
         let core = self.core.clone();
         self.end(false).await?;
         // The handler says that it goes on without this part, so a conflict in it is no answer for the request any more.
+        // Shown by `a_conflict_that_was_retried_keeps_the_handlers_response`.
         core.lock().went_back();
         Ok(())
     }
@@ -122,6 +128,8 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
+        // By the depth of this transaction: rolled back, it takes the hook along
+        // (`the_hooks_of_a_nested_transaction_are_dropped_with_it`).
         self.core.register(self.caller(), After::Commit, hook)
     }
 
@@ -177,6 +185,7 @@ impl SessionTransaction {
         }
         // The handle is there before BEGIN is sent (H1, H5b): dropped meanwhile, it rolls back. sqlx leaves
         // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
+        // Shown by `h1_a_request_cancelled_around_begin_never_poisons_the_pool`.
         let id = core.lock().new_id();
         let mut transaction = Self {
             core,
@@ -254,6 +263,9 @@ impl Drop for SessionTransaction {
         if let Some(transaction) = self.through.take() {
             pass_through::abandon(&self.core, self.id, transaction);
         } else if !self.core.pool().is_direct() {
+            // Only marked here: SeaORM's own `Drop` panics where a query has the connection's lock,
+            // and aborts the process in an unwind (H16;
+            // `h16_transactions_may_be_dropped_in_any_order_while_a_query_runs`).
             end::abandon(&self.core, self.id, self.has_begun);
         }
     }

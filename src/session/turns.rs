@@ -68,6 +68,7 @@ impl Turns {
     /// Ends the queue: jobs are dropped, and waiting futures are woken to see that.
     pub(super) fn close(&self) {
         let mut state = self.lock();
+        // Under the lock of `join`: a job either is dropped here or does not join.
         state.is_closed = true;
         let Some(waiting) = &mut state.waiting else {
             return;
@@ -88,6 +89,7 @@ impl Turns {
         let mut state = self.lock();
         state.is_taken = false;
         // All of them: one that was woken alone, and is not polled any more, would keep the turn from the others.
+        // Shown by `futures_that_are_never_polled_again_do_not_block_the_session`.
         let wakers = state.take_wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
@@ -107,6 +109,7 @@ impl Turns {
 
     /// Takes the turn if it is free, for a job or for the end of the request, before the jobs that wait.
     pub(super) fn try_take_before_jobs(&self) -> bool {
+        // A job is in the line itself, and would wait behind itself.
         self.take_if(|_| true)
     }
 
@@ -181,6 +184,8 @@ impl Turns {
         let mut state = self.lock();
         let waiting = state.waiting();
         let position = waiting.jobs.iter().position(|job| job.id == id);
+        // Its turn has not come, so that nothing of it is sent
+        // (`a_statement_dropped_before_its_turn_is_not_sent`).
         let job = position.and_then(|position| waiting.jobs.remove(position));
         // The job behind it may be the first now. Of a job that is gone already, the worker knows.
         let worker = waiting.worker.clone().filter(|_| job.is_some());
@@ -236,6 +241,9 @@ impl Turns {
         let waiting = state.waiting();
         waiting.next += 1;
         let id = waiting.next;
+        // In the order of the first polls: a handler that makes two statements and awaits them in
+        // turn has them run in that order
+        // (`statements_of_a_session_run_in_the_order_of_their_first_polls`).
         waiting.jobs.push_back(Job {
             id,
             work: Some(work),

@@ -1,23 +1,128 @@
-//! [`Worker`]: the task that keeps a session going while one of its futures waits for another.
+//! Work that waits for its turn, as a job; and [`Worker`]: the task that keeps a session going while one of its futures waits
+//! for another.
 //!
 //! It polls the running call, whose own future may not be polled any more, and then does the pending jobs, one
 //! after the other. A session whose futures never wait for one another has none.
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
+
+use futures_util::future::BoxFuture;
+use sea_orm::DbErr;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     call::return_call,
-    core::Core,
+    core::{Core, Turn},
     finish::{finish, lose},
     slot::{CallKind, PolledBy, Slot},
-    turns::Head,
+    stack::Caller,
+    turns::{Head, Work},
 };
 use crate::pool;
+
+/// A job's place in the line. Dropped, the job leaves it.
+struct Queued {
+    core: Arc<Core>,
+    id: u64,
+}
+
+/// Does `work` in a turn: now, or by the worker in the order of the first polls.
+pub(super) async fn in_turn<T: Send + 'static>(
+    core: &Arc<Core>,
+    work: impl FnOnce(&Arc<Core>, Turn) -> Result<T, DbErr> + Send + 'static,
+) -> Result<T, DbErr> {
+    if let Some(turn) = core.try_turn() {
+        // Nothing waits, which is the rule: no task, no channel, no allocation.
+        return work(core, turn);
+    }
+    enqueue(core, Caller::Session, |core, turn| ready(work(&core, turn))).await
+}
+
+/// Puts `work` behind what waits, to be begun in a turn of `caller`. The returned future only waits for its result.
+pub(super) fn enqueue<T, F>(
+    core: &Arc<Core>,
+    caller: Caller,
+    work: impl FnOnce(Arc<Core>, Turn) -> F + Send + 'static,
+) -> BoxFuture<'static, Result<T, DbErr>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, DbErr>> + Send + 'static,
+{
+    #[cfg(feature = "_sqlx")]
+    if super::polled::is_polled_for(core) {
+        // The turn belongs to that code until it ends.
+        let error = crate::error::Kind::RawRunning.into_db_err();
+        return Box::pin(ready(Err(error)));
+    }
+    let this = core.clone();
+    let work = async move {
+        let turn = this.turn(caller).await?;
+        work(this, turn).await
+    };
+    let Some(runtime) = core.runtime() else {
+        // There can be no task. That is so with a mock only, whose work is done at the first poll.
+        return Box::pin(work);
+    };
+    // A job rather than a future that waits here: this one may be kept and never polled again, and whatever came
+    // behind it would wait for ever.
+    // Shown by `an_unpolled_first_statement_does_not_block_the_session`.
+    let (sender, receiver) = oneshot::channel();
+    let job: Work = Box::pin(async move {
+        // The receiver is gone if the future was dropped while its job was at work; the result's own `Drop` then does
+        // what is due, as for a `Call`.
+        let _ = sender.send(work.await);
+    });
+    let queued = core.turns.join(job).map(|id| Queued {
+        core: core.clone(),
+        id,
+    });
+    start_worker(core, &runtime);
+    let core = core.clone();
+    Box::pin(async move {
+        let result = receiver.await;
+        // Not before: dropped with this future, it takes back a job whose turn has not come.
+        drop(queued);
+        // Jobs are dropped undone when the session ends, or when their runtime does.
+        result.unwrap_or_else(|_| Err(core.closed_error()))
+    })
+}
+
+/// Puts `work` behind what waits, without a future that waits for it.
+pub(super) fn enqueue_detached(core: &Arc<Core>, work: impl Future<Output = ()> + Send + 'static) {
+    let Some(runtime) = core.runtime() else {
+        // The next statement does it first, or the end of the session.
+        return;
+    };
+    if core.turns.join(Box::pin(work)).is_some() {
+        start_worker(core, &runtime);
+    }
+}
+
+/// Has the worker poll the running call, whose own future may not be polled any more.
+pub(super) fn drive(core: &Arc<Core>) {
+    if let Some(runtime) = core.runtime() {
+        start_worker(core, &runtime);
+    }
+}
+
+fn start_worker(core: &Arc<Core>, runtime: &Handle) {
+    if core.turns.needs_worker() {
+        runtime.spawn(Worker::new(core.clone()));
+    } else {
+        core.turns.wake_worker();
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.core.turns.remove(self.id);
+    }
+}
 
 pub(super) struct Worker {
     core: Arc<Core>,
@@ -52,7 +157,7 @@ impl Future for Worker {
                 continue;
             }
             match core.turns.head() {
-                Some(head) => ready!(poll_head(&core, head, cx)),
+                Some(head) => task::ready!(poll_head(&core, head, cx)),
                 None if matches!(progress, Progress::Pending) => return Poll::Pending,
                 None if core.turns.rest() => {
                     self.done = true;
@@ -91,6 +196,7 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
         return Progress::Pending;
     };
     // Said under the lock: its own future, polled from here on, leaves a waker instead of looking for the call.
+    // Shown by `a_heartbeat_runs_while_a_statement_is_selected_by_reference`.
     running.polled_by = PolledBy::Worker { is_left: false };
     drop(state);
     // Under no lock: raw code is user code, and may use the session.
@@ -101,6 +207,8 @@ fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
             Progress::Ended
         }
         Poll::Pending => {
+            // Without a waker of its own: the future that waits for it has left one, and the task
+            // is polled by its context's.
             return_call(core, future, None);
             Progress::Pending
         }

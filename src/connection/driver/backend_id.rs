@@ -147,6 +147,8 @@ async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option
 async fn mysql_id(connection: &mut sqlx::MySqlConnection) -> sqlx::Result<Option<BackendId>> {
     for (place, processes) in PROCESSES.iter().enumerate() {
         let sql = format!(
+            // The number is signed in one of the tables and unsigned in the other, and sqlx decodes
+            // what is asked for only.
             "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR), {MYSQL_SERVER} FROM {processes} \
              WHERE ID = CONNECTION_ID()"
         );

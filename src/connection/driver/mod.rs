@@ -31,6 +31,8 @@ use self::results::{
 use crate::error::Kind;
 
 /// A connection checked out of one of sqlx's pools.
+// Not SeaORM's own connection and transaction: these end the innermost level whichever handle asks
+// (H4), and panic in `Drop` beside a running query (H16).
 pub(crate) enum Driver {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(PoolConnection<sqlx::Postgres>),
@@ -79,6 +81,8 @@ impl Driver {
         named: bool,
     ) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
+            // Not by sqlx's `execute`, which lets no other task run while a long result comes
+            // (<https://github.com/launchbadge/sqlx/issues/2834>).
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
             read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
         }, gone => Err(lost()))
@@ -99,6 +103,7 @@ impl Driver {
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
             // An error behind the first row would be lost, and the write with it, behind an `Ok` (G7).
+            // Shown by `an_error_after_the_first_row_is_that_statements_error`.
             let is_heard = is_single_row::<DB>(statement) || may_stop_early::<DB>(statement, reads_only);
             let query = query::<DB>(statement, named);
             let row = if is_heard {
@@ -131,6 +136,9 @@ impl Driver {
         sql: String,
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
+            // On MySQL it stops at the first row (H23,
+            // <https://github.com/launchbadge/sqlx/pull/2913>): a question has one, and the rest of
+            // its answer is drained by the callers.
             let row = (&mut **c).fetch_optional(AssertSqlSafe(sql)).await.map_err(query_error)?;
             Ok(row.map(QueryResult::from))
         }, gone => Err(lost()))
@@ -184,6 +192,8 @@ impl Driver {
                     };
                 }
                 let after = c.cached_statements_size();
+                // With a cache of no statements, every connection looks new: then each is set
+                // right.
                 Ok(after != before || after == 0)
             }
             _ => Ok(false),
@@ -237,6 +247,8 @@ impl Driver {
     pub(crate) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
         dispatch!(self, DB, c => {
             let statement = statement.map(|sql| AssertSqlSafe(sql).into_sql_str());
+            // By sqlx's own, whatever the text: its ROLLBACK and its pool go by its count of
+            // transactions.
             Transactions::<DB>::begin(c, statement).await.map_err(query_error)
         }, gone => Err(lost()))
     }

@@ -54,6 +54,8 @@ pub(super) async fn read<DB: sqlx::Database>(
 /// does not (<https://github.com/launchbadge/sqlx/issues/2834>), and a time-out that wants the call to end would not be
 /// heard.
 pub(super) async fn breathe(steps: usize) {
+    // Without it, a time-out on the same thread was heard after 8 to 10 seconds of a large result
+    // (`an_unwanted_result_is_abandoned_within_the_release_timeout`).
     if steps.is_multiple_of(64) {
         tokio::task::yield_now().await;
     }
@@ -87,6 +89,7 @@ pub(super) fn is_single_row<DB: sqlx::Database>(statement: &Statement) -> bool {
     let text = statement.sql.trim_end_matches(digits);
     let number = statement.sql[text.len()..].parse();
     // A limit that ends the text is that of the whole statement.
+    // SeaORM binds the limit of `one` as an unsigned number.
     matches!(values.last(), Some(Value::BigUnsigned(Some(1))))
         && text.ends_with(" LIMIT $")
         && number == Ok(values.len())

@@ -60,6 +60,8 @@ where
                 let (finished, outcome) = cancel(queue, &mut call, target, runtime).await;
                 late = match outcome {
                     Outcome::Untouched => late,
+                    // The worst so far: that this one was answered says nothing of one before it
+                    // that was not.
                     Outcome::Answered => late.max(Late::Possible),
                     Outcome::InDoubt => Late::Unanswered,
                 };
@@ -94,6 +96,7 @@ where
         }
         // It is under way, and may be carried out after the statement's end. The next one would be hit:
         // https://github.com/pgbouncer/pgbouncer/issues/245
+        // Shown by `a_connection_is_not_reused_until_its_cancel_is_answered`.
         Either::Left((finished, reply)) => (Some(finished), reply.await),
     };
     // Without a reply the worker has gone, perhaps with the request on its way.

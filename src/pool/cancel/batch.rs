@@ -1,8 +1,9 @@
-//! [`Batch`]: cancel requests that are sent together, what is known of each, and why the server has not answered.
+//! What the server is asked, and what it answers: [`Batch`], cancel requests that are sent together, what is known of each,
+//! and why the server has not answered; and [`Subject`], for whom it may be at work, and what it says of that.
 
-use std::fmt;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use std::{future::Future, time::Duration};
+use std::future::Future;
+use std::{fmt, time::Duration};
 
 #[cfg(feature = "_sqlx")]
 use sea_orm::sqlx;
@@ -11,8 +12,6 @@ use sea_orm::sqlx::Row;
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use tokio::time::timeout;
 
-#[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-use super::subject::Activity;
 use crate::connection::BackendId;
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
@@ -20,6 +19,8 @@ use crate::error::ends_connection;
 /// The longest wait for an answer. MariaDB's KILL tries for 2 seconds to get at what its target waits on, and needs
 /// them if that ends by itself in the same moment.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
+// With 2 seconds, 17 of 6700 kills around the end of a SLEEP were in doubt, and each closed the
+// connections of its whole batch (`a_cancel_may_take_as_long_as_that_of_mariadb`).
 const BOUND: Duration = Duration::from_secs(4);
 
 /// A statement in question has run for at least this long. A shorter one belongs to another request or process.
@@ -102,6 +103,9 @@ impl Fault {
             // The next one would not answer either.
             Self::Silent => false,
             #[allow(unreachable_patterns)]
+            // A connection that broke while an answer was due may have brought its requests to the
+            // server all the same: taken for unsent, they have hit innocent statements
+            // (`a_connection_whose_cancel_request_was_lost_is_not_reused`).
             _ => batch.is_untouched(),
         }
     }
@@ -154,4 +158,27 @@ where
     };
     // Where fewer are known, this is another server, or one that does not show them all: nothing can be concluded.
     Ok((known >= i64::from(connections)).then_some(activity))
+}
+
+/// For whom the server may be at work.
+pub(in crate::pool) enum Subject {
+    One(BackendId),
+    All(Pool),
+    /// One whose client is lost: it is to end, whatever it is at.
+    Orphan(BackendId),
+}
+
+/// All connections of this client's.
+pub(in crate::pool) struct Pool {
+    /// How many there are.
+    pub(super) connections: u32,
+    /// Each was last used within this time; those of another process may have been idle for longer.
+    pub(super) active_within: Duration,
+}
+
+/// What a server says of a [`Subject`].
+pub(in crate::pool) struct Activity {
+    /// Which server it is.
+    pub(in crate::pool) server: String,
+    pub(in crate::pool) is_busy: bool,
 }

@@ -1,6 +1,6 @@
 //! Cancelling statements on the server, and asking it what it is at work for, by one connection beside the driver's pool.
 //!
-//! A cancel request goes by way of a [`CancelQueue`] to its worker, which has the [`SideConnection`](side_connection).
+//! A cancel request goes by way of a [`CancelQueue`] to its worker, which has the side connection.
 
 mod abandoned;
 mod batch;
@@ -9,12 +9,10 @@ mod mysql;
 #[cfg(feature = "sqlx-postgres")]
 mod postgres;
 mod queue;
-mod side_connection;
-mod subject;
 mod worker;
 
 pub(crate) use self::queue::CancelQueue;
 pub(super) use self::{
     abandoned::{Late, finish_abandoned},
-    subject::{Activity, Subject},
+    batch::{Activity, Subject},
 };

@@ -5,10 +5,7 @@ use sea_orm::sqlx::{
     mysql::{MySqlConnectOptions, MySqlRow},
 };
 
-use super::{
-    batch::{Batch, Fault, Outcome, RUNNING, answered, counted},
-    subject::{Activity, Pool},
-};
+use super::batch::{Activity, Batch, Fault, Outcome, Pool, RUNNING, answered, counted};
 use crate::{
     connection::{BackendId, MYSQL_SERVER, PROCESSES, Peer},
     error::is_no_such_process,
@@ -24,6 +21,7 @@ impl MySqlSide {
     pub(super) async fn open(options: &MySqlConnectOptions) -> Result<(Self, Peer), Fault> {
         let mut connection = options.connect().await?;
         // A proxy answers the first by a number of its own, and passes the second on.
+        // Its own number would be a proxy's: what is killed by it is another client's (H29).
         let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
         let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
         let route = if told.is_some() && told == own {
@@ -50,8 +48,11 @@ impl MySqlSide {
             if let BackendId::MySql { id, client, .. } = item.target
                 && busy
                     .iter()
+                    // With the client's address: a restarted server counts from 1 again.
                     .any(|(number, host)| (number, host) == (id, client))
             {
+                // Before it is sent: if this future ends meanwhile, the thread may be killed at any
+                // time.
                 item.outcome = Outcome::InDoubt;
                 match self.kill("QUERY", *id).await {
                     Err(fault) if fault.is_fatal() => return Err(fault),
@@ -85,6 +86,8 @@ impl MySqlSide {
     /// Ends a thread, whatever it is at.
     pub(super) async fn end(&mut self, orphan: &BackendId) -> Result<(), Fault> {
         match orphan {
+            // Looked for first: KILL takes a number alone, and behind a name with several servers
+            // it may be a stranger's.
             BackendId::MySql { id, .. } if self.finds(orphan, "TRUE").await? == Some(true) => {
                 self.kill("CONNECTION", *id).await
             }
@@ -141,7 +144,11 @@ impl MySqlSide {
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };
+        // In any database: `USE` moves a connection, and a statement on it counts
+        // (`a_statement_in_another_database_is_not_taken_for_lost`).
         let sql = format!(
+            // A SUM is a DECIMAL, which sqlx does not decode as an integer, and NULL where there is
+            // no row.
             "SELECT {MYSQL_SERVER}, \
              CAST(COALESCE(SUM(it.DB <=> own.DB AND {} = {} AND it.TIME <= {}), 0) AS SIGNED), \
              CAST(COALESCE(SUM(it.COMMAND <> 'Sleep' AND it.TIME >= {}), 0) AS SIGNED) \

@@ -8,8 +8,7 @@ use std::{
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{
-    batch::{Fault, Outcome},
-    subject::{Activity, Pool, Subject},
+    batch::{Activity, Fault, Outcome, Pool, Subject},
     worker::CancelWorker,
 };
 use crate::{
@@ -27,6 +26,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct CancelQueue {
     pub(super) driver: DriverPool,
     /// Statements are cancelled; otherwise the server is only asked about them.
+    // A pool without `cancel_running` has no worker until an answer seems to be lost.
     cancels: bool,
     state: Mutex<Asked>,
     pub(super) worker: Arc<Background>,
@@ -75,6 +75,7 @@ impl CancelQueue {
     /// Returns what is between the pool and the server; a proxy, as long as it is not known.
     pub(crate) fn route(&self) -> Peer {
         // Unknown counts as a proxy: a cancel request then goes out only where it can hit no stranger (H29).
+        // Shown by `behind_a_sharing_proxy_statements_are_stopped_in_transactions_only`.
         self.lock().route.unwrap_or(Peer::Proxy)
     }
 
@@ -89,6 +90,7 @@ impl CancelQueue {
         asked.next_id += 1;
         let id = asked.next_id;
         asked.requests.push(CancelRequest { id, target, reply });
+        // The worker that is woken takes this lock.
         drop(asked);
         self.wake_worker(runtime);
         (id, receiver)
@@ -97,6 +99,8 @@ impl CancelQueue {
     /// Takes a request back; false if it is under way.
     pub(super) fn withdraw(&self, id: u64) -> bool {
         let mut asked = self.lock();
+        // Under the lock of `take`: a request is still here, and was never sent, or it is the
+        // worker's and counts as sent.
         let before = asked.requests.len();
         asked.requests.retain(|request| request.id != id);
         asked.requests.len() < before

@@ -1,4 +1,4 @@
-//! [`CancelWorker`]: the task that has the side connection.
+//! [`CancelWorker`]: the task that has the [`SideConnection`], by which the server is asked beside the driver's pool.
 //!
 //! It is opened when there is something to ask, and closed when there was nothing for a while.
 
@@ -12,13 +12,18 @@ use std::{
 use futures_util::future::{BoxFuture, Either, select};
 use tokio::time::{sleep, timeout};
 
+#[cfg(feature = "sqlx-mysql")]
+use super::mysql::MySqlSide;
+#[cfg(feature = "sqlx-postgres")]
+use super::postgres::PostgresSide;
 use super::{
-    batch::{Batch, Fault, Outcome},
+    batch::{Activity, Batch, Fault, Outcome, Subject},
     queue::{BOUND, CancelQueue, CancelRequest, Question},
-    side_connection::SideConnection,
-    subject::Subject,
 };
-use crate::{connection::Peer, pool::background::Work};
+use crate::{
+    connection::Peer,
+    pool::{background::Work, driver_pool::DriverPool},
+};
 
 /// The side connection is kept without use for this long.
 const IDLE: Duration = Duration::from_secs(5);
@@ -35,6 +40,8 @@ impl CancelWorker {
     pub(super) fn of(queue: &Arc<CancelQueue>) -> Self {
         Self {
             queue: Arc::downgrade(queue),
+            // Otherwise the server would see one more client for five seconds after its pool was
+            // closed (`the_cancel_connection_is_closed_with_the_pool`).
             closed: queue.driver.closed(),
             connection: None,
         }
@@ -42,6 +49,7 @@ impl CancelWorker {
 
     async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
+            // A goodbye waits for room in the send buffer, which a lost network never makes.
             let _ = timeout(BOUND, connection.close()).await;
         }
     }
@@ -61,6 +69,7 @@ impl CancelWorker {
         }
         let mut outcomes: VecDeque<Outcome> = batch.outcomes().collect();
         for request in requests {
+            // The batch has those with a target only, in this order.
             let outcome = request.target.and_then(|_| outcomes.pop_front());
             let _ = request.reply.send(outcome.unwrap_or(Outcome::Untouched));
         }
@@ -132,6 +141,9 @@ impl Work for CancelWorker {
             self.close().await;
             return false;
         };
+        // Each round takes all there is: while the server answers, a storm's requests gather, and
+        // one statement cancels them together (H20;
+        // `a_storm_of_leaving_clients_costs_no_connection`).
         let (requests, questions) = queue.take();
         if !requests.is_empty() || !questions.is_empty() {
             // First: a statement that is to stop costs the server, and questions may have to open a connection.
@@ -170,5 +182,77 @@ impl Work for CancelWorker {
         for request in requests {
             let _ = request.reply.send(Outcome::Untouched);
         }
+    }
+}
+
+enum SideConnection {
+    #[cfg(feature = "sqlx-postgres")]
+    Postgres(PostgresSide),
+    #[cfg(feature = "sqlx-mysql")]
+    MySql(MySqlSide),
+}
+
+/// Runs `$body` with `$side` bound to the server's own kind of connection.
+// A macro, because each arm has a side of another type.
+macro_rules! dispatch {
+    ($connection:expr, $side:ident => $body:expr, none => $none:expr) => {
+        match $connection {
+            #[cfg(feature = "sqlx-postgres")]
+            SideConnection::Postgres($side) => $body,
+            #[cfg(feature = "sqlx-mysql")]
+            SideConnection::MySql($side) => $body,
+            #[allow(unreachable_patterns)]
+            _ => $none,
+        }
+    };
+}
+
+impl SideConnection {
+    /// Opens one, and returns as well what it runs through.
+    async fn open(driver: &DriverPool) -> Result<(Self, Peer), Fault> {
+        match driver {
+            #[cfg(feature = "sqlx-postgres")]
+            // With the pool's own options: PostgreSQL lets a user cancel what runs under its own role
+            // (<https://www.postgresql.org/docs/current/functions-admin.html>).
+            DriverPool::Postgres(pool) => {
+                let (side, route) = PostgresSide::open(&pool.connect_options()).await?;
+                Ok((Self::Postgres(side), route))
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            // As the pool's own user, who may kill its own threads without a privilege
+            // (<https://mariadb.com/kb/en/kill/>).
+            DriverPool::MySql(pool) => {
+                let (side, route) = MySqlSide::open(&pool.connect_options()).await?;
+                Ok((Self::MySql(side), route))
+            }
+            #[allow(unreachable_patterns)]
+            _ => Err(Fault::Silent),
+        }
+    }
+
+    /// Has the server cancel what the targets run; one that has gone or is idle is left alone.
+    async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        // A batch of no targets only has the connection opened, to find out the route.
+        if batch.items.is_empty() {
+            return Ok(());
+        }
+        dispatch!(self, side => side.cancel(batch).await, none => Err(Fault::Silent))
+    }
+
+    /// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
+    /// fewer connections than there are. An orphan is ended.
+    async fn ask(&mut self, subject: &Subject) -> Result<Option<Activity>, Fault> {
+        dispatch!(self, side => match subject {
+            Subject::One(target) => side.ask_about(target).await,
+            Subject::All(pool) => side.ask_about_all(pool).await,
+            Subject::Orphan(target) => side.end(target).await.map(|()| None),
+        }, none => {
+            let _ = subject;
+            Err(Fault::Silent)
+        })
+    }
+
+    async fn close(self) {
+        dispatch!(self, side => side.close().await, none => ());
     }
 }

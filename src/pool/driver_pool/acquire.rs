@@ -22,6 +22,8 @@ impl DriverPool {
     pub(in crate::pool) async fn acquire(&self) -> Result<Driver, DbErr> {
         if self.has_server() && self.pings_idle() && self.num_idle() > 0 {
             // Dropped in its ping, sqlx closes the connection: here that is wanted.
+            // Shown by `forgotten_idle_connections_cost_two_seconds_and_no_request`: three of them
+            // cost the first request 90 s.
             match timeout(SILENCE, self.driver_acquire()).await {
                 Ok(acquired) => return acquired,
                 // sqlx would find the others dead one by one, and take its whole time-out for each (H31,
@@ -39,6 +41,8 @@ impl DriverPool {
                 use sqlx::Connection;
                 if !matches!(timeout(SILENCE, connection.ping()).await, Ok(Ok(()))) {
                     tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
+                    // Not `close()`, which would wait to say goodbye on a connection that answers
+                    // nothing.
                     connection.close_on_drop();
                 }
                 // The others go back as they are dropped.
@@ -137,6 +141,7 @@ async fn shown(
 
 #[cfg(feature = "_sqlx")]
 fn acquired<C>(acquired: Result<C, sqlx::Error>, driver: fn(C) -> Driver) -> Result<Driver, DbErr> {
+    // SeaORM's own variants for them: code that looks for these finds them.
     acquired.map(driver).map_err(|error| match error {
         sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
         sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),

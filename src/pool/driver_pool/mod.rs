@@ -28,6 +28,7 @@ pub(crate) enum DriverPool {
 }
 
 /// Runs `$body` with `$pool` bound to sqlx's pool.
+// A macro, because each arm has a pool of another type.
 macro_rules! dispatch {
     ($source:expr, $pool:ident => $body:expr, direct => $direct:expr) => {
         match $source {
@@ -65,6 +66,8 @@ impl DriverPool {
                     .into_owned();
                 // Such a database lives in its connection, which must not be closed while it is in use.
                 // sqlx gives an in-memory database a name of this form.
+                // sqlx closes connections for many reasons
+                // (<https://github.com/launchbadge/sqlx/issues/1869>).
                 let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
                     .iter()
                     .any(|mark| name.contains(mark));
@@ -77,6 +80,7 @@ impl DriverPool {
                 Ok(Self::Direct(database.clone()))
             }
             // SeaORM panics when it is asked for the backend: https://github.com/SeaQL/sea-orm/issues/2483
+            // Shown by `misuse_panics_in_the_callers_line_or_is_an_error`.
             DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
             // SeaORM may be built with drivers that this crate is not.
             #[allow(unreachable_patterns)]
@@ -212,11 +216,14 @@ impl DriverPool {
 
     /// Returns whether connections of the driver's pool are in use besides `acquiring` that are being opened.
     pub(in crate::pool) fn is_used(&self, acquiring: u32) -> bool {
+        // sqlx does not count its users: they are what is left of all that it has.
         dispatch!(self, pool => pool.size() > pool.num_idle() as u32 + acquiring, direct => { let _ = acquiring; false })
     }
 
     /// Refuses new users of the driver's pool; does not wait for anything.
     pub(in crate::pool) fn close_without_waiting(&self) {
+        // sqlx has marked the pool as closed when `close()` returns; only its future waits for the
+        // connections (H26).
         dispatch!(self, pool => drop(pool.close()), direct => ());
     }
 
@@ -280,6 +287,8 @@ fn take_idle<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Vec<PoolConnection<DB
 #[cfg(feature = "_sqlx")]
 fn close_all<DB: sqlx::Database>(connections: Vec<PoolConnection<DB>>) {
     for mut connection in connections {
+        // sqlx says goodbye in a task of its own: neither `close()` nor an eviction waits for one
+        // server's answer after the other.
         connection.close_on_drop();
     }
 }

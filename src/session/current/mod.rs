@@ -126,6 +126,8 @@ impl<Tag> CurrentSession<Tag> {
     /// As [`new`](CurrentSession::new).
     #[track_caller]
     pub fn tagged(pool: impl Into<SessionPool>) -> Self {
+        // Here and not with the first call, which would find no scope: its request is being polled
+        // already.
         Scope::look();
         Self {
             pool: pool.into(),
@@ -215,6 +217,8 @@ impl<Tag> CurrentSession<Tag> {
             return Ok(Found { core, own: None });
         }
         if !self.opens_own {
+            // An error and no session of its own: what is written there would not be part of the
+            // handler's transaction, and no answer would say so.
             return Err(Kind::NoCurrentSession.into());
         }
         let plan = Plan::new(OpenedFor::User);
@@ -223,6 +227,8 @@ impl<Tag> CurrentSession<Tag> {
         let own = Box::new(opened.1);
         Ok(Found {
             core: own.core.clone(),
+            // Kept with what it has opened: the session must not end before its stream or
+            // transaction (`a_stream_has_its_session_until_it_is_dropped`).
             own: Some(own),
         })
     }

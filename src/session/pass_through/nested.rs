@@ -68,6 +68,8 @@ pub(in crate::session) async fn end(
     };
     // Taken out of its handle: that one's `Drop` must not roll back what is being committed.
     let ended = send_end(core, transaction, commits, depth).await;
+    // Also after an error: SeaORM has given the transaction up, and a handle that stayed open would
+    // refuse all others.
     close(core, id, commits && ended.is_ok());
     ended
 }

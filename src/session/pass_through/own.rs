@@ -11,11 +11,11 @@ use super::{
     super::{
         core::{Core, Turn},
         plan::Mode,
-        queue::enqueue,
         stack::Caller,
         statement::{Handle, vet},
+        worker::enqueue,
     },
-    through::OwnTransaction,
+    OwnTransaction,
 };
 use crate::{
     connection::Settings,
@@ -63,6 +63,8 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
 }
 
 async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
+    // Once more: the session may have ended, or another transaction begun, while this waited for
+    // its turn.
     admit(core, Caller::Session)?;
     let (mode, set_up) = {
         let state = core.lock();
@@ -78,6 +80,8 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     let begun = core.pool().database().begin_with_options(options).await;
     let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
     if let Some(set_up) = set_up {
+        // Dropped on an error, SeaORM's transaction rolls back: without its settings no statement
+        // runs (`without_its_settings_no_statement_runs`).
         set(core, &transaction, &set_up.settings).await?;
         execute_all(core, &transaction, &set_up.statements).await?;
     }
@@ -93,6 +97,7 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
 async fn set_up(core: &Core) -> Result<(), DbErr> {
     let set_up = {
         let state = core.lock();
+        // Looked at again: another statement may have done it while this one waited for its turn.
         state.rules.on_acquire.clone().filter(|_| state.fresh)
     };
     execute_all(
@@ -101,6 +106,8 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         set_up.as_deref().unwrap_or_default(),
     )
     .await?;
+    // Not before: after a set-up that has failed, the next statement tries it again and does not
+    // run without it (`nothing_runs_on_a_mock_after_a_set_up_that_failed`).
     core.lock().fresh = false;
     Ok(())
 }
@@ -132,6 +139,8 @@ async fn execute_all(
     statements: &[Statement],
 ) -> Result<(), DbErr> {
     for statement in statements {
+        // As a handler's: a COMMIT among them would end what has just begun
+        // (`control_statements_are_refused_in_set_up_on_every_database`).
         vet(core, Caller::Session, &statement.sql)?;
         db.execute_raw(statement.clone()).await?;
     }
@@ -169,6 +178,8 @@ pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> 
     let committed = match timeout(limit, send_end(core, own, true, 1)).await {
         Ok(ended) => ended.map_err(Error::of_commit),
         // It may have taken effect all the same.
+        // SeaORM's own COMMIT is dropped with the time-out, and its outcome is known to nothing any
+        // more (H17).
         Err(_) => Err(Kind::OutcomeUnknown.into()),
     };
     core.lock().stack.own_committed(committed.clone());

@@ -27,6 +27,7 @@ pub(in crate::session) async fn run(
     // Once more: the session may have been put into a transaction meanwhile.
     vet_operation(handle, &operation)?;
     let observed = core.observe(&operation);
+    // By hand, since no call of this crate's runs it.
     core.lock().span.count();
     let done = match handle.through.or(own.as_deref()) {
         Some(transaction) => execute(transaction, operation).await,

@@ -1,8 +1,12 @@
-//! [`Refusal`]: writes that were refused as read-only, and whether it is the server that takes none.
+//! Whether a connection leads to the primary: [`Refusal`] for writes that were refused as read-only, and [`Timeline`] for a
+//! server from before a fail-over that still takes writes.
 //!
 //! A handler may have its transaction or session take no writes, and a function may raise the same error. Only
 //! the server knows whether it is itself, so it is asked, after the error and never before. sqlx does not ask for a
 //! server's role when it connects (<https://github.com/launchbadge/sqlx/issues/179>).
+//!
+//! Each promotion begins a timeline
+//! (<https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES>), so the later one is the primary's.
 
 use sea_orm::{DbBackend, DbErr};
 
@@ -11,7 +15,7 @@ use super::{
     session_state::SessionState,
     transaction::Transaction,
 };
-use crate::error::server;
+use crate::error::{Kind, server};
 
 /// A write that the last call was refused, unless its transaction was begun READ ONLY.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,10 +49,13 @@ impl Refusal {
     /// server, and SQLite has none.
     pub(super) fn note(&mut self, link: &Link, transaction: &Transaction, error: &DbErr) {
         // The handler has asked for it, or there is no server.
+        // Shown by `a_write_in_a_read_only_transaction_closes_no_connection`.
         let asked_for = transaction.is_read_only() || link.backend == DbBackend::Sqlite;
+        // A test's one connection is not replaced, whatever its server is.
         if link.is_test() || asked_for {
             return;
         }
+        // A Galera node says so of itself: there is nothing to ask.
         if server::is_without_quorum(error) {
             *self = Self::Server;
         } else if server::is_read_only(error) {
@@ -89,6 +96,49 @@ impl Refusal {
         if answer == Some(1) {
             state.read_only_by_default();
         }
+        Ok(())
+    }
+}
+
+/// Reads the timeline that a server writes. One in recovery writes none, and refuses writes by itself.
+const READ_TIMELINE: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 0 \
+     ELSE ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8))::pg_catalog.bit(32)::pg_catalog.int4 END";
+
+/// What is known of a connection's server. Behind one connection, a server stays the same.
+#[derive(Default)]
+pub(super) struct Timeline {
+    /// The cluster's latest.
+    latest: u32,
+    /// The server was on this one, so it is on no earlier one.
+    proven: u32,
+}
+
+impl Timeline {
+    /// Notes the cluster's latest.
+    pub(super) fn note_latest(&mut self, latest: u32) {
+        self.latest = self.latest.max(latest);
+    }
+
+    /// Returns whether the server may be one from before a fail-over. Before the first one, there is none.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.latest > self.proven.max(1)
+    }
+
+    /// Asks the server for its timeline; an error if that is not the cluster's latest.
+    pub(super) async fn prove(&mut self, link: &mut Link) -> Result<(), DbErr> {
+        let row = link
+            .driver
+            .query_unprepared(READ_TIMELINE.to_owned())
+            .await?;
+        link.driver.drain().await?;
+        let row = row.ok_or_else(server::unanswered)?;
+        let timeline = row.try_get_by_index::<i32>(0)?.cast_unsigned();
+        if timeline != 0 && timeline < self.latest {
+            return Err(Kind::FormerPrimary.into_db_err());
+        }
+        // For as long as the connection lives: its server stays the same, and a timeline only
+        // grows.
+        self.proven = timeline;
         Ok(())
     }
 }
