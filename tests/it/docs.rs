@@ -1,6 +1,7 @@
 //! The documents name files and tests that exist.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -40,6 +41,57 @@ fn every_file_and_test_that_a_document_names_exists() {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// A comment that says why names the test that shows it. Such a name is a sentence, which nothing else in backquotes is.
+#[test]
+fn every_test_that_a_comment_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut named, mut functions) = (BTreeSet::new(), BTreeSet::new());
+    for folder in ["src", "tests", "examples"] {
+        // What is built is not ours.
+        for file in rust_files(&root.join(folder), "target") {
+            let text = fs::read_to_string(&file).unwrap();
+            let after_fn = text.split("fn ").skip(1);
+            functions.extend(after_fn.map(|code| word(code).to_owned()));
+            let comments = text
+                .lines()
+                .filter(|line| line.trim_start().starts_with("// "));
+            let quoted = comments.flat_map(|line| line.split('`').skip(1).step_by(2));
+            let is_sentence = |name: &&str| {
+                name.matches('_').count() > 3
+                    && word(name) == *name
+                    && *name != "idle_in_transaction_session_timeout"
+            };
+            named.extend(quoted.filter(is_sentence).map(str::to_owned));
+        }
+    }
+    assert!(named.len() > 100, "{}", named.len());
+    let missing: Vec<_> = named.difference(&functions).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The name that `code` begins with.
+fn word(code: &str) -> &str {
+    let end = code.find(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '_');
+    &code[..end.unwrap_or(code.len())]
+}
+
+/// All files of Rust below `folder`, without files and folders of the name `but`.
+fn rust_files(folder: &Path, but: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.file_stem().is_none_or(|stem| stem != but))
+        .flat_map(|path| {
+            if path.is_dir() {
+                rust_files(&path, but)
+            } else {
+                vec![path]
+            }
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
 }
 
 /// `docs/hazards.md` writes a file and then the function or constant in it that counts.
@@ -238,23 +290,6 @@ fn unindented(code: &str) -> String {
     lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
-/// All files of `src` but tests.
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths
-        .filter(|path| path.file_stem().is_none_or(|stem| stem != "tests"))
-        .flat_map(|path| {
-            if path.is_dir() {
-                sources(&path)
-            } else {
-                vec![path]
-            }
-        })
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
-        .collect()
-}
-
 /// The texts of the log lines at WARN and ERROR, without what is filled in.
 #[derive(Default)]
 struct LogLines {
@@ -309,7 +344,7 @@ fn every_warning_and_error_has_its_entry_in_troubleshooting_md() {
     let page = fs::read_to_string(root.join("src/guide/troubleshooting.md")).unwrap();
     let (_, page) = page.split_once("\n# By log line\n").unwrap();
     let mut lines = LogLines::default();
-    for path in sources(&root.join("src")) {
+    for path in rust_files(&root.join("src"), "tests") {
         let file = syn::parse_file(&fs::read_to_string(path).unwrap()).unwrap();
         visit::Visit::visit_file(&mut lines, &file);
     }
