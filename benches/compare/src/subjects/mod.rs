@@ -8,9 +8,9 @@ pub mod seaorm;
 pub mod seaorm_transaction;
 pub mod sqlx_tx;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Extension, Router};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 use tower_sea_orm::{DbSessionLayer, PoolMode, SessionPool, SessionPoolBuilder};
 
@@ -31,6 +31,8 @@ pub enum Subject {
     SeaOrmTx,
     Naive,
     Floor,
+    /// Counted only: what any layer costs that places a value in the request's extensions.
+    FloorInLayer,
     Guide,
 }
 
@@ -64,6 +66,7 @@ impl Subject {
             Self::SeaOrmTx => "axum-sea-orm-tx",
             Self::Naive => "naive-pinned",
             Self::Floor => "floor",
+            Self::FloorInLayer => "floor-in-layer",
             Self::Guide => "guide",
         }
     }
@@ -82,12 +85,14 @@ impl Subject {
             Self::SeaOrmTx => "axum-sea-orm-tx",
             Self::Naive => "a naive pinned connection",
             Self::Floor => "bare connections, no guarantee",
+            Self::FloorInLayer => "bare connections, in a layer that places a value in the request",
             Self::Guide => "FastAPI, SQLAlchemy, asyncpg",
         }
     }
 
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|subject| subject.name() == name)
+        let mut all = Self::ALL.into_iter().chain([Self::FloorInLayer]);
+        all.find(|subject| subject.name() == name)
     }
 
     pub fn is_ours(self) -> bool {
@@ -129,6 +134,8 @@ impl Subject {
             Self::SeaOrmTx => sea_orm_tx::router(db),
             Self::Naive => naive::router(db.get_postgres_connection_pool().clone()),
             Self::Floor => floor::router(db.get_postgres_connection_pool().clone()),
+            Self::FloorInLayer => floor::router(db.get_postgres_connection_pool().clone())
+                .layer(Extension(Arc::new(()))),
             Self::Guide => return None,
         })
     }
