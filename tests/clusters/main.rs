@@ -18,6 +18,8 @@ mod conflicts;
 mod failover;
 mod galera;
 mod galera_reads;
+mod mariadb;
+mod mariadb_failover;
 mod nodes;
 mod outage;
 mod pairs;

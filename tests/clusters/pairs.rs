@@ -234,14 +234,15 @@ impl Pauses {
                 random ^= random >> 7;
                 random ^= random << 17;
                 for (bit, replica) in beside.iter().enumerate() {
-                    let does = if random >> (8 + bit) & 1 == 1 {
-                        "pause"
-                    } else {
-                        "resume"
+                    let is_pause = random >> (8 + bit) & 1 == 1;
+                    let sql = match (replica.get_database_backend(), is_pause) {
+                        (DbBackend::Postgres, true) => "SELECT pg_wal_replay_pause()",
+                        (DbBackend::Postgres, false) => "SELECT pg_wal_replay_resume()",
+                        (_, true) => "STOP SLAVE SQL_THREAD",
+                        (_, false) => "START SLAVE SQL_THREAD",
                     };
-                    let sql = format!("SELECT pg_wal_replay_{does}()");
                     replica
-                        .execute_unprepared(&sql)
+                        .execute_unprepared(sql)
                         .await
                         .expect("the replica does so");
                 }
