@@ -12,6 +12,7 @@ mod link;
 mod operation;
 mod position;
 mod prepare;
+mod promotion;
 mod refusal;
 mod reset;
 mod rest;
@@ -37,6 +38,10 @@ pub(crate) use self::driver::POSTGRES_PLACE;
 pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
+#[cfg(feature = "replicas")]
+pub(crate) use self::promotion::History;
+#[cfg(all(feature = "replicas", feature = "sqlx-mysql"))]
+pub(crate) use self::promotion::READ_HISTORY;
 pub use self::reset::Reset;
 pub(crate) use self::rest::{Rest, SILENCE};
 #[cfg(feature = "stream")]
@@ -47,6 +52,7 @@ pub(crate) use self::{
     driver::{BackendId, Driver},
     operation::{Operation, Output},
     position::{Demand, Galera, ReadDemand, parse_position, read_position},
+    promotion::Promotion,
     settings::{Settings, check_name, search_path},
     task::{Begin, BeginSetUp, Task},
 };
@@ -178,9 +184,19 @@ impl PinnedConnection {
         self.transaction.take_ended_elsewhere()
     }
 
-    /// Notes the latest timeline of the cluster, on which the primary is.
-    pub(crate) fn note_latest_timeline(&mut self, timeline: u32) {
-        self.timeline.note_latest(timeline);
+    /// Returns the latest timeline that was noted.
+    pub(crate) fn latest_timeline(&self) -> u32 {
+        self.timeline.latest()
+    }
+
+    /// Notes the latest timeline of the cluster, on which the primary is; on MariaDB, the number of a promotion and what is
+    /// known of that.
+    pub(crate) fn note_latest_timeline(
+        &mut self,
+        timeline: u32,
+        promotion: Option<Arc<Promotion>>,
+    ) {
+        self.timeline.note_latest(timeline, promotion);
     }
 
     /// Returns whether the server takes no writes, as the last call has shown.

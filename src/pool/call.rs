@@ -103,10 +103,16 @@ impl CheckedOut {
     }
 
     pub(super) async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        let latest_timeline = self.pool().latest_timeline();
+        let pool = self.pool();
+        let latest_timeline = pool.latest_timeline();
+        let connection = self.parts.connection.as_ref();
+        let is_news = connection.is_some_and(|one| one.latest_timeline() < latest_timeline);
+        let promotion = is_news.then(|| pool.promotion()).flatten();
         match &mut self.parts.connection {
             Some(connection) => {
-                connection.note_latest_timeline(latest_timeline);
+                if is_news {
+                    connection.note_latest_timeline(latest_timeline, promotion);
+                }
                 connection.call(task).await
             }
             None => Ok(Output::Done),

@@ -20,6 +20,7 @@ mod galera;
 mod galera_reads;
 mod mariadb;
 mod mariadb_failover;
+mod mariadb_primaries;
 mod nodes;
 mod outage;
 mod pairs;

@@ -53,11 +53,22 @@ impl Cluster {
 
     /// The same with replicas of these names.
     pub async fn beside(ways: [&str; 3], replicas: [&str; 2]) -> Self {
-        let pool = async |way| SessionPool::new(site::connect(&nodes::url(way).await).await);
         let [primary, one, two] = ways;
+        let urls = [
+            nodes::url(primary).await,
+            nodes::url(one).await,
+            nodes::url(two).await,
+        ];
+        Self::at(urls, replicas).await
+    }
+
+    /// The same by URLs.
+    pub async fn at(urls: [String; 3], replicas: [&str; 2]) -> Self {
+        let pool = async |url: &str| SessionPool::new(site::connect(url).await);
+        let [primary, one, two] = urls;
         Self {
-            primary: pool(primary).await,
-            replicas: [pool(one).await, pool(two).await],
+            primary: pool(&primary).await,
+            replicas: [pool(&one).await, pool(&two).await],
             beside: [
                 nodes::view(&nodes::url(replicas[0]).await).await,
                 nodes::view(&nodes::url(replicas[1]).await).await,

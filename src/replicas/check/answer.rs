@@ -1,6 +1,6 @@
 //! [`Answer`]: what a server says of itself.
 
-use crate::position::Reached;
+use crate::{connection::History, position::Reached};
 
 /// A server's answer.
 #[derive(Clone, Debug)]
@@ -13,4 +13,6 @@ pub(in crate::replicas) struct Answer {
     pub(in crate::replicas) takes_writes: bool,
     /// What it has replayed, or committed if it is the primary.
     pub(in crate::replicas) reached: Reached,
+    /// What it has of each server's transactions. MariaDB tells, unless it is a node of a Galera cluster.
+    pub(in crate::replicas) history: Option<History>,
 }
