@@ -78,6 +78,15 @@ impl Cluster {
 
     /// The service with this crate, at this level, once so many replicas are in use.
     pub async fn by_layer(&self, level: Option<IsolationLevel>, in_use: usize) -> Router {
+        self.watched(level, in_use).await.0
+    }
+
+    /// The same, with what is known of the replicas.
+    pub async fn watched(
+        &self,
+        level: Option<IsolationLevel>,
+        in_use: usize,
+    ) -> (Router, Replicas) {
         let [one, two] = self.replicas.clone();
         let replicas = Replicas::of(self.primary.clone())
             .replica("r1", one)
@@ -100,7 +109,7 @@ impl Cluster {
             status.iter().filter(|one| one.out_of_use.is_none()).count() == in_use
         })
         .await;
-        app
+        (app, replicas)
     }
 
     /// The primary's connections are opened anew.
