@@ -21,7 +21,7 @@ use super::{
 };
 
 const TABLE: Table = Table {
-    name: "mariadb_primaries",
+    name: "mariadb_former",
     head: &[
         "two MariaDB primaries under one name",
         "acknowledged by the new one",
@@ -32,7 +32,7 @@ const TABLE: Table = Table {
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_mariadb_primaries_under_one_name() {
+async fn two_mariadb_former_under_one_name() {
     nodes::mariadb_primary_and_replicas().await;
     let url = nodes::url("p").await;
     site::make_table(&nodes::view(&url).await).await;

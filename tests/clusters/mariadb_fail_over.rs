@@ -16,7 +16,7 @@ use super::{
 };
 
 const TABLE: Table = Table {
-    name: "mariadb_failover",
+    name: "mariadb_fail_over",
     head: &[
         "primary killed, replica promoted",
         "requests",
