@@ -32,7 +32,7 @@ const TABLE: Table = Table {
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_mariadb_former_under_one_name() {
+async fn two_mariadb_primaries_under_one_name() {
     nodes::mariadb_primary_and_replicas().await;
     let url = nodes::url("p").await;
     site::make_table(&nodes::view(&url).await).await;
