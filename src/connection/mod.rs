@@ -13,6 +13,7 @@ mod operation;
 mod position;
 mod prepare;
 mod primary;
+mod promotion;
 #[cfg(feature = "stream")]
 mod rows;
 mod session_state;
@@ -31,6 +32,10 @@ pub(crate) use self::driver::POSTGRES_PLACE;
 pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::operation::Raw;
+#[cfg(feature = "replicas")]
+pub(crate) use self::promotion::History;
+#[cfg(all(feature = "replicas", feature = "sqlx-mysql"))]
+pub(crate) use self::promotion::READ_HISTORY;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub use self::session_state::Reset;
@@ -41,6 +46,7 @@ pub(crate) use self::{
     link::{Rest, SILENCE},
     operation::{Operation, Output},
     position::{Demand, Galera, ReadDemand, parse_position, read_position},
+    promotion::Promotion,
     settings::{Settings, check_name, search_path},
     task::{Begin, BeginSetUp, Task},
 };
@@ -174,9 +180,19 @@ impl PinnedConnection {
         self.transaction.take_ended_elsewhere()
     }
 
-    /// Notes the latest timeline of the cluster, on which the primary is.
-    pub(crate) fn note_latest_timeline(&mut self, timeline: u32) {
-        self.timeline.note_latest(timeline);
+    /// Returns the latest timeline that was noted.
+    pub(crate) fn latest_timeline(&self) -> u32 {
+        self.timeline.latest()
+    }
+
+    /// Notes the latest timeline of the cluster, on which the primary is; on MariaDB, the number of a promotion and what is
+    /// known of that.
+    pub(crate) fn note_latest_timeline(
+        &mut self,
+        timeline: u32,
+        promotion: Option<Arc<Promotion>>,
+    ) {
+        self.timeline.note_latest(timeline, promotion);
     }
 
     /// Returns whether the server takes no writes, as the last call has shown.

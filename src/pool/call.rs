@@ -115,13 +115,19 @@ impl CheckedOut {
     }
 
     async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        let latest_timeline = self.pool().latest_timeline();
+        let pool = self.pool();
+        let latest_timeline = pool.latest_timeline();
+        let connection = self.parts.connection.as_ref();
+        // With each call: a promotion may be seen while the session holds its connection,
+        // and what a former primary takes from then on is lost (H33;
+        // `g18_of_two_primaries_only_the_later_one_serves`).
+        let is_news = connection.is_some_and(|one| one.latest_timeline() < latest_timeline);
+        let promotion = is_news.then(|| pool.promotion()).flatten();
         match &mut self.parts.connection {
             Some(connection) => {
-                // With each call: a promotion may be seen while the session holds its connection,
-                // and what a former primary takes from then on is lost (H33;
-                // `g18_of_two_primaries_only_the_later_one_serves`).
-                connection.note_latest_timeline(latest_timeline);
+                if is_news {
+                    connection.note_latest_timeline(latest_timeline, promotion);
+                }
                 connection.call(task).await
             }
             None => Ok(Output::Done),

@@ -27,7 +27,7 @@ use super::{
     waiters::Waiter,
 };
 use crate::{
-    connection::Reset,
+    connection::{Promotion, Reset},
     error::{Error, Kind},
     sql::KnownTexts,
     telemetry::Throttle,
@@ -59,8 +59,11 @@ pub(crate) struct PoolInner {
     pub(crate) observers: Observers,
     /// The statements that its sessions have run.
     pub(crate) known_texts: KnownTexts,
-    /// The latest timeline that any server of the cluster has shown, if this is a primary's pool with replicas.
+    /// The latest timeline that any server of the cluster has shown, if this is a primary's pool with replicas. On MariaDB, a
+    /// number that grows with what is known of its promotions.
     latest_timeline: AtomicU32,
+    /// The last promotion on MariaDB.
+    promotion: Mutex<Option<Arc<Promotion>>>,
     /// Its server was a node of a Galera cluster at the last check.
     is_galera: AtomicBool,
     /// Only a test's pool has one.
@@ -97,6 +100,7 @@ impl PoolInner {
             closing: Closing::default(),
             known_texts: known_texts(&driver, database.get_database_backend()),
             latest_timeline: AtomicU32::new(0),
+            promotion: Mutex::default(),
             is_galera: AtomicBool::new(false),
             test,
             database,
@@ -261,6 +265,25 @@ impl PoolInner {
         // Timelines only grow, and the servers of a cluster show theirs in any order.
         let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
         before.max(timeline)
+    }
+
+    pub(crate) fn promotion(&self) -> Option<Arc<Promotion>> {
+        let promotion = self.promotion.lock();
+        promotion.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what the checks have seen of the last promotion on MariaDB.
+    #[cfg(feature = "replicas")]
+    pub(crate) fn note_promotion(&self, promotion: Option<Promotion>) {
+        let last = self.promotion.lock();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        if last.as_deref() == promotion.as_ref() {
+            return;
+        }
+        *last = promotion.map(Arc::new);
+        // After it: whoever sees the number finds the promotion. The first one is no doubt.
+        let number = self.latest_timeline().max(1).saturating_add(1);
+        self.latest_timeline.store(number, Ordering::Relaxed);
     }
 
     pub(crate) fn is_galera(&self) -> bool {

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
 
-use super::{Replicas, check::Answer, node::Node};
+use super::{Replicas, check::Answer, former::Former};
 use crate::position::Reached;
 
 /// The checks of all servers.
@@ -19,6 +19,8 @@ pub(super) struct Checks {
     is_running: bool,
     /// The log has told of a primary from before a fail-over.
     is_former_told: bool,
+    /// The servers have told of a promotion on MariaDB, and not of the contrary since.
+    pub(super) has_told: bool,
     /// What the primary had, then and before.
     primary: [Option<(Instant, Reached)>; 2],
 }
@@ -66,13 +68,16 @@ impl Replicas {
         join_all(asked).await;
         // Before the replicas are judged: a primary from before a fail-over must serve nothing more
         // from here on.
-        self.note_timelines();
+        let former = self.former();
+        self.tell_of(former);
         let is_galera = |answer: Answer| matches!(answer.reached, Reached::Galera(_));
         if let Some(is_galera) = self.primary.answer().map(is_galera) {
             // For COMMIT, which is alone in its text on such a node (H36).
             self.primary().inner().note_galera(is_galera);
         }
-        let primary = self.note_primary(began, self.primary.answer());
+        // What one from before a fail-over has says nothing about what a replica misses.
+        let primary = self.primary.answer().filter(|_| former.is_none());
+        let primary = self.note_primary(began, primary);
         for node in &self.nodes {
             if let Some(at) = node
                 .answer()
@@ -84,29 +89,15 @@ impl Replicas {
         }
     }
 
-    /// Notes the latest timeline of the cluster, and tells of a primary that is on an earlier one.
-    fn note_timelines(&self) {
-        let servers = std::iter::once(&self.primary).chain(&self.nodes);
-        let timeline_of = |node: &Arc<Node>| node.answer()?.reached.position()?.timeline();
-        // The latest of all servers: a promotion is known as soon as any of them has followed it.
-        let seen = servers.filter_map(timeline_of).max().unwrap_or(0);
-        let latest = self.primary().inner().note_latest_timeline(seen);
-        // One in recovery refuses writes by itself.
-        let writes = self
-            .primary
-            .answer()
-            .is_some_and(|answer| answer.takes_writes);
-        let former = timeline_of(&self.primary).filter(|timeline| writes && *timeline < latest);
+    /// Tells of a primary that is one from before a fail-over.
+    fn tell_of(&self, former: Option<Former>) {
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         // Once for each time, or there would be a line each second until somebody mends it.
         let is_news = former.is_some() && !checks.is_former_told;
         checks.is_former_told = former.is_some();
         drop(checks);
         if let Some(former) = former.filter(|_| is_news) {
-            tracing::error!(
-                target: "tower_sea_orm::replicas", timeline = former, latest,
-                "the primary's address leads to a server from before a fail-over: requests are refused there",
-            );
+            former.tell();
         }
     }
 

@@ -3,6 +3,7 @@
 mod carrier;
 mod check;
 mod checks;
+mod former;
 mod node;
 
 use std::{
@@ -51,6 +52,7 @@ const MIN_AGE: Duration = Duration::from_secs(5);
 ///
 /// If two servers take writes, because one was promoted while the primary went on, only the later one serves, once a check has
 /// seen that: requests whose connection leads to the former primary get a 503 ([`Error::is_read_only`](crate::Error::is_read_only)).
+/// On MariaDB, the checks see it if both the promoted server and one that follows it are replicas of this.
 ///
 /// A client's own writes are those that its requests' sessions have committed. Commits by jobs, hooks, other pools and
 /// sessions that a handler opens from [`DbSession::pool`](crate::DbSession::pool) carry no position.
@@ -132,8 +134,8 @@ impl Replicas {
 
     /// Sets for how long a replica may be behind the primary before it is out of use. Default: 10 s.
     ///
-    /// This bounds the staleness of reads by clients without a recent write. While the primary does not answer, no replica goes
-    /// out of use for its lag. With zero, no replica is used at all; a value below [`check_every`](Self::check_every) takes
+    /// This bounds the staleness of reads by clients without a recent write. While the primary does not answer, or is one
+    /// from before a fail-over, no replica goes out of use for its lag. With zero, no replica is used at all; a value below [`check_every`](Self::check_every) takes
     /// replicas out of use between two checks.
     #[must_use]
     pub fn max_lag(mut self, lag: Duration) -> Self {

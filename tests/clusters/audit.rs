@@ -65,6 +65,15 @@ impl Audit {
         longest.unwrap_or_default()
     }
 
+    /// Between a success and the next one.
+    pub fn longest_gap(&self) -> Duration {
+        let successes = self.answers.iter().filter(|one| one.is_acknowledged());
+        let mut came: Vec<Instant> = successes.map(|answer| answer.came).collect();
+        came.sort_unstable();
+        let gaps = came.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.max().unwrap_or_default()
+    }
+
     /// The answers that came within this time from there on: 200 / 503 / other.
     pub fn during(&self, from: Instant, time: Duration) -> String {
         let (mut good, mut refused, mut other) = (0, 0, 0);

@@ -30,7 +30,7 @@ const TABLE: Table = Table {
 };
 
 /// Acknowledged writes of each service before something happens, and after it.
-const SOME: usize = 200;
+pub const SOME: usize = 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_synchronous_standbys_no_acknowledged_write_is_lost() {
@@ -72,17 +72,17 @@ async fn fail_over(synchronous: bool) -> Fall {
     let url = nodes::url("haproxy").await;
     let sites = join_all(Maker::BOTH.map(|maker| Site::start(maker, &url))).await;
     let clients: Vec<Clients> = sites.iter().map(Clients::start).collect();
-    all_acknowledge(&clients).await;
+    all_acknowledge(&clients, SOME).await;
     if !synchronous {
         steer(&["detach", "r1"]).await;
         steer(&["detach", "r2"]).await;
-        all_acknowledge(&clients).await;
+        all_acknowledge(&clients, SOME).await;
     }
     let (new, accepted) = promote_another(&url).await;
     let beyond = steer(&["committed_beyond", "p", new]).await;
-    all_acknowledge(&clients).await;
+    all_acknowledge(&clients, SOME).await;
     steer(&["rejoin", "p", new]).await;
-    all_acknowledge(&clients).await;
+    all_acknowledge(&clients, SOME).await;
     // The one that came back takes part: it has what the others have.
     assert_eq!(
         steer(&["sql", "p", "SELECT pg_is_in_recovery()"]).await,
@@ -95,7 +95,7 @@ async fn fail_over(synchronous: bool) -> Fall {
     for (site, answers) in sites.iter().zip(answers) {
         audits.push(Audit::new(site.maker, answers, &view).await);
     }
-    all_nodes_agree(new).await;
+    all_nodes_agree(new, "SELECT count(*) FROM ledger").await;
     Fall {
         audits,
         accepted,
@@ -106,8 +106,8 @@ async fn fail_over(synchronous: bool) -> Fall {
     }
 }
 
-async fn all_acknowledge(clients: &[Clients]) {
-    join_all(clients.iter().map(|clients| clients.acknowledge(SOME))).await;
+pub async fn all_acknowledge(clients: &[Clients], count: usize) {
+    join_all(clients.iter().map(|clients| clients.acknowledge(count))).await;
 }
 
 /// Kills the primary and promotes the replica that knows most. Returns it, and when a connection through HAProxy reached it.
@@ -125,8 +125,8 @@ async fn promote_another(url: &str) -> (&'static str, Instant) {
     (new, Instant::now())
 }
 
-async fn all_nodes_agree(primary: &str) {
-    let count = ["sql", primary, "SELECT count(*) FROM ledger"];
+pub async fn all_nodes_agree(primary: &str, count: &str) {
+    let count = ["sql", primary, count];
     for node in ["p", "r1", "r2"] {
         eventually("each node has each row", async || {
             steer(&["sql", node, count[2]]).await == steer(&count).await
@@ -171,7 +171,7 @@ impl Fall {
 }
 
 /// Whether each 503 says when to try again.
-fn refused_with_retry_after(answers: &[Answer]) -> bool {
+pub fn refused_with_retry_after(answers: &[Answer]) -> bool {
     let mut refused = answers.iter().filter(|answer| answer.status == Some(503));
     refused.all(|answer| answer.retry_after)
 }

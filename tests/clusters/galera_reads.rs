@@ -12,6 +12,7 @@ use tower_sea_orm::RetryLayer;
 use super::{
     nodes::{self, steer},
     pairs::{Cluster, LEVELS, Seen, run, send},
+    replicas::report,
     report::Table,
     site,
     support::{cases, wait::eventually},
@@ -91,24 +92,11 @@ impl Rounds {
     }
 }
 
-fn report(seen: &Seen, what: &str) -> [usize; 4] {
-    let [pairs, stale, elsewhere, errors] = seen.counts();
-    let share = 100.0 * elsewhere as f64 / pairs.max(1) as f64;
-    TABLE.row(&[
-        what.to_owned(),
-        pairs.to_string(),
-        stale.to_string(),
-        format!("{share:.1} %"),
-        errors.to_string(),
-    ]);
-    [pairs, stale, elsewhere, errors]
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_no_client_of_galera_nodes_misses_its_own_write() {
     let mut rounds = Rounds::start().await;
     let none_is_stale = |seen: &Seen, what: &str| {
-        let [_, stale, elsewhere, errors] = report(seen, what);
+        let [_, stale, elsewhere, errors] = report(&TABLE, seen, what);
         assert_eq!((stale, errors), (0, 0), "{what}");
         assert!(elsewhere > 0, "{what}: nothing was read at another node");
     };
@@ -135,7 +123,7 @@ async fn g19_no_client_of_galera_nodes_misses_its_own_write() {
     ];
     for (what, app) in controls {
         let seen = rounds.pairs(&app, false, true).await;
-        let [_, stale, ..] = report(&seen, what);
+        let [_, stale, ..] = report(&TABLE, &seen, what);
         assert!(stale > 0, "{what}: the other nodes are never behind");
     }
     a_node_that_stands_still_is_left_alone(&mut rounds).await;
@@ -157,12 +145,12 @@ async fn a_node_that_stands_still_is_left_alone(rounds: &mut Rounds) {
     let app = rounds.cluster.by_layer(None, 1).await;
     let seen = rounds.pairs(&app, true, false).await;
     let what = "this crate, one of the two stands still";
-    let [pairs, stale, elsewhere, errors] = report(&seen, what);
+    let [pairs, stale, elsewhere, errors] = report(&TABLE, &seen, what);
     assert_eq!((stale, errors), (0, 0), "{what}");
     assert!(elsewhere * 2 > pairs, "the other one serves reads");
     let app = rounds.cluster.by_hand();
     let what = "by hand, the same";
-    let [_, stale, ..] = report(&rounds.pairs(&app, false, false).await, what);
+    let [_, stale, ..] = report(&TABLE, &rounds.pairs(&app, false, false).await, what);
     assert!(stale > 0, "{what}: it does not stand still");
     run("UNLOCK TABLES").await;
     run("SET GLOBAL wsrep_desync = OFF").await;

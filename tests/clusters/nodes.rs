@@ -36,6 +36,14 @@ pub async fn primary_and_replicas() {
     steer(&["start_replica", "r2"]).await;
 }
 
+/// The same on MariaDB.
+pub async fn mariadb_primary_and_replicas() {
+    steer(&["remove_nodes"]).await;
+    steer(&["start_mariadb_primary"]).await;
+    steer(&["start_mariadb_replica", "r1"]).await;
+    steer(&["start_mariadb_replica", "r2"]).await;
+}
+
 /// One connection for whoever looks from beside. At a Galera node, it sees what the others have committed by then.
 pub async fn view(url: &str) -> DatabaseConnection {
     let mut options = ConnectOptions::new(url);
@@ -45,7 +53,7 @@ pub async fn view(url: &str) -> DatabaseConnection {
     if view.get_database_backend() == DbBackend::MySql {
         let sql = "SET SESSION wsrep_sync_wait = 1";
         let set = view.execute_unprepared(sql).await;
-        set.expect("a Galera node");
+        set.expect("it is MariaDB");
     }
     view
 }

@@ -53,11 +53,22 @@ impl Cluster {
 
     /// The same with replicas of these names.
     pub async fn beside(ways: [&str; 3], replicas: [&str; 2]) -> Self {
-        let pool = async |way| SessionPool::new(site::connect(&nodes::url(way).await).await);
         let [primary, one, two] = ways;
+        let urls = [
+            nodes::url(primary).await,
+            nodes::url(one).await,
+            nodes::url(two).await,
+        ];
+        Self::at(urls, replicas).await
+    }
+
+    /// The same by URLs.
+    pub async fn at(urls: [String; 3], replicas: [&str; 2]) -> Self {
+        let pool = async |url: &str| SessionPool::new(site::connect(url).await);
+        let [primary, one, two] = urls;
         Self {
-            primary: pool(primary).await,
-            replicas: [pool(one).await, pool(two).await],
+            primary: pool(&primary).await,
+            replicas: [pool(&one).await, pool(&two).await],
             beside: [
                 nodes::view(&nodes::url(replicas[0]).await).await,
                 nodes::view(&nodes::url(replicas[1]).await).await,
@@ -67,6 +78,15 @@ impl Cluster {
 
     /// The service with this crate, at this level, once so many replicas are in use.
     pub async fn by_layer(&self, level: Option<IsolationLevel>, in_use: usize) -> Router {
+        self.watched(level, in_use).await.0
+    }
+
+    /// The same, with what is known of the replicas.
+    pub async fn watched(
+        &self,
+        level: Option<IsolationLevel>,
+        in_use: usize,
+    ) -> (Router, Replicas) {
         let [one, two] = self.replicas.clone();
         let replicas = Replicas::of(self.primary.clone())
             .replica("r1", one)
@@ -89,7 +109,7 @@ impl Cluster {
             status.iter().filter(|one| one.out_of_use.is_none()).count() == in_use
         })
         .await;
-        app
+        (app, replicas)
     }
 
     /// The primary's connections are opened anew.
@@ -234,14 +254,15 @@ impl Pauses {
                 random ^= random >> 7;
                 random ^= random << 17;
                 for (bit, replica) in beside.iter().enumerate() {
-                    let does = if random >> (8 + bit) & 1 == 1 {
-                        "pause"
-                    } else {
-                        "resume"
+                    let is_pause = random >> (8 + bit) & 1 == 1;
+                    let sql = match (replica.get_database_backend(), is_pause) {
+                        (DbBackend::Postgres, true) => "SELECT pg_wal_replay_pause()",
+                        (DbBackend::Postgres, false) => "SELECT pg_wal_replay_resume()",
+                        (_, true) => "STOP SLAVE SQL_THREAD",
+                        (_, false) => "START SLAVE SQL_THREAD",
                     };
-                    let sql = format!("SELECT pg_wal_replay_{does}()");
                     replica
-                        .execute_unprepared(&sql)
+                        .execute_unprepared(sql)
                         .await
                         .expect("the replica does so");
                 }

@@ -41,7 +41,7 @@ const PRIMARIES: Table = Table {
 };
 
 /// Of each service, with two primaries.
-const PAIRS: usize = 2_000;
+pub const PAIRS: usize = 2_000;
 
 /// A primary and its replicas, with HAProxy for the primary's name, and services that live through what happens.
 async fn start() -> (Cluster, Router) {
@@ -186,9 +186,13 @@ async fn two_primaries_behind_a_role_check() {
 }
 
 /// How many rows the node has from this number on.
-async fn written(node: &str, first: i64) -> usize {
+pub async fn written(node: &str, first: i64) -> usize {
     let last = first + 9_999_999;
-    let sql = format!("SELECT count(*) FROM ledger WHERE number BETWEEN {first} AND {last}");
+    let table = match &*steer(&["engine", node]).await {
+        "mysql" => "test.ledger",
+        _ => "ledger",
+    };
+    let sql = format!("SELECT count(*) FROM {table} WHERE number BETWEEN {first} AND {last}");
     let count = steer(&["sql", node, &sql]).await;
     count.parse().expect("a number")
 }

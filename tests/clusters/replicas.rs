@@ -22,17 +22,19 @@ const TABLE: Table = Table {
 };
 
 /// Counts the pairs of one service after the other.
-struct Rounds {
+pub struct Rounds {
     cluster: Cluster,
+    table: &'static Table,
     pairs: usize,
     /// Behind the numbers of the last round.
     first: i64,
 }
 
 impl Rounds {
-    async fn by(ways: [&str; 3]) -> Self {
+    pub async fn by(ways: [&str; 3], table: &'static Table) -> Self {
         Self {
             cluster: Cluster::by(ways).await,
+            table,
             pairs: cases(2_000) as usize,
             first: 1,
         }
@@ -44,20 +46,20 @@ impl Rounds {
     }
 
     /// With the position: whatever the pauses, each client reads its own write.
-    async fn none_is_stale(&mut self, what: &str, level: Option<IsolationLevel>, pauses: bool) {
+    pub async fn none_is_stale(&mut self, what: &str, level: Option<IsolationLevel>, pauses: bool) {
         let app = self.cluster.by_layer(level, 2).await;
         let pauses = pauses.then(|| Pauses::begin(&self.cluster.beside));
         let seen = run(&app, self.numbers(), self.pairs, true).await;
         if let Some(pauses) = pauses {
             pauses.end().await;
         }
-        let [_, stale, on_replica, errors] = report(&seen, what);
+        let [_, stale, on_replica, errors] = report(self.table, &seen, what);
         assert_eq!((stale, errors), (0, 0), "{what}");
         assert!(on_replica > 0, "{what}: nothing was read on a replica");
     }
 
     /// Without it: the control.
-    async fn some_are_stale(&mut self, what: &str, is_by_hand: bool) {
+    pub async fn some_are_stale(&mut self, what: &str, is_by_hand: bool) {
         let app = match is_by_hand {
             true => self.cluster.by_hand(),
             false => self.cluster.by_layer(None, 2).await,
@@ -65,15 +67,16 @@ impl Rounds {
         let pauses = Pauses::begin(&self.cluster.beside);
         let seen = run(&app, self.numbers(), self.pairs, false).await;
         pauses.end().await;
-        let [_, stale, ..] = report(&seen, what);
+        let [_, stale, ..] = report(self.table, &seen, what);
         assert!(stale > 0, "{what}: the pauses show nothing");
     }
 }
 
-fn report(seen: &Seen, what: &str) -> [usize; 4] {
+/// Adds the row of a round to a table of these columns: what it was, pairs, stale ones, those read elsewhere, errors.
+pub fn report(table: &Table, seen: &Seen, what: &str) -> [usize; 4] {
     let [pairs, stale, on_replica, errors] = seen.counts();
     let share = 100.0 * on_replica as f64 / pairs.max(1) as f64;
-    TABLE.row(&[
+    table.row(&[
         what.to_owned(),
         pairs.to_string(),
         stale.to_string(),
@@ -91,7 +94,7 @@ async fn start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_no_client_misses_its_own_write() {
     start().await;
-    let mut rounds = Rounds::by(["p", "r1", "r2"]).await;
+    let mut rounds = Rounds::by(["p", "r1", "r2"], &TABLE).await;
     let what = "this crate, replicas without pauses";
     rounds.none_is_stale(what, None, false).await;
     for (name, level) in LEVELS {
@@ -111,7 +114,7 @@ async fn g19_no_client_misses_its_own_write_behind_poolers() {
     steer(&["start_bouncer", "new", "4"]).await;
     steer(&["start_bouncer", "new", "4", "r1"]).await;
     steer(&["start_bouncer", "new", "4", "r2"]).await;
-    let mut rounds = Rounds::by(["bouncer", "bouncer_r1", "bouncer_r2"]).await;
+    let mut rounds = Rounds::by(["bouncer", "bouncer_r1", "bouncer_r2"], &TABLE).await;
     let what = "this crate, a PgBouncer before each server, without pauses";
     rounds.none_is_stale(what, None, false).await;
     for (name, level) in LEVELS {

@@ -177,7 +177,8 @@ pub async fn takes_writes(db: &DatabaseConnection) -> bool {
     let sql = match backend {
         DbBackend::Postgres => "SELECT NOT pg_is_in_recovery()",
         _ => {
-            "SELECT variable_value = 'ON' FROM information_schema.global_status WHERE variable_name = 'wsrep_ready'"
+            "SELECT @@global.read_only = 0 AND (@@global.wsrep_on = 0 OR variable_value = 'ON') \
+             FROM information_schema.global_status WHERE variable_name = 'wsrep_ready'"
         }
     };
     let row = db

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use sea_orm::{
     DatabaseConnection,
-    sqlx::{self, ConnectOptions, Executor, MySqlConnection, Row},
+    sqlx::{self, AssertSqlSafe, ConnectOptions, Executor, MySqlConnection, Row},
 };
 
 use super::Answer;
-use crate::position::{Reached, gtids};
+use crate::{
+    connection::{History, READ_HISTORY},
+    position::{Reached, gtids},
+};
 
 /// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that is read-only, whatever it replicates: one that
-/// was promoted is not. The last column is of a node of a Galera cluster only: its state
+/// was promoted is not. The fourth column is of a node of a Galera cluster only: its state
 /// (<https://galeracluster.com/library/documentation/monitoring-cluster.html>), and what it has committed.
 const CHECK: &str = "SELECT CAST(@@global.read_only AS CHAR), \
      CAST(@@global.gtid_slave_pos AS CHAR), CAST(@@global.gtid_binlog_pos AS CHAR), \
@@ -49,8 +52,9 @@ pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnec
 }
 
 pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, String> {
-    // One statement for all, since the server may change its role between two.
-    let row = connection.fetch_one(CHECK).await;
+    // One statement for all, since the server may change its role between two. Both texts are this crate's.
+    let check = AssertSqlSafe(format!("{CHECK}, {READ_HISTORY}"));
+    let row = connection.fetch_one(check).await;
     let row = row.map_err(|error| error.to_string())?;
     let text = |column| row.try_get::<String, _>(column);
     // A word from MariaDB 12.0 on, of which there are several.
@@ -67,11 +71,14 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     let gtid_list = text(if takes_writes { 2 } else { 1 });
     let gtid_list = gtid_list.map_err(|error| error.to_string())?;
     let gtids = gtids(&gtid_list).map_err(|_| format!("no list of GTIDs: {gtid_list}"))?;
+    let history = text(4).map_err(|error| error.to_string())?;
+    let history = History::parse(&history).map_err(|_| format!("no list of GTIDs: {history}"))?;
     Ok(Answer {
         is_replica: !takes_writes,
         takes_writes,
         unfit: None,
         reached: Reached::Gtids(gtids),
+        history: Some(history),
     })
 }
 
@@ -97,5 +104,6 @@ fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
         // A node without a quorum refuses writes by 1047, whatever its `read_only` is.
         takes_writes: takes_writes && ready == "ON",
         reached: Reached::Galera(committed),
+        history: None,
     })
 }

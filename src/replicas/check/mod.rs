@@ -12,7 +12,7 @@ use sea_orm::DatabaseConnection;
 use sea_orm::{DbBackend, sqlx};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::position::Reached;
+use crate::{connection::History, position::Reached};
 
 /// The connection that a server is asked on. Not one of the pool's: the answer is not to wait behind requests.
 #[derive(Default)]
@@ -95,4 +95,6 @@ pub(in crate::replicas) struct Answer {
     pub(in crate::replicas) takes_writes: bool,
     /// What it has replayed, or committed if it is the primary.
     pub(in crate::replicas) reached: Reached,
+    /// What it has of each server's transactions. MariaDB tells, unless it is a node of a Galera cluster.
+    pub(in crate::replicas) history: Option<History>,
 }

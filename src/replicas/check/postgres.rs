@@ -54,5 +54,6 @@ async fn read(connection: &mut PgConnection) -> Result<Answer, sqlx::Error> {
             // A server in recovery that has replayed nothing yet.
             lsn: lsn.map_or(0, |lsn| lsn.0),
         },
+        history: None,
     })
 }

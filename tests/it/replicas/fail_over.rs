@@ -138,7 +138,30 @@ async fn g18_a_promoted_replica_takes_no_write_of_a_read() {
 /// The old primary goes on after a replica was promoted, and its address still leads to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn g18_of_two_primaries_only_the_later_one_serves() {
-    let cluster = Cluster::new().await;
+    only_the_later_one_serves(
+        Cluster::new().await,
+        "=2-",
+        async |cluster, app, replicas| {
+            let promote =
+                Statement::from_string(DbBackend::Postgres, "SELECT pg_promote(true, 60)");
+            let promoted = cluster.beside(0).await;
+            promoted.query_one_raw(promote).await.unwrap();
+            eventually("the promotion is noticed", async || {
+                send(app, Request::get("/count/none"), None).await;
+                replicas.status()[0].out_of_use == Some(OutOfUse::Primary)
+            })
+            .await;
+        },
+    )
+    .await;
+}
+
+/// `promote` makes the first replica a primary, and ends when that is known. The positions of its writes have `mark` in them.
+pub(super) async fn only_the_later_one_serves(
+    cluster: Cluster,
+    mark: &str,
+    promote: impl AsyncFnOnce(&Cluster, &Router, &Replicas),
+) {
     let replicas = cluster.replicas();
     let apps = [
         app(cluster.layer(&replicas)),
@@ -162,14 +185,8 @@ async fn g18_of_two_primaries_only_the_later_one_serves() {
     let open =
         tokio::spawn(async move { send(&waits, Request::post("/waits"), None).await.status });
     begins.recv().await.unwrap();
+    promote(&cluster, &apps[0], &replicas).await;
     let promoted = cluster.beside(0).await;
-    let promote = Statement::from_string(DbBackend::Postgres, "SELECT pg_promote(true, 60)");
-    promoted.query_one_raw(promote).await.unwrap();
-    eventually("the promotion is noticed", async || {
-        send(&apps[0], Request::get("/count/none"), None).await;
-        replicas.status()[0].out_of_use == Some(OutOfUse::Primary)
-    })
-    .await;
     let unknown = Some("db-position=primary");
     for app in &apps {
         for request in [
@@ -221,7 +238,7 @@ async fn g18_of_two_primaries_only_the_later_one_serves() {
             let request = Request::post(format!("/write/{name}"));
             let written = send(app, request, unknown).await;
             let made = written.cookie.filter(|_| written.status == StatusCode::OK);
-            made.is_some_and(|made| made.contains("=2-"))
+            made.is_some_and(|made| made.contains(mark))
         })
         .await;
         assert_eq!(count_items(&promoted, name).await, 1);

@@ -22,6 +22,9 @@ const BINARY_LOG: [&str; 4] = [
     "--slave-net-timeout=5",
 ];
 
+/// Makes a replica a primary.
+pub(super) const PROMOTE: &str = "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = OFF";
+
 /// Starts a server that others replicate.
 fn primary() -> OwnServer {
     let options = [&BINARY_LOG[..], &["--server-id=1"]].concat();
@@ -44,7 +47,7 @@ pub(super) async fn replica(primary: &OwnServer, number: u32) -> OwnServer {
     replica
 }
 
-async fn follow(replica: &DatabaseConnection, primary: &OwnServer) {
+pub(super) async fn follow(replica: &DatabaseConnection, primary: &OwnServer) {
     let sql = format!(
         "STOP SLAVE; CHANGE MASTER TO master_host = '127.0.0.1', master_port = {}, master_user = 'root', \
          master_use_gtid = slave_pos, master_connect_retry = 1; START SLAVE",
@@ -53,13 +56,13 @@ async fn follow(replica: &DatabaseConnection, primary: &OwnServer) {
     replica.execute_unprepared(&sql).await.unwrap();
 }
 
-async fn text_of(database: &DatabaseConnection, sql: &str) -> String {
+pub(super) async fn text_of(database: &DatabaseConnection, sql: &str) -> String {
     let question = Statement::from_string(DbBackend::MySql, sql);
     let row = database.query_one_raw(question).await.unwrap().unwrap();
     row.try_get_by_index(0).unwrap()
 }
 
-async fn cluster() -> Cluster {
+pub(super) async fn cluster() -> Cluster {
     Cluster::of(primary()).await
 }
 
@@ -180,8 +183,7 @@ async fn g18_mariadb_a_number_that_two_servers_have_used_is_not_taken_for_the_ot
     })
     .await;
     cluster.primary.stop();
-    let promote = "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = OFF";
-    beside[0].execute_unprepared(promote).await.unwrap();
+    beside[0].execute_unprepared(PROMOTE).await.unwrap();
     cluster.proxy.lead_to(cluster.replicas[0].0.port());
     let found = Mutex::new(None);
     eventually("writes go to the new primary", async || {
@@ -229,8 +231,7 @@ async fn g19_mariadb_a_promoted_primary_has_replicas() {
         .await;
     }
     cluster.primary.stop();
-    let promote = "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = OFF";
-    beside[0].execute_unprepared(promote).await.unwrap();
+    beside[0].execute_unprepared(PROMOTE).await.unwrap();
     follow(&beside[1], &cluster.replicas[0].0).await;
     cluster.proxy.lead_to(cluster.replicas[0].0.port());
     eventually_within(

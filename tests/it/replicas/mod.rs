@@ -4,6 +4,7 @@ mod fail_over;
 mod lost;
 mod lost_reads;
 mod mariadb;
+mod mariadb_primaries;
 mod positions;
 mod settings;
 

@@ -476,6 +476,8 @@ fn server_command(engine: Engine, dir: &Path, port: u16) -> Vec<String> {
                 "-cunix_socket_directories=".to_owned(),
                 "-cfsync=off".to_owned(),
                 "-cmax_connections=400".to_owned(),
+                // For a standby that takes long to begin.
+                "-cwal_keep_size=256MB".to_owned(),
             ],
         ),
         Engine::MySql => (
