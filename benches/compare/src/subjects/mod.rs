@@ -85,7 +85,7 @@ impl Subject {
             Self::SeaOrmTx => "axum-sea-orm-tx",
             Self::Naive => "a naive pinned connection",
             Self::Floor => "bare connections, no guarantee",
-            Self::FloorInLayer => "bare connections, in a layer that places a value in the request",
+            Self::FloorInLayer => "bare connections, in `axum::Extension`",
             Self::Guide => "FastAPI, SQLAlchemy, asyncpg",
         }
     }
