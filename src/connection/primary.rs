@@ -165,12 +165,12 @@ impl Timeline {
             let history = History::parse(&row.try_get_by_index::<String>(0)?);
             if history
                 .as_ref()
-                .is_ok_and(|history| promotion.supersedes(history))
+                .is_some_and(|history| promotion.supersedes(history))
             {
                 return Ok(true);
             }
             // One that takes no writes may take them later on.
-            if history.is_ok_and(|history| !history.is_primary) {
+            if history.is_some_and(|history| !history.is_primary) {
                 return Ok(false);
             }
         }

@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 
-use crate::position::{Gtid, ParsePositionError, gtids};
+use crate::position::{Gtid, gtids};
 
 /// Reads a [`History`], as an expression. It needs no privilege. A replica whose threads are stopped does not count as replicating.
 pub(crate) const READ_HISTORY: &str = "CAST(CONCAT_WS(';', @@global.server_id, \
@@ -34,15 +34,14 @@ pub(crate) struct Promotion {
 }
 
 impl History {
-    /// Reads the answer to [`READ_HISTORY`].
-    pub(crate) fn parse(text: &str) -> Result<Self, ParsePositionError> {
+    /// Reads the answer to [`READ_HISTORY`]; `None` if it is none.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';');
-        let mut next = || parts.next().ok_or(ParsePositionError);
-        let server = next()?.parse().map_err(|_| ParsePositionError)?;
-        let is_primary = next()? == "1";
-        let mut has = gtids(next()?)?;
-        has.extend(gtids(next()?)?);
-        Ok(Self {
+        let server = parts.next()?.parse().ok()?;
+        let is_primary = parts.next()? == "1";
+        let mut has = gtids(parts.next()?).ok()?;
+        has.extend(gtids(parts.next()?).ok()?);
+        Some(Self {
             server,
             is_primary,
             has,

@@ -72,7 +72,8 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     let gtid_list = gtid_list.map_err(|error| error.to_string())?;
     let gtids = gtids(&gtid_list).map_err(|_| format!("no list of GTIDs: {gtid_list}"))?;
     let history = text(4).map_err(|error| error.to_string())?;
-    let history = History::parse(&history).map_err(|_| format!("no list of GTIDs: {history}"))?;
+    let parsed = History::parse(&history);
+    let history = parsed.ok_or_else(|| format!("no list of GTIDs: {history}"))?;
     Ok(Answer {
         is_replica: !takes_writes,
         takes_writes,
