@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     core::Core,
-    guard::SessionGuard,
+    guard::{SessionGuard, decide},
     lend,
     positions::store_position,
     settle::{Decision, Ended, Settlement},
@@ -41,7 +41,7 @@ impl<B, E> SettleAt<B, E> {
         };
         let (mut head, body) = response.into_parts();
         let (rule, hold) = guard.rule_and_hold();
-        let mut decision = Decision::by(rule, &head);
+        let mut decision = decide(rule, &head);
         let mut guard = guard;
         if let Some(hold) = hold {
             // A success that will never be complete must not be committed.
@@ -163,7 +163,7 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
             Some(trailers) => {
                 head.headers.extend(trailers);
                 let rule = guard.core.lock().rules.commit_when.clone();
-                Decision::by(rule, &head)
+                decide(rule, &head)
             }
         };
         match guard.settle(decision) {

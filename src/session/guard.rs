@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 
 use super::{
     core::Core,
@@ -195,6 +195,14 @@ impl Drop for SessionGuard {
         // Last, because `close` waits for this.
         self.core.home().session_ended();
     }
+}
+
+/// Decides by a response's head whether a session's transaction is committed.
+pub(super) fn decide(rule: Option<CommitWhen>, head: &response::Parts) -> Decision {
+    Decision::of(match rule {
+        Some(rule) => rule(head),
+        None => is_success(head.status, &head.headers),
+    })
 }
 
 /// A constant, because a name in a string would be parsed for each response.

@@ -3,17 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use http::response;
 use tokio::time::timeout;
 
 use super::{
     call::detach,
     core::{Core, Turn},
     end::{end, end_locked},
-    guard::is_success,
     pass_through::{OwnTransaction, commit_own, roll_back_own},
     phase::{Phase, Rollback},
-    plan::CommitWhen,
     positions::ask_position,
     slot::{CallKind, PolledBy, Slot},
     stack::{Caller, Purpose},
@@ -46,14 +43,6 @@ impl Decision {
         } else {
             Self::RollBack
         }
-    }
-
-    /// Decides by a response's head.
-    pub(super) fn by(rule: Option<CommitWhen>, head: &response::Parts) -> Self {
-        Self::of(match rule {
-            Some(rule) => rule(head),
-            None => is_success(head.status, &head.headers),
-        })
     }
 }
 
