@@ -34,8 +34,6 @@ pub(crate) use self::driver::{MYSQL_SERVER, PROCESSES};
 pub(crate) use self::operation::Raw;
 #[cfg(feature = "replicas")]
 pub(crate) use self::promotion::History;
-#[cfg(all(feature = "replicas", feature = "sqlx-mysql"))]
-pub(crate) use self::promotion::READ_HISTORY;
 #[cfg(feature = "stream")]
 pub(crate) use self::rows::Rows;
 pub use self::session_state::Reset;
@@ -180,19 +178,9 @@ impl PinnedConnection {
         self.transaction.take_ended_elsewhere()
     }
 
-    /// Returns the latest timeline that was noted.
-    pub(crate) fn latest_timeline(&self) -> u32 {
-        self.timeline.latest()
-    }
-
-    /// Notes the latest timeline of the cluster, on which the primary is; on MariaDB, the number of a promotion and what is
-    /// known of that.
-    pub(crate) fn note_latest_timeline(
-        &mut self,
-        timeline: u32,
-        promotion: Option<Arc<Promotion>>,
-    ) {
-        self.timeline.note_latest(timeline, promotion);
+    /// What is known of whether its server is the primary.
+    pub(crate) fn timeline(&mut self) -> &mut Timeline {
+        &mut self.timeline
     }
 
     /// Returns whether the server takes no writes, as the last call has shown.

@@ -15,7 +15,7 @@ use sea_orm::{DbBackend, DbErr, QueryResult};
 
 use super::{
     link::{Condition, Link},
-    promotion::{History, Promotion, READ_HISTORY},
+    promotion::{History, Promotion},
     session_state::SessionState,
     transaction::Transaction,
 };
@@ -110,7 +110,7 @@ const READ_TIMELINE: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THE
 
 /// What is known of a connection's server. Behind one connection, a server stays the same.
 #[derive(Default)]
-pub(super) struct Timeline {
+pub(crate) struct Timeline {
     /// The cluster's latest. On MariaDB, the number of the promotion.
     latest: u32,
     /// MariaDB's.
@@ -120,16 +120,15 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    /// Returns the latest that was noted.
-    pub(super) fn latest(&self) -> u32 {
-        self.latest
-    }
-
-    /// Notes the cluster's latest, and the promotion that began it on MariaDB.
-    pub(super) fn note_latest(&mut self, latest: u32, promotion: Option<Arc<Promotion>>) {
+    /// Notes the cluster's latest, and the promotion that began it on MariaDB, which is asked for only if it is news.
+    pub(crate) fn note_latest(
+        &mut self,
+        latest: u32,
+        promotion: impl FnOnce() -> Option<Arc<Promotion>>,
+    ) {
         if self.latest < latest {
             self.latest = latest;
-            self.promotion = promotion;
+            self.promotion = promotion();
         }
     }
 
@@ -161,7 +160,7 @@ impl Timeline {
 
     async fn is_left_behind(&mut self, link: &mut Link) -> Result<bool, DbErr> {
         if let Some(promotion) = &self.promotion {
-            let row = ask(link, format!("SELECT {READ_HISTORY}")).await?;
+            let row = ask(link, format!("SELECT {}", History::READ)).await?;
             let history = History::parse(&row.try_get_by_index::<String>(0)?);
             if history
                 .as_ref()

@@ -9,12 +9,6 @@ use std::cmp::Reverse;
 
 use crate::position::{Gtid, gtids};
 
-/// Reads a [`History`], as an expression. It needs no privilege. A replica whose threads are stopped does not count as replicating.
-pub(crate) const READ_HISTORY: &str = "CAST(CONCAT_WS(';', @@global.server_id, \
-     COALESCE(CAST(@@global.read_only AS CHAR) IN ('0', 'OFF') AND (SELECT variable_value \
-     FROM information_schema.global_status WHERE variable_name = 'SLAVES_RUNNING') = 0, 0), \
-     @@global.gtid_binlog_state, @@global.gtid_slave_pos) AS CHAR)";
-
 /// What a server has of each server's transactions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "replicas"), allow(dead_code))]
@@ -34,7 +28,13 @@ pub(crate) struct Promotion {
 }
 
 impl History {
-    /// Reads the answer to [`READ_HISTORY`]; `None` if it is none.
+    /// Reads it, as an expression. It needs no privilege. A replica whose threads are stopped does not count as replicating.
+    pub(crate) const READ: &str = "CAST(CONCAT_WS(';', @@global.server_id, \
+         COALESCE(CAST(@@global.read_only AS CHAR) IN ('0', 'OFF') AND (SELECT variable_value \
+         FROM information_schema.global_status WHERE variable_name = 'SLAVES_RUNNING') = 0, 0), \
+         @@global.gtid_binlog_state, @@global.gtid_slave_pos) AS CHAR)";
+
+    /// Reads the answer to [`READ`](Self::READ); `None` if it is none.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';');
         let server = parts.next()?.parse().ok()?;

@@ -115,19 +115,15 @@ impl CheckedOut {
     }
 
     async fn call_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        let pool = self.pool();
-        let latest_timeline = pool.latest_timeline();
-        let connection = self.parts.connection.as_ref();
-        // With each call: a promotion may be seen while the session holds its connection,
-        // and what a former primary takes from then on is lost (H33;
-        // `g18_of_two_primaries_only_the_later_one_serves`).
-        let is_news = connection.is_some_and(|one| one.latest_timeline() < latest_timeline);
-        let promotion = is_news.then(|| pool.promotion()).flatten();
+        let cluster = &self.pool.cluster;
         match &mut self.parts.connection {
             Some(connection) => {
-                if is_news {
-                    connection.note_latest_timeline(latest_timeline, promotion);
-                }
+                // With each call: a promotion may be seen while the session holds its connection,
+                // and what a former primary takes from then on is lost (H33;
+                // `g18_of_two_primaries_only_the_later_one_serves`).
+                let latest = cluster.latest_timeline();
+                let timeline = connection.timeline();
+                timeline.note_latest(latest, || cluster.promotion());
                 connection.call(task).await
             }
             None => Ok(Output::Done),

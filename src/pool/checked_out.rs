@@ -44,7 +44,7 @@ pub(crate) struct Elsewhere {
 /// it closes the connection and frees the slot. In a box, because every statement moves it several times.
 pub(crate) struct CheckedOut {
     pub(super) parts: Box<Parts>,
-    pool: Arc<PoolInner>,
+    pub(super) pool: Arc<PoolInner>,
 }
 
 /// A connection with what is kept for as long as the pool has it, checked out or idle: one box for all that time.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -15,6 +15,7 @@ use super::{
     cancel::CancelQueue,
     checked_out::{CheckedOut, Lease, Parts},
     closing::{Closing, CountedSession},
+    cluster::Cluster,
     driver_pool::DriverPool,
     eviction::Eviction,
     ledger::{Ledger, Locked, Status},
@@ -27,7 +28,7 @@ use super::{
     waiters::Waiter,
 };
 use crate::{
-    connection::{Promotion, Reset},
+    connection::Reset,
     error::{Error, Kind},
     sql::KnownTexts,
     telemetry::Throttle,
@@ -59,13 +60,8 @@ pub(crate) struct PoolInner {
     pub(crate) observers: Observers,
     /// The statements that its sessions have run.
     pub(crate) known_texts: KnownTexts,
-    /// The latest timeline that any server of the cluster has shown, if this is a primary's pool with replicas. On MariaDB, a
-    /// number that grows with what is known of its promotions.
-    latest_timeline: AtomicU32,
-    /// The last promotion on MariaDB.
-    promotion: Mutex<Option<Arc<Promotion>>>,
-    /// Its server was a node of a Galera cluster at the last check.
-    is_galera: AtomicBool,
+    /// Empty without replicas.
+    pub(crate) cluster: Cluster,
     /// Only a test's pool has one.
     test: Option<TestTransaction>,
 }
@@ -99,9 +95,7 @@ impl PoolInner {
             eviction: Eviction::new(driver.clone()),
             closing: Closing::default(),
             known_texts: known_texts(&driver, database.get_database_backend()),
-            latest_timeline: AtomicU32::new(0),
-            promotion: Mutex::default(),
-            is_galera: AtomicBool::new(false),
+            cluster: Cluster::default(),
             test,
             database,
             driver,
@@ -254,45 +248,6 @@ impl PoolInner {
     /// Notes that a session which [has begun](CountedSession::begin) has ended.
     pub(crate) fn session_ended(&self) {
         self.closing.session_ended();
-    }
-
-    pub(super) fn latest_timeline(&self) -> u32 {
-        self.latest_timeline.load(Ordering::Relaxed)
-    }
-
-    /// Notes a timeline that a server of the cluster has shown. Returns the latest one.
-    pub(crate) fn note_latest_timeline(&self, timeline: u32) -> u32 {
-        // Timelines only grow, and the servers of a cluster show theirs in any order.
-        let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
-        before.max(timeline)
-    }
-
-    pub(crate) fn promotion(&self) -> Option<Arc<Promotion>> {
-        let promotion = self.promotion.lock();
-        promotion.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes what the checks have seen of the last promotion on MariaDB.
-    #[cfg(feature = "replicas")]
-    pub(crate) fn note_promotion(&self, promotion: Option<Promotion>) {
-        let last = self.promotion.lock();
-        let mut last = last.unwrap_or_else(PoisonError::into_inner);
-        if last.as_deref() == promotion.as_ref() {
-            return;
-        }
-        *last = promotion.map(Arc::new);
-        // After it: whoever sees the number finds the promotion. The first one is no doubt.
-        let number = self.latest_timeline().max(1).saturating_add(1);
-        self.latest_timeline.store(number, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_galera(&self) -> bool {
-        self.is_galera.load(Ordering::Relaxed)
-    }
-
-    #[cfg(feature = "replicas")]
-    pub(crate) fn note_galera(&self, is_galera: bool) {
-        self.is_galera.store(is_galera, Ordering::Relaxed);
     }
 
     /// Logs and counts why a connection was not acquired.

@@ -19,6 +19,7 @@ mod chain;
 mod checked_out;
 mod close;
 mod closing;
+mod cluster;
 mod deadlock;
 mod driver_pool;
 mod entry;

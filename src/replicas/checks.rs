@@ -73,7 +73,7 @@ impl Replicas {
         let is_galera = |answer: Answer| matches!(answer.reached, Reached::Galera(_));
         if let Some(is_galera) = self.primary.answer().map(is_galera) {
             // For COMMIT, which is alone in its text on such a node (H36).
-            self.primary().inner().note_galera(is_galera);
+            self.primary().inner().cluster.note_galera(is_galera);
         }
         // What one from before a fail-over has says nothing about what a replica misses.
         let primary = self.primary.answer().filter(|_| former.is_none());

@@ -42,7 +42,7 @@ impl Replicas {
         if seen == 0 {
             return None;
         }
-        let latest = self.primary().inner().note_latest_timeline(seen);
+        let latest = self.primary().inner().cluster.note_latest_timeline(seen);
         // One in recovery refuses writes by itself.
         let writes = self
             .primary
@@ -54,17 +54,17 @@ impl Replicas {
 
     fn by_history(&self) -> Option<Former> {
         let answers: Vec<_> = self.servers().map(|node| node.answer()).collect();
-        let pool = self.primary().inner();
+        let cluster = &self.primary().inner().cluster;
         let last = last_promotion(&answers);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         // A server that does not answer takes nothing back, and neither do those that have not told of one.
         let takes_back = checks.has_told && answers.iter().all(Option::is_some);
         if last.is_some() || takes_back {
             checks.has_told = last.is_some();
-            pool.note_promotion(last);
+            cluster.note_promotion(last);
         }
         drop(checks);
-        let promotion = pool.promotion()?;
+        let promotion = cluster.promotion()?;
         let own = self.primary.answer()?.history?;
         promotion.supersedes(&own).then_some(Former::Server {
             server: own.server,

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Asks for the position of what was committed statement by statement.
 pub(super) async fn ask_position(core: &Arc<Core>) {
     let backend = core.pool().backend();
-    let galera = match core.pool().is_galera() {
+    let galera = match core.pool().cluster.is_galera() {
         true => Galera::Node,
         false => Galera::No,
     };

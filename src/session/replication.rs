@@ -225,7 +225,7 @@ impl Replication {
     /// request had come.
     pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
         if let Some(timeline) = made.timeline() {
-            self.primary.inner().note_latest_timeline(timeline);
+            self.primary.inner().cluster.note_latest_timeline(timeline);
         }
         (self.store)(made, head);
     }

@@ -9,7 +9,7 @@ use sea_orm::{
 
 use super::Answer;
 use crate::{
-    connection::{History, READ_HISTORY},
+    connection::History,
     position::{Reached, gtids},
 };
 
@@ -53,7 +53,7 @@ pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnec
 
 pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, String> {
     // One statement for all, since the server may change its role between two. Both texts are this crate's.
-    let check = AssertSqlSafe(format!("{CHECK}, {READ_HISTORY}"));
+    let check = AssertSqlSafe(format!("{CHECK}, {}", History::READ));
     let row = connection.fetch_one(check).await;
     let row = row.map_err(|error| error.to_string())?;
     let text = |column| row.try_get::<String, _>(column);
