@@ -54,6 +54,12 @@ impl History {
         let wanted = of_domain.filter(|gtid| (gtid.server == self.server) == is_own);
         wanted.max_by_key(|gtid| gtid.sequence).copied()
     }
+
+    /// Returns what others wrote last in a domain, if the server has written behind that.
+    fn continued(&self, domain: u32) -> Option<Gtid> {
+        let (own, last) = (self.last(domain, true)?, self.last(domain, false)?);
+        (last.sequence < own.sequence).then_some(last)
+    }
 }
 
 #[cfg_attr(not(feature = "replicas"), allow(dead_code))]
@@ -64,14 +70,10 @@ impl Promotion {
         if !history.is_primary {
             return None;
         }
-        let begins_behind = |domain| {
-            let own = history.last(domain, true)?;
-            let last = history.last(domain, false)?;
-            (last.sequence < own.sequence).then_some(last)
-        };
         let followed = replayed.iter().filter(|gtid| gtid.server == history.server);
         let behind = |gtid: &Gtid| {
-            begins_behind(gtid.domain).is_some_and(|last| last.sequence < gtid.sequence)
+            let last = history.continued(gtid.domain);
+            last.is_some_and(|last| last.sequence < gtid.sequence)
         };
         let domains = followed.filter(|gtid| behind(gtid)).map(|gtid| gtid.domain);
         let domains: Vec<u32> = domains.collect();
@@ -87,6 +89,32 @@ impl Promotion {
             server: history.server,
             before,
         })
+    }
+
+    /// Returns whether a replica follows the promoted server: in one of its domains, what it has `replayed` last is that server's.
+    pub(crate) fn is_followed_by(&self, replayed: &[Gtid]) -> bool {
+        self.is_last(self.server, replayed)
+    }
+
+    /// Returns whether a replica follows the primary of this history instead.
+    pub(crate) fn was_left_for(&self, primary: &History, replayed: &[Gtid]) -> bool {
+        self.is_last(primary.server, replayed)
+    }
+
+    fn is_last(&self, server: u32, replayed: &[Gtid]) -> bool {
+        let is_its = |gtid: &Gtid| gtid.server == server && self.has_domain(gtid.domain);
+        replayed.iter().any(is_its)
+    }
+
+    fn has_domain(&self, domain: u32) -> bool {
+        self.before.iter().any(|gtid| gtid.domain == domain)
+    }
+
+    /// Returns whether the history is that of the promoted server, which is no primary any more, or was set up anew.
+    pub(crate) fn is_denied_by(&self, history: &History) -> bool {
+        let mut domains = self.before.iter().map(|gtid| gtid.domain);
+        let mut continues = || domains.any(|domain| history.continued(domain).is_some());
+        history.server == self.server && !(history.is_primary && continues())
     }
 
     /// Returns whether a primary was left behind by the promotion: it wrote something that the promoted server has, and has
@@ -169,6 +197,31 @@ mod tests {
         // It writes in another domain.
         assert!(!second.supersedes(&primary(1, "1-1-900", "")));
         assert!(!second.supersedes(&primary(7, "0-7-900", "")));
+    }
+
+    #[test]
+    fn a_promotion_is_denied_by_its_own_server_alone() {
+        let second = promotion(2, "0-1-5,0-2-8", "0-1-5").unwrap();
+        assert!(!second.is_denied_by(&primary(2, "0-1-5,0-2-9", "0-1-5")));
+        assert!(!second.is_denied_by(&primary(3, "0-1-5", "0-1-5")));
+        // It replicates again, or begins again from another one's data.
+        let replica = History::parse("2;0;0-1-5,0-2-8;0-1-9").unwrap();
+        assert!(second.is_denied_by(&replica));
+        assert!(second.is_denied_by(&primary(2, "", "0-1-900")));
+        assert!(second.is_denied_by(&primary(2, "", "")));
+        for (replayed, is_followed) in [("0-2-8", true), ("0-1-9", false), ("1-2-8", false)] {
+            assert_eq!(
+                second.is_followed_by(&gtids(replayed).unwrap()),
+                is_followed
+            );
+        }
+        let first = primary(1, "0-1-9", "");
+        for (replayed, is_left) in [("0-1-9", true), ("0-2-8", false), ("0-3-9", false)] {
+            assert_eq!(
+                second.was_left_for(&first, &gtids(replayed).unwrap()),
+                is_left
+            );
+        }
     }
 
     #[test]

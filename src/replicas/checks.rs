@@ -1,6 +1,7 @@
 //! The checks of all servers, which requests begin and none waits for.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -19,8 +20,9 @@ pub(super) struct Checks {
     is_running: bool,
     /// The log has told of a primary from before a fail-over.
     is_former_told: bool,
-    /// The servers have told of a promotion on MariaDB, and not of the contrary since.
-    pub(super) has_told: bool,
+    /// The replicas that have followed the last promotion on MariaDB, by the numbers of their servers; none if the servers have
+    /// told of no promotion, or of the contrary since.
+    pub(super) followers: BTreeSet<u32>,
     /// What the primary had, then and before.
     primary: [Option<(Instant, Reached)>; 2],
 }

@@ -1,11 +1,14 @@
 //! [`Former`]: a primary from before a fail-over, which still takes writes.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+};
 
 use super::{Replicas, check::Answer, node::Node};
 use crate::{
     connection::{History, Promotion},
-    position::Reached,
+    position::{Gtid, Reached},
 };
 
 /// By what a primary is known to be one from before a fail-over.
@@ -55,13 +58,23 @@ impl Replicas {
     fn by_history(&self) -> Option<Former> {
         let answers: Vec<_> = self.servers().map(|node| node.answer()).collect();
         let cluster = &self.primary().inner().cluster;
-        let last = last_promotion(&answers);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        // A server that does not answer takes nothing back, and neither do those that have not told of one.
-        let takes_back = checks.has_told && answers.iter().all(Option::is_some);
-        if last.is_some() || takes_back {
-            checks.has_told = last.is_some();
-            cluster.note_promotion(last);
+        match (last_promotion(&answers), cluster.promotion()) {
+            (Some((last, followers)), before) => {
+                if before.is_none_or(|before| before.server != last.server) {
+                    checks.followers.clear();
+                }
+                checks.followers.extend(followers);
+                cluster.note_promotion(Some(last));
+            }
+            // Not by servers that have not told of it: another `Replicas` has.
+            (None, Some(promotion)) if !checks.followers.is_empty() => {
+                if is_taken_back(&promotion, &checks.followers, &answers) {
+                    checks.followers.clear();
+                    cluster.note_promotion(None);
+                }
+            }
+            (None, _) => {}
         }
         drop(checks);
         let promotion = cluster.promotion()?;
@@ -77,26 +90,60 @@ impl Replicas {
     }
 }
 
-/// Returns the promotion that no other one has superseded, of those that a replica has followed.
-fn last_promotion(answers: &[Option<Answer>]) -> Option<Promotion> {
-    let answers = answers.iter().flatten();
-    let replicas = answers.clone().filter(|answer| answer.is_replica);
-    let replayed = replicas.filter_map(|replica| match &replica.reached {
-        Reached::Gtids(gtids) => Some(gtids),
-        _ => None,
-    });
-    let histories = answers.filter_map(|answer| answer.history.as_ref());
-    let promotions: Vec<(&History, Promotion)> = histories
-        .filter_map(|history| {
-            let promotion = |gtids: &Vec<_>| Promotion::of(history, gtids);
-            Some((history, replayed.clone().find_map(promotion)?))
-        })
-        .collect();
+/// Returns the promotion that no other one has superseded, of those that a replica has followed, and its followers.
+fn last_promotion(answers: &[Option<Answer>]) -> Option<(Promotion, Vec<u32>)> {
+    let histories = || {
+        answers
+            .iter()
+            .flatten()
+            .filter_map(|it| it.history.as_ref())
+    };
+    let promotion = |history| {
+        let promotion = |(_, gtids): (u32, &[Gtid])| Promotion::of(history, gtids);
+        Some((history, replicas(answers).find_map(promotion)?))
+    };
+    let promotions: Vec<(&History, Promotion)> = histories().filter_map(promotion).collect();
     let is_superseded = |history| {
         let mut all = promotions.iter();
         all.any(|(_, other)| other.supersedes(history))
     };
     let mut last = promotions.iter();
-    let last = last.find(|(history, _)| !is_superseded(history))?;
-    Some(last.1.clone())
+    let (_, last) = last.find(|(history, _)| !is_superseded(history))?;
+    let followers = replicas(answers).filter(|(_, gtids)| last.is_followed_by(gtids));
+    Some((last.clone(), followers.map(|(server, _)| server).collect()))
+}
+
+/// Returns whether a promotion that none of the servers tells of any more has been taken back, as by an operator who
+/// leaves the former primary in its place. That its server or a follower does not answer says nothing: the network may
+/// have taken both from here.
+fn is_taken_back(
+    promotion: &Promotion,
+    followers: &BTreeSet<u32>,
+    answers: &[Option<Answer>],
+) -> bool {
+    let mut histories = answers
+        .iter()
+        .flatten()
+        .filter_map(|it| it.history.as_ref());
+    let is_denied = histories.any(|history| promotion.is_denied_by(history));
+    let is_followed = replicas(answers).any(|(_, gtids)| promotion.is_followed_by(gtids));
+    // Not by any other one: it may follow a server that was promoted after that one, and is not in the set.
+    let primary = answers
+        .first()
+        .and_then(|primary| primary.as_ref()?.history.as_ref());
+    let is_back = |(server, gtids): (u32, &[Gtid])| {
+        followers.contains(&server) && primary.is_some_and(|it| promotion.was_left_for(it, gtids))
+    };
+    is_denied
+        || answers.iter().all(Option::is_some)
+        || !is_followed && replicas(answers).any(is_back)
+}
+
+/// The replicas that answer: the number of each one's server, and the last transaction of each domain that it has replicated.
+fn replicas(answers: &[Option<Answer>]) -> impl Iterator<Item = (u32, &[Gtid])> {
+    let answers = answers.iter().flatten().filter(|answer| answer.is_replica);
+    answers.filter_map(|answer| match &answer.reached {
+        Reached::Gtids(gtids) => Some((answer.history.as_ref()?.server, &gtids[..])),
+        _ => None,
+    })
 }

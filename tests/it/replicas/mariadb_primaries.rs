@@ -160,6 +160,53 @@ async fn g18_a_mariadb_primary_that_is_the_primary_again_serves() {
     switch(&beside[0], &primary, cluster.primary.port()).await;
 }
 
+/// It was no fail-over that should have been: the former primary stays, and the promoted server is to be set up anew.
+#[tokio::test]
+async fn g18_a_mariadb_promotion_that_is_reverted_refuses_nothing_while_its_server_is_down() {
+    let mut cluster = cluster().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let beside = [cluster.beside(0).await, cluster.beside(1).await];
+    let primary = Database::connect(cluster.test.url()).await.unwrap();
+    for replica in &beside {
+        catch_up(replica, &primary).await;
+    }
+    let write = async || {
+        let name = unique_name();
+        send(&app, Request::post(format!("/write/{name}")), None).await
+    };
+    run(&beside[0], PROMOTE).await;
+    follow(&beside[1], &cluster.replicas[0].0).await;
+    run(&beside[0], "INSERT INTO item (name) VALUES ('reverted')").await;
+    eventually("the promotion is noticed", async || {
+        write().await.status == StatusCode::SERVICE_UNAVAILABLE
+    })
+    .await;
+    catch_up(&beside[1], &beside[0]).await;
+    cluster.replicas[0].0.stop();
+    // The network may have taken it from here: that it does not answer says nothing.
+    let until = Instant::now() + 6 * CHECK_EVERY;
+    while Instant::now() < until {
+        assert_eq!(write().await.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let position = text_of(&primary, WRITTEN).await;
+    run(&beside[1], "STOP SLAVE").await;
+    run(&beside[1], "DELETE FROM item WHERE name = 'reverted'").await;
+    run(&beside[1], "RESET MASTER").await;
+    run(
+        &beside[1],
+        &format!("SET GLOBAL gtid_slave_pos = '{position}'"),
+    )
+    .await;
+    follow(&beside[1], &cluster.primary).await;
+    eventually("the former primary serves", async || {
+        write().await.status == StatusCode::OK
+    })
+    .await;
+    catch_up(&beside[1], &primary).await;
+}
+
 /// The same as [`follow`] for a server that may have been a primary.
 async fn follow_from_here(replica: &DatabaseConnection, port: u16) {
     let sql = format!(
