@@ -101,7 +101,6 @@ impl Core {
     /// Logs the statement that the session's request has run too often.
     pub(super) fn log_repeated(&self, repeated: &Repeated) {
         // A route that does so does with each request.
-        // Shown by `a_statement_that_a_request_repeats_is_logged_once`.
         let Some(suppressed) = self.home().lines.next_line("repeated", 16) else {
             return;
         };
