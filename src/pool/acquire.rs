@@ -161,7 +161,7 @@ impl PoolInner {
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
     fn note_second(&self, request: &dyn Holder) {
-        // A service that does so does it with each request (G15).
+        // A handler that takes a second session takes one with each request (G15).
         if let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(

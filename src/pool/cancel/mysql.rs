@@ -139,7 +139,7 @@ impl MySqlSide {
     /// while, whatever address they come from: behind a gateway, that of a statement may be another one. Times are in
     /// whole seconds here, so that each statement counts which is not in its first.
     pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
-        // Without the port.
+        // Without the port, which each connection has of its own.
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };

@@ -159,7 +159,7 @@ impl Work for CancelWorker {
             select(pin!(background.rung()), rest).await,
             Either::Right(_)
         );
-        // Asked in the moment before it closes: it is ready for that.
+        // A request may have come at the last moment, and the connection is still open for it.
         if has_rested && !self.is_pending() {
             self.close().await;
             return false;

@@ -118,7 +118,7 @@ async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
 /// A Galera node without quorum takes log-ins and answers `SELECT 1`, and refuses what is about a table.
 #[cfg(feature = "sqlx-mysql")]
 async fn is_ready(connection: &mut sqlx::MySqlConnection) -> Result<bool, sqlx::Error> {
-    // MariaDB without Galera is never ready, either, by the second answer.
+    // By `wsrep_ready` alone, MariaDB without Galera would never be ready.
     let wsrep_on = shown(connection, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
     if wsrep_on.is_none_or(|on| on != "ON") {
         return Ok(true);

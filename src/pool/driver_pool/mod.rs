@@ -155,7 +155,7 @@ impl DriverPool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(pool) => {
-                // The rest does not matter, and might make no URL.
+                // Only the parameters matter, and the pool's own user and host might make no URL.
                 let options = pool.connect_options().as_ref().clone();
                 statement_cache_capacity(&options.username("user").host("localhost")) == Some(0)
             }
