@@ -250,7 +250,7 @@ pub(super) fn check_open(core: &Core) -> Result<(), DbErr> {
 pub(super) fn heed<T>(core: &Core, result: Result<T, DbErr>) -> Result<T, DbErr> {
     let Err(error) = &result else { return result };
     let is_postgres = core.pool().backend() == DbBackend::Postgres;
-    // A mock's errors have no codes. On PostgreSQL none are needed.
+    // A mock's errors have no codes; on PostgreSQL, any error aborts the transaction.
     let is_mocked = is_postgres && core.pool().database().is_mock_connection();
     if server::aborts(core.pool().backend(), error) || is_mocked && Error::of(error).is_none() {
         let mut state = core.lock();
