@@ -161,7 +161,6 @@ impl PinnedConnection {
         }
         if task.doubtful && depth > 0 {
             // It may be a `CALL` that commits: then what follows would commit by itself (G7, H15).
-            // Boxed, as are the other rare ways: all calls would have room for them.
             return Box::pin(self.perform_guarded(task, depth)).await;
         }
         if self.may_leave_open(task) {
@@ -198,7 +197,6 @@ impl PinnedConnection {
         // `h15_stored_code_that_commits_is_noticed`).
         self.link.set_guard().await?;
         let output = self.perform_noting(task, depth).await;
-        // With the connection, the proof is lost as well.
         let is_lost = output.as_ref().is_err_and(server::is_fatal);
         if is_lost || !self.transaction.is_guarded(&mut self.link, depth).await {
             self.transaction.end(Kind::EndedElsewhere);

@@ -230,7 +230,6 @@ impl PinnedConnection {
                 Effect::None | Effect::Unknown | Effect::CommitsImplicitly => {}
             }
             let mut task = Task::set_up(statement.clone(), depth, text);
-            // Boxed: few calls have a set-up, and all would have room for it.
             Box::pin(self.perform_honestly(&mut task)).await?;
             // A `CALL` that commits succeeds: the session must not go on as if its transaction were there (G7).
             if let Some(kind) = self.transaction.ended() {

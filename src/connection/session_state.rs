@@ -316,7 +316,7 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
     let begin = task.begin.as_ref();
     let set_up = begin.map_or(&[][..], Begin::statements);
     let set = match begin.and_then(Begin::settings) {
-        // The others' are put back with the transaction's end.
+        // On the others, they are put back when the transaction ends.
         Some(settings) if link.backend == DbBackend::Postgres && !settings.is_empty() => {
             Change::Transaction
         }

@@ -82,7 +82,7 @@ impl Settings {
             _ if self.is_empty() => Ok(None),
             DbBackend::Postgres => self.postgres_text().map(Some),
             DbBackend::MySql => Ok(Some(self.mysql_text())),
-            // Its `busy_timeout` is read and set by two statements.
+            // SQLite's `busy_timeout` is read and set by two statements.
             _ => Ok(None),
         }
     }
