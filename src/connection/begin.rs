@@ -80,7 +80,6 @@ impl BeginStatement {
             return Ok(self);
         };
         if depth > 0 {
-            // A SAVEPOINT has no text of this crate's that it could travel in.
             self.set = Some(set);
             return Ok(self);
         }
@@ -98,8 +97,8 @@ impl BeginStatement {
         let several = self.statement.as_ref().is_some_and(|sql| sql.contains(';'));
         let begun = link.begin(self.statement).await;
         if begun.is_err() && several && link.backend == DbBackend::MySql {
-            // The first half may have taken effect: the next transaction must not inherit it. PostgreSQL has aborted the
-            // transaction by it, which is rolled back before anything else runs: the connection is suspect.
+            // The first half may have taken effect: the next transaction must not inherit it. PostgreSQL has aborted
+            // the transaction by it, which is rolled back before anything else runs: the connection is suspect.
             link.give_up();
         }
         begun?;
@@ -151,8 +150,7 @@ impl Timeouts {
         };
         match put_back {
             Ok(()) => *self = Self::Own,
-            // G13: no other session gets them.
-            // Shown by `time_outs_mean_what_they_say_and_end_with_their_transaction`.
+            // Left on the connection, they would hold for the next session as well (G13).
             Err(_) => link.give_up(),
         }
         put_back

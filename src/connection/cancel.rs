@@ -168,8 +168,6 @@ impl CancelHandle {
 
     /// Returns whether this call was already running the last time this was asked.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
-        // Remembered with the question: a call is suspected only if it was there at the check
-        // before as well.
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
 
@@ -199,7 +197,8 @@ impl CancelHandle {
     ) -> impl Future<Output = Option<F::Output>> {
         let is_large = size > SENT_AT_ONCE;
         if is_large {
-            // While the server still receives, it says that it is idle, and would be taken for one whose answer is lost (G17).
+            // While the server still receives, it says that it is idle, and would be taken for one whose answer is lost
+            // (G17).
             let time = Duration::from_secs((size / SENT_A_SECOND) as u64);
             *self.sending() = Instant::now().checked_add(time);
         }
@@ -209,7 +208,6 @@ impl CancelHandle {
         poll_fn(move |cx| {
             // Before the poll: a wake during it must find the task.
             self.waker.register(cx.waker());
-            // It counts its wakes and passes them on.
             let waker = Waker::from(self.clone());
             let ended = match call.as_mut().poll(&mut Context::from_waker(&waker)) {
                 Poll::Ready(ended) => Some(ended),
@@ -217,7 +215,7 @@ impl CancelHandle {
                 Poll::Pending if self.lost.load(Ordering::Relaxed) == turn => None,
                 Poll::Pending => return Poll::Pending,
             };
-            // The task that polled the call is not to be kept.
+            // Until the next call, the waker would keep the memory of the task that has polled this one.
             drop(self.waker.take());
             Poll::Ready(ended)
         })
@@ -265,8 +263,8 @@ impl Wake for CancelHandle {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Counted here and not in the poll: a heartbeat by `select!` polls all the time, and
-        // nothing has arrived for it (`answers_that_arrive_slowly_are_not_taken_for_lost`).
+        // Counted here and not in the poll: a heartbeat by `select!` polls all the time, and nothing has arrived for it
+        // (`a_statement_whose_answer_is_lost_is_an_error_that_closes`).
         self.wakes.fetch_add(1, Ordering::Relaxed);
         self.waker.wake();
     }
@@ -286,7 +284,8 @@ impl CancelHandle {
             let watched = link.driver.watch(self.interrupt.clone()).await;
             watched.map(|()| Reach::Sqlite)
         } else {
-            // Until its process is known, the server cannot be asked whether it still works: a bound of time is all there is.
+            // Until its process is known, the server cannot be asked whether it still works: a bound of time is all
+            // there is.
             // Shown by `a_connection_whose_process_id_never_arrives_is_closed`.
             let Ok(found) = timeout(SET_UP, link.driver.backend_id()).await else {
                 return Err(server::unanswered());

@@ -102,8 +102,8 @@ async fn commit_and_chain(link: &mut Link) -> Result<(), DbErr> {
     let Err(error) = link.run("COMMIT AND CHAIN").await else {
         return Ok(());
     };
-    // With `wsrep_sync_wait`, a Galera node waits before the new transaction for what the others have written: the answer
-    // may be that it has waited too long, and the old one is committed (G7).
+    // With `wsrep_sync_wait`, a Galera node waits before the new transaction for what the others have written: the
+    // answer may be that it has waited too long, and the old one is committed (G7).
     if Error::of(&error).is_some_and(|error| error.is_lock_not_available()) {
         link.give_up();
         return Err(Kind::OutcomeUnknown.into_db_err());

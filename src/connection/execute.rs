@@ -44,7 +44,7 @@ impl PinnedConnection {
         let depth = self.depth();
         self.transaction.forget_beyond(depth);
         self.session_state.forget_beyond(depth);
-        // A half of what was to be there before the operation may be.
+        // The BEGIN before the operation may have taken effect, although the call has failed.
         let half_begun = output.is_err() && task.is_half_begun();
         let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
         // An earlier call may have been refused where the server did not answer yet.
@@ -64,7 +64,7 @@ impl PinnedConnection {
         stoppable: bool,
     ) -> Result<Output, DbErr> {
         if output.is_err() {
-            // What fails before the operation is not read to its end there.
+            // Where a step before the operation has failed, its answer is not read to the end yet.
             self.read_what_is_left(&mut output, false).await;
         }
         self.conclude(is_doubtful, stoppable);
@@ -99,7 +99,7 @@ impl PinnedConnection {
     ) -> Result<Output, DbErr> {
         // The call borrows all of `self`.
         let handle = self.cancel_handle.clone();
-        // Nothing is asked about a connection without a server.
+        // Without a handle, nothing ever asks the server whether it still works for the call.
         let size = if handle.is_some() { task.size() } else { 0 };
         let ended = {
             let mut performing = pin!(async {
@@ -138,7 +138,8 @@ impl PinnedConnection {
         if !commits {
             return output;
         }
-        // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again (H17).
+        // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again
+        // (H17).
         // Shown by `a_backend_ended_in_the_midst_of_commit_is_unknown`.
         tracing::warn!(target: "tower_sea_orm::session", "COMMIT was lost or given up: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
@@ -160,7 +161,6 @@ impl PinnedConnection {
         }
         if task.doubtful && depth > 0 {
             // It may be a `CALL` that commits: then what follows would commit by itself (G7, H15).
-            // Boxed, as are the other rare ways: all calls would have room for them.
             return Box::pin(self.perform_guarded(task, depth)).await;
         }
         if self.may_leave_open(task) {
@@ -197,7 +197,6 @@ impl PinnedConnection {
         // `h15_stored_code_that_commits_is_noticed`).
         self.link.set_guard().await?;
         let output = self.perform_noting(task, depth).await;
-        // With the connection, the proof is lost as well.
         let is_lost = output.as_ref().is_err_and(server::is_fatal);
         if is_lost || !self.transaction.is_guarded(&mut self.link, depth).await {
             self.transaction.end(Kind::EndedElsewhere);
@@ -232,7 +231,7 @@ impl PinnedConnection {
     /// Performs the operation and reads its answer to the end.
     async fn perform_whole(&mut self, task: &mut Task, commits: bool) -> Result<Output, DbErr> {
         let output = self.perform(task).await;
-        // Moved, for the same reason.
+        // Moved, and not bound as `mut` where it arrives: the future of every call would have room for it.
         let mut output = output;
         self.read_what_is_left(&mut output, commits).await;
         output

@@ -118,7 +118,6 @@ impl Link {
     /// such statements anew by themselves.
     pub(super) fn may_be_stale(&self) -> bool {
         // A statement without a name is prepared each time, and cannot be stale.
-        // Shown by `a_stale_plan_in_autocommit_is_prepared_again`.
         self.backend == DbBackend::Postgres && self.named && self.counted() == 0
     }
 
@@ -162,7 +161,8 @@ impl Link {
         if !is_doubted {
             return begun.await;
         }
-        // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for it.
+        // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for
+        // it.
         // Shown by `forgotten_connections_of_the_pools_own_cost_about_two_seconds_and_no_request`.
         let answered = timeout(SILENCE, begun).await;
         answered.unwrap_or_else(|_| {
@@ -195,7 +195,8 @@ impl Link {
         }
         let question = read_position(self.backend, self.galera);
         let answer = self.driver.commit_with(&question).await?;
-        // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that right.
+        // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that
+        // right.
         self.is_overcounted = true;
         Ok(self.hear(answer))
     }
@@ -218,7 +219,7 @@ impl Link {
     async fn ask(&mut self, galera: Galera) -> Option<String> {
         let question = read_position(self.backend, galera).into_owned();
         let asked = timeout(SILENCE, self.driver.query_unprepared(question)).await;
-        // What is committed does not become unknown because this has no answer.
+        // The transaction is committed, and does not become unknown because this has no answer.
         let row = asked.unwrap_or_else(|_| Err(server::unanswered()));
         let answer = row.map(|row| row.and_then(|row| row.try_get_by_index(0).ok()));
         self.hear(answer)
@@ -307,9 +308,8 @@ impl Link {
             }
             return Ok(open);
         }
-        // sqlx looks at the status that comes with the answer, which it shows to nobody: without a transaction it says
-        // `BeginFailed`.
-        // Shown by `stored_code_that_leaves_a_transaction_open_has_failed`.
+        // sqlx looks at the status that comes with the answer, and shows it in no other way: without a transaction it
+        // says `BeginFailed` (`stored_code_that_leaves_a_transaction_open_has_failed`).
         match self.driver.begin(Some("DO 0".to_owned())).await {
             // sqlx counts the transaction from there on. By its own ROLLBACK, the count is right afterwards.
             Ok(()) => self.driver.rollback().await.map(|()| true),

@@ -110,7 +110,7 @@ impl PinnedConnection {
 
     /// Returns whether the next COMMIT may begin a transaction for another session.
     pub(crate) fn may_chain(&self) -> bool {
-        // What is due at the session's end is due outside a transaction.
+        // All that is due at the session's end is due outside a transaction.
         self.link.condition == Condition::Known
             // Proven by the session's first statement, with a ROLLBACK in the text: later, that
             // would end the transaction which is begun here.
@@ -125,7 +125,7 @@ impl PinnedConnection {
 
     /// Returns whether the next COMMIT may begin one with these options.
     pub(crate) fn may_continue_with(&self, options: TransactionOptions) -> bool {
-        // There it begins one like that before (H36).
+        // On MySQL it begins a transaction with the options of the one before (H36).
         self.link.backend != DbBackend::MySql || self.transaction.was_begun_with(options)
     }
 
@@ -221,20 +221,19 @@ impl PinnedConnection {
     /// changed. One that [must be closed](Self::must_close) is only rolled back.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
         // First: the ROLLBACK would take what is unread for its own answer (H23).
-        // Shown by `h23_every_request_gets_its_own_result`.
         self.link.driver.drain().await?;
         self.transaction.roll_back_to(&mut self.link, 0).await?;
         // Not left to the next BEGIN: the next session may run in autocommit, and on SQLite could
         // not write (`a_read_only_request_cannot_write_and_the_next_one_on_its_connection_can`).
         self.transaction.put_back(&mut self.link).await?;
-        // Behind the rollback: inside a transaction that has failed a reset is refused, and in any other the rollback would
-        // undo it.
+        // Behind the rollback: inside a transaction that has failed a reset is refused, and in any other the rollback
+        // would undo it.
         if !self.must_close() {
             self.session_state.put_back(&mut self.link).await?;
             self.link.condition = Condition::Known;
             if self.refusal == Refusal::Unasked {
-                // PostgreSQL could not answer in the transaction. Whether this is still the primary decides about all its
-                // connections (H33).
+                // PostgreSQL could not answer in the transaction. Whether this is still the primary decides about all
+                // its connections (H33).
                 self.ask_server().await?;
             }
         }
@@ -272,7 +271,6 @@ impl PinnedConnection {
             return;
         }
         // Awaited here and not left to sqlx's `Drop`, which spawns a task: the slot is free when this has ended (H12).
-        // Shown by `a_connection_on_its_way_to_the_drivers_pool_is_not_in_use`.
         self.link.driver.return_to_pool().await;
         // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped (H28).
         // Shown by `h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime`.
@@ -334,9 +332,9 @@ impl Drop for PinnedConnection {
         if matches!(driver, Driver::Gone) {
             return;
         }
-        // Dropped, it would go back to sqlx's pool in whatever state it is in: with an unread answer, in a transaction (H1).
-        // Of a lost connection, sqlx's polite goodbye waits up to 5 s for a send buffer that nothing empties any more, and
-        // the place in its pool stays taken for as long.
+        // Dropped, it would go back to sqlx's pool in whatever state it is in: with an unread answer, in a transaction
+        // (H1). Of a lost connection, sqlx's polite goodbye waits up to 5 s for a send buffer that nothing empties any
+        // more, and the place in its pool stays taken for as long.
         // Shown by `an_upload_that_is_lost_half_way_frees_its_place_at_once`.
         let end: fn(Driver) = if self.link.is_lost() {
             Driver::abandon

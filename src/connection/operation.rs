@@ -77,7 +77,7 @@ impl Operation {
             Self::All(statement) => driver.query_all(statement, named).await.map(Output::Rows),
             // Each transaction has one: boxed, as the rare ones are, it would cost an allocation.
             Self::Commit(None) => transaction.commit(link).await.map(|()| Output::Done),
-            // What it is for has come before it, in `prepare`.
+            // A `Settle` is for the rollbacks that come before it, in `prepare`.
             Self::Settle | Self::Raw(None) => Ok(Output::Done),
             rare => {
                 let done = Box::pin(rare.perform_rare(link, transaction, reads_only));
@@ -125,7 +125,7 @@ impl Operation {
                 statement.sql.len() + values.map(size_of_value).sum::<usize>()
             }
             Self::Unprepared(sql) => sql.len(),
-            // The server is asked about no other.
+            // A COMMIT and its like are short, and the server is never asked about a stream or raw code.
             _ => 0,
         }
     }

@@ -110,8 +110,8 @@ fn parse_log_position(text: &str) -> Option<Position> {
     let (timeline, lsn) = text.split_once('/')?;
     let timeline = u32::from_str_radix(timeline, 16).ok()?;
     let Lsn(lsn) = lsn.parse().ok()?;
-    // Behind a record that has filled its page, the next one will begin behind a header. Until it is written, no replica
-    // comes that far, and would be waited for in vain.
+    // Behind a record that has filled its page, the next one will begin behind a header. Until it is written, no
+    // replica comes that far, and would be waited for in vain.
     // Shown by `g19_a_commit_that_fills_its_page_is_not_waited_for_in_vain`.
     let lsn = if lsn % PAGE == HEADER {
         lsn - HEADER
@@ -212,7 +212,7 @@ fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String 
         Some(IsolationLevel::ReadCommitted | IsolationLevel::ReadUncommitted)
     );
     if is_read_committed {
-        // Each statement has its own snapshot, so the check's is of before what comes next.
+        // Each statement has a snapshot of its own: what comes next sees all that the check has seen.
         format!("{begin}; {check}")
     } else {
         // Its snapshot may be taken before the check looks: what is replayed in between would pass and not be seen.

@@ -29,7 +29,8 @@ impl PinnedConnection {
         change: Change,
         task: &mut Task,
     ) -> Result<(), DbErr> {
-        // First: handles that were dropped have left transactions open, and what follows belongs to the one around them (G12).
+        // First: handles that were dropped have left transactions open, and what follows belongs to the one around them
+        // (G12).
         let depth = task.depth + usize::from(self.is_begun(change, task));
         self.clear(stray, depth).await?;
         self.refuse_after_test(task)?;
@@ -88,7 +89,7 @@ impl PinnedConnection {
         let chained = self.chain().map(|chain| chain.options);
         let due = task.begin.as_ref().map(|begin| begin.options);
         let settings = task.begin.as_ref().and_then(Begin::settings);
-        // What has to be done before BEGIN, or in its text, leaves it no place.
+        // It has no place for anything that has to be done before BEGIN, or in its text.
         chained.is_some()
             && chained == due
             && settings.is_none_or(Settings::is_empty)
@@ -110,7 +111,8 @@ impl PinnedConnection {
         let Some(begin) = &task.begin else {
             return Ok(());
         };
-        // What `on_begin` has called counts for the whole call: it may have done more than its text says (G7).
+        // Stored code that `on_begin` has called may have done more than its text says, and makes the whole call
+        // doubtful (G7).
         task.doubtful |= self.begin_session(begin, task.depth).await?;
         // Once more: behind a proxy, the process is this connection's from BEGIN on, and only until the transaction's
         // end (H29).
@@ -199,7 +201,7 @@ impl PinnedConnection {
 
     async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
         let mut done = self.set_up(statements).await;
-        // What was called may have left a transaction open, in which all that follows would be lost with it.
+        // Stored code may have left a transaction open, in which all that follows would be lost with it.
         if let Ok(true) = done {
             done = Box::pin(self.link.end_stray()).await.map(|()| true);
         }
@@ -228,7 +230,6 @@ impl PinnedConnection {
                 Effect::None | Effect::Unknown | Effect::CommitsImplicitly => {}
             }
             let mut task = Task::set_up(statement.clone(), depth, text);
-            // Boxed: few calls have a set-up, and all would have room for it.
             Box::pin(self.perform_honestly(&mut task)).await?;
             // A `CALL` that commits succeeds: the session must not go on as if its transaction were there (G7).
             if let Some(kind) = self.transaction.ended() {

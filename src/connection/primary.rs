@@ -52,8 +52,6 @@ impl Refusal {
     /// Notes whether a call was refused as a write. In a transaction that was begun READ ONLY it says nothing of the
     /// server, and SQLite has none.
     pub(super) fn note(&mut self, link: &Link, transaction: &Transaction, error: &DbErr) {
-        // The handler has asked for it, or there is no server.
-        // Shown by `a_write_in_a_read_only_transaction_closes_no_connection`.
         let asked_for = transaction.is_read_only() || link.backend == DbBackend::Sqlite;
         // A test's one connection is not replaced, whatever its server is.
         if link.is_test() || asked_for {
@@ -152,8 +150,6 @@ impl Timeline {
     async fn is_on_earlier_one(&mut self, link: &mut Link) -> Result<bool, DbErr> {
         let row = ask(link, READ_TIMELINE.to_owned()).await?;
         let timeline = row.try_get_by_index::<i32>(0)?.cast_unsigned();
-        // For as long as the connection lives: its server stays the same, and a timeline only
-        // grows.
         self.proven = timeline;
         Ok(timeline != 0 && timeline < self.latest)
     }

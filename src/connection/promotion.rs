@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn a_primary_of_today_is_not_superseded() {
         let second = promotion(2, "0-1-5,0-2-8", "0-1-5").unwrap();
-        // It has followed the second one, and was promoted again; with its own binary log, and with none of what it replicated.
+        // It has followed the second one, and was promoted again; with its own binary log, and with none of what it
+        // replicated.
         assert!(!second.supersedes(&primary(1, "0-1-9,0-2-8", "0-2-8")));
         assert!(!second.supersedes(&primary(1, "0-1-9", "0-2-8")));
         // It has followed a third one that nobody has seen.
@@ -230,7 +231,7 @@ mod tests {
             Promotion::of(&History::parse(text).unwrap(), &gtids(replayed).unwrap())
         };
         assert!(of("2;1;0-1-5,0-2-6;0-1-5", "0-2-6").is_some());
-        // Read-only, or replicating: somebody has written to a replica.
+        // Read-only, or replicating: a replica was written to.
         assert_eq!(of("2;0;0-1-5,0-2-6;0-1-5", "0-2-6"), None);
         // No replica follows it.
         assert_eq!(of("2;1;0-1-5,0-2-6;0-1-5", "0-1-6"), None);

@@ -180,7 +180,8 @@ impl SessionState {
         change: Change,
         begins: bool,
     ) -> Result<bool, DbErr> {
-        // Only once: later, what sessions have changed since would be recorded as well. Of MySQL's locks none is to stay.
+        // Only once: later, what sessions have changed since would be recorded as well. Of MySQL's locks none is to
+        // stay.
         if self.baseline.is_some() || link.backend == DbBackend::MySql {
             return Ok(true);
         }
@@ -196,8 +197,8 @@ impl SessionState {
         link: &mut Link,
         transaction: &mut Transaction,
     ) -> Result<bool, DbErr> {
-        // PostgreSQL answers nothing in a transaction that has failed, and local settings would be recorded as those from
-        // before.
+        // PostgreSQL answers nothing in a transaction that has failed, and local settings would be recorded as those
+        // from before.
         if transaction.has_failed() || self.is_set_locally {
             return Ok(link.in_memory);
         }
@@ -236,9 +237,8 @@ impl SessionState {
                 Ok(())
             };
         }
-        // In one round trip.
-        // First in the text: inside the stray transaction, the reset would be undone with it.
-        // Shown by `after_raw_code_rollback_and_reset_go_together`.
+        // Both in one round trip (`after_raw_code_rollback_and_reset_go_together`), the ROLLBACK first: inside the
+        // stray transaction, the reset would be undone with it.
         let rollback = if stray {
             format!("{}; ", link.stray_rollback())
         } else {
@@ -307,7 +307,7 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
         false => return Change::None,
         true => {}
     }
-    // What `on_acquire` sets is not looked into: it is there to set something.
+    // The statements of `on_acquire` are not looked into: they are there to set something.
     let around = if sets_up {
         Change::Session
     } else {
@@ -316,7 +316,7 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
     let begin = task.begin.as_ref();
     let set_up = begin.map_or(&[][..], Begin::statements);
     let set = match begin.and_then(Begin::settings) {
-        // The others' are put back with the transaction's end.
+        // On the others, they are put back when the transaction ends.
         Some(settings) if link.backend == DbBackend::Postgres && !settings.is_empty() => {
             Change::Transaction
         }

@@ -82,7 +82,7 @@ impl Settings {
             _ if self.is_empty() => Ok(None),
             DbBackend::Postgres => self.postgres_text().map(Some),
             DbBackend::MySql => Ok(Some(self.mysql_text())),
-            // Its `busy_timeout` is read and set by two statements.
+            // SQLite's `busy_timeout` is read and set by two statements.
             _ => Ok(None),
         }
     }
@@ -134,8 +134,8 @@ impl Settings {
              /*!50708 , @tower_sea_orm_time = @@max_execution_time */; SET @tower_sea_orm_set = 1",
         );
         if let Some(timeout) = self.lock_timeout {
-            // Whole seconds, and up to how many the servers take.
-            // Shown by `time_outs_mean_what_they_say_and_end_with_their_transaction`.
+            // In whole seconds, and no more than the servers take
+            // (`time_outs_mean_what_they_say_and_end_with_their_transaction`).
             let seconds = seconds(timeout);
             let rows = seconds.unwrap_or(NO_LIMIT).min(NO_LIMIT);
             let tables = seconds.unwrap_or(A_YEAR).min(A_YEAR);
@@ -144,7 +144,7 @@ impl Settings {
             ));
         }
         if let Some(timeout) = self.statement_timeout {
-            // Up to how long it takes, and 0 for no limit.
+            // `max_statement_time` takes a year at most; 0 is no limit.
             let micros = timeout.as_nanos().div_ceil(1000);
             let micros = if micros > u128::from(A_YEAR) * 1_000_000 {
                 0
@@ -187,7 +187,7 @@ pub(super) const MYSQL_PUT_BACK: &str = "SET innodb_lock_wait_timeout = @tower_s
 /// Returns whole milliseconds, rounded up, since 0 means something else; `None` for no limit.
 pub(super) fn milliseconds(timeout: Duration) -> Option<i32> {
     let millis = timeout.as_nanos().div_ceil(1_000_000);
-    // What is longer than the servers can count does not end either.
+    // A time that is longer than the servers can count does not end either.
     i32::try_from(millis).ok().filter(|millis| *millis > 0)
 }
 

@@ -114,10 +114,8 @@ impl Task {
     pub(super) fn take_operation(&mut self, may_be_stale: bool) -> Operation {
         let again = match &self.operation {
             // A BEGIN that fails has done nothing, so that it may be tried on another connection (G20).
-            // Shown by `a_transaction_begins_on_another_connection_if_its_own_has_died`.
             Some(Operation::Begin(options)) => Some(Operation::Begin(*options)),
             // Behind a BEGIN the connection is known to be alive; a BEGIN that fails leaves the operation here.
-            // Shown by `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
             Some(operation) if self.rest != Rest::None && self.begin.is_none() => operation.copy(),
             Some(operation) if may_be_stale => {
                 self.is_sent = true;

@@ -171,7 +171,7 @@ impl Transaction {
         }
         if let Some(settings) = settings {
             begin = begin.with(settings, link.backend, depth)?;
-            // Before BEGIN, which may have to wait for a lock itself. Boxed, as what follows.
+            // Before BEGIN, which may have to wait for a lock itself. Boxed, since few transactions have settings.
             Box::pin(self.timeouts.set(link, settings)).await?;
         }
         let begun = match demand {
@@ -193,7 +193,6 @@ impl Transaction {
             return Ok(());
         }
         // Before it is sent: an answer that is lost must not leave it set.
-        // Shown by `a_read_only_request_cannot_write_and_the_next_one_on_its_connection_can`.
         self.access = Access::QueryOnly;
         link.run("PRAGMA query_only = 1").await
     }
@@ -217,9 +216,9 @@ impl Transaction {
             // Shown by `a_deferred_constraint_is_checked_at_commit_on_postgres`.
             link.run(CHECK_CONSTRAINTS).await?;
         }
-        // From here on it may be committed, even if no answer comes.
         if link.counted() == 1 && self.is_tracked {
-            // Boxed, as above.
+            // Boxed: only on a primary with replicas is there a position to ask for, and each COMMIT would have room
+            // for it.
             let answer = Box::pin(link.commit_and_ask()).await?;
             let position = answer.and_then(|answer| parse_position(link.backend, &answer));
             self.position = Some(position.unwrap_or(Position::PRIMARY));
@@ -277,9 +276,7 @@ impl Transaction {
             .failure
             .filter(|failure| outer.is_some_and(|outer| failure.is_within(outer)));
         if counted > 1 && link.backend == DbBackend::MySql {
-            // The next savepoint of this depth replaces it, so that none pile up (H27), and no rollback costs another
-            // round trip.
-            // Shown by `h27_rolling_nested_transactions_back_does_not_pile_up_savepoints`.
+            // No further round trip: the next savepoint of this depth replaces it (H27).
             self.leaves_savepoint = true;
         // sqlx 0.9 names its savepoints so.
         } else if counted > 1 {
@@ -302,8 +299,8 @@ impl Transaction {
     /// Returns whether the transaction that was open before an opaque operation is still the same: then the
     /// savepoint from before it is still there.
     pub(super) async fn is_guarded(&mut self, link: &mut Link, depth: usize) -> bool {
-        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has ended one
-        // so, the count says nothing any more.
+        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has
+        // ended one so, the count says nothing any more.
         if link.depth() < depth || self.roll_back_to(link, depth).await.is_err() {
             link.give_up();
             return false;

@@ -85,7 +85,8 @@ impl PoolInner {
             // Logged where the deadlock was found.
             Ok(Ok(Err(error))) if error.is_pool_deadlock() => return Err(error),
             Ok(Ok(Err(error))) | Err(error) => error,
-            // Without an answer, its runtime is shutting down; a lease that came too late goes back clean when it is dropped.
+            // Without an answer, its runtime is shutting down; a lease that came too late goes back clean when it is
+            // dropped.
             Ok(Ok(Ok(_)) | Err(_)) => Kind::Closing.into(),
         };
         Err(self.fail(error, started.elapsed()))
@@ -108,7 +109,8 @@ impl PoolInner {
         let lenders = self.registry.offers();
         let mut ledger = self.ledger();
         if holder.is_some() {
-            // Otherwise newcomers would take each connection that comes free, and then wait for a second one while holding it.
+            // Otherwise newcomers would take each connection that comes free, and then wait for a second one while
+            // holding it.
             // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
             ledger.expect_second();
         }
@@ -159,7 +161,7 @@ impl PoolInner {
 
     /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
     fn note_second(&self, request: &dyn Holder) {
-        // A service that does so does it with each request (G15).
+        // A handler that takes a second session takes one with each request (G15).
         if let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(

@@ -36,7 +36,8 @@ impl Background {
         runtime: &Handle,
         work: impl FnOnce() -> W,
     ) -> bool {
-        // A load before the swap: every session takes this path, and a swap would move the cache line between processors.
+        // A load before the swap: every session takes this path, and a swap would move the cache line between
+        // processors.
         if self.is_running.load(Ordering::SeqCst) || self.is_running.swap(true, Ordering::SeqCst) {
             return false;
         }

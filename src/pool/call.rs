@@ -47,8 +47,8 @@ impl CheckedOut {
                 output,
             };
             if finished.may_begin_elsewhere(&task) || finished.may_begin_again(&task) {
-                // Boxed: it is rare, and inline it would enlarge the future of every call. One future for both, which
-                // leaves the compiler its overlap with the first call's.
+                // Boxed: it is rare, and inline it would enlarge the future of every call. One future for both ways,
+                // for which the compiler uses the room of the first call's.
                 Box::pin(finished.begin_on_another(task)).await;
             }
             // With each call and not at the return: until then, other requests would be given the
@@ -69,7 +69,8 @@ impl CheckedOut {
         if task.rest == Rest::Long
             && let Some(connection) = &mut self.parts.connection
         {
-            // G17: of anything else but a BEGIN, the answer may never come, and it may have been done nevertheless (G20).
+            // G17: of anything else but a BEGIN, the answer may never come, and it may have been done nevertheless
+            // (G20).
             let is_safe = task.begins() && connection.doubt();
             if !is_safe && !connection.is_alive().await {
                 self.exchange().await.map_err(|error| error.to_db_err())?;
@@ -83,8 +84,8 @@ impl CheckedOut {
         let began = Instant::now();
         let output = self.read_once(task).await;
         let Err(error) = &output else { return output };
-        // Later on, the read itself may be what the server has died of, or what its operator has ended. Or the network was
-        // lost meanwhile, and the next connection may be as lost: then the place is for another request (G17).
+        // Later on, the read itself may be what the server has died of, or what its operator has ended. Or the network
+        // was lost meanwhile, and the next connection may be as lost: then the place is for another request (G17).
         // Shown by `a_read_that_the_server_ends_while_it_runs_is_not_run_again`.
         let was_forgotten = task.rest == Rest::Long && server::is_unanswered(error);
         let was_dead = began.elapsed() < SILENCE || was_forgotten;
@@ -160,8 +161,8 @@ impl Finished {
         let Err(error) = &self.output else {
             return false;
         };
-        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was closing the
-        // connection has not read the statement.
+        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was
+        // closing the connection has not read the statement.
         // Shown by `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
         let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         let connection = &self.connection;
@@ -196,7 +197,6 @@ impl Finished {
         // The operation is taken when what comes before it is done.
         self.output.is_err()
             && self.connection.parts.elsewhere.is_some()
-            // Later on, the session relies on its connection.
             && task.is_whole()
             && task
                 .begin
@@ -233,7 +233,7 @@ impl Finished {
             begin.options.access_mode = Some(AccessMode::ReadOnly);
         }
         self.output = self.connection.call_once(&mut task).await;
-        // What has ended the first connection may have ended those that are idle here.
+        // The cause that has ended the first connection may have ended those that are idle here.
         self.begin_again(task).await;
     }
 }

@@ -30,7 +30,7 @@ fn chains(pool: &PoolInner) -> bool {
     // Otherwise the connection goes to the driver's pool, which would have it in a transaction.
     pool.settings.direct_handoff
         && pool.has_server()
-        // It is due between two transactions.
+        // A reset is due between two transactions.
         && !pool.reset().is_of_session()
         // Behind a proxy, statements may have no names, or the process belongs to one transaction only (H29).
         && !pool.is_unnamed
@@ -43,7 +43,7 @@ impl<T, C> Ledger<T, C> {
         if self.chains.is_ignored() {
             return None;
         }
-        // Those are served before, and the first ones by what is being fetched.
+        // The waiters before it get the transactions that are on their way, and the connections that are being fetched.
         let coming = Arc::strong_count(&self.chains) - 1 + self.fetches.counted_on();
         let mut wanted = self.waiters.live().map(|waiter| waiter.applicant.begins);
         let options = wanted.nth(coming)??;

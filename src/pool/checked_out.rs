@@ -331,8 +331,6 @@ impl Parts {
         let mut rescued = CheckedOut::new(connection, self.fetched, slot);
         // It is held until it is clean: closing the pool waits for it.
         rescued.parts.holder = self.holder.take();
-        // Under a guard before the spawn: a runtime that is shutting down drops the task unpolled,
-        // and `Parts` would try to survive once more.
         let mut survivor = Survivor(Some(rescued));
         runtime.spawn(async move {
             if let Some(checked_out) = &mut survivor.0

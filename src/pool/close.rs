@@ -18,7 +18,7 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
     // Before all else: from here on, no session begins that would have to be waited for.
     pool.closing.begin();
     if Handle::try_current().is_err() {
-        // Nothing can be waited for.
+        // Without a runtime nothing can be waited for, so that the sessions are cut off at once.
         pool.closing.shut();
         let cut = cut_once(pool);
         pool.return_idle();

@@ -46,12 +46,11 @@ impl Closing {
 
     /// Counts a session from here on, unless new ones are refused.
     pub(super) fn count(&self) -> Option<CountedSession<'_>> {
-        // Sequentially consistent, as `begin` and `sessions`: each side stores and then reads what the other has stored, and
-        // with a weaker order both could miss it.
+        // Sequentially consistent, as `begin` and `sessions`: each side stores and then reads what the other has
+        // stored, and with a weaker order both could miss it.
         self.sessions.fetch_add(1, Ordering::SeqCst);
         let counted = CountedSession(Some(self));
         // Only when it was counted: either it is refused, or closing waits for it.
-        // Shown by `sessions_that_have_begun_may_go_on`.
         (!self.has_begun()).then_some(counted)
     }
 

@@ -65,8 +65,8 @@ impl Eviction {
         if self.try_close_idle() {
             return;
         }
-        // sqlx has promised a place to a fetch that has not run since, so that nothing can be taken here; but a fetch that
-        // begins now, with another place, may be given the old connection.
+        // sqlx has promised a place to a fetch that has not run since, so that nothing can be taken here; but a fetch
+        // that begins now, with another place, may be given the old connection.
         if let Ok(runtime) = Handle::try_current() {
             let eviction = self.clone();
             runtime.spawn(async move {
@@ -105,12 +105,14 @@ impl Eviction {
         let (past, pause) = last.map_or((Duration::MAX, Duration::ZERO), |last| {
             (last.at.elapsed(), last.pause)
         });
-        // Each request's refused write comes by here, and closing all connections for each would stop the reads as well.
+        // Each request's refused write comes by here, and closing all connections for each would stop the reads as
+        // well.
         // Shown by `refused_writes_do_not_replace_a_connection_each`.
         if past < pause {
             return None;
         }
-        // What follows soon is the same server, which stays read-only: its pauses grow, so that reads go on.
+        // A refusal that follows soon is the same server's, which stays read-only: the pauses grow, so that reads go
+        // on.
         let next = if past < CALM {
             (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
         } else {

@@ -75,7 +75,8 @@ impl Fetches {
     /// Notes that a fetch has brought a connection.
     pub(super) fn succeed(&mut self, was_slow: bool) {
         self.end(was_slow);
-        // A quick one after a slow one may come from the idle ones, and says nothing about log-ins: that stays remembered.
+        // A quick one after a slow one may come from the idle ones, and says nothing about log-ins: that stays
+        // remembered.
         if was_slow {
             self.slow_log_in = Some(Instant::now());
         } else {

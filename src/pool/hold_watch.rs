@@ -42,7 +42,8 @@ impl HoldWatch {
     /// the last check: the network may have lost their connections.
     fn look_for_stall(&mut self, pool: &Arc<PoolInner>) {
         let now = Instant::now();
-        // Only while it hurts: each question takes a connection beside the pool, of which the account may have none left.
+        // Only while it hurts: each question takes a connection beside the pool, of which the account may have none
+        // left.
         if now < self.ask_at || !pool.ledger().is_exhausted() || !pool.has_server() {
             return;
         }
@@ -90,7 +91,6 @@ impl Work for HoldWatch {
 fn look(pool: &PoolInner) -> Option<Duration> {
     let due = pool.registry.due();
     // In tasks of their own: the server may take long to answer, or never do.
-    // Shown by `a_statement_whose_answer_is_lost_is_an_error_that_closes`.
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
@@ -174,8 +174,7 @@ fn cut_unread(pool: &PoolInner) {
 fn cut(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>, reason: Kind) -> bool {
     // Before the cut, after which the connection may come back at any moment.
     let logged = pool.registry.unwatch(key, holder);
-    // A COMMIT that was sent is not cut: its outcome would be unknown for no need (G7;
-    // `a_commit_that_was_sent_is_seen_through`).
+    // A COMMIT that was sent is not cut: its outcome would be unknown for no need (G7).
     let is_cut = holder.clone().cut(reason);
     if !is_cut {
         pool.registry.watch_again(key, holder, logged);

@@ -13,8 +13,6 @@ struct Idle<C> {
     since: Instant,
 }
 
-// Beside the driver's own: sqlx pings a connection when it comes back and when it goes out, and
-// does the first in a task (H12; `h12_fifty_queued_requests_share_one_connection`).
 pub(super) struct IdleConnections<C> {
     /// The most recently used one is the last.
     list: Vec<Idle<C>>,

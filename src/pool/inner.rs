@@ -49,8 +49,8 @@ pub(crate) struct PoolInner {
     pub(super) hold_watch: Arc<Background>,
     pub(super) second_window: Arc<Background>,
     /// Throttles the lines that a fault could make each request write.
-    // One for all of them, keyed by the line: a fault that lasts, as a former primary, wrote one
-    // for each request (`g15_a_fault_that_lasts_does_not_log_each_request`).
+    // One for all of them, keyed by the line: a fault that lasts, such as a former primary's, is met by each request
+    // (`g15_a_fault_that_lasts_does_not_log_each_request`).
     pub(crate) lines: Throttle,
     pub(super) cancels: Arc<CancelQueue>,
     pub(super) pressure: Pressure,
@@ -151,7 +151,8 @@ impl PoolInner {
     /// Returns what is reset on a connection that a session gives back.
     pub(crate) fn reset(&self) -> Reset {
         let reset = self.settings.reset;
-        // Otherwise what one session has set would appear between two statements of another, which has got its connection.
+        // Otherwise what one session has set would appear between two statements of another, which has got its
+        // connection.
         // Shown by `g13_session_state_pins_and_leaks_nowhere`.
         if self.has_lenders.load(Ordering::Relaxed) && !reset.is_of_session() {
             Reset::SessionState
@@ -229,8 +230,7 @@ impl PoolInner {
 
     /// Returns whether no session gets a connection any more.
     pub(crate) fn is_shut(&self) -> bool {
-        // Whatever has the `DatabaseConnection` can close it, without a word to this pool.
-        // Shown by `closing_the_drivers_pool_keeps_its_meaning`.
+        // Any code that has the `DatabaseConnection` can close it, without a word to this pool.
         self.closing.is_shut() || self.driver.is_closed()
     }
 

@@ -140,7 +140,6 @@ impl<T, C> Ledger<T, C> {
     /// Returns whether all connections are out and requests wait, or were turned away a moment ago.
     pub(super) fn is_exhausted(&self) -> bool {
         // With `max_pending(0)` none waits, and requests are refused all the same.
-        // Shown by `turned_away_requests_have_lost_statements_looked_for`.
         let is_recent = |at: Instant| at.elapsed() < TURNED_AWAY;
         let is_wanted = self.waiters.is_any() || self.turned_away.is_some_and(is_recent);
         self.out() >= self.limit && is_wanted
@@ -180,8 +179,7 @@ impl<T, C> Ledger<T, C> {
         // Its request was let in before: turned away now, it would fail in its middle (G10;
         // `a_session_that_has_lent_its_connection_is_not_turned_away`).
         } else if applicant.returns {
-            // Not before the others, though: where returners went first, newcomers waited twenty
-            // times as long beside a few requests of many statements.
+            // Not before the others, though: a request of many statements would pass the newcomers with each of them.
             true
         } else {
             // Those who have given up are counted exactly only where that decides.
@@ -198,13 +196,12 @@ impl<T, C> Ledger<T, C> {
 
     /// Takes the first waiter that no fetch is under way for, if one more connection may be out, and counts the fetch.
     pub(super) fn next_fetch(&mut self) -> Option<(u64, Handle)> {
-        // A server that has just refused one connect would refuse the next
-        // (`a_server_that_ends_every_connect_gets_few_of_them`).
+        // A server that has just refused one connect would refuse the next.
         if self.fetches.is_paused() {
             return None;
         }
-        // A fetch belongs to no waiter: it serves whichever is first when it ends. So the first n waiters are covered by the n
-        // fetches under way.
+        // A fetch belongs to no waiter: it serves whichever is first when it ends. So the first n waiters are covered
+        // by the n fetches under way.
         let waiter = self.waiters.live().nth(self.fetches.counted_on())?;
         let Applicant { runtime, holds, .. } = &waiter.applicant;
         // The slow ones as well: each may still bring a connection.
@@ -267,7 +264,8 @@ impl<T, C> Ledger<T, C> {
             return true;
         }
         let taken = self.taken();
-        // Where connections rotate, the driver's pool would give the same one back to the session that has just lent it.
+        // Where connections rotate, the driver's pool would give the same one back to the session that has just lent
+        // it.
         !self.idle.rotates && self.plain_share.take_visit(|| taken >= max)
     }
 
@@ -309,7 +307,6 @@ impl<T, C> Ledger<T, C> {
         if can_serve || holders.len() != self.out() as usize {
             return None;
         }
-        // Shown by `a_holder_that_does_not_wait_means_no_deadlock`.
         self.waiters.remove_newest_if_all_wait(holders)
     }
 }

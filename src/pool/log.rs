@@ -67,7 +67,6 @@ impl Pressure {
                 tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
             }
             // Not calm for a second yet: a service where every other request fails would log both lines in turn.
-            // Shown by `exhaustion_is_logged_once_a_second_and_once_when_it_is_over`.
             None => self.is_on.store(true, Ordering::SeqCst),
         }
     }

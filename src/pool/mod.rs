@@ -221,7 +221,6 @@ impl SessionPool {
     /// If it is called outside a tokio runtime, which is needed to close connections.
     pub fn recycle(&self) -> Result<(), Error> {
         // Closing connections spawns tasks, which panics without a runtime (H6).
-        // Shown by `recycling_without_a_runtime_is_an_error`.
         Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         self.inner.evict();
         Ok(())

@@ -285,7 +285,7 @@ impl Observers {
             // Some are told while a request is dropped: a panic there would end the process (G11).
             // Shown by `a_panic_of_an_observer_costs_no_session`.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tell(&**observer))) {
-                // Foreign code as well.
+                // The payload's `Drop` is foreign code as well, and may panic.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
                 tracing::error!(target: "tower_sea_orm::pool", "an observer panicked; the session goes on");
             }

@@ -14,7 +14,6 @@ use crate::{
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 // Longer than for a clean-up: a COMMIT that is given up is an unknown outcome, although it mostly takes effect (G7).
-// Shown by `a_commit_on_a_frozen_server_is_unknown_within_the_commit_timeout`.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const HOLD_SLOW_THRESHOLD: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -108,8 +107,6 @@ impl Settings {
         let idle = driver.idle_timeout().map(|timeout| timeout / 10);
         let age = driver.max_lifetime().map(|lifetime| lifetime / 4);
         let bounds = idle.into_iter().chain(age);
-        // sqlx sees neither age nor idleness of a connection that this pool keeps
-        // (`idle_connections_stay_for_a_tenth_of_the_idle_timeout_at_most`).
         bounds.fold(self.test_before_acquire_if_idle_for, Duration::min)
     }
 

@@ -108,7 +108,8 @@ impl PlainShare {
 
     fn is_due(&self) -> bool {
         let since = self.last_visit.map_or(Duration::MAX, |last| last.elapsed());
-        // By number as well as by time: twenty visits a second took a third of a small pool's time where statements were slow.
+        // By number as well as by time: twenty visits a second took a third of a small pool's time where statements
+        // were slow.
         // Shown by `however_slow_its_requests_are_a_saturated_pool_pays_in_proportion_to_them`.
         let is_turn = self.has_returns() && since >= INTERVAL;
         is_turn || since >= self.longest

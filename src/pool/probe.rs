@@ -41,9 +41,8 @@ impl Probe {
             return Ok(());
         }
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
-        // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the service
-        // is restarted when it is needed most.
-        // Shown by `ping_does_not_queue_and_distinguishes_down_from_full`.
+        // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the
+        // service is restarted when it is needed most.
         let attempt = self.start(driver, &runtime).await;
         match attempt.ok().flatten() {
             // A server that is full has answered.
@@ -75,7 +74,8 @@ impl Probe {
     }
 }
 
-// Beside sqlx's pool, which repeats a refused connect until its deadline, and then says what it says of a full pool (H25).
+// Beside sqlx's pool, which repeats a refused connect until its deadline, and then says what it says of a full pool
+// (H25).
 async fn attempt(driver: &DriverPool) -> Option<Error> {
     match timeout(PROBE, driver.probe_once()).await {
         Ok(Ok(())) => None,

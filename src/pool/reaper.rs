@@ -37,13 +37,12 @@ impl Work for Reaper {
             return false;
         };
         if is_closing {
-            // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
-            // Shown by `a_closing_pool_gives_back_what_it_keeps`.
+            // sqlx's `close()` waits for them (H26; `h26_the_drivers_pool_closes_while_connections_are_warm`).
             pool.return_idle();
             return false;
         }
-        // Where the driver's pool has nothing left, one goes back if no session has returned any since the last look, or a
-        // visit is due: users of the plain `DatabaseConnection` get something while sessions rest.
+        // Where the driver's pool has nothing left, one goes back if no session has returned any since the last look,
+        // or a visit is due: users of the plain `DatabaseConnection` get something while sessions rest.
         // By sqlx's count and not by ours, which does not know of the connections that these users have.
         let nothing_left = !pool.driver.has_idle();
         let mut ledger = pool.ledger();

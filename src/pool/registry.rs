@@ -57,8 +57,6 @@ impl Registry {
     ) -> (Key, bool) {
         let counted = request.as_ref().and_then(Weak::upgrade);
         if let Some(request) = &counted {
-            // A count on the request itself, since each lazy request that has to wait asks for it: a look through all
-            // entries would grow with the pool.
             request.holds().fetch_add(1, Ordering::Relaxed);
         }
         let watch = Watch::begin(settings);
@@ -77,7 +75,6 @@ impl Registry {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key).and_then(Option::as_mut);
         // Taken, so that `leave` does not count it down once more.
-        // Shown by `a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`.
         let request = entry.and_then(|entry| entry.request.take());
         drop(entries);
         uncount(request);

@@ -26,8 +26,8 @@ impl CheckedOut {
     /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
     /// not, never if it is broken. `then` runs when it has left.
     pub(crate) fn give_back(self, then: impl FnOnce() + Send + 'static) {
-        // `then` answers the request and runs its hooks: not before the connection is away, or a client that comes back at
-        // once would find the pool full.
+        // `then` answers the request and runs its hooks: not before the connection is away, or a client that comes back
+        // at once would find the pool full.
         let Some(connection) = &self.parts.connection else {
             return then();
         };
@@ -184,8 +184,7 @@ impl PoolInner {
         let age = now.saturating_duration_since(connection.parts.fetched);
         let visit = AgeVisit::of(age, connection.parts.returns, self.driver.max_lifetime());
         let is_due = visit == AgeVisit::Overdue;
-        // A driver's pool that is being closed waits for every connection (H26;
-        // `h26_the_drivers_pool_closes_while_connections_are_warm`).
+        // A driver's pool that is being closed waits for every connection (H26).
         if !self.settings.direct_handoff || self.is_test() || self.driver.is_closed() || is_due {
             return Some(connection);
         }
@@ -247,9 +246,8 @@ impl PoolInner {
     ) {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
-            // All were evicted on its way.
-            // sqlx has it among its idle ones by now, where a fetch would find it.
-            // Shown by `recycling_replaces_a_connection_that_is_on_its_way_back`.
+            // All were evicted on its way, and sqlx has it among its idle ones by now, where a fetch would find it
+            // (`recycling_replaces_a_connection_that_is_on_its_way_back`).
             self.eviction.close_idle();
         }
         // Before the slot is free: the next fetch must not be taken for a plain user.

@@ -52,8 +52,8 @@ impl FetchGuard {
     pub(super) fn become_slow(&mut self) {
         self.stage = Stage::Slow;
         self.pool.ledger().fetches.become_slow();
-        // At once: a waiter that counted on this fetch may be served by an idle connection
-        // meanwhile (`while_a_connect_is_silent_its_waiters_get_another_one`).
+        // At once: a waiter that counted on this fetch gets another one, or an idle connection
+        // (`while_a_connect_is_silent_its_waiters_get_another_one`).
         self.pool.fill();
     }
 

@@ -20,7 +20,8 @@ use crate::{
 /// Takes a connection of the builder's database, opens the transaction, and returns a pool inside it.
 pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>, Error> {
     let database = builder.database().clone();
-    // By a session pool, whose fetch is not cancelled half-way, and with its defaults: the builder's are for the sessions inside.
+    // By a session pool, whose fetch is not cancelled half-way, and with its defaults: the builder's are for the
+    // sessions inside.
     let outside = SessionPoolBuilder::new(database.clone()).build()?;
     if outside.inner().is_direct() {
         return Err(Kind::NothingToRollBack.into());
@@ -41,7 +42,6 @@ pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
     pool.refuse_hopeless(|| false)?;
     let mut connection = take(pool.acquire(Claim::First).await?)?;
     // Asked before, since the rollback forgets it.
-    // Shown by `raw_code_that_ends_a_tests_transaction_ends_the_test`.
     let was_ended = connection.is_outer_ended();
     match timeout(pool.settings().release_timeout, connection.end_outer()).await {
         Ok(Ok(())) => connection.return_to_driver().await,

@@ -105,8 +105,7 @@ impl TestTransaction {
     /// Returns whether the test's own session has the connection, and the test cannot come to its end before the caller
     /// does: that is in the test's own task, or a request.
     pub(super) fn is_held_by_test(&self, is_request: impl FnOnce() -> bool) -> bool {
-        // Not under the lock: `grip` takes the session's, and the last handle of a session may be dropped here.
-        // Cloned out, since upgraded it may be the session's last handle.
+        // Cloned out of the lock: `grip` takes the session's, and what is upgraded here may be that one's last handle.
         let own = self.lock().own.clone();
         let Some((holder, place)) = own else {
             return false;

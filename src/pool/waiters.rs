@@ -72,14 +72,13 @@ impl<T> Waiters<T> {
     /// Joins the queue at its end. A request that holds a connection goes before those that do not: behind them it
     /// would wait for newcomers that become the next holders.
     pub(super) fn join(&mut self, applicant: Applicant) -> Receiver<T> {
-        // A lease is never between the two: one that is not taken any more comes back as the error
-        // of `send`, and one that was sent gives itself back when the channel drops it.
+        // A lease is never lost between the two: one that is not taken any more comes back as the error of `send`, and
+        // one that was sent gives itself back when the channel drops it.
         let (sender, receiver) = oneshot::channel();
         // Behind those of its kind, who are served first come, first served among themselves.
         let place = if applicant.holds {
-            // Strictly first come, first served, a session store on the same pool made three
-            // requests in four fail: each connection that came free went to one that then waited
-            // for a second (H11; `a_session_store_on_the_same_pool_costs_no_request`).
+            // Strictly first come, first served, each connection that comes free would go to one that then waits for a
+            // second, until all of them do (H11; `a_session_store_on_the_same_pool_costs_no_request`).
             let newcomer = |waiter: &Waiter<T>| !waiter.applicant.holds;
             self.queue.iter().position(newcomer)
         } else {
@@ -115,7 +114,6 @@ impl<T> Waiters<T> {
     pub(super) fn count(&mut self, bound: usize) -> usize {
         let length = self.queue.len();
         // One that is far longer is swept by those who leave: a sweep at each call would make a crowd quadratic.
-        // Shown by `a_thousand_clients_on_ten_connections_are_served_or_refused`.
         if self.gone > 0 && length >= bound && length <= bound.saturating_mul(2) {
             self.sweep();
         }
@@ -140,7 +138,6 @@ impl<T> Waiters<T> {
     pub(super) fn left(&mut self) {
         self.gone += 1;
         // Not each by itself: ten thousand that give up at once would each look through all others.
-        // Shown by `waiters_are_served_first_in_first_out_and_the_gone_cost_nothing`.
         if self.gone * 2 > self.queue.len() {
             self.sweep();
         }

@@ -118,7 +118,6 @@ impl SessionGuard {
         let core = self.core.clone();
         let terms = Terms {
             // A body whose last byte is known need not be asked for its end (H24).
-            // Shown by `a_complete_body_is_a_committed_transaction`.
             content_length: length,
             has_grpc_trailers: length.is_none() && core.lock().rules.has_trailers && is_grpc(head),
         };

@@ -272,8 +272,8 @@ fn drain(core: &Arc<Core>, call: Detached) {
                 Some(cancel) => finish_abandoned(&pool, future, &cancel, &handle).await,
             }
         };
-        // Where the server does not answer, the slot in the pool must not be lost with it (G4, H3). Closing a database in
-        // memory would destroy it, so there the call has as long as it takes.
+        // Where the server does not answer, the slot in the pool must not be lost with it (G4, H3). Closing a database
+        // in memory would destroy it, so there the call has as long as it takes.
         // Shown by `h3_a_transaction_dropped_in_a_long_statement_frees_its_slot_in_time`.
         let finished = match release_timeout {
             None => Some(ending.await),
@@ -282,7 +282,7 @@ fn drain(core: &Arc<Core>, call: Detached) {
         match finished {
             Some(finished) => drop(unfinished.0.take().and_then(|core| finish(&core, finished))),
             None => {
-                // One for each connection, as long as the server does not answer.
+                // Otherwise a server that does not answer would have a line written for each of its connections.
                 let Some(suppressed) = pool.lines.next_line("did not end", 1) else {
                     return;
                 };

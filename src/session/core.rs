@@ -82,7 +82,7 @@ impl Core {
 
     /// Returns the pool as users know it.
     pub(super) fn session_pool(&self) -> &SessionPool {
-        // What outlives a request that reads may write.
+        // Work that outlives a request which reads may write.
         self.replication
             .as_ref()
             .map_or(&self.pool, |one| one.primary())
@@ -229,8 +229,8 @@ impl Core {
             tracing::error!(target: "tower_sea_orm::session", "hooks did not run: no tokio runtime");
             return;
         };
-        // Behind those of an earlier transaction, in one task: their order is a promise
-        // (`hooks_run_in_order_and_only_those_of_the_actual_end`).
+        // Behind those of an earlier end, in one task: their order is a promise
+        // (`without_a_transaction_hooks_run_in_order_as_well`).
         if self.lock().stack.hooks.enqueue(due) {
             runtime.spawn(run_queue(self.clone()));
         }

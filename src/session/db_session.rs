@@ -585,8 +585,7 @@ impl<Tag> DbSession<Tag> {
         async move {
             let mut future = pin!(future);
             poll_fn(|cx| {
-                // For this poll only: between two of them, the thread polls other requests
-                // (`concurrent_requests_never_see_each_others_session`).
+                // For this poll only: between two of them, the thread polls other requests.
                 let _scope = scope.clone().enter();
                 future.as_mut().poll(cx)
             })

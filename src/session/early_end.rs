@@ -56,7 +56,6 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
         may_end(&mut state, commits)?;
         // Nothing was sent, so there is nothing to send; the hooks run all the same, since the handler cannot know
         // that.
-        // Shown by `ending_an_untouched_transaction_sends_nothing`.
         if open == 0 {
             if commits {
                 state.stack.nothing_to_commit();
@@ -106,7 +105,6 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
         return Ok(());
     }
     // Dry runs are not to be made real by a function that the handler calls.
-    // Shown by `set_rollback_only_rolls_back_every_response_and_refuses_commit`.
     if state.rollback_only {
         return Err(Kind::RollbackOnly.into_db_err());
     }

@@ -19,8 +19,8 @@ use super::{
 use crate::{connection::Operation, error::Kind};
 
 /// The time that a response which rolls back waits for a statement that its handler has left running.
-// Such a response acknowledges nothing, so there is no reason to delay it: a time-out layer inside the session's own has
-// left a long statement, and its 504 is due.
+// Such a response acknowledges nothing, so there is no reason to delay it: a time-out layer inside the session's own
+// has left a long statement, and its 504 is due.
 // Shown by `a_failed_response_does_not_wait_for_a_dropped_statement`.
 const STRAY_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -130,7 +130,7 @@ pub(super) fn refuse(core: &Arc<Core>, reason: Kind) {
     let own = state.through.own.take();
     let refused = CutOff {
         reason,
-        // Whatever the handler answers, it is no success.
+        // Its response is no success, whatever the handler answers.
         has_lost: true,
         rollback: None,
     };

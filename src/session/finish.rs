@@ -104,7 +104,6 @@ fn account(
 ) -> Option<String> {
     state.account(purpose, connection, result);
     // With each call, not at the session's end: the request may answer before this session, a job's for instance, ends.
-    // Shown by `g20_a_session_beside_that_committed_forbids_a_retry`.
     core.tell_request(state);
     // A write that the server itself refuses succeeds elsewhere: the client may send the request again.
     if connection.may_be_demoted()
@@ -114,8 +113,8 @@ fn account(
         state.stack.failures.may_pass(known, 0, false);
     }
     if let Some(position) = connection.take_position() {
-        // It came with COMMIT's own answer, except on Galera: asked for later, it would cost a
-        // round trip (`g19_positions_cost_no_round_trip`).
+        // Read with COMMIT's own answer wherever that is safe: asked for later, it would cost a round trip
+        // (`g19_positions_cost_no_round_trip`).
         state.written.note(position);
     }
     let is_ended = connection.take_ended_elsewhere();
@@ -216,7 +215,8 @@ pub(super) fn lose(core: &Arc<Core>) {
         state.stack.commit_lost();
     }
     let backend = core.pool().backend();
-    // Stored or raw code may have committed on the connection that is gone, and the savepoint that would show it with it.
+    // Stored or raw code may have committed on the connection that is gone, and the savepoint that would show it with
+    // it.
     let doubtful = running
         .is_doubtful
         .then(|| running.text.without_values(backend));
@@ -242,8 +242,7 @@ pub(super) fn lose(core: &Arc<Core>) {
         telemetry::ended_elsewhere(statement);
     }
     if is_over {
-        // Those of a rollback: the connection is closed, and with it all that was open
-        // (`every_rollback_runs_its_after_rollback_hooks`).
+        // Those of a rollback: the connection is closed, and with it all that was open.
         core.run_hooks();
     }
 }

@@ -163,7 +163,7 @@ pub(crate) struct Summary {
 
 /// Returns whether nothing that a session has done itself can still come to stand.
 fn is_undone(state: &State, ended: &Ended) -> bool {
-    // What still runs may commit yet, and a COMMIT among it.
+    // A call that still runs may commit yet: it may be a COMMIT itself.
     let is_over = state.slot.call().is_none();
     is_over
         && match ended {
@@ -178,8 +178,8 @@ fn is_undone(state: &State, ended: &Ended) -> bool {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback that is
-        // due runs in a task.
+        // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback
+        // that is due runs in a task.
         // Shown by `h13_a_panic_rolls_back_and_frees_the_slot`.
         drop(end(&self.core));
         // Behind the end, which may still note that something stands.

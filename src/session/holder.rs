@@ -58,7 +58,7 @@ impl Holder for Core {
         // A session that is busy is not part of a deadlock: its call ends, and the connection may come free. Nor is one
         // that will lend.
         match state.slot {
-            // What still runs is the clean-up, which nothing but itself can delay.
+            // Only the clean-up still runs, which nothing but itself can delay.
             _ if state.phase.is_over() => Grip::None,
             Slot::Idle(_) if lend::is_lendable(self, &state) => Grip::Lendable,
             Slot::Idle(_) => Grip::Idle,
@@ -70,8 +70,8 @@ impl Holder for Core {
     fn doubtful(&self) -> Option<Doubt> {
         let state = self.lock();
         let running = state.slot.call()?;
-        // A stream may wait for its reader, and user code for anything.
-        // A call in a task is bounded by the `release_timeout` anyway.
+        // A stream may wait for its reader, and user code for anything; a call in a task is bounded by the
+        // `release_timeout`.
         if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {
             return None;
         }
@@ -117,11 +117,10 @@ impl Holder for Core {
     fn cut(self: Arc<Self>, reason: Kind) -> bool {
         let mut state = self.lock();
         let has_something =
-            // There the connection is SeaORM's, and what can be taken away is the right to use it.
+            // In a pass-through session the connection is SeaORM's, and only the right to use it can be taken away.
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
-        // A session that settles comes to its end by itself.
-        // Nor is a COMMIT cut off that the handler has sent: its outcome would be unknown for no need (G7).
-        // Shown by `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
+        // A session that settles comes to its end by itself, and a COMMIT that the handler has sent is not cut off: its
+        // outcome would be unknown for no need (G7; `a_commit_that_was_sent_is_seen_through`).
         let commits = state.slot.purpose() == Some(Purpose::Commit);
         if !state.phase.is_open() || !has_something || commits {
             return false;

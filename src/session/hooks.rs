@@ -178,7 +178,6 @@ impl Lists {
     }
 
     fn fire(&mut self, event: After) {
-        // In the order of their registration, in which they then run.
         for Waiting { after, hook, .. } in self.sealed.drain(..) {
             let into = if after == event {
                 &mut self.due

@@ -35,8 +35,8 @@ pub(super) fn offer(core: &Arc<Core>) {
     };
     // No wake-up is lost: the offer is in the registry before this looks for waiters, and what begins to wait joins the
     // queue before it looks for offers, so one of the two sees the other.
-    // A transaction that was begun for this session is not to be open while it does something else: the server may end it
-    // by its `idle_in_transaction_session_timeout`, and `now()` would be of the past.
+    // A transaction that was begun for this session is not to be open while it does something else: the server may end
+    // it by its `idle_in_transaction_session_timeout`, and `now()` would be of the past.
     // Shown by `a_request_that_waits_for_something_else_has_no_transaction_open`.
     if is_chained || core.pool().has_waiters() || core.pool().settings().rotates {
         lend(core);
@@ -62,8 +62,8 @@ pub(super) fn lend(core: &Arc<Core>) {
     if let Some(turn) = core.try_turn() {
         return lend_in_turn(core, turn);
     }
-    // Whatever has the turn is about to launch its statement, or finds that there is none to launch: then nothing else would
-    // offer the connection again. Not a job of the session's worker: it need not be done in order.
+    // The holder of the turn is about to launch its statement, or finds that there is none to launch: then nothing else
+    // would offer the connection again. Not a job of the session's worker: it need not be done in order.
     let (this, runtime) = (core.clone(), core.runtime());
     if let Some(runtime) = runtime {
         runtime.spawn(async move {

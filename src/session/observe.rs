@@ -100,8 +100,7 @@ impl Core {
 
     /// Logs the statement that the session's request has run too often.
     pub(super) fn log_repeated(&self, repeated: &Repeated) {
-        // A route that does so does with each request.
-        // Shown by `a_statement_that_a_request_repeats_is_logged_once`.
+        // A route that repeats a statement repeats it with each request.
         let Some(suppressed) = self.home().lines.next_line("repeated", 16) else {
             return;
         };

@@ -136,7 +136,6 @@ impl Rollback {
     /// Waits for the rollback, for the `release_timeout` at most.
     pub(super) async fn wait(self, release_timeout: Duration) {
         // Past that limit the response leaves, and the rollback is seen through in its task (G8).
-        // Shown by `an_open_transaction_is_rolled_back_before_the_response`.
         if let Some((ended, limit)) = self.stray
             && timeout(limit.min(release_timeout), ended).await.is_err()
         {

@@ -182,10 +182,9 @@ impl SessionPool {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
-        // At once and not after the time-out (`a_second_session_in_a_test_is_refused_at_once`).
+        // At once and not after the time-out (`a_second_session_beside_the_tests_own_is_refused_at_once`).
         self.inner().refuse_hopeless(|| is_request)?;
         // A session store asks for its connection before the request's own session does.
-        // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
         expect_second(self.inner());
         let started = Instant::now();
         // Dropped here, it leaves the queue, and the session that was counted counts no more.

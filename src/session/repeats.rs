@@ -66,8 +66,8 @@ impl Counts {
             *free = (hash, 1);
             return 1;
         }
-        // All places are taken. Each of them gives up one together with this text, so that a text which comes more often
-        // than every ninth time is sure to keep its place.
+        // All places are taken. Each of them gives up one together with this text, so that a text which comes more
+        // often than every ninth time is sure to keep its place.
         for (_, times) in &mut self.texts {
             *times -= 1;
         }

@@ -93,7 +93,8 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let commits = decision == Decision::Commit && !state.rollback_only;
     let may_commit = commits && !is_cut_off;
     if may_commit && has_read_on_replica(core, &state) {
-        // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any more.
+        // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any
+        // more.
         // Shown by `g17_a_read_that_is_done_does_not_wait_for_its_replica` and, for its hooks, by
         // `the_hooks_of_a_read_run_as_on_the_primary`.
         state.stack.hooks.seal();
@@ -241,7 +242,6 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
     let (own, chain) = {
         let mut state = core.lock();
         // Looked at again: a statement that was waited for may have been a BEGIN.
-        // Shown by `h4_a_transaction_left_open_is_no_200`.
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
@@ -270,7 +270,7 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
             let commit = Operation::Commit(chain);
             let request = CallRequest::new(Caller::Settlement, commit);
             // A COMMIT is never sent again, whatever becomes of it (H17;
-            // `g20_an_unknown_outcome_is_never_retried`).
+            // `a_commit_on_a_frozen_server_is_unknown_within_the_commit_timeout`).
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
             // Dropped by the time-out, the call goes on in a task, and the hooks wait for its end there (H17).
             match timeout(core.pool().settings().commit_timeout, call).await {

@@ -263,9 +263,8 @@ impl Cancel {
             DbBackend::Sqlite => Peer::Server,
             _ => pool.cancels().route(),
         };
-        // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome.
-        // Shown by `a_commit_is_never_stopped` and
-        // `in_a_transaction_a_write_is_stopped_and_rolled_back`.
+        // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome
+        // (`a_commit_is_never_stopped`).
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let cancel = is_stoppable.then(|| {
             // An earlier statement's request to be stopped must not count for this one.

@@ -246,7 +246,6 @@ impl Stack {
     /// answer for, whichever transaction it was.
     pub(super) fn not_committed(&mut self, error: &DbErr, outlasted_handler: bool) {
         // With the first failure in it, for the log: the server's answer to COMMIT does not repeat that.
-        // Shown by `the_error_line_of_an_aborted_transaction_names_its_first_failure`.
         let error = Error::of_commit(error.clone()).because(self.standing.cause());
         let is_outermost = self.depth() == 1;
         let is_own = is_outermost && self.has_begun();
@@ -320,8 +319,7 @@ impl Stack {
 
     /// The transactions beyond `depth` are open no more: they were rolled back, by the session or by something else.
     fn vanished(&mut self, purpose: Purpose, depth: usize) {
-        // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back.
-        // Shown by `h5b_a_failed_savepoint_in_an_aborted_transaction_is_no_new_start`.
+        // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back (H5b).
         if depth == 0 && purpose == Purpose::Work && self.has_begun() {
             self.standing.not_committed(Kind::Aborted.into(), true);
         }

@@ -98,7 +98,6 @@ impl Standing {
     pub(super) fn not_committed(&mut self, error: Error, is_unheard: bool) {
         self.failure = Some(error);
         // Not cleared by a failure that was heard: an earlier one may not have been.
-        // Shown by `h17_a_later_commit_does_not_hide_one_that_failed_unseen`.
         self.is_unheard |= is_unheard;
     }
 

@@ -301,8 +301,8 @@ impl State {
             failures.not_acquired(known, depth > 0 || is_transactional);
         } else if known.is_statement_timeout()
             || known.is_stale_plan()
-            // In autocommit a conflict is one statement's, which the handler may repeat by itself; in a transaction that the
-            // handler has begun, it is all of that one's.
+            // In autocommit a conflict is one statement's, which the handler may repeat by itself; in a transaction
+            // that the handler has begun, it is all of that one's.
             // Shown by `g20_a_conflict_in_the_handlers_own_transaction_is_one`.
             || known.is_conflict() && (is_transactional || depth > 0)
         {
@@ -312,7 +312,8 @@ impl State {
 
     /// The handler has rolled back to a savepoint: it goes on, if the transaction around it is sound.
     pub(super) fn went_back(&mut self) {
-        // If the transaction around it has failed as well, the response is an error whether or not this counts as going on.
+        // If the transaction around it has failed as well, the response is an error whether or not this counts as going
+        // on.
         let is_sound = matches!(&self.slot, Slot::Idle(connection) if !connection.has_failed());
         if is_sound && self.stack.depth() > 0 {
             self.stack.failures.went_on();

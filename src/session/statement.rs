@@ -112,8 +112,7 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 /// Returns its hash as well.
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified, u64), DbErr> {
     let (text, hash) = core.pool().known_texts.classify(sql);
-    // A lock in autocommit is gone when its statement ends; people who are used to autobegin expect it to stay.
-    // Shown by `statements_without_effect_in_autocommit_are_logged_once_per_text`.
+    // A lock in autocommit is gone when its statement ends, which surprises code that was written for autobegin.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
     }
@@ -230,7 +229,6 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
         return Err(Kind::SessionClosed);
     }
     // In the turn: what is asked about may have waited before it.
-    // Shown by `readers_of_an_earlier_statement_are_refused_outside_transactions`.
     if !state.knows(request.text.asks) {
         return Err(Kind::AsksEarlier);
     }
@@ -282,7 +280,6 @@ fn install(
     if streams {
         // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
         // waits for them.
-        // Shown by `h10_a_statement_beside_an_open_stream_is_refused_at_once`.
         core.turns.look_again();
     }
     Call::new(core.clone(), id, streams)

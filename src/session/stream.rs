@@ -159,7 +159,6 @@ impl Stream for SessionStream<'_> {
             };
             if let Poll::Ready(output) = Pin::new(running).poll(cx) {
                 // The rows that it has sent before its failure come first.
-                // Shown by `a_failure_before_the_first_row_is_no_empty_stream`.
                 *call = None;
                 *failure = output.err();
             } else if let Poll::Ready(Some(row)) = rows.poll_recv(cx) {

@@ -35,7 +35,8 @@ pub(crate) struct Tally {
 #[derive(Default)]
 struct Counts {
     opened: u32,
-    // Counted, not a flag that is taken back: a session that reports nothing, as one whose future was dropped, forbids the retry.
+    // Counted, not a flag that is taken back: a session that reports nothing, as one whose future was dropped, forbids
+    // the retry.
     undone: u32,
     failure: Option<Error>,
     /// The failure made a layer replace its handler's response, and is not in the log yet. The pool has the place for it.

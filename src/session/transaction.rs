@@ -75,7 +75,8 @@ impl SessionTransaction {
     pub async fn rollback(self) -> Result<(), DbErr> {
         let core = self.core.clone();
         self.end(false).await?;
-        // The handler says that it goes on without this part, so a conflict in it is no answer for the request any more.
+        // The handler says that it goes on without this part, so a conflict in it is no answer for the request any
+        // more.
         // Shown by `a_conflict_that_was_retried_keeps_the_handlers_response`.
         core.lock().went_back();
         Ok(())

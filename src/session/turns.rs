@@ -89,7 +89,6 @@ impl Turns {
         let mut state = self.lock();
         state.is_taken = false;
         // All of them: one that was woken alone, and is not polled any more, would keep the turn from the others.
-        // Shown by `futures_that_are_never_polled_again_do_not_block_the_session`.
         let wakers = state.take_wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);

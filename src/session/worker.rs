@@ -251,7 +251,6 @@ fn let_go(core: &Arc<Core>) {
     if !running.is_polled_by_worker() {
         return;
     }
-    // Its own future polls it again, wherever that is.
     running.polled_by = PolledBy::Owner { is_wanted: false };
     let waker = running.waker.take();
     let is_lost = running.future.is_none();

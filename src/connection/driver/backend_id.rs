@@ -132,8 +132,8 @@ async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option
     };
     let (pid, server, place) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
     let started: Option<i64> = row.try_get(1)?;
-    // Without the right to see it, the start is NULL, and a process that cannot be distinguished from a later one of its
-    // number is never cancelled (G9).
+    // Without the right to see it, the start is NULL, and a process that cannot be distinguished from a later one of
+    // its number is never cancelled (G9).
     Ok(started.map(|started| BackendId::Postgres {
         pid,
         started,
@@ -147,8 +147,8 @@ async fn postgres_id(connection: &mut sqlx::PgConnection) -> sqlx::Result<Option
 async fn mysql_id(connection: &mut sqlx::MySqlConnection) -> sqlx::Result<Option<BackendId>> {
     for (place, processes) in PROCESSES.iter().enumerate() {
         let sql = format!(
-            // The number is signed in one of the tables and unsigned in the other, and sqlx decodes
-            // what is asked for only.
+            // The number is signed in one of the tables and unsigned in the other, and sqlx decodes no type but the one
+            // that is asked for.
             "SELECT CAST(ID AS UNSIGNED), CAST(HOST AS CHAR), {MYSQL_SERVER} FROM {processes} \
              WHERE ID = CONNECTION_ID()"
         );

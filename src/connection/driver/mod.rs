@@ -180,8 +180,6 @@ impl Driver {
         match self {
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(c) => {
-                // What is prepared stays in sqlx's cache of this connection, where a later session finds it: no map of connections
-                // is needed.
                 let before = c.cached_statements_size();
                 let sql = "DO /* tower-sea-orm */ 0".into_sql_str();
                 if let Err(error) = (&mut **c).prepare(sql).await.map_err(query_error) {
@@ -273,8 +271,8 @@ impl Driver {
     ) -> Result<Result<Option<String>, DbErr>, DbErr> {
         dispatch!(self, DB, c => {
             let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {behind}")));
-            // Each statement has its answer, and the server does not run what comes behind one that has failed: an error
-            // in the first answer is COMMIT's, any later one is not.
+            // Each statement has its answer, and the server does not run what comes behind one that has failed: an
+            // error in the first answer is COMMIT's, any later one is not.
             match answers.next().await {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(query_error(error)),
@@ -307,7 +305,7 @@ impl Driver {
 
     /// Gives the connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_pool(&mut self) {
-        // What sqlx's own `Drop` spawns. The connection is in the returned future, so that dropping that closes it.
+        // The future that sqlx's own `Drop` would spawn: the connection is in it, and is closed if it is dropped.
         dispatch!(self, DB, c => c.return_to_pool().await, gone => ());
     }
 

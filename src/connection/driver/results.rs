@@ -54,8 +54,6 @@ pub(super) async fn read<DB: sqlx::Database>(
 /// does not (<https://github.com/launchbadge/sqlx/issues/2834>), and a time-out that wants the call to end would not be
 /// heard.
 pub(super) async fn breathe(steps: usize) {
-    // Without it, a time-out on the same thread was heard after 8 to 10 seconds of a large result
-    // (`an_unwanted_result_is_abandoned_within_the_release_timeout`).
     if steps.is_multiple_of(64) {
         tokio::task::yield_now().await;
     }

@@ -43,8 +43,8 @@ where
     if let Either::Left((finished, _)) = select(&mut call, abandoned).await {
         return (finished, Late::Nothing);
     }
-    // Not at once: most statements are over sooner than a cancel request could arrive, and one that comes late costs the
-    // connection another round trip.
+    // Not at once: most statements are over sooner than a cancel request could arrive, and one that comes late costs
+    // the connection another round trip.
     let (mut late, mut pause) = (Late::Nothing, GRACE);
     loop {
         if let Either::Left((finished, _)) = select(&mut call, Box::pin(sleep(pause))).await {

@@ -20,8 +20,8 @@ pub(super) struct MySqlSide {
 impl MySqlSide {
     pub(super) async fn open(options: &MySqlConnectOptions) -> Result<(Self, Peer), Fault> {
         let mut connection = options.connect().await?;
-        // A proxy answers the first by a number of its own, and passes the second on.
-        // Its own number would be a proxy's: what is killed by it is another client's (H29).
+        // A proxy answers the first by a number of its own, and passes the second on. A KILL by the proxy's number
+        // would hit another client's thread (H29).
         let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
         let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
         let route = if told.is_some() && told == own {
@@ -40,8 +40,8 @@ impl MySqlSide {
     /// Kills the queries of those that are still the same and at it, one by one: one that takes its time
     /// leaves only itself in doubt.
     pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
-        // Beforehand, because KILL QUERY takes a number alone. It is not of another connection in between: the server gives
-        // each number once.
+        // Looked for beforehand, because KILL QUERY takes nothing but a number. None becomes another connection's in
+        // between, since the server gives out each number once.
         let busy = self.find_busy(batch).await?;
         let mut ended = Ok(());
         for item in &mut batch.items {
@@ -118,7 +118,6 @@ impl MySqlSide {
         let rows = self.rows(sql).await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         let (asked, found): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-        // The number alone may be another client's by now.
         Ok((asked == *server).then(|| found.as_ref() == Some(client)))
     }
 
@@ -140,7 +139,7 @@ impl MySqlSide {
     /// while, whatever address they come from: behind a gateway, that of a statement may be another one. Times are in
     /// whole seconds here, so that each statement counts which is not in its first.
     pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
-        // Without the port.
+        // Without the port, which each connection has of its own.
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };

@@ -92,8 +92,7 @@ impl PostgresSide {
                 BackendId::MySql { .. } => None,
             })
             .collect();
-        // By number and start, since numbers are used again; not where it is idle, since a request that is late would
-        // hit what comes next there (H21).
+        // Not where it is idle, since a request that is late would hit what comes next there (H21).
         let sql = format!(
             "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a \
              JOIN (VALUES {}) AS v (pid, started) \

@@ -75,7 +75,6 @@ impl CancelQueue {
     /// Returns what is between the pool and the server; a proxy, as long as it is not known.
     pub(crate) fn route(&self) -> Peer {
         // Unknown counts as a proxy: a cancel request then goes out only where it can hit no stranger (H29).
-        // Shown by `behind_a_sharing_proxy_statements_are_stopped_in_transactions_only`.
         self.lock().route.unwrap_or(Peer::Proxy)
     }
 
@@ -109,7 +108,6 @@ impl CancelQueue {
     /// Has the server end the process of a lost connection, which keeps the locks of its transaction until then. A proxy's
     /// process may serve another client by now.
     pub(in crate::pool) fn end(self: &Arc<Self>, orphan: BackendId, runtime: &Handle) {
-        // Behind a proxy, the process may serve another client by now (H29).
         if self.route() == Peer::Server {
             drop(self.ask(Subject::Orphan(orphan), runtime));
         }
@@ -145,7 +143,7 @@ impl CancelQueue {
     /// Finds out, once, what is between the pool and the server.
     pub(in crate::pool) async fn explore(self: &Arc<Self>, runtime: &Handle) {
         let is_known = self.lock().route.is_some();
-        // In default mode nothing depends on it, and a pool that is never stuck opens no connection beside.
+        // Without `cancel_running` nothing depends on it, and a pool that is never stuck opens no connection beside.
         if !self.cancels || !self.driver.has_server() || is_known || self.has_failed() {
             return;
         }

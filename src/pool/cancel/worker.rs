@@ -83,13 +83,13 @@ impl CancelWorker {
                 // Each time by a new connection, which shows whether the name leads to several servers.
                 self.close().await;
             }
-            // Twice: the server may have closed the connection since its last use.
             for _ in 0..2 {
                 self.send(queue, &mut Batch::default()).await;
                 let Some(connection) = &mut self.connection else {
                     break;
                 };
-                // A statement that a proxy keeps waiting is not the server's work yet, and its process may serve another client.
+                // A statement that a proxy keeps waiting is not the server's work yet, and its process may serve
+                // another client.
                 let is_known = matches!(subject, Subject::One(_)) || queue.route() == Peer::Server;
                 let answer = if is_known {
                     connection.ask(&subject).await
@@ -159,7 +159,7 @@ impl Work for CancelWorker {
             select(pin!(background.rung()), rest).await,
             Either::Right(_)
         );
-        // Asked in the moment before it closes: it is ready for that.
+        // A request may have come at the last moment, and the connection is still open for it.
         if has_rested && !self.is_pending() {
             self.close().await;
             return false;

@@ -21,13 +21,12 @@ impl DriverPool {
     /// where the driver's pool is told not to.
     pub(in crate::pool) async fn acquire(&self) -> Result<Driver, DbErr> {
         if self.has_server() && self.pings_idle() && self.num_idle() > 0 {
-            // Dropped in its ping, sqlx closes the connection: here that is wanted.
-            // Shown by `forgotten_idle_connections_cost_two_seconds_and_no_request`: three of them
-            // cost the first request 90 s.
+            // Dropped in its ping, sqlx closes the connection: here that is wanted. Without a bound, each forgotten one
+            // costs a request the driver's whole time-out
+            // (`forgotten_idle_connections_cost_two_seconds_and_no_request`).
             match timeout(SILENCE, self.driver_acquire()).await {
                 Ok(acquired) => return acquired,
-                // sqlx would find the others dead one by one, and take its whole time-out for each (H31,
-                // <https://github.com/launchbadge/sqlx/pull/4146>).
+                // sqlx would find the others dead one by one, and take as long for each (H31).
                 Err(_) => self.weed().await,
             }
         }
@@ -119,7 +118,7 @@ async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
 /// A Galera node without quorum takes log-ins and answers `SELECT 1`, and refuses what is about a table.
 #[cfg(feature = "sqlx-mysql")]
 async fn is_ready(connection: &mut sqlx::MySqlConnection) -> Result<bool, sqlx::Error> {
-    // MariaDB without Galera is never ready, either, by the second answer.
+    // By `wsrep_ready` alone, MariaDB without Galera would never be ready.
     let wsrep_on = shown(connection, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
     if wsrep_on.is_none_or(|on| on != "ON") {
         return Ok(true);

@@ -64,10 +64,9 @@ impl DriverPool {
                     .get_filename()
                     .to_string_lossy()
                     .into_owned();
-                // Such a database lives in its connection, which must not be closed while it is in use.
-                // sqlx gives an in-memory database a name of this form.
-                // sqlx closes connections for many reasons
-                // (<https://github.com/launchbadge/sqlx/issues/1869>).
+                // Such a database lives in its connection, which sqlx closes for many reasons
+                // (<https://github.com/launchbadge/sqlx/issues/1869>), and which must not be closed while it is in use.
+                // The first is the name that sqlx gives to one without a name.
                 let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
                     .iter()
                     .any(|mark| name.contains(mark));
@@ -79,8 +78,7 @@ impl DriverPool {
             DatabaseConnectionType::ProxyDatabaseConnection(_) => {
                 Ok(Self::Direct(database.clone()))
             }
-            // SeaORM panics when it is asked for the backend: https://github.com/SeaQL/sea-orm/issues/2483
-            // Shown by `misuse_panics_in_the_callers_line_or_is_an_error`.
+            // SeaORM panics when it is asked for the backend (<https://github.com/SeaQL/sea-orm/issues/2483>).
             DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
             // SeaORM may be built with drivers that this crate is not.
             #[allow(unreachable_patterns)]
@@ -157,7 +155,7 @@ impl DriverPool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(pool) => {
-                // The rest does not matter, and might make no URL.
+                // Only the parameters matter, and the pool's own user and host might make no URL.
                 let options = pool.connect_options().as_ref().clone();
                 statement_cache_capacity(&options.username("user").host("localhost")) == Some(0)
             }

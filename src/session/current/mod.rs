@@ -104,8 +104,8 @@ pub struct CurrentSession<Tag = DefaultDatabase> {
     tag: PhantomData<fn() -> Tag>,
 }
 
-// Beside `tagged`, because the default of a type parameter does not guide inference: `CurrentSession::tagged(…)` would ask
-// for the tag.
+// Beside `tagged`, because the default of a type parameter does not guide inference: `CurrentSession::tagged(…)` would
+// ask for the tag.
 impl CurrentSession {
     /// Creates one for the sessions of a layer over `pool`. Give both the same [`SessionPool`].
     ///

@@ -22,8 +22,8 @@ use crate::{
 /// Runs an operation in the current session, and returns its output of the kind that belongs to it.
 macro_rules! run {
     ($self:ident, $operation:expr, $output:ident) => {{
-        // With each call, at its first poll: a future may be made in one request and polled in
-        // another (`each_poll_finds_its_own_requests_session`).
+        // With each call, at its first poll: a future may be made in one request and polled elsewhere
+        // (`a_future_made_in_a_request_and_polled_elsewhere_has_no_session`).
         let found = $self.find().await?;
         match run(found.handle(), $operation).await? {
             Output::$output(output) => Ok(output),

@@ -68,7 +68,6 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     admit(core, Caller::Session)?;
     let (mode, set_up) = {
         let state = core.lock();
-        // Another statement has begun it while this one waited for its turn.
         if let Some(own) = &state.through.own {
             return Ok(Some(own.clone()));
         }
@@ -177,9 +176,7 @@ pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> 
     let limit = core.pool().settings().commit_timeout;
     let committed = match timeout(limit, send_end(core, own, true, 1)).await {
         Ok(ended) => ended.map_err(Error::of_commit),
-        // It may have taken effect all the same.
-        // SeaORM's own COMMIT is dropped with the time-out, and its outcome is known to nothing any
-        // more (H17).
+        // SeaORM's own COMMIT is dropped with the time-out, and may take effect all the same (H17).
         Err(_) => Err(Kind::OutcomeUnknown.into()),
     };
     core.lock().stack.own_committed(committed.clone());
@@ -253,7 +250,7 @@ pub(super) fn check_open(core: &Core) -> Result<(), DbErr> {
 pub(super) fn heed<T>(core: &Core, result: Result<T, DbErr>) -> Result<T, DbErr> {
     let Err(error) = &result else { return result };
     let is_postgres = core.pool().backend() == DbBackend::Postgres;
-    // A mock's errors have no codes. On PostgreSQL none are needed.
+    // A mock's errors have no codes; on PostgreSQL, any error aborts the transaction.
     let is_mocked = is_postgres && core.pool().database().is_mock_connection();
     if server::aborts(core.pool().backend(), error) || is_mocked && Error::of(error).is_none() {
         let mut state = core.lock();

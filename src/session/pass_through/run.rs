@@ -70,7 +70,6 @@ pub(in crate::session) fn release(core: &Core) -> Result<(), DbErr> {
     if state.stack.depth() > 0 {
         return Err(Kind::TransactionOpen.into_db_err());
     }
-    // As a connection that is acquired anew.
     state.fresh = true;
     Ok(())
 }
