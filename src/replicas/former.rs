@@ -57,7 +57,8 @@ impl Replicas {
         let pool = self.primary().inner();
         let last = last_promotion(&answers);
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        // A server that does not answer takes nothing back, and neither do those that have not told of one.
+        // A server that does not answer takes nothing back. Nor do servers that have told of no promotion:
+        // another `Replicas` over this pool may have noted one.
         let takes_back = checks.has_told && answers.iter().all(Option::is_some);
         if last.is_some() || takes_back {
             checks.has_told = last.is_some();
