@@ -132,8 +132,8 @@ impl Policy {
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
-            // HTTP/1 clients get trailers only if they ask for them
-            // (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>): no outcome may be left to
+            // hyper sends trailers to an HTTP/1 client only if its `TE` asks for them
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-10.1.4>): no outcome may be left to
             // these.
             has_trailers: parts.version >= Version::HTTP_2,
         };

@@ -128,7 +128,6 @@ where
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
-    // The layer's own parts: a handler's test sees the answers that its clients would.
     let responder = Responder::<DefaultDatabase, _>::new::<B>(
         DefaultResponseForError,
         &parts,
@@ -177,7 +176,6 @@ impl StatementLog {
     }
 }
 
-// At the pool, where each statement comes by, whichever session runs it.
 impl Observer for StatementLog {
     fn executed(&self, executed: &Executed<'_>) {
         // The session's own are no statements of the code under test.
