@@ -137,7 +137,7 @@ impl Policy {
             // these.
             has_trailers: parts.version >= Version::HTTP_2,
         };
-        // Cheap clones: a standard method is inline, and the path is counted.
+        // Cheap clones: a standard method is inline, and the path's bytes are shared.
         let label = Label {
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),

@@ -162,7 +162,7 @@ where
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool {
     pool: SessionPool,
-    // By an observer, which counts what was sent: a mock would count what was expected.
+    // An observer's: the real database below keeps no list of them for the test.
     statements: Arc<StatementLog>,
 }
 
