@@ -143,7 +143,6 @@ impl<Tag> Clone for SessionBodyLayer<Tag> {
     }
 }
 
-// By hand, because a derived one would ask the tag to be `Clone`.
 impl<S: Clone, Tag> Clone for SessionBodyService<S, Tag> {
     fn clone(&self) -> Self {
         Self {

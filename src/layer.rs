@@ -61,7 +61,6 @@ impl DbSessionLayer {
     /// If it is given a `DatabaseConnection` that is disconnected, or of a driver whose feature is not
     /// enabled in this crate; the message names the feature. [`try_new`](Self::try_new) returns this as an
     /// error.
-    // The panic names the line that builds the layer.
     #[track_caller]
     pub fn new(pool: impl Into<SessionPool>) -> Self {
         Self::tagged(pool)
@@ -495,7 +494,7 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     where
         F: Fn(&Parts) -> Option<SessionPool> + Send + Sync + 'static,
     {
-        // What it picks is checked at each request: the layer cannot know the pools beforehand.
+        // The pool is checked at each request: the layer cannot know the pools beforehand.
         self.policy().by = Some(Arc::new(pick));
         self
     }
@@ -629,8 +628,6 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// # }); }
     /// ```
     pub fn server_timing(mut self) -> Self {
-        // Off by default, since it tells every client what the database takes
-        // (<https://www.w3.org/TR/server-timing/#privacy-and-security>).
         self.policy().response.times = true;
         self
     }

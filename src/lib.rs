@@ -432,7 +432,7 @@ mod sql;
 // Only the observers name a database.
 mod target;
 mod telemetry;
-// Behind a feature: nothing of it belongs into a service.
+// Behind a feature: nothing of it belongs in a service.
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transaction;
@@ -529,5 +529,4 @@ pub mod guide {
 /// The README's examples are tests as well.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-// Its examples run as well: a quickstart that does not compile is worse than none.
 struct Readme;

@@ -172,8 +172,8 @@ impl Observed {
 
 impl Observer for MetricsObserver {
     fn attached(&self, pool: &WeakSessionPool) {
-        // Also the recorder's handles are made here: one that is installed later would never see
-        // them.
+        // The recorder's handles are made here as well: a recorder that is installed later would
+        // never see them.
         let Some(strong) = pool.upgrade() else { return };
         describe();
         let observed = Observed::new(pool, &Target::of(&strong), self.pool_name.clone());

@@ -142,7 +142,7 @@ impl OpenTelemetryObserver {
             ("server.address", &target.address),
             ("db.namespace", &target.namespace),
         ];
-        // What the options do not name is left out: an empty text would be a value.
+        // Left out if the options do not name it: an empty text would be a value.
         let texts = optional
             .into_iter()
             .filter_map(|(name, value)| Some(KeyValue::new(name, value.clone()?)));

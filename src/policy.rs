@@ -132,12 +132,12 @@ impl Policy {
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
             // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
-            // HTTP/1 clients get trailers only if they ask for them
-            // (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>): no outcome may be left to
+            // hyper sends trailers to an HTTP/1 client only if its `TE` asks for them
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-10.1.4>): no outcome may be left to
             // these.
             has_trailers: parts.version >= Version::HTTP_2,
         };
-        // Cheap clones: a standard method is inline, and the path is counted.
+        // Cheap clones: a standard method is inline, and the path's bytes are shared.
         let label = Label {
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),

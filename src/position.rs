@@ -139,7 +139,7 @@ impl Position {
     /// Returns a position that has both.
     pub(crate) fn and(self, other: Self) -> Self {
         match (self.0, other.0) {
-            // The later one: WAL is one line, with all that the earlier one had before it.
+            // The later one: it has all of the earlier one but for what a fail-over has lost.
             (Place::Log { .. }, Place::Log { .. }) => self.max(other),
             // Of two servers, neither has the other's for certain: one was the primary after the other.
             (Place::Gtid(one), Place::Gtid(two))

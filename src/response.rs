@@ -137,7 +137,7 @@ pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
     // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
     // Those that are said of the service itself: NOT_FOUND and its like are the caller's.
     let failures: [&[u8]; 5] = [b"2", b"4", b"13", b"14", b"15"];
-    // In the head only: trailers come when the transaction is settled.
+    // In the head only: the body and its trailers have not been read yet.
     let code = response
         .headers()
         .get(&GRPC_STATUS)

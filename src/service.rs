@@ -27,7 +27,7 @@ use crate::{
 /// connection before its own inner service is called. A layer over another database under the same tag
 /// responds with 500 and logs the tag, because its handlers would run on the wrong database.
 pub struct DbSessionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
-    // Cloned only where a request has to wait for its connection.
+    // A request clones it only where it has to wait for its connection.
     inner: S,
     pool: SessionPool,
     // Shared: servers clone the service for each connection, and some for each request.

@@ -76,7 +76,6 @@ static LINES: Throttle = Throttle::new();
 /// Logs why the crate responds with an error. The pool has logged a failed acquire and a connection that was
 /// taken away already.
 pub(crate) fn response_for(error: &Error, lines: &Throttle) {
-    // One line for each cause: under load these are the many, and the pool limits their rate (G15).
     if error.is_acquire() || error.is_hold_timeout() {
         return;
     }
@@ -85,7 +84,7 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         tracing::debug!(target: "tower_sea_orm", "{error}");
         return;
     }
-    // A 503 is for those who run the database, a 500 for those who wrote the service (G15).
+    // A 503 or 504 is for those who run the database, a 500 for those who wrote the service (G15).
     let is_warning = error.status() != StatusCode::INTERNAL_SERVER_ERROR;
     let most = match is_warning {
         true => WARNINGS,
@@ -135,8 +134,8 @@ const REMEMBERED: usize = 256;
 
 /// Logs, once for each text, a statement that has no effect where each statement commits by itself.
 pub(crate) fn needs_transaction(statement: &str) {
-    // For all pools, since the mistake is in the program. A `BTreeSet`, with which a static can
-    // begin.
+    // For all pools, since the mistake is in the program. A `BTreeSet`, because a static needs a
+    // `const` constructor.
     static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
     // A hash and not the text: what is kept may not grow with the statements, and no value stays in memory.
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);

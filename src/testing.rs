@@ -128,7 +128,6 @@ where
     B: Default,
 {
     let (parts, ()) = Request::new(()).into_parts();
-    // The layer's own parts: a handler's test sees the answers that its clients would.
     let responder = Responder::<DefaultDatabase, _>::new::<B>(
         DefaultResponseForError,
         &parts,
@@ -163,7 +162,7 @@ where
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool {
     pool: SessionPool,
-    // By an observer, which counts what was sent: a mock would count what was expected.
+    // An observer's: the real database below keeps no list of them for the test.
     statements: Arc<StatementLog>,
 }
 
@@ -177,7 +176,6 @@ impl StatementLog {
     }
 }
 
-// At the pool, where each statement comes by, whichever session runs it.
 impl Observer for StatementLog {
     fn executed(&self, executed: &Executed<'_>) {
         // The session's own are no statements of the code under test.

@@ -67,7 +67,7 @@ impl fmt::Display for BodyError {
 impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            // The cause, since this error is all that hyper logs of it.
+            // For the log of the server that polls the body, which gets nothing but this error.
             Self::NotCommitted(source) => Some(&**source),
             Self::CutOff(source) => Some(source),
             Self::TooLong | Self::TooShort => None,

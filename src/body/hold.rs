@@ -99,7 +99,7 @@ pub(super) enum Seen {
 impl Seen {
     pub(super) fn of<T, E>(item: &Option<Result<T, E>>, is_complete: bool) -> Self {
         match item {
-            // Before the next: an error at the declared length is no end, and must not commit.
+            // Before the arm below: an error at the declared length is no end, and must not commit.
             Some(Err(_)) => Self::Error,
             _ if is_complete => Self::End,
             _ => Self::More,
@@ -208,8 +208,8 @@ impl WeakHold {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HoldState> {
-        // Poisoned by no code of ours, and by no user's either, which never runs under it: a panic
-        // here would be one in `Drop` (G11).
+        // Whatever has poisoned it, a waker's `clone` for example: a panic here would be one in
+        // `Drop` (G11).
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

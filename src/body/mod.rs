@@ -189,7 +189,7 @@ where
                     .as_ref()
                     .map_or_else(SizeHint::default, Body::size_hint);
                 if !is_open(guard) {
-                    // An exact one stays exact: hyper makes `Content-Length` of it.
+                    // An exact one stays exact, zero as well: hyper makes `Content-Length` of it.
                     return hint;
                 }
                 hint

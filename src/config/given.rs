@@ -8,7 +8,7 @@ use super::{
 };
 
 /// SQLAlchemy's default of `pool_size`, if only `max_overflow` is given.
-// (<https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine.params.pool_size>)
+// See <https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine.params.pool_size>.
 const POOL_SIZE: u32 = 5;
 /// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
 const MAX_OVERFLOW: u32 = 10;
@@ -87,7 +87,7 @@ impl<'p> Given<'p> {
         // As SQLAlchemy fills in the one that is missing.
         let size = *settings.min_connections.get_or_insert(POOL_SIZE);
         let refused = |why: &str| ConfigError::new(self.key(&["max_overflow", "pool_size"]), why);
-        // Both are the user's: one of them may be meant as "no limit".
+        // Refused, and not cut off at the largest number: one of them may be meant as "no limit".
         let Some(sum) = size.checked_add(overflow) else {
             return Err(refused("too many connections together with `pool_size`"));
         };

@@ -172,7 +172,7 @@ impl PoolConfig {
     /// no URL.
     pub fn from_env() -> Result<Self, ConfigError> {
         // A key that is not UTF-8 is no name of ours.
-        // Not `vars`, which panics at the first variable that is not UTF-8, whosever it is
+        // Not `vars`, which panics at the first variable that is not UTF-8, even another program's
         // (<https://doc.rust-lang.org/std/env/fn.vars.html>).
         let vars = vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value)));
         Self::from_given(&Given::of_variables(PREFIX, URL, vars)?)

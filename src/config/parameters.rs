@@ -114,7 +114,7 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
     let known = all.clone().flat_map(|names| names.split(' '));
     let is_alike = |known: &&str| plain(known) == plain(name);
     let there_are = || format!("the known ones are {}", listed(all.clone().map(first)));
-    // From the surest to the vaguest: a name of ours in other letters, one of another driver, a
+    // From the surest to the vaguest: a known name in other letters, one of another driver, a
     // setting beside the URL, a typing mistake.
     let advice = if let Some(name) = known.clone().find(is_alike) {
         format!("write `{name}=…`")

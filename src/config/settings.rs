@@ -158,7 +158,7 @@ pub(super) fn is_part_of_a_url(name: &str) -> bool {
 /// <https://kubernetes.io/docs/concepts/containers/container-environment/#cluster-information>,
 /// <https://docs.docker.com/engine/network/links/#environment-variables>.
 fn is_injected(name: &str) -> bool {
-    // Such as `DB_PORT=tcp://10.0.0.11:5432`, which nobody has written.
+    // Such as `DB_PORT=tcp://10.0.0.11:5432`, which no person has written.
     let is_numbered = |(_, port): (&str, &str)| port.starts_with(|c: char| c.is_ascii_digit());
     name.starts_with("env_")
         || name.contains("_env_")

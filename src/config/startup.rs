@@ -21,7 +21,7 @@ const TARGET: &str = "tower_sea_orm::pool";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-// At most so much later than the server is its service ready.
+// A longer one would keep a service from a server that is up.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Tries to connect until the server accepts a connection, or `startup` is over.
@@ -54,8 +54,7 @@ pub(super) async fn wait_for_server(
         }
         // Once, since each attempt would repeat it.
         if pause == FIRST_PAUSE {
-            // INFO: a service that starts together with its database is nothing to wake anybody
-            // for.
+            // INFO, not WARN: a service often starts together with its database.
             tracing::info!(target: TARGET, %url, %error, "the database is not available yet; retrying");
         }
         // No longer than what is left: the last attempt comes at the end of it.

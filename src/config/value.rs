@@ -123,7 +123,7 @@ pub(super) fn reset_on_return(text: &str) -> Result<Reset, String> {
 fn one_of<T: Copy>(table: &[(&str, T)], text: &str) -> Option<T> {
     let is_word = |(words, _): &&(&str, T)| {
         let mut words = words.split(' ');
-        // In any case: YAML has `True`, and shells like capitals.
+        // In any case: YAML takes `True` and `TRUE` as well.
         words.any(|word| word.eq_ignore_ascii_case(text.trim()))
     };
     table.iter().find(is_word).map(|(_, meaning)| *meaning)

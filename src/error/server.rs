@@ -45,14 +45,14 @@ pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
         // Every error of the server, until a rollback to a savepoint from before.
         // An error of the driver's own has reached no server, and a lost connection is another case.
         DbBackend::Postgres => is_answer(error),
-        // The whole transaction is gone, and what follows would autocommit.
-        // (<https://dev.mysql.com/doc/refman/8.4/en/innodb-error-handling.html>) After a lock's
+        // The whole transaction is gone, and what follows would autocommit
+        // (<https://dev.mysql.com/doc/refman/8.4/en/innodb-error-handling.html>). After a lock's
         // time-out it depends on `innodb_rollback_on_timeout`: there the server is asked.
         DbBackend::MySql => matches!(
             Trouble::of(error),
             Some(Trouble::Serialization | Trouble::Deadlock | Trouble::TransactionEnded)
         ),
-        // (<https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>)
+        // See <https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>.
         _ => Trouble::of(error) == Some(Trouble::TransactionEnded),
     }
 }
@@ -75,8 +75,8 @@ pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
 }
 
 /// The SQLSTATE by which a check on MariaDB says no.
-// Class 45 is left to users (<https://mariadb.com/kb/en/signal/>): no error of the server's own is
-// taken for it.
+// MariaDB recommends 45000 for errors of one's own (<https://mariadb.com/kb/en/signal/>). With
+// another ending, neither the server's nor a trigger's error is taken for it.
 pub(crate) const FAILED_CHECK: &str = "45TSO";
 
 /// Returns whether a check of this crate has said no: on PostgreSQL, by a division by zero.
@@ -118,8 +118,8 @@ pub(crate) fn has_not_run(error: &DbErr) -> bool {
         let error = error
             .as_database_error()
             .and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
-        // PostgreSQL names the function around a statement there.
-        // (<https://www.postgresql.org/docs/current/protocol-error-fields.html>) With one, the
+        // PostgreSQL names the function around a statement there
+        // (<https://www.postgresql.org/docs/current/protocol-error-fields.html>). With one, the
         // statement has begun to run, and must not run again.
         return error.is_some_and(|error| error.r#where().is_none());
     }

@@ -46,8 +46,7 @@ pub(super) enum State<S, ReqBody, F, R, E, Tag> {
         guard: SessionGuard,
     },
     /// The response was returned.
-    // What is polled again from here on panics, as any future may: a second response would be
-    // untrue.
+    // A poll from here on panics, as any future's may: a second response would be untrue.
     Done,
 }
 

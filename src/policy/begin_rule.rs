@@ -48,7 +48,6 @@ impl BeginRule {
         if let Err(kind) = check_name(&name) {
             panic!("{}: {name:?}", Error::from(kind));
         }
-        // The value is a function's: a tenant, for example, is another one for each request.
         self.parameters.push((name, value));
     }
 
@@ -70,7 +69,6 @@ impl BeginRule {
         if self.application_name.is_some() {
             settings.name("");
         }
-        // At the layer, since the first request would be too late to find it out.
         if let Err(kind) = settings.check(backend) {
             panic!("{}", Error::from(kind));
         }

@@ -18,8 +18,8 @@ impl Policy {
         if self.by.is_some() {
             return Err(Kind::ReplicasAndBy);
         }
-        // What the checks find out is noted in the primary's pool: another one would go on to serve
-        // a former primary (G18).
+        // The checks note a fail-over in the primary's pool: another one would go on to serve a
+        // former primary (G18).
         if !own.driver().is_same(replicas.primary().inner().driver()) {
             return Err(Kind::NotThePrimary);
         }

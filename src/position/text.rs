@@ -20,7 +20,7 @@ pub(crate) struct Lsn(pub(crate) u64);
 
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // (<https://www.postgresql.org/docs/current/datatype-pg-lsn.html>)
+        // See <https://www.postgresql.org/docs/current/datatype-pg-lsn.html>.
         write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
     }
 }

@@ -39,8 +39,8 @@ impl Replicas {
             let is_fresh = checks
                 .began
                 .is_some_and(|began| began.elapsed() < self.check_every);
-            // Not a second one beside a check that takes long: it would only add to what the server
-            // is slow from.
+            // Not a second one beside a check that takes long: it would only add to the load of a
+            // server that is slow.
             if is_fresh || checks.is_running {
                 return;
             }
@@ -77,7 +77,7 @@ impl Replicas {
             // For COMMIT, which is alone in its text on such a node (H36).
             self.primary().inner().cluster.note_galera(is_galera);
         }
-        // What one from before a fail-over has says nothing about what a replica misses.
+        // A server from before a fail-over does not know what a replica misses.
         let primary = self.primary.answer().filter(|_| former.is_none());
         let primary = self.note_primary(began, primary);
         for node in &self.nodes {
@@ -94,7 +94,7 @@ impl Replicas {
     /// Tells of a primary that is one from before a fail-over.
     fn tell_of(&self, former: Option<Former>) {
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Once for each time, or there would be a line each second until somebody mends it.
+        // Once for each time, or there would be a line each second until it is mended.
         let is_news = former.is_some() && !checks.is_former_told;
         checks.is_former_told = former.is_some();
         drop(checks);

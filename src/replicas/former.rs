@@ -67,7 +67,7 @@ impl Replicas {
                 checks.followers.extend(followers);
                 cluster.note_promotion(Some(last));
             }
-            // Not by servers that have not told of it: another `Replicas` has.
+            // Not by servers that have told of no promotion: another `Replicas` over this pool may have noted one.
             (None, Some(promotion)) if !checks.followers.is_empty() => {
                 if is_taken_back(&promotion, &checks.followers, &answers) {
                     checks.followers.clear();

@@ -94,7 +94,7 @@ impl Node {
     pub(super) fn note(&self, began: Instant, answer: Result<Answer, String>) {
         let mut seen = self.seen();
         seen.checked = Some(began);
-        // The check has just been answered. A session that still fails will say so.
+        // It is older than the check. A session that still fails will say so.
         seen.failure = None;
         if let (Some((missed, _)), Ok(answer)) = (seen.behind, &answer)
             && answer.reached.holds(missed) == Holds::Yes

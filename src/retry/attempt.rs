@@ -75,7 +75,6 @@ impl Tries {
     pub(super) fn new(policy: &RetryPolicy, left: Option<Duration>) -> Self {
         // Each request adds to what may be retried, once.
         policy.budget.deposit();
-        // A client that has gone is not retried for: what its `grpc-timeout` leaves counts as well.
         let patience = policy.total_timeout;
         Self {
             attempt: Attempt::FIRST,
@@ -123,15 +122,15 @@ impl Tries {
         if self.attempt.number() >= self.policy.attempts {
             return Err("the last attempt");
         }
-        // Behind the number of attempts, since the body is given to the next one by it.
+        // After the number of attempts: to ask passes the body on to the next one.
         if !may_repeat() {
             return Err("the body is too long, or is still in use");
         }
         // Before the budget is asked: a wait that is too long must not cost others a retry.
         let wait = self.next_backoff().ok_or("no back-off")?;
         if wait
-            // At the end of the wait, and not now: an attempt that begins too late is work for
-            // nobody.
+            // At the end of the wait, and not now: no client waits for an attempt that begins too
+            // late.
             .deadline()
             .into_std()
             .saturating_duration_since(self.since)
@@ -139,7 +138,6 @@ impl Tries {
         {
             return Err("no time left");
         }
-        // Last, because it takes from what others need.
         if !self.policy.budget.withdraw() {
             return Err("the budget is spent");
         }
@@ -151,7 +149,7 @@ impl Tries {
             // A source of random numbers for each: a clone of one would have all requests wait for the same times.
             let random = HasherRng::new();
             let (min, max) = (self.policy.min, self.policy.max);
-            // All of the wait once more at random: two requests that have met would meet again.
+            // Up to as much again at random: two requests that have met would meet again.
             let mut maker = ExponentialBackoffMaker::new(min, max, 1.0, random).ok()?;
             self.backoff = Some(maker.make_backoff());
         }

@@ -84,7 +84,7 @@ impl<B: Body> Body for ReplayBody<B>
 where
     B::Error: Into<BoxError>,
 {
-    // Whatever the original's is: what was recorded and what is new have to be of one type.
+    // Not the original's type: recorded and new bytes have to be of one.
     type Data = Bytes;
     // The original's, or this body's own.
     type Error = BoxError;
@@ -142,7 +142,7 @@ impl<B: Body> Reading<B> {
     {
         let recorded = self.recording.after(self.position);
         if !recorded.is_empty() {
-            // A copy: the recording has to last for one more attempt.
+            // A copy: a later attempt may need the recording as well.
             let data = Bytes::copy_from_slice(recorded);
             self.position += data.len();
             return Poll::Ready(Some(Ok(Frame::data(data))));

@@ -6,7 +6,7 @@ use tower::retry::budget::TpsBudget;
 
 /// How long a retry counts against the budget.
 // This, the reserve and the ratio in `new` are tower's defaults
-// (<https://docs.rs/tower/latest/tower/retry/budget/struct.TpsBudget.html>).
+// (<https://docs.rs/tower/latest/src/tower/retry/budget/tps_budget.rs.html>).
 const BUDGET_TTL: Duration = Duration::from_secs(10);
 
 /// The retries a second that are allowed however few requests there are.

@@ -79,8 +79,6 @@ impl<B: Body> Recording<B> {
                 recorded = data.len();
             }
         } else if let Some(trailers) = frame.trailers_ref() {
-            // Also of a body that is too long: they cost nothing, and are used only if all of it
-            // was kept.
             self.trailers = Some(trailers.clone());
         }
         (frame, recorded)

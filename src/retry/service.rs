@@ -68,7 +68,6 @@ where
     type Error = S::Error;
     type Future = RetryFuture<S, ReqBody, ResBody>;
 
-    // The service that is ready serves the first attempt: `call` moves it, and does not clone it.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
@@ -134,7 +133,6 @@ impl<ReqBody: Body, ResBody, E> Policy<Request<ReplayBody<ReqBody>>, Response<Re
             // A layer in between may have made the best of it, and an error of the inner service says nothing of this.
             tally.is_undone() && result.as_ref().is_ok_and(is_failure)
         });
-        // The body is asked last: passing it on takes it from the attempt that has failed.
         let wait = failure.and_then(|error| tries.next(&error, || next.body_mut().rewind()));
         if wait.is_some() {
             let (attempt, tally) = (tries.attempt, Tally::new(tries.since));

@@ -53,9 +53,10 @@ const LANGUAGE: [&str; 41] = [
 
 /// Functions of the servers that only compute.
 // No `nextval` and no advisory lock: those change something in a statement that reads by its keywords.
-// PostgreSQL looks for a function in `pg_catalog` before the search path
-// (<https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-CATALOG>), so that a name
-// without a schema is the server's own.
+// PostgreSQL looks for a function in `pg_catalog` before the search path, unless that names it later
+// (<https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-CATALOG>). A user's overload
+// for other types counts as much as the server's own
+// (<https://www.postgresql.org/docs/current/typeconv-func.html>), and is not told from it here.
 const FUNCTIONS: [&str; 53] = [
     "abs",
     "array_agg",
@@ -120,7 +121,7 @@ pub(crate) fn calls_nothing_unknown(backend: DbBackend, sql: &str) -> bool {
     let (mut before, mut last) = (Token::Symbol(b';'), Token::Symbol(b';'));
     for token in Lexer::new(backend, sql) {
         let may_call = token == Token::Symbol(b'(') && !matches!(last, Token::Symbol(_));
-        // A name in quotes is none of these words, whatever it says: `"count"(…)` may be anybody's.
+        // Not a name in quotes: on PostgreSQL, `"Count"(…)` is another function than `count(…)`.
         let is_known = last.is_one_of(&LANGUAGE) || last.is_one_of(&FUNCTIONS);
         // With a schema before it, the name may be anything's.
         if may_call && (!is_known || is_dot(before)) {

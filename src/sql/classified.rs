@@ -53,7 +53,7 @@ impl Classified {
 
 /// A statement that a later one of the same connection may ask about, from the one that all are to the rarest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-// In the order that `max` needs: the rarest statement of a text is the one that can be asked about.
+// The order counts, for `max`.
 pub(crate) enum Earlier {
     None,
     /// Any: about its warnings, or the rows that it found or changed.

@@ -132,8 +132,6 @@ impl<'a> EarlierReader<'a> {
                 } else {
                     self.word(token, rest)
                 };
-                // What the text has done itself answers the question, wherever the connection was
-                // before.
                 if asks > self.own {
                     self.asks = self.asks.max(asks);
                 }

@@ -128,9 +128,9 @@ impl KnownTexts {
             .zip(KINDS)
             .find_map(|(bits, kind)| (kind == text).then_some(bits))
         {
-            // Of two threads that come here at once, each stores a right answer.
             place.store(hash & HASH | kind, Relaxed);
-            // Two texts that share a place count once: the warning may be late, but is never wrong.
+            // Two texts that share a place count once, and one that two threads read at once may count
+            // twice: the warning need not come at the exact number.
             if known == 0 {
                 self.note_new();
             }

@@ -63,8 +63,8 @@ impl<'a> LockReader<'a> {
             // `(SELECT ...) UNION ...` is a query as well.
             (Place::Start, Token::Symbol(b'(')) => Place::Start,
             (Place::Start, first) => self.first(first, rest),
-            // Several statements in one text are one transaction to PostgreSQL.
-            // (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT>)
+            // Several statements in one text are one transaction to PostgreSQL
+            // (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT>).
             // On MySQL, each commits by itself.
             (Place::Ended, _) if self.backend == Postgres => Place::Works,
             (_, Token::Symbol(b';')) => Place::Ended,

@@ -103,7 +103,7 @@ impl Glance {
                 // `U&"…"` may spell any name in escapes
                 // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>).
                 b'&' => self.may_change |= backend == Postgres && behind() == b'"',
-                // A user variable, which stays with the connection, or a question as
+                // A user variable, which stays with the connection, or a question such as
                 // `@@warning_count`.
                 b'@' => self.may_change |= backend == MySql,
                 b':' => self.may_change |= backend == MySql && behind() == b'=',
@@ -117,7 +117,7 @@ impl Glance {
                 b'$' => self.is_unclear |= !behind().is_ascii_digit(),
                 _ => {}
             }
-            // Behind a digit or a letter beyond ASCII, too, where no word begins: too careful is
+            // Also behind a digit or a letter beyond ASCII, where no word begins: looking for one is
             // safe.
             in_word = false;
         }

@@ -20,8 +20,7 @@ pub(super) fn meaning<Meaning: Copy>(
     word: &str,
     rest: Lexer<'_>,
 ) -> Option<Meaning> {
-    // The first that fits, so that a table has the special case before the general one: `ROLLBACK
-    // TO` before ROLLBACK.
+    // So a table has the special case before the general one: `ROLLBACK TO` before ROLLBACK.
     let fits = |(first, behind, _): &&Rule<Meaning>| is_one_of(word, first) && behind.fits(rest);
     rules.iter().find(fits).map(|(.., meaning)| *meaning)
 }

@@ -177,7 +177,7 @@ pub(crate) fn statement_span(
     if !statements_are_traced() {
         return OwnSpan::none();
     }
-    // Without values, whoever may read traces (G15).
+    // Without values: traces have other readers than the database has (G15).
     let text = &*statement.without_values(backend);
     // The first word alone: a span's name must not be different for each text.
     let summary = text.split_whitespace().next().unwrap_or_default();

@@ -58,7 +58,7 @@ impl Window {
         if self.since.is_none_or(|since| since.elapsed() >= SECOND) {
             (self.since, self.lines) = (Some(Instant::now()), 0);
         }
-        // `u32::MAX` lets all pass: nobody writes so many in a second.
+        // `u32::MAX` lets all pass: no process writes so many in a second.
         if self.lines == most {
             // Counted: a log that says nothing of the rest makes a storm look like one failure.
             self.suppressed += 1;

@@ -53,7 +53,7 @@ pub struct TransactionLayer<Tag = DefaultDatabase, Respond = DefaultResponseForE
 /// The settings that are applied to a request's session.
 #[derive(Clone)]
 pub(super) struct RoutePolicy {
-    // The same for all requests of a route: what differs by request belongs to the session's layer.
+    // Fixed for the route: a mode by request, as by `transaction_if`, is for the session's layer.
     pub(super) mode: Mode,
     // Shared, since each request's session gets it.
     pub(super) commit_when: Option<CommitWhen>,
@@ -224,7 +224,6 @@ impl<S, Tag, Respond: Clone> Layer<S> for TransactionLayer<Tag, Respond> {
     type Service = TransactionService<S, Tag, Respond>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        // A copy: a router calls `layer` for each route, and the layer stays usable.
         TransactionService::new(inner, self.clone())
     }
 }

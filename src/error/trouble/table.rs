@@ -242,8 +242,8 @@ pub(super) const TABLE: &[Row] = &[
         trouble: StalePlan,
         // *cached plan must not change result type*; sqlx's statement was deallocated; a type was made anew.
         postgres: These(&[
-            // 0A000 is any feature that there is not, and this message is translated
-            // (<https://github.com/launchbadge/sqlx/issues/1250>).
+            // 0A000 is any feature that PostgreSQL lacks, and `lc_messages` translates the message. The
+            // routine's name stays.
             ("0A000", From("RevalidateCachedQuery")),
             // A statement of a user's own PREPARE is gone because its text says so, or was never
             // there.

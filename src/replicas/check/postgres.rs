@@ -26,7 +26,7 @@ const CHECK: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
 
 pub(super) async fn connect(database: &DatabaseConnection) -> Result<PgConnection, String> {
     let options = database.get_postgres_connection_pool().connect_options();
-    // For whoever looks at `pg_stat_activity`: these connections belong to no pool.
+    // To be told in `pg_stat_activity` from the pools' connections.
     let options = Arc::unwrap_or_clone(options).application_name("tower-sea-orm replicas");
     let connected = options.disable_statement_logging().connect().await;
     connected.map_err(|error| error.to_string())

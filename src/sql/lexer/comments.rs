@@ -9,8 +9,8 @@ impl Lexer<'_> {
         match self.backend {
             // An operator on PostgreSQL, a placeholder's sign on SQLite.
             MySql if self.byte(0) == Some(b'#') => true,
-            // Without a space it is twice a minus.
-            // (<https://dev.mysql.com/doc/refman/8.4/en/ansi-diff-comments.html>)
+            // Without a space it is twice a minus
+            // (<https://dev.mysql.com/doc/refman/8.4/en/ansi-diff-comments.html>).
             MySql => self.starts_with("--") && self.byte(2).is_none_or(is_space),
             _ => self.starts_with("--"),
         }
@@ -28,8 +28,7 @@ impl Lexer<'_> {
     /// Returns whether the comment that begins here is executable.
     pub(super) fn comment(&mut self) -> bool {
         if self.backend == MySql {
-            // MySQL runs the first kind, MariaDB both.
-            // (<https://mariadb.com/kb/en/comment-syntax/>)
+            // MySQL runs the first kind, MariaDB both (<https://mariadb.com/kb/en/comment-syntax/>).
             let executable = ["/*!", "/*M!"]
                 .into_iter()
                 .find(|begin| self.starts_with(begin));
@@ -48,8 +47,7 @@ impl Lexer<'_> {
             self.nested_comment();
         // An end in a line comment or a string counts as well: the servers look for nothing else.
         } else if !self.skip_past("*/") {
-            // SQLite closes it at the text's end.
-            // (<https://sqlite.org/lang_comment.html>)
+            // SQLite closes it at the text's end (<https://sqlite.org/lang_comment.html>).
             self.doubtful |= self.backend != Sqlite;
         }
         // A server that skips the comment around this one might take this end for its own.

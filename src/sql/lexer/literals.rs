@@ -45,8 +45,8 @@ impl<'a> Lexer<'a> {
                 }
                 ahead.skip_line();
             }
-            // On the same line it is a new literal, and without the E its backslashes mean nothing.
-            // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS>)
+            // On the same line it is a new literal, and without the E its backslashes mean nothing
+            // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS>).
             if !newline || ahead.byte(0) != Some(b'\'') {
                 return;
             }

@@ -92,9 +92,8 @@ impl<'a> ChangeReader<'a> {
     fn statement(&mut self, word: &str, rest: Lexer<'a>) -> Change {
         let change = match self.backend {
             Postgres => Some(postgres::statement(word, rest)),
-            // They end with the statement (<https://mariadb.com/kb/en/set-statement/>).
             MySql => match behind_settings(word, rest) {
-                // MariaDB's settings for one statement.
+                // MariaDB's settings for one statement (<https://mariadb.com/kb/en/set-statement/>).
                 Some(proper) => {
                     self.read_ahead = proper.position();
                     None

@@ -18,14 +18,14 @@ const HARMLESS: [&str; 46] = [
 
 /// First words of statements that are sure to leave something behind.
 #[rustfmt::skip]
-// Any other word counts as such as well. These are named for seams, behind which only a word that
+// An unknown word counts as such as well. These are named for seams, behind which only a word that
 // can begin a statement is taken for one.
 const STATEFUL: [&str; 9] = [
     "set", "use", "prepare", "deallocate", "execute", "call", "handler", "get", "backup",
 ];
 
-// `FLUSH TABLES … WITH READ LOCK` holds its lock until UNLOCK TABLES.
-// (<https://dev.mysql.com/doc/refman/8.4/en/flush.html#flush-tables-with-read-lock-with-list>)
+// `FLUSH TABLES … WITH READ LOCK` holds its lock until UNLOCK TABLES
+// (<https://dev.mysql.com/doc/refman/8.4/en/lock-tables.html>).
 const LOCKING: [&str; 3] = ["lock", "unlock", "flush"];
 
 /// Returns whether the word begins a statement that leaves something behind.
@@ -59,8 +59,7 @@ pub(super) fn inside(
             if name.eq_ignore_ascii_case("get_lock") {
                 return Change::Locks;
             }
-            // The locking service of a plugin.
-            // Released by a function of their own only
+            // The locking service of a plugin, whose locks only its own function releases
             // (<https://dev.mysql.com/doc/refman/8.4/en/locking-service.html>).
             starts_with(name, "service_get_")
                 // DROP PREPARE, another name of DEALLOCATE PREPARE.

@@ -40,12 +40,12 @@ const STATEMENTS: &[Rule<Change>] = &[
 
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
     // An unknown one can be put back: the reset does all that DISCARD ALL does but for prepared
-    // statements (H7).
+    // statements and plans (H7).
     meaning(STATEMENTS, word, rest).unwrap_or(Change::Session)
 }
 
 /// Functions that change settings or run a text that may be any statement, and a view of which an UPDATE is a SET.
-// (<https://www.postgresql.org/docs/current/view-pg-settings.html>)
+// See <https://www.postgresql.org/docs/current/view-pg-settings.html>.
 const NAMES: [&str; 4] = ["set_config", "ts_stat", "ts_rewrite", "pg_settings"];
 
 /// Beginnings of names; the first one that fits counts.
@@ -55,7 +55,7 @@ const BEGINNINGS: [(&str, Change); 9] = [
     ("pg_try_advisory_xact_", Change::None),
     ("pg_advisory_", Change::Session),
     ("pg_try_advisory_", Change::Session),
-    // What is made in this schema is temporary without the word
+    // An object in this schema is temporary without the word
     // (<https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH>).
     ("pg_temp", Change::Session),
     // These run a text that may be any statement.

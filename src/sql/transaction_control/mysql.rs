@@ -94,7 +94,7 @@ impl<'a> MySqlReader<'a> {
 
     /// MySQL's option START TRANSACTION leaves a transaction open in which the table is to be filled.
     fn table(&mut self, after_start: bool, token: Token<'_>) -> Place<'a> {
-        // (<https://dev.mysql.com/doc/refman/8.4/en/create-table.html>)
+        // See <https://dev.mysql.com/doc/refman/8.4/en/create-table.html>.
         if after_start && token.is_word("transaction") {
             // Taken for a mere implicit commit, the transaction that it leaves open would hold what follows.
             self.found = Effect::Control(TransactionControl::Begin);

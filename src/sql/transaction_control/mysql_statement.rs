@@ -62,8 +62,8 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Effect {
         Some(effect) => effect,
         // A SET may assign to anything: it is harmless unless a variable says otherwise.
         None if word.eq_ignore_ascii_case("set") => assignments(rest),
-        // A CALL, or what a later server adds: let through, behind a guard that gives a COMMIT in
-        // it away (H15).
+        // A CALL, or what a later server adds: let through, behind a guard that notices a COMMIT in
+        // it (H15).
         None => Effect::Unknown,
     }
 }
@@ -138,7 +138,7 @@ impl<'a> Target<'a> {
     }
 
     fn is_of_transactions(&self) -> bool {
-        // With a scope, they are settings of the session
+        // With a scope, they are settings of the session or the server
         // (<https://dev.mysql.com/doc/refman/8.4/en/set-transaction.html#set-transaction-scope>).
         const NEXT_ONLY: [&str; 4] = [
             "transaction_isolation",
