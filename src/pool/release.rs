@@ -274,7 +274,7 @@ impl PoolInner {
 
     /// Replaces every connection before its next use. An in-memory database would die with its connection, a test would
     /// lose its transaction, and a mock has none.
-    pub(super) fn evict(self: &Arc<Self>) {
+    pub(crate) fn evict(self: &Arc<Self>) {
         if !self.is_in_memory() && !self.is_test() && !self.is_direct() {
             self.eviction.note();
             self.close_idle();

@@ -6,10 +6,10 @@ use std::{
     time::Instant,
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::runtime::Handle;
 
-use super::{Replicas, check::Answer, former::Former};
+use super::{Replicas, check::Answer, former::Former, node::Node};
 use crate::position::Reached;
 
 /// The checks of all servers.
@@ -57,17 +57,12 @@ impl Replicas {
         let _ended = Ended(self.checks.clone());
         // From before the questions: while an answer comes, it gets older.
         let began = Instant::now();
-        let servers = std::iter::once(&self.primary).chain(&self.nodes);
-        let asked = servers.map(|node| async move {
-            let answer = node
-                .monitor
-                .ask(node.pool.database(), self.acquire_timeout)
-                .await;
-            node.note(began, answer);
-        });
+        let ask = async |node: &Arc<Node>| node.note(began, node.ask(self.acquire_timeout).await);
         // All at once, so that a server that does not answer keeps nothing from the others'
         // answers.
-        join_all(asked).await;
+        let replicas = join_all(self.nodes.iter().map(ask));
+        let (primary, _) = join(self.ask_primary(), replicas).await;
+        self.primary.note(began, primary);
         // Before the replicas are judged: a primary from before a fail-over must serve nothing more
         // from here on.
         let former = self.former();
@@ -89,6 +84,22 @@ impl Replicas {
             }
             node.tell(self.max_lag, self.max_age());
         }
+    }
+
+    /// Asks the server that the primary's name leads to now, and has the pool's connections follow.
+    async fn ask_primary(&self) -> Result<Answer, String> {
+        let answer = self.primary.ask(self.acquire_timeout).await;
+        if !answer.as_ref().is_ok_and(|answer| !answer.takes_writes) {
+            return answer;
+        }
+        // MariaDB is demoted by a setting, which leaves the connections to it open: without a write, nothing would
+        // show a service that it reads on what is a replica now (G19).
+        self.primary.monitor.reconnect().await;
+        let anew = self.primary.ask(self.acquire_timeout).await;
+        if anew.as_ref().is_ok_and(|answer| answer.takes_writes) {
+            self.primary().inner().evict();
+        }
+        anew
     }
 
     /// Tells of a primary that is one from before a fail-over.

@@ -90,6 +90,11 @@ impl Node {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the server.
+    pub(super) async fn ask(&self, within: Duration) -> Result<Answer, String> {
+        self.monitor.ask(self.pool.database(), within).await
+    }
+
     /// Notes a check's answer.
     pub(super) fn note(&self, began: Instant, answer: Result<Answer, String>) {
         let mut seen = self.seen();

@@ -46,6 +46,11 @@ impl Monitor {
         *place = Some(connection);
         Ok(answer)
     }
+
+    /// Has the next question asked on a new connection, which goes to the server that the name leads to then.
+    pub(super) async fn reconnect(&self) {
+        *self.0.lock().await = None;
+    }
 }
 
 /// A connection to the server of a pool.

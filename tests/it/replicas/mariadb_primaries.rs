@@ -145,14 +145,21 @@ async fn g18_a_mariadb_primary_that_is_the_primary_again_serves() {
         run(to, PROMOTE).await;
         for replica in [from, &beside[1]] {
             follow_from_here(replica, to_port).await;
+            run(replica, "STOP SLAVE SQL_THREAD").await;
         }
         cluster.proxy.lead_to(to_port);
-        eventually("the new primary serves", async || {
-            let name = unique_name();
-            let written = send(&app, Request::post(format!("/write/{name}")), None).await;
-            written.status == StatusCode::OK
+        let name = unique_name();
+        run(to, &format!("INSERT INTO item (name) VALUES ('{name}')")).await;
+        let cookie = format!("db-position={}", text_of(to, WRITTEN).await);
+        // The service's user may write where `read_only` is on, so that a write must not come before this.
+        eventually("the service has left the old primary", async || {
+            let read = Request::get(format!("/count/{name}"));
+            send(&app, read, Some(&cookie)).await.text == "1 primary"
         })
         .await;
+        for replica in [from, &beside[1]] {
+            run(replica, "START SLAVE SQL_THREAD").await;
+        }
         catch_up(&beside[1], to).await;
         primary_serves(&app, &log).await;
     };
@@ -205,6 +212,37 @@ async fn g18_a_mariadb_promotion_that_is_reverted_refuses_nothing_while_its_serv
     })
     .await;
     catch_up(&beside[1], &primary).await;
+}
+
+/// The old primary is demoted by a setting, which closes no connection to it, and nothing here writes.
+#[tokio::test]
+async fn g19_a_service_that_only_reads_follows_a_mariadb_switch_over() {
+    let cluster = cluster().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let beside = [cluster.beside(0).await, cluster.beside(1).await];
+    let primary = Database::connect(cluster.test.url()).await.unwrap();
+    let read = async |cookie: Option<&str>| send(&app, Request::get("/count/after"), cookie).await;
+    // A connection to the primary, by a position that no replica has.
+    assert_eq!(read(Some("db-position=0-1-999999")).await.text, "0 primary");
+    run(&primary, "SET GLOBAL read_only = ON").await;
+    for replica in &beside {
+        catch_up(replica, &primary).await;
+        run(replica, "STOP SLAVE SQL_THREAD").await;
+    }
+    run(&beside[0], PROMOTE).await;
+    cluster.proxy.lead_to(cluster.replicas[0].0.port());
+    // By another service.
+    run(&beside[0], "INSERT INTO item (name) VALUES ('after')").await;
+    let cookie = format!("db-position={}", text_of(&beside[0], WRITTEN).await);
+    eventually("its client reads it", async || {
+        read(Some(&cookie)).await.text == "1 primary"
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(read(Some(&cookie)).await.text, "1 primary");
+    }
 }
 
 /// The same as [`follow`] for a server that may have been a primary.
