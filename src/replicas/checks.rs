@@ -23,6 +23,8 @@ pub(super) struct Checks {
     /// The replicas that have followed the last promotion on MariaDB, by the numbers of their servers; none if the servers have
     /// told of no promotion, or of the contrary since.
     pub(super) followers: BTreeSet<u32>,
+    /// The number of the server that the primary's name has led to last, on MariaDB.
+    primary_server: Option<u32>,
     /// What the primary had, then and before.
     primary: [Option<(Instant, Reached)>; 2],
 }
@@ -88,18 +90,25 @@ impl Replicas {
 
     /// Asks the server that the primary's name leads to now, and has the pool's connections follow.
     async fn ask_primary(&self) -> Result<Answer, String> {
-        let answer = self.primary.ask(self.acquire_timeout).await;
-        if !answer.as_ref().is_ok_and(|answer| !answer.takes_writes) {
-            return answer;
+        let mut answer = self.primary.ask(self.acquire_timeout).await;
+        if answer.as_ref().is_ok_and(|answer| !answer.takes_writes) {
+            // MariaDB is demoted by a setting, which leaves this connection open as well.
+            self.primary.monitor.reconnect().await;
+            answer = self.primary.ask(self.acquire_timeout).await;
         }
-        // MariaDB is demoted by a setting, which leaves the connections to it open: without a write, nothing would
-        // show a service that it reads on what is a replica now (G19).
-        self.primary.monitor.reconnect().await;
-        let anew = self.primary.ask(self.acquire_timeout).await;
-        if anew.as_ref().is_ok_and(|answer| answer.takes_writes) {
-            self.primary().inner().evict();
+        if let Ok(answer) = &answer
+            && let Some(history) = &answer.history
+        {
+            let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = checks.primary_server.replace(history.server);
+            drop(checks);
+            // By the server and not by its role: the connection that has seen the old one may have been lost. Without a
+            // write, nothing else would show a service that it reads on what is a replica now (G19).
+            if before.is_some_and(|before| before != history.server) {
+                self.primary().inner().evict();
+            }
         }
-        anew
+        answer
     }
 
     /// Tells of a primary that is one from before a fail-over.
