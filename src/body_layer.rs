@@ -18,12 +18,15 @@ use crate::{DbSession, DefaultDatabase, SessionBody};
 
 /// Keeps the session of every request until the end of its response's body, as
 /// [`DbSession::hold_until_body_end`] does for one. Put it inside a
-/// [`DbSessionLayer`](crate::DbSessionLayer), around a whole service or a single route;
-/// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end) adds it.
+/// [`DbSessionLayer`](crate::DbSessionLayer), around a whole service or a
+/// single route;
+/// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end)
+/// adds it.
 ///
 /// A request without a session is passed through unchanged.
 #[must_use = "a layer does nothing until it wraps a service"]
-// A function's result, so that the layer is `Send` and `Sync` whatever the tag is.
+// A function's result, so that the layer is `Send` and `Sync` whatever the tag
+// is.
 pub struct SessionBodyLayer<Tag = DefaultDatabase>(PhantomData<fn() -> Tag>);
 
 impl SessionBodyLayer {
@@ -34,7 +37,8 @@ impl SessionBodyLayer {
 }
 
 impl<Tag> SessionBodyLayer<Tag> {
-    /// Creates a layer for the sessions of a tag, for services with several databases.
+    /// Creates a layer for the sessions of a tag, for services with several
+    /// databases.
     pub fn tagged() -> Self {
         Self(PhantomData)
     }
@@ -90,9 +94,9 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        // Taken out here, because the inner service keeps the request.
-        // None is no error: without a session there is nothing to hold, and a route may stand
-        // outside the session's layer.
+        // Taken out here, because the inner service keeps the request. None is
+        // no error: without a session there is nothing to hold, and a route may
+        // stand outside the session's layer.
         let session = DbSession::tagged(request.extensions()).ok();
         SessionBodyFuture {
             future: self.inner.call(request),
@@ -119,11 +123,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // An error of the inner service has no body, and passes untouched (G14).
+        // An error of the inner service has no body, and passes untouched
+        // (G14).
         let response = ready!(this.future.poll(cx))?;
         Poll::Ready(Ok(response.map(|body| match this.session {
-            // Each of them: whether head or body decides is found further out, by the session's
-            // layer.
+            // Each of them: whether head or body decides is found further out,
+            // by the session's layer.
             Some(session) => session.hold_until_body_end(body),
             None => SessionBody::plain(body),
         })))

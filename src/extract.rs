@@ -12,18 +12,19 @@ use http::{StatusCode, request::Parts};
 use crate::Attempt;
 use crate::{DbSession, DbTx, Error, SessionPool, telemetry};
 
-/// The rejection of a session argument if no layer provides a session: status 500, with a static
-/// text that names the layer. It is also logged.
+/// The rejection of a session argument if no layer provides a session: status
+/// 500, with a static text that names the layer. It is also logged.
 #[derive(Debug, Clone)]
-// A type of its own, because axum asks rejections to be responses, and `Error` belongs to no web
-// framework (G14).
+// A type of its own, because axum asks rejections to be responses, and `Error`
+// belongs to no web framework (G14).
 pub struct MissingSession(Error);
 
 impl IntoResponse for MissingSession {
     fn into_response(self) -> Response {
         // No layer is there to log it.
         telemetry::response_without_session(&self.0);
-        // The text is one of this crate's and about the routes: nothing of the database is in it (G15).
+        // The text is one of this crate's and about the routes: nothing of the
+        // database is in it (G15).
         (StatusCode::INTERNAL_SERVER_ERROR, self.0.to_string()).into_response()
     }
 }
@@ -45,7 +46,8 @@ impl<S: Sync, Tag: 'static> FromRequestParts<S> for DbSession<Tag> {
     }
 }
 
-// For handlers that are used with and without a layer: axum's `Option` asks for this trait.
+// For handlers that are used with and without a layer: axum's `Option` asks for
+// this trait.
 impl<S: Sync, Tag: 'static> OptionalFromRequestParts<S> for DbSession<Tag> {
     // Never an error: `None` is what was asked for.
     type Rejection = Infallible;
@@ -77,7 +79,8 @@ impl<S: Sync> FromRequestParts<S> for SessionPool {
     type Rejection = MissingSession;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingSession> {
-        // By way of the session, since a layer's `by` may have picked another pool than its own.
+        // By way of the session, since a layer's `by` may have picked another
+        // pool than its own.
         let session = DbSession::from_extensions(&parts.extensions).map_err(MissingSession)?;
         Ok(session.pool().clone())
     }

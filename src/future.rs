@@ -26,8 +26,8 @@ use crate::{
 
 /// The future of a [`DbSessionService`](crate::DbSessionService).
 ///
-/// It owns the session's guard: dropping it at any point ends the session, and the connection goes
-/// back.
+/// It owns the session's guard: dropping it at any point ends the session, and
+/// the connection goes back.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<S, ReqBody, Tag = DefaultDatabase, Respond = DefaultResponseForError>
@@ -36,7 +36,8 @@ where
 {
     #[pin]
     state: State<S, ReqBody, S::Future, S::Response, S::Error, Tag>,
-    // Kept for the whole request: also a COMMIT that fails at the end needs a response.
+    // Kept for the whole request: also a COMMIT that fails at the end needs a
+    // response.
     responder: Responder<Tag, Respond>,
 }
 
@@ -61,11 +62,13 @@ where
         #[cfg_attr(not(feature = "retry"), allow(unused_mut))]
         let mut responder = Responder::new(respond, &parts, policy.response);
         #[cfg(feature = "retry")]
-        // Before the plan: a request whose retries are misplaced gets no session at all.
+        // Before the plan: a request whose retries are misplaced gets no
+        // session at all.
         if let Err(error) = responder.join_tally(&parts) {
             return Self::refused(error, pool, responder);
         }
-        // The predicates see the request as it came in, before it has a session.
+        // The predicates see the request as it came in, before it has a
+        // session.
         let (picked, plan) = match policy.route(&parts, pool) {
             Ok(routed) => routed,
             Err(error) => return Self::refused(error, pool, responder),
@@ -75,10 +78,12 @@ where
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         let request = Request::from_parts(parts, body);
         let state = match pool.try_session(plan, eager) {
-            // Called in `call`, as without this layer: services may do their work there (G14).
+            // Called in `call`, as without this layer: services may do their
+            // work there (G14).
             Ok(own) => State::serving(inner, request, Some(own)),
             Err(plan) => {
-                // Only a session that has to wait costs a box, and a future that owns what it needs.
+                // Only a session that has to wait costs a box, and a future
+                // that owns what it needs.
                 let pool = pool.clone();
                 let acquire =
                     async move { logged(&pool, pool.eager_session(plan).await.map(Some)) };
@@ -96,7 +101,8 @@ where
         Self { state, responder }
     }
 
-    /// For a request that has its session from an outer layer, to which this layer's settings are applied.
+    /// For a request that has its session from an outer layer, to which this
+    /// layer's settings are applied.
     pub(crate) fn join<ResBody>(
         inner: &mut S,
         session: DbSession<Tag>,
@@ -110,16 +116,19 @@ where
         Respond: ResponseForError<ResBody>,
     {
         let (parts, body) = request.into_parts();
-        // The outer layer decides about the handler's errors: this one has opened nothing.
+        // The outer layer decides about the handler's errors: this one has
+        // opened nothing.
         let joined = ResponsePolicy {
             keeps_errors: true,
             times: false,
         };
         let responder = Responder::new(respond, &parts, joined);
-        // Without a session of its own: a second one could wait for the first for ever (H11).
+        // Without a session of its own: a second one could wait for the first
+        // for ever (H11).
         let applied = policy.pick(&parts, pool).and_then(|picked| {
             let driver = picked.as_ref().unwrap_or(pool).inner().driver();
-            // Under one tag, a handler could not know which of two databases it writes to.
+            // Under one tag, a handler could not know which of two databases it
+            // writes to.
             if !driver.is_same(session.pool().inner().driver()) {
                 return Err(Kind::OtherPool(std::any::type_name::<Tag>()).into());
             }
@@ -128,7 +137,8 @@ where
         if let Err(error) = applied {
             return Self::refused(error, pool, responder);
         }
-        // Before the inner service is called, as in a layer without another one around (G1).
+        // Before the inner service is called, as in a layer without another one
+        // around (G1).
         let waits = policy.checkout.is_eager(&parts) && session.is_to_check_out();
         let request = Request::from_parts(parts, body);
         let state = if waits {
@@ -151,18 +161,21 @@ where
     type Output = Result<Response<ResBody>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // A loop, so that a session that need not wait is served and settled in one poll.
+        // A loop, so that a session that need not wait is served and settled in
+        // one poll.
         let mut this = self.project();
         loop {
             let step = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquire, .. } => match ready!(acquire.as_mut().poll(cx)) {
                     Ok(own) => Continue(this.state.as_mut().acquired(own)),
-                    // `Ok`: the inner service's error type has no place for it, and stays what it is (G14).
+                    // `Ok`: the inner service's error type has no place for it,
+                    // and stays what it is (G14).
                     Err(error) => Break(Ok(this.responder.error(&error))),
                 },
                 StateProj::Refused(error) => Break(Ok(this.responder.error(error))),
                 StateProj::Serving { future, guard } => {
-                    // For the poll only: on the same thread, other requests are polled in between.
+                    // For the poll only: on the same thread, other requests are
+                    // polled in between.
                     let result = ready!(match guard {
                         Some(guard) => guard.poll(future, cx),
                         None => future.poll(cx),
@@ -188,7 +201,8 @@ where
             match step {
                 Continue(next) => this.state.set(next),
                 Break(result) => {
-                    // Drops the guard before the response is returned: its session has ended when the client sees the answer (G3).
+                    // Drops the guard before the response is returned: its
+                    // session has ended when the client sees the answer (G3).
                     this.state.set(State::Done);
                     return Poll::Ready(result);
                 }
@@ -200,13 +214,15 @@ where
 /// The result of the future, or its next state.
 type Step<S, ReqBody, F, R, E, Tag> = ControlFlow<Result<R, E>, State<S, ReqBody, F, R, E, Tag>>;
 
-/// The inner service has responded: settles the session, or leaves it to the response's body.
+/// The inner service has responded: settles the session, or leaves it to the
+/// response's body.
 fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
     result: Result<Response<B>, E>,
     guard: SessionGuard,
     responder: &Responder<Tag, Respond>,
 ) -> Step<S, ReqBody, F, Response<B>, E, Tag> {
-    // The body's end may decide instead: then the body owns the guard from here on.
+    // The body's end may decide instead: then the body owns the guard from here
+    // on.
     let (result, decision, guard) = match SettleAt::of(result, guard) {
         SettleAt::Head(result, decision, guard) => (result, decision, guard),
         SettleAt::BodyEnd(response, usage) => {
@@ -226,7 +242,8 @@ fn served<S, ReqBody, F, B, E, Tag: 'static, Respond: ResponseForError<B>>(
     }
 }
 
-/// Logs why there is no connection for a request: the client learns a status, the log the cause (G15).
+/// Logs why there is no connection for a request: the client learns a status,
+/// the log the cause (G15).
 fn logged<T>(pool: &SessionPool, acquired: Result<T, Error>) -> Result<T, Error> {
     acquired.inspect_err(|error| telemetry::response_for(error, &pool.inner().lines))
 }

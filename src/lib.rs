@@ -1,8 +1,9 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 //! A request-scoped [SeaORM](sea_orm) session for every tower service.
 //!
-//! A [`DbSessionLayer`] gives every request one connection from the pool, as a [`DbSession`], and
-//! takes it back however the request ends: response, error, panic, timeout or client disconnect.
+//! A [`DbSessionLayer`] gives every request one connection from the pool, as a
+//! [`DbSession`], and takes it back however the request ends: response, error,
+//! panic, timeout or client disconnect.
 //!
 //! ```
 //! use axum::{Json, Router, extract::Path, http::StatusCode, routing::get};
@@ -93,17 +94,21 @@
 //! # }).unwrap();
 //! ```
 //!
-//! Code that is generic over SeaORM's `ConnectionTrait`, `StreamTrait` or `TransactionTrait` takes
-//! a `&DbSession` as it is. Without axum, take the session from the request's extensions:
-//! [`DbSession::from_extensions`]. Outside requests, sessions come from a [`SessionPool`].
+//! Code that is generic over SeaORM's `ConnectionTrait`, `StreamTrait` or
+//! `TransactionTrait` takes a `&DbSession` as it is. Without axum, take the
+//! session from the request's extensions: [`DbSession::from_extensions`].
+//! Outside requests, sessions come from a [`SessionPool`].
 //!
-//! To run a request in a transaction, take a [`DbTx`] as an argument or call one method on the layer:
-//! [Transactions](guide::transactions) describes the modes, and [Statuses](#statuses) what happens in each
-//! situation. With the feature `testing`, tests on a real database leave nothing behind.
+//! To run a request in a transaction, take a [`DbTx`] as an argument or call
+//! one method on the layer: [Transactions](guide::transactions) describes the
+//! modes, and [Statuses](#statuses) what happens in each situation. With the
+//! feature `testing`, tests on a real database leave nothing behind.
 //!
-//! New here? There are pages for those who come from [FastAPI and SQLAlchemy](guide::from_fastapi),
-//! [Django and Rails](guide::from_django_and_rails), [Loco](guide::from_loco), [`State<DatabaseConnection>`](guide::from_state),
-//! [axum-sqlx-tx and axum-sea-orm-tx](guide::from_axum_sqlx_tx).
+//! New here? There are pages for those who come from [FastAPI and
+//! SQLAlchemy](guide::from_fastapi), [Django and
+//! Rails](guide::from_django_and_rails), [Loco](guide::from_loco),
+//! [`State<DatabaseConnection>`](guide::from_state), [axum-sqlx-tx and
+//! axum-sea-orm-tx](guide::from_axum_sqlx_tx).
 //!
 //! | | |
 //! |---|---|
@@ -131,29 +136,37 @@
 //!                                                    DbSession, the handle
 //! ```
 //!
-//! The request carries a handle, the future owns the guard. A handle can be cloned and kept, but it
-//! stops working when the request ends. A session checks its connection out before the handler runs
-//! or, with [`lazy`](DbSessionLayer::lazy), at its first statement.
+//! The request carries a handle, the future owns the guard. A handle can be
+//! cloned and kept, but it stops working when the request ends. A session
+//! checks its connection out before the handler runs or, with
+//! [`lazy`](DbSessionLayer::lazy), at its first statement.
 //!
-//! A session that has its connection before the handler runs lends it until the first statement: if the
-//! request waits for something else (its body, another service) while other requests wait for a
-//! connection, it gives its own to the first of them, and its first statement acquires another one. A few
-//! slow uploads do not take all connections. All statements still run on one connection. A session that comes back for one
-//! waits its turn, for what is left of the `acquire_timeout`, and is not refused by `max_pending`.
-//! A [`transaction`](SessionPool::transaction) of a pool lends as well; a [`SessionPool::session`] does
-//! not. Only sessions of the same pool borrow: users of the plain `DatabaseConnection` do not.
+//! A session that has its connection before the handler runs lends it until the
+//! first statement: if the request waits for something else (its body, another
+//! service) while other requests wait for a connection, it gives its own to the
+//! first of them, and its first statement acquires another one. A few slow
+//! uploads do not take all connections. All statements still run on one
+//! connection. A session that comes back for one waits its turn, for what is
+//! left of the `acquire_timeout`, and is not refused by `max_pending`. A
+//! [`transaction`](SessionPool::transaction) of a pool lends as well; a
+//! [`SessionPool::session`] does not. Only sessions of the same pool borrow:
+//! users of the plain `DatabaseConnection` do not.
 //!
-//! From its first statement on, a session keeps its connection. Where handlers wait for other services between their
-//! statements, that is what limits the pool: call [`release`](DbSession::release) before such work, or have the pool lend
-//! connections between statements as well, with [`PoolMode::Transaction`].
+//! From its first statement on, a session keeps its connection. Where handlers
+//! wait for other services between their statements, that is what limits the
+//! pool: call [`release`](DbSession::release) before such work, or have the
+//! pool lend connections between statements as well, with
+//! [`PoolMode::Transaction`].
 //!
-//! Use `lazy()` if many requests run no statement at all: they cost the pool nothing. Use the default if
-//! the handler should not start before there was a connection for it.
-//! [`eager_if(without_body)`](without_body) chooses per request.
+//! Use `lazy()` if many requests run no statement at all: they cost the pool
+//! nothing. Use the default if the handler should not start before there was a
+//! connection for it. [`eager_if(without_body)`](without_body) chooses per
+//! request.
 //!
 //! # The order of layers
 //!
-//! The layer added last to a [`Router`](https://docs.rs/axum/latest/axum/struct.Router.html) is the
+//! The layer added last to a
+//! [`Router`](https://docs.rs/axum/latest/axum/struct.Router.html) is the
 //! outermost; in a `ServiceBuilder`, the first one is.
 //!
 //! | layer | where | why |
@@ -166,10 +179,11 @@
 //! | retries (`RetryLayer`, feature `retry`) | directly outside, and inside tracing, timeouts and authentication | what is between it and the session's layer runs again with each attempt; the layers around it see one request |
 //! | layers that read or replace response bodies (compression) | outside | a [held](DbSession::hold_until_body_end) body that is read or replaced inside is settled at its head |
 //!
-//! The layer's own responses need the body type of the service inside it. An empty body is the default, so
-//! an inner layer whose body type has no `Default` (`TraceLayer`, in one `ServiceBuilder`) does not
-//! compile. Put that layer outside, or convert its body (tower-http's features `map-response-body` and
-//! `util`):
+//! The layer's own responses need the body type of the service inside it. An
+//! empty body is the default, so an inner layer whose body type has no
+//! `Default` (`TraceLayer`, in one `ServiceBuilder`) does not compile. Put that
+//! layer outside, or convert its body (tower-http's features
+//! `map-response-body` and `util`):
 //!
 //! ```
 //! # #[cfg(feature = "mock")] {
@@ -221,8 +235,8 @@
 //!
 //! # Cancel safety
 //!
-//! hyper drops the handler's future when the client disconnects; timeout layers and `select!` drop
-//! it too. This is what happens to the work in progress:
+//! hyper drops the handler's future when the client disconnects; timeout layers
+//! and `select!` drop it too. This is what happens to the work in progress:
 //!
 //! | dropped | what happens |
 //! |---|---|
@@ -235,10 +249,10 @@
 //! | a wait for a connection | The place in the queue is given up. No connection is lost. |
 //! | the whole request | All of the above; the handles stop working, then the connection goes back. With `cancel_running`, a statement running in a transaction is cancelled as well, but never a COMMIT. |
 //!
-//! Each step of these (the running call, then the rollback) may take the `release_timeout` (5 s); after that, the
-//! connection is closed. For
-//! an in-memory SQLite database the wait is unbounded, because the database would die with its
-//! connection.
+//! Each step of these (the running call, then the rollback) may take the
+//! `release_timeout` (5 s); after that, the connection is closed. For an
+//! in-memory SQLite database the wait is unbounded, because the database would
+//! die with its connection.
 //!
 //! # Limits
 //!
@@ -327,20 +341,26 @@
 //! | `by` picks a pool that the layer cannot use, or another one than the layer around it | 500, with its cause in the log | – | – |
 //! | a session argument or a `TransactionLayer`, but no session layer | 500, with a text that names the layer | – | – |
 //!
-//! A response is sent once its transaction has ended: by then its locks are free, and other connections see the result.
-//! The connection goes back in every case, or is closed if it cannot be clean. `Retry-After` is sent only if the
-//! session has committed nothing; otherwise a retry would do that work twice. Below a `RetryLayer` (feature `retry`), that goes for all sessions of
-//! the request, also those of other tags and of [`SessionPool::session`]. Writes through the plain
-//! `DatabaseConnection` are not taken into account. Jobs ([`SessionPool::transaction`]) get the same outcomes as errors.
+//! A response is sent once its transaction has ended: by then its locks are
+//! free, and other connections see the result. The connection goes back in
+//! every case, or is closed if it cannot be clean. `Retry-After` is sent only
+//! if the session has committed nothing; otherwise a retry would do that work
+//! twice. Below a `RetryLayer` (feature `retry`), that goes for all sessions of
+//! the request, also those of other tags and of [`SessionPool::session`].
+//! Writes through the plain `DatabaseConnection` are not taken into account.
+//! Jobs ([`SessionPool::transaction`]) get the same outcomes as errors.
 //!
-//! The body is empty; use [`response_for_error`](DbSessionLayer::response_for_error) for a different response, with
-//! [`problem_json`] for one of `application/problem+json`. A gRPC request gets status 200 with
-//! `grpc-status` 14, 13 or, in place of a 504, 4, and in place of a 404, 5; for a stream that is
+//! The body is empty; use
+//! [`response_for_error`](DbSessionLayer::response_for_error) for a different
+//! response, with [`problem_json`] for one of `application/problem+json`. A
+//! gRPC request gets status 200 with `grpc-status` 14, 13 or, in place of a
+//! 504, 4, and in place of a 404, 5; for a stream that is
 //! [held](DbSession::hold_until_body_end), in its trailers.
 //!
-//! Statements return SeaORM's `DbErr`. [`Error::of`] finds this crate's own failures in it, and server
-//! errors that a retry may cure (serialization failure, deadlock, lock timeout): use its
-//! [`status`](Error::status) and [`retry_after`](Error::retry_after) for your response.
+//! Statements return SeaORM's `DbErr`. [`Error::of`] finds this crate's own
+//! failures in it, and server errors that a retry may cure (serialization
+//! failure, deadlock, lock timeout): use its [`status`](Error::status) and
+//! [`retry_after`](Error::retry_after) for your response.
 //!
 //! # The log
 //!
@@ -371,8 +391,10 @@
 //! | `tower_sea_orm::replicas` | WARN, INFO | with `replicas`: a replica goes out of use, and why; it is in use again |
 //! | `tower_sea_orm::retry` | DEBUG | with `RetryLayer`: an attempt that a transient failure has undone, with its number and error, and whether there is another one; the 503 of an attempt that is followed by another is not logged |
 //!
-//! With `FmtSpan::CLOSE` of tracing-subscriber and the filter `tower_sea_orm::session=debug`, each session
-//! writes one line; with `tower_sea_orm=debug`, each statement does so as well. [`SessionPool::status`] returns the current numbers.
+//! With `FmtSpan::CLOSE` of tracing-subscriber and the filter
+//! `tower_sea_orm::session=debug`, each session writes one line; with
+//! `tower_sea_orm=debug`, each statement does so as well.
+//! [`SessionPool::status`] returns the current numbers.
 //!
 //! # Features
 //!
@@ -392,8 +414,8 @@
 //! | `replicas` | | `Replicas`: reads on the replicas of a PostgreSQL, MariaDB or Galera cluster, where clients see their own writes; needs `sqlx-postgres` or `sqlx-mysql`, and without either `DbSessionLayer::replicas` panics |
 //! | `proxy` | | SeaORM's `ProxyDatabase`; SeaORM itself does not compile with it and `sqlx-mysql` or `sqlx-sqlite` |
 //!
-//! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by its feature
-//! `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
+//! Enable the same driver here as in SeaORM. TLS is configured in SeaORM, by
+//! its feature `runtime-tokio-rustls` or `runtime-tokio-native-tls`.
 
 mod body;
 mod body_layer;
@@ -476,8 +498,11 @@ pub use self::{
     },
 };
 
-/// Guides: an index, modes and transactions, testing, recipes, operating, telemetry, troubleshooting, a glossary, and pages for those who come from elsewhere.
-// Modules, so that their links are checked and their examples run with the crate's own.
+/// Guides: an index, modes and transactions, testing, recipes, operating,
+/// telemetry, troubleshooting, a glossary, and pages for those who come from
+/// elsewhere.
+// Modules, so that their links are checked and their examples run with the
+// crate's own.
 pub mod guide {
     #[doc = include_str!("guide/where_to_find_what.md")]
     pub mod where_to_find_what {}

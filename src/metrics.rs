@@ -17,9 +17,10 @@ use crate::{
     telemetry::error_type,
 };
 
-// OpenTelemetry's names by the rules for Prometheus: `_` for dots, the unit and `_total` behind
-// (<https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>). A
-// dashboard has one set of names whichever exporter a service uses.
+// OpenTelemetry's names by the rules for Prometheus: `_` for dots, the unit and
+// `_total` behind
+// (<https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>).
+// A dashboard has one set of names whichever exporter a service uses.
 const OPERATION: &str = "db_client_operation_duration_seconds";
 const COUNT: &str = "db_client_connection_count";
 const MAX: &str = "db_client_connection_max";
@@ -29,12 +30,14 @@ const WAIT: &str = "db_client_connection_wait_time_seconds";
 const USE: &str = "db_client_connection_use_time_seconds";
 const SESSIONS: &str = "tower_sea_orm_sessions_total";
 
-/// Measures a pool's sessions through the [`metrics`](https://docs.rs/metrics) crate, under the names that Prometheus gives
-/// to the metrics of OpenTelemetry's
-/// [conventions for database clients](https://opentelemetry.io/docs/specs/semconv/db/database-metrics/).
+/// Measures a pool's sessions through the [`metrics`](https://docs.rs/metrics)
+/// crate, under the names that Prometheus gives to the metrics of
+/// OpenTelemetry's [conventions for database
+/// clients](https://opentelemetry.io/docs/specs/semconv/db/database-metrics/).
 ///
-/// One for each pool. It uses the recorder that is installed when the pool is built: install it first. The gauges have the
-/// numbers of the last [`update`](Self::update): call it before each scrape.
+/// One for each pool. It uses the recorder that is installed when the pool is
+/// built: install it first. The gauges have the numbers of the last
+/// [`update`](Self::update): call it before each scrape.
 ///
 /// | metric | kind | labels |
 /// |---|---|---|
@@ -46,14 +49,17 @@ const SESSIONS: &str = "tower_sea_orm_sessions_total";
 /// | `db_client_connection_wait_time_seconds`, `db_client_connection_use_time_seconds` | histogram | pool name |
 /// | `tower_sea_orm_sessions_total` | counter | pool name, `tower_sea_orm_outcome`, `http_route` (if the layer [knows it](crate::DbSessionLayer::http_route)) |
 ///
-/// *Pool name* is `db_client_connection_pool_name`: the [given one](Self::pool_name), or
-/// `server.address:server.port/db.namespace`. `db_namespace` is the database that the pool's options name; for SQLite,
-/// the file's name, or `:memory:`. `error_type` is the server's code (the SQLSTATE; SQLite's result code),
-/// `connection_acquire`, `connection` or `_OTHER`. No label has a statement, a value or a request's path in it.
+/// *Pool name* is `db_client_connection_pool_name`: the [given
+/// one](Self::pool_name), or `server.address:server.port/db.namespace`.
+/// `db_namespace` is the database that the pool's options name; for SQLite, the
+/// file's name, or `:memory:`. `error_type` is the server's code (the SQLSTATE;
+/// SQLite's result code), `connection_acquire`, `connection` or `_OTHER`. No
+/// label has a statement, a value or a request's path in it.
 ///
-/// A wait that ended with an error is no `wait_time`; it counts among the timeouts if no connection became free in time, or
-/// if too many requests were waiting already. How long it takes to open a connection is not measured: the driver does so on
-/// its own.
+/// A wait that ended with an error is no `wait_time`; it counts among the
+/// timeouts if no connection became free in time, or if too many requests were
+/// waiting already. How long it takes to open a connection is not measured: the
+/// driver does so on its own.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -85,7 +91,8 @@ const SESSIONS: &str = "tower_sea_orm_sessions_total";
 #[must_use = "it measures the pool that it is given to, by `SessionPoolBuilder::observe`"]
 pub struct MetricsObserver {
     pool_name: Option<String>,
-    // Set when the pool is built: the labels are the pool's, and an observer is made before it.
+    // Set when the pool is built: the labels are the pool's, and an observer is
+    // made before it.
     pool: OnceLock<Observed>,
 }
 
@@ -108,7 +115,8 @@ struct Observed {
 }
 
 impl MetricsObserver {
-    /// Buckets for the histograms, in seconds: those of OpenTelemetry's conventions.
+    /// Buckets for the histograms, in seconds: those of OpenTelemetry's
+    /// conventions.
     pub const BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
     /// Creates an observer for one pool.
@@ -116,23 +124,27 @@ impl MetricsObserver {
         Self::default()
     }
 
-    /// Sets the pool's name, which must be unique in the application. Default: `server.address:server.port/db.namespace`.
+    /// Sets the pool's name, which must be unique in the application. Default:
+    /// `server.address:server.port/db.namespace`.
     pub fn pool_name(mut self, name: impl Into<String>) -> Self {
         self.pool_name = Some(name.into());
         self
     }
 
-    /// Sets the gauges to the pool's [`status`](crate::SessionPool::status); to zero, if the pool is gone.
+    /// Sets the gauges to the pool's [`status`](crate::SessionPool::status); to
+    /// zero, if the pool is gone.
     pub fn update(&self) {
         let Some(observed) = self.pool.get() else {
             return;
         };
         let pool = observed.pool.upgrade();
-        // Asked for and not counted along: a number that is missed once would be wrong for ever.
+        // Asked for and not counted along: a number that is missed once would
+        // be wrong for ever.
         let status = pool
             .as_ref()
             .map(|pool| (pool.status(), target::idle(pool)));
-        // Zeros once the pool has gone: a gauge shows what it was last set to for ever.
+        // Zeros once the pool has gone: a gauge shows what it was last set to
+        // for ever.
         let (used, max, pending, idle) = status.map_or((0, 0, 0, 0), |(status, idle)| {
             (status.used, status.max, status.pending, idle)
         });
@@ -152,7 +164,8 @@ impl Observed {
             gauge!(COUNT, vec![name.clone(), state])
         };
         let target = labels(target);
-        // The name alone, as the conventions have it: the server's labels are for statements.
+        // The name alone, as the conventions have it: the server's labels are
+        // for statements.
         let pool_name = vec![name.clone()];
         Self {
             pool: pool.clone(),
@@ -172,8 +185,8 @@ impl Observed {
 
 impl Observer for MetricsObserver {
     fn attached(&self, pool: &WeakSessionPool) {
-        // The recorder's handles are made here as well: a recorder that is installed later would
-        // never see them.
+        // The recorder's handles are made here as well: a recorder that is
+        // installed later would never see them.
         let Some(strong) = pool.upgrade() else { return };
         describe();
         let observed = Observed::new(pool, &Target::of(&strong), self.pool_name.clone());
@@ -186,8 +199,8 @@ impl Observer for MetricsObserver {
             return;
         };
         match acquired.error() {
-            // Waits without a connection would make the time look long when the pool is too small,
-            // and short when the queue is full.
+            // Waits without a connection would make the time look long when the
+            // pool is too small, and short when the queue is full.
             None => observed.waited.record(acquired.waited()),
             Some(error) if error.is_exhausted() => observed.timeouts.increment(1),
             Some(_) => {}
@@ -201,10 +214,11 @@ impl Observer for MetricsObserver {
         let Some(error) = executed.error() else {
             return observed.succeeded.record(executed.elapsed());
         };
-        // Made anew each time: failures are few, and each kind has labels of its own.
+        // Made anew each time: failures are few, and each kind has labels of
+        // its own.
         let mut labels = observed.target.clone();
-        // The server's code, and never its text, which may have values in it and is different each
-        // time.
+        // The server's code, and never its text, which may have values in it
+        // and is different each time.
         labels.push(Label::new("error_type", error_type(error).into_owned()));
         let code = server::code(error);
         labels.extend(code.map(|code| Label::new("db_response_status_code", code)));
@@ -221,11 +235,13 @@ impl Observer for MetricsObserver {
         let Some(observed) = self.pool.get() else {
             return;
         };
-        // The conventions have no name for what a session has come to: the prefix is this crate's.
+        // The conventions have no name for what a session has come to: the
+        // prefix is this crate's.
         let outcome = Label::new("tower_sea_orm_outcome", ended.outcome());
         let mut labels = vec![observed.name.clone(), outcome];
         let route = ended.route();
-        // The route's pattern, never the path: each path would be a series of its own.
+        // The route's pattern, never the path: each path would be a series of
+        // its own.
         labels.extend(route.map(|route| Label::new("http_route", route.to_owned())));
         counter!(SESSIONS, labels).increment(1);
     }

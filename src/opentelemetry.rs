@@ -17,18 +17,21 @@ use crate::{
     telemetry::error_type,
 };
 
-/// The boundaries that the conventions give for `db.client.operation.duration`. For the times of a pool they give none, and
-/// the SDK's default is meant for milliseconds.
+/// The boundaries that the conventions give for `db.client.operation.duration`.
+/// For the times of a pool they give none, and the SDK's default is meant for
+/// milliseconds.
 const BOUNDARIES: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
 const POOL_NAME: &str = "db.client.connection.pool.name";
 const STATE: &str = "db.client.connection.state";
 
-/// Measures a pool's sessions by OpenTelemetry's
-/// [conventions for database clients](https://opentelemetry.io/docs/specs/semconv/db/database-metrics/), version 1.44.
+/// Measures a pool's sessions by OpenTelemetry's [conventions for database
+/// clients](https://opentelemetry.io/docs/specs/semconv/db/database-metrics/),
+/// version 1.44.
 ///
-/// One for each pool: it takes its pool's name for its own. The version of the `opentelemetry` crate must be the
-/// application's; with another one in the dependency tree, there is no error and no data.
+/// One for each pool: it takes its pool's name for its own. The version of the
+/// `opentelemetry` crate must be the application's; with another one in the
+/// dependency tree, there is no error and no data.
 ///
 /// | instrument | kind, unit | attributes |
 /// |---|---|---|
@@ -40,19 +43,24 @@ const STATE: &str = "db.client.connection.state";
 /// | `db.client.connection.wait_time`, `.use_time` | histogram, s | pool name |
 /// | `tower_sea_orm.sessions` | counter, `{session}` | pool name, `tower_sea_orm.outcome`, `http.route` (if the layer [knows it](crate::DbSessionLayer::http_route)) |
 ///
-/// *Pool name* is `db.client.connection.pool.name`: the [given one](Self::pool_name), or
-/// `server.address:server.port/db.namespace`. `db.namespace` is the database that the pool's options name, without a
-/// schema; for SQLite, it is the file's name, or `:memory:`. `error.type` is the server's code (the SQLSTATE; SQLite's
-/// result code), `connection_acquire`, `connection` or `_OTHER`. The outcomes are those of
-/// [`SessionEnded::outcome`]. No attribute has a statement, a value or a request's path in it.
+/// *Pool name* is `db.client.connection.pool.name`: the [given
+/// one](Self::pool_name), or `server.address:server.port/db.namespace`.
+/// `db.namespace` is the database that the pool's options name, without a
+/// schema; for SQLite, it is the file's name, or `:memory:`. `error.type` is
+/// the server's code (the SQLSTATE; SQLite's result code),
+/// `connection_acquire`, `connection` or `_OTHER`. The outcomes are those of
+/// [`SessionEnded::outcome`]. No attribute has a statement, a value or a
+/// request's path in it.
 ///
-/// A wait that ended with an error is no `wait_time`; it counts among the `timeouts` if no connection became free in time, or
-/// if too many requests were waiting already.
+/// A wait that ended with an error is no `wait_time`; it counts among the
+/// `timeouts` if no connection became free in time, or if too many requests
+/// were waiting already.
 ///
-/// Left out: `db.client.connection.create_time`, because the driver opens connections on its own;
-/// `db.client.connection.idle.max` and `.idle.min`, which this pool does not have; `db.client.response.returned_rows`; and
-/// `db.query.summary`, `db.operation.name` and `db.collection.name`, which the conventions do not want to be read from
-/// SQL.
+/// Left out: `db.client.connection.create_time`, because the driver opens
+/// connections on its own; `db.client.connection.idle.max` and `.idle.min`,
+/// which this pool does not have; `db.client.response.returned_rows`; and
+/// `db.query.summary`, `db.operation.name` and `db.collection.name`, which the
+/// conventions do not want to be read from SQL.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -88,8 +96,8 @@ pub struct OpenTelemetryObserver {
 /// The attributes that all measurements of one pool have in common.
 #[derive(Default)]
 struct Attributes {
-    // Two lists, because the conventions name the server for statements, and the pool alone for
-    // connections.
+    // Two lists, because the conventions name the server for statements, and
+    // the pool alone for connections.
     statement: Vec<KeyValue>,
     pool: Vec<KeyValue>,
 }
@@ -131,7 +139,8 @@ impl OpenTelemetryObserver {
         }
     }
 
-    /// Sets the pool's name, which must be unique in the application. Default: `server.address:server.port/db.namespace`.
+    /// Sets the pool's name, which must be unique in the application. Default:
+    /// `server.address:server.port/db.namespace`.
     pub fn pool_name(mut self, name: impl Into<String>) -> Self {
         self.pool_name = Some(name.into());
         self
@@ -142,7 +151,8 @@ impl OpenTelemetryObserver {
             ("server.address", &target.address),
             ("db.namespace", &target.namespace),
         ];
-        // Left out if the options do not name it: an empty text would be a value.
+        // Left out if the options do not name it: an empty text would be a
+        // value.
         let texts = optional
             .into_iter()
             .filter_map(|(name, value)| Some(KeyValue::new(name, value.clone()?)));
@@ -175,8 +185,8 @@ impl OpenTelemetryObserver {
             "Open connections, by their state.",
             pool,
             move |pool, count| {
-                // Both in one callback, nearly of one moment: in two, a connection could be counted
-                // in neither.
+                // Both in one callback, nearly of one moment: in two, a
+                // connection could be counted in neither.
                 count.observe(pool.status().used.into(), &used);
                 count.observe(signed(target::idle(pool)), &idle);
             },
@@ -196,7 +206,8 @@ impl OpenTelemetryObserver {
         );
     }
 
-    /// The SDK cannot be told to stop asking, so that what it asks must not keep the pool.
+    /// The SDK cannot be told to stop asking, so that what it asks must not
+    /// keep the pool.
     fn register(
         &self,
         (name, unit): (&'static str, &'static str),
@@ -206,8 +217,8 @@ impl OpenTelemetryObserver {
     ) {
         let weak = pool.clone();
         self.meter
-            // The conventions' kind of instrument: unlike a gauge's, the numbers of several
-            // instances add up.
+            // The conventions' kind of instrument: unlike a gauge's, the
+            // numbers of several instances add up.
             .i64_observable_up_down_counter(name)
             .with_description(description)
             .with_unit(unit)
@@ -225,7 +236,8 @@ impl Observer for OpenTelemetryObserver {
     fn attached(&self, pool: &WeakSessionPool) {
         let Some(strong) = pool.upgrade() else { return };
         let attributes = self.attributes_of(&Target::of(&strong));
-        // Of a second pool, nothing is counted twice under the name of the first.
+        // Of a second pool, nothing is counted twice under the name of the
+        // first.
         if self.attributes.set(attributes).is_ok() {
             self.register_counts(pool);
         }
@@ -248,7 +260,8 @@ impl Observer for OpenTelemetryObserver {
         let Some(error) = executed.error() else {
             return self.operation_duration.record(seconds, all);
         };
-        // On failures only: the conventions want no `error.type` where nothing failed
+        // On failures only: the conventions want no `error.type` where nothing
+        // failed
         // (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/>).
         let kind = KeyValue::new("error.type", error_type(error).into_owned());
         let code = server::code(error).map(|code| KeyValue::new("db.response.status_code", code));

@@ -50,7 +50,8 @@ pub(crate) struct Policy {
 /// Which requests run in a transaction.
 #[derive(Clone, Default)]
 pub(crate) enum Transactions {
-    // As SeaORM itself: each statement commits by itself unless the service asks for more.
+    // As SeaORM itself: each statement commits by itself unless the service
+    // asks for more.
     #[default]
     None,
     All,
@@ -73,7 +74,8 @@ pub(crate) type PickPool = Arc<dyn Fn(&Parts) -> Option<SessionPool> + Send + Sy
 pub(crate) type SetUp = Arc<dyn Fn(&Parts) -> Vec<Statement> + Send + Sync>;
 
 impl Policy {
-    /// Returns the pool that is picked for a request; `None` for the layer's `own`.
+    /// Returns the pool that is picked for a request; `None` for the layer's
+    /// `own`.
     ///
     /// # Errors
     ///
@@ -84,11 +86,12 @@ impl Policy {
         own: &SessionPool,
     ) -> Result<Option<SessionPool>, Error> {
         let Some(by) = &self.by else { return Ok(None) };
-        // Never the layer's own in its place: a tenant that is not known must not see another's
-        // rows.
+        // Never the layer's own in its place: a tenant that is not known must
+        // not see another's rows.
         let pool = by(parts).ok_or(Kind::UnknownDatabase)?;
         let inner = pool.inner();
-        // The layer has checked its settings by its own pool: this one is another.
+        // The layer has checked its settings by its own pool: this one is
+        // another.
         if inner.backend() != own.inner().backend() {
             return Err(Kind::OtherBackend.into());
         }
@@ -115,7 +118,8 @@ impl Policy {
             on_begin,
             on_acquire,
         } = self.order_within(parts, left);
-        // Outside a transaction, what `on_begin` sets would outlive the request.
+        // Outside a transaction, what `on_begin` sets would outlive the
+        // request.
         let otherwise = if on_begin.as_ref().is_some_and(|set_up| set_up.is_required) {
             Mode::Transaction(self.options)
         } else {
@@ -130,14 +134,17 @@ impl Policy {
             replication: None,
             // A deadline that no clock can show is none.
             deadline: left.and_then(|left| Instant::now().checked_add(left)),
-            // A response to HEAD has a length and no body, whose end would be waited for in vain (H24).
+            // A response to HEAD has a length and no body, whose end would be
+            // waited for in vain (H24).
             is_head: parts.method == http::Method::HEAD,
-            // hyper sends trailers to an HTTP/1 client only if its `TE` asks for them
-            // (<https://www.rfc-editor.org/rfc/rfc9110#section-10.1.4>): no outcome may be left to
-            // these.
+            // hyper sends trailers to an HTTP/1 client only if its `TE` asks
+            // for them
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-10.1.4>): no
+            // outcome may be left to these.
             has_trailers: parts.version >= Version::HTTP_2,
         };
-        // Cheap clones: a standard method is inline, and the path's bytes are shared.
+        // Cheap clones: a standard method is inline, and the path's bytes are
+        // shared.
         let label = Label {
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),
@@ -149,7 +156,8 @@ impl Policy {
         }
     }
 
-    /// Returns the pool that is picked for a request, `None` for the layer's `own`, and the plan for it.
+    /// Returns the pool that is picked for a request, `None` for the layer's
+    /// `own`, and the plan for it.
     ///
     /// # Errors
     ///
@@ -168,7 +176,8 @@ impl Policy {
         Ok((picked, plan))
     }
 
-    /// Returns the settings to apply to a session that an outer layer has opened.
+    /// Returns the settings to apply to a session that an outer layer has
+    /// opened.
     pub(crate) fn order(&self, parts: &Parts) -> Order {
         // Its deadline belongs to the session, which is there.
         self.order_within(parts, None)
@@ -180,14 +189,16 @@ impl Policy {
             Transactions::All => true,
             Transactions::If(predicate) => predicate(parts),
         };
-        // A reader must not take SQLite's lock for writers.
-        // Also for `transaction_with`'s options: the isolation level stays, the access mode is replaced.
+        // A reader must not take SQLite's lock for writers. Also for
+        // `transaction_with`'s options: the isolation level stays, the access
+        // mode is replaced.
         let read_only = TransactionOptions {
             access_mode: Some(AccessMode::ReadOnly),
             sqlite_transaction_mode: None,
             ..self.options
         };
-        // `None` leaves the mode to an outer layer, or to `otherwise` in `plan`.
+        // `None` leaves the mode to an outer layer, or to `otherwise` in
+        // `plan`.
         let mode = match (picked, self.read_only_otherwise) {
             (true, _) => Some(Mode::Transaction(self.options)),
             (false, true) => Some(Mode::Transaction(read_only)),
@@ -204,12 +215,13 @@ impl Policy {
 }
 
 /// Returns whether a request has no body that its client may send slowly. For
-/// [`DbSessionLayer::eager_if`](crate::DbSessionLayer::eager_if), so that a request whose body may come
-/// slowly acquires no connection before it needs one.
+/// [`DbSessionLayer::eager_if`](crate::DbSessionLayer::eager_if), so that a
+/// request whose body may come slowly acquires no connection before it needs
+/// one.
 ///
-/// A request has a body if it declares one, by `Content-Length` above 0 or `Transfer-Encoding`. Over
-/// HTTP/2, which needs neither, it also has one if it gives no length and its method is not GET, HEAD,
-/// OPTIONS or TRACE.
+/// A request has a body if it declares one, by `Content-Length` above 0 or
+/// `Transfer-Encoding`. Over HTTP/2, which needs neither, it also has one if it
+/// gives no length and its method is not GET, HEAD, OPTIONS or TRACE.
 ///
 /// ```
 /// use tower_sea_orm::without_body;
@@ -233,13 +245,15 @@ pub fn without_body(parts: &Parts) -> bool {
     match parts.headers.get(header::CONTENT_LENGTH) {
         // Any other value counts as a body, one that is no number as well.
         Some(length) => length == "0",
-        // HTTP/1 announces every body in the head (RFC 9112, 6); from HTTP/2 on, one may come without a word.
+        // HTTP/1 announces every body in the head (RFC 9112, 6); from HTTP/2
+        // on, one may come without a word.
         None => parts.version < Version::HTTP_2 || parts.method.is_safe(),
     }
 }
 
-/// Returns whether a request's method may change something: any method but GET, HEAD, OPTIONS and
-/// TRACE, which RFC 9110 calls safe. For [`DbSessionLayer::transaction_if`](crate::DbSessionLayer::transaction_if).
+/// Returns whether a request's method may change something: any method but GET,
+/// HEAD, OPTIONS and TRACE, which RFC 9110 calls safe. For
+/// [`DbSessionLayer::transaction_if`](crate::DbSessionLayer::transaction_if).
 pub fn unsafe_methods(parts: &Parts) -> bool {
     !parts.method.is_safe()
 }
@@ -247,7 +261,8 @@ pub fn unsafe_methods(parts: &Parts) -> bool {
 /// When a request's connection is checked out.
 #[derive(Clone, Default)]
 pub(crate) enum Checkout {
-    // A request that gets no connection is refused before its handler has done anything (G1).
+    // A request that gets no connection is refused before its handler has done
+    // anything (G1).
     #[default]
     Eager,
     Lazy,
@@ -265,11 +280,13 @@ impl Checkout {
     }
 }
 
-/// Returns how much longer the client of a gRPC request waits, by its header `grpc-timeout`
+/// Returns how much longer the client of a gRPC request waits, by its header
+/// `grpc-timeout`
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). For
 /// [`DbSessionLayer::deadline`](crate::DbSessionLayer::deadline).
 ///
-/// A header that has not the form of one to eight digits and a unit (`H`, `M`, `S`, `m`, `u`, `n`) counts as none.
+/// A header that has not the form of one to eight digits and a unit (`H`, `M`,
+/// `S`, `m`, `u`, `n`) counts as none.
 ///
 /// ```
 /// use std::time::Duration;

@@ -8,13 +8,17 @@ use std::cmp::Ordering;
 pub use self::text::ParsePositionError;
 pub(crate) use self::text::{Lsn, gtids};
 
-/// A place in the history of a cluster of PostgreSQL, MariaDB or Galera servers: what the cluster had committed when a transaction was
-/// acknowledged (feature `replicas`).
+/// A place in the history of a cluster of PostgreSQL, MariaDB or Galera
+/// servers: what the cluster had committed when a transaction was acknowledged
+/// (feature `replicas`).
 ///
-/// A replica that has replayed up to a client's position shows the client its own writes. Positions are made by the
-/// sessions of a layer with [`replicas`](crate::DbSessionLayer::replicas); a [`PositionCarrier`](crate::PositionCarrier)
-/// takes them to the client and back. Where a request may have committed something, its position is in the response's extensions as
-/// well, for middleware. As a text, a position is one of these:
+/// A replica that has replayed up to a client's position shows the client its
+/// own writes. Positions are made by the sessions of a layer with
+/// [`replicas`](crate::DbSessionLayer::replicas); a
+/// [`PositionCarrier`](crate::PositionCarrier) takes them to the client and
+/// back. Where a request may have committed something, its position is in the
+/// response's extensions as well, for middleware. As a text, a position is one
+/// of these:
 ///
 /// | | |
 /// |---|---|
@@ -23,7 +27,8 @@ pub(crate) use self::text::{Lsn, gtids};
 /// | `618dfa06-ec16-11f1-9e9c-c76ccb50de98:11` | Galera: the [cluster and the sequence number](https://galeracluster.com/library/documentation/architecture.html#global-transaction-id) of what a node had committed |
 /// | `primary` | only the primary is known to have reached it |
 ///
-/// Of two, the greater one is the later. On MariaDB, that holds for those of one domain and server: of others, keep [`PRIMARY`](Self::PRIMARY).
+/// Of two, the greater one is the later. On MariaDB, that holds for those of
+/// one domain and server: of others, keep [`PRIMARY`](Self::PRIMARY).
 ///
 /// ```
 /// use tower_sea_orm::Position;
@@ -50,8 +55,8 @@ pub struct Position(Place);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
-    // The timeline first, since positions are compared field by field: a fail-over goes before any
-    // number.
+    // The timeline first, since positions are compared field by field: a
+    // fail-over goes before any number.
     Log { timeline: u32, lsn: u64 },
     Gtid(Gtid),
     Galera(Committed),
@@ -139,9 +144,11 @@ impl Position {
     /// Returns a position that has both.
     pub(crate) fn and(self, other: Self) -> Self {
         match (self.0, other.0) {
-            // The later one: it has all of the earlier one but for what a fail-over has lost.
+            // The later one: it has all of the earlier one but for what a
+            // fail-over has lost.
             (Place::Log { .. }, Place::Log { .. }) => self.max(other),
-            // Of two servers, neither has the other's for certain: one was the primary after the other.
+            // Of two servers, neither has the other's for certain: one was the
+            // primary after the other.
             (Place::Gtid(one), Place::Gtid(two))
                 if (one.domain, one.server) == (two.domain, two.server) =>
             {
@@ -150,7 +157,8 @@ impl Position {
             (Place::Galera(one), Place::Galera(two)) if one.cluster == two.cluster => {
                 self.max(other)
             }
-            // Of two kinds, or of two clusters: only the primary can be asked for both.
+            // Of two kinds, or of two clusters: only the primary can be asked
+            // for both.
             _ => Self::PRIMARY,
         }
     }
@@ -169,11 +177,13 @@ impl Reached {
                 },
             ) => {
                 match timeline.cmp(&of) {
-                    // It has not followed a fail-over that the client has seen: its numbers mean something else.
+                    // It has not followed a fail-over that the client has seen:
+                    // its numbers mean something else.
                     Ordering::Less => Holds::Never,
                     _ if *lsn >= at => Holds::Yes,
                     Ordering::Equal => Holds::NotYet,
-                    // The client's write was lost with its primary, unless it comes later: then the primary has it as well.
+                    // The client's write was lost with its primary, unless it
+                    // comes later: then the primary has it as well.
                     Ordering::Greater => Holds::Never,
                 }
             }
@@ -181,7 +191,8 @@ impl Reached {
                 let own = gtids.iter().find(|gtid| gtid.domain == wanted.domain);
                 match own {
                     Some(own) if own.sequence < wanted.sequence => Holds::NotYet,
-                    // The numbers go on behind a fail-over, and may have two meanings: only one server's are in one line.
+                    // The numbers go on behind a fail-over, and may have two
+                    // meanings: only one server's are in one line.
                     Some(own) if own.server == wanted.server => Holds::Yes,
                     _ => Holds::Never,
                 }
@@ -193,7 +204,8 @@ impl Reached {
                     _ => Holds::Yes,
                 }
             }
-            // Of another kind: a cookie from before the service moved to another database.
+            // Of another kind: a cookie from before the service moved to
+            // another database.
             _ => Holds::Never,
         }
     }
@@ -201,7 +213,8 @@ impl Reached {
     /// Returns whether the server has all that another one had.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
-            // Both: a later timeline may have begun before the number was reached.
+            // Both: a later timeline may have begun before the number was
+            // reached.
             (
                 Self::Log { timeline, lsn },
                 Self::Log {
@@ -209,7 +222,8 @@ impl Reached {
                     lsn: at,
                 },
             ) => timeline >= of && lsn >= at,
-            // A server without a binary log has none, and says nothing about what it has.
+            // A server without a binary log has none, and says nothing about
+            // what it has.
             (Self::Gtids(_), Self::Gtids(others)) => {
                 let mut all = others.iter().copied().map(Position::of);
                 !others.is_empty() && all.all(|one| self.holds(one) == Holds::Yes)
@@ -226,7 +240,8 @@ impl Reached {
         match self {
             Self::Log { timeline, lsn } => Some(Position::at(*timeline, *lsn)),
             Self::Gtids(gtids) => match **gtids {
-                // Of several domains, one position would leave the others' writes out.
+                // Of several domains, one position would leave the others'
+                // writes out.
                 [one] => Some(Position::of(one)),
                 _ => None,
             },

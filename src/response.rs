@@ -14,11 +14,13 @@ use crate::{
     telemetry::{self, Usage},
 };
 
-/// Makes a layer's own responses. Functions and closures `Fn(&Error, &Parts) -> Response<B>` implement it,
-/// and [`response_for_error`](crate::DbSessionLayer::response_for_error) takes them.
+/// Makes a layer's own responses. Functions and closures `Fn(&Error, &Parts) ->
+/// Response<B>` implement it, and
+/// [`response_for_error`](crate::DbSessionLayer::response_for_error) takes
+/// them.
 ///
-/// The client gets a status; the cause belongs in the log. Start from [`error_response`], which
-/// sets the status and `Retry-After`.
+/// The client gets a status; the cause belongs in the log. Start from
+/// [`error_response`], which sets the status and `Retry-After`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot make a response with a body of type `{B}`",
     label = "this layer's own responses need the body type of the service it wraps",
@@ -28,15 +30,17 @@ use crate::{
     note = "or put this layer inside that one: see \"The order of layers\" in the documentation of `tower_sea_orm`"
 )]
 pub trait ResponseForError<B> {
-    /// `true` if [`response_for_error`](Self::response_for_error) reads more of the request than `content-type`. In that
-    /// case, the request's head is copied before the inner service gets it, which costs requests
-    /// without an error as well.
-    // True by default: a closure may read anything, and the compiler cannot tell.
+    /// `true` if [`response_for_error`](Self::response_for_error) reads more of
+    /// the request than `content-type`. In that case, the request's head is
+    /// copied before the inner service gets it, which costs requests without an
+    /// error as well.
+    // True by default: a closure may read anything, and the compiler cannot
+    // tell.
     const READS_REQUEST: bool = true;
 
-    /// Returns the response to a request that could not be served because of `error`. The parts are
-    /// those that the request had when it reached the layer: method, URI, version, headers and
-    /// extensions.
+    /// Returns the response to a request that could not be served because of
+    /// `error`. The parts are those that the request had when it reached the
+    /// layer: method, URI, version, headers and extensions.
     fn response_for_error(&self, error: &Error, parts: &Parts) -> Response<B>;
 }
 
@@ -62,8 +66,9 @@ impl<B: Default> ResponseForError<B> for DefaultResponseForError {
     }
 }
 
-/// Answers with a body of `application/problem+json` (RFC 9457), for bodies made from a `String`; a gRPC
-/// request gets the response of [`error_response`], without a body. For
+/// Answers with a body of `application/problem+json` (RFC 9457), for bodies
+/// made from a `String`; a gRPC request gets the response of
+/// [`error_response`], without a body. For
 /// [`response_for_error`](crate::DbSessionLayer::response_for_error).
 ///
 /// ```
@@ -83,7 +88,8 @@ pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B
         return error_response(error, parts, B::from(String::new()));
     }
     let status = error.status();
-    // By hand: no value in it needs escaping, and `serde_json` would be a dependency for this alone.
+    // By hand: no value in it needs escaping, and `serde_json` would be a
+    // dependency for this alone.
     let body = format!(
         r#"{{"type":"about:blank","title":"{}","status":{}}}"#,
         error.title(),
@@ -96,10 +102,12 @@ pub fn problem_json<B: From<String>>(error: &Error, parts: &Parts) -> Response<B
     response
 }
 
-/// Returns a response of `body` with the status and `Retry-After` that belong to `error`.
+/// Returns a response of `body` with the status and `Retry-After` that belong
+/// to `error`.
 ///
-/// A gRPC request gets gRPC's own form: status 200 and [`grpc_code`](Error::grpc_code) as `grpc-status` among
-/// the headers, where `body` should be empty.
+/// A gRPC request gets gRPC's own form: status 200 and
+/// [`grpc_code`](Error::grpc_code) as `grpc-status` among the headers, where
+/// `body` should be empty.
 pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -108,7 +116,8 @@ pub fn error_response<B>(error: &Error, parts: &Parts, body: B) -> Response<B> {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),
         );
-        // In the head, as a response without messages has it: the status stays 200.
+        // In the head, as a response without messages has it: the status
+        // stays 200.
         headers.extend(error.grpc_headers());
         return response;
     }
@@ -132,10 +141,11 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
-/// Returns whether a response means that the service failed: a 5xx, or its equivalent in gRPC.
+/// Returns whether a response means that the service failed: a 5xx, or its
+/// equivalent in gRPC.
 pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
-    // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
-    // Those that are said of the service itself: NOT_FOUND and its like are the caller's.
+    // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS. Those that
+    // are said of the service itself: NOT_FOUND and its like are the caller's.
     let failures: [&[u8]; 5] = [b"2", b"4", b"13", b"14", b"15"];
     // In the head only: the body and its trailers have not been read yet.
     let code = response
@@ -145,7 +155,8 @@ pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
     response.status().is_server_error() || code.is_some_and(|code| failures.contains(&code))
 }
 
-/// Removes the invitation to send the request again: a part of it may be committed, and would happen twice.
+/// Removes the invitation to send the request again: a part of it may be
+/// committed, and would happen twice.
 pub(crate) fn forbid_retry<B>(response: &mut Response<B>) {
     let headers = response.headers_mut();
     headers.remove(header::RETRY_AFTER);
@@ -161,7 +172,8 @@ pub(crate) struct Responder<Tag, Respond> {
     respond: Respond,
     head: Head,
     policy: ResponsePolicy,
-    /// What a [`RetryLayer`](crate::RetryLayer) around the session's layer is told of it.
+    /// What a [`RetryLayer`](crate::RetryLayer) around the session's layer is
+    /// told of it.
     #[cfg(feature = "retry")]
     tally: Option<Arc<Tally>>,
     tag: PhantomData<fn() -> Tag>,
@@ -176,8 +188,9 @@ pub(crate) struct ResponsePolicy {
     pub(crate) times: bool,
 }
 
-/// The part of the request's head that a response may depend on. A copy of all of it would cost every request
-/// allocations for the sake of the few that fail: only a `Respond` that reads it pays for it.
+/// The part of the request's head that a response may depend on. A copy of all
+/// of it would cost every request allocations for the sake of the few that
+/// fail: only a `Respond` that reads it pays for it.
 enum Head {
     ContentType(Option<HeaderValue>),
     Complete(Box<Parts>),
@@ -188,7 +201,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
-        // Decided by the type, so that the default costs no more than a header's clone.
+        // Decided by the type, so that the default costs no more than a
+        // header's clone.
         let head = if Respond::READS_REQUEST {
             // A copy, because the request itself goes to the inner service.
             Head::Complete(Box::new(parts.clone()))
@@ -214,7 +228,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     pub(crate) fn join_tally(&mut self, parts: &Parts) -> Result<(), Error> {
         self.tally = parts.extensions.get::<Arc<Tally>>().cloned();
         if let Some(tally) = &self.tally {
-            // Before the inner service is called: what never reports its end is no session that is known undone.
+            // Before the inner service is called: what never reports its end is
+            // no session that is known undone.
             tally.opened()?;
         }
         Ok(())
@@ -228,7 +243,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         match &self.head {
             Head::Complete(parts) => self.respond.response_for_error(error, parts),
             Head::ContentType(content_type) => {
-                // Enough for a `Respond` that reads no more: see `READS_REQUEST`.
+                // Enough for a `Respond` that reads no more: see
+                // `READS_REQUEST`.
                 let (mut parts, ()) = Request::new(()).into_parts();
                 let content_type = content_type.clone();
                 let header = content_type.map(|value| (header::CONTENT_TYPE, value));
@@ -238,7 +254,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         }
     }
 
-    /// Returns the handler's response, whose outcome is decided at the end of its body.
+    /// Returns the handler's response, whose outcome is decided at the end of
+    /// its body.
     pub(crate) fn pending<B>(&self, mut response: Response<B>, usage: Usage) -> Response<B> {
         // Not undone: its body may still commit, so that no retry may begin.
         self.tell(&mut response, Ended::Pending, usage, false);
@@ -249,17 +266,19 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     fn tell<B>(&self, response: &mut Response<B>, ended: Ended, usage: Usage, is_undone: bool) {
         if self.policy.times {
             let headers = response.headers_mut();
-            // Appended: the header is a list, and other layers have their times in it.
+            // Appended: the header is a list, and other layers have their times
+            // in it.
             headers.append("server-timing", server_timing(usage));
         }
         if let Some(outcome) = Outcome::<Tag>::of(ended, usage, is_undone) {
-            // For middleware further out, by the session's tag: a request may have sessions of
-            // several databases.
+            // For middleware further out, by the session's tag: a request may
+            // have sessions of several databases.
             response.extensions_mut().insert(outcome);
         }
     }
 
-    /// Returns the handler's response, or the layer's where the handler's would be untrue.
+    /// Returns the handler's response, or the layer's where the handler's would
+    /// be untrue.
     pub(crate) fn conclude<B>(
         &self,
         response: Response<B>,
@@ -269,7 +288,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
     where
         Respond: ResponseForError<B>,
     {
-        // Before anything of the response is changed: the rules look at the handler's own.
+        // Before anything of the response is changed: the rules look at the
+        // handler's own.
         let summary = guard.summary(&ended);
         let failure = self.failure(&response, &ended, &summary);
         let is_reported =
@@ -282,20 +302,23 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
                     telemetry::response_for(&error, &guard.pool().lines);
                 }
                 let mut response = self.error(&error);
-                // An earlier `commit()` of the handler stands: a retry would do its work twice (G20).
+                // An earlier `commit()` of the handler stands: a retry would do
+                // its work twice (G20).
                 if summary.may_have_committed {
                     forbid_retry(&mut response);
                 }
                 response
             }
         };
-        // Into the layer's own response as well: an early commit may stand behind it (G19).
+        // Into the layer's own response as well: an early commit may stand
+        // behind it (G19).
         response = guard.store_position(&ended, response);
         self.tell(&mut response, ended, summary.usage, summary.is_undone);
         response
     }
 
-    /// Reports a session of which nothing stands to the retry layer; true if that one logs the failure in this layer's place.
+    /// Reports a session of which nothing stands to the retry layer; true if
+    /// that one logs the failure in this layer's place.
     #[cfg(feature = "retry")]
     fn report<B>(
         &self,
@@ -307,7 +330,8 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         let Some(tally) = &self.tally else {
             return false;
         };
-        // Whatever the client is to see of it, a handler that gives up after a conflict means the conflict.
+        // Whatever the client is to see of it, a handler that gives up after a
+        // conflict means the conflict.
         let remembered = || summary.failure.clone().filter(|_| is_failure(response));
         let replaces = failure.is_some();
         let failure = failure.cloned().or_else(remembered);
@@ -328,21 +352,25 @@ impl<Tag: 'static, Respond> Responder<Tag, Respond> {
         summary: &Summary,
     ) -> Option<Error> {
         let failure = match (ended, &summary.lost) {
-            // The handler's response does not count: its attempts would run inside one outer session.
+            // The handler's response does not count: its attempts would run
+            // inside one outer session.
             (_, Some(lost)) if lost.is_retry_inside() => Some(lost),
             (Ended::Failed(error), _) => Some(error),
-            // Even if `commit_when` rolls a success back: the handler believes that its work is there.
+            // Even if `commit_when` rolls a success back: the handler believes
+            // that its work is there.
             (_, Some(lost)) if is_success(response.status(), response.headers()) => Some(lost),
             _ if self.policy.keeps_errors => None,
-            // The handler's 5xx made from an error of the session's, most often by `?`: 503 and
-            // `Retry-After` say more than its 500. The response last: for gRPC, its header has to be looked up.
+            // The handler's 5xx made from an error of the session's, most often
+            // by `?`: 503 and `Retry-After` say more than its 500. The response
+            // last: for gRPC, its header has to be looked up.
             _ => summary.failure.as_ref().filter(|_| is_failure(response)),
         };
         failure.cloned()
     }
 }
 
-/// Returns what a session has used, for browsers' developer tools (<https://www.w3.org/TR/server-timing/>).
+/// Returns what a session has used, for browsers' developer tools
+/// (<https://www.w3.org/TR/server-timing/>).
 fn server_timing(usage: Usage) -> HeaderValue {
     let milliseconds = |time: Duration| time.as_micros() as f64 / 1e3;
     let (wait, hold) = (milliseconds(usage.waited), milliseconds(usage.held));

@@ -21,16 +21,19 @@ use crate::{
 ///
 /// It calls the same inner service that it polled ready.
 ///
-/// Nested layers of one tag share one session, which the outermost layer opens. The settings of an inner
-/// layer (transactions, `commit_when`, `on_begin`, `set_local`, time-outs, `on_acquire`) apply to the requests that reach it, as
-/// with [`TransactionLayer`](crate::TransactionLayer); an eager inner layer checks out a lazy session's
-/// connection before its own inner service is called. A layer over another database under the same tag
-/// responds with 500 and logs the tag, because its handlers would run on the wrong database.
+/// Nested layers of one tag share one session, which the outermost layer opens.
+/// The settings of an inner layer (transactions, `commit_when`, `on_begin`,
+/// `set_local`, time-outs, `on_acquire`) apply to the requests that reach it,
+/// as with [`TransactionLayer`](crate::TransactionLayer); an eager inner layer
+/// checks out a lazy session's connection before its own inner service is
+/// called. A layer over another database under the same tag responds with 500
+/// and logs the tag, because its handlers would run on the wrong database.
 pub struct DbSessionService<S, Tag = DefaultDatabase, Respond = DefaultResponseForError> {
     // A request clones it only where it has to wait for its connection.
     inner: S,
     pool: SessionPool,
-    // Shared: servers clone the service for each connection, and some for each request.
+    // Shared: servers clone the service for each connection, and some for each
+    // request.
     policy: Arc<Policy>,
     respond: Respond,
     tag: PhantomData<fn() -> Tag>,
@@ -66,8 +69,8 @@ impl<S, Tag, Respond> DbSessionService<S, Tag, Respond> {
 impl<S, Tag, Respond, ReqBody, ResBody> Service<Request<ReqBody>>
     for DbSessionService<S, Tag, Respond>
 where
-    // `Clone`, because a request that waits for its connection takes the service along that was
-    // polled ready.
+    // `Clone`, because a request that waits for its connection takes the
+    // service along that was polled ready.
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     Respond: ResponseForError<ResBody> + Clone,
     Tag: 'static,
@@ -77,18 +80,21 @@ where
     type Future = ResponseFuture<S, ReqBody, Tag, Respond>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        // Nothing is acquired here: a service that is ready and never called would keep a connection from others (G14).
+        // Nothing is acquired here: a service that is ready and never called
+        // would keep a connection from others (G14).
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let outer = request.extensions().get::<DbSession<Tag>>();
-        // A request that is retried or kept carries the handle of a session that is over.
+        // A request that is retried or kept carries the handle of a session
+        // that is over.
         let outer = outer.filter(|session| !session.has_ended()).cloned();
         let (inner, pool, policy) = (&mut self.inner, &self.pool, &self.policy);
         // The future outlives `&mut self`.
         let respond = self.respond.clone();
-        // A second session would have a second connection, and might wait for the first one (G2, H11).
+        // A second session would have a second connection, and might wait for
+        // the first one (G2, H11).
         match outer {
             None => ResponseFuture::new(inner, request, pool, policy, respond),
             Some(outer) => ResponseFuture::join(inner, outer, request, pool, policy, respond),

@@ -23,8 +23,8 @@ impl Target {
         let database = pool.database();
         Self {
             system: system_name(database.get_database_backend()),
-            // From the options, not from the server: asking it would need a connection before there
-            // is one.
+            // From the options, not from the server: asking it would need a
+            // connection before there is one.
             ..Self::named_in_options(database)
         }
     }
@@ -56,7 +56,8 @@ impl Target {
                 // Not the path, which says where a machine keeps its files.
                 let name = options.get_filename().file_name().unwrap_or_default();
                 Self::default().named(match &*name.to_string_lossy() {
-                    // sqlx gives each database in memory another name, and a metric's label must not grow with them.
+                    // sqlx gives each database in memory another name, and a
+                    // metric's label must not grow with them.
                     memory if memory.contains("memory") && memory.starts_with("file:") => {
                         ":memory:"
                     }
@@ -71,9 +72,11 @@ impl Target {
     #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
     fn server(host: &str, port: u16, default_port: u16) -> Self {
         Self {
-            // As it was configured, not resolved: the name outlives the servers behind it.
+            // As it was configured, not resolved: the name outlives the servers
+            // behind it.
             address: Some(host.to_owned()),
-            // libpq and sqlx take a host of this form as the directory of a socket.
+            // libpq and sqlx take a host of this form as the directory of a
+            // socket.
             port: (!host.starts_with('/')).then_some(port),
             default_port,
             ..Self::default()
@@ -101,13 +104,14 @@ impl Target {
         }
     }
 
-    /// Returns the port, if it is not the default one: the conventions want it only then.
+    /// Returns the port, if it is not the default one: the conventions want it
+    /// only then.
     pub(crate) fn unusual_port(&self) -> Option<u16> {
         self.port.filter(|port| *port != self.default_port)
     }
 
-    /// Returns the name that OpenTelemetry's conventions give to a pool without a name:
-    /// `server.address:server.port/db.namespace`.
+    /// Returns the name that OpenTelemetry's conventions give to a pool without
+    /// a name: `server.address:server.port/db.namespace`.
     pub(crate) fn pool_name(&self) -> String {
         let mut name = self.address.clone().unwrap_or_default();
         if let Some(port) = self.port {
@@ -123,10 +127,12 @@ impl Target {
     }
 }
 
-/// Returns how many open connections no session has: those that the session pool keeps, and those of the driver's pool.
+/// Returns how many open connections no session has: those that the session
+/// pool keeps, and those of the driver's pool.
 pub(crate) fn idle(pool: &SessionPool) -> usize {
     let database = pool.database();
-    // The driver's pool counts none that a session pool keeps: those are out, to it.
+    // The driver's pool counts none that a session pool keeps: those are out,
+    // to it.
     let of_driver = match &database.inner {
         #[cfg(feature = "sqlx-postgres")]
         DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {

@@ -1,4 +1,5 @@
-//! Spans of sessions and statements, and the lines of the log that belong to no single place.
+//! Spans of sessions and statements, and the lines of the log that belong to no
+//! single place.
 //!
 //! The crate's documentation lists what is logged from INFO on.
 
@@ -25,7 +26,8 @@ pub(crate) use self::{
 };
 use crate::error::{Error, server};
 
-/// Returns the value of OpenTelemetry's `db.system.name`. MariaDB is not told from MySQL.
+/// Returns the value of OpenTelemetry's `db.system.name`. MariaDB is not told
+/// from MySQL.
 pub(crate) fn system_name(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::MySql => "mysql",
@@ -36,13 +38,15 @@ pub(crate) fn system_name(backend: DbBackend) -> &'static str {
     }
 }
 
-/// Returns the value of OpenTelemetry's `error.type`: the server's code, or the kind of the error.
+/// Returns the value of OpenTelemetry's `error.type`: the server's code, or the
+/// kind of the error.
 pub(crate) fn error_type(error: &DbErr) -> Cow<'static, str> {
     if let Some(code) = server::code(error) {
         return code.into();
     }
     match error {
-        // A few fixed words, and `_OTHER` for the rest, as the conventions ask for
+        // A few fixed words, and `_OTHER` for the rest, as the conventions ask
+        // for
         // (<https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/>).
         DbErr::ConnectionAcquire(_) => "connection_acquire".into(),
         DbErr::Conn(_) => "connection".into(),
@@ -65,16 +69,17 @@ pub(crate) fn repeated(
     );
 }
 
-/// How many lines of one kind are written each second. A 503 or 504 has the same cause for all requests, as a server that has become
-/// read-only; a 500 may have one of its own.
+/// How many lines of one kind are written each second. A 503 or 504 has the
+/// same cause for all requests, as a server that has become read-only; a 500
+/// may have one of its own.
 const WARNINGS: u32 = 1;
 const ERRORS: u32 = 16;
 
 /// Lines that belong to no pool.
 static LINES: Throttle = Throttle::new();
 
-/// Logs why the crate responds with an error. The pool has logged a failed acquire and a connection that was
-/// taken away already.
+/// Logs why the crate responds with an error. The pool has logged a failed
+/// acquire and a connection that was taken away already.
 pub(crate) fn response_for(error: &Error, lines: &Throttle) {
     if error.is_acquire() || error.is_hold_timeout() {
         return;
@@ -84,11 +89,13 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         tracing::debug!(target: "tower_sea_orm", "{error}");
         return;
     }
-    // A 503 or 504 is for those who run the database, a 500 for those who wrote the service (G15).
+    // A 503 or 504 is for those who run the database, a 500 for those who wrote
+    // the service (G15).
     let is_warning = error.status() != StatusCode::INTERNAL_SERVER_ERROR;
     let most = match is_warning {
         true => WARNINGS,
-        // Each write that may be stored without an acknowledgement has to be looked up.
+        // Each write that may be stored without an acknowledgement has to be
+        // looked up.
         false if error.may_stand() => u32::MAX,
         false => ERRORS,
     };
@@ -96,7 +103,8 @@ pub(crate) fn response_for(error: &Error, lines: &Throttle) {
         return;
     };
     let suppressed = (suppressed > 0).then_some(suppressed);
-    // As a field: the message stays the same text, by which lines can be counted.
+    // As a field: the message stays the same text, by which lines can be
+    // counted.
     let cause = std::error::Error::source(error).map(tracing::field::display);
     if is_warning {
         tracing::warn!(target: "tower_sea_orm", suppressed, cause, "{error}");
@@ -111,7 +119,8 @@ pub(crate) fn response_without_session(error: &Error) {
 }
 
 /// Logs that stored or raw code has ended a transaction.
-// Not throttled: each time, a change may stand that its client takes for undone.
+// Not throttled: each time, a change may stand that its client takes for
+// undone.
 pub(crate) fn ended_elsewhere(statement: &str) {
     tracing::error!(
         target: "tower_sea_orm::session", statement,
@@ -128,16 +137,18 @@ pub(crate) fn stream_failed_unheard(error: &DbErr) {
     tracing::warn!(target: "tower_sea_orm::session", suppressed, "a statement failed after its stream was dropped: {error}");
 }
 
-/// The number of statements that are logged once each. Later ones are not logged, so that texts with values in them
-/// do not fill the memory.
+/// The number of statements that are logged once each. Later ones are not
+/// logged, so that texts with values in them do not fill the memory.
 const REMEMBERED: usize = 256;
 
-/// Logs, once for each text, a statement that has no effect where each statement commits by itself.
+/// Logs, once for each text, a statement that has no effect where each
+/// statement commits by itself.
 pub(crate) fn needs_transaction(statement: &str) {
-    // For all pools, since the mistake is in the program. A `BTreeSet`, because a static needs a
-    // `const` constructor.
+    // For all pools, since the mistake is in the program. A `BTreeSet`, because
+    // a static needs a `const` constructor.
     static LOGGED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
-    // A hash and not the text: what is kept may not grow with the statements, and no value stays in memory.
+    // A hash and not the text: what is kept may not grow with the statements,
+    // and no value stays in memory.
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(statement);
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
     // Full, it stays full: to forget the oldest would log it again and again.

@@ -1,8 +1,9 @@
 //! Tests on a real database that leave nothing behind (feature `testing`).
 //!
-//! A [`TestPool`] runs all its sessions inside one transaction that is rolled back at the end. A
-//! service's transactions become savepoints, so its commits and rollbacks differ as in production, and
-//! tests run side by side on one database without seeing each other.
+//! A [`TestPool`] runs all its sessions inside one transaction that is rolled
+//! back at the end. A service's transactions become savepoints, so its commits
+//! and rollbacks differ as in production, and tests run side by side on one
+//! database without seeing each other.
 //!
 //! ```
 //! # #[cfg(all(feature = "sqlx-sqlite", feature = "axum"))]
@@ -87,12 +88,14 @@ use crate::{
     session::{OpenedFor, Plan, SettleAt},
 };
 
-/// Runs a handler with a session, and ends the session by the handler's response, as a
-/// [`DbSessionLayer`](crate::DbSessionLayer) around it would: for unit tests that call a handler directly.
-/// With a plain handle (`DbSession::from(db)`), work that the handler does in a [`DbTx`](crate::DbTx) would
-/// never be committed.
+/// Runs a handler with a session, and ends the session by the handler's
+/// response, as a [`DbSessionLayer`](crate::DbSessionLayer) around it would:
+/// for unit tests that call a handler directly. With a plain handle
+/// (`DbSession::from(db)`), work that the handler does in a
+/// [`DbTx`](crate::DbTx) would never be committed.
 ///
-/// Returns the response that a client would get, with the [`Outcome`](crate::Outcome) in its extensions.
+/// Returns the response that a client would get, with the
+/// [`Outcome`](crate::Outcome) in its extensions.
 ///
 /// ```
 /// # #[cfg(all(feature = "sqlx-sqlite", feature = "axum"))]
@@ -121,7 +124,8 @@ use crate::{
 /// # Cancel safety
 ///
 /// If the future is dropped before COMMIT was sent, everything is rolled back.
-// By the guard and the responder that a layer has, and not by a copy of what they do.
+// By the guard and the responder that a layer has, and not by a copy of what
+// they do.
 pub async fn serve<F, B>(pool: impl Into<SessionPool>, handler: F) -> Response<B>
 where
     F: AsyncFnOnce(DbSession) -> Response<B>,
@@ -143,7 +147,8 @@ where
         return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));
-    // As a layer's future does it: a second session that the handler takes is known as this request's (H11).
+    // As a layer's future does it: a second session that the handler takes is
+    // known as this request's (H11).
     let response = poll_fn(|cx| guard.poll(handling.as_mut(), cx)).await;
     match SettleAt::of(Ok::<_, Infallible>(response), guard) {
         SettleAt::Head(Ok(response), decision, guard) => {
@@ -155,14 +160,16 @@ where
     }
 }
 
-/// A [`SessionPool`] whose sessions all run inside one transaction, which is rolled back at the end.
+/// A [`SessionPool`] whose sessions all run inside one transaction, which is
+/// rolled back at the end.
 ///
-/// If it is dropped, it rolls back in a task, or closes the connection if the runtime ends first;
-/// [`rollback`](Self::rollback) waits for the rollback.
+/// If it is dropped, it rolls back in a task, or closes the connection if the
+/// runtime ends first; [`rollback`](Self::rollback) waits for the rollback.
 #[must_use = "the transaction is rolled back when it is dropped"]
 pub struct TestPool {
     pool: SessionPool,
-    // An observer's: the real database below keeps no list of them for the test.
+    // An observer's: the real database below keeps no list of them for the
+    // test.
     statements: Arc<StatementLog>,
 }
 
@@ -186,13 +193,16 @@ impl Observer for StatementLog {
 }
 
 impl TestPool {
-    /// Takes a connection from the database and opens the transaction. Pass a `DatabaseConnection`, or a
-    /// [`SessionPool::builder`] with the settings that the service has in production; `reserved_connections`, `reset`
-    /// and `cancel_running` have no effect, because there is one connection, which stays.
+    /// Takes a connection from the database and opens the transaction. Pass a
+    /// `DatabaseConnection`, or a [`SessionPool::builder`] with the settings
+    /// that the service has in production; `reserved_connections`, `reset` and
+    /// `cancel_running` have no effect, because there is one connection, which
+    /// stays.
     ///
     /// # Errors
     ///
-    /// If no connection can be acquired, the settings do not fit the database, or it is a mock or a proxy.
+    /// If no connection can be acquired, the settings do not fit the database,
+    /// or it is a mock or a proxy.
     ///
     /// # Cancel safety
     ///
@@ -206,17 +216,20 @@ impl TestPool {
 
     /// Returns the pool for the service under test.
     ///
-    /// Its [`database()`](SessionPool::database) is closed, and statements on it (by `Migrator::up`, for
-    /// example) fail: they would be committed outside the test's transaction, stay after the test, and might
-    /// wait for locks that the test holds. Prepare data through [`session`](Self::session), and migrate on the
-    /// plain `DatabaseConnection` before [`begin`](Self::begin).
+    /// Its [`database()`](SessionPool::database) is closed, and statements on
+    /// it (by `Migrator::up`, for example) fail: they would be committed
+    /// outside the test's transaction, stay after the test, and might wait for
+    /// locks that the test holds. Prepare data through
+    /// [`session`](Self::session), and migrate on the plain
+    /// `DatabaseConnection` before [`begin`](Self::begin).
     pub fn pool(&self) -> SessionPool {
         self.pool.clone()
     }
 
-    /// Opens a session for the test itself, to prepare data and to inspect what the service did. Drop it
-    /// before you call the service, because there is one connection. A request, or another session of the
-    /// test, that comes while it is open gets an error at once.
+    /// Opens a session for the test itself, to prepare data and to inspect what
+    /// the service did. Drop it before you call the service, because there is
+    /// one connection. A request, or another session of the test, that comes
+    /// while it is open gets an error at once.
     ///
     /// # Errors
     ///
@@ -229,9 +242,10 @@ impl TestPool {
         self.pool.own_session().await
     }
 
-    /// Runs `work`, and asserts that the pool's sessions run this many statements meanwhile. BEGIN, COMMIT, ROLLBACK and
-    /// savepoints are not counted. Keeps a handler from running one statement for each row: Django's
-    /// `assertNumQueries` does the same.
+    /// Runs `work`, and asserts that the pool's sessions run this many
+    /// statements meanwhile. BEGIN, COMMIT, ROLLBACK and savepoints are not
+    /// counted. Keeps a handler from running one statement for each row:
+    /// Django's `assertNumQueries` does the same.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -254,7 +268,8 @@ impl TestPool {
     ///
     /// # Panics
     ///
-    /// If it is another number; the message lists the statements, without values.
+    /// If it is another number; the message lists the statements, without
+    /// values.
     ///
     /// # Cancel safety
     ///
@@ -273,20 +288,22 @@ impl TestPool {
         output
     }
 
-    /// Returns how many `after_commit` and `after_rollback` hooks would have run by now.
+    /// Returns how many `after_commit` and `after_rollback` hooks would have
+    /// run by now.
     pub fn hooks(&self) -> usize {
         self.pool.inner().test().map_or(0, |test| test.hooks())
     }
 
-    /// Runs the hooks that would have run by now, in order, and returns how many there were.
+    /// Runs the hooks that would have run by now, in order, and returns how
+    /// many there were.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped half-way, the hooks that have not run are lost.
     pub async fn run_hooks(&self) -> usize {
         let test = self.pool.inner().test();
-        // By the test itself: nothing of its transaction is ever committed, so that they would
-        // never run.
+        // By the test itself: nothing of its transaction is ever committed, so
+        // that they would never run.
         let hooks = test.map(|test| test.take_hooks()).unwrap_or_default();
         let count = hooks.len();
         for hook in hooks {
@@ -295,17 +312,21 @@ impl TestPool {
         count
     }
 
-    /// Waits for the last session's end, rolls everything back and returns the connection.
+    /// Waits for the last session's end, rolls everything back and returns the
+    /// connection.
     ///
     /// # Errors
     ///
-    /// If a session is still open after the `acquire_timeout` (at once if it is the test's own), or the connection
-    /// is lost. The connection is then closed, and the server rolls back. Also if raw or stored code has ended the
-    /// transaction ([`is_aborted`](Error::is_aborted)): the work done until then may be committed.
+    /// If a session is still open after the `acquire_timeout` (at once if it is
+    /// the test's own), or the connection is lost. The connection is then
+    /// closed, and the server rolls back. Also if raw or stored code has ended
+    /// the transaction ([`is_aborted`](Error::is_aborted)): the work done until
+    /// then may be committed.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped half-way, the connection is closed, and the server rolls back.
+    /// If the future is dropped half-way, the connection is closed, and the
+    /// server rolls back.
     pub async fn rollback(self) -> Result<(), Error> {
         test_pool::roll_back(self.pool.inner()).await
     }

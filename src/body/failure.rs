@@ -16,9 +16,9 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(error: BodyError, has_grpc_trailers: bool) -> Self {
         Self {
-            // For gRPC only: any other recipient may drop trailers without a look
-            // (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>), and would take the body for
-            // complete (G7).
+            // For gRPC only: any other recipient may drop trailers without a
+            // look (<https://www.rfc-editor.org/rfc/rfc9110#section-6.5.1>),
+            // and would take the body for complete (G7).
             trailers: has_grpc_trailers.then(|| error.grpc_trailers()),
             error: error.into(),
         }
@@ -50,7 +50,8 @@ pub(super) enum BodyError {
 
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the source's text, which a log that walks the chain would show twice.
+        // Without the source's text, which a log that walks the chain would
+        // show twice.
         f.write_str(match self {
             Self::NotCommitted(_) => "the response's transaction could not be committed",
             Self::CutOff(_) => "the response's session was cut off before the body's end",
@@ -67,7 +68,8 @@ impl fmt::Display for BodyError {
 impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            // For the log of the server that polls the body, which gets nothing but this error.
+            // For the log of the server that polls the body, which gets nothing
+            // but this error.
             Self::NotCommitted(source) => Some(&**source),
             Self::CutOff(source) => Some(source),
             Self::TooLong | Self::TooShort => None,
@@ -79,7 +81,8 @@ impl BodyError {
     /// The status that the layer would have answered with at the head.
     fn grpc_trailers(&self) -> HeaderMap {
         let known = match self {
-            // This crate's own, unless the task that was to commit has died: that has no status.
+            // This crate's own, unless the task that was to commit has died:
+            // that has no status.
             Self::NotCommitted(source) => source.downcast_ref(),
             Self::CutOff(source) => Some(source),
             Self::TooLong | Self::TooShort => None,

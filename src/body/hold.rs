@@ -16,11 +16,12 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Settles the transaction of a body that has come to its end.
 ///
-/// `Ok` lets the rest of the body out, whether that was a commit or, by the trailers, a rollback;
-/// `Err` breaks the body. Dropped without being called, it has to roll back. The future may be
-/// dropped as well, when the client leaves meanwhile: it must see a COMMIT through that was sent.
-// A boxed closure: `body` stands below `session` (`tests/it/structure.rs`), and its type has no
-// session's tag in it, which a handler would have to name.
+/// `Ok` lets the rest of the body out, whether that was a commit or, by the
+/// trailers, a rollback; `Err` breaks the body. Dropped without being called,
+/// it has to roll back. The future may be dropped as well, when the client
+/// leaves meanwhile: it must see a COMMIT through that was sent.
+// A boxed closure: `body` stands below `session` (`tests/it/structure.rs`), and
+// its type has no session's tag in it, which a handler would have to name.
 pub(crate) type Finish = Box<dyn FnOnce(End) -> BoxFuture<'static, Result<(), BoxError>> + Send>;
 
 /// The end of a body.
@@ -30,34 +31,38 @@ pub(crate) struct End {
     pub(crate) trailers: Option<HeaderMap>,
 }
 
-/// Shared by a [`SessionBody`](super::SessionBody) and the response future that it goes through.
+/// Shared by a [`SessionBody`](super::SessionBody) and the response future that
+/// it goes through.
 #[derive(Clone)]
 pub(crate) struct Hold(Arc<Shared>);
 
-/// The session's reference to the body that it lives for. Weak, because the body owns the session's guard: a
-/// strong one would be a cycle.
+/// The session's reference to the body that it lives for. Weak, because the
+/// body owns the session's guard: a strong one would be a cycle.
 #[derive(Clone)]
 pub(crate) struct WeakHold(Weak<Shared>);
 
-/// The body's side of a [`Hold`]. Dropped, it leaves the decision to the head, or rolls back.
+/// The body's side of a [`Hold`]. Dropped, it leaves the decision to the head,
+/// or rolls back.
 pub(super) struct HoldGuard(Hold);
 
-/// Also the waker of the inner body, so that it is known for how long the reader leaves news unread.
+/// Also the waker of the inner body, so that it is known for how long the
+/// reader leaves news unread.
 struct Shared(Mutex<HoldState>);
 
-// One lock around all of it: the head passes the layer in one task while another may read the body,
-// and what the one decides the other has to see.
+// One lock around all of it: the head passes the layer in one task while
+// another may read the body, and what the one decides the other has to see.
 struct HoldState {
     phase: HoldPhase,
     /// Wakes the reader.
     reader: Option<Waker>,
-    /// Since when it is the reader's turn: a frame was passed on, or the inner body was woken, and the reader
-    /// has not polled since.
+    /// Since when it is the reader's turn: a frame was passed on, or the inner
+    /// body was woken, and the reader has not polled since.
     due: Option<Instant>,
 }
 
 enum HoldPhase {
-    /// The head has not passed the layer yet. A middleware below the layer has read this many bytes.
+    /// The head has not passed the layer yet. A middleware below the layer has
+    /// read this many bytes.
     Undecided { read: u64 },
     /// The body decides; while it is polled, the session is the current one.
     BodyDecides {
@@ -77,11 +82,13 @@ enum HoldPhase {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Terms {
     pub(crate) content_length: Option<u64>,
-    /// The client reads a status in the trailers, and takes no response without one for a success.
+    /// The client reads a status in the trailers, and takes no response without
+    /// one for a success.
     pub(crate) has_grpc_trailers: bool,
 }
 
-/// Why a body has lost its session, and whether its client can be told so by trailers.
+/// Why a body has lost its session, and whether its client can be told so by
+/// trailers.
 #[derive(Clone)]
 pub(super) struct CutOff {
     pub(super) why: Error,
@@ -99,7 +106,8 @@ pub(super) enum Seen {
 impl Seen {
     pub(super) fn of<T, E>(item: &Option<Result<T, E>>, is_complete: bool) -> Self {
         match item {
-            // Before the arm below: an error at the declared length is no end, and must not commit.
+            // Before the arm below: an error at the declared length is no end,
+            // and must not commit.
             Some(Err(_)) => Self::Error,
             _ if is_complete => Self::End,
             _ => Self::More,
@@ -110,7 +118,8 @@ impl Seen {
 impl Hold {
     pub(super) fn new(is_empty: bool) -> (Self, HoldGuard) {
         let phase = if is_empty {
-            // A server does not poll it, so that no end of it would ever be seen (H24).
+            // A server does not poll it, so that no end of it would ever be
+            // seen (H24).
             HoldPhase::Over { failed: false }
         } else {
             HoldPhase::Undecided { read: 0 }
@@ -124,13 +133,14 @@ impl Hold {
         (hold.clone(), HoldGuard(hold))
     }
 
-    /// Returns whether the body can still decide. If not, the response is settled at its head.
+    /// Returns whether the body can still decide. If not, the response is
+    /// settled at its head.
     pub(crate) fn is_wanted(&self) -> bool {
         matches!(self.0.lock().phase, HoldPhase::Undecided { .. })
     }
 
-    /// Returns whether the body failed before the head got here. There is nothing to commit then, even if the head
-    /// is a success.
+    /// Returns whether the body failed before the head got here. There is
+    /// nothing to commit then, even if the head is a success.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(self.0.lock().phase, HoldPhase::Over { failed: true })
     }
@@ -139,8 +149,9 @@ impl Hold {
     ///
     /// # Errors
     ///
-    /// Returns `finish` if the body will not be read to its end from here: it was dropped, or
-    /// read, or its `Content-Length` is met. The response is then settled at its head.
+    /// Returns `finish` if the body will not be read to its end from here: it
+    /// was dropped, or read, or its `Content-Length` is met. The response is
+    /// then settled at its head.
     pub(crate) fn engage(
         &self,
         finish: Finish,
@@ -148,7 +159,8 @@ impl Hold {
         scope: Option<Scope>,
     ) -> Result<(), Finish> {
         let mut state = self.0.lock();
-        // Handed back, not dropped: dropped, it would roll back what the head can still commit.
+        // Handed back, not dropped: dropped, it would roll back what the head
+        // can still commit.
         let HoldPhase::Undecided { read } = state.phase else {
             return Err(finish);
         };
@@ -200,7 +212,8 @@ impl WeakHold {
         let state = shared.lock();
         state
             .due
-            // Before that and behind it, no session is kept for this reader (`body_timeout`).
+            // Before that and behind it, no session is kept for this reader
+            // (`body_timeout`).
             .filter(|_| matches!(state.phase, HoldPhase::BodyDecides { .. }))
             .map(|due| due.elapsed())
     }
@@ -208,8 +221,8 @@ impl WeakHold {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HoldState> {
-        // Whatever has poisoned it, a waker's `clone` for example: a panic here would be one in
-        // `Drop` (G11).
+        // Whatever has poisoned it, a waker's `clone` for example: a panic here
+        // would be one in `Drop` (G11).
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -219,7 +232,8 @@ impl Shared {
             // Its terms are not known yet.
             HoldPhase::Undecided { .. } => false,
             HoldPhase::BodyDecides { terms, .. } => terms.has_grpc_trailers,
-            // Where the head has decided, or the body is over, the body does without its session.
+            // Where the head has decided, or the body is over, the body does
+            // without its session.
             _ => return,
         };
         let cut_off = CutOff {
@@ -232,7 +246,8 @@ impl Shared {
         // Not under the lock: a rollback begins where `finish` is dropped.
         drop(before);
         if let Some(reader) = reader {
-            // A body that streams for ever would otherwise keep a graceful shutdown waiting.
+            // A body that streams for ever would otherwise keep a graceful
+            // shutdown waiting.
             reader.wake();
         }
     }
@@ -257,7 +272,8 @@ impl Wake for Shared {
 }
 
 impl HoldGuard {
-    /// Notes that the reader polls, and returns the waker for the inner body, and the scope to poll it in.
+    /// Notes that the reader polls, and returns the waker for the inner body,
+    /// and the scope to poll it in.
     ///
     /// # Errors
     ///
@@ -272,7 +288,8 @@ impl HoldGuard {
         };
         // The inner body's turn, until it has a frame or wakes its reader.
         state.due = None;
-        // A reader that polls again has most often the same waker: no clone for each frame.
+        // A reader that polls again has most often the same waker: no clone for
+        // each frame.
         let is_known = state
             .reader
             .as_ref()
@@ -283,25 +300,27 @@ impl HoldGuard {
             state.reader.replace(reader.clone())
         };
         drop(state);
-        // Not under the lock: with the last waker of a task goes all that the task owns.
+        // Not under the lock: with the last waker of a task goes all that the
+        // task owns.
         drop(before);
         Ok((self.0.0.clone().into(), scope))
     }
 
-    /// Notes what was read, and returns the terms if this body decides. One step, because the head may pass the
-    /// layer in between.
+    /// Notes what was read, and returns the terms if this body decides. One
+    /// step, because the head may pass the layer in between.
     ///
     /// # Errors
     ///
-    /// If the session was cut off while the inner body was polled: what was read may be the end, which must not
-    /// go through.
+    /// If the session was cut off while the inner body was polled: what was
+    /// read may be the end, which must not go through.
     pub(super) fn report(&self, total: u64, seen: Seen) -> Result<Option<Terms>, CutOff> {
         let mut state = self.0.0.lock();
         Ok(match &state.phase {
             HoldPhase::Undecided { .. } => {
                 state.phase = match seen {
                     Seen::More => HoldPhase::Undecided { read: total },
-                    // Read to its end below the layer: nothing will poll it behind the head, which has to decide.
+                    // Read to its end below the layer: nothing will poll it
+                    // behind the head, which has to decide.
                     Seen::End => HoldPhase::Over { failed: false },
                     Seen::Error => HoldPhase::Over { failed: true },
                 };
@@ -326,7 +345,8 @@ impl HoldGuard {
         )
     }
 
-    /// Returns what settles the transaction, and the terms, if this body decides.
+    /// Returns what settles the transaction, and the terms, if this body
+    /// decides.
     ///
     /// # Errors
     ///

@@ -17,12 +17,14 @@ pub(super) struct Withheld<D> {
 }
 
 impl<D: Buf> Withheld<D> {
-    /// Keeps the frame if it completes the body, and returns it otherwise. `length` is what the response declares.
+    /// Keeps the frame if it completes the body, and returns it otherwise.
+    /// `length` is what the response declares.
     ///
     /// # Errors
     ///
-    /// If the body contradicts its length. A server sends no more than the length, and takes less for an error of
-    /// its own: the client would get something else than what was committed.
+    /// If the body contradicts its length. A server sends no more than the
+    /// length, and takes less for an error of its own: the client would get
+    /// something else than what was committed.
     pub(super) fn withhold(
         &mut self,
         frame: Option<Frame<D>>,
@@ -31,12 +33,14 @@ impl<D: Buf> Withheld<D> {
         ended: bool,
     ) -> Result<Option<Frame<D>>, BodyError> {
         match length.map(|length| read.cmp(&length)) {
-            // Before the extra bytes reach hyper, which cuts them off over HTTP/1: the client would
-            // get a complete response, and not the one that was committed.
+            // Before the extra bytes reach hyper, which cuts them off over
+            // HTTP/1: the client would get a complete response, and not the one
+            // that was committed.
             Some(Ordering::Greater) => Err(BodyError::TooLong),
             // Only at its end: before that, more may come.
             Some(Ordering::Less) if ended => Err(BodyError::TooShort),
-            // Without a declared length too, by the inner body's word alone (H24).
+            // Without a declared length too, by the inner body's word alone
+            // (H24).
             order if ended || order == Some(Ordering::Equal) => {
                 Ok(frame.and_then(|frame| self.put(frame)))
             }
@@ -53,8 +57,8 @@ impl<D: Buf> Withheld<D> {
             }
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => self.trailers = Some(trailers),
-                // `http_body` may get further kinds of frames. One that is neither data nor
-                // trailers completes no body.
+                // `http_body` may get further kinds of frames. One that is
+                // neither data nor trailers completes no body.
                 Err(frame) => return Some(frame),
             },
         }
@@ -83,7 +87,8 @@ impl<D: Buf> Withheld<D> {
             // (<https://docs.rs/http-body/latest/http_body/struct.SizeHint.html#method.set_lower>).
             sum.set_upper(upper.saturating_add(self.len()));
         }
-        // These bytes have left the inner body, and are still to come for the reader.
+        // These bytes have left the inner body, and are still to come for the
+        // reader.
         sum.set_lower(hint.lower().saturating_add(self.len()));
         sum
     }
@@ -121,7 +126,8 @@ impl<D: Buf, E: Into<BoxError>> Read<D, E> {
     ) -> Self {
         let frame = match item.transpose() {
             Ok(frame) => frame,
-            // As without the layer: the inner body's own error goes to the server.
+            // As without the layer: the inner body's own error goes to the
+            // server.
             Err(error) => return Self::Failed(Failure::breaking(error)),
         };
         match withheld.withhold(frame, read, length, ended) {

@@ -9,7 +9,8 @@ use super::{
 };
 
 impl<'p> Given<'p> {
-    /// Reads the settings among `vars`, whose names begin with `prefix`; the URL is in the variable `url`.
+    /// Reads the settings among `vars`, whose names begin with `prefix`; the
+    /// URL is in the variable `url`.
     pub(super) fn of_variables(
         prefix: &'p str,
         url: &'p str,
@@ -21,15 +22,18 @@ impl<'p> Given<'p> {
                 continue;
             };
             if is_foreign(&name) {
-                // Refused, it would keep a service from starting beside a Kubernetes Service that is called `db`.
+                // Refused, it would keep a service from starting beside a
+                // Kubernetes Service that is called `db`.
                 given.foreign.push(key);
                 continue;
             }
-            // Only now that it is one of ours: another program's variable may hold any bytes.
+            // Only now that it is one of ours: another program's variable may
+            // hold any bytes.
             let Ok(text) = value.into_string() else {
                 return Err(ConfigError::new(key, "not UTF-8"));
             };
-            // An empty one is not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works. A misspelt one is an error even so.
+            // An empty one is not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}`
+            // works. A misspelt one is an error even so.
             if !text.trim().is_empty() || !NAMES.contains(&&*name) {
                 given.add(&name, &key, text)?;
             }
@@ -51,13 +55,15 @@ impl<'p> Given<'p> {
         }
         match (key.strip_prefix(self.prefix), self.meant(key)) {
             (Some(name), _) => Ok(Some(name.to_ascii_lowercase())),
-            // Passed over, a `db_pool_size` would leave the pool at its default without a word.
+            // Passed over, a `db_pool_size` would leave the pool at its default
+            // without a word.
             (None, Some(meant)) => Err(self.misspelt(key, &meant)),
             (None, None) => Ok(None),
         }
     }
 
-    /// Returns the variable whose name differs from `key` in case and separators only. For keys without the prefix.
+    /// Returns the variable whose name differs from `key` in case and
+    /// separators only. For keys without the prefix.
     fn meant(&self, key: &str) -> Option<String> {
         let key = plain(key);
         if key == plain(self.url) {

@@ -4,8 +4,8 @@ use std::fmt;
 
 /// A setting that a [`PoolConfig`](super::PoolConfig) refuses.
 ///
-/// The text names the key as it was written, and the allowed values. It shows a value only if that
-/// is harmless, and nothing of a URL.
+/// The text names the key as it was written, and the allowed values. It shows a
+/// value only if that is harmless, and nothing of a URL.
 ///
 /// ```
 /// use tower_sea_orm::PoolConfig;
@@ -17,8 +17,8 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     key: String,
-    // A text, and no kinds to match: it is for the person who wrote the setting, and code can only
-    // stop.
+    // A text, and no kinds to match: it is for the person who wrote the
+    // setting, and code can only stop.
     problem: String,
 }
 
@@ -42,7 +42,8 @@ impl ConfigError {
         Self::new(key, format!("{shown} is refused: {why}"))
     }
 
-    /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a file.
+    /// Returns the key as it was written: `DB_POOL_SIZE`, or `pool_size` in a
+    /// file.
     pub fn key(&self) -> &str {
         &self.key
     }

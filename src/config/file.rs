@@ -24,8 +24,9 @@ enum Value {
 
 /// Reads the settings of a file.
 pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Given<'static>, D::Error> {
-    // Not into a struct by serde's derive: its error for an unknown field knows no name that was
-    // meant, and its aliases do not tell whether two values agree.
+    // Not into a struct by serde's derive: its error for an unknown field knows
+    // no name that was meant, and its aliases do not tell whether two values
+    // agree.
     deserializer.deserialize_map(Table)
 }
 
@@ -42,7 +43,8 @@ impl<'de> Visitor<'de> for Table {
         let mut given = Given::nothing("", "url");
         // Entry by entry: a map would lose one of two with the same name.
         while let Some((key, value)) = map.next_entry::<String, Option<Value>>()? {
-            // As text, so that a value means the same in a file and in a variable.
+            // As text, so that a value means the same in a file and in a
+            // variable.
             let text = match value {
                 // `null` is not set, as an empty variable is not.
                 None => continue,
@@ -50,7 +52,8 @@ impl<'de> Visitor<'de> for Table {
                 Some(Value::Whole(value)) => value.to_string(),
                 Some(Value::Number(value)) => value.to_string(),
                 Some(Value::Text(text)) => text,
-                // `{ secs = 3, nanos = 0 }` is what serde makes of a `Duration`.
+                // `{ secs = 3, nanos = 0 }` is what serde makes of a
+                // `Duration`.
                 Some(Value::Nested(_)) => {
                     let why = "write text, a number, `true` or `false`";
                     return Err(Error::custom(ConfigError::new(key, why)));

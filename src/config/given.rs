@@ -8,7 +8,8 @@ use super::{
 };
 
 /// SQLAlchemy's default of `pool_size`, if only `max_overflow` is given.
-// See <https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine.params.pool_size>.
+// See
+// <https://docs.sqlalchemy.org/en/20/core/engines.html#sqlalchemy.create_engine.params.pool_size>.
 const POOL_SIZE: u32 = 5;
 /// SQLAlchemy's default of `max_overflow`, if only `pool_size` is given.
 const MAX_OVERFLOW: u32 = 10;
@@ -35,7 +36,8 @@ struct Setting {
 }
 
 impl Setting {
-    /// Reads the value. Returns `false` if the setting has another value already.
+    /// Reads the value. Returns `false` if the setting has another value
+    /// already.
     fn read_into(&self, settings: &mut Settings) -> Result<bool, ConfigError> {
         let read = settings.read(&self.name, &self.text);
         read.map_err(|why| ConfigError::of_value(&self.key, &self.text, &why))
@@ -58,13 +60,14 @@ impl<'p> Given<'p> {
             return Err(self.no_such_setting(name, key));
         }
         let (name, key) = (name.to_owned(), key.to_owned());
-        // Twice is no error by itself: a platform may set `DATABASE_URL` beside a service's own
-        // `DB_URL`.
+        // Twice is no error by itself: a platform may set `DATABASE_URL` beside
+        // a service's own `DB_URL`.
         self.settings.push(Setting { name, key, text });
         Ok(())
     }
 
-    /// Reads the values of all settings. Returns as well whether a part of `max_connections` is an overflow.
+    /// Reads the values of all settings. Returns as well whether a part of
+    /// `max_connections` is an overflow.
     pub(super) fn read(&self) -> Result<(Settings, bool), ConfigError> {
         let mut settings = Settings::default();
         for setting in &self.settings {
@@ -76,10 +79,12 @@ impl<'p> Given<'p> {
         Ok((settings, overflows))
     }
 
-    /// Makes `max_connections` of the least number of connections and the overflow, as SQLAlchemy's settings mean it.
+    /// Makes `max_connections` of the least number of connections and the
+    /// overflow, as SQLAlchemy's settings mean it.
     fn add_overflow(&self, settings: &mut Settings) -> Result<bool, ConfigError> {
         let is_limited = settings.max_connections.is_some() || self.find("pool_size").is_none();
-        // Taken, so that two ways to write the same limit make the same configuration.
+        // Taken, so that two ways to write the same limit make the same
+        // configuration.
         let overflow = match settings.max_overflow.take() {
             None if is_limited => return Ok(false),
             overflow => overflow.unwrap_or(MAX_OVERFLOW),
@@ -87,7 +92,8 @@ impl<'p> Given<'p> {
         // As SQLAlchemy fills in the one that is missing.
         let size = *settings.min_connections.get_or_insert(POOL_SIZE);
         let refused = |why: &str| ConfigError::new(self.key(&["max_overflow", "pool_size"]), why);
-        // Refused, and not cut off at the largest number: one of them may be meant as "no limit".
+        // Refused, and not cut off at the largest number: one of them may be
+        // meant as "no limit".
         let Some(sum) = size.checked_add(overflow) else {
             return Err(refused("too many connections together with `pool_size`"));
         };
@@ -104,17 +110,20 @@ impl<'p> Given<'p> {
 
     /// Checks the numbers of connections against the limit.
     pub(super) fn check(&self, settings: &Settings, backend: DbBackend) -> Result<(), ConfigError> {
-        // SeaORM passes only what is given to sqlx: these are the defaults of the drivers, which a test compares.
+        // SeaORM passes only what is given to sqlx: these are the defaults of
+        // the drivers, which a test compares.
         let default = if backend == DbBackend::Sqlite { 1 } else { 10 };
         let max = settings.max_connections.unwrap_or(default);
         let note = settings.max_connections.map_or(" (the default)", |_| "");
-        // Here and not by the driver, which takes it and opens fewer without a word.
+        // Here and not by the driver, which takes it and opens fewer without a
+        // word.
         if let Some(min) = settings.min_connections.filter(|min| *min > max) {
             let key = self.key(&["min_connections", "pool_size", "max_overflow"]);
             let why = format!("{min} is more than `max_connections`, {max}{note}");
             return Err(ConfigError::new(key, why));
         }
-        // As many as all would do the same as more: no session would ever have a connection.
+        // As many as all would do the same as more: no session would ever have
+        // a connection.
         if let Some(reserved) = settings.reserved_connections.filter(|n| *n >= max) {
             let why = format!(
                 "{reserved} leaves no connection for sessions: write less than `max_connections`, {max}{note}"
@@ -134,9 +143,11 @@ impl<'p> Given<'p> {
         given.map_or(names[0], |setting| &setting.key)
     }
 
-    /// Returns the error for a setting that has another value under another name, `DATABASE_URL` and `DB_URL` for example.
+    /// Returns the error for a setting that has another value under another
+    /// name, `DATABASE_URL` and `DB_URL` for example.
     fn disagreement(&self, setting: &Setting) -> ConfigError {
-        // With each alone, because only their values say that two names mean the same setting.
+        // With each alone, because only their values say that two names mean
+        // the same setting.
         let disagrees = |other: &&Setting| {
             let mut alone = Settings::default();
             other.read_into(&mut alone).is_ok() && setting.read_into(&mut alone) == Ok(false)

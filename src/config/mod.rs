@@ -22,8 +22,8 @@ pub use self::error::ConfigError;
 use self::{given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl};
 use crate::{Error, SessionPool, SessionPoolBuilder};
 
-// `DATABASE_URL` is also where the command-line tools of sqlx and SeaORM look, and what platforms
-// set.
+// `DATABASE_URL` is also where the command-line tools of sqlx and SeaORM look,
+// and what platforms set.
 const PREFIX: &str = "DB_";
 const URL: &str = "DATABASE_URL";
 
@@ -38,8 +38,9 @@ macro_rules! set {
     };
 }
 
-/// The settings of a database's pool, under SeaORM's names and SQLAlchemy's, read from the
-/// environment ([`from_env`](Self::from_env)) or, by serde, from a file in any format.
+/// The settings of a database's pool, under SeaORM's names and SQLAlchemy's,
+/// read from the environment ([`from_env`](Self::from_env)) or, by serde, from
+/// a file in any format.
 ///
 /// ```
 /// use std::time::Duration;
@@ -72,8 +73,8 @@ macro_rules! set {
 ///
 /// # The settings
 ///
-/// In the environment, each name is in capitals and prefixed with `DB_`: `DB_POOL_SIZE`. Settings
-/// that are not given keep their defaults.
+/// In the environment, each name is in capitals and prefixed with `DB_`:
+/// `DB_POOL_SIZE`. Settings that are not given keep their defaults.
 ///
 /// | setting | SQLAlchemy's name | value | default | what |
 /// |---|---|---|---|---|
@@ -107,9 +108,10 @@ macro_rules! set {
 /// | `body_timeout` | | time, `never` or `-1` | 30 s | [`SessionPoolBuilder::body_timeout`] |
 /// | `startup_timeout` | | time, or 0 | 0 | How long [`connect`](Self::connect) waits for a server that is not available yet. |
 ///
-/// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit: `250ms`, `30s`, `5min`,
-/// `1h`, `1d`. A **switch** is `true` or `false` (also `1`, `yes`, `on`, `0`, `no`, `off`). A **level** is
-/// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+/// A **time** is in seconds, as in SQLAlchemy (`30`, `0.5`), or has a unit:
+/// `250ms`, `30s`, `5min`, `1h`, `1d`. A **switch** is `true` or `false` (also
+/// `1`, `yes`, `on`, `0`, `no`, `off`). A **level** is `off`, `error`, `warn`,
+/// `info`, `debug` or `trace`.
 ///
 /// Differences from SQLAlchemy:
 ///
@@ -141,10 +143,12 @@ macro_rules! set {
 ///
 /// # Secrets
 ///
-/// `Debug` and `Display` show scheme, user, host and database of the URL, but never its password, and
-/// nothing of its query. Errors show nothing of a URL. [`connect_options`](Self::connect_options)
-/// returns SeaORM's type, whose `Debug` shows the complete URL. The error of a file format's parser may
-/// quote the line in question; log only its message if that line may contain the URL.
+/// `Debug` and `Display` show scheme, user, host and database of the URL, but
+/// never its password, and nothing of its query. Errors show nothing of a URL.
+/// [`connect_options`](Self::connect_options) returns SeaORM's type, whose
+/// `Debug` shows the complete URL. The error of a file format's parser may
+/// quote the line in question; log only its message if that line may contain
+/// the URL.
 #[derive(Clone, PartialEq)]
 pub struct PoolConfig {
     url: DatabaseUrl,
@@ -154,32 +158,36 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// Reads `DATABASE_URL` and the variables that begin with `DB_` from the environment.
+    /// Reads `DATABASE_URL` and the variables that begin with `DB_` from the
+    /// environment.
     ///
-    /// Each setting can be given under any of its names: `DB_POOL_SIZE`, `DB_MAX_CONNECTIONS`, …
-    /// (`DB_URL` is `DATABASE_URL`). An empty variable counts as not set, so that
-    /// `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
+    /// Each setting can be given under any of its names: `DB_POOL_SIZE`,
+    /// `DB_MAX_CONNECTIONS`, … (`DB_URL` is `DATABASE_URL`). An empty variable
+    /// counts as not set, so that `DB_POOL_SIZE=${DB_POOL_SIZE:-}` works.
     ///
-    /// A `DB_` variable that is almost a setting's name is refused, because it is probably a typo; so is
-    /// one whose name differs only in case or separators (`db_pool_size`, `DATABASE-URL`). Other `DB_`
-    /// variables belong to other programs, and one log line, at WARN, names them: variables for the parts
-    /// of a URL (`DB_HOST`, `DB_PASSWORD`, …), and those that Kubernetes and Docker inject beside a
-    /// service called `db` (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).
+    /// A `DB_` variable that is almost a setting's name is refused, because it
+    /// is probably a typo; so is one whose name differs only in case or
+    /// separators (`db_pool_size`, `DATABASE-URL`). Other `DB_` variables
+    /// belong to other programs, and one log line, at WARN, names them:
+    /// variables for the parts of a URL (`DB_HOST`, `DB_PASSWORD`, …), and
+    /// those that Kubernetes and Docker inject beside a service called `db`
+    /// (`DB_SERVICE_HOST`, `DB_PORT_5432_TCP`, …).
     ///
     /// # Errors
     ///
-    /// If a setting is misspelt or impossible, contradicts another one, or is not UTF-8, or if there is
-    /// no URL.
+    /// If a setting is misspelt or impossible, contradicts another one, or is
+    /// not UTF-8, or if there is no URL.
     pub fn from_env() -> Result<Self, ConfigError> {
-        // A key that is not UTF-8 is no name of ours.
-        // Not `vars`, which panics at the first variable that is not UTF-8, even another program's
+        // A key that is not UTF-8 is no name of ours. Not `vars`, which panics
+        // at the first variable that is not UTF-8, even another program's
         // (<https://doc.rust-lang.org/std/env/fn.vars.html>).
         let vars = vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value)));
         Self::from_given(&Given::of_variables(PREFIX, URL, vars)?)
     }
 
-    /// [`from_env`](Self::from_env) with these variables in place of the environment's. Variables whose
-    /// names are not even close to `DATABASE_URL` or to a name that begins with `DB_` are ignored.
+    /// [`from_env`](Self::from_env) with these variables in place of the
+    /// environment's. Variables whose names are not even close to
+    /// `DATABASE_URL` or to a name that begins with `DB_` are ignored.
     ///
     /// ```
     /// use tower_sea_orm::PoolConfig;
@@ -200,9 +208,10 @@ impl PoolConfig {
         Self::from_given(&Given::of_variables(PREFIX, URL, owned(vars))?)
     }
 
-    /// Reads the variables that begin with `prefix`: for a second database, or if `DB_` belongs to
-    /// another program. The URL's variable is the prefix followed by `URL`; a variable that is almost
-    /// a setting's name is refused, as by [`from_env`](Self::from_env).
+    /// Reads the variables that begin with `prefix`: for a second database, or
+    /// if `DB_` belongs to another program. The URL's variable is the prefix
+    /// followed by `URL`; a variable that is almost a setting's name is
+    /// refused, as by [`from_env`](Self::from_env).
     ///
     /// ```
     /// use tower_sea_orm::PoolConfig;
@@ -218,7 +227,8 @@ impl PoolConfig {
     ///
     /// # Errors
     ///
-    /// If a setting is misspelt or impossible, or contradicts another one, or if there is no URL.
+    /// If a setting is misspelt or impossible, or contradicts another one, or
+    /// if there is no URL.
     pub fn from_prefixed_vars<K: AsRef<str>, V: AsRef<str>>(
         prefix: &str,
         vars: impl IntoIterator<Item = (K, V)>,
@@ -242,14 +252,17 @@ impl PoolConfig {
         })
     }
 
-    /// Returns SeaORM's options, so that you can change those that have no setting here.
-    /// [`session_pool`](Self::session_pool) then makes the pool of sessions.
+    /// Returns SeaORM's options, so that you can change those that have no
+    /// setting here. [`session_pool`](Self::session_pool) then makes the pool
+    /// of sessions.
     ///
-    /// An IPv6 address in a MySQL URL is corrected by `map_sqlx_mysql_opts`, which holds a single function: if
-    /// you call it yourself, you replace that function and have to set the `host`.
+    /// An IPv6 address in a MySQL URL is corrected by `map_sqlx_mysql_opts`,
+    /// which holds a single function: if you call it yourself, you replace that
+    /// function and have to set the `host`.
     ///
-    /// The options contain the complete URL: their `Debug` shows its password, and so do SeaORM's
-    /// spans (at the level TRACE) when you connect with them.
+    /// The options contain the complete URL: their `Debug` shows its password,
+    /// and so do SeaORM's spans (at the level TRACE) when you connect with
+    /// them.
     ///
     /// ```
     /// use sea_orm::Database;
@@ -271,8 +284,10 @@ impl PoolConfig {
         self.with_settings(self.url.options())
     }
 
-    /// Builds a pool of sessions over `database`, with this configuration's values for [`SessionPool`]'s own
-    /// settings: `acquire_timeout`, `release_timeout`, `reserved_connections` and those below it in the table.
+    /// Builds a pool of sessions over `database`, with this configuration's
+    /// values for [`SessionPool`]'s own settings: `acquire_timeout`,
+    /// `release_timeout`, `reserved_connections` and those below it in the
+    /// table.
     ///
     /// # Errors
     ///
@@ -296,17 +311,20 @@ impl PoolConfig {
 
     /// Connects, and builds a pool of sessions with these settings.
     ///
-    /// With a `startup_timeout`, a server that is not available yet is tried again until that time has
-    /// passed, with pauses that grow from 50 ms to 2 s. *Not available yet* means: connection refused,
-    /// or closed before the server sent anything (as the port forwarders of containers do), no answer
-    /// in time, a host name that cannot be resolved, PostgreSQL's `57P03` (starting up). A refusal by
-    /// the server itself (a wrong password, an unknown database) and a wrong certificate fail at once.
-    /// Without a `startup_timeout`, every failure does.
+    /// With a `startup_timeout`, a server that is not available yet is tried
+    /// again until that time has passed, with pauses that grow from 50 ms to 2
+    /// s. *Not available yet* means: connection refused, or closed before the
+    /// server sent anything (as the port forwarders of containers do), no
+    /// answer in time, a host name that cannot be resolved, PostgreSQL's
+    /// `57P03` (starting up). A refusal by the server itself (a wrong password,
+    /// an unknown database) and a wrong certificate fail at once. Without a
+    /// `startup_timeout`, every failure does.
     ///
     /// With `connect_lazy`, and for SQLite, there is no server to wait for.
     ///
-    /// Unlike those of [`connect_options`](Self::connect_options), the options passed to SeaORM here
-    /// keep the password separate, so SeaORM's spans do not show it.
+    /// Unlike those of [`connect_options`](Self::connect_options), the options
+    /// passed to SeaORM here keep the password separate, so SeaORM's spans do
+    /// not show it.
     ///
     /// # Errors
     ///
@@ -319,8 +337,9 @@ impl PoolConfig {
         self.connect_with(|pool| pool).await
     }
 
-    /// [`connect`](Self::connect), with settings of the pool that no variable has, such as an
-    /// [`Observer`](crate::Observer). What `set` sets counts, whatever the configuration says.
+    /// [`connect`](Self::connect), with settings of the pool that no variable
+    /// has, such as an [`Observer`](crate::Observer). What `set` sets counts,
+    /// whatever the configuration says.
     ///
     /// ```
     /// use tower_sea_orm::{Observer, PoolConfig};
@@ -350,7 +369,8 @@ impl PoolConfig {
         &self,
         set: impl FnOnce(SessionPoolBuilder) -> SessionPoolBuilder,
     ) -> Result<SessionPool, DbErr> {
-        // Without the password: SeaORM's spans show the URL that it connects with (G15).
+        // Without the password: SeaORM's spans show the URL that it connects
+        // with (G15).
         let options = self.with_settings(self.url.guarded_options());
         if self.overflows {
             tracing::info!(
@@ -360,14 +380,16 @@ impl PoolConfig {
                 "`max_overflow` is added to `max_connections`; overflow connections are closed after `idle_timeout`, not on return",
             );
         }
-        // SQLite has no server, and a lazy pool shows a wrong URL at its first session.
+        // SQLite has no server, and a lazy pool shows a wrong URL at its first
+        // session.
         if self.url.backend != DbBackend::Sqlite && !options.get_connect_lazy() {
-            // Without one, there is one attempt: its error has the reason, where the pool's own
-            // would be a time-out (H25).
+            // Without one, there is one attempt: its error has the reason,
+            // where the pool's own would be a time-out (H25).
             let startup = self.settings.startup_timeout.unwrap_or_default();
             wait_for_server(&self.url, &options, startup).await?;
         }
-        // Only what was given is set below: the other defaults are the pool's, and in one place.
+        // Only what was given is set below: the other defaults are the pool's,
+        // and in one place.
         let builder = self.session_pool_builder(Database::connect(options).await?);
         Ok(set(builder).build()?)
     }
@@ -385,13 +407,15 @@ impl PoolConfig {
         }
         let (mut level, mut threshold) = options.get_sqlx_slow_statements_logging_settings();
         if let Some(given) = settings.sqlx_slow_statements_logging_threshold {
-            // SeaORM's default level is off: a threshold alone would have no effect.
+            // SeaORM's default level is off: a threshold alone would have no
+            // effect.
             (level, threshold) = (LevelFilter::Warn, given);
         }
         if let Some(given) = settings.sqlx_slow_statements_logging_level {
             level = given;
         }
-        // Both at once: SeaORM has one setter for the two, and one that is not given must stay.
+        // Both at once: SeaORM has one setter for the two, and one that is not
+        // given must stay.
         options.sqlx_slow_statements_logging_settings(level, threshold);
         options
     }

@@ -1,6 +1,7 @@
 //! The parameters of a URL: those that sqlx reads, with values that it takes.
 //!
-//! sqlx passes over the others, for MySQL without a line in the log: `ssl=true` would leave TLS optional.
+//! sqlx passes over the others, for MySQL without a line in the log: `ssl=true`
+//! would leave TLS optional.
 
 use std::{collections::BTreeMap, env, net::IpAddr};
 
@@ -9,29 +10,35 @@ use url::form_urlencoded::Parse;
 
 use super::settings::{NAMES, nearest, plain};
 
-// A line `= NAMES: VALUES` has all names of a parameter that sqlx reads, and the values that it may have: a list, or one
-// of the kinds in [`refuse`]; from `src/options/parse.rs` of sqlx-postgres, sqlx-mysql and sqlx-sqlite 0.9.0. Any other line
-// has names of a parameter that other drivers know, in the form of [`plain`] or exact ones, and what to write instead, where
-// `{}` stands for the name.
+// A line `= NAMES: VALUES` has all names of a parameter that sqlx reads, and
+// the values that it may have: a list, or one of the kinds in [`refuse`]; from
+// `src/options/parse.rs` of sqlx-postgres, sqlx-mysql and sqlx-sqlite 0.9.0.
+// Any other line has names of a parameter that other drivers know, in the form
+// of [`plain`] or exact ones, and what to write instead, where `{}` stands for
+// the name.
 const POSTGRES: &str = include_str!("advice/postgres.txt");
 const MYSQL: &str = include_str!("advice/mysql.txt");
 const SQLITE: &str = include_str!("advice/sqlite.txt");
 const ANY: &str = include_str!("advice/any.txt");
 
-/// PostgreSQL's settings for a session, the only parameter that may be given several times.
+/// PostgreSQL's settings for a session, the only parameter that may be given
+/// several times.
 const OPTIONS: &str = "options";
 
-/// Parameters by their first name, each with the name and the value that it was given.
+/// Parameters by their first name, each with the name and the value that it was
+/// given.
 type Given = BTreeMap<&'static str, (String, String)>;
 
-/// Refuses a parameter that sqlx does not read, a value that it does not take, and two that disagree. No error shows a
-/// value: `PoolConfig` shows no parameters of a URL.
+/// Refuses a parameter that sqlx does not read, a value that it does not take,
+/// and two that disagree. No error shows a value: `PoolConfig` shows no
+/// parameters of a URL.
 pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> {
     let mut given = Given::new();
     for (name, value) in pairs {
         let is_name = |(names, _): &(&str, _)| names.split(' ').any(|known| known == name);
         let Some((names, values)) = parameters(backend).find(is_name) else {
-            // Any setting of the server may stand there, one of an extension as well.
+            // Any setting of the server may stand there, one of an extension as
+            // well.
             if backend == DbBackend::Postgres && is_option(&name) {
                 continue;
             }
@@ -43,7 +50,8 @@ pub(super) fn check(backend: DbBackend, pairs: Parse<'_>) -> Result<(), String> 
         }
         let now = (name.into_owned(), value.into_owned());
         match given.insert(first(names), now.clone()) {
-            // For sqlx the last one counts: which of the two was meant is for their author to say.
+            // For sqlx the last one counts: which of the two was meant is for
+            // their author to say.
             Some(before) if before.1 != now.1 && names != OPTIONS => {
                 let (before, now) = (before.0, now.0);
                 let why = format!("its parameters `{before}` and `{now}` disagree");
@@ -97,7 +105,8 @@ fn refuse(values: &'static str, backend: DbBackend, value: &str) -> Option<Strin
             "is not an IP address (an IPv6 address has no brackets here)",
         ),
         _ => {
-            // sqlx takes the modes of TLS in any case, SQLite's values as they are.
+            // sqlx takes the modes of TLS in any case, SQLite's values as they
+            // are.
             let is_exact = backend == DbBackend::Sqlite;
             let is = |known: &str| known == value || !is_exact && known.eq_ignore_ascii_case(value);
             let is_right = values.split(' ').any(is);
@@ -114,8 +123,8 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
     let known = all.clone().flat_map(|names| names.split(' '));
     let is_alike = |known: &&str| plain(known) == plain(name);
     let there_are = || format!("the known ones are {}", listed(all.clone().map(first)));
-    // From the surest to the vaguest: a known name in other letters, one of another driver, a
-    // setting beside the URL, a typing mistake.
+    // From the surest to the vaguest: a known name in other letters, one of
+    // another driver, a setting beside the URL, a typing mistake.
     let advice = if let Some(name) = known.clone().find(is_alike) {
         format!("write `{name}=…`")
     } else if let Some(advice) = advice(backend, name) {
@@ -137,8 +146,8 @@ fn unknown(backend: DbBackend, name: &str, value: &str) -> String {
 }
 
 fn advice(backend: DbBackend, name: &str) -> Option<String> {
-    // PostgreSQL's settings are known by their underscores (`statement_timeout`), other drivers'
-    // parameters without.
+    // PostgreSQL's settings are known by their underscores
+    // (`statement_timeout`), other drivers' parameters without.
     let forms = [name.to_ascii_lowercase(), plain(name)];
     let mut lines = lines(backend).chain(ANY.lines());
     lines.find_map(|line| {
@@ -155,8 +164,9 @@ fn listed(names: impl Iterator<Item = &'static str>) -> String {
     names.join(", ")
 }
 
-/// Returns what is wrong if an authority for certificates is given and nothing is checked with it: libpq checks
-/// as soon as it has one, sqlx in two modes only.
+/// Returns what is wrong if an authority for certificates is given and nothing
+/// is checked with it: libpq checks as soon as it has one, sqlx in two modes
+/// only.
 fn unchecked_certificate(backend: DbBackend, given: &Given) -> Option<String> {
     let (mode, authority, modes) = match backend {
         DbBackend::Postgres => ("sslmode", "sslrootcert", "verify-full` or `verify-ca"),
@@ -174,8 +184,8 @@ fn unchecked_certificate(backend: DbBackend, given: &Given) -> Option<String> {
     // The URL's goes first, as for sqlx.
     let chosen = in_url.or_else(from_env).unwrap_or_default();
     // With a root certificate, libpq's `require` checks as well
-    // (<https://www.postgresql.org/docs/current/libpq-ssl.html>): such a URL is taken for safe, and
-    // with sqlx it is not.
+    // (<https://www.postgresql.org/docs/current/libpq-ssl.html>): such a URL is
+    // taken for safe, and with sqlx it is not.
     (!chosen.to_ascii_lowercase().starts_with("verify")).then(|| {
         format!("its parameter `{name}` does nothing unless the certificate is checked: write `{mode}={modes}` as well")
     })

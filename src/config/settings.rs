@@ -11,12 +11,14 @@ use super::value::{
 };
 use crate::{PoolMode, Reset};
 
-/// Values that SQLAlchemy accepts and this crate does not: name, value, and what to write instead.
+/// Values that SQLAlchemy accepts and this crate does not: name, value, and
+/// what to write instead.
 const NOT_AS_IN_SQLALCHEMY: &str = include_str!("advice/sqlalchemy.txt");
 
-/// Makes [`Settings`] of a table: each setting's name, the type of its value, and the function that reads it; behind
-/// them its name in SQLAlchemy.
-// In one table, so that no setting has a name without a reader, or a field without a name.
+/// Makes [`Settings`] of a table: each setting's name, the type of its value,
+/// and the function that reads it; behind them its name in SQLAlchemy.
+// In one table, so that no setting has a name without a reader, or a field
+// without a name.
 macro_rules! settings {
     ($($name:ident: $value:ty = $read:ident $(, $other:ident = $read_other:ident)?;)*) => {
         /// The settings that were given, under SeaORM's names.
@@ -29,13 +31,15 @@ macro_rules! settings {
         pub(super) const NAMES: &[&str] = &[$(stringify!($name), $(stringify!($other),)?)*];
 
         impl Settings {
-            /// Reads `text` as the value of the setting `name`. Returns `false` if the setting has another value already.
+            /// Reads `text` as the value of the setting `name`. Returns `false`
+            /// if the setting has another value already.
             ///
             /// # Errors
             ///
             /// What to write instead, if this is no value.
             pub(super) fn read(&mut self, name: &str, text: &str) -> Result<bool, String> {
-                // Before it is read: some of these are numbers all the same, and "write a whole number" would be no help.
+                // Before it is read: some of these are numbers all the same,
+                // and "write a whole number" would be no help.
                 let entry = format!("{name}={}: ", text.trim().to_ascii_lowercase());
                 let mut refused = NOT_AS_IN_SQLALCHEMY.lines();
                 if let Some(why) = refused.find_map(|line| line.strip_prefix(&*entry)) {
@@ -56,7 +60,8 @@ macro_rules! settings {
 }
 
 // The order is the one in which the error about an unknown name lists them.
-// SQLAlchemy's names read into the same fields, so that two names of one setting can be compared.
+// SQLAlchemy's names read into the same fields, so that two names of one
+// setting can be compared.
 settings! {
     // Taken out before anything is shown: it may have a password in it.
     url: String = whole;
@@ -103,7 +108,8 @@ fn put<T: PartialEq>(setting: &mut Option<T>, value: T) -> bool {
     }
 }
 
-/// Names that others have for the parts of a URL. Beside the prefix `DB_` they belong to another program.
+/// Names that others have for the parts of a URL. Beside the prefix `DB_` they
+/// belong to another program.
 const PARTS_OF_A_URL: &str = "host hostname port user username password password_file pass passwd \
      name database dbname socket connection driver dialect engine ssl sslmode ssl_mode dsn scheme";
 
@@ -112,13 +118,15 @@ pub(super) fn meant(name: &str) -> Option<&'static str> {
     alike(name).or_else(|| nearest(name, NAMES.iter().copied()))
 }
 
-/// Returns the setting whose name differs from this one in case and separators only.
+/// Returns the setting whose name differs from this one in case and separators
+/// only.
 pub(super) fn alike(name: &str) -> Option<&'static str> {
     let name = plain(name);
     NAMES.iter().copied().find(|known| plain(known) == name)
 }
 
-/// Returns the name's letters and digits, in lower case: programs differ most in the rest.
+/// Returns the name's letters and digits, in lower case: programs differ most
+/// in the rest.
 pub(super) fn plain(name: &str) -> String {
     name.chars()
         .filter(|c| c.is_alphanumeric())
@@ -128,12 +136,13 @@ pub(super) fn plain(name: &str) -> String {
 
 /// Returns the name nearest to `wrong`, unless it is far from all of them.
 pub(super) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    // This distance counts two letters that have changed places as one mistake, as in `POOL_SZIE`.
-    // Of two names as near, the one that is first by the alphabet, so that the answer is always the
-    // same.
+    // This distance counts two letters that have changed places as one mistake,
+    // as in `POOL_SZIE`. Of two names as near, the one that is first by the
+    // alphabet, so that the answer is always the same.
     let (distance, name) = names.map(|name| (osa_distance(wrong, name), name)).min()?;
-    // In a short name, two other letters make another word: `test` is not `reset`.
-    // Longer names bear more wrong letters before another one is as near.
+    // In a short name, two other letters make another word: `test` is not
+    // `reset`. Longer names bear more wrong letters before another one is as
+    // near.
     let bound = match wrong.len() {
         ..=5 => 1,
         length => 2.max(length / 4),
@@ -141,9 +150,11 @@ pub(super) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> 
     (distance <= bound).then_some(name)
 }
 
-/// Returns whether a variable of this name, without its prefix, belongs to another program.
+/// Returns whether a variable of this name, without its prefix, belongs to
+/// another program.
 pub(super) fn is_foreign(name: &str) -> bool {
-    // A setting of ours in other letters is not passed over, but refused with the right name.
+    // A setting of ours in other letters is not passed over, but refused with
+    // the right name.
     alike(name).is_none()
         && (is_part_of_a_url(name)
             || is_injected(name)
@@ -154,7 +165,8 @@ pub(super) fn is_part_of_a_url(name: &str) -> bool {
     PARTS_OF_A_URL.split(' ').any(|part| part == name)
 }
 
-/// Returns whether Kubernetes or Docker's links set this name for a service named like the prefix:
+/// Returns whether Kubernetes or Docker's links set this name for a service
+/// named like the prefix:
 /// <https://kubernetes.io/docs/concepts/containers/container-environment/#cluster-information>,
 /// <https://docs.docker.com/engine/network/links/#environment-variables>.
 fn is_injected(name: &str) -> bool {

@@ -24,11 +24,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 // A longer one would keep a service from a server that is up.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Tries to connect until the server accepts a connection, or `startup` is over.
+/// Tries to connect until the server accepts a connection, or `startup` is
+/// over.
 ///
 /// # Errors
 ///
-/// The error of the last attempt, or the first that another attempt cannot cure.
+/// The error of the last attempt, or the first that another attempt cannot
+/// cure.
 pub(super) async fn wait_for_server(
     url: &DatabaseUrl,
     options: &ConnectOptions,
@@ -41,8 +43,9 @@ pub(super) async fn wait_for_server(
     let own = own.unwrap_or(CONNECT_TIMEOUT);
     let (started, mut pause) = (Instant::now(), FIRST_PAUSE);
     let left = || startup.saturating_sub(started.elapsed());
-    // The last attempt has some time even if it begins at the end. Without a `startup_timeout` there is only one, which has
-    // as long as the pool itself would take.
+    // The last attempt has some time even if it begins at the end. Without a
+    // `startup_timeout` there is only one, which has as long as the pool itself
+    // would take.
     let bound = || match startup {
         Duration::ZERO => own,
         _ => own.min(left().max(FIRST_PAUSE)),
@@ -54,12 +57,14 @@ pub(super) async fn wait_for_server(
         }
         // Once, since each attempt would repeat it.
         if pause == FIRST_PAUSE {
-            // INFO, not WARN: a service often starts together with its database.
+            // INFO, not WARN: a service often starts together with its
+            // database.
             tracing::info!(target: TARGET, %url, %error, "the database is not available yet; retrying");
         }
         // No longer than what is left: the last attempt comes at the end of it.
         sleep(jittered(pause).min(left())).await;
-        // Doubled: many instances that wait for one server must not keep it from starting.
+        // Doubled: many instances that wait for one server must not keep it
+        // from starting.
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     // Only if the log has said before that it was not.
@@ -69,7 +74,8 @@ pub(super) async fn wait_for_server(
     Ok(())
 }
 
-/// A pool that connects at once would try a refused connection again by itself, and lose the reason.
+/// A pool that connects at once would try a refused connection again by itself,
+/// and lose the reason.
 async fn lazy_pool(options: &ConnectOptions) -> Result<SessionPool, DbErr> {
     let mut lazy = options.clone();
     // sqlx opens `min_connections` in a task of its own, lazy or not.
@@ -77,18 +83,21 @@ async fn lazy_pool(options: &ConnectOptions) -> Result<SessionPool, DbErr> {
     Ok(SessionPool::try_new(Database::connect(lazy).await?)?)
 }
 
-/// Tries to connect once. Returns the error as a value if another attempt may cure it.
+/// Tries to connect once. Returns the error as a value if another attempt may
+/// cure it.
 async fn attempt(
     pool: &SessionPool,
     url: &DatabaseUrl,
     bound: Duration,
 ) -> Result<Option<DbErr>, DbErr> {
-    // Past the driver's pool, whose time-out would take the place of the reason (H25).
+    // Past the driver's pool, whose time-out would take the place of the reason
+    // (H25).
     match timeout(bound, pool.inner().connect_once()).await {
         Ok(Ok(())) => Ok(None),
         Ok(Err(error)) if is_not_available_yet(&error) => Ok(Some(error)),
         Ok(Err(error)) => Err(error),
-        // A server behind a firewall that drops packets looks so while it starts.
+        // A server behind a firewall that drops packets looks so while it
+        // starts.
         Err(_) => {
             tracing::warn!(target: TARGET, %url, "no answer from the database within {bound:?}");
             Ok(Some(Kind::Down.into_db_err()))
@@ -103,8 +112,8 @@ fn is_not_available_yet(error: &DbErr) -> bool {
         && let sqlx::Error::Io(error) = &**cause
     {
         use ErrorKind::*;
-        // Also connections that are accepted and then broken off: a container's port proxy does so
-        // while its server is not up yet.
+        // Also connections that are accepted and then broken off: a container's
+        // port proxy does so while its server is not up yet.
         #[rustfmt::skip]
         let kinds = [
             ConnectionRefused, ConnectionReset, ConnectionAborted, UnexpectedEof, BrokenPipe,
@@ -114,11 +123,13 @@ fn is_not_available_yet(error: &DbErr) -> bool {
         let unresolved = "failed to lookup address information";
         return kinds.contains(&error.kind()) || error.to_string().starts_with(unresolved);
     }
-    // Nothing else: waiting mends no password, and the log should say so at once.
+    // Nothing else: waiting mends no password, and the log should say so at
+    // once.
     server::is_starting_up(error)
 }
 
-/// Returns between half of `pause` and all of it, so that many instances do not connect at the same moment.
+/// Returns between half of `pause` and all of it, so that many instances do not
+/// connect at the same moment.
 fn jittered(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let thousandths = 500 + RandomState::new().build_hasher().finish() % 501;

@@ -8,12 +8,15 @@ use url::{Url, form_urlencoded};
 
 use super::parameters;
 
-/// How many statements each connection of MySQL keeps prepared unless the URL says it: a text more than sqlx's own 100 costs the
-/// next statement 40 ms (see `cheap_statements`), while the server has room for 16 382 in all (`max_prepared_stmt_count`).
+/// How many statements each connection of MySQL keeps prepared unless the URL
+/// says it: a text more than sqlx's own 100 costs the next statement 40 ms (see
+/// `cheap_statements`), while the server has room for 16 382 in all
+/// (`max_prepared_stmt_count`).
 #[cfg(feature = "sqlx-mysql")]
 const MYSQL_STATEMENTS: usize = 300;
 
-/// A database's URL: whole for the driver, without its password in everything that is shown.
+/// A database's URL: whole for the driver, without its password in everything
+/// that is shown.
 #[derive(Clone, PartialEq)]
 pub(super) struct DatabaseUrl {
     whole: String,
@@ -28,7 +31,8 @@ pub(super) struct DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Takes the URL apart. An error shows nothing of it but its scheme and the names of its parameters.
+    /// Takes the URL apart. An error shows nothing of it but its scheme and the
+    /// names of its parameters.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         // A secret that comes from a file ends with a newline.
         let text = text.trim();
@@ -45,7 +49,8 @@ impl DatabaseUrl {
         if url.password().is_some() || url.query_pairs().any(|(name, _)| is_secret(&name)) {
             return Err("an SQLite URL has no password".to_owned());
         }
-        // sqlx takes all that follows the first `?` for parameters, a fragment included.
+        // sqlx takes all that follows the first `?` for parameters, a fragment
+        // included.
         let query = text.split_once('?').map_or("", |(_, query)| query);
         let query = form_urlencoded::parse(query.as_bytes());
         parameters::check(DbBackend::Sqlite, query)?;
@@ -60,7 +65,8 @@ impl DatabaseUrl {
     }
 
     fn server(mut url: Url, backend: DbBackend) -> Result<Self, String> {
-        // Before anything is taken out of it: the parts of such a URL are not where they seem to be.
+        // Before anything is taken out of it: the parts of such a URL are not
+        // where they seem to be.
         if let Some(why) = misplaced(&url) {
             return Err(why.to_owned());
         }
@@ -75,17 +81,20 @@ impl DatabaseUrl {
             return Err("it has a password among its parameters that the driver does not read: write it before the host".to_owned());
         }
         parameters::check(backend, url.query_pairs())?;
-        // With the password: for `connect_options`, which users may change and connect with themselves.
+        // With the password: for `connect_options`, which users may change and
+        // connect with themselves.
         let whole = with_address(&url, backend, address.as_deref());
         let mut password = password(&url)?;
-        // Nothing but the password's own field may have it: SeaORM's spans show the URL that it connects with.
+        // Nothing but the password's own field may have it: SeaORM's spans show
+        // the URL that it connects with.
         if password.is_some() && url.set_password(None).is_err() {
             return Err("it has a password but no host".to_owned());
         }
         // As for sqlx, the last one among the parameters counts.
         if let Some((_, last)) = secrets.into_iter().next_back() {
             password = Some(last);
-            // Written anew only then: a URL without a secret stays byte for byte as it was given.
+            // Written anew only then: a URL without a secret stays byte for
+            // byte as it was given.
             url.query_pairs_mut().clear().extend_pairs(others);
         }
         Ok(Self {
@@ -98,12 +107,14 @@ impl DatabaseUrl {
         })
     }
 
-    /// SeaORM's options for this URL, password included: their `Debug` shows it.
+    /// SeaORM's options for this URL, password included: their `Debug` shows
+    /// it.
     pub(super) fn options(&self) -> ConnectOptions {
         self.completed(ConnectOptions::new(&self.whole), None)
     }
 
-    /// SeaORM's options for this URL, with the password where neither `Debug` nor SeaORM's spans see it.
+    /// SeaORM's options for this URL, with the password where neither `Debug`
+    /// nor SeaORM's spans see it.
     pub(super) fn guarded_options(&self) -> ConnectOptions {
         self.completed(ConnectOptions::new(&self.bare), self.password.clone())
     }
@@ -117,7 +128,8 @@ impl DatabaseUrl {
         match self.backend {
             #[cfg(feature = "sqlx-postgres")]
             DbBackend::Postgres => {
-                // On sqlx's own options, which neither `Debug` nor a span of SeaORM's shows (G15).
+                // On sqlx's own options, which neither `Debug` nor a span of
+                // SeaORM's shows (G15).
                 if let Some(password) = password {
                     options.map_sqlx_postgres_opts(move |options| options.password(&password));
                 }
@@ -125,7 +137,8 @@ impl DatabaseUrl {
             #[cfg(feature = "sqlx-mysql")]
             DbBackend::MySql => {
                 let address = self.address.clone();
-                // `=0` is for proxies that do not translate names of statements, and has to stay.
+                // `=0` is for proxies that do not translate names of
+                // statements, and has to stay.
                 let is_given = self.bare.contains("statement-cache-capacity=");
                 // All in one closure: SeaORM keeps the last one only.
                 options.map_sqlx_mysql_opts(move |mut options| {
@@ -164,7 +177,8 @@ const SEVERAL_HOSTS: &str = "it names several hosts, and sqlx connects to one: w
 
 /// Returns what is wrong with a text that cannot be parsed.
 fn ill_formed(text: &str) -> &'static str {
-    // By hand, since it cannot be parsed: only the likeliest mistakes are looked for.
+    // By hand, since it cannot be parsed: only the likeliest mistakes are
+    // looked for.
     let authority = text.split_once("://").map_or("", |(_, rest)| rest);
     let authority = &authority[..authority.find(['/', '?', '#']).unwrap_or(authority.len())];
     let hosts = authority
@@ -197,15 +211,17 @@ fn misplaced(url: &Url) -> Option<&'static str> {
     }
 }
 
-/// Returns the host if it is an IPv6 address, without its brackets: sqlx 0.9.0 keeps them, and looks for a host of
-/// that name (<https://github.com/SeaQL/sea-orm/issues/2579>).
+/// Returns the host if it is an IPv6 address, without its brackets: sqlx 0.9.0
+/// keeps them, and looks for a host of that name
+/// (<https://github.com/SeaQL/sea-orm/issues/2579>).
 fn ipv6(url: &Url) -> Option<String> {
     let host = url.host_str()?;
     Some(host.strip_prefix('[')?.strip_suffix(']')?.to_owned())
 }
 
-/// Returns the URL with the IPv6 address as a parameter, which PostgreSQL's driver reads. A `host` among the
-/// URL's own parameters comes later, and counts.
+/// Returns the URL with the IPv6 address as a parameter, which PostgreSQL's
+/// driver reads. A `host` among the URL's own parameters comes later, and
+/// counts.
 fn with_address(url: &Url, backend: DbBackend, address: Option<&str>) -> String {
     let mut url = url.clone();
     if let (DbBackend::Postgres, Some(address)) = (backend, address) {
@@ -255,7 +271,8 @@ fn backend(scheme: &str) -> Result<DbBackend, String> {
         Some(_) if dialect != right => {
             format!("MariaDB's scheme is `{right}` here: write `{right}://…`")
         }
-        // Known here, so that it is no "unknown scheme" of SeaORM's at the first connection.
+        // Known here, so that it is no "unknown scheme" of SeaORM's at the
+        // first connection.
         Some((_, _, feature, false)) => {
             format!("its driver is not built in: enable the feature `{feature}` of tower-sea-orm")
         }
@@ -263,32 +280,38 @@ fn backend(scheme: &str) -> Result<DbBackend, String> {
     })
 }
 
-/// Returns whether the URL has a sign that only a password can have brought there: an unescaped `/`, `?` or `#`
-/// in it ends the host early, and the `@` that should follow comes later.
+/// Returns whether the URL has a sign that only a password can have brought
+/// there: an unescaped `/`, `?` or `#` in it ends the host early, and the `@`
+/// that should follow comes later.
 fn has_stray_sign(url: &Url) -> bool {
     url.fragment().is_some()
-        // No database and no parameter has one as a rule, and one that has can escape it.
+        // No database and no parameter has one as a rule, and one that has can
+        // escape it.
         || url.path().contains('@')
         || url.query().is_some_and(|query| query.contains('@'))
 }
 
-/// Returns whether the parameter is a password, or looks like one that another driver reads.
+/// Returns whether the parameter is a password, or looks like one that another
+/// driver reads.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     // It has the path of a file, and `parameters` says what to do about it.
     name != "passfile"
-        // By parts of names: another driver's `sslpassword` is a secret, too, and would be shown.
+        // By parts of names: another driver's `sslpassword` is a secret, too,
+        // and would be shown.
         && ["pass", "pwd", "secret", "token", "credential"]
             .iter()
             .any(|part| name.contains(part))
 }
 
-/// Returns what may be shown: never a password, no query, and nothing of what looks ill-formed.
+/// Returns what may be shown: never a password, no query, and nothing of what
+/// looks ill-formed.
 fn shown(url: &Url) -> String {
     let mut shown = url.clone();
     shown.set_query(None);
     let is_hidden = url.password().is_none() || shown.set_password(Some("***")).is_ok();
-    // Nothing of it at all: the password of such a URL may stand anywhere (G15).
+    // Nothing of it at all: the password of such a URL may stand anywhere
+    // (G15).
     if has_stray_sign(url) || !is_hidden {
         return format!("{}:…", url.scheme());
     }

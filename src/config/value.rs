@@ -1,4 +1,5 @@
-//! Reading values: a number of connections, a time, a switch, a level. Errors say what to write instead.
+//! Reading values: a number of connections, a time, a switch, a level. Errors
+//! say what to write instead.
 
 use std::time::Duration;
 
@@ -39,7 +40,8 @@ fn at_least(least: u32, text: &str) -> Result<u32, String> {
     count.ok_or_else(|| format!("write a whole number, {least} or more"))
 }
 
-/// Reads a time of 1 ms or more: PostgreSQL rounds a shorter `statement_timeout` to 0, which means no limit there.
+/// Reads a time of 1 ms or more: PostgreSQL rounds a shorter
+/// `statement_timeout` to 0, which means no limit there.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let is_long = |time: &Duration| *time >= Duration::from_millis(1);
     let time = Some(time_or_zero(text)?).filter(is_long);
@@ -48,7 +50,8 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 
 pub(super) fn time_or_zero(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    // "-1" means no limit for some settings of SQLAlchemy: it deserves its own answer.
+    // "-1" means no limit for some settings of SQLAlchemy: it deserves its own
+    // answer.
     if text.starts_with('-') {
         return Err(format!("a time cannot be negative: {TIME}"));
     }
@@ -67,15 +70,17 @@ pub(super) fn time_or_never(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
-/// As [`time_or_never`]: `never` is the longest time, which the pool's settings take for no limit.
+/// As [`time_or_never`]: `never` is the longest time, which the pool's settings
+/// take for no limit.
 pub(super) fn time_or_max(text: &str) -> Result<Duration, String> {
     time_or_never(text).map(|time| time.unwrap_or(Duration::MAX))
 }
 
-/// By hand: humantime takes no fractions, jiff no days for a duration, and no library takes a bare number
-/// as seconds, which is SQLAlchemy's form.
+/// By hand: humantime takes no fractions, jiff no days for a duration, and no
+/// library takes a bare number as seconds, which is SQLAlchemy's form.
 fn seconds(text: &str) -> Option<f64> {
-    // At the first letter, so that `1e3`, `inf` and `nan`, which `f64` would read, are no times.
+    // At the first letter, so that `1e3`, `inf` and `nan`, which `f64` would
+    // read, are no times.
     let end_of_number = text.find(|c: char| c.is_ascii_alphabetic());
     let (number, unit) = text.split_at(end_of_number.unwrap_or(text.len()));
     let unit = if unit.is_empty() { "s" } else { unit };

@@ -1,5 +1,6 @@
-//! The text that opens a transaction with its options in one round trip; and [`Timeouts`]: those of a transaction that are
-//! settings of the connection, to be put back after it.
+//! The text that opens a transaction with its options in one round trip; and
+//! [`Timeouts`]: those of a transaction that are settings of the connection, to
+//! be put back after it.
 
 use sea_orm::{AccessMode, DbBackend, DbErr, TransactionOptions};
 
@@ -14,7 +15,8 @@ use crate::error::Kind;
 pub(super) struct BeginStatement {
     /// The text, or `None` for the driver's own `BEGIN` or `SAVEPOINT`.
     pub(super) statement: Option<String>,
-    /// SQLite's transactions have no access mode: the connection gets one instead.
+    /// SQLite's transactions have no access mode: the connection gets one
+    /// instead.
     pub(super) query_only: bool,
     /// Sets what BEGIN's text could not: a savepoint has none of its own.
     pub(super) set: Option<String>,
@@ -22,8 +24,8 @@ pub(super) struct BeginStatement {
 
 /// Returns how to open a transaction with `options` inside `depth` others.
 ///
-/// SQLite has no isolation levels: its transactions are serializable, which is as strict as any level that can be asked
-/// for.
+/// SQLite has no isolation levels: its transactions are serializable, which is
+/// as strict as any level that can be asked for.
 pub(super) fn begin_statement(
     backend: DbBackend,
     options: TransactionOptions,
@@ -31,12 +33,13 @@ pub(super) fn begin_statement(
 ) -> Result<BeginStatement, DbErr> {
     let (isolation_level, access_mode) = (options.isolation_level, options.access_mode);
     let has_none = isolation_level.is_none() && access_mode.is_none();
-    // Not on SQLite: its options may name a mode (DEFERRED, IMMEDIATE, EXCLUSIVE), which is neither of the two.
+    // Not on SQLite: its options may name a mode (DEFERRED, IMMEDIATE,
+    // EXCLUSIVE), which is neither of the two.
     if has_none && (depth > 0 || backend != DbBackend::Sqlite) {
         return Ok(BeginStatement::default());
     }
-    // A savepoint has the level and the mode of the transaction around it: to pass over what was asked for would be
-    // silent.
+    // A savepoint has the level and the mode of the transaction around it: to
+    // pass over what was asked for would be silent.
     if depth > 0 {
         return Err(Kind::NestedOptions.into_db_err());
     }
@@ -57,8 +60,9 @@ pub(super) fn begin_statement(
         // MySQL's BEGIN takes no access mode
         // (<https://dev.mysql.com/doc/refman/8.4/en/commit.html>).
         DbBackend::MySql if isolation.is_empty() => format!("START TRANSACTION{access}"),
-        // There the level is a statement of its own, and counts for the next transaction only. One text for both: one
-        // round trip, and no other transaction can be the next one.
+        // There the level is a statement of its own, and counts for the next
+        // transaction only. One text for both: one round trip, and no other
+        // transaction can be the next one.
         DbBackend::MySql => format!("SET TRANSACTION{isolation}; START TRANSACTION{access}"),
         _ => format!("BEGIN{isolation}{access}"),
     };
@@ -85,7 +89,8 @@ impl BeginStatement {
         }
         let begin = self.statement.as_deref().unwrap_or("BEGIN");
         self.statement = Some(match backend {
-            // PostgreSQL's are local to the transaction, so they come after it has begun.
+            // PostgreSQL's are local to the transaction, so they come after it
+            // has begun.
             DbBackend::Postgres => format!("{begin}; {set}"),
             _ => format!("{set}; {begin}"),
         });
@@ -97,8 +102,10 @@ impl BeginStatement {
         let several = self.statement.as_ref().is_some_and(|sql| sql.contains(';'));
         let begun = link.begin(self.statement).await;
         if begun.is_err() && several && link.backend == DbBackend::MySql {
-            // The first half may have taken effect: the next transaction must not inherit it. PostgreSQL has aborted
-            // the transaction by it, which is rolled back before anything else runs: the connection is suspect.
+            // The first half may have taken effect: the next transaction must
+            // not inherit it. PostgreSQL has aborted the transaction by it,
+            // which is rolled back before anything else runs: the connection is
+            // suspect.
             link.give_up();
         }
         begun?;
@@ -112,12 +119,14 @@ impl BeginStatement {
 /// Whose time-outs a connection has.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Timeouts {
-    /// Its own. PostgreSQL's transactions have theirs beside them, which end with the transaction.
+    /// Its own. PostgreSQL's transactions have theirs beside them, which end
+    /// with the transaction.
     #[default]
     Own,
     /// A transaction's, on MySQL, which keeps those from before itself.
     MySql,
-    /// A transaction's, on SQLite, which waited for so many milliseconds before.
+    /// A transaction's, on SQLite, which waited for so many milliseconds
+    /// before.
     Sqlite(i32),
 }
 
@@ -125,7 +134,8 @@ impl Timeouts {
     /// The next transaction has those of `settings`.
     pub(super) async fn set(&mut self, link: &mut Link, settings: &Settings) -> Result<(), DbErr> {
         match (link.backend, settings.lock_timeout) {
-            // They come with BEGIN's text. Noted before it is sent: its answer may be lost.
+            // They come with BEGIN's text. Noted before it is sent: its answer
+            // may be lost.
             (DbBackend::MySql, _) if !settings.is_empty() => *self = Self::MySql,
             (DbBackend::Sqlite, Some(timeout)) => {
                 let question = "PRAGMA busy_timeout".to_owned();
@@ -150,7 +160,8 @@ impl Timeouts {
         };
         match put_back {
             Ok(()) => *self = Self::Own,
-            // Left on the connection, they would hold for the next session as well (G13).
+            // Left on the connection, they would hold for the next session as
+            // well (G13).
             Err(_) => link.give_up(),
         }
         put_back

@@ -1,8 +1,9 @@
 //! [`CancelHandle`]: all that is needed to have the server stop a connection's statement.
 //!
-//! Only a statement is ever stopped, never what the session does around it, and never a COMMIT. The task that
-//! has it stopped still owns the connection, waits for the answer and for the statement's end, and then
-//! has the connection [absorb] a cancel that came too late.
+//! Only a statement is ever stopped, never what the session does around it, and
+//! never a COMMIT. The task that has it stopped still owns the connection,
+//! waits for the answer and for the statement's end, and then has the
+//! connection [absorb] a cancel that came too late.
 
 use std::{
     future::poll_fn,
@@ -25,8 +26,8 @@ use super::{
 };
 use crate::error::server;
 
-/// How many bytes a slow network brings to the server before the server is asked about a statement, and how many a
-/// second after that.
+/// How many bytes a slow network brings to the server before the server is
+/// asked about a statement, and how many a second after that.
 const SENT_AT_ONCE: usize = 16 * 1024;
 const SENT_A_SECOND: usize = 8 * 1024;
 
@@ -35,8 +36,9 @@ const SENT_A_SECOND: usize = 8 * 1024;
 pub(crate) enum Peer {
     /// The server: one process serves a connection for the connection's life.
     Server,
-    /// A proxy, or unknown: a process serves the connection for one transaction. Before and after that it may serve
-    /// another client (<https://github.com/pgbouncer/pgbouncer/issues/245>).
+    /// A proxy, or unknown: a process serves the connection for one
+    /// transaction. Before and after that it may serve another client
+    /// (<https://github.com/pgbouncer/pgbouncer/issues/245>).
     Proxy,
 }
 
@@ -53,12 +55,14 @@ pub(crate) enum CancelTarget {
 #[derive(Default)]
 pub(crate) struct CancelHandle {
     state: Mutex<Known>,
-    // The numbers below are compared with one another only, so that `Relaxed` is enough.
+    // The numbers below are compared with one another only, so that `Relaxed`
+    // is enough.
     /// Has SQLite stop at the next look.
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,
-    /// Counts the wakes of calls: each part of an answer that arrives wakes its call, and polling does not.
+    /// Counts the wakes of calls: each part of an answer that arrives wakes its
+    /// call, and polling does not.
     wakes: AtomicU64,
     /// The task that polls the running call.
     waker: AtomicWaker,
@@ -68,7 +72,8 @@ pub(crate) struct CancelHandle {
     // By the call's number, so that the verdict is never a later call's.
     lost: AtomicU64,
     /// The running call is so large that sending it may take long.
-    // Beside the time, which is under a lock: nearly no call is large, and no other one takes it.
+    // Beside the time, which is under a lock: nearly no call is large, and no
+    // other one takes it.
     is_large: AtomicBool,
     /// Until when a large call may be on its way.
     sending_until: Mutex<Option<Instant>>,
@@ -127,7 +132,8 @@ impl CancelHandle {
         }
     }
 
-    /// The way to stop the statement that runs right now; `None` if none does, or if it cannot be stopped.
+    /// The way to stop the statement that runs right now; `None` if none does,
+    /// or if it cannot be stopped.
     pub(crate) fn target(&self, peer: Peer) -> Option<CancelTarget> {
         let known = self.lock();
         if !known.working {
@@ -135,13 +141,14 @@ impl CancelHandle {
         }
         match &known.reach {
             Reach::Sqlite => {
-                // Still under the lock: the flag is for the statement that was seen, not for one that begins meanwhile
-                // (G9).
+                // Still under the lock: the flag is for the statement that was
+                // seen, not for one that begins meanwhile (G9).
                 self.interrupt.store(true, Ordering::Relaxed);
                 Some(CancelTarget::Sqlite)
             }
-            // Behind a proxy, the process is another client's as soon as the transaction has ended
-            // (H29; `behind_a_sharing_proxy_no_innocent_statement_is_hit`).
+            // Behind a proxy, the process is another client's as soon as the
+            // transaction has ended (H29;
+            // `behind_a_sharing_proxy_no_innocent_statement_is_hit`).
             Reach::Server { id, inside } if peer == Peer::Server || *inside => {
                 Some(CancelTarget::Server(id.clone()))
             }
@@ -166,18 +173,20 @@ impl CancelHandle {
         self.wakes.load(Ordering::Relaxed)
     }
 
-    /// Returns whether this call was already running the last time this was asked.
+    /// Returns whether this call was already running the last time this was
+    /// asked.
     pub(crate) fn was_at(&self, turn: u64) -> bool {
         self.seen.swap(turn, Ordering::Relaxed) == turn
     }
 
-    /// The answer of this call will not arrive: if it still runs, it ends when it is polled next. Returns whether that is
-    /// news.
+    /// The answer of this call will not arrive: if it still runs, it ends when
+    /// it is polled next. Returns whether that is news.
     pub(crate) fn lose(&self, turn: u64) -> bool {
         self.lost.swap(turn, Ordering::Relaxed) != turn
     }
 
-    /// Returns whether the running call may still be on its way to the server, which then has nothing to do.
+    /// Returns whether the running call may still be on its way to the server,
+    /// which then has nothing to do.
     pub(crate) fn may_be_sending(&self) -> bool {
         let is_sending = |until: Option<Instant>| until.is_none_or(|until| Instant::now() < until);
         self.is_large.load(Ordering::Relaxed) && is_sending(*self.sending())
@@ -189,7 +198,8 @@ impl CancelHandle {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a call, which sends so many bytes, to its end; `None` if its answer is known to be lost.
+    /// Runs a call, which sends so many bytes, to its end; `None` if its answer
+    /// is known to be lost.
     pub(super) fn unless_lost<F: Future>(
         self: Arc<Self>,
         mut call: Pin<&mut F>,
@@ -197,8 +207,8 @@ impl CancelHandle {
     ) -> impl Future<Output = Option<F::Output>> {
         let is_large = size > SENT_AT_ONCE;
         if is_large {
-            // While the server still receives, it says that it is idle, and would be taken for one whose answer is lost
-            // (G17).
+            // While the server still receives, it says that it is idle, and
+            // would be taken for one whose answer is lost (G17).
             let time = Duration::from_secs((size / SENT_A_SECOND) as u64);
             *self.sending() = Instant::now().checked_add(time);
         }
@@ -215,17 +225,19 @@ impl CancelHandle {
                 Poll::Pending if self.lost.load(Ordering::Relaxed) == turn => None,
                 Poll::Pending => return Poll::Pending,
             };
-            // Until the next call, the waker would keep the memory of the task that has polled this one.
+            // Until the next call, the waker would keep the memory of the task
+            // that has polled this one.
             drop(self.waker.take());
             Poll::Ready(ended)
         })
     }
 
-    /// The running call has come to its statement, which may be stopped from here on. False if the call has lost its
-    /// request already.
+    /// The running call has come to its statement, which may be stopped from
+    /// here on. False if the call has lost its request already.
     pub(super) fn start_work(&self) -> bool {
         let mut known = self.lock();
-        // Under one lock with `abandoned`, so that a call whose request has gone meanwhile does not begin.
+        // Under one lock with `abandoned`, so that a call whose request has
+        // gone meanwhile does not begin.
         known.working = !known.abandoned;
         known.working
     }
@@ -234,7 +246,8 @@ impl CancelHandle {
         self.lock().working = false;
     }
 
-    /// No transaction is open: behind a proxy, the process may serve another client.
+    /// No transaction is open: behind a proxy, the process may serve another
+    /// client.
     fn outside(&self) {
         let mut known = self.lock();
         if matches!(known.reach, Reach::Server { inside: true, .. }) {
@@ -242,13 +255,15 @@ impl CancelHandle {
         }
     }
 
-    /// Returns whether the server is to be asked which process serves the connection.
+    /// Returns whether the server is to be asked which process serves the
+    /// connection.
     fn is_unknown(&self, peer: Peer, backend: DbBackend, inside: bool) -> bool {
         let proxied = peer == Peer::Proxy && backend != DbBackend::Sqlite;
         match &self.lock().reach {
             // A proxy for MySQL makes its clients' numbers up.
             Reach::Unknown => !proxied || inside && backend == DbBackend::Postgres,
-            // An id from before the transaction is that of a process which may serve another client by now (H29).
+            // An id from before the transaction is that of a process which may
+            // serve another client by now (H29).
             Reach::Server { inside: false, .. } => {
                 proxied && inside && backend == DbBackend::Postgres
             }
@@ -263,7 +278,8 @@ impl Wake for CancelHandle {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Counted here and not in the poll: a heartbeat by `select!` polls all the time, and nothing has arrived for it
+        // Counted here and not in the poll: a heartbeat by `select!` polls all
+        // the time, and nothing has arrived for it
         // (`a_statement_whose_answer_is_lost_is_an_error_that_closes`).
         self.wakes.fetch_add(1, Ordering::Relaxed);
         self.waker.wake();
@@ -271,7 +287,8 @@ impl Wake for CancelHandle {
 }
 
 impl CancelHandle {
-    /// Learns how to stop the connection's statements, if it is not known: one round trip.
+    /// Learns how to stop the connection's statements, if it is not known: one
+    /// round trip.
     pub(super) async fn identify(&self, peer: Peer, link: &mut Link) -> Result<(), DbErr> {
         let inside = link.counted() > 0;
         if !inside {
@@ -284,9 +301,9 @@ impl CancelHandle {
             let watched = link.driver.watch(self.interrupt.clone()).await;
             watched.map(|()| Reach::Sqlite)
         } else {
-            // Until its process is known, the server cannot be asked whether it still works: a bound of time is all
-            // there is.
-            // Shown by `a_connection_whose_process_id_never_arrives_is_closed`.
+            // Until its process is known, the server cannot be asked whether it
+            // still works: a bound of time is all there is. Shown by
+            // `a_connection_whose_process_id_never_arrives_is_closed`.
             let Ok(found) = timeout(SET_UP, link.driver.backend_id()).await else {
                 return Err(server::unanswered());
             };
@@ -296,7 +313,8 @@ impl CancelHandle {
             Ok(reach) => (reach, Ok(())),
             Err(error) => (Reach::None, Err(error)),
         };
-        // Not noted then: the connection that takes this one's place is asked anew.
+        // Not noted then: the connection that takes this one's place is asked
+        // anew.
         if result.as_ref().is_err_and(server::is_fatal) {
             return result;
         }
@@ -304,9 +322,11 @@ impl CancelHandle {
         result
     }
 
-    /// Goes on to stop the statements of another connection, whose own handle is `other`.
+    /// Goes on to stop the statements of another connection, whose own handle
+    /// is `other`.
     pub(super) fn succeed(&self, other: Option<Arc<Self>>) {
-        // One lock at a time: two threads that swap the same two handles must not wait for each other.
+        // One lock at a time: two threads that swap the same two handles must
+        // not wait for each other.
         let known = other.map(|other| std::mem::take(&mut other.lock().reach));
         // SQLite's handler looks at the other one's flag: it is set anew.
         self.lock().reach = known
@@ -326,15 +346,18 @@ impl CancelHandle {
     }
 }
 
-/// Absorbs a cancel that arrives after its statement has ended: once its answer is there and the connection has
-/// run something, none can be on its way any more.
+/// Absorbs a cancel that arrives after its statement has ended: once its answer
+/// is there and the connection has run something, none can be on its way any
+/// more.
 ///
-/// The answer is what counts. MariaDB forgets what was killed before a statement arrives, and PostgreSQL
-/// what was cancelled before. MySQL does while it waits for a statement, but one that is killed between its
-/// end and that may leave it to the next, which is this one.
+/// The answer is what counts. MariaDB forgets what was killed before a
+/// statement arrives, and PostgreSQL what was cancelled before. MySQL does
+/// while it waits for a statement, but one that is killed between its end and
+/// that may leave it to the next, which is this one.
 pub(super) async fn absorb(link: &mut Link) {
-    // A late cancel may hit what absorbs it: then it has arrived, and the next one succeeds.
-    // Shown by `after_a_late_cancel_a_connection_runs_something_of_its_own_first`.
+    // A late cancel may hit what absorbs it: then it has arrived, and the next
+    // one succeeds. Shown by
+    // `after_a_late_cancel_a_connection_runs_something_of_its_own_first`.
     for _ in 0..3 {
         let absorbed = match link.backend {
             // No statement: in an aborted transaction one would fail.

@@ -1,4 +1,5 @@
-//! One call: what comes before the operation, the operation, and what its result means.
+//! One call: what comes before the operation, the operation, and what its
+//! result means.
 
 use std::pin::pin;
 
@@ -18,36 +19,40 @@ use crate::{
 };
 
 impl PinnedConnection {
-    /// Rolls back to the task's depth, makes the connection ready, runs the operation, then reads
-    /// all there is.
+    /// Rolls back to the task's depth, makes the connection ready, runs the
+    /// operation, then reads all there is.
     pub(crate) async fn call(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let change = foresee(&self.link, task);
         self.refusal.forget_answer();
         self.session_state.reset = task.reset;
-        // Deeper, COMMIT is the release of a savepoint. Where its answer is lost, so is the transaction, and nothing is
-        // unknown.
+        // Deeper, COMMIT is the release of a savepoint. Where its answer is
+        // lost, so is the transaction, and nothing is unknown.
         let commits = task.depth == 1 && task.is(Operation::is_commit);
         let is_suspect = self.link.condition == Condition::Suspect;
-        // Inside the session's own transaction, the ROLLBACK would end that: the connection stays suspect until it is
-        // over.
+        // Inside the session's own transaction, the ROLLBACK would end that:
+        // the connection stays suspect until it is over.
         let stray = is_suspect && task.depth == 0;
         if self.link.condition == Condition::Known {
-            // A call whose future is dropped leaves it so, and the connection is never taken for a clean one.
+            // A call whose future is dropped leaves it so, and the connection
+            // is never taken for a clean one.
             self.link.condition = Condition::Busy;
         }
         let output = self.perform_unless_lost(stray, change, task).await;
         let output = self.note_loss(output, commits);
-        // Before the transaction is forgotten: one that was begun READ ONLY refuses by itself.
+        // Before the transaction is forgotten: one that was begun READ ONLY
+        // refuses by itself.
         if let Err(error) = &output {
             self.refusal.note(&self.link, &self.transaction, error);
         }
         let depth = self.depth();
         self.transaction.forget_beyond(depth);
         self.session_state.forget_beyond(depth);
-        // The BEGIN before the operation may have taken effect, although the call has failed.
+        // The BEGIN before the operation may have taken effect, although the
+        // call has failed.
         let half_begun = output.is_err() && task.is_half_begun();
         let is_doubtful = is_suspect && !stray || task.doubtful || half_begun;
-        // An earlier call may have been refused where the server did not answer yet.
+        // An earlier call may have been refused where the server did not answer
+        // yet.
         if output.is_err() || self.refusal == Refusal::Unasked {
             // Boxed: it is rare, and all calls would have room for it.
             return Box::pin(self.conclude_failed(output, is_doubtful, task.stoppable)).await;
@@ -64,12 +69,14 @@ impl PinnedConnection {
         stoppable: bool,
     ) -> Result<Output, DbErr> {
         if output.is_err() {
-            // Where a step before the operation has failed, its answer is not read to the end yet.
+            // Where a step before the operation has failed, its answer is not
+            // read to the end yet.
             self.read_what_is_left(&mut output, false).await;
         }
         self.conclude(is_doubtful, stoppable);
-        // At once where it can be, so that the next request goes to the new primary already (G18).
-        // Shown by `g18_after_a_failover_every_way_to_write_reaches_the_other_server`.
+        // At once where it can be, so that the next request goes to the new
+        // primary already (G18). Shown by
+        // `g18_after_a_failover_every_way_to_write_reaches_the_other_server`.
         if self.refusal == Refusal::Unasked && self.ask_server().await.is_err() {
             self.give_up();
         }
@@ -83,14 +90,15 @@ impl PinnedConnection {
             _ if is_doubtful => Condition::Suspect,
             _ => Condition::Known,
         };
-        // Not before: of a stream that was dropped, the server may have had much left to send.
+        // Not before: of a stream that was dropped, the server may have had
+        // much left to send.
         if let Some(handle) = self.cancel_handle.as_ref().filter(|_| stoppable) {
             handle.end_work();
         }
     }
 
-    /// Performs the operation, with what has to come before it. Where its answer is known to be lost, it has failed
-    /// with its connection.
+    /// Performs the operation, with what has to come before it. Where its
+    /// answer is known to be lost, it has failed with its connection.
     async fn perform_unless_lost(
         &mut self,
         stray: bool,
@@ -99,12 +107,14 @@ impl PinnedConnection {
     ) -> Result<Output, DbErr> {
         // The call borrows all of `self`.
         let handle = self.cancel_handle.clone();
-        // Without a handle, nothing ever asks the server whether it still works for the call.
+        // Without a handle, nothing ever asks the server whether it still works
+        // for the call.
         let size = if handle.is_some() { task.size() } else { 0 };
         let ended = {
             let mut performing = pin!(async {
                 self.prepare(stray, change, task).await?;
-                // Behind all preparations: nothing of them may be stopped, and what is abandoned already is not begun.
+                // Behind all preparations: nothing of them may be stopped, and
+                // what is abandoned already is not begun.
                 if task.stoppable && !self.cancel_handle().start_work() {
                     return Err(Kind::SessionClosed.into_db_err());
                 }
@@ -125,42 +135,47 @@ impl PinnedConnection {
         })
     }
 
-    /// Notes whether the connection was lost. With it, the answer to a COMMIT is.
+    /// Notes whether the connection was lost. With it, the answer to a COMMIT
+    /// is.
     fn note_loss(&mut self, output: Result<Output, DbErr>, commits: bool) -> Result<Output, DbErr> {
         let Err(error) = &output else { return output };
         if !server::is_fatal(error) && !server::is_commit_interrupted(error) {
             return output;
         }
-        // A database in memory would die with its connection, and has no network to lose (H22).
+        // A database in memory would die with its connection, and has no
+        // network to lose (H22).
         if !self.link.in_memory {
             self.give_up();
         }
         if !commits {
             return output;
         }
-        // It may have taken effect unheard: neither a success nor a rollback may be told, and nothing is tried again
-        // (H17).
-        // Shown by `a_backend_ended_in_the_midst_of_commit_is_unknown`.
+        // It may have taken effect unheard: neither a success nor a rollback
+        // may be told, and nothing is tried again (H17). Shown by
+        // `a_backend_ended_in_the_midst_of_commit_is_unknown`.
         tracing::warn!(target: "tower_sea_orm::session", "COMMIT was lost or given up: {error}");
         Err(Kind::OutcomeUnknown.into_db_err())
     }
 
-    /// Performs the operation unless it would pretend that a transaction goes on which the server has
-    /// given up, and notes whether it has now.
+    /// Performs the operation unless it would pretend that a transaction goes
+    /// on which the server has given up, and notes whether it has now.
     pub(super) async fn perform_honestly(&mut self, task: &mut Task) -> Result<Output, DbErr> {
         let operation = task.operation.as_ref();
         if let Some(kind) = operation.and_then(|operation| self.transaction.refuses(operation)) {
-            // Sent all the same, MySQL and SQLite would run it outside any transaction and commit it by itself (H8).
-            // Shown by `h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits`.
+            // Sent all the same, MySQL and SQLite would run it outside any
+            // transaction and commit it by itself (H8). Shown by
+            // `h8_a_deadlocks_victim_on_mysql_neither_autocommits_nor_commits`.
             return Err(kind.into_db_err());
         }
         let depth = self.depth();
-        // In a test's transaction a statement that fails must not spoil what surrounds it.
+        // In a test's transaction a statement that fails must not spoil what
+        // surrounds it.
         if self.link.is_test() && depth == 0 && task.is(Operation::is_statement) {
             return Box::pin(self.perform_isolated(task)).await;
         }
         if task.doubtful && depth > 0 {
-            // It may be a `CALL` that commits: then what follows would commit by itself (G7, H15).
+            // It may be a `CALL` that commits: then what follows would commit
+            // by itself (G7, H15).
             return Box::pin(self.perform_guarded(task, depth)).await;
         }
         if self.may_leave_open(task) {
@@ -169,10 +184,12 @@ impl PinnedConnection {
         self.perform_noting(task, depth).await
     }
 
-    /// Performs stored code outside a transaction, and fails if it leaves one open.
+    /// Performs stored code outside a transaction, and fails if it leaves one
+    /// open.
     async fn perform_closed(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         let output = self.perform_noting(task, depth).await?;
-        // In autocommit nothing would ever commit it, and later statements would be lost with it
+        // In autocommit nothing would ever commit it, and later statements
+        // would be lost with it
         // (`stored_code_that_leaves_a_transaction_open_has_failed`).
         if self.link.was_left_open().await? {
             return Err(Kind::LeftOpenByCode.into_db_err());
@@ -180,8 +197,9 @@ impl PinnedConnection {
         Ok(output)
     }
 
-    /// Returns whether stored code that is called outside a transaction may leave one open, which nothing would commit.
-    /// Raw code has no answer that could say so: its connection is suspect, and is cleaned.
+    /// Returns whether stored code that is called outside a transaction may
+    /// leave one open, which nothing would commit. Raw code has no answer that
+    /// could say so: its connection is suspect, and is cleaned.
     fn may_leave_open(&self, task: &Task) -> bool {
         self.link.backend == DbBackend::MySql
             && !self.link.is_test()
@@ -189,12 +207,14 @@ impl PinnedConnection {
             && task.is(Operation::is_text)
     }
 
-    /// Performs an operation that may end the transaction around it, and finds out whether it has.
+    /// Performs an operation that may end the transaction around it, and finds
+    /// out whether it has.
     async fn perform_guarded(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
-        // First, since it bears a lower number: releasing it later would release the guard as well.
+        // First, since it bears a lower number: releasing it later would
+        // release the guard as well.
         self.transaction.release_leftover(&mut self.link).await;
-        // If it is gone behind the code, so is the transaction: that is the proof (H15;
-        // `h15_stored_code_that_commits_is_noticed`).
+        // If it is gone behind the code, so is the transaction: that is the
+        // proof (H15; `h15_stored_code_that_commits_is_noticed`).
         self.link.set_guard().await?;
         let output = self.perform_noting(task, depth).await;
         let is_lost = output.as_ref().is_err_and(server::is_fatal);
@@ -205,19 +225,21 @@ impl PinnedConnection {
         output
     }
 
-    /// Performs the operation, reads its answer to the end, and notes what its failure did to the transaction of this
-    /// `depth`.
+    /// Performs the operation, reads its answer to the end, and notes what its
+    /// failure did to the transaction of this `depth`.
     async fn perform_noting(&mut self, task: &mut Task, depth: usize) -> Result<Output, DbErr> {
         // Asked before the operation is taken.
         let commits = depth == 1 && task.is(Operation::is_commit);
         let is_stream = task.is(Operation::is_stream);
-        // Matched where it arrives: kept as a whole, it would have room of its own in the future of every call.
+        // Matched where it arrives: kept as a whole, it would have room of its
+        // own in the future of every call.
         let error = match self.perform_whole(task, commits).await {
             Ok(output) => return Ok(output),
             Err(error) => error,
         };
         if depth > 0 {
-            // Behind the error itself: where that says that the transaction has ended, no round trip is spent.
+            // Behind the error itself: where that says that the transaction has
+            // ended, no round trip is spent.
             let (link, transaction) = (&mut self.link, &mut self.transaction);
             transaction.note_failure(link, &error, depth, commits);
             Box::pin(transaction.note_if_vanished(link, &error)).await;
@@ -231,25 +253,29 @@ impl PinnedConnection {
     /// Performs the operation and reads its answer to the end.
     async fn perform_whole(&mut self, task: &mut Task, commits: bool) -> Result<Output, DbErr> {
         let output = self.perform(task).await;
-        // Moved, and not bound as `mut` where it arrives: the future of every call would have room for it.
+        // Moved, and not bound as `mut` where it arrives: the future of every
+        // call would have room for it.
         let mut output = output;
         self.read_what_is_left(&mut output, commits).await;
         output
     }
 
-    /// Reads what the server has still to say of a call. An error in it is the call's own, unless that was a
-    /// COMMIT: one that was acknowledged stays true.
+    /// Reads what the server has still to say of a call. An error in it is the
+    /// call's own, unless that was a COMMIT: one that was acknowledged stays
+    /// true.
     async fn read_what_is_left(&mut self, output: &mut Result<Output, DbErr>, commits: bool) {
         if self.is_broken() || output.as_ref().is_err_and(server::is_fatal) {
             return;
         }
-        // On PostgreSQL, sqlx returns an error before the server says that it is ready for the next query. What is left
-        // unread, the next call would take for its answer.
-        // Shown by `h23_every_request_gets_its_own_result`.
+        // On PostgreSQL, sqlx returns an error before the server says that it
+        // is ready for the next query. What is left unread, the next call would
+        // take for its answer. Shown by
+        // `h23_every_request_gets_its_own_result`.
         let error = match self.link.driver.drain().await {
             Ok(None) => return,
             Ok(Some(error)) => {
-                // PostgreSQL has aborted the transaction by it, whatever came before.
+                // PostgreSQL has aborted the transaction by it, whatever came
+                // before.
                 let depth = self.depth();
                 if depth > 0 {
                     self.transaction
@@ -269,9 +295,9 @@ impl PinnedConnection {
 
     /// Performs a statement of a test behind a savepoint.
     async fn perform_isolated(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        // PostgreSQL would abort the test's transaction by one statement that fails, and refuse all that the test does
-        // afterwards.
-        // Shown by `a_failed_statement_spoils_neither_the_session_nor_the_test`.
+        // PostgreSQL would abort the test's transaction by one statement that
+        // fails, and refuse all that the test does afterwards. Shown by
+        // `a_failed_statement_spoils_neither_the_session_nor_the_test`.
         self.link.set_guard().await?;
         let mut output = self.perform(task).await;
         self.read_what_is_left(&mut output, false).await;
@@ -305,11 +331,12 @@ impl PinnedConnection {
         Err(error)
     }
 
-    /// After the task's statement found its plan stale: has all statements prepared anew, and runs this one, since nothing
-    /// of it has run.
+    /// After the task's statement found its plan stale: has all statements
+    /// prepared anew, and runs this one, since nothing of it has run.
     async fn prepare_anew(&mut self, error: DbErr, task: &mut Task) -> Result<Output, DbErr> {
-        // Even where it is not run again: otherwise it would fail for as long as the connection lives.
-        // Shown by `a_stale_plan_in_a_transaction_costs_one_request`.
+        // Even where it is not run again: otherwise it would fail for as long
+        // as the connection lives. Shown by
+        // `a_stale_plan_in_a_transaction_costs_one_request`.
         self.link.driver.forget_statements().await?;
         let (operation, may_be_stale) = (task.operation.as_ref(), self.link.may_be_stale());
         let again = operation.filter(|_| may_be_stale && server::has_not_run(&error));

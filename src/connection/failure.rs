@@ -5,22 +5,23 @@ use sea_orm::{DbBackend, DbErr};
 use super::link::Link;
 use crate::error::{Kind, server};
 
-/// The way the open transaction failed. sqlx keeps it to itself: it throws the answer of a COMMIT away, even if that is
-/// ROLLBACK.
+/// The way the open transaction failed. sqlx keeps it to itself: it throws the
+/// answer of a COMMIT away, even if that is ROLLBACK.
 #[derive(Clone, Copy)]
 pub(super) enum Failure {
-    /// PostgreSQL refuses everything until the transaction of this depth is rolled back.
+    /// PostgreSQL refuses everything until the transaction of this depth is
+    /// rolled back.
     Aborted(usize),
-    /// A stream of the transaction of this depth has failed, and its reader does not know it. If no other one
-    /// has, all is well when the reader does.
+    /// A stream of the transaction of this depth has failed, and its reader
+    /// does not know it. If no other one has, all is well when the reader does.
     Unheard { depth: usize, is_only: bool },
     /// All of it is gone from the server: what followed would commit by itself.
     Ended(Kind),
 }
 
 impl Failure {
-    /// What a failed call did to the transaction around it, of this `depth`. A COMMIT that failed has ended it, or it is
-    /// about to be rolled back.
+    /// What a failed call did to the transaction around it, of this `depth`. A
+    /// COMMIT that failed has ended it, or it is about to be rolled back.
     pub(super) fn of(link: &Link, error: &DbErr, depth: usize, commits: bool) -> Option<Self> {
         // A test's COMMIT is the release of a savepoint.
         if commits && !link.is_test() {
@@ -28,11 +29,13 @@ impl Failure {
         } else if !server::aborts(link.backend, error) {
             None
         } else if link.backend == DbBackend::Postgres {
-            // Still open, and good again once it is rolled back to the savepoint before the failure (H8).
-            // Shown by `h8_an_error_rolled_back_to_its_savepoint_spares_the_outer_level`.
+            // Still open, and good again once it is rolled back to the
+            // savepoint before the failure (H8). Shown by
+            // `h8_an_error_rolled_back_to_its_savepoint_spares_the_outer_level`.
             Some(Self::Aborted(depth))
         } else {
-            // MySQL and SQLite have rolled back all of it: what follows would commit by itself (H8).
+            // MySQL and SQLite have rolled back all of it: what follows would
+            // commit by itself (H8).
             Some(Self::Ended(Kind::Aborted))
         }
     }
@@ -45,7 +48,8 @@ impl Failure {
         }
     }
 
-    /// Returns whether it is one of a transaction that is still open if this many are.
+    /// Returns whether it is one of a transaction that is still open if this
+    /// many are.
     pub(super) fn is_within(self, depth: usize) -> bool {
         match self {
             Self::Aborted(at) | Self::Unheard { depth: at, .. } => at <= depth,
@@ -54,21 +58,25 @@ impl Failure {
     }
 }
 
-/// Asks the server whether an `error` has ended the transaction, where that alone does not say so. Each server is sent a
-/// statement that it refuses inside a transaction, and that does no harm outside.
+/// Asks the server whether an `error` has ended the transaction, where that
+/// alone does not say so. Each server is sent a statement that it refuses
+/// inside a transaction, and that does no harm outside.
 pub(super) async fn has_vanished(link: &mut Link, error: &DbErr) -> bool {
     if server::is_fatal(error) || server::is_harmless(error) {
         return false;
     }
     let sql = match link.backend {
-        // Error 1568 inside a transaction; outside, it only makes the next one READ WRITE.
+        // Error 1568 inside a transaction; outside, it only makes the next one
+        // READ WRITE.
         DbBackend::MySql => "SET TRANSACTION READ WRITE",
         DbBackend::Sqlite => "BEGIN",
-        // PostgreSQL ends no transaction by an error: it aborts it, and that is noted already.
+        // PostgreSQL ends no transaction by an error: it aborts it, and that is
+        // noted already.
         _ => return false,
     };
-    // A list of errors would never be complete; this question has the same answer whatever the error was (G7).
-    // Shown by `a_transaction_that_an_error_has_ended_neither_goes_on_nor_commits`.
+    // A list of errors would never be complete; this question has the same
+    // answer whatever the error was (G7). Shown by
+    // `a_transaction_that_an_error_has_ended_neither_goes_on_nor_commits`.
     let answer = link.run(sql).await;
     if answer.as_ref().is_err_and(server::is_within_transaction) {
         return false;
@@ -80,6 +88,7 @@ pub(super) async fn has_vanished(link: &mut Link, error: &DbErr) -> bool {
     if answer.is_ok() && link.backend == DbBackend::Sqlite {
         let _ = link.run("ROLLBACK").await;
     }
-    // Also where the question itself has failed: what is not proven to be open counts as gone.
+    // Also where the question itself has failed: what is not proven to be open
+    // counts as gone.
     true
 }

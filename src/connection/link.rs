@@ -17,29 +17,33 @@ pub(super) struct Link {
     pub(super) backend: DbBackend,
     /// Closing the connection would destroy its database.
     pub(super) in_memory: bool,
-    /// Prepared statements are kept under a name. Behind a proxy that shares connections, another client may have
-    /// taken it (<https://github.com/launchbadge/sqlx/issues/67>).
+    /// Prepared statements are kept under a name. Behind a proxy that shares
+    /// connections, another client may have taken it
+    /// (<https://github.com/launchbadge/sqlx/issues/67>).
     pub(super) named: bool,
-    // sqlx says nothing of it: an answer may be left unread, and a transaction open that it does
-    // not count (H1, H23).
+    // sqlx says nothing of it: an answer may be left unread, and a transaction
+    // open that it does not count (H1, H23).
     pub(super) condition: Condition,
     pub(super) around: Around,
-    /// Each statement commits by itself unless the session says otherwise. On MySQL, a setting from before this
-    /// crate saw the connection may say so too.
+    /// Each statement commits by itself unless the session says otherwise. On
+    /// MySQL, a setting from before this crate saw the connection may say so
+    /// too.
     pub(super) is_autocommit_proven: bool,
     /// The network may have forgotten it, as the first BEGIN will show.
     pub(super) is_doubted: bool,
     /// sqlx counts a transaction that was committed in a text of ours.
     is_overcounted: bool,
-    /// A node of a Galera cluster acknowledges a COMMIT with a question behind it in its text even if it has refused it (H36).
-    /// PostgreSQL's servers are none.
+    /// A node of a Galera cluster acknowledges a COMMIT with a question behind
+    /// it in its text even if it has refused it (H36). PostgreSQL's servers are
+    /// none.
     galera: Galera,
 }
 
 /// The condition of a connection between two calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// Nothing in flight, nothing unread, no transaction but those that the driver counts.
+    /// Nothing in flight, nothing unread, no transaction but those that the
+    /// driver counts.
     Known,
     /// A transaction may be open that the driver knows nothing of.
     Suspect,
@@ -51,7 +55,8 @@ pub(super) enum Condition {
     Lost,
 }
 
-/// The transaction around all sessions, which none of them may end; only tests have one.
+/// The transaction around all sessions, which none of them may end; only tests
+/// have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Around {
     Nothing,
@@ -60,19 +65,23 @@ pub(super) enum Around {
     EndedTest,
 }
 
-/// How long the server may take to answer what sets a connection up. A longer silence means that the network has lost the
-/// connection, which cannot be found by asking the server about a process that is not known.
+/// How long the server may take to answer what sets a connection up. A longer
+/// silence means that the network has lost the connection, which cannot be
+/// found by asking the server about a process that is not known.
 pub(super) const SET_UP: Duration = Duration::from_secs(15);
 
-/// Has each statement of a MySQL connection commit by itself again. A plain ROLLBACK would begin the next
-/// transaction, or end the connection, if `completion_type` says so
+/// Has each statement of a MySQL connection commit by itself again. A plain
+/// ROLLBACK would begin the next transaction, or end the connection, if
+/// `completion_type` says so
 /// (<https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_completion_type>).
-// Left off by one request or its procedure, autocommit lets the next one's acknowledged INSERT
-// vanish (`modes_that_a_request_leaves_behind_are_restored`).
+// Left off by one request or its procedure, autocommit lets the next one's
+// acknowledged INSERT vanish
+// (`modes_that_a_request_leaves_behind_are_restored`).
 const TO_AUTOCOMMIT: &str =
     "ROLLBACK AND NO CHAIN NO RELEASE; SET autocommit = 1, completion_type = 0";
 
-// A name that is free: sqlx's are `_sqlx_savepoint_N`, and savepoints in a handler's SQL are refused (H15).
+// A name that is free: sqlx's are `_sqlx_savepoint_N`, and savepoints in a
+// handler's SQL are refused (H15).
 const GUARD: &str = "tower_sea_orm_guard";
 
 impl Link {
@@ -95,29 +104,34 @@ impl Link {
         }
     }
 
-    /// The number of transactions (the outermost and its savepoints) that the session has open.
+    /// The number of transactions (the outermost and its savepoints) that the
+    /// session has open.
     pub(super) fn depth(&self) -> usize {
         self.counted()
             // The test's own is none of the session's.
             .saturating_sub(usize::from(self.is_test()))
     }
 
-    /// The number of transactions that are open on the driver's connection, a test's own among them.
+    /// The number of transactions that are open on the driver's connection, a
+    /// test's own among them.
     pub(super) fn counted(&self) -> usize {
         self.driver
             .depth()
             .saturating_sub(usize::from(self.is_overcounted))
     }
 
-    /// Returns whether a statement may turn out to be prepared no more, with nothing lost by it: sqlx keeps statements
-    /// prepared and never looks whether the server still has them. A migration of another session and a `DISCARD ALL` of an
-    /// earlier request fail what comes next, for as long as the connection lives
+    /// Returns whether a statement may turn out to be prepared no more, with
+    /// nothing lost by it: sqlx keeps statements prepared and never looks
+    /// whether the server still has them. A migration of another session and a
+    /// `DISCARD ALL` of an earlier request fail what comes next, for as long as
+    /// the connection lives
     /// (<https://github.com/launchbadge/sqlx/issues/1250>).
     ///
-    /// Only outside a transaction: inside, PostgreSQL has aborted that by the failure. MySQL and SQLite prepare
-    /// such statements anew by themselves.
+    /// Only outside a transaction: inside, PostgreSQL has aborted that by the
+    /// failure. MySQL and SQLite prepare such statements anew by themselves.
     pub(super) fn may_be_stale(&self) -> bool {
-        // A statement without a name is prepared each time, and cannot be stale.
+        // A statement without a name is prepared each time, and cannot be
+        // stale.
         self.backend == DbBackend::Postgres && self.named && self.counted() == 0
     }
 
@@ -138,8 +152,8 @@ impl Link {
 
     /// The connection must serve no session any more.
     pub(super) fn give_up(&mut self) {
-        // `Lost` says more: such a connection is closed without a goodbye, for which nothing would make room in the
-        // send buffer.
+        // `Lost` says more: such a connection is closed without a goodbye, for
+        // which nothing would make room in the send buffer.
         if !self.is_lost() {
             self.condition = Condition::Broken;
         }
@@ -161,9 +175,9 @@ impl Link {
         if !is_doubted {
             return begun.await;
         }
-        // Nothing has happened yet, so that it may be given up for one on another connection. No server takes long for
-        // it.
-        // Shown by `forgotten_connections_of_the_pools_own_cost_about_two_seconds_and_no_request`.
+        // Nothing has happened yet, so that it may be given up for one on
+        // another connection. No server takes long for it. Shown by
+        // `forgotten_connections_of_the_pools_own_cost_about_two_seconds_and_no_request`.
         let answered = timeout(SILENCE, begun).await;
         answered.unwrap_or_else(|_| {
             self.lose();
@@ -183,11 +197,12 @@ impl Link {
         begun
     }
 
-    /// Commits the outermost transaction and returns its position as the server writes it, in one round trip where that is
-    /// safe; `None` if it is committed and the question has failed.
+    /// Commits the outermost transaction and returns its position as the server
+    /// writes it, in one round trip where that is safe; `None` if it is
+    /// committed and the question has failed.
     pub(super) async fn commit_and_ask(&mut self) -> Result<Option<String>, DbErr> {
-        // Also before it is known: an acknowledged COMMIT that was refused is worse than one round
-        // trip more, once for each connection (H36;
+        // Also before it is known: an acknowledged COMMIT that was refused is
+        // worse than one round trip more, once for each connection (H36;
         // `a_commit_that_is_alone_in_its_text_is_acknowledged_only_if_it_is_there`).
         if self.galera != Galera::No {
             self.driver.commit().await?;
@@ -195,19 +210,21 @@ impl Link {
         }
         let question = read_position(self.backend, self.galera);
         let answer = self.driver.commit_with(&question).await?;
-        // sqlx goes on counting the transaction, since it ends one by a text of its own only. The next BEGIN sets that
-        // right.
+        // sqlx goes on counting the transaction, since it ends one by a text of
+        // its own only. The next BEGIN sets that right.
         self.is_overcounted = true;
         Ok(self.hear(answer))
     }
 
-    /// Asks for the position behind a COMMIT that was alone, and first whether the server is a node of a Galera cluster.
+    /// Asks for the position behind a COMMIT that was alone, and first whether
+    /// the server is a node of a Galera cluster.
     async fn ask_behind_commit(&mut self) -> Option<String> {
         let answer = self.ask(self.galera).await?;
         if self.galera == Galera::Node {
             return Some(answer);
         }
-        // For as long as the connection lives: a server becomes a node by a restart.
+        // For as long as the connection lives: a server becomes a node by a
+        // restart.
         if is_of_node(&answer) {
             self.galera = Galera::Node;
             return self.ask(self.galera).await;
@@ -219,13 +236,15 @@ impl Link {
     async fn ask(&mut self, galera: Galera) -> Option<String> {
         let question = read_position(self.backend, galera).into_owned();
         let asked = timeout(SILENCE, self.driver.query_unprepared(question)).await;
-        // The transaction is committed, and does not become unknown because this has no answer.
+        // The transaction is committed, and does not become unknown because
+        // this has no answer.
         let row = asked.unwrap_or_else(|_| Err(server::unanswered()));
         let answer = row.map(|row| row.and_then(|row| row.try_get_by_index(0).ok()));
         self.hear(answer)
     }
 
-    /// Returns the answer to a question behind COMMIT. Committed it is, but the connection may be lost.
+    /// Returns the answer to a question behind COMMIT. Committed it is, but the
+    /// connection may be lost.
     fn hear(&mut self, answer: Result<Option<String>, DbErr>) -> Option<String> {
         // A failure behind COMMIT cannot unmake it (G7;
         // `g7_a_connection_lost_behind_commit_has_committed`).
@@ -235,7 +254,8 @@ impl Link {
         answer.ok().flatten()
     }
 
-    /// Has sqlx count right again, for those that do not ask this crate: its own pool, and raw code.
+    /// Has sqlx count right again, for those that do not ask this crate: its
+    /// own pool, and raw code.
     pub(super) async fn recount(&mut self) -> Result<(), DbErr> {
         if mem::take(&mut self.is_overcounted) {
             // A ROLLBACK without a transaction would be a warning in the log.
@@ -247,17 +267,18 @@ impl Link {
 
     /// Runs a text of this crate.
     pub(super) async fn run(&mut self, sql: impl Into<String>) -> Result<(), DbErr> {
-        // Unprepared, since some of these texts have several statements, and none is to push a handler's out of sqlx's
-        // cache.
+        // Unprepared, since some of these texts have several statements, and
+        // none is to push a handler's out of sqlx's cache.
         self.driver.execute_unprepared(sql.into()).await.map(drop)
     }
 }
 
-/// Transactions that the driver knows nothing of: left open by raw or stored code, or begun by each statement because
-/// MySQL's autocommit is off.
+/// Transactions that the driver knows nothing of: left open by raw or stored
+/// code, or begun by each statement because MySQL's autocommit is off.
 impl Link {
-    /// Switches autocommit on: the server, `init_connect` or another user of the pool may have switched it off before
-    /// this crate saw the connection. Costs nothing where that was done before.
+    /// Switches autocommit on: the server, `init_connect` or another user of
+    /// the pool may have switched it off before this crate saw the connection.
+    /// Costs nothing where that was done before.
     pub(super) async fn prove_autocommit(&mut self) -> Result<(), DbErr> {
         if !self.is_autocommit_proven {
             if self.driver.is_new().await? {
@@ -275,10 +296,12 @@ impl Link {
         if self.is_test() {
             return Ok(());
         }
-        // As text: sqlx counts no transaction here, and its own rollback would send nothing
+        // As text: sqlx counts no transaction here, and its own rollback would
+        // send nothing
         // (`a_transaction_left_open_by_raw_code_swallows_no_later_write`).
         let rolled_back = self.run(self.stray_rollback()).await;
-        // SQLite calls a ROLLBACK without a transaction an error; the others only warn.
+        // SQLite calls a ROLLBACK without a transaction an error; the others
+        // only warn.
         if self.backend != DbBackend::Sqlite {
             rolled_back?;
         }
@@ -294,8 +317,8 @@ impl Link {
         }
     }
 
-    /// Returns whether stored code has left a transaction open. It is rolled back, and the code has failed: nothing would
-    /// commit it.
+    /// Returns whether stored code has left a transaction open. It is rolled
+    /// back, and the code has failed: nothing would commit it.
     pub(super) async fn was_left_open(&mut self) -> Result<bool, DbErr> {
         if self.is_overcounted {
             // sqlx would take it for a savepoint.
@@ -308,25 +331,31 @@ impl Link {
             }
             return Ok(open);
         }
-        // sqlx looks at the status that comes with the answer, and shows it in no other way: without a transaction it
-        // says `BeginFailed` (`stored_code_that_leaves_a_transaction_open_has_failed`).
+        // sqlx looks at the status that comes with the answer, and shows it in
+        // no other way: without a transaction it says `BeginFailed`
+        // (`stored_code_that_leaves_a_transaction_open_has_failed`).
         match self.driver.begin(Some("DO 0".to_owned())).await {
-            // sqlx counts the transaction from there on. By its own ROLLBACK, the count is right afterwards.
+            // sqlx counts the transaction from there on. By its own ROLLBACK,
+            // the count is right afterwards.
             Ok(()) => self.driver.rollback().await.map(|()| true),
             Err(error) if server::is_fatal(&error) => Err(error),
             Err(_) => Ok(false),
         }
     }
 
-    /// Gives a transaction that is gone from the server a shape that sqlx's count, which goes on
-    /// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back by.
+    /// Gives a transaction that is gone from the server a shape that sqlx's
+    /// count, which goes on
+    /// (<https://github.com/launchbadge/sqlx/issues/3742>), can be rolled back
+    /// by.
     pub(super) async fn reopen(&mut self, depth: usize) {
         if depth == 1 && self.backend == DbBackend::MySql {
-            // A ROLLBACK without a transaction is fine there; PostgreSQL warns of it.
+            // A ROLLBACK without a transaction is fine there; PostgreSQL warns
+            // of it.
             return;
         }
-        // Without it, the ROLLBACK that sqlx still owes would be a warning of the server's, in the
-        // driver's log (`a_refused_commit_makes_the_driver_log_no_warning`).
+        // Without it, the ROLLBACK that sqlx still owes would be a warning of
+        // the server's, in the driver's log
+        // (`a_refused_commit_makes_the_driver_log_no_warning`).
         let savepoints = (1..depth).map(|level| format!("; SAVEPOINT _sqlx_savepoint_{level}"));
         let text: String = std::iter::once("BEGIN".to_owned())
             .chain(savepoints)
@@ -336,8 +365,9 @@ impl Link {
     }
 }
 
-/// The savepoint around code that cannot be looked into, such as raw code or a `CALL`. Its absence afterwards gives
-/// away that the transaction around it was ended.
+/// The savepoint around code that cannot be looked into, such as raw code or a
+/// `CALL`. Its absence afterwards gives away that the transaction around it was
+/// ended.
 impl Link {
     pub(super) async fn set_guard(&mut self) -> Result<(), DbErr> {
         self.run(format!("SAVEPOINT {GUARD}")).await
@@ -354,8 +384,9 @@ impl Link {
     }
 }
 
-/// The server may close an idle connection after this time. Shorter than any setting of a server, and longer than a
-/// connection rests where requests wait for the next one.
+/// The server may close an idle connection after this time. Shorter than any
+/// setting of a server, and longer than a connection rests where requests wait
+/// for the next one.
 const SHORT: Duration = Duration::from_millis(1);
 
 /// A network that forgets idle connections takes longer.
@@ -367,12 +398,14 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(900);
 /// For how long the server has heard nothing on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rest {
-    /// It was in use just now. Later statements, for which it is not asked, count as such as well.
+    /// It was in use just now. Later statements, for which it is not asked,
+    /// count as such as well.
     None,
-    /// The server may have closed it since: what can be run again is kept for that.
+    /// The server may have closed it since: what can be run again is kept for
+    /// that.
     Short,
-    /// The network may have forgotten it, too, and no answer would ever say so: what cannot be run again is not risked on
-    /// it.
+    /// The network may have forgotten it, too, and no answer would ever say so:
+    /// what cannot be run again is not risked on it.
     Long,
 }
 

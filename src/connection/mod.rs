@@ -1,6 +1,7 @@
 //! [`PinnedConnection`]: one connection, checked out of the driver's pool, that knows its state.
 //!
-//! Dropped instead of given back, it closes itself, on whatever thread that happens.
+//! Dropped instead of given back, it closes itself, on whatever thread that
+//! happens.
 
 mod begin;
 mod cancel;
@@ -59,7 +60,8 @@ use crate::position::Position;
 /// One checked-out driver connection.
 pub(crate) struct PinnedConnection {
     link: Link,
-    /// The runtime whose I/O driver serves the connection; `Drop` may run outside it.
+    /// The runtime whose I/O driver serves the connection; `Drop` may run
+    /// outside it.
     runtime: Handle,
     transaction: Transaction,
     session_state: SessionState,
@@ -97,23 +99,26 @@ impl PinnedConnection {
         &self.runtime
     }
 
-    /// The number of transactions (the outermost and its savepoints) that the session has open.
+    /// The number of transactions (the outermost and its savepoints) that the
+    /// session has open.
     pub(crate) fn depth(&self) -> usize {
         // One that was begun for the next session is none of this one's.
         self.link.depth() - usize::from(self.chain().is_some())
     }
 
-    /// Returns the transaction that was begun with the last COMMIT, if no session has taken it yet.
+    /// Returns the transaction that was begun with the last COMMIT, if no
+    /// session has taken it yet.
     pub(crate) fn chain(&self) -> Option<&Chain> {
         self.transaction.chain.as_ref()
     }
 
-    /// Returns whether the next COMMIT may begin a transaction for another session.
+    /// Returns whether the next COMMIT may begin a transaction for another
+    /// session.
     pub(crate) fn may_chain(&self) -> bool {
         // All that is due at the session's end is due outside a transaction.
         self.link.condition == Condition::Known
-            // Proven by the session's first statement, with a ROLLBACK in the text: later, that
-            // would end the transaction which is begun here.
+            // Proven by the session's first statement, with a ROLLBACK in the
+            // text: later, that would end the transaction which is begun here.
             && self.link.is_autocommit_proven
             && !self.link.is_test()
             && !self.transaction.has_failed()
@@ -125,7 +130,8 @@ impl PinnedConnection {
 
     /// Returns whether the next COMMIT may begin one with these options.
     pub(crate) fn may_continue_with(&self, options: TransactionOptions) -> bool {
-        // On MySQL it begins a transaction with the options of the one before (H36).
+        // On MySQL it begins a transaction with the options of the one before
+        // (H36).
         self.link.backend != DbBackend::MySql || self.transaction.was_begun_with(options)
     }
 
@@ -138,19 +144,22 @@ impl PinnedConnection {
         self.link.give_up();
     }
 
-    /// Pings it, and returns whether the server has answered soon. Otherwise it is not to be used again.
+    /// Pings it, and returns whether the server has answered soon. Otherwise it
+    /// is not to be used again.
     pub(crate) async fn is_alive(&mut self) -> bool {
         let answered = timeout(SILENCE, self.link.driver.ping()).await;
         let is_alive = matches!(answered, Ok(Ok(())));
         if !is_alive {
-            // Lost and not broken: a goodbye would be answered as little as the ping.
+            // Lost and not broken: a goodbye would be answered as little as the
+            // ping.
             self.link.lose();
         }
         is_alive
     }
 
-    /// Notes that the network may have forgotten the connection: a BEGIN that is not answered soon is lost. Returns false
-    /// where another round trip would come before it.
+    /// Notes that the network may have forgotten the connection: a BEGIN that
+    /// is not answered soon is lost. Returns false where another round trip
+    /// would come before it.
     pub(crate) fn doubt(&mut self) -> bool {
         // One that was begun for the session already would show nothing.
         self.link.is_doubted = self.link.is_autocommit_proven && self.chain().is_none();
@@ -173,7 +182,8 @@ impl PinnedConnection {
         self.transaction.take_position()
     }
 
-    /// Returns whether a transaction was ended behind the session's back since this was last asked.
+    /// Returns whether a transaction was ended behind the session's back since
+    /// this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
         self.transaction.take_ended_elsewhere()
     }
@@ -188,7 +198,8 @@ impl PinnedConnection {
         self.refusal == Refusal::Server
     }
 
-    /// Returns whether the server may take no writes: the same, or it could not be asked yet.
+    /// Returns whether the server may take no writes: the same, or it could not
+    /// be asked yet.
     pub(crate) fn may_be_demoted(&self) -> bool {
         self.refusal != Refusal::None
     }
@@ -198,8 +209,8 @@ impl PinnedConnection {
         self.link.depth() == 0 && self.is_orderly()
     }
 
-    /// Returns whether the connection may go, as it is, to a session that begins the transaction of its
-    /// [`chain`](Self::chain).
+    /// Returns whether the connection may go, as it is, to a session that
+    /// begins the transaction of its [`chain`](Self::chain).
     pub(crate) fn is_chained(&self) -> bool {
         self.chain().is_some() && self.link.depth() == 1 && self.is_orderly()
     }
@@ -212,28 +223,32 @@ impl PinnedConnection {
             && self.refusal != Refusal::Unasked
     }
 
-    /// Returns whether the connection has to be closed once nothing is open on it.
+    /// Returns whether the connection has to be closed once nothing is open on
+    /// it.
     pub(crate) fn must_close(&self) -> bool {
         self.session_state.must_close(&self.link)
     }
 
-    /// Proves the connection clean: reads what is unread, rolls back what is open, puts back what has
-    /// changed. One that [must be closed](Self::must_close) is only rolled back.
+    /// Proves the connection clean: reads what is unread, rolls back what is
+    /// open, puts back what has changed. One that [must be
+    /// closed](Self::must_close) is only rolled back.
     pub(crate) async fn clean(&mut self) -> Result<(), DbErr> {
-        // First: the ROLLBACK would take what is unread for its own answer (H23).
+        // First: the ROLLBACK would take what is unread for its own answer
+        // (H23).
         self.link.driver.drain().await?;
         self.transaction.roll_back_to(&mut self.link, 0).await?;
-        // Not left to the next BEGIN: the next session may run in autocommit, and on SQLite could
-        // not write (`a_read_only_request_cannot_write_and_the_next_one_on_its_connection_can`).
+        // Not left to the next BEGIN: the next session may run in autocommit,
+        // and on SQLite could not write
+        // (`a_read_only_request_cannot_write_and_the_next_one_on_its_connection_can`).
         self.transaction.put_back(&mut self.link).await?;
-        // Behind the rollback: inside a transaction that has failed a reset is refused, and in any other the rollback
-        // would undo it.
+        // Behind the rollback: inside a transaction that has failed a reset is
+        // refused, and in any other the rollback would undo it.
         if !self.must_close() {
             self.session_state.put_back(&mut self.link).await?;
             self.link.condition = Condition::Known;
             if self.refusal == Refusal::Unasked {
-                // PostgreSQL could not answer in the transaction. Whether this is still the primary decides about all
-                // its connections (H33).
+                // PostgreSQL could not answer in the transaction. Whether this
+                // is still the primary decides about all its connections (H33).
                 self.ask_server().await?;
             }
         }
@@ -245,13 +260,15 @@ impl PinnedConnection {
         Transaction::begin_around(&mut self.link).await
     }
 
-    /// Rolls back everything, the transaction around a test's sessions included.
+    /// Rolls back everything, the transaction around a test's sessions
+    /// included.
     pub(crate) async fn end_outer(&mut self) -> Result<(), DbErr> {
         self.transaction.end_around(&mut self.link);
         self.clean().await
     }
 
-    /// Returns whether the transaction around a test's sessions was ended by what ran in it.
+    /// Returns whether the transaction around a test's sessions was ended by
+    /// what ran in it.
     pub(crate) fn is_outer_ended(&self) -> bool {
         self.link.around == Around::EndedTest
     }
@@ -260,7 +277,8 @@ impl PinnedConnection {
     pub(crate) async fn return_to_driver(&mut self) {
         let handle = self.cancel_handle.take();
         let is_watched = handle.is_some_and(|handle| handle.is_on_sqlite());
-        // The progress handler would outlive the session, and another user of the pool could be stopped by it.
+        // The progress handler would outlive the session, and another user of
+        // the pool could be stopped by it.
         if is_watched && self.link.driver.unwatch().await.is_err() {
             self.give_up();
         }
@@ -270,18 +288,22 @@ impl PinnedConnection {
         if self.is_broken() {
             return;
         }
-        // Awaited here and not left to sqlx's `Drop`, which spawns a task: the slot is free when this has ended (H12).
+        // Awaited here and not left to sqlx's `Drop`, which spawns a task: the
+        // slot is free when this has ended (H12).
         self.link.driver.return_to_pool().await;
-        // The empty shell is left. With `min_connections`, sqlx spawns a task even when that is dropped (H28).
-        // Shown by `h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime`.
+        // The empty shell is left. With `min_connections`, sqlx spawns a task
+        // even when that is dropped (H28). Shown by
+        // `h28_a_pool_with_min_connections_may_be_dropped_without_a_runtime`.
         drop(std::mem::replace(&mut self.link.driver, Driver::Gone));
     }
 
-    /// Returns whether a call that was dropped half-way leaves the connection usable, and must not close it:
-    /// SQLite's worker is safe against that, and an in-memory database dies with its connection
+    /// Returns whether a call that was dropped half-way leaves the connection
+    /// usable, and must not close it: SQLite's worker is safe against that, and
+    /// an in-memory database dies with its connection
     /// (<https://github.com/launchbadge/sqlx/issues/1869>).
     pub(crate) fn survives_cancel(&self) -> bool {
-        // A broken one gains nothing by being kept: its worker thread may be gone.
+        // A broken one gains nothing by being kept: its worker thread may be
+        // gone.
         self.link.in_memory && !self.is_broken() && !matches!(self.link.driver, Driver::Gone)
     }
 
@@ -290,7 +312,8 @@ impl PinnedConnection {
         self.cancel_handle.get_or_insert_default()
     }
 
-    /// Takes the cancel handle off a connection that another one takes the place of.
+    /// Takes the cancel handle off a connection that another one takes the
+    /// place of.
     pub(crate) fn take_cancel_handle(&mut self) -> Option<Arc<CancelHandle>> {
         self.cancel_handle.take()
     }
@@ -298,12 +321,14 @@ impl PinnedConnection {
     /// Returns what serves the connection on the server, if it is lost.
     pub(crate) fn orphan(&self) -> Option<BackendId> {
         let handle = self.cancel_handle.as_ref();
-        // Of any other one, the server notices by itself that its client has gone.
+        // Of any other one, the server notices by itself that its client has
+        // gone.
         let lost = handle.filter(|_| self.link.is_lost())?;
         lost.backend_id(Peer::Server)
     }
 
-    /// Has `handle`, of which the session may have a copy already, stop this connection's statements from here on.
+    /// Has `handle`, of which the session may have a copy already, stop this
+    /// connection's statements from here on.
     pub(crate) fn adopt(&mut self, handle: Arc<CancelHandle>) {
         let own = self.cancel_handle.replace(handle.clone());
         handle.succeed(own);
@@ -332,19 +357,22 @@ impl Drop for PinnedConnection {
         if matches!(driver, Driver::Gone) {
             return;
         }
-        // Dropped, it would go back to sqlx's pool in whatever state it is in: with an unread answer, in a transaction
-        // (H1). Of a lost connection, sqlx's polite goodbye waits up to 5 s for a send buffer that nothing empties any
-        // more, and the place in its pool stays taken for as long.
+        // Dropped, it would go back to sqlx's pool in whatever state it is in:
+        // with an unread answer, in a transaction (H1). Of a lost connection,
+        // sqlx's polite goodbye waits up to 5 s for a send buffer that nothing
+        // empties any more, and the place in its pool stays taken for as long.
         // Shown by `an_upload_that_is_lost_half_way_frees_its_place_at_once`.
         let end: fn(Driver) = if self.link.is_lost() {
             Driver::abandon
         } else {
             Driver::close
         };
-        // sqlx spawns a task for it, which panics without a runtime (H6): https://github.com/tokio-rs/tokio/issues/3963
-        // Shown by `h6_dropping_anything_on_a_plain_thread_frees_the_slot_without_a_panic`.
+        // sqlx spawns a task for it, which panics without a runtime (H6):
+        // https://github.com/tokio-rs/tokio/issues/3963 Shown by
+        // `h6_dropping_anything_on_a_plain_thread_frees_the_slot_without_a_panic`.
         if Handle::try_current().is_err_and(|error| error.is_thread_local_destroyed()) {
-            // No runtime can be entered while a thread's locals are torn down: borrow a thread.
+            // No runtime can be entered while a thread's locals are torn down:
+            // borrow a thread.
             let runtime = self.runtime.clone();
             std::thread::spawn(move || {
                 let _entered = runtime.enter();

@@ -16,7 +16,8 @@ use super::{Chain, Demand, Driver, failure::Failure, link::Link, transaction::Tr
 use crate::error::Kind;
 
 /// Up to how many bytes a value is counted.
-// Only whether a statement is large counts, so that a huge array is not formatted to its end for that.
+// Only whether a statement is large counts, so that a huge array is not
+// formatted to its end for that.
 const A_LOT: usize = 1 << 20;
 
 /// A session's request to its connection.
@@ -33,9 +34,11 @@ pub(crate) enum Operation {
     Commit(Option<Chain>),
     Rollback,
     Ping,
-    /// No more than the rollback of abandoned transactions, which precedes every operation.
+    /// No more than the rollback of abandoned transactions, which precedes
+    /// every operation.
     Settle,
-    /// User code on the driver's connection; its value leaves through a channel.
+    /// User code on the driver's connection; its value leaves through a
+    /// channel.
     Raw(Option<Raw>),
 }
 
@@ -52,8 +55,8 @@ pub(crate) enum Output {
 }
 
 impl Operation {
-    /// Runs the operation, and leaves it empty. The futures of rare operations are boxed, so that a call's future is
-    /// small.
+    /// Runs the operation, and leaves it empty. The futures of rare operations
+    /// are boxed, so that a call's future is small.
     pub(super) async fn perform(
         &mut self,
         link: &mut Link,
@@ -75,9 +78,11 @@ impl Operation {
                 row.map(Output::Row)
             }
             Self::All(statement) => driver.query_all(statement, named).await.map(Output::Rows),
-            // Each transaction has one: boxed, as the rare ones are, it would cost an allocation.
+            // Each transaction has one: boxed, as the rare ones are, it would
+            // cost an allocation.
             Self::Commit(None) => transaction.commit(link).await.map(|()| Output::Done),
-            // A `Settle` is for the rollbacks that come before it, in `prepare`.
+            // A `Settle` is for the rollbacks that come before it, in
+            // `prepare`.
             Self::Settle | Self::Raw(None) => Ok(Output::Done),
             rare => {
                 let done = Box::pin(rare.perform_rare(link, transaction, reads_only));
@@ -125,7 +130,8 @@ impl Operation {
                 statement.sql.len() + values.map(size_of_value).sum::<usize>()
             }
             Self::Unprepared(sql) => sql.len(),
-            // A COMMIT and its like are short, and the server is never asked about a stream or raw code.
+            // A COMMIT and its like are short, and the server is never asked
+            // about a stream or raw code.
             _ => 0,
         }
     }
@@ -152,7 +158,8 @@ impl Operation {
         }
     }
 
-    /// Returns whether it is user's work, which belongs into the session's transaction.
+    /// Returns whether it is user's work, which belongs into the session's
+    /// transaction.
     pub(crate) fn is_work(&self) -> bool {
         !matches!(
             self,
@@ -160,7 +167,8 @@ impl Operation {
         )
     }
 
-    /// The same statement once more, if it is one: sqlx keeps the one that it is given.
+    /// The same statement once more, if it is one: sqlx keeps the one that it
+    /// is given.
     pub(super) fn copy(&self) -> Option<Self> {
         match self {
             Self::Execute(statement) => Some(Self::Execute(statement.clone())),
@@ -181,14 +189,17 @@ impl Operation {
         }
     }
 
-    /// The error instead of it, if it must not be sent in a transaction that has failed so.
+    /// The error instead of it, if it must not be sent in a transaction that
+    /// has failed so.
     pub(super) fn refused_after(&self, failure: Failure) -> Option<Kind> {
         match (self, failure) {
-            // A rollback is the way out of each of them; the other two are no statements.
+            // A rollback is the way out of each of them; the other two are no
+            // statements.
             (Self::Rollback | Self::Settle | Self::Ping, _) => None,
             (_, Failure::Ended(kind)) => Some(kind),
-            // Where a SAVEPOINT fails, sqlx rolls back the transaction around it (H5b).
-            // Shown by `h8_a_savepoint_in_an_aborted_transaction_harms_nothing_else`.
+            // Where a SAVEPOINT fails, sqlx rolls back the transaction around
+            // it (H5b). Shown by
+            // `h8_a_savepoint_in_an_aborted_transaction_harms_nothing_else`.
             (Self::Commit(_) | Self::Begin(_), _) => Some(Kind::Aborted),
             // PostgreSQL refuses by itself.
             (_, Failure::Aborted(_) | Failure::Unheard { .. }) => None,
@@ -212,7 +223,8 @@ impl Operation {
     }
 }
 
-/// Returns about how many bytes a value takes on its way; numbers count as none.
+/// Returns about how many bytes a value takes on its way; numbers count as
+/// none.
 fn size_of_value(value: &Value) -> usize {
     match value {
         Value::String(text) => text.as_ref().map_or(0, String::len),
@@ -221,7 +233,8 @@ fn size_of_value(value: &Value) -> usize {
         Value::Bool(_) | Value::TinyInt(_) | Value::SmallInt(_) | Value::Int(_) | Value::BigInt(_)
         | Value::TinyUnsigned(_) | Value::SmallUnsigned(_) | Value::Unsigned(_)
         | Value::BigUnsigned(_) | Value::Float(_) | Value::Double(_) | Value::Char(_) => 0,
-        // JSON and arrays among them. Which others there are depends on SeaORM's features.
+        // JSON and arrays among them. Which others there are depends on
+        // SeaORM's features.
         other => {
             let mut size = Size(0);
             let _ = write!(size, "{other:?}");
@@ -234,8 +247,8 @@ fn size_of_value(value: &Value) -> usize {
 struct Size(usize);
 
 impl Write for Size {
-    // An error ends the formatting: nothing is written, and of a huge value most is not even looked
-    // at.
+    // An error ends the formatting: nothing is written, and of a huge value
+    // most is not even looked at.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0 += text.len();
         if self.0 < A_LOT {

@@ -1,5 +1,5 @@
-//! What a session's transaction has to do with [positions](Position): a read on a replica waits for one, a write on the
-//! primary makes one.
+//! What a session's transaction has to do with [positions](Position): a read on
+//! a replica waits for one, a write on the primary makes one.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -36,22 +36,25 @@ pub(crate) struct ReadDemand {
 
 /// Reads the position of what was committed.
 ///
-/// What is inserted counts, because with `synchronous_commit` off, which a transaction may set for itself, the answer is
-/// ahead of the flush.
-/// The timeline is in the name of the log's file (<https://www.postgresql.org/docs/current/wal-internals.html>).
+/// What is inserted counts, because with `synchronous_commit` off, which a
+/// transaction may set for itself, the answer is ahead of the flush. The
+/// timeline is in the name of the log's file
+/// (<https://www.postgresql.org/docs/current/wal-internals.html>).
 const POSTGRES_POSITION: &str = "SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8) \
      || '/' || pg_catalog.pg_current_wal_insert_lsn()";
 
-/// The same on MariaDB. Not `@@last_gtid`: the session may have written on another connection, and a transaction that has
-/// written nothing leaves the one before.
+/// The same on MariaDB. Not `@@last_gtid`: the session may have written on
+/// another connection, and a transaction that has written nothing leaves the
+/// one before.
 const MARIADB_POSITION: &str = "SELECT CAST(@@global.gtid_binlog_pos AS CHAR)";
 
-/// The same, or on a node of a Galera cluster what that has committed, as `UUID:number`. Not every server knows these
-/// variables by `@@`.
+/// The same, or on a node of a Galera cluster what that has committed, as
+/// `UUID:number`. Not every server knows these variables by `@@`.
 ///
-/// The number is the same on each node, unlike what `WSREP_LAST_WRITTEN_GTID()` counts, and is counted when the transaction can
-/// be seen (MariaDB 10.11, `storage/innobase/trx/trx0trx.cc`, `commit_in_memory`). `GROUP_CONCAT` would cut it where
-/// `group_concat_max_len` is small.
+/// The number is the same on each node, unlike what `WSREP_LAST_WRITTEN_GTID()`
+/// counts, and is counted when the transaction can be seen (MariaDB 10.11,
+/// `storage/innobase/trx/trx0trx.cc`, `commit_in_memory`). `GROUP_CONCAT` would
+/// cut it where `group_concat_max_len` is small.
 const MARIADB_OR_GALERA_POSITION: &str = "SELECT CAST(COALESCE(\
      (SELECT CONCAT(MAX(IF(variable_name = 'WSREP_LOCAL_STATE_UUID', variable_value, NULL)), ':', \
      MAX(IF(variable_name = 'WSREP_LAST_COMMITTED', variable_value, NULL))) \
@@ -71,8 +74,9 @@ pub(crate) enum Galera {
     Node,
 }
 
-/// Returns what reads the position of what was committed. Where it is unknown whether the server is a node, the answer tells, but
-/// is no position of a node's.
+/// Returns what reads the position of what was committed. Where it is unknown
+/// whether the server is a node, the answer tells, but is no position of a
+/// node's.
 pub(crate) fn read_position(backend: DbBackend, galera: Galera) -> Cow<'static, str> {
     match (backend, galera) {
         (DbBackend::MySql, Galera::No) => MARIADB_POSITION.into(),
@@ -95,14 +99,16 @@ pub(crate) fn parse_position(backend: DbBackend, text: &str) -> Option<Position>
         DbBackend::MySql if is_of_node(text) => text.parse().ok(),
         DbBackend::MySql => match *gtids(text).ok()? {
             [only] => Some(Position::of(only)),
-            // Without a binary log there is none. Of several domains, any one may have the write.
+            // Without a binary log there is none. Of several domains, any one
+            // may have the write.
             _ => None,
         },
         _ => parse_log_position(text),
     }
 }
 
-/// The size of a page of the log, and of the header that all of them have but a file's first.
+/// The size of a page of the log, and of the header that all of them have but a
+/// file's first.
 const PAGE: u64 = 8192;
 const HEADER: u64 = 24;
 
@@ -110,9 +116,10 @@ fn parse_log_position(text: &str) -> Option<Position> {
     let (timeline, lsn) = text.split_once('/')?;
     let timeline = u32::from_str_radix(timeline, 16).ok()?;
     let Lsn(lsn) = lsn.parse().ok()?;
-    // Behind a record that has filled its page, the next one will begin behind a header. Until it is written, no
-    // replica comes that far, and would be waited for in vain.
-    // Shown by `g19_a_commit_that_fills_its_page_is_not_waited_for_in_vain`.
+    // Behind a record that has filled its page, the next one will begin behind
+    // a header. Until it is written, no replica comes that far, and would be
+    // waited for in vain. Shown by
+    // `g19_a_commit_that_fills_its_page_is_not_waited_for_in_vain`.
     let lsn = if lsn % PAGE == HEADER {
         lsn - HEADER
     } else {
@@ -141,13 +148,14 @@ impl ReadDemand {
                 return begun;
             }
             if link.backend == DbBackend::Postgres {
-                // The failed check has left a transaction behind that sqlx does not count.
-                // As text, since sqlx's own would send nothing.
+                // The failed check has left a transaction behind that sqlx does
+                // not count. As text, since sqlx's own would send nothing.
                 link.run("ROLLBACK").await?;
             }
             if Instant::now() + pause > until {
-                // The session goes to the primary with this, and the replica serves others
-                // meanwhile (`a_client_that_waits_for_its_write_leaves_the_replicas_to_others`).
+                // The session goes to the primary with this, and the replica
+                // serves others meanwhile
+                // (`a_client_that_waits_for_its_write_leaves_the_replicas_to_others`).
                 return Err(Kind::ReplicaBehind.into_db_err());
             }
             sleep(pause).await;
@@ -160,7 +168,8 @@ impl ReadDemand {
             true => self.patience.saturating_add(self.wait),
             false => self.patience,
         };
-        // Nothing has happened yet, so that it may be given up for one on another server.
+        // Nothing has happened yet, so that it may be given up for one on
+        // another server.
         let answered = timeout(patience, link.begin(text)).await;
         let begun = answered.unwrap_or_else(|_| {
             link.lose();
@@ -171,7 +180,8 @@ impl ReadDemand {
             .is_err_and(|error| !server::is_failed_check(error))
             && link.backend == DbBackend::MySql
         {
-            // The first half may have taken effect, as in `BeginStatement::send`.
+            // The first half may have taken effect, as in
+            // `BeginStatement::send`.
             link.give_up();
         }
         begun
@@ -183,7 +193,8 @@ impl ReadDemand {
         matches!(place, Some(Place::Gtid(_)))
     }
 
-    /// Has BEGIN check that the server is there, as an error if it is not: one round trip for both.
+    /// Has BEGIN check that the server is there, as an error if it is not: one
+    /// round trip for both.
     pub(super) fn check(&self, begin: &mut BeginStatement, options: TransactionOptions) {
         let text = begin.statement.take();
         let text = text.unwrap_or_else(|| "BEGIN READ ONLY".to_owned());
@@ -200,8 +211,8 @@ impl ReadDemand {
 
 fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String {
     // Without COALESCE, a server that has never replayed anything would pass.
-    // As an error, which ends the text: an answer would have to be looked at before the next
-    // statement is sent, and BEGIN would cost a round trip more
+    // As an error, which ends the text: an answer would have to be looked at
+    // before the next statement is sent, and BEGIN would cost a round trip more
     // (`g19_positions_cost_no_round_trip`).
     let check = format!(
         "SELECT 1 / COALESCE(pg_catalog.pg_last_wal_replay_lsn() >= '{}'::pg_catalog.pg_lsn, false)::pg_catalog.int4",
@@ -212,21 +223,25 @@ fn with_log_check(begin: &str, lsn: u64, options: TransactionOptions) -> String 
         Some(IsolationLevel::ReadCommitted | IsolationLevel::ReadUncommitted)
     );
     if is_read_committed {
-        // Each statement has a snapshot of its own: what comes next sees all that the check has seen.
+        // Each statement has a snapshot of its own: what comes next sees all
+        // that the check has seen.
         format!("{begin}; {check}")
     } else {
-        // Its snapshot may be taken before the check looks: what is replayed in between would pass and not be seen.
-        // The level is the server's default where none is given.
-        // Shown by `g19_a_client_reads_its_own_writes_while_replicas_are_paused`.
+        // Its snapshot may be taken before the check looks: what is replayed in
+        // between would pass and not be seen. The level is the server's default
+        // where none is given. Shown by
+        // `g19_a_client_reads_its_own_writes_while_replicas_are_paused`.
         format!("BEGIN READ ONLY; {check}; COMMIT; {begin}")
     }
 }
 
-/// The check comes before BEGIN: where it fails, the rest of the text is not run, and no transaction is left behind.
+/// The check comes before BEGIN: where it fails, the rest of the text is not
+/// run, and no transaction is left behind.
 ///
-/// MariaDB compares domains and sequence numbers only. Behind a fail-over, these may count what another server has
-/// written: the replica's last transaction has to be the same server's. Asked anew once it has waited, since a variable may
-/// have been read before.
+/// MariaDB compares domains and sequence numbers only. Behind a fail-over,
+/// these may count what another server has written: the replica's last
+/// transaction has to be the same server's. Asked anew once it has waited,
+/// since a variable may have been read before.
 fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
     // MariaDB takes a number that is too large for no limit.
     let wait = wait.min(LONGEST_WAIT).as_secs_f64();
@@ -242,10 +257,11 @@ fn with_gtid_check(begin: &str, gtid: Gtid, wait: Duration) -> String {
     )
 }
 
-/// As [`with_gtid_check`], for a node of a Galera cluster. That it takes part in the cluster is checked as well: one that has
-/// lost it keeps its number.
+/// As [`with_gtid_check`], for a node of a Galera cluster. That it takes part
+/// in the cluster is checked as well: one that has lost it keeps its number.
 ///
-/// Not `WSREP_SYNC_WAIT_UPTO_GTID()`, which looks at the last part of its GTID only: another cluster's would do.
+/// Not `WSREP_SYNC_WAIT_UPTO_GTID()`, which looks at the last part of its GTID
+/// only: another cluster's would do.
 fn with_galera_check(begin: &str, committed: Committed) -> String {
     let Committed { sequence, .. } = committed;
     let text = committed.to_string();
@@ -261,7 +277,8 @@ fn with_galera_check(begin: &str, committed: Committed) -> String {
 }
 
 impl Demand {
-    /// Returns the options of a transaction that has to do with this: on a replica, it reads only.
+    /// Returns the options of a transaction that has to do with this: on a
+    /// replica, it reads only.
     pub(crate) fn options(&self, options: TransactionOptions) -> TransactionOptions {
         match self {
             Self::Read(_) => TransactionOptions {

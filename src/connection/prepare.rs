@@ -1,4 +1,5 @@
-//! All that comes before the operation of a call: rollbacks, set-ups, and the session's own BEGIN.
+//! All that comes before the operation of a call: rollbacks, set-ups, and the
+//! session's own BEGIN.
 
 use sea_orm::{DbErr, Statement};
 
@@ -17,28 +18,32 @@ use crate::{
     telemetry::Throttle,
 };
 
-/// Behind a proxy, each transaction asks anew, and a server that does not say does so each time.
+/// Behind a proxy, each transaction asks anew, and a server that does not say
+/// does so each time.
 static UNIDENTIFIED: Throttle = Throttle::new();
 
 impl PinnedConnection {
-    /// Makes the connection ready for the operation of `task`. `stray` says that a transaction may be open that
-    /// neither the session nor the driver knows of.
+    /// Makes the connection ready for the operation of `task`. `stray` says
+    /// that a transaction may be open that neither the session nor the driver
+    /// knows of.
     pub(super) async fn prepare(
         &mut self,
         stray: bool,
         change: Change,
         task: &mut Task,
     ) -> Result<(), DbErr> {
-        // First: handles that were dropped have left transactions open, and what follows belongs to the one around them
-        // (G12).
+        // First: handles that were dropped have left transactions open, and
+        // what follows belongs to the one around them (G12).
         let depth = task.depth + usize::from(self.is_begun(change, task));
         self.clear(stray, depth).await?;
         self.refuse_after_test(task)?;
         if !self.link.is_autocommit_proven {
-            // Before the session's own BEGIN, which the ROLLBACK in its text would undo.
+            // Before the session's own BEGIN, which the ROLLBACK in its text
+            // would undo.
             Box::pin(self.link.prove_autocommit()).await?;
         }
-        // Before anything of the session runs: its settings would be recorded as those from before.
+        // Before anything of the session runs: its settings would be recorded
+        // as those from before.
         self.session_state
             .note_change(
                 &mut self.link,
@@ -48,14 +53,16 @@ impl PinnedConnection {
             )
             .await?;
         if self.timeline.is_doubtful() && self.may_prove_primary(task) {
-            // Before anything of the session runs or is committed, and boxed: it is rare.
+            // Before anything of the session runs or is committed, and boxed:
+            // it is rare.
             Box::pin(self.prove_primary()).await?;
         }
         if let Some(statements) = &task.on_acquire {
             // Outside any transaction, since its effects outlive them.
             self.set_up_connection(statements).await?;
         }
-        // Before BEGIN if it can be: the first query freezes what a transaction sees of the server's state.
+        // Before BEGIN if it can be: the first query freezes what a transaction
+        // sees of the server's state.
         self.identify(task.identify).await?;
         self.begin_if_due(task).await?;
         if task.is(|operation| matches!(operation, Operation::Raw(_))) {
@@ -65,18 +72,21 @@ impl PinnedConnection {
         Ok(())
     }
 
-    /// Returns whether the server can be asked, and its answer decides about something.
+    /// Returns whether the server can be asked, and its answer decides about
+    /// something.
     fn may_prove_primary(&self, task: &Task) -> bool {
         let commits = task.depth == 1 && task.is(Operation::is_commit);
         task.depth == 0 || commits && !self.transaction.has_failed()
     }
 
-    /// Refuses a server that was the primary before a fail-over. What it commits is lost.
+    /// Refuses a server that was the primary before a fail-over. What it
+    /// commits is lost.
     async fn prove_primary(&mut self) -> Result<(), DbErr> {
         let proven = self.timeline.prove(&mut self.link).await;
         let is_former = |error: &DbErr| Error::of(error).is_some_and(|known| known.is_read_only());
         if proven.as_ref().is_err_and(is_former) {
-            // As for a server that refuses writes: its other connections lead to the same one (H33;
+            // As for a server that refuses writes: its other connections lead
+            // to the same one (H33;
             // `g18_of_two_primaries_only_the_later_one_serves`).
             self.refusal = Refusal::Server;
             self.link.give_up();
@@ -84,12 +94,14 @@ impl PinnedConnection {
         proven
     }
 
-    /// Returns whether the transaction that `task` is to begin was begun with the last COMMIT.
+    /// Returns whether the transaction that `task` is to begin was begun with
+    /// the last COMMIT.
     fn is_begun(&self, change: Change, task: &Task) -> bool {
         let chained = self.chain().map(|chain| chain.options);
         let due = task.begin.as_ref().map(|begin| begin.options);
         let settings = task.begin.as_ref().and_then(Begin::settings);
-        // It has no place for anything that has to be done before BEGIN, or in its text.
+        // It has no place for anything that has to be done before BEGIN, or in
+        // its text.
         chained.is_some()
             && chained == due
             && settings.is_none_or(Settings::is_empty)
@@ -111,16 +123,17 @@ impl PinnedConnection {
         let Some(begin) = &task.begin else {
             return Ok(());
         };
-        // Stored code that `on_begin` has called may have done more than its text says, and makes the whole call
-        // doubtful (G7).
+        // Stored code that `on_begin` has called may have done more than its
+        // text says, and makes the whole call doubtful (G7).
         task.doubtful |= self.begin_session(begin, task.depth).await?;
-        // Once more: behind a proxy, the process is this connection's from BEGIN on, and only until the transaction's
-        // end (H29).
+        // Once more: behind a proxy, the process is this connection's from
+        // BEGIN on, and only until the transaction's end (H29).
         self.identify(task.identify).await
     }
 
-    /// Refuses work once the transaction around a test is gone: it would be committed for good. COMMIT and ROLLBACK still
-    /// go through, so that the session's own end is in order.
+    /// Refuses work once the transaction around a test is gone: it would be
+    /// committed for good. COMMIT and ROLLBACK still go through, so that the
+    /// session's own end is in order.
     fn refuse_after_test(&self, task: &Task) -> Result<(), DbErr> {
         if self.link.around == Around::EndedTest && task.depth == 0 && task.is(Operation::is_work) {
             return Err(Kind::TestEnded.into_db_err());
@@ -132,7 +145,8 @@ impl PinnedConnection {
     async fn clear(&mut self, stray: bool, depth: usize) -> Result<(), DbErr> {
         let mut cleared = self.roll_back_to(depth).await;
         if cleared.is_ok() && stray {
-            // Raw code may have left a transaction open, and what follows is to commit by itself.
+            // Raw code may have left a transaction open, and what follows is to
+            // commit by itself.
             cleared = Box::pin(self.link.end_stray()).await;
         }
         if cleared.is_err() {
@@ -149,7 +163,8 @@ impl PinnedConnection {
         let Err(error) = handle.identify(peer, &mut self.link).await else {
             return Ok(());
         };
-        // A server that does not say costs the cancel requests (G9), not the request.
+        // A server that does not say costs the cancel requests (G9), not the
+        // request.
         if server::is_fatal(&error) {
             return Err(error);
         }
@@ -165,15 +180,18 @@ impl PinnedConnection {
         Ok(())
     }
 
-    /// Begins the session's own transaction. Says what [`set_up`](Self::set_up) says.
+    /// Begins the session's own transaction. Says what [`set_up`](Self::set_up)
+    /// says.
     async fn begin_session(&mut self, begin: &Begin, depth: usize) -> Result<bool, DbErr> {
         let mut begun = self.begin_once(begin).await;
-        // One of `on_begin`'s statements may find its plan stale, which outside a transaction is prepared anew.
+        // One of `on_begin`'s statements may find its plan stale, which outside
+        // a transaction is prepared anew.
         if begun.as_ref().is_err_and(server::is_stale) && self.roll_back_to(depth).await.is_ok() {
             // Nothing of the session's own has run in it.
             begun = self.begin_once(begin).await;
         }
-        // A BEGIN whose set-up has failed is not the session's: the handler may go on and try again.
+        // A BEGIN whose set-up has failed is not the session's: the handler may
+        // go on and try again.
         if begun.is_err() && self.roll_back_to(depth).await.is_err() {
             self.link.give_up();
         }
@@ -193,7 +211,8 @@ impl PinnedConnection {
             let begun = self
                 .transaction
                 .begin(link, begin.options, settings, begin.demand());
-            // Boxed, since few calls begin a transaction and all have room for it.
+            // Boxed, since few calls begin a transaction and all have room for
+            // it.
             Box::pin(begun).await?;
         }
         self.set_up(begin.statements()).await
@@ -201,7 +220,8 @@ impl PinnedConnection {
 
     async fn set_up_connection(&mut self, statements: &[Statement]) -> Result<(), DbErr> {
         let mut done = self.set_up(statements).await;
-        // Stored code may have left a transaction open, in which all that follows would be lost with it.
+        // Stored code may have left a transaction open, in which all that
+        // follows would be lost with it.
         if let Ok(true) = done {
             done = Box::pin(self.link.end_stray()).await.map(|()| true);
         }
@@ -212,15 +232,16 @@ impl PinnedConnection {
         done.map(drop)
     }
 
-    /// Runs statements that prepare a connection or a transaction, which are vetted as a handler's are.
-    /// Says whether one of them may have done more than its text says.
+    /// Runs statements that prepare a connection or a transaction, which are
+    /// vetted as a handler's are. Says whether one of them may have done more
+    /// than its text says.
     async fn set_up(&mut self, statements: &[Statement]) -> Result<bool, DbErr> {
         let depth = self.link.counted();
         let mut any_doubtful = false;
         for statement in statements {
-            // DDL here would have MySQL commit the transaction before its first statement, and the rollback behind a
-            // 4xx would undo nothing (M4, G8).
-            // Shown by `set_up_statements_are_vetted_like_a_handlers`.
+            // DDL here would have MySQL commit the transaction before its first
+            // statement, and the rollback behind a 4xx would undo nothing (M4,
+            // G8). Shown by `set_up_statements_are_vetted_like_a_handlers`.
             let text = classify(self.link.backend, &statement.sql);
             match text.effect {
                 Effect::Control(control) => return Err(Kind::Control(control).into_db_err()),
@@ -231,7 +252,8 @@ impl PinnedConnection {
             }
             let mut task = Task::set_up(statement.clone(), depth, text);
             Box::pin(self.perform_honestly(&mut task)).await?;
-            // A `CALL` that commits succeeds: the session must not go on as if its transaction were there (G7).
+            // A `CALL` that commits succeeds: the session must not go on as if
+            // its transaction were there (G7).
             if let Some(kind) = self.transaction.ended() {
                 return Err(kind.into_db_err());
             }

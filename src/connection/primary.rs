@@ -1,13 +1,15 @@
-//! Whether a connection leads to the primary: [`Refusal`] for writes that were refused as read-only, and [`Timeline`] for a
-//! server from before a fail-over that still takes writes.
+//! Whether a connection leads to the primary: [`Refusal`] for writes that were
+//! refused as read-only, and [`Timeline`] for a server from before a fail-over
+//! that still takes writes.
 //!
-//! A handler may have its transaction or session take no writes, and a function may raise the same error. Only
-//! the server knows whether it is itself, so it is asked, after the error and never before. sqlx does not ask for a
-//! server's role when it connects (<https://github.com/launchbadge/sqlx/issues/179>).
+//! A handler may have its transaction or session take no writes, and a function
+//! may raise the same error. Only the server knows whether it is itself, so it
+//! is asked, after the error and never before. sqlx does not ask for a server's
+//! role when it connects (<https://github.com/launchbadge/sqlx/issues/179>).
 //!
 //! On PostgreSQL, each promotion begins a timeline
-//! (<https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES>), so the later one is the primary's. On
-//! MariaDB, a [`Promotion`] tells.
+//! (<https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES>),
+//! so the later one is the primary's. On MariaDB, a [`Promotion`] tells.
 
 use std::sync::Arc;
 
@@ -21,23 +23,25 @@ use super::{
 };
 use crate::error::{Kind, server};
 
-/// A write that the last call was refused, unless its transaction was begun READ ONLY.
+/// A write that the last call was refused, unless its transaction was begun
+/// READ ONLY.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     None,
-    /// The server has not been asked yet: PostgreSQL answers nothing in a transaction that has failed.
+    /// The server has not been asked yet: PostgreSQL answers nothing in a
+    /// transaction that has failed.
     Unasked,
     /// The server takes no writes, whatever the session does.
     Server,
 }
 
-/// 2 if it is the server, the database or the role, whatever the session has set; 1 if the session has set it for
-/// later transactions as well.
+/// 2 if it is the server, the database or the role, whatever the session has
+/// set; 1 if the session has set it for later transactions as well.
 const POSTGRES: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() OR reset_val = 'on' THEN 2 \
      WHEN setting = 'on' THEN 1 ELSE 0 END FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'";
 
-/// The same. `super_read_only` implies `read_only`, which is a word from MariaDB 12 on. Each of the two servers reads
-/// one of the comments.
+/// The same. `super_read_only` implies `read_only`, which is a word from
+/// MariaDB 12 on. Each of the two servers reads one of the comments.
 const MYSQL: &str = "SELECT CASE WHEN CONCAT(@@global.read_only) NOT IN ('0', 'OFF') OR @@global.innodb_read_only \
      THEN 2 WHEN /*!50720 @@session.transaction_read_only */ /*M! @@session.tx_read_only */ THEN 1 ELSE 0 END";
 
@@ -49,8 +53,8 @@ impl Refusal {
         }
     }
 
-    /// Notes whether a call was refused as a write. In a transaction that was begun READ ONLY it says nothing of the
-    /// server, and SQLite has none.
+    /// Notes whether a call was refused as a write. In a transaction that was
+    /// begun READ ONLY it says nothing of the server, and SQLite has none.
     pub(super) fn note(&mut self, link: &Link, transaction: &Transaction, error: &DbErr) {
         let asked_for = transaction.is_read_only() || link.backend == DbBackend::Sqlite;
         // A test's one connection is not replaced, whatever its server is.
@@ -72,7 +76,8 @@ impl Refusal {
         state: &mut SessionState,
     ) -> Result<(), DbErr> {
         let (sql, answers) = match link.backend {
-            // MySQL answers inside a transaction as well; PostgreSQL does not in one that has failed.
+            // MySQL answers inside a transaction as well; PostgreSQL does not
+            // in one that has failed.
             DbBackend::MySql => (MYSQL, !link.is_broken()),
             _ => (
                 POSTGRES,
@@ -90,7 +95,8 @@ impl Refusal {
         }
         let row = answer.ok().flatten();
         let answer = row.and_then(|row| row.try_get_by_index::<i32>(0).ok());
-        // A server that cannot say is left: staying with one that takes no writes costs more.
+        // A server that cannot say is left: staying with one that takes no
+        // writes costs more.
         *self = match answer {
             Some(0 | 1) => Self::None,
             _ => Self::Server,
@@ -102,11 +108,13 @@ impl Refusal {
     }
 }
 
-/// Reads the timeline that a server writes. One in recovery writes none, and refuses writes by itself.
+/// Reads the timeline that a server writes. One in recovery writes none, and
+/// refuses writes by itself.
 const READ_TIMELINE: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 0 \
      ELSE ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8))::pg_catalog.bit(32)::pg_catalog.int4 END";
 
-/// What is known of a connection's server. Behind one connection, a server stays the same.
+/// What is known of a connection's server. Behind one connection, a server
+/// stays the same.
 #[derive(Default)]
 pub(crate) struct Timeline {
     /// The cluster's latest. On MariaDB, the number of the promotion.
@@ -118,7 +126,8 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// Notes the cluster's latest, and the promotion that began it on MariaDB, which is asked for only if it is news.
+    /// Notes the cluster's latest, and the promotion that began it on MariaDB,
+    /// which is asked for only if it is news.
     pub(crate) fn note_latest(
         &mut self,
         latest: u32,
@@ -130,7 +139,8 @@ impl Timeline {
         }
     }
 
-    /// Returns whether the server may be one from before a fail-over. Before the first one, there is none.
+    /// Returns whether the server may be one from before a fail-over. Before
+    /// the first one, there is none.
     pub(super) fn is_doubtful(&self) -> bool {
         self.latest > self.proven.max(1)
     }

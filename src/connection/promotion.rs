@@ -1,9 +1,10 @@
 //! [`Promotion`]: how a former MariaDB primary that still takes writes is told from the server that was promoted.
 //!
-//! MariaDB has no timeline. What it has is a list of the last transaction that each server has written, in the binary log of
-//! every server that keeps what it replicates (<https://mariadb.com/kb/en/gtid/#gtid_binlog_state>). A server was left
-//! behind if another one has its last reign's transactions and wrote its own ones behind them, while it has replicated
-//! nothing since.
+//! MariaDB has no timeline. What it has is a list of the last transaction that
+//! each server has written, in the binary log of every server that keeps what
+//! it replicates (<https://mariadb.com/kb/en/gtid/#gtid_binlog_state>). A
+//! server was left behind if another one has its last reign's transactions and
+//! wrote its own ones behind them, while it has replicated nothing since.
 
 use std::cmp::Reverse;
 
@@ -20,7 +21,8 @@ pub(crate) struct History {
     has: Vec<Gtid>,
 }
 
-/// The server that was promoted last, and what it had of the others when it began to write.
+/// The server that was promoted last, and what it had of the others when it
+/// began to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Promotion {
     pub(crate) server: u32,
@@ -28,7 +30,8 @@ pub(crate) struct Promotion {
 }
 
 impl History {
-    /// Reads it, as an expression. It needs no privilege. A replica whose threads are stopped does not count as replicating.
+    /// Reads it, as an expression. It needs no privilege. A replica whose
+    /// threads are stopped does not count as replicating.
     pub(crate) const READ: &str = "CAST(CONCAT_WS(';', @@global.server_id, \
          COALESCE(CAST(@@global.read_only AS CHAR) IN ('0', 'OFF') AND (SELECT variable_value \
          FROM information_schema.global_status WHERE variable_name = 'SLAVES_RUNNING') = 0, 0), \
@@ -48,14 +51,16 @@ impl History {
         })
     }
 
-    /// Returns the last transaction of a domain that the server has written itself, or others have.
+    /// Returns the last transaction of a domain that the server has written
+    /// itself, or others have.
     fn last(&self, domain: u32, is_own: bool) -> Option<Gtid> {
         let of_domain = self.has.iter().filter(|gtid| gtid.domain == domain);
         let wanted = of_domain.filter(|gtid| (gtid.server == self.server) == is_own);
         wanted.max_by_key(|gtid| gtid.sequence).copied()
     }
 
-    /// Returns what others wrote last in a domain, if the server has written behind that.
+    /// Returns what others wrote last in a domain, if the server has written
+    /// behind that.
     fn continued(&self, domain: u32) -> Option<Gtid> {
         let (own, last) = (self.last(domain, true)?, self.last(domain, false)?);
         (last.sequence < own.sequence).then_some(last)
@@ -64,8 +69,10 @@ impl History {
 
 #[cfg_attr(not(feature = "replicas"), allow(dead_code))]
 impl Promotion {
-    /// Returns what a primary's history shows of its promotion, if its own transactions are the last ones of a domain, behind others',
-    /// and a replica has replicated them: `replayed` is the last one of each domain of one.
+    /// Returns what a primary's history shows of its promotion, if its own
+    /// transactions are the last ones of a domain, behind others', and a
+    /// replica has replicated them: `replayed` is the last one of each domain
+    /// of one.
     pub(crate) fn of(history: &History, replayed: &[Gtid]) -> Option<Self> {
         if !history.is_primary {
             return None;
@@ -91,7 +98,8 @@ impl Promotion {
         })
     }
 
-    /// Returns whether a replica follows the promoted server: in one of its domains, what it has `replayed` last is that server's.
+    /// Returns whether a replica follows the promoted server: in one of its
+    /// domains, what it has `replayed` last is that server's.
     pub(crate) fn is_followed_by(&self, replayed: &[Gtid]) -> bool {
         self.is_last(self.server, replayed)
     }
@@ -110,15 +118,17 @@ impl Promotion {
         self.before.iter().any(|gtid| gtid.domain == domain)
     }
 
-    /// Returns whether the history is that of the promoted server, which is no primary any more, or was set up anew.
+    /// Returns whether the history is that of the promoted server, which is no
+    /// primary any more, or was set up anew.
     pub(crate) fn is_denied_by(&self, history: &History) -> bool {
         let mut domains = self.before.iter().map(|gtid| gtid.domain);
         let mut continues = || domains.any(|domain| history.continued(domain).is_some());
         history.server == self.server && !(history.is_primary && continues())
     }
 
-    /// Returns whether a primary was left behind by the promotion: it wrote something that the promoted server has, and has
-    /// replicated nothing since.
+    /// Returns whether a primary was left behind by the promotion: it wrote
+    /// something that the promoted server has, and has replicated nothing
+    /// since.
     pub(crate) fn supersedes(&self, history: &History) -> bool {
         let is_left = |had: &Gtid| {
             let own = history.last(had.domain, true);
@@ -174,17 +184,19 @@ mod tests {
         assert!(!third_promotion.supersedes(&third));
     }
 
-    /// Each of these is the primary of today, and what is compared with it is a server of yesterday's.
+    /// Each of these is the primary of today, and what is compared with it is a
+    /// server of yesterday's.
     #[test]
     fn a_primary_of_today_is_not_superseded() {
         let second = promotion(2, "0-1-5,0-2-8", "0-1-5").unwrap();
-        // It has followed the second one, and was promoted again; with its own binary log, and with none of what it
-        // replicated.
+        // It has followed the second one, and was promoted again; with its own
+        // binary log, and with none of what it replicated.
         assert!(!second.supersedes(&primary(1, "0-1-9,0-2-8", "0-2-8")));
         assert!(!second.supersedes(&primary(1, "0-1-9", "0-2-8")));
         // It has followed a third one that nobody has seen.
         assert!(!second.supersedes(&primary(1, "0-1-20,0-3-19", "0-3-19")));
-        // It was promoted without the second one's last transactions, which goes on.
+        // It was promoted without the second one's last transactions, which
+        // goes on.
         let first = promotion(1, "0-1-9,0-2-8", "0-2-8").unwrap();
         assert!(first.supersedes(&primary(2, "0-1-5,0-2-90", "0-1-5")));
         assert!(
@@ -236,7 +248,8 @@ mod tests {
         // No replica follows it.
         assert_eq!(of("2;1;0-1-5,0-2-6;0-1-5", "0-1-6"), None);
         assert_eq!(of("2;1;0-1-5,0-2-6;0-1-5", ""), None);
-        // It has written nothing since it replicates, or has never replicated anything.
+        // It has written nothing since it replicates, or has never replicated
+        // anything.
         assert_eq!(of("2;1;0-1-9,0-2-6;0-1-9", "0-2-6"), None);
         assert_eq!(of("2;1;0-1-5;0-1-5", "0-1-5"), None);
         assert_eq!(of("2;1;0-2-6;", "0-2-6"), None);

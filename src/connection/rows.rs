@@ -10,7 +10,8 @@ use tokio::sync::{Notify, mpsc};
 #[derive(Clone)]
 pub(crate) struct Rows {
     sender: mpsc::Sender<QueryResult>,
-    // Shared with the session, whose end must not wait for a reader that has stopped reading.
+    // Shared with the session, whose end must not wait for a reader that has
+    // stopped reading.
     stop: Arc<Notify>,
     stopped: bool,
 }
@@ -29,7 +30,8 @@ impl Rows {
         )
     }
 
-    /// Stops the stream when it is notified once, even if its reader is there and reads nothing.
+    /// Stops the stream when it is notified once, even if its reader is there
+    /// and reads nothing.
     pub(crate) fn stop(&self) -> Arc<Notify> {
         self.stop.clone()
     }
@@ -43,13 +45,14 @@ impl Rows {
     /// Sends a row; false if the reader is gone or the stream was stopped.
     #[cfg_attr(not(feature = "_sqlx"), allow(dead_code))] // rows need a driver
     pub(super) async fn send(&mut self, row: QueryResult) -> bool {
-        // A reader that reads nothing leaves the channel full for ever.
-        // Shown by `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
+        // A reader that reads nothing leaves the channel full for ever. Shown
+        // by `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
         let sent = match select(pin!(self.stop.notified()), pin!(self.sender.send(row))).await {
             Either::Left(_) => false,
             Either::Right((sent, _)) => sent.is_ok(),
         };
-        // Kept, because the notice is used up: the next row would wait for the reader again.
+        // Kept, because the notice is used up: the next row would wait for the
+        // reader again.
         self.stopped |= !sent;
         sent
     }

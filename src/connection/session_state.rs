@@ -13,12 +13,13 @@ use crate::{
     sql::{Change, classify},
 };
 
-/// Determines how a connection is cleaned up when a session gives it back, beyond the rollback of
-/// the session's transactions, which always happens.
+/// Determines how a connection is cleaned up when a session gives it back,
+/// beyond the rollback of the session's transactions, which always happens.
 ///
-/// Session state outlives a transaction: settings (`SET`, `set_config(…, false)`), the role,
-/// advisory locks, temporary tables, `LISTEN`, cursors `WITH HOLD`. Unless it is reset, the next
-/// request on the same connection finds the state that this one left behind.
+/// Session state outlives a transaction: settings (`SET`, `set_config(…,
+/// false)`), the role, advisory locks, temporary tables, `LISTEN`, cursors
+/// `WITH HOLD`. Unless it is reset, the next request on the same connection
+/// finds the state that this one left behind.
 ///
 /// | | sent when a session ends |
 /// |---|---|
@@ -27,9 +28,11 @@ use crate::{
 /// | [`SessionState`](Self::SessionState) | one more round trip, but only after statements that may have changed session state |
 /// | [`SessionStateAlways`](Self::SessionStateAlways) | one round trip for each session that used its connection |
 ///
-/// The reset is part of giving the connection back: no session gets the connection before it is done, it is
-/// bounded by [`release_timeout`](crate::SessionPoolBuilder::release_timeout), and if it fails the connection is
-/// closed. Responses do not wait for it. With `SessionState`, a session that changed nothing costs nothing.
+/// The reset is part of giving the connection back: no session gets the
+/// connection before it is done, it is bounded by
+/// [`release_timeout`](crate::SessionPoolBuilder::release_timeout), and if it
+/// fails the connection is closed. Responses do not wait for it. With
+/// `SessionState`, a session that changed nothing costs nothing.
 ///
 /// # What is reset
 ///
@@ -53,14 +56,15 @@ use crate::{
 ///
 /// # What is detected
 ///
-/// Changes are detected by the text of statements, also inside a batch, and by the built-in functions they
-/// name. A statement that failed or was cancelled counts as well. A function or trigger of your own that
-/// changes session state is not detected: use `SessionStateAlways` for those (on PostgreSQL; on MySQL it
-/// frees locks). State that users of the plain `DatabaseConnection` leave behind is not reset: a session
-/// finds it, and a reset returns to it.
+/// Changes are detected by the text of statements, also inside a batch, and by
+/// the built-in functions they name. A statement that failed or was cancelled
+/// counts as well. A function or trigger of your own that changes session state
+/// is not detected: use `SessionStateAlways` for those (on PostgreSQL; on MySQL
+/// it frees locks). State that users of the plain `DatabaseConnection` leave
+/// behind is not reset: a session finds it, and a reset returns to it.
 ///
-/// Behind a proxy that pools per transaction (PgBouncer), session state belongs to the proxy: do not
-/// use session state there at all.
+/// Behind a proxy that pools per transaction (PgBouncer), session state belongs
+/// to the proxy: do not use session state there at all.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -82,8 +86,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reset {
-    /// Nothing is sent. A connection on which raw code may have left a transaction open is closed
-    /// instead.
+    /// Nothing is sent. A connection on which raw code may have left a
+    /// transaction open is closed instead.
     None,
     /// A transaction that raw code may have left open is rolled back.
     #[default]
@@ -106,9 +110,11 @@ pub(super) struct SessionState {
     pub(super) reset: Reset,
     /// The worst change since the connection was last as before.
     change: Change,
-    /// The statements by which the connection is as before again, if they are known.
+    /// The statements by which the connection is as before again, if they are
+    /// known.
     baseline: Option<Vec<String>>,
-    /// The open transaction has settings that end with it, which would be taken for those from before.
+    /// The open transaction has settings that end with it, which would be taken
+    /// for those from before.
     is_set_locally: bool,
 }
 
@@ -122,7 +128,8 @@ impl SessionState {
         self.change = Change::Beyond;
     }
 
-    /// The session has made later transactions READ ONLY. Without a reset, later sessions could not write.
+    /// The session has made later transactions READ ONLY. Without a reset,
+    /// later sessions could not write.
     pub(super) fn read_only_by_default(&mut self) {
         if !self.reset.is_of_session() {
             self.give_up();
@@ -134,16 +141,18 @@ impl SessionState {
         self.is_set_locally &= depth > 0;
     }
 
-    /// Returns whether the connection has to be closed once nothing is open on it.
+    /// Returns whether the connection has to be closed once nothing is open on
+    /// it.
     pub(super) fn must_close(&self, link: &Link) -> bool {
         let stray =
-            // With `None` nothing is sent that could end a stray transaction: closing the
-            // connection does.
+            // With `None` nothing is sent that could end a stray transaction:
+            // closing the connection does.
             link.condition == Condition::Suspect && self.reset == Reset::None && !link.in_memory;
         self.change == Change::Beyond || stray
     }
 
-    /// Notes a change that is about to come, and records what there was before it.
+    /// Notes a change that is about to come, and records what there was before
+    /// it.
     pub(super) async fn note_change(
         &mut self,
         link: &mut Link,
@@ -162,8 +171,8 @@ impl SessionState {
             Change::Session if is_lost => Change::Beyond,
             change => change,
         };
-        // PostgreSQL shows a setting of the transaction as it shows one of the session
-        // (`settings_of_a_transaction_are_not_the_connections_own`).
+        // PostgreSQL shows a setting of the transaction as it shows one of the
+        // session (`settings_of_a_transaction_are_not_the_connections_own`).
         self.is_set_locally |= change == Change::Transaction && link.backend == DbBackend::Postgres;
         // Settings of the transaction end with it, whatever its end.
         if kept > Change::Transaction {
@@ -172,7 +181,8 @@ impl SessionState {
         Ok(())
     }
 
-    /// Returns whether it is known what there was before a `change`, which is recorded now if it has to be.
+    /// Returns whether it is known what there was before a `change`, which is
+    /// recorded now if it has to be.
     async fn is_recorded(
         &mut self,
         link: &mut Link,
@@ -180,13 +190,13 @@ impl SessionState {
         change: Change,
         begins: bool,
     ) -> Result<bool, DbErr> {
-        // Only once: later, what sessions have changed since would be recorded as well. Of MySQL's locks none is to
-        // stay.
+        // Only once: later, what sessions have changed since would be recorded
+        // as well. Of MySQL's locks none is to stay.
         if self.baseline.is_some() || link.backend == DbBackend::MySql {
             return Ok(true);
         }
-        // Settings of a transaction look like those from before. So a transaction that begins with a set-up is looked
-        // at before.
+        // Settings of a transaction look like those from before. So a
+        // transaction that begins with a set-up is looked at before.
         let early = change == Change::Transaction && begins;
         Ok((early || change == Change::Session) && self.record(link, transaction).await?)
     }
@@ -197,8 +207,8 @@ impl SessionState {
         link: &mut Link,
         transaction: &mut Transaction,
     ) -> Result<bool, DbErr> {
-        // PostgreSQL answers nothing in a transaction that has failed, and local settings would be recorded as those
-        // from before.
+        // PostgreSQL answers nothing in a transaction that has failed, and
+        // local settings would be recorded as those from before.
         if transaction.has_failed() || self.is_set_locally {
             return Ok(link.in_memory);
         }
@@ -221,13 +231,15 @@ impl SessionState {
                     // The question itself has aborted it.
                     transaction.note_failure(link, &error, depth, false);
                 }
-                // As if it were recorded: the only other way is to close the connection, and its database with it.
+                // As if it were recorded: the only other way is to close the
+                // connection, and its database with it.
                 Ok(link.in_memory)
             }
         }
     }
 
-    /// Ends what may be open without the driver's knowledge, and puts back what has changed.
+    /// Ends what may be open without the driver's knowledge, and puts back what
+    /// has changed.
     pub(super) async fn put_back(&mut self, link: &mut Link) -> Result<(), DbErr> {
         let stray = link.condition != Condition::Known;
         if self.is_clean() {
@@ -237,8 +249,10 @@ impl SessionState {
                 Ok(())
             };
         }
-        // Both in one round trip (`after_raw_code_rollback_and_reset_go_together`), the ROLLBACK first: inside the
-        // stray transaction, the reset would be undone with it.
+        // Both in one round trip
+        // (`after_raw_code_rollback_and_reset_go_together`), the ROLLBACK
+        // first: inside the stray transaction, the reset would be undone with
+        // it.
         let rollback = if stray {
             format!("{}; ", link.stray_rollback())
         } else {
@@ -266,8 +280,8 @@ impl SessionState {
         link.driver.drain().await.map(drop)
     }
 
-    /// Removes what was not there before. What cannot be removed stays: the only alternative is to
-    /// close the connection, and its database with it.
+    /// Removes what was not there before. What cannot be removed stays: the
+    /// only alternative is to close the connection, and its database with it.
     async fn remove_extras(&mut self, link: &mut Link) {
         let before = self.baseline.clone().unwrap_or_default();
         let mut now = extras(link).await.unwrap_or_default();
@@ -282,7 +296,8 @@ impl SessionState {
     }
 }
 
-/// The change that a foreseen one amounts to on this connection, where not everything can be put back.
+/// The change that a foreseen one amounts to on this connection, where not
+/// everything can be put back.
 fn amounts_to(link: &Link, foreseen: Change) -> Change {
     match (foreseen, link.backend) {
         // The database would die with its connection.
@@ -302,12 +317,14 @@ pub(super) fn foresee(link: &Link, task: &Task) -> Change {
     }
     let sets_up = task.on_acquire.is_some();
     match task.reset.is_of_session() {
-        // Nothing would put back what `on_acquire` has set: the connection is closed behind the session.
+        // Nothing would put back what `on_acquire` has set: the connection is
+        // closed behind the session.
         false if sets_up => return Change::Beyond,
         false => return Change::None,
         true => {}
     }
-    // The statements of `on_acquire` are not looked into: they are there to set something.
+    // The statements of `on_acquire` are not looked into: they are there to set
+    // something.
     let around = if sets_up {
         Change::Session
     } else {
@@ -349,7 +366,8 @@ async fn settings(link: &mut Link) -> Result<Vec<String>, DbErr> {
     Ok(vec![text])
 }
 
-/// The statements that remove what a connection of SQLite has beside its database.
+/// The statements that remove what a connection of SQLite has beside its
+/// database.
 async fn extras(link: &mut Link) -> Result<Vec<String>, DbErr> {
     let mut statement = Statement::from_string(link.backend, EXTRAS);
     let rows = link.driver.query_all(&mut statement, link.named).await?;
@@ -358,9 +376,9 @@ async fn extras(link: &mut Link) -> Result<Vec<String>, DbErr> {
         .collect()
 }
 
-/// Asks PostgreSQL for statements that give a connection the settings it has now. Values travel as
-/// hexadecimal digits, which no quoting and no encoding can change. The role comes last, because it may
-/// not do what went before.
+/// Asks PostgreSQL for statements that give a connection the settings it has
+/// now. Values travel as hexadecimal digits, which no quoting and no encoding
+/// can change. The role comes last, because it may not do what went before.
 const SETTINGS: &str = "SELECT pg_catalog.concat(\
      (SELECT pg_catalog.string_agg(pg_catalog.concat('; SELECT pg_catalog.set_config(', \
       pg_catalog.quote_literal(name), ', pg_catalog.convert_from(pg_catalog.decode(''', \
@@ -373,15 +391,16 @@ const SETTINGS: &str = "SELECT pg_catalog.concat(\
       ''', ''hex''), ''UTF8''))) AS v (value)'), '' ORDER BY place) \
       FROM (VALUES (1, 'session_authorization'), (2, 'role')) AS special (place, name)))";
 
-/// Does what DISCARD ALL does (<https://www.postgresql.org/docs/current/sql-discard.html>), except for prepared
-/// statements and plans, which sqlx relies on.
+/// Does what DISCARD ALL does
+/// (<https://www.postgresql.org/docs/current/sql-discard.html>), except for
+/// prepared statements and plans, which sqlx relies on.
 const TO_DEFAULTS: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; CLOSE ALL; UNLISTEN *; RESET ALL; \
      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 const FREE_LOCKS: &str = "DO RELEASE_ALL_LOCKS(); UNLOCK TABLES";
 
-/// Asks SQLite for statements that remove temporary objects and attached databases; objects that depend on
-/// others go first.
+/// Asks SQLite for statements that remove temporary objects and attached
+/// databases; objects that depend on others go first.
 const EXTRAS: &str = "SELECT 'DROP ' || type || ' IF EXISTS temp.\"' || replace(name, '\"', '\"\"') || '\"' \
      FROM (SELECT type, name FROM sqlite_temp_master \
       WHERE type IN ('table', 'view', 'trigger') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \

@@ -6,7 +6,8 @@ use sea_orm::DbBackend;
 
 use crate::error::Kind;
 
-/// Settings of a transaction. They travel with BEGIN, so that they cost no round trip.
+/// Settings of a transaction. They travel with BEGIN, so that they cost no
+/// round trip.
 #[derive(Clone, Default)]
 pub(crate) struct Settings {
     /// Zero: no limit.
@@ -52,7 +53,8 @@ impl Settings {
         self.application_name = Some(shown_name(application));
     }
 
-    /// Adds the settings of a layer further in, which count where both have one.
+    /// Adds the settings of a layer further in, which count where both have
+    /// one.
     pub(crate) fn add(&mut self, inner: Self) {
         self.statement_timeout = inner.statement_timeout.or(self.statement_timeout);
         self.lock_timeout = inner.lock_timeout.or(self.lock_timeout);
@@ -65,8 +67,8 @@ impl Settings {
     /// Checks that a transaction of `backend` can have them.
     pub(crate) fn check(&self, backend: DbBackend) -> Result<(), Kind> {
         let is_local = self.application_name.is_some() || !self.parameters.is_empty();
-        // Refused and not passed over: a tenant's setting that does nothing shows another one's
-        // rows (`what_a_database_cannot_do_is_refused`).
+        // Refused and not passed over: a tenant's setting that does nothing
+        // shows another one's rows (`what_a_database_cannot_do_is_refused`).
         if backend != DbBackend::Postgres && is_local {
             return Err(Kind::NoLocalSettings);
         }
@@ -114,18 +116,20 @@ impl Settings {
         ];
         for (name, timeout) in timeouts {
             if let Some(timeout) = timeout {
-                // 0 is no limit, and stands for times that are longer than the server counts.
+                // 0 is no limit, and stands for times that are longer than the
+                // server counts.
                 set(name, &milliseconds(timeout).unwrap_or(0).to_string())?;
             }
         }
         Ok(text)
     }
 
-    /// MySQL and MariaDB have no settings that end with a transaction: these are the connection's, and are
-    /// [put back](MYSQL_PUT_BACK).
+    /// MySQL and MariaDB have no settings that end with a transaction: these
+    /// are the connection's, and are [put back](MYSQL_PUT_BACK).
     ///
-    /// The comments are parts of the text for one of the two servers: `/*M!` for MariaDB, and `/*!50708` for MySQL, since
-    /// MariaDB skips MySQL's versions from 5.7 on (<https://mariadb.com/kb/en/comment-syntax/>).
+    /// The comments are parts of the text for one of the two servers: `/*M!`
+    /// for MariaDB, and `/*!50708` for MySQL, since MariaDB skips MySQL's
+    /// versions from 5.7 on (<https://mariadb.com/kb/en/comment-syntax/>).
     fn mysql_text(&self) -> String {
         // Kept in user variables: to read them first would be a round trip.
         let mut text = String::from(
@@ -165,7 +169,8 @@ impl Settings {
 /// (<https://www.postgresql.org/docs/current/runtime-config-logging.html#GUC-APPLICATION-NAME>).
 fn shown_name(name: &str) -> String {
     const LENGTH: usize = 63;
-    // Replaced here, as PostgreSQL 15 does: later ones write several characters for one.
+    // Replaced here, as PostgreSQL 15 does: later ones write several characters
+    // for one.
     let shown = name.chars().map(|c| match c {
         ' '..='~' => c,
         _ => '?',
@@ -179,12 +184,14 @@ const NO_LIMIT: u64 = 100_000_000;
 /// The most seconds that `lock_wait_timeout` and `max_statement_time` take.
 const A_YEAR: u64 = 31_536_000;
 
-/// Gives a connection of MySQL the time-outs that it had before its transaction.
+/// Gives a connection of MySQL the time-outs that it had before its
+/// transaction.
 pub(super) const MYSQL_PUT_BACK: &str = "SET innodb_lock_wait_timeout = @tower_sea_orm_rows, lock_wait_timeout = @tower_sea_orm_tables \
      /*M!100101 , max_statement_time = @tower_sea_orm_time */ \
      /*!50708 , max_execution_time = @tower_sea_orm_time */";
 
-/// Returns whole milliseconds, rounded up, since 0 means something else; `None` for no limit.
+/// Returns whole milliseconds, rounded up, since 0 means something else; `None`
+/// for no limit.
 pub(super) fn milliseconds(timeout: Duration) -> Option<i32> {
     let millis = timeout.as_nanos().div_ceil(1_000_000);
     // A time that is longer than the servers can count does not end either.
@@ -198,14 +205,15 @@ fn seconds(timeout: Duration) -> Option<u64> {
     (!timeout.is_zero()).then_some(seconds.max(1))
 }
 
-/// Writes `value` as a literal that PostgreSQL reads alike with `standard_conforming_strings` on and off.
+/// Writes `value` as a literal that PostgreSQL reads alike with
+/// `standard_conforming_strings` on and off.
 fn push_literal(text: &mut String, value: &str) -> Result<(), Kind> {
     if value.contains('\0') {
         // The text would end there.
         return Err(Kind::SettingWithNul);
     }
-    // With an E, a backslash is always an escape.
-    // Shown by `any_value_arrives_as_it_is_whatever_the_servers_quoting`.
+    // With an E, a backslash is always an escape. Shown by
+    // `any_value_arrives_as_it_is_whatever_the_servers_quoting`.
     text.push_str("E'");
     for c in value.chars() {
         if matches!(c, '\'' | '\\') {
@@ -225,8 +233,8 @@ pub(crate) fn search_path(schemas: &[String]) -> String {
     quoted.collect::<Vec<_>>().join(",")
 }
 
-/// Checks the name of one of PostgreSQL's parameters: identifiers, with dots between them. It stands in BEGIN's text as
-/// it is.
+/// Checks the name of one of PostgreSQL's parameters: identifiers, with dots
+/// between them. It stands in BEGIN's text as it is.
 pub(crate) fn check_name(name: &str) -> Result<(), Kind> {
     const TRANSACTION: [&str; 3] = [
         "transaction_isolation",
@@ -240,7 +248,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), Kind> {
             .is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
             && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
     };
-    // By these, the transaction would become another one than the session knows of.
+    // By these, the transaction would become another one than the session knows
+    // of.
     if TRANSACTION
         .iter()
         .any(|known| name.eq_ignore_ascii_case(known))

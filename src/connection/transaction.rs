@@ -16,16 +16,18 @@ use crate::{
     position::Position,
 };
 
-/// Checks deferred constraints, as the COMMIT that a test's sessions do not send would, and leaves
-/// them deferred.
+/// Checks deferred constraints, as the COMMIT that a test's sessions do not
+/// send would, and leaves them deferred.
 const CHECK_CONSTRAINTS: &str = "SAVEPOINT tower_sea_orm_check; SET CONSTRAINTS ALL IMMEDIATE; \
      ROLLBACK TO SAVEPOINT tower_sea_orm_check; RELEASE SAVEPOINT tower_sea_orm_check";
 
-/// The state of the session's open transactions, beyond the driver's count of them.
+/// The state of the session's open transactions, beyond the driver's count of
+/// them.
 #[derive(Default)]
 pub(super) struct Transaction {
     failure: Option<Failure>,
-    /// A transaction was ended by something else than the session, which does not know it yet.
+    /// A transaction was ended by something else than the session, which does
+    /// not know it yet.
     ended_elsewhere: bool,
     access: Access,
     /// The options with which the outermost one was begun last.
@@ -33,7 +35,8 @@ pub(super) struct Transaction {
     timeouts: Timeouts,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
-    /// The one that is open was begun with the COMMIT of the last session, for the next.
+    /// The one that is open was begun with the COMMIT of the last session, for
+    /// the next.
     pub(super) chain: Option<Chain>,
     /// Its COMMIT is to say which position it has made.
     is_tracked: bool,
@@ -67,7 +70,8 @@ impl Transaction {
         self.options == options
     }
 
-    /// Returns whether nothing of it is left on the connection, apart from its depth.
+    /// Returns whether nothing of it is left on the connection, apart from its
+    /// depth.
     pub(super) fn is_clean(&self) -> bool {
         self.access != Access::QueryOnly && self.timeouts == Timeouts::Own
     }
@@ -77,7 +81,8 @@ impl Transaction {
         self.position.take()
     }
 
-    /// Returns whether a transaction was ended behind the session's back since this was last asked.
+    /// Returns whether a transaction was ended behind the session's back since
+    /// this was last asked.
     pub(super) fn take_ended_elsewhere(&mut self) -> bool {
         std::mem::take(&mut self.ended_elsewhere)
     }
@@ -90,7 +95,8 @@ impl Transaction {
     /// The server has ended all of it.
     pub(super) fn end(&mut self, kind: Kind) {
         self.failure = Some(Failure::Ended(kind));
-        // Beside the failure, which is forgotten with its transaction: the session asks when the call has ended.
+        // Beside the failure, which is forgotten with its transaction: the
+        // session asks when the call has ended.
         self.ended_elsewhere |= kind == Kind::EndedElsewhere;
     }
 
@@ -108,7 +114,8 @@ impl Transaction {
         self.failure.get_or_insert(failure);
     }
 
-    /// Asks the server, where an error alone does not say whether it has ended the transaction.
+    /// Asks the server, where an error alone does not say whether it has ended
+    /// the transaction.
     pub(super) async fn note_if_vanished(&mut self, link: &mut Link, error: &DbErr) {
         if !self.has_failed() && has_vanished(link, error).await {
             self.end(Kind::Aborted);
@@ -142,9 +149,11 @@ impl Transaction {
             .filter(|failure| !matches!(failure, Failure::Unheard { is_only: true, .. }));
     }
 
-    /// Forgets what belongs to transactions that are not open any more, however they have ended.
+    /// Forgets what belongs to transactions that are not open any more, however
+    /// they have ended.
     pub(super) fn forget_beyond(&mut self, depth: usize) {
-        // Not `QueryOnly`: that is a setting of the connection, which does not end with the transaction.
+        // Not `QueryOnly`: that is a setting of the connection, which does not
+        // end with the transaction.
         if depth == 0 && self.access == Access::ReadOnly {
             self.access = Access::ReadWrite;
         }
@@ -171,7 +180,8 @@ impl Transaction {
         }
         if let Some(settings) = settings {
             begin = begin.with(settings, link.backend, depth)?;
-            // Before BEGIN, which may have to wait for a lock itself. Boxed, since few transactions have settings.
+            // Before BEGIN, which may have to wait for a lock itself. Boxed,
+            // since few transactions have settings.
             Box::pin(self.timeouts.set(link, settings)).await?;
         }
         let begun = match demand {
@@ -179,12 +189,13 @@ impl Transaction {
             Demand::None | Demand::Track => begin.send(link).await,
         };
         if begun.is_err() {
-            // BEGIN has failed, and the time-outs that came before it are set: no other session
-            // gets them (G13).
+            // BEGIN has failed, and the time-outs that came before it are set:
+            // no other session gets them (G13).
             self.put_back(link).await?;
         }
         begun?;
-        // A savepoint belongs to the transaction around it; a test's transaction is one.
+        // A savepoint belongs to the transaction around it; a test's
+        // transaction is one.
         if depth == 0 {
             self.is_tracked = matches!(demand, Demand::Track);
         }
@@ -208,17 +219,18 @@ impl Transaction {
         }
     }
 
-    /// COMMIT travels alone, or on PostgreSQL with the BEGIN of a [`Chain`]: an error of any other statement in the same
-    /// text would belong to a transaction that is committed (H32).
+    /// COMMIT travels alone, or on PostgreSQL with the BEGIN of a [`Chain`]: an
+    /// error of any other statement in the same text would belong to a
+    /// transaction that is committed (H32).
     pub(super) async fn commit(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.is_test() && link.depth() == 1 && link.backend == DbBackend::Postgres {
-            // A test whose COMMIT succeeds must not fail in production.
-            // Shown by `a_deferred_constraint_is_checked_at_commit_on_postgres`.
+            // A test whose COMMIT succeeds must not fail in production. Shown
+            // by `a_deferred_constraint_is_checked_at_commit_on_postgres`.
             link.run(CHECK_CONSTRAINTS).await?;
         }
         if link.counted() == 1 && self.is_tracked {
-            // Boxed: only on a primary with replicas is there a position to ask for, and each COMMIT would have room
-            // for it.
+            // Boxed: only on a primary with replicas is there a position to ask
+            // for, and each COMMIT would have room for it.
             let answer = Box::pin(link.commit_and_ask()).await?;
             let position = answer.and_then(|answer| parse_position(link.backend, &answer));
             self.position = Some(position.unwrap_or(Position::PRIMARY));
@@ -232,14 +244,15 @@ impl Transaction {
         Ok(())
     }
 
-    /// Rolls back for a handler, which learns here if the transaction was ended behind its back.
+    /// Rolls back for a handler, which learns here if the transaction was ended
+    /// behind its back.
     pub(super) async fn rollback(&mut self, link: &mut Link) -> Result<(), DbErr> {
         // Asked before, since the rollback clears it.
         let ended = self.ended();
         self.roll_back_one(link).await?;
         match ended {
-            // By an `Ok`, the handler would take for undone what stored code has committed
-            // (`a_rollback_that_comes_too_late_is_an_error`).
+            // By an `Ok`, the handler would take for undone what stored code
+            // has committed (`a_rollback_that_comes_too_late_is_an_error`).
             Some(kind @ Kind::EndedElsewhere) => Err(kind.into_db_err()),
             _ => Ok(()),
         }
@@ -256,18 +269,21 @@ impl Transaction {
         Ok(())
     }
 
-    /// Rolls back the innermost transaction. A savepoint is released as well: rolled back only, as by sqlx, it would
-    /// stay, and a loop would pile them up (<https://github.com/launchbadge/sqlx/issues/3634>). MySQL replaces a savepoint
-    /// of the same name.
+    /// Rolls back the innermost transaction. A savepoint is released as well:
+    /// rolled back only, as by sqlx, it would stay, and a loop would pile them
+    /// up (<https://github.com/launchbadge/sqlx/issues/3634>). MySQL replaces a
+    /// savepoint of the same name.
     async fn roll_back_one(&mut self, link: &mut Link) -> Result<(), DbErr> {
         let counted = link.counted();
         let depth = link.depth();
-        // SQLite refuses a ROLLBACK without a transaction, and all of them a ROLLBACK TO a savepoint that has gone:
-        // sqlx's count would stay where it is.
+        // SQLite refuses a ROLLBACK without a transaction, and all of them a
+        // ROLLBACK TO a savepoint that has gone: sqlx's count would stay where
+        // it is.
         if self.ended().is_some() {
             link.reopen(counted).await;
         }
-        // sqlx's own, which keeps its count; a ROLLBACK as text would leave that behind.
+        // sqlx's own, which keeps its count; a ROLLBACK as text would leave
+        // that behind.
         link.driver.rollback().await?;
         self.chain = None;
         // An error inside a savepoint is undone with it.
@@ -276,7 +292,8 @@ impl Transaction {
             .failure
             .filter(|failure| outer.is_some_and(|outer| failure.is_within(outer)));
         if counted > 1 && link.backend == DbBackend::MySql {
-            // No further round trip: the next savepoint of this depth replaces it (H27).
+            // No further round trip: the next savepoint of this depth replaces
+            // it (H27).
             self.leaves_savepoint = true;
         // sqlx 0.9 names its savepoints so.
         } else if counted > 1 {
@@ -286,8 +303,9 @@ impl Transaction {
         self.put_back(link).await
     }
 
-    /// Releases the savepoint that [`roll_back_one`](Self::roll_back_one) leaves on MySQL. Code that released it
-    /// would take what was set after it along.
+    /// Releases the savepoint that [`roll_back_one`](Self::roll_back_one)
+    /// leaves on MySQL. Code that released it would take what was set after it
+    /// along.
     pub(super) async fn release_leftover(&mut self, link: &mut Link) {
         if std::mem::take(&mut self.leaves_savepoint) {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", link.counted());
@@ -296,11 +314,12 @@ impl Transaction {
         }
     }
 
-    /// Returns whether the transaction that was open before an opaque operation is still the same: then the
-    /// savepoint from before it is still there.
+    /// Returns whether the transaction that was open before an opaque operation
+    /// is still the same: then the savepoint from before it is still there.
     pub(super) async fn is_guarded(&mut self, link: &mut Link, depth: usize) -> bool {
-        // Raw code may have begun transactions through sqlx, which sqlx counts: they are rolled back. Where it has
-        // ended one so, the count says nothing any more.
+        // Raw code may have begun transactions through sqlx, which sqlx counts:
+        // they are rolled back. Where it has ended one so, the count says
+        // nothing any more.
         if link.depth() < depth || self.roll_back_to(link, depth).await.is_err() {
             link.give_up();
             return false;
@@ -310,8 +329,9 @@ impl Transaction {
         };
         if server::is_fatal(&error) {
             link.give_up();
-        // Only inside a transaction does PostgreSQL answer so: it is still the same one.
-        // Shown by `h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres`.
+        // Only inside a transaction does PostgreSQL answer so: it is still the
+        // same one. Shown by
+        // `h8_an_error_that_raw_code_swallows_is_no_commit_on_postgres`.
         } else if server::is_aborted(&error) {
             self.note_aborted(depth);
             return true;
@@ -319,7 +339,8 @@ impl Transaction {
         false
     }
 
-    /// Puts back the settings of the connection that stood in for the transaction's.
+    /// Puts back the settings of the connection that stood in for the
+    /// transaction's.
     pub(super) async fn put_back(&mut self, link: &mut Link) -> Result<(), DbErr> {
         if link.depth() > 0 || self.is_clean() || link.is_broken() {
             return Ok(());
@@ -339,12 +360,14 @@ impl Transaction {
         Ok(())
     }
 
-    /// The transaction around a test's sessions is one that can be rolled back, from here on.
+    /// The transaction around a test's sessions is one that can be rolled back,
+    /// from here on.
     pub(super) fn end_around(&mut self, link: &mut Link) {
         if link.around == Around::EndedTest {
             self.failure = Some(Failure::Ended(Kind::TestEnded));
         }
-        // The rollback that follows is one of the session's own, and ends all of it.
+        // The rollback that follows is one of the session's own, and ends all
+        // of it.
         link.around = Around::Nothing;
     }
 }

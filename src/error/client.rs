@@ -11,8 +11,8 @@ impl Error {
     /// The words that a client may read.
     pub(crate) fn title(&self) -> &'static str {
         match self.kind {
-            // It reaches the client, unlike the error's own text: nothing of the database, and no advice for its owner
-            // (G15).
+            // It reaches the client, unlike the error's own text: nothing of
+            // the database, and no advice for its owner (G15).
             _ if self.is_exhausted() => "the service is busy",
             Kind::UnknownDatabase => "not found",
             Kind::Down | Kind::ReadLost => "the database cannot be reached",
@@ -26,12 +26,14 @@ impl Error {
         }
     }
 
-    /// Returns the status and its message, for a response's head or its trailers.
+    /// Returns the status and its message, for a response's head or its
+    /// trailers.
     pub(crate) fn grpc_headers(&self) -> [(HeaderName, HeaderValue); 2] {
         headers(self.grpc_code(), self.title())
     }
 
-    /// [`grpc_headers`](Self::grpc_headers) of a failure that is none of this crate's errors.
+    /// [`grpc_headers`](Self::grpc_headers) of a failure that is none of this
+    /// crate's errors.
     pub(crate) fn unknown_grpc_headers() -> [(HeaderName, HeaderValue); 2] {
         // INTERNAL.
         headers(13, "internal error")
@@ -42,8 +44,8 @@ fn headers(code: i32, message: &'static str) -> [(HeaderName, HeaderValue); 2] {
     [
         (STATUS.clone(), HeaderValue::from(code)),
         // gRPC wants it percent-encoded
-        // (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): the titles have
-        // nothing to encode.
+        // (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>):
+        // the titles have nothing to encode.
         (MESSAGE.clone(), HeaderValue::from_static(message)),
     ]
 }

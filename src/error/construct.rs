@@ -1,4 +1,5 @@
-//! Errors made from a kind or from one of SeaORM's, and back, and [`Cause`]: the statement by which a transaction was lost.
+//! Errors made from a kind or from one of SeaORM's, and back, and [`Cause`]:
+//! the statement by which a transaction was lost.
 
 use std::{fmt, sync::Arc};
 
@@ -17,7 +18,8 @@ impl Error {
         }
     }
 
-    /// Names the statement by which a transaction or its connection was lost, for the log.
+    /// Names the statement by which a transaction or its connection was lost,
+    /// for the log.
     pub(crate) fn because(mut self, cause: Option<&Cause>) -> Self {
         // Only these are consequences: any other error is the cause itself.
         if let Some(cause) = cause.filter(|_| self.is_aborted() || self.is_connection_lost()) {
@@ -29,23 +31,26 @@ impl Error {
     /// The meaning of a failed COMMIT.
     pub(crate) fn of_commit(error: DbErr) -> Self {
         // A conflict stays one: SERIALIZABLE may fail at COMMIT itself
-        // (<https://www.postgresql.org/docs/current/transaction-iso.html#XACT-SERIALIZABLE>), and
-        // so does Galera (H36). A retry layer has to see that.
+        // (<https://www.postgresql.org/docs/current/transaction-iso.html#XACT-SERIALIZABLE>),
+        // and so does Galera (H36). A retry layer has to see that.
         let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
         Self::with_source(kind, error)
     }
 
-    /// The meaning of a transaction that did not begin, or was gone with its first statement.
+    /// The meaning of a transaction that did not begin, or was gone with its
+    /// first statement.
     pub(crate) fn of_begin(error: DbErr) -> Self {
-        // `Aborted` says that nothing was committed, which is true whatever kept it from beginning.
+        // `Aborted` says that nothing was committed, which is true whatever
+        // kept it from beginning.
         let kind = Self::of(&error).map_or(Kind::Aborted, |known| known.kind);
         Self::with_source(kind, error)
     }
 
-    /// SeaORM's error, where that is the cause; else SeaORM's variant where it has one.
+    /// SeaORM's error, where that is the cause; else SeaORM's variant where it
+    /// has one.
     pub(crate) fn to_db_err(&self) -> DbErr {
-        // Not for the crate's own failures, whose kind is their text: `Error::of` has to find it
-        // again.
+        // Not for the crate's own failures, whose kind is their text:
+        // `Error::of` has to find it again.
         let is_servers = self.is_commit_failed()
             || self.is_conflict()
             || matches!(
@@ -68,7 +73,8 @@ impl From<Kind> for Error {
     }
 }
 
-/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`] finds this one again.
+/// Lets `?` work on both errors in code that returns SeaORM's. [`Error::of`]
+/// finds this one again.
 impl From<Error> for DbErr {
     fn from(error: Error) -> Self {
         error.to_db_err()

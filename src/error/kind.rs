@@ -4,7 +4,8 @@ use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
 use crate::sql::TransactionControl;
 
-/// Makes [`Kind`] from a table of texts. The kinds in the first part can stand in a [`DbErr`], as text.
+/// Makes [`Kind`] from a table of texts. The kinds in the first part can stand
+/// in a [`DbErr`], as text.
 macro_rules! kinds {
     (
         stated { $($stated:ident = $stated_text:literal;)* }
@@ -17,7 +18,8 @@ macro_rules! kinds {
             $($other $(($type))?,)*
         }
 
-        /// Every kind that can stand in a [`DbErr`] as text, but for [`Kind::Control`].
+        /// Every kind that can stand in a [`DbErr`] as text, but for
+        /// [`Kind::Control`].
         pub(super) const STATED: &[Kind] = &[$(Kind::$stated),*];
 
         impl Kind {
@@ -32,8 +34,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    // A kind that a statement may return stands here: `Error::of` does not look for the others. No
-    // two have the same text, since the text is all that is left of the kind.
+    // A kind that a statement may return stands here: `Error::of` does not look
+    // for the others. No two have the same text, since the text is all that is
+    // left of the kind.
     stated {
         // The connection.
         Down = "the database cannot be reached: see the log for the cause";
@@ -129,11 +132,12 @@ kinds! {
 impl Kind {
     pub(crate) fn into_db_err(self) -> DbErr {
         match self {
-            // SeaORM's own variants where it has them: code that knows those of its pool goes on to work.
+            // SeaORM's own variants where it has them: code that knows those of
+            // its pool goes on to work.
             kind if kind.is_exhausted() => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
             Self::Closing => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
-            // Not `DbErr::Custom`, which is for users' own texts: one that looked alike would be
-            // taken for this crate's.
+            // Not `DbErr::Custom`, which is for users' own texts: one that
+            // looked alike would be taken for this crate's.
             kind => DbErr::Conn(RuntimeErr::Internal(kind.text().to_owned())),
         }
     }
@@ -156,7 +160,8 @@ impl Kind {
     pub(super) fn of_text(text: &str) -> Option<Self> {
         let controls = TransactionControl::ALL.map(Self::Control);
         let mut kinds = STATED.iter().copied().chain(controls);
-        // SeaORM's error has room for a text only: it is what says which kind it was.
+        // SeaORM's error has room for a text only: it is what says which kind
+        // it was.
         kinds.find(|kind| kind.text() == text)
     }
 }

@@ -18,10 +18,12 @@ pub(crate) use self::trouble::ends_connection;
 pub(crate) use self::trouble::is_no_such_process;
 pub(crate) use self::{construct::Cause, kind::Kind};
 
-/// A failure of this crate's own, or one of the server's that is worth retrying.
+/// A failure of this crate's own, or one of the server's that is worth
+/// retrying.
 ///
-/// The text says what to do about it. It contains no database text, SQL or URL; the cause, if there
-/// is one, is available from [`source`](std::error::Error::source) and belongs in a log.
+/// The text says what to do about it. It contains no database text, SQL or URL;
+/// the cause, if there is one, is available from
+/// [`source`](std::error::Error::source) and belongs in a log.
 ///
 /// Statements return SeaORM's [`DbErr`]; [`Error::of`] finds the `Error` in it.
 #[derive(Clone)]
@@ -34,7 +36,8 @@ pub struct Error {
 impl Error {
     /// Finds this crate's error in a statement's [`DbErr`].
     ///
-    /// Besides the crate's own failures, it recognises server errors that are not the statement's fault:
+    /// Besides the crate's own failures, it recognises server errors that are
+    /// not the statement's fault:
     ///
     /// | question | PostgreSQL | MySQL, MariaDB | SQLite |
     /// |---|---|---|---|
@@ -49,8 +52,9 @@ impl Error {
     /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08` | 1053, 1927, 4031 and their like | |
     /// | [`is_aborted`](Self::is_aborted) | `25P02` | | |
     ///
-    /// For everything else it returns `None`. Galera also reports 1205 if a wait for another node's writes
-    /// (`WSREP_SYNC_WAIT_UPTO_GTID`) takes too long.
+    /// For everything else it returns `None`. Galera also reports 1205 if a
+    /// wait for another node's writes (`WSREP_SYNC_WAIT_UPTO_GTID`) takes too
+    /// long.
     ///
     /// ```
     /// use sea_orm::{ConnAcquireErr, DbErr};
@@ -63,23 +67,25 @@ impl Error {
     /// ```
     pub fn of(error: &DbErr) -> Option<Self> {
         let kind = match error {
-            // Also a plain `DatabaseConnection`'s, whose pool does not tell a full pool from a
-            // database that is down (H25).
+            // Also a plain `DatabaseConnection`'s, whose pool does not tell a
+            // full pool from a database that is down (H25).
             DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => Kind::Exhausted,
             DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed) => Kind::Closing,
-            // SeaORM has no place for a foreign error: the text is the kind (see `Kind::into_db_err`).
+            // SeaORM has no place for a foreign error: the text is the kind
+            // (see `Kind::into_db_err`).
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
-            // Before the table, which has the servers' answers only: this one is of a server that
-            // gave none.
+            // Before the table, which has the servers' answers only: this one
+            // is of a server that gave none.
             error if server::is_unanswered(error) => Kind::ConnectionLost,
             error => Trouble::of(error)?.kind()?,
         };
         Some(kind.into())
     }
 
-    /// [`of`](Self::of) for the error of `transaction()` or `transaction_async()`, whether it came
-    /// from BEGIN or COMMIT, or from a statement in the callback. In the latter case `E`, or an
-    /// error in its [`source`](std::error::Error::source) chain, has to be the statement's
+    /// [`of`](Self::of) for the error of `transaction()` or
+    /// `transaction_async()`, whether it came from BEGIN or COMMIT, or from a
+    /// statement in the callback. In the latter case `E`, or an error in its
+    /// [`source`](std::error::Error::source) chain, has to be the statement's
     /// [`DbErr`].
     ///
     /// ```
@@ -112,29 +118,34 @@ impl Error {
             })
     }
 
-    /// Returns the status that the layer answers with: 503 for temporary failures, 504 for a statement that the
-    /// server stopped for taking too long and for a connection that was taken away by `hold_timeout`, 404 for a
-    /// [database that is not known](Self::is_unknown_database), 500 for everything else.
+    /// Returns the status that the layer answers with: 503 for temporary
+    /// failures, 504 for a statement that the server stopped for taking too
+    /// long and for a connection that was taken away by `hold_timeout`, 404 for
+    /// a [database that is not known](Self::is_unknown_database), 500 for
+    /// everything else.
     pub fn status(&self) -> StatusCode {
         match self.kind {
-            // The work was stopped for its length: the same request would be again.
+            // The work was stopped for its length: the same request would be
+            // again.
             Kind::Reclaimed | Kind::Unread | Kind::StatementTimeout => StatusCode::GATEWAY_TIMEOUT,
             // A tenant that there is not, for example.
             Kind::UnknownDatabase => StatusCode::NOT_FOUND,
             // 503 and not 409, which asks the client to resolve something
-            // (<https://www.rfc-editor.org/rfc/rfc9110#section-15.5.10>): here the same request
-            // will do.
+            // (<https://www.rfc-editor.org/rfc/rfc9110#section-15.5.10>): here
+            // the same request will do.
             _ if self.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// Returns the code that the layer answers a gRPC request with: 14 (`UNAVAILABLE`) if
-    /// [`status`](Self::status) is 503, 4 (`DEADLINE_EXCEEDED`) for 504, 5 (`NOT_FOUND`) for 404, 13 (`INTERNAL`) for
-    /// everything else.
-    /// With tonic: `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
+    /// Returns the code that the layer answers a gRPC request with: 14
+    /// (`UNAVAILABLE`) if [`status`](Self::status) is 503, 4
+    /// (`DEADLINE_EXCEEDED`) for 504, 5 (`NOT_FOUND`) for 404, 13 (`INTERNAL`)
+    /// for everything else. With tonic:
+    /// `tonic::Status::new(tonic::Code::from_i32(error.grpc_code()), "…")`.
     pub fn grpc_code(&self) -> i32 {
-        // UNAVAILABLE, DEADLINE_EXCEEDED, NOT_FOUND, INTERNAL (https://grpc.io/docs/guides/status-codes).
+        // UNAVAILABLE, DEADLINE_EXCEEDED, NOT_FOUND, INTERNAL
+        // (https://grpc.io/docs/guides/status-codes).
         match self.status() {
             StatusCode::SERVICE_UNAVAILABLE => 14,
             StatusCode::GATEWAY_TIMEOUT => 4,
@@ -143,21 +154,24 @@ impl Error {
         }
     }
 
-    /// Returns how long the client should wait, for a `Retry-After` header, or `None` if a retry does not
-    /// help.
+    /// Returns how long the client should wait, for a `Retry-After` header, or
+    /// `None` if a retry does not help.
     ///
-    /// It is a random 1 to 3 s if the pool had no connection, so that rejected clients do not all return at once,
-    /// and if the server is read-only; it is 1 s after a conflict with another transaction, a stale plan, a replica that is behind,
-    /// or a connection lost while reading.
+    /// It is a random 1 to 3 s if the pool had no connection, so that rejected
+    /// clients do not all return at once, and if the server is read-only; it is
+    /// 1 s after a conflict with another transaction, a stale plan, a replica
+    /// that is behind, or a connection lost while reading.
     pub fn retry_after(&self) -> Option<Duration> {
         // Each kind that `is_retryable` names has a time here.
         match self.kind {
-            // Random, so that clients that were refused together do not come back together.
+            // Random, so that clients that were refused together do not come
+            // back together.
             _ if self.is_acquire() || self.is_read_only() => Some(Duration::from_secs(jitter())),
             _ if self.is_conflict() || self.is_stale_plan() || self.is_replica_behind() => {
                 Some(Duration::from_secs(1))
             }
-            // The server is out of use already: the request goes to another one.
+            // The server is out of use already: the request goes to another
+            // one.
             Kind::ReadLost => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -171,14 +185,17 @@ impl Error {
             || self.is_read_lost()
     }
 
-    /// Returns whether no connection could be acquired: exhausted, down or closing.
+    /// Returns whether no connection could be acquired: exhausted, down or
+    /// closing.
     pub fn is_acquire(&self) -> bool {
         self.is_exhausted() || matches!(self.kind, Kind::Down | Kind::Closing)
     }
 
-    /// Returns whether all connections were in use, either for the whole `acquire_timeout` or with a full queue
-    /// ([`max_pending`](crate::SessionPoolBuilder::max_pending)); or whether the server is at its connection limit, or
-    /// takes too long to log a connection in.
+    /// Returns whether all connections were in use, either for the whole
+    /// `acquire_timeout` or with a full queue
+    /// ([`max_pending`](crate::SessionPoolBuilder::max_pending)); or whether
+    /// the server is at its connection limit, or takes too long to log a
+    /// connection in.
     pub fn is_exhausted(&self) -> bool {
         self.kind.is_exhausted()
     }
@@ -199,22 +216,26 @@ impl Error {
         self.kind == Kind::SessionClosed
     }
 
-    /// Returns whether the session's connection was taken away because it was held for longer than
-    /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), or for a body that the client did not
-    /// read ([`body_timeout`](crate::SessionPoolBuilder::body_timeout)).
+    /// Returns whether the session's connection was taken away because it was
+    /// held for longer than
+    /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), or for a body
+    /// that the client did not read
+    /// ([`body_timeout`](crate::SessionPoolBuilder::body_timeout)).
     pub fn is_hold_timeout(&self) -> bool {
         matches!(self.kind, Kind::Reclaimed | Kind::Unread)
     }
 
-    /// Returns whether every connection of the pool was held by a request that waited for a second one,
-    /// and this wait was ended so that the others could go on. A request that has run no statement yet lends its
+    /// Returns whether every connection of the pool was held by a request that
+    /// waited for a second one, and this wait was ended so that the others
+    /// could go on. A request that has run no statement yet lends its
     /// connection instead.
     pub fn is_pool_deadlock(&self) -> bool {
         self.kind == Kind::PoolDeadlock
     }
 
-    /// Returns whether the wrong handle was used: beside an open transaction or stream, after its
-    /// end, or for an operation that the session's mode does not allow.
+    /// Returns whether the wrong handle was used: beside an open transaction or
+    /// stream, after its end, or for an operation that the session's mode does
+    /// not allow.
     pub fn is_wrong_handle(&self) -> bool {
         matches!(
             self.kind,
@@ -232,8 +253,9 @@ impl Error {
         )
     }
 
-    /// Returns whether a concurrent transaction was in the way: the transaction could not be serialized, lost a
-    /// deadlock, or did not get a lock. A read that a PostgreSQL replica has cancelled (`canceling statement due to
+    /// Returns whether a concurrent transaction was in the way: the transaction
+    /// could not be serialized, lost a deadlock, or did not get a lock. A read
+    /// that a PostgreSQL replica has cancelled (`canceling statement due to
     /// conflict with recovery`) counts as well.
     pub fn is_conflict(&self) -> bool {
         matches!(
@@ -242,48 +264,57 @@ impl Error {
         )
     }
 
-    /// Returns whether a statement did not get a lock: in time (`lock_timeout`, `innodb_lock_wait_timeout`,
-    /// `busy_timeout`), or at once (`NOWAIT`). It is a [conflict](Self::is_conflict) as well.
+    /// Returns whether a statement did not get a lock: in time (`lock_timeout`,
+    /// `innodb_lock_wait_timeout`, `busy_timeout`), or at once (`NOWAIT`). It
+    /// is a [conflict](Self::is_conflict) as well.
     pub fn is_lock_not_available(&self) -> bool {
         self.kind == Kind::LockNotAvailable
     }
 
-    /// Returns whether the server stopped a statement that ran for longer than it allows: by PostgreSQL's
-    /// `statement_timeout`, MySQL's `max_execution_time`, MariaDB's `max_statement_time`. Cancellation by
+    /// Returns whether the server stopped a statement that ran for longer than
+    /// it allows: by PostgreSQL's `statement_timeout`, MySQL's
+    /// `max_execution_time`, MariaDB's `max_statement_time`. Cancellation by
     /// request does not count.
     pub fn is_statement_timeout(&self) -> bool {
         self.kind == Kind::StatementTimeout
     }
 
-    /// Returns whether a write was refused because the server or the transaction is read-only: a replica, a former
-    /// primary after a fail-over, a Galera node without a quorum, or a transaction that was begun READ ONLY. With
-    /// `replicas` (a feature), a former primary that still takes writes is refused as well.
+    /// Returns whether a write was refused because the server or the
+    /// transaction is read-only: a replica, a former primary after a fail-over,
+    /// a Galera node without a quorum, or a transaction that was begun READ
+    /// ONLY. With `replicas` (a feature), a former primary that still takes
+    /// writes is refused as well.
     pub fn is_read_only(&self) -> bool {
         matches!(self.kind, Kind::ReadOnly | Kind::FormerPrimary)
     }
 
-    /// Returns whether a prepared statement was gone, or no longer fitted its tables, after a migration or
-    /// a `DISCARD ALL`. It did not run. On PostgreSQL, outside a transaction, it is prepared again and run
-    /// once more, so as a rule only a request in a transaction sees this error.
+    /// Returns whether a prepared statement was gone, or no longer fitted its
+    /// tables, after a migration or a `DISCARD ALL`. It did not run. On
+    /// PostgreSQL, outside a transaction, it is prepared again and run once
+    /// more, so as a rule only a request in a transaction sees this error.
     pub fn is_stale_plan(&self) -> bool {
         self.kind == Kind::StalePlan
     }
 
-    /// Returns whether a replica had not caught up with what the client has written, and the session could not move to the
-    /// primary. With `DbSessionLayer::replicas` (feature `replicas`), a session moves by itself, except in its second
-    /// transaction.
+    /// Returns whether a replica had not caught up with what the client has
+    /// written, and the session could not move to the primary. With
+    /// `DbSessionLayer::replicas` (feature `replicas`), a session moves by
+    /// itself, except in its second transaction.
     pub fn is_replica_behind(&self) -> bool {
         self.kind == Kind::ReplicaBehind
     }
 
-    /// Returns whether the session's connection was lost before the session ended. With `replicas` (a feature), it is
-    /// [retryable](Self::is_retryable) where the request has only read, in a READ ONLY transaction.
+    /// Returns whether the session's connection was lost before the session
+    /// ended. With `replicas` (a feature), it is
+    /// [retryable](Self::is_retryable) where the request has only read, in a
+    /// READ ONLY transaction.
     pub fn is_connection_lost(&self) -> bool {
         matches!(self.kind, Kind::ConnectionLost | Kind::ReadLost)
     }
 
-    /// Returns whether a transaction could not go on or be committed because the server had aborted
-    /// it after a failed statement, or because raw code had ended it.
+    /// Returns whether a transaction could not go on or be committed because
+    /// the server had aborted it after a failed statement, or because raw code
+    /// had ended it.
     pub fn is_aborted(&self) -> bool {
         matches!(
             self.kind,
@@ -291,29 +322,33 @@ impl Error {
         )
     }
 
-    /// Returns whether the server refused the COMMIT: nothing of the transaction was committed. A
-    /// conflict with another transaction does not count: see [`is_conflict`](Self::is_conflict).
+    /// Returns whether the server refused the COMMIT: nothing of the
+    /// transaction was committed. A conflict with another transaction does not
+    /// count: see [`is_conflict`](Self::is_conflict).
     pub fn is_commit_failed(&self) -> bool {
         self.kind == Kind::CommitFailed
     }
 
-    /// Returns whether the connection was lost during COMMIT, or the server did not answer it in
-    /// time, or gave it up (a Galera node that has lost the others, 1180): the transaction may be committed or not.
-    /// The same goes for a statement that commits by itself. The crate never retries it, and never sends a
-    /// `Retry-After` for it.
+    /// Returns whether the connection was lost during COMMIT, or the server did
+    /// not answer it in time, or gave it up (a Galera node that has lost the
+    /// others, 1180): the transaction may be committed or not. The same goes
+    /// for a statement that commits by itself. The crate never retries it, and
+    /// never sends a `Retry-After` for it.
     pub fn is_outcome_unknown(&self) -> bool {
         self.kind == Kind::OutcomeUnknown
     }
 
-    /// Returns whether a request could not commit because part of it was unfinished: a nested
-    /// transaction still open, or a statement still running in another task.
+    /// Returns whether a request could not commit because part of it was
+    /// unfinished: a nested transaction still open, or a statement still
+    /// running in another task.
     pub fn is_unfinished(&self) -> bool {
         matches!(self.kind, Kind::LeftOpen | Kind::StillRunning)
     }
 
-    /// Returns whether a statement was refused because it controls transactions behind the
-    /// session's back, because it would make MySQL commit, or because it asks about an earlier statement of a
-    /// connection that [`PoolMode::Transaction`](crate::PoolMode::Transaction) may have lent.
+    /// Returns whether a statement was refused because it controls transactions
+    /// behind the session's back, because it would make MySQL commit, or
+    /// because it asks about an earlier statement of a connection that
+    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction) may have lent.
     pub fn is_forbidden_statement(&self) -> bool {
         matches!(
             self.kind,
@@ -321,8 +356,9 @@ impl Error {
         )
     }
 
-    /// Returns whether there is no [`DbSessionLayer`](crate::DbSessionLayer) around the handler, or a
-    /// [`CurrentSession`](crate::CurrentSession) was used outside the requests of one.
+    /// Returns whether there is no [`DbSessionLayer`](crate::DbSessionLayer)
+    /// around the handler, or a [`CurrentSession`](crate::CurrentSession) was
+    /// used outside the requests of one.
     pub fn is_missing_layer(&self) -> bool {
         matches!(
             self.kind,
@@ -330,12 +366,14 @@ impl Error {
         )
     }
 
-    /// Returns whether [`DbSessionLayer::by`](crate::DbSessionLayer::by) has picked no pool for a request.
+    /// Returns whether [`DbSessionLayer::by`](crate::DbSessionLayer::by) has
+    /// picked no pool for a request.
     pub fn is_unknown_database(&self) -> bool {
         self.kind == Kind::UnknownDatabase
     }
 
-    /// Returns whether a transaction was ended behind the session's back: what it did may stand.
+    /// Returns whether a transaction was ended behind the session's back: what
+    /// it did may stand.
     pub(crate) fn is_ended_elsewhere(&self) -> bool {
         self.kind == Kind::EndedElsewhere
     }
@@ -345,7 +383,8 @@ impl Error {
         self.kind.text()
     }
 
-    /// Returns whether a connection was lost on which its request has only read.
+    /// Returns whether a connection was lost on which its request has only
+    /// read.
     pub(crate) fn is_read_lost(&self) -> bool {
         self.kind == Kind::ReadLost
     }
@@ -360,8 +399,9 @@ impl Error {
         self.is_hold_timeout() || self.is_closing()
     }
 
-    /// Returns whether the same work may succeed at once if it is done again. A connection that was not there was waited
-    /// for already, and more of the same would add to the load.
+    /// Returns whether the same work may succeed at once if it is done again. A
+    /// connection that was not there was waited for already, and more of the
+    /// same would add to the load.
     #[cfg(feature = "retry")]
     pub(crate) fn is_passing(&self) -> bool {
         self.is_retryable() && !self.is_acquire()
@@ -402,6 +442,7 @@ impl std::error::Error for Error {
 /// A random number from 1 to 3.
 fn jitter() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    // The standard library's own source of random numbers: one number is worth no dependency.
+    // The standard library's own source of random numbers: one number is worth
+    // no dependency.
     RandomState::new().build_hasher().finish() % 3 + 1
 }

@@ -1,4 +1,5 @@
-//! Questions about the errors of servers and of connections to them. The codes are in the table of [`Trouble`].
+//! Questions about the errors of servers and of connections to them. The codes
+//! are in the table of [`Trouble`].
 
 #[cfg(feature = "_sqlx")]
 use std::{fmt, sync::Arc};
@@ -11,8 +12,8 @@ use super::trouble::Trouble;
 
 /// Returns whether the connection can no longer be used after this error.
 ///
-/// An error of the server or of a value's conversion leaves the protocol in order. Any other error, above all one of
-/// input and output, does not.
+/// An error of the server or of a value's conversion leaves the protocol in
+/// order. Any other error, above all one of input and output, does not.
 #[cfg(feature = "_sqlx")]
 pub(crate) fn is_fatal(error: &DbErr) -> bool {
     let (DbErr::Conn(RuntimeErr::SqlxError(error))
@@ -25,7 +26,8 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     if let sqlx::Error::Database(error) = &**error {
         return super::trouble::ends_connection(&**error);
     }
-    // The list is of what is harmless: a variant that a later sqlx adds closes the connection, which is safe (G4).
+    // The list is of what is harmless: a variant that a later sqlx adds closes
+    // the connection, which is safe (G4).
     !matches!(
         **error,
         sqlx::Error::RowNotFound
@@ -39,47 +41,56 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
     )
 }
 
-/// Returns whether the server has given up the open transaction, or a part of it, with this error.
+/// Returns whether the server has given up the open transaction, or a part of
+/// it, with this error.
 pub(crate) fn aborts(backend: DbBackend, error: &DbErr) -> bool {
     match backend {
-        // Every error of the server, until a rollback to a savepoint from before.
-        // An error of the driver's own has reached no server, and a lost connection is another case.
+        // Every error of the server, until a rollback to a savepoint from
+        // before. An error of the driver's own has reached no server, and a
+        // lost connection is another case.
         DbBackend::Postgres => is_answer(error),
         // The whole transaction is gone, and what follows would autocommit
-        // (<https://dev.mysql.com/doc/refman/8.4/en/innodb-error-handling.html>). After a lock's
-        // time-out it depends on `innodb_rollback_on_timeout`: there the server is asked.
+        // (<https://dev.mysql.com/doc/refman/8.4/en/innodb-error-handling.html>).
+        // After a lock's time-out it depends on `innodb_rollback_on_timeout`:
+        // there the server is asked.
         DbBackend::MySql => matches!(
             Trouble::of(error),
             Some(Trouble::Serialization | Trouble::Deadlock | Trouble::TransactionEnded)
         ),
-        // See <https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>.
+        // See
+        // <https://sqlite.org/lang_transaction.html#response_to_errors_within_a_transaction>.
         _ => Trouble::of(error) == Some(Trouble::TransactionEnded),
     }
 }
 
-/// Returns whether the open transaction is certain to have survived this error. About any other error the server is asked,
-/// which costs a round trip.
+/// Returns whether the open transaction is certain to have survived this error.
+/// About any other error the server is asked, which costs a round trip.
 pub(crate) fn is_harmless(error: &DbErr) -> bool {
-    // A list of what is safe: an error that it lacks costs a round trip, not a transaction (H8).
+    // A list of what is safe: an error that it lacks costs a round trip, not a
+    // transaction (H8).
     !is_answer(error) || Trouble::of(error) == Some(Trouble::StatementRefused)
 }
 
-/// Returns whether PostgreSQL refused a statement because an earlier one had failed.
+/// Returns whether PostgreSQL refused a statement because an earlier one had
+/// failed.
 pub(crate) fn is_aborted(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionAborted)
 }
 
-/// Returns whether the server refuses to begin, or to change, a transaction because one is open.
+/// Returns whether the server refuses to begin, or to change, a transaction
+/// because one is open.
 pub(crate) fn is_within_transaction(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionOpen)
 }
 
 /// The SQLSTATE by which a check on MariaDB says no.
-// MariaDB recommends 45000 for errors of one's own (<https://mariadb.com/kb/en/signal/>). With
-// another ending, neither the server's nor a trigger's error is taken for it.
+// MariaDB recommends 45000 for errors of one's own
+// (<https://mariadb.com/kb/en/signal/>). With another ending, neither the
+// server's nor a trigger's error is taken for it.
 pub(crate) const FAILED_CHECK: &str = "45TSO";
 
-/// Returns whether a check of this crate has said no: on PostgreSQL, by a division by zero.
+/// Returns whether a check of this crate has said no: on PostgreSQL, by a
+/// division by zero.
 #[cfg(feature = "_sqlx")]
 pub(crate) fn is_failed_check(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
@@ -87,8 +98,8 @@ pub(crate) fn is_failed_check(error: &DbErr) -> bool {
     else {
         return false;
     };
-    // By an error, because that keeps the rest of the text from running: no row has to be read
-    // first.
+    // By an error, because that keeps the rest of the text from running: no row
+    // has to be read first.
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("22012" | FAILED_CHECK))
 }
@@ -98,18 +109,21 @@ pub(crate) fn is_failed_check(_: &DbErr) -> bool {
     false
 }
 
-/// Returns whether the server had closed the connection as idle, and so has never seen the statement: both servers give
-/// a connection up before they read its next command.
+/// Returns whether the server had closed the connection as idle, and so has
+/// never seen the statement: both servers give a connection up before they read
+/// its next command.
 pub(crate) fn came_too_late(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::IdleEnded)
 }
 
-/// Returns whether a prepared statement is gone, or does not fit its tables any more.
+/// Returns whether a prepared statement is gone, or does not fit its tables any
+/// more.
 pub(crate) fn is_stale(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::StalePlan)
 }
 
-/// Returns whether a stale plan was that of the statement itself, and not of one in a function that it called.
+/// Returns whether a stale plan was that of the statement itself, and not of
+/// one in a function that it called.
 pub(crate) fn has_not_run(error: &DbErr) -> bool {
     #[cfg(feature = "sqlx-postgres")]
     if let DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) =
@@ -119,15 +133,16 @@ pub(crate) fn has_not_run(error: &DbErr) -> bool {
             .as_database_error()
             .and_then(|error| error.try_downcast_ref::<sea_orm::SqlxPostgresError>());
         // PostgreSQL names the function around a statement there
-        // (<https://www.postgresql.org/docs/current/protocol-error-fields.html>). With one, the
-        // statement has begun to run, and must not run again.
+        // (<https://www.postgresql.org/docs/current/protocol-error-fields.html>).
+        // With one, the statement has begun to run, and must not run again.
         return error.is_some_and(|error| error.r#where().is_none());
     }
     let _ = error;
     false
 }
 
-/// Returns whether a write was refused because the server or the transaction takes none.
+/// Returns whether a write was refused because the server or the transaction
+/// takes none.
 pub(crate) fn is_read_only(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::ReadOnly)
 }
@@ -137,23 +152,27 @@ pub(crate) fn is_without_quorum(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::NoQuorum)
 }
 
-/// Returns whether a COMMIT has failed in a way that may leave its transaction committed.
+/// Returns whether a COMMIT has failed in a way that may leave its transaction
+/// committed.
 pub(crate) fn is_commit_interrupted(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::CommitInterrupted)
 }
 
-/// Returns whether the server has ended the connection for what the session did, or did not do, in its transaction.
+/// Returns whether the server has ended the connection for what the session
+/// did, or did not do, in its transaction.
 pub(crate) fn is_overdue(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::TransactionOverdue)
 }
 
-/// Returns whether a new connection may succeed soon, because the server is being started.
+/// Returns whether a new connection may succeed soon, because the server is
+/// being started.
 #[cfg(feature = "config")]
 pub(crate) fn is_starting_up(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::StartingUp)
 }
 
-/// Returns the server's own code of an error: the SQLSTATE, or SQLite's result code.
+/// Returns the server's own code of an error: the SQLSTATE, or SQLite's result
+/// code.
 #[cfg(feature = "_sqlx")]
 pub(crate) fn code(error: &DbErr) -> Option<String> {
     match error {
@@ -182,7 +201,8 @@ fn is_answer(error: &DbErr) -> bool {
 /// The error of a statement whose answer the network has lost.
 #[cfg(feature = "_sqlx")]
 pub(crate) fn unanswered() -> DbErr {
-    // As sqlx reports a broken network: then nothing takes the connection for a good one.
+    // As sqlx reports a broken network: then nothing takes the connection for a
+    // good one.
     let error = std::io::Error::new(std::io::ErrorKind::TimedOut, Unanswered);
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(sqlx::Error::Io(error))))
 }

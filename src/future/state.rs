@@ -24,8 +24,8 @@ pub(super) enum State<S, ReqBody, F, R, E, Tag> {
     Acquiring {
         inner: S,
         request: Request<ReqBody>,
-        // Dropped with the request, it leaves the queue; what the driver is opening for it goes to
-        // the next (H22).
+        // Dropped with the request, it leaves the queue; what the driver is
+        // opening for it goes to the next (H22).
         acquire: Acquire<Tag>,
     },
     /// The request's session cannot follow the layer's settings.
@@ -37,16 +37,19 @@ pub(super) enum State<S, ReqBody, F, R, E, Tag> {
         /// `None` if a layer further out has the session.
         guard: Option<SessionGuard>,
     },
-    /// The response is there; the transaction is being committed or rolled back.
+    /// The response is there; the transaction is being committed or rolled
+    /// back.
     Settling {
         // Kept back until the session has ended (G7).
         result: Option<Result<R, E>>,
-        // `'static`: dropped with the request, it is seen through in a task (H17).
+        // `'static`: dropped with the request, it is seen through in a task
+        // (H17).
         settlement: BoxFuture<'static, Ended>,
         guard: SessionGuard,
     },
     /// The response was returned.
-    // A poll from here on panics, as any future's may: a second response would be untrue.
+    // A poll from here on panics, as any future's may: a second response would
+    // be untrue.
     Done,
 }
 
@@ -55,28 +58,33 @@ where
     S: Service<Request<ReqBody>>,
     Tag: 'static,
 {
-    /// Calls the inner service. `own` is the session that the request gets from this layer.
+    /// Calls the inner service. `own` is the session that the request gets from
+    /// this layer.
     pub(super) fn serving(
         inner: &mut S,
         mut request: Request<ReqBody>,
         own: Option<Own<Tag>>,
     ) -> Self {
-        // The guard stays here and only the handle goes into the request: extensions may be cloned and kept (G3, G6).
+        // The guard stays here and only the handle goes into the request:
+        // extensions may be cloned and kept (G3, G6).
         let guard = own.map(|(session, guard)| {
             #[cfg(feature = "retry")]
             OpenSession::note(&session, request.extensions_mut());
             request.extensions_mut().insert(session);
             guard
         });
-        // A service may do its work in `call`: a second session that it takes there is this request's too.
+        // A service may do its work in `call`: a second session that it takes
+        // there is this request's too.
         let entered = guard.as_ref().map(SessionGuard::enter);
         let future = inner.call(request);
-        // Not longer than the call: whatever this thread does next is another request's.
+        // Not longer than the call: whatever this thread does next is another
+        // request's.
         drop(entered);
         Self::Serving { future, guard }
     }
 
-    /// The connection is there: calls the service that has waited with the request.
+    /// The connection is there: calls the service that has waited with the
+    /// request.
     pub(super) fn acquired(self: Pin<&mut Self>, own: Option<Own<Tag>>) -> Self {
         // The request has to be moved out of the state that is left.
         match self.project_replace(Self::Done) {
@@ -87,7 +95,8 @@ where
         }
     }
 
-    /// The service that was polled ready goes with the request. Its clone was not, and stays.
+    /// The service that was polled ready goes with the request. Its clone was
+    /// not, and stays.
     pub(super) fn acquiring(inner: &mut S, request: Request<ReqBody>, acquire: Acquire<Tag>) -> Self
     where
         S: Clone,
@@ -104,7 +113,8 @@ where
 
 type Own<Tag> = (DbSession<Tag>, SessionGuard);
 
-/// Acquires a session, or `None` for one that the request had before and that has its connection now.
+/// Acquires a session, or `None` for one that the request had before and that
+/// has its connection now.
 type Acquire<Tag> = BoxFuture<'static, Result<Option<Own<Tag>>, Error>>;
 
 pub(super) fn polled_after_completion() -> ! {

@@ -17,7 +17,8 @@ pub(crate) struct BeginRule {
     statements: Option<SetUp>,
     statement_timeout: Option<Duration>,
     lock_timeout: Option<Duration>,
-    // Not a map: which names mean the same setting is for `Settings::set` to say.
+    // Not a map: which names mean the same setting is for `Settings::set` to
+    // say.
     parameters: Vec<(Cow<'static, str>, Value)>,
     // Not among the parameters, which put a request into a transaction.
     application_name: Option<Value>,
@@ -44,7 +45,8 @@ impl BeginRule {
     /// If `name` is no name of a setting.
     #[track_caller]
     pub(crate) fn set_local(&mut self, name: Cow<'static, str>, value: Value) {
-        // Where the layer is built, so that the panic names its line and not a request's.
+        // Where the layer is built, so that the panic names its line and not a
+        // request's.
         if let Err(kind) = check_name(&name) {
             panic!("{}: {name:?}", Error::from(kind));
         }
@@ -61,8 +63,8 @@ impl BeginRule {
     #[track_caller]
     pub(crate) fn assert_for(&self, backend: DbBackend) {
         let mut settings = self.timeouts();
-        // Without values, which no request has brought yet: whether the database has such settings does not depend on
-        // them.
+        // Without values, which no request has brought yet: whether the
+        // database has such settings does not depend on them.
         for (name, _) in &self.parameters {
             settings.set(name.clone(), String::new());
         }
@@ -74,13 +76,15 @@ impl BeginRule {
         }
     }
 
-    /// Returns what BEGIN brings along for a request; `None` if that is nothing.
+    /// Returns what BEGIN brings along for a request; `None` if that is
+    /// nothing.
     ///
-    /// Where statements are limited, those of a request whose client waits no longer than `left` are limited by that.
+    /// Where statements are limited, those of a request whose client waits no
+    /// longer than `left` are limited by that.
     pub(crate) fn set_up(&self, parts: &Parts, left: Option<Duration>) -> Option<BeginSetUp> {
         let mut settings =
-            // Within BEGIN's text and not by statements of their own, which would each cost a round
-            // trip.
+            // Within BEGIN's text and not by statements of their own, which
+            // would each cost a round trip.
             Settings::timeouts(self.statement_timeout_within(left), self.lock_timeout);
         for (name, value) in &self.parameters {
             settings.set(name.clone(), value(parts));
@@ -93,8 +97,8 @@ impl BeginRule {
         }
         let statements = self.statements.as_ref();
         Some(BeginSetUp {
-            // A name alone puts no request into a transaction: a statement that commits by itself runs under the
-            // connection's own.
+            // A name alone puts no request into a transaction: a statement that
+            // commits by itself runs under the connection's own.
             is_required: settings.is_required() || statements.is_some(),
             settings,
             statements: statements.map(|set_up| set_up(parts)).unwrap_or_default(),

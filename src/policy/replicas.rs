@@ -1,4 +1,5 @@
-//! What a layer with replicas asks of them, and which of the pools serves a request.
+//! What a layer with replicas asks of them, and which of the pools serves a
+//! request.
 
 use http::request::Parts;
 use sea_orm::{AccessMode, DbBackend, TransactionOptions};
@@ -13,13 +14,14 @@ use crate::{
 };
 
 impl Policy {
-    /// Returns why these replicas do not fit the layer, whose `own` pool is the primary's.
+    /// Returns why these replicas do not fit the layer, whose `own` pool is the
+    /// primary's.
     pub(crate) fn check_replicas(&self, own: &PoolInner, replicas: &Replicas) -> Result<(), Kind> {
         if self.by.is_some() {
             return Err(Kind::ReplicasAndBy);
         }
-        // The checks note a fail-over in the primary's pool: another one would go on to serve a
-        // former primary (G18).
+        // The checks note a fail-over in the primary's pool: another one would
+        // go on to serve a former primary (G18).
         if !own.driver().is_same(replicas.primary().inner().driver()) {
             return Err(Kind::NotThePrimary);
         }
@@ -27,10 +29,12 @@ impl Policy {
         if pools().next().is_none() || pools().any(|pool| pool.driver().is_same(own.driver())) {
             return Err(Kind::NoReplica);
         }
-        // Of one kind, because the positions of PostgreSQL and MariaDB cannot be compared.
+        // Of one kind, because the positions of PostgreSQL and MariaDB cannot
+        // be compared.
         let kind = own.backend();
         let has_replicas = matches!(kind, DbBackend::Postgres | DbBackend::MySql);
-        // A pass-through has no BEGIN of this crate's, which the check of a position travels with.
+        // A pass-through has no BEGIN of this crate's, which the check of a
+        // position travels with.
         let fits = |pool: &PoolInner| !pool.is_direct() && pool.backend() == kind;
         if !has_replicas || !fits(own) || !pools().all(|pool| fits(pool)) {
             return Err(Kind::HasNoReplicas);
@@ -56,11 +60,13 @@ impl Policy {
     ) -> (Option<SessionPool>, Plan) {
         let rules = &mut plan.rules;
         let reads = TransactionOptions {
-            // On any replica: a promoted one would take writes on this very connection (H33).
+            // On any replica: a promoted one would take writes on this very
+            // connection (H33).
             access_mode: Some(AccessMode::ReadOnly),
             ..self.options
         };
-        // The layer's rule for reads does not count for a request that was to read and writes after all.
+        // The layer's rule for reads does not count for a request that was to
+        // read and writes after all.
         let writes = match rules.mode {
             Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly) => {
                 Mode::Transaction(self.options)
@@ -68,8 +74,8 @@ impl Policy {
             mode => mode,
         };
         let (pool, replication) = replicas.route(parts, writes);
-        // Also where the layer has no transaction otherwise: the check of the position holds within
-        // one only (G19).
+        // Also where the layer has no transaction otherwise: the check of the
+        // position holds within one only (G19).
         if replication.reads_only() {
             rules.mode = Mode::Transaction(reads);
         }

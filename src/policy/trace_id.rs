@@ -2,8 +2,9 @@
 
 use http::request::Parts;
 
-/// Returns the trace that a request belongs to, by its header `traceparent` (<https://www.w3.org/TR/trace-context/>): 32
-/// hexadecimal digits. For [`DbSessionLayer::application_name`](crate::DbSessionLayer::application_name).
+/// Returns the trace that a request belongs to, by its header `traceparent`
+/// (<https://www.w3.org/TR/trace-context/>): 32 hexadecimal digits. For
+/// [`DbSessionLayer::application_name`](crate::DbSessionLayer::application_name).
 ///
 /// Returns `None` if the header is missing, malformed, repeated or all zeros.
 ///
@@ -17,7 +18,8 @@ use http::request::Parts;
 /// ```
 pub fn trace_id(parts: &Parts) -> Option<&str> {
     let mut values = parts.headers.get_all("traceparent").iter();
-    // Of two, none, as the specification's own tests have it (`test_traceparent_duplicated` in
+    // Of two, none, as the specification's own tests have it
+    // (`test_traceparent_duplicated` in
     // <https://github.com/w3c/trace-context/blob/main/test/test.py>).
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
@@ -27,7 +29,8 @@ pub fn trace_id(parts: &Parts) -> Option<&str> {
     let trace = fields.next().filter(|trace| is_id(trace, 32))?;
     fields.next().filter(|parent| is_id(parent, 16))?;
     fields.next().filter(|flags| is_hex(flags, 2))?;
-    // Version 00 has these fields, and later ones may have more behind them. There will be no version ff.
+    // Version 00 has these fields, and later ones may have more behind them.
+    // There will be no version ff.
     match version {
         "ff" => None,
         "00" if fields.next().is_some() => None,
@@ -37,7 +40,8 @@ pub fn trace_id(parts: &Parts) -> Option<&str> {
 
 /// Returns whether `field` has this many digits, which are lower case.
 fn is_hex(field: &str, digits: usize) -> bool {
-    // Lower case only: <https://www.w3.org/TR/trace-context/#traceparent-header-field-values>.
+    // Lower case only:
+    // <https://www.w3.org/TR/trace-context/#traceparent-header-field-values>.
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     field.len() == digits && field.bytes().all(is_digit)
 }

@@ -30,12 +30,14 @@ use crate::error::{Error, Kind};
 impl PoolInner {
     /// Takes an idle connection, if there is one and no request waits before.
     pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Lease> {
-        // Without `direct_handoff`, each connection is to pass through sqlx's pool, whose hooks run there (H30).
+        // Without `direct_handoff`, each connection is to pass through sqlx's
+        // pool, whose hooks run there (H30).
         if !self.settings.direct_handoff || self.is_shut() {
             return None;
         }
         let idle = self.ledger().take_idle()?;
-        // Counted as out under that lock: from here on, the guard gives the place back.
+        // Counted as out under that lock: from here on, the guard gives the
+        // place back.
         let slot = SlotGuard::new(self.clone(), Use::Session);
         self.pressure.relieved();
         Some(Lease::new(CheckedOut::of_idle(idle, slot)))
@@ -47,8 +49,9 @@ impl PoolInner {
             .await
     }
 
-    /// Waits for a connection, at most for `patience`. One that is to begin a transaction there may get it with the
-    /// transaction [begun](CheckedOut::is_chained).
+    /// Waits for a connection, at most for `patience`. One that is to begin a
+    /// transaction there may get it with the transaction
+    /// [begun](CheckedOut::is_chained).
     pub(crate) async fn acquire_for(
         self: &Arc<Self>,
         claim: Claim,
@@ -58,8 +61,8 @@ impl PoolInner {
         if self.is_shut() {
             return Err(self.fail(Kind::Closing.into(), Duration::ZERO));
         }
-        // Before the queue: a request that finds an idle connection costs no task, no channel and
-        // no wake-up.
+        // Before the queue: a request that finds an idle connection costs no
+        // task, no channel and no wake-up.
         if let Some(lease) = self.try_acquire() {
             return Ok(lease);
         }
@@ -67,8 +70,9 @@ impl PoolInner {
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         let (started, request) = (Instant::now(), current());
         let mut waiting = self.join(runtime, request, claim, begins)?;
-        // Dropped here, the wait costs nothing: the driver's `acquire()` runs in a task of the
-        // pool, and a lease that has arrived goes back by its own `Drop` (H22;
+        // Dropped here, the wait costs nothing: the driver's `acquire()` runs
+        // in a task of the pool, and a lease that has arrived goes back by its
+        // own `Drop` (H22;
         // `h22_ten_thousand_cancelled_waits_cost_no_connection`).
         let answer = self.answer(&mut waiting.receiver, patience).await;
         // One that was answered has left the queue.
@@ -76,8 +80,8 @@ impl PoolInner {
         // Before a failure is logged, which tells how many wait.
         drop(waiting);
         let error = match answer {
-            // Looked at again: `close` has cut off all that it knew of, and nothing may join them
-            // afterwards.
+            // Looked at again: `close` has cut off all that it knew of, and
+            // nothing may join them afterwards.
             Ok(Ok(Ok(lease))) if !self.is_shut() => {
                 self.pressure.relieved();
                 return Ok(lease);
@@ -85,8 +89,8 @@ impl PoolInner {
             // Logged where the deadlock was found.
             Ok(Ok(Err(error))) if error.is_pool_deadlock() => return Err(error),
             Ok(Ok(Err(error))) | Err(error) => error,
-            // Without an answer, its runtime is shutting down; a lease that came too late goes back clean when it is
-            // dropped.
+            // Without an answer, its runtime is shutting down; a lease that
+            // came too late goes back clean when it is dropped.
             Ok(Ok(Ok(_)) | Err(_)) => Kind::Closing.into(),
         };
         Err(self.fail(error, started.elapsed()))
@@ -100,8 +104,9 @@ impl PoolInner {
         claim: Claim,
         begins: Option<TransactionOptions>,
     ) -> Result<Waiting<'_>, Error> {
-        // One that goes on with another connection has freed its slot: its request holds none at the moment.
-        // Shown by `beginning_on_another_connection_is_no_wait_for_a_second_session`.
+        // One that goes on with another connection has freed its slot: its
+        // request holds none at the moment. Shown by
+        // `beginning_on_another_connection_is_no_wait_for_a_second_session`.
         let another = claim == Claim::Another;
         let holder = request
             .clone()
@@ -109,9 +114,9 @@ impl PoolInner {
         let lenders = self.registry.offers();
         let mut ledger = self.ledger();
         if holder.is_some() {
-            // Otherwise newcomers would take each connection that comes free, and then wait for a second one while
-            // holding it.
-            // Shown by `a_session_store_on_the_same_pool_costs_no_request`.
+            // Otherwise newcomers would take each connection that comes free,
+            // and then wait for a second one while holding it. Shown by
+            // `a_session_store_on_the_same_pool_costs_no_request`.
             ledger.expect_second();
         }
         let applicant = Applicant {
@@ -126,11 +131,12 @@ impl PoolInner {
         let Some(receiver) = joined else {
             return Err(self.fail(Kind::Crowded.into(), Duration::ZERO));
         };
-        // Behind the join: a connection that came back just before it found the queue empty, and lies among the idle
-        // ones.
+        // Behind the join: a connection that came back just before it found the
+        // queue empty, and lies among the idle ones.
         self.fill();
-        // Where the last free connection is kept for others, no event would end that: without this,
-        // requests were refused beside a free connection (G17;
+        // Where the last free connection is kept for others, no event would end
+        // that: without this, requests were refused beside a free connection
+        // (G17;
         // `g17_the_connection_that_is_kept_for_a_second_session_serves_who_waits_soon`).
         SecondWindow::watch(self);
         let waiting = Waiting::new(receiver, self, request);
@@ -141,12 +147,14 @@ impl PoolInner {
         Ok(waiting)
     }
 
-    /// Has sessions lend the connections that they do not use for as long as requests wait, even where connections
-    /// are being fetched for them: a fetch may be slow or fail, and if it succeeds, its connection serves the lenders.
+    /// Has sessions lend the connections that they do not use for as long as
+    /// requests wait, even where connections are being fetched for them: a
+    /// fetch may be slow or fail, and if it succeeds, its connection serves the
+    /// lenders.
     fn call_in(&self) {
         while self.has_waiters() {
-            // One at a time: what the first lender gives may serve all that wait, and the others
-            // keep theirs.
+            // One at a time: what the first lender gives may serve all that
+            // wait, and the others keep theirs.
             let Some(lender) = self.registry.take_offer() else {
                 return;
             };
@@ -159,9 +167,11 @@ impl PoolInner {
         self.ledger().waiters.is_any()
     }
 
-    /// Logs that a request, which holds a connection, waits for another, and looks whether it is in a deadlock.
+    /// Logs that a request, which holds a connection, waits for another, and
+    /// looks whether it is in a deadlock.
     fn note_second(&self, request: &dyn Holder) {
-        // A handler that takes a second session takes one with each request (G15).
+        // A handler that takes a second session takes one with each request
+        // (G15).
         if let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(
@@ -177,8 +187,9 @@ impl PoolInner {
         break_deadlock(self);
     }
 
-    /// Waits for what the queue gives, for the time `all`. Where connections are still being opened
-    /// shortly before that is over, the server is tried, so that the reason is known in time.
+    /// Waits for what the queue gives, for the time `all`. Where connections
+    /// are still being opened shortly before that is over, the server is tried,
+    /// so that the reason is known in time.
     async fn answer<T>(
         &self,
         receiver: &mut (impl Future<Output = T> + Unpin),
@@ -189,19 +200,22 @@ impl PoolInner {
         if let Ok(answer) = timeout(all - ahead, &mut *receiver).await {
             return Ok(answer);
         }
-        // Where sessions hold all there are, the reason is known, and the server has no use for one more log-in.
+        // Where sessions hold all there are, the reason is known, and the
+        // server has no use for one more log-in.
         let is_opening = !self.is_test() && self.ledger().fetches.running() > 0;
         let runtime = Handle::try_current().ok().filter(|_| is_opening);
-        // By a connect of our own: sqlx says `PoolTimedOut` of a server that is down and of a full
-        // pool alike (H25, <https://github.com/launchbadge/sqlx/issues/3808>).
+        // By a connect of our own: sqlx says `PoolTimedOut` of a server that is
+        // down and of a full pool alike (H25,
+        // <https://github.com/launchbadge/sqlx/issues/3808>).
         let probe = runtime.map(|runtime| self.probe.start(&self.driver, &runtime));
         timeout(ahead, receiver)
             .await
             .map_err(|_| self.diagnose(probe, ahead))
     }
 
-    /// Returns why no connection came: *down* if one cannot be made at all, *exhausted* otherwise. The `probe` had this
-    /// time and gets no more; it is `None` where sessions held every connection.
+    /// Returns why no connection came: *down* if one cannot be made at all,
+    /// *exhausted* otherwise. The `probe` had this time and gets no more; it is
+    /// `None` where sessions held every connection.
     fn diagnose(&self, probe: Option<JoinHandle<Option<Error>>>, time: Duration) -> Error {
         if self.is_shut() {
             return Kind::Closing.into();
@@ -209,24 +223,29 @@ impl PoolInner {
         if self.is_test() {
             return Kind::TestConnectionHeld.into();
         }
-        // `in_hand` and not `status()`, which walks the queue: when thousands give up at once, that would be quadratic.
+        // `in_hand` and not `status()`, which walks the queue: when thousands
+        // give up at once, that would be quadratic.
         let (used, acquiring) = self.ledger().in_hand();
         // Nothing is being opened (any more): sessions have all there are.
         let Some(probe) = probe.filter(|_| acquiring > 0) else {
             return Kind::Exhausted.into();
         };
-        // Also those of the plain `DatabaseConnection`: a server that serves these is neither down nor full for all.
+        // Also those of the plain `DatabaseConnection`: a server that serves
+        // these is neither down nor full for all.
         let is_any_used = used > 0 || self.driver.is_used(acquiring);
         match self.failure(probe, time) {
             Some(error) if error.is_unreachable() || !is_any_used => error,
-            // A server at its limit of connections, some of which work, is full and not down (G17).
+            // A server at its limit of connections, some of which work, is full
+            // and not down (G17).
             _ if is_any_used => Kind::Exhausted.into(),
-            // *Exhausted* would have its reader look for sessions that hold connections, where there are none.
+            // *Exhausted* would have its reader look for sessions that hold
+            // connections, where there are none.
             _ => Kind::NotOpened.into(),
         }
     }
 
-    /// Returns why the `probe` could not connect; `None` where it could, or may only need longer.
+    /// Returns why the `probe` could not connect; `None` where it could, or may
+    /// only need longer.
     fn failure(&self, probe: JoinHandle<Option<Error>>, time: Duration) -> Option<Error> {
         let failure = match probe.now_or_never() {
             Some(ended) => ended.ok().flatten()?,
@@ -236,12 +255,13 @@ impl PoolInner {
         };
         // Without a cause it is silence, which may be a slow log-in.
         let is_silence = failure.is_unreachable() && failure.source().is_none();
-        // A server whose log-ins take longer than the probe is slow and not down: there, a silent
-        // second proves nothing.
+        // A server whose log-ins take longer than the probe is slow and not
+        // down: there, a silent second proves nothing.
         (!is_silence || !self.ledger().fetches.logs_in_slowly()).then_some(failure)
     }
 
-    /// Serves the waiters: from idle connections, by as many fetches as the limit allows, and by what other sessions lend.
+    /// Serves the waiters: from idle connections, by as many fetches as the
+    /// limit allows, and by what other sessions lend.
     pub(super) fn fill(self: &Arc<Self>) {
         // Idle ones first: they are there, and each spares a round trip.
         loop {
@@ -255,14 +275,16 @@ impl PoolInner {
             let next = self.ledger().next_fetch();
             let Some((waiter, runtime)) = next else { break };
             let is_spawning = Arc::new(AtomicBool::new(true));
-            // Made before the task, so that the count is right even if the task never runs.
+            // Made before the task, so that the count is right even if the task
+            // never runs.
             let guard = FetchGuard::new(self.clone(), waiter, is_spawning.clone());
-            // On the waiter's runtime, which is alive for as long as the waiter is polled.
+            // On the waiter's runtime, which is alive for as long as the waiter
+            // is polled.
             runtime.spawn(fetch(guard, runtime.clone()));
             is_spawning.store(false, Ordering::Release);
         }
-        // Behind the idle ones: otherwise a session would give up its connection for a waiter that
-        // an idle one serves as well.
+        // Behind the idle ones: otherwise a session would give up its
+        // connection for a waiter that an idle one serves as well.
         self.call_in();
     }
 
@@ -270,7 +292,8 @@ impl PoolInner {
     pub(super) fn hand_over(&self, mut connection: CheckedOut) {
         loop {
             let next = self.ledger().next_turn();
-            // It stays out while it is handed from one to the next, so that no fetch begins for the waiter behind.
+            // It stays out while it is handed from one to the next, so that no
+            // fetch begins for the waiter behind.
             let Some(waiter) = next else {
                 return connection.put_back();
             };
@@ -297,7 +320,8 @@ impl<'p> Waiting<'p> {
         request: Option<Arc<dyn Holder>>,
     ) -> Self {
         if let Some(request) = &request {
-            // By this count it is known that a connection of the request, once it rests, may complete a deadlock (H11).
+            // By this count it is known that a connection of the request, once
+            // it rests, may complete a deadlock (H11).
             request.waits().fetch_add(1, Ordering::Relaxed);
         }
         Self {
@@ -312,7 +336,8 @@ impl<'p> Waiting<'p> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
-            // First: what is given from here on comes back to the giver, and the count below is of closed ones.
+            // First: what is given from here on comes back to the giver, and
+            // the count below is of closed ones.
             self.receiver.close();
             self.pool.ledger().waiters.left();
         }

@@ -1,14 +1,16 @@
 //! [`Admission`]: how many requests may wait for a connection.
 //!
-//! Little's law: the wait in a queue is its length divided by the rate at which it moves. A request that could not
-//! expect its turn in time is refused at once, because its client would be gone by then.
+//! Little's law: the wait in a queue is its length divided by the rate at which
+//! it moves. A request that could not expect its turn in time is refused at
+//! once, because its client would be gone by then.
 
 use std::time::{Duration, Instant};
 
 /// Turns are counted for this long before their number is used.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// A partial span counts once it is at least this long, if it shows a higher rate than the one before.
+/// A partial span counts once it is at least this long, if it shows a higher
+/// rate than the one before.
 const GLANCE: Duration = Duration::from_millis(100);
 
 /// Decides whether one more request may wait.
@@ -29,21 +31,24 @@ impl Admission {
         }
     }
 
-    /// Returns how many may wait whatever the pace, given that `free` of them are served at once.
+    /// Returns how many may wait whatever the pace, given that `free` of them
+    /// are served at once.
     pub(super) fn guaranteed(&self, free: usize) -> usize {
         self.guaranteed.saturating_add(free)
     }
 
-    /// Returns whether one more may join the `waiting`, `free` of whom will be served at once.
+    /// Returns whether one more may join the `waiting`, `free` of whom will be
+    /// served at once.
     pub(super) fn admits(&mut self, waiting: usize, free: usize) -> bool {
-        // Without a floor, a pool that has served nothing for a while has no pace, and would refuse
-        // the first burst (`by_default_twenty_may_wait_for_each_connection`).
+        // Without a floor, a pool that has served nothing for a while has no
+        // pace, and would refuse the first burst
+        // (`by_default_twenty_may_wait_for_each_connection`).
         waiting < self.guaranteed(free)
             || waiting < self.pace.within(self.patience).saturating_add(free)
     }
 
-    /// Returns whether one that holds a connection may wait: others may wait for what it holds, so it is refused only
-    /// where nobody may wait.
+    /// Returns whether one that holds a connection may wait: others may wait
+    /// for what it holds, so it is refused only where nobody may wait.
     pub(super) fn admits_holder(&self, free: usize) -> bool {
         self.guaranteed(free) > 0
     }
@@ -54,8 +59,8 @@ impl Admission {
     }
 }
 
-/// Counts turns. It looks at the clock only when it is asked, so that a turn costs next to nothing; asked after a long
-/// time, it averages over all of it.
+/// Counts turns. It looks at the clock only when it is asked, so that a turn
+/// costs next to nothing; asked after a long time, it averages over all of it.
 #[derive(Default)]
 struct Pace {
     since: Option<Instant>,
@@ -75,10 +80,11 @@ impl Pace {
     }
 
     fn within_at(&mut self, time: Duration, now: Instant) -> usize {
-        // The first look sets the clock: what came before it has no span to be divided by.
+        // The first look sets the clock: what came before it has no span to be
+        // divided by.
         let elapsed = now.saturating_duration_since(*self.since.get_or_insert(now));
-        // At the first look the time is zero, and this infinity or no number: below `GLANCE` it is
-        // not used.
+        // At the first look the time is zero, and this infinity or no number:
+        // below `GLANCE` it is not used.
         let current = self.turns as f64 / elapsed.as_secs_f64();
         if elapsed >= SPAN {
             *self = Self {
@@ -87,8 +93,8 @@ impl Pace {
                 before: current,
             };
         }
-        // A service that has just become faster is believed soon; one that has become slower after its span, because a
-        // short pause says little.
+        // A service that has just become faster is believed soon; one that has
+        // become slower after its span, because a short pause says little.
         let pace = if elapsed >= GLANCE {
             self.before.max(current)
         } else {

@@ -16,8 +16,8 @@ use crate::error::Error;
 
 /// Builds a [`SessionPool`]; created by [`SessionPool::builder`].
 ///
-/// Every setting applies to all clones of the pool and all layers over it. Durations may be anything
-/// up to [`Duration::MAX`].
+/// Every setting applies to all clones of the pool and all layers over it.
+/// Durations may be anything up to [`Duration::MAX`].
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -58,83 +58,95 @@ impl SessionPoolBuilder {
         }
     }
 
-    /// Sets how long a session may wait for its connection. Default: the driver's
-    /// `acquire_timeout`, but at most 5 s.
+    /// Sets how long a session may wait for its connection. Default: the
+    /// driver's `acquire_timeout`, but at most 5 s.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = Some(timeout);
         self
     }
 
-    /// Sets how long giving a connection back may take before the connection is closed and its slot
-    /// freed. It bounds each step on its own: finishing a running statement, rolling back, sqlx's
-    /// ping. Default: 5 s. For an in-memory SQLite database the wait is unbounded, because the
-    /// database would die with its connection.
+    /// Sets how long giving a connection back may take before the connection is
+    /// closed and its slot freed. It bounds each step on its own: finishing a
+    /// running statement, rolling back, sqlx's ping. Default: 5 s. For an
+    /// in-memory SQLite database the wait is unbounded, because the database
+    /// would die with its connection.
     pub fn release_timeout(mut self, timeout: Duration) -> Self {
         self.settings.release_timeout = timeout;
         self
     }
 
-    /// Sets how long the layer, [`SessionPool::transaction`] and a handler's own `commit()` wait for the server
-    /// to answer a COMMIT. After that the outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
+    /// Sets how long the layer, [`SessionPool::transaction`] and a handler's
+    /// own `commit()` wait for the server to answer a COMMIT. After that the
+    /// outcome is [unknown](Error::is_outcome_unknown). Default: 30 s.
     ///
-    /// Handles over a plain `DatabaseConnection` use SeaORM's `commit()`, which is not bounded.
+    /// Handles over a plain `DatabaseConnection` use SeaORM's `commit()`, which
+    /// is not bounded.
     pub fn commit_timeout(mut self, timeout: Duration) -> Self {
         self.settings.commit_timeout = timeout;
         self
     }
 
     /// Sets how many of the pool's connections sessions leave to users of the
-    /// [`DatabaseConnection`] itself. Default: 0. It must be less than `max_connections`.
+    /// [`DatabaseConnection`] itself. Default: 0. It must be less than
+    /// `max_connections`.
     ///
-    /// A handler that needs the plain pool while it holds a session deadlocks on a full pool until
-    /// the acquire timeout: every connection is held by a request that waits for another one. A
-    /// value of 1 or more prevents this, and so do [`lazy`](crate::DbSessionLayer::lazy) sessions
-    /// that are released before the plain pool is used.
+    /// A handler that needs the plain pool while it holds a session deadlocks
+    /// on a full pool until the acquire timeout: every connection is held by a
+    /// request that waits for another one. A value of 1 or more prevents this,
+    /// and so do [`lazy`](crate::DbSessionLayer::lazy) sessions that are
+    /// released before the plain pool is used.
     pub fn reserved_connections(mut self, connections: u32) -> Self {
         self.settings.reserved_connections = connections;
         self
     }
 
-    /// Sets how many requests may wait for a connection at the same time. Further requests are refused as
-    /// exhausted: their clients would be gone by the time their turn came. Default: as many as can expect
-    /// a connection within a second (or half of `acquire_timeout`, if that is less), judged by the pace of
-    /// the last second, but always at least 20 for each of the pool's `max_connections`.
+    /// Sets how many requests may wait for a connection at the same time.
+    /// Further requests are refused as exhausted: their clients would be gone
+    /// by the time their turn came. Default: as many as can expect a connection
+    /// within a second (or half of `acquire_timeout`, if that is less), judged
+    /// by the pace of the last second, but always at least 20 for each of the
+    /// pool's `max_connections`.
     ///
-    /// Requests are refused at once. Requests for which a connection can still be opened do not count, nor those for which
-    /// another one's connection can be lent, nor one that has lent its own and comes back for another. With 0, no request
-    /// waits for a connection that another one uses.
+    /// Requests are refused at once. Requests for which a connection can still
+    /// be opened do not count, nor those for which another one's connection can
+    /// be lent, nor one that has lent its own and comes back for another. With
+    /// 0, no request waits for a connection that another one uses.
     pub fn max_pending(mut self, waiting: u32) -> Self {
         self.settings.max_pending = Some(waiting);
         self
     }
 
-    /// Sets whether a clean connection goes straight to the next session: to one that is waiting, or
-    /// one that arrives before it has been idle for
+    /// Sets whether a clean connection goes straight to the next session: to
+    /// one that is waiting, or one that arrives before it has been idle for
     /// [too long](Self::test_before_acquire_if_idle_for). Default: `true`.
     ///
-    /// On a saturated pool, users of the plain `DatabaseConnection` are not forgotten: one in a hundred of the connections
-    /// that come back goes to the driver's pool, at least one in a fifth of its `acquire_timeout`, and as many as are taken
-    /// there.
+    /// On a saturated pool, users of the plain `DatabaseConnection` are not
+    /// forgotten: one in a hundred of the connections that come back goes to
+    /// the driver's pool, at least one in a fifth of its `acquire_timeout`, and
+    /// as many as are taken there.
     ///
-    /// A connection that is handed over directly skips the driver pool's pings and also sqlx's
-    /// `before_acquire` and `after_release` hooks, which this crate cannot see: pass `false` if you
-    /// rely on them.
+    /// A connection that is handed over directly skips the driver pool's pings
+    /// and also sqlx's `before_acquire` and `after_release` hooks, which this
+    /// crate cannot see: pass `false` if you rely on them.
     pub fn direct_handoff(mut self, enabled: bool) -> Self {
         self.settings.direct_handoff = enabled;
         self
     }
 
-    /// Sets for how long an idle connection is kept for the next session without being tested. After that, it goes back to
-    /// the driver's pool, which pings it, and again before it is used. Default: 30 s, but at most a tenth of the driver's
-    /// `idle_timeout` and a quarter of its `max_lifetime`, which the driver's pool looks after. Zero keeps none: only a
-    /// session that waits gets a connection directly.
+    /// Sets for how long an idle connection is kept for the next session
+    /// without being tested. After that, it goes back to the driver's pool,
+    /// which pings it, and again before it is used. Default: 30 s, but at most
+    /// a tenth of the driver's `idle_timeout` and a quarter of its
+    /// `max_lifetime`, which the driver's pool looks after. Zero keeps none:
+    /// only a session that waits gets a connection directly.
     ///
-    /// SeaORM's [`ConnectOptions`](sea_orm::ConnectOptions) has a setting of this name for users of the plain
-    /// `DatabaseConnection`. These lack nothing by this one: while the driver's pool has no connection left, idle ones are
-    /// returned to it.
+    /// SeaORM's [`ConnectOptions`](sea_orm::ConnectOptions) has a setting of
+    /// this name for users of the plain `DatabaseConnection`. These lack
+    /// nothing by this one: while the driver's pool has no connection left,
+    /// idle ones are returned to it.
     ///
-    /// The server or the network may have closed a connection meanwhile. That costs the session's first statement time, but
-    /// no answer:
+    /// The server or the network may have closed a connection meanwhile. That
+    /// costs the session's first statement time, but no answer:
     ///
     /// - a transaction begins on another connection;
     /// - a statement outside a transaction that only reads runs again on another one, once. It reads if its keywords say so
@@ -172,31 +184,37 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// Sets what is cleaned up on a connection when a session gives it back, released early or at
-    /// its end. Default: [`Reset::RollbackOnly`].
+    /// Sets what is cleaned up on a connection when a session gives it back,
+    /// released early or at its end. Default: [`Reset::RollbackOnly`].
     ///
-    /// Session state of a SeaORM proxy cannot be reset: the proxy hands each statement to custom code,
-    /// and there is no connection to reset. A mock has no state to leak and is accepted.
+    /// Session state of a SeaORM proxy cannot be reset: the proxy hands each
+    /// statement to custom code, and there is no connection to reset. A mock
+    /// has no state to leak and is accepted.
     pub fn reset(mut self, reset: Reset) -> Self {
         self.settings.reset = reset;
         self
     }
 
-    /// Sets for how long a session keeps its connection. Default: [`PoolMode::Session`], to its end. A layer may have
-    /// [another mode](crate::DbSessionLayer::pool_mode).
+    /// Sets for how long a session keeps its connection. Default:
+    /// [`PoolMode::Session`], to its end. A layer may have [another
+    /// mode](crate::DbSessionLayer::pool_mode).
     ///
-    /// SeaORM's proxy has no connections to lend: [`build`](Self::build) refuses [`PoolMode::Transaction`] there, and
-    /// together with [`Reset::SessionStateAlways`], for which every statement leaves session state behind. On a mock, the mode
-    /// only refuses what it refuses on a database.
+    /// SeaORM's proxy has no connections to lend: [`build`](Self::build)
+    /// refuses [`PoolMode::Transaction`] there, and together with
+    /// [`Reset::SessionStateAlways`], for which every statement leaves session
+    /// state behind. On a mock, the mode only refuses what it refuses on a
+    /// database.
     pub fn pool_mode(mut self, mode: PoolMode) -> Self {
         self.settings.pool_mode = mode;
         self
     }
 
-    /// Has every connection that may be lent be lent whenever its session's handler waits, although nothing waits for it,
-    /// and has the next statement use another one: for tests of a service in [`PoolMode::Transaction`], which otherwise
-    /// show nothing without load. The pool needs two connections at least, and
-    /// [`direct_handoff`](Self::direct_handoff): otherwise the connection that is lent comes back.
+    /// Has every connection that may be lent be lent whenever its session's
+    /// handler waits, although nothing waits for it, and has the next statement
+    /// use another one: for tests of a service in [`PoolMode::Transaction`],
+    /// which otherwise show nothing without load. The pool needs two
+    /// connections at least, and [`direct_handoff`](Self::direct_handoff):
+    /// otherwise the connection that is lent comes back.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -222,10 +240,12 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// Cancels, on the server, the statement that still runs for a session that has ended: the
-    /// client disconnected, a layer's timeout fired, or the handler answered and left a statement
-    /// behind. Default: off; the statement then runs to its end, and only afterwards is its
-    /// connection free (or it is closed after the [`release_timeout`](Self::release_timeout)).
+    /// Cancels, on the server, the statement that still runs for a session that
+    /// has ended: the client disconnected, a layer's timeout fired, or the
+    /// handler answered and left a statement behind. Default: off; the
+    /// statement then runs to its end, and only afterwards is its connection
+    /// free (or it is closed after the
+    /// [`release_timeout`](Self::release_timeout)).
     ///
     /// # What is cancelled
     ///
@@ -239,31 +259,36 @@ impl SessionPoolBuilder {
     ///   reads, outside a transaction. Inside a transaction, nothing is cancelled: that would abort the
     ///   handler's transaction.
     ///
-    /// The connection is not closed: it waits for the cancel request's own result and the statement's
-    /// end, rolls back, and serves the next request. So a cancellation never hits another request's
-    /// statement.
+    /// The connection is not closed: it waits for the cancel request's own
+    /// result and the statement's end, rolls back, and serves the next request.
+    /// So a cancellation never hits another request's statement.
     ///
     /// # How, and what it costs
     ///
-    /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on one more connection per
-    /// pool: in addition to `max_connections`, opened with the first session or cancellation, closed
-    /// after 5 s without use. The backend process or thread of a connection is read each time that the
-    /// connection comes from the driver's pool, in one round trip before its first statement; one that is
-    /// handed over directly pays nothing. SQLite gets a progress handler, which replaces one that you may have
-    /// set.
+    /// PostgreSQL gets `pg_cancel_backend`, MySQL and MariaDB `KILL QUERY`, on
+    /// one more connection per pool: in addition to `max_connections`, opened
+    /// with the first session or cancellation, closed after 5 s without use.
+    /// The backend process or thread of a connection is read each time that the
+    /// connection comes from the driver's pool, in one round trip before its
+    /// first statement; one that is handed over directly pays nothing. SQLite
+    /// gets a progress handler, which replaces one that you may have set.
     ///
     /// # Lost results
     ///
-    /// The network may lose a connection while a statement runs on it. When a session exceeds
-    /// [`hold_slow_threshold`](Self::hold_slow_threshold), and every 5 s from then on, the pool asks the server, on the same
-    /// extra connection, whether it is still working on the statement. If it is not, three times within a
-    /// few seconds, the result will not arrive: the statement ends with an error, its connection is
-    /// closed, and a COMMIT's outcome is [unknown](Error::is_outcome_unknown). The same goes if the server was restarted
-    /// meanwhile. The server is then told to end the process or thread (`pg_terminate_backend`, `KILL CONNECTION`), which
-    /// releases its locks. Streams, raw closures and,
-    /// behind a proxy, statements outside transactions are left alone: [`hold_timeout`](Self::hold_timeout) bounds
-    /// these. Without this setting, the server is asked only while requests wait and no connection is
-    /// free, and only whether it is running any longer statement of this account.
+    /// The network may lose a connection while a statement runs on it. When a
+    /// session exceeds [`hold_slow_threshold`](Self::hold_slow_threshold), and
+    /// every 5 s from then on, the pool asks the server, on the same extra
+    /// connection, whether it is still working on the statement. If it is not,
+    /// three times within a few seconds, the result will not arrive: the
+    /// statement ends with an error, its connection is closed, and a COMMIT's
+    /// outcome is [unknown](Error::is_outcome_unknown). The same goes if the
+    /// server was restarted meanwhile. The server is then told to end the
+    /// process or thread (`pg_terminate_backend`, `KILL CONNECTION`), which
+    /// releases its locks. Streams, raw closures and, behind a proxy,
+    /// statements outside transactions are left alone:
+    /// [`hold_timeout`](Self::hold_timeout) bounds these. Without this setting,
+    /// the server is asked only while requests wait and no connection is free,
+    /// and only whether it is running any longer statement of this account.
     ///
     /// # Limits
     ///
@@ -304,32 +329,38 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// Sets after how long a session that still holds its connection is logged at WARN: method and path
-    /// of its request, for how long, and its last statement without values. When the connection is back,
-    /// another line says so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
+    /// Sets after how long a session that still holds its connection is logged
+    /// at WARN: method and path of its request, for how long, and its last
+    /// statement without values. When the connection is back, another line says
+    /// so. Default: 10 s; [`Duration::MAX`] turns it off, and zero is refused.
     ///
-    /// A session that may lend its connection, before its first statement or in [`PoolMode::Transaction`], is not logged: its
-    /// connection goes back to the pool until the next statement.
+    /// A session that may lend its connection, before its first statement or in
+    /// [`PoolMode::Transaction`], is not logged: its connection goes back to
+    /// the pool until the next statement.
     pub fn hold_slow_threshold(mut self, time: Duration) -> Self {
         self.settings.hold_slow_threshold = time;
         self
     }
 
-    /// Sets after how long a session's connection is taken away. Default: never ([`Duration::MAX`]);
-    /// zero is refused.
+    /// Sets after how long a session's connection is taken away. Default: never
+    /// ([`Duration::MAX`]); zero is refused.
     ///
-    /// A running statement is ended as if the request had been dropped, the transaction is rolled back, and
-    /// the connection serves other requests, or is closed if that takes longer than the
-    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent runs to completion first. The
-    /// handler goes on: the statement that was running and every later one fail with an error for which
+    /// A running statement is ended as if the request had been dropped, the
+    /// transaction is rolled back, and the connection serves other requests, or
+    /// is closed if that takes longer than the
+    /// [`release_timeout`](Self::release_timeout). A COMMIT that was sent runs
+    /// to completion first. The handler goes on: the statement that was running
+    /// and every later one fail with an error for which
     /// [`Error::is_hold_timeout`] returns `true`.
     ///
-    /// A request that lost its transaction this way never gets a response below 400: the layer answers
+    /// A request that lost its transaction this way never gets a response below
+    /// 400: the layer answers
     /// 504. If a statement failed for this reason, a 5xx from the handler becomes 504 as well. A
     /// [held](crate::DbSession::hold_until_body_end) body is aborted.
     ///
-    /// The time counts from the checkout; it starts anew after [`release`](crate::DbSession::release), and when a connection
-    /// that may be lent goes back to the pool instead.
+    /// The time counts from the checkout; it starts anew after
+    /// [`release`](crate::DbSession::release), and when a connection that may
+    /// be lent goes back to the pool instead.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -356,19 +387,25 @@ impl SessionPoolBuilder {
     }
 
     /// Sets how long a session that is [held until the end of its response's
-    /// body](crate::DbSession::hold_until_body_end) waits for a client that has stopped reading. After that, the
-    /// session is cut off as by [`hold_timeout`](Self::hold_timeout) and the body is aborted, so that slow or stalled
-    /// clients cannot take all connections. The time starts anew with each part that the server takes from the
-    /// body; it is checked once a second. A body that has nothing to send, such as an event stream without
-    /// events, does not count as unread: [`hold_timeout`](Self::hold_timeout) bounds that case. Default: 30 s;
+    /// body](crate::DbSession::hold_until_body_end) waits for a client that has
+    /// stopped reading. After that, the session is cut off as by
+    /// [`hold_timeout`](Self::hold_timeout) and the body is aborted, so that
+    /// slow or stalled clients cannot take all connections. The time starts
+    /// anew with each part that the server takes from the body; it is checked
+    /// once a second. A body that has nothing to send, such as an event stream
+    /// without events, does not count as unread:
+    /// [`hold_timeout`](Self::hold_timeout) bounds that case. Default: 30 s;
     /// [`Duration::MAX`] turns it off, and zero is refused.
     ///
-    /// This crate does not see what the client reads, only what the server takes: hyper takes the next part when
-    /// the operating system has accepted the previous one, which it does only when about a third of the
-    /// connection's send buffer is free. Linux lets this buffer grow to 4 MB (`net.ipv4.tcp_wmem`), so a client
-    /// that reads a large body at less than about 1.4 MB in this time (46 kB/s for 30 s) may be cut off although
-    /// it is reading. For slower clients, give the listener a smaller send buffer, which its connections inherit
-    /// (with 64 KiB, 150 kB in this time are enough):
+    /// This crate does not see what the client reads, only what the server
+    /// takes: hyper takes the next part when the operating system has accepted
+    /// the previous one, which it does only when about a third of the
+    /// connection's send buffer is free. Linux lets this buffer grow to 4 MB
+    /// (`net.ipv4.tcp_wmem`), so a client that reads a large body at less than
+    /// about 1.4 MB in this time (46 kB/s for 30 s) may be cut off although it
+    /// is reading. For slower clients, give the listener a smaller send buffer,
+    /// which its connections inherit (with 64 KiB, 150 kB in this time are
+    /// enough):
     ///
     /// ```no_run
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -391,21 +428,25 @@ impl SessionPoolBuilder {
         self
     }
 
-    /// Sets how often one request may run the same statement before it is logged: at the session's end, at WARN, with the
-    /// count, the route and the statement without values. Of several, the one that came most often is logged. Statements are the
-    /// same if their texts are: they differ in bound values only, not in values that are written into the text. Default:
+    /// Sets how often one request may run the same statement before it is
+    /// logged: at the session's end, at WARN, with the count, the route and the
+    /// statement without values. Of several, the one that came most often is
+    /// logged. Statements are the same if their texts are: they differ in bound
+    /// values only, not in values that are written into the text. Default:
     /// 10. Zero counts as 1, and [`u32::MAX`] logs none.
     ///
-    /// A statement for each row of another one's result (*N + 1*) costs a round trip for each: SeaORM's
-    /// [`LoaderTrait`](sea_orm::LoaderTrait) and `find_with_related` load all of them with one. Jobs and sessions
-    /// that a handler takes from the pool itself are not looked at.
+    /// A statement for each row of another one's result (*N + 1*) costs a round
+    /// trip for each: SeaORM's [`LoaderTrait`](sea_orm::LoaderTrait) and
+    /// `find_with_related` load all of them with one. Jobs and sessions that a
+    /// handler takes from the pool itself are not looked at.
     pub fn n_plus_one_threshold(mut self, times: u32) -> Self {
         // At zero, a statement that came once would be a repeated one.
         self.settings.n_plus_one_threshold = times.max(1);
         self
     }
 
-    /// Builds the pool, if its settings are consistent with each other and with the database.
+    /// Builds the pool, if its settings are consistent with each other and with
+    /// the database.
     ///
     /// # Errors
     ///
@@ -416,8 +457,8 @@ impl SessionPoolBuilder {
     ///   zero;
     /// - session state is to be [reset](Self::reset), but the database is a proxy.
     pub fn build(self) -> Result<SessionPool, Error> {
-        // First: asked for its backend, a disconnected `DatabaseConnection` panics
-        // (<https://github.com/SeaQL/sea-orm/issues/2483>).
+        // First: asked for its backend, a disconnected `DatabaseConnection`
+        // panics (<https://github.com/SeaQL/sea-orm/issues/2483>).
         let driver = DriverPool::of(&self.database)?;
         self.build_over(driver, None).map(SessionPool::from_inner)
     }
@@ -434,10 +475,12 @@ impl SessionPoolBuilder {
             observers,
             acquire_timeout,
         } = self;
-        // Here and not in the setters: some of it depends on the driver, and the order of the setters is the user's.
+        // Here and not in the setters: some of it depends on the driver, and
+        // the order of the setters is the user's.
         settings.check(&driver)?;
-        // The driver's own, where that is shorter: it was set so that requests wait no longer. Longer ones are
-        // mostly sqlx's default of 30 s, and no client is patient for so long.
+        // The driver's own, where that is shorter: it was set so that requests
+        // wait no longer. Longer ones are mostly sqlx's default of 30 s, and no
+        // client is patient for so long.
         let default = settings.acquire_timeout;
         let drivers = || driver.acquire_timeout().unwrap_or(default).min(default);
         // A value that the user has set stays as it is, also a longer one.

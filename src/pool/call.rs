@@ -1,8 +1,10 @@
-//! A call on a connection, which begins again on another one where that is dead and nothing has happened yet, and
-//! elsewhere where its own pool's server cannot begin its transaction.
+//! A call on a connection, which begins again on another one where that is dead
+//! and nothing has happened yet, and elsewhere where its own pool's server
+//! cannot begin its transaction.
 //!
-//! A connection that was idle is not pinged before it is used: most are alive. A session's first call finds out, so it
-//! depends on that call what comes before it and after it.
+//! A connection that was idle is not pinged before it is used: most are alive.
+//! A session's first call finds out, so it depends on that call what comes
+//! before it and after it.
 
 use std::{mem, pin::pin, sync::Arc, time::Instant};
 
@@ -26,16 +28,18 @@ use crate::{
 const BEGIN_AGAIN: u32 = 3;
 
 impl CheckedOut {
-    /// Runs `task` to its end. Where BEGIN finds the connection dead, the transaction begins on another
-    /// one, and so does a first statement that the server says it had no connection for any more: nothing has
-    /// happened yet that could happen twice. So does a first statement that only reads.
+    /// Runs `task` to its end. Where BEGIN finds the connection dead, the
+    /// transaction begins on another one, and so does a first statement that
+    /// the server says it had no connection for any more: nothing has happened
+    /// yet that could happen twice. So does a first statement that only reads.
     #[allow(
         clippy::manual_async_fn,
         reason = "an `async fn` has room for its arguments twice"
     )]
     pub(crate) fn call(mut self, mut task: Task) -> impl Future<Output = Finished> + Send {
         async move {
-            // One that may begin elsewhere loses no time with another connection to the same server.
+            // One that may begin elsewhere loses no time with another
+            // connection to the same server.
             let output = if task.rest == Rest::None || self.parts.elsewhere.is_some() {
                 self.call_once(&mut task).await
             } else {
@@ -47,12 +51,14 @@ impl CheckedOut {
                 output,
             };
             if finished.may_begin_elsewhere(&task) || finished.may_begin_again(&task) {
-                // Boxed: it is rare, and inline it would enlarge the future of every call. One future for both ways,
-                // for which the compiler uses the room of the first call's.
+                // Boxed: it is rare, and inline it would enlarge the future of
+                // every call. One future for both ways, for which the compiler
+                // uses the room of the first call's.
                 Box::pin(finished.begin_on_another(task)).await;
             }
-            // With each call and not at the return: until then, other requests would be given the
-            // idle connections to the same read-only server (G18).
+            // With each call and not at the return: until then, other requests
+            // would be given the idle connections to the same read-only server
+            // (G18).
             finished.connection.leave_read_only();
             finished
         }
@@ -60,8 +66,8 @@ impl CheckedOut {
 
     /// Runs the first call on a connection that has rested.
     async fn call_rested(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        // A read is never preceded by a ping, however long the connection has rested: a service
-        // with few requests would pay a round trip for each
+        // A read is never preceded by a ping, however long the connection has
+        // rested: a service with few requests would pay a round trip for each
         // (`a_request_that_comes_seldom_pays_for_its_own_statements_only`).
         if task.may_run_twice() {
             return self.read(task).await;
@@ -69,8 +75,8 @@ impl CheckedOut {
         if task.rest == Rest::Long
             && let Some(connection) = &mut self.parts.connection
         {
-            // G17: of anything else but a BEGIN, the answer may never come, and it may have been done nevertheless
-            // (G20).
+            // G17: of anything else but a BEGIN, the answer may never come, and
+            // it may have been done nevertheless (G20).
             let is_safe = task.begins() && connection.doubt();
             if !is_safe && !connection.is_alive().await {
                 self.exchange().await.map_err(|error| error.to_db_err())?;
@@ -84,9 +90,11 @@ impl CheckedOut {
         let began = Instant::now();
         let output = self.read_once(task).await;
         let Err(error) = &output else { return output };
-        // Later on, the read itself may be what the server has died of, or what its operator has ended. Or the network
-        // was lost meanwhile, and the next connection may be as lost: then the place is for another request (G17).
-        // Shown by `a_read_that_the_server_ends_while_it_runs_is_not_run_again`.
+        // Later on, the read itself may be what the server has died of, or what
+        // its operator has ended. Or the network was lost meanwhile, and the
+        // next connection may be as lost: then the place is for another request
+        // (G17). Shown by
+        // `a_read_that_the_server_ends_while_it_runs_is_not_run_again`.
         let was_forgotten = task.rest == Rest::Long && server::is_unanswered(error);
         let was_dead = began.elapsed() < SILENCE || was_forgotten;
         if !was_dead || !server::is_fatal(error) || !self.is_broken() || !task.is_whole() {
@@ -100,8 +108,8 @@ impl CheckedOut {
 
     /// Runs a read to its end, or until the server says that it is not at it.
     async fn read_once(&mut self, task: &mut Task) -> Result<Output, DbErr> {
-        // Only then: each read beside which a timer runs costs more, and a network forgets what is
-        // idle, not what is in use.
+        // Only then: each read beside which a timer runs costs more, and a
+        // network forgets what is idle, not what is in use.
         let handle = self.cancel_handle().filter(|_| task.rest == Rest::Long);
         let Some(handle) = handle else {
             return self.call_once(task).await;
@@ -119,8 +127,9 @@ impl CheckedOut {
         let cluster = &self.pool.cluster;
         match &mut self.parts.connection {
             Some(connection) => {
-                // With each call: a promotion may be seen while the session holds its connection,
-                // and what a former primary takes from then on is lost (H33;
+                // With each call: a promotion may be seen while the session
+                // holds its connection, and what a former primary takes from
+                // then on is lost (H33;
                 // `g18_of_two_primaries_only_the_later_one_serves`).
                 let latest = cluster.latest_timeline();
                 let timeline = connection.timeline();
@@ -137,7 +146,8 @@ impl CheckedOut {
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
         // The cause of its death may have killed the others.
         pool.return_idle();
-        // While the connection is here: with it goes the only note of which process serves it.
+        // While the connection is here: with it goes the only note of which
+        // process serves it.
         self.parts.end_orphan();
         let dead = self.parts.connection.take();
         let handle = dead.and_then(|mut dead| dead.take_cancel_handle());
@@ -145,10 +155,12 @@ impl CheckedOut {
         self.parts.free_slot();
         if let Some(mut next) = pool.acquire(Claim::Another).await?.into_connection() {
             if let (Some(connection), Some(handle)) = (&mut next.parts.connection, handle) {
-                // The session has handed it out already: from here on, it cancels what runs on the new connection.
+                // The session has handed it out already: from here on, it
+                // cancels what runs on the new connection.
                 connection.adopt(handle);
             }
-            // Its place in the registry goes along, and with it the time since which the session holds a connection.
+            // Its place in the registry goes along, and with it the time since
+            // which the session holds a connection.
             next.parts.holder = self.parts.holder.take();
             *self = next;
         }
@@ -161,12 +173,14 @@ impl Finished {
         let Err(error) = &self.output else {
             return false;
         };
-        // G20: only where it is known that nothing has happened. BEGIN alone does nothing, and a server that was
-        // closing the connection has not read the statement.
-        // Shown by `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
+        // G20: only where it is known that nothing has happened. BEGIN alone
+        // does nothing, and a server that was closing the connection has not
+        // read the statement. Shown by
+        // `a_first_statement_on_a_connection_closed_as_idle_runs_on_another`.
         let is_undone = task.opens() && server::is_fatal(error) || server::came_too_late(error);
         let connection = &self.connection;
-        // A test's rows are in the transaction of its one connection, and nowhere else.
+        // A test's rows are in the transaction of its one connection, and
+        // nowhere else.
         connection.is_broken() && is_undone && task.is_whole() && !connection.pool().is_test()
     }
 
@@ -180,7 +194,8 @@ impl Finished {
     }
 
     async fn begin_again(&mut self, mut task: Task) {
-        // Bounded, because each of the driver's idle connections may be as dead as the first.
+        // Bounded, because each of the driver's idle connections may be as dead
+        // as the first.
         for _ in 0..BEGIN_AGAIN {
             if !self.may_begin_again(&task) {
                 break;
@@ -192,7 +207,8 @@ impl Finished {
         }
     }
 
-    /// Returns whether the call has failed in its BEGIN, which may be sent to another server.
+    /// Returns whether the call has failed in its BEGIN, which may be sent to
+    /// another server.
     fn may_begin_elsewhere(&self, task: &Task) -> bool {
         // The operation is taken when what comes before it is done.
         self.output.is_err()
@@ -204,7 +220,8 @@ impl Finished {
                 .is_some_and(|begin| matches!(begin.demand(), Demand::Read(_)))
     }
 
-    /// Makes the call on a connection of the other pool, and gives this one back.
+    /// Makes the call on a connection of the other pool, and gives this one
+    /// back.
     async fn begin_elsewhere(&mut self, mut task: Task) {
         let Some(elsewhere) = self.connection.parts.elsewhere.take() else {
             return;
@@ -216,11 +233,11 @@ impl Finished {
         };
         let Some(mut next) = next else { return };
         next.hold(elsewhere.holder, elsewhere.request);
-        // A task that cancels may have the handle already: from here on it has to mean the new
-        // connection (G9).
+        // A task that cancels may have the handle already: from here on it has
+        // to mean the new connection (G9).
         next.adopt_handle_of(&mut self.connection);
-        // Given back and not dropped: on a replica that was only behind, the connection is as good
-        // as before.
+        // Given back and not dropped: on a replica that was only behind, the
+        // connection is as good as before.
         mem::replace(&mut self.connection, next).give_back(|| ());
         task.rest = Rest::None;
         if let Some(begin) = &mut task.begin {
@@ -228,17 +245,19 @@ impl Finished {
             if let Some(set_up) = &mut begin.set_up {
                 Arc::make_mut(set_up).demand = Demand::None;
             }
-            // The demand would have said so: a read must not be able to write depending on which
-            // server it has met.
+            // The demand would have said so: a read must not be able to write
+            // depending on which server it has met.
             begin.options.access_mode = Some(AccessMode::ReadOnly);
         }
         self.output = self.connection.call_once(&mut task).await;
-        // The cause that has ended the first connection may have ended those that are idle here.
+        // The cause that has ended the first connection may have ended those
+        // that are idle here.
         self.begin_again(task).await;
     }
 }
 
-/// Runs an abandoned call to its end, whose statement is cancelled on the server once it may be.
+/// Runs an abandoned call to its end, whose statement is cancelled on the
+/// server once it may be.
 pub(crate) async fn finish_abandoned<F>(
     pool: &PoolInner,
     call: F,
@@ -254,7 +273,8 @@ where
         match late {
             Late::Nothing => {}
             Late::Possible => connection.absorb().await,
-            // Not fenced by a statement, as above: this cancel may come behind any fence (H21;
+            // Not fenced by a statement, as above: this cancel may come behind
+            // any fence (H21;
             // `a_connection_whose_cancel_is_not_answered_is_not_reused`).
             Late::Unanswered => {
                 if let Some(suppressed) = pool.lines.next_line("not cancelled", 1) {

@@ -24,10 +24,12 @@ use crate::{
 };
 
 /// The way to another pool.
-// A trait, since the pool imports nothing of sessions, and the other pool is theirs to know.
+// A trait, since the pool imports nothing of sessions, and the other pool is
+// theirs to know.
 pub(crate) trait WayOut: Send + Sync {
-    /// Leads a session to the other pool, because of an error of the transaction's BEGIN, and acquires a connection
-    /// there. From here on, the session is one of that pool's.
+    /// Leads a session to the other pool, because of an error of the
+    /// transaction's BEGIN, and acquires a connection there. From here on, the
+    /// session is one of that pool's.
     fn take(&self, error: &DbErr) -> BoxFuture<'_, Result<Lease, Error>>;
 }
 
@@ -40,16 +42,19 @@ pub(crate) struct Elsewhere {
 
 /// A connection that a session uses.
 ///
-/// It moves by value: a running call owns it and gives it back with the result. Dropped on the way,
-/// it closes the connection and frees the slot. In a box, because every statement moves it several times.
+/// It moves by value: a running call owns it and gives it back with the result.
+/// Dropped on the way, it closes the connection and frees the slot. In a box,
+/// because every statement moves it several times.
 pub(crate) struct CheckedOut {
     pub(super) parts: Box<Parts>,
     pub(super) pool: Arc<PoolInner>,
 }
 
-/// A connection with what is kept for as long as the pool has it, checked out or idle: one box for all that time.
+/// A connection with what is kept for as long as the pool has it, checked out
+/// or idle: one box for all that time.
 pub(super) struct Parts {
-    /// `None` once it has moved on. Before `slot`, so that the slot is freed last.
+    /// `None` once it has moved on. Before `slot`, so that the slot is freed
+    /// last.
     pub(super) connection: Option<PinnedConnection>,
     /// The runtime that serves the connection.
     pub(super) runtime: Handle,
@@ -77,9 +82,10 @@ pub(crate) struct Finished {
     pub(crate) output: Result<Output, DbErr>,
 }
 
-/// A connection on its way to a session; dropped before it arrives, it goes back clean.
-// Not the bare connection, which closes itself when it is dropped: a waiter that leaves must not
-// cost one (H22).
+/// A connection on its way to a session; dropped before it arrives, it goes
+/// back clean.
+// Not the bare connection, which closes itself when it is dropped: a waiter
+// that leaves must not cost one (H22).
 pub(crate) struct Lease(Option<CheckedOut>);
 
 impl Lease {
@@ -95,8 +101,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
-            // A waiter that has gone has not taken it: nothing has run on it, but a transaction may have begun for the
-            // waiter.
+            // A waiter that has gone has not taken it: nothing has run on it,
+            // but a transaction may have begun for the waiter.
             connection.give_back(|| ());
         }
     }
@@ -129,7 +135,8 @@ impl CheckedOut {
 
     /// Makes it idle, which frees its slot where the caller holds the ledger.
     pub(super) fn into_idle<T, C>(mut self, ledger: &mut Ledger<T, C>) -> Box<Parts> {
-        // Under the caller's lock, with the push that follows: in between, a fetch could begin that is not needed.
+        // Under the caller's lock, with the push that follows: in between, a
+        // fetch could begin that is not needed.
         if let Some(mut slot) = self.parts.slot.take() {
             slot.free_in(ledger);
         }
@@ -140,15 +147,17 @@ impl CheckedOut {
         &self.pool
     }
 
-    /// Notes that a session, of `request`, holds the connection from now on, until it is back.
+    /// Notes that a session, of `request`, holds the connection from now on,
+    /// until it is back.
     pub(crate) fn hold(&mut self, holder: Weak<dyn Holder>, request: Option<Weak<dyn Holder>>) {
-        // A line in the log must not name the last session's statement as this one's.
+        // A line in the log must not name the last session's statement as this
+        // one's.
         self.parts.text.clear();
         let runtime = &self.parts.runtime;
         let key = self.pool.note_holder(holder, request, runtime);
         self.parts.holder = Some(key);
-        // The flag is in the box, which outlives the session: left set, it would cost the next
-        // one's first statement the registry's lock.
+        // The flag is in the box, which outlives the session: left set, it
+        // would cost the next one's first statement the registry's lock.
         self.parts.is_offered = false;
         // The last session's would keep this one from another connection.
         self.parts.elsewhere = None;
@@ -164,7 +173,8 @@ impl CheckedOut {
 
     /// Notes that its session would not lend it any more.
     pub(crate) fn withdraw(&mut self) {
-        // Known without the registry's lock: each statement comes by here, and nearly none finds an offer.
+        // Known without the registry's lock: each statement comes by here, and
+        // nearly none finds an offer.
         if mem::take(&mut self.parts.is_offered)
             && let Some(key) = self.parts.holder
         {
@@ -175,8 +185,9 @@ impl CheckedOut {
     /// Notes that it is on its way back, although it is still to be cleaned.
     pub(super) fn begin_return(&self) {
         if let Some(key) = self.parts.holder {
-            // Before it is clean: its request must not be taken for one that holds a connection and
-            // waits for another (`a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`).
+            // Before it is clean: its request must not be taken for one that
+            // holds a connection and waits for another
+            // (`a_connection_that_is_on_its_way_back_is_no_reason_for_an_error`).
             self.pool.registry.begin_return(key);
         }
     }
@@ -204,7 +215,8 @@ impl CheckedOut {
         self.ask(PinnedConnection::take_position)
     }
 
-    /// Returns for how long the server has heard nothing on it, if no statement of its session's has run yet.
+    /// Returns for how long the server has heard nothing on it, if no statement
+    /// of its session's has run yet.
     pub(crate) fn rest(&self) -> Rest {
         Rest::of(self.parts.used.elapsed())
     }
@@ -245,12 +257,14 @@ impl CheckedOut {
         self.ask(PinnedConnection::was_heard);
     }
 
-    /// Returns whether a transaction was ended behind the session's back since this was last asked.
+    /// Returns whether a transaction was ended behind the session's back since
+    /// this was last asked.
     pub(crate) fn take_ended_elsewhere(&mut self) -> bool {
         self.ask(PinnedConnection::take_ended_elsewhere)
     }
 
-    /// Returns whether its server has refused a write, and may have another one in its place.
+    /// Returns whether its server has refused a write, and may have another one
+    /// in its place.
     pub(crate) fn may_be_demoted(&self) -> bool {
         self.is(PinnedConnection::may_be_demoted)
     }
@@ -268,7 +282,8 @@ impl CheckedOut {
         connection.is_none_or(PinnedConnection::is_broken)
     }
 
-    /// Returns whether a transaction has begun for the next session, and nothing else is left on the connection.
+    /// Returns whether a transaction has begun for the next session, and
+    /// nothing else is left on the connection.
     pub(crate) fn is_chained(&self) -> bool {
         self.is(PinnedConnection::is_chained)
     }
@@ -288,7 +303,8 @@ impl CheckedOut {
         &self.parts.runtime
     }
 
-    /// Returns how long a call that has lost its caller may still run before the connection is closed.
+    /// Returns how long a call that has lost its caller may still run before
+    /// the connection is closed.
     pub(crate) fn release_bound(&self) -> Option<Duration> {
         self.pool().release_bound()
     }
@@ -302,9 +318,10 @@ impl Parts {
         }
     }
 
-    /// Has the server end its side of a connection that is lost: on its own it would notice only after hours, and
-    /// keep the transaction's locks until then. Asked here, where nothing can arrive on the connection any more, and not with the
-    /// verdict, which an answer may still overtake.
+    /// Has the server end its side of a connection that is lost: on its own it
+    /// would notice only after hours, and keep the transaction's locks until
+    /// then. Asked here, where nothing can arrive on the connection any more,
+    /// and not with the verdict, which an answer may still overtake.
     pub(super) fn end_orphan(&self) {
         let connection = self.connection.as_ref();
         let orphan = connection.and_then(PinnedConnection::orphan);
@@ -319,15 +336,18 @@ impl Parts {
         }
     }
 
-    /// Moves the connection into a task that cleans it, instead of closing it with its database.
+    /// Moves the connection into a task that cleans it, instead of closing it
+    /// with its database.
     fn survive(&mut self) {
         let (Some(connection), Some(slot)) = (self.connection.take(), self.slot.take()) else {
             return;
         };
-        // The place moves along, since the database has this one connection: another fetch would open an empty one.
-        // Shown by `a_dropped_future_costs_only_its_own_work_in_memory`.
+        // The place moves along, since the database has this one connection:
+        // another fetch would open an empty one. Shown by
+        // `a_dropped_future_costs_only_its_own_work_in_memory`.
         let runtime = self.runtime.clone();
-        // Made anew, since what is being dropped cannot be moved out of its box.
+        // Made anew, since what is being dropped cannot be moved out of its
+        // box.
         let mut rescued = CheckedOut::new(connection, self.fetched, slot);
         // It is held until it is clean: closing the pool waits for it.
         rescued.parts.holder = self.holder.take();
@@ -345,21 +365,24 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        // SQLite in memory: closed with its connection, the database would be gone.
+        // SQLite in memory: closed with its connection, the database would be
+        // gone.
         let connection = self.connection.as_ref();
         if connection.is_some_and(PinnedConnection::survives_cancel) && self.slot.is_some() {
             // It takes the connection, so that what follows finds none.
             self.survive();
         }
         self.end_orphan();
-        // In this order: while a session is known to hold it, closing the pool waits for it.
+        // In this order: while a session is known to hold it, closing the pool
+        // waits for it.
         drop(self.connection.take());
         self.leave();
     }
 }
 
-/// A connection to an in-memory database being cleaned. Its runtime may drop it unrun: then nothing can save it, and it
-/// must not [survive](Parts::survive) once more.
+/// A connection to an in-memory database being cleaned. Its runtime may drop it
+/// unrun: then nothing can save it, and it must not [survive](Parts::survive)
+/// once more.
 struct Survivor(Option<CheckedOut>);
 
 impl Drop for Survivor {

@@ -1,4 +1,5 @@
-//! Closing a pool: no new sessions, some time for those that are there, then an end.
+//! Closing a pool: no new sessions, some time for those that are there, then an
+//! end.
 
 use std::{
     sync::Arc,
@@ -13,17 +14,20 @@ use crate::error::Kind;
 /// It looks this often whether a COMMIT that had to be completed has ended.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Closes `pool`, whose sessions may go on for at most `within`; returns how many had to be cut off.
+/// Closes `pool`, whose sessions may go on for at most `within`; returns how
+/// many had to be cut off.
 pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
-    // Before all else: from here on, no session begins that would have to be waited for.
+    // Before all else: from here on, no session begins that would have to be
+    // waited for.
     pool.closing.begin();
     if Handle::try_current().is_err() {
-        // Without a runtime nothing can be waited for, so that the sessions are cut off at once.
+        // Without a runtime nothing can be waited for, so that the sessions are
+        // cut off at once.
         pool.closing.shut();
         let cut = cut_once(pool);
         pool.return_idle();
-        // Nothing more can be closed here: sqlx's goodbyes are tasks, and without a runtime
-        // spawning one panics (H6).
+        // Nothing more can be closed here: sqlx's goodbyes are tasks, and
+        // without a runtime spawning one panics (H6).
         pool.driver.close_without_waiting();
         return cut;
     }
@@ -35,15 +39,17 @@ pub(super) async fn close(pool: &Arc<PoolInner>, within: Duration) -> usize {
     cut
 }
 
-/// Takes away the connections that are still out, and waits until they are back or closed.
+/// Takes away the connections that are still out, and waits until they are back
+/// or closed.
 async fn cut_off(pool: &PoolInner) -> usize {
-    // `None`: for as long as it takes.
-    // Checked, since every `Duration` is allowed, and the longest no clock can show
+    // `None`: for as long as it takes. Checked, since every `Duration` is
+    // allowed, and the longest no clock can show
     // (`every_duration_is_fine_for_every_setting_and_for_close`).
     let until = Instant::now().checked_add(pool.settings.release_timeout);
     let mut cut = 0;
-    // Again and again: a COMMIT that was sent is completed first, and its session can be cut off only then.
-    // Shown by `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
+    // Again and again: a COMMIT that was sent is completed first, and its
+    // session can be cut off only then. Shown by
+    // `a_commit_that_was_sent_is_seen_through_by_a_closing_pool`.
     loop {
         cut += cut_once(pool);
         let is_over = pool.is_direct() || pool.registry.len() == 0;
@@ -80,9 +86,11 @@ async fn close_driver(pool: &Arc<PoolInner>) {
         // The database is the test's.
         return;
     }
-    // sqlx's `close()` waits for them (H26): https://github.com/launchbadge/sqlx/issues/1773
+    // sqlx's `close()` waits for them (H26):
+    // https://github.com/launchbadge/sqlx/issues/1773
     pool.return_idle();
-    // Before the wait for the rest, for which sqlx would keep its idle connections open.
+    // Before the wait for the rest, for which sqlx would keep its idle
+    // connections open.
     pool.driver.close_now();
     let database = pool.database.clone();
     // In a task, so that it goes on if this future is dropped.

@@ -13,9 +13,11 @@ pub(super) struct Closing {
     has_begun: AtomicBool,
     /// No session gets a connection any more.
     is_shut: AtomicBool,
-    /// Sessions that have begun and not ended, those that wait for their connection included.
-    // Not read off the registry: a session that has not acquired its connection yet, or has lent
-    // it, counts too (`a_pool_that_closes_waits_for_a_session_that_has_lent`).
+    /// Sessions that have begun and not ended, those that wait for their
+    /// connection included.
+    // Not read off the registry: a session that has not acquired its connection
+    // yet, or has lent it, counts too
+    // (`a_pool_that_closes_waits_for_a_session_that_has_lent`).
     sessions: AtomicUsize,
     /// A session has ended, or a connection is back.
     changed: Notify,
@@ -23,7 +25,8 @@ pub(super) struct Closing {
 
 impl Closing {
     pub(super) fn begin(&self) {
-        // Never taken back: a `close` that was dropped half-way leaves new sessions refused
+        // Never taken back: a `close` that was dropped half-way leaves new
+        // sessions refused
         // (`a_dropped_close_refuses_new_sessions_and_leaves_the_others_alone`).
         self.has_begun.store(true, Ordering::SeqCst);
     }
@@ -46,24 +49,28 @@ impl Closing {
 
     /// Counts a session from here on, unless new ones are refused.
     pub(super) fn count(&self) -> Option<CountedSession<'_>> {
-        // Sequentially consistent, as `begin` and `sessions`: each side stores and then reads what the other has
-        // stored, and with a weaker order both could miss it.
+        // Sequentially consistent, as `begin` and `sessions`: each side stores
+        // and then reads what the other has stored, and with a weaker order
+        // both could miss it.
         self.sessions.fetch_add(1, Ordering::SeqCst);
         let counted = CountedSession(Some(self));
-        // Only when it was counted: either it is refused, or closing waits for it.
+        // Only when it was counted: either it is refused, or closing waits for
+        // it.
         (!self.has_begun()).then_some(counted)
     }
 
     /// Notes that a session which [has begun](CountedSession::begin) has ended.
     pub(super) fn session_ended(&self) {
         self.sessions.fetch_sub(1, Ordering::SeqCst);
-        // `last_session` waits for sessions that never had a connection as well.
+        // `last_session` waits for sessions that never had a connection as
+        // well.
         self.changed();
     }
 
     /// Notes that a session has ended, or that a connection is back.
     pub(super) fn changed(&self) {
-        // Every returned connection comes by here, and `notify_waiters` takes a lock.
+        // Every returned connection comes by here, and `notify_waiters` takes a
+        // lock.
         if self.has_begun() {
             self.changed.notify_waiters();
         }

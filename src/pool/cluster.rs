@@ -10,8 +10,8 @@ use crate::connection::Promotion;
 /// What the checks of replicas have seen of a cluster.
 #[derive(Default)]
 pub(crate) struct Cluster {
-    /// The latest timeline that any of its servers has shown. On MariaDB, a number that grows with what is known of its
-    /// promotions.
+    /// The latest timeline that any of its servers has shown. On MariaDB, a
+    /// number that grows with what is known of its promotions.
     latest_timeline: AtomicU32,
     /// The last promotion on MariaDB.
     promotion: Mutex<Option<Arc<Promotion>>>,
@@ -24,9 +24,11 @@ impl Cluster {
         self.latest_timeline.load(Ordering::Relaxed)
     }
 
-    /// Notes a timeline that one of its servers has shown. Returns the latest one.
+    /// Notes a timeline that one of its servers has shown. Returns the latest
+    /// one.
     pub(crate) fn note_latest_timeline(&self, timeline: u32) -> u32 {
-        // Timelines only grow, and the servers of a cluster show theirs in any order.
+        // Timelines only grow, and the servers of a cluster show theirs in any
+        // order.
         let before = self.latest_timeline.fetch_max(timeline, Ordering::Relaxed);
         before.max(timeline)
     }
@@ -45,7 +47,8 @@ impl Cluster {
             return;
         }
         *last = promotion.map(Arc::new);
-        // After it: whoever sees the number finds the promotion. The first one is no doubt.
+        // After it: whoever sees the number finds the promotion. The first one
+        // is no doubt.
         let number = self.latest_timeline().max(1).saturating_add(1);
         self.latest_timeline.store(number, Ordering::Relaxed);
     }

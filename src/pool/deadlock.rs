@@ -1,5 +1,6 @@
-//! Requests that hold a connection each and wait for a second one: the deadlock is broken; and [`SecondWindow`] serves the
-//! waiters when the time is over for which the last connection is kept for such requests.
+//! Requests that hold a connection each and wait for a second one: the deadlock
+//! is broken; and [`SecondWindow`] serves the waiters when the time is over for
+//! which the last connection is kept for such requests.
 
 use std::{
     collections::HashSet,
@@ -16,28 +17,34 @@ use super::{
 };
 use crate::error::{Error, Kind};
 
-/// Looks whether any of the requests that wait for a second session can still go on, after a change for one of
-/// them. If none can, the newest gets an error.
+/// Looks whether any of the requests that wait for a second session can still
+/// go on, after a change for one of them. If none can, the newest gets an
+/// error.
 pub(crate) fn break_deadlock(pool: &PoolInner) {
-    // Not under the ledger's lock, since `grip` takes each session's own: the ledger compares with
-    // its own count, which is another one if a connection has come or gone since.
+    // Not under the ledger's lock, since `grip` takes each session's own: the
+    // ledger compares with its own count, which is another one if a connection
+    // has come or gone since.
     let Some(requests) = requests_of(&pool.registry.all()) else {
         return;
     };
-    // The newest: it has the least behind it. Its error ends its request, whose connection then serves the next.
+    // The newest: it has the least behind it. Its error ends its request, whose
+    // connection then serves the next.
     let newest = pool.ledger().take_deadlocked(&requests);
     let Some(newest) = newest else { return };
-    // Only if it was heard: a waiter that has left meanwhile has broken the deadlock by itself.
+    // Only if it was heard: a waiter that has left meanwhile has broken the
+    // deadlock by itself.
     if newest.answer(Err(Kind::PoolDeadlock.into())).is_ok() {
         tracing::warn!(target: "tower_sea_orm::pool", "{}", Error::from(Kind::PoolDeadlock));
     }
 }
 
-/// Returns the requests that hold the connections; `None` if one of the `holders` will certainly go on by itself. A request
-/// that waits may be served when another one's session ends; where all of them wait for a second connection, none would end
-/// before the acquire time-out.
+/// Returns the requests that hold the connections; `None` if one of the
+/// `holders` will certainly go on by itself. A request that waits may be served
+/// when another one's session ends; where all of them wait for a second
+/// connection, none would end before the acquire time-out.
 fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
-    // A running statement ends, and a connection on its way back arrives: also of a session that has another by now.
+    // A running statement ends, and a connection on its way back arrives: also
+    // of a session that has another by now.
     let mut seen = HashSet::with_capacity(holders.len());
     if holders
         .iter()
@@ -45,7 +52,8 @@ fn requests_of(holders: &[Arc<dyn Holder>]) -> Option<Vec<Arc<dyn Holder>>> {
     {
         return None;
     }
-    // A session that is not bound to its request may have moved to another task.
+    // A session that is not bound to its request may have moved to another
+    // task.
     let bound = holders.iter().filter(|holder| holder.is_bound());
     let requests = bound.filter_map(|holder| holder.clone().request());
     Some(requests.collect())
@@ -57,8 +65,8 @@ pub(super) struct SecondWindow {
 }
 
 impl SecondWindow {
-    /// Sees to it that what waits is served when that time is over: a connection may be free, and no other event would
-    /// give it to them.
+    /// Sees to it that what waits is served when that time is over: a
+    /// connection may be free, and no other event would give it to them.
     pub(super) fn watch(pool: &Arc<PoolInner>) {
         if pool.ledger().kept_until().is_none() || !pool.has_waiters() {
             return;
@@ -72,8 +80,9 @@ impl SecondWindow {
     }
 }
 
-/// Keeps the last free connection for requests that hold one, if the current one does, or will when its
-/// own session is used: a session store reads before that, and writes afterwards.
+/// Keeps the last free connection for requests that hold one, if the current
+/// one does, or will when its own session is used: a session store reads before
+/// that, and writes afterwards.
 pub(crate) fn expect_second(pool: &Arc<PoolInner>) {
     let expects = |request: &dyn Holder| request.is_on(&pool.driver) || holds_one(request);
     if current().is_some_and(|request| expects(&*request)) {
@@ -87,7 +96,8 @@ impl Work for SecondWindow {
         let Some(pool) = self.pool.upgrade() else {
             return false;
         };
-        // Read anew each time: every second session that is taken puts the end off.
+        // Read anew each time: every second session that is taken puts the end
+        // off.
         let until = pool.ledger().kept_until();
         let Some(until) = until else {
             pool.fill();

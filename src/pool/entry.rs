@@ -13,7 +13,8 @@ use super::{
 
 /// A session in the registry.
 pub(super) struct Entry {
-    // Weak, since an entry only names its session: held, that could end in here, and user code with it under the lock.
+    // Weak, since an entry only names its session: held, that could end in
+    // here, and user code with it under the lock.
     pub(super) holder: Weak<dyn Holder>,
     /// The outermost session of its request, which counts the connection.
     pub(super) request: Option<Weak<dyn Holder>>,
@@ -38,7 +39,8 @@ impl Entry {
         }
     }
 
-    /// A holder that is upgraded here must not be dropped under the lock: `due` takes it along.
+    /// A holder that is upgraded here must not be dropped under the lock: `due`
+    /// takes it along.
     pub(super) fn look(&mut self, key: Key, now: Instant, due: &mut Due) {
         let Some(watch) = &mut self.watch else { return };
         let [is_long, is_doubtful, is_too_long] =
@@ -48,7 +50,8 @@ impl Entry {
             && let Some(holder) = self.holder.upgrade()
         {
             if is_long {
-                // With its label: by the time of the second line, the session may be gone.
+                // With its label: by the time of the second line, the session
+                // may be gone.
                 watch.logged.get_or_insert_with(|| Logged {
                     label: holder.label(),
                     since: watch.since,
@@ -80,7 +83,8 @@ pub(super) const AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Watch {
     pub(super) since: Instant,
     pub(super) warn_at: Option<Instant>,
-    /// The time at which the server is asked whether it still works for the holder.
+    /// The time at which the server is asked whether it still works for the
+    /// holder.
     pub(super) ask_at: Option<Instant>,
     pub(super) cut_at: Option<Instant>,
     pub(super) logged: Option<Logged>,
@@ -109,9 +113,11 @@ impl Watch {
         Self {
             since,
             warn_at,
-            // The server process behind a connection is known only with `cancel_running`.
+            // The server process behind a connection is known only with
+            // `cancel_running`.
             ask_at: warn_at.filter(|_| settings.cancel_running),
-            // No limit is the longest time, which the clock cannot show: nothing is due then.
+            // No limit is the longest time, which the clock cannot show:
+            // nothing is due then.
             cut_at: since.checked_add(settings.hold_timeout),
             logged: None,
         }
@@ -124,7 +130,8 @@ impl Watch {
 
     /// Sets what was due by `now` to the next time, if there is one.
     pub(super) fn go_on(&mut self, now: Instant) {
-        // Once for each hold: its second line says that the connection has come back.
+        // Once for each hold: its second line says that the connection has come
+        // back.
         self.warn_at.take_if(|at| *at <= now);
         if self.ask_at.is_some_and(|at| at <= now) {
             self.ask_at = now.checked_add(ASK);

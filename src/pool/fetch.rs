@@ -18,14 +18,16 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// Runs the driver's `acquire()` to its end and gives the connection to the first waiter. Dropped half-way, sqlx would
-/// close a connection that is idle (<https://github.com/launchbadge/sqlx/issues/1869>).
+/// Runs the driver's `acquire()` to its end and gives the connection to the
+/// first waiter. Dropped half-way, sqlx would close a connection that is idle
+/// (<https://github.com/launchbadge/sqlx/issues/1869>).
 pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
-    // If the task is dropped before this line, its runtime is shutting down, and the guard drops its waiter. If it is
-    // dropped later, the guard starts another fetch.
+    // If the task is dropped before this line, its runtime is shutting down,
+    // and the guard drops its waiter. If it is dropped later, the guard starts
+    // another fetch.
     guard.begin();
-    // The time of the call and not of its answer: a connection that was evicted in between may be
-    // of before the eviction.
+    // The time of the call and not of its answer: a connection that was evicted
+    // in between may be of before the eviction.
     let (pool, began) = (guard.pool().clone(), Instant::now());
     let fetched = match pool.test() {
         Some(test) => test.take(),
@@ -37,12 +39,13 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
             }),
     };
     match fetched {
-        // Evicted on its way: dropping both closes it and sends for another one.
+        // Evicted on its way: dropping both closes it and sends for another
+        // one.
         Ok(connection) if pool.is_evicted(began) && !pool.is_test() => drop(connection),
         Ok(connection) => pool.hand_over(CheckedOut::new(connection, began, guard.into_slot())),
         // The driver says so whether the pool is empty or the server is down
-        // (https://github.com/launchbadge/sqlx/issues/3808). Those who still wait have time left: dropping the
-        // guard sends for another one.
+        // (https://github.com/launchbadge/sqlx/issues/3808). Those who still
+        // wait have time left: dropping the guard sends for another one.
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)) => {}
         Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)) => {
             refuse(&pool, Kind::Closing.into());
@@ -51,28 +54,33 @@ pub(super) async fn fetch(mut guard: FetchGuard, runtime: Handle) {
     }
 }
 
-/// Takes a connection of the driver's pool. sqlx bounds a connect only by its own `acquire_timeout`, and goes on with it
-/// when the pool is closed. A server's that takes too long is given up here: only a log-in has been sent on it.
+/// Takes a connection of the driver's pool. sqlx bounds a connect only by its
+/// own `acquire_timeout`, and goes on with it when the pool is closed. A
+/// server's that takes too long is given up here: only a log-in has been sent
+/// on it.
 async fn take_from_driver(
     guard: &mut FetchGuard,
     pool: &Arc<PoolInner>,
     runtime: &Handle,
 ) -> Result<Driver, DbErr> {
     let driver = &pool.driver;
-    // Side by side: finding out the route takes a log-in of its own, and the first request would
-    // wait for one after the other.
+    // Side by side: finding out the route takes a log-in of its own, and the
+    // first request would wait for one after the other.
     let mut acquiring = pin!(join(driver.acquire(), pool.cancels.explore(runtime)));
     if let Ok((connection, ())) = timeout(SILENCE, acquiring.as_mut()).await {
         return connection;
     }
-    // Before anything is given up: another fetch may find an idle connection meanwhile.
-    // Shown by `connects_that_the_driver_repeats_do_not_hide_idle_connections`.
+    // Before anything is given up: another fetch may find an idle connection
+    // meanwhile. Shown by
+    // `connects_that_the_driver_repeats_do_not_hide_idle_connections`.
     guard.become_slow();
-    // SQLite opens files: nothing gets lost on the way, and giving up an in-memory one would lose the database.
+    // SQLite opens files: nothing gets lost on the way, and giving up an
+    // in-memory one would lose the database.
     if !driver.has_server() {
         return acquiring.await.0;
     }
-    // Read after the silence: the fetches that began before may have changed it.
+    // Read after the silence: the fetches that began before may have changed
+    // it.
     let patience = pool.ledger().fetches.patience();
     match select(acquiring, pin!(timeout(patience, driver.closed()))).await {
         Either::Left(((connection, ()), _)) => connection,
@@ -81,8 +89,8 @@ async fn take_from_driver(
         }
         Either::Right((Err(_), _)) => {
             tracing::info!(target: "tower_sea_orm::pool", timeout = ?patience, "gave up on a connection attempt");
-            // A server that logs in more slowly than this would never be reached, if each further
-            // attempt had no more time.
+            // A server that logs in more slowly than this would never be
+            // reached, if each further attempt had no more time.
             pool.ledger().fetches.give_up(patience);
             Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))
         }
@@ -98,9 +106,11 @@ fn refuse(pool: &PoolInner, error: Error) {
     }
 }
 
-/// Waits before the next fetch after one has failed with `error`, or gives those who wait the error.
+/// Waits before the next fetch after one has failed with `error`, or gives
+/// those who wait the error.
 async fn failed(pool: &PoolInner, error: DbErr) {
-    // A server that is full may have a place at any moment, and those who wait have time left.
+    // A server that is full may have a place at any moment, and those who wait
+    // have time left.
     let full = is_full(&error);
     let follows = {
         let mut ledger = pool.ledger();
@@ -110,7 +120,8 @@ async fn failed(pool: &PoolInner, error: DbErr) {
     match follows {
         AfterFailure::GoOn => {}
         AfterFailure::Rest(pause) => {
-            // One line for each pause, because only one of those that fail rests.
+            // One line for each pause, because only one of those that fail
+            // rests.
             let status = pool.status();
             let (used, pending) = (status.used, status.pending);
             tracing::warn!(target: "tower_sea_orm::pool", used, pending, "no further connection can be opened; waiting requests keep waiting: {error}");

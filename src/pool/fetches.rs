@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// The longest silence of a connect before it is given up, so that one that is lost is repeated within the default
-/// time-out of the waiters; twice as long after each one, for servers that take long to log in.
+/// The longest silence of a connect before it is given up, so that one that is
+/// lost is repeated within the default time-out of the waiters; twice as long
+/// after each one, for servers that take long to log in.
 const CONNECT: Duration = Duration::from_secs(4);
 
 /// For how long it is remembered that a slow connect has succeeded.
@@ -22,18 +23,21 @@ pub(super) struct Fetches {
     given_up: u32,
     /// The time at which a slow connect succeeded last.
     slow_log_in: Option<Instant>,
-    /// Fetches that failed while others were under way: their waiters are not answered yet.
+    /// Fetches that failed while others were under way: their waiters are not
+    /// answered yet.
     unanswered: usize,
     paused_until: Option<Instant>,
     /// The length of the last pause.
     pause: Duration,
-    /// One of the running fetches has failed, and waits for the end of the pause.
+    /// One of the running fetches has failed, and waits for the end of the
+    /// pause.
     is_resting: bool,
 }
 
 /// The consequence of a failed fetch.
 pub(super) enum AfterFailure {
-    /// A connection may still come: its fetch is over when this time has passed.
+    /// A connection may still come: its fetch is over when this time has
+    /// passed.
     Rest(Duration),
     /// Another one rests already.
     GoOn,
@@ -60,8 +64,9 @@ impl Fetches {
         self.running += 1;
     }
 
-    /// Notes that a fetch takes long. The network may have lost its connect, and where the server has no place left,
-    /// sqlx tries to connect until its own time-out: those who wait get another fetch.
+    /// Notes that a fetch takes long. The network may have lost its connect,
+    /// and where the server has no place left, sqlx tries to connect until its
+    /// own time-out: those who wait get another fetch.
     pub(super) fn become_slow(&mut self) {
         self.slow += 1;
     }
@@ -75,23 +80,27 @@ impl Fetches {
     /// Notes that a fetch has brought a connection.
     pub(super) fn succeed(&mut self, was_slow: bool) {
         self.end(was_slow);
-        // A quick one after a slow one may come from the idle ones, and says nothing about log-ins: that stays
-        // remembered.
+        // A quick one after a slow one may come from the idle ones, and says
+        // nothing about log-ins: that stays remembered.
         if was_slow {
             self.slow_log_in = Some(Instant::now());
         } else {
             self.given_up = 0;
         }
-        // Connects work again: those whose fetch had failed wait on like all others.
+        // Connects work again: those whose fetch had failed wait on like all
+        // others.
         (self.unanswered, self.pause) = (0, Duration::ZERO);
     }
 
-    /// Notes that a fetch has failed. While connections are `out` or being fetched, those who wait go on waiting, and
-    /// after a pause one more is fetched. `may_pass`: also while there are none.
+    /// Notes that a fetch has failed. While connections are `out` or being
+    /// fetched, those who wait go on waiting, and after a pause one more is
+    /// fetched. `may_pass`: also while there are none.
     pub(super) fn fail(&mut self, out: u32, may_pass: bool) -> AfterFailure {
-        // Neither this one nor the one that waits out the pause can bring anything.
+        // Neither this one nor the one that waits out the pause can bring
+        // anything.
         let under_way = self.running.saturating_sub(1 + u32::from(self.is_resting));
-        // While any connection works, or may come, a connect that fails refuses no request (G17;
+        // While any connection works, or may come, a connect that fails refuses
+        // no request (G17;
         // `g17_connects_that_fail_refuse_no_request_while_connections_work`).
         if out == 0 && under_way == 0 && !may_pass {
             self.paused_until = None;
@@ -100,12 +109,14 @@ impl Fetches {
         // Where connections are out, those who wait get these.
         self.unanswered += usize::from(out == 0);
         if std::mem::replace(&mut self.is_resting, true) {
-            // The one that rests ends the pause, which a refusal may have cut short.
+            // The one that rests ends the pause, which a refusal may have cut
+            // short.
             self.paused_until = Instant::now().checked_add(self.pause);
             return AfterFailure::GoOn;
         }
-        // Twice as long each time: a server that ends every connect at once would be connected to in a loop.
-        // Shown by `a_server_that_ends_every_connect_gets_few_of_them`.
+        // Twice as long each time: a server that ends every connect at once
+        // would be connected to in a loop. Shown by
+        // `a_server_that_ends_every_connect_gets_few_of_them`.
         self.pause = (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE);
         self.paused_until = Instant::now().checked_add(self.pause);
         AfterFailure::Rest(self.pause)
@@ -121,7 +132,8 @@ impl Fetches {
         CONNECT.saturating_mul(2_u32.saturating_pow(self.given_up))
     }
 
-    /// Notes that a fetch took longer than `patience`. Of several that began with the same, one counts.
+    /// Notes that a fetch took longer than `patience`. Of several that began
+    /// with the same, one counts.
     pub(super) fn give_up(&mut self, patience: Duration) {
         if patience == self.patience() {
             self.given_up = self.given_up.saturating_add(1);

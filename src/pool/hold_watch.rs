@@ -1,7 +1,8 @@
 //! [`HoldWatch`]: looks after the sessions that hold connections: `hold_slow_threshold`, `hold_timeout`, `body_timeout`,
 //! and statements whose answers were lost.
 //!
-//! One task per pool, started by the first holder, and gone when there has been no holder for a second or two.
+//! One task per pool, started by the first holder, and gone when there has been
+//! no holder for a second or two.
 
 use std::{
     sync::{Arc, Weak},
@@ -20,11 +21,13 @@ use super::{
 };
 use crate::error::Kind;
 
-/// Stalled statements are looked for this often, and have run for as long before the server is asked about them.
+/// Stalled statements are looked for this often, and have run for as long
+/// before the server is asked about them.
 const STALL_CHECK: Duration = Duration::from_secs(1);
 
 pub(super) struct HoldWatch {
-    // Weak, because it is a task: a pool whose last handle goes must not be kept by its watch.
+    // Weak, because it is a task: a pool whose last handle goes must not be
+    // kept by its watch.
     pool: Weak<PoolInner>,
     /// When to look for stalled statements next.
     ask_at: Instant,
@@ -38,16 +41,18 @@ impl HoldWatch {
         }
     }
 
-    /// If requests wait and no connection is free, asks the server about the statements that were already running at
-    /// the last check: the network may have lost their connections.
+    /// If requests wait and no connection is free, asks the server about the
+    /// statements that were already running at the last check: the network may
+    /// have lost their connections.
     fn look_for_stall(&mut self, pool: &Arc<PoolInner>) {
         let now = Instant::now();
-        // Only while it hurts: each question takes a connection beside the pool, of which the account may have none
-        // left.
+        // Only while it hurts: each question takes a connection beside the
+        // pool, of which the account may have none left.
         if now < self.ask_at || !pool.ledger().is_exhausted() || !pool.has_server() {
             return;
         }
-        // At each check, also where none is asked about: what runs now is what `ran_before` next time.
+        // At each check, also where none is asked about: what runs now is what
+        // `ran_before` next time.
         self.ask_at = now + STALL_CHECK;
         let (holders, oldest) = (pool.registry.watched(), pool.registry.oldest());
         let suspects: Vec<_> = holders
@@ -94,7 +99,8 @@ fn look(pool: &PoolInner) -> Option<Duration> {
     for suspect in due.doubtful.into_iter().filter_map(Suspect::of) {
         tokio::spawn(lost_statements::look_for_one(pool.cancels.clone(), suspect));
     }
-    // Once for each, whatever it has exceeded: it may hold another connection by the next line.
+    // Once for each, whatever it has exceeded: it may hold another connection
+    // by the next line.
     let mut lenders = Vec::new();
     let mut holds_on = |(key, holder, _): &(Key, Arc<dyn Holder>, Duration)| {
         if !lenders.contains(key) && lends(pool, *key, holder) {
@@ -127,32 +133,37 @@ fn look(pool: &PoolInner) -> Option<Duration> {
             );
         }
     }
-    // Not by times of their own in the registry: a body's time starts anew with each part that is taken from it.
+    // Not by times of their own in the registry: a body's time starts anew with
+    // each part that is taken from it.
     cut_unread(pool);
     due.next
 }
 
-/// Returns whether a holder may lend its connection, and has it do so: it is not used, and nothing is lost.
+/// Returns whether a holder may lend its connection, and has it do so: it is
+/// not used, and nothing is lost.
 fn lends(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>) -> bool {
     let is_lendable = holder.grip() == Grip::Lendable;
     if is_lendable {
         // First: it may be about to use its connection, which it then keeps.
         pool.registry.begin_anew(key, holder, &pool.settings);
-        // Not cut off: a session of which nothing is on the connection loses nothing by another one
+        // Not cut off: a session of which nothing is on the connection loses
+        // nothing by another one
         // (`a_session_that_may_lend_exceeds_no_hold_timeout`).
         holder.clone().lend();
     }
     is_lendable
 }
 
-/// Cuts off the sessions whose clients have stopped reading the bodies that they live for.
+/// Cuts off the sessions whose clients have stopped reading the bodies that
+/// they live for.
 fn cut_unread(pool: &PoolInner) {
     let bound = pool.settings.body_timeout;
     if bound == Duration::MAX {
         return;
     }
     for (key, holder) in pool.registry.watched() {
-        // Since the last part that was taken: a body that has nothing to send is not unread
+        // Since the last part that was taken: a body that has nothing to send
+        // is not unread
         // (`a_body_that_is_idle_for_a_while_is_not_mistaken_for_an_unread_one`).
         let Some(unread) = holder.unread_for().filter(|unread| *unread >= bound) else {
             continue;
@@ -170,11 +181,13 @@ fn cut_unread(pool: &PoolInner) {
     }
 }
 
-/// Takes a session's connection away, and returns whether that could be done; otherwise it is tried again.
+/// Takes a session's connection away, and returns whether that could be done;
+/// otherwise it is tried again.
 fn cut(pool: &PoolInner, key: Key, holder: &Arc<dyn Holder>, reason: Kind) -> bool {
     // Before the cut, after which the connection may come back at any moment.
     let logged = pool.registry.unwatch(key, holder);
-    // A COMMIT that was sent is not cut: its outcome would be unknown for no need (G7).
+    // A COMMIT that was sent is not cut: its outcome would be unknown for no
+    // need (G7).
     let is_cut = holder.clone().cut(reason);
     if !is_cut {
         pool.registry.watch_again(key, holder, logged);

@@ -1,5 +1,6 @@
 //! [`Holder`]: a session, as its pool sees it; and what this thread polls: the request by which a second session is known to be
-//! its, and the [`Scope`]s in which a session is found without being passed along.
+//! its, and the [`Scope`]s in which a session is found without being passed
+//! along.
 
 use std::{
     any::{Any, TypeId},
@@ -18,7 +19,8 @@ use super::driver_pool::DriverPool;
 use crate::{connection::CancelHandle, error::Kind};
 
 /// A session, as its pool sees it.
-// `Any`, so that a scope can give a session back as what it is, which the pool does not know.
+// `Any`, so that a scope can give a session back as what it is, which the pool
+// does not know.
 pub(crate) trait Holder: Any + Send + Sync {
     /// Returns the outermost session of the request it was opened in.
     fn request(self: Arc<Self>) -> Option<Arc<dyn Holder>>;
@@ -29,16 +31,18 @@ pub(crate) trait Holder: Any + Send + Sync {
     /// Returns whether it cannot outlive the future of its request.
     fn is_bound(&self) -> bool;
 
-    /// Returns how many waits for a connection its request has; for a request's outermost session.
+    /// Returns how many waits for a connection its request has; for a request's
+    /// outermost session.
     fn waits(&self) -> &AtomicU32;
 
-    /// Returns how many connections its request holds, those on their way back excluded; for a request's outermost
-    /// session.
-    // Counted, and not looked for in the registry: that took 3300 instructions with 200
-    // connections, for each lazy request that had to wait.
+    /// Returns how many connections its request holds, those on their way back
+    /// excluded; for a request's outermost session.
+    // Counted, and not looked for in the registry: that took 3300 instructions
+    // with 200 connections, for each lazy request that had to wait.
     fn holds(&self) -> &AtomicU32;
 
-    /// Notes that another session of its request has committed; for a request's outermost session.
+    /// Notes that another session of its request has committed; for a request's
+    /// outermost session.
     fn note_committed(&self);
 
     /// The number of its request's other sessions that have not ended.
@@ -47,7 +51,8 @@ pub(crate) trait Holder: Any + Send + Sync {
     /// Returns the state of its connection.
     fn grip(&self) -> Grip;
 
-    /// Returns what runs for it, where the server can be asked whether it still does.
+    /// Returns what runs for it, where the server can be asked whether it still
+    /// does.
     fn doubtful(&self) -> Option<Doubt>;
 
     /// Polls what runs for it, whether its own future is polled or not.
@@ -58,15 +63,18 @@ pub(crate) trait Holder: Any + Send + Sync {
     /// Returns the beginning of its last statement, without values.
     fn last_statement(&self) -> String;
 
-    /// Returns for how long the body that it lives for has waited for its reader.
+    /// Returns for how long the body that it lives for has waited for its
+    /// reader.
     fn unread_for(&self) -> Option<Duration>;
 
-    /// Gives its connection to what waits, or back to the pool, if it may be lent; its next statement acquires another one.
-    /// Does nothing if there is none, or it is about to be used.
+    /// Gives its connection to what waits, or back to the pool, if it may be
+    /// lent; its next statement acquires another one. Does nothing if there is
+    /// none, or it is about to be used.
     fn lend(self: Arc<Self>);
 
-    /// Takes its connection away; its handler goes on and gets `reason` as an error. Returns false if there is nothing
-    /// to take, or what runs must be completed.
+    /// Takes its connection away; its handler goes on and gets `reason` as an
+    /// error. Returns false if there is nothing to take, or what runs must be
+    /// completed.
     fn cut(self: Arc<Self>, reason: Kind) -> bool;
 }
 
@@ -78,7 +86,8 @@ pub(crate) type Key = usize;
 pub(crate) enum Grip {
     /// It has given it back: that is on its way.
     None,
-    /// It is lent to what waits as soon as the session's own request waits for something.
+    /// It is lent to what waits as soon as the session's own request waits for
+    /// something.
     Lendable,
     Idle,
     /// A statement is running on it.
@@ -96,20 +105,23 @@ pub(crate) struct Doubt {
 #[derive(Debug, Clone)]
 pub(crate) struct Label {
     pub(crate) method: Method,
-    // Not the whole URI, which is twice the size, in a value that is moved with each session.
+    // Not the whole URI, which is twice the size, in a value that is moved with
+    // each session.
     /// `None` for CONNECT, which names a host alone.
     pub(crate) path: Option<PathAndQuery>,
     /// The route by which it was matched, if its layer says so.
     pub(crate) route: Option<Arc<str>>,
 }
 
-/// Returns what tells one from another. By the address alone: the same type may have several vtables.
+/// Returns what tells one from another. By the address alone: the same type may
+/// have several vtables.
 pub(super) fn identity(holder: &Arc<dyn Holder>) -> usize {
     // A request has no other name; while it is held, its address is its own.
     Arc::as_ptr(holder).addr()
 }
 
-/// Returns whether a request holds a connection, and has not begun to give it back.
+/// Returns whether a request holds a connection, and has not begun to give it
+/// back.
 pub(super) fn holds_one(request: &dyn Holder) -> bool {
     request.holds().load(Ordering::Relaxed) > 0
 }
@@ -121,7 +133,8 @@ thread_local! {
 
 /// Returns the request that is being polled, by its outermost session.
 pub(crate) fn current() -> Option<Arc<dyn Holder>> {
-    // A session may be dropped with its thread's locals: then there is no request.
+    // A session may be dropped with its thread's locals: then there is no
+    // request.
     CURRENT
         .try_with(|current| current.borrow().clone())
         .ok()
@@ -131,8 +144,8 @@ pub(crate) fn current() -> Option<Arc<dyn Holder>> {
 /// Attributes what is polled to `request`, until the returned value is dropped.
 pub(crate) fn enter(request: Arc<dyn Holder>) -> Entered {
     Entered {
-        // A job within a handler is polled within that one's poll: behind it, the outer one is
-        // current again.
+        // A job within a handler is polled within that one's poll: behind it,
+        // the outer one is current again.
         before: replace(Some(request)),
     }
 }
@@ -149,7 +162,8 @@ impl Drop for Entered {
     }
 }
 
-/// Returns the old value, so that it is dropped after the borrow has ended: its drop may come by here again.
+/// Returns the old value, so that it is dropped after the borrow has ended: its
+/// drop may come by here again.
 fn replace(next: Option<Arc<dyn Holder>>) -> Option<Arc<dyn Holder>> {
     CURRENT
         .try_with(|current| current.replace(next))
@@ -165,12 +179,13 @@ pub(crate) struct Scope {
     session: Arc<dyn Holder>,
 }
 
-/// Something in this process looks for current sessions. Until then, requests are spared the scopes: two for each cost some
-/// 400 instructions.
+/// Something in this process looks for current sessions. Until then, requests
+/// are spared the scopes: two for each cost some 400 instructions.
 static IS_LOOKED_FOR: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    // One for the thread, whose memory is kept: a request costs no allocation by it.
+    // One for the thread, whose memory is kept: a request costs no allocation
+    // by it.
     /// The scopes that this thread is in, innermost last.
     static SCOPES: RefCell<Vec<Scope>> = const { RefCell::new(Vec::new()) };
 }
@@ -187,8 +202,8 @@ impl Scope {
     }
 
     pub(crate) fn is_looked_for() -> bool {
-        // Relaxed: a request that does not see it yet may as well have come before the
-        // `CurrentSession`.
+        // Relaxed: a request that does not see it yet may as well have come
+        // before the `CurrentSession`.
         IS_LOOKED_FOR.load(Ordering::Relaxed)
     }
 
@@ -202,14 +217,16 @@ impl Scope {
         session.downcast().ok()
     }
 
-    /// Has the session found by what is polled on this thread, until the returned value is dropped.
+    /// Has the session found by what is polled on this thread, until the
+    /// returned value is dropped.
     pub(crate) fn enter(self) -> InScope {
         // A thread that ends polls nothing any more.
         let is_in = SCOPES.try_with(|scopes| scopes.borrow_mut().push(self));
         InScope(is_in.is_ok())
     }
 
-    /// Returns what `pick` finds first in the scopes that this thread is in, from the innermost one outwards.
+    /// Returns what `pick` finds first in the scopes that this thread is in,
+    /// from the innermost one outwards.
     pub(crate) fn find<T>(pick: impl FnMut(&Self) -> Option<T>) -> Option<T> {
         SCOPES
             .try_with(|scopes| scopes.borrow().iter().rev().find_map(pick))
@@ -218,13 +235,15 @@ impl Scope {
     }
 }
 
-/// Leaves a scope when it is dropped. On the stack of a poll, so that scopes are left in the reverse order.
+/// Leaves a scope when it is dropped. On the stack of a poll, so that scopes
+/// are left in the reverse order.
 #[must_use = "the scope is left when this is dropped"]
 pub(crate) struct InScope(bool);
 
 impl Drop for InScope {
     fn drop(&mut self) {
-        // Dropped after the borrow has ended: with a session's last handle, user code may be dropped, and come by here.
+        // Dropped after the borrow has ended: with a session's last handle,
+        // user code may be dropped, and come by here.
         let scope = SCOPES.try_with(|scopes| self.0.then(|| scopes.borrow_mut().pop()));
         drop(scope);
     }

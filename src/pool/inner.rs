@@ -49,7 +49,8 @@ pub(crate) struct PoolInner {
     pub(super) hold_watch: Arc<Background>,
     pub(super) second_window: Arc<Background>,
     /// Throttles the lines that a fault could make each request write.
-    // One for all of them, keyed by the line: a fault that lasts, such as a former primary's, is met by each request
+    // One for all of them, keyed by the line: a fault that lasts, such as a
+    // former primary's, is met by each request
     // (`g15_a_fault_that_lasts_does_not_log_each_request`).
     pub(crate) lines: Throttle,
     pub(super) cancels: Arc<CancelQueue>,
@@ -76,19 +77,20 @@ impl PoolInner {
     ) -> Arc<Self> {
         let ledger = settings.ledger(&driver, test.is_some());
         let pool = Arc::new(Self {
-            // Asked once: sqlx gives it out in a URL only, which has to be written and read for it.
+            // Asked once: sqlx gives it out in a URL only, which has to be
+            // written and read for it.
             is_unnamed: driver.keeps_no_statements(),
             has_lenders: AtomicBool::new(settings.pool_mode == PoolMode::Transaction),
-            // The standard library's mutex: `Drop` takes it, on any thread (G11), and no await is
-            // under it.
+            // The standard library's mutex: `Drop` takes it, on any thread
+            // (G11), and no await is under it.
             ledger: Mutex::new(ledger),
             reaper: Arc::default(),
             registry: Registry::default(),
             hold_watch: Arc::default(),
             second_window: Arc::default(),
             lines: Throttle::new(),
-            // Without `cancel_running` as well: by it the server is asked about statements whose
-            // answers may be lost (G17).
+            // Without `cancel_running` as well: by it the server is asked about
+            // statements whose answers may be lost (G17).
             cancels: CancelQueue::new(driver.clone(), settings.cancel_running),
             pressure: Pressure::default(),
             probe: Probe::default(),
@@ -108,7 +110,8 @@ impl PoolInner {
         pool
     }
 
-    /// Locks the ledger: not to be held across an await, nor while a waiter is answered.
+    /// Locks the ledger: not to be held across an await, nor while a waiter is
+    /// answered.
     pub(super) fn ledger(&self) -> Locked<'_, Lease, Box<Parts>> {
         Locked::of(&self.ledger)
     }
@@ -118,7 +121,8 @@ impl PoolInner {
     }
 
     pub(crate) fn status(&self) -> Status {
-        // Before the ledger is locked and not meanwhile: the pool takes no lock under another one.
+        // Before the ledger is locked and not meanwhile: the pool takes no lock
+        // under another one.
         let lendable = self.registry.offers();
         Status {
             lendable,
@@ -133,14 +137,16 @@ impl PoolInner {
     /// If there are no connections to lend, or none ever may be.
     pub(crate) fn allow_lending(&self) -> Result<(), Error> {
         self.settings.check_lending(&self.driver)?;
-        // Looked at first, since a layer that picks its pool asks with each request.
+        // Looked at first, since a layer that picks its pool asks with each
+        // request.
         if !self.has_lenders.load(Ordering::Relaxed) {
             self.has_lenders.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Returns an error if a connection could not be closed after its session, as `on_acquire` may ask for.
+    /// Returns an error if a connection could not be closed after its session,
+    /// as `on_acquire` may ask for.
     pub(crate) fn check_on_acquire(&self) -> Result<(), Error> {
         if self.is_in_memory() || self.driver.is_proxy() {
             return Err(Kind::CannotClose.into());
@@ -151,9 +157,9 @@ impl PoolInner {
     /// Returns what is reset on a connection that a session gives back.
     pub(crate) fn reset(&self) -> Reset {
         let reset = self.settings.reset;
-        // Otherwise what one session has set would appear between two statements of another, which has got its
-        // connection.
-        // Shown by `g13_session_state_pins_and_leaks_nowhere`.
+        // Otherwise what one session has set would appear between two
+        // statements of another, which has got its connection. Shown by
+        // `g13_session_state_pins_and_leaks_nowhere`.
         if self.has_lenders.load(Ordering::Relaxed) && !reset.is_of_session() {
             Reset::SessionState
         } else {
@@ -161,8 +167,8 @@ impl PoolInner {
         }
     }
 
-    /// Returns the connection for code that must have one: a closed one where the true one's statements would not be
-    /// part of a test.
+    /// Returns the connection for code that must have one: a closed one where
+    /// the true one's statements would not be part of a test.
     pub(crate) fn database(&self) -> &DatabaseConnection {
         self.test
             .as_ref()
@@ -177,7 +183,8 @@ impl PoolInner {
         self.database.get_database_backend()
     }
 
-    /// Returns whether sessions pass their statements through (mock, proxy, plain handles).
+    /// Returns whether sessions pass their statements through (mock, proxy,
+    /// plain handles).
     pub(crate) fn is_direct(&self) -> bool {
         self.driver.is_direct()
     }
@@ -186,10 +193,11 @@ impl PoolInner {
         self.driver.is_in_memory()
     }
 
-    /// Returns whether statements run on a server that can be asked about them by another connection.
+    /// Returns whether statements run on a server that can be asked about them
+    /// by another connection.
     pub(crate) fn has_server(&self) -> bool {
-        // A test's one connection runs all of its sessions: an answer about its process would be
-        // about any of them.
+        // A test's one connection runs all of its sessions: an answer about its
+        // process would be about any of them.
         !self.is_test() && self.driver.has_server()
     }
 
@@ -216,9 +224,11 @@ impl PoolInner {
         None
     }
 
-    /// Returns how long a call that has lost its caller may still run before its connection is closed.
+    /// Returns how long a call that has lost its caller may still run before
+    /// its connection is closed.
     ///
-    /// `None`, without a bound, where closing it would destroy an in-memory database.
+    /// `None`, without a bound, where closing it would destroy an in-memory
+    /// database.
     pub(super) fn release_bound(&self) -> Option<Duration> {
         (!self.is_in_memory()).then_some(self.settings.release_timeout)
     }
@@ -230,7 +240,8 @@ impl PoolInner {
 
     /// Returns whether no session gets a connection any more.
     pub(crate) fn is_shut(&self) -> bool {
-        // Any code that has the `DatabaseConnection` can close it, without a word to this pool.
+        // Any code that has the `DatabaseConnection` can close it, without a
+        // word to this pool.
         self.closing.is_shut() || self.driver.is_closed()
     }
 
@@ -256,8 +267,9 @@ impl PoolInner {
         error
     }
 
-    /// Returns an error where nothing but the caller could end the wait: a test's own session has the one connection
-    /// of its pool, and a request of the service, or the test itself, wants it.
+    /// Returns an error where nothing but the caller could end the wait: a
+    /// test's own session has the one connection of its pool, and a request of
+    /// the service, or the test itself, wants it.
     pub(crate) fn refuse_hopeless(&self, is_request: impl FnOnce() -> bool) -> Result<(), Error> {
         let is_hopeless = self
             .test
@@ -278,7 +290,8 @@ impl PoolInner {
         attempt.or_else(|error| super::probe::is_full(&error).then_some(()).ok_or(error))
     }
 
-    /// Gives `waiter` a connection, or that back if it has gone. Wakes its task: not to be called under a lock.
+    /// Gives `waiter` a connection, or that back if it has gone. Wakes its
+    /// task: not to be called under a lock.
     pub(super) fn give(waiter: Waiter<Lease>, connection: CheckedOut) -> Option<CheckedOut> {
         match waiter.answer(Ok(Lease::new(connection))) {
             Err(Ok(lease)) => lease.into_connection(),
@@ -289,8 +302,9 @@ impl PoolInner {
 
 impl Drop for PoolInner {
     fn drop(&mut self) {
-        // It finds the pool gone and ends; otherwise it would notice only at its next look, up to a second later.
-        // The other tasks end by themselves: the reaper's next tick is 50 ms away, and the side
+        // It finds the pool gone and ends; otherwise it would notice only at
+        // its next look, up to a second later. The other tasks end by
+        // themselves: the reaper's next tick is 50 ms away, and the side
         // connection is closed after 5 s of rest.
         self.hold_watch.ring();
         // They are the driver's pool's, which lives on.
@@ -309,8 +323,8 @@ impl Drop for PoolInner {
 /// The memory of statements that sessions over `driver` begin with.
 fn known_texts(driver: &DriverPool, backend: DbBackend) -> KnownTexts {
     if driver.is_direct() {
-        // A plain handle has a pool of its own and may be made for each request, which would pay for
-        // an empty table.
+        // A plain handle has a pool of its own and may be made for each
+        // request, which would pay for an empty table.
         KnownTexts::none(backend)
     } else {
         KnownTexts::new(backend).with_prepared(driver.cheap_statements())

@@ -25,19 +25,22 @@ const TURNED_AWAY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
-    /// Connections that sessions may hold at the same time: `max_connections` less `reserved_connections`.
+    /// Connections that sessions may hold at the same time: `max_connections`
+    /// less `reserved_connections`.
     pub max: u32,
     /// Connections that sessions hold, those on their way back included.
     pub used: u32,
-    /// Connections that came back a while ago and wait for the next session or, if none came, are
-    /// on their way to the driver's pool.
+    /// Connections that came back a while ago and wait for the next session or,
+    /// if none came, are on their way to the driver's pool.
     pub idle: usize,
     /// Connections being fetched from the driver's pool for waiting requests.
     pub acquiring: u32,
     /// Requests waiting for a connection.
     pub pending: usize,
-    /// Those of the `used` connections that their sessions would lend to the next request that waits: before their first
-    /// statement, and in [`PoolMode::Transaction`](crate::PoolMode::Transaction) between statements.
+    /// Those of the `used` connections that their sessions would lend to the
+    /// next request that waits: before their first statement, and in
+    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction) between
+    /// statements.
     pub lendable: usize,
 }
 
@@ -50,10 +53,12 @@ pub(super) enum Use {
     Return,
 }
 
-/// The waiters for values of type `T`, the idle connections of type `C`, and the number of those that are out. One value
-/// under one lock, because each decision needs all of it.
+/// The waiters for values of type `T`, the idle connections of type `C`, and
+/// the number of those that are out. One value under one lock, because each
+/// decision needs all of it.
 pub(super) struct Ledger<T, C> {
-    /// The most connections that may be out at the same time. An idle one is not out until a session takes it.
+    /// The most connections that may be out at the same time. An idle one is
+    /// not out until a session takes it.
     limit: u32,
     used: u32,
     returning: u32,
@@ -62,18 +67,21 @@ pub(super) struct Ledger<T, C> {
     admission: Admission,
     pub(super) idle: IdleConnections<C>,
     pub(super) plain_share: PlainShare,
-    /// Its copies count the transactions that were begun for waiters and are on their way to them.
+    /// Its copies count the transactions that were begun for waiters and are on
+    /// their way to them.
     pub(super) chains: Arc<Chains>,
     keeps_last_for: Duration,
     /// Until then, requests that hold a connection may come for a second one.
     second_until: Option<Instant>,
-    /// When a request was last turned away, because too many waited or none may wait.
+    /// When a request was last turned away, because too many waited or none may
+    /// wait.
     turned_away: Option<Instant>,
 }
 
 impl<T, C> Ledger<T, C> {
-    /// A connection that came back counts as alive for `fresh_for`; the last free one is kept for requests that hold one for
-    /// the time `keeps_last_for` after one of them took a second.
+    /// A connection that came back counts as alive for `fresh_for`; the last
+    /// free one is kept for requests that hold one for the time
+    /// `keeps_last_for` after one of them took a second.
     pub(super) fn new(
         limit: u32,
         admission: Admission,
@@ -101,17 +109,20 @@ impl<T, C> Ledger<T, C> {
         Status {
             max: self.limit,
             used: self.used,
-            // Those on their way to the driver's pool as well, which no session uses
+            // Those on their way to the driver's pool as well, which no session
+            // uses
             // (`a_connection_on_its_way_to_the_drivers_pool_is_not_in_use`).
             idle: self.idle.len() + self.returning as usize,
             acquiring: self.fetches.running(),
-            // Counted and not kept: those who have given up stay in the queue until they are swept out.
+            // Counted and not kept: those who have given up stay in the queue
+            // until they are swept out.
             pending: self.waiters.live().count(),
             lendable: 0,
         }
     }
 
-    /// Returns how many connections sessions hold, and how many are being fetched.
+    /// Returns how many connections sessions hold, and how many are being
+    /// fetched.
     pub(super) fn in_hand(&self) -> (u32, u32) {
         (self.used, self.fetches.running())
     }
@@ -137,9 +148,11 @@ impl<T, C> Ledger<T, C> {
         self.used + self.returning
     }
 
-    /// Returns whether all connections are out and requests wait, or were turned away a moment ago.
+    /// Returns whether all connections are out and requests wait, or were
+    /// turned away a moment ago.
     pub(super) fn is_exhausted(&self) -> bool {
-        // With `max_pending(0)` none waits, and requests are refused all the same.
+        // With `max_pending(0)` none waits, and requests are refused all the
+        // same.
         let is_recent = |at: Instant| at.elapsed() < TURNED_AWAY;
         let is_wanted = self.waiters.is_any() || self.turned_away.is_some_and(is_recent);
         self.out() >= self.limit && is_wanted
@@ -155,12 +168,14 @@ impl<T, C> Ledger<T, C> {
         }
     }
 
-    /// Keeps the last free connection for requests that hold one already: one of them wants another.
+    /// Keeps the last free connection for requests that hold one already: one
+    /// of them wants another.
     pub(super) fn expect_second(&mut self) {
         self.second_until = Instant::now().checked_add(self.keeps_last_for);
     }
 
-    /// Returns until when the last free connection is kept for requests that hold one, if it is.
+    /// Returns until when the last free connection is kept for requests that
+    /// hold one, if it is.
     pub(super) fn kept_until(&self) -> Option<Instant> {
         // Of one, nothing could be kept, and no session would ever begin.
         self.second_until
@@ -171,18 +186,22 @@ impl<T, C> Ledger<T, C> {
         self.limit.saturating_sub(self.out()) as usize
     }
 
-    /// Joins the queue, unless too many wait already. A connection that one of the `lenders` has counts as free.
+    /// Joins the queue, unless too many wait already. A connection that one of
+    /// the `lenders` has counts as free.
     pub(super) fn join(&mut self, applicant: Applicant, lenders: usize) -> Option<Receiver<T>> {
         let free = self.free() + lenders;
         let admits = if applicant.holds {
             self.admission.admits_holder(free)
-        // Its request was let in before: turned away now, it would fail in its middle (G10;
+        // Its request was let in before: turned away now, it would fail in its
+        // middle (G10;
         // `a_session_that_has_lent_its_connection_is_not_turned_away`).
         } else if applicant.returns {
-            // Not before the others, though: a request of many statements would pass the newcomers with each of them.
+            // Not before the others, though: a request of many statements would
+            // pass the newcomers with each of them.
             true
         } else {
-            // Those who have given up are counted exactly only where that decides.
+            // Those who have given up are counted exactly only where that
+            // decides.
             let bound = self.admission.guaranteed(free);
             let waiting = self.waiters.count(bound);
             self.admission.admits(waiting, free)
@@ -194,14 +213,15 @@ impl<T, C> Ledger<T, C> {
         Some(self.waiters.join(applicant))
     }
 
-    /// Takes the first waiter that no fetch is under way for, if one more connection may be out, and counts the fetch.
+    /// Takes the first waiter that no fetch is under way for, if one more
+    /// connection may be out, and counts the fetch.
     pub(super) fn next_fetch(&mut self) -> Option<(u64, Handle)> {
         // A server that has just refused one connect would refuse the next.
         if self.fetches.is_paused() {
             return None;
         }
-        // A fetch belongs to no waiter: it serves whichever is first when it ends. So the first n waiters are covered
-        // by the n fetches under way.
+        // A fetch belongs to no waiter: it serves whichever is first when it
+        // ends. So the first n waiters are covered by the n fetches under way.
         let waiter = self.waiters.live().nth(self.fetches.counted_on())?;
         let Applicant { runtime, holds, .. } = &waiter.applicant;
         // The slow ones as well: each may still bring a connection.
@@ -244,33 +264,34 @@ impl<T, C> Ledger<T, C> {
         if self.out() >= self.limit_for(holds) {
             return None;
         }
-        // The only one would come back to the session that has just lent it: that waits for one that is fetched.
-        // Shown by `a_fresh_pool_of_two_rotates_at_once`.
+        // The only one would come back to the session that has just lent it:
+        // that waits for one that is fetched. Shown by
+        // `a_fresh_pool_of_two_rotates_at_once`.
         let is_only = self.idle.len() == 1 && self.out() + 1 < self.limit;
         if self.idle.rotates && is_only {
             return None;
         }
-        // Taken and counted under one lock: in between, it would be neither idle nor out, and one
-        // fetch too many could begin.
+        // Taken and counted under one lock: in between, it would be neither
+        // idle nor out, and one fetch too many could begin.
         let connection = self.idle.pop()?;
         self.occupy(Use::Session);
         Some(connection)
     }
 
-    /// Returns whether a connection that just came back visits the driver's pool of `max` connections, for its age or for
-    /// the users of that pool.
+    /// Returns whether a connection that just came back visits the driver's
+    /// pool of `max` connections, for its age or for the users of that pool.
     pub(super) fn takes_visit(&mut self, visit: AgeVisit, max: u32) -> bool {
         if visit == AgeVisit::Due && self.plain_share.take_visit_for_age() {
             return true;
         }
         let taken = self.taken();
-        // Where connections rotate, the driver's pool would give the same one back to the session that has just lent
-        // it.
+        // Where connections rotate, the driver's pool would give the same one
+        // back to the session that has just lent it.
         !self.idle.rotates && self.plain_share.take_visit(|| taken >= max)
     }
 
-    /// Counts a connection that goes to another session at once, unless [`takes_visit`](Self::takes_visit) may have it
-    /// visit the driver's pool.
+    /// Counts a connection that goes to another session at once, unless
+    /// [`takes_visit`](Self::takes_visit) may have it visit the driver's pool.
     pub(super) fn passes_by(&mut self, visit: AgeVisit, max: u32) -> bool {
         let taken = self.taken();
         self.plain_share.passes_by(taken >= max, visit)
@@ -281,17 +302,20 @@ impl<T, C> Ledger<T, C> {
         self.out() + self.fetches.running() + self.idle.len() as u32
     }
 
-    /// Takes the idle connections that are no longer fresh, and now and then one where the driver's pool has
-    /// `nothing_left` for others. They count as out until they are back there.
+    /// Takes the idle connections that are no longer fresh, and now and then
+    /// one where the driver's pool has `nothing_left` for others. They count as
+    /// out until they are back there.
     pub(super) fn take_stale(&mut self, nothing_left: bool) -> Vec<C> {
-        // Those who use the driver's pool beside this one cannot ask for one: they wait until sqlx has one.
+        // Those who use the driver's pool beside this one cannot ask for one:
+        // they wait until sqlx has one.
         let least = usize::from(nothing_left && self.plain_share.take_visit_of_idle());
         let stale = self.idle.take_stale(least);
         stale.iter().for_each(|_| self.occupy(Use::Return));
         stale
     }
 
-    /// Takes all idle connections, to be returned to the driver's pool. They count as out until they are there.
+    /// Takes all idle connections, to be returned to the driver's pool. They
+    /// count as out until they are there.
     pub(super) fn take_all_idle(&mut self) -> Vec<C> {
         // Counted in the same breath, or a fetch could begin in their places.
         let idle = self.idle.take_all();
@@ -299,11 +323,13 @@ impl<T, C> Ledger<T, C> {
         idle
     }
 
-    /// Takes the newest waiter of a deadlock: every connection is held by a request that waits for another one.
-    /// `holders` are the requests of all who hold one.
+    /// Takes the newest waiter of a deadlock: every connection is held by a
+    /// request that waits for another one. `holders` are the requests of all
+    /// who hold one.
     pub(super) fn take_deadlocked(&mut self, holders: &[Arc<dyn Holder>]) -> Option<Waiter<T>> {
         let can_serve = self.fetches.running() > 0 || self.out() < self.limit;
-        // Fewer are known where one is on its way: that one comes, so there is no deadlock.
+        // Fewer are known where one is on its way: that one comes, so there is
+        // no deadlock.
         if can_serve || holders.len() != self.out() as usize {
             return None;
         }
@@ -311,7 +337,8 @@ impl<T, C> Ledger<T, C> {
     }
 }
 
-/// Access to the ledger. What was swept out of the queue is dropped when the lock is free again.
+/// Access to the ledger. What was swept out of the queue is dropped when the
+/// lock is free again.
 pub(super) struct Locked<'l, T, C> {
     // In this order: fields are dropped from first to last.
     ledger: MutexGuard<'l, Ledger<T, C>>,

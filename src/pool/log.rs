@@ -1,4 +1,5 @@
-//! [`Pressure`] and other log lines of a pool, which a storm of failures must not multiply.
+//! [`Pressure`] and other log lines of a pool, which a storm of failures must
+//! not multiply.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -29,7 +30,8 @@ pub(super) use log_session;
 /// Logs failures to acquire a connection, and when they are over.
 #[derive(Default)]
 pub(super) struct Pressure {
-    /// A failure was logged, and not yet its end. Callers that acquire look only here while all is well.
+    /// A failure was logged, and not yet its end. Callers that acquire look
+    /// only here while all is well.
     is_on: AtomicBool,
     lines: Throttle,
 }
@@ -38,7 +40,8 @@ pub(super) struct Pressure {
 const FAILED: &str = "acquire";
 
 impl Pressure {
-    /// Logs a failure, at most once a second. Only then does it ask for the `status`, which locks the ledger.
+    /// Logs a failure, at most once a second. Only then does it ask for the
+    /// `status`, which locks the ledger.
     pub(super) fn failed(&self, error: &Error, status: impl FnOnce() -> Status, waited: Duration) {
         let line = self.lines.next_line(FAILED, 1);
         // Also for a line that is suppressed: its end is to be told, too.
@@ -54,19 +57,22 @@ impl Pressure {
         );
     }
 
-    /// Logs that connections are available again, once no failure was logged for a second.
+    /// Logs that connections are available again, once no failure was logged
+    /// for a second.
     pub(super) fn relieved(&self) {
         // Relaxed: seen late, the line comes with the next connection.
         if !self.is_on.load(Ordering::Relaxed) {
             return;
         }
-        // Before the look: a failure that is logged in between turns it on again.
+        // Before the look: a failure that is logged in between turns it on
+        // again.
         self.is_on.store(false, Ordering::SeqCst);
         match self.lines.calm(FAILED) {
             Some(suppressed) => {
                 tracing::info!(target: "tower_sea_orm::pool", suppressed, "connections are available again");
             }
-            // Not calm for a second yet: a service where every other request fails would log both lines in turn.
+            // Not calm for a second yet: a service where every other request
+            // fails would log both lines in turn.
             None => self.is_on.store(true, Ordering::SeqCst),
         }
     }

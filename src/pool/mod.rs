@@ -1,9 +1,11 @@
 //! [`SessionPool`]: where sessions come from.
 //!
-//! One first-in-first-out queue of waiters stands before the driver's pool. The driver's own
-//! `acquire()` runs in tasks of the session pool, never in a request, because sqlx drops a
-//! connection when an acquire is cancelled in its ping (<https://github.com/launchbadge/sqlx/issues/1869>). Every
-//! connection, just released or just acquired, goes to the oldest waiter that is still there.
+//! One first-in-first-out queue of waiters stands before the driver's pool. The
+//! driver's own `acquire()` runs in tasks of the session pool, never in a
+//! request, because sqlx drops a connection when an acquire is cancelled in its
+//! ping (<https://github.com/launchbadge/sqlx/issues/1869>). Every connection,
+//! just released or just acquired, goes to the oldest waiter that is still
+//! there.
 
 mod acquire;
 mod admission;
@@ -75,13 +77,15 @@ pub(crate) use self::{
 pub use crate::connection::Reset;
 use crate::error::{Error, Kind};
 
-/// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its clones.
+/// A pool of sessions over a SeaORM [`DatabaseConnection`], shared by its
+/// clones.
 ///
-/// The [`DbSessionLayer`](crate::DbSessionLayer) takes its sessions from a pool; background jobs
-/// and command-line code use one directly. It corresponds to SQLAlchemy's `async_sessionmaker`.
+/// The [`DbSessionLayer`](crate::DbSessionLayer) takes its sessions from a
+/// pool; background jobs and command-line code use one directly. It corresponds
+/// to SQLAlchemy's `async_sessionmaker`.
 ///
-/// Build **one** per database and clone it: two pools over one `DatabaseConnection` do not see each
-/// other's waiting requests.
+/// Build **one** per database and clone it: two pools over one
+/// `DatabaseConnection` do not see each other's waiting requests.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -102,13 +106,14 @@ pub struct SessionPool {
 }
 
 impl SessionPool {
-    /// Creates a pool of sessions over `database` with the default settings; use
-    /// [`builder`](Self::builder) for others.
+    /// Creates a pool of sessions over `database` with the default settings;
+    /// use [`builder`](Self::builder) for others.
     ///
     /// # Panics
     ///
-    /// If `database` is disconnected, or of a driver whose feature is not enabled in this crate;
-    /// the message names the feature. [`try_new`](Self::try_new) returns this as an error.
+    /// If `database` is disconnected, or of a driver whose feature is not
+    /// enabled in this crate; the message names the feature.
+    /// [`try_new`](Self::try_new) returns this as an error.
     #[track_caller]
     pub fn new(database: DatabaseConnection) -> Self {
         match Self::try_new(database) {
@@ -121,7 +126,8 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// If `database` is disconnected, or of a driver whose feature is not enabled in this crate.
+    /// If `database` is disconnected, or of a driver whose feature is not
+    /// enabled in this crate.
     pub fn try_new(database: DatabaseConnection) -> Result<Self, Error> {
         Self::builder(database).build()
     }
@@ -131,8 +137,9 @@ impl SessionPool {
         SessionPoolBuilder::new(database)
     }
 
-    /// Returns the underlying SeaORM connection, for code that must have it. For a `testing::TestPool`, that
-    /// connection is closed, because its statements would not be part of the test.
+    /// Returns the underlying SeaORM connection, for code that must have it.
+    /// For a `testing::TestPool`, that connection is closed, because its
+    /// statements would not be part of the test.
     pub fn database(&self) -> &DatabaseConnection {
         self.inner.database()
     }
@@ -147,13 +154,15 @@ impl SessionPool {
         self.inner.status()
     }
 
-    /// Checks that the database can be reached, for a health check. It opens a separate connection outside
-    /// the pool and closes it again, so it never waits behind requests, and a full pool is not a failure.
+    /// Checks that the database can be reached, for a health check. It opens a
+    /// separate connection outside the pool and closes it again, so it never
+    /// waits behind requests, and a full pool is not a failure.
     ///
-    /// The result is at most 1 s old, and takes at most about 1 s; however many callers there are, the
-    /// server sees one log-in a second. A server at its connection limit counts as reached; a Galera node
-    /// that is not ready (`wsrep_ready` is `OFF`, as without quorum) does not. SQLite in memory has no
-    /// server to ask: it counts as reached as long as the pool is open.
+    /// The result is at most 1 s old, and takes at most about 1 s; however many
+    /// callers there are, the server sees one log-in a second. A server at its
+    /// connection limit counts as reached; a Galera node that is not ready
+    /// (`wsrep_ready` is `OFF`, as without quorum) does not. SQLite in memory
+    /// has no server to ask: it counts as reached as long as the pool is open.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -171,12 +180,14 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// [`is_unreachable`](Error::is_unreachable), or [`is_closing`](Error::is_closing) if the pool is closed. Also if it is
+    /// [`is_unreachable`](Error::is_unreachable), or
+    /// [`is_closing`](Error::is_closing) if the pool is closed. Also if it is
     /// called outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: the attempt goes on in a task, and the next caller gets its result.
+    /// Nothing is lost: the attempt goes on in a task, and the next caller gets
+    /// its result.
     pub async fn ping(&self) -> Result<(), Error> {
         let PoolInner {
             probe,
@@ -187,14 +198,17 @@ impl SessionPool {
         probe.ping(driver, database).await
     }
 
-    /// Replaces every connection before its next use: after a migration, for example, or when the database's
-    /// host name points to another server. Idle connections are closed now, those held by sessions when they
-    /// are given back; running sessions are not disturbed, and later sessions get new connections. HikariCP's
-    /// `softEvictConnections` does the same.
+    /// Replaces every connection before its next use: after a migration, for
+    /// example, or when the database's host name points to another server. Idle
+    /// connections are closed now, those held by sessions when they are given
+    /// back; running sessions are not disturbed, and later sessions get new
+    /// connections. HikariCP's `softEvictConnections` does the same.
     ///
-    /// Connections that users of the plain [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this
-    /// moment are not tracked, and stay. Nothing happens on an in-memory SQLite database, which would die
-    /// with its connection, on a `TestPool`, which would lose its transaction, or on a mock.
+    /// Connections that users of the plain
+    /// [`DatabaseConnection`](sea_orm::DatabaseConnection) hold at this moment
+    /// are not tracked, and stay. Nothing happens on an in-memory SQLite
+    /// database, which would die with its connection, on a `TestPool`, which
+    /// would lose its transaction, or on a mock.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -218,26 +232,34 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// If it is called outside a tokio runtime, which is needed to close connections.
+    /// If it is called outside a tokio runtime, which is needed to close
+    /// connections.
     pub fn recycle(&self) -> Result<(), Error> {
-        // Closing connections spawns tasks, which panics without a runtime (H6).
+        // Closing connections spawns tasks, which panics without a runtime
+        // (H6).
         Handle::try_current().map_err(|_| Kind::NoRuntime)?;
         self.inner.evict();
         Ok(())
     }
 
-    /// Closes the pool. New sessions, including those of new requests, are refused at once with
-    /// [`is_closing`](Error::is_closing), and the layer answers 503 without calling the handler. Sessions that have
-    /// begun, including those waiting for their connection, may go on for at most `within`. The rest are then cut off,
-    /// as by [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), with the same error. Finally the driver's pool is
-    /// closed, for users of the plain `DatabaseConnection` as well.
+    /// Closes the pool. New sessions, including those of new requests, are
+    /// refused at once with [`is_closing`](Error::is_closing), and the layer
+    /// answers 503 without calling the handler. Sessions that have begun,
+    /// including those waiting for their connection, may go on for at most
+    /// `within`. The rest are then cut off, as by
+    /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), with the same
+    /// error. Finally the driver's pool is closed, for users of the plain
+    /// `DatabaseConnection` as well.
     ///
-    /// It takes at most three [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s beyond `within`. Returns
-    /// how many sessions had to be cut off: their connection was taken away, or their wait for one ended. A transaction
-    /// that was cut off is rolled back, and its request never gets a response below 400.
+    /// It takes at most three
+    /// [`release_timeout`](crate::SessionPoolBuilder::release_timeout)s beyond
+    /// `within`. Returns how many sessions had to be cut off: their connection
+    /// was taken away, or their wait for one ended. A transaction that was cut
+    /// off is rolled back, and its request never gets a response below 400.
     ///
-    /// Call it when the service is asked to stop, and stop the server when it returns: see the
-    /// example `graceful_shutdown`. Calling it again is harmless.
+    /// Call it when the service is asked to stop, and stop the server when it
+    /// returns: see the example `graceful_shutdown`. Calling it again is
+    /// harmless.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -254,23 +276,25 @@ impl SessionPool {
     /// # }).unwrap();
     /// ```
     ///
-    /// Outside a tokio runtime, it does not wait: sessions that are still open are cut off at once.
+    /// Outside a tokio runtime, it does not wait: sessions that are still open
+    /// are cut off at once.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped half-way, new sessions are still refused, but nothing more is cut off or
-    /// closed: call it again.
+    /// If the future is dropped half-way, new sessions are still refused, but
+    /// nothing more is cut off or closed: call it again.
     pub async fn close(&self, within: Duration) -> usize {
         close::close(&self.inner, within).await
     }
 
-    /// Returns whether new sessions are refused: [`close`](Self::close) was called, or the driver's pool
-    /// was closed.
+    /// Returns whether new sessions are refused: [`close`](Self::close) was
+    /// called, or the driver's pool was closed.
     pub fn is_closed(&self) -> bool {
         self.inner.is_closed()
     }
 
-    /// Returns a pool that passes statements through to `database`, whatever it is.
+    /// Returns a pool that passes statements through to `database`, whatever it
+    /// is.
     pub(crate) fn pass_through(database: DatabaseConnection) -> Self {
         let driver = DriverPool::Direct(database.clone());
         Self::from_inner(PoolInner::new(

@@ -16,12 +16,15 @@ use crate::{error::Error, sql::Redacted, telemetry::Usage};
 
 /// Receives the events of a pool's sessions, for metrics.
 ///
-/// Set with [`SessionPoolBuilder::observe`](crate::SessionPoolBuilder::observe). With the features `opentelemetry` and
-/// `metrics` there are ready ones. Each method does nothing by default.
+/// Set with
+/// [`SessionPoolBuilder::observe`](crate::SessionPoolBuilder::observe). With
+/// the features `opentelemetry` and `metrics` there are ready ones. Each method
+/// does nothing by default.
 ///
-/// The methods are called in the middle of a request, some of them while it is being dropped: they must be quick and must
-/// not block. One that panics is logged, and the session goes on. Several observers are called in the order in which they
-/// were added.
+/// The methods are called in the middle of a request, some of them while it is
+/// being dropped: they must be quick and must not block. One that panics is
+/// logged, and the session goes on. Several observers are called in the order
+/// in which they were added.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -53,32 +56,36 @@ use crate::{error::Error, sql::Redacted, telemetry::Usage};
 /// # }).unwrap();
 /// ```
 pub trait Observer: Send + Sync {
-    /// The pool has been built. Keep the handle to ask for its [`status`](crate::SessionPool::status) later.
+    /// The pool has been built. Keep the handle to ask for its
+    /// [`status`](crate::SessionPool::status) later.
     fn attached(&self, pool: &WeakSessionPool) {
         let _ = pool;
     }
 
-    /// A session has got a connection, or an error instead. A wait that its request gives up, because the client has gone for
-    /// example, is not told of.
+    /// A session has got a connection, or an error instead. A wait that its
+    /// request gives up, because the client has gone for example, is not told
+    /// of.
     fn acquired(&self, acquired: &Acquired<'_>) {
         let _ = acquired;
     }
 
-    /// A statement has ended, or a COMMIT, ROLLBACK or savepoint that the handler or the layer asked for. The rollback of what is
-    /// open when a session ends is part of giving its connection back, and is not told of. A statement that still runs when
-    /// its session ends is told of afterwards.
+    /// A statement has ended, or a COMMIT, ROLLBACK or savepoint that the
+    /// handler or the layer asked for. The rollback of what is open when a
+    /// session ends is part of giving its connection back, and is not told of.
+    /// A statement that still runs when its session ends is told of afterwards.
     fn executed(&self, executed: &Executed<'_>) {
         let _ = executed;
     }
 
-    /// A session has given its connection back, at its end or before: once for each that it has
-    /// [acquired](Self::acquired).
+    /// A session has given its connection back, at its end or before: once for
+    /// each that it has [acquired](Self::acquired).
     fn released(&self, released: &Released<'_>) {
         let _ = released;
     }
 
-    /// A session has ended, one that ran no statement as well. A request that was refused before its handler ran, because
-    /// there was no connection, had none.
+    /// A session has ended, one that ran no statement as well. A request that
+    /// was refused before its handler ran, because there was no connection, had
+    /// none.
     fn ended(&self, ended: &SessionEnded<'_>) {
         let _ = ended;
     }
@@ -120,8 +127,8 @@ impl Acquired<'_> {
         self.label.map(|label| &label.method)
     }
 
-    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
-    /// says which it is, by `DbSessionLayer::http_route`.
+    /// Returns the route of the session's request, such as `/items/{id}`, if
+    /// its layer says which it is, by `DbSessionLayer::http_route`.
     pub fn route(&self) -> Option<&str> {
         self.label?.route.as_deref()
     }
@@ -155,19 +162,21 @@ impl Executed<'_> {
         self.label.map(|label| &label.method)
     }
 
-    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
-    /// says which it is, by `DbSessionLayer::http_route`.
+    /// Returns the route of the session's request, such as `/items/{id}`, if
+    /// its layer says which it is, by `DbSessionLayer::http_route`.
     pub fn route(&self) -> Option<&str> {
         self.label?.route.as_deref()
     }
 
-    /// Returns the beginning of its text, without the values that stand in it; of what has no text, `COMMIT`, `ROLLBACK TO
-    /// SAVEPOINT`, `raw code` and the like. It is made anew with each call.
+    /// Returns the beginning of its text, without the values that stand in it;
+    /// of what has no text, `COMMIT`, `ROLLBACK TO SAVEPOINT`, `raw code` and
+    /// the like. It is made anew with each call.
     pub fn statement(&self) -> String {
         self.statement.without_values(self.backend)
     }
 
-    /// Returns whether it is the session's own COMMIT, ROLLBACK or the like, and no statement of the handler's.
+    /// Returns whether it is the session's own COMMIT, ROLLBACK or the like,
+    /// and no statement of the handler's.
     pub fn is_control(&self) -> bool {
         self.is_control
     }
@@ -177,15 +186,17 @@ impl Executed<'_> {
         self.backend
     }
 
-    /// Returns the time from its start until its answer had arrived, the BEGIN that it [brings along](Self::begins)
-    /// included. Of a stream, until its last row was read; of one that is dropped before, until the rest has arrived and was
-    /// thrown away.
+    /// Returns the time from its start until its answer had arrived, the BEGIN
+    /// that it [brings along](Self::begins) included. Of a stream, until its
+    /// last row was read; of one that is dropped before, until the rest has
+    /// arrived and was thrown away.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }
 
-    /// Returns whether the session's own BEGIN was sent before it: it is the first statement of that transaction. A `begin()` of
-    /// the handler's is a statement of its own.
+    /// Returns whether the session's own BEGIN was sent before it: it is the
+    /// first statement of that transaction. A `begin()` of the handler's is a
+    /// statement of its own.
     pub fn begins(&self) -> bool {
         self.begins
     }
@@ -209,8 +220,8 @@ impl Released<'_> {
         self.label.map(|label| &label.method)
     }
 
-    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
-    /// says which it is, by `DbSessionLayer::http_route`.
+    /// Returns the route of the session's request, such as `/items/{id}`, if
+    /// its layer says which it is, by `DbSessionLayer::http_route`.
     pub fn route(&self) -> Option<&str> {
         self.label?.route.as_deref()
     }
@@ -235,8 +246,8 @@ impl SessionEnded<'_> {
         self.label.map(|label| &label.method)
     }
 
-    /// Returns the route of the session's request, such as `/items/{id}`, if its layer
-    /// says which it is, by `DbSessionLayer::http_route`.
+    /// Returns the route of the session's request, such as `/items/{id}`, if
+    /// its layer says which it is, by `DbSessionLayer::http_route`.
     pub fn route(&self) -> Option<&str> {
         self.label?.route.as_deref()
     }
@@ -251,14 +262,16 @@ impl SessionEnded<'_> {
         self.usage.held
     }
 
-    /// Returns how many statements it has run, with what it was [told to end](Observer::executed), and without a BEGIN that
-    /// travelled with the first one.
+    /// Returns how many statements it has run, with what it was [told to
+    /// end](Observer::executed), and without a BEGIN that travelled with the
+    /// first one.
     pub fn statements(&self) -> u64 {
         self.usage.statements
     }
 
-    /// Returns how the session's transaction ended: `committed`, `rolled_back`, `failed` (it was to be committed and was not,
-    /// or stored or raw code has ended it) or `unknown`; `released` if there was none to end.
+    /// Returns how the session's transaction ended: `committed`, `rolled_back`,
+    /// `failed` (it was to be committed and was not, or stored or raw code has
+    /// ended it) or `unknown`; `released` if there was none to end.
     pub fn outcome(&self) -> &'static str {
         self.outcome
     }
@@ -282,8 +295,9 @@ impl Observers {
     /// Tells each of them. Not to be called under a lock: this is user code.
     pub(crate) fn tell(&self, tell: impl Fn(&dyn Observer)) {
         for observer in &self.0 {
-            // Some are told while a request is dropped: a panic there would end the process (G11).
-            // Shown by `a_panic_of_an_observer_costs_no_session`.
+            // Some are told while a request is dropped: a panic there would end
+            // the process (G11). Shown by
+            // `a_panic_of_an_observer_costs_no_session`.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tell(&**observer))) {
                 // The payload's `Drop` is foreign code as well, and may panic.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
@@ -293,7 +307,8 @@ impl Observers {
     }
 }
 
-/// A handle that does not keep its pool, from [`SessionPool::downgrade`](crate::SessionPool::downgrade).
+/// A handle that does not keep its pool, from
+/// [`SessionPool::downgrade`](crate::SessionPool::downgrade).
 // Of no type: an observer is given one, and the pool has its observers.
 #[derive(Clone)]
 pub struct WeakSessionPool(Weak<dyn Any + Send + Sync>);

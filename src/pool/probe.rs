@@ -11,10 +11,12 @@ use tokio::{runtime::Handle, sync::Mutex, task::JoinHandle, time::timeout};
 use super::driver_pool::DriverPool;
 use crate::error::{Error, Kind};
 
-/// The longest time that an attempt may take, and the time for which its result holds.
+/// The longest time that an attempt may take, and the time for which its result
+/// holds.
 pub(super) const PROBE: Duration = Duration::from_secs(1);
 
-/// The last attempt to connect. A caller that comes while one is under way waits for its result.
+/// The last attempt to connect. A caller that comes while one is under way
+/// waits for its result.
 #[derive(Default)]
 pub(super) struct Probe(Arc<Mutex<Option<Attempt>>>);
 
@@ -41,8 +43,9 @@ impl Probe {
             return Ok(());
         }
         let runtime = Handle::try_current().map_err(|_| Kind::NoRuntime)?;
-        // Not by a connection of the pool: a health check that waits behind requests fails just under load, and the
-        // service is restarted when it is needed most.
+        // Not by a connection of the pool: a health check that waits behind
+        // requests fails just under load, and the service is restarted when it
+        // is needed most.
         let attempt = self.start(driver, &runtime).await;
         match attempt.ok().flatten() {
             // A server that is full has answered.
@@ -51,15 +54,19 @@ impl Probe {
         }
     }
 
-    /// Finds out whether a connection can be made to a server that is ready, and if not, why, which sqlx's pool does not tell
-    /// (<https://github.com/launchbadge/sqlx/issues/744>). One attempt at a time, whose result holds
-    /// for a while. In a task, so that it ends and leaves its result even if its caller stops waiting.
+    /// Finds out whether a connection can be made to a server that is ready,
+    /// and if not, why, which sqlx's pool does not tell
+    /// (<https://github.com/launchbadge/sqlx/issues/744>). One attempt at a
+    /// time, whose result holds for a while. In a task, so that it ends and
+    /// leaves its result even if its caller stops waiting.
     pub(super) fn start(&self, driver: &DriverPool, runtime: &Handle) -> JoinHandle<Option<Error>> {
         let (last, driver) = (self.0.clone(), driver.clone());
         runtime.spawn(async move {
-            // Held across the attempt on purpose: that is how a second caller waits for the first one's result.
+            // Held across the attempt on purpose: that is how a second caller
+            // waits for the first one's result.
             let mut last = last.lock().await;
-            // Health checks, and requests that give up by the hundred, would each log in otherwise
+            // Health checks, and requests that give up by the hundred, would
+            // each log in otherwise
             // (`many_pings_at_once_are_few_log_ins_for_the_server`).
             if let Some(attempt) = last.as_ref().filter(|last| last.at.elapsed() < PROBE) {
                 return attempt.failure.clone();
@@ -74,8 +81,8 @@ impl Probe {
     }
 }
 
-// Beside sqlx's pool, which repeats a refused connect until its deadline, and then says what it says of a full pool
-// (H25).
+// Beside sqlx's pool, which repeats a refused connect until its deadline, and
+// then says what it says of a full pool (H25).
 async fn attempt(driver: &DriverPool) -> Option<Error> {
     match timeout(PROBE, driver.probe_once()).await {
         Ok(Ok(())) => None,

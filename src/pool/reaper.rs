@@ -9,12 +9,13 @@ use futures_util::future::{BoxFuture, Either, select};
 
 use super::{background::Work, inner::PoolInner};
 
-/// It looks this often, and users of the driver's pool may find nothing there for as long while
-/// sessions are idle.
+/// It looks this often, and users of the driver's pool may find nothing there
+/// for as long while sessions are idle.
 const TICK: Duration = Duration::from_millis(50);
 
 pub(super) struct Reaper {
-    // Weak, because it is a task: when the last handle goes, the pool goes, and its connections return at once.
+    // Weak, because it is a task: when the last handle goes, the pool goes, and
+    // its connections return at once.
     pool: Weak<PoolInner>,
     /// Resolves when the driver's pool is closed.
     closed: BoxFuture<'static, ()>,
@@ -37,13 +38,16 @@ impl Work for Reaper {
             return false;
         };
         if is_closing {
-            // sqlx's `close()` waits for them (H26; `h26_the_drivers_pool_closes_while_connections_are_warm`).
+            // sqlx's `close()` waits for them (H26;
+            // `h26_the_drivers_pool_closes_while_connections_are_warm`).
             pool.return_idle();
             return false;
         }
-        // Where the driver's pool has nothing left, one goes back if no session has returned any since the last look,
-        // or a visit is due: users of the plain `DatabaseConnection` get something while sessions rest.
-        // By sqlx's count and not by ours, which does not know of the connections that these users have.
+        // Where the driver's pool has nothing left, one goes back if no session
+        // has returned any since the last look, or a visit is due: users of the
+        // plain `DatabaseConnection` get something while sessions rest. By
+        // sqlx's count and not by ours, which does not know of the connections
+        // that these users have.
         let nothing_left = !pool.driver.has_idle();
         let mut ledger = pool.ledger();
         let stale = ledger.take_stale(nothing_left);

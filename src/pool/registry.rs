@@ -16,8 +16,8 @@ use super::{
 const TICK: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
-// Beside the ledger: the hold watch looks through all entries under this lock, and acquiring must
-// not wait for that.
+// Beside the ledger: the hold watch looks through all entries under this lock,
+// and acquiring must not wait for that.
 pub(super) struct Registry(Mutex<Entries>);
 
 /// Entries are used again, so that a session allocates none.
@@ -25,8 +25,10 @@ pub(super) struct Registry(Mutex<Entries>);
 struct Entries {
     places: Vec<Option<Entry>>,
     free: Vec<Key>,
-    /// Those that would lend their connection, in the order in which they have offered it.
-    // Sorted by number, so that a statement withdraws its session's offer without looking through the others.
+    /// Those that would lend their connection, in the order in which they have
+    /// offered it.
+    // Sorted by number, so that a statement withdraws its session's offer
+    // without looking through the others.
     offers: BTreeMap<u64, Key>,
     /// The number of offers so far.
     offered: u64,
@@ -43,12 +45,14 @@ impl Registry {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a `holder` that is not watched, because it holds no connection of the pool's.
+    /// Enters a `holder` that is not watched, because it holds no connection of
+    /// the pool's.
     pub(super) fn enter_unwatched(&self, holder: Weak<dyn Holder>) -> Key {
         self.lock().place(Entry::new(holder, None, None))
     }
 
-    /// Enters a `holder` of a connection. Returns as well whether its time is up before the hold watch looks next.
+    /// Enters a `holder` of a connection. Returns as well whether its time is
+    /// up before the hold watch looks next.
     pub(super) fn enter(
         &self,
         holder: Weak<dyn Holder>,
@@ -61,7 +65,8 @@ impl Registry {
         }
         let watch = Watch::begin(settings);
         let due = watch.due();
-        // Entered and compared under one lock: the hold watch sets `watched_until` under it before it sleeps.
+        // Entered and compared under one lock: the hold watch sets
+        // `watched_until` under it before it sleeps.
         let mut entries = self.lock();
         let key = entries.place(Entry::new(holder, request, Some(watch)));
         let is_early = due
@@ -70,7 +75,8 @@ impl Registry {
         (key, is_early)
     }
 
-    /// Notes that a holder's connection is on its way back: its request holds it no more.
+    /// Notes that a holder's connection is on its way back: its request holds
+    /// it no more.
     pub(super) fn begin_return(&self, key: Key) {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key).and_then(Option::as_mut);
@@ -88,8 +94,8 @@ impl Registry {
         if let Some(Some(entry)) = entries.places.get_mut(key)
             && entry.offer.is_none()
         {
-            // An offer that stands keeps its number, so that the oldest lends first however often its request is
-            // polled.
+            // An offer that stands keeps its number, so that the oldest lends
+            // first however often its request is polled.
             entry.offer = Some(number);
             entries.offers.insert(number, key);
         }
@@ -117,7 +123,8 @@ impl Registry {
             let entry = entries.places.get_mut(key).and_then(Option::as_mut);
             // A session that has gone is in here until its connection is back.
             let lender = entry.and_then(|entry| {
-                // Off the list before it is asked to lend: the next waiter takes the next offer.
+                // Off the list before it is asked to lend: the next waiter
+                // takes the next offer.
                 entry.offer = None;
                 entry.holder.upgrade()
             });
@@ -128,12 +135,13 @@ impl Registry {
         None
     }
 
-    /// Removes a holder whose connection is back, and returns what the log says of it.
+    /// Removes a holder whose connection is back, and returns what the log says
+    /// of it.
     pub(super) fn leave(&self, key: Key) -> Option<Logged> {
         let mut entries = self.lock();
         let entry = entries.places.get_mut(key)?.take()?;
-        // From here on the place may be another session's: code that acts on a key compares the
-        // holder as well.
+        // From here on the place may be another session's: code that acts on a
+        // key compares the holder as well.
         entries.free.push(key);
         if let Some(number) = entry.offer {
             entries.offers.remove(&number);
@@ -146,7 +154,8 @@ impl Registry {
     pub(super) fn all(&self) -> Vec<Arc<dyn Holder>> {
         let entries = self.lock();
         let present = entries.places.iter().flatten();
-        // Handed out and not dropped here, under the lock: one may be the last handle of its session.
+        // Handed out and not dropped here, under the lock: one may be the last
+        // handle of its session.
         present.filter_map(|entry| entry.holder.upgrade()).collect()
     }
 
@@ -162,7 +171,8 @@ impl Registry {
             .collect()
     }
 
-    /// Returns for how long the first of those that are watched has held its connection.
+    /// Returns for how long the first of those that are watched has held its
+    /// connection.
     pub(super) fn oldest(&self) -> Duration {
         let entries = self.lock();
         let watched = entries
@@ -187,8 +197,8 @@ impl Registry {
             long: Vec::new(),
             doubtful: Vec::new(),
             too_long: Vec::new(),
-            // At the latest: bodies that nothing reads have no time here, and are looked at with
-            // each tick.
+            // At the latest: bodies that nothing reads have no time here, and
+            // are looked at with each tick.
             next: Some(TICK),
         };
         let mut entries = self.lock();
@@ -197,8 +207,9 @@ impl Registry {
                 entry.look(key, now, &mut due);
             }
         }
-        // One that came and went since the last look counts: the watch would end and start anew with each request of a
-        // service that has one at a time.
+        // One that came and went since the last look counts: the watch would
+        // end and start anew with each request of a service that has one at a
+        // time.
         if !entries.is_any_unseen() {
             due.next = None;
         }
@@ -208,7 +219,8 @@ impl Registry {
         due
     }
 
-    /// Returns whether some hold a connection, or have since [`due`](Self::due) was called last.
+    /// Returns whether some hold a connection, or have since [`due`](Self::due)
+    /// was called last.
     pub(super) fn is_any_unseen(&self) -> bool {
         self.lock().is_any_unseen()
     }
@@ -222,7 +234,8 @@ impl Registry {
         drop(before);
     }
 
-    /// Stops watching a holder whose connection is about to be taken away, so that its return is not logged.
+    /// Stops watching a holder whose connection is about to be taken away, so
+    /// that its return is not logged.
     pub(super) fn unwatch(&self, key: Key, holder: &Arc<dyn Holder>) -> Option<Logged> {
         let mut entries = self.lock();
         let watch = entries.watch_of(key, holder)?;

@@ -1,4 +1,5 @@
-//! Giving connections back: to the next waiter, to the idle ones, or to the driver's pool.
+//! Giving connections back: to the next waiter, to the idle ones, or to the
+//! driver's pool.
 
 use std::{
     sync::{Arc, Weak},
@@ -23,17 +24,19 @@ use super::{
 use crate::connection::{PinnedConnection, SILENCE};
 
 impl CheckedOut {
-    /// Takes a session's connection back: at once if it is clean, after cleaning it in a task if
-    /// not, never if it is broken. `then` runs when it has left.
+    /// Takes a session's connection back: at once if it is clean, after
+    /// cleaning it in a task if not, never if it is broken. `then` runs when it
+    /// has left.
     pub(crate) fn give_back(self, then: impl FnOnce() + Send + 'static) {
-        // `then` answers the request and runs its hooks: not before the connection is away, or a client that comes back
-        // at once would find the pool full.
+        // `then` answers the request and runs its hooks: not before the
+        // connection is away, or a client that comes back at once would find
+        // the pool full.
         let Some(connection) = &self.parts.connection else {
             return then();
         };
         if connection.is_broken() {
-            // The cause of its death may have killed the others.
-            // Shown by `a_server_that_restarts_under_warm_connections_costs_one_request_at_most`.
+            // The cause of its death may have killed the others. Shown by
+            // `a_server_that_restarts_under_warm_connections_costs_one_request_at_most`.
             self.pool().return_idle();
             drop(self);
             then();
@@ -46,16 +49,18 @@ impl CheckedOut {
             };
             let runtime = left.parts.runtime.clone();
             left.begin_return();
-            // On the connection's own runtime: the last handle may be dropped on a thread without
-            // one (G11; `handles_dropped_on_a_plain_thread_give_the_connection_back`).
+            // On the connection's own runtime: the last handle may be dropped
+            // on a thread without one (G11;
+            // `handles_dropped_on_a_plain_thread_give_the_connection_back`).
             runtime.spawn(async move {
-                // Bounded by the `release_timeout`, since a server that has vanished never answers,
-                // and the slot would be gone for good (H2,
+                // Bounded by the `release_timeout`, since a server that has
+                // vanished never answers, and the slot would be gone for good
+                // (H2,
                 // <https://github.com/launchbadge/sqlx/issues/4349>;
                 // `h2_a_hung_server_does_not_keep_a_returning_connections_slot`).
                 if left.clean().await {
-                    // First: it evicts the connections to this server, this one included, which `put_back` then
-                    // closes.
+                    // First: it evicts the connections to this server, this one
+                    // included, which `put_back` then closes.
                     left.leave_read_only();
                     left.put_back_unless_changed();
                 } else {
@@ -75,13 +80,15 @@ impl CheckedOut {
             return false;
         };
         match bound {
-            // Without a bound: closed, it would take its in-memory database along (G4).
+            // Without a bound: closed, it would take its in-memory database
+            // along (G4).
             None => connection.clean().await.is_ok(),
             Some(bound) => matches!(timeout(bound, connection.clean()).await, Ok(Ok(()))),
         }
     }
 
-    /// Puts it back, or closes it if the session has changed state on it that cannot be reset.
+    /// Puts it back, or closes it if the session has changed state on it that
+    /// cannot be reset.
     fn put_back_unless_changed(self) {
         let connection = self.parts.connection.as_ref();
         // Put back, it would show the next session what this one has set (G13;
@@ -93,7 +100,8 @@ impl CheckedOut {
         }
     }
 
-    /// Hands a clean connection to the next waiter, keeps it idle, or returns it to the driver's pool.
+    /// Hands a clean connection to the next waiter, keeps it idle, or returns
+    /// it to the driver's pool.
     pub(super) fn put_back(mut self) {
         let pool = self.pool().clone();
         // G18: dropping it here closes it.
@@ -107,7 +115,8 @@ impl CheckedOut {
         }
     }
 
-    /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx has it.
+    /// Gives a clean connection to sqlx's pool, and frees the slot when sqlx
+    /// has it.
     fn return_to_driver(mut self) {
         let pool = self.pool().clone();
         if let Some(test) = pool.test() {
@@ -118,7 +127,8 @@ impl CheckedOut {
             return;
         }
         let runtime = self.parts.runtime.clone();
-        // All of it goes into the task: a runtime that is shutting down drops it unpolled, and the slot is free.
+        // All of it goes into the task: a runtime that is shutting down drops
+        // it unpolled, and the slot is free.
         runtime.spawn(async move {
             let fetched = self.parts.fetched;
             if let Some(connection) = &mut self.parts.connection {
@@ -129,10 +139,12 @@ impl CheckedOut {
 }
 
 impl Parts {
-    /// Gives an idle connection, whose pool is gone, to sqlx's pool in a task, within `bound` if there is one.
+    /// Gives an idle connection, whose pool is gone, to sqlx's pool in a task,
+    /// within `bound` if there is one.
     pub(super) fn outlive_pool(mut self: Box<Self>, bound: Option<Duration>) {
         let runtime = self.runtime.clone();
-        // In a task of the connection's runtime: the pool's last handle may go on any thread (G11).
+        // In a task of the connection's runtime: the pool's last handle may go
+        // on any thread (G11).
         runtime.spawn(async move {
             if let Some(connection) = &mut self.connection {
                 return_within(connection, bound).await;
@@ -142,7 +154,8 @@ impl Parts {
 }
 
 impl PoolInner {
-    /// Notes that `holder`, of `request`, holds a connection from now on, and sees to it that it is watched.
+    /// Notes that `holder`, of `request`, holds a connection from now on, and
+    /// sees to it that it is watched.
     pub(super) fn note_holder(
         self: &Arc<Self>,
         holder: Weak<dyn Holder>,
@@ -177,40 +190,46 @@ impl PoolInner {
         self.closing.changed();
     }
 
-    /// Hands a clean connection on, keeps it idle, or gives it back for the driver's pool.
+    /// Hands a clean connection on, keeps it idle, or gives it back for the
+    /// driver's pool.
     fn place(self: &Arc<Self>, mut connection: CheckedOut) -> Option<CheckedOut> {
         let now = Instant::now();
         connection.parts.used = now;
         let age = now.saturating_duration_since(connection.parts.fetched);
         let visit = AgeVisit::of(age, connection.parts.returns, self.driver.max_lifetime());
         let is_due = visit == AgeVisit::Overdue;
-        // A driver's pool that is being closed waits for every connection (H26).
+        // A driver's pool that is being closed waits for every connection
+        // (H26).
         if !self.settings.direct_handoff || self.is_test() || self.driver.is_closed() || is_due {
             return Some(connection);
         }
-        // Only where it stays here: a visit of the driver's pool begins the count anew.
+        // Only where it stays here: a visit of the driver's pool begins the
+        // count anew.
         connection.parts.returns += 1;
         let max = self.driver.max_connections().unwrap_or(0);
         // Again for each waiter that has gone when it is answered.
         loop {
             let mut ledger = self.ledger();
-            // Before the waiters: under load there is always one, and users of the plain
-            // `DatabaseConnection` would get nothing
+            // Before the waiters: under load there is always one, and users of
+            // the plain `DatabaseConnection` would get nothing
             // (`plain_users_share_a_pool_that_sessions_saturate`).
             if ledger.takes_visit(visit, max) {
                 return Some(connection);
             }
             let Some(waiter) = ledger.next_turn() else {
-                // The only one, kept here, would keep users of the plain `DatabaseConnection` from the database.
+                // The only one, kept here, would keep users of the plain
+                // `DatabaseConnection` from the database.
                 if max < 2 || ledger.idle.is_off() {
                     return Some(connection);
                 }
                 let runtime = connection.runtime().clone();
-                // Under one lock: what is no longer out is idle in the same moment.
+                // Under one lock: what is no longer out is idle in the same
+                // moment.
                 let idle = connection.into_idle(&mut *ledger);
                 ledger.idle.push(idle, now);
                 drop(ledger);
-                // After the push: the reaper looks once more after it has said that it rests.
+                // After the push: the reaper looks once more after it has said
+                // that it rests.
                 self.reaper.start(&runtime, || Reaper::over(self));
                 return None;
             };
@@ -219,7 +238,8 @@ impl PoolInner {
         }
     }
 
-    /// Returns all idle connections to the driver's pool, which looks whether they are alive.
+    /// Returns all idle connections to the driver's pool, which looks whether
+    /// they are alive.
     pub(super) fn return_idle(self: &Arc<Self>) {
         let idle = self.ledger().take_all_idle();
         self.return_all(idle);
@@ -232,7 +252,8 @@ impl PoolInner {
     )]
     pub(super) fn return_all(self: &Arc<Self>, connections: Vec<Box<Parts>>) {
         for idle in connections {
-            // Idle connections have none, and on its way back this one is still out.
+            // Idle connections have none, and on its way back this one is still
+            // out.
             let slot = SlotGuard::new(self.clone(), Use::Return);
             CheckedOut::of_idle(idle, slot).return_to_driver();
         }
@@ -246,20 +267,24 @@ impl PoolInner {
     ) {
         return_within(connection, self.release_bound()).await;
         if self.is_evicted(fetched) {
-            // All were evicted on its way, and sqlx has it among its idle ones by now, where a fetch would find it
+            // All were evicted on its way, and sqlx has it among its idle ones
+            // by now, where a fetch would find it
             // (`recycling_replaces_a_connection_that_is_on_its_way_back`).
             self.eviction.close_idle();
         }
-        // Before the slot is free: the next fetch must not be taken for a plain user.
+        // Before the slot is free: the next fetch must not be taken for a plain
+        // user.
         let is_idle = self.driver.has_idle();
         let mut ledger = self.ledger();
         let is_fetching = ledger.fetches.running() > 0;
         ledger.plain_share.returned(is_idle, is_fetching);
     }
 
-    /// Replaces the connections to a server that takes no writes: one was fetched at this time.
+    /// Replaces the connections to a server that takes no writes: one was
+    /// fetched at this time.
     pub(super) fn leave_server(self: &Arc<Self>, fetched: Instant) {
-        // It is on its way out already: it says nothing of the server that the name leads to now.
+        // It is on its way out already: it says nothing of the server that the
+        // name leads to now.
         if self.is_evicted(fetched) {
             return;
         }
@@ -272,8 +297,9 @@ impl PoolInner {
         self.close_idle();
     }
 
-    /// Replaces every connection before its next use. An in-memory database would die with its connection, a test would
-    /// lose its transaction, and a mock has none.
+    /// Replaces every connection before its next use. An in-memory database
+    /// would die with its connection, a test would lose its transaction, and a
+    /// mock has none.
     pub(crate) fn evict(self: &Arc<Self>) {
         if !self.is_in_memory() && !self.is_test() && !self.is_direct() {
             self.eviction.note();
@@ -288,7 +314,8 @@ impl PoolInner {
         self.eviction.close_idle();
     }
 
-    /// Returns whether a connection that was fetched at this time has been evicted since.
+    /// Returns whether a connection that was fetched at this time has been
+    /// evicted since.
     pub(super) fn is_evicted(&self, fetched: Instant) -> bool {
         self.eviction.includes(fetched)
     }
@@ -296,8 +323,9 @@ impl PoolInner {
 
 /// Gives a clean connection to sqlx's pool, within `bound` if there is one.
 ///
-/// sqlx waits for its ping without a bound (<https://github.com/launchbadge/sqlx/issues/4349>). One that is not answered
-/// for so long will not be.
+/// sqlx waits for its ping without a bound
+/// (<https://github.com/launchbadge/sqlx/issues/4349>). One that is not
+/// answered for so long will not be.
 async fn return_within(connection: &mut PinnedConnection, bound: Option<Duration>) {
     let Some(bound) = bound.map(|bound| bound.min(SILENCE)) else {
         return connection.return_to_driver().await;

@@ -1,4 +1,5 @@
-//! The pool of a test: its sessions all run inside one transaction on one connection.
+//! The pool of a test: its sessions all run inside one transaction on one
+//! connection.
 
 use std::sync::Arc;
 
@@ -17,11 +18,12 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// Takes a connection of the builder's database, opens the transaction, and returns a pool inside it.
+/// Takes a connection of the builder's database, opens the transaction, and
+/// returns a pool inside it.
 pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>, Error> {
     let database = builder.database().clone();
-    // By a session pool, whose fetch is not cancelled half-way, and with its defaults: the builder's are for the
-    // sessions inside.
+    // By a session pool, whose fetch is not cancelled half-way, and with its
+    // defaults: the builder's are for the sessions inside.
     let outside = SessionPoolBuilder::new(database.clone()).build()?;
     if outside.inner().is_direct() {
         return Err(Kind::NothingToRollBack.into());
@@ -38,7 +40,8 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
 
 /// Waits for the connection, rolls the test's transaction back and returns it.
 pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
-    // A test that still holds its own session would wait here for itself, until the time-out.
+    // A test that still holds its own session would wait here for itself, until
+    // the time-out.
     pool.refuse_hopeless(|| false)?;
     let mut connection = take(pool.acquire(Claim::First).await?)?;
     // Asked before, since the rollback forgets it.

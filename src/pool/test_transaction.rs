@@ -15,10 +15,12 @@ use crate::{connection::PinnedConnection, error::Kind};
 /// Code that runs after a transaction's end.
 pub(crate) type Hook = BoxFuture<'static, ()>;
 
-/// The one connection of a test's pool, inside a transaction that is never committed.
+/// The one connection of a test's pool, inside a transaction that is never
+/// committed.
 pub(crate) struct TestTransaction {
     kept: Mutex<Kept>,
-    /// Stands for the database, whose own statements would not be part of the test.
+    /// Stands for the database, whose own statements would not be part of the
+    /// test.
     stand_in: DatabaseConnection,
 }
 
@@ -62,7 +64,8 @@ impl TestTransaction {
 
     pub(super) fn put(&self, connection: PinnedConnection) {
         let mut kept = self.lock();
-        // The test has ended while one of its sessions still had the connection.
+        // The test has ended while one of its sessions still had the
+        // connection.
         if kept.is_over {
             drop(kept);
             return_in_task(connection);
@@ -102,10 +105,12 @@ impl TestTransaction {
         self.lock().own = Some((holder, Place::current()));
     }
 
-    /// Returns whether the test's own session has the connection, and the test cannot come to its end before the caller
-    /// does: that is in the test's own task, or a request.
+    /// Returns whether the test's own session has the connection, and the test
+    /// cannot come to its end before the caller does: that is in the test's own
+    /// task, or a request.
     pub(super) fn is_held_by_test(&self, is_request: impl FnOnce() -> bool) -> bool {
-        // Cloned out of the lock: `grip` takes the session's, and what is upgraded here may be that one's last handle.
+        // Cloned out of the lock: `grip` takes the session's, and what is
+        // upgraded here may be that one's last handle.
         let own = self.lock().own.clone();
         let Some((holder, place)) = own else {
             return false;
@@ -113,7 +118,8 @@ impl TestTransaction {
         let holds = holder
             .upgrade()
             .is_some_and(|holder| holder.grip() != Grip::None);
-        // From elsewhere a wait may still end: the test drops its session while the other task waits.
+        // From elsewhere a wait may still end: the test drops its session while
+        // the other task waits.
         holds && (place == Place::current() || is_request())
     }
 }
@@ -132,7 +138,8 @@ impl Place {
     }
 }
 
-/// Without a runtime, or when it ends first, the connection is closed and the server rolls back.
+/// Without a runtime, or when it ends first, the connection is closed and the
+/// server rolls back.
 fn return_in_task(mut connection: PinnedConnection) {
     let runtime: Handle = connection.runtime().clone();
     // Both callers may be a `Drop`, which waits for nothing (G11).

@@ -30,8 +30,8 @@ impl FromStr for Lsn {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let half = |digits: &str| {
-            // No more than the server writes: `from_str_radix` would take a sign, and what a client
-            // sends goes into SQL.
+            // No more than the server writes: `from_str_radix` would take a
+            // sign, and what a client sends goes into SQL.
             let is_plain = (1..=8).contains(&digits.len())
                 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
             is_plain.then(|| u64::from_str_radix(digits, 16).ok())?
@@ -55,8 +55,8 @@ impl FromStr for Gtid {
         let (domain, rest) = text.split_once('-').ok_or(ParsePositionError)?;
         let (server, sequence) = rest.split_once('-').ok_or(ParsePositionError)?;
         Ok(Self {
-            // In the server's own widths (<https://mariadb.com/kb/en/gtid/>): a larger number is no
-            // position.
+            // In the server's own widths (<https://mariadb.com/kb/en/gtid/>): a
+            // larger number is no position.
             domain: number(domain)?,
             sequence: number(sequence)?,
             server: number(server)?,
@@ -113,7 +113,8 @@ fn number<N: FromStr>(text: &str) -> Result<N, ParsePositionError> {
 
 /// Reads MariaDB's list of global transaction IDs, one for each domain.
 pub(crate) fn gtids(text: &str) -> Result<Vec<Gtid>, ParsePositionError> {
-    // A server that has replicated nothing has an empty list, which is one empty entry here.
+    // A server that has replicated nothing has an empty list, which is one
+    // empty entry here.
     let entries = text.split(',').map(str::trim);
     entries
         .filter(|entry| !entry.is_empty())

@@ -6,14 +6,17 @@ use http::{HeaderName, HeaderValue, header, request, response};
 
 use crate::position::Position;
 
-/// Takes a client's [`Position`] to the client with a response, and back with its next request (feature `replicas`).
+/// Takes a client's [`Position`] to the client with a response, and back with
+/// its next request (feature `replicas`).
 ///
-/// [`PositionCookie`] and [`PositionHeader`] are for browsers and for services. A position is not secret and need not be signed: a
-/// forged one makes its request read on the primary, and no other.
+/// [`PositionCookie`] and [`PositionHeader`] are for browsers and for services.
+/// A position is not secret and need not be signed: a forged one makes its
+/// request read on the primary, and no other.
 ///
-/// One of your own may keep positions by user, in a session store for example. Neither [`load`](Self::load) nor
-/// [`store`](Self::store) may block: leave I/O to a middleware outside the session's layer, which passes the position on in the
-/// extensions.
+/// One of your own may keep positions by user, in a session store for example.
+/// Neither [`load`](Self::load) nor [`store`](Self::store) may block: leave I/O
+/// to a middleware outside the session's layer, which passes the position on in
+/// the extensions.
 ///
 /// ```
 /// use http::{request, response};
@@ -36,17 +39,21 @@ use crate::position::Position;
 /// assert_eq!(InExtensions.load(&parts), Some(kept));
 /// ```
 ///
-/// Where the store cannot be read, the middleware passes [`Position::PRIMARY`] on.
+/// Where the store cannot be read, the middleware passes [`Position::PRIMARY`]
+/// on.
 pub trait PositionCarrier: Send + Sync {
-    /// Returns the position that a request brings along; `None` if its client has written nothing lately.
-    /// [`Position::PRIMARY`] for one that cannot be read: then the primary serves the request. It must not block.
+    /// Returns the position that a request brings along; `None` if its client
+    /// has written nothing lately. [`Position::PRIMARY`] for one that cannot be
+    /// read: then the primary serves the request. It must not block.
     fn load(&self, request: &request::Parts) -> Option<Position>;
 
-    /// Stores the position that the request has made in its response. It must not block.
+    /// Stores the position that the request has made in its response. It must
+    /// not block.
     fn store(&self, position: Position, response: &mut response::Parts);
 }
 
-/// Carries positions in a cookie, for browsers: `HttpOnly`, `SameSite=Lax`, `Path=/` (feature `replicas`).
+/// Carries positions in a cookie, for browsers: `HttpOnly`, `SameSite=Lax`,
+/// `Path=/` (feature `replicas`).
 ///
 /// ```
 /// use std::time::Duration;
@@ -76,11 +83,12 @@ impl PositionCookie {
     pub fn new() -> Self {
         Self {
             name: Cow::Borrowed("db-position"),
-            // Three times `max_lag`'s default: after that, each replica in use has the write.
+            // Three times `max_lag`'s default: after that, each replica in use
+            // has the write.
             max_age: Duration::from_secs(30),
-            // With it, a client over plain HTTP would never send the cookie back
-            // (<https://www.rfc-editor.org/rfc/rfc6265#section-4.1.2.5>), and miss its own writes
-            // without a word.
+            // With it, a client over plain HTTP would never send the cookie
+            // back (<https://www.rfc-editor.org/rfc/rfc6265#section-4.1.2.5>),
+            // and miss its own writes without a word.
             is_secure: false,
         }
     }
@@ -89,7 +97,8 @@ impl PositionCookie {
     ///
     /// # Panics
     ///
-    /// If `name` is not a token ([RFC 6265, 4.1.1](https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1)).
+    /// If `name` is not a token ([RFC 6265,
+    /// 4.1.1](https://www.rfc-editor.org/rfc/rfc6265#section-4.1.1)).
     #[must_use]
     #[track_caller]
     pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -103,8 +112,9 @@ impl PositionCookie {
         self
     }
 
-    /// Sets for how long a client that has written keeps its position. Default: 30 s. It has to be longer than
-    /// [`max_lag`](crate::Replicas::max_lag): without a position, a client may read on any replica in use.
+    /// Sets for how long a client that has written keeps its position. Default:
+    /// 30 s. It has to be longer than [`max_lag`](crate::Replicas::max_lag):
+    /// without a position, a client may read on any replica in use.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
@@ -130,14 +140,16 @@ impl PositionCarrier for PositionCookie {
         // All of them: HTTP/2 may split the header
         // (<https://www.rfc-editor.org/rfc/rfc9113#section-8.2.3>).
         let values = request.headers.get_all(header::COOKIE).iter();
-        // As bytes, since another program's cookie may be no UTF-8, and must not hide this one.
+        // As bytes, since another program's cookie may be no UTF-8, and must
+        // not hide this one.
         let pairs = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
         let own = pairs.filter_map(|pair| {
             let pair = pair.trim_ascii();
             let rest = pair.strip_prefix(self.name.as_bytes())?;
             rest.strip_prefix(b"=")
         });
-        // A cookie of the same name for another path or domain may hide the later one.
+        // A cookie of the same name for another path or domain may hide the
+        // later one.
         own.map(parse).reduce(Position::and)
     }
 
@@ -148,8 +160,8 @@ impl PositionCarrier for PositionCookie {
             self.name,
             self.max_age.as_secs()
         );
-        // Never an error: the name is a token, and positions have nothing but digits, letters and
-        // signs.
+        // Never an error: the name is a token, and positions have nothing but
+        // digits, letters and signs.
         if let Ok(cookie) = HeaderValue::try_from(cookie) {
             // Beside the handler's: cookies are not combined into one field
             // (<https://www.rfc-editor.org/rfc/rfc9110#section-5.3>).
@@ -158,8 +170,9 @@ impl PositionCarrier for PositionCookie {
     }
 }
 
-/// Carries positions in a header of requests and responses, for services, and as gRPC metadata: a client sends back the latest
-/// one that it received (feature `replicas`).
+/// Carries positions in a header of requests and responses, for services, and
+/// as gRPC metadata: a client sends back the latest one that it received
+/// (feature `replicas`).
 ///
 /// ```
 /// use tower_sea_orm::{PositionCarrier, PositionHeader};
@@ -194,14 +207,15 @@ impl PositionCarrier for PositionHeader {
 
     fn store(&self, position: Position, response: &mut response::Parts) {
         if let Ok(value) = HeaderValue::try_from(position.to_string()) {
-            // In place of one that an inner service has passed through: its position is of another
-            // cluster, or an older one.
+            // In place of one that an inner service has passed through: its
+            // position is of another cluster, or an older one.
             response.headers.insert(&self.0, value);
         }
     }
 }
 
-/// What cannot be read was a position once, perhaps: the primary has all of them.
+/// What cannot be read was a position once, perhaps: the primary has all of
+/// them.
 fn parse(value: &[u8]) -> Position {
     let text = str::from_utf8(value.trim_ascii()).ok();
     let position = text.and_then(|text| text.parse().ok());

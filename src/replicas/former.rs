@@ -34,7 +34,8 @@ impl Former {
 }
 
 impl Replicas {
-    /// Notes the cluster's last promotion. Returns by what it is known that the primary is one from before.
+    /// Notes the cluster's last promotion. Returns by what it is known that the
+    /// primary is one from before.
     pub(super) fn former(&self) -> Option<Former> {
         self.by_timeline().or_else(|| self.by_history())
     }
@@ -67,7 +68,8 @@ impl Replicas {
                 checks.followers.extend(followers);
                 cluster.note_promotion(Some(last));
             }
-            // Not by servers that have told of no promotion: another `Replicas` over this pool may have noted one.
+            // Not by servers that have told of no promotion: another `Replicas`
+            // over this pool may have noted one.
             (None, Some(promotion)) if !checks.followers.is_empty() => {
                 if is_taken_back(&promotion, &checks.followers, &answers) {
                     checks.followers.clear();
@@ -90,7 +92,8 @@ impl Replicas {
     }
 }
 
-/// Returns the promotion that no other one has superseded, of those that a replica has followed, and its followers.
+/// Returns the promotion that no other one has superseded, of those that a
+/// replica has followed, and its followers.
 fn last_promotion(answers: &[Option<Answer>]) -> Option<(Promotion, Vec<u32>)> {
     let histories = || {
         answers
@@ -113,9 +116,10 @@ fn last_promotion(answers: &[Option<Answer>]) -> Option<(Promotion, Vec<u32>)> {
     Some((last.clone(), followers.map(|(server, _)| server).collect()))
 }
 
-/// Returns whether a promotion that none of the servers tells of any more has been taken back, as by an operator who
-/// leaves the former primary in its place. That its server or a follower does not answer says nothing: the network may
-/// have taken both from here.
+/// Returns whether a promotion that none of the servers tells of any more has
+/// been taken back, as by an operator who leaves the former primary in its
+/// place. That its server or a follower does not answer says nothing: the
+/// network may have taken both from here.
 fn is_taken_back(
     promotion: &Promotion,
     followers: &BTreeSet<u32>,
@@ -127,7 +131,8 @@ fn is_taken_back(
         .filter_map(|it| it.history.as_ref());
     let is_denied = histories.any(|history| promotion.is_denied_by(history));
     let is_followed = replicas(answers).any(|(_, gtids)| promotion.is_followed_by(gtids));
-    // Not by any other one: it may follow a server that was promoted after that one, and is not in the set.
+    // Not by any other one: it may follow a server that was promoted after that
+    // one, and is not in the set.
     let primary = answers
         .first()
         .and_then(|primary| primary.as_ref()?.history.as_ref());
@@ -139,7 +144,8 @@ fn is_taken_back(
         || !is_followed && replicas(answers).any(is_back)
 }
 
-/// The replicas that answer: the number of each one's server, and the last transaction of each domain that it has replicated.
+/// The replicas that answer: the number of each one's server, and the last
+/// transaction of each domain that it has replicated.
 fn replicas(answers: &[Option<Answer>]) -> impl Iterator<Item = (u32, &[Gtid])> {
     let answers = answers.iter().flatten().filter(|answer| answer.is_replica);
     answers.filter_map(|answer| match &answer.reached {

@@ -30,32 +30,46 @@ use crate::{
     session::{Mode, Reads, Replica, Replication},
 };
 
-/// A check's answer counts for that long at least: on a busy machine, checks take their time.
+/// A check's answer counts for that long at least: on a busy machine, checks
+/// take their time.
 const MIN_AGE: Duration = Duration::from_secs(5);
 
-/// A PostgreSQL primary and its streaming replicas, a MariaDB primary and its replicas, or the nodes of a Galera cluster, for
-/// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature `replicas`).
+/// A PostgreSQL primary and its streaming replicas, a MariaDB primary and its
+/// replicas, or the nodes of a Galera cluster, for
+/// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature
+/// `replicas`).
 ///
-/// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1) method read on a replica, in a READ ONLY transaction; all others go to the primary. A client
-/// reads its own writes, as long as it sends back the latest [`Position`](crate::Position) that it received
-/// ([`carrier`](Self::carrier)): BEGIN on a replica checks, in its own round trip, that the replica has replayed it. A replica that
-/// has not may take [`wait`](Self::wait) to do so; then the session moves to the primary, as it does from one that fails.
+/// Requests with a [safe](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1)
+/// method read on a replica, in a READ ONLY transaction; all others go to the
+/// primary. A client reads its own writes, as long as it sends back the latest
+/// [`Position`](crate::Position) that it received ([`carrier`](Self::carrier)):
+/// BEGIN on a replica checks, in its own round trip, that the replica has
+/// replayed it. A replica that has not may take [`wait`](Self::wait) to do so;
+/// then the session moves to the primary, as it does from one that fails.
 ///
-/// While there are requests, every server is asked for its role and its position once a second, on a connection of its own, which
-/// closes when the last clone of the layer and of this is dropped. Clones share what is known of the servers. Each server's pool is
-/// closed, pinged, recycled and observed on its own.
+/// While there are requests, every server is asked for its role and its
+/// position once a second, on a connection of its own, which closes when the
+/// last clone of the layer and of this is dropped. Clones share what is known
+/// of the servers. Each server's pool is closed, pinged, recycled and observed
+/// on its own.
 ///
-/// The name of the primary's pool has to lead to the primary: a proxy with a role check, or several hosts behind one
-/// name, see to that. The replicas' too may be such names.
+/// The name of the primary's pool has to lead to the primary: a proxy with a
+/// role check, or several hosts behind one name, see to that. The replicas' too
+/// may be such names.
 ///
-/// Reads that no replica can serve go to the primary, but only so many at once ([`max_reads_on_primary`](Self::max_reads_on_primary)).
+/// Reads that no replica can serve go to the primary, but only so many at once
+/// ([`max_reads_on_primary`](Self::max_reads_on_primary)).
 ///
-/// If two servers take writes, because one was promoted while the primary went on, only the later one serves, once a check has
-/// seen that: requests whose connection leads to the former primary get a 503 ([`Error::is_read_only`](crate::Error::is_read_only)).
-/// On MariaDB, the checks see it if both the promoted server and one that follows it are replicas of this.
+/// If two servers take writes, because one was promoted while the primary went
+/// on, only the later one serves, once a check has seen that: requests whose
+/// connection leads to the former primary get a 503
+/// ([`Error::is_read_only`](crate::Error::is_read_only)). On MariaDB, the
+/// checks see it if both the promoted server and one that follows it are
+/// replicas of this.
 ///
-/// A client's own writes are those that its requests' sessions have committed. Commits by jobs, hooks, other pools and
-/// sessions that a handler opens from [`DbSession::pool`](crate::DbSession::pool) carry no position.
+/// A client's own writes are those that its requests' sessions have committed.
+/// Commits by jobs, hooks, other pools and sessions that a handler opens from
+/// [`DbSession::pool`](crate::DbSession::pool) carry no position.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), sea_orm::DbErr> {
@@ -82,8 +96,8 @@ pub struct Replicas {
     acquire_timeout: Duration,
     check_every: Duration,
     reads: Option<Predicate>,
-    // Shared, because servers clone a layer's service: each clone would begin with the same
-    // replica.
+    // Shared, because servers clone a layer's service: each clone would begin
+    // with the same replica.
     next: Arc<AtomicUsize>,
     checks: Arc<Mutex<Checks>>,
     /// For those that read on the primary, because no replica can serve them.
@@ -93,15 +107,16 @@ pub struct Replicas {
 type Predicate = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 
 impl Replicas {
-    /// Returns a database without replicas: add them by [`replica`](Self::replica).
+    /// Returns a database without replicas: add them by
+    /// [`replica`](Self::replica).
     ///
     /// # Panics
     ///
     /// If it is given a `DatabaseConnection`, as [`SessionPool::new`].
     pub fn of(primary: impl Into<SessionPool>) -> Self {
         let primary = primary.into();
-        // Half: where all replicas are lost, a service's reads are a multiple of its writes, and
-        // would take every connection.
+        // Half: where all replicas are lost, a service's reads are a multiple
+        // of its writes, and would take every connection.
         let room = room(primary.status().max.div_ceil(2).max(1));
         Self {
             primary: Arc::new(Node::new("primary".to_owned(), primary)),
@@ -110,7 +125,8 @@ impl Replicas {
             // Ten checks, so that one that is late takes no replica out of use.
             max_lag: Duration::from_secs(10),
             wait: Duration::from_millis(20),
-            // Not the pool's own, which is longer: there is a primary to read on (G17).
+            // Not the pool's own, which is longer: there is a primary to read
+            // on (G17).
             acquire_timeout: Duration::from_secs(1),
             check_every: Duration::from_secs(1),
             reads: None,
@@ -120,7 +136,8 @@ impl Replicas {
         }
     }
 
-    /// Adds a replica. The name is for the log and for [`status`](Self::status).
+    /// Adds a replica. The name is for the log and for
+    /// [`status`](Self::status).
     ///
     /// # Panics
     ///
@@ -132,56 +149,66 @@ impl Replicas {
         self
     }
 
-    /// Sets for how long a replica may be behind the primary before it is out of use. Default: 10 s.
+    /// Sets for how long a replica may be behind the primary before it is out
+    /// of use. Default: 10 s.
     ///
-    /// This bounds the staleness of reads by clients without a recent write. While the primary does not answer, or is one
-    /// from before a fail-over, no replica goes out of use for its lag. With zero, no replica is used at all; a value below [`check_every`](Self::check_every) takes
-    /// replicas out of use between two checks.
+    /// This bounds the staleness of reads by clients without a recent write.
+    /// While the primary does not answer, or is one from before a fail-over, no
+    /// replica goes out of use for its lag. With zero, no replica is used at
+    /// all; a value below [`check_every`](Self::check_every) takes replicas out
+    /// of use between two checks.
     #[must_use]
     pub fn max_lag(mut self, lag: Duration) -> Self {
         self.max_lag = lag;
         self
     }
 
-    /// Sets for how long a request waits on a replica for its client's own writes, before it reads on the primary.
-    /// Default: 20 ms. With zero, the replica is asked once.
+    /// Sets for how long a request waits on a replica for its client's own
+    /// writes, before it reads on the primary. Default: 20 ms. With zero, the
+    /// replica is asked once.
     #[must_use]
     pub fn wait(mut self, time: Duration) -> Self {
         self.wait = time;
         self
     }
 
-    /// Sets for how long a request waits for a connection to a replica, and then for the answer to BEGIN, before it reads
-    /// on the primary; and for how long a check waits for a server. Default: 1 s.
+    /// Sets for how long a request waits for a connection to a replica, and
+    /// then for the answer to BEGIN, before it reads on the primary; and for
+    /// how long a check waits for a server. Default: 1 s.
     #[must_use]
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
         self
     }
 
-    /// Sets how many requests that read may have a session on the primary at once, because no replica can serve them.
-    /// Default: half of the primary's `max_connections`, rounded up.
+    /// Sets how many requests that read may have a session on the primary at
+    /// once, because no replica can serve them. Default: half of the primary's
+    /// `max_connections`, rounded up.
     ///
-    /// This leaves connections to requests that write when the replicas fail. Further reads wait for their turn; after
-    /// the pool's [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout), they get a 503
-    /// ([`Error::is_exhausted`](crate::Error::is_exhausted)). With zero, they get it at once, and so do clients that have just
-    /// written what no replica has yet.
+    /// This leaves connections to requests that write when the replicas fail.
+    /// Further reads wait for their turn; after the pool's
+    /// [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout), they
+    /// get a 503 ([`Error::is_exhausted`](crate::Error::is_exhausted)). With
+    /// zero, they get it at once, and so do clients that have just written what
+    /// no replica has yet.
     #[must_use]
     pub fn max_reads_on_primary(mut self, max: u32) -> Self {
         self.room = room(max);
         self
     }
 
-    /// Sets how often servers are asked for their role and position, while there are requests. Default: 1 s. An answer
-    /// counts for three times as long, and for 5 s at least. With zero, the next check begins with the first request
-    /// after the last one has ended.
+    /// Sets how often servers are asked for their role and position, while
+    /// there are requests. Default: 1 s. An answer counts for three times as
+    /// long, and for 5 s at least. With zero, the next check begins with the
+    /// first request after the last one has ended.
     #[must_use]
     pub fn check_every(mut self, interval: Duration) -> Self {
         self.check_every = interval;
         self
     }
 
-    /// Sets how a client's position gets to the client and back. Default: [`PositionCookie`].
+    /// Sets how a client's position gets to the client and back. Default:
+    /// [`PositionCookie`].
     ///
     /// Two clusters in one service need carriers of different names.
     #[must_use]
@@ -190,7 +217,8 @@ impl Replicas {
         self
     }
 
-    /// Sets which requests read on a replica. Default: those whose method is GET, HEAD, OPTIONS or TRACE.
+    /// Sets which requests read on a replica. Default: those whose method is
+    /// GET, HEAD, OPTIONS or TRACE.
     #[must_use]
     pub fn replica_if<P>(mut self, reads: P) -> Self
     where
@@ -224,15 +252,16 @@ impl Replicas {
         self.check_every.saturating_mul(3).max(MIN_AGE)
     }
 
-    /// Returns the pool for a request, unless it is the primary's, and what its session has to do with replicas. `writes`
-    /// is the mode in which it would write.
+    /// Returns the pool for a request, unless it is the primary's, and what its
+    /// session has to do with replicas. `writes` is the mode in which it would
+    /// write.
     pub(crate) fn route(
         &self,
         parts: &Parts,
         writes: Mode,
     ) -> (Option<SessionPool>, Arc<Replication>) {
-        // By requests: a service without any asks nothing, and a timer would need a runtime from
-        // the start.
+        // By requests: a service without any asks nothing, and a timer would
+        // need a runtime from the start.
         self.check_if_due();
         let position = self.carrier.load(parts);
         let is_read = self.reads(parts);
@@ -264,7 +293,8 @@ impl Replicas {
         }
     }
 
-    /// Returns the replica for a client with this position, in turn among those that are fit.
+    /// Returns the replica for a client with this position, in turn among those
+    /// that are fit.
     fn pick(&self, position: Option<Position>) -> Option<Arc<Node>> {
         let fitness = |node: &Arc<Node>| node.fitness(position, self.max_lag, self.max_age());
         let fit: Vec<_> = self
@@ -272,8 +302,8 @@ impl Replicas {
             .iter()
             .filter_map(|node| Some((fitness(node)?, node)))
             .collect();
-        // Those that are known to have the write come first: at the others, BEGIN may have to wait
-        // for it.
+        // Those that are known to have the write come first: at the others,
+        // BEGIN may have to wait for it.
         let best = fit.iter().map(|(fitness, _)| *fitness).max()?;
         let mut best: Vec<_> = fit.into_iter().filter(|(one, _)| *one == best).collect();
         // Relaxed: two requests on one replica are no fault.

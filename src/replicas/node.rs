@@ -15,8 +15,9 @@ use crate::{
     session::Replica,
 };
 
-/// A replica that was behind is waited for again after this time. Most have been held up for a moment only, and the next
-/// check, which may be a second away, would tell late.
+/// A replica that was behind is waited for again after this time. Most have
+/// been held up for a moment only, and the next check, which may be a second
+/// away, would tell late.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// A server of the cluster.
@@ -34,7 +35,8 @@ struct Seen {
     answer: Option<Result<Answer, String>>,
     /// When the last check began.
     checked: Option<Instant>,
-    /// The last time of which it is known that it has all of what the primary had then.
+    /// The last time of which it is known that it has all of what the primary
+    /// had then.
     current: Option<Instant>,
     /// A session could not begin here since the last check.
     failure: Option<String>,
@@ -48,15 +50,17 @@ struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutOfUse {
-    /// It has not been asked yet, or not lately, because there were no requests. The next ones read on the primary until it has
-    /// answered.
+    /// It has not been asked yet, or not lately, because there were no
+    /// requests. The next ones read on the primary until it has answered.
     NotChecked,
-    /// It does not answer, a session could not begin on it, or one has lost its connection while reading; with the error. Or it is a node of a Galera cluster that is not in
-    /// sync: joining, a donor, or without a quorum.
+    /// It does not answer, a session could not begin on it, or one has lost its
+    /// connection while reading; with the error. Or it is a node of a Galera
+    /// cluster that is not in sync: joining, a donor, or without a quorum.
     Failed(String),
     /// It is no replica, or no longer. On MariaDB: `read_only` is off.
     Primary,
-    /// It has been behind the primary for longer than [`max_lag`](crate::Replicas::max_lag).
+    /// It has been behind the primary for longer than
+    /// [`max_lag`](crate::Replicas::max_lag).
     Lagging,
 }
 
@@ -68,11 +72,13 @@ pub struct ReplicaStatus {
     pub name: String,
     /// Why it is not read on at the moment; `None` if it is.
     pub out_of_use: Option<OutOfUse>,
-    /// What it has replayed, as of the last check; `None` if it has not been asked or did not answer, and on MariaDB if that
-    /// is none or more than one global transaction ID.
+    /// What it has replayed, as of the last check; `None` if it has not been
+    /// asked or did not answer, and on MariaDB if that is none or more than one
+    /// global transaction ID.
     pub position: Option<Position>,
-    /// For how long it has been behind the primary at most, as of now: a replica that is up to date shows the time since the
-    /// last check. `None` if no check has found it up to date yet.
+    /// For how long it has been behind the primary at most, as of now: a
+    /// replica that is up to date shows the time since the last check. `None`
+    /// if no check has found it up to date yet.
     pub lag: Option<Duration>,
 }
 
@@ -137,13 +143,15 @@ impl Node {
         }
     }
 
-    /// Writes into the log when the replica goes out of use, and when it is back.
+    /// Writes into the log when the replica goes out of use, and when it is
+    /// back.
     pub(super) fn tell(&self, max_lag: Duration, max_age: Duration) {
         let mut seen = self.seen();
         let out = seen.out_of_use(max_lag, max_age);
         let changed = out.is_some() != seen.is_told;
         seen.is_told = out.is_some();
-        // Logging runs the subscriber's code, which must not run under the lock.
+        // Logging runs the subscriber's code, which must not run under the
+        // lock.
         drop(seen);
         match out {
             Some(why) if changed => {
@@ -156,7 +164,8 @@ impl Node {
         }
     }
 
-    /// Returns how well it can serve a read of a client with this position; `None` if it should not.
+    /// Returns how well it can serve a read of a client with this position;
+    /// `None` if it should not.
     pub(super) fn fitness(
         &self,
         position: Option<Position>,
@@ -171,7 +180,8 @@ impl Node {
             return None;
         }
         let Some(position) = position else {
-            // A client that has written nothing lately is content with `max_lag`.
+            // A client that has written nothing lately is content with
+            // `max_lag`.
             return Some(Fitness::Known);
         };
         match answer.reached.holds(position) {
@@ -179,7 +189,8 @@ impl Node {
             // A wait would be in vain: the position is of another history.
             Holds::Never => None,
             Holds::NotYet => {
-                // One wait for a replica that is behind is enough for now, whichever request has waited.
+                // One wait for a replica that is behind is enough for now,
+                // whichever request has waited.
                 let is_behind = seen
                     .behind
                     .is_some_and(|(missed, at)| missed <= position && at.elapsed() < AGAIN);
@@ -203,19 +214,20 @@ impl Seen {
     fn out_of_use(&self, max_lag: Duration, max_age: Duration) -> Option<OutOfUse> {
         let is_recent = self.checked.is_some_and(|at| at.elapsed() <= max_age);
         match &self.answer {
-            // Before anything else: since an old answer, the server may have been promoted, and its
-            // connections take writes (H33).
+            // Before anything else: since an old answer, the server may have
+            // been promoted, and its connections take writes (H33).
             _ if !is_recent => Some(OutOfUse::NotChecked),
             None => Some(OutOfUse::NotChecked),
             Some(Err(why)) => Some(OutOfUse::Failed(why.clone())),
-            // A promoted one has a history of its own: what it lacks of the primary's cannot be
-            // told (G18).
+            // A promoted one has a history of its own: what it lacks of the
+            // primary's cannot be told (G18).
             Some(Ok(answer)) if !answer.is_replica => Some(OutOfUse::Primary),
             Some(Ok(Answer {
                 unfit: Some(why), ..
             })) => Some(OutOfUse::Failed(why.clone())),
             Some(Ok(_)) => match (&self.failure, self.current) {
-                // Until the next check: each further session would pay the same wait.
+                // Until the next check: each further session would pay the same
+                // wait.
                 (Some(why), _) => Some(OutOfUse::Failed(why.clone())),
                 (None, Some(at)) if at.elapsed() <= max_lag => None,
                 (None, _) => Some(OutOfUse::Lagging),

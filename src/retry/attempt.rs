@@ -18,10 +18,11 @@ use tower::{
 use super::policy::RetryPolicy;
 use crate::Error;
 
-/// In a request's extensions, the number of this attempt; in a response's, how many were made (feature `retry`).
+/// In a request's extensions, the number of this attempt; in a response's, how
+/// many were made (feature `retry`).
 ///
-/// A [`RetryLayer`](crate::RetryLayer) puts it there, counting from 1. With the feature `axum` it is a handler argument as well, 1
-/// where no layer counts.
+/// A [`RetryLayer`](crate::RetryLayer) puts it there, counting from 1. With the
+/// feature `axum` it is a handler argument as well, 1 where no layer counts.
 ///
 /// ```
 /// use tower_sea_orm::Attempt;
@@ -35,7 +36,8 @@ pub struct Attempt(pub(super) u32);
 impl Attempt {
     pub(super) const FIRST: Self = Self(1);
 
-    /// Returns the attempt that a request or a response belongs to, by its extensions; the first one without a layer.
+    /// Returns the attempt that a request or a response belongs to, by its
+    /// extensions; the first one without a layer.
     pub fn of(extensions: &Extensions) -> Self {
         extensions.get().copied().unwrap_or(Self::FIRST)
     }
@@ -87,14 +89,16 @@ impl Tries {
         }
     }
 
-    /// Begins the next attempt after `error`, which has undone this one, and returns the wait before it; `None` if this was the
-    /// last. `may_repeat` is asked last but for the budget.
+    /// Begins the next attempt after `error`, which has undone this one, and
+    /// returns the wait before it; `None` if this was the last. `may_repeat` is
+    /// asked last but for the budget.
     pub(super) fn next(
         &mut self,
         error: &Error,
         may_repeat: impl FnOnce() -> bool,
     ) -> Option<Sleep> {
-        // The work itself may be what a server has died of: it is not to be sent to all of them.
+        // The work itself may be what a server has died of: it is not to be
+        // sent to all of them.
         let has_lost_another = error.is_connection_lost() && mem::replace(&mut self.has_lost, true);
         let wait = if has_lost_another {
             Err("a second server was lost")
@@ -110,7 +114,8 @@ impl Tries {
             }
             Err(reason) => {
                 let attempt = self.attempt.number();
-                // With the reason, which is the first question where a retry was missed.
+                // With the reason, which is the first question where a retry
+                // was missed.
                 tracing::debug!(target: "tower_sea_orm::retry", attempt, %error, reason, "rolled back, and does not run again");
                 None
             }
@@ -122,15 +127,17 @@ impl Tries {
         if self.attempt.number() >= self.policy.attempts {
             return Err("the last attempt");
         }
-        // After the number of attempts: to ask passes the body on to the next one.
+        // After the number of attempts: to ask passes the body on to the next
+        // one.
         if !may_repeat() {
             return Err("the body is too long, or is still in use");
         }
-        // Before the budget is asked: a wait that is too long must not cost others a retry.
+        // Before the budget is asked: a wait that is too long must not cost
+        // others a retry.
         let wait = self.next_backoff().ok_or("no back-off")?;
         if wait
-            // At the end of the wait, and not now: no client waits for an attempt that begins too
-            // late.
+            // At the end of the wait, and not now: no client waits for an
+            // attempt that begins too late.
             .deadline()
             .into_std()
             .saturating_duration_since(self.since)
@@ -146,10 +153,12 @@ impl Tries {
 
     fn next_backoff(&mut self) -> Option<Sleep> {
         if self.backoff.is_none() {
-            // A source of random numbers for each: a clone of one would have all requests wait for the same times.
+            // A source of random numbers for each: a clone of one would have
+            // all requests wait for the same times.
             let random = HasherRng::new();
             let (min, max) = (self.policy.min, self.policy.max);
-            // Up to as much again at random: two requests that have met would meet again.
+            // Up to as much again at random: two requests that have met would
+            // meet again.
             let mut maker = ExponentialBackoffMaker::new(min, max, 1.0, random).ok()?;
             self.backoff = Some(maker.make_backoff());
         }

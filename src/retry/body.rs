@@ -16,13 +16,15 @@ use super::{
 };
 use crate::body::BoxError;
 
-/// A request's body that a [`RetryLayer`](crate::RetryLayer) can send once more: the body that the services inside the layer
-/// get.
+/// A request's body that a [`RetryLayer`](crate::RetryLayer) can send once
+/// more: the body that the services inside the layer get.
 ///
-/// It records what is read of it, while it is read. A later attempt gets the same bytes and the same trailers, and what no earlier
-/// attempt has read comes from the original body. The chunks may be other ones.
+/// It records what is read of it, while it is read. A later attempt gets the
+/// same bytes and the same trailers, and what no earlier attempt has read comes
+/// from the original body. The chunks may be other ones.
 pub struct ReplayBody<B: Body> {
-    // Shared by the attempts: tower copies a request before it is served for the first time.
+    // Shared by the attempts: tower copies a request before it is served for
+    // the first time.
     shelf: Arc<Shelf<B>>,
     attempt: Attempt,
     /// Taken from the shelf with the first read.
@@ -43,8 +45,8 @@ impl<B: Body> ReplayBody<B> {
     pub(super) fn new(body: B, max: usize) -> Self {
         let recording = Recording::new(body, max);
         Self {
-            // As the original's: hyper's client, to which a proxy hands it on, chooses between a
-            // length and chunks by it.
+            // As the original's: hyper's client, to which a proxy hands it on,
+            // chooses between a length and chunks by it.
             hint: recording.size_hint(0),
             is_end: recording.is_end(0, false),
             shelf: Shelf::new(recording),
@@ -59,13 +61,15 @@ impl<B: Body> ReplayBody<B> {
             shelf: self.shelf.clone(),
             attempt: self.attempt.next(),
             reading: None,
-            // Not known while an earlier attempt may be reading: `rewind` tells.
+            // Not known while an earlier attempt may be reading: `rewind`
+            // tells.
             hint: SizeHint::new(),
             is_end: false,
         }
     }
 
-    /// Gets the body ready for its attempt; false if an earlier attempt has not left all of it.
+    /// Gets the body ready for its attempt; false if an earlier attempt has not
+    /// left all of it.
     pub(super) fn rewind(&mut self) -> bool {
         if !self.shelf.pass_to(self.attempt) {
             return false;
@@ -73,7 +77,8 @@ impl<B: Body> ReplayBody<B> {
         if let Some(recording) = self.shelf.take(self.attempt) {
             self.hint = recording.size_hint(0);
             self.is_end = recording.is_end(0, false);
-            // Back at once: its attempt may never read it, and the next one needs it.
+            // Back at once: its attempt may never read it, and the next one
+            // needs it.
             self.shelf.put_back(recording);
         }
         true
@@ -96,8 +101,9 @@ where
         // Movable: the original is pinned in a box of its own.
         let this = self.get_mut();
         if this.reading.is_none() {
-            // With the first read, and not with the request: a handler that never reads leaves it
-            // on the shelf, where the next attempt finds it.
+            // With the first read, and not with the request: a handler that
+            // never reads leaves it on the shelf, where the next attempt finds
+            // it.
             let taken = this.shelf.take(this.attempt);
             this.reading = taken.map(Reading::new);
         }
@@ -165,7 +171,8 @@ impl<B: Body> Reading<B> {
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                // The client has gone, or sends nonsense: there is no whole body to be sent once more.
+                // The client has gone, or sends nonsense: there is no whole
+                // body to be sent once more.
                 self.recording.give_up();
                 Some(Err(error.into()))
             }
@@ -180,8 +187,8 @@ impl<B: Body> Reading<B> {
 impl<B: Body> Drop for ReplayBody<B> {
     fn drop(&mut self) {
         if let Some(reading) = self.reading.take() {
-            // With the body, and not with the response: a task may read on for longer than its
-            // attempt, and until then there is no other one.
+            // With the body, and not with the response: a task may read on for
+            // longer than its attempt, and until then there is no other one.
             self.shelf.put_back(reading.recording);
         }
     }

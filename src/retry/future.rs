@@ -17,7 +17,8 @@ use super::{attempt::Attempt, body::ReplayBody, service::Replays};
 
 /// The future of a [`RetryService`](crate::RetryService).
 ///
-/// Dropped, it ends the attempt that runs as without the layer, and no other begins.
+/// Dropped, it ends the attempt that runs as without the layer, and no other
+/// begins.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct RetryFuture<S, ReqBody, ResBody>
@@ -26,7 +27,8 @@ where
     ReqBody: Body,
 {
     #[pin]
-    // tower's own, wrapped so that none of its types is in the public interface.
+    // tower's own, wrapped so that none of its types is in the public
+    // interface.
     attempts: tower::retry::future::ResponseFuture<Replays, S, Request<ReplayBody<ReqBody>>>,
     // A function's result, so that the future is `Send` whatever the body is.
     body: PhantomData<fn() -> ResBody>,

@@ -8,12 +8,16 @@ use super::{attempt::Tries, policy::RetryPolicy};
 use crate::{DbTx, Error, SessionPool, session::Ran};
 
 impl SessionPool {
-    /// [`transaction`](Self::transaction) that runs `work` again after a transient failure (feature `retry`).
+    /// [`transaction`](Self::transaction) that runs `work` again after a
+    /// transient failure (feature `retry`).
     ///
-    /// The rules are those of [`RetryLayer`](crate::RetryLayer): a statement or COMMIT failed with a serialization failure, a deadlock,
-    /// a lock timeout, a stale plan or a read-only server; `work` returned an error after that, unless it was COMMIT that failed; and it is
-    /// known that nothing was committed. No other error of `work` is retried, and pool exhaustion is not either. What `work` does
-    /// besides the transaction, to its variables for example, happens again.
+    /// The rules are those of [`RetryLayer`](crate::RetryLayer): a statement or
+    /// COMMIT failed with a serialization failure, a deadlock, a lock timeout,
+    /// a stale plan or a read-only server; `work` returned an error after that,
+    /// unless it was COMMIT that failed; and it is known that nothing was
+    /// committed. No other error of `work` is retried, and pool exhaustion is
+    /// not either. What `work` does besides the transaction, to its variables
+    /// for example, happens again.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -38,13 +42,15 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// The last attempt's, as [`transaction`](Self::transaction): the conflict itself if attempts, time or budget were used up.
-    /// Nothing is committed then, unless the outcome is unknown or `work` itself has called [`commit`](crate::DbSession::commit).
+    /// The last attempt's, as [`transaction`](Self::transaction): the conflict
+    /// itself if attempts, time or budget were used up. Nothing is committed
+    /// then, unless the outcome is unknown or `work` itself has called
+    /// [`commit`](crate::DbSession::commit).
     ///
     /// # Cancel safety
     ///
-    /// As [`transaction`](Self::transaction) for the attempt that runs; dropped between two, nothing is stored, and no
-    /// other begins.
+    /// As [`transaction`](Self::transaction) for the attempt that runs; dropped
+    /// between two, nothing is stored, and no other begins.
     pub async fn retry_transaction<F, T, E>(
         &self,
         policy: &RetryPolicy,
@@ -58,8 +64,8 @@ impl SessionPool {
             .await
     }
 
-    /// [`retry_transaction`](Self::retry_transaction) with an isolation level, an access mode, or SQLite's
-    /// transaction mode (feature `retry`).
+    /// [`retry_transaction`](Self::retry_transaction) with an isolation level,
+    /// an access mode, or SQLite's transaction mode (feature `retry`).
     ///
     /// # Errors
     ///
@@ -83,8 +89,9 @@ impl SessionPool {
         loop {
             // In a session of its own: the one before is over.
             let Ran { result, undone_by } = self.run_once(options, &mut work).await;
-            // `undone_by` is there only if nothing of the attempt stands (G20). An acquire that
-            // failed has waited already, and a second one would add to the load.
+            // `undone_by` is there only if nothing of the attempt stands (G20).
+            // An acquire that failed has waited already, and a second one would
+            // add to the load.
             let passing = undone_by.filter(Error::is_passing);
             // A job has no body that could be used up.
             match passing.and_then(|error| tries.next(&error, || true)) {

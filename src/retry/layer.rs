@@ -15,13 +15,15 @@ pub struct RetryLayer {
 }
 
 impl RetryLayer {
-    /// Creates a layer with [the default policy](RetryPolicy::new) for bodies of up to 64 KiB.
+    /// Creates a layer with [the default policy](RetryPolicy::new) for bodies
+    /// of up to 64 KiB.
     pub fn new() -> Self {
         Self::with(RetryPolicy::new())
     }
 
-    /// Creates a layer with a policy that others may share. The methods below change this layer's copy of it, and no other; the
-    /// budget stays shared until [`budget`](Self::budget) is called.
+    /// Creates a layer with a policy that others may share. The methods below
+    /// change this layer's copy of it, and no other; the budget stays shared
+    /// until [`budget`](Self::budget) is called.
     pub fn with(policy: RetryPolicy) -> Self {
         // As much as linkerd keeps of a request for its retries
         // (<https://linkerd.io/2021/10/26/how-linkerd-retries-http-requests-with-bodies/>).
@@ -29,26 +31,30 @@ impl RetryLayer {
         Self { policy, max_body }
     }
 
-    /// Sets the length in bytes up to which a body is recorded. A request with a longer one is served as without the layer.
-    /// Default: 64 KiB. Up to that much memory is used for each request whose body is read.
+    /// Sets the length in bytes up to which a body is recorded. A request with
+    /// a longer one is served as without the layer. Default: 64 KiB. Up to that
+    /// much memory is used for each request whose body is read.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
         self
     }
 
-    /// Sets how many attempts are made in all. Default: 3. See [`RetryPolicy::attempts`].
+    /// Sets how many attempts are made in all. Default: 3. See
+    /// [`RetryPolicy::attempts`].
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.policy = self.policy.attempts(attempts);
         self
     }
 
-    /// Sets the wait before a retry. Default: from 5 ms, doubled each time, to 200 ms. See [`RetryPolicy::backoff`].
+    /// Sets the wait before a retry. Default: from 5 ms, doubled each time, to
+    /// 200 ms. See [`RetryPolicy::backoff`].
     pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
         self.policy = self.policy.backoff(min, max);
         self
     }
 
-    /// Sets how many retries are allowed for each request. Default: 0.2, one for every five. See [`RetryPolicy::budget`].
+    /// Sets how many retries are allowed for each request. Default: 0.2, one
+    /// for every five. See [`RetryPolicy::budget`].
     ///
     /// # Panics
     ///
@@ -58,8 +64,9 @@ impl RetryLayer {
         self
     }
 
-    /// Sets the time since the first attempt after which no other begins. Default: 10 s. A gRPC request's own `grpc-timeout`
-    /// counts as well. See [`RetryPolicy::total_timeout`].
+    /// Sets the time since the first attempt after which no other begins.
+    /// Default: 10 s. A gRPC request's own `grpc-timeout` counts as well. See
+    /// [`RetryPolicy::total_timeout`].
     pub fn total_timeout(mut self, timeout: Duration) -> Self {
         self.policy = self.policy.total_timeout(timeout);
         self

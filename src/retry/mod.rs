@@ -1,4 +1,5 @@
-//! Requests and jobs that run again when nothing of them stands (feature `retry`).
+//! Requests and jobs that run again when nothing of them stands (feature
+//! `retry`).
 
 mod attempt;
 mod body;

@@ -12,10 +12,12 @@ const BUDGET_TTL: Duration = Duration::from_secs(10);
 /// The retries a second that are allowed however few requests there are.
 const BUDGET_RESERVE: u32 = 10;
 
-/// How many times, and after what wait, work is retried after a conflict (feature `retry`). Clones share one budget.
+/// How many times, and after what wait, work is retried after a conflict
+/// (feature `retry`). Clones share one budget.
 ///
 /// [`RetryLayer`](crate::RetryLayer) applies it to requests,
-/// [`SessionPool::retry_transaction`](crate::SessionPool::retry_transaction) to jobs.
+/// [`SessionPool::retry_transaction`](crate::SessionPool::retry_transaction) to
+/// jobs.
 ///
 /// ```
 /// use std::time::Duration;
@@ -35,20 +37,21 @@ pub struct RetryPolicy {
     pub(super) min: Duration,
     pub(super) max: Duration,
     pub(super) total_timeout: Duration,
-    // Shared by clones: servers clone a service for each connection, and a budget for each would be
-    // none.
+    // Shared by clones: servers clone a service for each connection, and a
+    // budget for each would be none.
     pub(super) budget: Arc<TpsBudget>,
 }
 
 impl RetryPolicy {
-    /// Creates a policy of three attempts: the second begins 5 to 10 ms after the first has failed, the third 10 to 20 ms after
-    /// the second, and none later than 10 s after the first began. There is one retry for every five requests, but ten a second in
-    /// any case.
+    /// Creates a policy of three attempts: the second begins 5 to 10 ms after
+    /// the first has failed, the third 10 to 20 ms after the second, and none
+    /// later than 10 s after the first began. There is one retry for every five
+    /// requests, but ten a second in any case.
     pub fn new() -> Self {
         Self {
             attempts: 3,
-            // A conflict is over once the other transaction has ended, most often within
-            // milliseconds.
+            // A conflict is over once the other transaction has ended, most
+            // often within milliseconds.
             min: Duration::from_millis(5),
             max: Duration::from_millis(200),
             total_timeout: Duration::from_secs(10),
@@ -56,18 +59,22 @@ impl RetryPolicy {
         }
     }
 
-    /// Sets how many attempts are made in all, the first one included. Default: 3. With 1, or 0, there is no retry.
+    /// Sets how many attempts are made in all, the first one included.
+    /// Default: 3. With 1, or 0, there is no retry.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
         self
     }
 
-    /// Sets the wait before a retry: `min` before the first one, twice as long before each further one, and in addition up to
-    /// as much again at random, so that requests that met each other do not meet again; `max` in all. Default: 5 ms and 200 ms, that
-    /// is 5 to 10 ms, 10 to 20 ms, 20 to 40 ms and so on, up to 200 ms.
+    /// Sets the wait before a retry: `min` before the first one, twice as long
+    /// before each further one, and in addition up to as much again at random,
+    /// so that requests that met each other do not meet again; `max` in all.
+    /// Default: 5 ms and 200 ms, that is 5 to 10 ms, 10 to 20 ms, 20 to 40 ms
+    /// and so on, up to 200 ms.
     ///
-    /// A `max` below `min` counts as `min`. With a `min` of zero there is no wait.
+    /// A `max` below `min` counts as `min`. With a `min` of zero there is no
+    /// wait.
     #[must_use]
     pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
         // What tower refuses: a `max` of nothing, or one below `min`.
@@ -76,9 +83,11 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets how many retries are allowed for each request of the last ten seconds: 0.2, the default, is one for every five. Ten
-    /// retries a second are allowed in any case, so that a service with few requests can retry them. Beyond
-    /// that, what fails stays failed: where everything conflicts, retrying would only add load.
+    /// Sets how many retries are allowed for each request of the last ten
+    /// seconds: 0.2, the default, is one for every five. Ten retries a second
+    /// are allowed in any case, so that a service with few requests can retry
+    /// them. Beyond that, what fails stays failed: where everything conflicts,
+    /// retrying would only add load.
     ///
     /// It begins a budget of its own, which earlier clones do not share.
     ///
@@ -91,8 +100,9 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the time since the first attempt after which no other begins. Default: 10 s. The attempt that runs is not ended by
-    /// it. With zero there is no retry.
+    /// Sets the time since the first attempt after which no other begins.
+    /// Default: 10 s. The attempt that runs is not ended by it. With zero there
+    /// is no retry.
     #[must_use]
     pub fn total_timeout(mut self, timeout: Duration) -> Self {
         self.total_timeout = timeout;

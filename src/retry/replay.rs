@@ -11,8 +11,10 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::attempt::Attempt;
 
-/// The place of a request's body between its attempts: one of them has it, or it is here.
-// Locked to take and to put, never while the body is polled: its code is a user's.
+/// The place of a request's body between its attempts: one of them has it, or
+/// it is here.
+// Locked to take and to put, never while the body is polled: its code is a
+// user's.
 pub(super) struct Shelf<B>(Mutex<Place<B>>);
 
 struct Place<B> {
@@ -24,12 +26,15 @@ struct Place<B> {
 /// A body, and the part of it that was read.
 pub(super) struct Recording<B> {
     /// The rest of it.
-    // Pinned for good, because it moves from attempt to attempt and may not be `Unpin`.
+    // Pinned for good, because it moves from attempt to attempt and may not be
+    // `Unpin`.
     pub(super) body: Pin<Box<B>>,
-    /// One buffer, and no list of chunks: chunks of one byte would keep a buffer of the connection's each.
+    /// One buffer, and no list of chunks: chunks of one byte would keep a
+    /// buffer of the connection's each.
     read: Vec<u8>,
     trailers: Option<HeaderMap>,
-    // In bytes of data: trailers come once, and are as long as the server allows.
+    // In bytes of data: trailers come once, and are as long as the server
+    // allows.
     max: usize,
     /// The body has come to its end.
     pub(super) has_ended: bool,
@@ -39,7 +44,8 @@ pub(super) struct Recording<B> {
 
 impl<B: Body> Recording<B> {
     pub(super) fn new(body: B, max: usize) -> Self {
-        // Known beforehand, as by `Content-Length`: nothing is recorded in vain.
+        // Known beforehand, as by `Content-Length`: nothing is recorded in
+        // vain.
         let is_incomplete = body.size_hint().lower() > max as u64;
         Self {
             body: Box::pin(body),
@@ -69,9 +75,9 @@ impl<B: Body> Recording<B> {
         if let Some(data) = frame.data_ref()
             && !self.is_incomplete
         {
-            // The frame goes on to the handler all the same: such a request is served as without
-            // the layer.
-            // Never below zero, since nothing is recorded beyond `max`.
+            // The frame goes on to the handler all the same: such a request is
+            // served as without the layer. Never below zero, since nothing is
+            // recorded beyond `max`.
             if data.len() > self.max - self.read.len() {
                 self.give_up();
             } else {
@@ -87,15 +93,18 @@ impl<B: Body> Recording<B> {
     /// The body cannot be read a second time.
     pub(super) fn give_up(&mut self) {
         self.is_incomplete = true;
-        // Not `clear`, which would keep the memory for as long as the request lasts.
+        // Not `clear`, which would keep the memory for as long as the request
+        // lasts.
         self.read = Vec::new();
     }
 
-    /// Returns whether nothing but trailers can come after the first `position` bytes.
+    /// Returns whether nothing but trailers can come after the first `position`
+    /// bytes.
     pub(super) fn is_end(&self, position: usize, has_trailers: bool) -> bool {
         let is_read =
             self.after(position).is_empty() && (self.has_ended || self.body.is_end_stream());
-        // Trailers that are still to come: a server that takes this for the end would drop them.
+        // Trailers that are still to come: a server that takes this for the end
+        // would drop them.
         is_read && (has_trailers || self.trailers.is_none())
     }
 
@@ -106,7 +115,8 @@ impl<B: Body> Recording<B> {
         let (rest, recorded) = (self.body.size_hint(), self.after(position).len() as u64);
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(recorded));
-        // No bound where it would overflow: one that is too low promises an end that does not come.
+        // No bound where it would overflow: one that is too low promises an end
+        // that does not come.
         if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(recorded)) {
             hint.set_upper(upper);
         }
@@ -131,13 +141,15 @@ impl<B> Shelf<B> {
         self.with(|place| place.recording = Some(recording));
     }
 
-    /// Leaves the body to `attempt`, and says whether that can have all of it: no earlier attempt still reads it.
+    /// Leaves the body to `attempt`, and says whether that can have all of it:
+    /// no earlier attempt still reads it.
     pub(super) fn pass_to(&self, attempt: Attempt) -> bool {
         self.with(|place| {
             let recording = place.recording.as_ref();
             let may_pass = recording.is_some_and(|recording| !recording.is_incomplete);
             if may_pass {
-                // From here on, what an earlier attempt has left behind gets nothing of it (G20).
+                // From here on, what an earlier attempt has left behind gets
+                // nothing of it (G20).
                 place.attempt = attempt;
             }
             may_pass

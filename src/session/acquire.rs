@@ -1,4 +1,5 @@
-//! Acquires a session's connection: before the request, or with its first statement.
+//! Acquires a session's connection: before the request, or with its first
+//! statement.
 
 use std::{
     sync::{Arc, Weak},
@@ -20,7 +21,8 @@ pub(super) fn with_connection(
     lease: Lease,
     waited: Duration,
 ) -> Arc<Core> {
-    // Nothing can fail or wait in between: the lease is under a guard, or gives itself back.
+    // Nothing can fail or wait in between: the lease is under a guard, or gives
+    // itself back.
     let core = Core::new(pool, plan);
     install(&core, lease, waited);
     core
@@ -28,8 +30,8 @@ pub(super) fn with_connection(
 
 /// Acquires a connection before the first statement.
 pub(super) async fn check_out_early(core: &Arc<Core>) -> Result<(), DbErr> {
-    // In the line: a statement that was polled before acquires as well, and a session has one
-    // connection (G2; `two_tasks_of_one_request_take_turns`).
+    // In the line: a statement that was polled before acquires as well, and a
+    // session has one connection (G2; `two_tasks_of_one_request_take_turns`).
     enqueue(core, Caller::Session, async |core, _turn| {
         check_out(&core, Caller::Session, false).await
     })
@@ -42,7 +44,8 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
         return Ok(());
     }
     let started = Instant::now();
-    // Where a test itself has the only connection of its pool, nothing would end the wait.
+    // Where a test itself has the only connection of its pool, nothing would
+    // end the wait.
     let hopeless = core.pool().refuse_hopeless(|| core.origin.is_of_request());
     let acquired = match hopeless {
         Ok(()) => acquire(core).await,
@@ -60,8 +63,9 @@ pub(super) async fn check_out(core: &Arc<Core>, caller: Caller, begins: bool) ->
             core.tell_acquired(waited, Some(&error));
             let mut state = core.lock();
             state.waited(waited);
-            // A handler that turns this error into a 200 has stored nothing; in a transaction the response says so.
-            // Shown by `a_transaction_that_never_got_its_connection_is_no_success`.
+            // A handler that turns this error into a 200 has stored nothing; in
+            // a transaction the response says so. Shown by
+            // `a_transaction_that_never_got_its_connection_is_no_success`.
             let for_transaction = begins || state.is_transactional();
             state.stack.failures.not_acquired(error, for_transaction);
             Err(answer)
@@ -85,8 +89,8 @@ async fn acquire(core: &Core) -> Result<Lease, Error> {
 async fn acquire_once(core: &Core) -> Result<Lease, Error> {
     let (claim, begins, patience) = claim(core);
     let patience = match core.replication() {
-        // Where replicas are lost, the reads of a service are a multiple of its writes, and would
-        // take every connection of the primary
+        // Where replicas are lost, the reads of a service are a multiple of its
+        // writes, and would take every connection of the primary
         // (`reads_without_a_replica_leave_connections_to_writes`).
         Some(replication) => replication.admit(patience).await?,
         None => patience,
@@ -94,23 +98,27 @@ async fn acquire_once(core: &Core) -> Result<Lease, Error> {
     core.pool().acquire_for(claim, begins, patience).await
 }
 
-/// Returns why the session wants a connection, which transaction it begins there, and for how long it may wait.
+/// Returns why the session wants a connection, which transaction it begins
+/// there, and for how long it may wait.
 fn claim(core: &Core) -> (Claim, Option<TransactionOptions>, Duration) {
     let all = core.pool().settings().acquire_timeout;
     let state = core.lock();
     let all = state.rules.patience(all);
-    // Any other session has no guard that notices when a transaction that was begun for it stays unused.
+    // Any other session has no guard that notices when a transaction that was
+    // begun for it stays unused.
     let begins = state.rules.begins().filter(|_| core.origin.is_outermost());
     if state.span.was_lent() {
-        // One time-out for all of its waits: each statement may acquire anew, and a request could
-        // wait for it as often (G10; `g10_the_waits_of_a_request_share_one_time_out`).
+        // One time-out for all of its waits: each statement may acquire anew,
+        // and a request could wait for it as often (G10;
+        // `g10_the_waits_of_a_request_share_one_time_out`).
         (Claim::Return, begins, state.waits.left_of(all))
     } else {
         (Claim::First, begins, all)
     }
 }
 
-/// Checks a connection out if that takes no wait; returns whether the session has one.
+/// Checks a connection out if that takes no wait; returns whether the session
+/// has one.
 pub(super) fn try_check_out(core: &Arc<Core>, caller: Caller) -> Result<bool, DbErr> {
     if is_checked_out(core, caller)? {
         return Ok(true);
@@ -126,19 +134,22 @@ pub(super) fn try_check_out(core: &Arc<Core>, caller: Caller) -> Result<bool, Db
     Ok(true)
 }
 
-/// Returns whether the session has its connection; an error if `caller` must not use it.
+/// Returns whether the session has its connection; an error if `caller` must
+/// not use it.
 fn is_checked_out(core: &Core, caller: Caller) -> Result<bool, DbErr> {
     let mut state = core.lock();
     state.admit(caller).map_err(Kind::into_db_err)?;
     Ok(!matches!(state.slot, Slot::Empty))
 }
 
-/// Puts a connection into the slot; into a session that has ended meanwhile, none goes.
+/// Puts a connection into the slot; into a session that has ended meanwhile,
+/// none goes.
 fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     let Some(mut connection) = lease.into_connection() else {
         return;
     };
-    // Weak, because the connection is about to be owned by the session that it names.
+    // Weak, because the connection is about to be owned by the session that it
+    // names.
     let holder: Weak<Core> = Arc::downgrade(core);
     connection.hold(holder, core.weak_request_holder());
     let mut state = core.lock();
@@ -150,19 +161,23 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
         return;
     }
     state.span.checked_out();
-    // Also after an early `release()`: this is another connection, or the same one cleaned.
+    // Also after an early `release()`: this is another connection, or the same
+    // one cleaned.
     state.fresh = true;
     let last = state.last_id();
-    // From here on, a question about an earlier statement would be answered by another session's
+    // From here on, a question about an earlier statement would be answered by
+    // another session's
     // (`readers_of_an_earlier_statement_are_refused_outside_transactions`).
     state.pins.moved(last);
-    // The handler has tried again and got one: the earlier failure is made good.
+    // The handler has tried again and got one: the earlier failure is made
+    // good.
     state.stack.failures.acquired();
     state.slot = Slot::Idle(connection);
     drop(state);
     core.tell_acquired(waited, None);
     if core.is_awaited() {
-        // This may complete a deadlock: all that hold a connection wait for another one.
+        // This may complete a deadlock: all that hold a connection wait for
+        // another one.
         break_deadlock(core.pool());
     }
 }

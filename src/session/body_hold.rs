@@ -36,7 +36,8 @@ impl<B, E> SettleAt<B, E> {
     pub(crate) fn of(result: Result<Response<B>, E>, guard: SessionGuard) -> Self {
         let response = match result {
             Ok(response) => response,
-            // No response acknowledges anything (G8), and the error passes as it is (G14).
+            // No response acknowledges anything (G8), and the error passes as
+            // it is (G14).
             Err(error) => return Self::Head(Err(error), Decision::RollBack, guard),
         };
         let (mut head, body) = response.into_parts();
@@ -49,18 +50,21 @@ impl<B, E> SettleAt<B, E> {
                 decision = Decision::RollBack;
             }
             if decision == Decision::RollBack {
-                // A response whose work is rolled back waits for nothing at its body's end.
+                // A response whose work is rolled back waits for nothing at its
+                // body's end.
                 hold.pass();
             } else if let Some(error) = guard.cut_off() {
-                // The body cannot be completed without its session, and a server must not send it as complete.
-                // Shown by `a_held_body_breaks_when_the_pool_closes`.
+                // The body cannot be completed without its session, and a
+                // server must not send it as complete. Shown by
+                // `a_held_body_breaks_when_the_pool_closes`.
                 hold.break_off(error);
             } else {
                 let usage = guard.usage();
                 store_position(&guard.core, &Ended::Pending, &mut head);
                 guard = match guard.leave_to(&hold, &head) {
                     Ok(()) => return Self::BodyEnd(Response::from_parts(head, body), usage),
-                    // The body will not be read to an end from here, so that the head decides (H24).
+                    // The body will not be read to an end from here, so that
+                    // the head decides (H24).
                     Err(guard) => guard,
                 };
             }
@@ -71,7 +75,8 @@ impl<B, E> SettleAt<B, E> {
 
 /// Has `body` hold the session until its end, if the session may still be held.
 pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
-    // Not under the lock: the body is asked for its size, and may use the session.
+    // Not under the lock: the body is asked for its size, and may use the
+    // session.
     let (body, hold) = SessionBody::new(body);
     let mut state = core.lock();
     // A response to HEAD has no body that could come to its end.
@@ -82,7 +87,8 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
         Some(hold)
     };
     drop(state);
-    // The last body asked for is the response's: one that was made before goes nowhere, and decides nothing.
+    // The last body asked for is the response's: one that was made before goes
+    // nowhere, and decides nothing.
     if let Some(rejected) = rejected {
         rejected.pass();
     }
@@ -90,7 +96,8 @@ pub(super) fn hold_body<B: Body>(core: &Core, body: B) -> SessionBody<B> {
 }
 
 impl SessionGuard {
-    /// Leaves the session to the response's body; gives it back where the head decides.
+    /// Leaves the session to the response's body; gives it back where the head
+    /// decides.
     fn leave_to(self, hold: &Hold, head: &response::Parts) -> Result<(), Self> {
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -99,33 +106,39 @@ impl SessionGuard {
                 head.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
-        // A server sends no such body and polls none, so that its end would never come.
-        // Shown by `a_response_without_a_body_settles_at_its_head`.
+        // A server sends no such body and polls none, so that its end would
+        // never come. Shown by `a_response_without_a_body_settles_at_its_head`.
         if !has_body || !hold.is_wanted() {
             hold.pass();
             return Err(self);
         }
-        // A copy of what the rule is about: the head itself goes to the client, long before the trailers are known.
+        // A copy of what the rule is about: the head itself goes to the client,
+        // long before the trailers are known.
         let (mut last, ()) = Response::new(()).into_parts();
         last.status = head.status;
         last.headers.clone_from(&head.headers);
-        // Set before the body decides, so that a cut-off in between finds the body to break off.
+        // Set before the body decides, so that a cut-off in between finds the
+        // body to break off.
         self.core.lock().body_hold = Some(hold.downgrade());
-        // Taken along, since the body is polled by the server, behind the future that made the
-        // session current (`a_held_body_finds_its_session_and_another_one_does_not`).
+        // Taken along, since the body is polled by the server, behind the
+        // future that made the session current
+        // (`a_held_body_finds_its_session_and_another_one_does_not`).
         let scope = self.scope();
-        // Shared, so that it can be taken back if the body turns out to have ended.
+        // Shared, so that it can be taken back if the body turns out to have
+        // ended.
         let core = self.core.clone();
         let terms = Terms {
-            // A body whose last byte is known need not be asked for its end (H24).
+            // A body whose last byte is known need not be asked for its end
+            // (H24).
             content_length: length,
             has_grpc_trailers: length.is_none() && core.lock().rules.has_trailers && is_grpc(head),
         };
         let guard = Arc::new(Mutex::new(Some(self)));
         match hold.engage(finish(guard.clone(), last), terms, Some(scope)) {
             Ok(()) => {
-                // A body may have nothing to send for long, and its guard is polled by nothing else
-                // meanwhile (`held_bodies_lend_between_their_parts`).
+                // A body may have nothing to send for long, and its guard is
+                // polled by nothing else meanwhile
+                // (`held_bodies_lend_between_their_parts`).
                 lend::offer(&core);
                 Ok(())
             }
@@ -139,7 +152,8 @@ impl SessionGuard {
     }
 }
 
-/// Returns whether the response's status is in its trailers. That of gRPC-Web is in its data.
+/// Returns whether the response's status is in its trailers. That of gRPC-Web
+/// is in its data.
 fn is_grpc(head: &response::Parts) -> bool {
     let kind = head.headers.get(header::CONTENT_TYPE);
     let kind = kind.map(HeaderValue::as_bytes).unwrap_or_default();
@@ -148,7 +162,8 @@ fn is_grpc(head: &response::Parts) -> bool {
     is_named && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
-/// Settles at the body's end, asking the rule once more if there are trailers. Dropped, it rolls back.
+/// Settles at the body's end, asking the rule once more if there are trailers.
+/// Dropped, it rolls back.
 fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) -> Finish {
     Box::new(move |End { trailers }| {
         let guard = guard.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -157,7 +172,8 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
             return Box::pin(ready(Ok(())));
         };
         let decision = match trailers {
-            // The head has said so, or the body would not have been left the session.
+            // The head has said so, or the body would not have been left the
+            // session.
             None => Decision::Commit,
             Some(trailers) => {
                 head.headers.extend(trailers);
@@ -168,11 +184,13 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
         match guard.settle(decision) {
             Settlement::Now(ended) => Box::pin(ready(conclude(&guard, ended))),
             Settlement::Later(settlement) => {
-                // The session's own: the body may be polled on another one, or on none.
+                // The session's own: the body may be polled on another one, or
+                // on none.
                 let runtime = guard.core.lock().runtime.clone();
                 let settling = async move { conclude(&guard, settlement.await) };
                 match runtime {
-                    // A reader that has stopped reading does not poll: COMMIT must not wait for it.
+                    // A reader that has stopped reading does not poll: COMMIT
+                    // must not wait for it.
                     Some(runtime) => Box::pin(InTask(runtime.spawn(settling))),
                     None => Box::pin(settling),
                 }
@@ -183,7 +201,8 @@ fn finish(guard: Arc<Mutex<Option<SessionGuard>>>, mut head: response::Parts) ->
 
 /// Lets the rest of the body out, unless the session failed to commit.
 fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
-    // Also in autocommit: rows that come from a session that was cut off are not all there are.
+    // Also in autocommit: rows that come from a session that was cut off are
+    // not all there are.
     match (ended, guard.cut_off()) {
         (Ended::Failed(error), _) | (_, Some(error)) => {
             telemetry::response_for(&error, &guard.core.home().lines);
@@ -193,7 +212,8 @@ fn conclude(guard: &SessionGuard, ended: Ended) -> Result<(), BoxError> {
     }
 }
 
-/// A settlement in a separate task, which is aborted when its future is dropped.
+/// A settlement in a separate task, which is aborted when its future is
+/// dropped.
 struct InTask(JoinHandle<Result<(), BoxError>>);
 
 impl Future for InTask {
@@ -202,14 +222,16 @@ impl Future for InTask {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0)
             .poll(cx)
-            // The task panicked, or its runtime is gone: the body must not look complete.
+            // The task panicked, or its runtime is gone: the body must not look
+            // complete.
             .map(|ended| ended.unwrap_or_else(|error| Err(error.into())))
     }
 }
 
 impl Drop for InTask {
     fn drop(&mut self) {
-        // The client has left. The guard is dropped with the task; a COMMIT that was sent is seen through (H17).
+        // The client has left. The guard is dropped with the task; a COMMIT
+        // that was sent is seen through (H17).
         self.0.abort();
     }
 }

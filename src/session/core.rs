@@ -1,8 +1,9 @@
 //! [`Core`]: what a session's handles, its guard and its running call share; its hooks run from here.
 //!
-//! The connection is in one place at a time, and the [`Slot`](super::slot::Slot) says where. A call owns it
-//! while it runs; ending the call early moves it, connection included, to a task that runs it to its end.
-//! The lock is never held across an await.
+//! The connection is in one place at a time, and the
+//! [`Slot`](super::slot::Slot) says where. A call owns it while it runs; ending
+//! the call early moves it, connection included, to a task that runs it to its
+//! end. The lock is never held across an await.
 
 use std::{
     future::{Future, poll_fn},
@@ -29,18 +30,20 @@ use crate::{
 
 pub(crate) struct Core {
     pool: SessionPool,
-    // Beside the rules, which have it too but are under the lock: each statement asks by it which
-    // pool is the session's.
+    // Beside the rules, which have it too but are under the lock: each
+    // statement asks by it which pool is the session's.
     replication: Option<Arc<Replication>>,
     pub(super) turns: Turns,
     pub(super) origin: Origin,
-    // The standard library's mutex, not tokio's: `Drop` takes it, and it is never held across an await.
+    // The standard library's mutex, not tokio's: `Drop` takes it, and it is
+    // never held across an await.
     state: Mutex<State>,
 }
 
 /// The right to use the session's connection. Dropped, it passes on.
 ///
-/// A running call owns its turn, so that the turn passes on when the connection is back, and not before.
+/// A running call owns its turn, so that the turn passes on when the connection
+/// is back, and not before.
 pub(super) struct Turn(Arc<Core>);
 
 impl Core {
@@ -53,8 +56,8 @@ impl Core {
             pool,
             replication: plan.rules.replication.clone(),
             turns: Turns::default(),
-            // The request that this thread polls at the moment, if it polls one: a second session of it is known by
-            // that (H11).
+            // The request that this thread polls at the moment, if it polls
+            // one: a second session of it is known by that (H11).
             origin: Origin::new(plan.opened_for, pool::current()),
             state: Mutex::new(State::new(plan.rules, is_fresh, pool_mode)),
         })
@@ -66,8 +69,8 @@ impl Core {
 
     /// Returns the pool that counts the session.
     pub(super) fn home(&self) -> &Arc<PoolInner> {
-        // Also when the session has moved to the primary: the pool in which it was opened counts
-        // it, and waits for it when it closes.
+        // Also when the session has moved to the primary: the pool in which it
+        // was opened counts it, and waits for it when it closes.
         self.pool.inner()
     }
 
@@ -89,7 +92,8 @@ impl Core {
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
-        // Also if it is poisoned: `Drop` comes here, and must not panic in its turn (G11).
+        // Also if it is poisoned: `Drop` comes here, and must not panic in its
+        // turn (G11).
         Locked::new(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -102,9 +106,11 @@ impl Core {
         self.lock().closed_error().into_db_err()
     }
 
-    /// Returns the request that the session belongs to, by that one's outermost session.
+    /// Returns the request that the session belongs to, by that one's outermost
+    /// session.
     pub(super) fn request_holder(self: &Arc<Self>) -> Option<Arc<dyn Holder>> {
-        // Only a request's or a job's: a session that user code holds may be polled by any request.
+        // Only a request's or a job's: a session that user code holds may be
+        // polled by any request.
         let outermost = || Arc::clone(self) as Arc<dyn Holder>;
         match &self.origin.outer {
             Some(outer) => Some(outer.clone()),
@@ -126,14 +132,16 @@ impl Core {
         self.origin.waits().load(Ordering::Relaxed) > 0
     }
 
-    /// Has the request know what stands, so that its answer does not ask for it to be sent again.
+    /// Has the request know what stands, so that its answer does not ask for it
+    /// to be sent again.
     pub(super) fn tell_request(&self, state: &State) {
         if state.stack.standing.may_stand() {
             self.tell_request_doubt();
         }
     }
 
-    /// Has the request know that something of this session stands, or may come to stand.
+    /// Has the request know that something of this session stands, or may come
+    /// to stand.
     pub(super) fn tell_request_doubt(&self) {
         if let Some(request) = &self.origin.outer {
             request.note_committed();
@@ -152,10 +160,11 @@ impl Core {
         self.turns.try_take().then(|| Turn(self.clone()))
     }
 
-    /// Waits for the turn: for the first job in the line, and for the end of the request.
+    /// Waits for the turn: for the first job in the line, and for the end of
+    /// the request.
     pub(super) async fn turn(self: &Arc<Self>, caller: Caller) -> Result<Turn, DbErr> {
-        // Nothing is assigned to a future that waits: one that is dropped, or never polled again,
-        // keeps no other from its turn (G16;
+        // Nothing is assigned to a future that waits: one that is dropped, or
+        // never polled again, keeps no other from its turn (G16;
         // `futures_that_are_never_polled_again_do_not_block_the_session`).
         poll_fn(|cx| self.poll_turn(caller, cx)).await
     }
@@ -165,7 +174,8 @@ impl Core {
         caller: Caller,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Turn, DbErr>> {
-        // First without a waker, which costs a count of references: mostly the turn is free.
+        // First without a waker, which costs a count of references: mostly the
+        // turn is free.
         if self.turns.try_take_before_jobs() {
             return Poll::Ready(Ok(Turn(self.clone())));
         }
@@ -174,10 +184,11 @@ impl Core {
             Poll::Ready(Err(_)) => return Poll::Ready(Err(self.closed_error())),
             Poll::Pending => {}
         }
-        // After the waker is in its place: whatever changes one of these wakes it.
+        // After the waker is in its place: whatever changes one of these wakes
+        // it.
         let mut state = self.lock();
-        // A statement behind an open stream is refused at once: waiting for a reader that is the same task, it would
-        // wait for ever (H10).
+        // A statement behind an open stream is refused at once: waiting for a
+        // reader that is the same task, it would wait for ever (H10).
         let refused = match caller {
             Caller::Settlement => None,
             _ if !state.phase.is_open() => Some(state.closed_error()),
@@ -198,8 +209,9 @@ impl Core {
         if !state.phase.is_open() {
             return Err(state.closed_error().into_db_err());
         }
-        // The hook could hold the last handle, and each would wait for the other to go.
-        // Shown by `a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive`.
+        // The hook could hold the last handle, and each would wait for the
+        // other to go. Shown by
+        // `a_hook_that_nothing_would_run_is_refused_and_keeps_nothing_alive`.
         if self.origin.is_plain() && state.is_transactional() {
             return Err(Kind::NoEnd.into_db_err());
         }
@@ -210,7 +222,8 @@ impl Core {
         Ok(())
     }
 
-    /// Runs the hooks that are due, one after the other in a task; the pool of a test keeps them instead.
+    /// Runs the hooks that are due, one after the other in a task; the pool of
+    /// a test keeps them instead.
     pub(super) fn run_hooks(self: &Arc<Self>) {
         let mut state = self.lock();
         let due = state.stack.hooks.take_due();
@@ -218,10 +231,12 @@ impl Core {
         if due.is_empty() {
             return;
         }
-        // The session's own, because the request may end on a thread without one (G11).
+        // The session's own, because the request may end on a thread without
+        // one (G11).
         let runtime = state.runtime.clone();
         drop(state);
-        // A test runs them itself: all that its sessions commit is rolled back in the end.
+        // A test runs them itself: all that its sessions commit is rolled back
+        // in the end.
         let Some(due) = self.pool().keep_hooks(due) else {
             return;
         };
@@ -245,8 +260,9 @@ impl Drop for Turn {
 
 /// Access to a session's state.
 ///
-/// Hooks that will not run are dropped when the lock is free again: what they captured may use the session in its
-/// own `Drop`, which would wait for the lock for ever.
+/// Hooks that will not run are dropped when the lock is free again: what they
+/// captured may use the session in its own `Drop`, which would wait for the
+/// lock for ever.
 pub(super) struct Locked<'c> {
     // In this order: fields are dropped from first to last.
     state: MutexGuard<'c, State>,
@@ -279,8 +295,8 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.state.stack.hooks.is_any_discarded() {
-            // Taken and not dropped: that happens with the field, behind the guard
-            // (`a_dropped_hook_may_use_the_session_in_its_drop`).
+            // Taken and not dropped: that happens with the field, behind the
+            // guard (`a_dropped_hook_may_use_the_session_in_its_drop`).
             self.discarded = Some(self.state.stack.hooks.take_discarded());
         }
     }
@@ -298,7 +314,8 @@ async fn run_queue(core: Arc<Core>) {
     }
 }
 
-// A function, because in the head of a `while let` the lock would be held until the end of its body.
+// A function, because in the head of a `while let` the lock would be held until
+// the end of its body.
 fn next(core: &Core) -> Option<Hook> {
     core.lock().stack.hooks.next()
 }

@@ -54,22 +54,25 @@ pub enum DefaultDatabase {}
 
 /// A request's database session: one connection, lent to the handler.
 ///
-/// It implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait`, so you can use
-/// it wherever generic code takes a `&DatabaseConnection`: `Item::find().all(&session)`.
+/// It implements SeaORM's `ConnectionTrait`, `StreamTrait` and
+/// `TransactionTrait`, so you can use it wherever generic code takes a
+/// `&DatabaseConnection`: `Item::find().all(&session)`.
 ///
-/// Clones are handles to the same session. Statements of one session run one after the other, on
-/// one connection to the server; concurrent ones queue. When the request ends, the handles stop
-/// working: their statements fail with *session closed*, and can never reach another request's
-/// connection.
+/// Clones are handles to the same session. Statements of one session run one
+/// after the other, on one connection to the server; concurrent ones queue.
+/// When the request ends, the handles stop working: their statements fail with
+/// *session closed*, and can never reach another request's connection.
 ///
-/// `Tag` distinguishes several databases of one service; `DbSession` is `DbSession<DefaultDatabase>`.
+/// `Tag` distinguishes several databases of one service; `DbSession` is
+/// `DbSession<DefaultDatabase>`.
 ///
 /// # Concurrent statements
 ///
-/// Every future of a session that is polled completes, in the order of the first polls: a future that is
-/// kept but no longer polled does not hold up any other. While one future waits for another, a task of this
-/// crate runs the pending work, raw code included. A stream is the exception: while it is open, other
-/// statements are refused at once.
+/// Every future of a session that is polled completes, in the order of the
+/// first polls: a future that is kept but no longer polled does not hold up any
+/// other. While one future waits for another, a task of this crate runs the
+/// pending work, raw code included. A stream is the exception: while it is
+/// open, other statements are refused at once.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -113,20 +116,22 @@ pub enum DefaultDatabase {}
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of a statement, for example in `select!`, is safe. If the statement's turn has not
-/// come, it is not sent. If it is running, it runs to completion on the server, in a task of this crate,
-/// and the session's next statement waits for it.
+/// Dropping the future of a statement, for example in `select!`, is safe. If
+/// the statement's turn has not come, it is not sent. If it is running, it runs
+/// to completion on the server, in a task of this crate, and the session's next
+/// statement waits for it.
 pub struct DbSession<Tag = DefaultDatabase> {
     core: Arc<Core>,
-    // A function's result, so that a handle is `Send` and `Sync` whatever its tag is.
+    // A function's result, so that a handle is `Send` and `Sync` whatever its
+    // tag is.
     tag: PhantomData<fn() -> Tag>,
 }
 
-// Beside `tagged`, because the default of a type parameter does not guide inference: `DbSession::tagged(…)` would ask
-// for the tag.
+// Beside `tagged`, because the default of a type parameter does not guide
+// inference: `DbSession::tagged(…)` would ask for the tag.
 impl DbSession {
-    /// Returns a request's session from the extensions where the layer put it; for handlers without
-    /// axum.
+    /// Returns a request's session from the extensions where the layer put it;
+    /// for handlers without axum.
     ///
     /// # Errors
     ///
@@ -137,8 +142,8 @@ impl DbSession {
 }
 
 impl<Tag> DbSession<Tag> {
-    /// [`from_extensions`](DbSession::from_extensions) for the sessions of a tag:
-    /// `DbSession::<Analytics>::tagged(request.extensions())`.
+    /// [`from_extensions`](DbSession::from_extensions) for the sessions of a
+    /// tag: `DbSession::<Analytics>::tagged(request.extensions())`.
     ///
     /// # Errors
     ///
@@ -153,8 +158,8 @@ impl<Tag> DbSession<Tag> {
             .ok_or_else(|| Kind::MissingLayer.into())
     }
 
-    /// Returns the pool that the session comes from, for work that outlives the request. With replicas (feature `replicas`), it
-    /// is the primary's pool.
+    /// Returns the pool that the session comes from, for work that outlives the
+    /// request. With replicas (feature `replicas`), it is the primary's pool.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -176,7 +181,8 @@ impl<Tag> DbSession<Tag> {
         self.core.pool().backend()
     }
 
-    /// Returns the database's kind; the method has the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own
+    /// types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }
@@ -186,25 +192,29 @@ impl<Tag> DbSession<Tag> {
         Schema::new(self.backend()).builder()
     }
 
-    /// Returns whether the session no longer runs statements: the request that it belongs to has ended, or its
-    /// connection was taken away ([`hold_timeout`](crate::SessionPoolBuilder::hold_timeout), [`close`](SessionPool::close)).
+    /// Returns whether the session no longer runs statements: the request that
+    /// it belongs to has ended, or its connection was taken away
+    /// ([`hold_timeout`](crate::SessionPoolBuilder::hold_timeout),
+    /// [`close`](SessionPool::close)).
     pub fn is_closed(&self) -> bool {
         self.core.is_over()
     }
 
-    /// Gives the connection back before the request ends. The next statement checks one out again.
+    /// Gives the connection back before the request ends. The next statement
+    /// checks one out again.
     ///
-    /// Call it before slow work that needs no database, such as a call to another service: the
-    /// connection serves other requests in the meantime.
+    /// Call it before slow work that needs no database, such as a call to
+    /// another service: the connection serves other requests in the meantime.
     ///
     /// # Errors
     ///
-    /// If a transaction or a stream of the session is still open: call [`commit`](Self::commit) or
-    /// [`rollback`](Self::rollback) first.
+    /// If a transaction or a stream of the session is still open: call
+    /// [`commit`](Self::commit) or [`rollback`](Self::rollback) first.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it resolves, the session keeps its connection.
+    /// If the future is dropped before it resolves, the session keeps its
+    /// connection.
     pub async fn release(&self) -> Result<(), DbErr> {
         if self.core.pool().is_direct() {
             return pass_through::release(&self.core);
@@ -212,14 +222,17 @@ impl<Tag> DbSession<Tag> {
         release_early(&self.core).await
     }
 
-    /// Keeps the session's connection, from its next statement on if it has none, until the returned value is dropped, where
-    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction) would lend it between two statements. In
+    /// Keeps the session's connection, from its next statement on if it has
+    /// none, until the returned value is dropped, where
+    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction) would lend it
+    /// between two statements. In
     /// [`PoolMode::Session`](crate::PoolMode::Session) it is kept anyway.
     ///
-    /// For statements that depend on the connection without their text saying so, such as a function of your own that
-    /// changes session state, and for those that ask about an earlier statement: call it before that earlier one, or the
-    /// question is refused. Session
-    /// state that such functions leave behind is not reset: take it back before you drop the pin.
+    /// For statements that depend on the connection without their text saying
+    /// so, such as a function of your own that changes session state, and for
+    /// those that ask about an earlier statement: call it before that earlier
+    /// one, or the question is refused. Session state that such functions leave
+    /// behind is not reset: take it back before you drop the pin.
     /// [`release`](Self::release) gives the connection back all the same.
     ///
     /// ```
@@ -247,7 +260,8 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// The driver's error, or this crate's own if no connection could be acquired.
+    /// The driver's error, or this crate's own if no connection could be
+    /// acquired.
     ///
     /// # Cancel safety
     ///
@@ -261,7 +275,8 @@ impl<Tag> DbSession<Tag> {
             .map(drop)
     }
 
-    /// Runs `callback` in a transaction: committed if it returns `Ok`, rolled back otherwise.
+    /// Runs `callback` in a transaction: committed if it returns `Ok`, rolled
+    /// back otherwise.
     ///
     /// # Errors
     ///
@@ -269,8 +284,8 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before COMMIT was sent, the transaction is rolled back. A COMMIT
-    /// that was sent runs to completion.
+    /// If the future is dropped before COMMIT was sent, the transaction is
+    /// rolled back. A COMMIT that was sent runs to completion.
     pub async fn transaction_async<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
     where
         F: for<'c> AsyncFnOnce(&'c SessionTransaction) -> Result<T, E> + Send,
@@ -281,7 +296,8 @@ impl<Tag> DbSession<Tag> {
             .await
     }
 
-    /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode.
+    /// [`transaction_async`](Self::transaction_async) with an isolation level
+    /// and access mode.
     ///
     /// # Errors
     ///
@@ -301,8 +317,9 @@ impl<Tag> DbSession<Tag> {
         transaction.run_async(callback).await
     }
 
-    /// Puts the session into its own transaction from its next statement on, and returns a handle
-    /// to it. If the session is already in one, nothing changes.
+    /// Puts the session into its own transaction from its next statement on,
+    /// and returns a handle to it. If the session is already in one, nothing
+    /// changes.
     ///
     /// ```
     /// # #[cfg(feature = "mock")] {
@@ -323,20 +340,21 @@ impl<Tag> DbSession<Tag> {
         // First: a transaction that has begun on a replica takes no writes
         // (`g19_a_request_that_writes_gets_the_primary`).
         order::write(&self.core);
-        // No more than that: BEGIN goes out with the first statement, and a `DbTx` that runs none costs no round trip.
+        // No more than that: BEGIN goes out with the first statement, and a
+        // `DbTx` that runs none costs no round trip.
         self.core.lock().rules.need_transaction();
         DbTx(self.clone())
     }
 
-    /// [`tx`](Self::tx) with an isolation level, an access mode, or SQLite's transaction mode. They
-    /// replace the options set by a layer.
+    /// [`tx`](Self::tx) with an isolation level, an access mode, or SQLite's
+    /// transaction mode. They replace the options set by a layer.
     ///
     /// # Errors
     ///
     /// If the transaction has begun with other options.
     pub fn tx_with(&self, options: TransactionOptions) -> Result<DbTx<Tag>, DbErr> {
-        // Refused once it has begun with others: an isolation level that is asked for and not in
-        // force is an error that nothing shows
+        // Refused once it has begun with others: an isolation level that is
+        // asked for and not in force is an error that nothing shows
         // (`options_that_come_too_late_are_an_error_for_the_handler`).
         let mode = Mode::Transaction(options);
         order::set_mode(&self.core, mode).map_err(Kind::into_db_err)?;
@@ -344,24 +362,27 @@ impl<Tag> DbSession<Tag> {
     }
 
     /// Returns whether the session reads on a replica at the moment, with
-    /// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature `replicas`). It moves to the primary if the replica cannot serve its first statement.
+    /// [`DbSessionLayer::replicas`](crate::DbSessionLayer::replicas) (feature
+    /// `replicas`). It moves to the primary if the replica cannot serve its
+    /// first statement.
     #[cfg(feature = "replicas")]
     pub fn is_replica(&self) -> bool {
         let replication = self.core.replication();
         replication.is_some_and(|replication| replication.is_on_replica())
     }
 
-    /// Returns whether the session is in its own transaction, or will be with its next statement.
+    /// Returns whether the session is in its own transaction, or will be with
+    /// its next statement.
     pub fn is_transactional(&self) -> bool {
         self.core.lock().is_transactional()
     }
 
-    /// Commits the session's transaction now instead of with the response. The next statement
-    /// begins another one. If no statement has run in the transaction yet, there is nothing to
-    /// commit.
+    /// Commits the session's transaction now instead of with the response. The
+    /// next statement begins another one. If no statement has run in the
+    /// transaction yet, there is nothing to commit.
     ///
-    /// For changes that must stay whatever the response is, such as the counter of a failed log-in
-    /// that answers 401:
+    /// For changes that must stay whatever the response is, such as the counter
+    /// of a failed log-in that answers 401:
     ///
     /// ```
     /// # use axum::http::StatusCode;
@@ -392,17 +413,21 @@ impl<Tag> DbSession<Tag> {
     ///
     /// # Errors
     ///
-    /// The server's error; [`is_aborted`](Error::is_aborted) if the server has aborted the transaction after a failed
-    /// statement; [`is_outcome_unknown`](Error::is_outcome_unknown) if the connection was lost meanwhile, or the
-    /// server did not answer within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout). Unless the
-    /// outcome is unknown, the transaction is then rolled back. An unknown outcome stays unknown for the rest of the
-    /// request: you cannot recover from it, and the response becomes an error. You can recover from any other failed
-    /// COMMIT by a [`rollback`](Self::rollback), which acknowledges the failure, or by another commit that succeeds;
-    /// otherwise the response becomes an error as well. If the future was dropped before it returned the failure,
-    /// only a `rollback` recovers.
+    /// The server's error; [`is_aborted`](Error::is_aborted) if the server has
+    /// aborted the transaction after a failed statement;
+    /// [`is_outcome_unknown`](Error::is_outcome_unknown) if the connection was
+    /// lost meanwhile, or the server did not answer within the
+    /// [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout). Unless
+    /// the outcome is unknown, the transaction is then rolled back. An unknown
+    /// outcome stays unknown for the rest of the request: you cannot recover
+    /// from it, and the response becomes an error. You can recover from any
+    /// other failed COMMIT by a [`rollback`](Self::rollback), which
+    /// acknowledges the failure, or by another commit that succeeds; otherwise
+    /// the response becomes an error as well. If the future was dropped before
+    /// it returned the failure, only a `rollback` recovers.
     ///
-    /// Also if the session is not in a transaction, is set to [roll back only](Self::set_rollback_only),
-    /// or has a nested transaction open.
+    /// Also if the session is not in a transaction, is set to [roll back
+    /// only](Self::set_rollback_only), or has a nested transaction open.
     ///
     /// # Cancel safety
     ///
@@ -411,55 +436,63 @@ impl<Tag> DbSession<Tag> {
         end_early(&self.core, true).await
     }
 
-    /// Rolls the session's transaction back now. The next statement begins another one.
+    /// Rolls the session's transaction back now. The next statement begins
+    /// another one.
     ///
     /// # Errors
     ///
-    /// If the session is not in a transaction, has a nested transaction open, or the server reports an error;
-    /// [`is_outcome_unknown`](Error::is_outcome_unknown) if an earlier COMMIT of the request may have taken effect.
+    /// If the session is not in a transaction, has a nested transaction open,
+    /// or the server reports an error;
+    /// [`is_outcome_unknown`](Error::is_outcome_unknown) if an earlier COMMIT
+    /// of the request may have taken effect.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped at any point, the transaction is rolled back before anything else
-    /// happens.
+    /// If the future is dropped at any point, the transaction is rolled back
+    /// before anything else happens.
     pub async fn rollback(&self) -> Result<(), DbErr> {
         end_early(&self.core, false).await
     }
 
-    /// Marks the session's transaction, and every later one of this request, to be rolled back
-    /// whatever the response is: for dry runs, or a handler that answers 200 with a list of errors.
+    /// Marks the session's transaction, and every later one of this request, to
+    /// be rolled back whatever the response is: for dry runs, or a handler that
+    /// answers 200 with a list of errors.
     ///
     /// # Errors
     ///
-    /// If the session is not in a transaction, because nothing could be rolled back.
+    /// If the session is not in a transaction, because nothing could be rolled
+    /// back.
     pub fn set_rollback_only(&self) -> Result<(), DbErr> {
         let mut state = self.core.lock();
         // A quiet `Ok` would be a dry run that stores everything.
         if !state.is_transactional() {
             return Err(Kind::NoTransaction.into_db_err());
         }
-        // Never set back: a function that the handler calls must not make a dry run real
+        // Never set back: a function that the handler calls must not make a dry
+        // run real
         // (`set_rollback_only_rolls_back_every_response_and_refuses_commit`).
         state.rollback_only = true;
         Ok(())
     }
 
-    /// Runs `hook` after the transaction was committed: for mails, messages and caches that must not
-    /// see changes that may still be rolled back.
+    /// Runs `hook` after the transaction was committed: for mails, messages and
+    /// caches that must not see changes that may still be rolled back.
     ///
-    /// Hooks run in the order of their registration, in a separate task, once the connection has been
-    /// given back (after an early [`commit`](Self::commit): at once). They do not delay the response, and
-    /// run even if the client has disconnected. A hook registered while a nested transaction is open
-    /// belongs to that transaction and is dropped if that is rolled back. If it stays unknown whether the
-    /// COMMIT took effect, no hook runs. Hooks live in memory: they are lost if the process ends.
+    /// Hooks run in the order of their registration, in a separate task, once
+    /// the connection has been given back (after an early
+    /// [`commit`](Self::commit): at once). They do not delay the response, and
+    /// run even if the client has disconnected. A hook registered while a
+    /// nested transaction is open belongs to that transaction and is dropped if
+    /// that is rolled back. If it stays unknown whether the COMMIT took effect,
+    /// no hook runs. Hooks live in memory: they are lost if the process ends.
     ///
-    /// In a session without a transaction, earlier statements are already committed, so the hook
-    /// runs at once.
+    /// In a session without a transaction, earlier statements are already
+    /// committed, so the hook runs at once.
     ///
     /// # Errors
     ///
-    /// If the request has ended, or on a handle that belongs to none (`DbSession::from(db)`) in a transaction,
-    /// which nothing would end.
+    /// If the request has ended, or on a handle that belongs to none
+    /// (`DbSession::from(db)`) in a transaction, which nothing would end.
     pub fn after_commit(
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
@@ -467,15 +500,16 @@ impl<Tag> DbSession<Tag> {
         self.core.register(Caller::Session, After::Commit, hook)
     }
 
-    /// Runs `hook` after the transaction was rolled back, whatever the reason, even if the client
-    /// has disconnected: to remove a file that was uploaded meanwhile, for example. Otherwise it
-    /// works as [`after_commit`](Self::after_commit); in a session without a transaction it never
-    /// runs.
+    /// Runs `hook` after the transaction was rolled back, whatever the reason,
+    /// even if the client has disconnected: to remove a file that was uploaded
+    /// meanwhile, for example. Otherwise it works as
+    /// [`after_commit`](Self::after_commit); in a session without a transaction
+    /// it never runs.
     ///
     /// # Errors
     ///
-    /// If the request has ended, or on a handle that belongs to none (`DbSession::from(db)`) in a transaction,
-    /// which nothing would end.
+    /// If the request has ended, or on a handle that belongs to none
+    /// (`DbSession::from(db)`) in a transaction, which nothing would end.
     pub fn after_rollback(
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
@@ -483,53 +517,61 @@ impl<Tag> DbSession<Tag> {
         self.core.register(Caller::Session, After::Rollback, hook)
     }
 
-    /// Returns the rows of one statement as they arrive, in a stream that borrows nothing: for a
-    /// response's body, which outlives the handler.
+    /// Returns the rows of one statement as they arrive, in a stream that
+    /// borrows nothing: for a response's body, which outlives the handler.
     ///
     /// A body that streams rows needs its session to live as long:
     /// [`hold_until_body_end`](Self::hold_until_body_end).
     ///
     /// # Errors
     ///
-    /// If no connection can be acquired, or another handle of the session has to be used at the moment ([`is_wrong_handle`](Error::is_wrong_handle)). Errors from the server
-    /// are returned as items of the stream.
+    /// If no connection can be acquired, or another handle of the session has
+    /// to be used at the moment ([`is_wrong_handle`](Error::is_wrong_handle)).
+    /// Errors from the server are returned as items of the stream.
     ///
     /// # Cancel safety
     ///
-    /// If the stream is dropped half-read, it is read to its end in a task, and the session's next
-    /// statement waits for that.
+    /// If the stream is dropped half-read, it is read to its end in a task, and
+    /// the session's next statement waits for that.
     #[cfg(feature = "stream")]
     pub async fn rows(&self, statement: Statement) -> Result<SessionStream<'static>, DbErr> {
         SessionStream::of_session(&self.core, Caller::Session, statement).await
     }
 
-    /// Keeps the session, and its transaction, open until the end of `body`, which becomes the
-    /// response's body, so that the body can stream rows. By default a session ends with the
-    /// response's head.
+    /// Keeps the session, and its transaction, open until the end of `body`,
+    /// which becomes the response's body, so that the body can stream rows. By
+    /// default a session ends with the response's head.
     ///
-    /// The last part of the body is withheld until COMMIT is acknowledged. If that fails, the body is
-    /// aborted, and the client sees an incomplete response: HTTP/1.1 closes the connection, HTTP/2
-    /// resets the stream. A gRPC response ends with the layer's own status in its trailers instead
-    /// ([`SessionBody`](crate::SessionBody)). If the client disconnects, or the body fails, the transaction is rolled
-    /// back.
+    /// The last part of the body is withheld until COMMIT is acknowledged. If
+    /// that fails, the body is aborted, and the client sees an incomplete
+    /// response: HTTP/1.1 closes the connection, HTTP/2 resets the stream. A
+    /// gRPC response ends with the layer's own status in its trailers instead
+    /// ([`SessionBody`](crate::SessionBody)). If the client disconnects, or the
+    /// body fails, the transaction is rolled back.
     ///
-    /// A response whose outcome is known at its head is settled there, and its body is passed through
-    /// unchanged: an error, a response to HEAD, one without a body (204, 304), one whose body was
-    /// replaced or read by a middleware.
+    /// A response whose outcome is known at its head is settled there, and its
+    /// body is passed through unchanged: an error, a response to HEAD, one
+    /// without a body (204, 304), one whose body was replaced or read by a
+    /// middleware.
     ///
-    /// The connection is held for as long as the client takes to read; a client that stops reading loses it after
-    /// the [`body_timeout`](crate::SessionPoolBuilder::body_timeout) (30 s). A session that is cut off (by that,
-    /// by [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout) or [`close`](crate::SessionPool::close)) aborts its
-    /// body at once, even if the body has nothing to send. With
-    /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end), all bodies of a
-    /// service are held.
+    /// The connection is held for as long as the client takes to read; a client
+    /// that stops reading loses it after the
+    /// [`body_timeout`](crate::SessionPoolBuilder::body_timeout) (30 s). A
+    /// session that is cut off (by that, by
+    /// [`hold_timeout`](crate::SessionPoolBuilder::hold_timeout) or
+    /// [`close`](crate::SessionPool::close)) aborts its body at once, even if
+    /// the body has nothing to send. With
+    /// [`DbSessionLayer::hold_until_body_end`](crate::DbSessionLayer::hold_until_body_end),
+    /// all bodies of a service are held.
     ///
-    /// `body` has to become the response's body. The layer cannot see a body that is used elsewhere: if it is
-    /// dropped after the response's head has been sent, the transaction is rolled back although the response was
-    /// a success.
+    /// `body` has to become the response's body. The layer cannot see a body
+    /// that is used elsewhere: if it is dropped after the response's head has
+    /// been sent, the transaction is rolled back although the response was a
+    /// success.
     ///
-    /// Over HTTP/1.0, a response without `Content-Length` ends with its connection, complete or not, and
-    /// an aborted body looks like a complete one to the client.
+    /// Over HTTP/1.0, a response without `Content-Length` ends with its
+    /// connection, complete or not, and an aborted body looks like a complete
+    /// one to the client.
     ///
     /// ```
     /// # #[cfg(all(feature = "axum", feature = "stream"))] {
@@ -550,11 +592,14 @@ impl<Tag> DbSession<Tag> {
         hold_body(&self.core, body)
     }
 
-    /// Runs `future` with this session as the current one, so that a [`CurrentSession`](crate::CurrentSession) inside finds
-    /// it. A request's own future runs like this anyway: use it for a spawned task, for a session from
-    /// [`SessionPool::session`], and for work in a second session beside the request's.
+    /// Runs `future` with this session as the current one, so that a
+    /// [`CurrentSession`](crate::CurrentSession) inside finds it. A request's
+    /// own future runs like this anyway: use it for a spawned task, for a
+    /// session from [`SessionPool::session`], and for work in a second session
+    /// beside the request's.
     ///
-    /// The session's life stays what it is: once its request has ended, statements of a task fail with *session closed*.
+    /// The session's life stays what it is: once its request has ended,
+    /// statements of a task fail with *session closed*.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -585,7 +630,8 @@ impl<Tag> DbSession<Tag> {
         async move {
             let mut future = pin!(future);
             poll_fn(|cx| {
-                // For this poll only: between two of them, the thread polls other requests.
+                // For this poll only: between two of them, the thread polls
+                // other requests.
                 let _scope = scope.clone().enter();
                 future.as_mut().poll(cx)
             })
@@ -625,8 +671,8 @@ impl<Tag> DbSession<Tag> {
     pub(crate) async fn check_out(&self) -> Result<(), Error> {
         let acquired = check_out_early(&self.core).await;
         acquired.map_err(|error| {
-            // The layer answers by this error's status, and needs one for every way in which
-            // acquiring can fail.
+            // The layer answers by this error's status, and needs one for every
+            // way in which acquiring can fail.
             Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
         })
     }
@@ -667,15 +713,17 @@ impl<Tag> fmt::Debug for DbSession<Tag> {
     }
 }
 
-/// Creates a plain handle that belongs to no request: outside a transaction, every statement takes its own
-/// connection from `database`, as it would without this crate. For unit tests and for migrating a service
-/// step by step.
+/// Creates a plain handle that belongs to no request: outside a transaction,
+/// every statement takes its own connection from `database`, as it would
+/// without this crate. For unit tests and for migrating a service step by step.
 ///
-/// The rules of a session apply (one statement after the other inside a transaction, nested transactions as a
-/// stack, a transaction that the server has aborted is not committed), but there is no response that ends it:
-/// work done through [`tx()`](DbSession::tx) is rolled back when the last handle is dropped, unless
-/// [`commit`](DbSession::commit) was called, and hooks that would wait for its end are refused. To let a
-/// handler's response decide in a unit test, run the handler with `testing::serve`.
+/// The rules of a session apply (one statement after the other inside a
+/// transaction, nested transactions as a stack, a transaction that the server
+/// has aborted is not committed), but there is no response that ends it: work
+/// done through [`tx()`](DbSession::tx) is rolled back when the last handle is
+/// dropped, unless [`commit`](DbSession::commit) was called, and hooks that
+/// would wait for its end are refused. To let a handler's response decide in a
+/// unit test, run the handler with `testing::serve`.
 impl From<DatabaseConnection> for DbSession {
     fn from(database: DatabaseConnection) -> Self {
         let plan = Plan::new(OpenedFor::Plain);

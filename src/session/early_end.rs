@@ -1,4 +1,5 @@
-//! The end of a session's transaction before the response, by the handler's `commit` or `rollback`.
+//! The end of a session's transaction before the response, by the handler's
+//! `commit` or `rollback`.
 
 use std::sync::Arc;
 
@@ -28,10 +29,12 @@ enum EarlyEnd {
     Own(Turn, OwnTransaction),
 }
 
-/// Commits or rolls back what the session did so far; its next statement begins another transaction.
+/// Commits or rolls back what the session did so far; its next statement begins
+/// another transaction.
 pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbErr> {
-    // In a turn, so that what was polled before belongs to this transaction and what comes after to the next one.
-    // Shown by `an_unpolled_commit_does_not_block_the_session`.
+    // In a turn, so that what was polled before belongs to this transaction and
+    // what comes after to the next one. Shown by
+    // `an_unpolled_commit_does_not_block_the_session`.
     let end = match in_turn(core, move |core, turn| begin_to_end(core, turn, commits)).await? {
         EarlyEnd::Done => return Ok(()),
         EarlyEnd::Own(turn, own) => return end_own(core, turn, own, commits).await,
@@ -40,11 +43,13 @@ pub(super) async fn end_early(core: &Arc<Core>, commits: bool) -> Result<(), DbE
     let failure = end.as_ref().err().and_then(Error::of);
     let is_unknown = failure.is_some_and(|error| error.is_outcome_unknown());
     if end.is_err() && !is_unknown {
-        // The rest of it holds locks, so it is rolled back now. The first error is the one that counts.
+        // The rest of it holds locks, so it is rolled back now. The first error
+        // is the one that counts.
         let _: Result<Output, DbErr> = run(core, Caller::Session, Operation::Settle).await;
     }
-    // Not reached if this future is dropped: then the response answers for what it has not heard.
-    // Shown by `a_dropped_commit_that_the_server_refuses_is_reported`.
+    // Not reached if this future is dropped: then the response answers for what
+    // it has not heard. Shown by
+    // `a_dropped_commit_that_the_server_refuses_is_reported`.
     core.lock().stack.standing.heard(is_unknown);
     end.map(drop)
 }
@@ -54,8 +59,8 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
         let mut state = core.lock();
         let open = state.admit(Caller::Session).map_err(Kind::into_db_err)?;
         may_end(&mut state, commits)?;
-        // Nothing was sent, so there is nothing to send; the hooks run all the same, since the handler cannot know
-        // that.
+        // Nothing was sent, so there is nothing to send; the hooks run all the
+        // same, since the handler cannot know that.
         if open == 0 {
             if commits {
                 state.stack.nothing_to_commit();
@@ -63,7 +68,8 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
                 state.stack.roll_back_all();
             }
             drop(state);
-            // The turn first: a hook may use the session, and would have to queue for it.
+            // The turn first: a hook may use the session, and would have to
+            // queue for it.
             drop(turn);
             core.run_hooks();
             return Ok(EarlyEnd::Done);
@@ -76,7 +82,8 @@ fn begin_to_end(core: &Arc<Core>, turn: Turn, commits: bool) -> Result<EarlyEnd,
     let request = CallRequest::end(Caller::Session, commits);
     let call = launch(core, turn, request)?;
     if commits {
-        // Until the handler has heard how it ended: its future may be dropped before that.
+        // Until the handler has heard how it ended: its future may be dropped
+        // before that.
         core.lock().stack.standing.commit_sent();
     }
     Ok(EarlyEnd::Sent(call))
@@ -90,7 +97,8 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
     let Stack {
         standing, failures, ..
     } = &mut state.stack;
-    // Neither a rollback nor another COMMIT shows what became of one that was lost.
+    // Neither a rollback nor another COMMIT shows what became of one that was
+    // lost.
     if let Some(unknown) = standing
         .failure()
         .filter(|error| error.is_outcome_unknown())
@@ -98,8 +106,8 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
         return Err(unknown.to_db_err());
     }
     if !commits {
-        // By its ROLLBACK the handler says that it knows: what has failed before is no reason for
-        // an error any more.
+        // By its ROLLBACK the handler says that it knows: what has failed
+        // before is no reason for an error any more.
         standing.rolled_back();
         failures.rolled_back();
         return Ok(());
@@ -108,7 +116,8 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
     if state.rollback_only {
         return Err(Kind::RollbackOnly.into_db_err());
     }
-    // A later success must not hide the failure of an earlier COMMIT whose future was dropped.
+    // A later success must not hide the failure of an earlier COMMIT whose
+    // future was dropped.
     let failure = standing.unheard_failure();
     match failure.or_else(|| failures.missing_transaction().cloned()) {
         Some(error) => Err(error.to_db_err()),
@@ -116,7 +125,8 @@ fn may_end(state: &mut State, commits: bool) -> Result<(), DbErr> {
     }
 }
 
-/// Waits for the answer to the end of a transaction. A COMMIT that is not answered in time is waited for in a task.
+/// Waits for the answer to the end of a transaction. A COMMIT that is not
+/// answered in time is waited for in a task.
 pub(super) async fn answered(core: &Core, commits: bool, call: Call) -> Result<Output, DbErr> {
     // A rollback needs no limit: unanswered, it leaves nothing in doubt.
     if !commits {

@@ -18,24 +18,27 @@ use crate::{
     telemetry,
 };
 
-/// Takes the connection back from a call that has ended, and returns its output, unless that is kept for a
-/// future that is not polled at this moment.
+/// Takes the connection back from a call that has ended, and returns its
+/// output, unless that is kept for a future that is not polled at this moment.
 pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Output, DbErr>> {
     let (mut connection, output) = (finished.connection, finished.output);
     let mut state = core.lock();
     // Dropped below, when the lock is free: it wakes the end of the request.
     let stray_ended = state.phase.take_stray_ended();
     let Slot::Running(mut running) = mem::replace(&mut state.slot, Slot::Empty) else {
-        // Not expected, since a call stays in the slot until it has ended. The connection is kept whatever comes.
+        // Not expected, since a call stays in the slot until it has ended. The
+        // connection is kept whatever comes.
         return_connection(core, state, connection, false);
         return Some(output);
     };
-    // Swapped, not copied: the buffer goes along with the connection and is used again.
+    // Swapped, not copied: the buffer goes along with the connection and is
+    // used again.
     mem::swap(connection.text(), &mut running.text);
     let result = output.as_ref().map(drop);
     let unheard = running.unheard(result);
     let lends = state.pool_mode == PoolMode::Transaction;
-    // Before the call's own end changes it. A session that could have lent its connection may use any other.
+    // Before the call's own end changes it. A session that could have lent its
+    // connection may use any other.
     let may_change = lends && !state.is_on_connection();
     let observed = running.observed.take();
     // Only then: an error is a text.
@@ -43,7 +46,8 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
     let ended_elsewhere = account(core, &mut state, running.purpose, &mut connection, result);
     let output = note_lost_read(core, &mut state, running.purpose, &connection, output);
     let is_wanted = running.take_wanted();
-    // Under the same lock as the slot: the call's own future sees either a running call or its output.
+    // Under the same lock as the slot: the call's own future sees either a
+    // running call or its output.
     let (output, owner) = deliver(&mut state, &mut running, output);
     return_connection(core, state, connection, may_change);
     drop(stray_ended);
@@ -53,7 +57,8 @@ pub(super) fn finish(core: &Arc<Core>, finished: Finished) -> Option<Result<Outp
         core.turns.wake_worker();
     }
     owner.into_iter().for_each(Waker::wake);
-    // The log's subscriber and observers are foreign code, so they are called last and under no lock.
+    // The log's subscriber and observers are foreign code, so they are called
+    // last and under no lock.
     if let Some(observed) = observed {
         core.tell_executed(&observed, failure.as_ref());
     }
@@ -71,19 +76,22 @@ fn come_to_rest(core: &Arc<Core>, lends: bool) {
         lend::offer_unless_polled(core);
     }
     if core.is_awaited() {
-        // The request waits for a second connection, and its first one rests now: that may be a deadlock.
+        // The request waits for a second connection, and its first one rests
+        // now: that may be a deadlock.
         break_deadlock(core.pool());
     }
 }
 
-/// Keeps the output of a call that the worker has polled, and returns the waker of the future that waits for it.
-/// Any other output is returned to whatever has polled the call.
+/// Keeps the output of a call that the worker has polled, and returns the waker
+/// of the future that waits for it. Any other output is returned to whatever
+/// has polled the call.
 fn deliver(
     state: &mut State,
     running: &mut Running,
     output: Result<Output, DbErr>,
 ) -> (Option<Result<Output, DbErr>>, Option<Waker>) {
-    // Polled by its own future, it returns from that poll; in a task, nothing asks for it, and it is dropped there.
+    // Polled by its own future, it returns from that poll; in a task, nothing
+    // asks for it, and it is dropped there.
     let PolledBy::Worker { is_left } = running.polled_by else {
         return (Some(output), None);
     };
@@ -93,8 +101,8 @@ fn deliver(
     (None, running.waker.take())
 }
 
-/// Draws the conclusions from a call, and returns the statement by which a transaction was ended behind the
-/// session's back.
+/// Draws the conclusions from a call, and returns the statement by which a
+/// transaction was ended behind the session's back.
 fn account(
     core: &Core,
     state: &mut Locked<'_>,
@@ -103,9 +111,11 @@ fn account(
     result: Result<(), &DbErr>,
 ) -> Option<String> {
     state.account(purpose, connection, result);
-    // With each call, not at the session's end: the request may answer before this session, a job's for instance, ends.
+    // With each call, not at the session's end: the request may answer before
+    // this session, a job's for instance, ends.
     core.tell_request(state);
-    // A write that the server itself refuses succeeds elsewhere: the client may send the request again.
+    // A write that the server itself refuses succeeds elsewhere: the client may
+    // send the request again.
     if connection.may_be_demoted()
         && let Some(known) = result.err().and_then(Error::of)
         && known.is_read_only()
@@ -113,8 +123,8 @@ fn account(
         state.stack.failures.may_pass(known, 0, false);
     }
     if let Some(position) = connection.take_position() {
-        // Read with COMMIT's own answer wherever that is safe: asked for later, it would cost a round trip
-        // (`g19_positions_cost_no_round_trip`).
+        // Read with COMMIT's own answer wherever that is safe: asked for later,
+        // it would cost a round trip (`g19_positions_cost_no_round_trip`).
         state.written.note(position);
     }
     let is_ended = connection.take_ended_elsewhere();
@@ -133,7 +143,8 @@ fn account(
     Some(statement)
 }
 
-/// Notes a connection that was lost on which its request has only read, and returns what the call's caller hears of it.
+/// Notes a connection that was lost on which its request has only read, and
+/// returns what the call's caller hears of it.
 fn note_lost_read(
     core: &Core,
     state: &mut State,
@@ -154,11 +165,13 @@ fn note_lost_read(
     let depth = state.stack.depth();
     let lost = Error::with_source(Kind::ReadLost, error.clone());
     state.stack.failures.may_pass(lost, depth, false);
-    // The driver's words, which the log and the replica's status have, do not say that another try helps.
+    // The driver's words, which the log and the replica's status have, do not
+    // say that another try helps.
     Err(Kind::ReadLost.into_db_err())
 }
 
-/// Keeps a connection for the session's next statement, or gives it back. If that `may_change`, a lost one is no loss.
+/// Keeps a connection for the session's next statement, or gives it back. If
+/// that `may_change`, a lost one is no loss.
 fn return_connection(
     core: &Arc<Core>,
     mut state: Locked<'_>,
@@ -167,11 +180,13 @@ fn return_connection(
 ) {
     let is_over = state.phase.is_over();
     if is_over {
-        // The pool rolls back what is open before another session gets the connection (G4).
+        // The pool rolls back what is open before another session gets the
+        // connection (G4).
         state.stack.roll_back_all();
     }
     if connection.is_broken() && !may_change {
-        // Not `Empty`: a session does not go on elsewhere in silence, since what it did may be lost (G2).
+        // Not `Empty`: a session does not go on elsewhere in silence, since
+        // what it did may be lost (G2).
         state.slot = Slot::Broken;
     }
     if is_over || connection.is_broken() {
@@ -186,12 +201,14 @@ fn return_connection(
     }
 }
 
-/// Gives the session's connection back. When it has left, the end of the request goes on, and then the hooks run.
+/// Gives the session's connection back. When it has left, the end of the
+/// request goes on, and then the hooks run.
 pub(super) fn release(core: &Arc<Core>, mut state: Locked<'_>, connection: CheckedOut) {
     let released = state.phase.take_released();
     drop(state);
-    // Hooks run once the connection is back, because one of them may want it: a pool of one would wait for itself.
-    // Shown by `a_hook_finds_the_connection_back_and_its_work_done`.
+    // Hooks run once the connection is back, because one of them may want it: a
+    // pool of one would wait for itself. Shown by
+    // `a_hook_finds_the_connection_back_and_its_work_done`.
     let core = core.clone();
     connection.give_back(move || {
         drop(released);
@@ -204,19 +221,21 @@ pub(super) fn lose(core: &Arc<Core>) {
     let mut state = core.lock();
     let mut running = match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Running(running) => running,
-        // Lost already, by the call's own future and by the worker for instance.
+        // Lost already, by the call's own future and by the worker for
+        // instance.
         other => {
             state.slot = other;
             return;
         }
     };
-    // It may have been sent: from here on the outcome is unknown, and no hook runs (G7).
+    // It may have been sent: from here on the outcome is unknown, and no hook
+    // runs (G7).
     if running.purpose == Purpose::Commit {
         state.stack.commit_lost();
     }
     let backend = core.pool().backend();
-    // Stored or raw code may have committed on the connection that is gone, and the savepoint that would show it with
-    // it.
+    // Stored or raw code may have committed on the connection that is gone, and
+    // the savepoint that would show it with it.
     let doubtful = running
         .is_doubtful
         .then(|| running.text.without_values(backend));
@@ -233,7 +252,8 @@ pub(super) fn lose(core: &Arc<Core>) {
     drop(state);
     // Without the lock: with it go the turn and the channels, which wake tasks.
     drop((running, released, stray_ended));
-    // It may wait for the call that is gone now, and what comes behind it is to be refused.
+    // It may wait for the call that is gone now, and what comes behind it is to
+    // be refused.
     core.turns.wake_worker();
     if let Some(observed) = observed {
         core.tell_executed(&observed, Some(&Kind::ConnectionLost.into_db_err()));
@@ -242,7 +262,8 @@ pub(super) fn lose(core: &Arc<Core>) {
         telemetry::ended_elsewhere(statement);
     }
     if is_over {
-        // Those of a rollback: the connection is closed, and with it all that was open.
+        // Those of a rollback: the connection is closed, and with it all that
+        // was open.
         core.run_hooks();
     }
 }

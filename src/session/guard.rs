@@ -28,13 +28,17 @@ use crate::{
 
 /// Ends the session when it is dropped, whatever the reason.
 ///
-/// The future that serves the request owns it; handles are only lent the session.
+/// The future that serves the request owns it; handles are only lent the
+/// session.
 pub(crate) struct SessionGuard {
     pub(super) core: Arc<Core>,
-    /// The entry of a session without a connection in its pool's register, which `close` looks at.
-    // A mock's session is cut off by `close` as any other (`a_mocks_sessions_are_cut_off_as_well`).
+    /// The entry of a session without a connection in its pool's register,
+    /// which `close` looks at.
+    // A mock's session is cut off by `close` as any other
+    // (`a_mocks_sessions_are_cut_off_as_well`).
     direct: Option<Key>,
-    /// The session's tag, by which what its request polls finds it; `None` for a job.
+    /// The session's tag, by which what its request polls finds it; `None` for
+    /// a job.
     // A function, which is a third of the size.
     tag: Option<fn() -> TypeId>,
 }
@@ -48,7 +52,8 @@ impl SessionGuard {
     ) -> Self {
         // From here on, the guard's `Drop` uncounts it.
         counted.begin();
-        // Until it has ended, nothing of its request is known to be undone (G20).
+        // Until it has ended, nothing of its request is known to be undone
+        // (G20).
         if let Some(request) = &core.origin.outer {
             request.beside().fetch_add(1, Ordering::Relaxed);
         }
@@ -60,9 +65,10 @@ impl SessionGuard {
         Self { core, direct, tag }
     }
 
-    /// Attributes the sessions that are opened on this thread to this request, until the returned value is dropped. A second
-    /// session of the same pool has to count as this request's: one that waits for it is a deadlock. What runs on this thread
-    /// meanwhile finds the session as the current one.
+    /// Attributes the sessions that are opened on this thread to this request,
+    /// until the returned value is dropped. A second session of the same pool
+    /// has to count as this request's: one that waits for it is a deadlock.
+    /// What runs on this thread meanwhile finds the session as the current one.
     pub(crate) fn enter(&self) -> (Option<InScope>, Option<Entered>) {
         let scope = Scope::is_looked_for().then(|| self.scope().enter());
         (scope, self.core.request_holder().map(pool::enter))
@@ -72,8 +78,9 @@ impl SessionGuard {
         Scope::new(self.tag.map(|tag| tag()), self.core.clone())
     }
 
-    /// Polls the future that the session was opened for. Sessions opened meanwhile are its request's; if it waits for
-    /// something, a connection that nothing has run on is lent to whatever waits for one.
+    /// Polls the future that the session was opened for. Sessions opened
+    /// meanwhile are its request's; if it waits for something, a connection
+    /// that nothing has run on is lent to whatever waits for one.
     pub(crate) fn poll<F: Future>(
         &self,
         future: Pin<&mut F>,
@@ -83,8 +90,9 @@ impl SessionGuard {
         let polled = future.poll(cx);
         drop(entered);
         if polled.is_pending() {
-            // It waits for a client's upload or for another service, and needs its connection for
-            // neither (`slow_uploads_over_a_real_connection_keep_no_connection_from_others`).
+            // It waits for a client's upload or for another service, and needs
+            // its connection for neither
+            // (`slow_uploads_over_a_real_connection_keep_no_connection_from_others`).
             lend::offer(&self.core);
         }
         polled
@@ -92,7 +100,8 @@ impl SessionGuard {
 
     /// Stores the position of what the session has committed in its response.
     pub(crate) fn store_position<B>(&self, ended: &Ended, response: Response<B>) -> Response<B> {
-        // First, so that a service without replicas does not take its responses apart.
+        // First, so that a service without replicas does not take its responses
+        // apart.
         if self.core.replication().is_none() {
             return response;
         }
@@ -106,7 +115,8 @@ impl SessionGuard {
         settle(&self.core, decision)
     }
 
-    /// Returns the rule for the session's transaction, and the body that asked to decide, if there is one.
+    /// Returns the rule for the session's transaction, and the body that asked
+    /// to decide, if there is one.
     pub(super) fn rule_and_hold(&self) -> (Option<CommitWhen>, Option<Hold>) {
         // Cloned out: the rule is user code, and may use the session.
         let mut state = self.core.lock();
@@ -119,14 +129,17 @@ impl SessionGuard {
     }
 
     /// Sums up the session that has `ended`.
-    // All under one lock: a response is made of it, and each look at the state costs every request.
+    // All under one lock: a response is made of it, and each look at the state
+    // costs every request.
     pub(crate) fn summary(&self, ended: &Ended) -> Summary {
         let (origin, state) = (&self.core.origin, self.core.lock());
-        // Of any session of the request: with a `Retry-After`, the client would do that part again
+        // Of any session of the request: with a `Retry-After`, the client would
+        // do that part again
         // (`a_conflict_beside_a_committed_job_has_no_retry_after`).
         let may_have_committed =
             state.stack.standing.may_stand() || origin.has_committed_beside.load(Ordering::Relaxed);
-        // It may still commit: `g20_a_session_beside_that_is_still_open_forbids_a_retry`.
+        // It may still commit:
+        // `g20_a_session_beside_that_is_still_open_forbids_a_retry`.
         let is_any_open = origin.open_beside.load(Ordering::Relaxed) > 0;
         Summary {
             lost: state.phase.lost(),
@@ -137,7 +150,8 @@ impl SessionGuard {
         }
     }
 
-    /// Returns why the session's connection was taken away before its end, if it was.
+    /// Returns why the session's connection was taken away before its end, if
+    /// it was.
     pub(crate) fn cut_off(&self) -> Option<Error> {
         self.core.lock().cut_off()
     }
@@ -150,25 +164,29 @@ impl SessionGuard {
 
 /// What a session that has ended means for its request.
 pub(crate) struct Summary {
-    /// Why an open transaction of the session was lost before its end, if it was.
+    /// Why an open transaction of the session was lost before its end, if it
+    /// was.
     pub(crate) lost: Option<Error>,
     /// The failure that the layer answers for if the handler gives up.
     pub(crate) failure: Option<Error>,
     pub(crate) usage: Usage,
-    /// Something of the request may be stored, so that sending it again would do it twice.
+    /// Something of the request may be stored, so that sending it again would
+    /// do it twice.
     pub(crate) may_have_committed: bool,
     /// Nothing of the request stands, or can still come to stand.
     pub(crate) is_undone: bool,
 }
 
-/// Returns whether nothing that a session has done itself can still come to stand.
+/// Returns whether nothing that a session has done itself can still come to
+/// stand.
 fn is_undone(state: &State, ended: &Ended) -> bool {
     // A call that still runs may commit yet: it may be a COMMIT itself.
     let is_over = state.slot.call().is_none();
     is_over
         && match ended {
             Ended::Committed | Ended::Pending => false,
-            // A cluster that has lost its quorum in the middle of COMMIT may keep the transaction.
+            // A cluster that has lost its quorum in the middle of COMMIT may
+            // keep the transaction.
             Ended::Failed(error) => {
                 !(error.may_stand() || state.commit_failed && error.is_read_only())
             }
@@ -178,8 +196,8 @@ fn is_undone(state: &State, ended: &Ended) -> bool {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        // Comes here on every way out, a panic of the handler included (H13), and waits for nothing (G11): a rollback
-        // that is due runs in a task.
+        // Comes here on every way out, a panic of the handler included (H13),
+        // and waits for nothing (G11): a rollback that is due runs in a task.
         // Shown by `h13_a_panic_rolls_back_and_frees_the_slot`.
         drop(end(&self.core));
         // Behind the end, which may still note that something stands.

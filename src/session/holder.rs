@@ -1,4 +1,5 @@
-//! A session as its pool sees it: what it holds, and how its connection is taken away while its handler goes on.
+//! A session as its pool sees it: what it holds, and how its connection is
+//! taken away while its handler goes on.
 
 use std::{
     sync::{
@@ -55,8 +56,8 @@ impl Holder for Core {
 
     fn grip(&self) -> Grip {
         let state = self.lock();
-        // A session that is busy is not part of a deadlock: its call ends, and the connection may come free. Nor is one
-        // that will lend.
+        // A session that is busy is not part of a deadlock: its call ends, and
+        // the connection may come free. Nor is one that will lend.
         match state.slot {
             // Only the clean-up still runs, which nothing but itself can delay.
             _ if state.phase.is_over() => Grip::None,
@@ -70,8 +71,8 @@ impl Holder for Core {
     fn doubtful(&self) -> Option<Doubt> {
         let state = self.lock();
         let running = state.slot.call()?;
-        // A stream may wait for its reader, and user code for anything; a call in a task is bounded by the
-        // `release_timeout`.
+        // A stream may wait for its reader, and user code for anything; a call
+        // in a task is bounded by the `release_timeout`.
         if running.kind != CallKind::Statement || running.polled_by == PolledBy::Task {
             return None;
         }
@@ -84,8 +85,8 @@ impl Holder for Core {
     }
 
     fn look_at_call(self: Arc<Self>) {
-        // A handler may keep the future of a statement without polling it: its answer may lie in
-        // the socket.
+        // A handler may keep the future of a statement without polling it: its
+        // answer may lie in the socket.
         drive(&self);
     }
 
@@ -100,7 +101,8 @@ impl Holder for Core {
             Slot::Running(running) => &mut running.text,
             Slot::Empty | Slot::Broken => return String::new(),
         };
-        // Only now: nearly no statement is ever asked for, and reading it takes time.
+        // Only now: nearly no statement is ever asked for, and reading it takes
+        // time.
         text.without_values(self.pool().backend())
     }
 
@@ -117,10 +119,12 @@ impl Holder for Core {
     fn cut(self: Arc<Self>, reason: Kind) -> bool {
         let mut state = self.lock();
         let has_something =
-            // In a pass-through session the connection is SeaORM's, and only the right to use it can be taken away.
+            // In a pass-through session the connection is SeaORM's, and only
+            // the right to use it can be taken away.
             matches!(state.slot, Slot::Idle(_) | Slot::Running(_)) || self.pool().is_direct();
-        // A session that settles comes to its end by itself, and a COMMIT that the handler has sent is not cut off: its
-        // outcome would be unknown for no need (G7; `a_commit_that_was_sent_is_seen_through`).
+        // A session that settles comes to its end by itself, and a COMMIT that
+        // the handler has sent is not cut off: its outcome would be unknown for
+        // no need (G7; `a_commit_that_was_sent_is_seen_through`).
         let commits = state.slot.purpose() == Some(Purpose::Commit);
         if !state.phase.is_open() || !has_something || commits {
             return false;
@@ -128,8 +132,9 @@ impl Holder for Core {
         // Taken under the lock, and ended after it: a body wakes its reader.
         let own = state.through.own.take();
         let body = state.body_hold.take();
-        // Without an open transaction, nothing is lost but the connection: the response may still be a success.
-        // Shown by `autocommitted_writes_stand_and_so_does_a_response_below_500`.
+        // Without an open transaction, nothing is lost but the connection: the
+        // response may still be a success. Shown by
+        // `autocommitted_writes_stand_and_so_does_a_response_below_500`.
         let has_lost = state.stack.has_work();
         let cut = CutOff {
             reason,
@@ -137,7 +142,8 @@ impl Holder for Core {
             rollback: None,
         };
         cut_off(&self, state, cut);
-        // SeaORM rolls it back, now or when the statement that runs in it has ended.
+        // SeaORM rolls it back, now or when the statement that runs in it has
+        // ended.
         drop(own);
         if let Some(body) = body {
             body.break_off(reason.into());

@@ -6,7 +6,8 @@ use futures_util::future::FutureExt;
 
 use crate::pool::Hook;
 
-/// Hooks in the order in which they were registered; nearly no session has some.
+/// Hooks in the order in which they were registered; nearly no session has
+/// some.
 #[derive(Default)]
 // Boxed, so that a session without hooks carries one pointer.
 pub(super) struct Hooks(Option<Box<Lists>>);
@@ -14,22 +15,26 @@ pub(super) struct Hooks(Option<Box<Lists>>);
 #[derive(Default)]
 struct Lists {
     waiting: Vec<Waiting>,
-    /// They belong to a COMMIT that is under way. A hook that is registered meanwhile belongs to the next transaction.
-    // A list of their own: while COMMIT is on its way, other statements of the request may register
-    // more.
+    /// They belong to a COMMIT that is under way. A hook that is registered
+    /// meanwhile belongs to the next transaction.
+    // A list of their own: while COMMIT is on its way, other statements of the
+    // request may register more.
     sealed: Vec<Waiting>,
     /// Their time has come; the connection may not be back yet.
     due: Vec<Hook>,
-    /// They will not run. What they have captured must not be dropped under the session's lock.
+    /// They will not run. What they have captured must not be dropped under the
+    /// session's lock.
     discarded: Vec<Hook>,
-    // Not spawned one by one: hooks run in the order of their registration, also those of two transactions.
+    // Not spawned one by one: hooks run in the order of their registration,
+    // also those of two transactions.
     /// Run one after the other by a task.
     queue: VecDeque<Hook>,
     has_task: bool,
 }
 
 struct Waiting {
-    /// The number of transactions that were open at the registration, the hook's own included.
+    /// The number of transactions that were open at the registration, the
+    /// hook's own included.
     depth: usize,
     after: After,
     hook: Hook,
@@ -77,16 +82,18 @@ impl Hooks {
         }
     }
 
-    /// The innermost of `depth` transactions was committed. The hooks of a savepoint now wait for the transaction
-    /// around it.
+    /// The innermost of `depth` transactions was committed. The hooks of a
+    /// savepoint now wait for the transaction around it.
     pub(super) fn committed(&mut self, depth: usize) {
         let Some(lists) = &mut self.0 else { return };
         match depth {
             0 => {}
-            // Sealed when COMMIT was sent: what was registered since waits for the next one.
+            // Sealed when COMMIT was sent: what was registered since waits for
+            // the next one.
             1 => lists.fire(After::Commit),
             _ => {
-                // Its work belongs to the transaction around it from here on, and so do its hooks.
+                // Its work belongs to the transaction around it from here on,
+                // and so do its hooks.
                 for waiting in &mut lists.waiting {
                     waiting.depth = waiting.depth.min(depth - 1);
                 }
@@ -105,13 +112,14 @@ impl Hooks {
     pub(super) fn rolled_back_to(&mut self, depth: usize) {
         let Some(lists) = &mut self.0 else { return };
         if depth == 0 {
-            // Those that are not sealed yet end as well, and only sealed ones fire.
+            // Those that are not sealed yet end as well, and only sealed ones
+            // fire.
             lists.seal();
             lists.fire(After::Rollback);
         } else {
-            // A savepoint's `after_rollback` hooks do not run either: it is the session's whole transaction that they
-            // wait for.
-            // Shown by `the_hooks_of_a_nested_transaction_are_dropped_with_it`.
+            // A savepoint's `after_rollback` hooks do not run either: it is the
+            // session's whole transaction that they wait for. Shown by
+            // `the_hooks_of_a_nested_transaction_are_dropped_with_it`.
             let gone = lists
                 .waiting
                 .extract_if(.., |waiting| waiting.depth > depth);
@@ -134,19 +142,21 @@ impl Hooks {
         self.take(|lists| &mut lists.due)
     }
 
-    /// Queues hooks to be run; returns whether a task has to be started for them.
+    /// Queues hooks to be run; returns whether a task has to be started for
+    /// them.
     pub(super) fn enqueue(&mut self, due: Vec<Hook>) -> bool {
         let lists = self.0.get_or_insert_default();
         lists.queue.extend(due);
-        // Said under the session's lock, as in `next`: two tasks would run hooks side by side, in
-        // any order.
+        // Said under the session's lock, as in `next`: two tasks would run
+        // hooks side by side, in any order.
         !mem::replace(&mut lists.has_task, true)
     }
 
     /// Returns the next hook to be run; the task ends if there is none.
     pub(super) fn next(&mut self) -> Option<Hook> {
         let lists = self.0.as_mut()?;
-        // Said under the same lock: hooks that come later find no task, and start another one.
+        // Said under the same lock: hooks that come later find no task, and
+        // start another one.
         let next = lists.queue.pop_front();
         lists.has_task = next.is_some();
         next

@@ -1,4 +1,5 @@
-//! A request's session: its handles, the guard that ends it, and what runs on its connection.
+//! A request's session: its handles, the guard that ends it, and what runs on
+//! its connection.
 
 mod acquire;
 mod body_hold;

@@ -1,6 +1,7 @@
 //! What a session tells the observers of its pool.
 //!
-//! Nothing here runs under the session's lock: observers and the log's subscriber are user code.
+//! Nothing here runs under the session's lock: observers and the log's
+//! subscriber are user code.
 
 use std::time::Duration;
 
@@ -40,7 +41,8 @@ impl Core {
         if !self.pool().observers.is_any() && !telemetry::statements_are_traced() {
             return None;
         }
-        // Out of the lock before anything is told: from here on, foreign code runs.
+        // Out of the lock before anything is told: from here on, foreign code
+        // runs.
         let (depth, session) = {
             let state = self.lock();
             (state.stack.depth(), state.span.span())
@@ -50,7 +52,8 @@ impl Core {
 
     /// A call has ended.
     pub(super) fn tell_executed(&self, observed: &Observed, error: Option<&DbErr>) {
-        // Before the observers: what they take is no part of the statement's time.
+        // Before the observers: what they take is no part of the statement's
+        // time.
         let elapsed = observed.end(error);
         self.tell(|observers, label| {
             let executed = Executed {

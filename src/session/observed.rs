@@ -23,8 +23,10 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    /// Begins to observe a call in a session with `depth` open transactions; `None` if it sends no statement.
-    // In a box, since mostly nothing wants to know and each call has room for it.
+    /// Begins to observe a call in a session with `depth` open transactions;
+    /// `None` if it sends no statement.
+    // In a box, since mostly nothing wants to know and each call has room for
+    // it.
     pub(super) fn begin(
         operation: &Operation,
         depth: usize,
@@ -65,7 +67,8 @@ impl Observed {
 fn name_of(operation: &Operation, depth: usize) -> Option<&str> {
     let is_nested = depth > 1;
     Some(match operation {
-        // sqlx makes a savepoint of each transaction inside another, whatever it was asked for.
+        // sqlx makes a savepoint of each transaction inside another, whatever
+        // it was asked for.
         Operation::Begin(_) if depth > 0 => "SAVEPOINT",
         Operation::Begin(_) => "BEGIN",
         Operation::Commit(_) if is_nested => "RELEASE SAVEPOINT",

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{connection::BeginSetUp, error::Kind, pool::PoolMode};
 
-/// Puts the session's statements into a transaction, or out of one, from the next statement on.
+/// Puts the session's statements into a transaction, or out of one, from the
+/// next statement on.
 pub(super) fn set_mode(core: &Arc<Core>, mode: Mode) -> Result<(), Kind> {
     // Also one in autocommit: a replica is read in READ ONLY transactions only.
     let reads = matches!(mode, Mode::Transaction(options) if options.access_mode == Some(AccessMode::ReadOnly));
@@ -20,16 +21,19 @@ pub(super) fn set_mode(core: &Arc<Core>, mode: Mode) -> Result<(), Kind> {
         write(core);
     }
     let mut state = core.lock();
-    // First: asking for the mode that is already set is allowed even after BEGIN.
+    // First: asking for the mode that is already set is allowed even after
+    // BEGIN.
     if state.rules.mode == mode {
         return Ok(());
     }
-    // An isolation level cannot be changed any more, and autocommit would leave the transaction open.
+    // An isolation level cannot be changed any more, and autocommit would leave
+    // the transaction open.
     if state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
     }
-    // The settings that these statements make, such as a tenant's for row-level security, must hold for all that runs.
-    // Shown by `a_set_up_is_never_skipped_in_silence`.
+    // The settings that these statements make, such as a tenant's for row-level
+    // security, must hold for all that runs. Shown by
+    // `a_set_up_is_never_skipped_in_silence`.
     if mode == Mode::Autocommit && is_required(state.rules.on_begin.as_deref()) {
         return Err(Kind::MustBeTransaction);
     }
@@ -68,8 +72,9 @@ pub(super) fn apply(core: &Arc<Core>, order: Order) -> Result<(), Kind> {
     Ok(())
 }
 
-/// Returns an error if it is too late for statements that set up the transaction or the connection: they would not
-/// run before what has run already.
+/// Returns an error if it is too late for statements that set up the
+/// transaction or the connection: they would not run before what has run
+/// already.
 fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
     if is_required(order.on_begin.as_ref()) && state.stack.has_begun() {
         return Err(Kind::TransactionBegun);
@@ -92,8 +97,8 @@ fn is_required(set_up: Option<&BeginSetUp>) -> bool {
 fn add(set_up: &mut Option<Arc<BeginSetUp>>, inner: Option<BeginSetUp>) {
     let Some(inner) = inner else { return };
     let mut sum = set_up.take().map(Arc::unwrap_or_clone).unwrap_or_default();
-    // Once required, always: a layer further in does not take back what the outer one's routes rely
-    // on.
+    // Once required, always: a layer further in does not take back what the
+    // outer one's routes rely on.
     sum.is_required |= inner.is_required;
     sum.settings.add(inner.settings);
     sum.statements.extend(inner.statements);
@@ -109,19 +114,21 @@ fn append(statements: &mut Option<Arc<[Statement]>>, next: Option<Vec<Statement>
     }
 }
 
-/// Has a session whose request reads write on the primary, unless its transaction has begun.
+/// Has a session whose request reads write on the primary, unless its
+/// transaction has begun.
 pub(super) fn write(core: &Arc<Core>) {
     let Some(replication) = core.replication() else {
         return;
     };
-    // With a statement on its way, it is too late: the server will refuse to write.
+    // With a statement on its way, it is too late: the server will refuse to
+    // write.
     let Some(turn) = core.try_turn() else { return };
     let mut state = core.lock();
     if state.stack.has_begun() {
         return;
     }
-    // In the turn: a statement that acquires at this moment would go on with the replica's
-    // connection.
+    // In the turn: a statement that acquires at this moment would go on with
+    // the replica's connection.
     let Some((mode, has_moved)) = replication.begin_to_write() else {
         return;
     };

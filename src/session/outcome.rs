@@ -5,12 +5,13 @@ use std::{fmt, marker::PhantomData, time::Duration};
 use super::{db_session::DefaultDatabase, settle::Ended};
 use crate::{Error, telemetry::Usage};
 
-/// How a request's session ended and what it has used, in the extensions of the response: for logging, metrics and
-/// tests in a layer further out.
+/// How a request's session ended and what it has used, in the extensions of the
+/// response: for logging, metrics and tests in a layer further out.
 ///
-/// It is absent if the session was in no transaction and has neither run a statement nor waited for a connection, and if the
-/// request was refused because there was no connection for it.
-/// `Tag` distinguishes several databases.
+/// It is absent if the session was in no transaction and has neither run a
+/// statement nor waited for a connection, and if the request was refused
+/// because there was no connection for it. `Tag` distinguishes several
+/// databases.
 ///
 /// ```
 /// # #[cfg(feature = "mock")] {
@@ -38,14 +39,16 @@ pub struct Outcome<Tag = DefaultDatabase> {
     usage: Usage,
     // As it was at the end: when this is read, the session is gone.
     is_undone: bool,
-    // A function's result, so that an outcome is `Send` and `Sync` whatever its tag is: extensions ask for that.
+    // A function's result, so that an outcome is `Send` and `Sync` whatever its
+    // tag is: extensions ask for that.
     tag: PhantomData<fn() -> Tag>,
 }
 
 impl<Tag> Outcome<Tag> {
     pub(crate) fn of(ended: Ended, usage: Usage, is_undone: bool) -> Option<Self> {
         let is_transactional = !matches!(ended, Ended::Autocommit);
-        // Otherwise there is nothing to tell, and the extensions would cost an untouched request three allocations.
+        // Otherwise there is nothing to tell, and the extensions would cost an
+        // untouched request three allocations.
         let is_used = usage.statements > 0 || !usage.waited.is_zero();
         (is_transactional || is_used).then_some(Self {
             ended,
@@ -60,20 +63,22 @@ impl<Tag> Outcome<Tag> {
         self.usage.waited
     }
 
-    /// Returns how long the session has held connections in all; if the outcome is [pending](Self::is_pending), until the
-    /// response's head.
+    /// Returns how long the session has held connections in all; if the outcome
+    /// is [pending](Self::is_pending), until the response's head.
     pub fn held(&self) -> Duration {
         self.usage.held
     }
 
-    /// Returns how many statements the session has run: with COMMIT, with the handler's own `begin()`, `rollback()` and
-    /// savepoints, without the BEGIN that travels with the first one, and without the rollback of what was open at the end. On
-    /// SeaORM's mock, only the handler's statements count.
+    /// Returns how many statements the session has run: with COMMIT, with the
+    /// handler's own `begin()`, `rollback()` and savepoints, without the BEGIN
+    /// that travels with the first one, and without the rollback of what was
+    /// open at the end. On SeaORM's mock, only the handler's statements count.
     pub fn statements(&self) -> u64 {
         self.usage.statements
     }
 
-    /// Returns whether the session was in no transaction of its own: each statement has committed by itself.
+    /// Returns whether the session was in no transaction of its own: each
+    /// statement has committed by itself.
     pub fn is_autocommit(&self) -> bool {
         matches!(self.ended, Ended::Autocommit)
     }
@@ -83,43 +88,46 @@ impl<Tag> Outcome<Tag> {
         matches!(self.ended, Ended::Committed)
     }
 
-    /// Returns whether it was to be rolled back, and was. Work that an early `commit()` committed
-    /// stays committed.
+    /// Returns whether it was to be rolled back, and was. Work that an early
+    /// `commit()` committed stays committed.
     pub fn is_rolled_back(&self) -> bool {
         matches!(self.ended, Ended::RolledBack)
     }
 
-    /// Returns whether there was nothing to commit at the end: the request ran no statement, so that no transaction was
-    /// begun, or the handler had itself rolled back what it did.
+    /// Returns whether there was nothing to commit at the end: the request ran
+    /// no statement, so that no transaction was begun, or the handler had
+    /// itself rolled back what it did.
     pub fn is_untouched(&self) -> bool {
         matches!(self.ended, Ended::Untouched)
     }
 
-    /// Returns whether it will be decided at the end of the response's body, which has not been
-    /// sent yet.
+    /// Returns whether it will be decided at the end of the response's body,
+    /// which has not been sent yet.
     pub fn is_pending(&self) -> bool {
         matches!(self.ended, Ended::Pending)
     }
 
-    /// Returns whether the outcome is unknown: the connection was lost during COMMIT, or the server
-    /// did not answer it or gave it up.
+    /// Returns whether the outcome is unknown: the connection was lost during
+    /// COMMIT, or the server did not answer it or gave it up.
     pub fn is_unknown(&self) -> bool {
         self.error().is_some_and(Error::is_outcome_unknown)
     }
 
-    /// Returns whether it is known that nothing of the request stands in this session's database, so that the same request
-    /// may be served once more: all was rolled back, and neither an early `commit()`, a statement outside the transaction, stored
-    /// code nor another session that the request has opened has committed anything. It is false in any doubt, and
+    /// Returns whether it is known that nothing of the request stands in this
+    /// session's database, so that the same request may be served once more:
+    /// all was rolled back, and neither an early `commit()`, a statement
+    /// outside the transaction, stored code nor another session that the
+    /// request has opened has committed anything. It is false in any doubt, and
     /// while the outcome is [pending](Self::is_pending).
     ///
-    /// What passes by the sessions is not taken into account: the plain `DatabaseConnection`, tasks of the handler's, calls to
-    /// other services.
+    /// What passes by the sessions is not taken into account: the plain
+    /// `DatabaseConnection`, tasks of the handler's, calls to other services.
     pub fn is_undone(&self) -> bool {
         self.is_undone
     }
 
-    /// Returns why it was not committed although the response called for it; the client got an
-    /// error instead.
+    /// Returns why it was not committed although the response called for it;
+    /// the client got an error instead.
     pub fn error(&self) -> Option<&Error> {
         match &self.ended {
             Ended::Failed(error) => Some(error),

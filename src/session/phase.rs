@@ -12,7 +12,8 @@ pub(super) enum Phase {
     Open,
     /// The handler has answered; the transaction is being committed.
     Settling,
-    /// No statement runs any more: the request has ended, or the connection was taken away before that.
+    /// No statement runs any more: the request has ended, or the connection was
+    /// taken away before that.
     Over(Over),
 }
 
@@ -20,13 +21,16 @@ pub(super) enum Phase {
 #[derive(Default)]
 pub(super) struct Over {
     /// Set if the connection was taken away before the request's end.
-    // Boxed, because nearly no session has one and the phase is part of every session.
+    // Boxed, because nearly no session has one and the phase is part of every
+    // session.
     pub(super) cut_off: Option<Box<CutOff>>,
-    // Channels, dropped rather than sent into: whatever takes the connection away, a panic or a dying runtime
-    // included, the end of the request is woken.
+    // Channels, dropped rather than sent into: whatever takes the connection
+    // away, a panic or a dying runtime included, the end of the request is
+    // woken.
     /// Dropped when the connection has left the session.
     released: Option<oneshot::Sender<()>>,
-    /// Dropped when the statement has ended that the session's end has found running.
+    /// Dropped when the statement has ended that the session's end has found
+    /// running.
     stray_ended: Option<oneshot::Sender<()>>,
 }
 
@@ -35,7 +39,8 @@ pub(super) struct CutOff {
     pub(super) reason: Kind,
     /// A transaction was open.
     pub(super) has_lost: bool,
-    /// The rollback of the open transactions, which the end of the request waits for.
+    /// The rollback of the open transactions, which the end of the request
+    /// waits for.
     pub(super) rollback: Option<Rollback>,
 }
 
@@ -43,8 +48,8 @@ pub(super) struct CutOff {
 pub(super) struct Rollback {
     /// Resolves when it is done.
     done: oneshot::Receiver<()>,
-    /// Resolves when the statement has ended that was still running in it, for which no answer waits longer
-    /// than this.
+    /// Resolves when the statement has ended that was still running in it, for
+    /// which no answer waits longer than this.
     stray: Option<(oneshot::Receiver<()>, Duration)>,
 }
 
@@ -75,7 +80,8 @@ impl Phase {
         Some(cut_off.error())
     }
 
-    /// Returns the sender that says that the connection has left; to be dropped when it has.
+    /// Returns the sender that says that the connection has left; to be dropped
+    /// when it has.
     pub(super) fn take_released(&mut self) -> Option<oneshot::Sender<()>> {
         self.over()?.released.take()
     }
@@ -100,23 +106,27 @@ impl Over {
         }
     }
 
-    /// Keeps a rollback for the end of the request if that is still to come; else gives it back.
+    /// Keeps a rollback for the end of the request if that is still to come;
+    /// else gives it back.
     pub(super) fn keep_for_the_end(&mut self, rollback: Option<Rollback>) -> Option<Rollback> {
         match &mut self.cut_off {
             None => rollback,
             Some(cut_off) => {
-                // The pool that cuts does not wait. The response does, if it is to say that all is rolled back.
+                // The pool that cuts does not wait. The response does, if it is
+                // to say that all is rolled back.
                 cut_off.rollback = rollback;
                 None
             }
         }
     }
 
-    /// Prepares to say when what is open is rolled back, and when a statement that still runs in it has ended.
+    /// Prepares to say when what is open is rolled back, and when a statement
+    /// that still runs in it has ended.
     pub(super) fn expect_rollback(&mut self, stray: Option<Duration>) -> Rollback {
         let (released, done) = oneshot::channel();
         self.released = Some(released);
-        // Two events with a limit each: the statement may run for long, the rollback behind it is quick.
+        // Two events with a limit each: the statement may run for long, the
+        // rollback behind it is quick.
         let stray = stray.map(|limit| {
             let (stray_ended, ended) = oneshot::channel();
             self.stray_ended = Some(stray_ended);
@@ -135,7 +145,8 @@ impl CutOff {
 impl Rollback {
     /// Waits for the rollback, for the `release_timeout` at most.
     pub(super) async fn wait(self, release_timeout: Duration) {
-        // Past that limit the response leaves, and the rollback is seen through in its task (G8).
+        // Past that limit the response leaves, and the rollback is seen through
+        // in its task (G8).
         if let Some((ended, limit)) = self.stray
             && timeout(limit.min(release_timeout), ended).await.is_err()
         {

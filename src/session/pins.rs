@@ -1,16 +1,19 @@
-//! [`Pins`] and [`Waits`]: what a session that lends its connection keeps in mind.
+//! [`Pins`] and [`Waits`]: what a session that lends its connection keeps in
+//! mind.
 
 use std::time::{Duration, Instant};
 
 use crate::sql::Earlier;
 
-/// What keeps a session's connection outside a transaction, and which of its calls have run on it since it was kept.
+/// What keeps a session's connection outside a transaction, and which of its
+/// calls have run on it since it was kept.
 #[derive(Default)]
 pub(super) struct Pins {
     guards: u32,
     /// A statement has left session state on the connection.
     by_state: bool,
-    /// The first call of which it is certain that the session has had the same connection from then on.
+    /// The first call of which it is certain that the session has had the same
+    /// connection from then on.
     since: u64,
     /// The latest call that wrote.
     wrote: u64,
@@ -26,7 +29,8 @@ impl Pins {
     /// Pins the connection by hand, behind the call `last`.
     pub(super) fn add(&mut self, last: u64, in_transaction: bool) {
         if !self.is_any() && !in_transaction {
-            // Behind the calls so far: they may have run on another connection, which was lent since.
+            // Behind the calls so far: they may have run on another connection,
+            // which was lent since.
             self.since = last + 1;
         }
         // Counted, since each `pin()` of a handler's functions ends by itself.
@@ -40,7 +44,8 @@ impl Pins {
     /// The call `id` begins, and may leave session state behind.
     pub(super) fn note(&mut self, id: u64, is: Earlier, in_transaction: bool, leaves_state: bool) {
         if !self.is_any() && !in_transaction {
-            // Before this call the connection could be lent: it may be another one than that of the calls before.
+            // Before this call the connection could be lent: it may be another
+            // one than that of the calls before.
             self.since = id;
         }
         self.by_state |= leaves_state;
@@ -53,17 +58,20 @@ impl Pins {
         }
     }
 
-    /// The session has given its connection back, or got another one, behind the call `last`.
+    /// The session has given its connection back, or got another one, behind
+    /// the call `last`.
     pub(super) fn moved(&mut self, last: u64) {
-        // Session state goes with its connection. The pins by hand are the handler's, and hold the next one.
+        // Session state goes with its connection. The pins by hand are the
+        // handler's, and hold the next one.
         self.by_state = false;
         self.since = last + 1;
     }
 
-    /// Returns whether what is asked about has run on the connection that the session still has, behind the call `last`.
+    /// Returns whether what is asked about has run on the connection that the
+    /// session still has, behind the call `last`.
     pub(super) fn know(&self, asks: Earlier, last: u64, in_transaction: bool) -> bool {
-        // By the call that is asked about, and not by the last one: `lastval()` is about an INSERT,
-        // however many reads came since.
+        // By the call that is asked about, and not by the last one: `lastval()`
+        // is about an INSERT, however many reads came since.
         let about = match asks {
             Earlier::None => return true,
             Earlier::Any => last,
@@ -75,8 +83,9 @@ impl Pins {
     }
 }
 
-/// The time that a session has waited for connections, because it lends the one that it has. It pays that time back by
-/// not waiting: a session may live as long as the body of a stream of events.
+/// The time that a session has waited for connections, because it lends the one
+/// that it has. It pays that time back by not waiting: a session may live as
+/// long as the body of a stream of events.
 #[derive(Default)]
 pub(super) struct Waits {
     sum: Duration,

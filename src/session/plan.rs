@@ -17,7 +17,8 @@ use crate::{
     pool::{Holder, Label, PoolMode},
 };
 
-/// Decides whether a response's head (or, at the end of a held body, the head with the trailers) commits.
+/// Decides whether a response's head (or, at the end of a held body, the head
+/// with the trailers) commits.
 pub(crate) type CommitWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
 /// The rules and the purpose that a session begins with.
@@ -32,7 +33,8 @@ pub(crate) struct Plan {
 pub(crate) enum OpenedFor {
     /// A request, which the log calls so.
     Request(Label),
-    /// Work in a transaction outside any request, for which all holds that is said of a request.
+    /// Work in a transaction outside any request, for which all holds that is
+    /// said of a request.
     Job,
     /// User code, which owns the guard and may move it to another task.
     User,
@@ -46,7 +48,8 @@ pub(crate) struct Rules {
     pub(crate) mode: Mode,
     /// `None`: the default rule.
     pub(crate) commit_when: Option<CommitWhen>,
-    /// What each BEGIN of the session's own transaction brings along; the session is transactional for good.
+    /// What each BEGIN of the session's own transaction brings along; the
+    /// session is transactional for good.
     pub(crate) on_begin: Option<Arc<BeginSetUp>>,
     /// Run on each connection before its first statement.
     pub(crate) on_acquire: Option<Arc<[Statement]>>,
@@ -88,41 +91,47 @@ pub(crate) enum Mode {
 }
 
 impl Rules {
-    /// Returns for how long the request may wait for a connection, if any request may for the time `all`.
+    /// Returns for how long the request may wait for a connection, if any
+    /// request may for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
         let replication = self.replication.as_ref();
-        // On a replica a part of it: in the rest, the primary must still be reached.
+        // On a replica a part of it: in the rest, the primary must still be
+        // reached.
         let all = replication.map_or(all, |replication| replication.patience(all));
         self.deadline.map_or(all, |deadline| {
-            // Its client has gone by then, and the connection would be kept from those that still
-            // wait (`a_request_waits_no_longer_than_its_deadline`).
+            // Its client has gone by then, and the connection would be kept
+            // from those that still wait
+            // (`a_request_waits_no_longer_than_its_deadline`).
             all.min(deadline.saturating_duration_since(Instant::now()))
         })
     }
 
-    /// Returns the options of the transaction that the first statement begins, with nothing else before it.
+    /// Returns the options of the transaction that the first statement begins,
+    /// with nothing else before it.
     pub(super) fn begins(&self) -> Option<TransactionOptions> {
         let set_up = self.on_begin.as_ref();
-        // Settings travel in BEGIN's own text, which the COMMIT before does not carry.
+        // Settings travel in BEGIN's own text, which the COMMIT before does not
+        // carry.
         let is_bare = set_up.is_none_or(|set_up| set_up.settings.is_empty());
         match self.mode {
-            // Its BEGIN has to check a position, or its COMMIT to ask for one: neither has a place
-            // in another session's COMMIT.
+            // Its BEGIN has to check a position, or its COMMIT to ask for one:
+            // neither has a place in another session's COMMIT.
             _ if self.replication.is_some() => None,
             Mode::Transaction(options) if is_bare && self.on_acquire.is_none() => Some(options),
             _ => None,
         }
     }
 
-    /// Returns the beginning of the session's own transaction, and what it brings along.
+    /// Returns the beginning of the session's own transaction, and what it
+    /// brings along.
     pub(super) fn begin(&self, options: TransactionOptions) -> Begin {
         let set_up = self.on_begin.clone();
         let replication = self.replication.as_ref();
         let demand = replication.map(|replication| replication.demand(options));
         let set_up = match demand {
             None | Some(Demand::None) => set_up,
-            // A copy, since the rules are the same for each transaction, and what a transaction
-            // demands depends on its options.
+            // A copy, since the rules are the same for each transaction, and
+            // what a transaction demands depends on its options.
             Some(demand) => {
                 let mut set_up = set_up.map(Arc::unwrap_or_clone).unwrap_or_default();
                 set_up.demand = demand;
@@ -159,11 +168,13 @@ impl Plan {
 /// The request or job that a session belongs to.
 pub(super) struct Origin {
     opened_for: OpenedFor,
-    // By this a second session is known to be the same request's, which then waits for itself (H11).
+    // By this a second session is known to be the same request's, which then
+    // waits for itself (H11).
     /// The outermost session of the request in which it was opened.
     pub(super) outer: Option<Arc<dyn Holder>>,
     /// Another session of the same request has committed something.
-    // Atomic, these three, because the request's other sessions set them, which must not lock this one.
+    // Atomic, these three, because the request's other sessions set them, which
+    // must not lock this one.
     pub(super) has_committed_beside: AtomicBool,
     /// The number of the request's other sessions that have not ended.
     pub(super) open_beside: AtomicU32,
@@ -187,11 +198,13 @@ impl Origin {
 
     /// Returns whether what is opened while its future is polled belongs to it.
     pub(super) fn is_outermost(&self) -> bool {
-        // A user's session may be polled in any task: what that task opens is not the session's.
+        // A user's session may be polled in any task: what that task opens is
+        // not the session's.
         matches!(self.opened_for, OpenedFor::Request(_) | OpenedFor::Job)
     }
 
-    /// Returns whether the session cannot outlive the future that it was opened for.
+    /// Returns whether the session cannot outlive the future that it was opened
+    /// for.
     pub(super) fn is_bound(&self) -> bool {
         !matches!(self.opened_for, OpenedFor::User)
     }

@@ -1,4 +1,5 @@
-//! Which sessions' raw code this thread is polling: a statement within it would wait for itself.
+//! Which sessions' raw code this thread is polling: a statement within it would
+//! wait for itself.
 
 use std::{cell::RefCell, future::poll_fn, sync::Arc};
 
@@ -7,8 +8,9 @@ use futures_util::future::BoxFuture;
 use super::core::Core;
 
 thread_local! {
-    // Addresses, because raw code must be `'static` and a reference to its session would be a cycle. While one is
-    // polled, the session is alive and its address its own.
+    // Addresses, because raw code must be `'static` and a reference to its
+    // session would be a cycle. While one is polled, the session is alive and
+    // its address its own.
     /// The sessions by their addresses, innermost last.
     static POLLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }

@@ -1,4 +1,5 @@
-//! [`PoolSession`], and the opening of sessions for requests and for other work.
+//! [`PoolSession`], and the opening of sessions for requests and for other
+//! work.
 
 use std::{
     fmt,
@@ -27,19 +28,23 @@ use crate::{
 };
 
 impl SessionPool {
-    /// Opens a session: acquires a connection and keeps it until the returned handle is dropped; in
-    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction), until something waits for it.
+    /// Opens a session: acquires a connection and keeps it until the returned
+    /// handle is dropped; in
+    /// [`PoolMode::Transaction`](crate::PoolMode::Transaction), until something
+    /// waits for it.
     ///
     /// # Errors
     ///
-    /// [`is_exhausted`](Error::is_exhausted), [`is_unreachable`](Error::is_unreachable) or
+    /// [`is_exhausted`](Error::is_exhausted),
+    /// [`is_unreachable`](Error::is_unreachable) or
     /// [`is_closing`](Error::is_closing).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up the place in the queue; no connection is lost. A future that is kept but
-    /// not polled may be assigned a connection that it does not take and that no other caller gets: after a
-    /// `select!` on `&mut` of the future, drop it.
+    /// Dropping the future gives up the place in the queue; no connection is
+    /// lost. A future that is kept but not polled may be assigned a connection
+    /// that it does not take and that no other caller gets: after a `select!`
+    /// on `&mut` of the future, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
         let (session, guard) = self.eager_session(Plan::new(OpenedFor::User)).await?;
         // Nothing else notices that it does not use its connection yet.
@@ -47,7 +52,8 @@ impl SessionPool {
         Ok(PoolSession { session, guard })
     }
 
-    /// [`session`](Self::session) for a test itself, which others of its pool do not wait for.
+    /// [`session`](Self::session) for a test itself, which others of its pool
+    /// do not wait for.
     #[cfg(feature = "testing")]
     pub(crate) async fn own_session(&self) -> Result<PoolSession, Error> {
         let session = self.session().await?;
@@ -58,16 +64,21 @@ impl SessionPool {
         Ok(session)
     }
 
-    /// Runs `work` in a transaction: committed if it returns `Ok`, rolled back otherwise. For background
-    /// jobs and command-line code; the guarantees are those of a request's transaction.
+    /// Runs `work` in a transaction: committed if it returns `Ok`, rolled back
+    /// otherwise. For background jobs and command-line code; the guarantees are
+    /// those of a request's transaction.
     ///
-    /// A session that `work` opens on the same pool is attributed to this job. If every connection is held by a
-    /// request or a job that waits for a second one, one of them gets an error at once
-    /// ([`is_pool_deadlock`](Error::is_pool_deadlock)). A [`session`](Self::session) may move to another task, so its
-    /// holder is not part of this check.
+    /// A session that `work` opens on the same pool is attributed to this job.
+    /// If every connection is held by a request or a job that waits for a
+    /// second one, one of them gets an error at once
+    /// ([`is_pool_deadlock`](Error::is_pool_deadlock)). A
+    /// [`session`](Self::session) may move to another task, so its holder is
+    /// not part of this check.
     ///
-    /// Work that an early [`commit`](crate::DbSession::commit) has committed stays committed. After
-    /// [`set_rollback_only`](crate::DbSession::set_rollback_only) nothing is stored, although `Ok` is returned.
+    /// Work that an early [`commit`](crate::DbSession::commit) has committed
+    /// stays committed. After
+    /// [`set_rollback_only`](crate::DbSession::set_rollback_only) nothing is
+    /// stored, although `Ok` is returned.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]
@@ -91,16 +102,18 @@ impl SessionPool {
     ///
     /// # Errors
     ///
-    /// `TransactionError::Transaction` with the error of `work`; `TransactionError::Connection` if no
-    /// connection could be acquired or the transaction could not be committed: with the server's own
-    /// error if the server refused, otherwise with one that [`Error::of`] finds. Also
-    /// `TransactionError::Connection` if stored or raw code has ended the transaction, whatever `work`
-    /// returned: the work done until then may be committed.
+    /// `TransactionError::Transaction` with the error of `work`;
+    /// `TransactionError::Connection` if no connection could be acquired or the
+    /// transaction could not be committed: with the server's own error if the
+    /// server refused, otherwise with one that [`Error::of`] finds. Also
+    /// `TransactionError::Connection` if stored or raw code has ended the
+    /// transaction, whatever `work` returned: the work done until then may be
+    /// committed.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before COMMIT was sent, everything is rolled back. A COMMIT that
-    /// was sent runs to completion.
+    /// If the future is dropped before COMMIT was sent, everything is rolled
+    /// back. A COMMIT that was sent runs to completion.
     pub async fn transaction<F, T, E>(&self, work: F) -> Result<T, TransactionError<E>>
     where
         F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
@@ -110,8 +123,8 @@ impl SessionPool {
             .await
     }
 
-    /// [`transaction`](Self::transaction) with an isolation level, an access mode, or SQLite's
-    /// transaction mode.
+    /// [`transaction`](Self::transaction) with an isolation level, an access
+    /// mode, or SQLite's transaction mode.
     ///
     /// # Errors
     ///
@@ -132,7 +145,8 @@ impl SessionPool {
         self.run_once(options, work).await.result
     }
 
-    /// [`transaction_with`](Self::transaction_with) that also tells whether it may be done again.
+    /// [`transaction_with`](Self::transaction_with) that also tells whether it
+    /// may be done again.
     pub(crate) async fn run_once<F, T, E>(&self, options: TransactionOptions, work: F) -> Ran<T, E>
     where
         F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
@@ -144,17 +158,19 @@ impl SessionPool {
             Err(error) => return Ran::not_opened(error),
         };
         let tx = session.tx();
-        // Not spawned: `work` may borrow, and need not be `Send`. Dropped with this future, it takes the guard along.
+        // Not spawned: `work` may borrow, and need not be `Send`. Dropped with
+        // this future, it takes the guard along.
         let mut working = pin!(work(&tx));
         let outcome = poll_fn(|cx| guard.poll(working.as_mut(), cx)).await;
         let decision = Decision::of(outcome.is_ok());
-        // As a response does: a COMMIT that fails turns the job's `Ok` into an error (G7;
-        // `a_commit_that_fails_is_an_error_of_the_database`).
+        // As a response does: a COMMIT that fails turns the job's `Ok` into an
+        // error (G7; `a_commit_that_fails_is_an_error_of_the_database`).
         let ended = guard.settle(decision).resolve().await;
         let summary = guard.summary(&ended);
         let undone_by = match (&outcome, &ended) {
-            // First: an error that could be tried again is no reason to, where something stands
-            // (G20; `g20_a_job_of_which_something_stands_runs_once`).
+            // First: an error that could be tried again is no reason to, where
+            // something stands (G20;
+            // `g20_a_job_of_which_something_stands_runs_once`).
             _ if !summary.is_undone => None,
             (Ok(_), Ended::Failed(error)) => Some(error.clone()),
             (Ok(_), _) => None,
@@ -162,7 +178,8 @@ impl SessionPool {
         };
         let result = match (outcome, ended) {
             (Ok(_), Ended::Failed(error)) => Err(TransactionError::Connection(error.into())),
-            // Although `work` failed, some of it may be stored: its caller must not take it for rolled back.
+            // Although `work` failed, some of it may be stored: its caller must
+            // not take it for rolled back.
             (Err(_), Ended::Failed(error)) if error.may_stand() => {
                 Err(TransactionError::Connection(error.into()))
             }
@@ -175,24 +192,29 @@ impl SessionPool {
         &self,
         plan: Plan,
     ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
-        // Counted before it waits, so that `close` waits for it, or it is refused.
+        // Counted before it waits, so that `close` waits for it, or it is
+        // refused.
         let counted = self.inner().count_session()?;
         // There is no connection to be acquired: SeaORM has its own.
         if self.inner().is_direct() {
             return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
         }
         let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
-        // At once and not after the time-out (`a_second_session_beside_the_tests_own_is_refused_at_once`).
+        // At once and not after the time-out
+        // (`a_second_session_beside_the_tests_own_is_refused_at_once`).
         self.inner().refuse_hopeless(|| is_request)?;
-        // A session store asks for its connection before the request's own session does.
+        // A session store asks for its connection before the request's own
+        // session does.
         expect_second(self.inner());
         let started = Instant::now();
-        // Dropped here, it leaves the queue, and the session that was counted counts no more.
+        // Dropped here, it leaves the queue, and the session that was counted
+        // counts no more.
         let acquired = self.acquire_first(&plan.rules).await;
         if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
             && replication.give_up_replica(&error.to_db_err())
         {
-            // Lazily: the session acquires the primary's connection before it is handed out.
+            // Lazily: the session acquires the primary's connection before it
+            // is handed out.
             let (session, guard) = DbSession::guarded(Core::new(self.clone(), plan), counted);
             session.check_out().await?;
             return Ok((session, guard));
@@ -208,7 +230,8 @@ impl SessionPool {
     async fn acquire_first(&self, rules: &Rules) -> Result<Lease, Error> {
         let mut patience = rules.patience(self.inner().settings().acquire_timeout);
         if let Some(replication) = &rules.replication {
-            // Its place among the readers of the primary is a part of the same wait.
+            // Its place among the readers of the primary is a part of the same
+            // wait.
             patience = replication.admit(patience).await?;
         }
         let acquiring = self
@@ -217,8 +240,9 @@ impl SessionPool {
         acquiring.await
     }
 
-    /// A session without a wait: with a connection if `acquires`, else without one. The plan comes back if there is no
-    /// idle connection, or the pool takes no new sessions.
+    /// A session without a wait: with a connection if `acquires`, else without
+    /// one. The plan comes back if there is no idle connection, or the pool
+    /// takes no new sessions.
     #[allow(
         clippy::result_large_err,
         reason = "a plan on its way, which a box would cost an allocation"
@@ -228,7 +252,8 @@ impl SessionPool {
         plan: Plan,
         acquires: bool,
     ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        // Refused without a log line: the way that waits refuses once more, with one.
+        // Refused without a log line: the way that waits refuses once more,
+        // with one.
         let Some(counted) = self.inner().try_count_session() else {
             return Err(plan);
         };
@@ -237,7 +262,8 @@ impl SessionPool {
             if replication.is_some_and(|one| !one.try_admit()) {
                 return Err(plan);
             }
-            // `counted` is dropped with this, and the way that waits counts the session once more.
+            // `counted` is dropped with this, and the way that waits counts the
+            // session once more.
             let Some(lease) = self.inner().try_acquire() else {
                 return Err(plan);
             };
@@ -268,9 +294,10 @@ impl<T, E: fmt::Display + fmt::Debug> Ran<T, E> {
 
 /// A session taken from a [`SessionPool`] outside a request.
 ///
-/// You can use it wherever generic code takes a `&DatabaseConnection`. It dereferences
-/// ([`Deref`](std::ops::Deref)) to a [`DbSession`], and ends when it is dropped: uncommitted work is
-/// rolled back and the connection goes back to the pool.
+/// You can use it wherever generic code takes a `&DatabaseConnection`. It
+/// dereferences ([`Deref`](std::ops::Deref)) to a [`DbSession`], and ends when
+/// it is dropped: uncommitted work is rolled back and the connection goes back
+/// to the pool.
 ///
 /// ```
 /// # #[cfg(feature = "sqlx-sqlite")]
@@ -297,7 +324,8 @@ pub struct PoolSession {
 }
 
 impl PoolSession {
-    /// Returns the database's kind; the method has the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own
+    /// types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }

@@ -23,7 +23,8 @@ pub(super) async fn ask_position(core: &Arc<Core>) {
         false => Galera::No,
     };
     let question = Statement::from_string(backend, read_position(backend, galera));
-    // Without a connection at hand, or behind a statement that goes on, the response does not wait for it.
+    // Without a connection at hand, or behind a statement that goes on, the
+    // response does not wait for it.
     let is_at_hand = matches!(core.lock().slot, Slot::Idle(_));
     // In a turn of the session's: behind all that its request has written.
     let asking = run(core, Caller::Session, Operation::One(question));
@@ -38,8 +39,9 @@ pub(super) async fn ask_position(core: &Arc<Core>) {
     let position = position.and_then(|text: String| parse_position(backend, &text));
     core.lock()
         .written
-        // Without an answer, the client's next reads belong on the primary: any position could be
-        // too early a one (G19; `g19_a_position_that_cannot_be_asked_for_is_the_primary`).
+        // Without an answer, the client's next reads belong on the primary: any
+        // position could be too early a one (G19;
+        // `g19_a_position_that_cannot_be_asked_for_is_the_primary`).
         .note(position.unwrap_or(Position::PRIMARY));
 }
 
@@ -53,7 +55,8 @@ pub(super) fn store_position(core: &Core, ended: &Ended, head: &mut response::Pa
         let is_unknown = match ended {
             // The body's end may commit when the head has left.
             Ended::Pending => replication.may_write(),
-            // A COMMIT of unknown outcome may be what the client looks for next.
+            // A COMMIT of unknown outcome may be what the client looks for
+            // next.
             Ended::Failed(error) => error.may_stand(),
             _ => state.written.is_unseen,
         };

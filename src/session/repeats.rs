@@ -7,8 +7,8 @@ const TEXTS: usize = 8;
 
 /// The texts that a request has run, by their hashes.
 ///
-/// Where more texts than it has places come in turns, it counts some too low or misses them, but none too high
-/// (the algorithm of Misra and Gries).
+/// Where more texts than it has places come in turns, it counts some too low or
+/// misses them, but none too high (the algorithm of Misra and Gries).
 #[derive(Default)]
 pub(super) struct Repeats {
     first: u64,
@@ -30,7 +30,8 @@ pub(super) struct Repeated {
 }
 
 impl Repeats {
-    /// Counts a statement, which is kept once it has come more often than `threshold`.
+    /// Counts a statement, which is kept once it has come more often than
+    /// `threshold`.
     pub(super) fn note(&mut self, hash: u64, threshold: u32, statement: &Redacted) {
         if self.first == 0 {
             self.first = hash;
@@ -66,8 +67,9 @@ impl Counts {
             *free = (hash, 1);
             return 1;
         }
-        // All places are taken. Each of them gives up one together with this text, so that a text which comes more
-        // often than every ninth time is sure to keep its place.
+        // All places are taken. Each of them gives up one together with this
+        // text, so that a text which comes more often than every ninth time is
+        // sure to keep its place.
         for (_, times) in &mut self.texts {
             *times -= 1;
         }
@@ -114,7 +116,8 @@ mod tests {
     #[test]
     fn texts_that_differ_are_not_counted_as_one() {
         assert_eq!(most(1..1000, 10), None);
-        // One text among many others, each of which comes once: too low at most.
+        // One text among many others, each of which comes once: too low at
+        // most.
         let texts = (1..100).flat_map(|other| [7, 7, 7, 1000 + other]);
         let found = most(texts, 10);
         assert!(matches!(found, Some((7, 11..=297))), "{found:?}");

@@ -1,7 +1,7 @@
 //! [`Replication`]: what a session has to do with the replicas of its database; and [`Written`]: what it has committed there.
 //!
-//! A session that reads begins on a replica, and moves to the primary if the replica is behind, fails or is asked to
-//! write. It never moves back.
+//! A session that reads begins on a replica, and moves to the primary if the
+//! replica is behind, fails or is asked to write. It never moves back.
 
 use std::{
     sync::{
@@ -41,13 +41,15 @@ pub(crate) struct Replication {
     primary: SessionPool,
     reads: Option<Reads>,
     store: StorePosition,
-    /// For the sessions that read on the primary, although they might on a replica.
+    /// For the sessions that read on the primary, although they might on a
+    /// replica.
     room: Arc<Semaphore>,
     /// Its place among those that read on the primary.
     // Kept until the session's end: its statements would wait for a place each.
     place: Mutex<Option<Place>>,
     /// It reads on the primary from here on, or writes there.
-    // Atomic: each statement asks by it which pool is its session's, under no lock.
+    // Atomic: each statement asks by it which pool is its session's, under no
+    // lock.
     has_moved: AtomicBool,
     /// It writes, although its request was to read.
     is_to_write: AtomicBool,
@@ -55,12 +57,14 @@ pub(crate) struct Replication {
     is_counted: AtomicBool,
 }
 
-/// A place among the sessions that read on the primary, given back when it is dropped.
+/// A place among the sessions that read on the primary, given back when it is
+/// dropped.
 struct Place(Arc<Semaphore>);
 
 impl Place {
     fn of(permit: SemaphorePermit<'_>, room: &Arc<Semaphore>) -> Self {
-        // A permit borrows its semaphore, and could not be kept here. `Drop` gives it back.
+        // A permit borrows its semaphore, and could not be kept here. `Drop`
+        // gives it back.
         permit.forget();
         Self(room.clone())
     }
@@ -89,8 +93,8 @@ impl Replication {
         store: StorePosition,
         room: Arc<Semaphore>,
     ) -> Arc<Self> {
-        // Without a replica in use, it reads on the primary from the beginning, within the places
-        // there.
+        // Without a replica in use, it reads on the primary from the beginning,
+        // within the places there.
         let has_moved = reads.as_ref().is_some_and(|reads| reads.replica.is_none());
         Arc::new(Self {
             primary,
@@ -146,7 +150,8 @@ impl Replication {
         }
     }
 
-    /// Returns for how long a connection is waited for, if any request may wait for the time `all`.
+    /// Returns for how long a connection is waited for, if any request may wait
+    /// for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
         self.reads()
             .map_or(all, |reads| all.min(reads.demand.patience))
@@ -154,7 +159,8 @@ impl Replication {
 
     /// Moves the session to the primary, if it is on a replica.
     fn has_to_move(&self) -> bool {
-        // Swapped: the session counts once in the primary's pool, however often it is moved.
+        // Swapped: the session counts once in the primary's pool, however often
+        // it is moved.
         let moves = self.reads.is_some() && !self.has_moved.swap(true, Ordering::AcqRel);
         // Closing, the primary's pool has no connection for it either.
         if moves && let Some(counted) = self.primary.inner().try_count_session() {
@@ -168,9 +174,11 @@ impl Replication {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a session that is about to read on the primary. Returns false if it has to wait for one.
+    /// Takes a place for a session that is about to read on the primary.
+    /// Returns false if it has to wait for one.
     pub(super) fn try_admit(&self) -> bool {
-        // The places bound what replicas would have served otherwise: a session that writes belongs on the primary.
+        // The places bound what replicas would have served otherwise: a session
+        // that writes belongs on the primary.
         if self.may_write() || self.is_on_replica() {
             return true;
         }
@@ -208,21 +216,23 @@ impl Replication {
         }
     }
 
-    /// Has a session whose request reads write on the primary. Returns the mode for that and whether it has left a
-    /// replica; `None` if it writes already.
+    /// Has a session whose request reads write on the primary. Returns the mode
+    /// for that and whether it has left a replica; `None` if it writes already.
     pub(super) fn begin_to_write(&self) -> Option<(Mode, bool)> {
         let reads = self.reads.as_ref()?;
-        // It never moves back: what it has written may not be on any replica yet (G19).
+        // It never moves back: what it has written may not be on any replica
+        // yet (G19).
         let is_first = !self.is_to_write.swap(true, Ordering::AcqRel);
         is_first.then(|| {
-            // It needs none from here on, and one of the readers may wait for it.
+            // It needs none from here on, and one of the readers may wait for
+            // it.
             *self.place() = None;
             (reads.writes, self.has_to_move())
         })
     }
 
-    /// Stores the position that the session has made. Its client knows no later one, since this one was made after its
-    /// request had come.
+    /// Stores the position that the session has made. Its client knows no later
+    /// one, since this one was made after its request had come.
     pub(super) fn store(&self, made: Position, head: &mut response::Parts) {
         if let Some(timeline) = made.timeline() {
             self.primary.inner().cluster.note_latest_timeline(timeline);
@@ -230,13 +240,14 @@ impl Replication {
         (self.store)(made, head);
     }
 
-    /// Notes that a session has lost its connection by this error. Returns whether it has only read there, so that its request may
-    /// be served again: the replica is out of use until its next check.
+    /// Notes that a session has lost its connection by this error. Returns
+    /// whether it has only read there, so that its request may be served again:
+    /// the replica is out of use until its next check.
     pub(super) fn has_lost_read(&self, error: &DbErr) -> bool {
         let known = Error::of(error);
         let is_lost = known.is_none_or(|known| known.is_connection_lost());
-        // A connection that the server has closed because its transaction was idle for too long is
-        // its handler's fault, and the replica is sound
+        // A connection that the server has closed because its transaction was
+        // idle for too long is its handler's fault, and the replica is sound
         // (`a_read_that_was_idle_for_too_long_is_its_handlers_fault`).
         if self.may_write() || !is_lost || server::is_overdue(error) {
             return false;
@@ -249,10 +260,12 @@ impl Replication {
         true
     }
 
-    /// Has the session read on the primary, because the replica has no connection for it.
+    /// Has the session read on the primary, because the replica has no
+    /// connection for it.
     pub(crate) fn give_up_replica(&self, error: &DbErr) -> bool {
         let moves = self.has_to_move();
-        // Only the error by which the session has left it counts against the replica.
+        // Only the error by which the session has left it counts against the
+        // replica.
         if moves
             && let Some(reads) = &self.reads
             && let Some(replica) = &reads.replica
@@ -269,7 +282,8 @@ impl WayOut for Replication {
         Box::pin(async {
             let pool = self.primary.inner();
             let patience = self.admit(pool.settings().acquire_timeout).await?;
-            // Without a BEGIN that travels with another session's COMMIT: the call sends its own.
+            // Without a BEGIN that travels with another session's COMMIT: the
+            // call sends its own.
             pool.acquire_for(Claim::First, None, patience).await
         })
     }
@@ -290,7 +304,8 @@ impl Written {
         // A session that commits several times has to be seen with all of it.
         let before = self.position;
         self.position = Some(before.map_or(position, |before| before.and(position)));
-        // It is behind all that was committed before it, so that it stands for what was not asked about as well.
+        // It is behind all that was committed before it, so that it stands for
+        // what was not asked about as well.
         self.is_unseen = false;
     }
 }

@@ -22,20 +22,23 @@ macro_rules! run {
     ($self:ident, $operation:expr, $output:ident) => {{
         let handle = $self.handle();
         let done = if handle.core.pool().is_direct() {
-            // Boxed, so that a statement on a real connection does not carry the room for it.
+            // Boxed, so that a statement on a real connection does not carry
+            // the room for it.
             Box::pin(pass_through::run(handle, $operation)).await?
         } else {
             statement::run(handle.core, handle.caller, $operation).await?
         };
         match done {
             Output::$output(output) => Ok(output),
-            // Cannot be: each operation has one kind of output. An error is better than a panic in a handler.
+            // Cannot be: each operation has one kind of output. An error is
+            // better than a panic in a handler.
             _ => Err(Kind::ConnectionLost.into_db_err()),
         }
     }};
 }
 
-// A macro, because the orphan rule forbids one implementation of SeaORM's traits for all types of a trait of ours.
+// A macro, because the orphan rule forbids one implementation of SeaORM's
+// traits for all types of a trait of ours.
 macro_rules! connection_trait {
     ($type:ty $(, $param:ident)?) => {
         #[async_trait]

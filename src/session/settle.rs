@@ -24,9 +24,10 @@ use crate::{
     pool::next_chain,
 };
 
-/// The time that the end of a request waits for a statement that is still running.
-// Longer than for a rollback: the response says that all is done, and a statement that a handler has not awaited to its
-// end mostly has a moment left.
+/// The time that the end of a request waits for a statement that is still
+/// running.
+// Longer than for a rollback: the response says that all is done, and a
+// statement that a handler has not awaited to its end mostly has a moment left.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The verdict on a session's transaction.
@@ -57,7 +58,8 @@ pub(crate) enum Ended {
     RolledBack,
     /// The end of the response's body decides.
     Pending,
-    /// It should have been committed; it is rolled back, or its outcome is unknown.
+    /// It should have been committed; it is rolled back, or its outcome is
+    /// unknown.
     Failed(Error),
 }
 
@@ -76,7 +78,8 @@ impl Settlement {
     }
 }
 
-/// Ends the session: commits its transaction if `decision` says so, rolls back what is open.
+/// Ends the session: commits its transaction if `decision` says so, rolls back
+/// what is open.
 pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let mut state = core.lock();
     if state.has_to_ask_position() {
@@ -85,18 +88,20 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     }
     let is_cut_off = state.phase.cut_off().is_some();
     if state.phase.is_over() && !is_cut_off {
-        // Settled already. A session that was cut off still has to say what that has cost.
+        // Settled already. A session that was cut off still has to say what
+        // that has cost.
         return Settlement::Now(Ended::RolledBack);
     }
-    // Where the response is an error anyway, a lost transaction is rolled back as it should be.
+    // Where the response is an error anyway, a lost transaction is rolled back
+    // as it should be.
     let lost = state.phase.lost().filter(|_| decision == Decision::Commit);
     let commits = decision == Decision::Commit && !state.rollback_only;
     let may_commit = commits && !is_cut_off;
     if may_commit && has_read_on_replica(core, &state) {
-        // There is nothing that COMMIT could make true, or fail to: the response does not wait for the replica any
-        // more.
-        // Shown by `g17_a_read_that_is_done_does_not_wait_for_its_replica` and, for its hooks, by
-        // `the_hooks_of_a_read_run_as_on_the_primary`.
+        // There is nothing that COMMIT could make true, or fail to: the
+        // response does not wait for the replica any more. Shown by
+        // `g17_a_read_that_is_done_does_not_wait_for_its_replica` and, for its
+        // hooks, by `the_hooks_of_a_read_run_as_on_the_primary`.
         state.stack.hooks.seal();
         state.stack.committed();
         drop(state);
@@ -104,7 +109,8 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
         return Settlement::Now(Ended::Committed);
     }
     if may_commit && has_to_commit(&state) {
-        // From here on, no statement of the handler's is admitted: it would come behind the COMMIT.
+        // From here on, no statement of the handler's is admitted: it would
+        // come behind the COMMIT.
         state.phase = Phase::Settling;
         drop(state);
         return Settlement::Later(Box::pin(commit_at_end(core.clone())));
@@ -113,7 +119,8 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     let ended = ended(&mut state, commits, lost);
     let own = state.take_own();
     match (end_locked(core, state), own) {
-        // Nothing was open, as for nearly all requests in autocommit: no future, and no allocation for one.
+        // Nothing was open, as for nearly all requests in autocommit: no
+        // future, and no allocation for one.
         (None, None) => Settlement::Now(ended),
         (rollback, own) => Settlement::Later(Box::pin(roll_back_at_end(
             core.clone(),
@@ -124,13 +131,15 @@ pub(super) fn settle(core: &Arc<Core>, decision: Decision) -> Settlement {
     }
 }
 
-/// Asks for the position while the session still has its connection, which its end gives back.
+/// Asks for the position while the session still has its connection, which its
+/// end gives back.
 async fn ask_and_settle(core: Arc<Core>, decision: Decision) -> Ended {
     ask_position(&core).await;
     settle(&core, decision).resolve().await
 }
 
-/// Returns whether a transaction that has read on a replica is all that is open, and is sound.
+/// Returns whether a transaction that has read on a replica is all that is
+/// open, and is sound.
 fn has_read_on_replica(core: &Core, state: &State) -> bool {
     let is_on_replica = core.replication().is_some_and(|one| one.is_on_replica());
     let is_sound = matches!(&state.slot, Slot::Idle(connection) if !connection.has_failed() && !connection.is_broken());
@@ -143,7 +152,8 @@ fn has_read_on_replica(core: &Core, state: &State) -> bool {
         && state.stack.failures.current().is_none()
 }
 
-/// Returns whether there is something that COMMIT has to be sent for, or waited for, or that is in its way.
+/// Returns whether there is something that COMMIT has to be sent for, or waited
+/// for, or that is in its way.
 fn has_to_commit(state: &State) -> bool {
     // A statement that still runs may be the one that begins the transaction.
     let is_at_work = state.stack.depth() > 0 || state.slot.purpose().is_some();
@@ -171,11 +181,13 @@ fn ended(state: &mut State, commits: bool, lost: Option<Error>) -> Ended {
     }
 }
 
-/// Returns whether the response has to answer for a failure. What may stand counts whatever the handler answers.
+/// Returns whether the response has to answer for a failure. What may stand
+/// counts whatever the handler answers.
 fn counts(error: &Error, commits: bool, is_transactional: bool) -> bool {
     match commits {
-        // In autocommit, the handler has seen the error of its statement and chosen this response; but not that of a
-        // connection it never got, or no longer has.
+        // In autocommit, the handler has seen the error of its statement and
+        // chosen this response; but not that of a connection it never got, or
+        // no longer has.
         true => is_transactional || error.is_cut_off() || error.is_acquire(),
         false => is_transactional && error.may_stand() || error.is_cut_off(),
     }
@@ -189,14 +201,16 @@ async fn roll_back_at_end(
     own: Option<OwnTransaction>,
 ) -> Ended {
     if let Some(rollback) = rollback {
-        // The answer says that nothing of it stands, so it leaves after the rollback (G8).
+        // The answer says that nothing of it stands, so it leaves after the
+        // rollback (G8).
         rollback.wait(core.pool().settings().release_timeout).await;
     }
     if let Some(own) = own {
         roll_back_own(&core, own).await;
     }
-    // Asked when the rollback is over: a statement that was still running has shown by then what it did.
-    // Shown by `no_rollback_is_reported_while_stored_code_may_still_commit`.
+    // Asked when the rollback is over: a statement that was still running has
+    // shown by then what it did. Shown by
+    // `no_rollback_is_reported_while_stored_code_may_still_commit`.
     let may_stand = core.lock().may_stand();
     match (ended, may_stand) {
         (Ended::RolledBack, Some(error)) => Ended::Failed(error),
@@ -210,7 +224,8 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
     if result.is_err() {
         core.lock().commit_failed = true;
     }
-    // Ended on success as well: the connection goes back here, before the response leaves.
+    // Ended on success as well: the connection goes back here, before the
+    // response leaves.
     let rollback = end(&core);
     let Err(error) = result else {
         return Ended::Committed;
@@ -219,13 +234,15 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
         // There is no rollback to wait for that would say more.
         return Ended::Failed(error.because(core.lock().stack.standing.cause()));
     }
-    // The error response says that all is rolled back, so it waits until it is (G8).
+    // The error response says that all is rolled back, so it waits until it is
+    // (G8).
     if let Some(rollback) = rollback {
         rollback.wait(core.pool().settings().release_timeout).await;
     }
     let state = core.lock();
     let error = state.may_stand().unwrap_or(error);
-    // The server has aborted the transaction because of a conflict: that is the answer.
+    // The server has aborted the transaction because of a conflict: that is the
+    // answer.
     let is_aborted = error.is_aborted() && !error.is_ended_elsewhere();
     let conflict = state.stack.failures.current().filter(|_| is_aborted);
     Ended::Failed(match conflict {
@@ -235,25 +252,28 @@ async fn commit_at_end(core: Arc<Core>) -> Ended {
 }
 
 async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
-    // An unread stream has the turn for as long as its reader likes.
-    // Shown by `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
+    // An unread stream has the turn for as long as its reader likes. Shown by
+    // `a_stream_read_to_its_end_or_kept_gives_the_connection_back`.
     end_stream(core);
     let turn = last_turn(core).await?;
     let (own, chain) = {
         let mut state = core.lock();
-        // Looked at again: a statement that was waited for may have been a BEGIN.
+        // Looked at again: a statement that was waited for may have been a
+        // BEGIN.
         if state.stack.has_left_open() {
             return Err(Kind::LeftOpen.into());
         }
         // The COMMIT's own call rolls them back, before COMMIT.
         state.stack.drop_abandoned();
-        // A COMMIT of the handler's has failed while nothing polled it: this one would hide that (G7).
-        // Shown by `h17_a_later_commit_does_not_hide_one_that_failed_unseen`.
+        // A COMMIT of the handler's has failed while nothing polled it: this
+        // one would hide that (G7). Shown by
+        // `h17_a_later_commit_does_not_hide_one_that_failed_unseen`.
         if let Some(error) = state.stack.standing.unheard_failure() {
             return Err(error);
         }
         if state.stack.depth() == 0 {
-            // The transaction that the handler worked in was lost, or never began.
+            // The transaction that the handler worked in was lost, or never
+            // began.
             if let Some(error) = state.take_failure() {
                 return Err(error);
             }
@@ -272,7 +292,8 @@ async fn last_commit(core: &Arc<Core>) -> Result<(), Error> {
             // A COMMIT is never sent again, whatever becomes of it (H17;
             // `a_commit_on_a_frozen_server_is_unknown_within_the_commit_timeout`).
             let call = launch(core, turn, request).map_err(Error::of_commit)?;
-            // Dropped by the time-out, the call goes on in a task, and the hooks wait for its end there (H17).
+            // Dropped by the time-out, the call goes on in a task, and the
+            // hooks wait for its end there (H17).
             match timeout(core.pool().settings().commit_timeout, call).await {
                 Ok(answer) => answer.map(drop).map_err(Error::of_commit),
                 Err(_) => Err(Kind::OutcomeUnknown.into()),
@@ -289,15 +310,17 @@ fn chain(core: &Core, state: &State) -> Option<Chain> {
     }
 }
 
-/// Waits for the turn to send the last COMMIT. A statement that is still running does not hold up the answer for long.
+/// Waits for the turn to send the last COMMIT. A statement that is still
+/// running does not hold up the answer for long.
 async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
     let (running, has_left_open) = {
         let state = core.lock();
         (state.slot.purpose(), state.stack.has_left_open())
     };
     let (limit, otherwise) = match running {
-        // Whichever future began it: only its end shows whether the response is true.
-        // Shown by `h17_a_stray_commit_is_waited_for_and_its_failure_is_a_500`.
+        // Whichever future began it: only its end shows whether the response is
+        // true. Shown by
+        // `h17_a_stray_commit_is_waited_for_and_its_failure_is_a_500`.
         Some(Purpose::Commit) => (core.pool().settings().commit_timeout, Kind::OutcomeUnknown),
         // The answer does not wait for a handle that was kept.
         _ if has_left_open => return Err(Kind::LeftOpen.into()),
@@ -306,7 +329,8 @@ async fn last_turn(core: &Arc<Core>) -> Result<Turn, Error> {
         _ => (TURN_TIMEOUT, Kind::StillRunning),
     };
     if running.is_some() {
-        // Its own future may not be polled any more, now that the handler has answered.
+        // Its own future may not be polled any more, now that the handler has
+        // answered.
         drive(core);
     }
     let turn = timeout(limit, core.turn(Caller::Settlement))

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// The place of the session's connection.
-// One value and no flags beside it: where the connection is and whether there is one cannot
-// disagree.
+// One value and no flags beside it: where the connection is and whether there
+// is one cannot disagree.
 pub(super) enum Slot {
     /// Not checked out: not yet, or no more.
     Empty,
@@ -36,15 +36,19 @@ pub(super) struct Running {
     pub(super) kind: CallKind,
     pub(super) purpose: Purpose,
     pub(super) polled_by: PolledBy,
-    // Kept here and not in the `Call`, so that the worker and the end of the request get at it.
+    // Kept here and not in the `Call`, so that the worker and the end of the
+    // request get at it.
     /// `None` while it is being polled, and after it moved to a task.
     pub(super) future: Option<CallFuture>,
     /// Of the future that waits for the call.
-    // Replaced with each poll: a future may move to another task between two of them.
+    // Replaced with each poll: a future may move to another task between two of
+    // them.
     pub(super) waker: Option<Waker>,
-    // Known beforehand, because the call may be dropped outside any runtime, and goes on in a task (G11).
+    // Known beforehand, because the call may be dropped outside any runtime,
+    // and goes on in a task (G11).
     runtime: Handle,
-    /// The time for which it may go on when nothing waits for it any more; `None` for as long as it takes.
+    /// The time for which it may go on when nothing waits for it any more;
+    /// `None` for as long as it takes.
     release_timeout: Option<Duration>,
     /// `None` if the call is to run to its end.
     pub(super) cancel: Option<Cancel>,
@@ -62,14 +66,16 @@ pub(super) struct Running {
     _turn: Turn,
 }
 
-/// The kinds of calls, which differ in what becomes of them if they are ended early.
+/// The kinds of calls, which differ in what becomes of them if they are ended
+/// early.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallKind {
     /// It runs on in a task.
     Statement,
     /// It is read to its end in a task.
     Stream,
-    /// User code, which may wait for anything: it is dropped and its connection closed.
+    /// User code, which may wait for anything: it is dropped and its connection
+    /// closed.
     Raw,
 }
 
@@ -78,12 +84,14 @@ pub(super) enum CallKind {
 pub(super) enum PolledBy {
     /// The future that waits for it.
     Owner {
-        /// The session's worker found it being polled, and is to be woken after that.
+        /// The session's worker found it being polled, and is to be woken after
+        /// that.
         is_wanted: bool,
     },
     /// The session's worker, which keeps its output.
     Worker {
-        /// The future that waited for it was dropped while the worker polled it.
+        /// The future that waited for it was dropped while the worker polled
+        /// it.
         is_left: bool,
     },
     /// A task: nothing waits for the call any more.
@@ -115,8 +123,8 @@ impl Slot {
     /// Returns the call `id`, if that is still running.
     pub(super) fn running(&mut self, id: u64) -> Option<&mut Running> {
         match self {
-            // By its number: the call in the slot may be a later one than that of the future which
-            // asks.
+            // By its number: the call in the slot may be a later one than that
+            // of the future which asks.
             Self::Running(running) if running.id == id => Some(running),
             _ => None,
         }
@@ -133,9 +141,9 @@ impl Running {
         connection: &mut CheckedOut,
         turn: Turn,
     ) -> Self {
-        // Kept beside the call, which is about to own the connection: the log asks for it while the call runs.
-        // Taken and not made anew: the buffer goes along with the connection from statement to
-        // statement.
+        // Kept beside the call, which is about to own the connection: the log
+        // asks for it while the call runs. Taken and not made anew: the buffer
+        // goes along with the connection from statement to statement.
         let mut text = mem::take(connection.text());
         match operation.text() {
             Some(sql) => text.keep(sql),
@@ -165,9 +173,11 @@ impl Running {
         matches!(self.polled_by, PolledBy::Worker { .. })
     }
 
-    /// Returns whether the session's worker waits for something to change about the call.
+    /// Returns whether the session's worker waits for something to change about
+    /// the call.
     pub(super) fn take_wanted(&mut self) -> bool {
-        // Cleared, so that the worker is woken once for each time that it looked.
+        // Cleared, so that the worker is woken once for each time that it
+        // looked.
         let is_wanted = self.polled_by == PolledBy::Owner { is_wanted: true };
         if is_wanted {
             self.polled_by = PolledBy::Owner { is_wanted: false };
@@ -175,9 +185,11 @@ impl Running {
         is_wanted
     }
 
-    /// Gives `future` to a task. What is known of the call stays in the slot until it has ended.
+    /// Gives `future` to a task. What is known of the call stays in the slot
+    /// until it has ended.
     pub(super) fn detach(&mut self, future: CallFuture) -> Detached {
-        // The slot stays taken: the next statement waits until the connection is back, or closed.
+        // The slot stays taken: the next statement waits until the connection
+        // is back, or closed.
         self.polled_by = PolledBy::Task;
         Detached {
             future,
@@ -190,13 +202,15 @@ impl Running {
 
     /// Has a stream no longer wait for its reader.
     pub(super) fn stop_stream(&self) {
-        // Not `notify_waiters`: the call may not wait for it yet, and finds the notification when it does.
+        // Not `notify_waiters`: the call may not wait for it yet, and finds the
+        // notification when it does.
         if let Some(reader) = &self.reader {
             reader.notify_one();
         }
     }
 
-    /// The session is over: the server is asked to stop the call, if it may be stopped.
+    /// The session is over: the server is asked to stop the call, if it may be
+    /// stopped.
     pub(super) fn session_ended(&self) {
         if let Some(cancel) = &self.cancel {
             cancel.session_ended();
@@ -204,8 +218,8 @@ impl Running {
         self.stop_stream();
     }
 
-    /// Returns the failure that the reader of a stream did not wait for. One that the server may have been told to
-    /// stop fails by that, and is none.
+    /// Returns the failure that the reader of a stream did not wait for. One
+    /// that the server may have been told to stop fails by that, and is none.
     pub(super) fn unheard(&self, result: Result<(), &DbErr>) -> Option<DbErr> {
         let is_unheard = matches!(
             self.polled_by,
@@ -237,10 +251,12 @@ pub(super) struct Cancel {
 }
 
 impl Cancel {
-    /// Returns whether `operation` may be stopped, and how its connection is to be identified for that.
+    /// Returns whether `operation` may be stopped, and how its connection is to
+    /// be identified for that.
     ///
-    /// Outside a transaction only what reads: a write is finished. Inside, every statement, but only when the
-    /// session ends: the handler's transaction is not to be aborted behind its back.
+    /// Outside a transaction only what reads: a write is finished. Inside,
+    /// every statement, but only when the session ends: the handler's
+    /// transaction is not to be aborted behind its back.
     pub(super) fn of(
         operation: &Operation,
         text: Classified,
@@ -248,12 +264,14 @@ impl Cancel {
         pool: &PoolInner,
         connection: &mut CheckedOut,
     ) -> (Option<Self>, Option<Peer>) {
-        // The connection of a test runs all of its sessions, inside one transaction that a cancel would abort.
+        // The connection of a test runs all of its sessions, inside one
+        // transaction that a cancel would abort.
         if !pool.settings().cancel_running || pool.is_test() {
             return (None, None);
         }
         // Also what is not to be stopped is identified: its answer may be lost.
-        // A COMMIT is asked about by the process that its transaction's BEGIN has made known.
+        // A COMMIT is asked about by the process that its transaction's BEGIN
+        // has made known.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
         let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);
@@ -263,11 +281,13 @@ impl Cancel {
             DbBackend::Sqlite => Peer::Server,
             _ => pool.cancels().route(),
         };
-        // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was stopped half-way has an unknown outcome
+        // Never BEGIN, COMMIT or ROLLBACK, which have no text: one that was
+        // stopped half-way has an unknown outcome
         // (`a_commit_is_never_stopped`).
         let is_stoppable = operation.text().is_some() && (in_transaction || text.reads_only);
         let cancel = is_stoppable.then(|| {
-            // An earlier statement's request to be stopped must not count for this one.
+            // An earlier statement's request to be stopped must not count for
+            // this one.
             handle.prepare();
             Self {
                 handle,
@@ -284,7 +304,8 @@ impl Cancel {
 
     /// The handler has dropped the statement, and may go on.
     pub(super) fn call_dropped(&self) {
-        // In a transaction it runs on: stopped, it would abort what the handler goes on with.
+        // In a transaction it runs on: stopped, it would abort what the handler
+        // goes on with.
         if self.at_any_time {
             self.handle.abandon();
         }

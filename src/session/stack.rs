@@ -40,17 +40,18 @@ pub(super) enum Purpose {
     Other,
 }
 
-/// The transactions of a session: those that are open, the hooks that wait for their ends, and what is known of
-/// those that have ended.
+/// The transactions of a session: those that are open, the hooks that wait for
+/// their ends, and what is known of those that have ended.
 #[derive(Default)]
 pub(super) struct Stack {
     /// Outermost first.
-    // Beside the driver's count, which knows neither handles nor which of them were dropped: SeaORM
-    // ends the innermost one whichever asks (H4, H5).
+    // Beside the driver's count, which knows neither handles nor which of them
+    // were dropped: SeaORM ends the innermost one whichever asks (H4, H5).
     open: Vec<OpenTransaction>,
     /// Those whose handles were dropped before they began.
     given_up: Vec<TransactionId>,
-    // Beside the transactions, because each end of one decides about all three of these, under the same lock.
+    // Beside the transactions, because each end of one decides about all three
+    // of these, under the same lock.
     pub(super) hooks: Hooks,
     pub(super) standing: Standing,
     pub(super) failures: Failures,
@@ -58,8 +59,10 @@ pub(super) struct Stack {
 
 struct OpenTransaction {
     id: TransactionId,
-    // Kept until the connection is free: `Drop` cannot wait, and the depth has to agree with the driver's until then.
-    /// Its handle was dropped without an end: rolled back before anything else happens.
+    // Kept until the connection is free: `Drop` cannot wait, and the depth has
+    // to agree with the driver's until then.
+    /// Its handle was dropped without an end: rolled back before anything else
+    /// happens.
     is_abandoned: bool,
 }
 
@@ -69,14 +72,17 @@ impl Stack {
         self.open.len()
     }
 
-    /// Returns how many transactions remain when the abandoned ones are rolled back.
+    /// Returns how many transactions remain when the abandoned ones are rolled
+    /// back.
     pub(super) fn surviving(&self) -> usize {
-        // Up to the first one: what is inside an abandoned transaction goes with it.
+        // Up to the first one: what is inside an abandoned transaction goes
+        // with it.
         let surviving = self.open.iter().take_while(|open| !open.is_abandoned);
         surviving.count()
     }
 
-    /// Returns the user of the innermost transaction that remains when the abandoned ones are rolled back.
+    /// Returns the user of the innermost transaction that remains when the
+    /// abandoned ones are rolled back.
     pub(super) fn innermost(&self) -> Caller {
         let surviving = self.open.iter().take_while(|open| !open.is_abandoned);
         match surviving.last() {
@@ -90,7 +96,8 @@ impl Stack {
         self.open.first().is_some_and(|open| open.id == OWN)
     }
 
-    /// Returns whether a transaction that the handler began is still open and its handle held.
+    /// Returns whether a transaction that the handler began is still open and
+    /// its handle held.
     pub(super) fn has_left_open(&self) -> bool {
         self.open
             .iter()
@@ -102,7 +109,8 @@ impl Stack {
         self.open.iter().any(|open| !open.is_abandoned) || self.hooks.is_any_waiting()
     }
 
-    /// Returns how many transactions are open around a statement in the transaction `id`.
+    /// Returns how many transactions are open around a statement in the
+    /// transaction `id`.
     pub(super) fn depth_of(&self, id: TransactionId) -> Result<usize, Kind> {
         let mut open = self.open.iter();
         let position = open.position(|open| open.id == id && !open.is_abandoned);
@@ -111,17 +119,20 @@ impl Stack {
             .ok_or(Kind::TransactionOver)
     }
 
-    /// Returns how many transactions are open around a statement of `caller`, if that one is innermost.
+    /// Returns how many transactions are open around a statement of `caller`,
+    /// if that one is innermost.
     pub(super) fn admit(&mut self, caller: Caller) -> Result<usize, Kind> {
         self.drop_abandoned();
-        // Only the innermost: SeaORM ends that one whichever handle asks, and a statement of an outer handle would be
-        // undone with the inner transaction (G12, H5).
-        // Shown by `g12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open`.
+        // Only the innermost: SeaORM ends that one whichever handle asks, and a
+        // statement of an outer handle would be undone with the inner
+        // transaction (G12, H5). Shown by
+        // `g12_a_handle_of_the_session_is_refused_while_a_nested_one_is_open`.
         let innermost = self.open.last().map_or(OWN, |open| open.id);
         match caller {
             Caller::Session | Caller::Settlement if innermost == OWN => Ok(self.depth()),
             Caller::Transaction(id) if innermost == id => Ok(self.depth()),
-            // The two errors have different remedies: this handle is of no more use, the other one has to wait.
+            // The two errors have different remedies: this handle is of no more
+            // use, the other one has to wait.
             Caller::Transaction(id) if !self.open.iter().any(|open| open.id == id) => {
                 Err(Kind::TransactionOver)
             }
@@ -141,7 +152,8 @@ impl Stack {
         });
     }
 
-    /// Notes that a call is on its way, inside `depth` transactions, and the transaction that it opens.
+    /// Notes that a call is on its way, inside `depth` transactions, and the
+    /// transaction that it opens.
     pub(super) fn launched(
         &mut self,
         purpose: Purpose,
@@ -149,10 +161,12 @@ impl Stack {
         opens: Option<TransactionId>,
     ) {
         if purpose == Purpose::Commit && depth <= 1 {
-            // A hook that is registered while COMMIT is under way belongs to the next transaction.
+            // A hook that is registered while COMMIT is under way belongs to
+            // the next transaction.
             self.hooks.seal();
         }
-        // Open before it is sent: dropped meanwhile, its handle finds something to abandon.
+        // Open before it is sent: dropped meanwhile, its handle finds something
+        // to abandon.
         if let Some(transaction) = opens {
             self.open(transaction);
         }
@@ -168,19 +182,22 @@ impl Stack {
         self.given_up.contains(&id)
     }
 
-    /// Marks a transaction whose handle was dropped, and those inside it; false if it is not open.
+    /// Marks a transaction whose handle was dropped, and those inside it; false
+    /// if it is not open.
     pub(super) fn abandon(&mut self, id: TransactionId) -> bool {
         let Some(position) = self.open.iter().position(|open| open.id == id) else {
             return false;
         };
-        // Savepoints inside it go with it, whether their handles are held or not.
+        // Savepoints inside it go with it, whether their handles are held or
+        // not.
         for open in &mut self.open[position..] {
             open.is_abandoned = true;
         }
         true
     }
 
-    /// Forgets transactions whose handles are gone; the next call rolls them back first.
+    /// Forgets transactions whose handles are gone; the next call rolls them
+    /// back first.
     pub(super) fn drop_abandoned(&mut self) {
         let surviving = self.surviving();
         if surviving < self.depth() {
@@ -188,13 +205,15 @@ impl Stack {
         }
     }
 
-    /// Ends a transaction, and those inside it, that the driver is not asked about.
+    /// Ends a transaction, and those inside it, that the driver is not asked
+    /// about.
     pub(super) fn close(&mut self, id: TransactionId, is_committed: bool) {
         let Some(position) = self.open.iter().position(|open| open.id == id) else {
             return;
         };
         let is_innermost = position + 1 == self.depth();
-        // SeaORM says `Ok` to the COMMIT of a transaction with an open child, and ends the child (H4).
+        // SeaORM says `Ok` to the COMMIT of a transaction with an open child,
+        // and ends the child (H4).
         if is_committed && is_innermost {
             self.open.truncate(position);
             if position == 0 {
@@ -206,7 +225,8 @@ impl Stack {
         }
     }
 
-    /// Nothing is open any more: what was not committed is, or is about to be, rolled back.
+    /// Nothing is open any more: what was not committed is, or is about to be,
+    /// rolled back.
     pub(super) fn roll_back_all(&mut self) {
         self.roll_back_to(0);
     }
@@ -214,7 +234,8 @@ impl Stack {
     /// The transactions beyond `depth` were rolled back.
     fn roll_back_to(&mut self, depth: usize) {
         self.open.truncate(depth);
-        // These count the depth themselves, and must agree with it before the lock is free.
+        // These count the depth themselves, and must agree with it before the
+        // lock is free.
         self.hooks.rolled_back_to(depth);
         self.failures.rolled_back_to(depth);
     }
@@ -224,9 +245,11 @@ impl Stack {
         self.open.clear();
     }
 
-    /// The transaction ends without a statement in it, so that no COMMIT is sent. Its hooks run all the same.
+    /// The transaction ends without a statement in it, so that no COMMIT is
+    /// sent. Its hooks run all the same.
     pub(super) fn nothing_to_commit(&mut self) {
-        // As after a COMMIT that was sent: the handler cannot know that there was nothing to send it for.
+        // As after a COMMIT that was sent: the handler cannot know that there
+        // was nothing to send it for.
         self.hooks.seal();
         self.hooks.committed(1);
     }
@@ -236,27 +259,32 @@ impl Stack {
         let depth = self.depth();
         self.open.pop();
         self.hooks.committed(depth);
-        // A released savepoint is stored with the transaction around it, or not at all.
+        // A released savepoint is stored with the transaction around it, or not
+        // at all.
         if depth == 1 {
             self.standing.committed();
         }
     }
 
-    /// The COMMIT of the innermost transaction has failed. One that outlasted its handler is the response's to
-    /// answer for, whichever transaction it was.
+    /// The COMMIT of the innermost transaction has failed. One that outlasted
+    /// its handler is the response's to answer for, whichever transaction it
+    /// was.
     pub(super) fn not_committed(&mut self, error: &DbErr, outlasted_handler: bool) {
-        // With the first failure in it, for the log: the server's answer to COMMIT does not repeat that.
+        // With the first failure in it, for the log: the server's answer to
+        // COMMIT does not repeat that.
         let error = Error::of_commit(error.clone()).because(self.standing.cause());
         let is_outermost = self.depth() == 1;
         let is_own = is_outermost && self.has_begun();
         if is_outermost && error.is_outcome_unknown() {
-            // The request must not be sent again, and neither kind of hook may run.
+            // The request must not be sent again, and neither kind of hook may
+            // run.
             self.standing.stored();
             self.hooks.forget();
         } else if is_outermost {
             self.hooks.not_committed();
         }
-        // The COMMIT of the handler's own transaction is the handler's to answer for: it has got the error.
+        // The COMMIT of the handler's own transaction is the handler's to
+        // answer for: it has got the error.
         if is_own || outlasted_handler {
             self.standing.not_committed(error, outlasted_handler);
         }
@@ -268,10 +296,11 @@ impl Stack {
         }
     }
 
-    /// The COMMIT of the session's own transaction has ended, which was one of SeaORM's and is open no more.
+    /// The COMMIT of the session's own transaction has ended, which was one of
+    /// SeaORM's and is open no more.
     pub(super) fn own_committed(&mut self, result: Result<(), Error>) {
-        // SeaORM's was taken off the stack when its end began, so that `committed` would find no
-        // depth.
+        // SeaORM's was taken off the stack when its end began, so that
+        // `committed` would find no depth.
         self.hooks.seal();
         match result {
             Ok(()) => {
@@ -290,7 +319,8 @@ impl Stack {
     pub(super) fn commit_lost(&mut self) {
         self.hooks.forget();
         self.standing.commit_lost();
-        // Left open, it would make the response name the lost connection, not the unknown outcome.
+        // Left open, it would make the response name the lost connection, not
+        // the unknown outcome.
         if self.depth() == 1 && self.has_begun() {
             self.open.clear();
         }
@@ -301,25 +331,30 @@ impl Stack {
         match (purpose, result) {
             (Purpose::BeginAndWork, _) if depth == 0 => self.not_begun(result),
             (Purpose::BeginAndWork, Ok(())) => self.failures.begun(),
-            // The driver's count is the truth: a server, or sqlx after a failed SAVEPOINT, may have ended some.
+            // The driver's count is the truth: a server, or sqlx after a failed
+            // SAVEPOINT, may have ended some.
             _ if self.depth() > depth => self.vanished(purpose, depth),
             (Purpose::Work, _) if self.depth() == 0 => self.standing.ran_alone(result),
             _ => {}
         }
     }
 
-    /// The session's own transaction did not begin, or was gone with its first statement.
+    /// The session's own transaction did not begin, or was gone with its first
+    /// statement.
     fn not_begun(&mut self, result: Result<(), &DbErr>) {
         self.open.clear();
-        // Also a handler that swallows the error must not answer with a success (G7).
+        // Also a handler that swallows the error must not answer with a success
+        // (G7).
         if let Err(error) = result {
             self.failures.not_begun(Error::of_begin(error.clone()));
         }
     }
 
-    /// The transactions beyond `depth` are open no more: they were rolled back, by the session or by something else.
+    /// The transactions beyond `depth` are open no more: they were rolled back,
+    /// by the session or by something else.
     fn vanished(&mut self, purpose: Purpose, depth: usize) {
-        // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the transaction back (H5b).
+        // Where a SAVEPOINT fails on PostgreSQL, sqlx rolls all of the
+        // transaction back (H5b).
         if depth == 0 && purpose == Purpose::Work && self.has_begun() {
             self.standing.not_committed(Kind::Aborted.into(), true);
         }
@@ -335,8 +370,8 @@ impl Purpose {
     pub(super) fn of(operation: &Operation, begins: bool) -> Self {
         match operation {
             Operation::Commit(_) => Self::Commit,
-            // One call for both: its error may be BEGIN's or the statement's, and only the depth
-            // behind it tells.
+            // One call for both: its error may be BEGIN's or the statement's,
+            // and only the depth behind it tells.
             _ if begins => Self::BeginAndWork,
             _ if operation.is_work() => Self::Work,
             _ => Self::Other,

@@ -1,4 +1,5 @@
-//! Statements: vetted, put into their turn, and launched on the session's connection.
+//! Statements: vetted, put into their turn, and launched on the session's
+//! connection.
 
 use std::{
     mem,
@@ -31,7 +32,8 @@ use crate::{
 pub(super) struct Handle<'a> {
     pub(super) core: &'a Arc<Core>,
     pub(super) caller: Caller,
-    /// The transaction of SeaORM's that the handle stands for, if the session has no connection.
+    /// The transaction of SeaORM's that the handle stands for, if the session
+    /// has no connection.
     pub(super) through: Option<&'a DatabaseTransaction>,
 }
 
@@ -49,7 +51,8 @@ pub(super) struct CallRequest {
 impl CallRequest {
     /// Asks for an operation without a text.
     pub(super) fn new(caller: Caller, operation: Operation) -> Self {
-        // A closure has no text to be read, so it is guarded as stored code is: it may do anything.
+        // A closure has no text to be read, so it is guarded as stored code is:
+        // it may do anything.
         let text = if matches!(operation, Operation::Raw(_)) {
             Classified::OPAQUE
         } else {
@@ -91,16 +94,19 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     let caller = request.caller;
     // Read once, here: what is known of the text goes along to the connection.
     if let Some(sql) = request.operation.text() {
-        // Before the turn, so that what is refused waits for nothing and acquires nothing.
+        // Before the turn, so that what is refused waits for nothing and
+        // acquires nothing.
         (request.text, request.hash) = vet(core, caller, sql)?;
     }
-    // The way of nearly every statement: no queue, no task, no copy of the session.
+    // The way of nearly every statement: no queue, no task, no copy of the
+    // session.
     if let Some(turn) = core.try_turn()
         && try_check_out(core, caller)?
     {
         return launch(core, turn, request);
     }
-    // A connection is waited for in the turn: two statements of one session need one connection between them (G2).
+    // A connection is waited for in the turn: two statements of one session
+    // need one connection between them (G2).
     enqueue(core, caller, async move |core, turn| {
         check_out(&core, caller, request.opens.is_some()).await?;
         launch(&core, turn, request)
@@ -108,11 +114,12 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
     .await
 }
 
-/// Reads `sql`, and refuses it if it would control transactions behind the session's back.
-/// Returns its hash as well.
+/// Reads `sql`, and refuses it if it would control transactions behind the
+/// session's back. Returns its hash as well.
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified, u64), DbErr> {
     let (text, hash) = core.pool().known_texts.classify(sql);
-    // A lock in autocommit is gone when its statement ends, which surprises code that was written for autobegin.
+    // A lock in autocommit is gone when its statement ends, which surprises
+    // code that was written for autobegin.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
     }
@@ -121,9 +128,11 @@ pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified,
         return Err(Kind::AsksEarlier.into_db_err());
     }
     match text.effect {
-        // sqlx counts the transactions that it began itself, and would not know of this one (H15).
+        // sqlx counts the transactions that it began itself, and would not know
+        // of this one (H15).
         Effect::Control(control) => Err(Kind::Control(control).into_db_err()),
-        // MySQL would commit what is open, also a test's outer transaction, and say nothing (M4).
+        // MySQL would commit what is open, also a test's outer transaction, and
+        // say nothing (M4).
         Effect::CommitsImplicitly if core.pool().is_test() || core.lock().is_inside(caller) => {
             Err(Kind::CommitsImplicitly.into_db_err())
         }
@@ -136,31 +145,36 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     let observed = core.observe(&request.operation);
     let mut state = core.lock();
     let mut connection = take_connection(&mut state, &request).map_err(Kind::into_db_err)?;
-    // From here on it is not for others to take: the session's later statements are to find what this one does (G2).
+    // From here on it is not for others to take: the session's later statements
+    // are to find what this one does (G2).
     connection.withdraw();
     let (operation, text, hash) = (request.operation, request.text, request.hash);
     let depth = state.stack.depth();
-    // In the turn, not before: the session may have been put into a transaction while the statement waited.
+    // In the turn, not before: the session may have been put into a transaction
+    // while the statement waited.
     let begin = state.begin_for(&operation);
     let is_inside = depth > 0 || begin.is_some();
     let purpose = Purpose::of(&operation, begin.is_some());
-    // By it the call's own future knows whether the call in the slot is still its own.
+    // By it the call's own future knows whether the call in the slot is still
+    // its own.
     let id = state.new_id();
     state.stack.launched(purpose, depth, request.opens);
     if let Some(replication) = core.replication() {
         state.note_unseen(changes_nothing(core, &operation, text, hash));
-        // Anew for each call: a session that has moved meanwhile has no way out any more.
+        // Anew for each call: a session that has moved meanwhile has no way out
+        // any more.
         connection.set_way_out(way_out(core, replication));
     }
-    // From here on the call exists: whatever drops it gives the connection back or closes it.
+    // From here on the call exists: whatever drops it gives the connection back
+    // or closes it.
     let mut running = Running::new(id, &operation, purpose, &mut connection, turn);
     // BEGIN has no span of its own, since it goes out with the statement
     // (`the_span_of_a_statement_says_that_begin_is_sent_before_it`).
     running.observed = observed.map(|observed| observed.with_begin(begin.is_some()));
     note_text(core, &mut state, hash, &running.text);
     let (cancel, identify) = Cancel::of(&operation, text, is_inside, core.pool(), &mut connection);
-    // Without `cancel_running` as well: by the handle's count of wakes, the pool knows a call to which nothing arrives
-    // (G17).
+    // Without `cancel_running` as well: by the handle's count of wakes, the
+    // pool knows a call to which nothing arrives (G17).
     let has_server = core.pool().has_server();
     running.cancel_handle = has_server.then(|| connection.cancel_handle()).flatten();
     // Outside a transaction there is nothing that such code could end.
@@ -188,7 +202,8 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     Ok(install(core, state, connection, running, task))
 }
 
-/// Returns whether a statement only reads, and calls no function that may write, as one of the user's own may.
+/// Returns whether a statement only reads, and calls no function that may
+/// write, as one of the user's own may.
 fn changes_nothing(core: &Core, operation: &Operation, text: Classified, hash: u64) -> bool {
     let calls_nothing = |sql| core.pool().known_texts.calls_nothing_unknown(sql, hash);
     text.reads_only && operation.text().is_some_and(calls_nothing)
@@ -224,7 +239,8 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     {
         return Err(Kind::CommitsImplicitly);
     }
-    // Begun now, it would have no handle by which it could end. Nothing waits for this error.
+    // Begun now, it would have no handle by which it could end. Nothing waits
+    // for this error.
     if request.opens.is_some_and(|id| state.stack.has_given_up(id)) {
         return Err(Kind::SessionClosed);
     }
@@ -232,10 +248,12 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     if !state.knows(request.text.asks) {
         return Err(Kind::AsksEarlier);
     }
-    // `Broken` until the call is in the slot: if the launch panics, the connection is closed with its unwinding.
+    // `Broken` until the call is in the slot: if the launch panics, the
+    // connection is closed with its unwinding.
     match mem::replace(&mut state.slot, Slot::Broken) {
         Slot::Idle(connection) => Ok(connection),
-        // Broken, or empty after a cut. Not running: the call would have the turn.
+        // Broken, or empty after a cut. Not running: the call would have the
+        // turn.
         other => {
             state.slot = other;
             Err(state.no_connection_for(&request.operation))
@@ -243,9 +261,11 @@ fn take_connection(state: &mut State, request: &CallRequest) -> Result<CheckedOu
     }
 }
 
-/// Returns for how long the server has heard nothing on the connection before the session's first statement.
+/// Returns for how long the server has heard nothing on the connection before
+/// the session's first statement.
 fn rest_of(core: &Core, connection: &CheckedOut, is_first: bool) -> Rest {
-    // SQLite has no server that could be lost, and a test's connection cannot be exchanged. What follows needs timers.
+    // SQLite has no server that could be lost, and a test's connection cannot
+    // be exchanged. What follows needs timers.
     if is_first && core.pool().has_server() && Runtime::try_current().is_ok() {
         connection.rest()
     } else {
@@ -262,7 +282,8 @@ fn install(
     task: Task,
 ) -> Call {
     let (id, streams) = (running.id, running.kind == CallKind::Stream);
-    // Kept from the first connection on: hooks are due when there may be no runtime here any more.
+    // Kept from the first connection on: hooks are due when there may be no
+    // runtime here any more.
     state
         .runtime
         .get_or_insert_with(|| connection.runtime().clone());
@@ -273,13 +294,14 @@ fn install(
         state.pins.note(id, task.text.is, is_inside, leaves_state);
     }
     state.streaming = streams;
-    // Boxed, because the slot stores it whatever polls it, and it may have to move into a task (G5).
+    // Boxed, because the slot stores it whatever polls it, and it may have to
+    // move into a task (G5).
     running.future = Some(Box::pin(connection.call(task)));
     state.slot = Slot::Running(running);
     drop(state);
     if streams {
-        // Statements that wait for the turn are refused while a stream is open: its reader may be the one that
-        // waits for them.
+        // Statements that wait for the turn are refused while a stream is open:
+        // its reader may be the one that waits for them.
         core.turns.look_again();
     }
     Call::new(core.clone(), id, streams)

@@ -27,31 +27,36 @@ use crate::{
 };
 
 /// Rows that may wait between the driver and the reader.
-// Enough that driver and reader need not take turns row by row, and few enough that a slow reader holds little memory.
+// Enough that driver and reader need not take turns row by row, and few enough
+// that a slow reader holds little memory.
 const BUFFERED: usize = 16;
 
-/// The rows of one statement, from [`StreamTrait::stream`](sea_orm::StreamTrait::stream).
+/// The rows of one statement, from
+/// [`StreamTrait::stream`](sea_orm::StreamTrait::stream).
 ///
-/// While it is open, other statements of its session are refused at once: read it to its end or drop it
-/// first. If it is dropped half-read, it is read to its end in a task (within `release_timeout`), and the
-/// session's next statement waits for that. An error during this is logged at WARN; in a transaction,
-/// nothing is committed after it.
+/// While it is open, other statements of its session are refused at once: read
+/// it to its end or drop it first. If it is dropped half-read, it is read to
+/// its end in a task (within `release_timeout`), and the session's next
+/// statement waits for that. An error during this is logged at WARN; in a
+/// transaction, nothing is committed after it.
 #[must_use = "streams do nothing unless polled"]
 pub struct SessionStream<'a> {
     inner: Inner<'a>,
-    /// The guard of a session that was opened for it alone. Declared last: the stream is closed before its session.
+    /// The guard of a session that was opened for it alone. Declared last: the
+    /// stream is closed before its session.
     own: Option<Box<SessionGuard>>,
 }
 
 enum Inner<'a> {
     /// The call runs the statement and sends its rows; both are polled here.
     Pinned {
-        // Dropped with the stream: the rest is read in a task then, and the session's next
-        // statement comes behind it
+        // Dropped with the stream: the rest is read in a task then, and the
+        // session's next statement comes behind it
         // (`a_stream_dropped_half_read_does_not_disturb_the_next_statement`).
         call: Option<Call>,
         rows: mpsc::Receiver<QueryResult>,
-        /// The error that the call ended with, to be returned after the last row.
+        /// The error that the call ended with, to be returned after the last
+        /// row.
         failure: Option<DbErr>,
         /// `None` once the end was read.
         open: Option<OpenStream>,
@@ -66,7 +71,8 @@ enum Inner<'a> {
 
 impl<'a> SessionStream<'a> {
     pub(super) async fn open(handle: Handle<'a>, statement: Statement) -> Result<Self, DbErr> {
-        // SeaORM's streams borrow the transaction they run in; ours borrow nothing.
+        // SeaORM's streams borrow the transaction they run in; ours borrow
+        // nothing.
         match handle.through {
             None => Self::of_session(handle.core, handle.caller, statement).await,
             Some(transaction) => {
@@ -89,7 +95,8 @@ impl<'a> SessionStream<'a> {
         let (sender, rows) = Rows::new(BUFFERED);
         let request = CallRequest::new(caller, Operation::Stream(statement, sender));
         let mut call = start(core, request).await?;
-        // The stream is open for as long as it may be read, which is longer than its call runs.
+        // The stream is open for as long as it may be read, which is longer
+        // than its call runs.
         let open = call.take_open();
         Ok(Self::new(Inner::Pinned {
             call: Some(call),
@@ -125,7 +132,8 @@ impl Stream for SessionStream<'_> {
         let (call, rows, failure, open) = match &mut self.inner {
             Inner::Through { rows, open } => {
                 let row = ready!(rows.as_mut().poll_next(cx));
-                // Not when the stream is dropped: after the last row, others may run while it is still there.
+                // Not when the stream is dropped: after the last row, others
+                // may run while it is still there.
                 if row.is_none() {
                     *open = None;
                 }
@@ -138,15 +146,17 @@ impl Stream for SessionStream<'_> {
                 open,
             } => (call, rows, failure, open),
         };
-        // Rows first, then the call that makes more of them, then what it has just made. That none
-        // comes out does not mean that none is there: tokio has a task that reads much yield. Only the
-        // channel's own end, after the call's, is the end.
-        // Shown by `every_row_arrives_in_a_task_that_has_to_yield`.
+        // Rows first, then the call that makes more of them, then what it has
+        // just made. That none comes out does not mean that none is there:
+        // tokio has a task that reads much yield. Only the channel's own end,
+        // after the call's, is the end. Shown by
+        // `every_row_arrives_in_a_task_that_has_to_yield`.
         loop {
             match rows.poll_recv(cx) {
                 Poll::Ready(Some(row)) => return Poll::Ready(Some(Ok(row))),
                 Poll::Ready(None) if call.is_none() => {
-                    // Its reader sees the failure with this poll. Had it dropped the stream before, nothing would have.
+                    // Its reader sees the failure with this poll. Had it
+                    // dropped the stream before, nothing would have.
                     if let (Some(open), Some(_)) = (open.take(), &failure) {
                         was_heard(&open.0);
                     }

@@ -1,5 +1,7 @@
-//! What sessions and a retry layer know of each other: [`Tally`], what the sessions of one attempt at a request tell the layer
-//! around them; and [`OpenSession`], a session that is open around the layer, whatever its tag is.
+//! What sessions and a retry layer know of each other: [`Tally`], what the
+//! sessions of one attempt at a request tell the layer around them; and
+//! [`OpenSession`], a session that is open around the layer, whatever its tag
+//! is.
 
 use std::{
     any::TypeId,
@@ -20,10 +22,12 @@ use crate::{
     telemetry,
 };
 
-/// What the sessions of one attempt at a request tell the retry layer around them.
+/// What the sessions of one attempt at a request tell the retry layer around
+/// them.
 ///
-/// It travels in the request's extensions, not in the response's: a layer in between may make a response of its own, and what
-/// a session has committed must not be forgotten with the one that it replaces.
+/// It travels in the request's extensions, not in the response's: a layer in
+/// between may make a response of its own, and what a session has committed
+/// must not be forgotten with the one that it replaces.
 pub(crate) struct Tally {
     /// When the first attempt began.
     since: Instant,
@@ -35,11 +39,12 @@ pub(crate) struct Tally {
 #[derive(Default)]
 struct Counts {
     opened: u32,
-    // Counted, not a flag that is taken back: a session that reports nothing, as one whose future was dropped, forbids
-    // the retry.
+    // Counted, not a flag that is taken back: a session that reports nothing,
+    // as one whose future was dropped, forbids the retry.
     undone: u32,
     failure: Option<Error>,
-    /// The failure made a layer replace its handler's response, and is not in the log yet. The pool has the place for it.
+    /// The failure made a layer replace its handler's response, and is not in
+    /// the log yet. The pool has the place for it.
     unlogged: Option<Arc<PoolInner>>,
 }
 
@@ -61,7 +66,8 @@ impl Tally {
         })
     }
 
-    /// Returns how long the request with these extensions has been tried for; zero without a retry layer.
+    /// Returns how long the request with these extensions has been tried for;
+    /// zero without a retry layer.
     pub(crate) fn elapsed_of(extensions: &Extensions) -> Duration {
         let tally = extensions.get::<Arc<Self>>();
         tally.map_or(Duration::ZERO, |tally| tally.since.elapsed())
@@ -69,8 +75,9 @@ impl Tally {
 
     /// A layer is about to open a session, whatever its tag is.
     pub(crate) fn opened(&self) -> Result<(), Error> {
-        // Each attempt would do its work again within the outer session, which nothing rolls back
-        // in between (`a_retry_layer_between_two_session_layers_is_refused`).
+        // Each attempt would do its work again within the outer session, which
+        // nothing rolls back in between
+        // (`a_retry_layer_between_two_session_layers_is_refused`).
         if self.is_within_session {
             return Err(Kind::RetryInside.into());
         }
@@ -78,18 +85,20 @@ impl Tally {
         Ok(())
     }
 
-    /// A session has ended of which nothing stands, because of `failure` perhaps. Returns whether the retry layer logs that,
-    /// in place of a session's layer that `logs` what it replaces a response for.
+    /// A session has ended of which nothing stands, because of `failure`
+    /// perhaps. Returns whether the retry layer logs that, in place of a
+    /// session's layer that `logs` what it replaces a response for.
     pub(crate) fn undone(&self, failure: Option<Error>, logs: Option<&Arc<PoolInner>>) -> bool {
         self.with(|counts| {
             counts.undone += 1;
-            // The first of them: what fails after it fails because of it, and one line says what
-            // was retried.
+            // The first of them: what fails after it fails because of it, and
+            // one line says what was retried.
             if failure.is_none() || counts.failure.is_some() {
                 return false;
             }
             counts.failure = failure;
-            // Not logged yet: if another attempt succeeds, there is nothing that needs a line.
+            // Not logged yet: if another attempt succeeds, there is nothing
+            // that needs a line.
             counts.unlogged = logs.cloned();
             logs.is_some()
         })
@@ -118,9 +127,11 @@ impl Tally {
     }
 }
 
-/// A session in its request's extensions, by which a retry layer that is further in finds it whatever its tag is.
+/// A session in its request's extensions, by which a retry layer that is
+/// further in finds it whatever its tag is.
 #[derive(Clone)]
-// Weak: a request that a retry layer keeps for another attempt must not keep its session.
+// Weak: a request that a retry layer keeps for another attempt must not keep
+// its session.
 pub(crate) struct OpenSession(Weak<Core>);
 
 impl OpenSession {
@@ -136,7 +147,8 @@ impl OpenSession {
         Self(Arc::downgrade(session.handle().core))
     }
 
-    /// Returns a session that is open around what gets a request with these extensions.
+    /// Returns a session that is open around what gets a request with these
+    /// extensions.
     pub(crate) fn find(extensions: &Extensions) -> Option<Self> {
         let session = extensions.get::<DbSession>();
         // A request that was kept carries the handle of a session that is over.

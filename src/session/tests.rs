@@ -5,7 +5,8 @@ use sea_orm::{ConnectionTrait, DbBackend, MockDatabase, Statement};
 use super::{core::Core, db_session::DbSession};
 use crate::{connection::Task, pool::CheckedOut};
 
-/// The largest block that glibc's allocator keeps at hand for the next one of its size (the thread local cache in
+/// The largest block that glibc's allocator keeps at hand for the next one of
+/// its size (the thread local cache in
 /// <https://sourceware.org/glibc/wiki/MallocInternals>). A larger one costs several
 /// hundred instructions more.
 const KEPT_AT_HAND: usize = 1032;

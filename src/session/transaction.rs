@@ -19,27 +19,31 @@ use super::{
 };
 use crate::{connection::Operation, pool::SessionPool};
 
-/// A transaction of a session, from [`TransactionTrait::begin`] or `transaction`.
+/// A transaction of a session, from [`TransactionTrait::begin`] or
+/// `transaction`.
 ///
-/// Transactions of one session form a stack: while one is open, only the innermost handle runs
-/// statements, and only that one can be ended; anything else returns an error. A transaction begun
-/// inside another is a savepoint.
+/// Transactions of one session form a stack: while one is open, only the
+/// innermost handle runs statements, and only that one can be ended; anything
+/// else returns an error. A transaction begun inside another is a savepoint.
 ///
 /// It is rolled back if it is dropped without `commit()`.
 #[must_use = "a transaction is rolled back when it is dropped"]
 pub struct SessionTransaction {
-    // Owned and not borrowed: a handler may move it into a task, where it is dead once the request
-    // has ended (`a_transaction_held_by_a_task_is_rolled_back_with_the_request`).
+    // Owned and not borrowed: a handler may move it into a task, where it is
+    // dead once the request has ended
+    // (`a_transaction_held_by_a_task_is_rolled_back_with_the_request`).
     core: Arc<Core>,
-    // Not the depth: a handle that is kept must not mean a later transaction at the same depth
-    // (G12).
+    // Not the depth: a handle that is kept must not mean a later transaction at
+    // the same depth (G12).
     id: TransactionId,
-    /// SeaORM's own, if the session has no connection; `None` when it has ended.
+    /// SeaORM's own, if the session has no connection; `None` when it has
+    /// ended.
     // Out of the handle before it ends: SeaORM ends a transaction by value.
     through: Option<DatabaseTransaction>,
     /// BEGIN has been answered.
     has_begun: bool,
-    /// The guard of a session that was opened for it alone. Declared last: the transaction ends before its session.
+    /// The guard of a session that was opened for it alone. Declared last: the
+    /// transaction ends before its session.
     own: Option<Box<SessionGuard>>,
 }
 
@@ -48,12 +52,14 @@ impl SessionTransaction {
     ///
     /// # Errors
     ///
-    /// If the server refuses, if it has aborted the transaction after a failed statement
-    /// ([`is_aborted`](crate::Error::is_aborted)), if a transaction begun inside this one is still open, or if one
-    /// around it has ended. In each case this transaction is rolled back.
-    /// [`is_outcome_unknown`](crate::Error::is_outcome_unknown) if the connection was lost meanwhile, or the server
-    /// did not answer within the [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout): the transaction may
-    /// then be committed or not.
+    /// If the server refuses, if it has aborted the transaction after a failed
+    /// statement ([`is_aborted`](crate::Error::is_aborted)), if a transaction
+    /// begun inside this one is still open, or if one around it has ended. In
+    /// each case this transaction is rolled back.
+    /// [`is_outcome_unknown`](crate::Error::is_outcome_unknown) if the
+    /// connection was lost meanwhile, or the server did not answer within the
+    /// [`commit_timeout`](crate::SessionPoolBuilder::commit_timeout): the
+    /// transaction may then be committed or not.
     ///
     /// # Cancel safety
     ///
@@ -62,12 +68,14 @@ impl SessionTransaction {
         self.end(true).await
     }
 
-    /// Rolls the transaction back, or rolls back to the savepoint and releases it.
+    /// Rolls the transaction back, or rolls back to the savepoint and releases
+    /// it.
     ///
     /// # Errors
     ///
-    /// If a transaction begun inside this one is still open, if one around it has ended, or if the
-    /// server reports an error. This transaction is rolled back nevertheless.
+    /// If a transaction begun inside this one is still open, if one around it
+    /// has ended, or if the server reports an error. This transaction is rolled
+    /// back nevertheless.
     ///
     /// # Cancel safety
     ///
@@ -75,9 +83,9 @@ impl SessionTransaction {
     pub async fn rollback(self) -> Result<(), DbErr> {
         let core = self.core.clone();
         self.end(false).await?;
-        // The handler says that it goes on without this part, so a conflict in it is no answer for the request any
-        // more.
-        // Shown by `a_conflict_that_was_retried_keeps_the_handlers_response`.
+        // The handler says that it goes on without this part, so a conflict in
+        // it is no answer for the request any more. Shown by
+        // `a_conflict_that_was_retried_keeps_the_handlers_response`.
         core.lock().went_back();
         Ok(())
     }
@@ -97,8 +105,9 @@ impl SessionTransaction {
             .await
     }
 
-    /// [`transaction_async`](Self::transaction_async) with an isolation level and access mode, which
-    /// a savepoint cannot have: it returns an error if the server distinguishes them.
+    /// [`transaction_async`](Self::transaction_async) with an isolation level
+    /// and access mode, which a savepoint cannot have: it returns an error if
+    /// the server distinguishes them.
     ///
     /// # Errors
     ///
@@ -119,8 +128,9 @@ impl SessionTransaction {
     }
 
     /// Runs `hook` after the session's whole transaction was committed, as
-    /// [`DbSession::after_commit`](crate::DbSession::after_commit) does. It does not run if this transaction,
-    /// or a savepoint around it, is rolled back.
+    /// [`DbSession::after_commit`](crate::DbSession::after_commit) does. It
+    /// does not run if this transaction, or a savepoint around it, is rolled
+    /// back.
     ///
     /// # Errors
     ///
@@ -129,14 +139,14 @@ impl SessionTransaction {
         &self,
         hook: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), DbErr> {
-        // By the depth of this transaction: rolled back, it takes the hook along
-        // (`the_hooks_of_a_nested_transaction_are_dropped_with_it`).
+        // By the depth of this transaction: rolled back, it takes the hook
+        // along (`the_hooks_of_a_nested_transaction_are_dropped_with_it`).
         self.core.register(self.caller(), After::Commit, hook)
     }
 
     /// Runs `hook` after the session's whole transaction was rolled back, as
-    /// [`DbSession::after_rollback`](crate::DbSession::after_rollback) does. It does not run if only a
-    /// savepoint is rolled back.
+    /// [`DbSession::after_rollback`](crate::DbSession::after_rollback) does. It
+    /// does not run if only a savepoint is rolled back.
     ///
     /// # Errors
     ///
@@ -158,7 +168,8 @@ impl SessionTransaction {
         self.core.pool().backend()
     }
 
-    /// Returns the database's kind; the method has the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own
+    /// types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }
@@ -174,7 +185,8 @@ impl SessionTransaction {
     ) -> Result<Self, DbErr> {
         let core = handle.core.clone();
         if core.pool().is_direct() {
-            // Boxed, because the second path would otherwise make room for itself in every future of the first.
+            // Boxed, because the second path would otherwise make room for
+            // itself in every future of the first.
             let (id, transaction) = Box::pin(pass_through::begin(handle, options)).await?;
             return Ok(Self {
                 core,
@@ -184,9 +196,10 @@ impl SessionTransaction {
                 own: None,
             });
         }
-        // The handle is there before BEGIN is sent (H1, H5b): dropped meanwhile, it rolls back. sqlx leaves
-        // the transaction open then: https://github.com/launchbadge/sqlx/issues/4385
-        // Shown by `h1_a_request_cancelled_around_begin_never_poisons_the_pool`.
+        // The handle is there before BEGIN is sent (H1, H5b): dropped
+        // meanwhile, it rolls back. sqlx leaves the transaction open then:
+        // https://github.com/launchbadge/sqlx/issues/4385 Shown by
+        // `h1_a_request_cancelled_around_begin_never_poisons_the_pool`.
         let id = core.lock().new_id();
         let mut transaction = Self {
             core,
@@ -230,7 +243,8 @@ impl SessionTransaction {
             return Box::pin(pass_through::end(core, *id, through, commits)).await;
         }
         let request = CallRequest::end(Caller::Transaction(*id), commits);
-        // `self` lives until the answer: dropped before that, it abandons what `start` has not sent.
+        // `self` lives until the answer: dropped before that, it abandons what
+        // `start` has not sent.
         let call = start(core, request).await?;
         answered(core, commits, call).await.map(drop)
     }
@@ -260,12 +274,13 @@ impl SessionTransaction {
 
 impl Drop for SessionTransaction {
     fn drop(&mut self) {
-        // Also after `commit()`: by then it is not among the open ones, and nothing happens.
+        // Also after `commit()`: by then it is not among the open ones, and
+        // nothing happens.
         if let Some(transaction) = self.through.take() {
             pass_through::abandon(&self.core, self.id, transaction);
         } else if !self.core.pool().is_direct() {
-            // Only marked here: SeaORM's own `Drop` panics where a query has the connection's lock,
-            // and aborts the process in an unwind (H16;
+            // Only marked here: SeaORM's own `Drop` panics where a query has
+            // the connection's lock, and aborts the process in an unwind (H16;
             // `h16_transactions_may_be_dropped_in_any_order_while_a_query_runs`).
             end::abandon(&self.core, self.id, self.has_begun);
         }

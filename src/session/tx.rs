@@ -11,22 +11,26 @@ use super::{
 };
 use crate::error::Error;
 
-/// A request's session in a transaction. As a handler argument, it makes everything that the request
-/// does commit together, before a successful response is sent, or not at all.
+/// A request's session in a transaction. As a handler argument, it makes
+/// everything that the request does commit together, before a successful
+/// response is sent, or not at all.
 ///
-/// It is a handle like [`DbSession`] (and dereferences to one): you can use it wherever generic code
-/// takes a `&DatabaseConnection`, clones are the same session, and dropping it does nothing. A
-/// `DbSession` and a `DbTx` of one request share one transaction.
+/// It is a handle like [`DbSession`] (and dereferences to one): you can use it
+/// wherever generic code takes a `&DatabaseConnection`, clones are the same
+/// session, and dropping it does nothing. A `DbSession` and a `DbTx` of one
+/// request share one transaction.
 ///
-/// BEGIN is sent before the first statement, so a request that runs none costs nothing. The response
-/// ends the transaction: a status below 400 commits it, anything else rolls it back (see
-/// [`commit_when`](crate::DbSessionLayer::commit_when)). [`commit`](DbSession::commit) and
-/// [`rollback`](DbSession::rollback) end it early.
+/// BEGIN is sent before the first statement, so a request that runs none costs
+/// nothing. The response ends the transaction: a status below 400 commits it,
+/// anything else rolls it back (see
+/// [`commit_when`](crate::DbSessionLayer::commit_when)).
+/// [`commit`](DbSession::commit) and [`rollback`](DbSession::rollback) end it
+/// early.
 pub struct DbTx<Tag = DefaultDatabase>(pub(super) DbSession<Tag>);
 
 impl DbTx {
-    /// Returns a request's transaction from the extensions where the layer put its session; for
-    /// handlers without axum.
+    /// Returns a request's transaction from the extensions where the layer put
+    /// its session; for handlers without axum.
     ///
     /// # Errors
     ///
@@ -50,7 +54,8 @@ impl<Tag> DbTx<Tag> {
         DbSession::tagged(extensions).map(|session| session.tx())
     }
 
-    /// Returns the database's kind; the method has the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own
+    /// types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }

@@ -1,8 +1,9 @@
-//! Work that waits for its turn, as a job; and [`Worker`]: the task that keeps a session going while one of its futures waits
-//! for another.
+//! Work that waits for its turn, as a job; and [`Worker`]: the task that keeps
+//! a session going while one of its futures waits for another.
 //!
-//! It polls the running call, whose own future may not be polled any more, and then does the pending jobs, one
-//! after the other. A session whose futures never wait for one another has none.
+//! It polls the running call, whose own future may not be polled any more, and
+//! then does the pending jobs, one after the other. A session whose futures
+//! never wait for one another has none.
 
 use std::{
     future::{Future, ready},
@@ -31,7 +32,8 @@ struct Queued {
     id: u64,
 }
 
-/// Does `work` in a turn: now, or by the worker in the order of the first polls.
+/// Does `work` in a turn: now, or by the worker in the order of the first
+/// polls.
 pub(super) async fn in_turn<T: Send + 'static>(
     core: &Arc<Core>,
     work: impl FnOnce(&Arc<Core>, Turn) -> Result<T, DbErr> + Send + 'static,
@@ -43,7 +45,8 @@ pub(super) async fn in_turn<T: Send + 'static>(
     enqueue(core, Caller::Session, |core, turn| ready(work(&core, turn))).await
 }
 
-/// Puts `work` behind what waits, to be begun in a turn of `caller`. The returned future only waits for its result.
+/// Puts `work` behind what waits, to be begun in a turn of `caller`. The
+/// returned future only waits for its result.
 pub(super) fn enqueue<T, F>(
     core: &Arc<Core>,
     caller: Caller,
@@ -65,16 +68,17 @@ where
         work(this, turn).await
     };
     let Some(runtime) = core.runtime() else {
-        // There can be no task. That is so with a mock only, whose work is done at the first poll.
+        // There can be no task. That is so with a mock only, whose work is done
+        // at the first poll.
         return Box::pin(work);
     };
-    // A job rather than a future that waits here: this one may be kept and never polled again, and whatever came
-    // behind it would wait for ever.
+    // A job rather than a future that waits here: this one may be kept and
+    // never polled again, and whatever came behind it would wait for ever.
     // Shown by `an_unpolled_first_statement_does_not_block_the_session`.
     let (sender, receiver) = oneshot::channel();
     let job: Work = Box::pin(async move {
-        // The receiver is gone if the future was dropped while its job was at work; the result's own `Drop` then does
-        // what is due, as for a `Call`.
+        // The receiver is gone if the future was dropped while its job was at
+        // work; the result's own `Drop` then does what is due, as for a `Call`.
         let _ = sender.send(work.await);
     });
     let queued = core.turns.join(job).map(|id| Queued {
@@ -85,9 +89,11 @@ where
     let core = core.clone();
     Box::pin(async move {
         let result = receiver.await;
-        // Not before: dropped with this future, it takes back a job whose turn has not come.
+        // Not before: dropped with this future, it takes back a job whose turn
+        // has not come.
         drop(queued);
-        // Jobs are dropped undone when the session ends, or when their runtime does.
+        // Jobs are dropped undone when the session ends, or when their runtime
+        // does.
         result.unwrap_or_else(|_| Err(core.closed_error()))
     })
 }
@@ -103,7 +109,8 @@ pub(super) fn enqueue_detached(core: &Arc<Core>, work: impl Future<Output = ()> 
     }
 }
 
-/// Has the worker poll the running call, whose own future may not be polled any more.
+/// Has the worker poll the running call, whose own future may not be polled any
+/// more.
 pub(super) fn drive(core: &Arc<Core>) {
     if let Some(runtime) = core.runtime() {
         start_worker(core, &runtime);
@@ -148,7 +155,8 @@ impl Future for Worker {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let core = self.core.clone();
-        // Before the look at what there is to do, so that what comes after the look wakes it.
+        // Before the look at what there is to do, so that what comes after the
+        // look wakes it.
         core.turns.register_worker(cx.waker().clone());
         loop {
             // The call first: a job waits for its turn, which the call has.
@@ -180,35 +188,40 @@ impl Drop for Worker {
     }
 }
 
-/// Polls the running call in its future's place. A stream is made by its reader alone.
+/// Polls the running call in its future's place. A stream is made by its reader
+/// alone.
 fn drive_call(core: &Arc<Core>, cx: &mut Context<'_>) -> Progress {
     let mut state = core.lock();
     let Slot::Running(running) = &mut state.slot else {
         return Progress::None;
     };
-    // Driven from here, a stream would fill its buffer and wait for its reader all the same.
+    // Driven from here, a stream would fill its buffer and wait for its reader
+    // all the same.
     if running.kind == CallKind::Stream || running.polled_by == PolledBy::Task {
         return Progress::None;
     }
     let Some(mut future) = running.future.take() else {
-        // Its own future polls it on another thread at this moment, and wakes the worker if it is not done.
+        // Its own future polls it on another thread at this moment, and wakes
+        // the worker if it is not done.
         running.polled_by = PolledBy::Owner { is_wanted: true };
         return Progress::Pending;
     };
-    // Said under the lock: its own future, polled from here on, leaves a waker instead of looking for the call.
-    // Shown by `a_heartbeat_runs_while_a_statement_is_selected_by_reference`.
+    // Said under the lock: its own future, polled from here on, leaves a waker
+    // instead of looking for the call. Shown by
+    // `a_heartbeat_runs_while_a_statement_is_selected_by_reference`.
     running.polled_by = PolledBy::Worker { is_left: false };
     drop(state);
     // Under no lock: raw code is user code, and may use the session.
     match future.as_mut().poll(cx) {
         Poll::Ready(finished) => {
-            // Its output is kept for its own future, or dropped if that is gone.
+            // Its output is kept for its own future, or dropped if that is
+            // gone.
             finish(core, finished);
             Progress::Ended
         }
         Poll::Pending => {
-            // Without a waker of its own: the future that waits for it has left one, and the task
-            // is polled by its context's.
+            // Without a waker of its own: the future that waits for it has left
+            // one, and the task is polled by its context's.
             return_call(core, future, None);
             Progress::Pending
         }
@@ -232,7 +245,8 @@ fn poll_head(core: &Core, head: Head, cx: &mut Context<'_>) -> Poll<()> {
         Poll::Pending => core.turns.return_job(id, work),
     };
     let is_gone = left.is_some();
-    // The values that the job has captured are dropped in the name of its request, too.
+    // The values that the job has captured are dropped in the name of its
+    // request, too.
     drop(left);
     drop(entered);
     if is_gone {

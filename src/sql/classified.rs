@@ -8,8 +8,8 @@ pub(crate) struct Classified {
     pub(crate) effect: Effect,
     /// The session state that it may leave behind.
     pub(crate) change: Change,
-    /// It is one statement that only reads, so that nothing is lost if the server stops it half-way. In doubt it is
-    /// not.
+    /// It is one statement that only reads, so that nothing is lost if the
+    /// server stops it half-way. In doubt it is not.
     pub(crate) reads_only: bool,
     /// It does nothing lasting unless a transaction is open.
     pub(crate) needs_transaction: bool,
@@ -45,13 +45,15 @@ impl Classified {
         }
     }
 
-    /// Returns whether its text does not say what it does to the transaction around it.
+    /// Returns whether its text does not say what it does to the transaction
+    /// around it.
     pub(crate) fn is_doubtful(self) -> bool {
         self.effect == Effect::Unknown
     }
 }
 
-/// A statement that a later one of the same connection may ask about, from the one that all are to the rarest.
+/// A statement that a later one of the same connection may ask about, from the
+/// one that all are to the rarest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 // The order counts, for `max`.
 pub(crate) enum Earlier {
@@ -64,14 +66,16 @@ pub(crate) enum Earlier {
     Insert,
 }
 
-/// The effect of a text of SQL on the transaction around it; the worst of its statements counts.
+/// The effect of a text of SQL on the transaction around it; the worst of its
+/// statements counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-// In order of severity, for `max`. Sorted otherwise, a COMMIT beside a CALL would count as unknown
-// and be sent (H15).
+// In order of severity, for `max`. Sorted otherwise, a COMMIT beside a CALL
+// would count as unknown and be sent (H15).
 pub(crate) enum Effect {
     /// None of its statements touches transactions.
     None,
-    /// Unknown by its text: stored code or an unknown statement of MySQL, a text that ends inside a quote.
+    /// Unknown by its text: stored code or an unknown statement of MySQL, a
+    /// text that ends inside a quote.
     Unknown,
     /// The server commits the open transaction before it (MySQL, MariaDB only).
     CommitsImplicitly,
@@ -79,7 +83,8 @@ pub(crate) enum Effect {
     Control(TransactionControl),
 }
 
-/// A statement that begins, ends or sets a transaction, which only the session may do.
+/// A statement that begins, ends or sets a transaction, which only the session
+/// may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TransactionControl {
     Begin,
@@ -87,7 +92,8 @@ pub(crate) enum TransactionControl {
     Rollback,
     /// To set one, to roll back to it or to release it.
     Savepoint,
-    /// The next transaction's properties, or whether statements have one of their own.
+    /// The next transaction's properties, or whether statements have one of
+    /// their own.
     SetTransaction,
     /// A transaction that outlives the connection.
     TwoPhase,
@@ -104,9 +110,11 @@ impl TransactionControl {
     ];
 }
 
-/// The session state that a text of SQL may leave behind; the worst of its statements counts.
+/// The session state that a text of SQL may leave behind; the worst of its
+/// statements counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-// In order of severity, for `max`: nothing milder may hide what only a new connection undoes (G13).
+// In order of severity, for `max`: nothing milder may hide what only a new
+// connection undoes (G13).
 pub(crate) enum Change {
     /// Nothing but data.
     #[default]
@@ -115,7 +123,8 @@ pub(crate) enum Change {
     Transaction,
     /// Locks of MySQL, which can be released without being known.
     Locks,
-    /// State of the connection that can be put back: settings, role, locks, temporary objects, cursors.
+    /// State of the connection that can be put back: settings, role, locks,
+    /// temporary objects, cursors.
     Session,
     /// State that no statement puts back.
     Beyond,

@@ -1,5 +1,6 @@
 //! [`EarlierReader`]: statements whose answer is about an earlier statement of the same connection: the last identifier, the
-//! number of rows it changed, its warnings. And those that such questions are about.
+//! number of rows it changed, its warnings. And those that such questions are
+//! about.
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
@@ -33,8 +34,8 @@ const CALLS: [(DbBackend, &str, Earlier); 8] = [
 const CALLS_OF_SEQUENCES: [(DbBackend, &str); 2] = [(Postgres, "currval"), (MySql, "lastval")];
 
 /// MySQL's system variables that say the same.
-// `identity` is another name of `last_insert_id`; `last_gtid` is MariaDB's, for the last
-// transaction of this connection (<https://mariadb.com/kb/en/gtid/>).
+// `identity` is another name of `last_insert_id`; `last_gtid` is MariaDB's, for
+// the last transaction of this connection (<https://mariadb.com/kb/en/gtid/>).
 const VARIABLES: [(&str, Earlier); 5] = [
     ("identity", Earlier::Insert),
     ("last_insert_id", Earlier::Insert),
@@ -89,7 +90,8 @@ impl<'a> EarlierReader<'a> {
         self.is.max(self.current)
     }
 
-    /// Returns whether the text runs code that may ask: `DO $$ … lastval() … $$`. One that `is_doubtful` may run any.
+    /// Returns whether the text runs code that may ask: `DO $$ … lastval() …
+    /// $$`. One that `is_doubtful` may run any.
     pub(super) fn may_ask_in_code(&self, sql: &str, is_doubtful: bool) -> bool {
         if !self.runs_code && !is_doubtful {
             return false;
@@ -106,7 +108,8 @@ impl<'a> EarlierReader<'a> {
         // What inserts first asks about that.
         self.is() < Earlier::Insert
             && names.any(|(_, name)| {
-                // Also inside strings, which is where such code stands: `DO 'BEGIN …'`.
+                // Also inside strings, which is where such code stands: `DO
+                // 'BEGIN …'`.
                 let mut words = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
                 words.any(|word| word.eq_ignore_ascii_case(name))
             })
@@ -116,13 +119,13 @@ impl<'a> EarlierReader<'a> {
         match token {
             Token::Symbol(b';') => {
                 self.is = self.is();
-                // A later statement of the same text asks about this one on the same connection, whoever had that
-                // before.
+                // A later statement of the same text asks about this one on the
+                // same connection, whoever had that before.
                 self.own = self.own.max(self.is);
                 (self.first, self.current) = (None, Earlier::None);
             }
-            // No word begins or ends here: what an executable comment holds is read as part of its
-            // statement.
+            // No word begins or ends here: what an executable comment holds is
+            // read as part of its statement.
             Token::Seam => {}
             _ => {
                 let asks = if self.first.is_none() {
@@ -200,7 +203,8 @@ impl<'a> EarlierReader<'a> {
             .iter()
             .any(|(backend, known)| *backend == self.backend && is(known));
         match call {
-            // `LAST_INSERT_ID(expr)` sets what it returns. And a table may have such a name: `changes (id, …)`.
+            // `LAST_INSERT_ID(expr)` sets what it returns. And a table may have
+            // such a name: `changes (id, …)`.
             Some((_, _, asks)) if is_empty => *asks,
             _ if of_sequence && !is_empty => Earlier::Insert,
             _ => Earlier::None,
@@ -210,7 +214,8 @@ impl<'a> EarlierReader<'a> {
     /// What can be asked about a statement with this word.
     fn is_about(&self, token: Token<'_>, rest: Lexer<'_>) -> Earlier {
         const INSERTS: [&str; 4] = ["insert", "replace", "merge", "nextval"];
-        // COPY … FROM and LOAD DATA insert. Further in, the words are names of columns.
+        // COPY … FROM and LOAD DATA insert. Further in, the words are names of
+        // columns.
         if token.is_one_of(&["copy", "load"]) && self.first == Some(token) {
             return Earlier::Insert;
         }
@@ -227,7 +232,8 @@ impl<'a> EarlierReader<'a> {
     }
 }
 
-/// What `rest` asks about if it begins with a system variable, perhaps behind its scope.
+/// What `rest` asks about if it begins with a system variable, perhaps behind
+/// its scope.
 fn variable(mut rest: Lexer<'_>) -> Earlier {
     let mut name = rest.next();
     // Not `global`, which says nothing of this connection.

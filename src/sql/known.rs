@@ -13,27 +13,34 @@ use super::{
     classify,
 };
 
-/// The number of texts that are remembered at most; two whose hashes share a place take turns.
-// 8 KiB for a pool. Too few cost time only: a text that has lost its place is read again.
+/// The number of texts that are remembered at most; two whose hashes share a
+/// place take turns.
+// 8 KiB for a pool. Too few cost time only: a text that has lost its place is
+// read again.
 const PLACES: usize = 1024;
 
-/// Classifies statements, and remembers those that work on rows and on nothing else: a service sends the same few texts
-/// again and again, and to hash one takes a tenth of the time that reading it does.
+/// Classifies statements, and remembers those that work on rows and on nothing
+/// else: a service sends the same few texts again and again, and to hash one
+/// takes a tenth of the time that reading it does.
 pub(crate) struct KnownTexts {
     backend: DbBackend,
     /// Its key is random, so that nobody can write two texts of one hash.
     hasher: RandomState,
-    /// 0, or the hash of a text whose lowest bits say which of [`KINDS`] it is of, and what it calls.
-    // One word, read and written as a whole: no lock. No text is kept, since 60 bits of a keyed hash tell them apart.
+    /// 0, or the hash of a text whose lowest bits say which of [`KINDS`] it is
+    /// of, and what it calls.
+    // One word, read and written as a whole: no lock. No text is kept, since 60
+    // bits of a keyed hash tell them apart.
     places: Box<[AtomicU64]>,
     /// The number of places that have a text.
     taken: AtomicUsize,
-    /// Beyond so many texts the driver prepares some of them again and again, which is worth a line in the log.
+    /// Beyond so many texts the driver prepares some of them again and again,
+    /// which is worth a line in the log.
     prepared: Option<usize>,
 }
 
 /// The kinds of statements that are remembered, from 1 on.
-// Nothing that asks, changes or leaves a doubt: such texts are rare, and would need more bits.
+// Nothing that asks, changes or leaves a doubt: such texts are rare, and would
+// need more bits.
 const KINDS: [Classified; 3] = [
     Classified::plain(true, Earlier::Any),
     Classified::plain(false, Earlier::Write),
@@ -43,7 +50,8 @@ const KINDS: [Classified; 3] = [
 /// The bits of a place that say of which kind its text is.
 const KIND: u64 = 0b0011;
 
-/// The bits that say whether it calls something unknown; none of them if nothing has asked yet.
+/// The bits that say whether it calls something unknown; none of them if
+/// nothing has asked yet.
 const CALLS_UNKNOWN: u64 = 0b0100;
 const CALLS_NOTHING_UNKNOWN: u64 = 0b1000;
 
@@ -69,7 +77,8 @@ impl KnownTexts {
         }
     }
 
-    /// Logs it once if there are more texts than the `prepared` statements that a connection keeps.
+    /// Logs it once if there are more texts than the `prepared` statements that
+    /// a connection keeps.
     pub(crate) fn with_prepared(mut self, prepared: Option<usize>) -> Self {
         self.prepared = prepared;
         self
@@ -81,7 +90,8 @@ impl KnownTexts {
         (self.look_up(sql, hash), hash)
     }
 
-    /// [`calls_nothing_unknown`], unless that is known of the text with this hash.
+    /// [`calls_nothing_unknown`], unless that is known of the text with this
+    /// hash.
     pub(crate) fn calls_nothing_unknown(&self, sql: &str, hash: u64) -> bool {
         let read = || calls_nothing_unknown(self.backend, sql);
         let Some(place) = self.place(hash) else {
@@ -97,7 +107,8 @@ impl KnownTexts {
                     true => (true, CALLS_NOTHING_UNKNOWN),
                     false => (false, CALLS_UNKNOWN),
                 };
-                // Another text may have taken the place meanwhile, and loses it: each word is true by itself.
+                // Another text may have taken the place meanwhile, and loses
+                // it: each word is true by itself.
                 place.store(known | bit, Relaxed);
                 answer
             }
@@ -107,7 +118,8 @@ impl KnownTexts {
 
     /// The place for a text with this hash, if texts are kept.
     fn place(&self, hash: u64) -> Option<&AtomicU64> {
-        // Its highest bits, ten for 1024 places: the lowest make room for the kind.
+        // Its highest bits, ten for 1024 places: the lowest make room for the
+        // kind.
         let at = usize::try_from(hash >> 54).ok()?;
         self.places.get(at)
     }
@@ -116,7 +128,8 @@ impl KnownTexts {
         let Some(place) = self.place(hash) else {
             return classify(self.backend, sql);
         };
-        // Relaxed: the word is all there is to see, and nothing else is read because of it.
+        // Relaxed: the word is all there is to see, and nothing else is read
+        // because of it.
         let known = place.load(Relaxed);
         if known & HASH == hash & HASH
             && let Some(kind) = kind(known)
@@ -129,8 +142,9 @@ impl KnownTexts {
             .find_map(|(bits, kind)| (kind == text).then_some(bits))
         {
             place.store(hash & HASH | kind, Relaxed);
-            // Two texts that share a place count once, and one that two threads read at once may count
-            // twice: the warning need not come at the exact number.
+            // Two texts that share a place count once, and one that two threads
+            // read at once may count twice: the warning need not come at the
+            // exact number.
             if known == 0 {
                 self.note_new();
             }

@@ -52,7 +52,8 @@ impl<'a> LockReader<'a> {
         }
     }
 
-    /// Returns whether the text does nothing lasting unless a transaction is open.
+    /// Returns whether the text does nothing lasting unless a transaction is
+    /// open.
     pub(super) fn needs_transaction(&self) -> bool {
         self.found && !matches!(self.place, Place::Works)
     }
@@ -81,7 +82,8 @@ impl<'a> LockReader<'a> {
         }
         let is_local = || rest.peek().is_some_and(|next| next.is_word("local"));
         let place = match self.backend {
-            // MySQL's LOCK TABLES is the session's, and lasts without a transaction
+            // MySQL's LOCK TABLES is the session's, and lasts without a
+            // transaction
             // (<https://dev.mysql.com/doc/refman/8.4/en/lock-tables.html>).
             Postgres if word.is_one_of(&["lock", "declare"]) => Place::Command,
             Postgres if word.is_word("set") && is_local() => Place::Setting,
@@ -92,8 +94,8 @@ impl<'a> LockReader<'a> {
         place
     }
 
-    /// A query may take locks, or set something, for its transaction alone. One that also writes is done with them at
-    /// its end.
+    /// A query may take locks, or set something, for its transaction alone. One
+    /// that also writes is done with them at its end.
     fn query(&mut self, token: Token<'a>, rest: Lexer<'a>) -> Place {
         let previous = std::mem::replace(&mut self.previous, token);
         let is_lock = token.is_one_of(&["update", "share", "key", "no"]) && previous.is_word("for");

@@ -1,10 +1,11 @@
 //! [`classify`]: the kind of a statement, by its text.
 //!
-//! A session keeps the count of its transactions; SQL that begins or ends one behind its back is found
-//! here, before it is sent. This is no parser: a text is split into statements, and each is judged by its first words and
-//! by a few words inside it.
-//! The quoting is read as the servers do by default. With MySQL's `NO_BACKSLASH_ESCAPES` or `ANSI_QUOTES`, or without
-//! PostgreSQL's `standard_conforming_strings`, a text can be written that reads differently.
+//! A session keeps the count of its transactions; SQL that begins or ends one
+//! behind its back is found here, before it is sent. This is no parser: a text
+//! is split into statements, and each is judged by its first words and by a few
+//! words inside it. The quoting is read as the servers do by default. With
+//! MySQL's `NO_BACKSLASH_ESCAPES` or `ANSI_QUOTES`, or without PostgreSQL's
+//! `standard_conforming_strings`, a text can be written that reads differently.
 
 mod calls;
 mod classified;
@@ -37,7 +38,8 @@ use self::{
 
 /// Reads `sql` once, without allocating, in time linear in its length.
 pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
-    // Enough for nearly every statement, and cheaper than the lexer: all of them come through here.
+    // Enough for nearly every statement, and cheaper than the lexer: all of
+    // them come through here.
     let plain = Glance::of(backend, sql);
     if let Some(glance) = plain.as_ref().filter(|glance| glance.is_clear()) {
         return Classified::plain(glance.reads, glance.is());
@@ -67,16 +69,19 @@ pub(crate) fn classify(backend: DbBackend, sql: &str) -> Classified {
     if earlier.may_ask_in_code(sql, effect == Effect::Unknown) {
         asks = Earlier::Insert;
     }
-    // A statement that begins so controls nothing, even if its quotes read differently on the server.
+    // A statement that begins so controls nothing, even if its quotes read
+    // differently on the server.
     effect = plain.as_ref().map_or(effect, |_| Effect::None);
-    // Likewise: no name by which a session is changed stands anywhere in its bytes.
+    // Likewise: no name by which a session is changed stands anywhere in its
+    // bytes.
     if plain.is_some_and(|glance| !glance.may_change) {
         change = Change::None;
     }
     Classified {
         effect,
         change,
-        // What is taken for a read may be cancelled, and run only in part on SQLite: in doubt it is a write (G9, H23).
+        // What is taken for a read may be cancelled, and run only in part on
+        // SQLite: in doubt it is a write (G9, H23).
         reads_only: reads.reads_only() && !lexer.is_doubtful(),
         needs_transaction: locks.needs_transaction(),
         asks,

@@ -1,7 +1,7 @@
 //! [`Glance`]: a look at the bytes of a statement, which is enough for nearly all.
 //!
-//! It may send a statement to the lexer in vain, but never spare one that the lexer would judge differently; a test
-//! compares the two.
+//! It may send a statement to the lexer in vain, but never spare one that the
+//! lexer would judge differently; a test compares the two.
 
 use sea_orm::{
     DatabaseBackend::{MySql, Postgres, Sqlite},
@@ -21,7 +21,8 @@ pub(super) struct Glance {
     pub(super) reads: bool,
     /// It inserts.
     inserts: bool,
-    /// It has a part of a name by which a session is changed, or an earlier statement asked about.
+    /// It has a part of a name by which a session is changed, or an earlier
+    /// statement asked about.
     pub(super) may_change: bool,
     /// A query has a word or quotes that only the lexer can judge.
     is_unclear: bool,
@@ -30,13 +31,15 @@ pub(super) struct Glance {
 }
 
 impl Glance {
-    /// Looks at `sql`; `None` unless it is one statement of the kind that nearly all are.
+    /// Looks at `sql`; `None` unless it is one statement of the kind that
+    /// nearly all are.
     pub(super) fn of(backend: DbBackend, sql: &str) -> Option<Self> {
         let sql = sql
             .trim_ascii_start()
             // Any other `;` may begin a second statement, and is the lexer's.
             .trim_end_matches(|c: char| c == ';' || c.is_ascii_whitespace());
-        // The first word is all letters. What follows at once may make another word of it: see `is_unclear`.
+        // The first word is all letters. What follows at once may make another
+        // word of it: see `is_unclear`.
         let end = sql
             .bytes()
             .position(|byte| !byte.is_ascii_alphabetic())
@@ -47,8 +50,8 @@ impl Glance {
         if !reads && !is_one_of(word, &["insert", "update", "delete"]) || rest.contains(';') {
             return None;
         }
-        // `/*!` and `/*M!` hold SQL.
-        // The single byte is searched first, which is faster and nearly always says no.
+        // `/*!` and `/*M!` hold SQL. The single byte is searched first, which
+        // is faster and nearly always says no.
         if backend == MySql && rest.contains('!') && (rest.contains("/*!") || rest.contains("/*M!"))
         {
             return None;
@@ -72,7 +75,8 @@ impl Glance {
         }
     }
 
-    /// Returns whether no closer look is needed. Names in quotes end, unless quotes of two kinds stand in one another.
+    /// Returns whether no closer look is needed. Names in quotes end, unless
+    /// quotes of two kinds stand in one another.
     pub(super) fn is_clear(&self) -> bool {
         let (double, back) = (self.double_quotes, self.backticks);
         let ends = double % 2 == 0 && back % 2 == 0 && (double == 0 || back == 0);
@@ -84,7 +88,8 @@ impl Glance {
         let mut in_word = true;
         for (at, &byte) in bytes.iter().enumerate() {
             let behind = || bytes.get(at + 1).copied().unwrap_or_default();
-            // Also in strings and comments: a look that is too careful costs only the lexer's time.
+            // Also in strings and comments: a look that is too careful costs
+            // only the lexer's time.
             match byte {
                 // Most bytes of a statement are such: no more is asked of them.
                 b'a'..=b'z' | b'A'..=b'Z' if in_word => continue,
@@ -103,13 +108,14 @@ impl Glance {
                 // `U&"…"` may spell any name in escapes
                 // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS>).
                 b'&' => self.may_change |= backend == Postgres && behind() == b'"',
-                // A user variable, which stays with the connection, or a question such as
-                // `@@warning_count`.
+                // A user variable, which stays with the connection, or a
+                // question such as `@@warning_count`.
                 b'@' => self.may_change |= backend == MySql,
                 b':' => self.may_change |= backend == MySql && behind() == b'=',
                 b'"' => self.double_quotes += 1,
                 b'`' => self.backticks += 1,
-                // Strings, comments and placeholders of some server: what they hold is none of the statement's words.
+                // Strings, comments and placeholders of some server: what they
+                // hold is none of the statement's words.
                 b'\'' | b'\\' | b'[' | b'#' => self.is_unclear = true,
                 b'-' => self.is_unclear |= behind() == b'-',
                 b'/' => self.is_unclear |= behind() == b'*',
@@ -117,8 +123,8 @@ impl Glance {
                 b'$' => self.is_unclear |= !behind().is_ascii_digit(),
                 _ => {}
             }
-            // Also behind a digit or a letter beyond ASCII, where no word begins: looking for one is
-            // safe.
+            // Also behind a digit or a letter beyond ASCII, where no word
+            // begins: looking for one is safe.
             in_word = false;
         }
     }
@@ -126,7 +132,8 @@ impl Glance {
 
 /// Returns whether a word begins at `at` by which a query may write or lock.
 fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
-    // Whole words only: a column called `updated_at` would send every query that names it to the lexer.
+    // Whole words only: a column called `updated_at` would send every query
+    // that names it to the lexer.
     let is = |word: &&str| {
         is_at(bytes, at, word)
             && bytes
@@ -136,11 +143,12 @@ fn is_telling(first: u8, bytes: &[u8], at: usize) -> bool {
     words_of_writes(first).iter().any(is) || is(&"for")
 }
 
-/// Returns whether a word begins at `at` as only those do by which a session is changed.
+/// Returns whether a word begins at `at` as only those do by which a session is
+/// changed.
 fn may_change(backend: DbBackend, first: u8, bytes: &[u8], at: usize) -> bool {
     match first {
-        // `SELECT … INTO TEMP t` makes a table that outlives the statement; CREATE is the lexer's
-        // anyway.
+        // `SELECT … INTO TEMP t` makes a table that outlives the statement;
+        // CREATE is the lexer's anyway.
         b't' | b'T' => backend == Postgres && is_at(bytes, at + 1, "emp"),
         // What asks about an earlier statement, and PostgreSQL's `setseed`.
         b'l' | b'L' => backend != Sqlite && is_at(bytes, at + 1, "astval"),
@@ -174,12 +182,14 @@ fn is_at(bytes: &[u8], at: usize, word: &str) -> bool {
         .is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes()))
 }
 
-/// The text behind an underscore in names of functions that change a session: `set_config`,
-/// `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`, `get_lock`, `service_get_..._locks`,
-/// `load_extension`, `query_to_xml`, `last_insert_id`, `last_insert_rowid`, `total_changes`; and of the view `pg_settings`.
+/// The text behind an underscore in names of functions that change a session:
+/// `set_config`, `pg_try_advisory_lock`, `pg_temp`, `..._origin_session_setup`,
+/// `get_lock`, `service_get_..._locks`, `load_extension`, `query_to_xml`,
+/// `last_insert_id`, `last_insert_rowid`, `total_changes`; and of the view
+/// `pg_settings`.
 #[rustfmt::skip]
-// A name that `session_state` or `earlier` learns needs a part here or in `may_change`: without
-// one, the lexer never gets to see it.
+// A name that `session_state` or `earlier` learns needs a part here or in
+// `may_change`: without one, the lexer never gets to see it.
 const BEHIND_UNDERSCORES: [&str; 11] = [
     "config", "advisory_", "temp", "origin_session", "lock", "get_", "extension", "settings",
     "to_xml", "insert_", "changes",

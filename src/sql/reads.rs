@@ -7,8 +7,9 @@ const READS: [&str; 8] = [
     "select", "values", "table", "with", "show", "describe", "desc", "explain",
 ];
 
-/// Words, by their first letter, that make a statement more than a read, wherever they stand: a column of such a
-/// name costs the statement no more than its being finished.
+/// Words, by their first letter, that make a statement more than a read,
+/// wherever they stand: a column of such a name costs the statement no more
+/// than its being finished.
 pub(super) fn words_of_writes(first_letter: u8) -> &'static [&'static str] {
     match first_letter.to_ascii_lowercase() {
         // EXPLAIN with these runs the statement.
@@ -17,7 +18,8 @@ pub(super) fn words_of_writes(first_letter: u8) -> &'static [&'static str] {
         // These run SQL on another server, outside this transaction
         // (<https://www.postgresql.org/docs/current/dblink.html>).
         b'd' => &["delete", "dblink", "dblink_exec"],
-        // SELECT … INTO makes a table on PostgreSQL, and a file or a variable on MySQL.
+        // SELECT … INTO makes a table on PostgreSQL, and a file or a variable
+        // on MySQL.
         b'i' => &["insert", "into"],
         // With `share`, a locking read.
         b'l' => &["lock"],
@@ -25,7 +27,8 @@ pub(super) fn words_of_writes(first_letter: u8) -> &'static [&'static str] {
         // A sequence is never set back
         // (<https://www.postgresql.org/docs/current/functions-sequence.html>).
         b'n' => &["nextval"],
-        // NOTIFY as a function (<https://www.postgresql.org/docs/current/sql-notify.html>).
+        // NOTIFY as a function
+        // (<https://www.postgresql.org/docs/current/sql-notify.html>).
         b'p' => &["procedure", "pg_notify"],
         b'r' => &["replace"],
         b's' => &["share", "setval"],
@@ -53,8 +56,8 @@ impl ReadReader {
         *self = match (*self, token) {
             // `(SELECT …) UNION …` begins so.
             (Self::Start, Token::Symbol(b'(')) => Self::Start,
-            // Unknown first words write: a read that is not stopped costs time, a write that is
-            // stopped half-way in autocommit costs data (G9).
+            // Unknown first words write: a read that is not stopped costs time,
+            // a write that is stopped half-way in autocommit costs data (G9).
             (Self::Start, first) if first.is_one_of(&READS) => Self::Reading,
             (Self::Reading, Token::Symbol(b';')) => Self::Ended,
             // Some servers run what is in the comment.
@@ -63,7 +66,8 @@ impl ReadReader {
                 Self::Writing
             }
             (Self::Reading, _) => Self::Reading,
-            // Also a second statement: stopped between the two, the first one stands.
+            // Also a second statement: stopped between the two, the first one
+            // stands.
             _ => Self::Writing,
         };
     }
@@ -79,7 +83,8 @@ fn is_write(word: &str) -> bool {
     is_one_of(word, words_of_writes(first))
 }
 
-/// Returns whether it is `replace(...)` or MySQL's `insert(...)`, which work on strings.
+/// Returns whether it is `replace(...)` or MySQL's `insert(...)`, which work on
+/// strings.
 fn is_function(word: &str, rest: Lexer<'_>) -> bool {
     is_one_of(word, &["insert", "replace"]) && rest.peek() == Some(Token::Symbol(b'('))
 }

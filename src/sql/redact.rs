@@ -27,8 +27,8 @@ impl Redacted {
         self.0.clear();
     }
 
-    /// The text without the values that stand in it. Text that might be a value is left out as
-    /// well.
+    /// The text without the values that stand in it. Text that might be a value
+    /// is left out as well.
     pub(crate) fn without_values(&self, backend: DbBackend) -> String {
         let mut shown = String::with_capacity(self.0.len());
         let mut rest = self.0.as_str();
@@ -42,7 +42,8 @@ impl Redacted {
                     shown.push('?');
                     length
                 }
-                // What cannot be read may be a secret, and so may all that follows it (G15).
+                // What cannot be read may be a secret, and so may all that
+                // follows it (G15).
                 Part::Value(None) => {
                     shown.push('…');
                     return shown;
@@ -50,7 +51,8 @@ impl Redacted {
             };
             rest = &rest[length..];
         }
-        // A character has up to four bytes: from here on, some of the text may be missing.
+        // A character has up to four bytes: from here on, some of the text may
+        // be missing.
         if self.0.len() + 4 > KEPT {
             shown.push('…');
         }
@@ -67,7 +69,8 @@ enum Part {
 }
 
 impl Part {
-    /// The part that `text` begins with, whose first character is `next`. `in_name` says that a name stands before it.
+    /// The part that `text` begins with, whose first character is `next`.
+    /// `in_name` says that a name stands before it.
     fn beginning(text: &str, next: char, in_name: bool, backend: DbBackend) -> Self {
         let is_mysql = backend == DbBackend::MySql;
         if let Some(end) = end_of_name(next, backend) {
@@ -86,7 +89,8 @@ impl Part {
 
     /// The name in quotes that `text` begins with.
     fn name(text: &str, end: char) -> Self {
-        // As a whole: an apostrophe in it begins no value, and what stands between two of them would be shown as text.
+        // As a whole: an apostrophe in it begins no value, and what stands
+        // between two of them would be shown as text.
         match text[1..].find(end) {
             Some(length) if !text[..=length].contains('\'') => Self::Text(length + 2),
             _ => Self::Value(None),
@@ -104,8 +108,8 @@ fn end_of_name(quote: char, backend: DbBackend) -> Option<char> {
     }
 }
 
-/// Returns whether a comment or a string in dollars begins here. It may hold anything, and its end would have to be found
-/// as the server finds it.
+/// Returns whether a comment or a string in dollars begins here. It may hold
+/// anything, and its end would have to be found as the server finds it.
 fn begins_unclear(text: &str, is_mysql: bool) -> bool {
     let is_digit = |c: char| c.is_ascii_digit();
     text.starts_with("--")
@@ -116,7 +120,8 @@ fn begins_unclear(text: &str, is_mysql: bool) -> bool {
             .is_some_and(|rest| !rest.starts_with(is_digit))
 }
 
-/// A character before a digit or a dollar sign that belongs to a name or a placeholder.
+/// A character before a digit or a dollar sign that belongs to a name or a
+/// placeholder.
 fn is_in_name(c: char) -> bool {
     // `?1`, `:1` and `@p1` are placeholders, whose digits say nothing.
     c.is_alphanumeric() || matches!(c, '_' | '$' | '"' | '`' | '?' | ':' | '@')
@@ -124,14 +129,14 @@ fn is_in_name(c: char) -> bool {
 
 /// The length of a number at the beginning of `text`.
 fn number(text: &str) -> usize {
-    // Letters as well, as in `0x1F` and `1e5`: cut before them, the rest would be shown as a name
-    // (G15).
+    // Letters as well, as in `0x1F` and `1e5`: cut before them, the rest would
+    // be shown as a name (G15).
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_'));
     end.unwrap_or(text.len())
 }
 
-/// The length of a literal at the beginning of `text`; `None` if its end is not certain. Of a doubled
-/// quote each half counts as a literal.
+/// The length of a literal at the beginning of `text`; `None` if its end is not
+/// certain. Of a doubled quote each half counts as a literal.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let end = text[1..].find([quote, '\\'])? + 1;
     // A backslash may or may not escape, by the server's settings.

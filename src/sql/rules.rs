@@ -2,7 +2,8 @@
 
 use super::lexer::{Lexer, Token, is_one_of};
 
-/// A line of a table: words that statements begin with, what has to follow, and what such statements mean.
+/// A line of a table: words that statements begin with, what has to follow, and
+/// what such statements mean.
 pub(super) type Rule<Meaning> = (&'static [&'static str], Behind, Meaning);
 
 /// What has to follow a statement's first word.
@@ -14,13 +15,15 @@ pub(super) enum Behind {
     To,
 }
 
-/// Returns what a statement means that begins with `word` and goes on with `rest`, by the first rule that fits.
+/// Returns what a statement means that begins with `word` and goes on with
+/// `rest`, by the first rule that fits.
 pub(super) fn meaning<Meaning: Copy>(
     rules: &[Rule<Meaning>],
     word: &str,
     rest: Lexer<'_>,
 ) -> Option<Meaning> {
-    // So a table has the special case before the general one: `ROLLBACK TO` before ROLLBACK.
+    // So a table has the special case before the general one: `ROLLBACK TO`
+    // before ROLLBACK.
     let fits = |(first, behind, _): &&Rule<Meaning>| is_one_of(word, first) && behind.fits(rest);
     rules.iter().find(fits).map(|(.., meaning)| *meaning)
 }
@@ -29,8 +32,9 @@ impl Behind {
     fn fits(&self, mut rest: Lexer<'_>) -> bool {
         match self {
             Self::Anything => true,
-            // Some servers see what is behind a seam and others do not. It counts as the word: on MySQL, which alone
-            // has seams, the rules that ask for one are the stricter ones.
+            // Some servers see what is behind a seam and others do not. It
+            // counts as the word: on MySQL, which alone has seams, the rules
+            // that ask for one are the stricter ones.
             Self::Next(words) => rest
                 .next()
                 .is_some_and(|next| next == Token::Seam || next.is_one_of(words)),

@@ -13,8 +13,10 @@ use crate::sql::Redacted;
 
 /// A span that is closed with its own subscriber as the thread's.
 ///
-/// tracing-subscriber's registry closes the span around it in whichever is the thread's then, and panics if that does not
-/// know it (<https://github.com/tokio-rs/tracing/blob/main/tracing-subscriber/src/registry/sharded.rs>, `DataInner::clear`).
+/// tracing-subscriber's registry closes the span around it in whichever is the
+/// thread's then, and panics if that does not know it
+/// (<https://github.com/tokio-rs/tracing/blob/main/tracing-subscriber/src/registry/sharded.rs>,
+/// `DataInner::clear`).
 #[derive(Clone)]
 pub(crate) struct OwnSpan(Span);
 
@@ -26,8 +28,8 @@ impl OwnSpan {
 
 impl Drop for OwnSpan {
     fn drop(&mut self) {
-        // Its own: a guard that is dropped in another thread, or after a test's subscriber has
-        // gone, has another default.
+        // Its own: a guard that is dropped in another thread, or after a test's
+        // subscriber has gone, has another default.
         let subscriber = self.0.with_subscriber(|(_, subscriber)| subscriber.clone());
         if let Some(subscriber) = subscriber {
             let span = mem::replace(&mut self.0, Span::none());
@@ -58,12 +60,13 @@ pub(crate) struct SessionSpan {
 
 impl SessionSpan {
     pub(crate) fn open() -> Self {
-        // Asked first: `log` is a feature of tracing that sqlx turns on, and by that even a span that nothing wants is
-        // formatted for it.
+        // Asked first: `log` is a feature of tracing that sqlx turns on, and by
+        // that even a span that nothing wants is formatted for it.
         let span = if LevelFilter::current() >= Level::DEBUG {
             tracing::debug_span!(
                 target: "tower_sea_orm::session", "db_session",
-                // Declared empty, since `record` passes over a field that the span does not have.
+                // Declared empty, since `record` passes over a field that the
+                // span does not have.
                 waited_ms = Empty, held_ms = Empty, statements = Empty, lent = Empty, outcome = Empty,
             )
         } else {
@@ -81,11 +84,13 @@ impl SessionSpan {
     }
 
     pub(crate) fn checked_out(&mut self) {
-        // Only while it has a connection: between `release()` and the next statement it holds none.
+        // Only while it has a connection: between `release()` and the next
+        // statement it holds none.
         self.since = Some(Instant::now());
     }
 
-    /// Returns for how long the session has held the connection that it gives back, if it had one.
+    /// Returns for how long the session has held the connection that it gives
+    /// back, if it had one.
     pub(crate) fn released(&mut self) -> Option<Duration> {
         let held = self.since.take()?.elapsed();
         self.usage.held += held;
@@ -119,11 +124,12 @@ impl SessionSpan {
         self.span.clone()
     }
 
-    /// Ends the span, which is closed when the returned value is dropped: not under a lock, because that runs
-    /// the subscriber's code.
+    /// Ends the span, which is closed when the returned value is dropped: not
+    /// under a lock, because that runs the subscriber's code.
     pub(crate) fn close(&mut self, outcome: &'static str) -> ClosedSpan {
         self.released();
-        // The handles keep the session's state, and with it this value, for longer than the session lasts.
+        // The handles keep the session's state, and with it this value, for
+        // longer than the session lasts.
         let span = mem::replace(&mut self.span, OwnSpan::none());
         ClosedSpan {
             span,
@@ -144,7 +150,8 @@ pub(crate) struct ClosedSpan {
 impl Drop for ClosedSpan {
     fn drop(&mut self) {
         let span = &self.span.0;
-        // The fields cost their formatting even where no subscriber wants the span.
+        // The fields cost their formatting even where no subscriber wants the
+        // span.
         if !span.is_disabled() {
             let Usage {
                 waited,
@@ -166,7 +173,8 @@ pub(crate) fn statements_are_traced() -> bool {
     tracing::span_enabled!(target: "tower_sea_orm::statement", Level::DEBUG)
 }
 
-/// The span of one statement, with the fields of OpenTelemetry's conventions for database clients
+/// The span of one statement, with the fields of OpenTelemetry's conventions
+/// for database clients
 /// (<https://opentelemetry.io/docs/specs/semconv/database/database-spans/>).
 pub(crate) fn statement_span(
     session: &OwnSpan,
@@ -189,12 +197,14 @@ pub(crate) fn statement_span(
             tower_sea_orm.begins = Empty,
         )
     };
-    // With the subscriber that the session's span belongs to: the thread's own may be another one by now, which does not know
-    // that span, and tracing-subscriber panics about such a parent.
+    // With the subscriber that the session's span belongs to: the thread's own
+    // may be another one by now, which does not know that span, and
+    // tracing-subscriber panics about such a parent.
     let child = session.0.with_subscriber(|(id, subscriber)| {
         dispatcher::with_default(subscriber, || open(Some(id.clone())))
     });
-    // Without a session's span, as one that its level filters out, the handler's own is the parent.
+    // Without a session's span, as one that its level filters out, the
+    // handler's own is the parent.
     OwnSpan(child.unwrap_or_else(|| open(Span::current().id())))
 }
 

@@ -9,7 +9,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Lets some log lines of each kind pass a second, and counts the rest.
 #[derive(Default)]
-// By kinds, which are few and known when the crate is built: no request can make it grow.
+// By kinds, which are few and known when the crate is built: no request can
+// make it grow.
 pub(crate) struct Throttle(Mutex<Vec<(&'static str, Window)>>);
 
 #[derive(Default)]
@@ -28,8 +29,8 @@ impl Throttle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many lines of this kind were suppressed since the last one, if another one may be written now: `most` a
-    /// second.
+    /// Returns how many lines of this kind were suppressed since the last one,
+    /// if another one may be written now: `most` a second.
     pub(crate) fn next_line(&self, kind: &'static str, most: u32) -> Option<u64> {
         let mut kinds = self.lock();
         // A list: the kinds are few, and only failures come here.
@@ -39,11 +40,13 @@ impl Throttle {
             kinds.len() - 1
         });
         let (_, window) = kinds.get_mut(position)?;
-        // The caller's number, because one kind of line may be worth more than another.
+        // The caller's number, because one kind of line may be worth more than
+        // another.
         window.next_line(most)
     }
 
-    /// Returns how many lines of this kind were suppressed, if the last second has seen none; they are forgotten then.
+    /// Returns how many lines of this kind were suppressed, if the last second
+    /// has seen none; they are forgotten then.
     pub(crate) fn calm(&self, kind: &'static str) -> Option<u64> {
         let mut kinds = self.lock();
         let (_, window) = kinds.iter_mut().find(|(known, _)| *known == kind)?;
@@ -60,7 +63,8 @@ impl Window {
         }
         // `u32::MAX` lets all pass: no process writes so many in a second.
         if self.lines == most {
-            // Counted: a log that says nothing of the rest makes a storm look like one failure.
+            // Counted: a log that says nothing of the rest makes a storm look
+            // like one failure.
             self.suppressed += 1;
             return None;
         }

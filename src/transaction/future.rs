@@ -22,7 +22,8 @@ pub struct TransactionFuture<F, B> {
 enum State<F, B> {
     /// The inner service is at work.
     Serving(#[pin] F),
-    /// The session cannot follow the layer's settings; `None` once that response was returned.
+    /// The session cannot follow the layer's settings; `None` once that
+    /// response was returned.
     Refused(Option<Response<B>>),
 }
 
@@ -47,8 +48,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Serving(future) => future.poll(cx),
-            // Made in `call`, because the future keeps no head to make it from. Taken and not cloned: a body cannot
-            // be.
+            // Made in `call`, because the future keeps no head to make it from.
+            // Taken and not cloned: a body cannot be.
             StateProj::Refused(response) => match response.take() {
                 Some(response) => Poll::Ready(Ok(response)),
                 None => panic!("TransactionFuture polled after completion"),

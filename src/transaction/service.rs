@@ -50,7 +50,8 @@ where
     Respond: ResponseForError<ResBody>,
     Tag: 'static,
 {
-    // The service's own: a refusal has its body type, so that the layer fits anywhere (G14).
+    // The service's own: a refusal has its body type, so that the layer fits
+    // anywhere (G14).
     type Response = S::Response;
     type Error = S::Error;
     // Named and not boxed: a route that only sets options costs no allocation.
@@ -62,7 +63,8 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        // Taken apart, because the response to a refusal is made from the head, and the inner service gets all of it.
+        // Taken apart, because the response to a refusal is made from the head,
+        // and the inner service gets all of it.
         let (parts, body) = request.into_parts();
         // Before the inner service is called, which may do its work in `call`.
         match apply::<Tag>(&self.layer.policy, &parts) {
@@ -80,9 +82,11 @@ where
 fn apply<Tag: 'static>(policy: &RoutePolicy, parts: &Parts) -> Result<(), Error> {
     // By the tag: a route must not set up another database's session.
     let session = parts.extensions.get::<DbSession<Tag>>();
-    // A request that is retried or kept carries the handle of a session that is over.
+    // A request that is retried or kept carries the handle of a session that is
+    // over.
     let session = session.filter(|session| !session.has_ended());
-    // An error, not a request without its transaction: half of its writes could stand alone (G7).
+    // An error, not a request without its transaction: half of its writes could
+    // stand alone (G7).
     session.ok_or(Kind::NoSession)?.order(policy.order(parts))
 }
 

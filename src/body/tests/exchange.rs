@@ -70,7 +70,8 @@ impl Form {
         script
     }
 
-    /// What of the body is with the client when its transaction is still to be settled.
+    /// What of the body is with the client when its transaction is still to be
+    /// settled.
     pub(super) fn before_the_commit(self) -> &'static str {
         if self.has_length() || (self.knows_end && !self.trailers) {
             "first"
@@ -200,7 +201,8 @@ pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
         .expect("it hangs")
 }
 
-/// Lets all tasks run as far as they can. There is one thread and no socket, so none is left waiting.
+/// Lets all tasks run as far as they can. There is one thread and no socket, so
+/// none is left waiting.
 pub(super) async fn quiet() {
     for _ in 0..200 {
         yield_now().await;

@@ -10,7 +10,8 @@ assert_impl_all!(SessionBody<Full<Bytes>>: Send, Sync, Unpin);
 assert_impl_all!(Hold: Send, Sync);
 assert_impl_all!(http::Response<SessionBody<axum::body::Body>>: axum::response::IntoResponse);
 
-/// Reads a body whose `finish` is ready at once, and returns the frames and the log.
+/// Reads a body whose `finish` is ready at once, and returns the frames and the
+/// log.
 async fn run(script: Script, log: &Log, content_length: Option<u64>) -> Vec<String> {
     let (mut body, hold) = SessionBody::new(script);
     engaged(&hold, finish(log, Ok(())), content_length);

@@ -183,7 +183,8 @@ impl Body for Script {
     }
 }
 
-/// A `finish` that says when it was called, waits for the test, and says how it ended.
+/// A `finish` that says when it was called, waits for the test, and says how it
+/// ended.
 struct Finishing {
     finish: Finish,
     called: oneshot::Receiver<Option<HeaderMap>>,

@@ -2,8 +2,8 @@
 
 use super::{PoolConfig, URL, env, json};
 
-/// What a pod has beside a Service called `db` with a port called `http`, and what a container has that is
-/// linked to one called `db`.
+/// What a pod has beside a Service called `db` with a port called `http`, and
+/// what a container has that is linked to one called `db`.
 const INJECTED: [&str; 22] = [
     "SERVICE_HOST",
     "SERVICE_PORT",

@@ -1,4 +1,5 @@
-//! The parameters of a URL: those that sqlx reads, and those that it would pass over.
+//! The parameters of a URL: those that sqlx reads, and those that it would pass
+//! over.
 
 use super::PoolConfig;
 

@@ -161,7 +161,8 @@ fn sizes_that_cannot_be_are_refused_with_the_key_and_what_is_allowed() {
     }
 }
 
-/// The limits are checked against the drivers' own defaults where none is given.
+/// The limits are checked against the drivers' own defaults where none is
+/// given.
 #[cfg(feature = "sqlx-postgres")]
 #[test]
 fn the_defaults_are_still_those_of_the_drivers() {

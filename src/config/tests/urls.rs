@@ -67,7 +67,8 @@ fn no_url_shows_its_password() {
             Ok(config) => {
                 accepted += 1;
                 let guarded = config.with_settings(config.url.guarded_options());
-                // What SQLite's has in its query is no password of a database's.
+                // What SQLite's has in its query is no password of a
+                // database's.
                 let guarded = if url.starts_with("sqlite") {
                     String::new()
                 } else {

@@ -1,6 +1,7 @@
 //! [`Driver`]: the three sqlx drivers behind one set of calls.
 //!
-//! Without any of them there is only [`Driver::Gone`], and no connection to call.
+//! Without any of them there is only [`Driver::Gone`], and no connection to
+//! call.
 
 mod backend_id;
 #[cfg(feature = "_sqlx")]
@@ -31,8 +32,8 @@ use self::results::{
 use crate::error::Kind;
 
 /// A connection checked out of one of sqlx's pools.
-// Not SeaORM's own connection and transaction: these end the innermost level whichever handle asks
-// (H4), and panic in `Drop` beside a running query (H16).
+// Not SeaORM's own connection and transaction: these end the innermost level
+// whichever handle asks (H4), and panic in `Drop` beside a running query (H16).
 pub(crate) enum Driver {
     #[cfg(feature = "sqlx-postgres")]
     Postgres(PoolConnection<sqlx::Postgres>),
@@ -44,7 +45,8 @@ pub(crate) enum Driver {
     Gone,
 }
 
-/// Runs `$body` with `$c` bound to the driver's own connection and `$DB` to its database type.
+/// Runs `$body` with `$c` bound to the driver's own connection and `$DB` to its
+/// database type.
 // A macro, because each arm has a connection of another type.
 macro_rules! dispatch {
     ($driver:expr, $DB:ident, $c:ident => $body:expr, gone => $gone:expr) => {
@@ -67,7 +69,8 @@ macro_rules! dispatch {
 
 /// The transaction manager of a database.
 #[cfg(feature = "_sqlx")]
-// Below sqlx's `Transaction`, which would borrow the connection: here it is owned, and moves (G5).
+// Below sqlx's `Transaction`, which would borrow the connection: here it is
+// owned, and moves (G5).
 type Transactions<DB> = <DB as sqlx::Database>::TransactionManager;
 
 #[cfg_attr(
@@ -81,7 +84,8 @@ impl Driver {
         named: bool,
     ) -> Result<ExecResult, DbErr> {
         dispatch!(self, DB, c => {
-            // Not by sqlx's `execute`, which lets no other task run while a long result comes
+            // Not by sqlx's `execute`, which lets no other task run while a
+            // long result comes
             // (<https://github.com/launchbadge/sqlx/issues/2834>).
             let results = (&mut **c).fetch_many(query::<DB>(statement, named));
             read::<DB>(results, drop).await.map(ExecResult::from).map_err(exec_error)
@@ -102,8 +106,9 @@ impl Driver {
         reads_only: bool,
     ) -> Result<Option<QueryResult>, DbErr> {
         dispatch!(self, DB, c => {
-            // An error behind the first row would be lost, and the write with it, behind an `Ok` (G7).
-            // Shown by `an_error_after_the_first_row_is_that_statements_error`.
+            // An error behind the first row would be lost, and the write with
+            // it, behind an `Ok` (G7). Shown by
+            // `an_error_after_the_first_row_is_that_statements_error`.
             let is_heard = is_single_row::<DB>(statement) || may_stop_early::<DB>(statement, reads_only);
             let query = query::<DB>(statement, named);
             let row = if is_heard {
@@ -130,7 +135,8 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// The first row of a text without values, in one round trip even if it was never sent before.
+    /// The first row of a text without values, in one round trip even if it was
+    /// never sent before.
     pub(crate) async fn query_unprepared(
         &mut self,
         sql: String,
@@ -144,9 +150,9 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// Sends every row to `rows`. Once its reader is gone, the rest is read and dropped: it may hold
-    /// the error by which the statement has failed. SQLite makes no more rows than are read, and a read
-    /// ends there.
+    /// Sends every row to `rows`. Once its reader is gone, the rest is read and
+    /// dropped: it may hold the error by which the statement has failed. SQLite
+    /// makes no more rows than are read, and a read ends there.
     #[cfg(feature = "stream")]
     pub(crate) async fn stream(
         &mut self,
@@ -173,8 +179,9 @@ impl Driver {
         }, gone => Err(lost()))
     }
 
-    /// Returns whether this connection is seen for the first time, as far as that is known without asking the
-    /// server: one that was seen before keeps a statement prepared by which it is known again.
+    /// Returns whether this connection is seen for the first time, as far as
+    /// that is known without asking the server: one that was seen before keeps
+    /// a statement prepared by which it is known again.
     #[cfg_attr(not(feature = "sqlx-mysql"), allow(clippy::unused_async))]
     pub(crate) async fn is_new(&mut self) -> Result<bool, DbErr> {
         match self {
@@ -190,25 +197,28 @@ impl Driver {
                     };
                 }
                 let after = c.cached_statements_size();
-                // With a cache of no statements, every connection looks new: then each is set
-                // right.
+                // With a cache of no statements, every connection looks new:
+                // then each is set right.
                 Ok(after != before || after == 0)
             }
             _ => Ok(false),
         }
     }
 
-    /// Reads what the server has sent for a call that ended early, without another round trip.
+    /// Reads what the server has sent for a call that ended early, without
+    /// another round trip.
     ///
-    /// An error left unread belongs to the call that ended. It is no failure to reach the end, but may
-    /// have cost the transaction: the first one is returned.
+    /// An error left unread belongs to the call that ended. It is no failure to
+    /// reach the end, but may have cost the transaction: the first one is
+    /// returned.
     pub(crate) async fn drain(&mut self) -> Result<Option<DbErr>, DbErr> {
         let mut unread = None;
         // Each failing read takes one message, and a call leaves only a few.
         for _ in 0..8 {
             match self.flush().await {
                 Ok(()) => return Ok(unread),
-                // The server's answer. Any other error says that the protocol is out of order.
+                // The server's answer. Any other error says that the protocol
+                // is out of order.
                 Err(error @ DbErr::Query(_)) => _ = unread.get_or_insert(error),
                 Err(error) => return Err(error),
             }
@@ -221,7 +231,8 @@ impl Driver {
         let flushed = match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(c) => c.flush().await,
-            // Boxed: its future is three times as large as the others', and each call would have room for it.
+            // Boxed: its future is three times as large as the others', and
+            // each call would have room for it.
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(c) => Box::pin(c.flush()).await,
             #[cfg(feature = "sqlx-sqlite")]
@@ -232,7 +243,8 @@ impl Driver {
         return flushed.map_err(unread_error);
     }
 
-    /// Forgets every prepared statement, here and on the server, and the types of their values.
+    /// Forgets every prepared statement, here and on the server, and the types
+    /// of their values.
     pub(crate) async fn forget_statements(&mut self) -> Result<(), DbErr> {
         dispatch!(self, DB, c => c.clear_cached_statements().await.map_err(connection_error), gone => Err(lost()))
     }
@@ -241,18 +253,20 @@ impl Driver {
         dispatch!(self, DB, c => c.ping().await.map_err(connection_error), gone => Err(lost()))
     }
 
-    /// Opens a transaction with `statement` (`BEGIN` if none), or a savepoint inside one.
+    /// Opens a transaction with `statement` (`BEGIN` if none), or a savepoint
+    /// inside one.
     pub(crate) async fn begin(&mut self, statement: Option<String>) -> Result<(), DbErr> {
         dispatch!(self, DB, c => {
             let statement = statement.map(|sql| AssertSqlSafe(sql).into_sql_str());
-            // By sqlx's own, whatever the text: its ROLLBACK and its pool go by its count of
-            // transactions.
+            // By sqlx's own, whatever the text: its ROLLBACK and its pool go by
+            // its count of transactions.
             Transactions::<DB>::begin(c, statement).await.map_err(query_error)
         }, gone => Err(lost()))
     }
 
-    /// Returns whether a COMMIT and the BEGIN behind it may travel together. That costs SQLite no round trip. Until
-    /// PostgreSQL 15, a NOTIFY was held back until its connection was outside of any transaction.
+    /// Returns whether a COMMIT and the BEGIN behind it may travel together.
+    /// That costs SQLite no round trip. Until PostgreSQL 15, a NOTIFY was held
+    /// back until its connection was outside of any transaction.
     pub(crate) fn may_chain(&self) -> bool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
@@ -263,16 +277,18 @@ impl Driver {
         }
     }
 
-    /// Commits, and has the server run `behind` in the same round trip: sqlx's count stays where it is. Returns the first
-    /// value of the last row. The inner error is that of `behind`, after a COMMIT that has succeeded.
+    /// Commits, and has the server run `behind` in the same round trip: sqlx's
+    /// count stays where it is. Returns the first value of the last row. The
+    /// inner error is that of `behind`, after a COMMIT that has succeeded.
     pub(crate) async fn commit_with(
         &mut self,
         behind: &str,
     ) -> Result<Result<Option<String>, DbErr>, DbErr> {
         dispatch!(self, DB, c => {
             let mut answers = (&mut **c).fetch_many(AssertSqlSafe(format!("COMMIT; {behind}")));
-            // Each statement has its answer, and the server does not run what comes behind one that has failed: an
-            // error in the first answer is COMMIT's, any later one is not.
+            // Each statement has its answer, and the server does not run what
+            // comes behind one that has failed: an error in the first answer is
+            // COMMIT's, any later one is not.
             match answers.next().await {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(query_error(error)),
@@ -298,18 +314,21 @@ impl Driver {
         dispatch!(self, DB, c => Transactions::<DB>::rollback(c).await.map_err(query_error), gone => Err(lost()))
     }
 
-    /// The number of transactions (the outermost and its savepoints) that are open by sqlx's count.
+    /// The number of transactions (the outermost and its savepoints) that are
+    /// open by sqlx's count.
     pub(crate) fn depth(&self) -> usize {
         dispatch!(self, DB, c => Transactions::<DB>::get_transaction_depth(c), gone => 0)
     }
 
     /// Gives the connection back to sqlx's pool, through its ping.
     pub(crate) async fn return_to_pool(&mut self) {
-        // The future that sqlx's own `Drop` would spawn: the connection is in it, and is closed if it is dropped.
+        // The future that sqlx's own `Drop` would spawn: the connection is in
+        // it, and is closed if it is dropped.
         dispatch!(self, DB, c => c.return_to_pool().await, gone => ());
     }
 
-    /// Has sqlx say goodbye to the server in a task, and free the slot after that.
+    /// Has sqlx say goodbye to the server in a task, and free the slot after
+    /// that.
     pub(crate) fn close(mut self) {
         dispatch!(&mut self, DB, c => c.close_on_drop(), gone => ());
     }

@@ -15,7 +15,8 @@ impl Trouble {
     }
 
     fn of_database(error: &dyn DatabaseError) -> Option<Self> {
-        // From the first row to the last: only failures come here, and prefixes and marks fit no map.
+        // From the first row to the last: only failures come here, and prefixes
+        // and marks fit no map.
         TABLE
             .iter()
             .find(|row| row.fits(error))
@@ -33,8 +34,10 @@ fn database_error(error: &DbErr) -> Option<&dyn DatabaseError> {
     }
 }
 
-/// Returns whether the server takes nothing more on the connection after this error.
-// A connection that is kept after one of these costs the next session its first statement (G4).
+/// Returns whether the server takes nothing more on the connection after this
+/// error.
+// A connection that is kept after one of these costs the next session its first
+// statement (G4).
 pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
     is_farewell(error)
         || matches!(
@@ -73,7 +76,8 @@ impl Row {
     fn fits(&self, error: &dyn DatabaseError) -> bool {
         #[cfg(feature = "sqlx-mysql")]
         if let Some(said) = error.try_downcast_ref::<sea_orm::SqlxMySqlError>() {
-            // By its number: the SQLSTATE of many of these is the general HY000.
+            // By its number: the SQLSTATE of many of these is the general
+            // HY000.
             return self.mysql.has(|code| *code == said.number(), error);
         }
         let Some(said) = error.code() else {
@@ -90,7 +94,8 @@ impl Row {
                 .sqlite
                 .has(|code| [said, said & 0xff].contains(code), error);
         }
-        // The first two characters are the class, which later versions add codes to
+        // The first two characters are the class, which later versions add
+        // codes to
         // (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
         self.postgres.has(|code| said.starts_with(code), error)
     }

@@ -24,7 +24,8 @@ pub(super) enum Says<Code: 'static> {
     Nothing(&'static str),
 }
 
-/// A mark that an error must have besides its code, where that has more than one meaning.
+/// A mark that an error must have besides its code, where that has more than
+/// one meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     Any,
@@ -49,29 +50,32 @@ pub(super) const TABLE: &[Row] = &[
         postgres: These(&[("40001", Any)]),
         // ER_CHECKREAD of MariaDB's `innodb_snapshot_isolation`, on from 11.6.
         mysql: These(&[(1020, Any)]),
-        // SQLITE_BUSY_SNAPSHOT: what the transaction has read is old, and it cannot write any more.
+        // SQLITE_BUSY_SNAPSHOT: what the transaction has read is old, and it
+        // cannot write any more.
         sqlite: These(&[(517, Any)]),
     },
     Row {
         trouble: Deadlock,
         postgres: These(&[("40P01", Any)]),
-        // Galera's answer, too, to what has collided with another node's transaction, at a
-        // statement or at COMMIT (H36).
+        // Galera's answer, too, to what has collided with another node's
+        // transaction, at a statement or at COMMIT (H36).
         mysql: These(&[(1213, Any)]),
         sqlite: Nothing("SQLITE_BUSY is returned before a deadlock"),
     },
     Row {
         trouble: LockNotAvailable,
         postgres: These(&[("55P03", Any)]),
-        // ER_LOCK_WAIT_TIMEOUT, which also is a wait of Galera's `WSREP_SYNC_WAIT_UPTO_GTID` and MariaDB's NOWAIT;
-        // MySQL's ER_LOCK_NOWAIT.
+        // ER_LOCK_WAIT_TIMEOUT, which also is a wait of Galera's
+        // `WSREP_SYNC_WAIT_UPTO_GTID` and MariaDB's NOWAIT; MySQL's
+        // ER_LOCK_NOWAIT.
         mysql: These(&[(1205, Any), (3572, Any)]),
         // SQLITE_BUSY, SQLITE_LOCKED.
         sqlite: These(&[(5, Any), (6, Any)]),
     },
     Row {
         trouble: StatementTimeout,
-        // Its message is translated. The same code is that of a statement that was cancelled by request.
+        // Its message is translated. The same code is that of a statement that
+        // was cancelled by request.
         postgres: These(&[("57014", Without("user request"))]),
         // MariaDB's ER_STATEMENT_TIMEOUT, MySQL's ER_QUERY_TIMEOUT.
         mysql: These(&[(1969, Any), (3024, Any)]),
@@ -80,7 +84,8 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: ReadOnly,
         postgres: These(&[("25006", Any)]),
-        // `read_only` and `super_read_only`, among other options; READ ONLY transactions; InnoDB's read-only mode.
+        // `read_only` and `super_read_only`, among other options; READ ONLY
+        // transactions; InnoDB's read-only mode.
         mysql: These(&[
             (1290, With("read-only")),
             (1290, With("read_only")),
@@ -93,15 +98,16 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: NoQuorum,
         postgres: Nothing("a standby is read-only"),
-        // Galera, which has not run the statement.
-        // By itself, 1047 is an unknown command of the protocol.
+        // Galera, which has not run the statement. By itself, 1047 is an
+        // unknown command of the protocol.
         mysql: These(&[(1047, With("WSREP"))]),
         sqlite: Nothing(NO_SERVER),
     },
     Row {
         trouble: CommitInterrupted,
         postgres: Nothing("COMMIT is done, refused, or lost with its connection"),
-        // ER_ERROR_DURING_COMMIT: a Galera node that has lost the others, which may have what it sent them (H38).
+        // ER_ERROR_DURING_COMMIT: a Galera node that has lost the others, which
+        // may have what it sent them (H38).
         mysql: These(&[(1180, Any)]),
         sqlite: Nothing(NO_SERVER),
     },
@@ -111,7 +117,8 @@ pub(super) const TABLE: &[Row] = &[
         postgres: These(&[
             ("53300", Any),
             ("08004", Any),
-            // The code of a broken protocol, which PgBouncer gives to most errors of its own.
+            // The code of a broken protocol, which PgBouncer gives to most
+            // errors of its own.
             ("08P01", With("no more connections allowed")),
             ("08P01", With("query_wait_timeout")),
             ("XX000", With("Max client connections reached")),
@@ -123,7 +130,8 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: StartingUp,
         postgres: These(&[("57P03", Any)]),
-        // ER_SERVER_ISNT_AVAILABLE. It usually takes no connections until it is ready.
+        // ER_SERVER_ISNT_AVAILABLE. It usually takes no connections until it is
+        // ready.
         mysql: These(&[(3168, Any)]),
         sqlite: Nothing(NO_SERVER),
     },
@@ -131,7 +139,8 @@ pub(super) const TABLE: &[Row] = &[
         trouble: LogInRefused,
         // The user, the password, the database.
         postgres: These(&[("28", Any), ("3D000", Any)]),
-        // Database, password, unknown database, host, plug-in, expired password, locked account.
+        // Database, password, unknown database, host, plug-in, expired
+        // password, locked account.
         mysql: These(&[
             (1044, Any),
             (1045, Any),
@@ -150,7 +159,8 @@ pub(super) const TABLE: &[Row] = &[
         trouble: IdleEnded,
         // `idle_session_timeout`.
         postgres: These(&[("57P05", Any)]),
-        // ER_CLIENT_INTERACTION_TIMEOUT of MySQL. MariaDB closes the connection without a word.
+        // ER_CLIENT_INTERACTION_TIMEOUT of MySQL. MariaDB closes the connection
+        // without a word.
         mysql: These(&[(4031, Any)]),
         sqlite: Nothing(NO_SERVER),
     },
@@ -163,11 +173,14 @@ pub(super) const TABLE: &[Row] = &[
     },
     Row {
         trouble: ConnectionEnded,
-        // Shutdown, crash of another backend, database dropped; and the class of connection errors.
-        // Behind `TooManyConnections`, which has codes of class 08.
+        // Shutdown, crash of another backend, database dropped; and the class
+        // of connection errors. Behind `TooManyConnections`, which has codes of
+        // class 08.
         postgres: These(&[("57P01", Any), ("57P02", Any), ("57P04", Any), ("08", Any)]),
-        // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE, errors of the network as the server
-        // saw them, ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's ER_SESSION_WAS_KILLED.
+        // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE,
+        // errors of the network as the server saw them,
+        // ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's
+        // ER_SESSION_WAS_KILLED.
         mysql: These(&[
             (1053, Any),
             (1152, Any),
@@ -200,9 +213,11 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: StatementRefused,
         postgres: Nothing("a statement that fails has aborted its transaction"),
-        // NULL where none may be, unknown column, duplicate key, syntax, number of values, unknown table, out of
-        // range, wrong value, no default, wrong value, too long, both sides of a foreign key, out of range, MySQL's
-        // and MariaDB's CHECK. What is missing here costs a round trip, with which the server is asked.
+        // NULL where none may be, unknown column, duplicate key, syntax, number
+        // of values, unknown table, out of range, wrong value, no default,
+        // wrong value, too long, both sides of a foreign key, out of range,
+        // MySQL's and MariaDB's CHECK. What is missing here costs a round trip,
+        // with which the server is asked.
         mysql: These(&[
             (1048, Any),
             (1054, Any),
@@ -240,17 +255,19 @@ pub(super) const TABLE: &[Row] = &[
     },
     Row {
         trouble: StalePlan,
-        // *cached plan must not change result type*; sqlx's statement was deallocated; a type was made anew.
+        // *cached plan must not change result type*; sqlx's statement was
+        // deallocated; a type was made anew.
         postgres: These(&[
-            // 0A000 is any feature that PostgreSQL lacks, and `lc_messages` translates the message. The
-            // routine's name stays.
+            // 0A000 is any feature that PostgreSQL lacks, and `lc_messages`
+            // translates the message. The routine's name stays.
             ("0A000", From("RevalidateCachedQuery")),
-            // A statement of a user's own PREPARE is gone because its text says so, or was never
-            // there.
+            // A statement of a user's own PREPARE is gone because its text says
+            // so, or was never there.
             ("26000", With("sqlx_s_")),
             ("XX000", With("cache lookup failed for type")),
         ]),
-        // ER_NEED_REPREPARE; ER_UNKNOWN_STMT_HANDLER, unless of an EXECUTE in SQL.
+        // ER_NEED_REPREPARE; ER_UNKNOWN_STMT_HANDLER, unless of an EXECUTE in
+        // SQL.
         mysql: These(&[(1615, Any), (1243, With("stmt_execute"))]),
         // SQLITE_SCHEMA, after SQLite has prepared it anew a number of times.
         sqlite: These(&[(17, Any)]),

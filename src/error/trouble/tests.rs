@@ -1,6 +1,7 @@
 use super::table::{Mark, Says, TABLE};
 
-/// Whether each code is said without a doubt by one row only, and not hidden by a row before.
+/// Whether each code is said without a doubt by one row only, and not hidden by
+/// a row before.
 fn check<Code: Copy + std::fmt::Debug>(
     codes: &[(Code, Mark)],
     covers: impl Fn(Code, Code) -> bool,

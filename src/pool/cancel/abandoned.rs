@@ -11,25 +11,28 @@ use crate::connection::{BackendId, CancelHandle, CancelTarget};
 /// A statement may still end by itself for this long.
 const GRACE: Duration = Duration::from_millis(3);
 
-/// The time that a statement has to end after a cancel request, before that is repeated; at first, and at
-/// most.
+/// The time that a statement has to end after a cancel request, before that is
+/// repeated; at first, and at most.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
-/// The cancellations that may still reach a connection whose statement has ended.
+/// The cancellations that may still reach a connection whose statement has
+/// ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::pool) enum Late {
     Nothing,
-    /// A cancellation that the server has acted on, perhaps after the statement's end.
+    /// A cancellation that the server has acted on, perhaps after the
+    /// statement's end.
     Possible,
     /// One that may come at any time.
     Unanswered,
 }
 
-/// Runs an abandoned call to its end. Once its statement may be cancelled, the server is asked to, again and again.
+/// Runs an abandoned call to its end. Once its statement may be cancelled, the
+/// server is asked to, again and again.
 ///
-/// Its connection is kept: with each one closed, a storm of clients that leave would empty the pool
-/// (<https://github.com/authzed/spicedb/pull/3176>).
+/// Its connection is kept: with each one closed, a storm of clients that leave
+/// would empty the pool (<https://github.com/authzed/spicedb/pull/3176>).
 pub(in crate::pool) async fn finish_abandoned<F>(
     queue: &Arc<CancelQueue>,
     mut call: F,
@@ -43,16 +46,18 @@ where
     if let Either::Left((finished, _)) = select(&mut call, abandoned).await {
         return (finished, Late::Nothing);
     }
-    // Not at once: most statements are over sooner than a cancel request could arrive, and one that comes late costs
-    // the connection another round trip.
+    // Not at once: most statements are over sooner than a cancel request could
+    // arrive, and one that comes late costs the connection another round trip.
     let (mut late, mut pause) = (Late::Nothing, GRACE);
     loop {
         if let Either::Left((finished, _)) = select(&mut call, Box::pin(sleep(pause))).await {
             return (finished, late);
         }
-        // Again, because PostgreSQL forgets a cancel request that arrives between two statements of one call.
+        // Again, because PostgreSQL forgets a cancel request that arrives
+        // between two statements of one call.
         pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
-        // Asked anew each time: the call may have come to its statement, or past it, since.
+        // Asked anew each time: the call may have come to its statement, or
+        // past it, since.
         match handle.target(queue.route()) {
             None => {}
             Some(CancelTarget::Sqlite) => late = late.max(Late::Possible),
@@ -60,8 +65,8 @@ where
                 let (finished, outcome) = cancel(queue, &mut call, target, runtime).await;
                 late = match outcome {
                     Outcome::Untouched => late,
-                    // The worst so far: that this one was answered says nothing of one before it
-                    // that was not.
+                    // The worst so far: that this one was answered says nothing
+                    // of one before it that was not.
                     Outcome::Answered => late.max(Late::Possible),
                     Outcome::InDoubt => Late::Unanswered,
                 };
@@ -69,7 +74,8 @@ where
                     return (finished, late);
                 }
                 if late == Late::Unanswered {
-                    // It may have kept the other requests of its batch waiting: they come first.
+                    // It may have kept the other requests of its batch waiting:
+                    // they come first.
                     pause = LONGEST_PAUSE;
                 }
             }
@@ -77,7 +83,8 @@ where
     }
 }
 
-/// Asks the server to cancel what `call` runs, and waits for the answer, whatever becomes of the call.
+/// Asks the server to cancel what `call` runs, and waits for the answer,
+/// whatever becomes of the call.
 async fn cancel<F>(
     queue: &Arc<CancelQueue>,
     call: &mut F,
@@ -94,9 +101,10 @@ where
         Either::Left((finished, _)) if queue.withdraw(id) => {
             (Some(finished), Ok(Outcome::Untouched))
         }
-        // It is under way, and may be carried out after the statement's end. The next one would be hit:
-        // https://github.com/pgbouncer/pgbouncer/issues/245
-        // Shown by `a_connection_is_not_reused_until_its_cancel_is_answered`.
+        // It is under way, and may be carried out after the statement's end.
+        // The next one would be hit:
+        // https://github.com/pgbouncer/pgbouncer/issues/245 Shown by
+        // `a_connection_is_not_reused_until_its_cancel_is_answered`.
         Either::Left((finished, reply)) => (Some(finished), reply.await),
     };
     // Without a reply the worker has gone, perhaps with the request on its way.

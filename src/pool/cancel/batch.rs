@@ -1,5 +1,7 @@
-//! What the server is asked, and what it answers: [`Batch`], cancel requests that are sent together, what is known of each,
-//! and why the server has not answered; and [`Subject`], for whom it may be at work, and what it says of that.
+//! What the server is asked, and what it answers: [`Batch`], cancel requests
+//! that are sent together, what is known of each, and why the server has not
+//! answered; and [`Subject`], for whom it may be at work, and what it says of
+//! that.
 
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 use std::future::Future;
@@ -16,14 +18,17 @@ use crate::connection::BackendId;
 #[cfg(feature = "_sqlx")]
 use crate::error::ends_connection;
 
-/// The longest wait for an answer. MariaDB's KILL tries for 2 seconds to get at what its target waits on, and needs
-/// them if that ends by itself in the same moment.
+/// The longest wait for an answer. MariaDB's KILL tries for 2 seconds to get at
+/// what its target waits on, and needs them if that ends by itself in the same
+/// moment.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
-// With 2 seconds, 17 of 6700 kills around the end of a SLEEP were in doubt, and each closed the
-// connections of its whole batch (`a_cancel_may_take_as_long_as_that_of_mariadb`).
+// With 2 seconds, 17 of 6700 kills around the end of a SLEEP were in doubt, and
+// each closed the connections of its whole batch
+// (`a_cancel_may_take_as_long_as_that_of_mariadb`).
 const BOUND: Duration = Duration::from_secs(4);
 
-/// A statement in question has run for at least this long. A shorter one belongs to another request or process.
+/// A statement in question has run for at least this long. A shorter one
+/// belongs to another request or process.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 pub(super) const RUNNING: Duration = Duration::from_millis(500);
 
@@ -94,17 +99,20 @@ impl Fault {
         }
     }
 
-    /// Returns whether nothing can come any more of what was sent in `batch`, so that it may be sent again at once.
+    /// Returns whether nothing can come any more of what was sent in `batch`,
+    /// so that it may be sent again at once.
     pub(super) fn is_over(&self, batch: &Batch<'_>) -> bool {
         match self {
-            // The server has said that it ends the connection: it reads nothing from it any more.
+            // The server has said that it ends the connection: it reads nothing
+            // from it any more.
             #[cfg(feature = "_sqlx")]
             Self::Driver(sqlx::Error::Database(error)) if ends_connection(&**error) => true,
             // The next one would not answer either.
             Self::Silent => false,
             #[allow(unreachable_patterns)]
-            // A connection that broke while an answer was due may have brought its requests to the
-            // server all the same: taken for unsent, they have hit innocent statements
+            // A connection that broke while an answer was due may have brought
+            // its requests to the server all the same: taken for unsent, they
+            // have hit innocent statements
             // (`a_connection_whose_cancel_request_was_lost_is_not_reused`).
             _ => batch.is_untouched(),
         }
@@ -139,7 +147,8 @@ pub(super) async fn answered<T>(
         .map_err(Fault::Driver)
 }
 
-/// Reads the only row: the server, the connections that it knows, and the statements that it is at.
+/// Reads the only row: the server, the connections that it knows, and the
+/// statements that it is at.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 pub(super) fn counted<'r, R: Row>(
     rows: &'r [R],
@@ -156,7 +165,8 @@ where
         server: row.try_get(0)?,
         is_busy: busy > 0,
     };
-    // Where fewer are known, this is another server, or one that does not show them all: nothing can be concluded.
+    // Where fewer are known, this is another server, or one that does not show
+    // them all: nothing can be concluded.
     Ok((known >= i64::from(connections)).then_some(activity))
 }
 
@@ -172,7 +182,8 @@ pub(in crate::pool) enum Subject {
 pub(in crate::pool) struct Pool {
     /// How many there are.
     pub(super) connections: u32,
-    /// Each was last used within this time; those of another process may have been idle for longer.
+    /// Each was last used within this time; those of another process may have
+    /// been idle for longer.
     pub(super) active_within: Duration,
 }
 

@@ -1,6 +1,8 @@
-//! Cancelling statements on the server, and asking it what it is at work for, by one connection beside the driver's pool.
+//! Cancelling statements on the server, and asking it what it is at work for,
+//! by one connection beside the driver's pool.
 //!
-//! A cancel request goes by way of a [`CancelQueue`] to its worker, which has the side connection.
+//! A cancel request goes by way of a [`CancelQueue`] to its worker, which has
+//! the side connection.
 
 mod abandoned;
 mod batch;

@@ -20,8 +20,9 @@ pub(super) struct MySqlSide {
 impl MySqlSide {
     pub(super) async fn open(options: &MySqlConnectOptions) -> Result<(Self, Peer), Fault> {
         let mut connection = options.connect().await?;
-        // A proxy answers the first by a number of its own, and passes the second on. A KILL by the proxy's number
-        // would hit another client's thread (H29).
+        // A proxy answers the first by a number of its own, and passes the
+        // second on. A KILL by the proxy's number would hit another client's
+        // thread (H29).
         let told = first_number(&mut connection, "SELECT CONNECTION_ID()").await?;
         let own = first_number(&mut connection, "SELECT CONNECTION_ID() + 0").await?;
         let route = if told.is_some() && told == own {
@@ -37,37 +38,42 @@ impl MySqlSide {
         Ok((side, route))
     }
 
-    /// Kills the queries of those that are still the same and at it, one by one: one that takes its time
-    /// leaves only itself in doubt.
+    /// Kills the queries of those that are still the same and at it, one by
+    /// one: one that takes its time leaves only itself in doubt.
     pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
-        // Looked for beforehand, because KILL QUERY takes nothing but a number. None becomes another connection's in
-        // between, since the server gives out each number once.
+        // Looked for beforehand, because KILL QUERY takes nothing but a number.
+        // None becomes another connection's in between, since the server gives
+        // out each number once.
         let busy = self.find_busy(batch).await?;
         let mut ended = Ok(());
         for item in &mut batch.items {
             if let BackendId::MySql { id, client, .. } = item.target
                 && busy
                     .iter()
-                    // With the client's address: a restarted server counts from 1 again.
+                    // With the client's address: a restarted server counts from
+                    // 1 again.
                     .any(|(number, host)| (number, host) == (id, client))
             {
-                // Before it is sent: if this future ends meanwhile, the thread may be killed at any
-                // time.
+                // Before it is sent: if this future ends meanwhile, the thread
+                // may be killed at any time.
                 item.outcome = Outcome::InDoubt;
                 match self.kill("QUERY", *id).await {
                     Err(fault) if fault.is_fatal() => return Err(fault),
                     killed => ended = ended.and(killed),
                 }
             }
-            // Also one that was not busy: nothing was sent for it that could come late.
+            // Also one that was not busy: nothing was sent for it that could
+            // come late.
             item.outcome = Outcome::Answered;
         }
         ended
     }
 
-    /// Returns the numbers of those that run something, and their clients' addresses.
+    /// Returns the numbers of those that run something, and their clients'
+    /// addresses.
     async fn find_busy(&mut self, batch: &Batch<'_>) -> Result<Vec<(u64, String)>, Fault> {
-        // Those at work only: one that is idle has ended its statement, and the next is not to be hit (H21).
+        // Those at work only: one that is idle has ended its statement, and the
+        // next is not to be hit (H21).
         let ids = batch.items.iter().filter_map(|item| match item.target {
             BackendId::MySql { id, .. } => Some(id.to_string()),
             BackendId::Postgres { .. } => None,
@@ -86,8 +92,8 @@ impl MySqlSide {
     /// Ends a thread, whatever it is at.
     pub(super) async fn end(&mut self, orphan: &BackendId) -> Result<(), Fault> {
         match orphan {
-            // Looked for first: KILL takes a number alone, and behind a name with several servers
-            // it may be a stranger's.
+            // Looked for first: KILL takes a number alone, and behind a name
+            // with several servers it may be a stranger's.
             BackendId::MySql { id, .. } if self.finds(orphan, "TRUE").await? == Some(true) => {
                 self.kill("CONNECTION", *id).await
             }
@@ -106,7 +112,8 @@ impl MySqlSide {
         }
     }
 
-    /// Returns whether the target's thread is there and fulfils the condition; `None` where another server is asked.
+    /// Returns whether the target's thread is there and fulfils the condition;
+    /// `None` where another server is asked.
     async fn finds(&mut self, target: &BackendId, condition: &str) -> Result<Option<bool>, Fault> {
         let BackendId::MySql { id, client, server } = target else {
             return Ok(None);
@@ -135,19 +142,21 @@ impl MySqlSide {
         }))
     }
 
-    /// Counts the connections from the same address that were in use lately, and the statements that have run for a
-    /// while, whatever address they come from: behind a gateway, that of a statement may be another one. Times are in
-    /// whole seconds here, so that each statement counts which is not in its first.
+    /// Counts the connections from the same address that were in use lately,
+    /// and the statements that have run for a while, whatever address they come
+    /// from: behind a gateway, that of a statement may be another one. Times
+    /// are in whole seconds here, so that each statement counts which is not in
+    /// its first.
     pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
         // Without the port, which each connection has of its own.
         let address = |host| {
             format!("LEFT({host}, LENGTH({host}) - LENGTH(SUBSTRING_INDEX({host}, ':', -1)))")
         };
-        // In any database: `USE` moves a connection, and a statement on it counts
-        // (`a_statement_in_another_database_is_not_taken_for_lost`).
+        // In any database: `USE` moves a connection, and a statement on it
+        // counts (`a_statement_in_another_database_is_not_taken_for_lost`).
         let sql = format!(
-            // A SUM is a DECIMAL, which sqlx does not decode as an integer, and NULL where there is
-            // no row.
+            // A SUM is a DECIMAL, which sqlx does not decode as an integer, and
+            // NULL where there is no row.
             "SELECT {MYSQL_SERVER}, \
              CAST(COALESCE(SUM(it.DB <=> own.DB AND {} = {} AND it.TIME <= {}), 0) AS SIGNED), \
              CAST(COALESCE(SUM(it.COMMAND <> 'Sleep' AND it.TIME >= {}), 0) AS SIGNED) \

@@ -10,10 +10,12 @@ use sea_orm::sqlx::{
 use super::batch::{Activity, Batch, Fault, Item, Outcome, Pool, RUNNING, answered, counted};
 use crate::connection::{BackendId, POSTGRES_PLACE, Peer};
 
-/// A start-up setting that arrives at the server only if nothing stands between.
+/// A start-up setting that arrives at the server only if nothing stands
+/// between.
 const MARK: &str = "tower_sea_orm.direct";
 
-/// When the server was started, in microseconds: a later one has none of its processes.
+/// When the server was started, in microseconds: a later one has none of its
+/// processes.
 const POSTGRES_SERVER: &str =
     "((extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8)";
 
@@ -26,9 +28,9 @@ impl PostgresSide {
     pub(super) async fn open(options: &PgConnectOptions) -> Result<(Self, Peer), Fault> {
         let mark = mark();
         let marked = options.clone().options([(MARK, &mark)]);
-        // PgBouncer refuses start-up options that it does not know, or leaves them out
-        // (`ignore_startup_parameters`, <https://www.pgbouncer.org/config.html>): both show that it
-        // is there.
+        // PgBouncer refuses start-up options that it does not know, or leaves
+        // them out (`ignore_startup_parameters`,
+        // <https://www.pgbouncer.org/config.html>): both show that it is there.
         let mut connection = match marked.connect().await {
             Ok(connection) => connection,
             // PostgreSQL itself accepts such settings.
@@ -37,8 +39,8 @@ impl PostgresSide {
             }
             Err(error) => return Err(error.into()),
         };
-        // With its schema, as everywhere here: a role's `search_path` may lead the bare name to a
-        // function of a user's.
+        // With its schema, as everywhere here: a role's `search_path` may lead
+        // the bare name to a function of a user's.
         let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
         let rows = sqlx::raw_sql(AssertSqlSafe(sql))
             .fetch_all(&mut connection)
@@ -57,7 +59,8 @@ impl PostgresSide {
 
     /// Cancels all in one statement.
     pub(super) async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
-        // Before it is sent: if this future is dropped or the connection breaks, each may be cancelled at any time.
+        // Before it is sent: if this future is dropped or the connection
+        // breaks, each may be cancelled at any time.
         batch.set_all(Outcome::InDoubt);
         let mut ended = self.cancel_backends(&batch.items).await;
         if ended.as_ref().is_err_and(Fault::is_fatal) {
@@ -75,13 +78,14 @@ impl PostgresSide {
                 ended = ended.and(one);
             }
         }
-        // Only behind the answer: then none of 12 000 cancels around a statement's end hit the next
-        // one; without the wait, 965 of 6000 did.
+        // Only behind the answer: then none of 12 000 cancels around a
+        // statement's end hit the next one; without the wait, 965 of 6000 did.
         batch.set_all(Outcome::Answered);
         ended
     }
 
-    /// The number alone may be another backend's by now: the start has to be the same.
+    /// The number alone may be another backend's by now: the start has to be
+    /// the same.
     async fn cancel_backends(&mut self, items: &[Item<'_>]) -> Result<(), Fault> {
         let wanted: Vec<String> = items
             .iter()
@@ -92,7 +96,8 @@ impl PostgresSide {
                 BackendId::MySql { .. } => None,
             })
             .collect();
-        // Not where it is idle, since a request that is late would hit what comes next there (H21).
+        // Not where it is idle, since a request that is late would hit what
+        // comes next there (H21).
         let sql = format!(
             "SELECT pg_catalog.pg_cancel_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a \
              JOIN (VALUES {}) AS v (pid, started) \
@@ -116,16 +121,17 @@ impl PostgresSide {
             return Ok(());
         };
         let sql = format!(
-            // By the server's start as well: the name may lead to another one by now, with a
-            // process of the same number.
+            // By the server's start as well: the name may lead to another one
+            // by now, with a process of the same number.
             "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = {pid} \
              AND (extract(epoch FROM backend_start) * 1000000)::int8 = {started} AND {POSTGRES_SERVER} = {server}"
         );
         answered(self.0.execute(AssertSqlSafe(sql))).await.map(drop)
     }
 
-    /// Where the same server was restarted since the process was there, it is gone. A later start alone would not do:
-    /// the name may lead to another server, while the first is still at work.
+    /// Where the same server was restarted since the process was there, it is
+    /// gone. A later start alone would not do: the name may lead to another
+    /// server, while the first is still at work.
     pub(super) async fn ask_about(
         &mut self,
         target: &BackendId,
@@ -144,7 +150,8 @@ impl PostgresSide {
             format!(
                 "OR {POSTGRES_SERVER} > {server} AND {POSTGRES_PLACE} = '{place}' \
                  AND pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time() < {} * interval '1 second'",
-                // A span and not a time: this machine's clock and the server's need not agree.
+                // A span and not a time: this machine's clock and the server's
+                // need not agree.
                 learnt.elapsed().saturating_sub(MARGIN).as_secs_f64(),
             )
         });
@@ -166,12 +173,13 @@ impl PostgresSide {
         }))
     }
 
-    /// Counts the connections from the same address that were in use lately, and the statements that have run for a
-    /// while, whatever address they come from: behind a gateway, that of a statement may be another one.
+    /// Counts the connections from the same address that were in use lately,
+    /// and the statements that have run for a while, whatever address they come
+    /// from: behind a gateway, that of a statement may be another one.
     pub(super) async fn ask_about_all(&mut self, pool: &Pool) -> Result<Option<Activity>, Fault> {
-        // Where activities are not tracked, all may be at work.
-        // Of this database alone: what else the account is at work for would keep the answer from
-        // saying anything about this pool.
+        // Where activities are not tracked, all may be at work. Of this
+        // database alone: what else the account is at work for would keep the
+        // answer from saying anything about this pool.
         let sql = format!(
             "SELECT {POSTGRES_SERVER}::text, \
              count(*) FILTER (WHERE it.client_addr IS NOT DISTINCT FROM own.client_addr \

@@ -26,7 +26,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct CancelQueue {
     pub(super) driver: DriverPool,
     /// Statements are cancelled; otherwise the server is only asked about them.
-    // A pool without `cancel_running` has no worker until an answer seems to be lost.
+    // A pool without `cancel_running` has no worker until an answer seems to be
+    // lost.
     cancels: bool,
     state: Mutex<Asked>,
     pub(super) worker: Arc<Background>,
@@ -72,13 +73,16 @@ impl CancelQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what is between the pool and the server; a proxy, as long as it is not known.
+    /// Returns what is between the pool and the server; a proxy, as long as it
+    /// is not known.
     pub(crate) fn route(&self) -> Peer {
-        // Unknown counts as a proxy: a cancel request then goes out only where it can hit no stranger (H29).
+        // Unknown counts as a proxy: a cancel request then goes out only where
+        // it can hit no stranger (H29).
         self.lock().route.unwrap_or(Peer::Proxy)
     }
 
-    /// Asks the server to cancel a connection's statement; the number withdraws the request.
+    /// Asks the server to cancel a connection's statement; the number withdraws
+    /// the request.
     pub(super) fn request(
         self: &Arc<Self>,
         target: Option<BackendId>,
@@ -98,22 +102,24 @@ impl CancelQueue {
     /// Takes a request back; false if it is under way.
     pub(super) fn withdraw(&self, id: u64) -> bool {
         let mut asked = self.lock();
-        // Under the lock of `take`: a request is still here, and was never sent, or it is the
-        // worker's and counts as sent.
+        // Under the lock of `take`: a request is still here, and was never
+        // sent, or it is the worker's and counts as sent.
         let before = asked.requests.len();
         asked.requests.retain(|request| request.id != id);
         asked.requests.len() < before
     }
 
-    /// Has the server end the process of a lost connection, which keeps the locks of its transaction until then. A proxy's
-    /// process may serve another client by now.
+    /// Has the server end the process of a lost connection, which keeps the
+    /// locks of its transaction until then. A proxy's process may serve another
+    /// client by now.
     pub(in crate::pool) fn end(self: &Arc<Self>, orphan: BackendId, runtime: &Handle) {
         if self.route() == Peer::Server {
             drop(self.ask(Subject::Orphan(orphan), runtime));
         }
     }
 
-    /// Asks the server whether it is at work for `subject`; `None` if it cannot say.
+    /// Asks the server whether it is at work for `subject`; `None` if it cannot
+    /// say.
     pub(in crate::pool) fn ask(
         self: &Arc<Self>,
         subject: Subject,
@@ -134,7 +140,8 @@ impl CancelQueue {
     }
 
     fn wake_worker(self: &Arc<Self>, runtime: &Handle) {
-        // The task looks for itself when it starts; one that runs may be waiting for the bell.
+        // The task looks for itself when it starts; one that runs may be
+        // waiting for the bell.
         if !self.worker.start(runtime, || CancelWorker::of(self)) {
             self.worker.ring();
         }
@@ -143,16 +150,19 @@ impl CancelQueue {
     /// Finds out, once, what is between the pool and the server.
     pub(in crate::pool) async fn explore(self: &Arc<Self>, runtime: &Handle) {
         let is_known = self.lock().route.is_some();
-        // Without `cancel_running` nothing depends on it, and a pool that is never stuck opens no connection beside.
+        // Without `cancel_running` nothing depends on it, and a pool that is
+        // never stuck opens no connection beside.
         if !self.cancels || !self.driver.has_server() || is_known || self.has_failed() {
             return;
         }
         let (_, reply) = self.request(None, runtime);
-        // Bounded, because a fetch waits for it, and a proxy is assumed until it is known.
+        // Bounded, because a fetch waits for it, and a proxy is assumed until
+        // it is known.
         let _ = timeout(BOUND, reply).await;
     }
 
-    /// Takes all that was asked for, so that what comes in while the server answers is asked for together.
+    /// Takes all that was asked for, so that what comes in while the server
+    /// answers is asked for together.
     pub(super) fn take(&self) -> (Vec<CancelRequest>, Vec<Question>) {
         let mut asked = self.lock();
         let asked = &mut *asked;
@@ -187,7 +197,8 @@ impl CancelQueue {
 
     /// Notes that the side connection could not be opened, and logs it once.
     pub(super) fn failed(&self, fault: &Fault) {
-        // Once, until it works again: a server without a place for it would fill the log.
+        // Once, until it works again: a server without a place for it would
+        // fill the log.
         let is_logged = self.lock().failed.replace(Instant::now()).is_some();
         if !is_logged {
             tracing::warn!(target: "tower_sea_orm::pool", "could not open a side connection to the server; waiting for statements to finish: {fault}");

@@ -1,6 +1,7 @@
 //! [`CancelWorker`]: the task that has the [`SideConnection`], by which the server is asked beside the driver's pool.
 //!
-//! It is opened when there is something to ask, and closed when there was nothing for a while.
+//! It is opened when there is something to ask, and closed when there was
+//! nothing for a while.
 
 use std::{
     collections::VecDeque,
@@ -29,7 +30,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(super) struct CancelWorker {
-    // Weak, because it is a task: a pool that goes takes its side connection along.
+    // Weak, because it is a task: a pool that goes takes its side connection
+    // along.
     queue: Weak<CancelQueue>,
     /// Resolves when the driver's pool is closed.
     closed: BoxFuture<'static, ()>,
@@ -40,8 +42,9 @@ impl CancelWorker {
     pub(super) fn of(queue: &Arc<CancelQueue>) -> Self {
         Self {
             queue: Arc::downgrade(queue),
-            // Otherwise the server would see one more client for five seconds after its pool was
-            // closed (`the_cancel_connection_is_closed_with_the_pool`).
+            // Otherwise the server would see one more client for five seconds
+            // after its pool was closed
+            // (`the_cancel_connection_is_closed_with_the_pool`).
             closed: queue.driver.closed(),
             connection: None,
         }
@@ -49,7 +52,8 @@ impl CancelWorker {
 
     async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // A goodbye waits for room in the send buffer, which a lost network never makes.
+            // A goodbye waits for room in the send buffer, which a lost network
+            // never makes.
             let _ = timeout(BOUND, connection.close()).await;
         }
     }
@@ -60,7 +64,8 @@ impl CancelWorker {
             .iter()
             .filter_map(|request| request.target.as_ref());
         let mut batch = Batch::new(targets);
-        // Only for a connection that was there: a new one that breaks at once would be opened in a loop.
+        // Only for a connection that was there: a new one that breaks at once
+        // would be opened in a loop.
         let has_rested = self.connection.is_some();
         let fault = self.send(queue, &mut batch).await;
         if has_rested && fault.is_some_and(|fault| fault.is_over(&batch)) {
@@ -75,12 +80,14 @@ impl CancelWorker {
         }
     }
 
-    /// Answers `questions`, with a new connection if there is none or the server has closed it since its last use.
+    /// Answers `questions`, with a new connection if there is none or the
+    /// server has closed it since its last use.
     async fn answer(&mut self, queue: &CancelQueue, questions: Vec<Question>) {
         for Question { subject, reply } in questions {
             let is_of_all = matches!(subject, Subject::All(_));
             if is_of_all {
-                // Each time by a new connection, which shows whether the name leads to several servers.
+                // Each time by a new connection, which shows whether the name
+                // leads to several servers.
                 self.close().await;
             }
             for _ in 0..2 {
@@ -88,8 +95,8 @@ impl CancelWorker {
                 let Some(connection) = &mut self.connection else {
                     break;
                 };
-                // A statement that a proxy keeps waiting is not the server's work yet, and its process may serve
-                // another client.
+                // A statement that a proxy keeps waiting is not the server's
+                // work yet, and its process may serve another client.
                 let is_known = matches!(subject, Subject::One(_)) || queue.route() == Peer::Server;
                 let answer = if is_known {
                     connection.ask(&subject).await
@@ -113,10 +120,11 @@ impl CancelWorker {
         }
     }
 
-    /// Sends `batch`, with a new connection if there is none; its outcomes say how far that came. Returns what broke
-    /// the connection.
+    /// Sends `batch`, with a new connection if there is none; its outcomes say
+    /// how far that came. Returns what broke the connection.
     async fn send(&mut self, queue: &CancelQueue, batch: &mut Batch<'_>) -> Option<Fault> {
-        // Not at once after a failure: a server without a place for it would be connected to with every request.
+        // Not at once after a failure: a server without a place for it would be
+        // connected to with every request.
         if self.connection.is_none() && !queue.has_failed() {
             match timeout(BOUND, SideConnection::open(&queue.driver)).await {
                 Ok(Ok((connection, route))) => {
@@ -141,12 +149,13 @@ impl Work for CancelWorker {
             self.close().await;
             return false;
         };
-        // Each round takes all there is: while the server answers, a storm's requests gather, and
-        // one statement cancels them together (H20;
+        // Each round takes all there is: while the server answers, a storm's
+        // requests gather, and one statement cancels them together (H20;
         // `a_storm_of_leaving_clients_costs_no_connection`).
         let (requests, questions) = queue.take();
         if !requests.is_empty() || !questions.is_empty() {
-            // First: a statement that is to stop costs the server, and questions may have to open a connection.
+            // First: a statement that is to stop costs the server, and
+            // questions may have to open a connection.
             self.cancel(&queue, requests).await;
             self.answer(&queue, questions).await;
             return true;
@@ -159,7 +168,8 @@ impl Work for CancelWorker {
             select(pin!(background.rung()), rest).await,
             Either::Right(_)
         );
-        // A request may have come at the last moment, and the connection is still open for it.
+        // A request may have come at the last moment, and the connection is
+        // still open for it.
         if has_rested && !self.is_pending() {
             self.close().await;
             return false;
@@ -177,7 +187,8 @@ impl Work for CancelWorker {
             return;
         };
         let (requests, questions) = queue.take();
-        // Without an answer nothing is concluded, and of the requests nothing was sent.
+        // Without an answer nothing is concluded, and of the requests nothing
+        // was sent.
         drop(questions);
         for request in requests {
             let _ = request.reply.send(Outcome::Untouched);
@@ -212,15 +223,16 @@ impl SideConnection {
     async fn open(driver: &DriverPool) -> Result<(Self, Peer), Fault> {
         match driver {
             #[cfg(feature = "sqlx-postgres")]
-            // With the pool's own options: PostgreSQL lets a user cancel what runs under its own role
+            // With the pool's own options: PostgreSQL lets a user cancel what
+            // runs under its own role
             // (<https://www.postgresql.org/docs/current/functions-admin.html>).
             DriverPool::Postgres(pool) => {
                 let (side, route) = PostgresSide::open(&pool.connect_options()).await?;
                 Ok((Self::Postgres(side), route))
             }
             #[cfg(feature = "sqlx-mysql")]
-            // As the pool's own user, who may kill its own threads without a privilege
-            // (<https://mariadb.com/kb/en/kill/>).
+            // As the pool's own user, who may kill its own threads without a
+            // privilege (<https://mariadb.com/kb/en/kill/>).
             DriverPool::MySql(pool) => {
                 let (side, route) = MySqlSide::open(&pool.connect_options()).await?;
                 Ok((Self::MySql(side), route))
@@ -230,17 +242,20 @@ impl SideConnection {
         }
     }
 
-    /// Has the server cancel what the targets run; one that has gone or is idle is left alone.
+    /// Has the server cancel what the targets run; one that has gone or is idle
+    /// is left alone.
     async fn cancel(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
-        // A batch of no targets only has the connection opened, to find out the route.
+        // A batch of no targets only has the connection opened, to find out the
+        // route.
         if batch.items.is_empty() {
             return Ok(());
         }
         dispatch!(self, side => side.cancel(batch).await, none => Err(Fault::Silent))
     }
 
-    /// Asks the server whether it is at work for `subject`. `None` if it does not say, or another server is asked: it knows
-    /// fewer connections than there are. An orphan is ended.
+    /// Asks the server whether it is at work for `subject`. `None` if it does
+    /// not say, or another server is asked: it knows fewer connections than
+    /// there are. An orphan is ended.
     async fn ask(&mut self, subject: &Subject) -> Result<Option<Activity>, Fault> {
         dispatch!(self, side => match subject {
             Subject::One(target) => side.ask_about(target).await,

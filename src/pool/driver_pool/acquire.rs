@@ -15,18 +15,21 @@ use crate::error::server;
 impl DriverPool {
     /// Takes a connection of the driver's pool, by its own `acquire()`.
     ///
-    /// sqlx's ping of an idle connection has no bound but the pool's whole time-out
-    /// (<https://github.com/launchbadge/sqlx/pull/4146>). A server's connection that is silent for long is
-    /// given up with its ping, which closes it, and so are all others that are idle and silent. Nothing is pinged
-    /// where the driver's pool is told not to.
+    /// sqlx's ping of an idle connection has no bound but the pool's whole
+    /// time-out (<https://github.com/launchbadge/sqlx/pull/4146>). A server's
+    /// connection that is silent for long is given up with its ping, which
+    /// closes it, and so are all others that are idle and silent. Nothing is
+    /// pinged where the driver's pool is told not to.
     pub(in crate::pool) async fn acquire(&self) -> Result<Driver, DbErr> {
         if self.has_server() && self.pings_idle() && self.num_idle() > 0 {
-            // Dropped in its ping, sqlx closes the connection: here that is wanted. Without a bound, each forgotten one
-            // costs a request the driver's whole time-out
+            // Dropped in its ping, sqlx closes the connection: here that is
+            // wanted. Without a bound, each forgotten one costs a request the
+            // driver's whole time-out
             // (`forgotten_idle_connections_cost_two_seconds_and_no_request`).
             match timeout(SILENCE, self.driver_acquire()).await {
                 Ok(acquired) => return acquired,
-                // sqlx would find the others dead one by one, and take as long for each (H31).
+                // sqlx would find the others dead one by one, and take as long
+                // for each (H31).
                 Err(_) => self.weed().await,
             }
         }
@@ -40,8 +43,8 @@ impl DriverPool {
                 use sqlx::Connection;
                 if !matches!(timeout(SILENCE, connection.ping()).await, Ok(Ok(()))) {
                     tracing::info!(target: "tower_sea_orm::pool", "closed an idle connection that did not answer");
-                    // Not `close()`, which would wait to say goodbye on a connection that answers
-                    // nothing.
+                    // Not `close()`, which would wait to say goodbye on a
+                    // connection that answers nothing.
                     connection.close_on_drop();
                 }
                 // The others go back as they are dropped.
@@ -50,7 +53,8 @@ impl DriverPool {
         }, direct => ());
     }
 
-    /// Returns whether the driver's pool pings an idle connection before it gives it out.
+    /// Returns whether the driver's pool pings an idle connection before it
+    /// gives it out.
     fn pings_idle(&self) -> bool {
         dispatch!(self, pool => pool.options().get_test_before_acquire(), direct => false)
     }
@@ -75,7 +79,8 @@ impl DriverPool {
             let options = pool.connect_options();
             match options.connect().await {
                 Ok(connection) => {
-                    // It has done its work: a goodbye that fails changes nothing.
+                    // It has done its work: a goodbye that fails changes
+                    // nothing.
                     let _ = connection.close().await;
                     Ok(())
                 }
@@ -94,7 +99,8 @@ impl DriverPool {
     }
 }
 
-/// Opens one connection beside the pool, asks whether its server takes statements, and closes it again.
+/// Opens one connection beside the pool, asks whether its server takes
+/// statements, and closes it again.
 #[cfg(feature = "sqlx-mysql")]
 async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
     use sqlx::{ConnectOptions, Connection};
@@ -115,7 +121,8 @@ async fn probe_mysql(pool: &sqlx::MySqlPool) -> Result<(), DbErr> {
     }
 }
 
-/// A Galera node without quorum takes log-ins and answers `SELECT 1`, and refuses what is about a table.
+/// A Galera node without quorum takes log-ins and answers `SELECT 1`, and
+/// refuses what is about a table.
 #[cfg(feature = "sqlx-mysql")]
 async fn is_ready(connection: &mut sqlx::MySqlConnection) -> Result<bool, sqlx::Error> {
     // By `wsrep_ready` alone, MariaDB without Galera would never be ready.

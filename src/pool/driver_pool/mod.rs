@@ -64,9 +64,11 @@ impl DriverPool {
                     .get_filename()
                     .to_string_lossy()
                     .into_owned();
-                // Such a database lives in its connection, which sqlx closes for many reasons
-                // (<https://github.com/launchbadge/sqlx/issues/1869>), and which must not be closed while it is in use.
-                // The first is the name that sqlx gives to one without a name.
+                // Such a database lives in its connection, which sqlx closes
+                // for many reasons
+                // (<https://github.com/launchbadge/sqlx/issues/1869>), and
+                // which must not be closed while it is in use. The first is the
+                // name that sqlx gives to one without a name.
                 let in_memory = ["sqlx-in-memory", ":memory:", "mode=memory"]
                     .iter()
                     .any(|mark| name.contains(mark));
@@ -78,7 +80,8 @@ impl DriverPool {
             DatabaseConnectionType::ProxyDatabaseConnection(_) => {
                 Ok(Self::Direct(database.clone()))
             }
-            // SeaORM panics when it is asked for the backend (<https://github.com/SeaQL/sea-orm/issues/2483>).
+            // SeaORM panics when it is asked for the backend
+            // (<https://github.com/SeaQL/sea-orm/issues/2483>).
             DatabaseConnectionType::Disconnected => Err(Kind::Disconnected.into()),
             // SeaORM may be built with drivers that this crate is not.
             #[allow(unreachable_patterns)]
@@ -86,7 +89,8 @@ impl DriverPool {
         }
     }
 
-    /// Returns whether statements are passed through to a `DatabaseConnection` (mock, proxy, plain handles).
+    /// Returns whether statements are passed through to a `DatabaseConnection`
+    /// (mock, proxy, plain handles).
     pub(in crate::pool) fn is_direct(&self) -> bool {
         matches!(self, Self::Direct(_))
     }
@@ -99,7 +103,8 @@ impl DriverPool {
     /// Returns whether both lead to the same database.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            // A plain handle has no identity of its own, so that only the very same one counts.
+            // A plain handle has no identity of its own, so that only the very
+            // same one counts.
             (Self::Direct(one), Self::Direct(another)) => {
                 std::ptr::eq(self, other) || is_same_stand_in(one, another)
             }
@@ -113,7 +118,8 @@ impl DriverPool {
         dispatch!(self, pool => std::ptr::from_ref(pool.options()).cast(), direct => std::ptr::null())
     }
 
-    /// Returns a `DatabaseConnection` of the same kind on which every statement fails, as on a closed pool.
+    /// Returns a `DatabaseConnection` of the same kind on which every statement
+    /// fails, as on a closed pool.
     pub(in crate::pool) fn closed_stand_in(&self) -> DatabaseConnection {
         dispatch!(self, pool => closed_twin(pool).into(), direct => DatabaseConnection::default())
     }
@@ -138,7 +144,8 @@ impl DriverPool {
         dispatch!(self, pool => pool.options().get_idle_timeout(), direct => None)
     }
 
-    /// Returns whether the pool could serve a user at once, by an idle connection or a new one.
+    /// Returns whether the pool could serve a user at once, by an idle
+    /// connection or a new one.
     pub(in crate::pool) fn has_idle(&self) -> bool {
         dispatch!(self, pool => pool.num_idle() > 0 || pool.size() < pool.options().get_max_connections(), direct => true)
     }
@@ -148,14 +155,16 @@ impl DriverPool {
         dispatch!(self, pool => Box::pin(pool.close_event()), direct => Box::pin(std::future::pending()))
     }
 
-    /// Returns whether PostgreSQL's statements are not kept prepared (`statement-cache-capacity=0`), as some
-    /// proxies demand. sqlx gives them names all the same, unless it is told
+    /// Returns whether PostgreSQL's statements are not kept prepared
+    /// (`statement-cache-capacity=0`), as some proxies demand. sqlx gives them
+    /// names all the same, unless it is told
     /// (<https://github.com/launchbadge/sqlx/issues/67>).
     pub(in crate::pool) fn keeps_no_statements(&self) -> bool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
             Self::Postgres(pool) => {
-                // Only the parameters matter, and the pool's own user and host might make no URL.
+                // Only the parameters matter, and the pool's own user and host
+                // might make no URL.
                 let options = pool.connect_options().as_ref().clone();
                 statement_cache_capacity(&options.username("user").host("localhost")) == Some(0)
             }
@@ -164,9 +173,10 @@ impl DriverPool {
         }
     }
 
-    /// Returns how many statements a connection keeps prepared where one more costs the following statement an
-    /// acknowledgement that the server delays: sqlx closes the oldest one by a message without an answer, and does not set
-    /// `TCP_NODELAY`.
+    /// Returns how many statements a connection keeps prepared where one more
+    /// costs the following statement an acknowledgement that the server delays:
+    /// sqlx closes the oldest one by a message without an answer, and does not
+    /// set `TCP_NODELAY`.
     pub(in crate::pool) fn cheap_statements(&self) -> Option<usize> {
         match self {
             #[cfg(feature = "sqlx-mysql")]
@@ -182,12 +192,14 @@ impl DriverPool {
         }
     }
 
-    /// Returns how many connections the pool has, those included that it is about to open.
+    /// Returns how many connections the pool has, those included that it is
+    /// about to open.
     pub(in crate::pool) fn size(&self) -> u32 {
         dispatch!(self, pool => pool.size(), direct => 0)
     }
 
-    /// Returns whether statements run on a server, which can be told to stop one.
+    /// Returns whether statements run on a server, which can be told to stop
+    /// one.
     pub(in crate::pool) fn has_server(&self) -> bool {
         match self {
             #[cfg(feature = "sqlx-postgres")]
@@ -212,25 +224,29 @@ impl DriverPool {
         dispatch!(self, pool => pool.num_idle(), direct => 0)
     }
 
-    /// Returns whether connections of the driver's pool are in use besides `acquiring` that are being opened.
+    /// Returns whether connections of the driver's pool are in use besides
+    /// `acquiring` that are being opened.
     pub(in crate::pool) fn is_used(&self, acquiring: u32) -> bool {
-        // sqlx does not count its users: they are what is left of all that it has.
+        // sqlx does not count its users: they are what is left of all that it
+        // has.
         dispatch!(self, pool => pool.size() > pool.num_idle() as u32 + acquiring, direct => { let _ = acquiring; false })
     }
 
     /// Refuses new users of the driver's pool; does not wait for anything.
     pub(in crate::pool) fn close_without_waiting(&self) {
-        // sqlx has marked the pool as closed when `close()` returns; only its future waits for the
-        // connections (H26).
+        // sqlx has marked the pool as closed when `close()` returns; only its
+        // future waits for the connections (H26).
         dispatch!(self, pool => drop(pool.close()), direct => ());
     }
 
-    /// Refuses new users of the driver's pool and closes what is idle there, which sqlx does only when all else is
-    /// back (<https://github.com/launchbadge/sqlx/issues/1773>).
+    /// Refuses new users of the driver's pool and closes what is idle there,
+    /// which sqlx does only when all else is back
+    /// (<https://github.com/launchbadge/sqlx/issues/1773>).
     pub(in crate::pool) fn close_now(&self) {
         dispatch!(self, pool => {
             let idle = take_idle(pool);
-            // Not before: `min_connections` would have others opened in their place.
+            // Not before: `min_connections` would have others opened in their
+            // place.
             drop(pool.close());
             close_all(idle);
         }, direct => ());
@@ -259,7 +275,8 @@ fn is_same_stand_in(one: &DatabaseConnection, other: &DatabaseConnection) -> boo
     }
 }
 
-/// Returns how many statements each connection keeps prepared: sqlx tells it in the URL only.
+/// Returns how many statements each connection keeps prepared: sqlx tells it in
+/// the URL only.
 #[cfg(any(feature = "sqlx-postgres", feature = "sqlx-mysql"))]
 fn statement_cache_capacity(options: &impl sqlx::ConnectOptions) -> Option<usize> {
     let url = options.to_url_lossy();
@@ -276,7 +293,8 @@ fn closed_twin<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> sqlx::Pool<DB> {
     twin
 }
 
-/// Takes all idle connections. sqlx's count of them may be behind, so every one that it gives out is taken.
+/// Takes all idle connections. sqlx's count of them may be behind, so every one
+/// that it gives out is taken.
 #[cfg(feature = "_sqlx")]
 fn take_idle<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Vec<PoolConnection<DB>> {
     std::iter::from_fn(|| pool.try_acquire()).collect()
@@ -285,13 +303,14 @@ fn take_idle<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Vec<PoolConnection<DB
 #[cfg(feature = "_sqlx")]
 fn close_all<DB: sqlx::Database>(connections: Vec<PoolConnection<DB>>) {
     for mut connection in connections {
-        // sqlx says goodbye in a task of its own: neither `close()` nor an eviction waits for one
-        // server's answer after the other.
+        // sqlx says goodbye in a task of its own: neither `close()` nor an
+        // eviction waits for one server's answer after the other.
         connection.close_on_drop();
     }
 }
 
-/// Returns what to do so that the driver of a `DatabaseConnection` is built in, by the name SeaORM prints.
+/// Returns what to do so that the driver of a `DatabaseConnection` is built in,
+/// by the name SeaORM prints.
 fn remedy_for(variant: &str) -> &'static str {
     match variant {
         "SqlxPostgresPoolConnection" => "enable its feature `sqlx-postgres`",

@@ -13,9 +13,11 @@ use crate::{
     position::{Reached, gtids},
 };
 
-/// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that is read-only, whatever it replicates: one that
-/// was promoted is not. The fourth column is of a node of a Galera cluster only: its state
-/// (<https://galeracluster.com/library/documentation/monitoring-cluster.html>), and what it has committed.
+/// Needs no privilege, unlike `SHOW REPLICA STATUS`. A replica is a server that
+/// is read-only, whatever it replicates: one that was promoted is not. The
+/// fourth column is of a node of a Galera cluster only: its state
+/// (<https://galeracluster.com/library/documentation/monitoring-cluster.html>),
+/// and what it has committed.
 const CHECK: &str = "SELECT CAST(@@global.read_only AS CHAR), \
      CAST(@@global.gtid_slave_pos AS CHAR), CAST(@@global.gtid_binlog_pos AS CHAR), \
      CAST((SELECT CONCAT_WS(' ', \
@@ -40,8 +42,8 @@ pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnec
     };
     let (connection, version) = connected.await.map_err(|error| error.to_string())?;
     // MySQL's GTIDs are sets of ranges for each server
-    // (<https://dev.mysql.com/doc/refman/8.4/en/replication-gtids-concepts.html>), which no
-    // `Position` is.
+    // (<https://dev.mysql.com/doc/refman/8.4/en/replication-gtids-concepts.html>),
+    // which no `Position` is.
     if version.contains("MariaDB") {
         Ok(connection)
     } else {
@@ -52,7 +54,8 @@ pub(super) async fn connect(database: &DatabaseConnection) -> Result<MySqlConnec
 }
 
 pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, String> {
-    // One statement for all, since the server may change its role between two. Both texts are this crate's.
+    // One statement for all, since the server may change its role between two.
+    // Both texts are this crate's.
     let check = AssertSqlSafe(format!("{CHECK}, {}", History::READ));
     let row = connection.fetch_one(check).await;
     let row = row.map_err(|error| error.to_string())?;
@@ -61,13 +64,13 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     let read_only = text(0).map_err(|error| error.to_string())?;
     let takes_writes = matches!(&*read_only, "0" | "OFF");
     let node: Option<String> = row.try_get(3).map_err(|error| error.to_string())?;
-    // Each build with Galera has these variables, in a cluster or not: the text asks for `WSREP_ON`
-    // as well.
+    // Each build with Galera has these variables, in a cluster or not: the text
+    // asks for `WSREP_ON` as well.
     if let Some(node) = node.filter(|node| !node.is_empty()) {
         return of_galera(&node, takes_writes);
     }
-    // A primary's own writes are in its binary log, what a replica has applied in `gtid_slave_pos`
-    // (<https://mariadb.com/kb/en/gtid/>).
+    // A primary's own writes are in its binary log, what a replica has applied
+    // in `gtid_slave_pos` (<https://mariadb.com/kb/en/gtid/>).
     let gtid_list = text(if takes_writes { 2 } else { 1 });
     let gtid_list = gtid_list.map_err(|error| error.to_string())?;
     let gtids = gtids(&gtid_list).map_err(|_| format!("no list of GTIDs: {gtid_list}"))?;
@@ -83,8 +86,9 @@ pub(super) async fn ask(connection: &mut MySqlConnection) -> Result<Answer, Stri
     })
 }
 
-/// Reads what a node of a Galera cluster says of itself. One that does not take part in its cluster is not to serve reads, and
-/// neither is one that lags because it is another one's donor: as the primary, that still takes writes.
+/// Reads what a node of a Galera cluster says of itself. One that does not take
+/// part in its cluster is not to serve reads, and neither is one that lags
+/// because it is another one's donor: as the primary, that still takes writes.
 fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
     let parts: Vec<&str> = node.split(' ').collect();
     let &[ready, state, committed] = &*parts else {
@@ -93,7 +97,8 @@ fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
     let committed = committed
         .parse()
         .map_err(|_| format!("no position of a Galera node: {committed}"))?;
-    // `SELECT 1` succeeds without a quorum (H33): only the node's own word tells.
+    // `SELECT 1` succeeds without a quorum (H33): only the node's own word
+    // tells.
     let is_fit = (ready, state) == ("ON", "Synced");
     let unfit = (!is_fit).then(|| {
         let state = state.replace('_', " ");
@@ -102,7 +107,8 @@ fn of_galera(node: &str, takes_writes: bool) -> Result<Answer, String> {
     Ok(Answer {
         is_replica: true,
         unfit,
-        // A node without a quorum refuses writes by 1047, whatever its `read_only` is.
+        // A node without a quorum refuses writes by 1047, whatever its
+        // `read_only` is.
         takes_writes: takes_writes && ready == "ON",
         reached: Reached::Galera(committed),
         history: None,

@@ -14,7 +14,8 @@ use tokio::{sync::Mutex, time::timeout};
 
 use crate::{connection::History, position::Reached};
 
-/// The connection that a server is asked on. Not one of the pool's: the answer is not to wait behind requests.
+/// The connection that a server is asked on. Not one of the pool's: the answer
+/// is not to wait behind requests.
 #[derive(Default)]
 pub(super) struct Monitor(Mutex<Option<Connection>>);
 
@@ -25,10 +26,11 @@ impl Monitor {
         database: &DatabaseConnection,
         within: Duration,
     ) -> Result<Answer, String> {
-        // tokio's, since it is held while the server is asked. The checks of one `Replicas` never
-        // overlap.
+        // tokio's, since it is held while the server is asked. The checks of
+        // one `Replicas` never overlap.
         let mut place = self.0.lock().await;
-        // Taken: one that fails, or whose answer does not come, is not used again.
+        // Taken: one that fails, or whose answer does not come, is not used
+        // again.
         let connection = place.take();
         let asking = async {
             let mut connection = match connection {
@@ -38,8 +40,8 @@ impl Monitor {
             let answer = connection.ask().await?;
             Ok::<_, String>((connection, answer))
         };
-        // Around the log-in as well: a host that is switched off does not refuse it, but never
-        // answers.
+        // Around the log-in as well: a host that is switched off does not
+        // refuse it, but never answers.
         let asked = timeout(within, asking).await;
         let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {within:?}")));
         let (connection, answer) = asked?;
@@ -47,7 +49,8 @@ impl Monitor {
         Ok(answer)
     }
 
-    /// Has the next question asked on a new connection, which goes to the server that the name leads to then.
+    /// Has the next question asked on a new connection, which goes to the
+    /// server that the name leads to then.
     pub(super) async fn reconnect(&self) {
         *self.0.lock().await = None;
     }
@@ -92,7 +95,8 @@ impl Connection {
 /// A server's answer.
 #[derive(Clone, Debug)]
 pub(in crate::replicas) struct Answer {
-    /// Whether it may serve reads as a replica. All nodes of a Galera cluster may.
+    /// Whether it may serve reads as a replica. All nodes of a Galera cluster
+    /// may.
     pub(in crate::replicas) is_replica: bool,
     /// Why it should not serve reads all the same.
     pub(in crate::replicas) unfit: Option<String>,
@@ -100,6 +104,7 @@ pub(in crate::replicas) struct Answer {
     pub(in crate::replicas) takes_writes: bool,
     /// What it has replayed, or committed if it is the primary.
     pub(in crate::replicas) reached: Reached,
-    /// What it has of each server's transactions. MariaDB tells, unless it is a node of a Galera cluster.
+    /// What it has of each server's transactions. MariaDB tells, unless it is a
+    /// node of a Galera cluster.
     pub(in crate::replicas) history: Option<History>,
 }

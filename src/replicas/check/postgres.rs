@@ -10,12 +10,13 @@ use sea_orm::{
 use super::Answer;
 use crate::position::{Lsn, Reached};
 
-/// Never `SELECT 1`: a promoted replica and a primary that was restored answer that as well. The timeline that a replica
-/// receives is shown to members of `pg_monitor` only; others see the one of its last restart point, which is older after a
-/// fail-over, and so safe.
-// Each name with its schema: a role's `search_path` may lead to other functions. The position is
-// what is flushed, since replicas get no more than that, and one beyond would be waited for in vain
-// (H34).
+/// Never `SELECT 1`: a promoted replica and a primary that was restored answer
+/// that as well. The timeline that a replica receives is shown to members of
+/// `pg_monitor` only; others see the one of its last restart point, which is
+/// older after a fail-over, and so safe.
+// Each name with its schema: a role's `search_path` may lead to other
+// functions. The position is what is flushed, since replicas get no more than
+// that, and one beyond would be waited for in vain (H34).
 const CHECK: &str = "SELECT pg_catalog.pg_is_in_recovery(), \
      CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
      ELSE pg_catalog.pg_current_wal_flush_lsn() END::text, \
@@ -48,8 +49,8 @@ async fn read(connection: &mut PgConnection) -> Result<Answer, sqlx::Error> {
         takes_writes: !is_replica,
         unfit: None,
         reached: Reached::Log {
-            // `bit(32)` becomes a signed number. Without one, the server is taken for the earliest,
-            // and serves no client that has a position.
+            // `bit(32)` becomes a signed number. Without one, the server is
+            // taken for the earliest, and serves no client that has a position.
             timeline: timeline.map_or(0, i32::cast_unsigned),
             // A server in recovery that has replayed nothing yet.
             lsn: lsn.map_or(0, |lsn| lsn.0),

@@ -19,13 +19,16 @@ use crate::{
     pool::{Scope, SessionPool},
 };
 
-/// Finds the current request's session, for repositories in application state that can't take it as an argument.
+/// Finds the current request's session, for repositories in application state
+/// that can't take it as an argument.
 ///
 /// Such a repository keeps its connection inside, often behind an `Arc<dyn …>`.
 ///
-/// `CurrentSession` implements SeaORM's `ConnectionTrait`, `StreamTrait` and `TransactionTrait` and can be kept for as long as the
-/// service runs. Each statement runs in the session that the request has from its [`DbSessionLayer`](crate::DbSessionLayer):
-/// in the handler's transaction if it has one, and committed or rolled back with it. Where you can pass a
+/// `CurrentSession` implements SeaORM's `ConnectionTrait`, `StreamTrait` and
+/// `TransactionTrait` and can be kept for as long as the service runs. Each
+/// statement runs in the session that the request has from its
+/// [`DbSessionLayer`](crate::DbSessionLayer): in the handler's transaction if
+/// it has one, and committed or rolled back with it. Where you can pass a
 /// [`DbSession`] along, do: the compiler then sees to it that there is one.
 ///
 /// ```
@@ -85,17 +88,22 @@ use crate::{
 /// - that of a job ([`SessionPool::transaction`]) on the same database;
 /// - one whose [`scope`](DbSession::scope) has been entered.
 ///
-/// With replicas (feature `replicas`), it finds the session wherever that reads; create it with the primary's pool.
+/// With replicas (feature `replicas`), it finds the session wherever that
+/// reads; create it with the primary's pool.
 ///
-/// A spawned task, a hook and a body that is not held have none: there, statements fail with an error that says so
-/// ([`is_missing_layer`](Error::is_missing_layer)), unless [`or_own_session`](Self::or_own_session) is set. A future looks
-/// for its session when it is first polled, and not when it is made.
+/// A spawned task, a hook and a body that is not held have none: there,
+/// statements fail with an error that says so
+/// ([`is_missing_layer`](Error::is_missing_layer)), unless
+/// [`or_own_session`](Self::or_own_session) is set. A future looks for its
+/// session when it is first polled, and not when it is made.
 ///
-/// A transaction from `begin()` is a nested one of the current session, as with [`DbSession`]: pass it to the code that is
-/// to run in it. While it is open, statements that do not go through it are refused.
+/// A transaction from `begin()` is a nested one of the current session, as with
+/// [`DbSession`]: pass it to the code that is to run in it. While it is open,
+/// statements that do not go through it are refused.
 ///
-/// Create it when the service starts: requests only make their sessions known from then on, so that services without one
-/// pay nothing for it. Those with one pay some 400 instructions for each request, and no allocation.
+/// Create it when the service starts: requests only make their sessions known
+/// from then on, so that services without one pay nothing for it. Those with
+/// one pay some 400 instructions for each request, and no allocation.
 pub struct CurrentSession<Tag = DefaultDatabase> {
     pool: SessionPool,
     /// Outside a request, each call opens a session.
@@ -104,10 +112,11 @@ pub struct CurrentSession<Tag = DefaultDatabase> {
     tag: PhantomData<fn() -> Tag>,
 }
 
-// Beside `tagged`, because the default of a type parameter does not guide inference: `CurrentSession::tagged(…)` would
-// ask for the tag.
+// Beside `tagged`, because the default of a type parameter does not guide
+// inference: `CurrentSession::tagged(…)` would ask for the tag.
 impl CurrentSession {
-    /// Creates one for the sessions of a layer over `pool`. Give both the same [`SessionPool`].
+    /// Creates one for the sessions of a layer over `pool`. Give both the same
+    /// [`SessionPool`].
     ///
     /// # Panics
     ///
@@ -119,15 +128,16 @@ impl CurrentSession {
 }
 
 impl<Tag> CurrentSession<Tag> {
-    /// Creates one for the sessions of a tag, for services with several databases.
+    /// Creates one for the sessions of a tag, for services with several
+    /// databases.
     ///
     /// # Panics
     ///
     /// As [`new`](CurrentSession::new).
     #[track_caller]
     pub fn tagged(pool: impl Into<SessionPool>) -> Self {
-        // Here and not with the first call, which would find no scope: its request is being polled
-        // already.
+        // Here and not with the first call, which would find no scope: its
+        // request is being polled already.
         Scope::look();
         Self {
             pool: pool.into(),
@@ -136,10 +146,13 @@ impl<Tag> CurrentSession<Tag> {
         }
     }
 
-    /// Has each call outside a request open a session of its own, which ends with it (a transaction's with its handle, and a
-    /// stream's with the stream), instead of returning an error. For repositories that background tasks use as well.
+    /// Has each call outside a request open a session of its own, which ends
+    /// with it (a transaction's with its handle, and a stream's with the
+    /// stream), instead of returning an error. For repositories that background
+    /// tasks use as well.
     ///
-    /// Two such calls share no transaction: run what belongs together in a [`scope`](DbSession::scope) or a
+    /// Two such calls share no transaction: run what belongs together in a
+    /// [`scope`](DbSession::scope) or a
     /// [`transaction`](SessionPool::transaction).
     #[must_use = "it returns the setting, and changes none in place"]
     pub fn or_own_session(mut self) -> Self {
@@ -147,7 +160,8 @@ impl<Tag> CurrentSession<Tag> {
         self
     }
 
-    /// Returns the current session, for what SeaORM's traits do not have: hooks, `release()`, `scope()`.
+    /// Returns the current session, for what SeaORM's traits do not have:
+    /// hooks, `release()`, `scope()`.
     ///
     /// # Errors
     ///
@@ -170,7 +184,8 @@ impl<Tag> CurrentSession<Tag> {
         self.pool.inner().backend()
     }
 
-    /// Returns the database's kind; the method has the name that SeaORM's own types use.
+    /// Returns the database's kind; the method has the name that SeaORM's own
+    /// types use.
     pub fn get_database_backend(&self) -> DbBackend {
         self.backend()
     }
@@ -192,7 +207,8 @@ impl<Tag> CurrentSession<Tag> {
                 if job.pool().driver().is_same(own.driver()) {
                     return Some(job);
                 }
-                // It may still be on the database that the layer's `by` has picked for the request.
+                // It may still be on the database that the layer's `by` has
+                // picked for the request.
                 jobs.push(job);
                 None
             }
@@ -217,18 +233,21 @@ impl<Tag> CurrentSession<Tag> {
             return Ok(Found { core, own: None });
         }
         if !self.opens_own {
-            // An error and no session of its own: what is written there would not be part of the
-            // handler's transaction, and no answer would say so.
+            // An error and no session of its own: what is written there would
+            // not be part of the handler's transaction, and no answer would say
+            // so.
             return Err(Kind::NoCurrentSession.into());
         }
         let plan = Plan::new(OpenedFor::User);
-        // Boxed, so that a statement in a request does not carry the room for it.
+        // Boxed, so that a statement in a request does not carry the room for
+        // it.
         let opened = Box::pin(self.pool.eager_session::<Tag>(plan)).await?;
         let own = Box::new(opened.1);
         Ok(Found {
             core: own.core.clone(),
-            // Kept with what it has opened: the session must not end before its stream or
-            // transaction (`a_stream_has_its_session_until_it_is_dropped`).
+            // Kept with what it has opened: the session must not end before its
+            // stream or transaction
+            // (`a_stream_has_its_session_until_it_is_dropped`).
             own: Some(own),
         })
     }

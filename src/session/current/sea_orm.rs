@@ -19,15 +19,18 @@ use crate::{
     error::Kind,
 };
 
-/// Runs an operation in the current session, and returns its output of the kind that belongs to it.
+/// Runs an operation in the current session, and returns its output of the kind
+/// that belongs to it.
 macro_rules! run {
     ($self:ident, $operation:expr, $output:ident) => {{
-        // With each call, at its first poll: a future may be made in one request and polled elsewhere
+        // With each call, at its first poll: a future may be made in one
+        // request and polled elsewhere
         // (`a_future_made_in_a_request_and_polled_elsewhere_has_no_session`).
         let found = $self.find().await?;
         match run(found.handle(), $operation).await? {
             Output::$output(output) => Ok(output),
-            // Cannot be: each operation has one kind of output. An error is better than a panic in a handler.
+            // Cannot be: each operation has one kind of output. An error is
+            // better than a panic in a handler.
             _ => Err(Kind::ConnectionLost.into_db_err()),
         }
     }};
@@ -35,7 +38,8 @@ macro_rules! run {
 
 async fn run(handle: Handle<'_>, operation: Operation) -> Result<Output, DbErr> {
     if handle.core.pool().is_direct() {
-        // Boxed, so that a statement on a real connection does not carry the room for it.
+        // Boxed, so that a statement on a real connection does not carry the
+        // room for it.
         return Box::pin(pass_through::run(handle, operation)).await;
     }
     statement::run(handle.core, handle.caller, operation).await

@@ -1,5 +1,6 @@
-//! The second path: sessions without a connection of their own (mock, proxy, plain handles). Their statements go to
-//! SeaORM, and so do their transactions: [`Through`].
+//! The second path: sessions without a connection of their own (mock, proxy,
+//! plain handles). Their statements go to SeaORM, and so do their transactions:
+//! [`Through`].
 
 mod nested;
 mod own;
@@ -25,16 +26,18 @@ pub(super) type OwnTransaction = Arc<DatabaseTransaction>;
 
 /// SeaORM's transactions under a session.
 ///
-/// SeaORM ends the innermost one, whichever handle asks for it, so a transaction whose handle goes first is kept
-/// until those inside it have ended.
+/// SeaORM ends the innermost one, whichever handle asks for it, so a
+/// transaction whose handle goes first is kept until those inside it have
+/// ended.
 #[derive(Default)]
 pub(super) struct Through {
-    // Shared, because SeaORM lets statements run in it side by side, and each may outlast the handler.
+    // Shared, because SeaORM lets statements run in it side by side, and each
+    // may outlast the handler.
     /// The session's own transaction.
     pub(super) own: Option<OwnTransaction>,
     /// The server has given up the transactions from this depth on.
-    // SeaORM keeps no account of this, and a mock commits what a server would not
-    // (`a_mock_of_postgresql_commits_nothing_after_a_failed_statement`).
+    // SeaORM keeps no account of this, and a mock commits what a server would
+    // not (`a_mock_of_postgresql_commits_nothing_after_a_failed_statement`).
     given_up: Option<usize>,
     /// Handles whose transactions SeaORM still has, outermost first.
     alive: Vec<TransactionId>,
@@ -48,7 +51,8 @@ impl Through {
         !self.parked.is_empty()
     }
 
-    /// Notes that the server has given up the innermost of `depth` transactions, or all of them.
+    /// Notes that the server has given up the innermost of `depth`
+    /// transactions, or all of them.
     pub(super) fn give_up(&mut self, depth: usize, all: bool) {
         if depth > 0 {
             // The first one counts: those inside are given up with it.
@@ -56,12 +60,14 @@ impl Through {
         }
     }
 
-    /// Returns whether the server has given up the innermost of `depth` transactions.
+    /// Returns whether the server has given up the innermost of `depth`
+    /// transactions.
     pub(super) fn is_given_up(&self, depth: usize) -> bool {
         self.given_up.is_some_and(|from| from <= depth)
     }
 
-    /// Forgets that the transaction at `depth`, which is being ended, was given up; returns whether it was.
+    /// Forgets that the transaction at `depth`, which is being ended, was given
+    /// up; returns whether it was.
     pub(super) fn take_given_up(&mut self, depth: usize) -> bool {
         self.given_up.take_if(|from| *from >= depth).is_some()
     }
@@ -75,7 +81,8 @@ impl Through {
         self.alive.push(id);
     }
 
-    /// Keeps a transaction whose handle goes before those inside it; gives it back if there are none.
+    /// Keeps a transaction whose handle goes before those inside it; gives it
+    /// back if there are none.
     pub(super) fn park(
         &mut self,
         id: TransactionId,
@@ -91,12 +98,14 @@ impl Through {
         None
     }
 
-    /// The handle of `id` is gone; returns what was waiting for that, to be rolled back in this order.
+    /// The handle of `id` is gone; returns what was waiting for that, to be
+    /// rolled back in this order.
     pub(super) fn unpark(&mut self, id: TransactionId) -> Vec<DatabaseTransaction> {
         self.alive.retain(|alive| *alive != id);
         let innermost = self.alive.last().copied();
-        // Handles are dropped in any order, but only the innermost transaction may be ended (H16).
-        // In the order in which they were begun, since numbers only grow.
+        // Handles are dropped in any order, but only the innermost transaction
+        // may be ended (H16). In the order in which they were begun, since
+        // numbers only grow.
         self.parked.sort_by_key(|(id, _)| *id);
         let outside = |id: TransactionId| innermost.is_some_and(|alive| id < alive);
         let stays = self.parked.iter().take_while(|(id, _)| outside(*id));

@@ -20,9 +20,11 @@ pub(in crate::session) async fn begin(
     options: TransactionOptions,
 ) -> Result<(TransactionId, DatabaseTransaction), DbErr> {
     let core = handle.core;
-    // The session's own transaction first, if there is to be one: this one is a savepoint in it.
+    // The session's own transaction first, if there is to be one: this one is a
+    // savepoint in it.
     let own = enter(handle).await?;
-    // Once more: that may have waited, and another transaction may have been begun meanwhile.
+    // Once more: that may have waited, and another transaction may have been
+    // begun meanwhile.
     admit(core, handle.caller)?;
     // A SAVEPOINT would fail in such a transaction, and take it along.
     if is_given_up(core) {
@@ -57,7 +59,8 @@ pub(in crate::session) async fn end(
         let depth = state
             .admit(Caller::Transaction(id))
             .map_err(Kind::into_db_err)?;
-        // SeaORM still has a transaction inside this one, and would end that one instead (H4).
+        // SeaORM still has a transaction inside this one, and would end that
+        // one instead (H4).
         if state.through.is_any_parked() {
             return Err(Kind::NestedOpen.into_db_err());
         }
@@ -66,22 +69,25 @@ pub(in crate::session) async fn end(
     let Some(transaction) = transaction.take() else {
         return Ok(());
     };
-    // Taken out of its handle: that one's `Drop` must not roll back what is being committed.
+    // Taken out of its handle: that one's `Drop` must not roll back what is
+    // being committed.
     let ended = send_end(core, transaction, commits, depth).await;
-    // Also after an error: SeaORM has given the transaction up, and a handle that stayed open would
-    // refuse all others.
+    // Also after an error: SeaORM has given the transaction up, and a handle
+    // that stayed open would refuse all others.
     close(core, id, commits && ended.is_ok());
     ended
 }
 
-/// Rolls back a transaction whose handle was dropped, once those inside it have ended.
+/// Rolls back a transaction whose handle was dropped, once those inside it have
+/// ended.
 pub(in crate::session) fn abandon(
     core: &Arc<Core>,
     id: TransactionId,
     transaction: DatabaseTransaction,
 ) {
     let mut state = core.lock();
-    // SeaORM panics if a transaction goes while one inside it is in a query, so that an unwinding aborts (H16).
+    // SeaORM panics if a transaction goes while one inside it is in a query, so
+    // that an unwinding aborts (H16).
     let parked = state.through.park(id, transaction);
     let Some(transaction) = parked else {
         state.stack.close(id, false);

@@ -1,4 +1,5 @@
-//! The conditions for a statement to pass, and the session's own transaction, where it is one of SeaORM's.
+//! The conditions for a statement to pass, and the session's own transaction,
+//! where it is one of SeaORM's.
 
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ use crate::{
     error::{Error, Kind, server},
 };
 
-/// Admits a statement, and returns the session's own transaction if that is what it runs in.
+/// Admits a statement, and returns the session's own transaction if that is
+/// what it runs in.
 pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, DbErr> {
     match handle.through {
         Some(_) => admit(handle.core, handle.caller).map(|()| None),
@@ -30,10 +32,12 @@ pub(super) async fn enter(handle: Handle<'_>) -> Result<Option<OwnTransaction>, 
     }
 }
 
-/// Returns the session's own transaction, begun if it has not been; `None` in autocommit.
+/// Returns the session's own transaction, begun if it has not been; `None` in
+/// autocommit.
 pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransaction>, DbErr> {
     admit(core, Caller::Session)?;
-    // A mock or proxy has no connection to be set up when it is acquired: the first statement is the moment for it.
+    // A mock or proxy has no connection to be set up when it is acquired: the
+    // first statement is the moment for it.
     if core.lock().fresh {
         enqueue(core, Caller::Session, async |core, _turn| {
             set_up(&core).await
@@ -43,7 +47,8 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     let own = {
         let mut state = core.lock();
         if !state.is_transactional() {
-            // Before it is sent, because nothing accounts for it afterwards: it may be stored from here on.
+            // Before it is sent, because nothing accounts for it afterwards: it
+            // may be stored from here on.
             state.stack.standing.stored();
             return Ok(None);
         }
@@ -52,7 +57,8 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     if own.is_some() {
         return Ok(own);
     }
-    // In a turn, so that statements that run side by side begin one transaction and not two.
+    // In a turn, so that statements that run side by side begin one transaction
+    // and not two.
     enqueue(core, Caller::Session, async |core, _turn| {
         begin_own(&core).await.inspect_err(|error| {
             let error = Error::of_begin(error.clone());
@@ -63,8 +69,8 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
 }
 
 async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
-    // Once more: the session may have ended, or another transaction begun, while this waited for
-    // its turn.
+    // Once more: the session may have ended, or another transaction begun,
+    // while this waited for its turn.
     admit(core, Caller::Session)?;
     let (mode, set_up) = {
         let state = core.lock();
@@ -79,8 +85,9 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     let begun = core.pool().database().begin_with_options(options).await;
     let transaction = begun.inspect_err(|error| core.lock().note_failure(error, 0, true))?;
     if let Some(set_up) = set_up {
-        // Dropped on an error, SeaORM's transaction rolls back: without its settings no statement
-        // runs (`without_its_settings_no_statement_runs`).
+        // Dropped on an error, SeaORM's transaction rolls back: without its
+        // settings no statement runs
+        // (`without_its_settings_no_statement_runs`).
         set(core, &transaction, &set_up.settings).await?;
         execute_all(core, &transaction, &set_up.statements).await?;
     }
@@ -92,11 +99,13 @@ async fn begin_own(core: &Core) -> Result<Option<OwnTransaction>, DbErr> {
     Ok(Some(own))
 }
 
-/// Runs the statements that a connection would be set up with: a test is to see them.
+/// Runs the statements that a connection would be set up with: a test is to see
+/// them.
 async fn set_up(core: &Core) -> Result<(), DbErr> {
     let set_up = {
         let state = core.lock();
-        // Looked at again: another statement may have done it while this one waited for its turn.
+        // Looked at again: another statement may have done it while this one
+        // waited for its turn.
         state.rules.on_acquire.clone().filter(|_| state.fresh)
     };
     execute_all(
@@ -105,8 +114,9 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         set_up.as_deref().unwrap_or_default(),
     )
     .await?;
-    // Not before: after a set-up that has failed, the next statement tries it again and does not
-    // run without it (`nothing_runs_on_a_mock_after_a_set_up_that_failed`).
+    // Not before: after a set-up that has failed, the next statement tries it
+    // again and does not run without it
+    // (`nothing_runs_on_a_mock_after_a_set_up_that_failed`).
     core.lock().fresh = false;
     Ok(())
 }
@@ -119,8 +129,8 @@ async fn set(
 ) -> Result<(), DbErr> {
     let (backend, database) = (core.pool().backend(), core.pool().database());
     if backend != DbBackend::Postgres {
-        // Nothing takes time on a mock. Elsewhere they would have to be put back, on a connection that the
-        // session does not have.
+        // Nothing takes time on a mock. Elsewhere they would have to be put
+        // back, on a connection that the session does not have.
         return match settings.is_empty() || database.is_mock_connection() {
             true => Ok(()),
             false => Err(Kind::NoTimeouts.into_db_err()),
@@ -153,8 +163,9 @@ pub(in crate::session) async fn end_own(
     own: OwnTransaction,
     commits: bool,
 ) -> Result<(), DbErr> {
-    // SeaORM ends a transaction by value, so a statement that still runs in it stands in the way. It has the last other
-    // reference, and SeaORM rolls back when that goes.
+    // SeaORM ends a transaction by value, so a statement that still runs in it
+    // stands in the way. It has the last other reference, and SeaORM rolls back
+    // when that goes.
     let own = Arc::into_inner(own).ok_or_else(|| Kind::StillRunning.into_db_err())?;
     let ended = send_end(core, own, commits, 1).await;
     let mut state = core.lock();
@@ -176,7 +187,8 @@ pub(in crate::session) async fn commit_own(core: &Core, own: OwnTransaction) -> 
     let limit = core.pool().settings().commit_timeout;
     let committed = match timeout(limit, send_end(core, own, true, 1)).await {
         Ok(ended) => ended.map_err(Error::of_commit),
-        // SeaORM's own COMMIT is dropped with the time-out, and may take effect all the same (H17).
+        // SeaORM's own COMMIT is dropped with the time-out, and may take effect
+        // all the same (H17).
         Err(_) => Err(Kind::OutcomeUnknown.into()),
     };
     core.lock().stack.own_committed(committed.clone());
@@ -209,7 +221,8 @@ pub(super) async fn send_end(
         return Err(Kind::Aborted.into_db_err());
     }
     transaction.commit().await.map_err(|error| {
-        // A savepoint that is not released is lost with the rest; only the outermost COMMIT may have taken effect.
+        // A savepoint that is not released is lost with the rest; only the
+        // outermost COMMIT may have taken effect.
         let is_unknown = server::is_fatal(&error) || server::is_commit_interrupted(&error);
         if depth > 1 || !is_unknown {
             return error;
@@ -227,7 +240,8 @@ pub(super) fn admit(core: &Core, caller: Caller) -> Result<(), DbErr> {
     if state.through.is_any_parked() {
         return Err(Kind::NestedOpen.into_db_err());
     }
-    // PostgreSQL refuses by itself; elsewhere, what follows would commit by itself.
+    // PostgreSQL refuses by itself; elsewhere, what follows would commit by
+    // itself.
     let is_given_up = state.through.is_given_up(state.stack.depth());
     if is_given_up && core.pool().backend() != DbBackend::Postgres {
         return Err(Kind::Aborted.into_db_err());
@@ -236,7 +250,8 @@ pub(super) fn admit(core: &Core, caller: Caller) -> Result<(), DbErr> {
 }
 
 pub(super) fn check_open(core: &Core) -> Result<(), DbErr> {
-    // The pool's state as well: a plain handle has no connection whose acquisition would be refused.
+    // The pool's state as well: a plain handle has no connection whose
+    // acquisition would be refused.
     if core.is_over() {
         Err(core.closed_error())
     } else if core.pool().is_shut() {
@@ -250,11 +265,13 @@ pub(super) fn check_open(core: &Core) -> Result<(), DbErr> {
 pub(super) fn heed<T>(core: &Core, result: Result<T, DbErr>) -> Result<T, DbErr> {
     let Err(error) = &result else { return result };
     let is_postgres = core.pool().backend() == DbBackend::Postgres;
-    // A mock's errors have no codes; on PostgreSQL, any error aborts the transaction.
+    // A mock's errors have no codes; on PostgreSQL, any error aborts the
+    // transaction.
     let is_mocked = is_postgres && core.pool().database().is_mock_connection();
     if server::aborts(core.pool().backend(), error) || is_mocked && Error::of(error).is_none() {
         let mut state = core.lock();
-        // PostgreSQL aborts the level of the statement, the others give up all of the transaction.
+        // PostgreSQL aborts the level of the statement, the others give up all
+        // of the transaction.
         let depth = state.stack.depth();
         state.through.give_up(depth, !is_postgres);
     }

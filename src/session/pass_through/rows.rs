@@ -26,13 +26,15 @@ pub(in crate::session) async fn rows(
     vet(core, Caller::Session, &statement.sql)?;
     let this = core.clone();
     Ok(match own_transaction(core).await? {
-        // Its stream would borrow it: SeaORM's mock and proxy hold all rows anyway.
+        // Its stream would borrow it: SeaORM's mock and proxy hold all rows
+        // anyway.
         Some(own) => {
             let rows = heed(core, own.query_all_raw(statement).await)?;
             Box::pin(stream::iter(rows.into_iter().map(Ok)))
         }
         None => {
-            // An error that comes with a row counts as well as one that comes before the first.
+            // An error that comes with a row counts as well as one that comes
+            // before the first.
             let rows = core.pool().database().stream_raw(statement).await?;
             Box::pin(rows.map(move |row| heed(&this, row)))
         }

@@ -15,7 +15,8 @@ use crate::{
     error::Kind,
 };
 
-/// Runs a statement in the transaction of the handle, in the session's own, or in autocommit.
+/// Runs a statement in the transaction of the handle, in the session's own, or
+/// in autocommit.
 pub(in crate::session) async fn run(
     handle: Handle<'_>,
     operation: Operation,
@@ -63,7 +64,8 @@ pub(in crate::session) async fn ping(core: &Core) -> Result<(), DbErr> {
     core.pool().database().ping().await
 }
 
-/// Does what giving a connection back does: what it was set up with is set up again.
+/// Does what giving a connection back does: what it was set up with is set up
+/// again.
 pub(in crate::session) fn release(core: &Core) -> Result<(), DbErr> {
     admit(core, Caller::Session)?;
     let mut state = core.lock();

@@ -18,8 +18,8 @@ impl Lexer<'_> {
 
     pub(super) fn skip_line(&mut self) {
         let start = self.at;
-        // PostgreSQL ends it at a carriage return as well. Taken for the rest of the comment, a COMMIT behind one would go
-        // unseen.
+        // PostgreSQL ends it at a carriage return as well. Taken for the rest
+        // of the comment, a COMMIT behind one would go unseen.
         let postgres = self.backend == Postgres;
         self.advance(|byte| byte != b'\n' && !(postgres && byte == b'\r'));
         self.look_for_other_end(start);
@@ -28,12 +28,14 @@ impl Lexer<'_> {
     /// Returns whether the comment that begins here is executable.
     pub(super) fn comment(&mut self) -> bool {
         if self.backend == MySql {
-            // MySQL runs the first kind, MariaDB both (<https://mariadb.com/kb/en/comment-syntax/>).
+            // MySQL runs the first kind, MariaDB both
+            // (<https://mariadb.com/kb/en/comment-syntax/>).
             let executable = ["/*!", "/*M!"]
                 .into_iter()
                 .find(|begin| self.starts_with(begin));
             if let Some(begin) = executable {
-                // Servers differ in which of them they execute, by the version behind the mark.
+                // Servers differ in which of them they execute, by the version
+                // behind the mark.
                 self.doubtful |= self.executable;
                 self.executable = true;
                 self.at += begin.len();
@@ -42,15 +44,19 @@ impl Lexer<'_> {
             }
         }
         self.at += 2;
-        // Only PostgreSQL's comments nest: by the others' rule, what follows the first end would be SQL.
+        // Only PostgreSQL's comments nest: by the others' rule, what follows
+        // the first end would be SQL.
         if self.backend == Postgres {
             self.nested_comment();
-        // An end in a line comment or a string counts as well: the servers look for nothing else.
+        // An end in a line comment or a string counts as well: the servers look
+        // for nothing else.
         } else if !self.skip_past("*/") {
-            // SQLite closes it at the text's end (<https://sqlite.org/lang_comment.html>).
+            // SQLite closes it at the text's end
+            // (<https://sqlite.org/lang_comment.html>).
             self.doubtful |= self.backend != Sqlite;
         }
-        // A server that skips the comment around this one might take this end for its own.
+        // A server that skips the comment around this one might take this end
+        // for its own.
         self.executable
     }
 
@@ -73,7 +79,8 @@ impl Lexer<'_> {
         }
     }
 
-    /// A server that skips an executable comment ends it at the first `*/`, in quotes or not.
+    /// A server that skips an executable comment ends it at the first `*/`, in
+    /// quotes or not.
     pub(super) fn look_for_other_end(&mut self, start: usize) {
         self.doubtful |= self.executable
             && self

@@ -14,7 +14,8 @@ impl<'a> Lexer<'a> {
                     self.doubtful = true;
                     break;
                 }
-                // Where it escapes, it takes the next byte along, a quote above all.
+                // Where it escapes, it takes the next byte along, a quote above
+                // all.
                 Some(b'\\') => 1 + usize::from(backslash),
                 // A doubled quote stands for itself.
                 Some(_) if self.byte(1) == Some(quote) => 2,
@@ -45,7 +46,8 @@ impl<'a> Lexer<'a> {
                 }
                 ahead.skip_line();
             }
-            // On the same line it is a new literal, and without the E its backslashes mean nothing
+            // On the same line it is a new literal, and without the E its
+            // backslashes mean nothing
             // (<https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS>).
             if !newline || ahead.byte(0) != Some(b'\'') {
                 return;
@@ -58,10 +60,12 @@ impl<'a> Lexer<'a> {
     pub(super) fn dollar(&mut self) {
         let start = self.at;
         self.at += 1;
-        // A tag begins as a name does: `$1` is a placeholder, and `$1$` no quote.
+        // A tag begins as a name does: `$1` is a placeholder, and `$1$` no
+        // quote.
         if !self.byte(0).is_some_and(|byte| byte.is_ascii_digit()) {
             let mut tag = *self;
-            // Without a second dollar sign it is no quote, and nothing but the sign was read.
+            // Without a second dollar sign it is no quote, and nothing but the
+            // sign was read.
             tag.advance(|byte| is_word_part(byte) && byte != b'$');
             if tag.byte(0) == Some(b'$') {
                 self.at = tag.at + 1;
@@ -71,7 +75,8 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A placeholder of SQLite; a parenthesis at its end may hold anything, quotes as well.
+    /// A placeholder of SQLite; a parenthesis at its end may hold anything,
+    /// quotes as well.
     pub(super) fn variable(&mut self) {
         self.at += 1;
         let mut named = false;

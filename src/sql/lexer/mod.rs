@@ -20,7 +20,8 @@ pub(super) enum Token<'a> {
     /// A string, a number or a placeholder.
     Literal,
     Symbol(u8),
-    /// The begin or the end of a comment that some servers execute and others skip.
+    /// The begin or the end of a comment that some servers execute and others
+    /// skip.
     Seam,
 }
 
@@ -70,12 +71,14 @@ impl<'a> Lexer<'a> {
         self.next()
     }
 
-    /// Goes on behind the next `word` of this statement that stands in no parentheses. False if there is none.
+    /// Goes on behind the next `word` of this statement that stands in no
+    /// parentheses. False if there is none.
     pub(super) fn pass(&mut self, word: &str) -> bool {
         let mut depth = 0_usize;
         for token in self {
             match token {
-                // Behind a seam, servers differ in what they read: nothing is passed over there.
+                // Behind a seam, servers differ in what they read: nothing is
+                // passed over there.
                 Token::Symbol(b';') | Token::Seam => return false,
                 Token::Symbol(b'(') => depth += 1,
                 Token::Symbol(b')') => depth = depth.saturating_sub(1),
@@ -105,7 +108,8 @@ impl<'a> Lexer<'a> {
     /// Goes on while `part` holds, and returns the text in between.
     fn advance(&mut self, part: impl Fn(u8) -> bool) -> &'a str {
         let start = self.at;
-        // By bytes: what ends a part is ASCII, and no byte of a longer character is.
+        // By bytes: what ends a part is ASCII, and no byte of a longer
+        // character is.
         while self.byte(0).is_some_and(&part) {
             self.at += 1;
         }
@@ -175,7 +179,8 @@ impl<'a> Lexer<'a> {
             self.escape_string();
             return Token::Literal;
         }
-        // No server takes these for spaces; were one to, the word would still be known.
+        // No server takes these for spaces; were one to, the word would still
+        // be known.
         Token::Word(word.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'))
     }
 
@@ -187,7 +192,8 @@ impl<'a> Lexer<'a> {
             (b'[', Sqlite) => self.doubtful |= !self.skip_past("]"),
             (b'$', Postgres) => self.dollar(),
             (b'$' | b'@' | b':' | b'#', Sqlite) => self.variable(),
-            // A word may follow at once: before version 15, PostgreSQL reads `1e'\''` as two literals.
+            // A word may follow at once: before version 15, PostgreSQL reads
+            // `1e'\''` as two literals.
             (b'0'..=b'9', _) => _ = self.advance(|byte| byte.is_ascii_digit()),
             _ => {
                 self.at += 1;
@@ -198,18 +204,21 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Returns whether a byte that may be part of a word begins a literal where no word goes before it.
+/// Returns whether a byte that may be part of a word begins a literal where no
+/// word goes before it.
 fn is_literal(byte: u8, backend: DbBackend) -> bool {
     byte.is_ascii_digit() || byte == b'$' && matches!(backend, Postgres | Sqlite)
 }
 
-/// More bytes than any server takes for spaces. A server that does not take one for a space refuses the text.
+/// More bytes than any server takes for spaces. A server that does not take one
+/// for a space refuses the text.
 fn is_space(byte: u8) -> bool {
     byte <= b' ' || byte == 0x7f
 }
 
 pub(super) fn is_word_part(byte: u8) -> bool {
-    // All servers allow `$` inside a name, and take what is beyond ASCII for letters.
+    // All servers allow `$` inside a name, and take what is beyond ASCII for
+    // letters.
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
 }
 

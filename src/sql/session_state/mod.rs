@@ -1,8 +1,9 @@
 //! [`ChangeReader`]: finds the session state that a text of SQL may leave behind.
 //!
-//! A statement is known by its first word, and a few more by words inside it: `TEMPORARY`, a user
-//! variable, a function that takes a lock or sets something. A function of the user's own cannot be looked into. A
-//! statement that is not known counts as a change.
+//! A statement is known by its first word, and a few more by words inside it:
+//! `TEMPORARY`, a user variable, a function that takes a lock or sets
+//! something. A function of the user's own cannot be looked into. A statement
+//! that is not known counts as a change.
 
 mod mysql;
 mod postgres;
@@ -66,7 +67,8 @@ impl<'a> ChangeReader<'a> {
                 self.behind_seam = true;
                 return;
             }
-            // Nothing but a byte order mark or an odd space, which some server might pass over.
+            // Nothing but a byte order mark or an odd space, which some server
+            // might pass over.
             Token::Word("") => return,
             Token::Word(word) if self.begins => {
                 // Later words are judged by `inside`.
@@ -83,7 +85,8 @@ impl<'a> ChangeReader<'a> {
             (self.begins, self.first) = (true, END);
         }
         self.found = self.found.max(found).max(self.inside(token, rest));
-        // Seams are not noted as `previous`: words around one may follow each other for the server.
+        // Seams are not noted as `previous`: words around one may follow each
+        // other for the server.
         self.behind_seam = false;
         self.previous = token;
     }
@@ -93,7 +96,8 @@ impl<'a> ChangeReader<'a> {
         let change = match self.backend {
             Postgres => Some(postgres::statement(word, rest)),
             MySql => match behind_settings(word, rest) {
-                // MariaDB's settings for one statement (<https://mariadb.com/kb/en/set-statement/>).
+                // MariaDB's settings for one statement
+                // (<https://mariadb.com/kb/en/set-statement/>).
                 Some(proper) => {
                     self.read_ahead = proper.position();
                     None
@@ -101,7 +105,8 @@ impl<'a> ChangeReader<'a> {
                 None => Some(mysql::statement(word)),
             },
             Sqlite => sqlite::statement(word, rest),
-            // `DbBackend` may grow: of an unknown server, any statement may change the session.
+            // `DbBackend` may grow: of an unknown server, any statement may
+            // change the session.
             _ => Some(Change::Session),
         };
         // Otherwise the statement proper follows.

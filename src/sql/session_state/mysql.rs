@@ -1,11 +1,13 @@
-//! MySQL and MariaDB: sqlx cannot reset a connection there, so only locks can be released.
+//! MySQL and MariaDB: sqlx cannot reset a connection there, so only locks can
+//! be released.
 
 use crate::sql::{
     classified::Change,
     lexer::{Lexer, Token, is_one_of, starts_with},
 };
 
-/// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+/// First words of statements that leave nothing behind but data, unless a word
+/// inside says otherwise.
 #[rustfmt::skip]
 const HARMLESS: [&str; 46] = [
     "select", "insert", "update", "delete", "with", "values", "table", "replace", "show",
@@ -18,8 +20,8 @@ const HARMLESS: [&str; 46] = [
 
 /// First words of statements that are sure to leave something behind.
 #[rustfmt::skip]
-// An unknown word counts as such as well. These are named for seams, behind which only a word that
-// can begin a statement is taken for one.
+// An unknown word counts as such as well. These are named for seams, behind
+// which only a word that can begin a statement is taken for one.
 const STATEFUL: [&str; 9] = [
     "set", "use", "prepare", "deallocate", "execute", "call", "handler", "get", "backup",
 ];
@@ -40,7 +42,8 @@ pub(super) fn statement(word: &str) -> Change {
     } else if is_one_of(word, &LOCKING) {
         Change::Locks
     } else {
-        // Those that are not known as well: whatever a later server adds counts as a change.
+        // Those that are not known as well: whatever a later server adds counts
+        // as a change.
         Change::Beyond
     }
 }
@@ -54,12 +57,13 @@ pub(super) fn inside(
     let is_beyond = match token {
         Token::Word(name) | Token::Name(name) => {
             // RELEASE_ALL_LOCKS() frees them without their names
-            // (<https://dev.mysql.com/doc/refman/8.4/en/locking-functions.html>), so that the
-            // connection can be kept.
+            // (<https://dev.mysql.com/doc/refman/8.4/en/locking-functions.html>),
+            // so that the connection can be kept.
             if name.eq_ignore_ascii_case("get_lock") {
                 return Change::Locks;
             }
-            // The locking service of a plugin, whose locks only its own function releases
+            // The locking service of a plugin, whose locks only its own
+            // function releases
             // (<https://dev.mysql.com/doc/refman/8.4/en/locking-service.html>).
             starts_with(name, "service_get_")
                 // DROP PREPARE, another name of DEALLOCATE PREPARE.
@@ -75,7 +79,8 @@ pub(super) fn inside(
     }
 }
 
-/// Returns whether a user variable is assigned to: `@a := 1`, `INTO @a`, and LOAD DATA ... (@a).
+/// Returns whether a user variable is assigned to: `@a := 1`, `INTO @a`, and
+/// LOAD DATA ... (@a).
 fn assigns(token: Token<'_>, previous: Token<'_>, first: Token<'_>, rest: Lexer<'_>) -> bool {
     match token {
         Token::Symbol(b':') => rest.peek() == Some(Token::Symbol(b'=')),
@@ -84,8 +89,8 @@ fn assigns(token: Token<'_>, previous: Token<'_>, first: Token<'_>, rest: Lexer<
     }
 }
 
-/// Returns whether a statement makes or drops what is temporary. Words in between may stand in a comment that the server
-/// skips.
+/// Returns whether a statement makes or drops what is temporary. Words in
+/// between may stand in a comment that the server skips.
 fn is_made(previous: Token<'_>, first: Token<'_>) -> bool {
     previous.is_one_of(&["create", "replace", "drop"]) || first.is_one_of(&["create", "drop"])
 }

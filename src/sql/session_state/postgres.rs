@@ -1,4 +1,5 @@
-//! PostgreSQL: settings, role, advisory locks, temporary objects, LISTEN and cursors can be put back.
+//! PostgreSQL: settings, role, advisory locks, temporary objects, LISTEN and
+//! cursors can be put back.
 
 use crate::sql::{
     classified::Change,
@@ -9,7 +10,8 @@ use crate::sql::{
     },
 };
 
-/// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+/// First words of statements that leave nothing behind but data, unless a word
+/// inside says otherwise.
 #[rustfmt::skip]
 const HARMLESS: &[&str] = &[
     "select", "insert", "update", "delete", "with", "values", "merge", "table", "create",
@@ -20,8 +22,8 @@ const HARMLESS: &[&str] = &[
 ];
 
 const STATEMENTS: &[Rule<Change>] = &[
-    // DECLARE is among them, since a cursor ends with its transaction unless it is WITH HOLD, which
-    // `inside` finds.
+    // DECLARE is among them, since a cursor ends with its transaction unless it
+    // is WITH HOLD, which `inside` finds.
     (HARMLESS, Anything, Change::None),
     (&["set"], Next(&["local"]), Change::Transaction),
     (
@@ -31,7 +33,8 @@ const STATEMENTS: &[Rule<Change>] = &[
         Next(&["transaction", "constraints"]),
         Change::None,
     ),
-    // The prepared statements of sqlx must stay, and a library cannot be unloaded.
+    // The prepared statements of sqlx must stay, and a library cannot be
+    // unloaded.
     (&["prepare", "deallocate", "load"], Anything, Change::Beyond),
     // It deallocates sqlx's statements, whose names sqlx goes on to use
     // (<https://www.postgresql.org/docs/current/sql-discard.html>).
@@ -39,12 +42,13 @@ const STATEMENTS: &[Rule<Change>] = &[
 ];
 
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Change {
-    // An unknown one can be put back: the reset does all that DISCARD ALL does but for prepared
-    // statements and plans (H7).
+    // An unknown one can be put back: the reset does all that DISCARD ALL does
+    // but for prepared statements and plans (H7).
     meaning(STATEMENTS, word, rest).unwrap_or(Change::Session)
 }
 
-/// Functions that change settings or run a text that may be any statement, and a view of which an UPDATE is a SET.
+/// Functions that change settings or run a text that may be any statement, and
+/// a view of which an UPDATE is a SET.
 // See <https://www.postgresql.org/docs/current/view-pg-settings.html>.
 const NAMES: [&str; 4] = ["set_config", "ts_stat", "ts_rewrite", "pg_settings"];
 
@@ -60,7 +64,8 @@ const BEGINNINGS: [(&str, Change); 9] = [
     ("pg_temp", Change::Session),
     // These run a text that may be any statement.
     ("query_to_xml", Change::Session),
-    // DISCARD ALL leaves it (<https://www.postgresql.org/docs/current/sql-discard.html>).
+    // DISCARD ALL leaves it
+    // (<https://www.postgresql.org/docs/current/sql-discard.html>).
     ("pg_replication_origin_session_", Change::Beyond),
     // A RESET does not make `random()` random again.
     ("setseed", Change::Beyond),
@@ -90,11 +95,13 @@ pub(super) fn inside(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> 
     }
 }
 
-/// The number of tokens of a call that are read: with calls inside calls, reading on would make a long text quadratic.
+/// The number of tokens of a call that are read: with calls inside calls,
+/// reading on would make a long text quadratic.
 const LOOKED_AT: usize = 64;
 
-/// Returns whether the third argument of the call of which `rest` has the rest is the word `true`; in a long call
-/// it is not looked for, and counts as absent.
+/// Returns whether the third argument of the call of which `rest` has the rest
+/// is the word `true`; in a long call it is not looked for, and counts as
+/// absent.
 pub(in crate::sql) fn is_local(mut rest: Lexer<'_>) -> bool {
     let (mut depth, mut commas) = (0_usize, 0);
     for token in rest.by_ref().take(LOOKED_AT) {

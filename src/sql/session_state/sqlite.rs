@@ -1,11 +1,13 @@
-//! SQLite: temporary objects and attached databases can be put back, PRAGMAs cannot.
+//! SQLite: temporary objects and attached databases can be put back, PRAGMAs
+//! cannot.
 
 use crate::sql::{
     classified::Change,
     lexer::{Lexer, Token, is_one_of},
 };
 
-/// First words of statements that leave nothing behind but data, unless a word inside says otherwise.
+/// First words of statements that leave nothing behind but data, unless a word
+/// inside says otherwise.
 #[rustfmt::skip]
 const HARMLESS: [&str; 19] = [
     "select", "insert", "update", "delete", "replace", "with", "values", "create", "drop",
@@ -13,10 +15,11 @@ const HARMLESS: [&str; 19] = [
     "release",
 ];
 
-/// PRAGMAs that only report something, or work on the file, whatever their argument.
+/// PRAGMAs that only report something, or work on the file, whatever their
+/// argument.
 #[rustfmt::skip]
-// By <https://sqlite.org/pragma.html>. One that is missing here costs a connection, one too many
-// leaks a setting (G13).
+// By <https://sqlite.org/pragma.html>. One that is missing here costs a
+// connection, one too many leaks a setting (G13).
 const TELLING: [&str; 20] = [
     "table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo",
     "foreign_key_list", "foreign_key_check", "database_list", "collation_list", "function_list",
@@ -24,11 +27,12 @@ const TELLING: [&str; 20] = [
     "optimize", "wal_checkpoint", "incremental_vacuum", "user_version",
 ];
 
-/// The change that a statement makes by its first word; `None` if the statement proper is still to come.
+/// The change that a statement makes by its first word; `None` if the statement
+/// proper is still to come.
 pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Option<Change> {
     if is_one_of(word, &["explain", "query", "plan"]) {
-        // Some PRAGMAs do their work while they are prepared, which EXPLAIN does not keep them from
-        // (<https://sqlite.org/lang_explain.html>).
+        // Some PRAGMAs do their work while they are prepared, which EXPLAIN
+        // does not keep them from (<https://sqlite.org/lang_explain.html>).
         return None;
     }
     Some(if is_one_of(word, &HARMLESS) {

@@ -25,7 +25,8 @@ const TEXTS: [&str; 13] = [
     "SELECT 1; COMMIT",
 ];
 
-/// Judges a text as one that may be known, which must come to what reading it says.
+/// Judges a text as one that may be known, which must come to what reading it
+/// says.
 fn judge(known: &KnownTexts, backend: DbBackend, sql: &str) {
     let (text, hash) = known.classify(sql);
     assert_eq!(text, classify(backend, sql), "{sql}");

@@ -16,11 +16,13 @@ use crate::sql::{
 
 // All of TransactionStmt in
 // <https://github.com/postgres/postgres/blob/master/src/backend/parser/gram.y>. SET TRANSACTION is
-// not among them: it ends with the open transaction, and does nothing outside one.
+// not among them: it ends with the open transaction, and does nothing outside
+// one.
 const POSTGRES: &[Rule<TransactionControl>] = &[
     (&["begin", "start"], Anything, Begin),
     (&["commit", "rollback"], Next(&["prepared"]), TwoPhase),
-    // Any other PREPARE names a query; the server takes no control statement there.
+    // Any other PREPARE names a query; the server takes no control statement
+    // there.
     (&["prepare"], Next(&["transaction"]), TwoPhase),
     (&["commit", "end"], Anything, Commit),
     (&["rollback"], To, Savepoint),
@@ -28,7 +30,8 @@ const POSTGRES: &[Rule<TransactionControl>] = &[
     (&["savepoint", "release"], Anything, Savepoint),
 ];
 
-// All of <https://sqlite.org/lang_transaction.html> and <https://sqlite.org/lang_savepoint.html>.
+// All of <https://sqlite.org/lang_transaction.html> and
+// <https://sqlite.org/lang_savepoint.html>.
 const SQLITE: &[Rule<TransactionControl>] = &[
     (&["begin"], Anything, Begin),
     (&["commit", "end"], Anything, Commit),
@@ -43,7 +46,8 @@ pub(crate) struct ClosedReader {
     found: Option<TransactionControl>,
     /// The beginning of the statement has passed.
     is_inside: bool,
-    /// In the body of a function or trigger, up to its END. No control statements stand there.
+    /// In the body of a function or trigger, up to its END. No control
+    /// statements stand there.
     in_body: bool,
     /// Tokens up to here were read ahead.
     read_ahead: usize,
@@ -102,8 +106,8 @@ impl ClosedReader {
     }
 }
 
-/// The body of the function or procedure that a statement makes, if it is one in plain SQL: between BEGIN ATOMIC and
-/// END.
+/// The body of the function or procedure that a statement makes, if it is one
+/// in plain SQL: between BEGIN ATOMIC and END.
 fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
     if !word.eq_ignore_ascii_case("create") {
         return None;
@@ -112,7 +116,8 @@ fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
         .by_ref()
         .find(|token| !token.is_one_of(&["or", "replace"]))?;
     // Only these have such a body
-    // (<https://www.postgresql.org/docs/current/sql-createfunction.html>); any other is in quotes.
+    // (<https://www.postgresql.org/docs/current/sql-createfunction.html>); any
+    // other is in quotes.
     if !routine.is_one_of(&["function", "procedure"]) {
         return None;
     }
@@ -126,8 +131,8 @@ fn body_of_routine<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
     None
 }
 
-/// Returns whether a statement defines a trigger, whose body ends with END. EXPLAIN runs nothing, but the body is one
-/// nonetheless.
+/// Returns whether a statement defines a trigger, whose body ends with END.
+/// EXPLAIN runs nothing, but the body is one nonetheless.
 fn is_trigger(word: &str, rest: Lexer<'_>) -> bool {
     let between = ["query", "plan", "create", "temp", "temporary"];
     let mut words = rest.skip_while(|token| token.is_one_of(&between));

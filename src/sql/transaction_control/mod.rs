@@ -47,7 +47,8 @@ impl<'a> EffectReader<'a> {
         match self {
             Self::Closed(reader) => reader.found(),
             Self::MySql(reader) => reader.found(),
-            // `DbBackend` may grow: nothing is known of such a server's statements.
+            // `DbBackend` may grow: nothing is known of such a server's
+            // statements.
             Self::Other => Effect::Unknown,
         }
     }

@@ -1,7 +1,9 @@
-//! MySQL and MariaDB: many statements commit what came before, and stored code may do anything.
+//! MySQL and MariaDB: many statements commit what came before, and stored code
+//! may do anything.
 //!
-//! A comment that begins with `/*!` or `/*M!` is SQL to some servers. Its begin and its end are seams: until
-//! a statement has a word outside such comments, its first word may be the one behind each seam.
+//! A comment that begins with `/*!` or `/*M!` is SQL to some servers. Its begin
+//! and its end are seams: until a statement has a word outside such comments,
+//! its first word may be the one behind each seam.
 
 use super::mysql_statement::{behind_settings, statement};
 use crate::sql::{
@@ -23,7 +25,8 @@ enum Place<'a> {
     Start,
     /// In a statement of which the first words have said all.
     Statement,
-    /// In an executable comment: behind it, the statement may begin for the server.
+    /// In an executable comment: behind it, the statement may begin for the
+    /// server.
     Comment,
     /// In a CREATE or ALTER, before the word for what it defines.
     Definition,
@@ -92,11 +95,13 @@ impl<'a> MySqlReader<'a> {
         }
     }
 
-    /// MySQL's option START TRANSACTION leaves a transaction open in which the table is to be filled.
+    /// MySQL's option START TRANSACTION leaves a transaction open in which the
+    /// table is to be filled.
     fn table(&mut self, after_start: bool, token: Token<'_>) -> Place<'a> {
         // See <https://dev.mysql.com/doc/refman/8.4/en/create-table.html>.
         if after_start && token.is_word("transaction") {
-            // Taken for a mere implicit commit, the transaction that it leaves open would hold what follows.
+            // Taken for a mere implicit commit, the transaction that it leaves
+            // open would hold what follows.
             self.found = Effect::Control(TransactionControl::Begin);
         }
         Place::Table {
@@ -117,21 +122,24 @@ fn definition<'a>(token: Token<'a>) -> Place<'a> {
             previous: Token::Symbol(b' '),
         },
         _ if token.is_word("table") => Place::Table { after_start: false },
-        // What these define has no body, in which words would have other meanings.
+        // What these define has no body, in which words would have other
+        // meanings.
         _ if token.is_one_of(&OTHERS) => Place::Statement,
-        // `OR REPLACE`, a `DEFINER` and the like stand before the word for what is defined.
+        // `OR REPLACE`, a `DEFINER` and the like stand before the word for what
+        // is defined.
         _ => Place::Definition,
     }
 }
 
 /// In a body, up to the `;` that is in no BEGIN ... END and no CASE ... END.
 ///
-/// A block without BEGIN ends it early; what is judged then as a statement was harmless in its body.
+/// A block without BEGIN ends it early; what is judged then as a statement was
+/// harmless in its body.
 fn body<'a>(depth: usize, previous: Token<'a>, token: Token<'a>, rest: Lexer<'a>) -> Place<'a> {
     let depth = match token {
         Token::Symbol(b';') if depth == 0 => return Place::Start,
-        // The count decides where the body ends: one too high would hide a COMMIT behind it, one
-        // too low only refuses too much.
+        // The count decides where the body ends: one too high would hide a
+        // COMMIT behind it, one too low only refuses too much.
         _ if is_name(depth, previous) => depth,
         _ if opens_block(token, previous, rest) => depth + 1,
         _ if closes_block(token, rest) => depth.saturating_sub(1),
@@ -153,7 +161,8 @@ fn is_name(depth: usize, previous: Token<'_>) -> bool {
 fn opens_block(token: Token<'_>, previous: Token<'_>, rest: Lexer<'_>) -> bool {
     // `END CASE` closes one.
     token.is_word("case") && !previous.is_word("end")
-        // With no statement behind it, it is a name, as in `SELECT begin FROM t`.
+        // With no statement behind it, it is a name, as in `SELECT begin FROM
+        // t`.
         || token.is_word("begin")
             && matches!(rest.peek(), Some(next @ Token::Word(_)) if !next.is_word("from"))
 }

@@ -12,8 +12,9 @@ use crate::sql::{
     },
 };
 
-/// First words of statements that leave transactions alone. PREPARE only parses: what was prepared runs
-/// by EXECUTE, which is not here. A function that DO or SELECT calls may not commit.
+/// First words of statements that leave transactions alone. PREPARE only
+/// parses: what was prepared runs by EXECUTE, which is not here. A function
+/// that DO or SELECT calls may not commit.
 #[rustfmt::skip]
 const HARMLESS: &[&str] = &[
     "select", "insert", "update", "delete", "with", "values", "table", "replace", "show",
@@ -21,12 +22,14 @@ const HARMLESS: &[&str] = &[
     "resignal", "get", "prepare", "deallocate", "analyze",
 ];
 
-/// First words of statements that commit what came before, by the manual of MySQL 8
-/// (<https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html>) or of MariaDB
+/// First words of statements that commit what came before, by the manual of
+/// MySQL 8 (<https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html>) or
+/// of MariaDB
 /// (<https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/>).
 ///
-/// MariaDB 10.11 commits even if such a statement fails, but not at CACHE INDEX, LOAD INDEX, CHANGE
-/// MASTER, and at UNLOCK TABLES just with tables locked.
+/// MariaDB 10.11 commits even if such a statement fails, but not at CACHE
+/// INDEX, LOAD INDEX, CHANGE MASTER, and at UNLOCK TABLES just with tables
+/// locked.
 #[rustfmt::skip]
 const COMMITTING: &[&str] = &[
     "alter", "create", "drop", "truncate", "rename", "grant", "revoke", "lock", "unlock",
@@ -60,17 +63,20 @@ pub(super) fn statement(word: &str, rest: Lexer<'_>) -> Effect {
     }
     match meaning(STATEMENTS, word, rest) {
         Some(effect) => effect,
-        // A SET may assign to anything: it is harmless unless a variable says otherwise.
+        // A SET may assign to anything: it is harmless unless a variable says
+        // otherwise.
         None if word.eq_ignore_ascii_case("set") => assignments(rest),
-        // A CALL, or what a later server adds: let through, behind a guard that notices a COMMIT in
-        // it (H15).
+        // A CALL, or what a later server adds: let through, behind a guard that
+        // notices a COMMIT in it (H15).
         None => Effect::Unknown,
     }
 }
 
-/// Returns whether a statement makes or drops what is of this connection only, which commits nothing.
+/// Returns whether a statement makes or drops what is of this connection only,
+/// which commits nothing.
 ///
-/// MariaDB 10.11 commits at CREATE TEMPORARY SEQUENCE, and not at DROP TEMPORARY SEQUENCE.
+/// MariaDB 10.11 commits at CREATE TEMPORARY SEQUENCE, and not at DROP
+/// TEMPORARY SEQUENCE.
 fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
     let drop = word.eq_ignore_ascii_case("drop");
     if !drop && !word.eq_ignore_ascii_case("create") {
@@ -86,7 +92,8 @@ fn is_temporary(word: &str, mut rest: Lexer<'_>) -> bool {
     }
 }
 
-/// The statement proper behind MariaDB's `SET STATEMENT ... FOR`, if a statement begins so.
+/// The statement proper behind MariaDB's `SET STATEMENT ... FOR`, if a
+/// statement begins so.
 pub(crate) fn behind_settings<'a>(word: &str, mut rest: Lexer<'a>) -> Option<Lexer<'a>> {
     let is_proper =
         word.eq_ignore_ascii_case("set") && rest.next()?.is_word("statement") && rest.pass("for");
@@ -101,7 +108,8 @@ fn assignments(mut rest: Lexer<'_>) -> Effect {
             Token::Symbol(b';') => break,
             // The comment ends with the statement.
             Token::Seam if matches!(rest.peek(), None | Some(Token::Symbol(b';'))) => break,
-            // With and without what stands in the comment, it may assign to different variables.
+            // With and without what stands in the comment, it may assign to
+            // different variables.
             Token::Seam => return Effect::Unknown,
             Token::Symbol(b'=') if target.is_of_transactions() => return Control(SetTransaction),
             _ => target.see(token),
@@ -117,7 +125,8 @@ struct Target<'a> {
     words: usize,
     name: &'a str,
     assigned: bool,
-    /// The number of parentheses around, in which a comma begins no other assignment.
+    /// The number of parentheses around, in which a comma begins no other
+    /// assignment.
     depth: usize,
 }
 
@@ -146,12 +155,14 @@ impl<'a> Target<'a> {
             "tx_isolation",
             "tx_read_only",
         ];
-        // `@name` is the user's own; `@@name` without a scope is that of the next transaction alone.
+        // `@name` is the user's own; `@@name` without a scope is that of the
+        // next transaction alone.
         !self.assigned
             && self.at_signs != 1
             // `autocommit = 1` commits what is open
-            // (<https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html>); `completion_type`
-            // has each later COMMIT chain, or close the connection (H35).
+            // (<https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html>);
+            // `completion_type` has each later COMMIT chain, or close the
+            // connection (H35).
             && (is_one_of(self.name, &["autocommit", "completion_type"])
                 || self.at_signs == 2 && self.words == 1 && is_one_of(self.name, &NEXT_ONLY))
     }

@@ -21,7 +21,8 @@ proptest! {
         change(backend, &pieces.join(" "));
     }
 
-    /// The short cut for statements of the usual kind gives the answer that the long way gives.
+    /// The short cut for statements of the usual kind gives the answer that the
+    /// long way gives.
     #[test]
     fn the_short_cut_overlooks_nothing(
         backend in select(vec![MySql, Postgres, Sqlite]),
@@ -40,7 +41,8 @@ proptest! {
         separator in select(vec![" ", ""]),
     ) {
         let sql = format!("SELECT {}", pieces.join(separator));
-        // An empty statement in front makes it a text that is always read in full.
+        // An empty statement in front makes it a text that is always read in
+        // full.
         prop_assert_eq!(change(backend, &sql), change(backend, &format!("; {}", sql)), "{}", sql);
         // So does a comment, behind which it is still one statement.
         prop_assert_eq!(classify(backend, &sql), classify(backend, &format!("/**/{}", sql)), "{}", sql);
