@@ -458,9 +458,10 @@ impl<Tag, Respond> DbSessionLayer<Tag, Respond> {
     /// Bounds by a request's own deadline how long it waits for connections:
     /// nobody waits any more for the response to one that is served later.
     /// `left` returns how much longer its client waits; `None` is no deadline.
-    /// A wait is never longer than the pool's
-    /// [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout); the
-    /// error is the same. With no time left, a session only gets a connection
+    /// No wait is longer than the pool's
+    /// [`acquire_timeout`](crate::SessionPoolBuilder::acquire_timeout) either;
+    /// a read that its replica has no connection for waits anew for one to the
+    /// primary. The error is the same. With no time left, a session only gets a connection
     /// that is idle.
     ///
     /// Together with [`statement_timeout`](Self::statement_timeout), the

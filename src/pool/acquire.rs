@@ -43,6 +43,12 @@ impl PoolInner {
         Some(Lease::new(CheckedOut::of_idle(idle, slot)))
     }
 
+    /// Returns for how long a session with this `deadline` may wait for a
+    /// connection.
+    pub(crate) fn patience(&self, deadline: Option<Instant>) -> Duration {
+        time_until(deadline, self.settings.acquire_timeout)
+    }
+
     /// Waits for a connection, at most `acquire_timeout`.
     pub(crate) async fn acquire(self: &Arc<Self>, claim: Claim) -> Result<Lease, Error> {
         self.acquire_for(claim, None, self.settings.acquire_timeout)
@@ -303,6 +309,16 @@ impl PoolInner {
             }
         }
     }
+}
+
+/// Returns the time until the `deadline`, and `most` of it at most.
+pub(crate) fn time_until(deadline: Option<Instant>, most: Duration) -> Duration {
+    deadline.map_or(most, |deadline| {
+        // Its client has gone by then, and the connection would be kept from
+        // those that still wait
+        // (`a_request_waits_no_longer_than_its_deadline`).
+        most.min(deadline.saturating_duration_since(Instant::now()))
+    })
 }
 
 /// A place in the queue.

@@ -142,7 +142,7 @@ impl CheckedOut {
 
     /// Closes a broken connection and takes another one.
     async fn exchange(&mut self) -> Result<(), Error> {
-        let pool = self.pool().clone();
+        let (pool, deadline) = (self.pool().clone(), self.parts.deadline);
         tracing::debug!(target: "tower_sea_orm::pool", "a connection was dead when a session began on it: the session uses another one");
         // The cause of its death may have killed the others.
         pool.return_idle();
@@ -153,7 +153,9 @@ impl CheckedOut {
         let handle = dead.and_then(|mut dead| dead.take_cancel_handle());
         // Before the wait: in a pool of one, nothing else could end it.
         self.parts.free_slot();
-        if let Some(mut next) = pool.acquire(Claim::Another).await?.into_connection() {
+        let patience = pool.patience(deadline);
+        let lease = pool.acquire_for(Claim::Another, None, patience).await?;
+        if let Some(mut next) = lease.into_connection() {
             if let (Some(connection), Some(handle)) = (&mut next.parts.connection, handle) {
                 // The session has handed it out already: from here on, it
                 // cancels what runs on the new connection.
@@ -162,6 +164,7 @@ impl CheckedOut {
             // Its place in the registry goes along, and with it the time since
             // which the session holds a connection.
             next.parts.holder = self.parts.holder.take();
+            next.parts.deadline = deadline;
             *self = next;
         }
         Ok(())
@@ -227,12 +230,14 @@ impl Finished {
             return;
         };
         let Err(error) = &self.output else { return };
-        let next = match elsewhere.way_out.take(error).await {
+        let deadline = self.connection.parts.deadline;
+        let next = match elsewhere.way_out.take(error, deadline).await {
             Ok(lease) => lease.into_connection(),
             Err(error) => return self.output = Err(error.to_db_err()),
         };
         let Some(mut next) = next else { return };
         next.hold(elsewhere.holder, elsewhere.request);
+        next.set_deadline(deadline);
         // A task that cancels may have the handle already: from here on it has
         // to mean the new connection (G9).
         next.adopt_handle_of(&mut self.connection);

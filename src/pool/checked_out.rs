@@ -29,8 +29,9 @@ use crate::{
 pub(crate) trait WayOut: Send + Sync {
     /// Leads a session to the other pool, because of an error of the
     /// transaction's BEGIN, and acquires a connection there. From here on, the
-    /// session is one of that pool's.
-    fn take(&self, error: &DbErr) -> BoxFuture<'_, Result<Lease, Error>>;
+    /// session is one of that pool's. It waits until the `deadline` at most.
+    fn take(&self, error: &DbErr, deadline: Option<Instant>)
+    -> BoxFuture<'_, Result<Lease, Error>>;
 }
 
 /// The other pool, and what its connection is registered for.
@@ -72,6 +73,8 @@ pub(super) struct Parts {
     is_offered: bool,
     /// Where else a transaction may begin.
     pub(super) elsewhere: Option<Box<Elsewhere>>,
+    /// Its session waits for no other connection beyond this time.
+    pub(super) deadline: Option<Instant>,
     /// `None` while it is idle.
     slot: Option<SlotGuard>,
 }
@@ -121,6 +124,7 @@ impl CheckedOut {
             holder: None,
             is_offered: false,
             elsewhere: None,
+            deadline: None,
             slot: None,
         });
         Self::of_idle(parts, slot)
@@ -195,6 +199,11 @@ impl CheckedOut {
     /// Notes that no session holds it any more.
     pub(super) fn leave(&mut self) {
         self.parts.leave();
+    }
+
+    /// Says until when its session may wait for another connection.
+    pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.parts.deadline = deadline;
     }
 
     /// Says where else the next transaction may begin.

@@ -54,13 +54,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 
-pub use self::{
-    builder::SessionPoolBuilder,
-    ledger::Status,
-    observer::{Observer, WeakSessionPool},
-    options::PoolMode,
-};
 pub(crate) use self::{
+    acquire::time_until,
     call::finish_abandoned,
     chain::next_chain,
     checked_out::{CheckedOut, Elsewhere, Finished, Lease, WayOut},
@@ -73,6 +68,12 @@ pub(crate) use self::{
     options::Settings,
     test_transaction::Hook,
     waiters::Claim,
+};
+pub use self::{
+    builder::SessionPoolBuilder,
+    ledger::Status,
+    observer::{Observer, WeakSessionPool},
+    options::PoolMode,
 };
 pub use crate::connection::Reset;
 use crate::error::{Error, Kind};

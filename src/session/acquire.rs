@@ -154,6 +154,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     connection.hold(holder, core.weak_request_holder());
     let mut state = core.lock();
     state.waited(waited);
+    connection.set_deadline(state.rules.deadline);
     if !state.phase.is_open() {
         // Its end has found the slot empty, and looks there no more.
         drop(state);

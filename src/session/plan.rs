@@ -14,7 +14,7 @@ use sea_orm::{Statement, TransactionOptions};
 use super::replication::Replication;
 use crate::{
     connection::{Begin, BeginSetUp, Demand},
-    pool::{Holder, Label, PoolMode},
+    pool::{Holder, Label, PoolMode, time_until},
 };
 
 /// Decides whether a response's head (or, at the end of a held body, the head
@@ -95,15 +95,10 @@ impl Rules {
     /// request may for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
         let replication = self.replication.as_ref();
-        // On a replica a part of it: in the rest, the primary must still be
-        // reached.
+        // On a replica a part of it: the primary, which is asked if the replica
+        // has none, has all of the time again.
         let all = replication.map_or(all, |replication| replication.patience(all));
-        self.deadline.map_or(all, |deadline| {
-            // Its client has gone by then, and the connection would be kept
-            // from those that still wait
-            // (`a_request_waits_no_longer_than_its_deadline`).
-            all.min(deadline.saturating_duration_since(Instant::now()))
-        })
+        time_until(self.deadline, all)
     }
 
     /// Returns the options of the transaction that the first statement begins,

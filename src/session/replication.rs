@@ -277,11 +277,15 @@ impl Replication {
 }
 
 impl WayOut for Replication {
-    fn take(&self, error: &DbErr) -> BoxFuture<'_, Result<Lease, Error>> {
+    fn take(
+        &self,
+        error: &DbErr,
+        deadline: Option<Instant>,
+    ) -> BoxFuture<'_, Result<Lease, Error>> {
         self.give_up_replica(error);
-        Box::pin(async {
+        Box::pin(async move {
             let pool = self.primary.inner();
-            let patience = self.admit(pool.settings().acquire_timeout).await?;
+            let patience = self.admit(pool.patience(deadline)).await?;
             // Without a BEGIN that travels with another session's COMMIT: the
             // call sends its own.
             pool.acquire_for(Claim::First, None, patience).await

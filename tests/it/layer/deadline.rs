@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::{Router, body::Body, routing::get};
+use futures_util::future::join_all;
 use http::{Request, Response, StatusCode};
 use sea_orm::{ConnectionTrait, Statement};
 use tower::ServiceExt;
@@ -11,7 +12,8 @@ use tower_sea_orm::{DbSession, DbSessionLayer, SessionPool, grpc_timeout};
 use crate::support::{
     database::{Kind, TestDb, insert_item, unique_name},
     pool::{assert_whole, pool_with},
-    wait::BOUND,
+    site::Site,
+    wait::{BOUND, eventually},
 };
 
 async fn call(app: &Router, timeout: &str) -> Response<Body> {
@@ -62,11 +64,10 @@ async fn a_request_waits_no_longer_than_its_deadline() {
             drop(held);
             // With time, or where none is needed.
             for timeout in ["10S", "99999999H", "0n", "soon", "-1S", "123456789S", ""] {
-                crate::support::wait::eventually("it is back", async || pool.status().used == 0)
-                    .await;
+                eventually("it is back", async || pool.status().used == 0).await;
                 if timeout == "0n" {
                     // At hand is what it may take, and on a busy machine that is a moment later.
-                    crate::support::wait::eventually("it needs no time", async || {
+                    eventually("it needs no time", async || {
                         call(&app, timeout).await.status() == 200
                     })
                     .await;
@@ -80,6 +81,54 @@ async fn a_request_waits_no_longer_than_its_deadline() {
             }
         }
         assert_whole(&test, pool.database(), 1).await;
+    }
+}
+
+/// Its own connection is dead when it begins, and no other one can be opened.
+#[tokio::test]
+async fn a_session_waits_for_another_connection_no_longer_than_its_deadline() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let (site, proxy) = Site::behind_a_proxy(kind).await;
+        let site = site.pooled(|pool| {
+            pool.acquire_timeout(BOUND)
+                .direct_handoff(true)
+                .test_before_acquire_if_idle_for(BOUND)
+        });
+        let layer = site.layer.clone().deadline(grpc_timeout);
+        for (name, layer) in [
+            ("eager", layer.clone()),
+            ("lazy", layer.clone().lazy()),
+            ("in a transaction", layer.transaction()),
+        ] {
+            let app = app(layer);
+            // Now and then, one visits the driver's pool instead.
+            let pool = site.layer.pool();
+            eventually("all are idle", async || {
+                let sessions = join_all((0..site.size).map(|_| pool.session())).await;
+                drop(sessions);
+                pool.status().idle == site.size as usize
+            })
+            .await;
+            proxy.mute(true);
+            proxy.cut();
+            eventually("it is closed", async || proxy.connections() == 0).await;
+            // A connection that was used in the last millisecond does not count as rested.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let began = Instant::now();
+            let status = call(&app, "100m").await.status();
+            assert_ne!(status, 200, "{kind:?}, {name}");
+            assert!(began.elapsed() < BOUND / 2, "{kind:?}, {name}");
+            proxy.mute(false);
+            // The driver waits for the answer to its log-in as long as it waits at all.
+            proxy.cut();
+            eventually("it serves again", async || {
+                call(&app, "").await.status() == 200
+            })
+            .await;
+        }
+        // Its idle connections go back with the pool.
+        let site = site.pooled(|pool| pool);
+        site.assert_whole().await;
     }
 }
 
