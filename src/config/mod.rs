@@ -15,11 +15,16 @@ mod value;
 use std::{env::vars_os, ffi::OsString, fmt};
 
 use log::LevelFilter;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
+use sea_orm::{ConnectOptions, DatabaseConnection, DbBackend, DbErr};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::error::ConfigError;
-use self::{given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl};
+use self::{
+    given::Given,
+    settings::Settings,
+    startup::{open, wait_for_server},
+    url::DatabaseUrl,
+};
 use crate::{Error, SessionPool, SessionPoolBuilder};
 
 // `DATABASE_URL` is also where the command-line tools of sqlx and SeaORM look,
@@ -320,7 +325,9 @@ impl PoolConfig {
     /// an unknown database) and a wrong certificate fail at once. Without a
     /// `startup_timeout`, every failure does.
     ///
-    /// With `connect_lazy`, and for SQLite, there is no server to wait for.
+    /// With `connect_lazy`, and for SQLite, there is no server to wait for. The
+    /// error of an SQLite file that does not exist says how it is created
+    /// (`?mode=rwc`).
     ///
     /// Unlike those of [`connect_options`](Self::connect_options), the options
     /// passed to SeaORM here keep the password separate, so SeaORM's spans do
@@ -390,7 +397,7 @@ impl PoolConfig {
         }
         // Only what was given is set below: the other defaults are the pool's,
         // and in one place.
-        let builder = self.session_pool_builder(Database::connect(options).await?);
+        let builder = self.session_pool_builder(open(options).await?);
         Ok(set(builder).build()?)
     }
 

@@ -4,12 +4,14 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectOptions, Database, DbErr};
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
 #[cfg(feature = "_sqlx")]
 use sea_orm::{RuntimeErr, sqlx};
 use tokio::time::{sleep, timeout};
 
 use super::url::DatabaseUrl;
+#[cfg(feature = "sqlx-sqlite")]
+use crate::error::missing_file;
 use crate::{
     SessionPool,
     error::{Kind, server},
@@ -72,6 +74,21 @@ pub(super) async fn wait_for_server(
         tracing::info!(target: TARGET, %url, "the database is available");
     }
     Ok(())
+}
+
+/// Connects by SeaORM.
+pub(super) async fn open(options: ConnectOptions) -> Result<DatabaseConnection, DbErr> {
+    let url = options.get_url().to_owned();
+    let connected = Database::connect(options).await;
+    connected.map_err(|error| explained(&url, error))
+}
+
+/// Says what to do about an error of connecting, where that is known.
+#[cfg_attr(not(feature = "sqlx-sqlite"), allow(unused_variables))]
+fn explained(url: &str, error: DbErr) -> DbErr {
+    #[cfg(feature = "sqlx-sqlite")]
+    let error = missing_file::explained_at(url, error);
+    error
 }
 
 /// A pool that connects at once would try a refused connection again by itself,

@@ -1,6 +1,7 @@
 //! G10, G15: `PoolConfig::connect` on real servers: servers that start late, wrong passwords, unresolvable names.
 
 use std::{
+    error::Error as _,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -35,7 +36,7 @@ const TOO_LONG: &str = "600s";
 /// Its text, its `Debug`, and those of all its sources.
 fn all_of(error: &DbErr) -> String {
     let mut text = format!("{error} {error:?} {error:#?}");
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(error) = source {
         text += &format!(" {error} {error:?}");
         source = error.source();
@@ -206,6 +207,64 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
             Error::of(&error).is_some_and(|error| error.is_unreachable()),
             "{error:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_missing_sqlite_file_is_an_error_that_says_what_to_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/shop.db", dir.path().display());
+    let missing = format!("{}/shop.db", dir.path().display());
+    for (query, remedy) in [
+        ("", "?mode=rwc"),
+        ("?mode=rw", "?mode=rwc"),
+        ("?mode=ro", "mode=ro"),
+    ] {
+        let url = format!("{url}{query}");
+        let error = config(&url, &[]).connect().await.unwrap_err();
+        let text = error.to_string();
+        for part in [
+            "(code: 14) unable to open database file",
+            &missing,
+            "does not exist",
+            remedy,
+        ] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+    }
+    let nowhere = format!("sqlite://{}/data/shop.db?mode=rwc", dir.path().display());
+    let error = config(&nowhere, &[]).connect().await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("(code: 14)"), "{text}");
+    assert!(text.contains("there is no directory"), "{text}");
+    // It is there, and cannot be opened for another reason.
+    let directory = format!("sqlite://{}", dir.path().display());
+    let error = config(&directory, &[]).connect().await.unwrap_err();
+    assert!(!error.to_string().contains("mode="), "{error}");
+    config(&format!("{url}?mode=rwc"), &[])
+        .connect()
+        .await
+        .unwrap();
+    config(&url, &[]).connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_log_of_a_lazy_pool_says_how_a_missing_sqlite_file_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/shop.db", dir.path().display());
+    let pool = config(&url, &[("CONNECT_LAZY", "true")]).connect().await;
+    let (log, _guard) = FullLog::start();
+    let pool = pool.unwrap();
+    let error = timeout(BOUND, pool.session()).await.unwrap().unwrap_err();
+    assert!(error.is_acquire(), "{error:?}");
+    let source = error.source().unwrap().to_string();
+    for text in [
+        source,
+        log.text(),
+        pool.ping().await.unwrap_err().source().unwrap().to_string(),
+    ] {
+        assert!(text.contains("(code: 14)"), "{text}");
+        assert!(text.contains("?mode=rwc"), "{text}");
     }
 }
 
