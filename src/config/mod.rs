@@ -15,11 +15,11 @@ mod value;
 use std::{env::vars_os, ffi::OsString, fmt};
 
 use log::LevelFilter;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
+use sea_orm::{ConnectOptions, DatabaseConnection, DbErr};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::error::ConfigError;
-use self::{given::Given, settings::Settings, startup::wait_for_server, url::DatabaseUrl};
+use self::{given::Given, settings::Settings, startup::connect, url::DatabaseUrl};
 use crate::{Error, SessionPool, SessionPoolBuilder};
 
 // `DATABASE_URL` is also where the command-line tools of sqlx and SeaORM look,
@@ -320,7 +320,17 @@ impl PoolConfig {
     /// an unknown database) and a wrong certificate fail at once. Without a
     /// `startup_timeout`, every failure does.
     ///
-    /// With `connect_lazy`, and for SQLite, there is no server to wait for.
+    /// A server that accepts the connection and then does not answer is given
+    /// up after the `acquire_timeout` (or `connect_timeout`), or after 5 s if
+    /// neither is given; with a `startup_timeout` and neither of them, after
+    /// 30 s, or when that time has passed. The connections that are opened at
+    /// startup (`min_connections`, or one) have as long once more; if no time
+    /// is given, each has 5 s, and all of them 30 s. The error is
+    /// [unreachable](Error::is_unreachable), and names host and port.
+    ///
+    /// With `connect_lazy`, and for SQLite, there is no server to wait for. The
+    /// error of an SQLite file that does not exist says how it is created
+    /// (`?mode=rwc`).
     ///
     /// Unlike those of [`connect_options`](Self::connect_options), the options
     /// passed to SeaORM here keep the password separate, so SeaORM's spans do
@@ -380,17 +390,11 @@ impl PoolConfig {
                 "`max_overflow` is added to `max_connections`; overflow connections are closed after `idle_timeout`, not on return",
             );
         }
-        // SQLite has no server, and a lazy pool shows a wrong URL at its first
-        // session.
-        if self.url.backend != DbBackend::Sqlite && !options.get_connect_lazy() {
-            // Without one, there is one attempt: its error has the reason,
-            // where the pool's own would be a time-out (H25).
-            let startup = self.settings.startup_timeout.unwrap_or_default();
-            wait_for_server(&self.url, &options, startup).await?;
-        }
+        let startup = self.settings.startup_timeout.unwrap_or_default();
+        let database = connect(&self.url, options, startup).await?;
         // Only what was given is set below: the other defaults are the pool's,
         // and in one place.
-        let builder = self.session_pool_builder(Database::connect(options).await?);
+        let builder = self.session_pool_builder(database);
         Ok(set(builder).build()?)
     }
 

@@ -84,7 +84,11 @@ impl DatabaseUrl {
         // With the password: for `connect_options`, which users may change and
         // connect with themselves.
         let whole = with_address(&url, backend, address.as_deref());
-        let mut password = password(&url)?;
+        // sqlx decodes them as well, and would fail at the first connection.
+        decoded("user name", url.username())?;
+        decoded("database's name", url.path())?;
+        let password = url.password().map(|text| decoded("password", text));
+        let mut password = password.transpose()?;
         // Nothing but the password's own field may have it: SeaORM's spans show
         // the URL that it connects with.
         if password.is_some() && url.set_password(None).is_err() {
@@ -232,14 +236,13 @@ fn with_address(url: &Url, backend: DbBackend, address: Option<&str>) -> String 
     url.into()
 }
 
-/// Returns the password before the host.
-fn password(url: &Url) -> Result<Option<String>, String> {
+/// Returns a part of the URL as sqlx reads it.
+fn decoded(name: &str, part: &str) -> Result<String, String> {
     // As sqlx does it: what it would send has to be what is taken out.
-    let decode = |password| percent_decode_str(password).decode_utf8();
-    let password = url.password().map(decode).transpose();
-    password
-        .map(|password| password.map(Cow::into_owned))
-        .map_err(|_| "its password is not UTF-8 once the `%` escapes are decoded".to_owned())
+    let decoded = percent_decode_str(part).decode_utf8();
+    decoded
+        .map(Cow::into_owned)
+        .map_err(|_| format!("its {name} is not UTF-8 once the `%` escapes are decoded"))
 }
 
 /// Schemes, with their drivers, and the features that build these in.

@@ -142,6 +142,12 @@ impl Kind {
         }
     }
 
+    /// The same, with what is known beside it.
+    #[cfg(feature = "config")]
+    pub(crate) fn into_db_err_with(self, detail: &str) -> DbErr {
+        DbErr::Conn(RuntimeErr::Internal(format!("{} ({detail})", self.text())))
+    }
+
     /// All connections are in use, or the server takes no more.
     // One question for all: what the client can do about them is the same.
     pub(super) fn is_exhausted(self) -> bool {
@@ -161,8 +167,11 @@ impl Kind {
         let controls = TransactionControl::ALL.map(Self::Control);
         let mut kinds = STATED.iter().copied().chain(controls);
         // SeaORM's error has room for a text only: it is what says which kind
-        // it was.
-        kinds.find(|kind| kind.text() == text)
+        // it was. Behind it, a detail may follow.
+        kinds.find(|kind| {
+            let rest = text.strip_prefix(kind.text());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+        })
     }
 }
 

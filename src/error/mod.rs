@@ -3,6 +3,8 @@
 mod client;
 mod construct;
 mod kind;
+#[cfg(feature = "sqlx-sqlite")]
+pub(crate) mod missing_file;
 pub(crate) mod server;
 mod trouble;
 

@@ -17,7 +17,7 @@ use super::{
     checked_out::{CheckedOut, Lease},
     deadlock::{SecondWindow, break_deadlock},
     fetch::fetch,
-    holder::{Holder, current, holds_one},
+    holder::{Grip, Holder, current, holds_one},
     inner::PoolInner,
     ledger::Use,
     log::log_session,
@@ -148,7 +148,7 @@ impl PoolInner {
         let waiting = Waiting::new(receiver, self, request);
         // Last: it may be this one that a deadlock is broken by.
         if let Some(holder) = holder {
-            self.note_second(&*holder);
+            self.note_second(&holder);
         }
         Ok(waiting)
     }
@@ -173,12 +173,13 @@ impl PoolInner {
         self.ledger().waiters.is_any()
     }
 
-    /// Logs that a request, which holds a connection, waits for another, and
-    /// looks whether it is in a deadlock.
-    fn note_second(&self, request: &dyn Holder) {
+    /// Looks whether a request that waits while it holds a connection is in a
+    /// deadlock, and logs it if that connection is one of this pool's.
+    fn note_second(&self, request: &Arc<dyn Holder>) {
+        let is_second = self.registry.is_held_by(request) || self.is_shared_with(&**request);
         // A handler that takes a second session takes one with each request
         // (G15).
-        if let Some(suppressed) = self.lines.next_line("second session", 16) {
+        if is_second && let Some(suppressed) = self.lines.next_line("second session", 16) {
             let (label, status) = (request.label(), self.status());
             log_session!(
                 warn,
@@ -191,6 +192,15 @@ impl PoolInner {
             );
         }
         break_deadlock(self);
+    }
+
+    /// Returns whether a request's outermost session holds a connection of the
+    /// same driver's pool through another session pool.
+    fn is_shared_with(&self, request: &dyn Holder) -> bool {
+        // A busy one is no such session: that of a read has moved to this pool
+        // while it is still on its replica's connection. Shown by
+        // `a_read_that_goes_on_to_a_busy_primary_takes_no_second_session`.
+        request.is_on(&self.driver) && matches!(request.grip(), Grip::Idle | Grip::Lendable)
     }
 
     /// Waits for what the queue gives, for the time `all`. Where connections

@@ -285,9 +285,7 @@ impl PoolInner {
     /// Opens one connection beside the pool and closes it again.
     #[cfg(feature = "config")]
     pub(crate) async fn connect_once(&self) -> Result<(), sea_orm::DbErr> {
-        let attempt = self.driver.connect_once().await;
-        // A server that is full answers: there is nothing to wait for.
-        attempt.or_else(|error| super::probe::is_full(&error).then_some(()).ok_or(error))
+        self.driver.connect_once().await
     }
 
     /// Gives `waiter` a connection, or that back if it has gone. Wakes its

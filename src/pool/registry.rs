@@ -159,6 +159,20 @@ impl Registry {
         present.filter_map(|entry| entry.holder.upgrade()).collect()
     }
 
+    /// Returns whether a session of `request` holds one of the pool's
+    /// connections, and has not begun to give it back.
+    // By a look at all: a request counts what it holds of any pool
+    // (`Holder::holds`), one of a replica's or another database's included, and
+    // few that hold something come to wait.
+    pub(super) fn is_held_by(&self, request: &Arc<dyn Holder>) -> bool {
+        let entries = self.lock();
+        let mut holding = entries.places.iter().flatten();
+        holding.any(|entry| {
+            let of = entry.request.as_ref();
+            of.is_some_and(|of| std::ptr::addr_eq(of.as_ptr(), Arc::as_ptr(request)))
+        })
+    }
+
     /// Returns those that are watched, with their places.
     pub(super) fn watched(&self) -> Vec<(Key, Arc<dyn Holder>)> {
         let entries = self.lock();

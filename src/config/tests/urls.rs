@@ -140,7 +140,22 @@ fn a_url_that_cannot_be_is_refused_with_what_to_write() {
             "postgres://db.example/shop?sslpassword=x",
             "write it before the host",
         ),
-        ("postgres://app:%ff@db.example/shop", "not UTF-8"),
+        (
+            "postgres://app:%ff@db.example/shop",
+            "its password is not UTF-8",
+        ),
+        (
+            "postgres://%ff@db.example/shop",
+            "its user name is not UTF-8",
+        ),
+        (
+            "mysql://caf%e9:x@db.example/shop",
+            "its user name is not UTF-8",
+        ),
+        (
+            "mysql://app:x@db.example/caf%e9",
+            "its database's name is not UTF-8",
+        ),
         ("sqlite://app:x@db.example/shop", "has no password"),
         (
             "postgres://app@::1:5432/shop",

@@ -9,6 +9,8 @@ use tokio::time::timeout;
 use super::take_idle;
 use super::{DriverPool, dispatch};
 use crate::connection::{Driver, SILENCE};
+#[cfg(feature = "sqlx-sqlite")]
+use crate::error::missing_file;
 #[cfg(feature = "sqlx-mysql")]
 use crate::error::server;
 
@@ -66,7 +68,13 @@ impl DriverPool {
             #[cfg(feature = "sqlx-mysql")]
             Self::MySql(pool) => acquired(pool.acquire().await, Driver::MySql),
             #[cfg(feature = "sqlx-sqlite")]
-            Self::Sqlite { pool, .. } => acquired(pool.acquire().await, Driver::Sqlite),
+            Self::Sqlite { pool, .. } => {
+                let connection = pool.acquire().await;
+                acquired(
+                    connection.map_err(|error| self.explained(error)),
+                    Driver::Sqlite,
+                )
+            }
             Self::Direct(_) => Ok(Driver::Gone),
         }
     }
@@ -84,12 +92,26 @@ impl DriverPool {
                     let _ = connection.close().await;
                     Ok(())
                 }
-                Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
+                Err(error) => Err(DbErr::Conn(RuntimeErr::SqlxError(
+                    self.explained(error).into(),
+                ))),
             }
         }, direct => Ok(()))
     }
 
-    /// The same; a Galera node that takes no statements has failed.
+    /// Says what to do about an error of connecting, where that is known.
+    #[cfg(feature = "_sqlx")]
+    fn explained(&self, error: sqlx::Error) -> sqlx::Error {
+        match self {
+            #[cfg(feature = "sqlx-sqlite")]
+            Self::Sqlite { pool, .. } => missing_file::explained(&pool.connect_options(), error),
+            #[allow(unreachable_patterns)]
+            _ => error,
+        }
+    }
+
+    /// [`connect_once`](Self::connect_once), for which a Galera node that takes
+    /// no statements has failed.
     pub(in crate::pool) async fn probe_once(&self) -> Result<(), DbErr> {
         #[cfg(feature = "sqlx-mysql")]
         if let Self::MySql(pool) = self {

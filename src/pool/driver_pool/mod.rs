@@ -192,6 +192,25 @@ impl DriverPool {
         }
     }
 
+    /// Returns host and port of the server, or its socket.
+    #[cfg(feature = "config")]
+    pub(crate) fn address(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "sqlx-postgres")]
+            Self::Postgres(pool) => {
+                let to = pool.connect_options();
+                Some(address(to.get_socket(), to.get_host(), to.get_port()))
+            }
+            #[cfg(feature = "sqlx-mysql")]
+            Self::MySql(pool) => {
+                let to = pool.connect_options();
+                Some(address(to.get_socket(), to.get_host(), to.get_port()))
+            }
+            #[allow(unreachable_patterns)]
+            _ => None,
+        }
+    }
+
     /// Returns how many connections the pool has, those included that it is
     /// about to open.
     pub(in crate::pool) fn size(&self) -> u32 {
@@ -283,6 +302,18 @@ fn statement_cache_capacity(options: &impl sqlx::ConnectOptions) -> Option<usize
     let mut parameters = url.query_pairs();
     let capacity = parameters.find(|(key, _)| key == "statement-cache-capacity")?;
     capacity.1.parse().ok()
+}
+
+#[cfg(all(
+    feature = "config",
+    any(feature = "sqlx-postgres", feature = "sqlx-mysql")
+))]
+fn address(socket: Option<&std::path::PathBuf>, host: &str, port: u16) -> String {
+    match socket {
+        Some(path) => path.display().to_string(),
+        None if host.contains(':') => format!("[{host}]:{port}"),
+        None => format!("{host}:{port}"),
+    }
 }
 
 #[cfg(feature = "_sqlx")]

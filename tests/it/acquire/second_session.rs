@@ -440,6 +440,75 @@ async fn two_databases_are_two_pools() {
     assert_whole(&two, &two_db, 1).await;
 }
 
+/// What it holds of another pool is no second session; what it holds of this one is.
+#[tokio::test]
+async fn only_a_second_session_of_the_same_pool_is_warned_about() {
+    let (log, _guard) = Log::start();
+    let (one, two) = (
+        TestDb::new(Kind::Postgres).await,
+        TestDb::new(Kind::MySql).await,
+    );
+    let (one_db, two_db) = (one.connect(2).await, two.connect(2).await);
+    let other = pool_with(&two_db, |pool| pool.acquire_timeout(LONG));
+    let busy = [
+        other.session().await.unwrap(),
+        other.session().await.unwrap(),
+    ];
+    let handler = async |db: DbSession, other: DbSession<Other>| {
+        db.execute_unprepared("SELECT 1").await.unwrap();
+        other.execute_unprepared("SELECT 1").await.unwrap();
+        let second = other.pool().session().await.unwrap();
+        second.execute_unprepared("SELECT 1").await.unwrap();
+    };
+    let app = Router::new()
+        .route("/", any(handler))
+        .layer(DbSessionLayer::<Other>::tagged(other.clone()).lazy())
+        .layer(session_layer(one_db.clone()));
+    let request = tokio::spawn(call(app));
+    eventually("it waits for the other pool", async || {
+        other.status().pending == 1
+    })
+    .await;
+    assert_eq!(warnings(&log), Vec::<String>::new());
+    let [first, last] = busy;
+    drop(first);
+    eventually("it waits for its second session there", async || {
+        warnings(&log).len() == 1 && other.status().pending == 1
+    })
+    .await;
+    drop(last);
+    assert_eq!(request.await.unwrap().status(), 200);
+    assert_whole(&one, &one_db, 2).await;
+    assert_whole(&two, &two_db, 2).await;
+}
+
+/// They take their connections from one.
+#[tokio::test]
+async fn two_session_pools_over_one_drivers_pool_are_warned_about_as_one() {
+    let (log, _guard) = Log::start();
+    let test = TestDb::new(Kind::Postgres).await;
+    let db = test.connect(2).await;
+    let [one, other] = [session_pool(db.clone()), session_pool(db.clone())];
+    let busy = one.session().await.unwrap();
+    busy.execute_unprepared("SELECT 1").await.unwrap();
+    let handler = async |db: DbSession, other: DbSession<Other>| {
+        db.execute_unprepared("SELECT 1").await.unwrap();
+        other.execute_unprepared("SELECT 1").await.unwrap();
+    };
+    let app = Router::new()
+        .route("/", any(handler))
+        .layer(DbSessionLayer::<Other>::tagged(other.clone()).lazy())
+        .layer(DbSessionLayer::new(one.clone()));
+    let request = tokio::spawn(call(app));
+    eventually("it waits, and the log says so", async || {
+        other.status().pending == 1 && warnings(&log).len() == 1
+    })
+    .await;
+    drop(busy);
+    assert_eq!(request.await.unwrap().status(), 200);
+    assert_whole(&test, &db, 2).await;
+}
+
 #[tokio::test]
 async fn cancelled_waits_leave_no_mark() {
     for kind in [Kind::Postgres, Kind::MySql, Kind::SqliteFile] {

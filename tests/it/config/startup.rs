@@ -1,6 +1,7 @@
 //! G10, G15: `PoolConfig::connect` on real servers: servers that start late, wrong passwords, unresolvable names.
 
 use std::{
+    error::Error as _,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -35,7 +36,7 @@ const TOO_LONG: &str = "600s";
 /// Its text, its `Debug`, and those of all its sources.
 fn all_of(error: &DbErr) -> String {
     let mut text = format!("{error} {error:?} {error:#?}");
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(error) = source {
         text += &format!(" {error} {error:?}");
         source = error.source();
@@ -197,15 +198,150 @@ async fn a_server_that_does_not_answer_is_given_up_in_time() {
         "postgres://app:hunter2@{}/shop",
         listener.local_addr().unwrap()
     );
-    for settings in [[("POOL_TIMEOUT", "0.2")], [("STARTUP_TIMEOUT", "0.2")]] {
-        let error = timeout(BOUND, config(&url, &settings).connect())
-            .await
-            .unwrap()
-            .unwrap_err();
-        assert!(
-            Error::of(&error).is_some_and(|error| error.is_unreachable()),
-            "{error:?}"
-        );
+    for settings in [
+        ("POOL_TIMEOUT", "0.2"),
+        ("CONNECT_TIMEOUT", "0.2"),
+        ("STARTUP_TIMEOUT", "0.2"),
+    ] {
+        for scheme in ["postgres", "mysql"] {
+            let url = url.replace("postgres", scheme);
+            let config = config(&url, &[settings]);
+            let error = timeout(BOUND, config.connect()).await.unwrap().unwrap_err();
+            assert_silent(&error, &url);
+        }
+    }
+}
+
+/// Whether the error names the server of `url` as one that has not answered, and no password.
+fn assert_silent(error: &DbErr, url: &str) {
+    let known = Error::of(error);
+    assert!(known.is_some_and(|known| known.is_unreachable()), "{error}");
+    let (_, address) = url.split_once('@').unwrap();
+    let address = address.split('/').next().unwrap();
+    let text = error.to_string();
+    assert!(
+        text.contains(&format!("no answer from {address}")),
+        "{text}"
+    );
+    assert!(!all_of(error).contains("hunter2"), "{text}");
+}
+
+/// As long as a session of the pool would wait, by a clock that stands still while there is something to do.
+#[tokio::test(start_paused = true)]
+async fn g10_a_server_that_does_not_answer_is_given_up_after_five_seconds() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    for scheme in ["postgres", "mysql"] {
+        let url = format!("{scheme}://app:hunter2@{address}/shop");
+        let started = tokio::time::Instant::now();
+        let error = config(&url, &[]).connect().await.unwrap_err();
+        assert_eq!(started.elapsed().as_secs(), 5, "{scheme}");
+        assert_silent(&error, &url);
+    }
+}
+
+/// Leads the first connection to the server of `url`, and leaves all others without an answer. From the second one on,
+/// the clock stands still while there is something to do.
+async fn answering_once(url: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (head, rest) = url.split_once("127.0.0.1:").unwrap();
+    let (port, database) = rest.split_once('/').unwrap();
+    let url = format!("{head}{}/{database}", listener.local_addr().unwrap());
+    let server = format!("127.0.0.1:{port}");
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+        let first = tokio::spawn(async move {
+            let copied = tokio::io::copy_bidirectional(&mut client, &mut server);
+            copied.await.ok();
+        });
+        let mut silent = vec![listener.accept().await.unwrap()];
+        tokio::time::pause();
+        first.await.unwrap();
+        loop {
+            silent.push(listener.accept().await.unwrap());
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn g10_a_server_that_falls_silent_while_connecting_is_given_up_as_well() {
+    for kind in [Kind::Postgres, Kind::MySql] {
+        let test = TestDb::new(kind).await;
+        for (settings, seconds) in [
+            (&[] as &[_], 5),
+            (&[("POOL_TIMEOUT", "7")], 7),
+            // Each has its time.
+            (&[("MIN_CONNECTIONS", "2")], 10),
+            (&[("MIN_CONNECTIONS", "2"), ("POOL_TIMEOUT", "7")], 14),
+        ] {
+            let url = answering_once(test.url()).await;
+            let started = tokio::time::Instant::now();
+            let error = config(&url, settings).connect().await.unwrap_err();
+            assert_silent(&error, &url);
+            let took = started.elapsed().as_secs();
+            assert!((5..=seconds + 1).contains(&took), "{settings:?}: {took}");
+            tokio::time::resume();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_missing_sqlite_file_is_an_error_that_says_what_to_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/shop.db", dir.path().display());
+    let missing = format!("{}/shop.db", dir.path().display());
+    for (query, remedy) in [
+        ("", "?mode=rwc"),
+        ("?mode=rw", "?mode=rwc"),
+        ("?mode=ro", "mode=ro"),
+    ] {
+        let url = format!("{url}{query}");
+        let error = config(&url, &[]).connect().await.unwrap_err();
+        let text = error.to_string();
+        for part in [
+            "(code: 14) unable to open database file",
+            &missing,
+            "does not exist",
+            remedy,
+        ] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+    }
+    let nowhere = format!("sqlite://{}/data/shop.db?mode=rwc", dir.path().display());
+    let error = config(&nowhere, &[]).connect().await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("(code: 14)"), "{text}");
+    assert!(text.contains("there is no directory"), "{text}");
+    // It is there, and cannot be opened for another reason.
+    let directory = format!("sqlite://{}", dir.path().display());
+    let error = config(&directory, &[]).connect().await.unwrap_err();
+    assert!(!error.to_string().contains("mode="), "{error}");
+    config(&format!("{url}?mode=rwc"), &[])
+        .connect()
+        .await
+        .unwrap();
+    config(&url, &[]).connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_log_of_a_lazy_pool_says_how_a_missing_sqlite_file_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/shop.db", dir.path().display());
+    let pool = config(&url, &[("CONNECT_LAZY", "true")]).connect().await;
+    let (log, _guard) = FullLog::start();
+    let pool = pool.unwrap();
+    let error = timeout(BOUND, pool.session()).await.unwrap().unwrap_err();
+    assert!(error.is_acquire(), "{error:?}");
+    let source = error.source().unwrap().to_string();
+    for text in [
+        source,
+        log.text(),
+        pool.ping().await.unwrap_err().source().unwrap().to_string(),
+    ] {
+        assert!(text.contains("(code: 14)"), "{text}");
+        assert!(text.contains("?mode=rwc"), "{text}");
     }
 }
 

@@ -3,9 +3,12 @@
 use tower_sea_orm::OutOfUse;
 
 use super::*;
-use crate::support::{
-    pool::hands_over,
-    wait::{eventually_within, in_one_of},
+use crate::{
+    log::Log,
+    support::{
+        pool::hands_over,
+        wait::{eventually_within, in_one_of},
+    },
 };
 
 /// Writes and then reads many times, while the replicas' replay is paused and resumed in turn. Returns how many reads
@@ -296,6 +299,43 @@ pub(super) async fn others_read_on(cluster: Cluster) {
         let others = send(&app, Request::get("/count/waits"), None).await;
         assert_eq!(others.text, "0 replica");
     }
+    for replica in &beside {
+        pause(replica, false).await;
+    }
+}
+
+/// It has the replica's connection until it has the primary's.
+#[tokio::test]
+async fn a_read_that_goes_on_to_a_busy_primary_takes_no_second_session() {
+    let (log, _guard) = Log::start();
+    let cluster = Cluster::new().await;
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas));
+    all_in_use(&app, &replicas).await;
+    let beside = [cluster.beside(0).await, cluster.beside(1).await];
+    for replica in &beside {
+        pause(replica, true).await;
+    }
+    let written = send(&app, Request::post("/write/waits"), None).await;
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let session = cluster.pool.session().await.unwrap();
+        busy.push((session.pin(), session));
+    }
+    let read = async {
+        let read = Request::get("/count/waits");
+        send(&app, read, written.cookie.as_deref()).await
+    };
+    let freed = async {
+        eventually("it waits for the primary", async || {
+            cluster.pool.status().pending == 1
+        })
+        .await;
+        drop(busy);
+    };
+    let (read, ()) = tokio::join!(read, freed);
+    assert_eq!(read.text, "1 primary");
+    assert_eq!(log.count("second session"), 0, "{:?}", log.loud());
     for replica in &beside {
         pause(replica, false).await;
     }
