@@ -55,9 +55,9 @@ pub(crate) enum CancelTarget {
 #[derive(Default)]
 pub(crate) struct CancelHandle {
     state: Mutex<Known>,
+    /// Has SQLite stop at the next look.
     // The numbers below are compared with one another only, so that `Relaxed`
     // is enough.
-    /// Has SQLite stop at the next look.
     interrupt: Arc<AtomicBool>,
     /// Names the call that runs, or ran last.
     turn: AtomicU64,

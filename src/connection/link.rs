@@ -398,8 +398,8 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(900);
 /// For how long the server has heard nothing on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rest {
-    /// It was in use just now. Later statements, for which it is not asked,
-    /// count as such as well.
+    /// It was in use just now. A session's later statements always count as
+    /// this, since its first one has just used the connection.
     None,
     /// The server may have closed it since: what can be run again is kept for
     /// that.

@@ -1,4 +1,4 @@
-//! Acquiring: waiting in the queue, and telling why it failed.
+//! Acquiring: waiting in the queue, serving it, and telling why a wait failed.
 
 use std::{
     error::Error as _,

@@ -105,9 +105,9 @@ pub(crate) struct Doubt {
 #[derive(Debug, Clone)]
 pub(crate) struct Label {
     pub(crate) method: Method,
+    /// `None` for CONNECT, which names a host alone.
     // Not the whole URI, which is twice the size, in a value that is moved with
     // each session.
-    /// `None` for CONNECT, which names a host alone.
     pub(crate) path: Option<PathAndQuery>,
     /// The route by which it was matched, if its layer says so.
     pub(crate) route: Option<Arc<str>>,
@@ -184,9 +184,9 @@ pub(crate) struct Scope {
 static IS_LOOKED_FOR: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
+    /// The scopes that this thread is in, innermost last.
     // One for the thread, whose memory is kept: a request costs no allocation
     // by it.
-    /// The scopes that this thread is in, innermost last.
     static SCOPES: RefCell<Vec<Scope>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -302,8 +302,7 @@ impl Drop for PoolInner {
     fn drop(&mut self) {
         // It finds the pool gone and ends; otherwise it would notice only at
         // its next look, up to a second later. The other tasks end by
-        // themselves: the reaper's next tick is 50 ms away, and the side
-        // connection is closed after 5 s of rest.
+        // themselves soon.
         self.hold_watch.ring();
         // They are the driver's pool's, which lives on.
         let ledger = self.ledger.get_mut();

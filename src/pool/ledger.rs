@@ -264,9 +264,9 @@ impl<T, C> Ledger<T, C> {
         if self.out() >= self.limit_for(holds) {
             return None;
         }
-        // The only one would come back to the session that has just lent it:
-        // that waits for one that is fetched. Shown by
-        // `a_fresh_pool_of_two_rotates_at_once`.
+        // With `rotates`, a session that has lent its connection is not to get
+        // the same one back: if it is the only idle one, the session waits for
+        // another to be fetched. Shown by `a_fresh_pool_of_two_rotates_at_once`.
         let is_only = self.idle.len() == 1 && self.out() + 1 < self.limit;
         if self.idle.rotates && is_only {
             return None;

@@ -3,9 +3,9 @@
 //! One first-in-first-out queue of waiters stands before the driver's pool. The
 //! driver's own `acquire()` runs in tasks of the session pool, never in a
 //! request, because sqlx drops a connection when an acquire is cancelled in its
-//! ping (<https://github.com/launchbadge/sqlx/issues/1869>). Every connection,
-//! just released or just acquired, goes to the oldest waiter that is still
-//! there.
+//! ping (<https://github.com/launchbadge/sqlx/issues/1869>). A connection, just
+//! released or just acquired, goes to the waiter whose turn it is, which
+//! `ledger` decides.
 
 mod acquire;
 mod admission;

@@ -204,7 +204,8 @@ impl Registry {
         self.lock().len()
     }
 
-    /// Returns those that have held for too long; each is named once.
+    /// Returns those that have held for too long. A slow one is named once, the
+    /// others for as long as they are.
     pub(super) fn due(&self) -> Due {
         let now = Instant::now();
         let mut due = Due {

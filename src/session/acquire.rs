@@ -1,5 +1,5 @@
-//! Acquires a session's connection: before the request, or with its first
-//! statement.
+//! Acquires a session's connection: with the session (eager), or with its first
+//! statement (lazy).
 
 use std::{
     sync::{Arc, Weak},

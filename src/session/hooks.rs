@@ -25,9 +25,9 @@ struct Lists {
     /// They will not run. What they have captured must not be dropped under the
     /// session's lock.
     discarded: Vec<Hook>,
+    /// Run one after the other by a task.
     // Not spawned one by one: hooks run in the order of their registration,
     // also those of two transactions.
-    /// Run one after the other by a task.
     queue: VecDeque<Hook>,
     has_task: bool,
 }

@@ -24,10 +24,10 @@ pub(super) struct Over {
     // Boxed, because nearly no session has one and the phase is part of every
     // session.
     pub(super) cut_off: Option<Box<CutOff>>,
+    /// Dropped when the connection has left the session.
     // Channels, dropped rather than sent into: whatever takes the connection
     // away, a panic or a dying runtime included, the end of the request is
     // woken.
-    /// Dropped when the connection has left the session.
     released: Option<oneshot::Sender<()>>,
     /// Dropped when the statement has ended that the session's end has found
     /// running.
@@ -143,7 +143,8 @@ impl CutOff {
 }
 
 impl Rollback {
-    /// Waits for the rollback, for the `release_timeout` at most.
+    /// Waits for the rollback: for a statement that the handler has left
+    /// running to its own limit, then for the `release_timeout` at most.
     pub(super) async fn wait(self, release_timeout: Duration) {
         // Past that limit the response leaves, and the rollback is seen through
         // in its task (G8).

@@ -163,9 +163,9 @@ impl Plan {
 /// The request or job that a session belongs to.
 pub(super) struct Origin {
     opened_for: OpenedFor,
+    /// The outermost session of the request in which it was opened.
     // By this a second session is known to be the same request's, which then
     // waits for itself (H11).
-    /// The outermost session of the request in which it was opened.
     pub(super) outer: Option<Arc<dyn Holder>>,
     /// Another session of the same request has committed something.
     // Atomic, these three, because the request's other sessions set them, which

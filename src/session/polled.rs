@@ -8,10 +8,10 @@ use futures_util::future::BoxFuture;
 use super::core::Core;
 
 thread_local! {
+    /// The sessions by their addresses, innermost last.
     // Addresses, because raw code must be `'static` and a reference to its
     // session would be a cycle. While one is polled, the session is alive and
     // its address its own.
-    /// The sessions by their addresses, innermost last.
     static POLLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 

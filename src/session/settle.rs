@@ -26,8 +26,8 @@ use crate::{
 
 /// The time that the end of a request waits for a statement that is still
 /// running.
-// Longer than for a rollback: the response says that all is done, and a
-// statement that a handler has not awaited to its end mostly has a moment left.
+// Longer than before a rollback, since this response says that all is done. A
+// statement that the handler began and did not await needs no longer as a rule.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The verdict on a session's transaction.

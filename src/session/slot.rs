@@ -36,9 +36,9 @@ pub(super) struct Running {
     pub(super) kind: CallKind,
     pub(super) purpose: Purpose,
     pub(super) polled_by: PolledBy,
+    /// `None` while it is being polled, and after it moved to a task.
     // Kept here and not in the `Call`, so that the worker and the end of the
     // request get at it.
-    /// `None` while it is being polled, and after it moved to a task.
     pub(super) future: Option<CallFuture>,
     /// Of the future that waits for the call.
     // Replaced with each poll: a future may move to another task between two of
@@ -132,8 +132,8 @@ impl Slot {
 }
 
 impl Running {
-    // Made before the call's future, which takes the connection with it.
     /// A call of `operation` that is about to be made.
+    // Made before the call's future, which takes the connection with it.
     pub(super) fn new(
         id: u64,
         operation: &Operation,
@@ -269,9 +269,9 @@ impl Cancel {
         if !pool.settings().cancel_running || pool.is_test() {
             return (None, None);
         }
-        // Also what is not to be stopped is identified: its answer may be lost.
-        // A COMMIT is asked about by the process that its transaction's BEGIN
-        // has made known.
+        // The server's process is noted for statements that are never cancelled,
+        // too: if an answer is lost, the process is asked about. A COMMIT needs
+        // no note of its own, because its transaction's BEGIN has made one.
         let is_work = operation.text().is_some() || matches!(operation, Operation::Begin(_));
         let Some(handle) = connection.cancel_handle().filter(|_| is_work) else {
             return (None, None);

@@ -59,10 +59,10 @@ pub(super) struct Stack {
 
 struct OpenTransaction {
     id: TransactionId,
-    // Kept until the connection is free: `Drop` cannot wait, and the depth has
-    // to agree with the driver's until then.
     /// Its handle was dropped without an end: rolled back before anything else
     /// happens.
+    // Kept until the connection is free: `Drop` cannot wait, and the depth has
+    // to agree with the driver's until then.
     is_abandoned: bool,
 }
 

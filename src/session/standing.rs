@@ -12,8 +12,8 @@ use crate::error::{Cause, Error, Kind};
 /// can be sent by code that the session does not see.
 #[derive(Default)]
 pub(super) struct Standing {
-    // Only ever set: a rollback undoes nothing of what was committed before it.
     /// Something may stand, whatever happens from here on.
+    // Only ever set: a rollback undoes nothing of what was committed before it.
     may_stand: bool,
     /// The failure of a COMMIT that nothing has made good since.
     failure: Option<Error>,

@@ -43,9 +43,9 @@ pub(super) struct State {
     // long ended.
     pub(super) streaming: bool,
     last_id: u64,
+    /// Outputs of calls that ended while their own futures were not polled.
     // A list, because the worker may see several calls to their ends before any
     // of their futures is polled.
-    /// Outputs of calls that ended while their own futures were not polled.
     pub(super) outputs: Vec<(u64, Result<Output, DbErr>)>,
     /// The runtime for hooks, known from the first connection on.
     pub(super) runtime: Option<Handle>,

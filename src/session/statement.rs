@@ -118,8 +118,9 @@ pub(super) async fn start(core: &Arc<Core>, mut request: CallRequest) -> Result<
 /// session's back. Returns its hash as well.
 pub(super) fn vet(core: &Core, caller: Caller, sql: &str) -> Result<(Classified, u64), DbErr> {
     let (text, hash) = core.pool().known_texts.classify(sql);
-    // A lock in autocommit is gone when its statement ends, which surprises
-    // code that was written for autobegin.
+    // A lock in autocommit is gone when its statement ends. Code that comes from
+    // SQLAlchemy, where the first statement begins a transaction, expects
+    // otherwise.
     if caller == Caller::Session && text.needs_transaction && core.lock().surrounding() == 0 {
         telemetry::needs_transaction(&Redacted::new(sql).without_values(core.pool().backend()));
     }

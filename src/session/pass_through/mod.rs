@@ -31,9 +31,9 @@ pub(super) type OwnTransaction = Arc<DatabaseTransaction>;
 /// ended.
 #[derive(Default)]
 pub(super) struct Through {
+    /// The session's own transaction.
     // Shared, because SeaORM lets statements run in it side by side, and each
     // may outlast the handler.
-    /// The session's own transaction.
     pub(super) own: Option<OwnTransaction>,
     /// The server has given up the transactions from this depth on.
     // SeaORM keeps no account of this, and a mock commits what a server would

@@ -1,13 +1,15 @@
 //! A client's position: made by its writes, checked where it reads.
 
-use tower_sea_orm::OutOfUse;
+use std::time::Instant;
+
+use tower_sea_orm::{OutOfUse, grpc_timeout};
 
 use super::*;
 use crate::{
     log::Log,
     support::{
         pool::hands_over,
-        wait::{eventually_within, in_one_of},
+        wait::{BOUND, eventually_within, in_one_of},
     },
 };
 
@@ -339,6 +341,31 @@ async fn a_read_that_goes_on_to_a_busy_primary_takes_no_second_session() {
     for replica in &beside {
         pause(replica, false).await;
     }
+}
+
+/// Its replicas are behind, and the primary has no connection for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_waits_for_the_primary_no_longer_than_its_deadline() {
+    let mut cluster = Cluster::new().await;
+    cluster.pool = pool_with(cluster.pool.database(), |pool| pool.acquire_timeout(BOUND));
+    let replicas = cluster.replicas();
+    let app = app(cluster.layer(&replicas).deadline(grpc_timeout));
+    all_in_use(&app, &replicas).await;
+    for replica in 0..2 {
+        pause(&cluster.beside(replica).await, true).await;
+    }
+    let written = send(&app, Request::post("/write/late"), None).await;
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let session = cluster.pool.session().await.unwrap();
+        busy.push((session.pin(), session));
+    }
+    let began = Instant::now();
+    let read = Request::get("/count/late").header("grpc-timeout", "200m");
+    let read = send(&app, read, written.cookie.as_deref()).await;
+    assert_ne!(read.status, StatusCode::OK, "{read:?}");
+    // The driver's own time-out is half of it.
+    assert!(began.elapsed() < BOUND / 3, "{read:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
