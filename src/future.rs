@@ -20,7 +20,7 @@ use crate::{
     error::Kind,
     policy::Policy,
     response::{DefaultResponseForError, Responder, ResponseForError, ResponsePolicy},
-    session::{SessionGuard, SettleAt, Settlement},
+    session::{SessionGuard, SettleAt, Settlement, open_eager, try_open},
     telemetry,
 };
 
@@ -77,7 +77,7 @@ where
         // Pass-through sessions have no connection to check out.
         let eager = policy.checkout.is_eager(&parts) && !pool.inner().is_direct();
         let request = Request::from_parts(parts, body);
-        let state = match pool.try_session(plan, eager) {
+        let state = match try_open(pool, plan, eager) {
             // Called in `call`, as without this layer: services may do their
             // work there (G14).
             Ok(own) => State::serving(inner, request, Some(own)),
@@ -85,8 +85,7 @@ where
                 // Only a session that has to wait costs a box, and a future
                 // that owns what it needs.
                 let pool = pool.clone();
-                let acquire =
-                    async move { logged(&pool, pool.eager_session(plan).await.map(Some)) };
+                let acquire = async move { logged(&pool, open_eager(&pool, plan).await.map(Some)) };
                 State::acquiring(inner, request, Box::pin(acquire))
             }
         };

@@ -85,7 +85,7 @@ use crate::{
     error::Kind,
     pool::{Label, observer::Executed, test_pool},
     response::{Responder, ResponsePolicy},
-    session::{OpenedFor, Plan, SettleAt},
+    session::{OpenedFor, Plan, SettleAt, try_open},
 };
 
 /// Runs a handler with a session, and ends the session by the handler's
@@ -143,7 +143,7 @@ where
         route: None,
     }));
     // Not eager: a handler that runs no statement needs no database.
-    let Ok((session, guard)) = pool.into().try_session(plan, false) else {
+    let Ok((session, guard)) = try_open(&pool.into(), plan, false) else {
         return responder.error(&Kind::Closing.into());
     };
     let mut handling = pin!(handler(session));

@@ -48,7 +48,7 @@ impl Chain {
     /// what the last session has set of its own by `SET TRANSACTION` (H35).
     /// MySQL refuses that inside a transaction, and there COMMIT has to be
     /// alone in its text (H36).
-    pub(super) async fn begin(
+    pub(super) async fn commit_and_begin(
         self,
         link: &mut Link,
         transaction: &mut Transaction,

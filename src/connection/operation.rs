@@ -109,7 +109,7 @@ impl Operation {
                 transaction.begin(link, *options, None, demand).await
             }
             Self::Commit(chain) => match chain.take() {
-                Some(chain) => chain.begin(link, transaction).await,
+                Some(chain) => chain.commit_and_begin(link, transaction).await,
                 None => transaction.commit(link).await,
             },
             Self::Rollback => transaction.rollback(link).await,

@@ -49,16 +49,10 @@ impl PoolInner {
         time_until(deadline, self.settings.acquire_timeout)
     }
 
-    /// Waits for a connection, at most `acquire_timeout`.
-    pub(crate) async fn acquire(self: &Arc<Self>, claim: Claim) -> Result<Lease, Error> {
-        self.acquire_for(claim, None, self.settings.acquire_timeout)
-            .await
-    }
-
     /// Waits for a connection, at most for `patience`. One that is to begin a
     /// transaction there may get it with the transaction
     /// [begun](CheckedOut::is_chained).
-    pub(crate) async fn acquire_for(
+    pub(crate) async fn acquire(
         self: &Arc<Self>,
         claim: Claim,
         begins: Option<TransactionOptions>,

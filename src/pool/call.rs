@@ -154,7 +154,7 @@ impl CheckedOut {
         // Before the wait: in a pool of one, nothing else could end it.
         self.parts.free_slot();
         let patience = pool.patience(deadline);
-        let lease = pool.acquire_for(Claim::Another, None, patience).await?;
+        let lease = pool.acquire(Claim::Another, None, patience).await?;
         if let Some(mut next) = lease.into_connection() {
             if let (Some(connection), Some(handle)) = (&mut next.parts.connection, handle) {
                 // The session has handed it out already: from here on, it

@@ -6,12 +6,8 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use super::{
-    builder::SessionPoolBuilder,
-    checked_out::{CheckedOut, Lease},
-    driver_pool::DriverPool,
-    inner::PoolInner,
-    test_transaction::TestTransaction,
-    waiters::Claim,
+    builder::SessionPoolBuilder, checked_out::CheckedOut, driver_pool::DriverPool,
+    inner::PoolInner, test_transaction::TestTransaction, waiters::Claim,
 };
 use crate::{
     connection::PinnedConnection,
@@ -28,7 +24,7 @@ pub(crate) async fn begin(builder: SessionPoolBuilder) -> Result<Arc<PoolInner>,
     if outside.inner().is_direct() {
         return Err(Kind::NothingToRollBack.into());
     }
-    let mut connection = take(outside.inner().acquire(Claim::First).await?)?;
+    let mut connection = take(outside.inner()).await?;
     connection
         .begin_outer()
         .await
@@ -43,7 +39,7 @@ pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
     // A test that still holds its own session would wait here for itself, until
     // the time-out.
     pool.refuse_hopeless(|| false)?;
-    let mut connection = take(pool.acquire(Claim::First).await?)?;
+    let mut connection = take(pool).await?;
     // Asked before, since the rollback forgets it.
     let was_ended = connection.is_outer_ended();
     match timeout(pool.settings().release_timeout, connection.end_outer()).await {
@@ -59,7 +55,9 @@ pub(crate) async fn roll_back(pool: &Arc<PoolInner>) -> Result<(), Error> {
 }
 
 /// Takes a connection out of the pool for good.
-fn take(lease: Lease) -> Result<PinnedConnection, Error> {
+async fn take(pool: &Arc<PoolInner>) -> Result<PinnedConnection, Error> {
+    let patience = pool.settings().acquire_timeout;
+    let lease = pool.acquire(Claim::First, None, patience).await?;
     let connection = lease
         .into_connection()
         .and_then(CheckedOut::into_connection);

@@ -8,10 +8,12 @@ use std::{
 
 use sea_orm::{DbErr, TransactionOptions};
 
-use super::{core::Core, plan::Plan, slot::Slot, stack::Caller, worker::enqueue};
+use super::{
+    core::Core, plan::Plan, replication::Replication, slot::Slot, stack::Caller, worker::enqueue,
+};
 use crate::{
     error::{Error, Kind},
-    pool::{Claim, Lease, SessionPool, break_deadlock},
+    pool::{Claim, Lease, PoolInner, SessionPool, break_deadlock},
 };
 
 /// Returns a session that has its connection, after having waited for it.
@@ -88,14 +90,24 @@ async fn acquire(core: &Core) -> Result<Lease, Error> {
 
 async fn acquire_once(core: &Core) -> Result<Lease, Error> {
     let (claim, begins, patience) = claim(core);
-    let patience = match core.replication() {
+    acquire_from(core.pool(), core.replication(), claim, begins, patience).await
+}
+
+/// Waits for a connection, at most for `patience`.
+pub(super) async fn acquire_from(
+    pool: &Arc<PoolInner>,
+    replication: Option<&Arc<Replication>>,
+    claim: Claim,
+    begins: Option<TransactionOptions>,
+    mut patience: Duration,
+) -> Result<Lease, Error> {
+    if let Some(replication) = replication {
         // Where replicas are lost, the reads of a service are a multiple of its
         // writes, and would take every connection of the primary
         // (`reads_without_a_replica_leave_connections_to_writes`).
-        Some(replication) => replication.admit(patience).await?,
-        None => patience,
-    };
-    core.pool().acquire_for(claim, begins, patience).await
+        patience = replication.admit(patience).await?;
+    }
+    pool.acquire(claim, begins, patience).await
 }
 
 /// Returns why the session wants a connection, which transaction it begins
@@ -164,7 +176,7 @@ fn install(core: &Arc<Core>, lease: Lease, waited: Duration) {
     state.span.checked_out();
     // Also after an early `release()`: this is another connection, or the same
     // one cleaned.
-    state.fresh = true;
+    state.needs_set_up = true;
     let last = state.last_id();
     // From here on, a question about an earlier statement would be answered by
     // another session's

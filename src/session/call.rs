@@ -258,7 +258,7 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
         // Not aborted and not dropped: on MariaDB, a statement that is dropped
         // while it is prepared costs sqlx's pool a permit for good (H3m;
         // `h3m_a_statement_dropped_after_any_number_of_polls_loses_no_permit`).
-        drain(core, call);
+        run_out(core, call);
     }
     if is_wanted {
         core.turns.wake_worker();
@@ -274,25 +274,25 @@ pub(super) fn detach(core: &Arc<Core>, mut state: Locked<'_>, in_hand: Option<Ca
 /// Runs a call to its end in a task: sqlx's calls must not be dropped half-way
 /// (H1, H3m) (<https://github.com/launchbadge/sqlx/issues/4393>,
 /// <https://github.com/launchbadge/sqlx/issues/563>).
-fn drain(core: &Arc<Core>, call: Detached) {
+fn run_out(core: &Arc<Core>, call: Detached) {
     let Detached {
         future,
         runtime,
         release_timeout,
-        cancel_handle,
+        cancels_by,
         ..
     } = call;
     // Made before the task, because a runtime that shuts down drops its tasks
     // unrun.
     let mut unfinished = Unfinished(Some(core.clone()));
-    let (pool, handle) = (core.pool().clone(), runtime.clone());
+    let (pool, task_runtime) = (core.pool().clone(), runtime.clone());
     // Its own runtime, whatever thread this is: `Drop` may run on one without
     // any (G11).
     runtime.spawn(async move {
         let ending = async {
-            match cancel_handle {
+            match cancels_by {
                 None => future.await,
-                Some(cancel) => finish_abandoned(&pool, future, &cancel, &handle).await,
+                Some(handle) => finish_abandoned(&pool, future, &handle, &task_runtime).await,
             }
         };
         // Where the server does not answer, the slot in the pool must not be

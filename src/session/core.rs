@@ -48,8 +48,8 @@ pub(super) struct Turn(Arc<Core>);
 
 impl Core {
     pub(super) fn new(pool: SessionPool, plan: Plan) -> Arc<Self> {
-        // A session without a connection sets up its database instead.
-        let is_fresh = pool.inner().is_direct();
+        // A pass-through session has no connection whose arrival would say so.
+        let needs_set_up = pool.inner().is_direct();
         let pool_mode = plan.rules.pool_mode;
         let pool_mode = pool_mode.unwrap_or(pool.inner().settings().pool_mode);
         Arc::new(Self {
@@ -59,7 +59,7 @@ impl Core {
             // The request that this thread polls at the moment, if it polls
             // one: a second session of it is known by that (H11).
             origin: Origin::new(plan.opened_for, pool::current()),
-            state: Mutex::new(State::new(plan.rules, is_fresh, pool_mode)),
+            state: Mutex::new(State::new(plan.rules, needs_set_up, pool_mode)),
         })
     }
 

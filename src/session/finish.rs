@@ -158,7 +158,7 @@ fn note_lost_read(
         && purpose != Purpose::Commit
         && core
             .replication()
-            .is_some_and(|replication| replication.has_lost_read(error));
+            .is_some_and(|replication| replication.note_lost_read(error));
     if !is_lost {
         return output;
     }

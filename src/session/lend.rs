@@ -115,7 +115,7 @@ pub(super) fn is_lendable(core: &Core, state: &State) -> bool {
     }
     // A session that user code holds as a value may be used at any moment, and
     // has no guard that notices when it waits.
-    let is_unused = state.fresh && core.origin.is_outermost();
+    let is_unused = state.needs_set_up && core.origin.is_outermost();
     is_unused
         || state.pool_mode == PoolMode::Transaction && is_between_statements(state, connection)
 }

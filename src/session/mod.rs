@@ -16,6 +16,7 @@ mod hooks;
 mod lend;
 mod observe;
 mod observed;
+mod open;
 mod order;
 mod outcome;
 mod pass_through;
@@ -56,6 +57,7 @@ pub use self::stream::SessionStream;
 pub(crate) use self::{
     body_hold::SettleAt,
     guard::{GRPC_STATUS, SessionGuard, Summary, is_success},
+    open::{open_eager, try_open},
     plan::{CommitWhen, Mode, OpenedFor, Order, Plan, Rules},
     settle::{Ended, Settlement},
 };

@@ -81,7 +81,7 @@ fn may_set_up(state: &State, order: &Order) -> Result<(), Kind> {
     }
     // A connection that is acquired later is set up then
     // (`on_acquire_prepares_each_connection_once_for_one_request`).
-    let is_used = !state.fresh && !matches!(state.slot, Slot::Empty);
+    let is_used = !state.needs_set_up && !matches!(state.slot, Slot::Empty);
     if order.on_acquire.is_some() && is_used {
         return Err(Kind::InUse);
     }

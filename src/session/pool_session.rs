@@ -1,31 +1,21 @@
-//! [`PoolSession`], and the opening of sessions for requests and for other
-//! work.
+//! [`PoolSession`], and jobs: sessions outside requests.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::{fmt, future::poll_fn, pin::pin};
 
 use sea_orm::{DbBackend, TransactionError, TransactionOptions};
 
 use super::{
-    acquire::with_connection,
     core::Core,
     db_session::DbSession,
     guard::SessionGuard,
     lend,
-    observe::tell_refused,
-    plan::{OpenedFor, Plan, Rules},
+    open::open_eager,
+    plan::{OpenedFor, Plan},
     settle::{Decision, Ended},
     statement::Handle,
     tx::DbTx,
 };
-use crate::{
-    Error, SessionPool,
-    pool::{Claim, Lease, expect_second},
-};
+use crate::{Error, SessionPool};
 
 impl SessionPool {
     /// Opens a session: acquires a connection and keeps it until the returned
@@ -46,7 +36,7 @@ impl SessionPool {
     /// that it does not take and that no other caller gets: after a `select!`
     /// on `&mut` of the future, drop it.
     pub async fn session(&self) -> Result<PoolSession, Error> {
-        let (session, guard) = self.eager_session(Plan::new(OpenedFor::User)).await?;
+        let (session, guard) = open_eager(self, Plan::new(OpenedFor::User)).await?;
         // Nothing else notices that it does not use its connection yet.
         lend::offer_unless_polled(&guard.core);
         Ok(PoolSession { session, guard })
@@ -152,7 +142,7 @@ impl SessionPool {
         F: for<'c> AsyncFnOnce(&'c DbTx) -> Result<T, E>,
         E: fmt::Display + fmt::Debug,
     {
-        let opened = self.eager_session(Plan::transaction(options)).await;
+        let opened = open_eager(self, Plan::transaction(options)).await;
         let (session, guard) = match opened {
             Ok(opened) => opened,
             Err(error) => return Ran::not_opened(error),
@@ -186,92 +176,6 @@ impl SessionPool {
             (outcome, _) => outcome.map_err(TransactionError::Transaction),
         };
         Ran { result, undone_by }
-    }
-
-    pub(crate) async fn eager_session<Tag: 'static>(
-        &self,
-        plan: Plan,
-    ) -> Result<(DbSession<Tag>, SessionGuard), Error> {
-        // Counted before it waits, so that `close` waits for it, or it is
-        // refused.
-        let counted = self.inner().count_session()?;
-        // There is no connection to be acquired: SeaORM has its own.
-        if self.inner().is_direct() {
-            return Ok(DbSession::guarded(Core::new(self.clone(), plan), counted));
-        }
-        let is_request = matches!(plan.opened_for, OpenedFor::Request(_));
-        // At once and not after the time-out
-        // (`a_second_session_beside_the_tests_own_is_refused_at_once`).
-        self.inner().refuse_hopeless(|| is_request)?;
-        // A session store asks for its connection before the request's own
-        // session does.
-        expect_second(self.inner());
-        let started = Instant::now();
-        // Dropped here, it leaves the queue, and the session that was counted
-        // counts no more.
-        let acquired = self.acquire_first(&plan.rules).await;
-        if let (Err(error), Some(replication)) = (&acquired, &plan.rules.replication)
-            && replication.give_up_replica(&error.to_db_err())
-        {
-            // Lazily: the session acquires the primary's connection before it
-            // is handed out.
-            let (session, guard) = DbSession::guarded(Core::new(self.clone(), plan), counted);
-            session.check_out().await?;
-            return Ok((session, guard));
-        }
-        let lease = acquired.inspect_err(|error| {
-            tell_refused(self.inner(), &plan.opened_for, started.elapsed(), error);
-        })?;
-        let core = with_connection(self.clone(), plan, lease, started.elapsed());
-        Ok(DbSession::guarded(core, counted))
-    }
-
-    /// Waits for the connection that a session begins with.
-    async fn acquire_first(&self, rules: &Rules) -> Result<Lease, Error> {
-        let mut patience = rules.patience(self.inner().settings().acquire_timeout);
-        if let Some(replication) = &rules.replication {
-            // Its place among the readers of the primary is a part of the same
-            // wait.
-            patience = replication.admit(patience).await?;
-        }
-        let acquiring = self
-            .inner()
-            .acquire_for(Claim::First, rules.begins(), patience);
-        acquiring.await
-    }
-
-    /// A session without a wait: with a connection if `acquires`, else without
-    /// one. The plan comes back if there is no idle connection, or the pool
-    /// takes no new sessions.
-    #[allow(
-        clippy::result_large_err,
-        reason = "a plan on its way, which a box would cost an allocation"
-    )]
-    pub(crate) fn try_session<Tag: 'static>(
-        &self,
-        plan: Plan,
-        acquires: bool,
-    ) -> Result<(DbSession<Tag>, SessionGuard), Plan> {
-        // Refused without a log line: the way that waits refuses once more,
-        // with one.
-        let Some(counted) = self.inner().try_count_session() else {
-            return Err(plan);
-        };
-        let core = if acquires {
-            let replication = plan.rules.replication.as_ref();
-            if replication.is_some_and(|one| !one.try_admit()) {
-                return Err(plan);
-            }
-            // `counted` is dropped with this, and the way that waits counts the
-            // session once more.
-            let Some(lease) = self.inner().try_acquire() else {
-                return Err(plan);
-            };
-            with_connection(self.clone(), plan, lease, Duration::ZERO)
-        } else {
-            Core::new(self.clone(), plan)
-        };
-        Ok(DbSession::guarded(core, counted))
     }
 }
 

@@ -119,7 +119,7 @@ impl Replication {
             .then_some(&self.primary)
     }
 
-    fn reads(&self) -> Option<&Reads> {
+    fn reads_on_replica(&self) -> Option<&Reads> {
         self.reads
             .as_ref()
             .filter(|_| !self.has_moved.load(Ordering::Acquire))
@@ -132,7 +132,7 @@ impl Replication {
     }
 
     pub(crate) fn is_on_replica(&self) -> bool {
-        self.reads().is_some()
+        self.reads_on_replica().is_some()
     }
 
     /// Returns whether the session may write.
@@ -142,7 +142,7 @@ impl Replication {
 
     /// Returns what a transaction with `options` has to do with positions.
     pub(super) fn demand(&self, options: TransactionOptions) -> Demand {
-        match self.reads() {
+        match self.reads_on_replica() {
             Some(reads) => Demand::Read(reads.demand.clone()),
             // It commits nothing that a later read could miss.
             None if options.access_mode == Some(AccessMode::ReadOnly) => Demand::None,
@@ -153,12 +153,12 @@ impl Replication {
     /// Returns for how long a connection is waited for, if any request may wait
     /// for the time `all`.
     pub(super) fn patience(&self, all: Duration) -> Duration {
-        self.reads()
+        self.reads_on_replica()
             .map_or(all, |reads| all.min(reads.demand.patience))
     }
 
     /// Moves the session to the primary, if it is on a replica.
-    fn has_to_move(&self) -> bool {
+    fn move_to_primary(&self) -> bool {
         // Swapped: the session counts once in the primary's pool, however often
         // it is moved.
         let moves = self.reads.is_some() && !self.has_moved.swap(true, Ordering::AcqRel);
@@ -227,7 +227,7 @@ impl Replication {
             // It needs none from here on, and one of the readers may wait for
             // it.
             *self.place() = None;
-            (reads.writes, self.has_to_move())
+            (reads.writes, self.move_to_primary())
         })
     }
 
@@ -243,7 +243,7 @@ impl Replication {
     /// Notes that a session has lost its connection by this error. Returns
     /// whether it has only read there, so that its request may be served again:
     /// the replica is out of use until its next check.
-    pub(super) fn has_lost_read(&self, error: &DbErr) -> bool {
+    pub(super) fn note_lost_read(&self, error: &DbErr) -> bool {
         let known = Error::of(error);
         let is_lost = known.is_none_or(|known| known.is_connection_lost());
         // A connection that the server has closed because its transaction was
@@ -252,7 +252,7 @@ impl Replication {
         if self.may_write() || !is_lost || server::is_overdue(error) {
             return false;
         }
-        if let Some(reads) = self.reads()
+        if let Some(reads) = self.reads_on_replica()
             && let Some(replica) = &reads.replica
         {
             replica.failed(&reads.demand, error);
@@ -263,7 +263,7 @@ impl Replication {
     /// Has the session read on the primary, because the replica has no
     /// connection for it.
     pub(crate) fn give_up_replica(&self, error: &DbErr) -> bool {
-        let moves = self.has_to_move();
+        let moves = self.move_to_primary();
         // Only the error by which the session has left it counts against the
         // replica.
         if moves
@@ -288,7 +288,7 @@ impl WayOut for Replication {
             let patience = self.admit(pool.patience(deadline)).await?;
             // Without a BEGIN that travels with another session's COMMIT: the
             // call sends its own.
-            pool.acquire_for(Claim::First, None, patience).await
+            pool.acquire(Claim::First, None, patience).await
         })
     }
 }

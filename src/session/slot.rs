@@ -104,7 +104,8 @@ pub(super) struct Detached {
     pub(super) kind: CallKind,
     pub(super) runtime: Handle,
     pub(super) release_timeout: Option<Duration>,
-    pub(super) cancel_handle: Option<Arc<CancelHandle>>,
+    /// Cancels its statement, where that may be cancelled.
+    pub(super) cancels_by: Option<Arc<CancelHandle>>,
 }
 
 impl Slot {
@@ -196,7 +197,7 @@ impl Running {
             kind: self.kind,
             runtime: self.runtime.clone(),
             release_timeout: self.release_timeout,
-            cancel_handle: self.cancel.as_ref().map(Cancel::cancel_handle),
+            cancels_by: self.cancel.as_ref().map(Cancel::cancel_handle),
         }
     }
 

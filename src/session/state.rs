@@ -37,7 +37,7 @@ pub(super) struct State {
     /// Whatever the response says, the session's transaction is rolled back.
     pub(super) rollback_only: bool,
     /// The connection has not been set up yet.
-    pub(super) fresh: bool,
+    pub(super) needs_set_up: bool,
     /// A stream is open: its reader has neither come to the end nor dropped it.
     // Beside the slot: rows may lie in the reader's channel when the call has
     // long ended.
@@ -62,7 +62,7 @@ pub(super) struct State {
 
 impl State {
     #[inline(always)]
-    pub(super) fn new(rules: Rules, fresh: bool, pool_mode: PoolMode) -> Self {
+    pub(super) fn new(rules: Rules, needs_set_up: bool, pool_mode: PoolMode) -> Self {
         Self {
             phase: Phase::Open,
             slot: Slot::Empty,
@@ -73,7 +73,7 @@ impl State {
             waits: Waits::default(),
             commit_failed: false,
             rollback_only: false,
-            fresh,
+            needs_set_up,
             streaming: false,
             last_id: 0,
             outputs: Vec::new(),

@@ -182,7 +182,7 @@ pub(super) fn launch(core: &Arc<Core>, turn: Turn, request: CallRequest) -> Resu
     running.is_doubtful = text.is_doubtful() && is_inside;
     // Set-up statements run once for each connection that the session acquires.
     // Shown by `on_acquire_prepares_each_connection_once_for_one_request`.
-    let is_first = mem::take(&mut state.fresh);
+    let is_first = mem::take(&mut state.needs_set_up);
     let rest = rest_of(core, &connection, is_first);
     let task = Task {
         first: is_first,

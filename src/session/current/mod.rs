@@ -10,6 +10,7 @@ use super::{
     core::Core,
     db_session::{DbSession, DefaultDatabase},
     guard::SessionGuard,
+    open::open_eager,
     plan::{OpenedFor, Plan},
     stack::Caller,
     statement::Handle,
@@ -241,7 +242,7 @@ impl<Tag> CurrentSession<Tag> {
         let plan = Plan::new(OpenedFor::User);
         // Boxed, so that a statement in a request does not carry the room for
         // it.
-        let opened = Box::pin(self.pool.eager_session::<Tag>(plan)).await?;
+        let opened = Box::pin(open_eager::<Tag>(&self.pool, plan)).await?;
         let own = Box::new(opened.1);
         Ok(Found {
             core: own.core.clone(),

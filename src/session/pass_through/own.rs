@@ -38,7 +38,7 @@ pub(super) async fn own_transaction(core: &Arc<Core>) -> Result<Option<OwnTransa
     admit(core, Caller::Session)?;
     // A mock or proxy has no connection to be set up when it is acquired: the
     // first statement is the moment for it.
-    if core.lock().fresh {
+    if core.lock().needs_set_up {
         enqueue(core, Caller::Session, async |core, _turn| {
             set_up(&core).await
         })
@@ -106,7 +106,11 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
         let state = core.lock();
         // Looked at again: another statement may have done it while this one
         // waited for its turn.
-        state.rules.on_acquire.clone().filter(|_| state.fresh)
+        state
+            .rules
+            .on_acquire
+            .clone()
+            .filter(|_| state.needs_set_up)
     };
     execute_all(
         core,
@@ -117,7 +121,7 @@ async fn set_up(core: &Core) -> Result<(), DbErr> {
     // Not before: after a set-up that has failed, the next statement tries it
     // again and does not run without it
     // (`nothing_runs_on_a_mock_after_a_set_up_that_failed`).
-    core.lock().fresh = false;
+    core.lock().needs_set_up = false;
     Ok(())
 }
 

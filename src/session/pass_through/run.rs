@@ -72,6 +72,6 @@ pub(in crate::session) fn release(core: &Core) -> Result<(), DbErr> {
     if state.stack.depth() > 0 {
         return Err(Kind::TransactionOpen.into_db_err());
     }
-    state.fresh = true;
+    state.needs_set_up = true;
     Ok(())
 }
