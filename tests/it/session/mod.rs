@@ -2,6 +2,7 @@
 
 mod current;
 mod hot_path;
+mod imitated_loss;
 mod lost_connection;
 mod polling;
 mod stale_plan;
