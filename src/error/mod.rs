@@ -52,6 +52,12 @@ impl Error {
     /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08`, FATAL | 1053, 1927, 4031 and their like | |
     /// | [`is_aborted`](Self::is_aborted) | `25P02` | | |
     ///
+    /// A connection that has ended without a word is lost as well: the driver's
+    /// errors of input and output and of the protocol, and any error of
+    /// PostgreSQL's with the severity FATAL. It is known by
+    /// [`is_connection_lost`](Self::is_connection_lost) from the statement on
+    /// that has met it.
+    ///
     /// For everything else it returns `None`, also for a code of the last but
     /// one line that left the connection as it was: a function or a trigger can
     /// raise any code, and a foreign table passes another server's on.
@@ -80,10 +86,13 @@ impl Error {
             // SeaORM has no place for a foreign error: the text is the kind
             // (see `Kind::into_db_err`).
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
-            // Before the table, which has the servers' answers only: this one
-            // is of a server that gave none.
-            error if server::is_unanswered(error) => Kind::ConnectionLost,
-            error => Trouble::of(error)?.kind()?,
+            // The table has the servers' answers only, and not each by which
+            // one may end a connection.
+            error => match Trouble::of(error).and_then(Trouble::kind) {
+                Some(kind) => kind,
+                None if server::is_lost(error) => Kind::ConnectionLost,
+                None => return None,
+            },
         };
         Some(kind.into())
     }

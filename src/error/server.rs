@@ -217,6 +217,42 @@ pub(crate) fn code(_: &DbErr) -> Option<String> {
     None
 }
 
+/// Returns whether a connection that was there is lost with this error, for
+/// which there is no code.
+#[cfg(feature = "_sqlx")]
+pub(crate) fn is_lost(error: &DbErr) -> bool {
+    use std::io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof,
+    };
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause)) => {
+            // A list, unlike that of `is_fatal`: an error of a pool's, or of
+            // its settings, is none of a connection's.
+            use sqlx::Error::{Database, Io, Protocol, Tls, WorkerCrashed};
+            let is_its = matches!(
+                **cause,
+                Database(_) | Io(_) | Protocol(_) | Tls(_) | WorkerCrashed
+            );
+            is_its && is_fatal(error)
+        }
+        // Of a ping, or of what was left unread. A connection that could not be
+        // opened has such an error as well, and was never there.
+        DbErr::Conn(RuntimeErr::SqlxError(cause)) => matches!(
+            &**cause,
+            sqlx::Error::Io(error) if matches!(
+                error.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof
+            )
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(crate) fn is_lost(_: &DbErr) -> bool {
+    false
+}
+
 /// Returns whether a statement was answered with this error.
 #[cfg(feature = "_sqlx")]
 fn is_answer(error: &DbErr) -> bool {
