@@ -139,7 +139,10 @@ impl PinnedConnection {
     /// is.
     fn note_loss(&mut self, output: Result<Output, DbErr>, commits: bool) -> Result<Output, DbErr> {
         let Err(error) = &output else { return output };
-        if !server::is_fatal(error) && !server::is_commit_interrupted(error) {
+        // Also where it did not outlive its answer: what comes in between may
+        // have given that, and not the server.
+        let is_lost = self.is_broken() || server::is_fatal(error);
+        if !is_lost && !server::is_commit_interrupted(error) {
             return output;
         }
         // A database in memory would die with its connection, and has no
@@ -318,6 +321,8 @@ impl PinnedConnection {
     }
 
     async fn perform(&mut self, task: &mut Task) -> Result<Output, DbErr> {
+        // Asked before the operation is taken.
+        let is_text = task.is(Operation::is_text);
         let (link, transaction) = (&mut self.link, &mut self.transaction);
         let mut operation = task.take_operation(link.may_be_stale());
         let reads_only = task.text.reads_only;
@@ -328,7 +333,19 @@ impl PinnedConnection {
         if server::is_stale(&error) {
             return Box::pin(self.prepare_anew(error, task)).await;
         }
+        if is_text && server::may_be_raised(&error) {
+            return Err(Box::pin(self.unless_lost(error)).await);
+        }
         Err(error)
+    }
+
+    /// After an error with the code of a connection's end, which a stored
+    /// program may have raised: whether the connection answers decides.
+    async fn unless_lost(&mut self, error: DbErr) -> DbErr {
+        match self.is_alive().await {
+            true => server::raised(error),
+            false => error,
+        }
     }
 
     /// After the task's statement found its plan stale: has all statements

@@ -230,6 +230,7 @@ impl SessionState {
                 if depth > 0 {
                     // The question itself has aborted it.
                     transaction.note_failure(link, &error, depth, false);
+                    Box::pin(transaction.note_if_vanished(link, &error)).await;
                 }
                 // As if it were recorded: the only other way is to close the
                 // connection, and its database with it.

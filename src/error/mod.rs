@@ -50,11 +50,23 @@ impl Error {
     /// | [`is_outcome_unknown`](Self::is_outcome_unknown) | | 1180 (Galera) | |
     /// | [`is_exhausted`](Self::is_exhausted) | `53300`, PgBouncer's `max_client_conn` and `query_wait_timeout` | 1040, 1203, 1226 | |
     /// | [`is_stale_plan`](Self::is_stale_plan) | `0A000` and `26000` of a prepared statement, `XX000` of its types | 1243, 1615 | `SQLITE_SCHEMA` |
-    /// | [`is_unreachable`](Self::is_unreachable) | `57P03` | 3168 | |
-    /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08` | 1053, 1927, 4031 and their like | |
+    /// | [`is_unreachable`](Self::is_unreachable) | `57P03`, FATAL | 3168 | |
+    /// | [`is_connection_lost`](Self::is_connection_lost) | `57P01` and its like, class `08`, FATAL | 1053, 1927, 4031 and their like | |
     /// | [`is_aborted`](Self::is_aborted) | `25P02` | | |
     ///
-    /// For everything else it returns `None`. Galera also reports 1205 if a
+    /// A connection that has ended without a word is lost as well: the driver's
+    /// errors of input and output and of the protocol, and any error of
+    /// PostgreSQL's with the severity FATAL. It is known by
+    /// [`is_connection_lost`](Self::is_connection_lost) from the statement on
+    /// that has met it.
+    ///
+    /// For everything else it returns `None`, also for a code of the last but
+    /// one line that left the connection as it was: a function or a trigger can
+    /// raise any code, and a foreign table passes another server's on.
+    /// PostgreSQL tells by the severity, which is ERROR then; on MySQL and
+    /// MariaDB, the session asks whether the connection answers.
+    ///
+    /// Galera also reports 1205 if a
     /// wait for another node's writes (`WSREP_SYNC_WAIT_UPTO_GTID`) takes too
     /// long.
     ///
@@ -76,10 +88,13 @@ impl Error {
             // SeaORM has no place for a foreign error: the text is the kind
             // (see `Kind::into_db_err`).
             DbErr::Conn(RuntimeErr::Internal(text)) => Kind::of_text(text)?,
-            // Before the table, which has the servers' answers only: this one
-            // is of a server that gave none.
-            error if server::is_unanswered(error) => Kind::ConnectionLost,
-            error => Trouble::of(error)?.kind()?,
+            // The table has the servers' answers only, and not each by which
+            // one may end a connection.
+            error => match Trouble::of(error).and_then(Trouble::kind) {
+                Some(kind) => kind,
+                None if server::is_lost(error) => Kind::ConnectionLost,
+                None => return None,
+            },
         };
         Some(kind.into())
     }

@@ -23,8 +23,10 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
         // Errors of this crate and of SeaORM's own touch no protocol.
         return false;
     };
-    if let sqlx::Error::Database(error) = &**error {
-        return super::trouble::ends_connection(&**error);
+    match &**error {
+        sqlx::Error::Database(error) => return super::trouble::ends_connection(&**error),
+        sqlx::Error::Protocol(text) if text.contains(TOO_MANY_VALUES) => return false,
+        _ => {}
     }
     // The list is of what is harmless: a variant that a later sqlx adds closes
     // the connection, which is safe (G4).
@@ -40,6 +42,13 @@ pub(crate) fn is_fatal(error: &DbErr) -> bool {
             | sqlx::Error::BeginFailed
     )
 }
+
+/// What sqlx says of a statement with more values than PostgreSQL has numbers
+/// for, before it sends anything of it.
+// By its words, since the same variant tells of a protocol out of order. Shown
+// by `too_few_or_too_many_values_leave_the_connection_in_use`.
+#[cfg(feature = "_sqlx")]
+const TOO_MANY_VALUES: &str = "too many arguments for query";
 
 /// Returns whether the server has given up the open transaction, or a part of
 /// it, with this error.
@@ -171,6 +180,26 @@ pub(crate) fn is_starting_up(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::StartingUp)
 }
 
+/// Returns whether an error has the code of a connection's end, which stored
+/// code may have raised as well. Only MySQL's errors do not say which it is.
+pub(crate) fn may_be_raised(error: &DbErr) -> bool {
+    #[cfg(feature = "sqlx-mysql")]
+    return super::trouble::may_be_raised(error);
+    #[cfg(not(feature = "sqlx-mysql"))]
+    {
+        let _ = error;
+        false
+    }
+}
+
+/// The error of a connection that has answered after it.
+pub(crate) fn raised(error: DbErr) -> DbErr {
+    #[cfg(feature = "sqlx-mysql")]
+    return super::trouble::raised(error);
+    #[cfg(not(feature = "sqlx-mysql"))]
+    error
+}
+
 /// Returns the server's own code of an error: the SQLSTATE, or SQLite's result
 /// code.
 #[cfg(feature = "_sqlx")]
@@ -186,6 +215,42 @@ pub(crate) fn code(error: &DbErr) -> Option<String> {
 #[cfg(not(feature = "_sqlx"))]
 pub(crate) fn code(_: &DbErr) -> Option<String> {
     None
+}
+
+/// Returns whether a connection that was there is lost with this error, for
+/// which there is no code.
+#[cfg(feature = "_sqlx")]
+pub(crate) fn is_lost(error: &DbErr) -> bool {
+    use std::io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof,
+    };
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause)) => {
+            // A list, unlike that of `is_fatal`: an error of a pool's, or of
+            // its settings, is none of a connection's.
+            use sqlx::Error::{Database, Io, Protocol, Tls, WorkerCrashed};
+            let is_its = matches!(
+                **cause,
+                Database(_) | Io(_) | Protocol(_) | Tls(_) | WorkerCrashed
+            );
+            is_its && is_fatal(error)
+        }
+        // Of a ping, or of what was left unread. A connection that could not be
+        // opened has such an error as well, and was never there.
+        DbErr::Conn(RuntimeErr::SqlxError(cause)) => matches!(
+            &**cause,
+            sqlx::Error::Io(error) if matches!(
+                error.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof
+            )
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(not(feature = "_sqlx"))]
+pub(crate) fn is_lost(_: &DbErr) -> bool {
+    false
 }
 
 /// Returns whether a statement was answered with this error.

@@ -1,5 +1,7 @@
 //! [`Trouble`]: the meaning of a server's error. One table has the codes of all servers.
 
+#[cfg(feature = "sqlx-mysql")]
+mod raised;
 #[cfg(feature = "_sqlx")]
 mod read;
 #[cfg(feature = "_sqlx")]
@@ -7,6 +9,8 @@ mod table;
 #[cfg(all(test, feature = "_sqlx"))]
 mod tests;
 
+#[cfg(feature = "sqlx-mysql")]
+pub(crate) use self::raised::{may_be_raised, raised};
 #[cfg(feature = "_sqlx")]
 pub(crate) use self::read::ends_connection;
 #[cfg(feature = "sqlx-mysql")]

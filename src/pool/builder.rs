@@ -157,7 +157,8 @@ impl SessionPoolBuilder {
     /// - anything else, such as a write outside a transaction, a stream or raw code, might happen twice. It is preceded by a
     ///   ping if the connection has been idle for a second. If it fails on one that has died within that second, its error is
     ///   [`is_connection_lost`](Error::is_connection_lost), except where the server says that it had closed the connection as
-    ///   idle: then it runs on another one.
+    ///   idle: then it runs on another one. Raw code gets the driver's error and does not run again, since only its author knows
+    ///   what it has done.
     ///
     /// ```
     /// # #[cfg(feature = "sqlx-sqlite")]

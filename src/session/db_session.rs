@@ -673,7 +673,9 @@ impl<Tag> DbSession<Tag> {
         acquired.map_err(|error| {
             // The layer answers by this error's status, and needs one for every
             // way in which acquiring can fail.
-            Error::of(&error).unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
+            let known = Error::of(&error).filter(|known| !known.is_connection_lost());
+            // With its cause, for the log.
+            known.unwrap_or_else(|| Error::with_source(Kind::ConnectionLost, error))
         })
     }
 

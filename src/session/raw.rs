@@ -33,9 +33,12 @@ macro_rules! raw_access {
         /// # Errors
         ///
         /// If the session's database is of another kind, or no connection can
-        /// be acquired. The code's own errors are part of `T`. A statement of
-        /// the same session within the code returns an error, because the code
-        /// has the connection.
+        /// be acquired, or if the connection is found to be lost behind the code.
+        /// The code's own errors are part of `T`: one of the driver's is known
+        /// to [`Error::of`](crate::Error::of) as a
+        /// `DbErr::Query(RuntimeErr::SqlxError(…))`. A statement of the same
+        /// session within the code returns an error, because the code has the
+        /// connection.
         ///
         /// # Cancel safety
         ///

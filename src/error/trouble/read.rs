@@ -3,6 +3,8 @@
 use sea_orm::{DbErr, RuntimeErr};
 use sqlx_core::error::DatabaseError;
 
+#[cfg(feature = "sqlx-mysql")]
+use super::raised::Raised;
 use super::{
     Trouble,
     table::{Mark, Row, Says, TABLE},
@@ -72,6 +74,20 @@ fn is_farewell(_: &dyn DatabaseError) -> bool {
     false
 }
 
+/// Returns whether PostgreSQL says that the session goes on. A pooler that
+/// gives no severity says nothing.
+#[cfg(feature = "sqlx-postgres")]
+fn is_plain(error: &dyn DatabaseError) -> bool {
+    use sea_orm::sqlx::postgres::PgSeverity::Error;
+    let error = error.try_downcast_ref::<sea_orm::SqlxPostgresError>();
+    error.is_some_and(|error| matches!(error.severity(), Error))
+}
+
+#[cfg(not(feature = "sqlx-postgres"))]
+fn is_plain(_: &dyn DatabaseError) -> bool {
+    false
+}
+
 impl Row {
     fn fits(&self, error: &dyn DatabaseError) -> bool {
         #[cfg(feature = "sqlx-mysql")]
@@ -79,6 +95,10 @@ impl Row {
             // By its number: the SQLSTATE of many of these is the general
             // HY000.
             return self.mysql.has(|code| *code == said.number(), error);
+        }
+        #[cfg(feature = "sqlx-mysql")]
+        if error.try_downcast_ref::<Raised>().is_some() {
+            return false;
         }
         let Some(said) = error.code() else {
             return false;
@@ -120,6 +140,7 @@ impl Mark {
             Self::With(words) => error.message().contains(words),
             Self::Without(words) => !error.message().contains(words),
             Self::From(routine) => reported_by(error) == Some(routine),
+            Self::Farewell => !is_plain(error),
         }
     }
 }

@@ -34,10 +34,15 @@ pub(super) enum Mark {
     Without(&'static str),
     /// PostgreSQL's function that reports it.
     From(&'static str),
+    /// PostgreSQL ends the session with it: its severity is not ERROR.
+    // Any function may raise any code, and `dblink` and `postgres_fdw` pass on
+    // those of another server: as an ERROR, which leaves the connection as it
+    // was (`an_imitated_loss_of_the_connection_is_the_statements_own_error`).
+    Farewell,
 }
 
 use self::{
-    Mark::{Any, From, With, Without},
+    Mark::{Any, Farewell, From, With, Without},
     Says::{Nothing, These},
 };
 
@@ -116,7 +121,7 @@ pub(super) const TABLE: &[Row] = &[
         // PgBouncer's `max_client_conn` and `query_wait_timeout`; Supavisor.
         postgres: These(&[
             ("53300", Any),
-            ("08004", Any),
+            ("08004", Farewell),
             // The code of a broken protocol, which PgBouncer gives to most
             // errors of its own.
             ("08P01", With("no more connections allowed")),
@@ -129,7 +134,7 @@ pub(super) const TABLE: &[Row] = &[
     },
     Row {
         trouble: StartingUp,
-        postgres: These(&[("57P03", Any)]),
+        postgres: These(&[("57P03", Farewell)]),
         // ER_SERVER_ISNT_AVAILABLE. It usually takes no connections until it is
         // ready.
         mysql: These(&[(3168, Any)]),
@@ -158,7 +163,7 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: IdleEnded,
         // `idle_session_timeout`.
-        postgres: These(&[("57P05", Any)]),
+        postgres: These(&[("57P05", Farewell)]),
         // ER_CLIENT_INTERACTION_TIMEOUT of MySQL. MariaDB closes the connection
         // without a word.
         mysql: These(&[(4031, Any)]),
@@ -167,7 +172,7 @@ pub(super) const TABLE: &[Row] = &[
     Row {
         trouble: TransactionOverdue,
         // `idle_in_transaction_session_timeout`, `transaction_timeout`.
-        postgres: These(&[("25P03", Any), ("25P04", Any)]),
+        postgres: These(&[("25P03", Farewell), ("25P04", Farewell)]),
         mysql: Nothing("MariaDB closes the connection without a word"),
         sqlite: Nothing(NO_SERVER),
     },
@@ -176,7 +181,12 @@ pub(super) const TABLE: &[Row] = &[
         // Shutdown, crash of another backend, database dropped; and the class
         // of connection errors. Behind `TooManyConnections`, which has codes of
         // class 08.
-        postgres: These(&[("57P01", Any), ("57P02", Any), ("57P04", Any), ("08", Any)]),
+        postgres: These(&[
+            ("57P01", Farewell),
+            ("57P02", Farewell),
+            ("57P04", Farewell),
+            ("08", Farewell),
+        ]),
         // ER_SERVER_SHUTDOWN, ER_ABORTING_CONNECTION, ER_NET_PACKET_TOO_LARGE,
         // errors of the network as the server saw them,
         // ER_NEW_ABORTING_CONNECTION, MariaDB's ER_CONNECTION_KILLED, MySQL's

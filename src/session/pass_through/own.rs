@@ -272,7 +272,8 @@ pub(super) fn heed<T>(core: &Core, result: Result<T, DbErr>) -> Result<T, DbErr>
     // A mock's errors have no codes; on PostgreSQL, any error aborts the
     // transaction.
     let is_mocked = is_postgres && core.pool().database().is_mock_connection();
-    if server::aborts(core.pool().backend(), error) || is_mocked && Error::of(error).is_none() {
+    let is_statements = || Error::of(error).is_none_or(|known| known.is_connection_lost());
+    if server::aborts(core.pool().backend(), error) || is_mocked && is_statements() {
         let mut state = core.lock();
         // PostgreSQL aborts the level of the statement, the others give up all
         // of the transaction.

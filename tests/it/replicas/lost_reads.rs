@@ -233,3 +233,40 @@ async fn a_read_that_was_idle_for_too_long_is_its_handlers_fault() {
         "{status:?}"
     );
 }
+
+/// The replica is sound, and the same request would fail there again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_imitated_loss_in_a_read_is_its_handlers_fault() {
+    imitated_loss(
+        Cluster::new().await,
+        "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '08006'; END $$",
+    )
+    .await;
+}
+
+pub(super) async fn imitated_loss(cluster: Cluster, fails: &'static str) {
+    for reads_first in [false, true] {
+        let replicas = settled(&cluster).await;
+        let handler = async move |db: DbSession| {
+            if reads_first {
+                read(&db).await.unwrap();
+            }
+            let error = db.execute_unprepared(fails).await.unwrap_err();
+            assert!(Error::of(&error).is_none(), "{error}");
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        let app = Router::new()
+            .route("/reads", get(handler))
+            .layer(cluster.layer(&replicas))
+            .layer(RetryLayer::new());
+        let response = call(app, None).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!response.headers().contains_key(header::RETRY_AFTER));
+        assert_eq!(Attempt::of(response.extensions()).number(), 1);
+        let status = replicas.status();
+        assert!(
+            status.iter().all(|one| one.out_of_use.is_none()),
+            "{status:?}"
+        );
+    }
+}

@@ -6,7 +6,7 @@ use tower_sea_orm::{OutOfUse, Position, TransactionLayer};
 
 use super::{
     fail_over::{replicas_die, writes_get_the_primary},
-    lost_reads::{lost_half_way, runs_again_elsewhere},
+    lost_reads::{imitated_loss, lost_half_way, runs_again_elsewhere},
     positions::{
         no_round_trip_is_added, others_read_on, own_writes_are_read, plain_writes_have_positions,
     },
@@ -324,4 +324,10 @@ async fn g19_a_mariadb_read_that_is_lost_half_way_may_be_sent_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn g20_a_mariadb_read_that_is_lost_half_way_runs_again_elsewhere() {
     runs_again_elsewhere(cluster().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_imitated_loss_in_a_read_is_its_handlers_fault() {
+    let fails = "SIGNAL SQLSTATE '08S01' SET MYSQL_ERRNO = 1927";
+    imitated_loss(cluster().await, fails).await;
 }

@@ -1,7 +1,9 @@
 //! `DbSession` in a handler: G2 and G16.
 
 mod current;
+mod cut_connection;
 mod hot_path;
+mod imitated_loss;
 mod lost_connection;
 mod polling;
 mod stale_plan;
