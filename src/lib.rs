@@ -318,7 +318,7 @@
 //! | the same, and the handler swallows the error and answers below 400 | 503 instead; the handler's response if it was a plain statement in autocommit, which promises nothing | was not begun | failed, [`is_acquire`](Error::is_acquire) |
 //! | every connection is held by a request that waits for a second session | 500 for one of them, if its handler gives up | is rolled back | rolled back |
 //! | the connection died while it was idle | the handler's response | begins on another connection; so does a first statement in autocommit if the server reports that it closed the connection as idle (MariaDB does not) | committed |
-//! | the server refuses COMMIT (a deferred constraint) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
+//! | the server refuses COMMIT (a deferred constraint), or says instead that it had ended the connection as idle (`idle_in_transaction_session_timeout`) | 500 | is rolled back | failed, [`is_commit_failed`](Error::is_commit_failed) |
 //! | COMMIT, or a statement before a 5xx, meets a conflict (serialization failure, deadlock, SQLite busy) | 503, `Retry-After` 1 s | is rolled back | failed or rolled back |
 //! | the same in a transaction that the handler has begun in an autocommit session, and the handler returns 5xx | 503; `Retry-After` 1 s unless a statement ran outside that transaction | is rolled back | – |
 //! | with replicas (feature `replicas`): the second transaction of one request begins on a replica that is behind, and the handler returns 5xx | 503, `Retry-After` 1 s unless the first one was committed ([`is_replica_behind`](Error::is_replica_behind)) | was not begun | failed or rolled back |

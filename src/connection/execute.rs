@@ -150,7 +150,8 @@ impl PinnedConnection {
         if !self.link.in_memory {
             self.give_up();
         }
-        if !commits {
+        // Without it, the server has rolled back.
+        if !commits || server::was_not_read(error) {
             return output;
         }
         // It may have taken effect unheard: neither a success nor a rollback

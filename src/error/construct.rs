@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use sea_orm::DbErr;
 
-use super::{Error, Kind};
+use super::{Error, Kind, server};
 
 impl Error {
     pub(crate) fn with_source(
@@ -32,8 +32,10 @@ impl Error {
     pub(crate) fn of_commit(error: DbErr) -> Self {
         // A conflict stays one: SERIALIZABLE may fail at COMMIT itself
         // (<https://www.postgresql.org/docs/current/transaction-iso.html#XACT-SERIALIZABLE>),
-        // and so does Galera (H36). A retry layer has to see that.
-        let kind = Self::of(&error).map_or(Kind::CommitFailed, |known| known.kind);
+        // and so does Galera (H36). A retry layer has to see that. To be told
+        // instead of an answer that the connection has ended is a refusal.
+        let known = Self::of(&error).filter(|_| !server::was_not_read(&error));
+        let kind = known.map_or(Kind::CommitFailed, |known| known.kind);
         Self::with_source(kind, error)
     }
 

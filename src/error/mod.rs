@@ -339,8 +339,9 @@ impl Error {
         )
     }
 
-    /// Returns whether the server refused the COMMIT: nothing of the
-    /// transaction was committed. A conflict with another transaction does not
+    /// Returns whether the server refused the COMMIT, or has not read it because
+    /// it had ended the connection as idle: nothing of the transaction was
+    /// committed. A conflict with another transaction does not
     /// count: see [`is_conflict`](Self::is_conflict).
     pub fn is_commit_failed(&self) -> bool {
         self.kind == Kind::CommitFailed

@@ -125,6 +125,21 @@ pub(crate) fn came_too_late(error: &DbErr) -> bool {
     Trouble::of(error) == Some(Trouble::IdleEnded)
 }
 
+/// Returns whether the server has ended the connection before it read the
+/// command that is answered so: the open transaction, if there was one, is
+/// rolled back.
+// Both servers give a connection up as idle before they read its next command:
+// PostgreSQL looks for a time-out of the last moment behind the read, and
+// before it acts on it
+// (<https://github.com/postgres/postgres/blob/REL_17_STABLE/src/backend/tcop/postgres.c>,
+// `PostgresMain`).
+pub(crate) fn was_not_read(error: &DbErr) -> bool {
+    matches!(
+        Trouble::of(error),
+        Some(Trouble::IdleEnded | Trouble::TransactionIdle)
+    )
+}
+
 /// Returns whether a prepared statement is gone, or does not fit its tables any
 /// more.
 pub(crate) fn is_stale(error: &DbErr) -> bool {
@@ -170,7 +185,10 @@ pub(crate) fn is_commit_interrupted(error: &DbErr) -> bool {
 /// Returns whether the server has ended the connection for what the session
 /// did, or did not do, in its transaction.
 pub(crate) fn is_overdue(error: &DbErr) -> bool {
-    Trouble::of(error) == Some(Trouble::TransactionOverdue)
+    matches!(
+        Trouble::of(error),
+        Some(Trouble::TransactionIdle | Trouble::TransactionOverdue)
+    )
 }
 
 /// Returns whether a new connection may succeed soon, because the server is

@@ -48,8 +48,10 @@ pub(crate) enum Trouble {
     /// The server has ended a connection that was idle for long: it never saw
     /// the statement that is answered so.
     IdleEnded,
-    /// The server ends the connection of a transaction that was idle, or open,
-    /// for longer than it allows.
+    /// The same of a connection with an open transaction.
+    TransactionIdle,
+    /// The server ends the connection of a transaction that was open for longer
+    /// than it allows.
     TransactionOverdue,
     /// The server ends the connection.
     ConnectionEnded,
@@ -86,9 +88,10 @@ impl Trouble {
             Self::StartingUp => Some(Kind::Down),
             // One to the session, which has lost its connection. Whether its
             // statement has run differs: `came_too_late` asks for that.
-            Self::IdleEnded | Self::TransactionOverdue | Self::ConnectionEnded => {
-                Some(Kind::ConnectionLost)
-            }
+            Self::IdleEnded
+            | Self::TransactionIdle
+            | Self::TransactionOverdue
+            | Self::ConnectionEnded => Some(Kind::ConnectionLost),
             Self::TransactionAborted => Some(Kind::Aborted),
             Self::StalePlan => Some(Kind::StalePlan),
             // The crate says nothing better than the server does.

@@ -46,6 +46,7 @@ pub(crate) fn ends_connection(error: &dyn DatabaseError) -> bool {
             Trouble::of_database(error),
             Some(
                 Trouble::IdleEnded
+                    | Trouble::TransactionIdle
                     | Trouble::TransactionOverdue
                     | Trouble::ConnectionEnded
                     | Trouble::StartingUp

@@ -170,10 +170,17 @@ pub(super) const TABLE: &[Row] = &[
         sqlite: Nothing(NO_SERVER),
     },
     Row {
-        trouble: TransactionOverdue,
-        // `idle_in_transaction_session_timeout`, `transaction_timeout`.
-        postgres: These(&[("25P03", Farewell), ("25P04", Farewell)]),
+        trouble: TransactionIdle,
+        // `idle_in_transaction_session_timeout`.
+        postgres: These(&[("25P03", Farewell)]),
         mysql: Nothing("MariaDB closes the connection without a word"),
+        sqlite: Nothing(NO_SERVER),
+    },
+    Row {
+        trouble: TransactionOverdue,
+        // `transaction_timeout`, which may end a COMMIT half-way.
+        postgres: These(&[("25P04", Farewell)]),
+        mysql: Nothing("only a statement has a time-out"),
         sqlite: Nothing(NO_SERVER),
     },
     Row {

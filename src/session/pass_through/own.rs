@@ -227,7 +227,8 @@ pub(super) async fn send_end(
     transaction.commit().await.map_err(|error| {
         // A savepoint that is not released is lost with the rest; only the
         // outermost COMMIT may have taken effect.
-        let is_unknown = server::is_fatal(&error) || server::is_commit_interrupted(&error);
+        let is_lost = server::is_fatal(&error) && !server::was_not_read(&error);
+        let is_unknown = is_lost || server::is_commit_interrupted(&error);
         if depth > 1 || !is_unknown {
             return error;
         }

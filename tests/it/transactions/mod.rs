@@ -8,6 +8,7 @@ mod commit_when;
 mod control_statements;
 mod db_tx;
 mod ended_by_server;
+mod ended_while_idle;
 mod failed_commit;
 mod hooks;
 mod isolation;
