@@ -299,22 +299,36 @@ impl Link {
         // As text: sqlx counts no transaction here, and its own rollback would
         // send nothing
         // (`a_transaction_left_open_by_raw_code_swallows_no_later_write`).
-        let rolled_back = self.run(self.stray_rollback()).await;
-        // SQLite calls a ROLLBACK without a transaction an error; the others
-        // only warn.
-        if self.backend != DbBackend::Sqlite {
-            rolled_back?;
+        match self.backend {
+            DbBackend::Sqlite => {
+                // It calls a ROLLBACK without a transaction an error.
+                let _ = self.run("ROLLBACK").await;
+                self.driver.drain().await.map(drop)
+            }
+            _ => self.end_stray_and("").await,
         }
-        self.driver.drain().await.map(drop)
     }
 
-    /// The text that ends a stray transaction.
-    pub(super) fn stray_rollback(&self) -> &'static str {
+    /// Ends a stray transaction and runs `behind` in the same round trip.
+    /// SQLite has no use for it.
+    pub(super) async fn end_stray_and(&mut self, behind: &str) -> Result<(), DbErr> {
         if self.backend == DbBackend::MySql {
-            TO_AUTOCOMMIT
+            self.run(format!("{TO_AUTOCOMMIT}{behind}")).await?;
         } else {
-            "ROLLBACK"
+            // A ROLLBACK alone would be a warning in the driver's log and in
+            // the server's wherever nothing is open, which is with nearly each
+            // request that runs raw code
+            // (`after_raw_code_the_driver_logs_no_warning`).
+            match self.run(format!("BEGIN; ROLLBACK{behind}")).await {
+                // One is open, and was aborted: nothing but a ROLLBACK is run.
+                Err(error) if server::is_aborted(&error) => {
+                    self.driver.drain().await?;
+                    self.run(format!("ROLLBACK{behind}")).await?;
+                }
+                ended => ended?,
+            }
         }
+        self.driver.drain().await.map(drop)
     }
 
     /// Returns whether stored code has left a transaction open. It is rolled
