@@ -327,6 +327,11 @@ impl Transaction {
         let Err(error) = link.release_guard().await else {
             return true;
         };
+        if link.is_out_of_step {
+            // The same one, and rolled back: the savepoint has shown it.
+            self.end(Kind::OutOfStep);
+            return true;
+        }
         if server::is_fatal(&error) {
             link.give_up();
         // Only inside a transaction does PostgreSQL answer so: it is still the

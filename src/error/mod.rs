@@ -274,9 +274,7 @@ impl Error {
     /// Returns whether the server stopped a statement that ran for longer than
     /// it allows: by PostgreSQL's `statement_timeout`, MySQL's
     /// `max_execution_time`, MariaDB's `max_statement_time`. Cancellation by
-    /// request does not count. PostgreSQL tells the two apart by its message
-    /// only: where `lc_messages` is a language that the message is not known
-    /// in (Polish, for example), this is false for both.
+    /// request does not count.
     pub fn is_statement_timeout(&self) -> bool {
         self.kind == Kind::StatementTimeout
     }
