@@ -33,6 +33,9 @@ pub(super) struct Transaction {
     /// The options with which the outermost one was begun last.
     options: TransactionOptions,
     timeouts: Timeouts,
+    /// DDL has run in it: what was prepared since then does not outlive its
+    /// rollback.
+    has_outdated: bool,
     /// A savepoint may still be there that was rolled back to.
     leaves_savepoint: bool,
     /// The one that is open was begun with the COMMIT of the last session, for
@@ -136,6 +139,11 @@ impl Transaction {
         }
     }
 
+    /// DDL has run, on PostgreSQL or SQLite.
+    pub(super) fn note_outdated(&mut self) {
+        self.has_outdated = true;
+    }
+
     /// PostgreSQL has aborted the transaction of this depth.
     pub(super) fn note_aborted(&mut self, depth: usize) {
         self.failure.get_or_insert(Failure::Aborted(depth));
@@ -157,6 +165,7 @@ impl Transaction {
         if depth == 0 && self.access == Access::ReadOnly {
             self.access = Access::ReadWrite;
         }
+        self.has_outdated &= depth > 0;
         self.failure = self.failure.filter(|failure| failure.is_within(depth));
     }
 
@@ -299,6 +308,12 @@ impl Transaction {
         } else if counted > 1 {
             let release = format!("RELEASE SAVEPOINT _sqlx_savepoint_{}", counted - 1);
             link.run(release).await?;
+        }
+        if self.has_outdated {
+            // The tables are as before, and what was prepared behind the DDL
+            // does not fit them. Shown by
+            // `a_rollback_of_ddl_leaves_no_stale_plan_behind`.
+            link.driver.forget_statements().await?;
         }
         self.put_back(link).await
     }
