@@ -11,9 +11,10 @@ pub(crate) struct Classified {
     /// It is one statement that only reads, so that nothing is lost if the
     /// server stops it half-way. In doubt it is not.
     pub(crate) reads_only: bool,
-    /// Statements that are prepared may not fit their tables any more behind it,
-    /// or be gone. PostgreSQL refuses such a one; SQLite prepares it anew, but
-    /// sqlx goes on with the columns from before. MySQL needs nothing.
+    /// Behind it, statements that are prepared may not fit their tables any
+    /// more, or be gone. PostgreSQL refuses such a one; SQLite prepares it
+    /// anew, but sqlx goes on with the columns from before. MySQL needs
+    /// nothing.
     pub(crate) outdates: bool,
     /// It does nothing lasting unless a transaction is open.
     pub(crate) needs_transaction: bool,

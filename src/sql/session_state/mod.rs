@@ -64,8 +64,8 @@ impl<'a> ChangeReader<'a> {
         self.found
     }
 
-    /// Returns whether statements that are prepared may not fit their tables any
-    /// more, or be gone.
+    /// Returns whether statements that are prepared may not fit their tables
+    /// any more, or be gone.
     pub(super) fn outdates(&self) -> bool {
         // Behind the worst change, no statement is looked at.
         self.backend != MySql && (self.outdates || self.found == Change::Beyond)
